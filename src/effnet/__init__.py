@@ -1,0 +1,70 @@
+"""effnet: the EfficientNet that fits your images and your budget.
+
+    effnet.spec("b0", resolution=260)         a network as plain numbers
+    effnet.cost(spec)                         its parameters, multiply-adds and activations
+    effnet.create("b0", num_classes=10)       the network as a torch module, fresh or with weights
+    effnet.load("lite0").predict("photo.jpg") a classifier that knows how to prepare a photo and names what it sees
+    effnet.save(network, "folder")            a bundle: weights and all that belongs to them
+
+Names are resolved when they are first used, so `import effnet` needs neither torch nor time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from effnet.arch.cost import Cost as Cost
+    from effnet.arch.cost import NetworkCost as NetworkCost
+    from effnet.arch.cost import cost as cost
+    from effnet.arch.spec import BlockSpec as BlockSpec
+    from effnet.arch.spec import InputSpec as InputSpec
+    from effnet.arch.spec import NetworkSpec as NetworkSpec
+    from effnet.arch.spec import NumericPolicy as NumericPolicy
+    from effnet.arch.spec import StageSpec as StageSpec
+    from effnet.arch.variants import spec as spec
+    from effnet.deploy.runtime import Classifier as Classifier
+    from effnet.deploy.runtime import Prediction as Prediction
+    from effnet.deploy.runtime import load as load
+    from effnet.errors import EffnetError as EffnetError
+    from effnet.models.efficientnet import EfficientNet as EfficientNet
+    from effnet.models.efficientnet import efficientnet_b0 as efficientnet_b0
+    from effnet.models.efficientnet import efficientnet_b1 as efficientnet_b1
+    from effnet.models.efficientnet import efficientnet_b2 as efficientnet_b2
+    from effnet.models.efficientnet import efficientnet_b3 as efficientnet_b3
+    from effnet.models.efficientnet import efficientnet_b4 as efficientnet_b4
+    from effnet.models.efficientnet import efficientnet_b5 as efficientnet_b5
+    from effnet.models.efficientnet import efficientnet_b6 as efficientnet_b6
+    from effnet.models.efficientnet import efficientnet_b7 as efficientnet_b7
+    from effnet.weights.bundle import save as save
+    from effnet.weights.pretrained import create as create
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "effnet.arch.cost": ("Cost", "NetworkCost", "cost"),
+    "effnet.arch.spec": ("BlockSpec", "InputSpec", "NetworkSpec", "NumericPolicy", "StageSpec"),
+    "effnet.arch.variants": ("spec",),
+    "effnet.deploy.runtime": ("Classifier", "Prediction", "load"),
+    "effnet.errors": ("EffnetError",),
+    "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
+    "effnet.weights.bundle": ("save",),
+    "effnet.weights.pretrained": ("create",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        from effnet.errors import nearest
+
+        raise AttributeError(f"module 'effnet' has no attribute {name!r}.{nearest(name, _HOME_OF)}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

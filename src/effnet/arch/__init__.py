@@ -1,0 +1,1 @@
+"""What a network is: plain numbers, without tensors and without torch."""

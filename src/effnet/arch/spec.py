@@ -1,0 +1,326 @@
+"""A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
+
+StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its scaling
+coefficients, BlockSpec is one block as it is built. InputSpec says how a photo is prepared and NumericPolicy how a set of
+weights computes; both belong to weights and not to an architecture.
+
+Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
+- scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
+- scaled depths are rounded up; `depth_rounding="nearest"` is ours, because rounding up hardly shrinks a network;
+- EfficientNet-Lite keeps its stem, its head and the depth of its first and last stage (`fixed_ends`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+
+from effnet.errors import ArgumentError, UnknownNameError
+
+DepthRounding = Literal["ceil", "nearest"]
+Activation = Literal["silu", "relu6"]
+Padding = Literal["symmetric", "same"]
+Fit = Literal["crop", "pad", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+T = TypeVar("T")
+
+CHANNEL_DIVISOR = 8
+FIRST_MBCONV_STAGE = 2  # the paper counts the stem as stage 1
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A row of Table 1 that holds MBConv blocks, before scaling."""
+
+    expand_ratio: int  # MBConv1, MBConv6: how much wider the depthwise convolution is than the block's input
+    kernel_size: int  # of the depthwise convolution
+    stride: int  # of the first block; the others have stride 1
+    channels: int  # output channels
+    layers: int  # how many blocks
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One MBConv block as it is built. `name` is also its path in the module."""
+
+    name: str
+    stage: int  # the paper's number, 2 ... 8
+    index: int  # position in its stage, from 0
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    expand_ratio: int
+    squeeze_channels: int  # of squeeze-and-excitation; 0 where there is none
+    drop_rate: float  # stochastic depth: the chance that a sample skips this block in training
+    input_size: int  # height and width of its input in pixels, at the network's resolution
+
+    @property
+    def expanded_channels(self) -> int:
+        """Channels of the depthwise convolution."""
+        return self.in_channels * self.expand_ratio
+
+    @property
+    def output_size(self) -> int:
+        """Height and width of its output in pixels."""
+        return strided(self.input_size, self.stride)
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the input is added to the output: only where their shapes agree."""
+        return self.stride == 1 and self.in_channels == self.out_channels
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network of the family: the baseline's rows and how they are scaled.
+
+    `width`, `depth` and `resolution` are the paper's w, d and r in absolute terms: factors on the baseline's channels and
+    layers, and the input's height and width in pixels. They count from the baseline rows, never from another variant.
+    """
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    width: float = 1.0
+    depth: float = 1.0
+    resolution: int = 224
+    num_classes: int = 1000
+    in_channels: int = 3
+    dropout: float = 0.2  # before the classifier
+    drop_connect: float = 0.2  # stochastic depth's rate behind the last block; it grows linearly from 0
+    depth_rounding: DepthRounding = "ceil"
+    activation: Activation = "silu"
+    squeeze_ratio: float = 0.25  # of the block's input channels; 0 builds no squeeze-and-excitation
+    fixed_ends: bool = False  # Lite: scaling leaves stem, head and the layers of the first and last stage alone
+    stem: int = 32  # channels of the stem before scaling
+    head: int = 1280  # channels of the head before scaling
+
+    def __post_init__(self) -> None:
+        """Check every number; see the class for their meaning.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        for field in ("width", "depth"):
+            _set(self, field, positive_float(field, getattr(self, field)))
+        for field in ("resolution", "num_classes", "in_channels", "stem", "head"):
+            _set(self, field, positive_int(field, getattr(self, field)))
+        for field in ("dropout", "drop_connect"):
+            _set(self, field, _rate(field, getattr(self, field)))
+        one_of("depth_rounding", self.depth_rounding, DepthRounding)
+        one_of("activation", self.activation, Activation)
+        if not self.stages:
+            raise ArgumentError("stages", self.stages, "must hold at least one StageSpec.")
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels of the stem as built."""
+        return self.stem if self.fixed_ends else round_channels(self.stem * self.width)
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of the head as built: the length of the pooled features."""
+        return self.head if self.fixed_ends else round_channels(self.head * self.width)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks in each stage as built."""
+        last = len(self.stages) - 1
+        return tuple(
+            row.layers if self.fixed_ends and i in (0, last) else round_layers(row.layers * self.depth, self.depth_rounding)
+            for i, row in enumerate(self.stages)
+        )
+
+    @cached_property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """All MBConv blocks as built, from the stem to the head."""
+        layers, blocks = self.layers, []
+        channels, size = self.stem_channels, strided(self.resolution, 2)
+        for number, (row, count) in enumerate(zip(self.stages, layers, strict=True)):
+            for index in range(count):
+                block = BlockSpec(
+                    name=f"stages.{number + FIRST_MBCONV_STAGE}.{index}",
+                    stage=number + FIRST_MBCONV_STAGE,
+                    index=index,
+                    in_channels=channels,
+                    out_channels=round_channels(row.channels * self.width),
+                    kernel_size=row.kernel_size,
+                    stride=row.stride if index == 0 else 1,
+                    expand_ratio=row.expand_ratio,
+                    squeeze_channels=max(1, int(channels * self.squeeze_ratio)) if self.squeeze_ratio else 0,
+                    drop_rate=self.drop_connect * len(blocks) / sum(layers),
+                    input_size=size,
+                )
+                blocks.append(block)
+                channels, size = block.out_channels, block.output_size
+        return tuple(blocks)
+
+    @property
+    def final_size(self) -> int:
+        """Height and width in pixels of the last feature map, at the network's resolution."""
+        return self.blocks[-1].output_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON or YAML; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
+        """The spec that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: a value is unknown, missing or outside its range.
+        """
+        stages = tuple(read_fields(StageSpec, row) for row in values.get("stages", ()))
+        return read_fields(cls, {**values, "stages": stages})
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a photo becomes the input of a network; belongs to a set of weights, never to an architecture.
+
+    The photo's shorter side is resized to `resize` pixels, the middle `size` x `size` pixels are cut out, scaled to
+    0 ... 1 and normalised: (x - mean) / std, channel by channel. One mean value stands for greyscale, three for RGB.
+    """
+
+    size: int = 224  # height and width in pixels of what the network sees
+    resize: int = 256  # shorter side in pixels before the centre crop; only `fit="crop"` uses it
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bicubic"
+    fit: Fit = "crop"  # crop: cut the sides off; pad: add borders of the mean colour; squash: ignore the aspect ratio
+
+    def __post_init__(self) -> None:
+        """Check every number; see the class for their meaning.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        for field in ("size", "resize"):
+            _set(self, field, positive_int(field, getattr(self, field)))
+        if self.fit == "crop" and self.resize < self.size:
+            raise ArgumentError("resize", self.resize, f"must be at least `size` (={self.size}), which is cut out of it.")
+        for field in ("mean", "std"):
+            _set(self, field, tuple(float(value) for value in getattr(self, field)))
+        if len(self.mean) not in (1, 3):
+            raise ArgumentError("mean", self.mean, "must have 1 value (greyscale) or 3 (RGB).")
+        if len(self.std) != len(self.mean) or not all(value > 0 for value in self.std):
+            raise ArgumentError("std", self.std, f"must have {len(self.mean)} positive values, as many as `mean`.")
+        one_of("interpolation", self.interpolation, Interpolation)
+        one_of("fit", self.fit, Fit)
+
+    @property
+    def channels(self) -> int:
+        """1 for greyscale, 3 for RGB."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class NumericPolicy:
+    """How a set of weights computes: what differs between libraries while keys and shapes agree.
+
+    The defaults are those of a fresh network. `bn_momentum` is in torch's terms, the share of the newest batch in the
+    running statistics: .01 is what TensorFlow calls .99. It averages over hundreds of steps, so after a short run of
+    fewer steps the statistics still hold their starting values: train briefly with .1, or estimate them anew.
+    `padding`: "symmetric" pads both sides by (kernel - 1) / 2; "same" is TensorFlow's rule, which pads a strided
+    convolution's even input more at the end, and costs about 14 % of the speed (timm's published figures, RTX 4090).
+    """
+
+    bn_eps: float = 1e-3
+    bn_momentum: float = 0.01
+    padding: Padding = "symmetric"
+
+    def __post_init__(self) -> None:
+        """Check every value; see the class for their meaning.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        _set(self, "bn_eps", positive_float("bn_eps", self.bn_eps))
+        _set(self, "bn_momentum", positive_float("bn_momentum", self.bn_momentum))
+        if self.bn_momentum > 1:
+            raise ArgumentError("bn_momentum", self.bn_momentum, "must be at most 1; TensorFlow's .99 is .01 here.")
+        one_of("padding", self.padding, Padding)
+
+
+def round_channels(channels: float) -> int:
+    """Channels to a multiple of 8, at least 8 and at least nine tenths of the exact number (official `round_filters`)."""
+    rounded = max(CHANNEL_DIVISOR, int(channels + CHANNEL_DIVISOR / 2) // CHANNEL_DIVISOR * CHANNEL_DIVISOR)
+    return rounded + CHANNEL_DIVISOR if rounded < 0.9 * channels else rounded
+
+
+def round_layers(layers: float, rule: DepthRounding) -> int:
+    """Layers to a whole number: up (official `round_repeats`) or to the nearest, at least 1."""
+    return math.ceil(layers) if rule == "ceil" else max(1, math.floor(layers + 0.5))
+
+
+def strided(size: int, stride: int) -> int:
+    """The output size of a convolution of `stride`, which is the same for both kinds of padding."""
+    return -(-size // stride)
+
+
+def positive_float(argument: str, value: SupportsFloat | str) -> float:
+    """`value` as a float.
+
+    Raises:
+        ArgumentError: it is no positive finite number.
+    """
+    number = _float(argument, value)
+    if not (number > 0 and math.isfinite(number)):
+        raise ArgumentError(argument, value, "must be a positive finite number.")
+    return number
+
+
+def positive_int(argument: str, value: SupportsIndex) -> int:
+    """`value` as an int.
+
+    Raises:
+        ArgumentError: it is no positive whole number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ArgumentError(argument, value, "must be a positive whole number.")
+    return operator.index(value)
+
+
+def one_of(argument: str, value: str, choices: Any) -> None:
+    """Raise UnknownNameError unless `value` is among the words of the Literal type `choices`."""
+    if value not in choices.__args__:
+        raise UnknownNameError(argument, value, choices.__args__)
+
+
+def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of the dataclass `cls` from a mapping that must name its fields and nothing else.
+
+    Raises:
+        ArgumentError: a name is unknown or missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise UnknownNameError(f"{cls.__name__} field", name, fields)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise ArgumentError(f"{cls.__name__} field", name, "is missing.")
+    return cls(**values)
+
+
+def _rate(argument: str, value: SupportsFloat | str) -> float:
+    number = _float(argument, value)
+    if not 0 <= number < 1:
+        raise ArgumentError(argument, value, "must be a rate: at least 0 and below 1.")
+    return number
+
+
+def _float(argument: str, value: SupportsFloat | str) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise ArgumentError(argument, value, "must be a number.")
+    return float(value)
+
+
+def _set(instance: object, field: str, value: object) -> None:
+    object.__setattr__(instance, field, value)  # a frozen dataclass tidies its own values once, in __post_init__

@@ -1,0 +1,153 @@
+"""The named networks: the baselines' rows and the coefficients of every published variant.
+
+Coefficients: official code (tensorflow/tpu, efficientnet_builder.py and lite/efficientnet_lite_builder.py). Accuracies are
+published ones on the ImageNet validation set and were not measured here.
+
+Departures from the paper: B8, L2 and Lite0-4 came after it; the paper itself has B0-B7. B1's width is 1.0, which no phi
+gives: B1-B7 lie near one curve of compound scaling and not on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from effnet.arch.spec import DepthRounding, NetworkSpec, StageSpec
+from effnet.errors import UnknownNameError
+
+# Table 1, stages 2-8. Stage 1 is the stem (3x3, stride 2, 32 channels); stage 9 is the head (1x1, 1280 channels).
+B0_STAGES = (
+    # expand_ratio, kernel_size, stride, channels, layers
+    StageSpec(1, 3, 1, 16, 1),
+    StageSpec(6, 3, 2, 24, 2),
+    StageSpec(6, 5, 2, 40, 2),
+    StageSpec(6, 3, 2, 80, 3),
+    StageSpec(6, 5, 1, 112, 3),
+    StageSpec(6, 5, 2, 192, 4),
+    StageSpec(6, 3, 1, 320, 1),
+)
+B0 = NetworkSpec("b0", B0_STAGES)
+LITE0 = NetworkSpec("lite0", B0_STAGES, activation="relu6", squeeze_ratio=0.0, fixed_ends=True)
+
+PAPER = "paper, Table 2 (v5)"
+ADVPROP = "official README, AdvProp"
+NOISY_STUDENT = "official README, Noisy Student with unlabelled images"
+LITE = "official Lite README"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published row of coefficients, with its published accuracy in per cent."""
+
+    name: str
+    width: float
+    depth: float
+    resolution: int
+    dropout: float
+    top1: float
+    top5: float | None
+    source: str  # of the accuracy
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The network of this row."""
+        baseline = LITE0 if self.name.startswith("lite") else B0
+        return dataclasses.replace(
+            baseline,
+            name=self.name,
+            width=self.width,
+            depth=self.depth,
+            resolution=self.resolution,
+            dropout=self.dropout,
+        )
+
+
+VARIANTS = {
+    row.name: row
+    for row in (
+        # name, width, depth, resolution, dropout, top-1, top-5, source of the accuracy
+        Variant("b0", 1.0, 1.0, 224, 0.2, 77.1, 93.3, PAPER),
+        Variant("b1", 1.0, 1.1, 240, 0.2, 79.1, 94.4, PAPER),
+        Variant("b2", 1.1, 1.2, 260, 0.3, 80.1, 94.9, PAPER),
+        Variant("b3", 1.2, 1.4, 300, 0.3, 81.6, 95.7, PAPER),
+        Variant("b4", 1.4, 1.8, 380, 0.4, 82.9, 96.4, PAPER),
+        Variant("b5", 1.6, 2.2, 456, 0.4, 83.6, 96.7, PAPER),
+        Variant("b6", 1.8, 2.6, 528, 0.5, 84.0, 96.8, PAPER),
+        Variant("b7", 2.0, 3.1, 600, 0.5, 84.3, 97.0, PAPER),
+        Variant("b8", 2.2, 3.6, 672, 0.5, 85.5, None, ADVPROP),
+        Variant("l2", 4.3, 5.3, 800, 0.5, 88.4, None, NOISY_STUDENT),
+        Variant("lite0", 1.0, 1.0, 224, 0.2, 75.1, None, LITE),
+        Variant("lite1", 1.0, 1.1, 240, 0.2, 76.7, None, LITE),
+        Variant("lite2", 1.1, 1.2, 260, 0.3, 77.6, None, LITE),
+        Variant("lite3", 1.2, 1.4, 280, 0.3, 79.8, None, LITE),
+        Variant("lite4", 1.4, 1.8, 300, 0.3, 81.5, None, LITE),
+    )
+}
+
+
+def spec(
+    network: str | NetworkSpec,
+    *,
+    width: float | None = None,
+    depth: float | None = None,
+    resolution: int | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    dropout: float | None = None,
+    drop_connect: float | None = None,
+    depth_rounding: DepthRounding | None = None,
+) -> NetworkSpec:
+    """A named network, or a given one, with the values that are given here changed.
+
+    Args:
+        network: "b0" ... "b8", "l2", "lite0" ... "lite4", or a NetworkSpec.
+        width: factor on the baseline's channels. Absolute: `spec("b4", width=1.1)` is 1.1 times B0, not 1.1 times B4.
+        depth: factor on the baseline's layers, absolute in the same way.
+        resolution: height and width of the input in pixels.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the input; 3 for RGB.
+        dropout: rate before the classifier.
+        drop_connect: stochastic depth's rate behind the last block.
+        depth_rounding: "ceil" as the official code, or "nearest".
+
+    Raises:
+        UnknownNameError: no network has that name.
+        ArgumentError: a value is outside its range.
+    """
+    base = network if isinstance(network, NetworkSpec) else variant(network).spec
+    given = {
+        "width": width,
+        "depth": depth,
+        "resolution": resolution,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "dropout": dropout,
+        "drop_connect": drop_connect,
+        "depth_rounding": depth_rounding,
+    }
+    changed = dataclasses.replace(base, **{field: value for field, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return dataclasses.replace(changed, name=_name(base, changed))
+
+
+def variant(name: str) -> Variant:
+    """The published row of that name; a prefix as in "efficientnet_b0" or "efficientnet-b0" is understood.
+
+    Raises:
+        UnknownNameError: no network has that name.
+    """
+    short = str(name).lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
+    if short not in VARIANTS:
+        raise UnknownNameError("network", name, VARIANTS)
+    return VARIANTS[short]
+
+
+def _name(base: NetworkSpec, changed: NetworkSpec) -> str:
+    """The base's name and, behind it, each dimension that is no longer the base's: b0-w1.1-r260."""
+    dimensions = {"w": "width", "d": "depth", "r": "resolution"}
+    pieces = (
+        f"-{letter}{getattr(changed, field):g}"
+        for letter, field in dimensions.items()
+        if getattr(changed, field) != getattr(base, field)
+    )
+    rounding = "" if changed.depth_rounding == base.depth_rounding else f"-{changed.depth_rounding}"
+    return base.name + "".join(pieces) + rounding

@@ -1,0 +1,1 @@
+"""How a model leaves: one interface over every engine and artifact."""

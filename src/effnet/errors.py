@@ -1,0 +1,87 @@
+"""Every error that effnet raises on purpose.
+
+    EffnetError
+    ├── ArgumentError (ValueError)      an argument, its value and the rule that it broke
+    │   └── UnknownNameError            a name that nobody knows, with the nearest one that is known
+    ├── CheckpointError                 a file of weights that cannot be used as asked
+    │   ├── AmbiguousSourceError        its keys fit several libraries that compute different things
+    │   └── MismatchError               its tensors do not fit the network
+    ├── BundleError                     a bundle that was changed, cut short or written by a newer version
+    ├── ImageError                      one image that cannot be read
+    ├── DownloadError                   a known file that is neither here nor within reach
+    └── MissingExtraError (ImportError) an optional dependency, and the command that installs it
+
+A message names the argument or file, its value, what is allowed and, for names, the nearest match.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EffnetError(Exception):
+    """Base of all errors below: catch this one to catch them all."""
+
+
+class ArgumentError(EffnetError, ValueError):
+    """An argument has a value that breaks a rule."""
+
+    def __init__(self, argument: str, value: object, rule: str) -> None:
+        super().__init__(f"`{argument}` (={value!r}) {rule}")
+        self.argument, self.value, self.rule = argument, value, rule
+
+    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, object, str]]:
+        return type(self), (self.argument, self.value, self.rule)  # worker processes send errors home
+
+
+class UnknownNameError(ArgumentError):
+    """A name is not among the known ones."""
+
+    def __init__(self, argument: str, value: object, known: Iterable[str]) -> None:
+        self.known = tuple(known)
+        super().__init__(argument, value, f"is not known; choose from {', '.join(self.known)}.{nearest(value, self.known)}")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, tuple[str, ...]]]:  # type: ignore[override]
+        return type(self), (self.argument, self.value, self.known)
+
+
+class CheckpointError(EffnetError):
+    """A file of weights cannot be used as asked."""
+
+
+class AmbiguousSourceError(CheckpointError):
+    """The keys fit several libraries whose networks compute different things; `source` must say which."""
+
+
+class MismatchError(CheckpointError):
+    """Tensors are missing, left over or of another shape than the network's."""
+
+
+class BundleError(EffnetError):
+    """A bundle was changed, cut short or written by a newer version."""
+
+
+class ImageError(EffnetError):
+    """An image cannot be read; the message is the reason without the file's name."""
+
+
+class DownloadError(EffnetError):
+    """A known file is neither on this machine nor within reach."""
+
+
+class MissingExtraError(EffnetError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional part of effnet; install it with: pip install 'effnet[{extra}]'")
+        self.what, self.extra = what, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.what, self.extra)
+
+
+def nearest(value: object, known: Iterable[str]) -> str:
+    """The sentence " Did you mean 'b8'?" for the known name nearest to `value`, or nothing."""
+    match = difflib.get_close_matches(str(value).lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,1 @@
+"""What the networks compute: torch modules built from a NetworkSpec."""

@@ -1,0 +1,1 @@
+"""Where the numbers of a network come from: files of several libraries, known weights, bundles."""
