@@ -40,7 +40,9 @@ class UnknownNameError(ArgumentError):
 
     def __init__(self, argument: str, value: object, known: Iterable[str]) -> None:
         self.known = tuple(known)
-        super().__init__(argument, value, f"is not known; choose from {', '.join(self.known)}.{nearest(value, self.known)}")
+        super().__init__(
+            argument, value, f"is not known; choose from {', '.join(self.known)}.{nearest(value, self.known)}"
+        )
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, tuple[str, ...]]]:  # type: ignore[override]
         return type(self), (self.argument, self.value, self.known)

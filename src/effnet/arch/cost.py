@@ -46,7 +46,9 @@ class NetworkCost(Cost):
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers under the names of the attributes, parts included."""
-        return super().to_dict() | {kind: [part.to_dict() for part in getattr(self, kind)] for kind in ("stages", "blocks")}
+        return super().to_dict() | {
+            kind: [part.to_dict() for part in getattr(self, kind)] for kind in ("stages", "blocks")
+        }
 
 
 def cost(spec: NetworkSpec) -> NetworkCost:
@@ -83,7 +85,7 @@ def _block(block: BlockSpec) -> Cost:
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, size: int) -> Cost:
-    """A convolution that reads `inputs` channels per output (1: depthwise) and writes size x size, with its normalisation."""
+    """A convolution and its normalisation: `inputs` channels per output (1: depthwise), size x size outputs."""
     weights = inputs * outputs * kernel**2
     return Cost("", weights + 2 * outputs, weights * size**2, outputs * size**2)
 

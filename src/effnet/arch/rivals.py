@@ -1,6 +1,6 @@
 """Table 2 of the paper (v5): the published networks that EfficientNet is compared with, group by group.
 
-Nothing here was measured by us. Accuracies are in per cent on the ImageNet validation set, single crop and single model.
+Nothing here was measured by us. Accuracies are in per cent on the ImageNet validation set, single crop, single model.
 `macs` are in billions, parameters in millions; the paper calls the multiply-adds FLOPS.
 """
 

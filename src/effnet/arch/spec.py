@@ -1,8 +1,8 @@
 """A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
 
-StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its scaling
-coefficients, BlockSpec is one block as it is built. InputSpec says how a photo is prepared and NumericPolicy how a set of
-weights computes; both belong to weights and not to an architecture.
+StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its
+scaling coefficients, BlockSpec is one block as it is built. InputSpec says how a photo is prepared, NumericPolicy how
+a set of weights computes; both belong to weights and not to an architecture.
 
 Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
 - scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
@@ -80,8 +80,8 @@ class BlockSpec:
 class NetworkSpec:
     """A network of the family: the baseline's rows and how they are scaled.
 
-    `width`, `depth` and `resolution` are the paper's w, d and r in absolute terms: factors on the baseline's channels and
-    layers, and the input's height and width in pixels. They count from the baseline rows, never from another variant.
+    `width`, `depth` and `resolution` are the paper's w, d and r in absolute terms: factors on the baseline's channels
+    and layers, and the input's height and width in pixels. They count from the baseline, never from another variant.
     """
 
     name: str
@@ -132,14 +132,17 @@ class NetworkSpec:
         """Blocks in each stage as built."""
         last = len(self.stages) - 1
         return tuple(
-            row.layers if self.fixed_ends and i in (0, last) else round_layers(row.layers * self.depth, self.depth_rounding)
+            row.layers
+            if self.fixed_ends and i in (0, last)
+            else round_layers(row.layers * self.depth, self.depth_rounding)
             for i, row in enumerate(self.stages)
         )
 
     @cached_property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All MBConv blocks as built, from the stem to the head."""
-        layers, blocks = self.layers, []
+        layers = self.layers
+        blocks: list[BlockSpec] = []
         channels, size = self.stem_channels, strided(self.resolution, 2)
         for number, (row, count) in enumerate(zip(self.stages, layers, strict=True)):
             for index in range(count):
@@ -204,7 +207,9 @@ class InputSpec:
         for field in ("size", "resize"):
             _set(self, field, positive_int(field, getattr(self, field)))
         if self.fit == "crop" and self.resize < self.size:
-            raise ArgumentError("resize", self.resize, f"must be at least `size` (={self.size}), which is cut out of it.")
+            raise ArgumentError(
+                "resize", self.resize, f"must be at least `size` (={self.size}), which is cut out of it."
+            )
         for field in ("mean", "std"):
             _set(self, field, tuple(float(value) for value in getattr(self, field)))
         if len(self.mean) not in (1, 3):
@@ -249,7 +254,7 @@ class NumericPolicy:
 
 
 def round_channels(channels: float) -> int:
-    """Channels to a multiple of 8, at least 8 and at least nine tenths of the exact number (official `round_filters`)."""
+    """Channels to a multiple of 8, at least 8 and nine tenths of the exact number (official `round_filters`)."""
     rounded = max(CHANNEL_DIVISOR, int(channels + CHANNEL_DIVISOR / 2) // CHANNEL_DIVISOR * CHANNEL_DIVISOR)
     return rounded + CHANNEL_DIVISOR if rounded < 0.9 * channels else rounded
 

@@ -1,7 +1,7 @@
 """The named networks: the baselines' rows and the coefficients of every published variant.
 
-Coefficients: official code (tensorflow/tpu, efficientnet_builder.py and lite/efficientnet_lite_builder.py). Accuracies are
-published ones on the ImageNet validation set and were not measured here.
+Coefficients: official code (tensorflow/tpu, efficientnet_builder.py and lite/efficientnet_lite_builder.py). Accuracies
+are published ones on the ImageNet validation set and were not measured here.
 
 Departures from the paper: B8, L2 and Lite0-4 came after it; the paper itself has B0-B7. B1's width is 1.0, which no phi
 gives: B1-B7 lie near one curve of compound scaling and not on it.

@@ -1,0 +1,187 @@
+"""The building blocks: ConvNormAct, SqueezeExcitation, StochasticDepth and MBConv.
+
+Attribute names follow the paper's words, in the order of computation, so a state dict reads like the network.
+
+Departures from the tutorial's blocks: squeeze-and-excitation and stochastic depth are modules of their own; nothing is
+added in place, so a feature map that a caller keeps is never changed behind its back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from effnet.arch.spec import Activation, BlockSpec, Padding
+
+Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu6": nn.ReLU6}
+
+
+class SamePad(nn.Module):
+    """TensorFlow's SAME padding for the size that arrives: ceil(size / stride) outputs, an odd rest at the end."""
+
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H + pad, W + pad), for strides 1 and 2."""
+        rows = self.kernel_size - self.stride + x.shape[-2] % self.stride
+        columns = self.kernel_size - self.stride + x.shape[-1] % self.stride
+        return functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, normalisation and, unless `activation` is None, an activation."""
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        norm: Norm,
+        activation: Activation | None,
+        padding: Padding,
+    ) -> None:
+        super().__init__()
+        symmetric = (kernel_size - 1) // 2
+        # Both kinds of padding are one where nothing is strided: SAME then needs no pass of its own.
+        if padding == "same" and stride > 1:
+            self.pad = SamePad(kernel_size, stride)
+            symmetric = 0
+        self.conv = nn.Conv2d(*channels, kernel_size, stride, symmetric, groups=groups, bias=False)
+        self.norm = norm(channels[1])
+        if activation is not None:
+            self.act = ACTIVATIONS[activation](inplace=True)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a number between 0 and 1 that is computed from the means of all channels.
+
+    Squeezed to a quarter of the block's input channels (`BlockSpec.squeeze_channels`), not of the expanded ones.
+    """
+
+    def __init__(self, channels: int, squeeze_channels: int, activation: Activation) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.squeeze = nn.Conv2d(channels, squeeze_channels, 1)
+        self.act = ACTIVATIONS[activation](inplace=True)
+        self.excite = nn.Conv2d(squeeze_channels, channels, 1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        scale = self.pool(x)
+        scale = self.act(self.squeeze(scale))
+        scale = self.gate(self.excite(scale))
+        return x * scale
+
+
+class StochasticDepth(nn.Module):
+    """In training, drops the block for a share `rate` of the samples and scales the others up (Huang et al. 2016).
+
+    The expectation stays the same. In eval mode it does nothing. The official code calls it drop connect.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), each sample either 0 or divided by 1 - rate."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"rate={self.rate:g}"
+
+
+class MBConv(nn.Module):
+    """Mobile inverted bottleneck: MobileNetV2's block with squeeze-and-excitation inside."""
+
+    def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
+        super().__init__()
+        expanded = block.expanded_channels
+
+        # expand: 1x1, left out where nothing is widened
+        self.expand: nn.Module = nn.Identity()
+        if block.expand_ratio != 1:
+            self.expand = ConvNormAct((block.in_channels, expanded), norm=norm, activation=activation, padding=padding)
+
+        # depthwise: one filter per channel
+        self.depthwise = ConvNormAct(
+            (expanded, expanded),
+            block.kernel_size,
+            stride=block.stride,
+            groups=expanded,
+            norm=norm,
+            activation=activation,
+            padding=padding,
+        )
+
+        # squeeze and excitation
+        self.se: nn.Module = nn.Identity()
+        if block.squeeze_channels:
+            self.se = SqueezeExcitation(expanded, block.squeeze_channels, activation)
+
+        # project: 1x1, linear
+        self.project = ConvNormAct((expanded, block.out_channels), norm=norm, activation=None, padding=padding)
+
+        # shortcut
+        self.has_shortcut = block.has_shortcut
+        self.drop = StochasticDepth(block.drop_rate) if block.has_shortcut else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        y = self.expand(x)
+        y = self.depthwise(y)
+        y = self.se(y)
+        y = self.project(y)
+        if self.has_shortcut:
+            y = x + self.drop(y)
+        return y
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw weights as the official code does.
+
+    | tensor | distribution | remark |
+    |---|---|---|
+    | convolution | normal, std sqrt(2 / fan_out) | fan_out = kernel^2 * outputs |
+    | depthwise convolution | normal, std sqrt(2 / kernel^2) | one output per filter; torch's fan_out counts all |
+    | fully connected | uniform within 1 / sqrt(outputs) | |
+    | biases | 0 | |
+    Normalisation layers start as torch makes them: weight 1, bias 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0, (2 / fan_out) ** 0.5)
+        elif isinstance(module, nn.Linear):
+            bound = module.out_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def batch_norm(eps: float, momentum: float) -> Norm:
+    """The family's normalisation: torch's BatchNorm2d with these constants."""
+
+    def norm(channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
+
+    return norm

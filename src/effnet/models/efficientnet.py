@@ -1,0 +1,191 @@
+"""EfficientNet as a torch module, built from a NetworkSpec.
+
+Departures from the tutorial's network (and its reasons to differ from the official code):
+- weights start as in the official code; the tutorial's depthwise filters start up to 50 times too small, so that batch
+  normalisation's eps rules the first activations;
+- batch normalisation's momentum is .01 in torch's terms, as the official .99; the tutorial has .1 (see NumericPolicy);
+- the dropout layer is always there, so the classifier's key does not move when its rate is 0;
+- blocks are numbered, not lettered: letters run out behind the 26th block of a stage;
+- the shortcut is not added in place, and the classifier is drawn from the official uniform distribution.
+The same as the tutorial: symmetric padding (TensorFlow pads SAME; weights from there ask for it, see NumericPolicy),
+eps 1e-3, shortcut only where stride is 1 and channels agree, stochastic depth growing linearly from block to block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypedDict, cast
+
+from torch import Tensor, nn
+
+from effnet.arch.spec import NetworkSpec, NumericPolicy, positive_int
+from effnet.arch.variants import spec as make_spec
+from effnet.errors import ArgumentError
+from effnet.models.blocks import ConvNormAct, MBConv, Norm, batch_norm, initialise
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that are used in the same step of the network; torch optimizers take a list of these."""
+
+    name: str
+    params: list[nn.Parameter]
+
+
+class EfficientNet(nn.Module):
+    """The network of `spec`, freshly initialised.
+
+    Stages are numbered as in Table 1 of the paper: `network.stages["2"]` ... `network.stages["8"]` hold the MBConv
+    blocks, `stem` is stage 1, `head` with `classifier` stage 9. No image size is remembered: any height and width do.
+
+    Args:
+        spec: what to build.
+        policy: batch normalisation's constants and the kind of padding; the default is a fresh network's.
+        norm: makes the normalisation layer from a number of channels, in place of BatchNorm2d: frozen
+            (`torchvision.ops.FrozenBatchNorm2d`), synchronised (`nn.SyncBatchNorm`), group
+            (`lambda channels: nn.GroupNorm(8, channels)`; all channels are multiples of 8).
+    """
+
+    def __init__(self, spec: NetworkSpec, *, policy: NumericPolicy | None = None, norm: Norm | None = None) -> None:
+        super().__init__()
+        if not isinstance(spec, NetworkSpec):
+            raise ArgumentError(
+                "spec", spec, "must be a NetworkSpec; effnet.spec('b0') makes one, effnet.create('b0') a network."
+            )
+        self.spec = spec
+        self.policy = policy or NumericPolicy()
+        norm = norm or batch_norm(self.policy.bn_eps, self.policy.bn_momentum)
+        act, padding = spec.activation, self.policy.padding
+
+        # stage 1: 3x3 convolution, stride 2
+        stem = (spec.in_channels, spec.stem_channels)
+        self.stem = ConvNormAct(stem, 3, stride=2, norm=norm, activation=act, padding=padding)
+
+        # stages 2-8: MBConv blocks
+        self.stages = nn.ModuleDict({str(block.stage): nn.Sequential() for block in spec.blocks})
+        for block in spec.blocks:
+            stage = cast(nn.Sequential, self.stages[str(block.stage)])
+            stage.append(MBConv(block, norm=norm, activation=act, padding=padding))
+
+        # stage 9: 1x1 convolution, pooling, fully connected layer
+        head = (spec.blocks[-1].out_channels, spec.head_channels)
+        self.head = ConvNormAct(head, norm=norm, activation=act, padding=padding)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(spec.head_channels, spec.num_classes)
+
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, H, W), normalised by the InputSpec of the weights."""
+        x = self.embed(images)
+        x = self.dropout(x)
+        return self.classifier(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pooled features (N, head_channels): what the classifier sees."""
+        x = self.forward_features(images)
+        x = self.pool(x)
+        return x.flatten(1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last feature map (N, head_channels, H / 32, W / 32), sizes rounded up."""
+        x = self.stem(images)
+        for stage in self.stages.values():
+            x = stage(x)
+        return self.head(x)
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The deepest map of each stride 2, 4, 8, 16, 32, finest first, for detectors and segmenters.
+
+        Map i has shape (N, pyramid_channels[i], H / 2^(i+1), W / 2^(i+1)), sizes rounded up. The last one is stage 8's
+        output: the head belongs to classification.
+        """
+        strided = {str(block.stage) for block in self.spec.blocks if block.stride > 1}
+        maps = []
+        x = self.stem(images)
+        for number, stage in self.stages.items():
+            if number in strided:
+                maps.append(x)
+            x = stage(x)
+        return *maps, x
+
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of the maps that `pyramid` returns."""
+        before = [block.in_channels for block in self.spec.blocks if block.stride > 1]
+        return *before, self.spec.blocks[-1].out_channels
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for `num_classes` classes; everything else stays.
+
+        Raises:
+            ArgumentError: `num_classes` is no positive whole number.
+        """
+        num_classes = positive_int("num_classes", num_classes)
+        old = self.classifier
+        self.classifier = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
+        initialise(self.classifier)
+        self.spec = dataclasses.replace(self.spec, num_classes=num_classes)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""
+        parts: list[tuple[str, nn.Module]] = [("stem", self.stem)]
+        parts += [(f"stages.{number}", stage) for number, stage in self.stages.items()]
+        parts += [("head", self.head), ("classifier", self.classifier)]
+        return [{"name": name, "params": list(part.parameters())} for name, part in parts]
+
+
+def efficientnet_b0(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B0, freshly initialised; `effnet.create("b0", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b0", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b1(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B1, freshly initialised; `effnet.create("b1", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b1", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b2(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B2, freshly initialised; `effnet.create("b2", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b2", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b3(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B3, freshly initialised; `effnet.create("b3", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b3", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b4(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B4, freshly initialised; `effnet.create("b4", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b4", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b5(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B5, freshly initialised; `effnet.create("b5", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b5", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b6(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B6, freshly initialised; `effnet.create("b6", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b6", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+
+
+def efficientnet_b7(
+    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
+) -> EfficientNet:
+    """EfficientNet-B7, freshly initialised; `effnet.create("b7", weights=...)` gives it with weights."""
+    return EfficientNet(make_spec("b7", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
