@@ -130,12 +130,13 @@ class NetworkSpec:
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks in each stage as built."""
-        last = len(self.stages) - 1
+        return self.scaled_layers(self.depth, self.depth_rounding)
+
+    def scaled_layers(self, depth: float, rounding: DepthRounding) -> tuple[int, ...]:
+        """Blocks in each stage at another depth."""
+        ends = (0, len(self.stages) - 1) if self.fixed_ends else ()
         return tuple(
-            row.layers
-            if self.fixed_ends and i in (0, last)
-            else round_layers(row.layers * self.depth, self.depth_rounding)
-            for i, row in enumerate(self.stages)
+            row.layers if i in ends else round_layers(row.layers * depth, rounding) for i, row in enumerate(self.stages)
         )
 
     @cached_property
