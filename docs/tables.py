@@ -1,0 +1,304 @@
+"""The numbers of method.md: each function returns what stands between two markers of the page.
+
+Counted numbers come from effnet.arch. What only the paper says is a literal table below, in the paper's words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from effnet.arch.cost import cost
+from effnet.arch.rivals import RIVALS
+from effnet.arch.spec import NetworkSpec, strided
+from effnet.arch.variants import B0, VARIANTS, spec
+from effnet.weights.layouts import LAYOUTS, NATIVE, walk
+
+ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # section 3.3 of the paper: growth of depth, width and resolution per phi
+FAMILY = tuple(VARIANTS[f"b{i}"].spec for i in range(8))
+MIB = 2**20
+FLOAT = 4  # bytes
+
+# Table 2 of the paper (v5), the columns that it prints for EfficientNet.
+PRINTED = {
+    # parameters in millions, multiply-adds in billions; the paper calls those FLOPS
+    "b0": ("5.3", "0.39"),
+    "b1": ("7.8", "0.70"),
+    "b2": ("9.2", "1.0"),
+    "b3": ("12", "1.8"),
+    "b4": ("19", "4.2"),
+    "b5": ("30", "9.9"),
+    "b6": ("43", "19"),
+    "b7": ("66", "37"),
+}
+
+# Table 7 of the paper (v5): four ways to grow B0.
+GROWN = (
+    # name, depth, width, resolution, multiply-adds (B), top-1
+    ("B0", 1.0, 1.0, 224, 0.4, 77.3),
+    ("deeper", 4.0, 1.0, 224, 1.8, 79.0),
+    ("wider", 1.0, 2.0, 224, 1.8, 78.9),
+    ("higher resolution", 1.0, 1.0, 448, 1.9, 79.1),
+    ("compound", 1.4, 1.2, 291, 1.8, 81.1),  # the paper's r = 1.3, times 224
+)
+
+
+def grown(depth: float, width: float, resolution: int) -> NetworkSpec:
+    """B0 with these coefficients."""
+    return spec("b0", depth=depth, width=width, resolution=resolution)
+
+
+def ratio(network: NetworkSpec) -> float:
+    """Its counted multiply-adds, B0's being 1."""
+    return cost(network).macs / cost(B0).macs
+
+
+def nominal(network: NetworkSpec) -> float:
+    """The multiply-adds that the paper's rule promises it, B0's being 1: d w^2 r^2."""
+    return network.depth * network.width**2 * (network.resolution / B0.resolution) ** 2
+
+
+def inference_peak(network: NetworkSpec) -> tuple[int, str]:
+    """Most elements alive at once for one image, eager and without gradients, and the block where that is.
+
+    Batch normalisation of the expanded map reads one copy and writes another while the block's input waits.
+    """
+    return max((b.input_size**2 * (b.in_channels + 2 * b.expanded_channels), b.name) for b in network.blocks)
+
+
+def saved_for_backward(network: NetworkSpec) -> int:
+    """Elements that autograd keeps of one image: what convolution, normalisation, activation and products read."""
+    stem, head = strided(network.resolution, 2) ** 2 * network.stem_channels, network.final_size**2
+    total = network.in_channels * network.resolution**2 + 3 * stem + 3 * head * network.head_channels
+    for block in network.blocks:
+        expanded, outputs = block.expanded_channels, block.output_size**2
+        if block.expand_ratio != 1:
+            total += 3 * expanded * block.input_size**2
+        total += 4 * expanded * outputs + 2 * block.out_channels * outputs
+        total += 3 * (block.squeeze_channels + expanded)
+    return total
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of B0 as Table 1 of the paper has it, and its path in the module."""
+
+    operator: str
+    size: int  # height and width of its input
+    channels: int
+    layers: int
+    path: str
+
+
+def stage_rows() -> list[Row]:
+    """Table 1 of the paper."""
+    first = {block.stage: block for block in reversed(B0.blocks)}
+    rows = [
+        Row(
+            f"MBConv{block.expand_ratio} {block.kernel_size}×{block.kernel_size}",
+            block.input_size,
+            block.out_channels,
+            layers,
+            f'`stages["{number}"]`',
+        )
+        for (number, block), layers in zip(sorted(first.items()), B0.layers, strict=True)
+    ]
+    stem = Row("Conv 3×3", B0.resolution, B0.stem_channels, 1, "`stem`")
+    head = Row("Conv 1×1, FC", B0.final_size, B0.head_channels, 1, "`head`, `classifier`")
+    return [stem, *rows, head]
+
+
+def table_1() -> str:
+    """Table 1 of the paper, with what each stage costs."""
+    rows = zip(stage_rows(), cost(B0).stages, strict=True)
+    return _table(
+        "stage | operator | input | channels | layers | in `effnet` | parameters | multiply-adds",
+        (
+            (
+                number,
+                row.operator,
+                f"{row.size}×{row.size}",
+                row.channels,
+                row.layers,
+                row.path,
+                f"{part.params:,}",
+                f"{part.macs / 1e6:.1f} M",
+            )
+            for number, (row, part) in enumerate(rows, start=1)
+        ),
+        left=(1, 5),
+    )
+
+
+def family() -> str:
+    """B0-B7: coefficients, what is counted and what the paper prints."""
+    rows = []
+    for network in FAMILY:
+        price, (params, macs) = cost(network), PRINTED[network.name]
+        rows.append(
+            (
+                network.name.upper(),
+                f"{network.width:.1f}",
+                f"{network.depth:.1f}",
+                network.resolution,
+                network.dropout,
+                len(network.blocks),
+                f"{price.params:,}",
+                _billions(price.macs),
+                _billions(price.flops),
+                f"{params} M, {macs} B",
+            )
+        )
+    header = "name | w | d | r | dropout | blocks | parameters | multiply-adds | FLOPs | the paper prints"
+    return _table(header, rows)
+
+
+def published() -> str:
+    """Table 2 of the paper: each network of the family, then those that it is compared with."""
+    rows: list[Sequence[object]] = []
+    for network in FAMILY:
+        variant, (params, macs) = VARIANTS[network.name], PRINTED[network.name]
+        rows.append([f"**EfficientNet-{network.name.upper()}**", variant.top1, variant.top5, params, macs])
+        rows += [
+            (
+                rival.name,
+                rival.top1,
+                rival.top5,
+                f"{rival.params_millions:g} ({rival.params_millions / float(params):.1f}×)",
+                f"{rival.macs_billions:g} ({rival.macs_billions / float(macs):.1f}×)" if rival.macs_billions else "-",
+            )
+            for rival in RIVALS
+            if rival.compared_with == network.name
+        ]
+    return _table("network | top-1, % | top-5, % | parameters, M | multiply-adds, B", rows)
+
+
+def phi() -> str:
+    """What the coefficients of B1-B7 promise, what is built, and the phi that each of them implies."""
+    rows = []
+    for network in FAMILY[1:]:
+        steps = (
+            _phi(network.depth, ALPHA),
+            _phi(network.width, BETA),
+            _phi(network.resolution / B0.resolution, GAMMA),
+            _phi(ratio(network), ALPHA * BETA**2 * GAMMA**2),
+        )
+        blocks = len(network.blocks) / len(B0.blocks)
+        rows.append(
+            (
+                network.name.upper(),
+                f"{network.depth:.1f} → {blocks:.2f}",
+                f"{nominal(network):.2f}",
+                f"{ratio(network):.2f}",
+                f"{ratio(network) / nominal(network) - 1:+.0%}",
+                *(f"{step:.2f}" for step in steps),
+            )
+        )
+    return _table(
+        "name | depth: d → built | d·w²·r² | counted | excess | φ from d | φ from w | φ from r | φ from counted", rows
+    )
+
+
+def memory() -> str:
+    """Bytes for one image, in inference and in training, and the batch that they leave room for."""
+    rows = []
+    for network in FAMILY:
+        weights, saved = cost(network).params * FLOAT, saved_for_backward(network) * FLOAT
+        batch = (24 * 2**30 - 5 * weights) // saved  # weights, gradients, RMSProp's two buffers, moving average
+        rows.append(
+            (
+                network.name.upper(),
+                f"{weights / MIB:.0f}",
+                f"{inference_peak(network)[0] * FLOAT / MIB:.1f}",
+                f"{saved / MIB:.0f}",
+                batch,
+            )
+        )
+    header = "name | weights, MiB | inference peak, MiB | kept for backward, MiB per image | largest batch in 24 GiB"
+    return _table(header, rows)
+
+
+def table_7() -> str:
+    """Table 7 of the paper beside the count."""
+    rows = []
+    for name, depth, width, resolution, printed, top1 in GROWN:
+        macs = cost(grown(depth, width, resolution)).macs / 1e9
+        counted = f"{macs:.3f} G", f"{macs / printed - 1:+.0%}"
+        rows.append((name, depth, width, resolution, f"{printed} B", *counted, top1))
+    header = "network | d | w | r | the paper prints | counted | off by | published top-1, %"
+    return _table(header, rows)
+
+
+def keys() -> str:
+    """The tutorial's names of the tensors beside ours, in the order of computation."""
+    shown = [step for step in walk(B0) if step.block is None or step.block.name == "stages.4.1"]
+    pairs = [zip(LAYOUTS["tutorial"].names(step), NATIVE.names(step), strict=True) for step in shown]
+    return _table(
+        "the tutorial's key | ours", ([f"`{name}`" for name in pair] for row in pairs for pair in row if pair[0])
+    )
+
+
+def letters() -> str:
+    """The names that the tutorial gives to the blocks past 'z' of its deepest stage at d = 8."""
+    count = max(spec("b0", depth=8).layers)
+    beyond = [chr(97 + index) for index in range(26, count)]
+    return f"{count} blocks, and the last {len(beyond)} are named {', '.join(repr(name) for name in beyond)}"
+
+
+def depthwise_start() -> str:
+    """How wide the depthwise filters are drawn by the tutorial and by the official code, in two blocks of B0."""
+    return " and ".join(
+        f"{(2 / (block.kernel_size**2 * block.expanded_channels)) ** 0.5:.3f} instead of "
+        f"{(2 / block.kernel_size**2) ** 0.5:.3f} in `{block.name}` ({block.expanded_channels} channels)"
+        for block in B0.blocks
+        if block.name in ("stages.3.0", "stages.8.0")
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "table-1": table_1,
+    "family": family,
+    "published": published,
+    "phi": phi,
+    "memory": memory,
+    "table-7": table_7,
+    "keys": keys,
+    "letters": letters,
+    "product": lambda: f"{ALPHA * BETA**2 * GAMMA**2:.3f}",
+    "double-depth": lambda: f"{ratio(grown(2, 1, 224)):.2f}",
+    "double-width": lambda: f"{ratio(grown(1, 2, 224)):.2f}",
+    "double-resolution": lambda: f"{ratio(grown(1, 1, 448)):.2f}",
+    "phi-1": lambda: f"{ratio(grown(ALPHA, BETA, round(GAMMA * 224))):.2f}",
+    "plateau": lambda: ", ".join(sorted({str(len(grown(d / 100, 1, 224).blocks)) for d in range(101, 126)})),
+    "b0-flops": lambda: f"{_billions(cost(B0).macs)} multiply-adds, {_billions(cost(B0).flops)} FLOPs",
+    "last-rate": lambda: f"{B0.blocks[-1].drop_rate:g}",
+    "se-share": lambda: f"{_se_params() / cost(B0).params:.0%}",
+    "convolutions": lambda: str(2 + sum(4 + (block.expand_ratio != 1) for block in B0.blocks)),
+    "depthwise-start": depthwise_start,
+    "peak-block": lambda: ", ".join(sorted({f"`{inference_peak(network)[1]}`" for network in FAMILY})),
+}
+
+
+def _se_params() -> int:
+    return sum(
+        2 * block.expanded_channels * block.squeeze_channels + block.squeeze_channels + block.expanded_channels
+        for block in B0.blocks
+    )
+
+
+def _phi(factor: float, growth: float) -> float:
+    """The phi for which growth^phi = factor."""
+    return math.log(factor) / math.log(growth)
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.3f} G"
+
+
+def _table(header: str, rows: Iterable[Sequence[object]], left: Sequence[int] = ()) -> str:
+    """A markdown table: the first column and those in `left` flush left, the others right."""
+    names = header.split(" | ")
+    rule = [":---" if i == 0 or i in left else "---:" for i in range(len(names))]
+    lines = (" | ".join(str(cell) for cell in row) for row in (names, rule, *rows))
+    return "\n" + "\n".join(f"| {line} |" for line in lines) + "\n"

@@ -1,0 +1,63 @@
+"""Table 1 of the paper for any network: its stages or blocks as rows, with what each costs.
+
+Departure from the paper: the stride of each stage's first block is shown, too; the paper leaves it to the resolutions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from effnet.arch.cost import Cost, cost
+from effnet.arch.spec import BlockSpec, NetworkSpec
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage or a block."""
+
+    name: str  # the stage's number, or the block's path in the module
+    operator: str  # as the paper writes it: MBConv6, k5x5
+    input_size: int  # height and width of the input in pixels
+    channels: int  # of the output
+    layers: int
+    stride: int  # of the first layer
+    cost: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns under the names of the attributes, costs among them."""
+        columns = ("name", "operator", "input_size", "channels", "layers", "stride")
+        return {column: getattr(self, column) for column in columns} | {
+            key: value for key, value in self.cost.to_dict().items() if key != "name"
+        }
+
+
+def stage_rows(spec: NetworkSpec) -> tuple[Row, ...]:
+    """The stages of `spec`, 1 to 9 for the family."""
+    firsts = [block for block in spec.blocks if block.index == 0]
+    stages = cost(spec).stages
+    rows = [_stem("1", spec, stages[0])]
+    for block, layers, price in zip(firsts, spec.layers, stages[1:-1], strict=True):
+        rows.append(_mbconv(str(block.stage), block, layers, price))
+    head = "Conv1x1 & Pooling & FC"
+    rows.append(Row(str(len(stages)), head, spec.final_size, spec.head_channels, 1, 1, stages[-1]))
+    return tuple(rows)
+
+
+def block_rows(spec: NetworkSpec) -> tuple[Row, ...]:
+    """The stem, every block, the head and the classifier of `spec`."""
+    stem, *blocks, head, classifier = cost(spec).blocks
+    rows = [_stem("stem", spec, stem)]
+    rows += [_mbconv(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
+    rows.append(Row("head", "Conv1x1", spec.final_size, spec.head_channels, 1, 1, head))
+    rows.append(Row("classifier", "Pooling & FC", spec.final_size, spec.num_classes, 1, 1, classifier))
+    return tuple(rows)
+
+
+def _stem(name: str, spec: NetworkSpec, price: Cost) -> Row:
+    return Row(name, "Conv3x3", spec.resolution, spec.stem_channels, 1, 2, price)
+
+
+def _mbconv(name: str, block: BlockSpec, layers: int, price: Cost) -> Row:
+    operator = f"MBConv{block.expand_ratio}, k{block.kernel_size}x{block.kernel_size}"
+    return Row(name, operator, block.input_size, block.out_channels, layers, block.stride, price)

@@ -1,0 +1,268 @@
+"""The command line: one table of commands, each a thin function that calls the rooms it needs and prints their report.
+
+Exit codes: 0 all is well; 1 it ran and something was wrong with the material (an unreadable image, a refused result);
+2 wrong usage or an error that stopped it; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+import effnet
+from effnet import console
+from effnet.arch.cost import Cost, cost
+from effnet.arch.rivals import RIVALS
+from effnet.arch.spec import Fit, NetworkSpec
+from effnet.arch.table import block_rows, stage_rows
+from effnet.arch.variants import PAPER, VARIANTS, spec, variant
+from effnet.errors import ArgumentError, EffnetError, ImageError
+from effnet.weights.bundle import is_bundle, read_config
+
+OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130
+
+MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
+PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
+
+Flag = Annotated[bool, Parameter(negative=())]
+app = App(
+    name="effnet",
+    help="EfficientNet: exact networks, verified weights, and photos named by them.",
+    version=effnet.__version__,
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and leave with its exit code; `--traceback` shows where an error came from."""
+    words = sys.argv[1:] if arguments is None else arguments
+    code = ERROR
+    try:
+        code = app([word for word in words if word != "--traceback"]) or OK
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of the pipe has left, so there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (EffnetError, CycloptsError, OSError) as error:
+        if "--traceback" in words:
+            raise
+        console.remark(f"effnet: {error}")
+        if isinstance(error, CycloptsError):
+            console.remark("effnet --help lists the commands, effnet COMMAND --help the options of one.")
+    sys.exit(code)
+
+
+@app.command
+def info(
+    model: str | None = None,
+    *,
+    blocks: Flag = False,
+    rivals: Flag = False,
+    plot: Path | None = None,
+    json: Flag = False,
+    width: float | None = None,
+    depth: float | None = None,
+    resolution: int | None = None,
+    num_classes: int | None = None,
+) -> int:
+    """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
+
+    Args:
+        model: A variant (b0 ... b8, l2, lite0 ... lite4) or a bundle; without it, the family with published accuracies.
+        blocks: Every block instead of every stage.
+        rivals: The paper's Table 2: the family beside the networks that it is compared with, all figures published.
+        plot: With --rivals, draw the paper's Figure 1 into this .png, .svg or .pdf file.
+        json: JSON instead of a table.
+        width: Factor on the baseline's channels, in place of the variant's.
+        depth: Factor on the baseline's layers, in place of the variant's.
+        resolution: Height and width of the input in pixels.
+        num_classes: Outputs of the classifier.
+    """
+    changes: dict[str, Any] = {"width": width, "depth": depth, "resolution": resolution, "num_classes": num_classes}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if plot is not None and not rivals:
+        raise ArgumentError("plot", str(plot), "draws the rivals: add --rivals.")
+    if rivals:
+        return _info_rivals(plot, as_json=json)
+    if model is not None:
+        base = read_config(model).spec if is_bundle(Path(model)) else variant(model).spec
+        return _info_network(spec(base, **given), blocks=blocks, as_json=json)
+    for name, value in given.items():
+        raise ArgumentError(name, value, "changes one network; name it, as in: effnet info b0 --width 1.1")
+    return _info_family(as_json=json)
+
+
+@app.command
+def predict(
+    *sources: str,
+    model: str = "lite0",
+    topk: int = 5,
+    batch: int = 16,
+    fit: Fit | None = None,
+    source: str | None = None,
+    json: Flag = False,
+    csv: Flag = False,
+) -> int:
+    """Name what is in photos. Every file gets exactly one answer, in order.
+
+    Args:
+        sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input.
+        model: Registered weights (lite0, b0 ...), a bundle, a file or hub folder of another library, timm/NAME, hf:ORG/NAME.
+        topk: How many classes to name for each photo.
+        batch: Photos that go through the network together.
+        fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it with borders, or squash it.
+        source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
+        json: One JSON object a line.
+        csv: CSV, one line for each class.
+    """
+    from effnet.data.sources import expand
+
+    if not sources:
+        raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
+    if json and csv:
+        raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
+    form = console.PredictionJson() if json else console.PredictionCsv() if csv else console.PredictionTable()
+    started, photos, unreadable = time.perf_counter(), 0, 0
+    with console.status(f"opening {model}"):
+        from effnet.deploy.runtime import load
+
+        classifier = load(model, source=source, fit=fit)
+    sys.stdout.write(form.begin())
+    for photo, answer in classifier.stream(expand(sources, sys.stdin), topk=topk, batch=batch):
+        photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
+        sys.stdout.write(form.answer(str(photo), answer))
+        sys.stdout.flush()
+    seconds = time.perf_counter() - started
+    console.remark(
+        f"{photos:,} photo{'' if photos == 1 else 's'}, {unreadable} unreadable, {seconds:.1f} s with {model}"
+    )
+    console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
+    return FINDING if unreadable else OK
+
+
+@app.command
+def convert(
+    file: Path,
+    *,
+    model: str | None = None,
+    source: str | None = None,
+    to: str = "bundle",
+    out: Path | None = None,
+    num_classes: int | None = None,
+) -> int:
+    """Turn a checkpoint of one library into another's or into a bundle, and check that the logits stay the same.
+
+    Args:
+        file: A .pth, .pt, .bin, .safetensors, .h5 or .keras file, a hub folder of timm or transformers, or a bundle.
+        model: The variant that the file must hold; by default its shapes tell.
+        source: The library that wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf, keras; by default its keys tell.
+        to: What to write: bundle, tutorial, torchvision, timm, timm-tf or hf.
+        out: The file or folder to write; by default named after the input, in the working folder.
+        num_classes: Another number of classes than the file's lets the classifier start fresh.
+    """
+    raise NotImplementedError
+
+
+def _info_family(*, as_json: bool) -> int:
+    """The published variants side by side."""
+    if as_json:
+        sys.stdout.write(console.json_text([_values(row.spec) for row in VARIANTS.values()]))
+        return OK
+    columns = "<name", "width", "depth", "px", "dropout", "drop connect", "params", "MACs", "FLOPs", "top-1 %"
+    rows = []
+    sources: dict[str, list[str]] = {}
+    for row in VARIANTS.values():
+        network, price = row.spec, cost(row.spec)
+        sizes = row.name, row.width, row.depth, row.resolution, row.dropout, network.drop_connect
+        costs = console.millions(price.params), console.billions(price.macs), console.billions(price.flops)
+        rows.append((*sizes, *costs, row.top1))
+        sources.setdefault(row.source, []).append(row.name)
+    published = [f"{names[0]}{' ... ' + names[-1] if names[1:] else ''}: {source}" for source, names in sources.items()]
+    note = "\n".join((MACS, f"{PUBLISHED} Sources:", *published))
+    console.table(columns, rows, title="The EfficientNet family, one image each", note=note)
+    console.remark("Next: effnet info b4")
+    return OK
+
+
+def _info_network(network: NetworkSpec, *, blocks: bool, as_json: bool) -> int:
+    """One network as the paper's Table 1 has it, with what each row costs."""
+    rows = block_rows(network) if blocks else stage_rows(network)
+    if as_json:
+        parts = [row.to_dict() for row in rows]
+        sys.stdout.write(console.json_text(_values(network) | {"blocks" if blocks else "stages": parts}))
+        return OK
+    price = cost(network)
+    columns = ("<block" if blocks else "<stage", "<operator", "input px", "channels", "layers", "stride")
+    costs = "params", "MACs", "activations"
+    lines = [
+        (row.name, row.operator, row.input_size, row.channels, row.layers, row.stride, *_costs(row.cost))
+        for row in rows
+    ]
+    layers = sum(row.layers for row in stage_rows(network))
+    lines.append(("total", "", "", "", layers, "", *_costs(price)))
+    title = (
+        f"{network.name}: width {network.width:g}, depth {network.depth:g}, {network.resolution} px, "
+        f"dropout {network.dropout:g}, drop-connect {network.drop_connect:g}, {network.num_classes} classes"
+    )
+    console.table((*columns, *costs), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}")
+    console.remark(
+        f"Next: effnet info {network.name.split('-')[0]} --blocks" if not blocks else "Next: effnet info --rivals"
+    )
+    return OK
+
+
+def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
+    """Table 2 of the paper, group by group, and on request Figure 1."""
+    rows: list[dict[str, Any]] = []
+    for ours in (row for row in VARIANTS.values() if row.source == PAPER):
+        price = cost(ours.spec)
+        base = {"params": price.params, "macs": price.macs}
+        rows.append({"name": f"EfficientNet-{ours.name.upper()}", "top1": ours.top1, "top5": ours.top5, **base})
+        for rival in (rival for rival in RIVALS if rival.compared_with == ours.name):
+            theirs = {"params": rival.params, "macs": rival.macs, "compared_with": ours.name}
+            rows.append({"name": rival.name, "top1": rival.top1, "top5": rival.top5, **theirs})
+    if as_json:
+        sys.stdout.write(console.json_text(rows))
+    else:
+        columns = "<name", "top-1 %", "top-5 %", "params", "", "MACs", "FLOPs", ""
+        lines, base = [], {}
+        for row in rows:
+            base = base if "compared_with" in row else row
+            ratios = ["" if row is base or not row[k] else f"{row[k] / base[k]:.1f}x" for k in ("params", "macs")]
+            macs, flops = (console.billions(n * row["macs"]) if row["macs"] else "-" for n in (1, 2))
+            name = row["name"] if row is base else f"  {row['name']}"
+            lines.append(
+                (name, row["top1"], row["top5"], console.millions(row["params"]), ratios[0], macs, flops, ratios[1])
+            )
+        note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
+        console.table(columns, lines, title="The family beside the networks of its time", note=note)
+    if plot is None:
+        console.remark("Next: effnet info --rivals --plot figure1.png")
+    else:
+        from effnet.analysis.plots import compare_rivals
+
+        compare_rivals(plot)
+        console.remark(f"Figure 1: {plot}")
+    return OK
+
+
+def _values(network: NetworkSpec) -> dict[str, Any]:
+    """A network's sizes and costs under the names of the attributes."""
+    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect", "num_classes", "in_channels"
+    price = cost(network)
+    values = {name: getattr(network, name) for name in sizes}
+    values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
+    if row := VARIANTS.get(network.name):
+        values |= {"published_top1": row.top1, "published_top5": row.top5, "published_in": row.source}
+    return values
+
+
+def _costs(part: Cost) -> tuple[str, str, str]:
+    return f"{part.params:,}", f"{part.macs:,}", f"{part.activations:,}"

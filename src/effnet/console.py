@@ -1,0 +1,127 @@
+"""How results look on a terminal, in JSON lines and in CSV, and how waiting looks.
+
+Results go to standard output; progress, remarks and the next command to standard error, so output can be piped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from effnet.errors import ImageError
+
+if TYPE_CHECKING:
+    from effnet.deploy.runtime import Prediction
+
+WIDE = 160  # columns of a table that nobody looks at on a terminal: nothing is cut off in a file
+
+
+class PredictionTable:
+    """A line for each class, for a person."""
+
+    def begin(self) -> str:
+        """The first line."""
+        return f"{'file':<40} {'probability':>11}  class\n"
+
+    def answer(self, file: str, answer: Prediction | ImageError) -> str:
+        """The lines of one file; a long name gets a line of its own."""
+        head = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
+        if isinstance(answer, ImageError):
+            return f"{head} {'-':>11}  unreadable: {answer}\n"
+        lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
+        return f"{head} " + f"\n{'':<40} ".join(lines) + "\n"
+
+
+class PredictionJson:
+    """One object a line: {"file", "predictions": [{"index", "label", "probability"}]} or {"file", "error"}."""
+
+    def begin(self) -> str:
+        """Nothing: every line stands for itself."""
+        return ""
+
+    def answer(self, file: str, answer: Prediction | ImageError) -> str:
+        """The line of one file."""
+        if isinstance(answer, ImageError):
+            return json_line({"file": file, "error": str(answer)})
+        return json_line({"file": file, "predictions": [vars(score) for score in answer]})
+
+
+class PredictionCsv:
+    """A line for each class, ranked from 1, or one line with the error."""
+
+    def begin(self) -> str:
+        """The header."""
+        return csv_lines([("file", "rank", "index", "label", "probability", "error")])
+
+    def answer(self, file: str, answer: Prediction | ImageError) -> str:
+        """The lines of one file."""
+        if isinstance(answer, ImageError):
+            return csv_lines([(file, "", "", "", "", answer)])
+        return csv_lines((file, rank, s.index, s.label, s.probability, "") for rank, s in enumerate(answer, start=1))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str = "") -> None:
+    """Print a table; columns that start with "<" are text, the others numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", caption=note, caption_justify="left", pad_edge=False
+    )
+    for name in columns:
+        drawn.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right")
+    for row in rows:
+        drawn.add_row(*(Text(str(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)
+
+
+def json_line(value: object) -> str:
+    """One line of JSON."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> str:
+    """Lines of CSV."""
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
+
+
+@contextmanager
+def status(doing: str) -> Iterator[None]:
+    """Show what is being done until it is, where somebody looks at a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{doing} ..."):
+        yield
+
+
+def remark(words: str) -> None:
+    """Something a person may want to know, beside the results."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{words}\n")
+
+
+def json_text(value: object) -> str:
+    """Indented JSON, for eyes and for programs."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def millions(number: float) -> str:
+    """5.29 M, in one piece that no table breaks."""
+    return f"{number / 1e6:,.2f}\N{NO-BREAK SPACE}M"
+
+
+def billions(number: float) -> str:
+    """0.386 G, in one piece that no table breaks."""
+    return f"{number / 1e9:,.3f}\N{NO-BREAK SPACE}G"

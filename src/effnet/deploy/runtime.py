@@ -1,0 +1,216 @@
+"""Classifier: one interface over every engine. It needs torch only for networks that run in torch.
+
+An engine is a function from pixels (N, size, size, C) uint8 to logits (N, K) float32, both numpy; it normalises itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from effnet.arch.spec import Fit, InputSpec, NetworkSpec, positive_int
+from effnet.data.preprocess import load_pixels
+from effnet.data.sources import read_ahead
+from effnet.errors import ArgumentError, ImageError, MissingExtraError
+
+if TYPE_CHECKING:
+    from effnet.models.efficientnet import EfficientNet
+
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+Engine = Callable[[Pixels], Logits]
+Photo = str | os.PathLike[str] | Image.Image | NDArray[Any]
+
+READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of a prediction."""
+
+    index: int
+    label: str  # the class's name, or its index where there are no names
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, best first; its own index, label and probability are the best one's."""
+
+    scores: tuple[Score, ...]
+
+    def __iter__(self) -> Iterator[Score]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rank: int) -> Score:
+        return self.scores[rank]
+
+    @property
+    def index(self) -> int:
+        """Index of the best class."""
+        return self.scores[0].index
+
+    @property
+    def label(self) -> str:
+        """Name of the best class."""
+        return self.scores[0].label
+
+    @property
+    def probability(self) -> float:
+        """Probability of the best class."""
+        return self.scores[0].probability
+
+
+class Classifier:
+    """A model that knows how to prepare images and what its classes are called.
+
+    Attributes:
+        spec: the network as plain numbers.
+        input: how images are prepared.
+        classes: the names of the outputs, or None.
+        network: the torch module; None where another engine runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        spec: NetworkSpec,
+        input: InputSpec,
+        classes: Sequence[str] | None,
+        network: EfficientNet | None = None,
+    ) -> None:
+        self.spec, self.input, self.network = spec, input, network
+        self.classes = None if classes is None else tuple(classes)
+        self._engine = engine
+
+    def logits(self, images: Pixels) -> Logits:
+        """The raw outputs (N, K) float32 of pixels (N, size, size, C) uint8 at `input.size`, not normalised.
+
+        Raises:
+            ArgumentError: another shape or dtype.
+        """
+        size, channels = self.input.size, self.input.channels
+        shape = getattr(images, "shape", None)
+        if shape is None or len(shape) != 4 or shape[1:] != (size, size, channels) or images.dtype != np.uint8:
+            found = f"{shape} {getattr(images, 'dtype', type(images).__name__)}"
+            raise ArgumentError("images", found, f"must be (N, {size}, {size}, {channels}) uint8.")
+        if not len(images):
+            return np.empty((0, self.spec.num_classes), np.float32)
+        return self._engine(images)
+
+    @overload
+    def predict(self, images: Photo, topk: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
+    @overload
+    def predict(self, images: Sequence[Photo], topk: int = 5) -> list[Prediction]: ...
+    def predict(self, images: Photo | Sequence[Photo], topk: int = 5) -> Prediction | list[Prediction]:
+        """What is in the images.
+
+        Args:
+            images: one or a sequence of paths, PIL images or arrays (H, W), (H, W, C) uint8; or an array (N, H, W, C).
+            topk: how many classes to return, at most all.
+
+        Returns:
+            One Prediction for one image, a list for several.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ArgumentError: a value is outside its range.
+        """
+        single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+        photos: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
+        predictions = []
+        for photo, prediction in self.stream(photos, topk=topk):
+            if isinstance(prediction, ImageError):
+                raise ImageError(f"{photo}: {prediction}" if isinstance(photo, (str, os.PathLike)) else str(prediction))
+            predictions.append(prediction)
+        return predictions[0] if single else predictions
+
+    def stream(
+        self, photos: Iterable[Photo], *, topk: int = 5, batch: int = 16
+    ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
+        """Each photo with its prediction, or with the reason why it cannot be read, in order and as soon as possible.
+
+        Photos are decoded in threads ahead of the network; no more than a few batches are in memory at any time.
+        """
+        topk, batch = positive_int("topk", topk), positive_int("batch", batch)
+        reading = read_ahead(photos, self._load, threads=READERS, window=2 * batch)
+        while group := list(itertools.islice(reading, batch)):
+            pixels = [read for _, read in group if not isinstance(read, ImageError)]
+            predictions = iter(self._name(self.logits(np.stack(pixels)), topk) if pixels else ())
+            for photo, read in group:
+                yield photo, read if isinstance(read, ImageError) else next(predictions)
+
+    def _load(self, photo: Photo) -> Pixels:
+        return load_pixels(photo, self.input)
+
+    def _name(self, logits: Logits, topk: int) -> list[Prediction]:
+        shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+        probabilities = shifted / shifted.sum(1, keepdims=True)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
+        return [
+            Prediction(tuple(Score(int(i), self._label(i), float(row[i])) for i in order))
+            for row, order in zip(probabilities, best, strict=True)
+        ]
+
+    def _label(self, index: int) -> str:
+        return self.classes[index] if self.classes else str(index)
+
+
+def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None) -> Classifier:
+    """The classifier of a MODEL, ready to predict.
+
+    Args:
+        model: registered weights ("lite0", "b0"), a bundle, a file or hub folder of another library, "timm/NAME" or
+            "hf:ORG/NAME".
+        source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
+        fit: how a photo is made square, in place of the weights' own way: crop, pad or squash.
+
+    Raises:
+        UnknownNameError: it is none of these.
+        CheckpointError, BundleError, DownloadError: it is one of these and cannot be used.
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(f"running {str(model)!r}", "torch") from error
+
+    from effnet.weights.pretrained import open_model
+
+    bundle = open_model(model, source=source)
+    network, config = bundle.network, bundle.config
+    network = network.to(memory_format=torch.channels_last)
+    see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
+    engine = _torch_engine(network, see)
+    return Classifier(engine, spec=config.spec, input=see, classes=config.classes, network=network)
+
+
+def _torch_engine(network: EfficientNet, see: InputSpec) -> Engine:
+    """The network on the device where its parameters are, normalising there."""
+    import torch
+
+    mean, std = torch.tensor(see.mean).view(-1, 1, 1), torch.tensor(see.std).view(-1, 1, 1)
+
+    @torch.inference_mode()
+    def run(pixels: Pixels) -> Logits:
+        weight = network.classifier.weight
+        pixels = np.require(pixels, requirements=["C", "W"])
+        images = torch.from_numpy(pixels).to(weight.device).permute(0, 3, 1, 2)  # a view: channels_last as it is
+        images = images.to(torch.float32).div_(255).sub_(mean.to(weight.device)).div_(std.to(weight.device))
+        logits: Logits = network(images.to(weight.dtype)).float().cpu().numpy()
+        return logits
+
+    return run

@@ -1,0 +1,128 @@
+"""Networks with weights: from the registry, a file, a hub or a bundle.
+
+`create` gives the module alone, `open_model` the module with its context: how images are prepared, what its classes are
+called and where its weights came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.variants import spec
+from effnet.errors import CheckpointError
+from effnet.models.blocks import Norm
+from effnet.models.efficientnet import EfficientNet
+from effnet.weights import registry
+from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
+from effnet.weights.convert import Checkpoint, read_checkpoint
+from effnet.weights.preparation import grey_input
+
+logger = logging.getLogger("effnet")
+
+
+def create(
+    network: str | NetworkSpec = "b0",
+    weights: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    source: str | None = None,
+    norm: Norm | None = None,
+) -> EfficientNet:
+    """A network as a torch module.
+
+    Args:
+        network: "b0" ... "b8", "l2", "lite0" ... "lite4", or a NetworkSpec.
+        weights: None for a fresh network; "default" for the registered weights of a variant; a name of the registry
+            ("lite0", "b3", "timm/tf_efficientnet_b0.ns_jft_in1k"); a bundle; a file or hub folder of another library.
+        num_classes: outputs of the classifier. Another number than the weights' lets the classifier start fresh, which
+            is logged as a warning.
+        in_channels: input channels; a stem with weights is adapted to another number.
+        source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
+        norm: another normalisation layer, made from a number of channels; weights must have its tensors.
+
+    Returns:
+        The module, in training mode when fresh, in eval mode with weights.
+
+    Raises:
+        UnknownNameError: no network or weights have that name.
+        ArgumentError: a value is outside its range.
+        CheckpointError: the file cannot be used as asked.
+        DownloadError: registered weights are neither here nor within reach.
+    """
+    if weights is None:
+        return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
+    if str(weights).lower() == "default":
+        weights = spec(network).name
+    checkpoint = _read(str(weights), network, source, num_classes, in_channels)
+    for names, what in ((checkpoint.report.fresh, "starts fresh"), (checkpoint.report.adapted, "was adapted")):
+        if names:
+            logger.warning("%s: %s %s", weights, ", ".join(names), what)
+    return build(checkpoint, norm=norm)
+
+
+def open_model(model: str | Path, *, source: str | None = None) -> Bundle:
+    """MODEL as every command takes it, with its context, in eval mode.
+
+    Args:
+        model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".
+        source: the library that wrote a file of weights, where its keys cannot tell.
+
+    Raises:
+        UnknownNameError: it is none of these.
+        CheckpointError, BundleError, DownloadError: it is one of these and cannot be used.
+    """
+    if is_bundle(Path(model)):
+        return open_bundle(model)
+    checkpoint = _read(str(model), None, source, None, None)
+    report = checkpoint.report
+    words = f"{model} ({report.source})"
+    return Bundle(build(checkpoint), BundleConfig(report.spec, report.policy, report.input, checkpoint.classes, words))
+
+
+def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
+    """The network of a checkpoint, in eval mode."""
+    report = checkpoint.report
+    network = EfficientNet(report.spec, policy=report.policy, norm=norm)
+    try:
+        missing, unexpected = network.load_state_dict(checkpoint.state, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{report.path} does not fit this norm: {error}") from error
+    wrong = [
+        key for key in (*missing, *unexpected) if key not in report.fresh and not key.endswith("num_batches_tracked")
+    ]
+    if wrong:
+        raise CheckpointError(f"{report.path} does not fit this norm: {', '.join(wrong[:4])}")
+    return network.eval()
+
+
+def _read(
+    weights: str,
+    network: str | NetworkSpec | None,
+    source: str | None,
+    num_classes: int | None,
+    in_channels: int | None,
+) -> Checkpoint:
+    """Find the file behind a name and read it with what is known of it."""
+    known = registry.REGISTRY.get(weights.lower())
+    if known:
+        path, source = registry.fetch(known), known.source
+    elif Path(weights).exists():
+        path = Path(weights)
+    elif weights.startswith(("hf:", "timm/")):
+        path = registry.fetch_hub(weights)
+    else:
+        known = registry.find(weights)  # raises with the nearest name
+        path, source = registry.fetch(known), known.source
+    bundle = open_bundle(path).config if is_bundle(path) else None
+    read = read_checkpoint(path, network, source=source, num_classes=num_classes, in_channels=in_channels)
+    report = read.report
+    if bundle:
+        report = dataclasses.replace(report, policy=bundle.policy, input=bundle.input, notes=())
+        return dataclasses.replace(read, report=report, classes=None if report.fresh else bundle.classes)
+    if known:
+        report = dataclasses.replace(report, input=known.input, notes=())
+    return dataclasses.replace(read, report=dataclasses.replace(report, input=grey_input(report.input, report.spec)))

@@ -1,0 +1,275 @@
+"""The closed-form costs: to the unit against published implementations, and against what torch counts on the module."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import effnet
+from effnet.arch.spec import NetworkSpec, StageSpec
+from effnet.models.efficientnet import EfficientNet
+
+# Counted on torchvision 0.29 (b0-b7) and timm 1.0.31 (b8, l2, lite), 1000 classes.
+# name: parameters, multiply-adds, activations at the variant's own resolution
+COUNTED = {
+    "b0": (5_288_548, 385_814_752, 6_747_036),
+    "b1": (7_794_184, 686_802_832, 10_883_328),
+    "b2": (9_109_994, 993_561_872, 13_831_834),
+    "b3": (12_233_232, 1_827_141_392, 23_830_296),
+    "b4": (19_341_616, 4_393_771_024, 49_488_032),
+    "b5": (30_389_784, 10_266_384_752, 98_856_400),
+    "b6": (43_040_704, 19_067_593_536, 167_392_400),
+    "b7": (66_347_960, 37_745_884_192, 289_938_464),
+    "b8": (87_413_142, 62_597_461_568, 442_885_462),
+    "l2": (480_309_308, 475_703_653_280, 1_707_389_020),
+    "lite0": (4_652_008, 385_187_552, 6_737_696),
+    "lite1": (5_416_680, 600_185_232, 10_142_128),
+    "lite2": (6_092_072, 859_736_272, 12_894_600),
+    "lite3": (8_197_096, 1_383_321_872, 18_984_304),
+    "lite4": (13_006_568, 2_553_034_336, 28_838_304),
+}
+# name, resolution: multiply-adds, activations
+COUNTED_ELSEWHERE = {
+    ("b1", 224): (569_651_680, None),
+    ("b2", 224): (658_963_440, None),
+    ("b3", 224): (962_708_240, None),
+    ("b4", 224): (1_503_710_432, None),
+    ("b5", 224): (2_356_493_184, None),
+    ("b6", 224): (3_360_166_848, None),
+    ("b7", 224): (5_169_865_152, None),
+    ("lite3", 300): (1_607_554_544, 21_845_416),
+    ("lite4", 380): (3_943_564_112, 45_658_608),
+}
+# name: convolutions, blocks, head channels
+SHAPES = {
+    "b0": (81, 16, 1280),
+    "b1": (115, 23, 1280),
+    "b2": (115, 23, 1408),
+    "b3": (130, 26, 1536),
+    "b4": (160, 32, 1792),
+    "b5": (194, 39, 2048),
+    "b6": (224, 45, 2304),
+    "b7": (273, 55, 2560),
+}
+# Paper, Table 2 (v5): parameters in millions, multiply-adds in billions
+TABLE_2 = {
+    "b0": (5.3, 0.39),
+    "b1": (7.8, 0.70),
+    "b2": (9.2, 1.0),
+    "b3": (12, 1.8),
+    "b4": (19, 4.2),
+    "b5": (30, 9.9),
+    "b6": (43, 19),
+    "b7": (66, 37),
+}
+# Official Lite README: the same two; its multiply-adds include batch normalisation's
+LITE_README = {"lite0": (4.7, 0.407), "lite1": (5.4, 0.631), "lite2": (6.1, 0.899), "lite3": (8.2, 1.44)} | {
+    "lite4": (13.0, 2.64)
+}
+
+B0_MACS = COUNTED["b0"][1]
+
+stages = st.builds(
+    StageSpec,
+    expand_ratio=st.sampled_from([1, 2, 6]),
+    kernel_size=st.sampled_from([3, 5, 7]),
+    stride=st.sampled_from([1, 2]),
+    channels=st.integers(1, 64),
+    layers=st.integers(1, 3),
+)
+networks = st.builds(
+    NetworkSpec,
+    name=st.just("random"),
+    stages=st.lists(stages, min_size=1, max_size=4).map(tuple),
+    width=st.floats(0.1, 2),
+    depth=st.floats(0.2, 2.5),
+    resolution=st.integers(1, 300),
+    num_classes=st.integers(1, 50),
+    in_channels=st.integers(1, 6),
+    depth_rounding=st.sampled_from(["ceil", "nearest"]),
+    squeeze_ratio=st.sampled_from([0, 0.05, 0.25, 1]),
+    fixed_ends=st.booleans(),
+    stem=st.integers(1, 64),
+    head=st.integers(1, 128),
+)
+
+
+def judged(spec: NetworkSpec) -> dict[str, tuple[int, int, int]]:
+    """Parameters, multiply-adds and activations of each part of the built module, as torch counts them."""
+    with torch.device("meta"):  # shapes without memory, so even L2 is cheap
+        network = EfficientNet(spec).eval()
+        images = torch.empty(1, spec.in_channels, spec.resolution, spec.resolution)
+    written = {}
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, _, output: written.update({module: output.numel()}))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    flops = counter.get_flop_counts()
+
+    def part(name: str) -> tuple[int, int, int]:
+        module = network.get_submodule(name)
+        path = f"EfficientNet.{name}" if name else "EfficientNet"
+        return (
+            sum(weight.numel() for weight in module.parameters()),
+            sum(flops[path].values()) // 2,
+            sum(written.get(layer, 0) for layer in module.modules()),
+        )
+
+    stages = [f"stages.{number}" for number in network.stages]
+    blocks = [block.name for block in spec.blocks]
+    return {name: part(name) for name in ["", "stem", *stages, *blocks, "head", "classifier"]}
+
+
+def numbers(cost):
+    return cost.params, cost.macs, cost.activations
+
+
+def compare_with_judge(spec):
+    price, judge = effnet.cost(spec), judged(spec)
+    assert numbers(price) == judge[""]
+    assert {part.name: numbers(part) for part in price.blocks} == {
+        name: judge[name] for name in ["stem", *(block.name for block in spec.blocks), "head", "classifier"]
+    }
+    last = f"stage{len(spec.stages) + 2}"
+    assert {part.name: numbers(part) for part in price.stages} == {
+        "stage1": judge["stem"],
+        **{name.replace("stages.", "stage"): judge[name] for name in judge if name.count(".") == 1},
+        last: tuple(map(sum, zip(judge["head"], judge["classifier"], strict=True))),
+    }
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_variants_to_the_unit(name):
+    assert numbers(effnet.cost(effnet.spec(name))) == COUNTED[name]
+
+
+@pytest.mark.parametrize(("name", "resolution"), COUNTED_ELSEWHERE)
+def test_other_resolutions_to_the_unit(name, resolution):
+    price = effnet.cost(effnet.spec(name, resolution=resolution))
+    macs, activations = COUNTED_ELSEWHERE[name, resolution]
+    assert price.macs == macs
+    assert activations in (None, price.activations)
+    assert price.params == COUNTED[name][0]
+
+
+def test_l2_at_475():
+    price = effnet.cost(effnet.spec("l2", resolution=475))
+    assert (round(price.macs / 1e9, 3), round(price.activations / 1e6, 3)) == (170.893, 609.887)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_layers_of_the_variants(name):
+    network = effnet.spec(name)
+    convolutions = 2 + sum(5 if block.expand_ratio > 1 else 4 for block in network.blocks)  # stem and head; SE has two
+    assert (convolutions, len(network.blocks), network.head_channels) == SHAPES[name]
+
+
+def test_b0_has_the_papers_18_layers():
+    """Figure 4's caption counts a block as one layer: 1 + 16 + 1."""
+    assert len(effnet.cost(effnet.spec("b0")).blocks) == 18 + 1  # and the classifier
+
+
+@pytest.mark.parametrize("name", TABLE_2 | LITE_README)
+def test_published_sizes(name):
+    """Published figures are rounded to two digits, and up to 6 % larger where they hold batch normalisation."""
+    price = effnet.cost(effnet.spec(name))
+    millions, billions = (TABLE_2 | LITE_README)[name]
+    assert price.params / 1e6 == pytest.approx(millions, rel=0.02)
+    assert price.macs / 1e9 == pytest.approx(billions, rel=0.055)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_variants_as_torch_counts_them(name):
+    compare_with_judge(effnet.spec(name))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(networks)
+def test_any_network_as_torch_counts_it(spec):
+    compare_with_judge(spec)
+
+
+def test_parts_add_up_and_flops_are_twice_the_macs():
+    price = effnet.cost(effnet.spec("b3", resolution=211, num_classes=10))
+    for parts in (price.stages, price.blocks):
+        assert tuple(map(sum, zip(*map(numbers, parts), strict=True))) == numbers(price)
+    assert len(price.stages) == 9
+    assert price.flops == 2 * price.macs
+
+
+def test_costs_as_json():
+    price = effnet.cost(effnet.spec("b0"))
+    written = json.loads(json.dumps(price.to_dict()))
+    assert (written["name"], written["macs"], written["flops"]) == ("b0", B0_MACS, 2 * B0_MACS)
+    assert [stage["name"] for stage in written["stages"]] == [f"stage{number}" for number in range(1, 10)]
+    assert sum(block["params"] for block in written["blocks"]) == written["params"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ratio"),
+    [
+        ({"depth": 2}, 2.028),
+        ({"depth": 4}, 4.083),
+        ({"depth": 8}, 8.193),
+        ({"width": 2}, 3.758),
+        ({"width": 1.4}, 1.928),
+        ({"width": 0.5}, 0.311),
+        ({"resolution": 448}, 3.985),
+        ({"resolution": 256}, 1.305),
+        ({"resolution": 320}, 2.036),
+        ({"resolution": 600}, 7.275),
+    ],
+)
+def test_scaling_one_dimension(changes, ratio):
+    """Depth scales a little more than linearly, width less than squared (depthwise and SE), resolution squared."""
+    assert effnet.cost(effnet.spec("b0", **changes)).macs / B0_MACS == pytest.approx(ratio, abs=5e-4)
+
+
+def test_odd_maps_cost_a_jump():
+    """A map of 257 pixels halves to 129 like one of 258: 14 % more than 256."""
+    millions = {size: effnet.cost(effnet.spec("b0", resolution=size)).macs / 1e6 for size in (224, 228, 240, 256, 260)}
+    assert millions == pytest.approx({224: 385.8, 228: 450.2, 240: 462.5, 256: 503.3, 260: 576.5}, abs=0.05)
+    assert effnet.cost(effnet.spec("b0", resolution=257)).macs / 1e6 / millions[256] == pytest.approx(1.14, abs=5e-3)
+
+
+def test_realised_scaling_of_the_variants():
+    ratios = {"b1": 1.780, "b2": 2.575, "b3": 4.736, "b4": 11.39, "b5": 26.61, "b6": 49.42, "b7": 97.83, "b8": 162.2}
+    for name, ratio in ratios.items():
+        assert effnet.cost(effnet.spec(name)).macs / B0_MACS == pytest.approx(ratio, rel=5e-4), name
+
+
+@pytest.mark.parametrize(
+    ("phi", "ratio"), [(1, 2.57), (2, 4.69), (3, 8.43), (4, 16.4), (5, 29.5), (6, 52.1), (7, 102.8)]
+)
+def test_compound_scaling(phi, ratio):
+    """d = 1.2^phi, w = 1.1^phi, r = 1.15^phi; rounding makes more than the 2^phi of the paper's equation 3."""
+    scaled = effnet.spec("b0", depth=1.2**phi, width=1.1**phi, resolution=round(224 * 1.15**phi))
+    assert effnet.cost(scaled).macs / B0_MACS == pytest.approx(ratio, rel=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("phi", "rounding", "ratio"), [(1, "nearest", 2.05), (0.5, "nearest", 1.27), (0.5, "ceil", 1.90)]
+)
+def test_the_nearest_depth_comes_closer_to_two_to_the_phi(phi, rounding, ratio):
+    scaled = {"depth": 1.2**phi, "width": 1.1**phi, "resolution": round(224 * 1.15**phi)}
+    price = effnet.cost(effnet.spec("b0", **scaled, depth_rounding=rounding))
+    assert price.macs / B0_MACS == pytest.approx(ratio, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "billions"),
+    [
+        ({"depth": 4}, 1.575),
+        ({"width": 2}, 1.450),
+        ({"resolution": 448}, 1.538),
+        ({"depth": 1.4, "width": 1.2, "resolution": 291}, 1.800),
+    ],
+)
+def test_table_7_recounted(changes, billions):
+    """Of the paper's four networks of "1.8B", only the compound one has them."""
+    assert effnet.cost(effnet.spec("b0", **changes)).macs / 1e9 == pytest.approx(billions, abs=5e-4)

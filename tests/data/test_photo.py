@@ -1,0 +1,401 @@
+"""open_photo: every kind of file that Pillow writes, upright and in 8 bits, and a plain reason for the rest."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from effnet.data import photo as photo_module
+from effnet.data.photo import PIXEL_LIMIT, open_photo
+from effnet.errors import ArgumentError, ImageError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
+GREY, RGB, RGBA = NOISE[..., 0], NOISE[..., :3], NOISE
+LOSSLESS = {"PNG": {}, "BMP": {}, "PPM": {}, "TIFF": {}, "WEBP": {"lossless": True}, "JPEG2000": {}, "TGA": {}}
+LOSSY = {"JPEG": {}, "AVIF": {}, "GIF": {}}
+TURNED = {  # EXIF orientation: how the stored pixels become upright (EXIF 2.3, tag 0x0112)
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: np.swapaxes(pixels, 0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(np.swapaxes(pixels, 0, 1), 2),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+
+def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> io.BytesIO:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> io.BytesIO:
+    """A PNG of any bit depth, which Pillow cannot write: each row starts with a 0."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def pixels(source: object, mode: str = "RGB") -> np.ndarray:
+    result = open_photo(source, mode)  # type: ignore[arg-type]
+    assert result.mode == mode
+    return np.asarray(result)
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    colour, alpha = rgba[..., :-1].astype(float), rgba[..., -1:] / 255
+    return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+# Kinds of files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_kinds_give_the_very_pixels(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(encode(RGB, kind, **LOSSLESS[kind]).getvalue())
+    assert (pixels(tmp_path / "photo") == RGB).all()
+    assert (pixels(str(tmp_path / "photo"), "L") == np.asarray(Image.fromarray(RGB).convert("L"))).all()
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_lossy_kinds_give_what_pillow_decodes(kind: str) -> None:
+    file = encode(RGB, kind)
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    assert (pixels(file) == expected).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (3000, 2), (1, 7)])
+def test_any_size(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert (pixels(encode(image)) == image).all()
+    assert pixels(encode(image, "JPEG"), "L").shape == shape
+
+
+def test_a_photo_of_the_package_equals_its_plain_decoding() -> None:
+    path = Path(photo_module.__file__).parent / "photos" / "chelsea.png"
+    assert (pixels(path) == np.asarray(Image.open(path))).all()
+    assert pixels(path).shape == (300, 451, 3)
+
+
+def test_first_frame_of_animations() -> None:
+    frames = [Image.new("RGB", (8, 5), colour) for colour in ("red", "lime", "blue")]
+    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {}), ("MPO", {})):
+        file = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        with Image.open(file) as image:
+            assert image.n_frames == 3, kind
+        assert np.abs(pixels(file).astype(int) - (255, 0, 0)).max() <= 2, kind
+
+
+# Orientation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"JPEG": {"subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    stored = np.asarray(Image.open(encode(RGB, kind, **options)).convert("RGB"))
+    photo = open_photo(encode(RGB, kind, exif=exif, **options))
+    assert (np.asarray(photo) == TURNED[orientation](stored)).all()
+    assert (pixels(photo) == np.asarray(photo)).all()  # read again it is not turned again
+    assert (pixels(photo, "L") == np.asarray(photo.convert("L"))).all()
+
+
+def test_an_open_pillow_image_is_turned_and_left_alone() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image = Image.open(encode(RGBA, exif=exif))
+    assert (pixels(image) == over_white(np.rot90(RGBA, -1))).all()
+    assert (np.asarray(image) == RGBA).all()
+    assert image.getexif()[ExifTags.Base.Orientation] == 6
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x05\0"]
+)
+def test_unreadable_exif_leaves_the_pixels_as_stored(exif: bytes) -> None:
+    assert (pixels(encode(RGB, exif=exif)) == RGB).all()
+
+
+# Colours -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_composed_over_white(kind: str) -> None:
+    options = {"WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    expected = over_white(RGBA)
+    assert (pixels(encode(RGBA, kind, **options)) == expected).all()
+    assert (pixels(RGBA, "L") == np.asarray(Image.fromarray(expected).convert("L"))).all()
+    plain = np.asarray(Image.open(encode(RGBA, kind, **options)).convert("RGB")).astype(int)
+    assert (plain == RGBA[..., :3]).all()  # other readers show the hidden colours
+    assert np.abs(plain - expected).max() > 100
+
+
+def test_transparent_black_is_white_and_opaque_colours_are_exact() -> None:
+    ends = RGBA.copy()
+    ends[..., 3] = np.where(ends[..., 3] > 127, 255, 0)
+    assert (pixels(ends) == np.where(ends[..., 3:] == 255, ends[..., :3], 255)).all()
+    assert pixels(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).min() == 255
+
+
+def test_grey_with_alpha() -> None:
+    file = encode(Image.merge("LA", [Image.fromarray(GREY)] * 2))
+    expected = over_white(np.stack([GREY, GREY], axis=-1))[..., 0]
+    assert (pixels(file, "L") == expected).all()
+    assert (pixels(file) == expected[..., None]).all()
+
+
+def test_palettes() -> None:
+    paletted = Image.fromarray(RGB).quantize(16)
+    expected = np.asarray(paletted.convert("RGB"))
+    index = np.asarray(paletted)
+    for kind in ("PNG", "GIF", "BMP", "TIFF"):
+        assert (pixels(encode(paletted, kind)) == expected).all(), kind
+    for kind in ("PNG", "GIF"):
+        see_through = np.where((index == 3)[..., None], 255, expected)
+        assert (pixels(encode(paletted, kind, transparency=3)) == see_through).all(), kind
+    alphas = np.arange(0, 160, 10, dtype=np.uint8)  # one a colour
+    rgba = np.concatenate([expected, alphas[index][..., None]], axis=-1)
+    assert (pixels(encode(paletted, transparency=alphas.tobytes())) == over_white(rgba)).all()
+
+
+def test_one_transparent_colour() -> None:
+    key = tuple(int(value) for value in RGB[2, 3])
+    assert (pixels(encode(RGB, transparency=key)) == np.where((RGB == key).all(-1, keepdims=True), 255, RGB)).all()
+    grey = encode(GREY, transparency=int(GREY[0, 0]))
+    assert (pixels(grey, "L") == np.where(GREY == GREY[0, 0], 255, GREY)).all()
+    deep = GREY.astype(np.uint16) * 257
+    assert (pixels(encode(deep, transparency=int(deep[0, 0])), "L") == np.where(GREY == GREY[0, 0], 255, GREY)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])  # Pillow's CMYK JPEGs are Adobe's, stored inverted
+def test_cmyk(kind: str) -> None:
+    for cmyk, rgb in {(0, 255, 255, 0): (255, 0, 0), (255, 0, 255, 0): (0, 255, 0), (0, 0, 0, 255): (0, 0, 0)}.items():
+        found = pixels(encode(Image.new("CMYK", (8, 8), cmyk), kind)).astype(int)
+        assert np.abs(found - rgb).max() <= 2
+    assert pixels(encode(Image.new("CMYK", (8, 8)), kind), "L").min() >= 253
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"]
+)
+def test_every_mode_of_pillow(mode: str) -> None:
+    image = Image.new("RGB", (4, 3), "white").convert("L" if mode in ("1", "LA") else "RGB").convert(mode)
+    assert np.abs(pixels(image).astype(int) - 255).max() <= 1
+    assert np.abs(pixels(image, "L").astype(int) - 255).max() <= 1
+
+
+def test_one_bit() -> None:
+    bits = GREY > 127
+    for kind in ("PNG", "TIFF", "BMP", "PPM"):
+        assert (pixels(encode(Image.fromarray(bits), kind), "L") == bits * 255).all(), kind
+
+
+# More than 8 bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [256, 257])  # the two ways in which 8 bits are widened to 16
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_16_bit_grey_is_scaled_exactly(kind: str, factor: int) -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    file = encode(ramp * factor, kind)
+    assert Image.open(file).mode in ("I;16", "I")
+    assert (pixels(file, "L") == ramp).all()
+    assert (pixels(file) == ramp[..., None]).all()
+
+
+def test_16_bit_colour_agrees_with_16_bit_grey() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)
+    grey = pixels(png(64, 1, 16, 0, b"\0" + ramp.astype(">u2").tobytes()))
+    colour = pixels(png(64, 1, 16, 2, b"\0" + np.repeat(ramp, 3).astype(">u2").tobytes()))
+    assert (grey == colour).all()
+    assert (grey[0, :, 0] == ramp >> 8).all()
+    opaque = np.stack([ramp, np.full_like(ramp, 65535)], axis=-1)
+    assert (pixels(png(64, 1, 16, 4, b"\0" + opaque.astype(">u2").tobytes())) == grey).all()
+
+
+def test_big_endian_16_bit_tiff() -> None:
+    values = Image.fromarray(GREY.astype(np.uint16) * 257).tobytes()
+    swapped = Image.frombytes("I;16B", (9, 6), np.frombuffer(values, np.uint16).astype(">u2").tobytes())
+    assert (pixels(encode(swapped, "TIFF"), "L") == GREY).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top"), [(np.int32, 255), (np.int32, 65535), *((np.float32, t) for t in (1, 255, 65535))]
+)
+def test_32_bit_images_use_the_smallest_usual_range(dtype: type, top: int) -> None:
+    ramp = np.arange(256).reshape(16, 16)
+    file = encode((ramp * (top / 255)).astype(dtype), "TIFF")
+    assert Image.open(file).mode == ("I" if dtype is np.int32 else "F")
+    assert (pixels(file, "L") == ramp).all()
+
+
+@pytest.mark.parametrize("value", [-1, 70000, float("nan"), float("inf")])
+def test_values_of_no_usual_range_are_refused(value: float) -> None:
+    with pytest.raises(ImageError, match="holds values from"):
+        open_photo(Image.fromarray(np.array([[0, value]], np.float32)))
+
+
+# Arrays and streams --------------------------------------------------------------------------------------------------
+
+
+def test_arrays() -> None:
+    assert (pixels(GREY, "L") == GREY).all()
+    assert (pixels(GREY[..., None]) == GREY[..., None]).all()
+    assert (pixels(RGB[::-1, ::2]) == RGB[::-1, ::2]).all()  # strided
+    assert (pixels(RGBA) == over_white(RGBA)).all()
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5, 2), (4, 5, 5), (3, 4, 5), (1, 4, 5, 3), (0, 5, 3), (4, 0), ()])
+def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match=r"`source` .*shape \(.*must be uint8 of shape \(H, W\)"):
+        open_photo(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, bool])
+def test_arrays_of_other_types_are_refused(dtype: type) -> None:
+    with pytest.raises(ArgumentError, match=f"array of {np.dtype(dtype)}, shape"):
+        open_photo(np.zeros((4, 5, 3), dtype))
+
+
+def test_what_is_no_photo_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="`source`"):
+        open_photo(7)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="`mode` .*RGBA"):
+        open_photo(RGB, "RGBA")  # type: ignore[arg-type]
+
+
+def test_streams_stay_open_and_need_not_seek() -> None:
+    file = encode(RGB)
+    file.seek(30)  # where somebody else stopped
+    assert (pixels(file) == RGB).all()
+    assert not file.closed
+    reading, writing = os.pipe()
+    os.write(writing, file.getvalue())
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert (pixels(pipe) == RGB).all()
+
+
+def test_the_result_does_not_depend_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "photo.bmp"
+    path.write_bytes(encode(RGB, "BMP").getvalue())
+    photo = open_photo(path)
+    path.write_bytes(b"")
+    assert (np.asarray(photo) == RGB).all()
+
+
+# What cannot be read -------------------------------------------------------------------------------------------------
+
+
+def test_reasons_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("This is no image, only a text of some length.")
+    (tmp_path / "short.png").write_bytes(encode(RGB).getvalue()[:60])
+    (tmp_path / "header.png").write_bytes(encode(RGB).getvalue()[:31])
+    (tmp_path / "vector.eps").write_bytes(encode(RGB, "EPS").getvalue())
+    for name, reason in {
+        "empty.jpg": "is empty",
+        "text.jpg": "is not an image",
+        "short.png": r"is damaged or cut short \(image file is truncated",
+        "header.png": "is a damaged PNG file",
+        "vector.eps": "is not an image",
+        "missing.jpg": "^does not exist.$",
+        ".": "is a folder",
+        "a\0b": "null",
+        "x" * 300: "File name too long",
+    }.items():
+        with pytest.raises(ImageError, match=reason) as caught:
+            open_photo(str(tmp_path / name))
+        assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(PermissionError(13, "Permission denied"), "permission denied"), (MemoryError(), "more memory")],
+)
+def test_reasons_that_need_a_troubled_machine(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(ImageError, match=reason):
+        open_photo("photo.jpg")
+
+
+def test_no_pixels() -> None:
+    with pytest.raises(ImageError, match="has 0 x 3 pixels"):
+        open_photo(Image.new("RGB", (0, 3)))
+
+
+@pytest.mark.parametrize("side", [13378, 60000])  # just above the limit, where Pillow raises, and far above
+def test_bombs_are_refused_before_they_are_decoded(side: int) -> None:
+    before, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    with pytest.raises(ImageError, match=f"has {side} x {side} pixels; from 1 to {PIXEL_LIMIT} are read"):
+        open_photo(png(side, side, 8, 2, b"\0"))
+    webp = encode(RGB, "WEBP", lossless=True).getvalue()
+    wide = webp[:21] + struct.pack("<I", 16383 | 16383 << 14) + webp[25:]  # 14 bits of width - 1, 14 of height - 1
+    with pytest.raises(ImageError, match=f"more than {PIXEL_LIMIT} pixels"):
+        open_photo(io.BytesIO(wide))
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == (before, filters)
+
+
+def test_large_photos_raise_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow warns above, RGB has 54
+    with pytest.raises(Image.DecompressionBombWarning):
+        Image.open(encode(RGB))
+    assert (pixels(encode(RGB)) == RGB).all()
+    monkeypatch.setattr(photo_module, "PIXEL_LIMIT", 53)
+    for source in (encode(RGB), Image.fromarray(RGB)):
+        with pytest.raises(ImageError, match="has 9 x 6 pixels; from 1 to 53"):
+            open_photo(source)
+
+
+KINDS = [*LOSSLESS, *LOSSY, "MPO", "ICO", "PCX", "SGI", "DDS", "QOI"]
+
+
+def read_or_refuse(data: bytes) -> bool:
+    try:
+        assert open_photo(io.BytesIO(data)).mode == "RGB"
+    except ImageError as error:
+        assert str(error)  # noqa: PT017
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_files_are_refused_or_read_and_raise_nothing_else(kind: str) -> None:
+    data = encode(RGB, kind).getvalue()
+    assert read_or_refuse(data)
+    assert not any(read_or_refuse(data[:length]) for length in range(min(len(data) // 2, 60)))
+    for length in range(60, len(data), max(1, len(data) // 50)):
+        read_or_refuse(data[:length])
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(KINDS), changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1))
+def test_damaged_files_raise_nothing_but_image_errors(kind: str, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(encode(RGB, kind).getvalue())
+    for position, value in changes:
+        data[position % len(data)] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photo_module, "PIXEL_LIMIT", 10**6)  # a damaged header may announce any size
+        read_or_refuse(bytes(data))

@@ -1,0 +1,255 @@
+"""preprocess: equal to torchvision's and timm's evaluation transforms, bit for bit, at every size and shape."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
+
+from effnet.arch.spec import InputSpec
+from effnet.data import preprocess as module
+from effnet.data.preprocess import colour_mode, fit_photo, load_pixels, normalise, preprocess
+from effnet.errors import ArgumentError, ImageError
+
+PHOTOS = sorted((Path(module.__file__).parent / "photos").glob("*.png"))
+KINDS = ("nearest", "bilinear", "bicubic", "lanczos")
+# timm's names of crops, and its crop_pct where the whole photo is kept
+GREY = {"mean": (0.5,), "std": (0.25,)}
+SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 90))  # width, height
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Black and white noise, where resizing overshoots the most."""
+    bits = np.random.default_rng(width * 4099 + height).integers(0, 2, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(bits * 255).convert(mode)
+
+
+def torchvision_pixels(photo: Image.Image, spec: InputSpec) -> np.ndarray:
+    preset = ImageClassification(
+        crop_size=spec.size,
+        resize_size=spec.resize,
+        mean=spec.mean,
+        std=spec.std,
+        interpolation=InterpolationMode(spec.interpolation),
+    )
+    return preset(photo).numpy()
+
+
+def timm_pixels(photo: Image.Image, spec: InputSpec, crop_mode: str, crop_pct: float) -> np.ndarray:
+    transform = timm.data.create_transform(
+        input_size=(spec.channels, spec.size, spec.size),
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        is_training=False,
+    )
+    return transform(photo).numpy()
+
+
+def equal(found: np.ndarray, expected: np.ndarray) -> bool:
+    return (
+        found.dtype == expected.dtype == np.float32
+        and found.shape == expected.shape
+        and bool((found == expected).all())
+    )
+
+
+# The published inputs of the family on real photos -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("size", "resize", "kind"),
+    [
+        (224, 256, "bicubic"),
+        (240, 255, "bilinear"),
+        (288, 288, "bicubic"),
+        (380, 384, "lanczos"),
+        (600, 600, "bicubic"),
+    ],
+)
+def test_photos_equal_torchvision(path: Path, size: int, resize: int, kind: Any) -> None:
+    spec = InputSpec(size=size, resize=resize, interpolation=kind)
+    assert equal(preprocess(path, spec), torchvision_pixels(Image.open(path), spec))
+
+
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.875), (240, 0.882), (300, 0.904), (380, 0.922), (528, 0.942)])
+def test_photos_equal_timm(path: Path, size: int, crop_pct: float) -> None:
+    spec = InputSpec(size=size, resize=math.floor(size / crop_pct), mean=(0.5,) * 3, std=(0.5,) * 3)
+    photo = Image.open(path)
+    assert equal(preprocess(path, spec), timm_pixels(photo, spec, "center", crop_pct))
+    assert equal(preprocess(path, replace(spec, fit="squash")), timm_pixels(photo, spec, "squash", 1.0))
+    assert equal(preprocess(path, replace(spec, fit="pad")), timm_pixels(photo, spec, "border", 1.0))
+
+
+# Any shape -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(shape=SHAPES, size=st.integers(1, 64), extra=st.integers(0, 33), kind=st.sampled_from(KINDS), grey=st.booleans())
+@example(shape=(1, 1), size=224, extra=32, kind="bicubic", grey=False)
+@example(shape=(3, 90), size=7, extra=0, kind="lanczos", grey=True)
+def test_crop_equals_torchvision(shape: tuple[int, int], size: int, extra: int, kind: Any, grey: bool) -> None:
+    spec = InputSpec(size=size, resize=size + extra, interpolation=kind, **GREY if grey else {})
+    photo = noise(*shape, colour_mode(spec))
+    assert equal(preprocess(photo, spec), torchvision_pixels(photo, spec))
+
+
+@settings(max_examples=300, deadline=None)
+@given(shape=SHAPES, size=st.integers(1, 64), kind=st.sampled_from(KINDS), grey=st.booleans())
+@example(shape=(41, 90), size=45, kind="bicubic", grey=False)  # 20.5 pixels: rounded to even
+def test_squash_and_pad_equal_timm(shape: tuple[int, int], size: int, kind: Any, grey: bool) -> None:
+    spec = InputSpec(size=size, interpolation=kind, fit="squash", **GREY if grey else {})
+    photo = noise(*shape, colour_mode(spec))
+    assert equal(preprocess(photo, spec), timm_pixels(photo, spec, "squash", 1.0))
+    if round(min(shape) * size / max(shape)):  # timm fails where the shorter side rounds to 0
+        assert equal(preprocess(photo, replace(spec, fit="pad")), timm_pixels(photo, spec, "border", 1.0))
+
+
+def test_pad_keeps_a_line_of_a_photo_that_would_vanish() -> None:
+    spec = InputSpec(size=224, fit="pad")
+    with pytest.raises(ValueError, match="must be > 0"):
+        timm_pixels(noise(3000, 2), spec, "border", 1.0)
+    pixels = fit_photo(Image.new("RGB", (3000, 2), "red"), spec)
+    assert (pixels[111] == (255, 0, 0)).all()
+    border = np.delete(pixels, 111, axis=0)
+    assert (border == (124, 116, 104)).all()  # 255 times ImageNet's mean
+
+
+# Photos that would fill the memory -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def areas(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of pixels of every image that Pillow is asked to make by resizing."""
+    seen: list[int] = []
+    resize = Image.Image.resize
+
+    def record(image: Image.Image, size: tuple[int, int], *args: Any, **options: Any) -> Image.Image:
+        seen.append(size[0] * size[1])
+        return resize(image, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", record)
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(3000, 2), (2, 3000), (1, 500_000), (700_000, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_bounded_for_any_shape(shape: tuple[int, int], kind: Any, areas: list[int]) -> None:
+    spec = InputSpec(interpolation=kind)
+    red = preprocess(Image.new("RGB", shape, "red"), spec)
+    assert (red == normalise(np.full((224, 224, 3), (255, 0, 0), np.uint8), spec)).all()
+    assert max(areas) < 10**6
+
+
+def test_3000_x_2_still_equals_torchvision() -> None:
+    spec = InputSpec(size=40, resize=48)  # 72000 x 48 pixels in between
+    for photo in (noise(3000, 2), noise(2, 3000)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "PLAIN_LIMIT", 0)
+            found = preprocess(photo, spec)
+        assert equal(found, torchvision_pixels(photo, spec))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    short=st.integers(1, 30),
+    long=st.integers(30, 3000),
+    tall=st.booleans(),
+    cut=st.integers(0, 29),
+    kind=st.sampled_from(KINDS[1:]),
+)
+def test_the_way_around_stays_within_two_levels(short: int, long: int, tall: bool, cut: int, kind: Any) -> None:
+    photo = noise(*((short, long) if tall else (long, short)))
+    spec = InputSpec(size=30 - cut, resize=30, interpolation=kind)
+    plain = fit_photo(photo, spec).astype(int)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PLAIN_LIMIT", 0)
+        assert np.abs(fit_photo(photo, spec) - plain).max() <= 2
+
+
+# Arithmetic ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(mean=st.lists(st.floats(0, 1), min_size=3, max_size=3), std=st.lists(st.floats(0.01, 2), min_size=3, max_size=3))
+def test_normalise_rounds_like_torch_for_every_value(mean: list[float], std: list[float]) -> None:
+    spec = InputSpec(mean=tuple(mean), std=tuple(std))
+    pixels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
+    values = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+    expected = values.sub(torch.tensor(mean)[:, None, None]).div(torch.tensor(std)[:, None, None])
+    assert equal(normalise(pixels, spec), expected.numpy())
+
+
+def test_normalise_takes_batches() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 6, 3), dtype=np.uint8)
+    batch = normalise(pixels, InputSpec())
+    assert batch.shape == (2, 5, 3, 4, 6)
+    assert batch.flags.c_contiguous
+    assert (batch[1, 2] == normalise(pixels[1, 2], InputSpec())).all()
+    assert normalise(pixels[:0, 0], InputSpec()).shape == (0, 3, 4, 6)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 3), np.uint8)])
+def test_normalise_refuses_other_arrays(pixels: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"`pixels` .*must be uint8 of shape \(\.\.\., H, W, 3\)"):
+        normalise(pixels, InputSpec())
+
+
+# The steps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize(
+    "spec", [InputSpec(size=20, resize=24), InputSpec(size=20, resize=24, **GREY)], ids=["rgb", "grey"]
+)
+def test_steps_agree_and_pixels_may_be_written(fit: Any, spec: InputSpec) -> None:
+    spec = replace(spec, fit=fit)
+    source = np.asarray(noise(33, 21))
+    pixels = load_pixels(source, spec)
+    assert (pixels.shape, pixels.dtype) == ((20, 20, spec.channels), np.uint8)
+    assert (pixels == fit_photo(noise(33, 21, colour_mode(spec)), spec)).all()
+    assert (normalise(pixels, spec) == preprocess(source, spec)).all()
+    torch.from_numpy(pixels)  # warns of an array that may not be written
+    assert (np.asarray(noise(33, 21)) == source).all()
+
+
+def test_a_photo_of_another_mode_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="`photo.mode` .*'RGBA'.* must be 'RGB' for 3 channels"):
+        fit_photo(Image.new("RGBA", (9, 9)), InputSpec())
+
+
+def test_unreadable_photos_raise_image_error(tmp_path: Path) -> None:
+    steps: tuple[Callable[..., Any], ...] = (preprocess, load_pixels)
+    for step in steps:
+        with pytest.raises(ImageError, match="does not exist"):
+            step(tmp_path / "missing.jpg", InputSpec())
+
+
+def test_no_torch_is_needed() -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, torchvision=None, timm=None)\n"
+        "from effnet.arch.spec import InputSpec\n"
+        "import effnet.data.sources\n"
+        "from effnet.data.preprocess import preprocess\n"
+        "print(preprocess(sys.argv[1], InputSpec()).shape)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(PHOTOS[0])], capture_output=True, text=True, check=True)
+    assert run.stdout == "(3, 224, 224)\n"
