@@ -3,7 +3,7 @@
     python docs/draw.py            write what is out of date
     python docs/draw.py --check    write nothing; exit with 1 if something is out of date
 
-A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; tables.py makes it.
+A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py makes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tables import BLOCKS, FAMILY, GROWN, grown, nominal, ratio, stage_rows
+from counted import BLOCKS, FAMILY, GROWN, SHOWN, grown, nominal, ratio, stage_rows
 
 from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
 from effnet.arch.cost import cost
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- begin: ([\w-]+) -->)(.*?)(<!-- end: \2 -->)", re.DOTALL)
-SHOWN = next(block for block in B0.blocks if block.name == "stages.4.1")  # the block of the first two pictures
 
 
 def main(arguments: list[str]) -> int:

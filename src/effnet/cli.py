@@ -25,6 +25,7 @@ from effnet.errors import ArgumentError, EffnetError, ImageError
 from effnet.weights.bundle import is_bundle, read_config
 
 OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130
+STDIN = "\0-"  # how a lone hyphen travels past cyclopts, which takes it for an option; no path can have this name
 
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
 PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     code = ERROR
     try:
-        code = app([word for word in words if word != "--traceback"]) or OK
+        code = app([STDIN if word == "-" else word for word in words if word != "--traceback"]) or OK
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of the pipe has left, so there is nobody to tell
@@ -114,10 +115,10 @@ def predict(
 
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input.
-        model: Registered weights (lite0, b0 ...), a bundle, a file or hub folder of another library, timm/NAME, hf:ORG/NAME.
+        model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
         topk: How many classes to name for each photo.
         batch: Photos that go through the network together.
-        fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it with borders, or squash it.
+        fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it, or squash it.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
         json: One JSON object a line.
         csv: CSV, one line for each class.
@@ -128,6 +129,7 @@ def predict(
         raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
     if json and csv:
         raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
+    named = ["-" if source == STDIN else source for source in sources]
     form = console.PredictionJson() if json else console.PredictionCsv() if csv else console.PredictionTable()
     started, photos, unreadable = time.perf_counter(), 0, 0
     with console.status(f"opening {model}"):
@@ -135,7 +137,7 @@ def predict(
 
         classifier = load(model, source=source, fit=fit)
     sys.stdout.write(form.begin())
-    for photo, answer in classifier.stream(expand(sources, sys.stdin), topk=topk, batch=batch):
+    for photo, answer in classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch):
         photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
         sys.stdout.write(form.answer(str(photo), answer))
         sys.stdout.flush()
@@ -162,7 +164,7 @@ def convert(
     Args:
         file: A .pth, .pt, .bin, .safetensors, .h5 or .keras file, a hub folder of timm or transformers, or a bundle.
         model: The variant that the file must hold; by default its shapes tell.
-        source: The library that wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf, keras; by default its keys tell.
+        source: Who wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf, keras; by default its keys tell.
         to: What to write: bundle, tutorial, torchvision, timm, timm-tf or hf.
         out: The file or folder to write; by default named after the input, in the working folder.
         num_classes: Another number of classes than the file's lets the classifier start fresh.
@@ -175,7 +177,7 @@ def _info_family(*, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(console.json_text([_values(row.spec) for row in VARIANTS.values()]))
         return OK
-    columns = "<name", "width", "depth", "px", "dropout", "drop connect", "params", "MACs", "FLOPs", "top-1 %"
+    columns = "<name", "width", "depth", "px", "dropout", "drop\nconnect", "params", "MACs", "FLOPs", "top-1\n%"
     rows = []
     sources: dict[str, list[str]] = {}
     for row in VARIANTS.values():
@@ -220,27 +222,29 @@ def _info_network(network: NetworkSpec, *, blocks: bool, as_json: bool) -> int:
 
 def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
     """Table 2 of the paper, group by group, and on request Figure 1."""
-    rows: list[dict[str, Any]] = []
-    for ours in (row for row in VARIANTS.values() if row.source == PAPER):
-        price = cost(ours.spec)
-        base = {"params": price.params, "macs": price.macs}
-        rows.append({"name": f"EfficientNet-{ours.name.upper()}", "top1": ours.top1, "top5": ours.top5, **base})
-        for rival in (rival for rival in RIVALS if rival.compared_with == ours.name):
-            theirs = {"params": rival.params, "macs": rival.macs, "compared_with": ours.name}
-            rows.append({"name": rival.name, "top1": rival.top1, "top5": rival.top5, **theirs})
+    groups = [(row, [rival for rival in RIVALS if rival.compared_with == row.name]) for row in VARIANTS.values()]
+    groups = [(ours, rivals) for ours, rivals in groups if ours.source == PAPER]
     if as_json:
-        sys.stdout.write(console.json_text(rows))
+        values = [_values(ours.spec) | {"rivals": [vars(rival) for rival in rivals]} for ours, rivals in groups]
+        sys.stdout.write(console.json_text(values))
     else:
-        columns = "<name", "top-1 %", "top-5 %", "params", "", "MACs", "FLOPs", ""
-        lines, base = [], {}
-        for row in rows:
-            base = base if "compared_with" in row else row
-            ratios = ["" if row is base or not row[k] else f"{row[k] / base[k]:.1f}x" for k in ("params", "macs")]
-            macs, flops = (console.billions(n * row["macs"]) if row["macs"] else "-" for n in (1, 2))
-            name = row["name"] if row is base else f"  {row['name']}"
-            lines.append(
-                (name, row["top1"], row["top5"], console.millions(row["params"]), ratios[0], macs, flops, ratios[1])
+        columns = "<name", "top-1\n%", "top-5\n%", "params", "", "MACs", "FLOPs", ""
+        lines: list[tuple[object, ...]] = []
+        for ours, theirs in groups:
+            price = cost(ours.spec)
+            counted = (
+                console.millions(price.params),
+                "",
+                console.billions(price.macs),
+                console.billions(price.flops),
+                "",
             )
+            lines.append((f"EfficientNet-{ours.name.upper()}", ours.top1, ours.top5, *counted))
+            for rival in theirs:
+                params, macs = rival.params_millions, rival.macs_billions
+                sizes = [f"{params:g} M", f"{1e6 * params / price.params:.1f}x"]
+                sizes += [f"{macs:g} G", f"{2 * macs:g} G", f"{1e9 * macs / price.macs:.1f}x"] if macs else ["-"] * 3
+                lines.append((f"  {rival.name}", rival.top1, rival.top5, *sizes))
         note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
         console.table(columns, lines, title="The family beside the networks of its time", note=note)
     if plot is None:

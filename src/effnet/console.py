@@ -18,7 +18,7 @@ from effnet.errors import ImageError
 if TYPE_CHECKING:
     from effnet.deploy.runtime import Prediction
 
-WIDE = 160  # columns of a table that nobody looks at on a terminal: nothing is cut off in a file
+WIDE = 500  # columns; no table is wider
 
 
 class PredictionTable:
@@ -72,14 +72,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(
-        box=SIMPLE_HEAD, title=title, title_justify="left", caption=note, caption_justify="left", pad_edge=False
-    )
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold", caption_style="")
+    drawn.title, drawn.title_justify, drawn.caption, drawn.caption_justify = title, "left", note, "left"
     for name in columns:
-        drawn.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right")
+        drawn.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(str(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)
+    terminal = Console(highlight=False)
+    # Wider than the terminal is better than cut off: the eye can follow a wrapped line, but not guess a number.
+    terminal.width = max(terminal.width, terminal.measure(drawn, options=terminal.options.update(width=WIDE)).maximum)
+    terminal.print(drawn)
 
 
 def json_line(value: object) -> str:
@@ -118,10 +120,10 @@ def json_text(value: object) -> str:
 
 
 def millions(number: float) -> str:
-    """5.29 M, in one piece that no table breaks."""
-    return f"{number / 1e6:,.2f}\N{NO-BREAK SPACE}M"
+    """Four digits that count, in millions: 5.289 M."""
+    return f"{number / 1e6:#.4g} M"
 
 
 def billions(number: float) -> str:
-    """0.386 G, in one piece that no table breaks."""
-    return f"{number / 1e9:,.3f}\N{NO-BREAK SPACE}G"
+    """Four digits that count, in billions: 0.3858 G."""
+    return f"{number / 1e9:#.4g} G"

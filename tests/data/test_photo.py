@@ -179,11 +179,15 @@ def test_palettes() -> None:
 
 def test_one_transparent_colour() -> None:
     key = tuple(int(value) for value in RGB[2, 3])
-    assert (pixels(encode(RGB, transparency=key)) == np.where((RGB == key).all(-1, keepdims=True), 255, RGB)).all()
+    assert (
+        pixels(encode(RGB, transparency=key)) == np.where(np.equal(RGB, key).all(-1, keepdims=True), 255, RGB)
+    ).all()
     grey = encode(GREY, transparency=int(GREY[0, 0]))
-    assert (pixels(grey, "L") == np.where(GREY == GREY[0, 0], 255, GREY)).all()
+    assert (pixels(grey, "L") == np.where(np.equal(GREY, GREY[0, 0]), 255, GREY)).all()
     deep = GREY.astype(np.uint16) * 257
-    assert (pixels(encode(deep, transparency=int(deep[0, 0])), "L") == np.where(GREY == GREY[0, 0], 255, GREY)).all()
+    assert (
+        pixels(encode(deep, transparency=int(deep[0, 0])), "L") == np.where(np.equal(GREY, GREY[0, 0]), 255, GREY)
+    ).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])  # Pillow's CMYK JPEGs are Adobe's, stored inverted
@@ -279,7 +283,7 @@ def test_arrays_of_other_types_are_refused(dtype: type) -> None:
 def test_what_is_no_photo_is_refused() -> None:
     with pytest.raises(ArgumentError, match="`source`"):
         open_photo(7)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="`mode` .*RGBA"):
+    with pytest.raises(ArgumentError, match=r"`mode` .*RGBA"):
         open_photo(RGB, "RGBA")  # type: ignore[arg-type]
 
 

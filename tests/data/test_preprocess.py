@@ -27,7 +27,6 @@ from effnet.errors import ArgumentError, ImageError
 
 PHOTOS = sorted((Path(module.__file__).parent / "photos").glob("*.png"))
 KINDS = ("nearest", "bilinear", "bicubic", "lanczos")
-# timm's names of crops, and its crop_pct where the whole photo is kept
 GREY = {"mean": (0.5,), "std": (0.25,)}
 SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 90))  # width, height
 
@@ -232,7 +231,7 @@ def test_steps_agree_and_pixels_may_be_written(fit: Any, spec: InputSpec) -> Non
 
 
 def test_a_photo_of_another_mode_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="`photo.mode` .*'RGBA'.* must be 'RGB' for 3 channels"):
+    with pytest.raises(ArgumentError, match=r"`photo\.mode` .*'RGBA'.* must be 'RGB' for 3 channels"):
         fit_photo(Image.new("RGBA", (9, 9)), InputSpec())
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
-BLUE, ORANGE, GREEN, SKY, YELLOW, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442", "#D55E00"
+BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 12,
     "text.color": INK,
@@ -45,7 +45,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "effnet",
 }
-UNDATED: dict[str, dict[str, Any]] = {
+UNDATED: dict[str, dict[str, Any]] = {  # what matplotlib writes of itself and of the time, switched off
     ".png": {"Software": None},
     ".svg": {"Creator": None, "Date": None},
     ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},

@@ -138,7 +138,6 @@ def _flatten(image: Image.Image, mode: ColourMode) -> Image.Image:
         image = image.convert("RGBA")
         canvas = Image.new("RGB", image.size, "white")
         canvas.paste(image, mask=image)
-        canvas.info = image.info
         image = canvas
     if image.mode != mode and image.mode not in ("1", "L"):
         image = image.convert("RGB")  # LAB knows no other way
@@ -158,9 +157,7 @@ def _narrow(image: Image.Image) -> Image.Image:
     channels = [grey.astype(np.uint8)]
     if "transparency" in image.info:
         channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
-    photo = Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
-    photo.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return photo
+    return Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
 
 
 def _reason(error: Exception) -> str:

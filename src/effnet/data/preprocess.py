@@ -24,12 +24,6 @@ from effnet.data.photo import ColourMode, PhotoSource, open_photo
 from effnet.errors import ArgumentError
 
 PLAIN_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 REACH = (
     4  # source pixels around the middle that the widest filter, Lanczos, looks at when it enlarges, and one to spare
 )
@@ -73,9 +67,8 @@ def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if photo.mode != colour_mode(spec):
         raise ArgumentError("photo.mode", photo.mode, f"must be {colour_mode(spec)!r} for {spec.channels} channels.")
     fits = {"crop": _crop, "pad": _pad, "squash": _squash}
-    return np.array(fits[spec.fit](photo, spec)).reshape(
-        spec.size, spec.size, spec.channels
-    )  # a copy that may be written
+    pixels = np.array(fits[spec.fit](photo, spec))  # a copy: torch warns of arrays that may not be written
+    return pixels.reshape(spec.size, spec.size, spec.channels)
 
 
 def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
@@ -104,7 +97,7 @@ def _crop(photo: Image.Image, spec: InputSpec) -> Image.Image:
     left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)  # halves to even, as torchvision does
     if width * height > PLAIN_LIMIT:
         return _crop_first(photo, (width, height), (left, top), spec)
-    resized = photo.resize((width, height), FILTERS[spec.interpolation])
+    resized = photo.resize((width, height), _filter(spec))
     return resized.crop((left, top, left + spec.size, top + spec.size))
 
 
@@ -123,9 +116,8 @@ def _crop_first(photo: Image.Image, resized: tuple[int, int], corner: tuple[int,
         boxes.append((first - cuts[-1][0], last - cuts[-1][0]))
     part = photo.crop((cuts[0][0], cuts[1][0], cuts[0][1], cuts[1][1]))
     (left, right), (top, bottom) = boxes
-    kind = FILTERS[spec.interpolation]
-    part = part.resize((spec.size, part.height), kind, (left, 0, right, part.height))
-    return part.resize((spec.size, spec.size), kind, (0, top, spec.size, bottom))
+    part = part.resize((spec.size, part.height), _filter(spec), (left, 0, right, part.height))
+    return part.resize((spec.size, spec.size), _filter(spec), (0, top, spec.size, bottom))
 
 
 def _pad(photo: Image.Image, spec: InputSpec) -> Image.Image:
@@ -134,10 +126,14 @@ def _pad(photo: Image.Image, spec: InputSpec) -> Image.Image:
     width, height = (max(1, round(side / ratio)) for side in photo.size)
     colour = tuple(round(255 * value) for value in spec.mean)
     canvas = Image.new(photo.mode, (spec.size, spec.size), colour if spec.channels > 1 else colour[0])
-    resized = photo.resize((width, height), FILTERS[spec.interpolation])
+    resized = photo.resize((width, height), _filter(spec))
     canvas.paste(resized, ((spec.size - width) // 2, (spec.size - height) // 2))
     return canvas
 
 
 def _squash(photo: Image.Image, spec: InputSpec) -> Image.Image:
-    return photo.resize((spec.size, spec.size), FILTERS[spec.interpolation])
+    return photo.resize((spec.size, spec.size), _filter(spec))
+
+
+def _filter(spec: InputSpec) -> Image.Resampling:
+    return Image.Resampling[spec.interpolation.upper()]

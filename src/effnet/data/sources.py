@@ -52,7 +52,7 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
             if listing is None:
                 raise ArgumentError("sources", source, "needs a list of paths on standard input.")
             yield from filter(None, (line.rstrip("\r\n") for line in listing))
-        elif _is_folder(Path(source)):
+        elif source and _is_folder(Path(source)):  # an empty name is no name for this folder
             for path in _walk(source, lambda path, is_folder: is_folder or _is_image(path)):
                 yield path
             if not path:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from effnet.analysis.plots import PAPER_FAMILY
 from effnet.arch.cost import cost
 from effnet.arch.rivals import RIVALS
 from effnet.arch.spec import NetworkSpec, strided
@@ -16,7 +17,8 @@ from effnet.arch.variants import B0, VARIANTS, spec
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # section 3.3 of the paper: growth of depth, width and resolution per phi
-FAMILY = tuple(VARIANTS[f"b{i}"].spec for i in range(8))
+FAMILY = tuple(VARIANTS[name].spec for name in PAPER_FAMILY)
+SHOWN = next(block for block in B0.blocks if block.name == "stages.4.1")  # the example: a block with all its parts
 MIB = 2**20
 FLOAT = 4  # bytes
 
@@ -231,19 +233,18 @@ def table_7() -> str:
 
 
 def keys() -> str:
-    """The tutorial's names of the tensors beside ours, in the order of computation."""
-    shown = [step for step in walk(B0) if step.block is None or step.block.name == "stages.4.1"]
-    pairs = [zip(LAYOUTS["tutorial"].names(step), NATIVE.names(step), strict=True) for step in shown]
-    return _table(
-        "the tutorial's key | ours", ([f"`{name}`" for name in pair] for row in pairs for pair in row if pair[0])
-    )
+    """The tutorial's names of the convolutions beside ours, in the order of computation."""
+    shown = [step for step in walk(B0) if step.block in (None, SHOWN)]
+    names = (LAYOUTS["tutorial"].names, NATIVE.names)
+    return _table("the tutorial's key | ours", ([f"`{name(step)[0]}`" for name in names] for step in shown), left=(1,))
 
 
 def letters() -> str:
     """The names that the tutorial gives to the blocks past 'z' of its deepest stage at d = 8."""
     count = max(spec("b0", depth=8).layers)
     beyond = [chr(97 + index) for index in range(26, count)]
-    return f"{count} blocks, and the last {len(beyond)} are named {', '.join(repr(name) for name in beyond)}"
+    names = ", ".join(f"`{name!r}`" for name in beyond).replace("|", r"\|")  # the page has them in a table
+    return f"{count} blocks, and the last {len(beyond)} are named {names}"
 
 
 def depthwise_start() -> str:
@@ -273,18 +274,16 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plateau": lambda: ", ".join(sorted({str(len(grown(d / 100, 1, 224).blocks)) for d in range(101, 126)})),
     "b0-flops": lambda: f"{_billions(cost(B0).macs)} multiply-adds, {_billions(cost(B0).flops)} FLOPs",
     "last-rate": lambda: f"{B0.blocks[-1].drop_rate:g}",
-    "se-share": lambda: f"{_se_params() / cost(B0).params:.0%}",
-    "convolutions": lambda: str(2 + sum(4 + (block.expand_ratio != 1) for block in B0.blocks)),
+    "se-share": lambda: f"{1 - cost(replace(B0, squeeze_ratio=0)).params / cost(B0).params:.0%}",
+    "short": lambda: "by {}, {} and {}".format(*(_printed_short(name) for name in ("b4", "b5", "b7"))),
+    "convolutions": lambda: str(sum(step.role != "classifier" for step in walk(B0))),
     "depthwise-start": depthwise_start,
     "peak-block": lambda: ", ".join(sorted({f"`{inference_peak(network)[1]}`" for network in FAMILY})),
 }
 
 
-def _se_params() -> int:
-    return sum(
-        2 * block.expanded_channels * block.squeeze_channels + block.squeeze_channels + block.expanded_channels
-        for block in B0.blocks
-    )
+def _printed_short(name: str) -> str:
+    return f"{1 - float(PRINTED[name][1]) * 1e9 / cost(VARIANTS[name].spec).macs:.0%}"
 
 
 def _phi(factor: float, growth: float) -> float:

@@ -1,0 +1,86 @@
+"""The pages of docs say what the code says, and their pictures exist."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from effnet.arch.spec import NetworkSpec
+
+DOCS = Path(__file__).parents[2] / "docs"
+METHOD = DOCS / "method.md"
+
+
+@pytest.fixture(scope="module")
+def draw() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(DOCS))
+    try:
+        import draw
+
+        yield draw
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+@pytest.fixture
+def copy(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the page that draw.py takes for docs; without pictures, whose bytes depend on matplotlib's version."""
+    monkeypatch.setattr(draw, "DOCS", tmp_path)
+    monkeypatch.setattr(draw, "PICTURES", {})
+    return Path(shutil.copy(METHOD, tmp_path))
+
+
+def test_the_numbers_are_the_codes(draw: ModuleType, copy: Path) -> None:
+    assert draw.main(["--check"]) == 0, "run: python docs/draw.py"
+
+
+def test_a_wrong_number_is_found_and_mended(draw: ModuleType, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = copy.read_text("utf-8")
+    copy.write_text(page.replace("5,288,548", "5,288,549"), "utf-8")
+    assert draw.main(["--check"]) == 1
+    assert "method.md is out of date" in capsys.readouterr().out
+    assert draw.main([]) == 0
+    assert copy.read_text("utf-8") == page
+
+
+def test_markers_come_in_pairs_and_stay_out_of_the_readers_way(draw: ModuleType) -> None:
+    page = METHOD.read_text("utf-8")
+    marked = [match[2] for match in draw.MARKED.finditer(page)]
+    assert page.count("<!-- ") == 2 * len(marked)
+    assert sorted(marked) == sorted(draw.BLOCKS)
+    for line in page.splitlines():  # a line that opens with a comment is raw HTML to markdown, and shown as it is
+        assert not line.startswith("<!--") or re.fullmatch(r"<!-- (begin|end): [\w-]+ -->", line), line
+
+
+def test_pictures_and_links_agree(draw: ModuleType) -> None:
+    linked = set(re.findall(r"!\[[^]]+\]\((\S+)\)", METHOD.read_text("utf-8")))
+    assert linked == {f"pictures/{name}.svg" for name in draw.PICTURES}
+    assert {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == linked
+
+
+def test_memory_agrees_with_what_was_traced(draw: ModuleType) -> None:
+    """Outside numbers: torchvision's B0-B7 in float32, by a dispatch mode and by saved-tensor hooks."""
+    peaks = (2609152, 2995200, 3515200, 7020000, 11263200, 16219008, 28993536, 37440000)  # elements
+    saved = (84.2, 136.4, 173.5, 298.2, 623.5, 1248.3, 2114.1, 3671.5)  # MiB
+    counted = sys.modules["counted"]
+    assert [counted.inference_peak(network)[0] for network in draw.FAMILY] == list(peaks)
+    assert [4 * counted.saved_for_backward(network) / 2**20 for network in draw.FAMILY] == pytest.approx(
+        saved, rel=3e-3
+    )
+
+
+def test_the_pages_code_runs_and_its_names_exist() -> None:
+    page = METHOD.read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {})
+    assert printed.getvalue().splitlines()[-1] == "385814752"
+    fields = {field.name for field in dataclasses.fields(NetworkSpec)}
+    assert set(re.findall(r"`NetworkSpec\.(\w+)`", page)) <= fields

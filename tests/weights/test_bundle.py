@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import effnet
+from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.errors import ArgumentError, BundleError
+from effnet.weights.bundle import open_bundle, read_config, save
+
+SPEC = effnet.spec("b0", width=0.25, depth=0.4, resolution=64, num_classes=3)
+
+
+@pytest.fixture
+def network() -> effnet.EfficientNet:
+    torch.manual_seed(0)
+    return effnet.EfficientNet(SPEC, policy=NumericPolicy(1e-4, 0.05, "same")).eval()
+
+
+@pytest.fixture
+def folder(network: effnet.EfficientNet, tmp_path: Path) -> Path:
+    see = InputSpec(64, 72, interpolation="bilinear", fit="pad")
+    return save(network, tmp_path / "bundle", classes=["a", "b", "c"], input=see, source="here", metrics={"top1": 0.5})
+
+
+def test_everything_comes_back(network: effnet.EfficientNet, folder: Path) -> None:
+    bundle = open_bundle(folder)
+    assert bundle.config == read_config(folder)
+    assert bundle.config.spec == SPEC
+    assert bundle.config.policy == network.policy == bundle.network.policy
+    assert bundle.config.input == InputSpec(64, 72, interpolation="bilinear", fit="pad")
+    assert bundle.config.classes == ("a", "b", "c")
+    assert bundle.config.source == "here"
+    assert bundle.config.metrics == {"top1": 0.5}
+    assert not bundle.network.training
+    images = torch.randn(2, 3, 64, 50)
+    assert torch.equal(network(images), bundle.network(images))
+
+
+def test_a_channels_last_half_trained_network_is_saved_too(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    network = network.to(memory_format=torch.channels_last).train()
+    network(torch.randn(4, 3, 64, 64)).sum().backward()
+    bundle = open_bundle(save(network, tmp_path / "x"))
+    for key, tensor in bundle.network.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[key]), key
+
+
+def test_files_of_a_bundle(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format"] == 1
+    assert config["spec"]["width"] == 0.25
+
+
+def test_saving_again_replaces_a_bundle_and_nothing_else(network: effnet.EfficientNet, folder: Path) -> None:
+    save(network, folder, classes=["x", "y", "z"])
+    assert read_config(folder).classes == ("x", "y", "z")
+    other = folder.parent / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_bytes(b"")
+    with pytest.raises(BundleError, match="photos exists and is no bundle"):
+        save(network, other)
+    assert [path.name for path in other.iterdir()] == ["cat.jpg"]
+
+
+def test_nothing_half_written_stays(
+    network: effnet.EfficientNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        save(network, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["model.safetensors", "config.json"])
+def test_cut_short(folder: Path, where: str) -> None:
+    blob = (folder / where).read_bytes()
+    (folder / where).write_bytes(blob[: len(blob) // 2])
+    with pytest.raises(BundleError, match=where.replace(".", r"\.")) as caught:
+        open_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_changed_bit(folder: Path) -> None:
+    blob = bytearray((folder / "model.safetensors").read_bytes())
+    blob[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(blob))
+    with pytest.raises(BundleError, match="changed or cut short"):
+        open_bundle(folder)
+
+
+def change(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def test_a_newer_format(folder: Path) -> None:
+    change(folder, format=2, effnet="9.0", anything="new")
+    with pytest.raises(BundleError, match=re.escape("has format 2, written by effnet 9.0")):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"classes": ["a", "b"]}, "must name the network's 3 outputs"),
+        ({"input": {"size": -1}}, "`size` (=-1) must be"),
+        ({"policy": {"padding": "valid"}}, "Did you mean|choose from symmetric, same"),
+        ({"sprec": 1}, "Did you mean 'spec'"),
+        ({"spec": {"name": "x"}}, "was changed"),
+        ({"spec": None}, "was changed"),
+    ],
+)
+def test_a_changed_config(folder: Path, values: dict[str, object], words: str) -> None:
+    change(folder, **values)
+    with pytest.raises(BundleError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        open_bundle(folder)
+
+
+def test_another_network_than_the_config_says(folder: Path) -> None:
+    change(folder, spec=effnet.spec(SPEC, depth=1.0).to_dict())
+    with pytest.raises(BundleError, match="does not hold the network that config.json describes"):
+        open_bundle(folder)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle: it has no config.json"):
+        open_bundle(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    with pytest.raises(BundleError, match="not effnet's"):
+        open_bundle(tmp_path)
+
+
+def test_wrong_arguments(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="must name the network's 3 outputs"):
+        save(network, tmp_path / "x", classes=["one"])
+    with pytest.raises(ArgumentError, match="must be a sequence of names"):
+        save(network, tmp_path / "x", classes="abc")
+    grouped = effnet.EfficientNet(SPEC, norm=lambda channels: nn.GroupNorm(8, channels))
+    with pytest.raises(ArgumentError, match="must have the tensors of its spec"):
+        save(grouped, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
