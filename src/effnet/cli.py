@@ -203,7 +203,7 @@ def _info_network(network: NetworkSpec, *, blocks: bool, as_json: bool) -> int:
     price = cost(network)
     columns = ("<block" if blocks else "<stage", "<operator", "input px", "channels", "layers", "stride")
     costs = "params", "MACs", "activations"
-    lines = [
+    lines: list[tuple[object, ...]] = [
         (row.name, row.operator, row.input_size, row.channels, row.layers, row.stride, *_costs(row.cost))
         for row in rows
     ]

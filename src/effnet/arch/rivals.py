@@ -20,16 +20,6 @@ class Rival:
     params_millions: float
     macs_billions: float | None  # the paper leaves GPipe's out
 
-    @property
-    def params(self) -> int:
-        """Parameters, as precisely as the paper has them."""
-        return round(self.params_millions * 1e6)
-
-    @property
-    def macs(self) -> int | None:
-        """Multiply-adds, as precisely as the paper has them."""
-        return None if self.macs_billions is None else round(self.macs_billions * 1e9)
-
 
 RIVALS = (
     # name, compared with, top-1, top-5, parameters (M), multiply-adds (B)
