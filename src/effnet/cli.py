@@ -21,11 +21,13 @@ from effnet.arch.rivals import RIVALS
 from effnet.arch.spec import Fit, NetworkSpec
 from effnet.arch.table import block_rows, stage_rows
 from effnet.arch.variants import PAPER, VARIANTS, spec, variant
-from effnet.errors import ArgumentError, EffnetError, ImageError
+from effnet.errors import ArgumentError, EffnetError, ImageError, UnknownNameError
 from effnet.weights.bundle import is_bundle, read_config
 
 OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130
 STDIN = "\0-"  # how a lone hyphen travels past cyclopts, which takes it for an option; no path can have this name
+
+SAME = 1e-4  # of the largest logit: two networks that differ by less are the same network
 
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
 PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
@@ -151,7 +153,7 @@ def predict(
 
 @app.command
 def convert(
-    file: Path,
+    file: str,
     *,
     model: str | None = None,
     source: str | None = None,
@@ -162,14 +164,48 @@ def convert(
     """Turn a checkpoint of one library into another's or into a bundle, and check that the logits stay the same.
 
     Args:
-        file: A .pth, .pt, .bin, .safetensors, .h5 or .keras file, a hub folder of timm or transformers, or a bundle.
+        file: A .pth, .pt, .bin, .safetensors, .h5 or .keras file, a hub folder of timm or transformers, a bundle, or
+            registered weights (lite0, b0 ...).
         model: The variant that the file must hold; by default its shapes tell.
         source: Who wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf, keras; by default its keys tell.
         to: What to write: bundle, tutorial, torchvision, timm, timm-tf or hf.
         out: The file or folder to write; by default named after the input, in the working folder.
         num_classes: Another number of classes than the file's lets the classifier start fresh.
     """
-    raise NotImplementedError
+    with console.status(f"reading {file}"):
+        from effnet.weights.bundle import save
+        from effnet.weights.pretrained import build, read
+        from effnet.weights.verify import logit_difference
+        from effnet.weights.writers import FILES, WRITTEN, write_checkpoint
+
+        if to not in ("bundle", *WRITTEN):
+            raise UnknownNameError("to", to, ("bundle", *WRITTEN))
+        checkpoint = read(file, model, source=source, num_classes=num_classes)
+        network, report = build(checkpoint), checkpoint.report
+    sys.stdout.write(f"{report}\n")
+    with console.status(f"comparing logits with {report.source}"):
+        difference = logit_difference(report.path, report.source)
+    sys.stdout.write(f"read: {difference}\n")
+    if difference.relative > SAME:
+        console.remark(f"effnet: refused: the logits differ by more than {SAME:g} of the largest; nothing was written")
+        return FINDING
+
+    target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
+    if to == "bundle":
+        words = f"{file} ({report.source})"
+        sys.stdout.write(
+            f"wrote {save(network, target, classes=checkpoint.classes, input=report.input, source=words)}\n"
+        )
+    else:
+        sys.stdout.write(f"{write_checkpoint(network, to, target, see=report.input, classes=checkpoint.classes)}\n")
+    with console.status(f"comparing logits with {to}"):
+        difference = logit_difference(target, to, network)
+    sys.stdout.write(f"written: {difference}\n")
+    if difference.relative > SAME:
+        console.remark(f"effnet: the logits differ by more than {SAME:g} of the largest: do not use {target}")
+        return FINDING
+    console.remark(f"Next: effnet predict photo.jpg --model {target}")
+    return OK
 
 
 def _info_family(*, as_json: bool) -> int:

@@ -99,13 +99,16 @@ def csv_lines(rows: Iterable[Sequence[object]]) -> str:
 @contextmanager
 def status(doing: str) -> Iterator[None]:
     """Show what is being done until it is, where somebody looks at a terminal."""
-    if not sys.stderr.isatty():
+    shown = sys.stderr.isatty()
+    line = f"{doing} ..."
+    if shown:
+        sys.stderr.write(f"{line}\r")  # the line of a progress bar, if one comes
+        sys.stderr.flush()
+    try:
         yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{doing} ..."):
-        yield
+    finally:
+        if shown:
+            sys.stderr.write(f"{'':{len(line)}}\r")
 
 
 def remark(words: str) -> None:

@@ -252,6 +252,12 @@ def test_32_bit_images_use_the_smallest_usual_range(dtype: type, top: int) -> No
     assert (pixels(file, "L") == ramp).all()
 
 
+def test_floats_are_rounded() -> None:
+    assert pixels(Image.fromarray(np.array([[0, 0.001, 0.003, 0.5, 0.999, 1]], np.float32)), "L").tolist() == [
+        [0, 0, 1, 128, 255, 255]
+    ]
+
+
 @pytest.mark.parametrize("value", [-1, 70000, float("nan"), float("inf")])
 def test_values_of_no_usual_range_are_refused(value: float) -> None:
     with pytest.raises(ImageError, match="holds values from"):
@@ -300,11 +306,12 @@ def test_streams_stay_open_and_need_not_seek() -> None:
 
 
 def test_the_result_does_not_depend_on_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "photo.bmp"
-    path.write_bytes(encode(RGB, "BMP").getvalue())
-    photo = open_photo(path)
-    path.write_bytes(b"")
-    assert (np.asarray(photo) == RGB).all()
+    path = tmp_path / "photo.tif"  # uncompressed grey: what Pillow maps into memory where it knows the file's name
+    path.write_bytes(encode(GREY, "TIFF").getvalue())
+    photo = open_photo(path, "L")
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert (np.asarray(photo) == GREY).all()
 
 
 # What cannot be read -------------------------------------------------------------------------------------------------
@@ -312,12 +319,14 @@ def test_the_result_does_not_depend_on_the_file(tmp_path: Path) -> None:
 
 def test_reasons_in_plain_words(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "tiny.jpg").write_bytes(b"\xff")
     (tmp_path / "text.jpg").write_text("This is no image, only a text of some length.")
     (tmp_path / "short.png").write_bytes(encode(RGB).getvalue()[:60])
     (tmp_path / "header.png").write_bytes(encode(RGB).getvalue()[:31])
     (tmp_path / "vector.eps").write_bytes(encode(RGB, "EPS").getvalue())
     for name, reason in {
         "empty.jpg": "is empty",
+        "tiny.jpg": "is not an image",
         "text.jpg": "is not an image",
         "short.png": r"is damaged or cut short \(image file is truncated",
         "header.png": "is a damaged PNG file",

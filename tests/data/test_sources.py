@@ -55,6 +55,13 @@ def test_a_folder_gives_its_images_in_natural_order(tree: Path, folder: str) -> 
     assert list(expand([folder])) == [f"{folder.rstrip('/')}/{name}" for name in IMAGES]
 
 
+def test_natural_order_counts_numbers_and_ignores_case(tree: Path) -> None:
+    names = ["01.png", "1.png", "2b3.png", "2B20.png", "10.png", "A.png", "B1.png", "b02.png", "B.10.png", "²5.png"]
+    for name in reversed(names):
+        (tree / "photos/empty" / name).touch()
+    assert list(expand(["photos/empty"])) == [f"photos/empty/{name}" for name in names]
+
+
 def test_names_are_passed_on_as_they_are(tree: Path) -> None:
     named = ["missing.jpg", "./photos/notes.txt", "photos//2.jpg", "photos/.hidden.jpg", "", "x" * 300, "a\0b"]
     assert list(expand(named)) == named

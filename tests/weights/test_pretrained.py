@@ -98,7 +98,9 @@ def test_open_model_knows_the_context(bundle: Path) -> None:
     assert tiny.input.fit == "squash"
 
 
-@pytest.mark.parametrize(("name", "words"), [("lit0", "Did you mean 'lite0'"), ("b9", "b8|b1|b0"), ("no/such.pth", "is not")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("lit0", "Did you mean 'lite0'"), ("b9", "b8|b1|b0"), ("no/such.pth", "is not")]
+)
 def test_unknown_weights(name: str, words: str) -> None:
     with pytest.raises(UnknownNameError, match=words):
         open_model(name)

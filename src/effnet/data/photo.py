@@ -12,7 +12,8 @@ Departures from torchvision's and timm's readers, which call Pillow's `convert("
 - they see photos of phones lying on their side, because `convert` ignores the EXIF orientation;
 - they drop the alpha channel and show the colour hidden beneath it, mostly black: up to 255 of 255 levels away from the
   white here where a pixel is transparent, and 0 where it is opaque;
-- they clip 16-bit, 32-bit and float pixels at 255 instead of scaling them: most 16-bit photos come out all white.
+- they clip 16-bit, 32-bit and float pixels at 255 instead of scaling them: 99.6 % of the 16-bit values become white.
+As there, colour profiles (ICC) are ignored, and of a 16-bit RGB PNG the one transparent colour, which Pillow misses.
 """
 
 from __future__ import annotations

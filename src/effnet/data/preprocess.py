@@ -24,9 +24,7 @@ from effnet.data.photo import ColourMode, PhotoSource, open_photo
 from effnet.errors import ArgumentError
 
 PLAIN_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
-REACH = (
-    4  # source pixels around the middle that the widest filter, Lanczos, looks at when it enlarges, and one to spare
-)
+REACH = 4  # source pixels to either side that the widest filter, Lanczos, weighs when it enlarges, and one to spare
 
 
 def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:

@@ -7,7 +7,6 @@ left over and what was assumed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
 from effnet.weights.files import WeightFile, open_weights
-from effnet.weights.layouts import NATIVE, SOURCES, Layout, detect, layout_of, policy_of, walk
-from effnet.weights.preparation import assumed_input, class_names
+from effnet.weights.layouts import NATIVE, SOURCES, Layout, detect, layout_of, walk
+from effnet.weights.preparation import KERAS_INPUT, assumed_input, class_names, timm_source, told_by_config
 from effnet.weights.shapes import infer_spec
 
 COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
@@ -89,23 +88,29 @@ def read_checkpoint(
     Raises:
         AmbiguousSourceError: timm's keys without a word on which of its two kinds of network they are for.
         MismatchError: the file holds another network, or does not hold all of it.
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read, or is for a network that computes something else.
     """
     file = open_weights(Path(path))
     layout = detect(file.tensors)
     source = _source(file, layout, source)
-    held = infer_spec({key: tuple(tensor.shape) for key, tensor in file.tensors.items()}, layout, file.path)
-    target = held if network is None else _expected(network, held, file.path)
+    shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
+    held, policy, doubts = told_by_config(file, source, infer_spec(shapes, layout, file.path, num_classes))
+    target = held if network is None else _expected(network, held, source, file.path)
     target = spec(target, num_classes=num_classes, in_channels=in_channels)
+    if target.num_classes != held.num_classes and num_classes is None:
+        raise MismatchError(
+            f"{path} has a classifier for {held.num_classes} classes, and {target.name} was asked for with "
+            f"{target.num_classes}; give num_classes={target.num_classes} to let a fresh one take its place"
+        )
 
-    state, missing = _native_state(file, layout, held)
-    if missing:
-        raise MismatchError(f"{path} lacks {len(missing)} of {held.name}'s tensors: {', '.join(missing[:6])}")
+    state, missing = native_state(file, layout, held)
+    optional = COUNTER if num_classes is None else (COUNTER, "classifier.weight", "classifier.bias")
+    if lost := [key for native, key in missing.items() if not native.endswith(optional)]:
+        raise MismatchError(f"{path} lacks {len(lost)} of {held.name}'s tensors: {', '.join(lost[:6])}")
     fresh, adapted = _retarget(state, held, target)
-    used = layout.shapes(held).keys()
-    policy = policy_of(source, held)
-    if eps := file.config.get("batch_norm_eps"):  # transformers' config.json
-        policy = dataclasses.replace(policy, bn_eps=eps)
+    matched = len(state) - len(adapted)
+    state |= {native: torch.zeros((), dtype=torch.long) for native in missing if native.endswith(COUNTER)}
+    used = {*layout.shapes(held), *KERAS_INPUT}
     see, assumption = assumed_input(file, source, target)
     report = Report(
         path=file.path,
@@ -114,11 +119,11 @@ def read_checkpoint(
         spec=target,
         policy=policy,
         input=see,
-        matched=len(state) - len(adapted),
+        matched=matched,
         fresh=fresh,
         adapted=adapted,
-        left_over=tuple(key for key in file.tensors if key not in used),
-        notes=(*file.notes, *assumption),
+        left_over=tuple(key for key in file.tensors if key not in used) + file.beside,
+        notes=(*file.notes, *doubts, *assumption),
     )
     return Checkpoint(state, report, None if fresh else class_names(file, target))
 
@@ -132,17 +137,34 @@ def foreign_state(state: Mapping[str, Tensor], spec: NetworkSpec, layout: Layout
     }
 
 
+def native_state(file: WeightFile, layout: Layout, held: NetworkSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The file's tensors under native names, in float32, and the names it lacks, native and its own."""
+    state, missing = dict[str, Tensor](), dict[str, str]()
+    for step in walk(held):
+        theirs = dict(zip((key for key, _ in NATIVE.keys(step)), layout.keys(step), strict=False))
+        for native, _ in NATIVE.keys(step):
+            key, shape = theirs.get(native, ("", ()))
+            tensor = file.tensors.get(key)
+            if tensor is not None and tuple(tensor.shape) == shape:
+                state[native] = tensor if native.endswith(COUNTER) else tensor.float()
+            else:
+                missing[native] = key
+    return state, missing
+
+
 def with_eps(state: Mapping[str, Tensor], old: float, new: float) -> dict[str, Tensor]:
-    """The state that computes with batch normalisation's eps `new` what it computed with `old`, in eval mode.
+    """A native state that computes with batch normalisation's eps `new` what it computed with `old`, in eval mode.
 
-    Normalising divides by sqrt(variance + eps), so the difference moves into the running variances.
-
-    Raises:
-        CheckpointError: a variance would become negative.
+    Normalising divides by sqrt(variance + eps), so the difference moves into the running variances. Where one would
+    become negative it is 0, and the layer's weight makes up for the rest.
     """
-    moved = {key: value + (old - new) if key.endswith(".running_var") else value for key, value in state.items()}
-    if any(bool((value < 0).any()) for key, value in moved.items() if key.endswith(".running_var")):
-        raise CheckpointError(f"running variances are too small to move BN's eps from {old:g} to {new:g}")
+    moved = dict(state)
+    for key, variance in state.items():
+        if key.endswith(".running_var"):
+            moved[key] = (variance + (old - new)).clamp(min=0)
+            weight = key.replace(".running_var", ".weight")
+            rest = ((moved[key] + new) / (variance + old)).sqrt()
+            moved[weight] = torch.where(moved[key] > 0, state[weight], state[weight] * rest)
     return moved
 
 
@@ -159,49 +181,35 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def _source(file: WeightFile, layout: Layout, source: str | None) -> str:
-    """The source that was given, if it fits the keys, or the one that the keys and config.json tell."""
+    """The source that was given, if it fits the keys and config.json, or the one that they tell."""
     written_by = layout.name.removesuffix("-numbered")
-    if source is not None:
-        if source not in SOURCES:
-            raise UnknownNameError("source", source, SOURCES)
-        if layout_of(source).name != written_by:
-            raise CheckpointError(f"{file.path} has the keys of {written_by}, not of {source}")
-        return source
-    if written_by != "timm":
-        return "bundle" if written_by == "native" else written_by
-    architecture = str(file.config.get("architecture", ""))
-    if not architecture:
+    told = {"native": "bundle", "timm": timm_source(file)}.get(written_by, written_by)
+    if source is None and not told:
         raise AmbiguousSourceError(
             f"{file.path} has the keys of timm, which fit two networks that compute different things: "
             "efficientnet_* (source timm) and tf_efficientnet_* (source timm-tf). Say which one with `source`."
         )
-    return "timm-tf" if architecture.startswith("tf_") else "timm"
+    if source is None or source == told:
+        return told
+    if source not in SOURCES:
+        raise UnknownNameError("source", source, SOURCES)
+    if told or layout_of(source).name != written_by:
+        raise CheckpointError(f"{file.path} was written by {told or written_by}, not by {source}")
+    return source
 
 
-def _expected(network: str | NetworkSpec, held: NetworkSpec, path: Path) -> NetworkSpec:
-    """The network that was asked for, with the file's classes and channels unless a NetworkSpec names its own."""
+def _expected(network: str | NetworkSpec, held: NetworkSpec, source: str, path: Path) -> NetworkSpec:
+    """The network that was asked for; one asked for by name has the file's resolution, classes and channels.
+
+    Keys of our own do not tell the activation, so there the one that was asked for counts.
+    """
     asked = spec(network)
     comparable = spec(asked, num_classes=held.num_classes, in_channels=held.in_channels)
     if NATIVE.shapes(comparable) != NATIVE.shapes(held):
         raise MismatchError(f"{path} holds a {held.name}, but {asked.name} was asked for")
-    return asked if isinstance(network, NetworkSpec) else comparable
-
-
-def _native_state(file: WeightFile, layout: Layout, held: NetworkSpec) -> tuple[dict[str, Tensor], list[str]]:
-    """The file's tensors under native names, in float32, and the names it lacks."""
-    state, missing = {}, []
-    for step in walk(held):
-        theirs = dict(zip((key for key, _ in NATIVE.keys(step)), layout.keys(step), strict=False))
-        for native, _ in NATIVE.keys(step):
-            key, shape = theirs.get(native, ("", ()))
-            tensor = file.tensors.get(key)
-            if tensor is not None and tuple(tensor.shape) == shape:
-                state[native] = tensor if native.endswith(COUNTER) else tensor.float()
-            elif native.endswith(COUNTER):
-                state[native] = torch.zeros((), dtype=torch.long)
-            else:
-                missing.append(key)
-    return state, missing
+    if asked.activation != held.activation and source != "bundle":
+        raise MismatchError(f"{path} is for a network with {held.activation}, not {asked.activation} as {asked.name}")
+    return asked if isinstance(network, NetworkSpec) else spec(comparable, resolution=held.resolution)
 
 
 def _retarget(
@@ -210,10 +218,11 @@ def _retarget(
     """Fit a state to another number of classes and channels; the names that start fresh, and those adapted."""
     fresh: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()
-    if target.num_classes != held.num_classes:
-        fresh = ("classifier.weight", "classifier.bias")
+    classifier = ("classifier.weight", "classifier.bias")
+    if target.num_classes != held.num_classes or not state.keys() >= set(classifier):
+        fresh = classifier
         for key in fresh:
-            del state[key]
+            state.pop(key, None)
     if target.in_channels != held.in_channels:
         adapted = ("stem.conv.weight",)
         state["stem.conv.weight"] = adapt_stem(state["stem.conv.weight"], target.in_channels)

@@ -6,11 +6,15 @@ torch.compile, Lightning, EMA) is taken off, and said. Keras kernels are turned 
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
+import struct
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +26,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from effnet.errors import CheckpointError, MissingExtraError
+from effnet.weights.layouts import LAYOUTS, Step
 
 if TYPE_CHECKING:
     import h5py
 
 # In this order: an average of the weights is what was evaluated, so it goes first.
-INNER = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema.")
+INNER = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
+)
+STEMS = tuple(layout.names(Step("stem", ()))[0] + layout.weight[0] for layout in LAYOUTS.values())
+NESTED = 6  # dictionaries inside one another that are looked into
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+HEADLESS_HF = "embeddings.convolution.weight"  # the stem of transformers' EfficientNetModel, which has no classifier
+DAMAGED = (  # what torch, safetensors, zipfile and h5py raise over files that are none of theirs
+    *(SafetensorError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError),
+    *(AttributeError, OverflowError, AssertionError, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class WeightFile:
     config: dict[str, Any] = field(default_factory=dict)  # a hub folder's config.json
     preprocessor: dict[str, Any] = field(default_factory=dict)  # a transformers folder's preprocessor_config.json
     notes: tuple[str, ...] = ()  # what was taken off
+    beside: tuple[str, ...] = ()  # names of tensors that stand beside the network's
 
 
 def open_weights(path: Path) -> WeightFile:
@@ -62,53 +77,92 @@ def open_weights(path: Path) -> WeightFile:
         if file is path:
             raise CheckpointError(f"the folder {path} holds none of {', '.join(FOLDER_FILES)}")
         config, preprocessor = _json(path / "config.json"), _json(path / "preprocessor_config.json")
+    if not file.stat().st_size:
+        raise CheckpointError(f"{file} is empty")
     try:
-        if file.suffix in KERAS_SUFFIXES:
-            tensors = _open_keras(file)
-        elif file.suffix == ".safetensors":
-            tensors, notes = unwrap(load_file(file))
-        else:
-            tensors, notes = unwrap(torch.load(file, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Weights only" not in str(error):
-            raise CheckpointError(f"{file} is damaged or no file of weights: {error}") from error
+        if file.suffix.lower() in KERAS_SUFFIXES:
+            return WeightFile(path, _open_keras(file), config, preprocessor)
+        loaded = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    except DAMAGED as error:
+        reason = re.split(r"\n|\. ", str(error))[0]
+        raise CheckpointError(f"{file} is damaged or no file of weights ({type(error).__name__}: {reason})") from error
+    try:
+        tensors, beside, notes = unwrap(loaded)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return WeightFile(path, tensors, config, preprocessor, notes, beside)
+
+
+def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """The network's tensors in what a training script saved, the names beside them, and a note on what was taken off.
+
+    Raises:
+        CheckpointError: there are no tensors in it, or those of several networks.
+    """
+    path = _path_to_tensors(loaded)
+    if path is None:
+        raise CheckpointError("it holds no tensors under names, so it is no state dict")
+    notes = []
+    for name in path:
+        assert isinstance(loaded, Mapping)
+        others = [other for other in INNER if other != name and _path_to_tensors(loaded.get(other)) is not None]
+        notes.append(f"took {name!r} out of the checkpoint" + (f", not {', '.join(others)}" if others else ""))
+        loaded = loaded[name]
+    assert isinstance(loaded, Mapping)
+    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+    prefix = _prefix(tensors)
+    if prefix is None and (prefix := _prefix(tensors, (HEADLESS_HF,))) is not None:
+        tensors = {key.replace(prefix, f"{prefix}efficientnet.", 1): value for key, value in tensors.items()}
+    if not prefix:
+        return tensors, (), tuple(notes)
+    inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    notes.append(f"took the prefix {prefix!r} off the keys")
+    return inside, tuple(key for key in tensors if not key.startswith(prefix)), tuple(notes)
+
+
+def _path_to_tensors(loaded: object, depth: int = 0) -> tuple[str, ...] | None:
+    """The names that lead to the first dictionary that holds tensors itself."""
+    if not isinstance(loaded, Mapping) or depth > NESTED:
+        return None
+    for name in INNER:
+        if (path := _path_to_tensors(loaded.get(name), depth + 1)) is not None:
+            return name, *path
+    return () if any(isinstance(value, Tensor) for value in loaded.values()) else None
+
+
+def _prefix(keys: Collection[str], stems: tuple[str, ...] = STEMS) -> str | None:
+    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), told from its stem's."""
+    prefixes = {key.removesuffix(stem) for key in keys for stem in stems if f".{key}".endswith(f".{stem}")}
+    averaged = {prefix for prefix in prefixes if re.search(r"(^|[._])(ema|averag)", prefix.lower())}
+    chosen = averaged if len(averaged) == 1 else prefixes
+    if len(chosen) > 1:
+        names = ", ".join(repr(prefix) for prefix in sorted(prefixes))
+        raise CheckpointError(f"it holds several networks, under {names}: save the state dict of one of them")
+    return next(iter(chosen), None)
+
+
+def _load_pickle(file: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's hints on odd files, which all end in an error that says more
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        alone = "Where you trust it, save its state dict alone: torch.save(model.state_dict(), path)"
+        if isinstance(error, RuntimeError):
+            if "weights_only" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{file} is a TorchScript archive or of torch's oldest format: opening it would run what is inside. "
+                + alone
+            ) from error
+        if "Unsupported operand" in str(error):
+            raise CheckpointError(f"{file} is damaged, or neither torch.save nor safetensors wrote it") from error
         kind = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
             f"{file} holds Python objects beside its tensors{f' ({kind[1]})' if kind else ''}, and opening those can "
-            "run anybody's code. Where you trust it, save its state dict alone: torch.save(model.state_dict(), path)"
+            f"run anybody's code. {alone}"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{file} is damaged or no file of weights: {str(error).splitlines()[0]}") from error
-    return WeightFile(path, tensors, config, preprocessor, notes)
-
-
-def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict inside what a training wrapper saved, and a note on each layer that was taken off.
-
-    Raises:
-        CheckpointError: there are no tensors in it.
-    """
-    notes = []
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        inner = next((name for name in INNER if isinstance(loaded.get(name), Mapping)), None)
-        if inner is None:
-            break
-        beside = [name for name in INNER if name != inner and isinstance(loaded.get(name), Mapping)]
-        notes.append(f"took {inner!r} out of the checkpoint" + (f", not {', '.join(beside)}" if beside else ""))
-        loaded = loaded[inner]
-    tensors = (
-        {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-        if isinstance(loaded, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise CheckpointError("it holds no tensors under names, so it is no state dict")
-    while True:
-        prefix = next((p for p in PREFIXES if sum(key.startswith(p) for key in tensors) > len(tensors) / 2), None)
-        if prefix is None:
-            return tensors, tuple(notes)
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        notes.append(f"took the prefix {prefix!r} off the keys")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -126,31 +180,42 @@ def _open_keras(path: Path) -> dict[str, Tensor]:
     except ImportError as error:
         raise MissingExtraError(f"reading {path.name}", "keras") from error
 
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as inner, h5py.File(inner, "r") as file:
-            return _keras_tensors(file)
-    with h5py.File(path, "r") as file:
+    content: Path | io.BytesIO = path
+    if path.suffix.lower() == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content, "r") as file:
         return _keras_tensors(file)
 
 
 def _keras_tensors(file: h5py.File) -> dict[str, Tensor]:
+    """The datasets as LAYER/LEAF, whatever models the layer is nested in; those of the optimizer are left out."""
     import h5py
 
-    tensors = {}
+    datasets: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            pieces = [
-                piece for piece in name.split(":")[0].split("/") if piece not in ("model_weights", "layers", "vars")
-            ]
-            leaf = pieces[-1].replace("depthwise_kernel", "kernel")
-            tensors[f"{pieces[0]}/{leaf}"] = torch.from_numpy(_torch_order(pieces[0], np.asarray(item)))
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            datasets[name] = item
 
     file.visititems(visit)
-    for layer in ("rescaling_1",):  # holds no tensors, but its presence changes what the network expects
-        if f"layers/{layer}" in file or layer in file.get("model_weights", file):
-            tensors[f"{layer}/present"] = torch.ones(())
-    return tensors
+    short = {name: "/".join(_keras_pieces(name)[-2:]) for name in datasets}
+    repeated = {key for key, times in Counter(short.values()).items() if times > 1}
+    return {
+        (name if key in repeated else key): torch.from_numpy(_torch_order(key, np.asarray(datasets[name])))
+        for name, key in short.items()
+    }
+
+
+def _keras_pieces(name: str) -> list[str]:
+    """`layers/conv2d_3/vars/0`, or in older files `stem_conv/stem_conv/kernel:0`, without what says nothing.
+
+    Older files number the normalisation of the input through all networks that one program made.
+    """
+    pieces = name.partition(":")[0].replace("depthwise_kernel", "kernel").split("/")
+    return [
+        re.sub(r"^normalization_\d+$", "normalization", piece) for piece in pieces if piece not in ("layers", "vars")
+    ]
 
 
 def _torch_order(layer: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effnet.arch.spec import BlockSpec, NetworkSpec, NumericPolicy
+from effnet.arch.variants import VARIANTS
+from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError
 
 Role = Literal["stem", "expand", "depthwise", "squeeze", "excite", "project", "head", "classifier"]
@@ -259,9 +261,34 @@ def policy_of(source: str, spec: NetworkSpec) -> NumericPolicy:
     """What the library `source` computes with a network like `spec`."""
     if source != "torchvision":
         return POLICIES[source]
-    if spec.name in ("b5", "b6", "b7"):  # torchvision builds these, and no other, with TensorFlow's constants
+    if published(spec) in ("b5", "b6", "b7"):  # torchvision builds these, and no other, with TensorFlow's constants
         return NumericPolicy(1e-3, 0.01, "symmetric")
     return NumericPolicy(1e-5, 0.1, "symmetric")
+
+
+def published(spec: NetworkSpec) -> str | None:
+    """The published network with the same layers, whatever its name, its resolution and its number of classes."""
+    shapes = NATIVE.shapes(spec)
+    for row in VARIANTS.values():
+        theirs = make_spec(row.spec, num_classes=spec.num_classes, in_channels=spec.in_channels)
+        if (theirs.stages, theirs.activation, theirs.layers) == (spec.stages, spec.activation, spec.layers) and (
+            NATIVE.shapes(theirs) == shapes
+        ):
+            return row.name
+    return None
+
+
+def squarely_padded(spec: NetworkSpec) -> list[int]:
+    """The strided blocks whose input has an odd size at the spec's resolution: there SAME pads all sides alike.
+
+    transformers does not compute this from the size that arrives: its config lists them as `depthwise_padding`.
+    """
+    return [number for number, block in enumerate(spec.blocks) if block.stride == 2 and block.input_size % 2]
+
+
+def lone_shortcuts(spec: NetworkSpec) -> list[str]:
+    """First blocks of a stage whose input is added to their output; transformers and lukemelas leave these out."""
+    return [block.name for block in spec.blocks if block.index == 0 and block.has_shortcut]
 
 
 def layout_of(source: str) -> Layout:

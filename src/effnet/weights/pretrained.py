@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from pathlib import Path
 
 from effnet.arch.spec import NetworkSpec
@@ -56,8 +57,8 @@ def create(
     if weights is None:
         return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
     if str(weights).lower() == "default":
-        weights = spec(network).name
-    checkpoint = _read(str(weights), network, source, num_classes, in_channels)
+        weights = registry.default_for(spec(network).name).name
+    checkpoint = read(str(weights), network, source=source, num_classes=num_classes, in_channels=in_channels)
     for names, what in ((checkpoint.report.fresh, "starts fresh"), (checkpoint.report.adapted, "was adapted")):
         if names:
             logger.warning("%s: %s %s", weights, ", ".join(names), what)
@@ -77,10 +78,44 @@ def open_model(model: str | Path, *, source: str | None = None) -> Bundle:
     """
     if is_bundle(Path(model)):
         return open_bundle(model)
-    checkpoint = _read(str(model), None, source, None, None)
+    checkpoint = read(str(model), source=source)
     report = checkpoint.report
     words = f"{model} ({report.source})"
     return Bundle(build(checkpoint), BundleConfig(report.spec, report.policy, report.input, checkpoint.classes, words))
+
+
+def read(
+    weights: str,
+    network: str | NetworkSpec | None = None,
+    *,
+    source: str | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+) -> Checkpoint:
+    """The file behind a name, read with all that is known of it; see `create` for the arguments.
+
+    Where no `network` is asked for, the spec has the resolution that the weights want to see.
+    """
+    progress = sys.stderr.isatty()
+    known = registry.REGISTRY.get(weights.lower())
+    if known is None and Path(weights).exists():
+        path = Path(weights)
+    elif known is None and weights.startswith(("hf:", "timm/")):
+        path = registry.fetch_hub(weights, progress=progress)
+    else:
+        known = known or registry.find(weights)  # which raises with the nearest name
+        path, source = registry.fetch(known, progress=progress), known.source
+    checkpoint = read_checkpoint(path, network, source=source, num_classes=num_classes, in_channels=in_channels)
+    report, classes = checkpoint.report, checkpoint.classes
+    if is_bundle(path):
+        config = open_bundle(path).config  # which checks that nothing was changed
+        report = dataclasses.replace(report, policy=config.policy, input=config.input, notes=())
+        classes = None if report.fresh else config.classes
+    elif known:
+        report = dataclasses.replace(report, input=known.input, notes=())
+    see = grey_input(report.input, report.spec)
+    held = report.spec if network is not None else spec(report.spec, resolution=see.size)
+    return Checkpoint(checkpoint.state, dataclasses.replace(report, input=see, spec=held), classes)
 
 
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
@@ -97,32 +132,3 @@ def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     if wrong:
         raise CheckpointError(f"{report.path} does not fit this norm: {', '.join(wrong[:4])}")
     return network.eval()
-
-
-def _read(
-    weights: str,
-    network: str | NetworkSpec | None,
-    source: str | None,
-    num_classes: int | None,
-    in_channels: int | None,
-) -> Checkpoint:
-    """Find the file behind a name and read it with what is known of it."""
-    known = registry.REGISTRY.get(weights.lower())
-    if known:
-        path, source = registry.fetch(known), known.source
-    elif Path(weights).exists():
-        path = Path(weights)
-    elif weights.startswith(("hf:", "timm/")):
-        path = registry.fetch_hub(weights)
-    else:
-        known = registry.find(weights)  # raises with the nearest name
-        path, source = registry.fetch(known), known.source
-    bundle = open_bundle(path).config if is_bundle(path) else None
-    read = read_checkpoint(path, network, source=source, num_classes=num_classes, in_channels=in_channels)
-    report = read.report
-    if bundle:
-        report = dataclasses.replace(report, policy=bundle.policy, input=bundle.input, notes=())
-        return dataclasses.replace(read, report=report, classes=None if report.fresh else bundle.classes)
-    if known:
-        report = dataclasses.replace(report, input=known.input, notes=())
-    return dataclasses.replace(read, report=dataclasses.replace(report, input=grey_input(report.input, report.spec)))

@@ -8,6 +8,7 @@ that gives exactly the same network is the one a person would have typed.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
@@ -21,19 +22,28 @@ Shapes = Mapping[str, tuple[int, ...]]
 LARGEST = 12  # width and depth beyond this are not looked for; L2, the largest that was ever trained, has 4.3 and 5.3
 
 
-def infer_spec(shapes: Shapes, layout: Layout, path: Path) -> NetworkSpec:
+def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None = None) -> NetworkSpec:
     """The network whose tensors have these names and shapes, at its published resolution or else at 224 pixels.
+
+    Args:
+        shapes: of all tensors, by name.
+        layout: whose names these are.
+        path: of the file, for messages.
+        num_classes: of a classifier that is not among them; None where there must be one.
 
     Raises:
         MismatchError: no width and depth of the family gives these shapes.
     """
-    ends = _ends(shapes, layout)
-    if ends is None:
-        raise MismatchError(f"{path} has no stem, head or classifier of {layout.name}: it is cut short or only a part")
-    stem, head, classifier = ends
+    stem, head, classifier = (shapes.get(key, ()) for key in _ends(shapes, layout))
+    if (len(stem), len(head)) != (4, 4) or len(classifier) not in (0, 2):
+        raise MismatchError(f"{path} has no stem or no head of {layout.name}: it is cut short or only a part")
+    if not classifier and num_classes is None:
+        raise MismatchError(
+            f"{path} has no classifier, only what comes before it; with `num_classes` a fresh one is put behind it"
+        )
     dropout = 0.0 if "classifier.0.weight" in shapes and layout.name == "tutorial" else None
     for candidate in _candidates(shapes, stem[0], head):
-        found = spec(candidate, num_classes=classifier[0], in_channels=stem[1], dropout=dropout)
+        found = spec(candidate, num_classes=(*classifier, num_classes)[0], in_channels=stem[1], dropout=dropout)
         if _fits(found, shapes, layout):
             return found
     raise MismatchError(
@@ -44,12 +54,13 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path) -> NetworkSpec:
 def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:
     """Networks whose stem, head and number of blocks are those of `shapes`; published ones first."""
     blocks = sum(len(shape) == 4 and shape[1] == 1 and shape[0] > 1 and shape[2] > 1 for shape in shapes.values())
+    counts = (blocks, blocks - 1)  # a grey network's stem looks like a depthwise convolution
     for row in VARIANTS.values():
-        if len(row.spec.blocks) in (blocks, blocks - 1) and row.spec.head_channels == head[0]:
+        if len(row.spec.blocks) in counts and row.spec.head_channels == head[0]:
             yield row.spec
     for baseline in (B0, LITE0):
-        for depth, rounding in (*_depths(baseline, blocks), *_depths(baseline, blocks - 1)):
-            for width in _widths(baseline, stem, head[1]):
+        for width in _widths(baseline, stem, head):
+            for depth, rounding in (pair for count in counts for pair in _depths(baseline, count)):
                 scaled = spec(baseline, width=width, depth=depth, depth_rounding=rounding)
                 yield scaled if scaled.head_channels == head[0] else _with_head(scaled, head[0])
 
@@ -63,15 +74,17 @@ def _depths(baseline: NetworkSpec, blocks: int) -> Iterator[tuple[float, DepthRo
                 break
 
 
-def _widths(baseline: NetworkSpec, stem: int, last: int) -> Iterator[float]:
-    """The roundest width of each network that has this stem and last stage."""
-    seen = set()
+def _widths(baseline: NetworkSpec, stem: int, head: tuple[int, ...]) -> list[float]:
+    """The roundest width of each network that has this stem and last stage; those with this head come first."""
+    fit, misfit = dict[tuple[int, ...], float](), dict[tuple[int, ...], float]()
     for width in _grid():
-        channels = tuple(round_channels(row.channels * width) for row in baseline.stages)
         stems = baseline.stem if baseline.fixed_ends else round_channels(baseline.stem * width)
-        if (stems, channels[-1]) == (stem, last) and channels not in seen:
-            seen.add(channels)
-            yield width
+        if stems != stem or round_channels(baseline.stages[-1].channels * width) != head[1]:
+            continue
+        channels = tuple(round_channels(row.channels * width) for row in baseline.stages)
+        heads = baseline.head if baseline.fixed_ends else round_channels(baseline.head * width)
+        (fit if heads == head[0] else misfit).setdefault(channels, width)
+    return [*fit.values(), *misfit.values()]
 
 
 def _grid() -> Iterator[float]:
@@ -85,26 +98,23 @@ def _with_head(scaled: NetworkSpec, channels: int) -> NetworkSpec:
     return dataclasses.replace(scaled, head=channels if scaled.fixed_ends else max(1, round(channels / scaled.width)))
 
 
-def _ends(shapes: Shapes, layout: Layout) -> tuple[tuple[int, ...], ...] | None:
-    """The shapes of stem, head and classifier."""
-    keys = []
-    for step in (Step("stem", ()), Step("head", ()), Step("classifier", ())):
-        moved = dataclasses.replace(step, dropout="classifier.0.weight" not in shapes)
-        name, _ = layout.names(moved)
-        keys.append(name + layout.weight[0])
-    if layout.name == "keras-numbered":  # there, the head is the last convolution
-        last = max((int(key.split("_")[1].split("/")[0]) for key in shapes if key.startswith("conv2d_")), default=0)
-        keys[1] = f"conv2d_{last}{layout.weight[0]}"
-    ends = tuple(shapes.get(key, ()) for key in keys)
-    return ends if [len(end) for end in ends] == [4, 4, 2] else None
+def _ends(shapes: Shapes, layout: Layout) -> Iterator[str]:
+    """The keys of the weights of stem, head and classifier."""
+    dropout = "classifier.0.weight" not in shapes  # only the tutorial looks at it
+    for role in ("stem", "head", "classifier"):
+        convs = 0
+        if role == "head":  # in Keras' numbered layout, the last convolution
+            numbers = (re.fullmatch(r"conv2d_(\d+)/0", key) for key in shapes)
+            convs = max((int(number[1]) for number in numbers if number), default=0)
+        yield layout.names(Step(role, (), dropout=dropout, convs=convs))[0] + layout.weight[0]
 
 
 def _fits(candidate: NetworkSpec, shapes: Shapes, layout: Layout) -> bool:
-    """Whether all convolutions and the classifier are there with these shapes, and no convolution is left over."""
+    """Whether all convolutions are there with these shapes and none is left over; a classifier may be missing."""
     steps = 0
     for step in walk(candidate):
         key, shape = next(layout.keys(step))
-        if shapes.get(key) != shape:
+        if shapes.get(key) != shape and not (step.role == "classifier" and key not in shapes):
             return False
         steps += len(shape) == 4
     return steps == sum(len(shape) == 4 for shape in shapes.values())

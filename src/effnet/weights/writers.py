@@ -1,0 +1,321 @@
+"""Writes a network as a file or hub folder that another library loads.
+
+    tutorial, torchvision   a state dict: .pth, .pt or .safetensors
+    timm, timm-tf           a folder for timm.create_model("local-dir:FOLDER", pretrained=True)
+    hf                      a folder for EfficientNetForImageClassification.from_pretrained(FOLDER)
+
+A network that the library would compute differently is refused, with the reason. BN's eps is stated where a config.json
+can state it; elsewhere the difference to the library's own moves into the running variances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import effnet
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, round_channels
+from effnet.arch.variants import B0
+from effnet.errors import ArgumentError
+from effnet.models.efficientnet import EfficientNet
+from effnet.weights.convert import foreign_state, with_eps
+from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
+from effnet.weights.preparation import RESAMPLE, TIMM_FITS
+
+WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
+FILES = ("tutorial", "torchvision")  # a file; the others are folders
+SUFFIXES = (".pth", ".pt", ".safetensors")
+FOLDER_NAMES = {"config.json", "preprocessor_config.json", "model.safetensors"}
+MARK = "effnet"  # in config.json, the version that wrote a folder
+TORCHVISION_NAMES = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What was written, and what its reader should know."""
+
+    path: Path
+    to: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The report for a person."""
+        return "\n".join([f"wrote {self.path} for {self.to}", *self.notes])
+
+
+def write_checkpoint(
+    network: EfficientNet,
+    to: str,
+    out: str | Path,
+    *,
+    see: InputSpec,
+    classes: Sequence[str] | None = None,
+) -> WriteReport:
+    """Write a network in the form of another library.
+
+    Args:
+        network: what to write, with all its weights in float32.
+        to: the library, one of WRITTEN.
+        out: the file, or the folder where the library wants one; what this function wrote before is replaced, a folder
+            with anything else in it is left alone. Either appears whole or not at all.
+        see: how images are prepared; a folder states it.
+        classes: the names of the outputs, in order; a folder holds them.
+
+    Raises:
+        ArgumentError: the library cannot compute this network, is only read, or `out` does not suit it.
+    """
+    if to not in WRITTEN:
+        raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(WRITTEN)}.")
+    if classes is not None and len(classes) != network.spec.num_classes:
+        raise ArgumentError("classes", f"{len(classes)} names", f"must be {network.spec.num_classes} names.")
+    if reason := next(_obstacles(network, to, see), None):
+        raise ArgumentError("to", to, f"cannot hold this network ({network.spec.name}): {reason}")
+
+    target, spec, policy = Path(out), network.spec, network.policy
+    state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    notes: tuple[str, ...] = ()
+    if to in FILES:
+        if target.suffix not in SUFFIXES:
+            raise ArgumentError("out", str(out), f"must end in {', '.join(SUFFIXES)} for {to}.")
+        theirs = policy_of(to, spec)
+        state = with_eps(state, policy.bn_eps, theirs.bn_eps) if policy.bn_eps != theirs.bn_eps else state
+        notes = _file_notes(spec, policy, to)
+    foreign = {key: tensor.contiguous() for key, tensor in foreign_state(state, spec, layout_of(to)).items()}
+    if to in FILES:
+        with _appearing_file(target) as temporary:
+            save_file(foreign, temporary) if target.suffix == ".safetensors" else torch.save(foreign, temporary)
+        return WriteReport(target, to, notes)
+
+    if to == "hf":
+        configs = {
+            "config.json": hf_config(dataclasses.replace(spec, resolution=see.size), policy, classes),
+            "preprocessor_config.json": _hf_preprocessor(see),
+        }
+        if see.fit == "pad":
+            notes = ("transformers' processor adds no borders: it squashes photos to the size instead",)
+    else:
+        configs = {"config.json": _timm_config(spec, policy, to, see, classes)}
+    configs["config.json"][MARK] = effnet.__version__
+    with _appearing_folder(target) as temporary:
+        save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
+        for name, values in configs.items():
+            (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
+    return WriteReport(target, to, notes)
+
+
+def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """The config.json of transformers' EfficientNetForImageClassification for a network at the spec's resolution."""
+    official = dataclasses.replace(spec, depth_rounding="ceil", fixed_ends=False).layers == spec.layers
+    names = list(classes or (f"LABEL_{number}" for number in range(spec.num_classes)))
+    return {
+        "architectures": ["EfficientNetForImageClassification"],
+        "model_type": "efficientnet",
+        "dtype": "float32",
+        "num_channels": spec.in_channels,
+        "image_size": spec.resolution,
+        "width_coefficient": spec.width,
+        "depth_coefficient": spec.depth if official else 1.0,
+        "depth_divisor": 8,
+        "kernel_sizes": [row.kernel_size for row in spec.stages],
+        "in_channels": [spec.stem, *(row.channels for row in spec.stages[:-1])],
+        "out_channels": [row.channels for row in spec.stages],
+        "depthwise_padding": squarely_padded(spec),
+        "strides": [row.stride for row in spec.stages],
+        "num_block_repeats": [row.layers for row in spec.stages] if official else list(spec.layers),
+        "expand_ratios": [row.expand_ratio for row in spec.stages],
+        "squeeze_expansion_ratio": spec.squeeze_ratio,
+        "hidden_act": {"silu": "swish"}.get(spec.activation, spec.activation),
+        "hidden_dim": spec.head_channels,
+        "pooling_type": "mean",
+        "batch_norm_eps": policy.bn_eps,
+        "batch_norm_momentum": policy.bn_momentum,  # transformers hands it to torch: TensorFlow's .99 would be wrong
+        "dropout_rate": spec.dropout,
+        "drop_connect_rate": spec.drop_connect,
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+def _obstacles(network: EfficientNet, to: str, see: InputSpec) -> Iterator[str]:
+    """Reasons why a library cannot compute what this network computes, each with what to do."""
+    spec, policy = network.spec, network.policy
+    official_stem = spec.stem_channels == round_channels(B0.stem * spec.width)
+    official_head = spec.head_channels == round_channels(B0.head * spec.width)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    if shapes != NATIVE.shapes(spec) or {norm.eps for norm in norms} != {policy.bn_eps}:
+        yield "its normalisation is not BatchNorm2d with the eps of its policy. Write a bundle."
+    if spec.stages != B0.stages:
+        yield "its baseline is not EfficientNet's. Write a bundle."
+    if to in ("timm-tf", "hf") and policy.padding != "same":
+        yield f"it pads all sides alike, and {to} as TensorFlow (SAME). Write timm, torchvision or a bundle."
+    if to in ("timm", *FILES) and policy.padding == "same":
+        yield f"it pads as TensorFlow (SAME), and {to} all sides alike. Write timm-tf, hf or a bundle."
+    if to in ("timm", "timm-tf"):
+        if published(spec) is None:
+            yield "timm builds its named networks alone, B0-B8, L2 and Lite0-4. Write " + (
+                "hf or a bundle." if to == "timm-tf" else "torchvision, tutorial or a bundle."
+            )
+        return
+    tf = "timm-tf" if policy.padding == "same" else "timm"
+    if not spec.squeeze_ratio:
+        yield f"it has no squeeze-and-excitation, which {to} always builds. Write {tf} or a bundle."
+    if to in FILES:
+        if spec.activation != "silu":
+            yield f"its activation is {spec.activation}, and {to}'s SiLU. Write a bundle."
+        if any(block.squeeze_channels != block.in_channels // 4 for block in spec.blocks):
+            yield f"it squeezes to a share of {spec.squeeze_ratio:g}, and {to} to a quarter. Write a bundle."
+        if spec.in_channels != 3:
+            yield f"it sees {spec.in_channels} channels, and {to} builds a stem for 3. Write {tf} or a bundle."
+    if to in ("tutorial", "hf") and not (official_stem and official_head):
+        yield "its stem or head has not the official number of channels. Write torchvision or a bundle."
+    if to == "tutorial" and _official_depth(spec) is None:
+        yield "it does not round its depth up, as the tutorial does. Write torchvision or a bundle."
+    if to == "hf" and see.size % 2:
+        yield f"transformers pads its stem for even sizes alone, and it sees {see.size} px. Write timm-tf or a bundle."
+    if to == "hf" and (lone := lone_shortcuts(spec)):
+        yield f"transformers has no shortcut in the first block of a stage, and it has in {lone[0]}. Write a bundle."
+
+
+def _official_depth(spec: NetworkSpec) -> float | None:
+    """The depth that gives these layers when rounded up, the spec's own if it does."""
+    depths = (spec.depth, *(hundredths / 100 for hundredths in range(1, 1201)))
+    return next((depth for depth in depths if B0.scaled_layers(depth, "ceil") == spec.layers), None)
+
+
+def _file_notes(spec: NetworkSpec, policy: NumericPolicy, to: str) -> tuple[str, ...]:
+    """What a state dict cannot say."""
+    theirs, name = policy_of(to, spec), published(spec)
+    notes = []
+    if to == "tutorial":
+        depth = _official_depth(spec)
+        notes.append(f"build it with width_coefficient={spec.width:g}, depth_coefficient={depth:g}")
+    elif name not in TORCHVISION_NAMES:
+        notes.append(
+            f"torchvision has no builder of this network: make torchvision.models.EfficientNet of MBConvConfig rows "
+            f"with {', '.join(map(str, spec.layers))} layers and last_channel={spec.head_channels}"
+        )
+    if policy.bn_eps != theirs.bn_eps:
+        notes.append(
+            f"BN's eps {policy.bn_eps:g} is {theirs.bn_eps:g} there; the difference moved into the running variances, "
+            "which is exact in eval mode"
+        )
+    if policy.bn_momentum != theirs.bn_momentum:
+        notes.append(f"{to} would train on with BN momentum {theirs.bn_momentum:g}, not {policy.bn_momentum:g}")
+    return tuple(notes)
+
+
+def _timm_config(
+    spec: NetworkSpec, policy: NumericPolicy, to: str, see: InputSpec, classes: Sequence[str] | None
+) -> dict[str, Any]:
+    theirs = policy_of(to, spec)
+    arguments = {
+        field: getattr(policy, field)
+        for field in ("bn_eps", "bn_momentum")
+        if getattr(policy, field) != getattr(theirs, field)
+    }
+    return {
+        "architecture": f"{'tf_' if to == 'timm-tf' else ''}efficientnet_{published(spec)}",
+        "num_classes": spec.num_classes,
+        "num_features": spec.head_channels,
+        "global_pool": "avg",
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [spec.in_channels, see.size, see.size],
+            "fixed_input_size": False,
+            "interpolation": see.interpolation,
+            "crop_pct": _crop_fraction(see) if see.fit == "crop" else 1.0,
+            "crop_mode": next(mode for mode, fit in TIMM_FITS.items() if fit == see.fit),
+            "mean": see.mean,
+            "std": see.std,
+            "num_classes": spec.num_classes,
+            "first_conv": "conv_stem",
+            "classifier": "classifier",
+            **({"label_names": list(classes)} if classes else {}),
+        },
+    }
+
+
+def _crop_fraction(see: InputSpec) -> float:
+    """The shortest decimal number of which timm makes floor(size / fraction) == resize."""
+    fractions = [round(see.size / see.resize, digits) for digits in range(3, 17)] + [see.size / (see.resize + 0.5)]
+    return next(fraction for fraction in fractions if fraction and int(see.size / fraction) == see.resize)
+
+
+def _hf_preprocessor(see: InputSpec) -> dict[str, Any]:
+    square = {"height": see.size, "width": see.size}
+    return {
+        "image_processor_type": "EfficientNetImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": see.resize} if see.fit == "crop" else square,
+        "resample": next(number for number, name in RESAMPLE.items() if name == see.interpolation),
+        "do_center_crop": see.fit == "crop",
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "rescale_offset": False,
+        "do_normalize": True,
+        "image_mean": see.mean,
+        "image_std": see.std,
+        "include_top": False,  # would divide by the std once more
+    }
+
+
+@contextmanager
+def _appearing_file(target: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `target` once it was written."""
+    if target.is_dir():
+        raise ArgumentError("out", str(target), "is a folder; name a file.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _appearing_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `target` once it was written."""
+    if target.exists() and not _is_replaceable(target):
+        raise ArgumentError("out", str(target), "exists and was not written by `convert`; choose another folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_replaceable(target: Path) -> bool:
+    """Whether a folder is empty, or holds what `write_checkpoint` wrote and nothing else."""
+    if not target.is_dir():
+        return False
+    names = {file.name for file in target.iterdir()}
+    try:
+        config = json.loads((target / "config.json").read_text()) if names else {MARK: ""}
+    except (OSError, ValueError):
+        return False
+    return MARK in config and "format" not in config and names <= FOLDER_NAMES  # a bundle has a format

@@ -1,0 +1,264 @@
+"""The same logits as independent implementations, from random weights and shaken statistics.
+
+Weights travel by position: the tutorial's, torchvision's, timm's, lukemelas' and Hugging Face's networks hold tensors
+of the same shapes in the same order as ours, and Keras in the same order in layers of its own shapes. No name is mapped
+here, so this is independent of the naming rules of the checkpoints.
+"""
+
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from efficientnet_pytorch import EfficientNet as LukemelasEfficientNet
+from torch import nn
+
+import effnet
+from effnet.arch.spec import NumericPolicy
+from effnet.models.blocks import MBConv
+from effnet.models.efficientnet import EfficientNet
+
+ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
+
+B_NETS = tuple(f"b{number}" for number in range(8))
+LITE = tuple(f"lite{number}" for number in range(5))
+EVEN, ODD, OBLONG = (64, 64), (65, 65), (70, 97)
+
+
+def golden(key: str, shape) -> torch.Tensor:
+    """The tensor that stands under `key`: random, but the same everywhere, and about as large as a trained one."""
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if key.endswith("running_var"):
+        values = random.uniform(0.5, 2, shape)
+    elif key.endswith("running_mean"):
+        values = random.normal(0, 0.2, shape)
+    elif len(shape) == 1 and key.endswith("weight"):
+        values = random.uniform(0.5, 1.5, shape)
+    elif len(shape) == 1:
+        values = random.normal(0, 0.2, shape)
+    else:
+        values = random.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def golden_images(*size: int, count: int = 1) -> torch.Tensor:
+    return torch.from_numpy(np.random.RandomState(1).normal(0, 1, (count, 3, *size)).astype(np.float32))
+
+
+def give(module: nn.Module, tensors) -> nn.Module:
+    """`module` with these tensors in the order of its state dict, ready to answer; shapes must agree."""
+    module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)), assign=True)
+    return module.eval()
+
+
+def shaken(name: str, padding: str, eps: float = 1e-3) -> EfficientNet:
+    """A network without a trivial tensor, as sensitive to its input as a trained one and no more.
+
+    Its statistics are those of real maps, then disturbed, and its residual branches are small. With random statistics
+    alone, B0 hardly sees its input, and B7's maps grow until rounding makes half of the answer.
+    """
+    policy = NumericPolicy(bn_eps=eps, bn_momentum=1, padding=padding)
+    network = EfficientNet(effnet.spec(name, dropout=0, drop_connect=0), policy=policy)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    for module in network.modules():
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias, 0, 0.2)
+        if isinstance(module, MBConv) and module.has_shortcut:
+            nn.init.uniform_(module.project.norm.weight, 0.1, 0.3)
+    network.train()(golden_images(64, 64, count=4))
+    for norm in norms:
+        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
+    return network.eval()
+
+
+def pair(name: str, judge: nn.Module, padding: str) -> tuple[EfficientNet, nn.Module]:
+    """Our network and the judge's, which was built without memory, with the same weights."""
+    (eps,) = {module.eps for module in judge.modules() if isinstance(module, nn.BatchNorm2d)}
+    network = shaken(name, padding, eps)
+    return network, give(judge, network.state_dict().values())
+
+
+@pytest.fixture
+def compare(request):
+    """Compares two answers, and prints the largest relative difference: `pytest -rP` shows it."""
+    differences = []
+
+    def compare(ours, reference):
+        assert ours.shape == reference.shape
+        differences.append(((ours - reference).abs().max() / reference.abs().max()).item())
+        assert differences[-1] < ALLOWED  # and no NaN
+
+    yield compare
+    print(f"relative difference {max(differences):.1e} in {request.node.name}")
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def test_the_tutorials_network(compare):
+    """Its keys, shapes and logits were written down once; its weights follow from the keys."""
+    file = json.loads((Path(__file__).parent / "tutorial_tiny.json").read_text())
+    spec = effnet.spec("b0", width=file["width"], depth=file["depth"], num_classes=file["num_classes"])
+    network = give(EfficientNet(spec), [golden(key, shape) for key, shape in file["keys"]])
+    compare(network(golden_images(file["resolution"], file["resolution"], count=2)), torch.tensor(file["logits"]))
+
+
+@pytest.mark.parametrize(("size", "agree"), [(193, True), (225, True), (224, False), (240, False)])
+def test_the_paddings_are_one_on_odd_maps_and_far_apart_on_even_ones(size, agree):
+    """Sizes of 32 n + 1 stay odd down to the last stride."""
+    same, images = shaken("b0", "same"), golden_images(size, size)
+    symmetric = EfficientNet(same.spec)
+    ours, others = same(images), give(symmetric, same.state_dict().values())(images)
+    difference = (ours - others).abs().max() / others.abs().max()
+    assert (difference < 1e-6) if agree else (difference > 0.1)
+
+
+@pytest.mark.parametrize("name", B_NETS)
+def test_torchvision(name, compare):
+    with torch.device("meta"):
+        judge = getattr(torchvision.models, f"efficientnet_{name}")(weights=None)
+    network, judge = pair(name, judge, "symmetric")
+    for size in [EVEN, ODD, OBLONG, *([(224, 224)] if name == "b0" else [])]:
+        images = golden_images(*size)
+        compare(network(images), judge(images))
+
+
+@pytest.mark.parametrize("name", ["b0", "b3", "b7", *LITE, *(f"tf_{name}" for name in (*B_NETS, "b8", *LITE))])
+def test_timm(name, compare):
+    prefix, short = name[: -len(name.removeprefix("tf_"))], name.removeprefix("tf_")
+    with torch.device("meta"):
+        judge = timm.create_model(f"{prefix}efficientnet_{short}")
+    network, judge = pair(short, judge, "same" if prefix else "symmetric")
+    for size in [EVEN, ODD, OBLONG, *([(224, 224)] if short in ("b0", "lite0") else [])]:
+        images = golden_images(*size)
+        compare(network(images), judge(images))
+
+
+def test_timm_l2_has_the_same_tensors():
+    """Too large to run here: 480 million parameters, compared by shape."""
+    with torch.device("meta"):
+        judge, network = timm.create_model("tf_efficientnet_l2"), EfficientNet(effnet.spec("l2"))
+    ours, theirs = ([tuple(tensor.shape) for tensor in net.state_dict().values()] for net in (network, judge))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", B_NETS)
+def test_lukemelas(name, compare):
+    """Without an image size, its convolutions pad for the size that arrives."""
+    with torch.device("meta"):
+        judge = LukemelasEfficientNet.from_name(f"efficientnet-{name}", image_size=None)
+    network, judge = pair(name, judge, "same")
+    for size in [EVEN, ODD, OBLONG, *([(224, 224)] if name == "b0" else [])]:
+        images = golden_images(*size)
+        compare(network(images), judge(images))
+
+
+# Native resolution, and the blocks whose strided convolution meets an odd map there, as in the published checkpoints
+HUGGING_FACE = {
+    "b0": (224, []),
+    "b1": (240, [16]),
+    "b2": (260, [5, 8, 16]),
+    "b3": (300, [5, 18]),
+    "b4": (380, [6]),
+    "b5": (456, [13, 27]),
+    "b6": (528, [31]),
+    "b7": (600, [18]),
+}
+LARGE = ("b5", "b6", "b7")  # 10 to 38 billion multiply-adds at their native resolution
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "odd"),
+    [
+        *((name, 64, []) for name in B_NETS),
+        *(
+            pytest.param(name, *native, marks=pytest.mark.slow if name in LARGE else ())
+            for name, native in HUGGING_FACE.items()
+        ),
+    ],
+)
+def test_hugging_face(name, resolution, odd, compare):
+    """Its padding is fixed when it is built: by a list of blocks that meet an odd map at the native resolution.
+
+    At a multiple of 32 no map is odd, so the empty list holds there.
+    """
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    spec = effnet.spec(name)
+    config = EfficientNetConfig(
+        image_size=resolution,
+        width_coefficient=spec.width,
+        depth_coefficient=spec.depth,
+        hidden_dim=spec.head_channels,
+        depthwise_padding=odd,
+        num_labels=1000,
+    )
+    with torch.device("meta"):
+        judge = EfficientNetForImageClassification(config)
+    network, judge = pair(name, judge, "same")
+    images = golden_images(resolution, resolution)
+    compare(network(images), judge(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("b0", (224, 224)), ("b0", ODD), ("b0", OBLONG), ("b3", EVEN), ("b7", EVEN)]
+)
+def test_keras(name, size, compare):
+    """Its padding is fixed for the size that it is built for; images are (N, H, W, 3) and in 0 ... 255."""
+    os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import
+    import keras
+
+    assert keras.backend.backend() == "torch"
+    judge = getattr(keras.applications, f"EfficientNet{name.upper()}")(
+        weights=None, input_shape=(*size, 3), classifier_activation=None
+    )
+    network = shaken(name, "same")
+    remaining = iter(network.state_dict().values())
+    for layer in judge.layers:
+        if not layer.weights or isinstance(layer, keras.layers.Normalization):
+            continue
+        values = [next(remaining) for _ in layer.weights]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            next(remaining)  # num_batches_tracked, which Keras has not
+        elif isinstance(layer, keras.layers.DepthwiseConv2D):
+            values[0] = values[0].permute(2, 3, 0, 1)  # (C, 1, H, W) -> (H, W, C, 1)
+        elif isinstance(layer, keras.layers.Conv2D):
+            values[0] = values[0].permute(2, 3, 1, 0)  # (O, I, H, W) -> (H, W, I, O)
+        else:
+            values[0] = values[0].T
+        layer.set_weights([value.numpy() for value in values])
+    assert next(remaining, None) is None
+
+    images = golden_images(*size)
+    compare(network(images), judge(255 * images.permute(0, 2, 3, 1), training=False).cpu())
+
+
+def test_training_is_torchvisions(compare):
+    """One step in training mode without randomness: the same logits, gradients and running statistics."""
+    judge = torchvision.models.efficientnet_b0(weights=None, dropout=0, stochastic_depth_prob=0)
+    network = EfficientNet(effnet.spec("b0", dropout=0, drop_connect=0), policy=NumericPolicy(1e-5, 0.1))
+    tensors = shaken("b0", "symmetric").state_dict().values()
+    images, labels = golden_images(*OBLONG, count=4).double(), torch.tensor([0, 3, 5, 9])
+    answers = []
+    with torch.enable_grad():
+        for net in (network, judge):
+            give(net, [tensor.clone() for tensor in tensors]).double().train()
+            logits = net(images)
+            nn.functional.cross_entropy(logits, labels).backward()
+            answers.append([logits, *(weight.grad for weight in net.parameters()), *net.buffers()])
+    for ours, reference in zip(*answers, strict=True):
+        compare(ours.double(), reference.double())

@@ -1,0 +1,644 @@
+"""Reading checkpoints of every library: the same logits as the library itself, and a report that leaves nothing out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from efficientnet_pytorch import EfficientNet as Lukemelas
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models.efficientnet import MBConvConfig
+
+from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.arch.variants import B0, VARIANTS, spec
+from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
+from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import save
+from effnet.weights.convert import adapt_stem, foreign_state, native_state, read_checkpoint, with_eps
+from effnet.weights.files import WeightFile
+from effnet.weights.layouts import LAYOUTS
+from effnet.weights.pretrained import build
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # parallel workers do not fight for the cores
+ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Weights and statistics of which none is trivial and none lets the maps grow."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 0.9, generator=generator)
+            nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.running_mean, 0, 0.2, generator=generator)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+    return network.eval()
+
+
+@torch.no_grad()
+def relative_difference(ours: nn.Module, theirs: nn.Module, size: int, channels: int = 3) -> float:
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    a, b = theirs(images), ours(images)
+    a = getattr(a, "logits", a)
+    return ((a - b).abs().max() / a.abs().max()).item()
+
+
+def torchvision_scaled(width: float, depth: float, **options) -> nn.Module:
+    rows = [
+        MBConvConfig(row.expand_ratio, row.kernel_size, row.stride, channels, row.channels, row.layers, width, depth)
+        for row, channels in zip(B0.stages, (32, *(row.channels for row in B0.stages)), strict=False)
+    ]
+    return torchvision.models.EfficientNet(rows, dropout=0.2, **options)
+
+
+def transformers_network(name: str, *, size: int, **options) -> nn.Module:
+    import transformers
+
+    row = VARIANTS[name]
+    values = {
+        "image_size": size,
+        "width_coefficient": row.width,
+        "depth_coefficient": row.depth,
+        "hidden_dim": row.spec.head_channels,
+        "num_labels": 1000,
+    }
+    return transformers.EfficientNetForImageClassification(transformers.EfficientNetConfig(**(values | options)))
+
+
+# library, network, size of the images; 224 is the native one
+NETWORKS = [
+    ("torchvision", "b0", 224),
+    ("torchvision", "b4", 76),
+    ("torchvision", "b7", 64),
+    ("timm", "b0", 224),
+    ("timm", "b2", 75),
+    ("timm", "lite1", 64),
+    ("timm-tf", "b0", 224),
+    ("timm-tf", "b3", 95),
+    ("timm-tf", "b5", 64),
+    ("timm-tf", "lite0", 224),
+    ("timm-tf", "lite4", 70),
+    ("lukemelas", "b0", 224),
+    ("lukemelas", "b1", 75),
+    ("hf", "b0", 224),
+    ("hf", "b1", 240),
+]
+
+
+def library_network(source: str, name: str, size: int) -> nn.Module:
+    match source:
+        case "torchvision":
+            return getattr(torchvision.models, f"efficientnet_{name}")()
+        case "timm" | "timm-tf":
+            return timm.create_model(f"{'tf_' if source == 'timm-tf' else ''}efficientnet_{name}")
+        case "lukemelas":
+            return Lukemelas.from_name(f"efficientnet-{name}", image_size=size)
+        case _:
+            return transformers_network(name, size=size, depthwise_padding={"b0": [], "b1": [16]}[name])
+
+
+@pytest.mark.parametrize(("source", "name", "size"), NETWORKS)
+def test_the_librarys_logits(tmp_path, source, name, size):
+    theirs = shaken(library_network(source, name, size))
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth", source=source if "timm" in source else None)
+    report = read.report
+    assert (report.spec, report.source) == (VARIANTS[name].spec, source)
+    assert (report.matched, report.fresh, report.adapted, report.left_over) == (len(theirs.state_dict()), (), (), ())
+    difference = relative_difference(build(read), theirs, size)
+    print(f"relative difference {difference:.1e}")  # shown by pytest -rP
+    assert difference < ALLOWED
+
+
+def golden(key: str, shape: list[int]) -> torch.Tensor:
+    """The tensor that the tutorial's network had under `key` when its logits were written down."""
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if key.endswith("running_var"):
+        values = random.uniform(0.5, 2, shape)
+    elif key.endswith("running_mean"):
+        values = random.normal(0, 0.2, shape)
+    elif len(shape) == 1 and key.endswith("weight"):
+        values = random.uniform(0.5, 1.5, shape)
+    elif len(shape) == 1:
+        values = random.normal(0, 0.2, shape)
+    else:
+        values = random.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def test_the_tutorials_logits(tmp_path):
+    file = json.loads((Path(__file__).parents[1] / "models" / "tutorial_tiny.json").read_text())
+    torch.save({key: golden(key, shape) for key, shape in file["keys"]}, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert (read.report.source, read.report.matched) == ("tutorial", 530)
+    assert read.report.spec.name == "b0-w0.25-d1.3"
+    size = file["resolution"]
+    images = torch.from_numpy(np.random.RandomState(1).normal(0, 1, (2, 3, size, size)).astype(np.float32))
+    logits = torch.tensor(file["logits"])
+    with torch.no_grad():
+        assert (build(read)(images) - logits).abs().max() < ALLOWED * logits.abs().max()
+
+
+@pytest.fixture(scope="module")
+def keras():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("keras")
+
+
+def keras_shaken(model):
+    random = np.random.RandomState(0)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if type(layer).__name__ == "BatchNormalization":
+            low_high = ((0.5, 0.9), (-0.2, 0.2), (-0.2, 0.2), (0.5, 1.5))
+            weights = [random.uniform(*ends, w.shape) for ends, w in zip(low_high, weights, strict=True)]
+        elif type(layer).__name__ == "Normalization":
+            weights = [np.float32([0.48, 0.45, 0.4]), np.float32([0.05, 0.06, 0.07]), weights[2]]
+        elif len(weights) == 2:
+            weights = [weights[0], random.normal(0, 0.2, weights[1].shape)]
+        layer.set_weights(weights)
+    return model
+
+
+def save_as_older_keras(model, path):
+    """By layer name, a depthwise kernel under its own name, as TensorFlow's Keras did."""
+    import h5py
+    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+    with h5py.File(path, "w") as file:
+        save_weights_to_hdf5_group(file, model)
+        for name, group in file.items():
+            if f"{name}/kernel" in group:
+                older = f"{name}/{'depthwise_' if 'dwconv' in name else ''}kernel:0"
+                group.move(f"{name}/kernel", older)
+                names = group.attrs["weight_names"]
+                group.attrs["weight_names"] = [older if "kernel" in str(key) else key for key in names]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' way to numpy
+def test_kerass_logits_from_every_kind_of_file(tmp_path, keras):
+    size = 224
+    theirs = keras_shaken(
+        keras.applications.EfficientNetB0(weights=None, input_shape=(size, size, 3), classifier_activation=None)
+    )
+    images = np.random.RandomState(1).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits = torch.as_tensor(theirs(images, training=False))
+    theirs.save_weights(tmp_path / "new.weights.h5")
+    theirs.save(tmp_path / "model.keras")
+    theirs.save(tmp_path / "full.h5")
+    save_as_older_keras(theirs, tmp_path / "old.h5")
+    for name in ("new.weights.h5", "model.keras", "full.h5", "old.h5"):
+        read = read_checkpoint(tmp_path / name)
+        report = read.report
+        assert (report.source, report.spec.name, report.left_over) == ("keras", "b0", ())
+        assert report.matched == 360 - 49  # no counters of batches
+        mean, std = (torch.tensor(values)[:, None, None] for values in (report.input.mean, report.input.std))
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            difference = ((build(read)((pixels / 255 - mean) / std) - logits).abs().max() / logits.abs().max()).item()
+        print(f"{name}: relative difference {difference:.1e}")
+        assert difference < ALLOWED
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_keras_with_imagenets_preparation(tmp_path, keras, monkeypatch):
+    """Published weights hold the std where the variance belongs, and Keras divides by its root once more."""
+    size = 64
+    options = {"input_shape": (size, size, 3), "classifier_activation": None}
+    plain = keras_shaken(keras.applications.EfficientNetB0(weights=None, **options))
+    normalization = next(layer for layer in plain.layers if type(layer).__name__ == "Normalization")
+    normalization.set_weights([np.float32(InputSpec.mean), np.float32(IMAGENET_STD), normalization.get_weights()[2]])
+    normalization.name = "normalization_7"  # counted through all networks of a program
+    save_as_older_keras(plain, tmp_path / "published.h5")
+    module = __import__("keras.src.applications.efficientnet", fromlist=["file_utils"])
+    monkeypatch.setattr(module.file_utils, "get_file", lambda *_, **__: str(tmp_path / "published.h5"))
+    monkeypatch.setattr(module.imagenet_utils, "obtain_input_shape", lambda shape, **_: shape)
+    theirs = keras.applications.EfficientNetB0(weights="imagenet", **options)
+    images = np.random.RandomState(1).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits = torch.as_tensor(theirs(images, training=False))
+    theirs.save(tmp_path / "tuned.keras")
+    for name in ("published.h5", "tuned.keras"):
+        read = read_checkpoint(tmp_path / name)
+        assert read.report.input.std == pytest.approx(IMAGENET_STD)
+        assert any("variance is ImageNet's std" in note for note in read.report.notes)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (read.report.input.mean, read.report.input.std))
+        with torch.no_grad():
+            ours = build(read)((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
+        assert (ours - logits).abs().max() < ALLOWED * logits.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_keras_network_inside_another(tmp_path, keras):
+    base = keras_shaken(
+        keras.applications.EfficientNetB0(weights=None, include_top=False, pooling="avg", input_shape=(64, 64, 3))
+    )
+    model = keras.Sequential([base, keras.layers.Dropout(0.3), keras.layers.Dense(5)])
+    images = np.random.RandomState(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits = torch.as_tensor(model(images, training=False))
+    model.save_weights(tmp_path / "a.weights.h5")
+    read = read_checkpoint(tmp_path / "a.weights.h5")
+    assert read.report.spec.num_classes == 5
+    assert all("seed_generator" in name for name in read.report.left_over)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (read.report.input.mean, read.report.input.std))
+    with torch.no_grad():
+        ours = build(read)((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
+    assert (ours - logits).abs().max() < ALLOWED * logits.abs().max()
+    base.save_weights(tmp_path / "notop.weights.h5")
+    with pytest.raises(MismatchError, match="has no classifier"):
+        read_checkpoint(tmp_path / "notop.weights.h5")
+    assert read_checkpoint(tmp_path / "notop.weights.h5", num_classes=4).report.fresh
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "name"), [(0.51, 1.0, "b0-w0.5"), (0.3, 1.2, "b0-w0.3-d1.2"), (1.1, 0.9, "b0-w1.1-d0.9")]
+)
+def test_custom_widths_of_torchvision(tmp_path, width, depth, name):
+    theirs = shaken(torchvision_scaled(width, depth, num_classes=7))
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert relative_difference(build(read), theirs, 70) < ALLOWED
+    assert read.classes is None
+
+
+def test_custom_width_of_lukemelas(tmp_path):
+    theirs = shaken(
+        Lukemelas.from_name(
+            "efficientnet-b0", width_coefficient=0.6, depth_coefficient=1.3, image_size=75, num_classes=3
+        )
+    )
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert read.report.spec.name == "b0-w0.6-d1.3"
+    assert relative_difference(build(read), theirs, 75) < ALLOWED
+
+
+def test_custom_width_of_transformers(tmp_path):
+    theirs = shaken(
+        transformers_network("b0", size=100, width_coefficient=0.6, depth_coefficient=1.3, hidden_dim=768, num_labels=3)
+    )
+    theirs.config.depthwise_padding = [5, 8, 16]  # 25, 13 and 7 px arrive there
+    theirs = type(theirs)(theirs.config)
+    shaken(theirs).save_pretrained(tmp_path / "a")
+    read = read_checkpoint(tmp_path / "a")
+    assert read.report.spec.name == "b0-w0.6-d1.3-r100"
+    assert read.report.input.size == 100
+    assert not any("depthwise_padding" in note for note in read.report.notes)
+    assert relative_difference(build(read), theirs, 100) < ALLOWED
+
+
+# small networks from here on: what the reader says and refuses
+
+
+def tiny(layout="native", network=None, **changes):
+    """The state of a small network under the names of a library."""
+    network = network or EfficientNet(spec("b0", width=0.5, depth=0.4, num_classes=5, **changes))
+    return foreign_state(shaken(network).state_dict(), network.spec, LAYOUTS[layout])
+
+
+def written(folder: Path, state, **configs) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / "model.safetensors")
+    for name, values in configs.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+def saved(path: Path, state) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def test_another_network_than_asked_for(tmp_path):
+    with torch.device("meta"):
+        shapes = torchvision.models.efficientnet_b3().state_dict()
+    path = saved(
+        tmp_path / "a.pth", {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in shapes.items()}
+    )
+    with pytest.raises(MismatchError, match="holds a b3, but b0 was asked for"):
+        read_checkpoint(path, "b0")
+    assert read_checkpoint(path, "b3").report.spec.name == "b3"
+    with pytest.raises(MismatchError, match="holds a b3"):
+        read_checkpoint(path, spec("b3", width=1.3))
+
+
+def test_timms_keys_alone_are_ambiguous(tmp_path):
+    path = saved(tmp_path / "a.pth", tiny("timm"))
+    with pytest.raises(AmbiguousSourceError, match=r"source timm\).*source timm-tf"):
+        read_checkpoint(path)
+    policies = [read_checkpoint(path, source=source).report.policy for source in ("timm", "timm-tf")]
+    assert policies == [NumericPolicy(1e-5, 0.1, "symmetric"), NumericPolicy(1e-3, 0.1, "same")]
+
+
+def test_sources_that_do_not_fit(tmp_path):
+    path = saved(tmp_path / "a.pth", tiny("torchvision"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'timm'"):
+        read_checkpoint(path, source="tim")
+    with pytest.raises(CheckpointError, match="was written by torchvision, not by lukemelas"):
+        read_checkpoint(path, source="lukemelas")
+    assert read_checkpoint(path, source="torchvision").report.source == "torchvision"
+
+
+def test_another_number_of_classes(tmp_path):
+    path = saved(tmp_path / "a.pth", tiny())
+    asked = spec("b0", width=0.5, depth=0.4)
+    with pytest.raises(
+        MismatchError, match=r"classifier for 5 classes, and b0-w0\.5-d0\.4 .*1000; give num_classes=1000"
+    ):
+        read_checkpoint(path, asked)
+    read = read_checkpoint(path, asked, num_classes=7)
+    assert read.report.fresh == ("classifier.weight", "classifier.bias")
+    assert not read.state.keys() & {"classifier.weight", "classifier.bias"}
+    assert "start fresh: classifier.weight, classifier.bias" in str(read.report)
+    assert read_checkpoint(path, num_classes=5).report.fresh == ()
+    assert build(read)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_without_a_classifier(tmp_path):
+    state = tiny("lukemelas")
+    path = saved(tmp_path / "a.pth", {key: tensor for key, tensor in state.items() if "_fc" not in key})
+    with pytest.raises(MismatchError, match="has no classifier"):
+        read_checkpoint(path)
+    assert read_checkpoint(path, num_classes=3).report.fresh == ("classifier.weight", "classifier.bias")
+    half = saved(tmp_path / "b.pth", {key: tensor for key, tensor in state.items() if key != "_fc.bias"})
+    with pytest.raises(MismatchError, match="lacks 1 of .*tensors: _fc"):
+        read_checkpoint(half)
+
+
+def test_transformers_without_a_classifier(tmp_path):
+    theirs = transformers_network("b0", size=64).efficientnet
+    theirs.save_pretrained(tmp_path / "a")
+    with pytest.raises(MismatchError, match="has no classifier"):
+        read_checkpoint(tmp_path / "a")
+    read = read_checkpoint(tmp_path / "a", num_classes=2)
+    assert (read.report.source, read.report.spec.resolution) == ("hf", 64)
+
+
+def test_missing_and_left_over_tensors(tmp_path):
+    state = tiny("tutorial")
+    lost = "features.3a.block.dwconv.1.running_mean"
+    path = saved(tmp_path / "a.pth", {key: tensor for key, tensor in state.items() if key != lost})
+    with pytest.raises(MismatchError, match=f"lacks 1 of b0-w0.5-d0.4's tensors: {lost}"):
+        read_checkpoint(path)
+    path = saved(
+        tmp_path / "b.pth", {"module." + key: tensor for key, tensor in state.items()} | {"n_averaged": torch.ones(())}
+    )
+    report = read_checkpoint(path).report
+    assert report.left_over == ("n_averaged",)
+    assert "left over: n_averaged" in str(report)
+    assert "took the prefix 'module.' off the keys" in str(report)
+    wrong = saved(tmp_path / "c.pth", state | {lost: torch.zeros(3)})
+    with pytest.raises(MismatchError, match=lost):
+        read_checkpoint(wrong)
+
+
+def test_counters_of_batches_may_be_absent(tmp_path):
+    state = {key: tensor for key, tensor in tiny("timm").items() if "num_batches" not in key}
+    read = read_checkpoint(saved(tmp_path / "a.pth", state), source="timm")
+    assert read.report.matched == len(state)
+    assert all(tensor == 0 for key, tensor in read.state.items() if "num_batches" in key)
+    build(read)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_read_in_float32(tmp_path, dtype):
+    state = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tiny().items()}
+    read = read_checkpoint(written(tmp_path / "a", state) / "model.safetensors")
+    assert {tensor.dtype for tensor in read.state.values()} == {torch.float32, torch.int64}
+    assert torch.equal(read.state["stem.conv.weight"], state["stem.conv.weight"].float())
+
+
+def test_another_number_of_channels(tmp_path):
+    network = EfficientNet(spec("b0", width=0.5, depth=0.4, num_classes=5))
+    path = saved(tmp_path / "a.pth", tiny(network=network))
+    read = read_checkpoint(path, in_channels=1)
+    assert read.report.adapted == ("stem.conv.weight",)
+    assert read.report.input.channels == 1
+    grey = torch.randn(2, 1, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(build(read)(grey), network.eval()(grey.expand(2, 3, 40, 40)), rtol=1e-4, atol=1e-5)
+
+
+def test_adapt_stem_keeps_the_answer_to_equal_channels():
+    weight = torch.randn(8, 3, 3, 3)
+    for channels in (1, 2, 3, 4, 7):
+        assert adapt_stem(weight, channels).shape == (8, channels, 3, 3)
+    for channels in (1, 3, 6):
+        torch.testing.assert_close(adapt_stem(weight, channels).sum(1), weight.sum(1))
+
+
+@pytest.mark.parametrize(("old", "new"), [(1e-3, 1e-5), (1e-5, 1e-3)])
+def test_with_eps_computes_the_same(old, new):
+    network = shaken(EfficientNet(spec("b0", width=0.5, depth=0.4), policy=NumericPolicy(bn_eps=old)))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # some channels are almost dead, as in trained networks
+                module.running_var[::3] = 1e-6
+                module.running_var[1::3] *= 1e-3
+                module.weight[::3] *= 1e-2
+    other = EfficientNet(network.spec, policy=NumericPolicy(bn_eps=new))
+    other.load_state_dict(with_eps(network.state_dict(), old, new))
+    assert all((tensor >= 0).all() for key, tensor in other.state_dict().items() if key.endswith("running_var"))
+    assert relative_difference(other.eval(), network, 64) < 1e-5
+
+
+def test_there_and_back_under_every_name():
+    network = EfficientNet(spec("b0", width=0.5, depth=1.3))
+    state = shaken(network).state_dict()
+    for layout in LAYOUTS.values():
+        foreign = foreign_state(state, network.spec, layout)
+        back, missing = native_state(WeightFile(Path("a"), foreign), layout, network.spec)
+        assert all(torch.equal(back[key], state[key]) for key in state.keys() - missing.keys())
+        assert all(key.endswith("num_batches_tracked") for key in missing)
+
+
+def test_bare_keys_of_ours_leave_the_policy_open(tmp_path):
+    report = read_checkpoint(saved(tmp_path / "a.pth", tiny())).report
+    assert (report.source, report.policy) == ("bundle", NumericPolicy())
+    assert "a fresh network's was assumed" in str(report)
+
+
+def test_a_bundle_tells_everything(tmp_path):
+    network = EfficientNet(spec("b0", width=0.5, depth=0.4, resolution=77), policy=NumericPolicy(1e-5, 0.1, "same"))
+    save(network, tmp_path / "bundle", classes=None)
+    report = read_checkpoint(tmp_path / "bundle").report
+    assert (report.spec, report.policy) == (network.spec, network.policy)
+
+
+def test_the_activation_belongs_to_the_library(tmp_path):
+    lite = EfficientNet(spec("lite0", depth=0.4))
+    path = saved(tmp_path / "a.pth", tiny("lukemelas", lite))
+    assert read_checkpoint(path).report.spec.activation == "relu6"
+    silu = dataclasses.replace(lite.spec, activation="silu")
+    with pytest.raises(MismatchError, match="is for a network with relu6, not silu"):
+        read_checkpoint(path, silu)
+
+
+@pytest.mark.parametrize("layout", ["lukemelas", "hf"])
+def test_shortcuts_that_a_library_leaves_out(tmp_path, layout):
+    narrow = EfficientNet(spec("b0", width=0.25, depth=0.4))
+    with pytest.raises(CheckpointError, match=rf"{layout} has no shortcut in the first block .* stages\.2\.0"):
+        read_checkpoint(saved(tmp_path / "a.pth", tiny(layout, narrow)))
+    assert read_checkpoint(saved(tmp_path / "b.pth", tiny("torchvision", narrow))).report.fresh == ()
+
+
+# what stands beside the tensors
+
+TIMM = {
+    "architecture": "tf_efficientnet_b0",
+    "num_classes": 5,
+    "pretrained_cfg": {
+        "input_size": [3, 64, 64],
+        "crop_pct": 0.875,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.5, 0.5],
+        "interpolation": "bilinear",
+        "crop_mode": "squash",
+        "label_names": list("abcde"),
+    },
+}
+
+
+def test_timms_folder(tmp_path):
+    read = read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM))
+    assert read.report.source == "timm-tf"
+    assert read.report.spec.resolution == 64
+    assert read.report.input == InputSpec(64, 73, (0.5,) * 3, (0.25, 0.5, 0.5), "bilinear", "squash")
+    assert read.classes == tuple("abcde")
+    flat = {"architecture": "efficientnet_b0", **TIMM["pretrained_cfg"]}
+    read = read_checkpoint(written(tmp_path / "b", tiny("timm"), config=flat))
+    assert (read.report.source, read.report.input.size) == ("timm", 64)
+    with pytest.raises(CheckpointError, match="was written by timm-tf, not by timm"):
+        read_checkpoint(tmp_path / "a", source="timm")
+
+
+def test_timms_arguments_change_the_policy(tmp_path):
+    arguments = {"bn_eps": 1e-4, "bn_momentum": 0.05, "pad_type": ""}
+    read = read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | {"model_args": arguments}))
+    assert read.report.policy == NumericPolicy(1e-4, 0.05, "symmetric")
+    with pytest.raises(CheckpointError, match="act_layer"):
+        read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | {"model_args": {"act_layer": "relu"}}))
+
+
+def test_timms_other_networks(tmp_path):
+    for architecture in ("efficientnet_blur_b0", "mobilenetv3_large_100"):
+        folder = written(tmp_path / architecture, tiny("timm"), config=TIMM | {"architecture": architecture})
+        with pytest.raises(CheckpointError, match=architecture):
+            read_checkpoint(folder)
+
+
+HF = {
+    "image_size": 64,
+    "batch_norm_eps": 1e-4,
+    "batch_norm_momentum": 0.99,
+    "dropout_rate": 0.4,
+    "drop_connect_rate": 0.1,
+    "id2label": {str(number): f"class {number}" for number in range(5)},
+}
+# google/efficientnet-b0's
+PROCESSOR = {
+    "do_center_crop": False,
+    "do_normalize": True,
+    "do_rescale": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.47853944, 0.4732864, 0.47434163],
+    "include_top": True,
+    "resample": 0,
+    "rescale_factor": 0.00392156862745098,
+    "rescale_offset": False,
+    "size": {"height": 64, "width": 64},
+}
+
+
+def test_transformers_folder(tmp_path):
+    read = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=PROCESSOR))
+    report = read.report
+    assert report.policy == NumericPolicy(1e-4, 0.01, "same")
+    assert (report.spec.resolution, report.spec.dropout, report.spec.drop_connect) == (64, 0.4, 0.1)
+    assert read.classes == tuple(f"class {number}" for number in range(5))
+    assert report.input.std == pytest.approx(IMAGENET_STD, abs=1e-6)
+    assert (report.input.size, report.input.fit, report.input.interpolation) == (64, "squash", "nearest")
+    assert report.notes == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"include_top": False},
+        {"rescale_offset": True, "rescale_factor": 1 / 127.5},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [8.0] * 3},
+        {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+        {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}},
+    ],
+)
+def test_transformers_processors(tmp_path, changes):
+    """A square photo of the right size needs no resizing: the processor's answer is the InputSpec's arithmetic."""
+    transformers = pytest.importorskip("transformers")
+    values = PROCESSOR | changes
+    read = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=values))
+    see = read.report.input
+    side = see.resize if see.fit == "crop" else see.size
+    photo = np.random.RandomState(0).randint(0, 256, (side, side, 3), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processor = transformers.EfficientNetImageProcessor(**values)
+        theirs = processor(photo, return_tensors="pt")["pixel_values"][0]
+    start = (side - see.size) // 2 if see.fit == "crop" else 0
+    cut = photo[start : start + see.size, start : start + see.size]
+    ours = (cut / 255 - np.array(see.mean)) / np.array(see.std)
+    np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [({"hidden_act": "gelu"}, "asks for gelu"), ({"pooling_type": "max"}, "and max pooling")],
+)
+def test_transformers_networks_that_compute_something_else(tmp_path, config, words):
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF | config))
+
+
+@pytest.mark.parametrize("config", [{"image_size": 65}, {"image_size": 70}, {"depthwise_padding": [2]}])
+def test_transformers_padding_that_is_not_tensorflows(tmp_path, config):
+    report = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF | config)).report
+    assert any("depthwise_padding" in note for note in report.notes)
+
+
+def test_a_file_alone_gets_an_assumed_input(tmp_path):
+    report = read_checkpoint(saved(tmp_path / "a.pth", tiny("tutorial"))).report
+    assert report.input == InputSpec(224, 256)
+    assert any("were assumed" in note for note in report.notes)
+    state = {key: torch.zeros(shape) for key, shape in LAYOUTS["torchvision"].shapes(spec("b2", num_classes=3)).items()}
+    report = read_checkpoint(saved(tmp_path / "b.pth", state)).report
+    assert report.input == InputSpec(288, 288)  # torchvision's own transforms of its B2
+    assert any("as for torchvision's b2" in note for note in report.notes)
+
+
+def test_the_report_names_policy_and_input(tmp_path):
+    text = str(read_checkpoint(saved(tmp_path / "a.pth", tiny("tutorial"))).report)
+    assert "b0-w0.5-d0.4 from tutorial (tutorial keys), " in text
+    assert "computes with: BN eps 0.001, momentum 0.1, symmetric padding" in text
+    assert "sees: 224 x 224 px, crop from 256, bicubic, mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in text

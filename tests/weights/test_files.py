@@ -1,0 +1,303 @@
+"""Opening files: what training wrappers put around the tensors, Keras' kinds of file, and files that are none."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import pickle
+import sys
+import warnings
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from effnet.arch.variants import spec
+from effnet.errors import CheckpointError, MissingExtraError
+from effnet.models.efficientnet import EfficientNet
+from effnet.weights.files import STEMS, open_weights, unwrap
+
+TINY = {"conv_stem.weight": torch.ones(8, 3, 3, 3), "classifier.bias": torch.zeros(2)}
+
+
+def tiny(value=1.0):
+    return {key: torch.full_like(tensor, value) for key, tensor in TINY.items()}
+
+
+def under(prefix, state):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def test_plain_state_dicts_of_every_kind(tmp_path):
+    for name in ("a.pth", "a.pt", "a.bin", "a.ckpt", "a.pth.tar"):
+        torch.save(TINY, tmp_path / name)
+        file = open_weights(tmp_path / name)
+        assert (file.tensors.keys(), file.notes, file.beside) == (TINY.keys(), (), ())
+    torch.save(TINY, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert open_weights(tmp_path / "old.pth").tensors.keys() == TINY.keys()
+    save_file(TINY, tmp_path / "a.safetensors")
+    assert open_weights(tmp_path / "a.safetensors").tensors.keys() == TINY.keys()
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model.module._orig_mod.", "timm_model.", "net.0."],
+)
+def test_prefixes_come_off_and_are_said(prefix):
+    state, beside, notes = unwrap(under(prefix, TINY) | {"n_averaged": torch.tensor(3), "loss.weight": torch.ones(2)})
+    assert state.keys() == TINY.keys()
+    assert beside == ("n_averaged", "loss.weight")
+    assert notes == (f"took the prefix {prefix!r} off the keys",)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_prefix_is_seen_before_every_stem(stem):
+    state, _, _ = unwrap({f"model.{stem}": torch.ones(1)})
+    assert list(state) == [stem]
+
+
+def test_an_averaged_model_goes_before_the_raw_one():
+    averaged = torch.optim.swa_utils.AveragedModel(EfficientNet(spec("b0", width=0.1, depth=0.1)))
+    state, beside, _ = unwrap({"state_dict": averaged.state_dict()})
+    assert state.keys() == averaged.module.state_dict().keys()
+    assert beside == ("n_averaged",)
+    both = under("model.", tiny(1)) | under("ema_model.module.", tiny(2))
+    state, beside, notes = unwrap({"state_dict": both, "epoch": 3, "global_step": torch.tensor(7)})
+    assert state["conv_stem.weight"].unique().item() == 2
+    assert beside == tuple(under("model.", TINY))
+    assert notes == ("took 'state_dict' out of the checkpoint", "took the prefix 'ema_model.module.' off the keys")
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "ema"])
+def test_an_averaged_state_dict_goes_before_the_raw_one(name):
+    state, _, notes = unwrap({"epoch": 1, "state_dict": tiny(1), name: tiny(2), "optimizer": {"state": {}}})
+    assert state["conv_stem.weight"].unique().item() == 2
+    assert notes == (f"took {name!r} out of the checkpoint, not state_dict",)
+
+
+def test_dictionaries_without_tensors_are_passed_by():
+    saved = {"ema": {"decay": 0.999}, "model": {"state_dict": TINY}, "args": {"lr": 0.1}}
+    state, _, notes = unwrap(saved)
+    assert state.keys() == TINY.keys()
+    assert notes == ("took 'model' out of the checkpoint", "took 'state_dict' out of the checkpoint")
+    endless = {"args": 1}
+    endless["model"] = endless
+    for nothing in ({"epoch": 3}, {}, [1, 2], endless, {"state_dict": {"lr": 0.1}}):
+        with pytest.raises(CheckpointError, match="no tensors under names"):
+            unwrap(nothing)
+
+
+def test_two_networks_in_one_file_are_not_chosen_between():
+    with pytest.raises(CheckpointError, match=r"several networks, under 'student\.', 'teacher\.'"):
+        unwrap(under("student.", TINY) | under("teacher.", TINY))
+
+
+def test_transformers_network_without_its_classifier():
+    state, beside, _ = unwrap({"embeddings.convolution.weight": torch.ones(1), "encoder.top_bn.bias": torch.ones(1)})
+    assert list(state) == ["efficientnet.embeddings.convolution.weight", "efficientnet.encoder.top_bn.bias"]
+    assert beside == ()
+
+
+def test_folders(tmp_path):
+    with pytest.raises(CheckpointError, match=r"the folder .* holds none of model\.safetensors, pytorch_model\.bin"):
+        open_weights(tmp_path)
+    torch.save(TINY, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnet_b0"}))
+    file = open_weights(tmp_path)
+    assert file.config == {"architecture": "efficientnet_b0"}
+    assert (file.path, file.preprocessor) == (tmp_path, {})
+    save_file(tiny(2), tmp_path / "model.safetensors")
+    assert open_weights(tmp_path).tensors["conv_stem.weight"].unique().item() == 2
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is no JSON"):
+        open_weights(tmp_path)
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("thing", "kind"),
+    [(argparse.Namespace(lr=0.1), "argparse.Namespace"), (nn.Linear(2, 2), "Linear"), (Runs(), "print")],
+)
+def test_pickles_with_python_objects_are_not_opened(tmp_path, capsys, thing, kind, old):
+    torch.save({"state_dict": TINY, "args": thing}, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=rf"holds Python objects .*{kind}.*torch\.save\(model\.state_dict\(\)"):
+        open_weights(tmp_path / "a.pth")
+    assert capsys.readouterr().out == ""
+
+
+def saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    return buffer.getvalue()
+
+
+NO_WEIGHTS = {
+    "empty.pth": (b"", "is empty"),
+    "empty.safetensors": (b"", "is empty"),
+    "empty.h5": (b"", "is empty"),
+    "text.pth": (b"hello world, this is a text\n", "is damaged or no file of weights"),
+    "page.pth": (b"<!DOCTYPE html><html>not found</html>", "neither torch.save nor safetensors wrote it"),
+    "pickle.pth": (pickle.dumps([1, 2, 3]), "neither torch.save nor safetensors wrote it"),
+    "half.pth": (saved(TINY)[:900], "is damaged or no file of weights"),
+    "zeros.pth": (bytes(1000), "opening it would run what is inside"),
+    "zip.pth": (zipped(), "is damaged or no file of weights"),
+    "list.pth": (saved([torch.ones(2)]), "no tensors under names"),
+    "text.safetensors": (b"hello world", "is damaged or no file of weights"),
+    "text.h5": (b"hello world", "is damaged or no file of weights"),
+    "text.keras": (b"hello world", "is damaged or no file of weights"),
+    "zip.keras": (zipped(), "is damaged or no file of weights"),
+}
+
+
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+def test_files_that_hold_no_weights(tmp_path, name):
+    content, message = NO_WEIGHTS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_weights(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "weights_only" not in str(caught.value), "torch advises to switch its protection off"
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_weights(tmp_path / "a.pth")
+
+
+def test_torchscript_is_not_opened(tmp_path):
+    class Doubling(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch no longer likes TorchScript, of another category in each version
+        torch.jit.save(torch.jit.script(Doubling()), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        open_weights(tmp_path / "a.pt")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(suffix=st.sampled_from([".pth", ".safetensors", ".h5", ".keras"]), content=st.binary(max_size=60))
+def test_no_bytes_raise_anything_else(tmp_path, suffix, content):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        open_weights(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_no_flipped_byte_raises_anything_else(tmp_path, position, value):
+    content = bytearray(saved(TINY))
+    content[position % len(content)] = value
+    (tmp_path / "a.pth").write_bytes(content)
+    with contextlib.suppress(CheckpointError):
+        open_weights(tmp_path / "a.pth")
+
+
+def written(path, datasets):
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file[name] = values
+    return path
+
+
+CONV, DEPTHWISE = np.arange(48.0).reshape(2, 2, 3, 4), np.arange(12.0).reshape(2, 2, 3, 1)
+DENSE = np.arange(6.0).reshape(3, 2)
+# how three generations of Keras name the same four arrays
+KERAS = {
+    "full.h5": (
+        "model_weights/stem_conv/stem_conv/kernel:0",
+        "model_weights/block1a_dwconv/block1a_dwconv/depthwise_kernel:0",
+        "model_weights/predictions/predictions/kernel:0",
+        "optimizer_weights/Adam/stem_conv/kernel/m:0",
+    ),
+    "old.h5": (
+        "stem_conv/stem_conv/kernel:0",
+        "block1a_dwconv/block1a_dwconv/depthwise_kernel:0",
+        "predictions/predictions/kernel:0",
+        "optimizer_weights/Adam/stem_conv/kernel/m:0",
+    ),
+    "nested.h5": (
+        "model_weights/efficientnetb0/stem_conv/kernel:0",
+        "model_weights/efficientnetb0/block1a_dwconv/depthwise_kernel:0",
+        "model_weights/predictions/predictions/kernel:0",
+        "optimizer_weights/Adam/stem_conv/kernel/m:0",
+    ),
+    "new.weights.h5": (
+        "layers/conv2d/vars/0",
+        "layers/depthwise_conv2d/vars/0",
+        "layers/dense/vars/0",
+        "optimizer/vars/2",
+    ),
+    "nested.weights.h5": (
+        "layers/functional/layers/conv2d/vars/0",
+        "layers/functional/layers/depthwise_conv2d/vars/0",
+        "layers/dense/vars/0",
+        "optimizer/vars/2",
+    ),
+    "older.weights.h5": (
+        "_layer_checkpoint_dependencies/conv2d/vars/0",
+        "_layer_checkpoint_dependencies/depthwise_conv2d/vars/0",
+        "_layer_checkpoint_dependencies/dense/vars/0",
+        "optimizer/vars/2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_keras_arrays_in_the_order_of_torch(tmp_path, name):
+    path = written(tmp_path / name, dict(zip(KERAS[name], (CONV, DEPTHWISE, DENSE, CONV), strict=True)))
+    by_name, by_number = (
+        ("stem_conv/kernel", "block1a_dwconv/kernel", "predictions/kernel"),
+        ("conv2d/0", "depthwise_conv2d/0", "dense/0"),
+    )
+    tensors = open_weights(path).tensors
+    assert tensors.keys() == set(by_number if ".weights." in name else by_name)
+    conv, depthwise, dense = (tensors[key].numpy() for key in (by_number if ".weights." in name else by_name))
+    # out, in, row, column; one filter per channel; out, in
+    assert conv.shape == (4, 3, 2, 2)
+    assert conv[3, 1, 0, 1] == CONV[0, 1, 1, 3]
+    assert depthwise.shape == (3, 1, 2, 2)
+    assert depthwise[2, 0, 1, 0] == DEPTHWISE[1, 0, 2, 0]
+    assert dense[1, 2] == DENSE[2, 1]
+
+
+def test_keras_archive(tmp_path):
+    inner = written(tmp_path / "model.weights.h5", {"layers/conv2d/vars/0": CONV})
+    with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(inner, "model.weights.h5")
+    assert open_weights(tmp_path / "a.keras").tensors["conv2d/0"].shape == (4, 3, 2, 2)
+
+
+def test_layers_of_two_networks_are_not_mixed(tmp_path):
+    names = [f"layers/{network}/layers/conv2d/vars/0" for network in ("functional", "functional_1")]
+    path = written(tmp_path / "a.weights.h5", dict.fromkeys(names, CONV))
+    assert list(open_weights(path).tensors) == names
+
+
+def test_keras_without_h5py(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.h5", {"stem_conv/kernel": CONV})
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=r"effnet\[keras\]"):
+        open_weights(path)

@@ -1,0 +1,368 @@
+"""What is written loads in the library itself, strictly, and computes the same; the rest is refused with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.efficientnet import MBConvConfig
+
+from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.arch.variants import B0, spec
+from effnet.data.preprocess import preprocess
+from effnet.errors import ArgumentError
+from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import save
+from effnet.weights.convert import read_checkpoint
+from effnet.weights.layouts import LAYOUTS
+from effnet.weights.writers import WRITTEN, WriteReport, write_checkpoint
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # parallel workers do not fight for the cores
+ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
+SYMMETRIC, SAME = NumericPolicy(), NumericPolicy(padding="same")
+
+
+def shaken(network: EfficientNet) -> EfficientNet:
+    """Weights and statistics of which none is trivial and none lets the maps grow."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 0.9, generator=generator)
+            nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.running_mean, 0, 0.2, generator=generator)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+    return network.eval()
+
+
+def make(name="b0", policy=SYMMETRIC, **changes) -> EfficientNet:
+    return shaken(EfficientNet(spec(name, **{"num_classes": 5, **changes}), policy=policy))
+
+
+def small(policy=SYMMETRIC, **changes) -> EfficientNet:
+    return make(policy=policy, **{"width": 0.5, "depth": 0.4, **changes})
+
+
+@torch.no_grad()
+def assert_same(theirs: nn.Module, ours: EfficientNet, size: int) -> None:
+    images = torch.randn(2, ours.spec.in_channels, size, size, generator=torch.Generator().manual_seed(1))
+    a, b = ours(images), theirs.eval()(images)
+    b = getattr(b, "logits", b)
+    difference = ((a - b).abs().max() / a.abs().max()).item()
+    print(f"relative difference {difference:.1e}")  # shown by pytest -rP
+    assert difference < ALLOWED
+
+
+def see(network: EfficientNet, size: int | None = None) -> InputSpec:
+    size = size or network.spec.resolution
+    return InputSpec(size, size + 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "suffix"),
+    [("b0", 1e-3, ".pth"), ("b0", 1e-5, ".safetensors"), ("b3", 1e-3, ".pt"), ("b6", 1e-5, ".pth")],
+)
+def test_torchvision_loads_it(tmp_path, name, eps, suffix):
+    network = make(name, NumericPolicy(bn_eps=eps))
+    report = write_checkpoint(network, "torchvision", tmp_path / f"a{suffix}", see=see(network))
+    state = load_file(report.path) if suffix == ".safetensors" else torch.load(report.path, weights_only=True)
+    theirs = getattr(torchvision.models, f"efficientnet_{name}")(num_classes=5)
+    theirs.load_state_dict(state, strict=True)
+    assert_same(theirs, network, 224 if name == "b0" else 76)
+    moved = eps != (1e-3 if name == "b6" else 1e-5)
+    assert any("moved into the running variances" in note for note in report.notes) == moved
+
+
+@pytest.mark.parametrize("changes", [{"width": 0.51}, {"depth": 1.2, "depth_rounding": "nearest"}, {"head": 1000}])
+def test_torchvisions_class_loads_what_its_builders_do_not_make(tmp_path, changes):
+    network = shaken(EfficientNet(dataclasses.replace(spec("b0", num_classes=5), **changes)))
+    report = write_checkpoint(network, "torchvision", tmp_path / "a.pth", see=see(network))
+    assert f"last_channel={network.spec.head_channels}" in report.notes[0]
+    rows = [
+        MBConvConfig(*(getattr(block, field) for field in ("expand_ratio", "kernel_size", "stride")), *channels, layers)
+        for block, layers in zip(
+            (block for block in network.spec.blocks if block.index == 0), network.spec.layers, strict=True
+        )
+        for channels in [(block.in_channels, block.out_channels)]
+    ]
+    theirs = torchvision.models.EfficientNet(rows, 0.2, num_classes=5, last_channel=network.spec.head_channels)
+    theirs.load_state_dict(torch.load(report.path, weights_only=True), strict=True)
+    assert_same(theirs, network, 70)
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "policy", "size"),
+    [
+        ("timm", "b0", SYMMETRIC, 224),
+        ("timm", "b2", NumericPolicy(1e-5, 0.1), 76),
+        ("timm", "lite1", SYMMETRIC, 76),
+        ("timm-tf", "b0", SAME, 224),
+        ("timm-tf", "b4", NumericPolicy(1e-3, 0.1, "same"), 75),
+        ("timm-tf", "lite0", SAME, 224),
+        ("timm-tf", "lite3", NumericPolicy(1e-5, 0.1, "same"), 76),
+    ],
+)
+def test_timm_loads_it(tmp_path, to, name, policy, size):
+    network = make(name, policy)
+    classes = [f"class {number}" for number in range(5)]
+    write_checkpoint(network, to, tmp_path / "a", see=see(network, size), classes=classes)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    assert theirs.num_classes == 5
+    assert theirs.pretrained_cfg["label_names"] == classes
+    norms = [module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(policy.bn_eps, policy.bn_momentum)}
+    assert_same(theirs, network, size)
+    read = read_checkpoint(tmp_path / "a")
+    assert (read.report.source, read.report.policy, read.classes) == (to, policy, tuple(classes))
+    assert read.report.input == see(network, size)
+
+
+def test_timm_loads_a_grey_network(tmp_path):
+    network = make(in_channels=1)
+    grey = InputSpec(64, 64, (0.5,), (0.2,))
+    write_checkpoint(network, "timm", tmp_path / "a", see=grey)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    assert torch.equal(theirs.conv_stem.weight, network.stem.conv.weight)
+    assert_same(theirs, network, 64)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.parametrize(("size", "resize"), [(64, 73), (224, 256), (240, 274), (61, 61), (33, 47)])
+def test_timm_prepares_photos_as_we_do(tmp_path, fit, size, resize):
+    network = small(width=1, depth=1)
+    wanted = InputSpec(size, resize, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", fit)
+    write_checkpoint(network, "timm", tmp_path / "a", see=wanted)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=config))
+    photo = Image.fromarray(np.random.RandomState(0).randint(0, 256, (300, 400, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(transform(photo).numpy(), preprocess(photo, wanted))
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def from_pretrained(transformers, folder):
+    theirs, info = transformers.EfficientNetForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "changes"),
+    [
+        ("b0", 224, {}),
+        ("b1", 240, {}),
+        ("b3", 76, {}),
+        ("b0", 100, {"width": 0.6, "depth": 1.3}),
+        ("b0", 64, {"depth": 1.2, "depth_rounding": "nearest"}),
+        ("b0", 70, {"in_channels": 1}),
+    ],
+)
+def test_transformers_loads_it(tmp_path, transformers, name, size, changes):
+    policy = NumericPolicy(1e-4 if name == "b3" else 1e-3, 0.02, "same")
+    network = make(name, policy, **changes)
+    classes = [f"class {number}" for number in range(5)]
+    write_checkpoint(network, "hf", tmp_path / "a", see=see(network, size), classes=classes)
+    theirs = from_pretrained(transformers, tmp_path / "a")
+    assert theirs.config.id2label == dict(enumerate(classes))
+    assert theirs.config.label2id["class 3"] == 3
+    assert_same(theirs, network, size)
+    read = read_checkpoint(tmp_path / "a")
+    assert (read.report.policy, read.classes, read.report.spec.resolution) == (policy, tuple(classes), size)
+    assert read.report.notes == ()
+
+
+def test_transformers_loads_relu6(tmp_path, transformers):
+    network = shaken(EfficientNet(dataclasses.replace(spec("b0", num_classes=2), activation="relu6"), policy=SAME))
+    write_checkpoint(network, "hf", tmp_path / "a", see=see(network, 64))
+    assert_same(from_pretrained(transformers, tmp_path / "a"), network, 64)
+    read = read_checkpoint(tmp_path / "a")
+    assert read.report.spec.activation == "relu6"
+    assert read.classes is None, "LABEL_0 is no name"
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_transformers_prepares_photos_as_we_do(tmp_path, transformers, fit):
+    wanted = InputSpec(64, 73, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", fit)
+    write_checkpoint(small(SAME), "hf", tmp_path / "a", see=wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "a")
+    photo = Image.fromarray(np.random.RandomState(0).randint(0, 256, (300, 400, 3), dtype=np.uint8))
+    theirs = processor(photo, return_tensors="np")["pixel_values"][0]
+    assert np.abs(theirs - preprocess(photo, wanted)).mean() < 0.01  # it rounds once more
+    read = read_checkpoint(tmp_path / "a").report.input
+    assert dataclasses.replace(read, resize=73) == wanted
+    assert read.resize == (73 if fit == "crop" else 64)
+
+
+def test_transformers_cannot_pad_photos(tmp_path):
+    report = write_checkpoint(small(SAME), "hf", tmp_path / "a", see=InputSpec(64, 64, fit="pad"))
+    assert "adds no borders" in report.notes[0]
+
+
+@pytest.mark.parametrize("dropout", [0.2, 0.0])
+@pytest.mark.parametrize("depth", [0.4, 8])
+def test_the_tutorials_names(tmp_path, dropout, depth):
+    network = small(dropout=dropout, depth=depth, width=0.1)
+    report = write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=see(network))
+    state = torch.load(report.path, weights_only=True)
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == LAYOUTS["tutorial"].shapes(network.spec)
+    assert report.notes[0] == f"build it with width_coefficient=0.1, depth_coefficient={depth:g}"
+    with torch.no_grad():
+        again = EfficientNet(network.spec)
+        again.load_state_dict(read_checkpoint(report.path).state)
+        assert_same(again, network, 40)
+
+
+def test_the_tutorials_eps(tmp_path):
+    network = small(NumericPolicy(bn_eps=1e-5))
+    with torch.no_grad():
+        network.stem.norm.running_var[0] = 1e-5  # below the difference of the two eps
+    report = write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=see(network))
+    assert "BN's eps 1e-05 is 0.001 there" in report.notes[1]
+    again = EfficientNet(network.spec)
+    again.load_state_dict(read_checkpoint(report.path).state)
+    assert_same(again, network, 64)
+
+
+REFUSED = [
+    (
+        "torchvision",
+        partial(small, SAME),
+        "pads as TensorFlow .SAME., and torchvision all sides alike. Write timm-tf, hf",
+    ),
+    ("tutorial", partial(small, SAME), "pads as TensorFlow"),
+    ("timm", partial(make, "b0", SAME), "Write timm-tf, hf"),
+    ("timm-tf", partial(make, "b0"), "it pads all sides alike, and timm-tf as TensorFlow .SAME.. Write timm"),
+    ("hf", small, "it pads all sides alike"),
+    ("timm", small, "named networks alone, B0-B8, L2 and Lite0-4. Write torchvision, tutorial"),
+    ("timm-tf", partial(small, SAME), "named networks alone, B0-B8, L2 and Lite0-4. Write hf"),
+    ("torchvision", partial(make, "lite0", depth=0.4), "no squeeze-and-excitation, which torchvision always builds"),
+    ("tutorial", partial(make, "lite0", depth=0.4), "Write timm or a bundle"),
+    ("hf", partial(make, "lite0", SAME, depth=0.4), "Write timm-tf or a bundle"),
+    ("tutorial", partial(small, in_channels=1), "sees 1 channels, and tutorial builds a stem for 3"),
+    ("torchvision", partial(small, in_channels=4), "sees 4 channels"),
+    ("tutorial", partial(small, depth=1.2, depth_rounding="nearest"), "does not round its depth up"),
+    ("hf", partial(small, SAME, width=0.25), r"no shortcut in the first block of a stage, and it has in stages\.2\.0"),
+]
+
+
+@pytest.mark.parametrize(("to", "network", "reason"), REFUSED)
+def test_networks_that_a_library_does_not_compute(tmp_path, to, network, reason):
+    with pytest.raises(ArgumentError, match=rf"`to` \(='{to}'\) cannot hold this network \(.*\): .*{reason}"):
+        write_checkpoint(network(), to, tmp_path / "a.pth", see=InputSpec(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("to", "changes", "reason"),
+    [
+        ("torchvision", {"activation": "relu6"}, "its activation is relu6, and torchvision's SiLU"),
+        ("tutorial", {"squeeze_ratio": 0.5}, "squeezes to a share of 0.5, and tutorial to a quarter"),
+        ("timm", {"activation": "relu6"}, "named networks alone"),
+        ("tutorial", {"head": 1000}, "stem or head has not the official number of channels. Write torchvision"),
+        ("tutorial", {"stem": 48}, "stem or head has not the official number"),
+        ("torchvision", {"stages": B0.stages[:-1]}, "baseline is not EfficientNet's"),
+    ],
+)
+def test_changed_baselines(tmp_path, to, changes, reason):
+    network = EfficientNet(dataclasses.replace(spec("b0", depth=0.4), **changes))
+    with pytest.raises(ArgumentError, match=reason):
+        write_checkpoint(network, to, tmp_path / "a.pth", see=InputSpec(64, 64))
+
+
+def test_transformers_pads_for_even_sizes_alone(tmp_path):
+    with pytest.raises(ArgumentError, match="its stem for even sizes alone, and it sees 65 px"):
+        write_checkpoint(small(SAME), "hf", tmp_path / "a", see=InputSpec(65, 65))
+
+
+def test_other_normalisations(tmp_path):
+    for norm in (partial(nn.GroupNorm, 8), partial(nn.BatchNorm2d, eps=1e-2), torchvision.ops.FrozenBatchNorm2d):
+        network = EfficientNet(spec("b0", width=0.5, depth=0.4), norm=norm)
+        with pytest.raises(ArgumentError, match="normalisation is not BatchNorm2d with the eps of its policy"):
+            write_checkpoint(network, "torchvision", tmp_path / "a.pth", see=InputSpec(64, 64))
+
+
+@pytest.mark.parametrize("to", ["lukemelas", "keras", "bundle", "onnx"])
+def test_what_is_only_read(tmp_path, to):
+    with pytest.raises(ArgumentError, match=f"'{to}'.*choose from {', '.join(WRITTEN)}"):
+        write_checkpoint(small(), to, tmp_path / "a", see=InputSpec(64, 64))
+
+
+def test_arguments(tmp_path):
+    with pytest.raises(ArgumentError, match=r"`out` .*must end in \.pth, \.pt, \.safetensors for torchvision"):
+        write_checkpoint(small(), "torchvision", tmp_path / "a", see=InputSpec(64, 64))
+    with pytest.raises(ArgumentError, match=r"`classes` \(='2 names'\) must be 5 names"):
+        write_checkpoint(small(), "torchvision", tmp_path / "a.pth", see=InputSpec(64, 64), classes=["a", "b"])
+
+
+def test_files_appear_whole(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.pth"
+    write_checkpoint(small(), "tutorial", path, see=InputSpec(64, 64))
+    before = path.read_bytes()
+
+    def full(state, file):
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        write_checkpoint(small(), "tutorial", path, see=InputSpec(64, 64))
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["a.pth"]
+    (tmp_path / "b.pth").mkdir()
+    with pytest.raises(ArgumentError, match="is a folder; name a file"):
+        write_checkpoint(small(), "tutorial", tmp_path / "b.pth", see=InputSpec(64, 64))
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    network, target = small(SAME), tmp_path / "a"
+    write_checkpoint(network, "hf", target, see=InputSpec(64, 64))
+    write_checkpoint(network, "hf", target, see=InputSpec(96, 96))  # its own is replaced
+    assert json.loads((target / "config.json").read_text())["image_size"] == 96
+
+    (target / "notes.txt").write_text("mine")
+    downloaded, bundle, file = tmp_path / "downloaded", tmp_path / "bundle", tmp_path / "file"
+    downloaded.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (downloaded / name).write_text("{}")
+    save(network, bundle)
+    file.write_text("mine")
+    for other in (target, downloaded, bundle, file):
+        with pytest.raises(ArgumentError, match="exists and was not written by `convert`"):
+            write_checkpoint(network, "hf", other, see=InputSpec(64, 64))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "bundle", "downloaded", "file"]
+    assert (target / "notes.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    write_checkpoint(network, "hf", tmp_path / "empty", see=InputSpec(64, 64))
+
+
+def test_half_precision_is_written_in_float32(tmp_path):
+    network = small()
+    write_checkpoint(network.half(), "torchvision", tmp_path / "a.pth", see=InputSpec(64, 64))
+    state = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
+    assert next(network.parameters()).dtype == torch.float16
+
+
+def test_the_report():
+    report = WriteReport(Path("a.pth"), "tutorial", ("first", "second"))
+    assert str(report) == "wrote a.pth for tutorial\nfirst\nsecond"
