@@ -1,7 +1,7 @@
 # make demo     real photos named by a real EfficientNet; installs what that needs (about 2 minutes the first time)
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the install without torch
-# make docs     the pictures and tables of docs/
+# make docs     the pictures and tables of docs/, the transcripts of README.md
 #
 # Every target does nothing where nothing changed, and goes on where it was interrupted.
 
@@ -36,6 +36,7 @@ check: .venv/.dev .venv-plain/.made
 
 docs: .venv/.dev
 	.venv/bin/python docs/draw.py
+	.venv/bin/python docs/transcripts.py
 
 clean:
 	rm -rf .venv .venv-plain .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -46,9 +46,9 @@ with importlib.resources.as_file(photo) as path:
     )
     print(classifier.predict(path).label)
 
+refusal = ""
 try:
     effnet.load("lite0")
 except effnet.EffnetError as error:
-    assert "pip install 'effnet[torch]'" in str(error), error
-else:
-    raise AssertionError("a network ran without torch")
+    refusal = str(error)
+assert "pip install 'effnet[torch]'" in refusal, refusal

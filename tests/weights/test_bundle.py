@@ -127,12 +127,12 @@ def test_a_changed_config(folder: Path, values: dict[str, object], words: str) -
 
 def test_another_network_than_the_config_says(folder: Path) -> None:
     change(folder, spec=effnet.spec(SPEC, depth=1.0).to_dict())
-    with pytest.raises(BundleError, match="does not hold the network that config.json describes"):
+    with pytest.raises(BundleError, match=r"does not hold the network that config\.json describes"):
         open_bundle(folder)
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no bundle: it has no config.json"):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no config\.json"):
         open_bundle(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": []}')
     with pytest.raises(BundleError, match="not effnet's"):

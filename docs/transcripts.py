@@ -1,0 +1,57 @@
+"""Runs the commands that README.md shows and writes what they print; `--check` only compares."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
+# What differs from run to run, and in the last digits from processor to processor
+VARYING = re.compile(r"\d+\.\d s with|at most \S+ \(\S+ of the largest\)")
+
+
+def refresh(text: str) -> str:
+    """The text with every console block as its commands print it now, errors included."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("src", "docs"):
+            (Path(folder) / name).symlink_to(ROOT / name)  # the repository, and a place to write beside it
+        return BLOCK.sub(lambda block: _transcript(block[0], folder), text)
+
+
+def _transcript(block: str, folder: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shown = []
+    for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=folder,
+            env={**os.environ, "PATH": path},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        lines = "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+        shown.append(f"$ {command}\n{lines}")
+    return "\n".join(shown)
+
+
+def differences(text: str) -> str:
+    """How the text differs from what its commands print, VARYING apart; "" if it does not."""
+    old, new = (VARYING.sub("", version).splitlines() for version in (text, refresh(text)))
+    return "\n".join(difflib.unified_diff(old, new, "README.md", "now", lineterm=""))
+
+
+if __name__ == "__main__":
+    before = README.read_text()
+    if "--check" in sys.argv:
+        sys.exit(differences(before) or 0)
+    README.write_text(refresh(before))
