@@ -31,18 +31,29 @@ ALLOWED = 1e-4
 SAME = NumericPolicy(padding="same")
 
 
-def shaken(network: nn.Module) -> nn.Module:
-    """Weights and statistics of which none is trivial and none lets the maps grow."""
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 0.9, generator=generator)
-            nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
-            nn.init.normal_(module.running_mean, 0, 0.2, generator=generator)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
-        if getattr(module, "bias", None) is not None:
-            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+def shaken(network: nn.Module, size: int = 96) -> nn.Module:
+    """Weights as stable as trained ones: statistics are those of real maps, then disturbed.
+
+    Drawn at random, the statistics would let the maps grow or vanish, and the logits would hardly tell what came in.
+    """
+    torch.manual_seed(0)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    convs = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    momenta = {norm: norm.momentum for norm in norms}
+    for module in (*norms, *convs):
+        if module in momenta:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.momentum = 1
+        else:
+            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5)
+        if module.bias is not None:
+            nn.init.normal_(module.bias, 0, 0.2)
+    with torch.no_grad():
+        network.train()(torch.randn(8, convs[0].in_channels, size, size))
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
     return network.eval()
 
 
@@ -68,18 +79,18 @@ READ = {
     "torchvision": lambda: torchvision.models.efficientnet_b0(num_classes=5),
     "timm": lambda: timm.create_model("efficientnet_b0", num_classes=5),
     "timm-tf": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=5),
-    "lukemelas": lambda: Lukemelas.from_name("efficientnet-b0", num_classes=5),
+    "lukemelas": lambda: Lukemelas.from_name("efficientnet-b0", num_classes=5, image_size=224),
 }
 
 
 @pytest.mark.parametrize("source", READ)
 def test_what_was_read(tmp_path, source):
-    torch.save(shaken(READ[source]()).state_dict(), tmp_path / "a.pth")
+    torch.save(shaken(READ[source](), 224).state_dict(), tmp_path / "a.pth")
     check = logit_difference(tmp_path / "a.pth", source)
     package = {"timm-tf": "timm", "lukemelas": "efficientnet-pytorch"}.get(source, source)
     assert check.against.startswith(f"{package} ")
     assert (check.size, check.note) == (224, "")
-    assert 0 <= check.absolute
+    assert check.absolute >= 0
     assert check.relative < ALLOWED
 
 
@@ -123,7 +134,7 @@ def test_what_was_written(tmp_path, to, policy, suffix):
     assert logit_difference(tmp_path / f"a{suffix}", to, network).relative > 100 * ALLOWED
     del state[key]
     torch.save(state, path) if suffix else save_file(state, path)
-    with pytest.raises(CheckpointError, match=f"refuses.*{key}"):
+    with pytest.raises(CheckpointError, match=rf"(?s)refuses.*{key}"):
         logit_difference(tmp_path / f"a{suffix}", to, network)
 
 
@@ -145,7 +156,7 @@ def test_custom_networks(tmp_path):
     network = make(width=0.51)
     write_checkpoint(network, "torchvision", tmp_path / "a.pth", see=InputSpec(64, 64))
     checks.append(logit_difference(tmp_path / "a.pth", "torchvision", network))
-    assert all(check.relative < ALLOWED for check in checks)
+    assert max(check.relative for check in checks) < ALLOWED
 
 
 def test_a_wrong_name_is_seen(tmp_path, monkeypatch):
@@ -213,7 +224,5 @@ def test_keys_of_another_library(tmp_path):
 
 
 def test_in_words():
-    words = str(LogitDifference("timm 1.0.31", 284, 1.5e-6, 2.1e-7, "284 px pads as 380 px does"))
-    assert words == (
-        "against timm 1.0.31 at 284 px: logits differ by at most 1.5e-06 (2.1e-07 of the largest); 284 px pads as 380 px does"
-    )
+    words = str(LogitDifference("timm 1.0.31", 284, 1.5e-6, 2.1e-7, "a note"))
+    assert words == "against timm 1.0.31 at 284 px: logits differ by at most 1.5e-06 (2.1e-07 of the largest); a note"

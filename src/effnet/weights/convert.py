@@ -45,7 +45,7 @@ class Report:
         """The report for a person."""
         policy, see = self.policy, self.input
         lines = [
-            f"{self.path}: {self.spec.name} from {self.source} ({self.layout} keys), {self.matched} tensors matched",
+            f"{self.path.name}: {self.spec.name} from {self.source} ({self.layout} keys), {self.matched} tensors matched",
             f"computes with: BN eps {policy.bn_eps:g}, momentum {policy.bn_momentum:g}, {policy.padding} padding",
             f"sees: {see.size} x {see.size} px, {see.fit}"
             + (f" from {see.resize}" if see.fit == "crop" else "")
@@ -106,7 +106,9 @@ def read_checkpoint(
     state, missing = native_state(file, layout, held)
     optional = COUNTER if num_classes is None else (COUNTER, "classifier.weight", "classifier.bias")
     if lost := [key for native, key in missing.items() if not native.endswith(optional)]:
-        raise MismatchError(f"{path} lacks {len(lost)} of {held.name}'s tensors: {', '.join(lost[:6])}")
+        raise MismatchError(
+            f"{path} lacks {len(lost)} of {held.name}'s tensors: {', '.join(lost[:6])}{', ...' * (len(lost) > 6)}"
+        )
     fresh, adapted = _retarget(state, held, target)
     matched = len(state) - len(adapted)
     state |= {native: torch.zeros((), dtype=torch.long) for native in missing if native.endswith(COUNTER)}
@@ -138,7 +140,7 @@ def foreign_state(state: Mapping[str, Tensor], spec: NetworkSpec, layout: Layout
 
 
 def native_state(file: WeightFile, layout: Layout, held: NetworkSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The file's tensors under native names, in float32, and the names it lacks, native and its own."""
+    """The file's tensors under native names, in float32, and what it lacks: native names, and in its own words."""
     state, missing = dict[str, Tensor](), dict[str, str]()
     for step in walk(held):
         theirs = dict(zip((key for key, _ in NATIVE.keys(step)), layout.keys(step), strict=False))
@@ -148,7 +150,7 @@ def native_state(file: WeightFile, layout: Layout, held: NetworkSpec) -> tuple[d
             if tensor is not None and tuple(tensor.shape) == shape:
                 state[native] = tensor if native.endswith(COUNTER) else tensor.float()
             else:
-                missing[native] = key
+                missing[native] = key if tensor is None else f"{key} (shape {tuple(tensor.shape)}, not {shape})"
     return state, missing
 
 
@@ -183,7 +185,7 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 def _source(file: WeightFile, layout: Layout, source: str | None) -> str:
     """The source that was given, if it fits the keys and config.json, or the one that they tell."""
     written_by = layout.name.removesuffix("-numbered")
-    told = {"native": "bundle", "timm": timm_source(file)}.get(written_by, written_by)
+    told = timm_source(file) if written_by == "timm" else {"native": "bundle"}.get(written_by, written_by)
     if source is None and not told:
         raise AmbiguousSourceError(
             f"{file.path} has the keys of timm, which fit two networks that compute different things: "

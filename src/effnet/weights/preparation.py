@@ -26,7 +26,11 @@ IMAGENET_CLASSES = 1000
 CROP_FRACTION = 0.875  # of the resized image, what the official code keeps at 224 px
 RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 TIMM_FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}
-TIMM_OTHERWISE = {"act_layer", "norm_layer", "aa_layer", "se_layer", "output_stride", "global_pool"}
+TIMM_PLAIN = {  # arguments that make another network of timm's, with the value that does not
+    **dict.fromkeys(("act_layer", "norm_layer", "aa_layer", "se_layer"), None),
+    "global_pool": "avg",
+    "output_stride": 32,
+}
 HF_ACTIVATIONS: dict[str, Activation] = {"swish": "silu", "silu": "silu", "relu6": "relu6"}
 HF_DEFAULTS: dict[str, Any] = {  # of EfficientNetImageProcessor
     "size": {"height": 346, "width": 346},
@@ -145,9 +149,9 @@ def imagenet_classes() -> tuple[str, ...]:
 
 def _timm_policy(file: WeightFile, policy: NumericPolicy) -> NumericPolicy:
     """timm's arguments of a network: those of batch normalisation and padding change the policy, others the network."""
-    arguments = file.config.get("model_args") or {}
-    if odd := arguments.keys() & TIMM_OTHERWISE:
-        raise CheckpointError(f"{file.path}: config.json changes timm's network by model_args {', '.join(sorted(odd))}")
+    arguments = {"global_pool": file.config.get("global_pool"), **(file.config.get("model_args") or {})}
+    if odd := [key for key, plain in TIMM_PLAIN.items() if arguments.get(key) not in (None, plain)]:
+        raise CheckpointError(f"{file.path}: config.json changes timm's network by its {', '.join(odd)}")
     padding: Padding = "same" if arguments.get("pad_type") == "same" else "symmetric"
     return NumericPolicy(
         arguments.get("bn_eps", policy.bn_eps),
