@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 import effnet
 from effnet import console
@@ -32,10 +33,18 @@ SAME = 1e-4  # of the largest logit: two networks that differ by less are the sa
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
 PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
 
+
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """A whole number as it is written; cyclopts would cut 1.5 down to 1."""
+    return int(tokens[0].value)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative=())]
 app = App(
     name="effnet",
-    help="EfficientNet: exact networks, verified weights, and photos named by them.",
+    help="EfficientNet: exact networks, verified weights, and photos named by them.\n\n"
+    "An error is one line; --traceback shows where it came from.",
     version=effnet.__version__,
     result_action="return_value",
     exit_on_error=False,
@@ -72,8 +81,8 @@ def info(
     json: Flag = False,
     width: float | None = None,
     depth: float | None = None,
-    resolution: int | None = None,
-    num_classes: int | None = None,
+    resolution: Whole | None = None,
+    num_classes: Whole | None = None,
 ) -> int:
     """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
 
@@ -95,8 +104,7 @@ def info(
     if rivals:
         return _info_rivals(plot, as_json=json)
     if model is not None:
-        base = read_config(model).spec if is_bundle(Path(model)) else variant(model).spec
-        return _info_network(spec(base, **given), blocks=blocks, as_json=json)
+        return _info_network(spec(_network(model), **given), blocks=blocks, as_json=json)
     for name, value in given.items():
         raise ArgumentError(name, value, "changes one network; name it, as in: effnet info b0 --width 1.1")
     return _info_family(as_json=json)
@@ -106,8 +114,8 @@ def info(
 def predict(
     *sources: str,
     model: str = "lite0",
-    topk: int = 5,
-    batch: int = 16,
+    topk: Whole = 5,
+    batch: Whole = 16,
     fit: Fit | None = None,
     source: str | None = None,
     json: Flag = False,
@@ -138,8 +146,9 @@ def predict(
         from effnet.deploy.runtime import load
 
         classifier = load(model, source=source, fit=fit)
+    answers = classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch)
     sys.stdout.write(form.begin())
-    for photo, answer in classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch):
+    for photo, answer in answers:
         photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
         sys.stdout.write(form.answer(str(photo), answer))
         sys.stdout.flush()
@@ -159,7 +168,7 @@ def convert(
     source: str | None = None,
     to: str = "bundle",
     out: Path | None = None,
-    num_classes: int | None = None,
+    num_classes: Whole | None = None,
 ) -> int:
     """Turn a checkpoint of one library into another's or into a bundle, and check that the logits stay the same.
 
@@ -206,6 +215,15 @@ def convert(
         return FINDING
     console.remark(f"Next: effnet predict photo.jpg --model {target}")
     return OK
+
+
+def _network(model: str) -> NetworkSpec:
+    """The network of a variant or a bundle, read without torch."""
+    if is_bundle(Path(model)):
+        return read_config(model).spec
+    if Path(model).exists() and model not in VARIANTS:
+        raise ArgumentError("model", model, f"is no bundle; make one with: effnet convert {model}")
+    return variant(model).spec
 
 
 def _info_family(*, as_json: bool) -> int:
@@ -258,6 +276,10 @@ def _info_network(network: NetworkSpec, *, blocks: bool, as_json: bool) -> int:
 
 def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
     """Table 2 of the paper, group by group, and on request Figure 1."""
+    if plot is not None:
+        from effnet.analysis.plots import compare_rivals
+
+        compare_rivals(plot)
     groups = [(row, [rival for rival in RIVALS if rival.compared_with == row.name]) for row in VARIANTS.values()]
     groups = [(ours, rivals) for ours, rivals in groups if ours.source == PAPER]
     if as_json:
@@ -283,13 +305,7 @@ def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
                 lines.append((f"  {rival.name}", rival.top1, rival.top5, *sizes))
         note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
         console.table(columns, lines, title="The family beside the networks of its time", note=note)
-    if plot is None:
-        console.remark("Next: effnet info --rivals --plot figure1.png")
-    else:
-        from effnet.analysis.plots import compare_rivals
-
-        compare_rivals(plot)
-        console.remark(f"Figure 1: {plot}")
+    console.remark(f"Figure 1: {plot}" if plot else "Next: effnet info --rivals --plot figure1.png")
     return OK
 
 

@@ -98,9 +98,13 @@ def test_open_model_knows_the_context(bundle: Path) -> None:
     assert tiny.input.fit == "squash"
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("lit0", "Did you mean 'lite0'"), ("b9", "b8|b1|b0"), ("no/such.pth", "is not")]
-)
+@pytest.mark.parametrize("name", ["no/such.pth", "gone.pth", "no/folder"])
+def test_a_file_that_is_not_there(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} does not exist"):
+        open_model(name)
+
+
+@pytest.mark.parametrize(("name", "words"), [("lit0", "Did you mean 'lite0'"), ("b9", "b8|b1|b0")])
 def test_unknown_weights(name: str, words: str) -> None:
     with pytest.raises(UnknownNameError, match=words):
         open_model(name)

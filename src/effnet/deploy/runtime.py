@@ -145,7 +145,11 @@ class Classifier:
 
         Photos are decoded in threads ahead of the network; no more than a few batches are in memory at any time.
         """
-        topk, batch = positive_int("topk", topk), positive_int("batch", batch)
+        return self._stream(photos, positive_int("topk", topk), positive_int("batch", batch))
+
+    def _stream(
+        self, photos: Iterable[Photo], topk: int, batch: int
+    ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         reading = read_ahead(photos, self._load, threads=READERS, window=2 * batch)
         while group := list(itertools.islice(reading, batch)):
             pixels = [read for _, read in group if not isinstance(read, ImageError)]

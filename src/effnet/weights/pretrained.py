@@ -102,6 +102,8 @@ def read(
         path = Path(weights)
     elif known is None and weights.startswith(("hf:", "timm/")):
         path = registry.fetch_hub(weights, progress=progress)
+    elif known is None and (Path(weights).suffix or Path(weights).name != weights):
+        raise CheckpointError(f"{weights} does not exist")
     else:
         known = known or registry.find(weights)  # which raises with the nearest name
         path, source = registry.fetch(known, progress=progress), known.source
