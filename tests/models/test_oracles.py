@@ -100,7 +100,7 @@ def compare(request):
         assert differences[-1] < ALLOWED  # and no NaN
 
     yield compare
-    print(f"relative difference {max(differences):.1e} in {request.node.name}")
+    print(f"relative difference {max(differences, default=math.nan):.1e} in {request.node.name}")
 
 
 @pytest.fixture(autouse=True)

@@ -553,7 +553,7 @@ def test_timms_arguments_change_the_policy(tmp_path):
     read = read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | {"model_args": arguments}))
     assert read.report.policy == NumericPolicy(1e-4, 0.05, "symmetric")
     for changes in ({"model_args": {"act_layer": "relu"}}, {"global_pool": "max"}):
-        with pytest.raises(CheckpointError, match="changes timm's network by its (act_layer|global_pool)$"):
+        with pytest.raises(CheckpointError, match=r"changes timm's network by its (act_layer|global_pool)$"):
             read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | changes))
     harmless = {"global_pool": "avg", "drop_rate": 0.2, "output_stride": 32}
     read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | {"model_args": harmless}))
@@ -642,6 +642,14 @@ def test_transformers_networks_that_compute_something_else(tmp_path, config, wor
 def test_transformers_padding_that_is_not_tensorflows(tmp_path, config):
     report = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF | config)).report
     assert any("depthwise_padding" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"resample": 5}, {"size": {"longest_edge": 64}}, {"image_std": [0, 1, 1]}, {"size": "big"}]
+)
+def test_processors_that_are_not_understood(tmp_path, changes):
+    with pytest.raises(CheckpointError, match="way to prepare images is not understood"):
+        read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=PROCESSOR | changes))
 
 
 def test_a_file_alone_gets_an_assumed_input(tmp_path):

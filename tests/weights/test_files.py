@@ -78,9 +78,17 @@ def test_an_averaged_model_goes_before_the_raw_one():
 
 @pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "ema"])
 def test_an_averaged_state_dict_goes_before_the_raw_one(name):
-    state, _, notes = unwrap({"epoch": 1, "state_dict": tiny(1), name: tiny(2), "optimizer": {"state": {}}})
+    saved = {"epoch": 1, "state_dict": tiny(1), name: tiny(2), "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}
+    state, _, notes = unwrap(saved)
     assert state["conv_stem.weight"].unique().item() == 2
     assert notes == (f"took {name!r} out of the checkpoint, not state_dict",)
+
+
+def test_lightnings_averaged_state_dict():
+    """Its EMA callback puts the average into the state dict and the raw weights beside it."""
+    state, _, notes = unwrap({"state_dict": under("model.", tiny(2)), "current_model_state": under("model.", tiny(1))})
+    assert state["conv_stem.weight"].unique().item() == 2
+    assert notes[0] == "took 'state_dict' out of the checkpoint, not current_model_state"
 
 
 def test_dictionaries_without_tensors_are_passed_by():

@@ -208,6 +208,14 @@ def test_without_a_classifier(tmp_path):
     assert logit_difference(tmp_path / "a.pth", "timm").relative < ALLOWED
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_never_the_same(tmp_path, value):
+    network = make(width=0.5, depth=0.4)
+    network.classifier.bias.data[0] = value
+    write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=InputSpec(64, 64))
+    assert logit_difference(tmp_path / "a.pth", "tutorial").relative == float("inf")
+
+
 def test_the_network_is_left_as_it_was(tmp_path):
     network = make(width=0.5, depth=0.4).train()
     write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=InputSpec(64, 64))

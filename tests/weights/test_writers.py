@@ -146,10 +146,10 @@ def test_timm_loads_it(tmp_path, to, name, policy, size):
 
 def test_timm_loads_a_grey_network(tmp_path):
     network = make(in_channels=1)
-    grey = InputSpec(64, 64, (0.5,), (0.2,))
-    write_checkpoint(network, "timm", tmp_path / "a", see=grey)
+    write_checkpoint(network, "timm", tmp_path / "a", see=InputSpec(64, 64, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)))
     theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
     assert torch.equal(theirs.conv_stem.weight, network.stem.conv.weight)
+    assert theirs.pretrained_cfg["mean"] == [0.5]
     assert_same(theirs, network, 64)
 
 

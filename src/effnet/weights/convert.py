@@ -45,7 +45,8 @@ class Report:
         """The report for a person."""
         policy, see = self.policy, self.input
         lines = [
-            f"{self.path.name}: {self.spec.name} from {self.source} ({self.layout} keys), {self.matched} tensors matched",
+            f"{self.path.name}: {self.spec.name} from {self.source} ({self.layout} keys), "
+            f"{self.matched} tensors matched",
             f"computes with: BN eps {policy.bn_eps:g}, momentum {policy.bn_momentum:g}, {policy.padding} padding",
             f"sees: {see.size} x {see.size} px, {see.fit}"
             + (f" from {see.resize}" if see.fit == "crop" else "")

@@ -70,7 +70,6 @@ def open_weights(path: Path) -> WeightFile:
         raise CheckpointError(f"{path} does not exist")
     config: dict[str, Any] = {}
     preprocessor: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
     file = path
     if path.is_dir():
         file = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
@@ -105,7 +104,7 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[st
     notes = []
     for name in path:
         assert isinstance(loaded, Mapping)
-        others = [other for other in INNER if other != name and _path_to_tensors(loaded.get(other)) is not None]
+        others = [str(other) for other in loaded if other != name and _path_to_tensors(loaded[other]) is not None]
         notes.append(f"took {name!r} out of the checkpoint" + (f", not {', '.join(others)}" if others else ""))
         loaded = loaded[name]
     assert isinstance(loaded, Mapping)

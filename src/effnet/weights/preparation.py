@@ -50,7 +50,7 @@ KERAS_INPUT = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "co
 
 
 def timm_source(file: WeightFile) -> str:
-    """ "timm" or "timm-tf", by the architecture that a folder's config.json names; "" for a file alone.
+    """The source, timm or timm-tf, by the architecture that a folder's config.json names; "" for a file alone.
 
     Raises:
         CheckpointError: it is another of timm's networks, which computes something else under the same names.
@@ -95,8 +95,15 @@ def told_by_config(
 
 
 def assumed_input(file: WeightFile, source: str, spec: NetworkSpec) -> tuple[InputSpec, tuple[str, ...]]:
-    """The InputSpec for a file of weights, and a note where it had to be assumed."""
-    see, note = _stated_input(file, source, spec)
+    """The InputSpec for a file of weights, and a note where it had to be assumed.
+
+    Raises:
+        CheckpointError: what stands beside the file cannot be understood.
+    """
+    try:
+        see, note = _stated_input(file, source, spec)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.path}: its way to prepare images is not understood ({error})") from error
     if see is None and (see := assumed_for(source, spec)):
         note = (f"the file does not say how images are prepared: as for {source}'s {spec.name} was assumed",)
     elif see is None:

@@ -54,7 +54,7 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
 def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:
     """Networks whose stem, head and number of blocks are those of `shapes`; published ones first."""
     blocks = sum(len(shape) == 4 and shape[1] == 1 and shape[0] > 1 and shape[2] > 1 for shape in shapes.values())
-    counts = (blocks,)  # a grey network's stem looks like a depthwise convolution
+    counts = (blocks, blocks - 1)  # a grey network's stem looks like a depthwise convolution
     for row in VARIANTS.values():
         if len(row.spec.blocks) in counts and row.spec.head_channels == head[0]:
             yield row.spec

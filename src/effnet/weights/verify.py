@@ -8,6 +8,7 @@ network, a round trip takes its place: to the library's names and back. It sees 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -105,7 +106,8 @@ def logit_difference(path: str | Path, source: str, network: EfficientNet | None
         a, b = ours.eval()(images), theirs(images)
     ours.train(training)
     b = getattr(b, "logits", b)  # transformers wraps them
-    absolute, largest = (a - b).abs().max().item(), a.abs().max().item()
+    # Not a number differs from everything: it must not slip below a threshold.
+    absolute, largest = (a - b).abs().nan_to_num(math.inf).max().item(), a.abs().nan_to_num(0, posinf=0).max().item()
     return LogitDifference(against, size, absolute, absolute / largest if largest else absolute, "; ".join(notes))
 
 
@@ -152,7 +154,7 @@ def _torchvision(file: WeightFile, spec: NetworkSpec) -> Any:
 
 def _timm(file: WeightFile, spec: NetworkSpec, *, prefix: str = "") -> Any:
     timm = import_module("timm")
-    if "architecture" in file.config and file.config.get("num_classes"):
+    if "architecture" in file.config and file.config.get("num_classes") and not file.notes:  # timm takes no prefix off
         return timm.create_model(f"local-dir:{file.path}", pretrained=True)
     if (name := published(spec)) is None:
         raise _NotBuiltError("timm builds its named networks alone")

@@ -32,7 +32,7 @@ from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import foreign_state, with_eps
 from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
-from effnet.weights.preparation import RESAMPLE, TIMM_FITS
+from effnet.weights.preparation import RESAMPLE, TIMM_FITS, grey_input
 
 WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
 FILES = ("tutorial", "torchvision")  # a file; the others are folders
@@ -83,7 +83,7 @@ def write_checkpoint(
     if reason := next(_obstacles(network, to, see), None):
         raise ArgumentError("to", to, f"cannot hold this network ({network.spec.name}): {reason}")
 
-    target, spec, policy = Path(out), network.spec, network.policy
+    target, spec, policy, see = Path(out), network.spec, network.policy, grey_input(see, network.spec)
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     notes: tuple[str, ...] = ()
