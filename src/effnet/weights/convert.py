@@ -17,9 +17,9 @@ from torch import Tensor
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
+from effnet.weights.context import KERAS_INPUT, assumed_input, class_names, timm_source, told_by_config
 from effnet.weights.files import WeightFile, open_weights
 from effnet.weights.layouts import NATIVE, SOURCES, Layout, detect, layout_of, walk
-from effnet.weights.preparation import KERAS_INPUT, assumed_input, class_names, timm_source, told_by_config
 from effnet.weights.shapes import infer_spec
 
 COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras

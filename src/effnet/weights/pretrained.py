@@ -18,8 +18,8 @@ from effnet.models.blocks import Norm
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
+from effnet.weights.context import grey_input
 from effnet.weights.convert import Checkpoint, read_checkpoint
-from effnet.weights.preparation import grey_input
 
 logger = logging.getLogger("effnet")
 

@@ -30,9 +30,9 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, round_channe
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights.context import RESAMPLE, TIMM_FITS, grey_input
 from effnet.weights.convert import foreign_state, with_eps
 from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
-from effnet.weights.preparation import RESAMPLE, TIMM_FITS, grey_input
 
 WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
 FILES = ("tutorial", "torchvision")  # a file; the others are folders
