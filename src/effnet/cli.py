@@ -22,7 +22,7 @@ from effnet.arch.rivals import RIVALS
 from effnet.arch.spec import Fit, NetworkSpec
 from effnet.arch.table import block_rows, stage_rows
 from effnet.arch.variants import PAPER, VARIANTS, spec, variant
-from effnet.errors import ArgumentError, EffnetError, ImageError, UnknownNameError
+from effnet.errors import ArgumentError, EffnetError, ImageError, RefusedError, UnknownNameError
 from effnet.weights.bundle import is_bundle, read_config
 
 OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -36,7 +36,10 @@ PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
 
 def _whole(_: type, tokens: Sequence[Token]) -> int:
     """A whole number as it is written; cyclopts would cut 1.5 down to 1."""
-    return int(tokens[0].value)
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from error
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
@@ -62,10 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of the pipe has left, so there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (EffnetError, CycloptsError, OSError) as error:
+    except Exception as error:
         if "--traceback" in words:
             raise
-        console.remark(f"effnet: {error}")
+        expected = isinstance(error, (EffnetError, CycloptsError, OSError))
+        console.remark(f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}")
+        code = FINDING if isinstance(error, RefusedError) else ERROR
         if isinstance(error, CycloptsError):
             console.remark("effnet --help lists the commands, effnet COMMAND --help the options of one.")
     sys.exit(code)
@@ -101,13 +106,13 @@ def info(
     given = {name: value for name, value in changes.items() if value is not None}
     if plot is not None and not rivals:
         raise ArgumentError("plot", str(plot), "draws the rivals: add --rivals.")
-    if rivals:
-        return _info_rivals(plot, as_json=json)
+    if model is not None and not rivals:
+        return _info_network(spec(_network(model), **given), model, blocks=blocks, as_json=json)
+    for name, value in (given | {"blocks": True} if blocks else given).items():
+        raise ArgumentError(name, value, f"is about one network; name it, as in: effnet info b0 --{name} {value}")
     if model is not None:
-        return _info_network(spec(_network(model), **given), blocks=blocks, as_json=json)
-    for name, value in given.items():
-        raise ArgumentError(name, value, "changes one network; name it, as in: effnet info b0 --width 1.1")
-    return _info_family(as_json=json)
+        raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
+    return _info_rivals(plot, as_json=json) if rivals else _info_family(as_json=json)
 
 
 @app.command
@@ -183,6 +188,7 @@ def convert(
     """
     with console.status(f"reading {file}"):
         from effnet.weights.bundle import save
+        from effnet.weights.folders import appearing_file, appearing_folder
         from effnet.weights.pretrained import build, read
         from effnet.weights.verify import logit_difference
         from effnet.weights.writers import FILES, WRITTEN, write_checkpoint
@@ -195,24 +201,26 @@ def convert(
     with console.status(f"comparing logits with {report.source}"):
         difference = logit_difference(report.path, report.source)
     sys.stdout.write(f"read: {difference}\n")
-    if difference.relative > SAME:
-        console.remark(f"effnet: refused: the logits differ by more than {SAME:g} of the largest; nothing was written")
-        return FINDING
+    if not difference.relative <= SAME:
+        raise RefusedError(
+            "this network does not compute what the file's library computes with it; nothing was written"
+        )
 
     target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
-    if to == "bundle":
-        words = f"{file} ({report.source})"
-        sys.stdout.write(
-            f"wrote {save(network, target, classes=checkpoint.classes, input=report.input, source=words)}\n"
-        )
-    else:
-        sys.stdout.write(f"{write_checkpoint(network, to, target, see=report.input, classes=checkpoint.classes)}\n")
-    with console.status(f"comparing logits with {to}"):
-        difference = logit_difference(target, to, network)
-    sys.stdout.write(f"written: {difference}\n")
-    if difference.relative > SAME:
-        console.remark(f"effnet: the logits differ by more than {SAME:g} of the largest: do not use {target}")
-        return FINDING
+    place = appearing_file(target) if to in FILES else appearing_folder(target, bundle=to == "bundle")
+    with place as temporary:
+        notes: tuple[str, ...] = ()
+        if to == "bundle":
+            words = f"{file} ({report.source})"
+            save(network, temporary, classes=checkpoint.classes, input=report.input, source=words)
+        else:
+            written = write_checkpoint(network, to, temporary, see=report.input, classes=checkpoint.classes)
+            notes = written.notes
+        with console.status(f"comparing logits with {to}"):
+            difference = logit_difference(temporary, to, network)
+        if not difference.relative <= SAME:
+            raise RefusedError(f"{target} was not written: {difference}")
+    sys.stdout.write("\n".join((f"wrote {target} for {to}", *notes, f"written: {difference}")) + "\n")
     console.remark(f"Next: effnet predict photo.jpg --model {target}")
     return OK
 
@@ -247,7 +255,7 @@ def _info_family(*, as_json: bool) -> int:
     return OK
 
 
-def _info_network(network: NetworkSpec, *, blocks: bool, as_json: bool) -> int:
+def _info_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bool) -> int:
     """One network as the paper's Table 1 has it, with what each row costs."""
     rows = block_rows(network) if blocks else stage_rows(network)
     if as_json:
@@ -268,9 +276,7 @@ def _info_network(network: NetworkSpec, *, blocks: bool, as_json: bool) -> int:
         f"dropout {network.dropout:g}, drop-connect {network.drop_connect:g}, {network.num_classes} classes"
     )
     console.table((*columns, *costs), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}")
-    console.remark(
-        f"Next: effnet info {network.name.split('-')[0]} --blocks" if not blocks else "Next: effnet info --rivals"
-    )
+    console.remark(f"Next: effnet info {model} --blocks" if not blocks else "Next: effnet info --rivals")
     return OK
 
 

@@ -6,6 +6,7 @@
     ├── CheckpointError                 a file of weights that cannot be used as asked
     │   ├── AmbiguousSourceError        its keys fit several libraries that compute different things
     │   └── MismatchError               its tensors do not fit the network
+    ├── RefusedError                    a result that did not pass its check and was not kept
     ├── BundleError                     a bundle that was changed, cut short or written by a newer version
     ├── ImageError                      one image that cannot be read
     ├── DownloadError                   a known file that is neither here nor within reach
@@ -58,6 +59,10 @@ class AmbiguousSourceError(CheckpointError):
 
 class MismatchError(CheckpointError):
     """Tensors are missing, left over or of another shape than the network's."""
+
+
+class RefusedError(EffnetError):
+    """A result did not pass its check and was not kept."""
 
 
 class BundleError(EffnetError):

@@ -13,7 +13,7 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.preprocess import preprocess
 from effnet.deploy.runtime import Classifier, Prediction, load
-from effnet.errors import ArgumentError, ImageError, UnknownNameError
+from effnet.errors import ArgumentError, CheckpointError, ImageError, UnknownNameError
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 
@@ -116,6 +116,37 @@ def test_stream_answers_every_photo_once_in_order(tiny: Classifier, photos: Path
     answers = list(tiny.stream(paths, batch=batch))
     assert [path for path, _ in answers] == paths
     assert [isinstance(answer, ImageError) for _, answer in answers] == [path == bad for path in paths]
+
+
+def test_an_error_of_the_list_comes_after_the_answers_before_it(tiny: Classifier, photos: Path) -> None:
+    def listed() -> Iterator[Path]:
+        yield photos / "coffee.png"
+        raise ArgumentError("sources", "zz*.jpg", "matches nothing.")
+
+    answers = tiny.stream(listed())
+    assert next(answers)[0] == photos / "coffee.png"
+    with pytest.raises(ArgumentError, match="matches nothing"):
+        next(answers)
+
+
+def test_damaged_weights_predict_nothing(photos: Path, tmp_path: Path) -> None:
+    network = effnet.EfficientNet(TINY)
+    torch.nn.init.constant_(network.classifier.bias, float("nan"))
+    with pytest.raises(CheckpointError, match="not finite"):
+        load(effnet.save(network, tmp_path / "x")).predict(photos / "coffee.png")
+
+
+@pytest.mark.parametrize("images", [None, 5, b"bytes"])
+def test_predict_refuses_what_is_no_image(tiny: Classifier, images: object) -> None:
+    with pytest.raises(ArgumentError, match="must be a path, a PIL image, an array"):
+        tiny.predict(images)  # type: ignore[call-overload]
+
+
+def test_a_photo_cannot_have_four_channels(photos: Path, tmp_path: Path) -> None:
+    classifier = load(effnet.save(effnet.EfficientNet(effnet.spec(TINY, in_channels=4)), tmp_path / "x"))
+    assert classifier.logits(np.zeros((1, 32, 32, 4), np.uint8)).shape == (1, 3)
+    with pytest.raises(ArgumentError, match="give arrays"):
+        classifier.predict(photos / "coffee.png")
 
 
 def test_stream_reads_only_a_little_ahead(tiny: Classifier) -> None:

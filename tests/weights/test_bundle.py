@@ -63,7 +63,7 @@ def test_saving_again_replaces_a_bundle_and_nothing_else(network: effnet.Efficie
     other = folder.parent / "photos"
     other.mkdir()
     (other / "cat.jpg").write_bytes(b"")
-    with pytest.raises(BundleError, match="photos exists and is no bundle"):
+    with pytest.raises(ArgumentError, match="exists and holds something else"):
         save(network, other)
     assert [path.name for path in other.iterdir()] == ["cat.jpg"]
 
@@ -126,9 +126,53 @@ def test_a_changed_config(folder: Path, values: dict[str, object], words: str) -
 
 
 def test_another_network_than_the_config_says(folder: Path) -> None:
-    change(folder, spec=effnet.spec(SPEC, depth=1.0).to_dict())
-    with pytest.raises(BundleError, match=r"does not hold the network that config\.json describes"):
-        open_bundle(folder)
+    for values in ({"spec": effnet.spec(SPEC, depth=1.0).to_dict()}, {"policy": vars(NumericPolicy(0.1))}):
+        change(folder, **values)
+        with pytest.raises(BundleError, match="was changed since it was written"):
+            open_bundle(folder)
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(network: effnet.EfficientNet, folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    foreign = folder.parent / "foreign"
+    (foreign / "sub").mkdir(parents=True)
+    (foreign / "sub" / "data.txt").write_text("mine")
+    (foreign / "config.json").write_text('{"format": "voc"}')
+    for taken in (folder, foreign):
+        with pytest.raises(ArgumentError, match="choose another folder"):
+            save(network, taken)
+    assert (folder / "notes.txt").exists()
+    assert (foreign / "sub" / "data.txt").exists()
+
+
+def test_what_the_layers_compute_is_what_is_saved(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = 0.1, 0.3
+    bundle = open_bundle(save(network, tmp_path / "x"))
+    assert bundle.config.policy == NumericPolicy(0.1, 0.3, "same")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(network(images), bundle.network(images))
+    network.stem.norm.eps = 0.2  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match="one eps and momentum"):
+        save(network, tmp_path / "y")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_the_input_has_the_networks_channels(channels: int, tmp_path: Path) -> None:
+    network = effnet.EfficientNet(effnet.spec(SPEC, in_channels=channels))
+    assert read_config(save(network, tmp_path / "x")).input.channels == channels
+    with pytest.raises(ArgumentError, match=f"must have the network's {channels}"):
+        save(network, tmp_path / "y", input=InputSpec(64, 72))
+
+
+def test_the_spec_has_the_inputs_size(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    assert read_config(save(network, tmp_path / "x", input=InputSpec(96, 96))).spec.resolution == 96
+
+
+def test_a_class_name_means_one_class(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"'a'.* stands twice"):
+        save(network, tmp_path / "x", classes=["a", "b", "a"])
 
 
 def test_no_bundle(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
-from effnet.errors import CheckpointError, MismatchError, UnknownNameError
+from effnet.errors import ArgumentError, CheckpointError, MismatchError, UnknownNameError
 from effnet.weights.bundle import save
 from effnet.weights.pretrained import create, open_model
 
@@ -81,6 +81,36 @@ def test_frozen_norms_take_the_weights_and_group_norms_do_not(bundle: Path) -> N
     torch.testing.assert_close(network(images), create(TINY, weights=bundle)(images))
     with pytest.raises(CheckpointError, match="does not fit this norm"):
         create(TINY, weights=bundle, norm=lambda channels: nn.GroupNorm(8, channels))
+
+
+def test_a_norm_of_ones_own_computes_with_the_constants_of_the_weights() -> None:
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = create("lite0", weights="lite0")(images)
+    for norm in (pytest.importorskip("torchvision").ops.FrozenBatchNorm2d, nn.SyncBatchNorm):
+        torch.testing.assert_close(create("lite0", weights="lite0", norm=norm)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_momentum(bundle: Path, tmp_path: Path) -> None:
+    network = create(TINY, weights=bundle)
+    network.use_policy(NumericPolicy(1e-4, 0.1, "same"))
+    assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+    assert open_model(save(network, tmp_path / "x")).config.policy.bn_momentum == 0.1
+    with pytest.raises(ArgumentError, match="is built in"):
+        network.use_policy(NumericPolicy())
+
+
+def test_what_is_left_over_or_assumed_is_said(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = create(TINY, weights=bundle).state_dict() | {"extra.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "bare.pth")
+    with caplog.at_level(logging.WARNING, "effnet"):
+        open_model(tmp_path / "bare.pth")
+    assert "extra.weight is not used" in caplog.text
+    assert "numeric policy" in caplog.text
+
+
+def test_a_source_that_contradicts_the_registry() -> None:
+    with pytest.raises(ArgumentError, match="comes from lukemelas"):
+        create("lite0", weights="lite0", source="timm")
 
 
 def test_another_variant_than_asked_for() -> None:

@@ -359,7 +359,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     save(network, bundle)
     file.write_text("mine")
     for other in (target, downloaded, bundle, file):
-        with pytest.raises(ArgumentError, match="exists and was not written by `convert`"):
+        with pytest.raises(ArgumentError, match="exists and holds something else"):
             write_checkpoint(network, "hf", other, see=InputSpec(64, 64))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "bundle", "downloaded", "file"]
     assert (target / "notes.txt").read_text() == "mine"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet.arch.spec import BlockSpec, NetworkSpec, strided
+from effnet.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,13 @@ class NetworkCost(Cost):
 
 
 def cost(spec: NetworkSpec) -> NetworkCost:
-    """The cost of `spec` at its resolution, per block, per stage and in total."""
+    """The cost of `spec` at its resolution, per block, per stage and in total.
+
+    Raises:
+        ArgumentError: it is no NetworkSpec.
+    """
+    if not isinstance(spec, NetworkSpec):
+        raise ArgumentError("spec", spec, "must be a NetworkSpec; effnet.spec('b0') makes one.")
     stem_size = strided(spec.resolution, 2)
     last = spec.blocks[-1]
     stem = _sum("stem", _convolution(spec.in_channels, spec.stem_channels, 3, stem_size))

@@ -30,6 +30,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 T = TypeVar("T")
 
 CHANNEL_DIVISOR = 8
+LARGEST_FACTOR = 100  # of width and depth: a slip of the keyboard shall not fill the memory
 FIRST_MBCONV_STAGE = 2  # the paper counts the stem as stage 1
 
 
@@ -121,6 +122,10 @@ class NetworkSpec:
         """
         for field in ("width", "depth"):
             _set(self, field, positive_float(field, getattr(self, field)))
+            if getattr(self, field) > LARGEST_FACTOR:
+                raise ArgumentError(
+                    field, getattr(self, field), f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3."
+                )
         for field in ("resolution", "num_classes", "in_channels", "stem", "head"):
             _set(self, field, positive_int(field, getattr(self, field)))
         for field in ("dropout", "drop_connect"):
@@ -207,7 +212,8 @@ class InputSpec:
     """How a photo becomes the input of a network; belongs to a set of weights, never to an architecture.
 
     The photo's shorter side is resized to `resize` pixels, the middle `size` x `size` pixels are cut out, scaled to
-    0 ... 1 and normalised: (x - mean) / std, channel by channel. One mean value stands for greyscale, three for RGB.
+    0 ... 1 and normalised: (x - mean) / std, channel by channel. One mean value stands for greyscale, three for RGB;
+    with any other number there are no photos, only arrays.
     """
 
     size: int = 224  # height and width in pixels of what the network sees
@@ -231,8 +237,8 @@ class InputSpec:
             )
         for field in ("mean", "std"):
             _set(self, field, _finite_floats(field, getattr(self, field)))
-        if len(self.mean) not in (1, 3):
-            raise ArgumentError("mean", self.mean, "must have 1 value (greyscale) or 3 (RGB).")
+        if not self.mean:
+            raise ArgumentError("mean", self.mean, "must have a value for each channel: 1 for greyscale, 3 for RGB.")
         if len(self.std) != len(self.mean) or not all(value > 0 for value in self.std):
             raise ArgumentError("std", self.std, f"must have {len(self.mean)} positive values, as many as `mean`.")
         one_of("interpolation", self.interpolation, Interpolation)
@@ -242,6 +248,13 @@ class InputSpec:
     def channels(self) -> int:
         """1 for greyscale, 3 for RGB."""
         return len(self.mean)
+
+    def with_channels(self, channels: int) -> InputSpec:
+        """The same for another number of channels, each with the averages of these."""
+        if channels == self.channels:
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from effnet.arch.spec import DepthRounding, NetworkSpec, StageSpec
-from effnet.errors import UnknownNameError
+from effnet.errors import ArgumentError, UnknownNameError
 
 # Table 1, stages 2-8. Stage 1 is the stem (3x3, stride 2, 32 channels); stage 9 is the head (1x1, 1280 channels).
 B0_STAGES = (
@@ -135,7 +135,9 @@ def variant(name: str) -> Variant:
     Raises:
         UnknownNameError: no network has that name.
     """
-    short = str(name).lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
+    if not isinstance(name, str):
+        raise ArgumentError("network", name, "must be a name such as 'b0', or a NetworkSpec.")
+    short = name.lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
     if short not in VARIANTS:
         raise UnknownNameError("network", short or name, VARIANTS)  # without its prefix the nearest name is found
     return VARIANTS[short]

@@ -48,7 +48,13 @@ def load_pixels(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 
 def colour_mode(spec: InputSpec) -> ColourMode:
-    """The mode of the photos that `spec` prepares: "L" for one channel, "RGB" for three."""
+    """The mode of the photos that `spec` prepares: "L" for one channel, "RGB" for three.
+
+    Raises:
+        ArgumentError: it prepares arrays of another number of channels, and no photo has so many.
+    """
+    if spec.channels not in (1, 3):
+        raise ArgumentError("input", f"{spec.channels} channels", "cannot be a photo's, which has 1 or 3: give arrays.")
     return "L" if spec.channels == 1 else "RGB"
 
 

@@ -4,7 +4,7 @@
     photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), hidden names left out
     photos/**/*.jpg     a pattern: the images that it matches, and other files only where it ends in their suffix;
                         `**` stands for any depth; a name that exists as it is written is no pattern
-    -                   the list on standard input: one path a line, read as it comes
+    -                   the list on standard input: one path a line, read as it comes and ahead
 
 A folder that cannot be listed is passed on too, for its reader to say why. Memory grows with the largest single folder
 and never with the number of files.

@@ -20,7 +20,7 @@ from PIL import Image
 from effnet.arch.spec import Fit, InputSpec, NetworkSpec, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.data.sources import read_ahead
-from effnet.errors import ArgumentError, ImageError, MissingExtraError
+from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -130,6 +130,8 @@ class Classifier:
             ArgumentError: a value is outside its range.
         """
         single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+        if (not single and not isinstance(images, (Sequence, np.ndarray))) or isinstance(images, bytes):
+            raise ArgumentError("images", type(images).__name__, "must be a path, a PIL image, an array, or several.")
         photos: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
         predictions = []
         for photo, prediction in self.stream(photos, topk=topk):
@@ -141,9 +143,11 @@ class Classifier:
     def stream(
         self, photos: Iterable[Photo], *, topk: int = 5, batch: int = 16
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
-        """Each photo with its prediction, or with the reason why it cannot be read, in order and as soon as possible.
+        """Each photo with its prediction, or with the reason why it cannot be read, in order.
 
-        Photos are decoded in threads ahead of the network; no more than a few batches are in memory at any time.
+        Photos are decoded in threads ahead of the network; no more than a few batches are in memory at any time. The
+        first answer comes when two batches of photos were drawn, or all; an error of `photos` comes after the answers
+        to those before it.
         """
         return self._stream(photos, positive_int("topk", topk), positive_int("batch", batch))
 
@@ -151,16 +155,28 @@ class Classifier:
         self, photos: Iterable[Photo], topk: int, batch: int
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         reading = read_ahead(photos, self._load, threads=READERS, window=2 * batch)
-        while group := list(itertools.islice(reading, batch)):
+        failure: Exception | None = None
+        while failure is None:
+            group: list[tuple[Photo, Pixels | ImageError]] = []
+            try:
+                group.extend(itertools.islice(reading, batch))  # which keeps what came before an error
+            except Exception as error:
+                failure = error
+            if not group:
+                break
             pixels = [read for _, read in group if not isinstance(read, ImageError)]
             predictions = iter(self._name(self.logits(np.stack(pixels)), topk) if pixels else ())
             for photo, read in group:
                 yield photo, read if isinstance(read, ImageError) else next(predictions)
+        if failure:
+            raise failure
 
     def _load(self, photo: Photo) -> Pixels:
         return load_pixels(photo, self.input)
 
     def _name(self, logits: Logits, topk: int) -> list[Prediction]:
+        if not np.isfinite(logits).all():
+            raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
         shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
@@ -194,6 +210,8 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
 
     from effnet.weights.pretrained import open_model
 
+    if not isinstance(model, (str, os.PathLike)):
+        raise ArgumentError("model", model, "must be a name or a path.")
     bundle = open_model(model, source=source)
     network, config = bundle.network, bundle.config
     network = network.to(memory_format=torch.channels_last)

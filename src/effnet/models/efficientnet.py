@@ -127,6 +127,23 @@ class EfficientNet(nn.Module):
         initialise(self.classifier)
         self.spec = dataclasses.replace(self.spec, num_classes=num_classes)
 
+    def use_policy(self, policy: NumericPolicy) -> None:
+        """Compute with other constants of batch normalisation from now on, such as a momentum of .1 for a short run.
+
+        Raises:
+            ArgumentError: `policy` has another padding, which is built in, or the norm is not batch normalisation.
+        """
+        if policy.padding != self.policy.padding:
+            raise ArgumentError("padding", policy.padding, f"is built in, and here it is {self.policy.padding}.")
+        norms = [module.norm for module in self.modules() if isinstance(module, ConvNormAct)]
+        for norm in norms:
+            if not hasattr(norm, "running_var") or not hasattr(norm, "eps"):
+                raise ArgumentError("norm", type(norm).__name__, "has no running statistics, so it has no policy.")
+            norm.eps = policy.bn_eps  # type: ignore[assignment]  # torch types every attribute as Tensor | Module
+            if hasattr(norm, "momentum"):
+                norm.momentum = policy.bn_momentum  # type: ignore[assignment]
+        self.policy = policy
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""
         parts: list[tuple[str, nn.Module]] = [("stem", self.stem)]

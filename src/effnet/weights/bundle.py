@@ -11,16 +11,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import effnet
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
+from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError
+from effnet.weights.folders import MARK, appearing_folder
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -63,10 +63,10 @@ def save(
 
     Args:
         network: what to save.
-        folder: where to; a bundle that is there already is replaced, anything else is left alone.
+        folder: where to; a bundle that is there already is replaced, a folder with anything else in it is left alone.
         classes: the names of the outputs, in order.
         input: how images are prepared; by default at the spec's resolution, cut from 8/7 of it, with ImageNet's mean
-            and std.
+            and std. The bundle's spec has its size as resolution.
         source: where the weights came from, in words.
         metrics: results worth keeping, by name.
 
@@ -74,8 +74,8 @@ def save(
         The folder.
 
     Raises:
-        ArgumentError: the names do not match the outputs, or the network has other tensors than its spec says.
-        BundleError: something that is no bundle is in the way.
+        ArgumentError: the names do not match the outputs, `input` has other channels than the network, the network has
+            other tensors than its spec says, or something that is no bundle is in the way.
     """
     from safetensors.torch import save as serialise
 
@@ -87,32 +87,26 @@ def save(
         raise ArgumentError(
             "network", type(network).__name__, "must have the tensors of its spec; another norm has not."
         )
+    see = input or InputSpec(spec.resolution, round(spec.resolution * 8 / 7)).with_channels(spec.in_channels)
+    _check_channels(see, spec)
+    spec = make_spec(spec, resolution=see.size)
     blob = serialise(state)
     config = BundleConfig(
         spec,
-        network.policy,
-        input or InputSpec(spec.resolution, round(spec.resolution * 8 / 7)),
+        _built_policy(network),
+        see,
         _checked_classes(classes, spec),
         source,
-        dict(metrics or {}),
+        {name: float(value) for name, value in (metrics or {}).items()},
         hashlib.sha256(blob).hexdigest(),
     )
-    values = {"format": FORMAT, "effnet": effnet.__version__, **dataclasses.asdict(config)}
+    values = {"format": FORMAT, MARK: effnet.__version__, **dataclasses.asdict(config)}
+    values["digest"] = _digest(values)
 
     target = Path(folder)
-    if target.exists() and not _is_replaceable(target):
-        raise BundleError(f"{target} exists and is no bundle; choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        temporary.chmod(0o755)
+    with appearing_folder(target, bundle=True) as temporary:
         (temporary / WEIGHTS).write_bytes(blob)
         (temporary / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -125,7 +119,8 @@ def read_config(folder: str | Path) -> BundleConfig:
     path = Path(folder) / CONFIG
     try:
         values = json.loads(path.read_text())
-        written, version = values.pop("format"), values.pop("effnet")
+        digest, expected = values.pop("digest", None), _digest(values)
+        written, version = values.pop("format"), values.pop(MARK)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is no bundle: it has no {CONFIG}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -137,15 +132,19 @@ def read_config(folder: str | Path) -> BundleConfig:
     try:
         config = read_fields(BundleConfig, values)
         spec = NetworkSpec.from_dict(values["spec"])
-        return dataclasses.replace(
+        config = dataclasses.replace(
             config,
             spec=spec,
             policy=read_fields(NumericPolicy, values["policy"]),
             input=read_fields(InputSpec, values["input"]),
             classes=_checked_classes(values.get("classes"), spec),
         )
+        _check_channels(config.input, spec)
     except (ArgumentError, TypeError, ValueError) as error:
         raise BundleError(f"{path} was changed: {error}") from error
+    if digest != expected:
+        raise BundleError(f"{path} was changed since it was written; effnet.save writes a bundle with other values")
+    return config
 
 
 def open_bundle(folder: str | Path) -> Bundle:
@@ -178,13 +177,29 @@ def open_bundle(folder: str | Path) -> Bundle:
 def is_bundle(path: Path) -> bool:
     """Whether a folder says that it is a bundle."""
     try:
-        return "format" in json.loads((path / CONFIG).read_text())
-    except (OSError, ValueError, TypeError):
+        return bool(json.loads((path / CONFIG).read_text()).keys() >= {"format", MARK})
+    except (OSError, ValueError, AttributeError):
         return False
 
 
-def _is_replaceable(folder: Path) -> bool:
-    return folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir()))
+def _digest(values: Mapping[str, Any]) -> str:
+    """The sha256 of a config's entries, its own digest apart."""
+    entries = {name: value for name, value in values.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def _built_policy(network: EfficientNet) -> NumericPolicy:
+    """What the network really computes with: its layers may have been changed since it was built."""
+    from torch import nn
+
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    built = {(norm.eps, norm.momentum) for norm in norms}
+    if len(built) != 1:
+        raise ArgumentError(
+            "network", type(network).__name__, "must have one eps and momentum in all BatchNorm layers."
+        )
+    eps, momentum = built.pop()
+    return dataclasses.replace(network.policy, bn_eps=eps, bn_momentum=momentum or network.policy.bn_momentum)
 
 
 def _checked_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[str, ...] | None:
@@ -194,4 +209,11 @@ def _checked_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[
         raise ArgumentError("classes", classes, "must be a sequence of names.")
     if len(classes) != spec.num_classes:
         raise ArgumentError("classes", f"{len(classes)} names", f"must name the network's {spec.num_classes} outputs.")
+    if twice := next((name for name in classes if classes.count(name) > 1), None):
+        raise ArgumentError("classes", twice, "stands twice; a name means one class.")
     return tuple(classes)
+
+
+def _check_channels(see: InputSpec, spec: NetworkSpec) -> None:
+    if see.channels != spec.in_channels:
+        raise ArgumentError("input", f"{see.channels} channels", f"must have the network's {spec.in_channels}.")

@@ -111,15 +111,7 @@ def assumed_input(file: WeightFile, source: str, spec: NetworkSpec) -> tuple[Inp
         note = (
             "the file does not say how images are prepared: ImageNet's mean and std and a crop of 7/8 were assumed",
         )
-    return grey_input(see, spec), note
-
-
-def grey_input(see: InputSpec, spec: NetworkSpec) -> InputSpec:
-    """The InputSpec for a network with one channel: the averages of the three."""
-    if spec.in_channels != 1 or see.channels == 1:
-        return see
-    mean, std = (sum(values) / len(values) for values in (see.mean, see.std))
-    return InputSpec(see.size, see.resize, (mean,), (std,), see.interpolation, see.fit)
+    return see.with_channels(spec.in_channels), note
 
 
 def class_names(file: WeightFile, spec: NetworkSpec) -> tuple[str, ...] | None:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec
-from effnet.errors import CheckpointError
+from effnet.errors import ArgumentError, CheckpointError
 from effnet.models.blocks import Norm
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
-from effnet.weights.context import grey_input
-from effnet.weights.convert import Checkpoint, read_checkpoint
+from effnet.weights.convert import Checkpoint, Report, read_checkpoint
 
 logger = logging.getLogger("effnet")
 
@@ -43,7 +42,8 @@ def create(
             is logged as a warning.
         in_channels: input channels; a stem with weights is adapted to another number.
         source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
-        norm: another normalisation layer, made from a number of channels; weights must have its tensors.
+        norm: another normalisation layer, made from a number of channels; weights must have its tensors, and set its
+            eps and momentum.
 
     Returns:
         The module, in training mode when fresh, in eval mode with weights.
@@ -59,9 +59,7 @@ def create(
     if str(weights).lower() == "default":
         weights = registry.default_for(spec(network).name).name
     checkpoint = read(str(weights), network, source=source, num_classes=num_classes, in_channels=in_channels)
-    for names, what in ((checkpoint.report.fresh, "starts fresh"), (checkpoint.report.adapted, "was adapted")):
-        if names:
-            logger.warning("%s: %s %s", weights, ", ".join(names), what)
+    _warn(checkpoint.report)
     return build(checkpoint, norm=norm)
 
 
@@ -80,6 +78,7 @@ def open_model(model: str | Path, *, source: str | None = None) -> Bundle:
         return open_bundle(model)
     checkpoint = read(str(model), source=source)
     report = checkpoint.report
+    _warn(report)
     words = f"{model} ({report.source})"
     return Bundle(build(checkpoint), BundleConfig(report.spec, report.policy, report.input, checkpoint.classes, words))
 
@@ -97,7 +96,9 @@ def read(
     Where no `network` is asked for, the spec has the resolution that the weights want to see.
     """
     progress = sys.stderr.isatty()
-    known = registry.REGISTRY.get(weights.lower())
+    known = registry.REGISTRY.get(weights.lower().removeprefix("efficientnet_").removeprefix("efficientnet-"))
+    if known and source not in (None, known.source):
+        raise ArgumentError("source", source, f"is not {weights}'s, which comes from {known.source}.")
     if known is None and Path(weights).exists():
         path = Path(weights)
     elif known is None and weights.startswith(("hf:", "timm/")):
@@ -115,7 +116,7 @@ def read(
         classes = None if report.fresh else config.classes
     elif known:
         report = dataclasses.replace(report, input=known.input, notes=())
-    see = grey_input(report.input, report.spec)
+    see = report.input.with_channels(report.spec.in_channels)
     held = report.spec if network is not None else spec(report.spec, resolution=see.size)
     return Checkpoint(checkpoint.state, dataclasses.replace(report, input=see, spec=held), classes)
 
@@ -133,4 +134,16 @@ def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     ]
     if wrong:
         raise CheckpointError(f"{report.path} does not fit this norm: {', '.join(wrong[:4])}")
+    network.use_policy(report.policy)  # a norm that was passed in has its own constants, and the weights have theirs
     return network.eval()
+
+
+def _warn(report: Report) -> None:
+    """Log what was not taken over as it stands, and what was assumed."""
+    parts = ((report.fresh, "starts fresh"), (report.adapted, "was adapted"), (report.left_over, "is not used"))
+    for names, what in parts:
+        if names:
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            logger.warning("%s: %s%s %s", report.path.name, ", ".join(names[:6]), more, what)
+    for note in report.notes:
+        logger.warning("%s: %s", report.path.name, note)

@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +26,13 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, round_channe
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
-from effnet.weights.context import RESAMPLE, TIMM_FITS, grey_input
+from effnet.weights.context import RESAMPLE, TIMM_FITS
 from effnet.weights.convert import foreign_state, with_eps
+from effnet.weights.folders import FILE_SUFFIXES, MARK, appearing_file, appearing_folder
 from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
 
 WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
 FILES = ("tutorial", "torchvision")  # a file; the others are folders
-SUFFIXES = (".pth", ".pt", ".safetensors")
-FOLDER_NAMES = {"config.json", "preprocessor_config.json", "model.safetensors"}
-MARK = "effnet"  # in config.json, the version that wrote a folder
 TORCHVISION_NAMES = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")
 
 
@@ -83,19 +77,19 @@ def write_checkpoint(
     if reason := next(_obstacles(network, to, see), None):
         raise ArgumentError("to", to, f"cannot hold this network ({network.spec.name}): {reason}")
 
-    target, spec, policy, see = Path(out), network.spec, network.policy, grey_input(see, network.spec)
+    target, spec, policy, see = Path(out), network.spec, network.policy, see.with_channels(network.spec.in_channels)
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     notes: tuple[str, ...] = ()
     if to in FILES:
-        if target.suffix not in SUFFIXES:
-            raise ArgumentError("out", str(out), f"must end in {', '.join(SUFFIXES)} for {to}.")
+        if target.suffix not in FILE_SUFFIXES:
+            raise ArgumentError("out", str(out), f"must end in {', '.join(FILE_SUFFIXES)} for {to}.")
         theirs = policy_of(to, spec)
         state = with_eps(state, policy.bn_eps, theirs.bn_eps) if policy.bn_eps != theirs.bn_eps else state
         notes = _file_notes(spec, policy, to)
     foreign = {key: tensor.contiguous() for key, tensor in foreign_state(state, spec, layout_of(to)).items()}
     if to in FILES:
-        with _appearing_file(target) as temporary:
+        with appearing_file(target) as temporary:
             save_file(foreign, temporary) if target.suffix == ".safetensors" else torch.save(foreign, temporary)
         return WriteReport(target, to, notes)
 
@@ -109,7 +103,7 @@ def write_checkpoint(
     else:
         configs = {"config.json": _timm_config(spec, policy, to, see, classes)}
     configs["config.json"][MARK] = effnet.__version__
-    with _appearing_folder(target) as temporary:
+    with appearing_folder(target, bundle=False) as temporary:
         save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, values in configs.items():
             (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
@@ -152,6 +146,7 @@ def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] |
 def _obstacles(network: EfficientNet, to: str, see: InputSpec) -> Iterator[str]:
     """Reasons why a library cannot compute what this network computes, each with what to do."""
     spec, policy = network.spec, network.policy
+    hf, torchvision = (", hf", ", torchvision") if spec.squeeze_ratio else ("", "")
     official_stem = spec.stem_channels == round_channels(B0.stem * spec.width)
     official_head = spec.head_channels == round_channels(B0.head * spec.width)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -161,9 +156,9 @@ def _obstacles(network: EfficientNet, to: str, see: InputSpec) -> Iterator[str]:
     if spec.stages != B0.stages:
         yield "its baseline is not EfficientNet's. Write a bundle."
     if to in ("timm-tf", "hf") and policy.padding != "same":
-        yield f"it pads all sides alike, and {to} as TensorFlow (SAME). Write timm, torchvision or a bundle."
+        yield f"it pads all sides alike, and {to} as TensorFlow (SAME). Write timm{torchvision} or a bundle."
     if to in ("timm", *FILES) and policy.padding == "same":
-        yield f"it pads as TensorFlow (SAME), and {to} all sides alike. Write timm-tf, hf or a bundle."
+        yield f"it pads as TensorFlow (SAME), and {to} all sides alike. Write timm-tf{hf} or a bundle."
     if to in ("timm", "timm-tf"):
         if published(spec) is None:
             yield "timm builds its named networks alone, B0-B8, L2 and Lite0-4. Write " + (
@@ -273,49 +268,3 @@ def _hf_preprocessor(see: InputSpec) -> dict[str, Any]:
         "image_std": see.std,
         "include_top": False,  # would divide by the std once more
     }
-
-
-@contextmanager
-def _appearing_file(target: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `target` once it was written."""
-    if target.is_dir():
-        raise ArgumentError("out", str(target), "is a folder; name a file.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _appearing_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `target` once it was written."""
-    if target.exists() and not _is_replaceable(target):
-        raise ArgumentError("out", str(target), "exists and was not written by `convert`; choose another folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_replaceable(target: Path) -> bool:
-    """Whether a folder is empty, or holds what `write_checkpoint` wrote and nothing else."""
-    if not target.is_dir():
-        return False
-    names = {file.name for file in target.iterdir()}
-    try:
-        config = json.loads((target / "config.json").read_text()) if names else {MARK: ""}
-    except (OSError, ValueError):
-        return False
-    return MARK in config and "format" not in config and names <= FOLDER_NAMES  # a bundle has a format
