@@ -38,7 +38,8 @@ def appearing_file(target: Path) -> Iterator[Path]:
 def appearing_folder(target: Path, *, bundle: bool) -> Iterator[Path]:
     """An empty temporary folder that takes the place of `target` when the block ends without an error.
 
-    A bundle takes the place of a bundle alone, another library's folder that of another one. A folder that was there is moved aside first and deleted last, so one of the two is whole at any time.
+    A bundle takes the place of a bundle alone, another library's folder that of another one. What was there is moved
+    aside first and deleted last, so one of the two is whole at any time.
 
     Raises:
         ArgumentError: something else than a folder of effnet's is in the way, or `target` has the name of a file.
