@@ -129,8 +129,8 @@ def predict(
     """Name what is in photos. Every file gets exactly one answer, in order.
 
     Args:
-        sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input, which
-            is answered once two batches of it were read, or all of it.
+        sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
+            (answered once two batches of it were read, or all of it).
         model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
         topk: How many classes to name for each photo.
         batch: Photos that go through the network together.
