@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 PHOTOS = Path(__file__).parents[1] / "src" / "effnet" / "data" / "photos"
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # parallel workers do not fight for the cores
 
 # A run in the background inherits a deaf ear for Ctrl-C and would hand it on to the programs that tests interrupt.
 if threading.current_thread() is threading.main_thread():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EffnetError(Exception):
@@ -32,7 +33,7 @@ class ArgumentError(EffnetError, ValueError):
         super().__init__(f"`{argument}` (={value!r}) {rule}")
         self.argument, self.value, self.rule = argument, value, rule
 
-    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, object, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.value, self.rule)  # worker processes send errors home
 
 
@@ -45,7 +46,7 @@ class UnknownNameError(ArgumentError):
             argument, value, f"is not known; choose from {', '.join(self.known)}.{nearest(value, self.known)}"
         )
 
-    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, tuple[str, ...]]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.value, self.known)
 
 
@@ -84,7 +85,7 @@ class MissingExtraError(EffnetError, ImportError):
         super().__init__(f"{what} needs an optional part of effnet; install it with: pip install 'effnet[{extra}]'")
         self.what, self.extra = what, extra
 
-    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.extra)
 
 

@@ -1,12 +1,7 @@
-"""Every test of this room starts from the same random numbers; parallel workers do not fight for the cores."""
-
-import os
+"""Every test of this room starts from the same random numbers."""
 
 import pytest
 import torch
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

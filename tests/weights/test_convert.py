@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,38 +27,11 @@ from effnet.weights.convert import adapt_stem, foreign_state, native_state, read
 from effnet.weights.files import WeightFile
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.pretrained import build
+from random_weights import golden, shaken
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # parallel workers do not fight for the cores
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def shaken(network: nn.Module, size: int = 96) -> nn.Module:
-    """Weights as stable as trained ones: statistics are those of real maps, then disturbed.
-
-    Drawn at random, the statistics would let the maps grow or vanish, and the logits would hardly tell what came in.
-    """
-    torch.manual_seed(0)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    convs = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    momenta = {norm: norm.momentum for norm in norms}
-    for module in (*norms, *convs):
-        if module in momenta:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.momentum = 1
-        else:
-            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5)
-        if module.bias is not None:
-            nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        network.train()(torch.randn(8, convs[0].in_channels, size, size))
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
-        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
-        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
-    return network.eval()
 
 
 @torch.no_grad()
@@ -136,24 +107,6 @@ def test_the_librarys_logits(tmp_path, source, name, size):
     difference = relative_difference(build(read), theirs, size)
     print(f"relative difference {difference:.1e}")  # shown by pytest -rP
     assert difference < ALLOWED
-
-
-def golden(key: str, shape: list[int]) -> torch.Tensor:
-    """The tensor that the tutorial's network had under `key` when its logits were written down."""
-    random = np.random.RandomState(zlib.crc32(key.encode()))
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if key.endswith("running_var"):
-        values = random.uniform(0.5, 2, shape)
-    elif key.endswith("running_mean"):
-        values = random.normal(0, 0.2, shape)
-    elif len(shape) == 1 and key.endswith("weight"):
-        values = random.uniform(0.5, 1.5, shape)
-    elif len(shape) == 1:
-        values = random.normal(0, 0.2, shape)
-    else:
-        values = random.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def test_the_tutorials_logits(tmp_path):

@@ -12,7 +12,6 @@ import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet as Lukemelas
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.arch.variants import VARIANTS, spec
@@ -23,38 +22,11 @@ from effnet.weights.convert import foreign_state
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.verify import LogitDifference, check_size, logit_difference
 from effnet.weights.writers import write_checkpoint
+from random_weights import shaken
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # parallel workers do not fight for the cores
 ALLOWED = 1e-4
 SAME = NumericPolicy(padding="same")
-
-
-def shaken(network: nn.Module, size: int = 96) -> nn.Module:
-    """Weights as stable as trained ones: statistics are those of real maps, then disturbed.
-
-    Drawn at random, the statistics would let the maps grow or vanish, and the logits would hardly tell what came in.
-    """
-    torch.manual_seed(0)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    convs = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    momenta = {norm: norm.momentum for norm in norms}
-    for module in (*norms, *convs):
-        if module in momenta:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.momentum = 1
-        else:
-            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5)
-        if module.bias is not None:
-            nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        network.train()(torch.randn(8, convs[0].in_channels, size, size))
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
-        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
-        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
-    return network.eval()
 
 
 def make(policy=None, **changes) -> EfficientNet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -28,37 +27,10 @@ from effnet.weights.bundle import save
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.writers import WRITTEN, WriteReport, write_checkpoint
+from random_weights import shaken
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # parallel workers do not fight for the cores
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 SYMMETRIC, SAME = NumericPolicy(), NumericPolicy(padding="same")
-
-
-def shaken(network: EfficientNet, size: int = 96) -> EfficientNet:
-    """Weights as stable as trained ones: statistics are those of real maps, then disturbed.
-
-    Drawn at random, the statistics would let the maps grow or vanish, and the logits would hardly tell what came in.
-    """
-    torch.manual_seed(0)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    convs = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    momenta = {norm: norm.momentum for norm in norms}
-    for module in (*norms, *convs):
-        if module in momenta:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.momentum = 1
-        else:
-            nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5)
-        if module.bias is not None:
-            nn.init.normal_(module.bias, 0, 0.2)
-    with torch.no_grad():
-        network.train()(torch.randn(8, convs[0].in_channels, size, size))
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
-        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
-        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
-    return network.eval()
 
 
 def make(name="b0", policy=SYMMETRIC, *, size: int = 96, **changes) -> EfficientNet:

@@ -336,7 +336,7 @@ def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ArgumentError: `values` is no mapping, or a name is unknown or missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # mypy cannot say: a dataclass
     for name in _mapping(cls, values):
         if name not in fields:
             raise UnknownNameError(f"{cls.__name__} field", name, fields)

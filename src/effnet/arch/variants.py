@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from effnet.arch.spec import DepthRounding, NetworkSpec, StageSpec
 from effnet.errors import ArgumentError, UnknownNameError
@@ -115,7 +116,7 @@ def spec(
         ArgumentError: a value is outside its range.
     """
     base = network if isinstance(network, NetworkSpec) else variant(network).spec
-    given = {
+    given: dict[str, Any] = {
         "width": width,
         "depth": depth,
         "resolution": resolution,
@@ -125,7 +126,7 @@ def spec(
         "drop_connect": drop_connect,
         "depth_rounding": depth_rounding,
     }
-    changed = dataclasses.replace(base, **{field: value for field, value in given.items() if value is not None})  # type: ignore[arg-type]
+    changed = dataclasses.replace(base, **{field: value for field, value in given.items() if value is not None})
     return dataclasses.replace(changed, name=_name(base, changed))
 
 

@@ -132,7 +132,7 @@ class Classifier:
         single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
         if (not single and not isinstance(images, (Sequence, np.ndarray))) or isinstance(images, bytes):
             raise ArgumentError("images", type(images).__name__, "must be a path, a PIL image, an array, or several.")
-        photos: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
+        photos: Sequence[Any] = [images] if single else images  # type: ignore[assignment]  # `single` is not seen through
         predictions = []
         for photo, prediction in self.stream(photos, topk=topk):
             if isinstance(prediction, ImageError):
