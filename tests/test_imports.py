@@ -24,6 +24,7 @@ LEVELS = (
     {"serve"},
     {"fit", "report"},
     {"console"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
@@ -37,6 +38,7 @@ WITHOUT_TORCH = (
     "errors",
     "machine",
     "console",
+    "commands",
     "cli",
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base"}

@@ -1,0 +1,150 @@
+"""effnet info: the family, one network, or the networks of the paper's Table 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from effnet import console
+from effnet.arch.cost import Cost, cost
+from effnet.arch.rivals import RIVALS
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.table import block_rows, stage_rows
+from effnet.arch.variants import PAPER, VARIANTS, spec
+from effnet.commands.arguments import MACS, OK, PUBLISHED, Flag, Whole, network_of
+from effnet.errors import ArgumentError
+
+
+def info(
+    model: str | None = None,
+    *,
+    blocks: Flag = False,
+    rivals: Flag = False,
+    plot: Path | None = None,
+    json: Flag = False,
+    width: float | None = None,
+    depth: float | None = None,
+    resolution: Whole | None = None,
+    num_classes: Whole | None = None,
+) -> int:
+    """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
+
+    Args:
+        model: A variant (b0 ... b8, l2, lite0 ... lite4) or a bundle; without it, the family with published accuracies.
+        blocks: Every block instead of every stage.
+        rivals: The paper's Table 2: the family beside the networks that it is compared with, all figures published.
+        plot: With --rivals, draw the paper's Figure 1 into this .png, .svg or .pdf file.
+        json: JSON instead of a table.
+        width: Factor on the baseline's channels, in place of the variant's.
+        depth: Factor on the baseline's layers, in place of the variant's.
+        resolution: Height and width of the input in pixels.
+        num_classes: Outputs of the classifier.
+    """
+    changes: dict[str, Any] = {"width": width, "depth": depth, "resolution": resolution, "num_classes": num_classes}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if plot is not None and not rivals:
+        raise ArgumentError("plot", str(plot), "draws the rivals: add --rivals.")
+    if model is not None and not rivals:
+        return _info_network(spec(network_of(model), **given), model, blocks=blocks, as_json=json)
+    for name, value in (given | {"blocks": True} if blocks else given).items():
+        raise ArgumentError(name, value, f"is about one network; name it, as in: effnet info b0 --{name} {value}")
+    if model is not None:
+        raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
+    return _info_rivals(plot, as_json=json) if rivals else _info_family(as_json=json)
+
+
+def _info_family(*, as_json: bool) -> int:
+    """The published variants side by side."""
+    if as_json:
+        sys.stdout.write(console.json_text([_values(row.spec) for row in VARIANTS.values()]))
+        return OK
+    columns = "<name", "width", "depth", "px", "dropout", "drop\nconnect", "params", "MACs", "FLOPs", "top-1\n%"
+    rows = []
+    sources: dict[str, list[str]] = {}
+    for row in VARIANTS.values():
+        network, price = row.spec, cost(row.spec)
+        sizes = row.name, row.width, row.depth, row.resolution, row.dropout, network.drop_connect
+        costs = console.millions(price.params), console.billions(price.macs), console.billions(price.flops)
+        rows.append((*sizes, *costs, row.top1))
+        sources.setdefault(row.source, []).append(row.name)
+    published = [f"{names[0]}{' ... ' + names[-1] if names[1:] else ''}: {source}" for source, names in sources.items()]
+    note = "\n".join((MACS, f"{PUBLISHED} Sources:", *published))
+    console.table(columns, rows, title="The EfficientNet family, one image each", note=note)
+    console.remark("Next: effnet info b4")
+    return OK
+
+
+def _info_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bool) -> int:
+    """One network as the paper's Table 1 has it, with what each row costs."""
+    rows = block_rows(network) if blocks else stage_rows(network)
+    if as_json:
+        parts = [row.to_dict() for row in rows]
+        sys.stdout.write(console.json_text(_values(network) | {"blocks" if blocks else "stages": parts}))
+        return OK
+    price = cost(network)
+    columns = ("<block" if blocks else "<stage", "<operator", "input px", "channels", "layers", "stride")
+    costs = "params", "MACs", "activations"
+    lines: list[tuple[object, ...]] = [
+        (row.name, row.operator, row.input_size, row.channels, row.layers, row.stride, *_costs(row.cost))
+        for row in rows
+    ]
+    layers = sum(row.layers for row in stage_rows(network))
+    lines.append(("total", "", "", "", layers, "", *_costs(price)))
+    title = (
+        f"{network.name}: width {network.width:g}, depth {network.depth:g}, {network.resolution} px, "
+        f"dropout {network.dropout:g}, drop-connect {network.drop_connect:g}, {network.num_classes} classes"
+    )
+    console.table((*columns, *costs), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}")
+    console.remark(f"Next: effnet info {model} --blocks" if not blocks else "Next: effnet info --rivals")
+    return OK
+
+
+def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
+    """Table 2 of the paper, group by group, and on request Figure 1."""
+    if plot is not None:
+        from effnet.analysis.plots import compare_rivals
+
+        compare_rivals(plot)
+    groups = [(row, [rival for rival in RIVALS if rival.compared_with == row.name]) for row in VARIANTS.values()]
+    groups = [(ours, rivals) for ours, rivals in groups if ours.source == PAPER]
+    if as_json:
+        values = [_values(ours.spec) | {"rivals": [vars(rival) for rival in rivals]} for ours, rivals in groups]
+        sys.stdout.write(console.json_text(values))
+    else:
+        columns = "<name", "top-1\n%", "top-5\n%", "params", "", "MACs", "FLOPs", ""
+        lines: list[tuple[object, ...]] = []
+        for ours, theirs in groups:
+            price = cost(ours.spec)
+            counted = (
+                console.millions(price.params),
+                "",
+                console.billions(price.macs),
+                console.billions(price.flops),
+                "",
+            )
+            lines.append((f"EfficientNet-{ours.name.upper()}", ours.top1, ours.top5, *counted))
+            for rival in theirs:
+                params, macs = rival.params_millions, rival.macs_billions
+                sizes = [f"{params:g} M", f"{1e6 * params / price.params:.1f}x"]
+                sizes += [f"{macs:g} G", f"{2 * macs:g} G", f"{1e9 * macs / price.macs:.1f}x"] if macs else ["-"] * 3
+                lines.append((f"  {rival.name}", rival.top1, rival.top5, *sizes))
+        note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
+        console.table(columns, lines, title="The family beside the networks of its time", note=note)
+    console.remark(f"Figure 1: {plot}" if plot else "Next: effnet info --rivals --plot figure1.png")
+    return OK
+
+
+def _values(network: NetworkSpec) -> dict[str, Any]:
+    """A network's sizes and costs under the names of the attributes."""
+    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect", "num_classes", "in_channels"
+    price = cost(network)
+    values = {name: getattr(network, name) for name in sizes}
+    values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
+    if row := VARIANTS.get(network.name):
+        values |= {"published_top1": row.top1, "published_top5": row.top5, "published_in": row.source}
+    return values
+
+
+def _costs(part: Cost) -> tuple[str, str, str]:
+    return f"{part.params:,}", f"{part.macs:,}", f"{part.activations:,}"

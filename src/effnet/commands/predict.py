@@ -1,0 +1,62 @@
+"""effnet predict: photos in, names out."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from effnet import console
+from effnet.arch.spec import Fit
+from effnet.arch.variants import VARIANTS
+from effnet.commands.arguments import FINDING, OK, STDIN, Flag, Whole
+from effnet.errors import ArgumentError, ImageError
+
+
+def predict(
+    *sources: str,
+    model: str = "lite0",
+    topk: Whole = 5,
+    batch: Whole = 16,
+    fit: Fit | None = None,
+    source: str | None = None,
+    json: Flag = False,
+    csv: Flag = False,
+) -> int:
+    """Name what is in photos. Every file gets exactly one answer, in order.
+
+    Args:
+        sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
+            (answered once two batches of it were read, or all of it).
+        model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
+        topk: How many classes to name for each photo.
+        batch: Photos that go through the network together.
+        fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it, or squash it.
+        source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
+        json: One JSON object a line.
+        csv: CSV, one line for each class.
+    """
+    from effnet.data.sources import expand
+
+    if not sources:
+        raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
+    if json and csv:
+        raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
+    named = ["-" if source == STDIN else source for source in sources]
+    form = console.PredictionJson() if json else console.PredictionCsv() if csv else console.PredictionTable()
+    started, photos, unreadable = time.perf_counter(), 0, 0
+    with console.status(f"opening {model}"):
+        from effnet.deploy.runtime import load
+
+        classifier = load(model, source=source, fit=fit)
+    answers = classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch)
+    sys.stdout.write(form.begin())
+    for photo, answer in answers:
+        photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
+        sys.stdout.write(form.answer(str(photo), answer))
+        sys.stdout.flush()
+    seconds = time.perf_counter() - started
+    console.remark(
+        f"{photos:,} photo{'' if photos == 1 else 's'}, {unreadable} unreadable, {seconds:.1f} s with {model}"
+    )
+    console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
+    return FINDING if unreadable else OK
