@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import timm
 import torch
@@ -24,13 +22,7 @@ from torch import nn
 
 import effnet
 from effnet.arch.spec import NumericPolicy
-
-
-def processor() -> str:
-    """The processor's name, as the kernel has it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+from effnet.machine import this_machine
 
 
 def contestants(variant: str) -> dict[str, nn.Module]:
@@ -103,7 +95,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     NETWORKS = contestants(options.variant)
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
-    print(f"{options.variant}, {processor()}, {torch.get_num_threads()} threads, float32, {versions}")
+    print(f"{options.variant}, {this_machine()}, {torch.get_num_threads()} threads, float32, {versions}")
     px = effnet.spec(options.variant).resolution
     compare("inference", inference, 1, px, options.rounds)
     compare("inference", inference, 16, px, options.rounds)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from effnet.analysis.plots import PAPER_FAMILY
 from effnet.arch.cost import cost
 from effnet.arch.rivals import RIVALS
-from effnet.arch.spec import NetworkSpec, strided
+from effnet.arch.shape import strided
+from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, VARIANTS, spec
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 

@@ -2,6 +2,7 @@
 
     effnet.spec("b0", resolution=260)         a network as plain numbers
     effnet.cost(spec)                         its parameters, multiply-adds and activations
+    effnet.scale(spec, 1.5)                   the network that compound scaling makes of it
     effnet.create("b0", num_classes=10)       the network as a torch module, fresh or with weights
     effnet.load("lite0").predict("photo.jpg") a classifier that knows how to prepare a photo and names what it sees
     effnet.save(network, "folder")            a bundle: weights and all that belongs to them
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from effnet.arch.cost import Cost as Cost
     from effnet.arch.cost import NetworkCost as NetworkCost
     from effnet.arch.cost import cost as cost
-    from effnet.arch.spec import BlockSpec as BlockSpec
+    from effnet.arch.shape import BlockSpec as BlockSpec
     from effnet.arch.spec import InputSpec as InputSpec
     from effnet.arch.spec import NetworkSpec as NetworkSpec
     from effnet.arch.spec import NumericPolicy as NumericPolicy
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from effnet.models.efficientnet import efficientnet_b5 as efficientnet_b5
     from effnet.models.efficientnet import efficientnet_b6 as efficientnet_b6
     from effnet.models.efficientnet import efficientnet_b7 as efficientnet_b7
+    from effnet.scaling.compound import Rule as Rule
+    from effnet.scaling.compound import scale as scale
     from effnet.weights.bundle import save as save
     from effnet.weights.pretrained import create as create
 
@@ -44,11 +47,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "effnet.arch.cost": ("Cost", "NetworkCost", "cost"),
-    "effnet.arch.spec": ("BlockSpec", "InputSpec", "NetworkSpec", "NumericPolicy", "StageSpec"),
+    "effnet.arch.shape": ("BlockSpec",),
+    "effnet.arch.spec": ("InputSpec", "NetworkSpec", "NumericPolicy", "StageSpec"),
     "effnet.arch.variants": ("spec",),
     "effnet.deploy.runtime": ("Classifier", "Prediction", "load"),
     "effnet.errors": ("EffnetError",),
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
+    "effnet.scaling.compound": ("Rule", "scale"),
     "effnet.weights.bundle": ("save",),
     "effnet.weights.pretrained": ("create",),
 }

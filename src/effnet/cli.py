@@ -17,6 +17,8 @@ from effnet.commands.arguments import ERROR, FINDING, INTERRUPTED, OK, STDIN
 from effnet.commands.convert import convert
 from effnet.commands.info import info
 from effnet.commands.predict import predict
+from effnet.commands.profile import profile
+from effnet.commands.scale import scale
 from effnet.errors import EffnetError, RefusedError
 
 app = App(
@@ -28,7 +30,7 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-for command in (info, predict, convert):
+for command in (info, predict, convert, scale, profile):
     app.command(command)
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import effnet
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields, round_channels, round_layers
+from effnet.arch.shape import round_channels, round_layers
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
 from effnet.arch.variants import B0_STAGES, VARIANTS
 from effnet.errors import ArgumentError, EffnetError
 

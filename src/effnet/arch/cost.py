@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from effnet.arch.spec import BlockSpec, NetworkSpec, strided
+from effnet.arch.shape import BlockSpec, Shape
+from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 
 
@@ -60,13 +61,8 @@ def cost(spec: NetworkSpec) -> NetworkCost:
     """
     if not isinstance(spec, NetworkSpec):
         raise ArgumentError("spec", spec, "must be a NetworkSpec; effnet.spec('b0') makes one.")
-    stem_size = strided(spec.resolution, 2)
-    last = spec.blocks[-1]
-    stem = _sum("stem", _convolution(spec.in_channels, spec.stem_channels, 3, stem_size))
-    blocks = [_block(block) for block in spec.blocks]
-    head = _sum("head", _convolution(last.out_channels, spec.head_channels, 1, last.output_size))
-    weights = spec.head_channels * spec.num_classes
-    classifier = Cost("classifier", weights + spec.num_classes, weights, 0)
+    stem, head, classifier = _stem(spec.shape), _head(spec.shape), _classifier(spec.shape)
+    blocks = [block_cost(block) for block in spec.blocks]
 
     rows = [[stem], *([] for _ in spec.stages), [head, classifier]]
     for block, price in zip(spec.blocks, blocks, strict=True):
@@ -77,24 +73,47 @@ def cost(spec: NetworkSpec) -> NetworkCost:
     return NetworkCost(total.name, total.params, total.macs, total.activations, stages, parts)
 
 
-def _block(block: BlockSpec) -> Cost:
+def total_cost(shape: Shape) -> Cost:
+    """The cost in total, of one shape or of many at once."""
+    runs = (_times(run.count, block_cost(run.block)) for run in shape.runs)
+    return _sum("", _stem(shape), *runs, _head(shape), _classifier(shape))
+
+
+def block_cost(block: BlockSpec) -> Cost:
     """An MBConv block: expand, depthwise, squeeze-and-excitation, project."""
     expanded, squeezed = block.expanded_channels, block.squeeze_channels
     layers = []
     if block.expand_ratio != 1:
         layers.append(_convolution(block.in_channels, expanded, 1, block.input_size))
     layers.append(_convolution(1, expanded, block.kernel_size, block.output_size))
-    if squeezed:
-        weights = expanded * squeezed  # two layers on a 1 x 1 map, with biases
-        layers.append(Cost("", 2 * weights + squeezed + expanded, 2 * weights, squeezed + expanded))
+    weights = expanded * squeezed  # two layers on a 1 x 1 map, with biases
+    outputs = squeezed + expanded * (squeezed > 0)
+    layers.append(Cost("", 2 * weights + outputs, 2 * weights, outputs))
     layers.append(_convolution(expanded, block.out_channels, 1, block.output_size))
     return _sum(block.name, *layers)
+
+
+def _stem(shape: Shape) -> Cost:
+    return _sum("stem", _convolution(shape.in_channels, shape.stem_channels, 3, shape.stem_size))
+
+
+def _head(shape: Shape) -> Cost:
+    return _sum("head", _convolution(shape.features, shape.head_channels, 1, shape.final_size))
+
+
+def _classifier(shape: Shape) -> Cost:
+    weights = shape.head_channels * shape.num_classes
+    return Cost("classifier", weights + shape.num_classes, weights, 0)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, size: int) -> Cost:
     """A convolution and its normalisation: `inputs` channels per output (1: depthwise), size x size outputs."""
     weights = inputs * outputs * kernel**2
     return Cost("", weights + 2 * outputs, weights * size**2, outputs * size**2)
+
+
+def _times(count: int, part: Cost) -> Cost:
+    return Cost(part.name, count * part.params, count * part.macs, count * part.activations)
 
 
 def _sum(name: str, *parts: Cost) -> Cost:

@@ -1,7 +1,7 @@
 """A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
 
 StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its
-scaling coefficients, BlockSpec is one block as it is built. InputSpec says how a photo is prepared, NumericPolicy how
+scaling coefficients; shape.py tells how it is built. InputSpec says how a photo is prepared, NumericPolicy how
 a set of weights computes; both belong to weights and not to an architecture.
 
 Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
@@ -20,18 +20,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
+from effnet.arch.shape import BlockSpec, DepthRounding, Shape, round_layers, shape_of
 from effnet.errors import ArgumentError, UnknownNameError
 
-DepthRounding = Literal["ceil", "nearest"]
 Activation = Literal["silu", "relu6"]
 Padding = Literal["symmetric", "same"]
 Fit = Literal["crop", "pad", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 T = TypeVar("T")
 
-CHANNEL_DIVISOR = 8
 LARGEST_FACTOR = 100  # of width and depth: a slip of the keyboard shall not fill the memory
-FIRST_MBCONV_STAGE = 2  # the paper counts the stem as stage 1
 
 
 @dataclass(frozen=True)
@@ -56,38 +54,6 @@ class StageSpec:
             raise ArgumentError("kernel_size", self.kernel_size, "must be odd, so that a pixel is its own centre.")
         if self.stride > 2:
             raise ArgumentError("stride", self.stride, "must be 1 or 2.")
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One MBConv block as it is built. `name` is also its path in the module."""
-
-    name: str
-    stage: int  # the paper's number, 2 ... 8
-    index: int  # position in its stage, from 0
-    in_channels: int
-    out_channels: int
-    kernel_size: int
-    stride: int
-    expand_ratio: int
-    squeeze_channels: int  # of squeeze-and-excitation; 0 where there is none
-    drop_rate: float  # stochastic depth: the chance that a sample skips this block in training
-    input_size: int  # height and width of its input in pixels, at the network's resolution
-
-    @property
-    def expanded_channels(self) -> int:
-        """Channels of the depthwise convolution."""
-        return self.in_channels * self.expand_ratio
-
-    @property
-    def output_size(self) -> int:
-        """Height and width of its output in pixels."""
-        return strided(self.input_size, self.stride)
-
-    @property
-    def has_shortcut(self) -> bool:
-        """Whether the input is added to the output: only where their shapes agree."""
-        return self.stride == 1 and self.in_channels == self.out_channels
 
 
 @dataclass(frozen=True)
@@ -140,20 +106,26 @@ class NetworkSpec:
             raise ArgumentError("stages", self.stages, "must hold at least one StageSpec and nothing else.")
         _set(self, "stages", stages)
 
+    @cached_property
+    def shape(self) -> Shape:
+        """Channels, layers and sizes as built."""
+        return shape_of(self, self.width, self.depth, self.resolution)
+
     @property
     def stem_channels(self) -> int:
         """Channels of the stem as built."""
-        return self.stem if self.fixed_ends else round_channels(self.stem * self.width)
+        return self.shape.stem_channels
 
     @property
     def head_channels(self) -> int:
         """Channels of the head as built: the length of the pooled features."""
-        return self.head if self.fixed_ends else round_channels(self.head * self.width)
+        return self.shape.head_channels
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks in each stage as built."""
-        return self.scaled_layers(self.depth, self.depth_rounding)
+        counts = [run.count for run in self.shape.runs]
+        return tuple(first + others for first, others in zip(counts[::2], counts[1::2], strict=True))
 
     def scaled_layers(self, depth: float, rounding: DepthRounding) -> tuple[int, ...]:
         """Blocks in each stage at another depth."""
@@ -165,32 +137,19 @@ class NetworkSpec:
     @cached_property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All MBConv blocks as built, from the stem to the head."""
-        layers = self.layers
         blocks: list[BlockSpec] = []
-        channels, size = self.stem_channels, strided(self.resolution, 2)
-        for number, (row, count) in enumerate(zip(self.stages, layers, strict=True)):
-            for index in range(count):
-                block = BlockSpec(
-                    name=f"stages.{number + FIRST_MBCONV_STAGE}.{index}",
-                    stage=number + FIRST_MBCONV_STAGE,
-                    index=index,
-                    in_channels=channels,
-                    out_channels=round_channels(row.channels * self.width),
-                    kernel_size=row.kernel_size,
-                    stride=row.stride if index == 0 else 1,
-                    expand_ratio=row.expand_ratio,
-                    squeeze_channels=max(1, int(channels * self.squeeze_ratio)) if self.squeeze_ratio else 0,
-                    drop_rate=self.drop_connect * len(blocks) / sum(layers),
-                    input_size=size,
-                )
-                blocks.append(block)
-                channels, size = block.out_channels, block.output_size
+        total = sum(self.layers)
+        for run in self.shape.runs:
+            for index in range(run.block.index, run.block.index + run.count):
+                rate = self.drop_connect * len(blocks) / total
+                name = f"stages.{run.block.stage}.{index}"
+                blocks.append(dataclasses.replace(run.block, name=name, index=index, drop_rate=rate))
         return tuple(blocks)
 
     @property
     def final_size(self) -> int:
         """Height and width in pixels of the last feature map, at the network's resolution."""
-        return self.blocks[-1].output_size
+        return self.shape.final_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON or YAML; `from_dict` reads them back."""
@@ -283,22 +242,6 @@ class NumericPolicy:
         if self.bn_momentum > 1:
             raise ArgumentError("bn_momentum", self.bn_momentum, "must be at most 1; TensorFlow's .99 is .01 here.")
         one_of("padding", self.padding, Padding)
-
-
-def round_channels(channels: float) -> int:
-    """Channels to a multiple of 8, at least 8 and nine tenths of the exact number (official `round_filters`)."""
-    rounded = max(CHANNEL_DIVISOR, int(channels + CHANNEL_DIVISOR / 2) // CHANNEL_DIVISOR * CHANNEL_DIVISOR)
-    return rounded + CHANNEL_DIVISOR if rounded < 0.9 * channels else rounded
-
-
-def round_layers(layers: float, rule: DepthRounding) -> int:
-    """Layers to a whole number: up (official `round_repeats`) or to the nearest, at least 1."""
-    return math.ceil(layers) if rule == "ceil" else max(1, math.floor(layers + 0.5))
-
-
-def strided(size: int, stride: int) -> int:
-    """The output size of a convolution of `stride`, which is the same for both kinds of padding."""
-    return -(-size // stride)
 
 
 def positive_float(argument: str, value: SupportsFloat | str) -> float:

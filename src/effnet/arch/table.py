@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet.arch.cost import Cost, cost
-from effnet.arch.spec import BlockSpec, NetworkSpec
+from effnet.arch.shape import BlockSpec
+from effnet.arch.spec import NetworkSpec
 
 
 @dataclass(frozen=True)

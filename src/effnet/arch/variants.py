@@ -13,7 +13,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from effnet.arch.spec import DepthRounding, NetworkSpec, StageSpec
+from effnet.arch.shape import DepthRounding
+from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError, UnknownNameError
 
 # Table 1, stages 2-8. Stage 1 is the stem (3x3, stride 2, 32 channels); stage 9 is the head (1x1, 1280 channels).

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effnet.arch.spec import Activation, BlockSpec, Padding
+from effnet.arch.shape import BlockSpec
+from effnet.arch.spec import Activation, Padding
+from effnet.models.depthwise import DepthwiseConv2d
 
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
+Recomputed = Callable[[nn.Module, Tensor], Tensor]  # a module's forward pass that keeps less, set by recompute.py
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu6": nn.ReLU6}
 
@@ -58,10 +62,23 @@ class ConvNormAct(nn.Sequential):
         if padding == "same" and stride > 1:
             self.pad = SamePad(kernel_size, stride)
             symmetric = 0
-        self.conv = nn.Conv2d(*channels, kernel_size, stride, symmetric, groups=groups, bias=False)
+        self.conv: nn.Conv2d
+        if groups == 1:
+            self.conv = nn.Conv2d(*channels, kernel_size, stride, symmetric, bias=False)
+        else:
+            self.conv = DepthwiseConv2d(groups, kernel_size, stride, symmetric)
         self.norm = norm(channels[1])
         if activation is not None:
             self.act = ACTIVATIONS[activation](inplace=True)
+        self.recomputed: Recomputed | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            return self.recomputed(self, x)
+        for module in self:
+            x = module(x)
+        return x
 
 
 class SqueezeExcitation(nn.Module):
@@ -80,10 +97,13 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        return x * self.scale(x)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the factors (N, C, 1, 1)."""
         scale = self.pool(x)
         scale = self.act(self.squeeze(scale))
-        scale = self.gate(self.excite(scale))
-        return x * scale
+        return self.gate(self.excite(scale))
 
 
 class StochasticDepth(nn.Module):
@@ -142,9 +162,12 @@ class MBConv(nn.Module):
         # shortcut
         self.has_shortcut = block.has_shortcut
         self.drop = StochasticDepth(block.drop_rate) if block.has_shortcut else nn.Identity()
+        self.recomputed: Recomputed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            return self.recomputed(self, x)
         y = self.expand(x)
         y = self.depthwise(y)
         y = self.se(y)

@@ -18,10 +18,12 @@ from typing import TypedDict, cast
 
 from torch import Tensor, nn
 
+from effnet.arch.memory import Plan
 from effnet.arch.spec import NetworkSpec, NumericPolicy, positive_int
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
 from effnet.models.blocks import ConvNormAct, MBConv, Norm, batch_norm, initialise
+from effnet.models.recompute import recompute
 
 
 class ParameterGroup(TypedDict):
@@ -143,6 +145,14 @@ class EfficientNet(nn.Module):
             if hasattr(norm, "momentum"):
                 norm.momentum = policy.bn_momentum  # type: ignore[assignment]
         self.policy = policy
+
+    def recompute(self, plan: Plan | None) -> None:
+        """Keep less for the backward pass from now on; None keeps everything. See effnet.models.recompute.
+
+        Raises:
+            ArgumentError: the plan is another network's, or a normalisation is not BatchNorm2d.
+        """
+        recompute(self, plan)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""

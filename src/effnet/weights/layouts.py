@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from effnet.arch.spec import BlockSpec, NetworkSpec, NumericPolicy
+from effnet.arch.shape import BlockSpec
+from effnet.arch.spec import NetworkSpec, NumericPolicy
 from effnet.arch.variants import VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import effnet
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, round_channels
+from effnet.arch.shape import round_channels
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet

@@ -1,0 +1,197 @@
+"""Training memory: what the forecast says, what a process grows by, and what plans save and cost in time.
+
+    python benchmarks/memory.py forecast    forecast beside measured growth, a fresh process for each row
+    python benchmarks/memory.py plans       memory and time of B0 under plans, beside torch.utils.checkpoint
+    python benchmarks/memory.py large       B7 at 600 px, one image, in a fresh process, with and without a plan
+
+Float32 and channels_last, random weights. The growth of a process is its largest resident memory minus what was
+resident before the network was built, torch imported and warmed up. Times are medians of interleaved rounds of one
+process, as ratios to effnet without a plan.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import effnet
+from effnet.arch.memory import Keep, Plan, training_memory
+from effnet.arch.plan import find_plan
+from effnet.arch.spec import NetworkSpec, StageSpec
+from effnet.machine import this_machine
+
+MIB = 2**20
+# Freed memory goes back to the system at once, so that resident memory is what is in use.
+ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+ODD = (
+    effnet.spec("b0", width=0.5, depth=0.7, resolution=193),
+    NetworkSpec(
+        "no-se", (StageSpec(3, 7, 1, 24, 2), StageSpec(1, 3, 2, 40, 1), StageSpec(4, 5, 2, 96, 3)), squeeze_ratio=0.0
+    ),
+    NetworkSpec(
+        "relu6-se", (StageSpec(6, 3, 2, 16, 3), StageSpec(6, 3, 1, 32, 2)), activation="relu6", squeeze_ratio=0.5
+    ),
+)
+NETWORKS = (*(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0")), *ODD)
+
+
+def resident() -> float:
+    """MiB of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / MIB
+
+
+def step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Forward and backward."""
+    nn.functional.cross_entropy(network(images), labels).backward()
+
+
+def batch_of(spec: NetworkSpec, batch: int) -> tuple[Tensor, Tensor]:
+    """Random images and labels."""
+    images = torch.randn(batch, spec.in_channels, spec.resolution, spec.resolution)
+    return images.contiguous(memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.long)
+
+
+def train(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> None:
+    """Steps of RMSProp with momentum and a moving average of the weights."""
+    network = effnet.EfficientNet(spec).to(memory_format=torch.channels_last)
+    network.recompute(plan)
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.RMSprop(network.parameters(), momentum=0.9)
+    images, labels = batch_of(spec, batch)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        step(network, images, labels)
+        optimizer.step()
+        with torch.no_grad():
+            for mean, new in zip(average.parameters(), network.parameters(), strict=True):
+                mean.lerp_(new, 0.1)
+
+
+def grow(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> float:
+    """MiB that training takes in this process, which must be fresh. A tiny network goes first: torch loads on use."""
+    train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2)
+    before = resident()
+    train(spec, plan, batch, steps)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def measured(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int = 2) -> float:
+    """The same in a fresh process."""
+    task = {"spec": spec.to_dict(), "plan": plan and plan.to_dict(), "batch": batch, "steps": steps}
+    command = [sys.executable, __file__, "child", json.dumps(task)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def child(task: dict[str, Any]) -> None:
+    """What the fresh process does."""
+    plan = task["plan"] and Plan({name: Keep[level.upper()] for name, level in task["plan"].items()})
+    print(grow(NetworkSpec.from_dict(task["spec"]), plan, task["batch"], task["steps"]))
+
+
+def forecast() -> None:
+    """Forecast beside measurement, with and without a plan."""
+    print("| network | px | batch | plan | forecast, MiB | measured, MiB | ratio |\n|---|---|---|---|---|---|---|")
+    for spec in NETWORKS:
+        batch = 16 if spec.resolution < 300 else 8
+        for plan in (None, Plan.uniform(spec, Keep.CONVOLUTIONS), Plan.uniform(spec, Keep.BOTTLENECKS)):
+            said, found = training_memory(spec, batch, plan=plan).peak / MIB, measured(spec, plan, batch)
+            row = (
+                spec.name,
+                spec.resolution,
+                batch,
+                plan or "none",
+                f"{said:.0f}",
+                f"{found:.0f}",
+                f"{said / found:.3f}",
+            )
+            print("|", *(f"{cell} |" for cell in row))
+
+
+def large() -> None:
+    """B7 at its own resolution; the base is the process with network, optimizer state and image."""
+    spec = effnet.spec("b7")
+    held = training_memory(spec, 1)
+    base = (held.weights + held.optimizer + held.ema + held.images) / MIB
+    for plan in (None, Plan.uniform(spec, Keep.BOTTLENECKS)):
+        said, found = training_memory(spec, 1, plan=plan).peak / MIB, measured(spec, plan, 1)
+        over = f"{found - base:.0f} MiB over the base, {said - base:.0f} forecast"
+        print(f"b7, 600 px, 1 image, {plan or 'no plan'}: {over}")
+
+
+class Checkpointed(nn.Module):
+    """The rival: torch.utils.checkpoint around every block."""
+
+    def __init__(self, network: effnet.EfficientNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        x = self.network.stem(images)
+        for stage in self.network.stages.values():
+            for block in stage:
+                x = checkpoint(block, x, use_reentrant=False)
+        return self.network.classifier(self.network.dropout(self.network.pool(self.network.head(x)).flatten(1)))
+
+
+def plans(batch: int = 16, rounds: int = 9) -> None:
+    """B0 at 224 px: memory per image (forecast of the activations at their peak) against time."""
+    spec = effnet.spec("b0")
+    plain = training_memory(spec, batch)
+    fixed = plain.weights + plain.optimizer + plain.ema + plain.images
+    chosen: dict[str, Plan | None] = {"none": None}
+    chosen |= {keep.name.lower(): Plan.uniform(spec, keep) for keep in sorted(Keep, reverse=True)}
+    for share in (0.75, 0.5, 0.32):
+        chosen[f"find_plan {share}x"] = find_plan(spec, int(fixed + share * (plain.peak - fixed)), batch)
+    network = effnet.EfficientNet(spec).to(memory_format=torch.channels_last)
+    images, labels = batch_of(spec, batch)
+    contestants: dict[str, nn.Module] = {}
+    for name, plan in chosen.items():
+        contestants[name] = copy.deepcopy(network)
+        contestants[name].recompute(plan)
+    contestants["torch.utils.checkpoint, each block"] = Checkpointed(copy.deepcopy(network))
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, contestant in contestants.items():
+            contestant.zero_grad()
+            started = time.perf_counter()
+            step(contestant, images, labels)
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    base = statistics.median(times["none"])
+    print("| plan | levels | measured over weights, MiB per image | ratio | time |\n|---|---|---|---|---|")
+    alone = None
+    for name, taken in times.items():
+        plan = chosen.get(name)
+        ratio = statistics.median(taken) / base
+        if name in chosen:
+            over = (measured(spec, plan, batch) - fixed / MIB) / batch
+            alone = alone or over
+            print(f"| {name} | {plan or 'everything'} | {over:.1f} | {over / alone:.2f} | {ratio:.2f} |")
+        else:
+            print(f"| {name} | | | | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child(json.loads(sys.argv[2]))
+    elif sys.argv[1:] and sys.argv[1] in ("forecast", "plans", "large"):
+        print(f"{this_machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
+        {"forecast": forecast, "plans": plans, "large": large}[sys.argv[1]]()
+    else:
+        sys.exit(__doc__)

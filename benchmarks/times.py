@@ -1,0 +1,74 @@
+"""Time of the family beside networks of other kinds, and the paper's Table 4, as rows for a document.
+
+    python benchmarks/times.py [--threads 1] [--batch 1] [--runs 9] [--paper-runs 20]
+
+`effnet profile --compare` and `--paper` show the same figures on a terminal; nothing is measured twice over.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from effnet.analysis.compare import GPIPE, TABLE_4, TABLE_4_RUNS, Comparison, Repeated, compare, paper_protocol
+from effnet.analysis.timing import Conditions
+
+
+def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:
+    """A table in Markdown, the first column of text."""
+    names = columns.split(", ")
+    print(f"\n| {' | '.join(names)} |\n|---|{'---:|' * (len(names) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+def print_conditions(title: str, conditions: Conditions, layouts: str) -> None:
+    """What was measured on what, as a heading and a line."""
+    words = str(conditions).replace("\n", "; ").replace(conditions.layout, layouts)
+    load = "" if conditions.load is None else f", load before {conditions.load:.1f}"
+    print(f"\n### {title}\n{words}{load}")
+
+
+def print_comparison(measured: Comparison) -> None:
+    """The networks, what predicts their times, and where multiply-adds do not."""
+    print_conditions("Networks in turn", measured.conditions, "channels_last")
+    print(f"Medians of {len(measured.rows[0].time.seconds)} rounds, random weights.")
+    rows = []
+    for row in sorted(measured.rows, key=lambda row: row.cost.macs):
+        low, high = row.time.spread_ms
+        costs = f"{row.cost.macs / 1e9:.3f}", f"{row.cost.activations / 1e6:.2f}"
+        rows.append((row.cost.name, row.resolution, *costs, f"{row.time.median_ms:.1f}", f"{low:.1f} - {high:.1f}"))
+    print_rows("network, px, GMACs, M activations, ms, 10 to 90 %", rows)
+    found = measured.correlations
+    print(f"\nlog time with log MACs: r = {found['macs']:.3f}; with log activations: r = {found['activations']:.3f}")
+    pairs = (
+        (pair.fewer.cost.name, pair.more.cost.name, f"{pair.slowdown:.2f}", "yes" if pair.clear else "no")
+        for pair in measured.inversions
+    )
+    print_rows("fewer multiply-adds, more, slower by, spreads apart", pairs)
+
+
+def print_paper(measured: tuple[Repeated, ...]) -> None:
+    """The published row, and the same here in each memory layout."""
+    ours, seconds, theirs, their_seconds = TABLE_4
+    print_conditions("Table 4 of the paper", measured[0].conditions, "both layouts")
+    print(f"Mean and standard deviation of {len(measured[0].ours.seconds)} runs, random weights.")
+    rows = [
+        ("paper, Xeon E5-2690", f"{1e3 * seconds:.0f}", f"{1e3 * their_seconds:.0f}", f"{their_seconds / seconds:.2f}")
+    ]
+    for row in measured:
+        times = (f"{time.mean_ms:.1f} ± {time.stdev_ms:.1f}" for time in (row.ours, row.theirs))
+        rows.append((f"here, {row.conditions.layout}", *times, f"{row.ratio:.2f}"))
+    print_rows(f"machine, {ours} ms, {theirs} ms, ratio", rows)
+    print(f"\n{GPIPE}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--runs", type=int)
+    parser.add_argument("--paper-runs", type=int, default=TABLE_4_RUNS)
+    options = parser.parse_args()
+    print_comparison(compare(batch=options.batch, threads=options.threads, runs=options.runs))
+    print_paper(paper_protocol(runs=options.paper_runs))

@@ -1,0 +1,175 @@
+"""How long a function takes: in turn with others, round after round, and under which conditions.
+
+Contestants take turns in one process, so that a disturbance meets all of them; the figure is the median.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effnet.arch.spec import positive_int
+from effnet.machine import Machine, this_machine
+
+Progress = Callable[[int, int], None]  # rounds done, rounds in all
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one thing took, run after run."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The run in the middle: a disturbed run does not move it."""
+        return 1e3 * statistics.median(self.seconds)
+
+    @property
+    def mean_ms(self) -> float:
+        """The average, disturbed runs included."""
+        return 1e3 * statistics.fmean(self.seconds)
+
+    @property
+    def stdev_ms(self) -> float:
+        """The sample's standard deviation; 0 for a single run."""
+        return 1e3 * statistics.stdev(self.seconds) if len(self.seconds) > 1 else 0.0
+
+    @property
+    def spread_ms(self) -> tuple[float, float]:
+        """The 10th and the 90th percentile."""
+        if len(self.seconds) == 1:
+            return self.median_ms, self.median_ms
+        tenths = statistics.quantiles(self.seconds, n=10, method="inclusive")
+        return 1e3 * tenths[0], 1e3 * tenths[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The statistics, and how many runs they are of."""
+        low, high = self.spread_ms
+        values = {"median_ms": self.median_ms, "p10_ms": low, "p90_ms": high}
+        return values | {"mean_ms": self.mean_ms, "stdev_ms": self.stdev_ms, "runs": len(self.seconds)}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a time depends on beside the network."""
+
+    machine: Machine
+    threads: int
+    batch: int
+    layout: str
+    versions: tuple[str, ...]  # torch 2.14.1
+    load: float | None  # the system's average over the minute before: programs that wanted to run; None on Windows
+    dtype: str = "float32"
+
+    @classmethod
+    def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
+        """This machine, torch's present number of threads, and the versions of torch and of other `libraries`."""
+        versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        return cls(this_machine(), torch.get_num_threads(), batch, layout, versions, load)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there were more programs and threads than cores: torch's threads then wait for the slowest."""
+        return self.load is not None and self.threads + self.load > self.machine.cores + 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts under the names of the attributes."""
+        values = {name: getattr(self, name) for name in ("threads", "batch", "dtype", "layout", "load")}
+        return {"machine": self.machine.to_dict(), **values, "versions": list(self.versions)}
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return "\n".join(
+            (str(self.machine), ", ".join((threads, f"batch {self.batch}", self.dtype, self.layout, *self.versions)))
+        )
+
+
+def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:
+    """Time `function`; see `time_rounds` for the other arguments."""
+    return time_rounds(lambda: [seconds(function)], runs=runs, warmup=warmup)[0]
+
+
+def measure_in_turn(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    runs: int | None = None,
+    warmup: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, Timing]:
+    """Time every function once in each round; see `time_rounds` for the other arguments."""
+    timings = time_rounds(
+        lambda: [seconds(function) for function in functions.values()], runs=runs, warmup=warmup, progress=progress
+    )
+    return dict(zip(functions, timings, strict=True))
+
+
+def time_rounds(
+    turn: Callable[[], Sequence[float]],
+    *,
+    runs: int | None = None,
+    warmup: int = 2,
+    progress: Progress | None = None,
+) -> list[Timing]:
+    """Run rounds without gradients and gather the times of every contestant.
+
+    Args:
+        turn: one round; returns the seconds of each contestant.
+        runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
+        warmup: rounds before them, which allocate memory and choose kernels.
+        progress: called with the number of rounds done and of all, after each round.
+
+    Raises:
+        ArgumentError: `runs` or `warmup` is no positive whole number.
+    """
+    rounds = None if runs is None else positive_int("runs", runs)
+    warmup = positive_int("warmup", warmup)
+    with torch.inference_mode():
+        once = [seconds(turn) for _ in range(warmup)][-1]  # the first one also allocates
+        rounds = rounds or min(MOST, max(FEWEST, int(ENOUGH / once)))
+        laps = []
+        for number in range(1, rounds + 1):
+            laps.append(turn())
+            if progress:
+                progress(number, rounds)
+    return [Timing(contestant) for contestant in zip(*laps, strict=True)]
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str = "channels_last") -> Tensor:
+    """Images (N, channels, H, W) float32, normally distributed, in one of LAYOUTS."""
+    return torch.randn(batch, channels, resolution, resolution).contiguous(memory_format=LAYOUTS[layout])
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Torch with that many threads, and with its former number afterwards.
+
+    Raises:
+        ArgumentError: `threads` is no positive whole number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else positive_int("threads", threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,320 @@
+"""What a network holds in memory, in inference and in training, in closed form: nothing is built.
+
+Inference: weights, the image, and the feature maps that are alive together at the worst moment, in eager torch.
+Training: weights, gradients, the optimizer's state, the moving average, the images, and what autograd keeps of each
+image until the backward pass has read it. That last part is nearly all of it, and it is what a plan saves.
+
+What is kept of an MBConv block, in feature maps: E at the size of its expand convolution's output, D of the depthwise
+one's, P of the projected one's. The reason is what each step's gradient reads:
+
+| level | E | D | P | computed again in the backward pass |
+|---|---|---|---|---|
+| no plan | 3 | 4 | 2 | nothing |
+| ACTIVATIONS | 2 | 3 | 2 | normalisation |
+| CONVOLUTIONS | 1 | 1 | 2 | and activations, squeeze-and-excitation's product |
+| DEPTHWISE | 0 | 1 | 2 | and the expand convolution |
+| BOTTLENECKS | 0 | 0 | 2 | and the depthwise convolution |
+
+One of the two P is the block's own output, which the next block reads; without a shortcut it is computed again, too.
+Without squeeze-and-excitation there is no product, which makes one D less where products are kept.
+
+Not counted: torch itself, the scratch of a convolution's kernel, and what the allocator cannot reuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from effnet.arch.cost import block_cost, total_cost
+from effnet.arch.shape import Run, Shape, largest
+from effnet.arch.spec import NetworkSpec, one_of, positive_int
+from effnet.errors import ArgumentError, UnknownNameError
+
+Precision = Literal["fp32", "bf16"]
+
+FLOAT = 4  # bytes of a weight, a gradient or a state, in either precision
+ACTIVATION = {"fp32": 4, "bf16": 2}  # bytes of an element of a feature map
+COUNTER = 8  # bytes of a normalisation's counter of batches
+TENSOR_ENTRY = 144  # bytes, at most, of a tensor's name, type, shape and place in a safetensors file
+# Numbers that an optimizer of torch remembers for every weight
+OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
+
+
+class Keep(IntEnum):
+    """What a part keeps of its forward pass for the backward pass: each level what the ones below it keep, and more."""
+
+    BOTTLENECKS = 0  # its input and the output of its project convolution; stem and head: only the input
+    DEPTHWISE = 1  # the output of the depthwise convolution
+    CONVOLUTIONS = 2  # the output of the expand convolution; stem and head: of their only one
+    ACTIVATIONS = 3  # the outputs of activations and of squeeze-and-excitation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much each part of a network keeps: the stem, each block by its name, and the head."""
+
+    keeps: Mapping[str, Keep]
+
+    @classmethod
+    def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> Plan:
+        """The same level everywhere.
+
+        Raises:
+            UnknownNameError: no level has that name.
+        """
+        names = ("stem", *(block.name for block in spec.blocks), "head")
+        return cls(dict.fromkeys(names, level(keep)))
+
+    def to_dict(self) -> dict[str, str]:
+        """The parts and the names of their levels."""
+        return {name: keep.name.lower() for name, keep in self.keeps.items()}
+
+    def __str__(self) -> str:
+        """How many parts have which level, in words."""
+        levels = list(self.keeps.values())
+        counts = [(keep.name.lower(), levels.count(keep)) for keep in reversed(Keep) if keep in levels]
+        return ", ".join(f"{name} {count}" if len(counts) > 1 else name for name, count in counts)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What a training step holds, in bytes. The gradients come as the activations go, so the peak is below the sum."""
+
+    weights: int  # with bf16, its copies in that precision too
+    gradients: int
+    optimizer: int
+    ema: int
+    images: int
+    activations: int  # kept when the backward pass begins
+    peak: int  # of all together
+
+
+@dataclass(frozen=True)
+class Part:
+    """Equal parts in a row, in elements per image."""
+
+    count: int
+    params: int
+    kept: int  # by each of them
+    working: int  # what its backward pass holds beside what is kept
+    again: int  # what it takes to compute the last one's output again, for the part behind
+
+
+def level(keep: Keep | str) -> Keep:
+    """The level of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if isinstance(keep, Keep):
+        return keep
+    names = {each.name.lower(): each for each in Keep}
+    if keep not in names:
+        raise UnknownNameError("keep", keep, names)
+    return names[keep]
+
+
+def inference_memory(network: NetworkSpec | Shape) -> int:
+    """Bytes of weights, one image and the feature maps beside them at the worst moment, fp32.
+
+    As eager torch runs it in eval mode without gradients: a block's input waits for the shortcut, the stage's input for
+    its end, and batch normalisation reads one map while it writes the next.
+    """
+    shape = network.shape if isinstance(network, NetworkSpec) else network
+    image = shape.in_channels * shape.resolution**2
+    peaks = [2 * shape.stem_channels * shape.stem_size**2]
+    waiting = 0
+    for run in shape.runs:
+        block = run.block
+        before, after = block.input_size**2, block.output_size**2
+        entered, expanded = before * block.in_channels, block.expanded_channels
+        if block.index == 0:
+            stage, waiting = entered, 0
+        else:
+            waiting = stage
+        widened = before * expanded if block.expand_ratio != 1 else 0
+        steps = [
+            2 * widened,
+            widened + 2 * after * expanded,
+            after * (expanded + 2 * block.out_channels),
+            2 * after * block.out_channels,
+        ]
+        peaks.append((waiting + entered + largest(steps)) * (run.count > 0))
+    last = shape.final_size**2
+    peaks.append(last * (shape.features + 2 * shape.head_channels))
+    return FLOAT * (total_cost(shape).params + image + largest(peaks))
+
+
+def file_bytes(network: NetworkSpec | Shape) -> int:
+    """At most the bytes of the network's weights in a bundle: a safetensors file of fp32 tensors and their names."""
+    shape = network.shape if isinstance(network, NetworkSpec) else network
+    channels, layers, squeezes = shape.stem_channels + shape.head_channels, 2, 0
+    for run in shape.runs:
+        block, widened = run.block, run.block.expand_ratio != 1
+        channels = channels + run.count * (block.expanded_channels * (1 + widened) + block.out_channels)
+        layers = layers + run.count * (2 + widened)
+        squeezes = squeezes + run.count * (block.squeeze_channels > 0)
+    tensors = 6 * layers + 4 * squeezes + 2  # each layer: a filter, and normalisation's four vectors and counter
+    return FLOAT * (total_cost(shape).params + 2 * channels) + COUNTER * layers + TENSOR_ENTRY * tensors
+
+
+def training_memory(
+    network: NetworkSpec | Shape,
+    batch: int,
+    *,
+    optimizer: str = "rmsprop",
+    ema: bool = True,
+    precision: Precision = "fp32",
+    plan: Plan | Keep | None = None,
+) -> TrainingMemory:
+    """What a training step of `batch` images holds.
+
+    Args:
+        network: one network, or the shape of many.
+        batch: images per step.
+        optimizer: "sgd" (without momentum), "momentum", "rmsprop" (with momentum, as the paper), "adam", "adamw".
+        ema: whether a moving average of the weights is kept.
+        precision: "bf16" halves the activations; weights, gradients and states stay fp32.
+        plan: what is kept of each part (one network), or the same level everywhere; None keeps everything.
+
+    Raises:
+        ArgumentError: a value is outside its range or unknown, or the plan is another network's.
+    """
+    batch = positive_int("batch", batch)
+    one_of("precision", precision, Precision)
+    if optimizer not in OPTIMIZERS:
+        raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
+    shape = network.shape if isinstance(network, NetworkSpec) else network
+    parts = _planned(network, plan) if isinstance(plan, Plan) else _alike(shape, plan)
+    params, element = total_cost(shape).params, ACTIVATION[precision]
+    copies = 0 if precision == "fp32" else element * params
+    images = FLOAT * batch * shape.in_channels * shape.resolution**2
+    states = OPTIMIZERS[optimizer], int(ema)
+    cast = 0 if precision == "fp32" else images * element // FLOAT  # the stem's convolution keeps its own copy
+    activations = element * batch * sum(part.count * part.kept for part in parts) + cast
+    fixed = FLOAT * params * (1 + sum(states)) + copies + images
+    return TrainingMemory(
+        weights=FLOAT * params + copies,
+        gradients=FLOAT * params,
+        optimizer=FLOAT * params * states[0],
+        ema=FLOAT * params * states[1],
+        images=images,
+        activations=activations,
+        peak=fixed + cast + _peak(parts, element * batch),
+    )
+
+
+def kept_per_image(network: NetworkSpec | Shape) -> int:
+    """Bytes that one more image of the batch costs in training: itself and what is kept of it, fp32, without a plan."""
+    shape = network.shape if isinstance(network, NetworkSpec) else network
+    elements = shape.in_channels * shape.resolution**2 + sum(part.count * part.kept for part in _alike(shape, None))
+    return FLOAT * elements
+
+
+def largest_batch(spec: NetworkSpec, limit: int, **how: object) -> int:
+    """The most images per step whose training memory stays within `limit` bytes; 0 if not even one fits.
+
+    `how` are the keyword arguments of training_memory.
+    """
+
+    def fits(batch: int) -> bool:
+        return training_memory(spec, batch, **how).peak <= limit  # type: ignore[arg-type]  # passed on as they came
+
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def stem_part(shape: Shape, keep: Keep | None) -> Part:
+    """The stem: convolution, normalisation, activation. Its input is the image, which is counted elsewhere."""
+    map_ = shape.stem_channels * shape.stem_size**2
+    kept = {None: 3, Keep.ACTIVATIONS: 2, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1, Keep.BOTTLENECKS: 0}[keep]
+    params = shape.stem_channels * (9 * shape.in_channels + 2)
+    again = {None: 0, Keep.ACTIVATIONS: 0, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1, Keep.BOTTLENECKS: 2}[keep]
+    return Part(1, params, kept * map_, (2 if kept else 3) * map_, again * map_)
+
+
+def head_part(shape: Shape, keep: Keep | None) -> Part:
+    """Head and classifier. Pooling reads no values, so the head's last map is not kept by anybody."""
+    map_ = shape.head_channels * shape.final_size**2
+    kept = {None: 2, Keep.ACTIVATIONS: 1, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1, Keep.BOTTLENECKS: 0}[keep]
+    params = shape.head_channels * (shape.features + 2 + shape.num_classes) + shape.num_classes
+    return Part(1, params, kept * map_ + 2 * shape.head_channels, (2 if kept else 3) * map_, 0)
+
+
+def block_part(run: Run, keep: Keep | None) -> Part:
+    """MBConv blocks; the module's docstring has the table."""
+    block = run.block
+    wide = block.expanded_channels * block.output_size**2
+    expanded = block.expanded_channels * block.input_size**2 if block.expand_ratio != 1 else 0
+    narrow = block.out_channels * block.output_size**2
+    squeezes = block.squeeze_channels > 0
+    vectors = 2 * (block.squeeze_channels + block.expanded_channels) * squeezes
+    product = wide * squeezes
+    if keep is None or keep is Keep.ACTIVATIONS:
+        copies = 3 if keep is None else 2
+        kept, kept_wide = copies * expanded, copies * wide + product
+    else:
+        kept, kept_wide = expanded * (keep >= Keep.CONVOLUTIONS), wide * (keep >= Keep.DEPTHWISE)
+    reread = 1 if keep is None or keep is Keep.ACTIVATIONS else 1 * block.has_shortcut  # the output, by the next part
+    passed = wide * (2 + squeezes)  # gradients on their way through squeeze-and-excitation
+    behind = wide - kept_wide - narrow  # the depthwise convolution's, when all that lies behind it is gone
+    working = {
+        None: (passed, behind + 2 * expanded),
+        Keep.ACTIVATIONS: (passed, behind + 2 * expanded),
+        Keep.CONVOLUTIONS: (passed + product, behind + 2 * expanded),
+        Keep.DEPTHWISE: (passed + product, behind + 3 * expanded),
+        Keep.BOTTLENECKS: (passed + product + wide + 2 * expanded, behind + 3 * expanded),
+    }[keep]
+    kept = kept + kept_wide + vectors + narrow * (1 + reread)
+    return Part(run.count, block_cost(block).params, kept, largest(working), narrow * (1 - reread))
+
+
+def _alike(shape: Shape, keep: Keep | None) -> list[Part]:
+    return [
+        stem_part(shape, keep),
+        *(block_part(run, keep) for run in shape.runs),
+        head_part(shape, keep),
+    ]
+
+
+def _planned(network: NetworkSpec | Shape, plan: Plan) -> list[Part]:
+    if not isinstance(network, NetworkSpec):
+        raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
+    check_plan(network, plan)
+    blocks = [block_part(Run(block, 1), plan.keeps[block.name]) for block in network.blocks]
+    ends = stem_part(network.shape, plan.keeps["stem"]), head_part(network.shape, plan.keeps["head"])
+    return [ends[0], *blocks, ends[1]]
+
+
+def check_plan(spec: NetworkSpec, plan: Plan) -> None:
+    """Raise ArgumentError unless the plan has exactly the parts of this network."""
+    names = {"stem", "head", *(block.name for block in spec.blocks)}
+    if wrong := sorted(names ^ plan.keeps.keys()):
+        raise ArgumentError("plan", wrong[0], f"is a part of only one of the plan and the network {spec.name}.")
+
+
+def _peak(parts: list[Part], scale: int) -> int:
+    """The most bytes of activations and gradients together, as the backward pass goes from the last part to the first.
+
+    `scale`: bytes of one element of each image of the batch.
+    """
+    moments = []
+    kept, again, gradients = 0, 0, sum(part.count * part.params for part in parts)
+    for part in parts:
+        # Within equal parts the sum changes evenly, so its largest value is at one of their ends.
+        first = scale * (kept + part.kept + part.working + again) + FLOAT * gradients
+        kept = kept + part.count * part.kept
+        gradients = gradients - part.count * part.params
+        last = scale * (kept + part.working + again * (part.count == 1)) + FLOAT * (gradients + part.params)
+        moments += [first * (part.count > 0), last * (part.count > 0)]
+        again = part.again * (part.count > 0) + again * (part.count == 0)
+    return largest(moments)

@@ -1,0 +1,248 @@
+"""Training that keeps less: a network follows a plan (arch.memory) part by part.
+
+Autograd keeps every tensor that the backward pass will read. Most of them can be computed again from a few others: a
+normalised map from the convolution's output, an activation from that, a whole block from its input. A part under a plan
+keeps the outputs of the convolutions that its level names, and a recipe for everything else. A recipe is followed when
+the backward pass asks for its tensor, and the tensor goes when all that read it have run.
+
+It is not slower. Normalisation and activation are one step here that saves a copy of each map, and on a CPU writing a
+map costs more than its arithmetic (benchmarks/memory.py).
+
+- Batch normalisation computes its statistics in the forward pass only; recipes use those. Running statistics and their
+  counter move once per step, as without a plan. torch.utils.checkpoint would move them twice.
+- Nothing random is drawn again: stochastic depth lies outside of what is computed again.
+- Outputs and statistics are those of the plain network to the bit; gradients differ in their last digits.
+- The backward pass runs once and has no derivative of its own: no retain_graph, no create_graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+
+from effnet.arch.memory import Keep, Plan, check_plan
+from effnet.errors import ArgumentError
+from effnet.models.blocks import ConvNormAct, MBConv, SqueezeExcitation
+
+if TYPE_CHECKING:
+    from effnet.models.efficientnet import EfficientNet
+
+aten = torch.ops.aten
+
+
+class Source:
+    """A tensor of the forward pass: kept, or computed again when it is asked for, and held until it is released."""
+
+    def __init__(self, recipe: Callable[[], Tensor] | None = None, kept: Tensor | None = None) -> None:
+        self.recipe, self.value = recipe, kept
+
+    def get(self) -> Tensor:
+        """The tensor, without gradient."""
+        if self.value is None:
+            if self.recipe is None:
+                raise RuntimeError("a network under a plan goes backward once: retain_graph does not work with it")
+            with torch.no_grad():
+                self.value = self.recipe()
+        return self.value
+
+    def release(self) -> None:
+        """Free it and all that its recipe holds: everything that reads it has run."""
+        self.recipe = self.value = None
+
+
+def recompute(network: EfficientNet, plan: Plan | None) -> None:
+    """Follow `plan` in every training step from now on; None keeps everything, as a fresh network does.
+
+    Raises:
+        ArgumentError: the plan is another network's, or a normalisation is not BatchNorm2d, which cannot be recomputed.
+    """
+    parts: dict[str, nn.Module] = {"stem": network.stem, "head": network.head}
+    parts |= {block.name: network.get_submodule(block.name) for block in network.spec.blocks}
+    if plan is not None:
+        check_plan(network.spec, plan)
+        for module in network.modules():
+            if isinstance(module, ConvNormAct) and not isinstance(module.norm, nn.BatchNorm2d):
+                raise ArgumentError(
+                    "plan", str(plan), f"recomputes BatchNorm2d only, not {type(module.norm).__name__}."
+                )
+    for name, part in parts.items():
+        step = _block if isinstance(part, MBConv) else _layer
+        part.recomputed = None if plan is None else partial(step, keep=plan.keeps[name])  # type: ignore[assignment]
+
+
+def _layer(part: ConvNormAct, x: Tensor, keep: Keep) -> Tensor:
+    """Stem or head."""
+    return _conv_norm_act(part, x, conv=keep > Keep.BOTTLENECKS, act=keep == Keep.ACTIVATIONS)
+
+
+def _block(block: MBConv, x: Tensor, keep: Keep) -> Tensor:
+    """An MBConv block, computed as its own forward does."""
+    act = keep == Keep.ACTIVATIONS
+    y = x
+    if isinstance(block.expand, ConvNormAct):
+        y = _conv_norm_act(block.expand, y, conv=keep >= Keep.CONVOLUTIONS, act=act)
+    y = _conv_norm_act(block.depthwise, y, conv=keep >= Keep.DEPTHWISE, act=act)
+    if isinstance(block.se, SqueezeExcitation):
+        y = _squeeze_excite(block.se, y, keep=act)
+    y = _conv_norm_act(block.project, y, conv=True, act=act or block.has_shortcut)
+    return x + block.drop(y) if block.has_shortcut else y
+
+
+def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
+    """One layer. `conv` and `act`: whether the outputs of its convolution and of its activation are kept."""
+    source, pad, precision = _source(x), getattr(part, "pad", None), _autocast(x)
+
+    def padded() -> Tensor:
+        return source.get() if pad is None else pad(source.get())
+
+    def convolved() -> Tensor:
+        with precision():
+            return part.conv(padded())
+
+    entering = x if pad is None else pad(x)
+    with nullcontext() if x is entering and source.recipe is None else _replacing(entering, padded):
+        z = part.conv(entering)
+    after_conv = Source(kept=z.detach()) if conv else Source(convolved)
+    after_act = Source()
+    y, mean, scale = _NormAct.apply(z, part.norm.weight, part.norm.bias, part, after_conv, after_act)
+    after_act.recipe = lambda: _act(part, _norm(part, after_conv.get(), mean, scale))
+    return y if act else _from(y, after_act)
+
+
+def _squeeze_excite(se: SqueezeExcitation, x: Tensor, *, keep: bool) -> Tensor:
+    """Squeeze-and-excitation. `keep`: whether its input and its product are kept."""
+    scale = se.scale(x)
+    if keep:
+        return x * scale
+    source, factor = _source(x), scale.detach()
+    product = Source(lambda: source.get() * factor)
+
+    def again() -> Tensor:
+        product.release()  # the projection, which reads it, comes first in the backward pass
+        return source.get()
+
+    with _replacing(x, again):
+        y = x * scale
+    return _from(y, product)
+
+
+class _NormAct(torch.autograd.Function):
+    """Batch normalisation and activation in one step, which keeps nothing but two numbers per channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        part: ConvNormAct,
+        after_conv: Source,
+        after_act: Source,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C, H, W) -> the same, and the mean and 1 / sqrt(variance + eps) of each channel."""
+        norm = part.norm
+        assert isinstance(norm, nn.BatchNorm2d)
+        batch = norm.training or norm.running_mean is None
+        momentum = norm.momentum if norm.momentum is not None else 0.0
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:  # torch's cumulative average
+                momentum = 1 / float(norm.num_batches_tracked)
+        y, mean, scale = torch.native_batch_norm(
+            z, weight, bias, norm.running_mean, norm.running_var, batch, momentum, norm.eps
+        )
+        if not batch:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean, scale = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt_()
+        ctx.part, ctx.batch, ctx.after_conv, ctx.after_act = part, batch, after_conv, after_act
+        ctx.save_for_backward(weight, mean, scale)
+        ctx.mark_non_differentiable(mean, scale)
+        return _act(part, y), mean, scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the map and of the normalisation's weight and bias."""
+        weight, mean, scale = ctx.saved_tensors
+        part, batch = ctx.part, ctx.batch
+        ctx.after_act.release()
+        z = ctx.after_conv.get()
+        ctx.after_conv.release()
+        known = (None, None) if batch else (mean, scale.reciprocal().square_().sub_(part.norm.eps))
+        arguments = (*known, mean, scale, batch, part.norm.eps)
+        if not hasattr(part, "act"):
+            grads = aten.native_batch_norm_backward(grad, z, weight, *arguments, [True, True, True])
+            return *grads, None, None, None
+        normalised = _norm(part, z, mean, scale)
+        # From here on the normalised map's memory holds the gradient: a fresh map would cost more than its arithmetic.
+        grad = _act_backward(part, grad, normalised)
+        _, by_weight, by_bias = aten.native_batch_norm_backward(grad, z, weight, *arguments, [False, True, True])
+        slope = scale * weight
+        if not batch:
+            return grad.mul_(_wide(slope)), by_weight, by_bias, None, None, None
+        count = z.numel() // z.shape[1]
+        tilt = slope * scale * by_weight / -count
+        shift = slope * by_bias / -count - tilt * mean
+        grad = grad.mul_(_wide(slope)).addcmul_(z, _wide(tilt).to(z.dtype)).add_(_wide(shift))
+        return grad, by_weight, by_bias, None, None, None
+
+
+def _norm(part: ConvNormAct, z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """The normalised map, from statistics that are known."""
+    norm = part.norm
+    variance = scale.reciprocal().square_()  # with eps in it
+    return functional.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, 0.0)  # type: ignore[arg-type]
+
+
+def _act(part: ConvNormAct, y: Tensor) -> Tensor:
+    """The activation, in place, where there is one."""
+    return part.act(y) if hasattr(part, "act") else y
+
+
+def _act_backward(part: ConvNormAct, grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the activation's input `x`, written over `x`."""
+    if isinstance(part.act, nn.ReLU6):
+        return aten.hardtanh_backward.grad_input(grad, x, 0.0, 6.0, grad_input=x)
+    return aten.silu_backward.grad_input(grad, x, grad_input=x)
+
+
+def _wide(channels: Tensor) -> Tensor:
+    return channels.view(1, -1, 1, 1)
+
+
+def _from(x: Tensor, source: Source) -> Tensor:
+    """`x` with its source attached, for the layer that reads it."""
+    x.source = source, x._version  # type: ignore[attr-defined]
+    return x
+
+
+def _source(x: Tensor) -> Source:
+    """Where `x` comes from: from the layer before, or it is kept anyway, as it is where somebody wrote into it."""
+    source, version = getattr(x, "source", (None, None))
+    return source if source is not None and version == x._version else Source(kept=x.detach())
+
+
+def _replacing(kept: Tensor, again: Callable[[], Tensor]) -> AbstractContextManager[None]:
+    """Autograd keeps `again` where it would keep this tensor."""
+    address, shape = kept.untyped_storage()._cdata, kept.shape  # the tensor itself in a closure would stay in memory
+    return saved_tensors_hooks(
+        lambda tensor: again if tensor.untyped_storage()._cdata == address and tensor.shape == shape else tensor,
+        lambda packed: packed if isinstance(packed, Tensor) else packed(),
+    )
+
+
+def _autocast(x: Tensor) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the autocast that is on now; the backward pass runs outside of it."""
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext
+    return partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)

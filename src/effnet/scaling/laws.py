@@ -1,0 +1,150 @@
+"""What doubling one dimension costs: by the book, as counted, and why they differ (section 3.2 of the paper).
+
+A convolution's multiply-adds grow like d w^2 r^2. A network's do not quite, and each reason is a share of them that can
+be counted: parts that do not grow, parts that grow with the width and not with its square, and at last rounding. The
+effects of a law's reasons add up to all of the difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from effnet.arch.cost import cost
+from effnet.arch.shape import CHANNEL_DIVISOR
+from effnet.arch.spec import NetworkSpec
+
+SHOWN = 5e-4  # smaller effects vanish when they are rounded to thousandths
+NOISE = 1e-9  # of the arithmetic
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Ratios of a network to its baseline."""
+
+    macs: float
+    params: float
+    activations: float
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the multiply-adds do not grow by the book."""
+
+    effect: float  # on their ratio
+    words: str
+
+
+@dataclass(frozen=True)
+class Law:
+    """What happens when a dimension doubles."""
+
+    dimension: str
+    textbook: Growth
+    counted: Growth
+    reasons: tuple[Reason, ...]  # of the multiply-adds' difference
+
+    @property
+    def reason(self) -> str:
+        """The reasons in one sentence, each with its effect."""
+        shown = [f"{reason.words} ({reason.effect:+.3f})" for reason in self.reasons if abs(reason.effect) >= SHOWN]
+        return "; ".join(shown) or "as the textbook has it"
+
+
+def laws(baseline: NetworkSpec) -> tuple[Law, ...]:
+    """Depth, width and resolution of a baseline, each doubled.
+
+    Raises:
+        ArgumentError: the doubled network would be too large.
+    """
+    deeper = dataclasses.replace(baseline, depth=2 * baseline.depth)
+    wider = dataclasses.replace(baseline, width=2 * baseline.width)
+    finer = dataclasses.replace(baseline, resolution=2 * baseline.resolution)
+    return (
+        _law("depth", Growth(2, 2, 2), baseline, deeper, _depth(baseline, deeper)),
+        _law("width", Growth(4, 4, 2), baseline, wider, _width(baseline)),
+        _law("resolution", Growth(4, 1, 4), baseline, finer, _resolution(baseline)),
+    )
+
+
+def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, doubled: NetworkSpec, reasons: list[Reason]) -> Law:
+    """A law from its reasons; the last one is rounding, which has what the others leave."""
+    before, after = cost(baseline), cost(doubled)
+    counted = Growth(*(getattr(after, name) / getattr(before, name) for name in ("macs", "params", "activations")))
+    *known, rounding = reasons
+    rest = counted.macs - textbook.macs - sum(reason.effect for reason in known)
+    known.append(dataclasses.replace(rounding, effect=rest))
+    return Law(dimension, textbook, counted, tuple(reason for reason in known if abs(reason.effect) > NOISE))
+
+
+def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
+    """The ends do not deepen, and stages gain repeats, which do not cost what a first block does."""
+    price = cost(baseline)
+    stages = dict(zip((block.stage for block in baseline.blocks if block.index == 0), price.stages[1:-1], strict=True))
+    macs = {block.name: block.macs for block in cost(deeper).blocks}
+    shallow = [price.stages[0], price.stages[-1]]  # stem, head with classifier
+    names = ["stem", "head", "classifier"]
+    gains: dict[str, int] = {}  # of stages: a repeat's multiply-adds less the first block's
+    for (number, part), old, new in zip(stages.items(), baseline.layers, deeper.layers, strict=True):
+        if old == new:  # one of Lite's ends, or rounding
+            shallow.append(part)
+            names.append(f"stage {number}")
+        else:
+            gains[str(number)] = macs[f"stages.{number}.1"] - macs[f"stages.{number}.0"]
+    share = sum(part.macs for part in shallow) / price.macs
+    dearer, cheaper = ([stage for stage, gain in gains.items() if sign * gain > 0] for sign in (1, -1))
+    costs = [f"{word} in {_stages(which)}" for word, which in (("more", dearer), ("less", cheaper)) if which]
+    rule = "up" if baseline.depth_rounding == "ceil" else "to the nearest whole number"
+    return [
+        Reason(-share, f"{_listed(names)}, {share:.1%} of the MACs, do not deepen"),
+        Reason(
+            sum(gains.values()) / price.macs,
+            "stages gain only repeats, which unlike a first block read the stage's own channels and cost "
+            + " and ".join(costs),
+        ),
+        Reason(0, f"layers are rounded {rule}: {len(baseline.blocks)} blocks become {len(deeper.blocks)}"),
+    ]
+
+
+def _width(baseline: NetworkSpec) -> list[Reason]:
+    """A layer with only one scaled side grows with the width, one with none does not grow."""
+    price, first = cost(baseline), baseline.blocks[0]
+    stem, opening, *_, head, classifier = (part.macs for part in price.blocks)
+    linear = sum(b.expanded_channels * b.kernel_size**2 * b.output_size**2 for b in baseline.blocks)  # depthwise
+    if baseline.fixed_ends:  # the first block reads the stem, so its projection alone has a scaled side
+        projection = first.expanded_channels * first.out_channels * first.output_size**2
+        linear += projection + head - first.expanded_channels * first.kernel_size**2 * first.output_size**2
+        constant = stem + classifier + opening - projection
+        growing = "depthwise convolutions, the first projection and the head"
+    else:
+        linear, constant = linear + stem + classifier, 0
+        growing = "depthwise convolutions, stem and classifier"
+    linear_share, constant_share = linear / price.macs, constant / price.macs
+    return [
+        Reason(-2 * linear_share, f"{growing}, {linear_share:.1%} of the MACs, grow with the width, not its square"),
+        Reason(-3 * constant_share, f"stem, classifier and the first depthwise, {constant_share:.1%}, do not grow"),
+        Reason(0, f"channels are rounded to multiples of {CHANNEL_DIVISOR}"),
+    ]
+
+
+def _resolution(baseline: NetworkSpec) -> list[Reason]:
+    """What works on pooled features costs the same at any resolution."""
+    price = cost(baseline)
+    squeezing = price.macs - cost(dataclasses.replace(baseline, squeeze_ratio=0)).macs
+    share = (squeezing + price.blocks[-1].macs) / price.macs
+    names = f"{'squeeze-and-excitation and ' if squeezing else ''}classifier"
+    return [
+        Reason(-3 * share, f"{names}, {share:.2%} of the MACs, see pooled features and do not grow"),
+        Reason(0, "maps of an odd size are rounded up when they are halved"),
+    ]
+
+
+def _stages(numbers: list[str]) -> str:
+    return f"stage{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """a, b and c."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

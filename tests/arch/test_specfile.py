@@ -1,0 +1,113 @@
+"""Networks in files: exact there and back, and clear about what cannot be read."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import effnet
+from effnet.arch.spec import NetworkSpec, StageSpec
+from effnet.arch.specfile import read_spec, spec_text
+from effnet.arch.variants import VARIANTS
+from effnet.errors import ArgumentError
+
+rates = st.floats(0, 0.99)
+stages = st.lists(
+    st.builds(
+        StageSpec,
+        st.integers(1, 8),
+        st.sampled_from([3, 5, 7]),
+        st.integers(1, 2),
+        st.integers(1, 400),
+        st.integers(1, 9),
+    ),
+    min_size=1,
+    max_size=4,
+)
+networks = st.builds(
+    NetworkSpec,
+    st.text(max_size=30),
+    stages.map(tuple),
+    width=st.floats(1e-6, 100),
+    depth=st.floats(1e-6, 100),
+    resolution=st.integers(1, 10**6),
+    dropout=rates,
+    drop_connect=rates,
+    depth_rounding=st.sampled_from(["ceil", "nearest"]),
+    squeeze_ratio=st.floats(0, 1),
+    fixed_ends=st.booleans(),
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "spec.yaml"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_there_and_back(file, name):
+    file.write_text(spec_text(effnet.spec(name)))
+    assert read_spec(file) == effnet.spec(name)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(networks)
+def test_any_network_there_and_back(network):
+    assert NetworkSpec.from_dict(yaml.safe_load(spec_text(network))) == network
+
+
+def test_a_person_can_read_it():
+    lines = spec_text(effnet.spec("b0")).splitlines()
+    assert lines[0].startswith("# ")
+    assert "format 1" in lines[0]
+    assert lines[3] == "- {expand_ratio: 1, kernel_size: 3, stride: 1, channels: 16, layers: 1}"
+    assert sum(line.startswith("- {") for line in lines) == 7
+    assert "resolution: 224" in lines
+    assert all(len(line) <= 120 for line in lines)
+
+
+def test_defaults_may_be_left_out(file):
+    file.write_text("name: own\nstages:\n- {expand_ratio: 1, kernel_size: 3, stride: 1, channels: 16, layers: 1}\n")
+    assert read_spec(file) == NetworkSpec("own", (StageSpec(1, 3, 1, 16, 1),))
+
+
+B0_TEXT = spec_text(effnet.spec("b0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name: [b0", "is no YAML: .*line 1"),
+        ("day: 2021-99-99", "is no YAML"),
+        ("!!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
+        ("", "must hold names and values"),
+        ("- 1\n- 2", "must hold names and values"),
+        ("1: 2", "must hold names and values"),
+        ("width: 1.2", r"`stages` \(=None\) must be a list"),
+        ("{name: x, stages: 5}", r"`stages` \(=5\) must be a list"),
+        ("{name: x, stages: [5]}", "StageSpec"),
+        ("{name: x, stages: [{channels: 8}]}", r"`StageSpec field` \(='expand_ratio'\) is missing"),
+        (B0_TEXT.replace("name: b0", "name: 5"), r"`name` \(=5\) must be text"),
+        (B0_TEXT.replace("name: b0\n", ""), r"\(='name'\) is missing"),
+        (B0_TEXT.replace("width:", "widht:"), "Did you mean 'width'"),
+        (B0_TEXT.replace("kernel_size", "kernel"), "Did you mean 'kernel_size'"),
+        (B0_TEXT.replace("resolution: 224", "resolution: 224.5"), r"`resolution` \(=224.5\)"),
+        (B0_TEXT.replace("width: 1.0", "width: one"), r"`width` \(='one'\) must be a number"),
+        (B0_TEXT.replace("depth_rounding: ceil", "depth_rounding: ciel"), "Did you mean 'ceil'"),
+    ],
+)
+def test_what_cannot_be_read_is_named(file, text, reason):
+    file.write_text(text)
+    with pytest.raises(ArgumentError, match=f"(?s)spec.yaml.*{reason}") as raised:
+        read_spec(file)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ArgumentError, match=r"nowhere.yaml'\) does not exist"):
+        read_spec(tmp_path / "nowhere.yaml")
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        read_spec(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xff")
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        read_spec(tmp_path / "binary.yaml")

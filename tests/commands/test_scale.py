@@ -1,0 +1,185 @@
+"""effnet scale, as a person types it."""
+
+import json
+
+import pytest
+
+import effnet
+from effnet.arch.specfile import read_spec
+from effnet.cli import main
+from effnet.scaling.compound import RULES, scale
+
+B0 = effnet.spec("b0")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command: its exit code, what it printed, what it remarked."""
+
+    def typed(*words):
+        with pytest.raises(SystemExit) as left:
+            main(["scale", *map(str, words)])
+        return left.value.code, *capsys.readouterr()
+
+    return typed
+
+
+def present(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def rows(out, *names):
+    return {line.split()[0]: line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in names}
+
+
+def test_one_network(run):
+    code, out, err = run("--phi", 1.5)
+    assert code == 0
+    price = effnet.cost(scale(B0, 1.5))
+    for text in ("280", "24", "ceil", f"{price.macs / 1e9:.3f} G", f"{2 * price.macs / 1e9:.3f} G", "FLOPs"):
+        assert text in out
+    assert "Dropout 0.3, interpolated between b2 and b3" in out
+    assert "promises 2.661x, 3.565x is built (+34%), which is phi 1.95" in out  # 1.92027^1.5
+    assert err == "Next: effnet scale --phi 1.5 --save b0-phi1.5.yaml\n"
+
+
+def test_one_network_as_json(run):
+    code, out, err = run("--phi", 1, "--rule", "fast", "--json")
+    network, price = scale(B0, 1, RULES["fast"]), effnet.cost(scale(B0, 1, RULES["fast"]))
+    values = json.loads(out)
+    assert (code, err) == (0, "")
+    expected = {
+        "width": network.width,
+        "depth": network.depth,
+        "resolution": 232,
+        "depth_rounding": "ceil",
+        "phi": 1,
+        "dropout": network.dropout,
+        "drop_connect": 0.2,
+        "params": price.params,
+        "macs": price.macs,
+        "flops": 2 * price.macs,
+        "activations": price.activations,
+        "nominal_ratio": pytest.approx(2),
+        "realised_ratio": price.macs / effnet.cost(B0).macs,
+        "rule": dict(zip(("alpha", "beta", "gamma"), RULES["fast"].growths, strict=True)),
+    }
+    assert {name: values[name] for name in expected} == expected
+
+
+def test_options_reach_the_network(run):
+    code, out, _ = run("--phi", -1, "--depth-rounding", "ceil", "--resolution-step", 32, "--from", "lite0", "--json")
+    values = json.loads(out)
+    expected = scale(effnet.spec("lite0"), -1, depth_rounding="ceil", resolution_step=32)
+    assert code == 0
+    assert values["macs"] == effnet.cost(expected).macs
+    assert (values["depth_rounding"], values["resolution"]) == ("ceil", 192)
+
+
+def test_the_next_command_repeats_what_was_typed(run, folder):
+    *_, err = run("--phi", -2, "--rule", "1.3,1,1.2", "--from", "lite0", "--depth-rounding", "ceil")
+    _, command = err.strip().split("Next: effnet scale ")
+    code, _, err = run(*command.split())
+    assert code == 0
+    (saved,) = present(folder)
+    assert read_spec(saved).name == saved.removesuffix(".yaml") == "lite0-phi-2-a1.3-b1-g1.2-ceil"
+    assert err == f"Next: effnet info {saved}\n"
+
+
+def test_a_saved_network_is_a_model(run, capsys):
+    run("--phi", 1, "--save", "new/my net.yaml")
+    assert read_spec("new/my net.yaml") == scale(B0, 1)
+    with pytest.raises(SystemExit) as left:
+        main(["info", "new/my net.yaml", "--json"])
+    assert left.value.code == 0
+    assert json.loads(capsys.readouterr().out)["macs"] == effnet.cost(scale(B0, 1)).macs
+    code, out, _ = run("--phi", 1, "--from", "new/my net.yaml", "--json")
+    assert code == 0
+    assert json.loads(out)["width"] == pytest.approx(1.1**2)
+
+
+def test_saving_again_takes_the_place_of_the_first(run, folder):
+    run("--phi", 1, "--save", "spec.yaml", "--json")
+    run("--phi", 2, "--save", "spec.yaml", "--json")
+    assert read_spec("spec.yaml").name == "b0-phi2"
+    assert present(folder) == ["spec.yaml"]
+
+
+def test_the_rules_table(run):
+    code, out, err = run()
+    assert code == 0
+    table = rows(out, "-2", "-1", *"1234567", *(f"b{number}" for number in range(1, 8)))
+    assert len(table) == 9 + 7
+    assert table["1"][-3:] == ["1.92x", "2.229x", "+16%"]
+    assert table["-2"][-3:-1] == ["0.2712x", "0.3374x"]
+    # d w^2 r^2, counted, phi by depth, width, resolution and multiply-adds
+    assert table["b4"][5:] == ["10.15x", "11.39x", "+12%", "3.22", "3.53", "3.78", "3.73"]
+    assert table["b7"][5:] == ["88.97x", "97.83x", "+10%", "6.21", "7.27", "7.05", "7.02"]
+    assert "what the paper calls FLOPS" in out
+    assert err == "Next: effnet scale --phi 1\n"
+
+
+def test_the_rules_table_as_json(run):
+    values = json.loads(run("--rule", "width", "--json")[1])
+    assert values["rule"] == {"alpha": 1, "beta": pytest.approx(2**0.5), "gamma": 1}
+    assert [row["phi"] for row in values["steps"]] == [-2, -1, 1, 2, 3, 4, 5, 6, 7]
+    assert [row["name"] for row in values["published"]] == [f"b{number}" for number in range(1, 8)]
+    assert values["published"][0]["implied_phi"]["depth"] is None
+
+
+def test_lites_table_and_a_table_without_a_family(run):
+    _, out, err = run("--from", "lite0", "--rule", "depth")
+    assert set(rows(out, *(f"lite{number}" for number in range(1, 5)))) == {"lite1", "lite2", "lite3", "lite4"}
+    assert set(rows(out, "6", "7")) == {"6"}  # 2^7 times the depth is beyond what is allowed
+    assert err == "Next: effnet scale --from lite0 --rule depth --phi 1\n"
+    assert "published" not in run("--from", "b4")[1]
+    assert run("--from", "l2", "--rule", "depth")[0] == 0
+
+
+def test_laws(run):
+    code, out, err = run("--laws")
+    assert code == 0
+    table = rows(out, "depth", "width", "resolution")
+    assert table["depth"][1:3] == ["2.03x", "2x"]
+    assert table["width"][1:3] == ["3.76x", "4x"]
+    assert table["resolution"][1:3] == ["3.99x", "4x"]
+    assert "stem, head and classifier, 8.3% of the MACs, do not deepen" in out
+    assert err == "Next: effnet scale\n"
+    values = json.loads(run("--laws", "--from", "lite0", "--json")[1])
+    assert [law["dimension"] for law in values] == ["depth", "width", "resolution"]
+    assert values[0]["counted"]["macs"] == pytest.approx(1.855, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--laws", "--phi", "1"], "`phi` (=1.0) does not go with --laws"),
+        (["--laws", "--rule", "fast"], "does not go with --laws"),
+        (["--laws", "--save", "x.yaml"], "does not go with --laws"),
+        (["--laws", "--depth-rounding", "nearest"], "`depth-rounding` (='nearest') does not go with --laws"),
+        (["--save", "x.yaml"], "say which, as in: --phi 1"),
+        (["--phi", "1", "--save", "x.json"], "must end in .yaml"),
+        (["--phi", "nan"], "must be a finite number"),
+        (["--phi", "40"], "must be between -25.3 and 25.3"),
+        (["--phi", "1", "--resolution-step", "0"], "`resolution_step` (=0)"),
+        (["--phi", "1", "--resolution-step", "2.5"], "'2.5' is no whole number"),
+        (["--rule", "fats"], "Did you mean 'fast'?"),
+        (["--rule", "1,1,1"], "must not all be 1"),
+        (["--phi", "1", "--depth-rounding", "up"], '"ceil", "nearest"'),
+        (["--from", "b9"], "Did you mean 'b8'?"),
+        (["--from", "nowhere.yaml"], "'nowhere.yaml') does not exist"),
+        (["--from", "."], "is no bundle"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_leaves_nothing(run, folder, words, message):
+    code, out, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert present(folder) == []

@@ -1,0 +1,131 @@
+"""What a computer can do, read from descriptions of several kinds, and the precision that follows."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from effnet.errors import MissingExtraError, UnknownNameError
+from effnet.machine import Machine, precision, read_processor, this_machine
+
+ZEN3 = """processor\t: 0
+model name\t: AMD EPYC
+flags\t\t: fpu sse2 avx fma avx2 vaes
+
+processor\t: 1
+model name\t: AMD EPYC
+flags\t\t: fpu sse2 avx fma avx2 vaes
+"""
+SAPPHIRE_RAPIDS = """processor\t: 0
+model name\t: Intel(R) Xeon(R)   Processor @ 2.10GHz
+flags\t\t: fpu avx avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_tile amx_int8
+"""
+ZEN4 = "model name : AMD EPYC 9R14\nflags : avx avx2 avx512f avx512_vnni avx512_bf16\n"
+GRAVITON3 = """processor\t: 0
+BogoMIPS\t: 2100.00
+Features\t: fp asimd evtstrm asimdhp asimddp sve bf16 i8mm
+CPU implementer\t: 0x41
+"""
+M2 = """machdep.cpu.brand_string: Apple M2
+hw.optional.arm.FEAT_BF16: 1
+hw.optional.arm.FEAT_I8MM: 1
+hw.optional.arm.FEAT_SME: 0
+hw.optional.AdvSIMD: 1
+"""
+
+
+def machine(text: str) -> Machine:
+    name, features = read_processor(text)
+    return Machine(name, 2, 24 * 2**30, features)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "bf16", "int8"),
+    [
+        (ZEN3, "AMD EPYC, 2 cores, AVX2, no bf16", False, False),
+        (SAPPHIRE_RAPIDS, "Intel(R) Xeon(R) Processor @ 2.10GHz, 2 cores, AVX-512, bf16 (AMX)", True, True),
+        (ZEN4, "AMD EPYC 9R14, 2 cores, AVX-512, bf16 (AVX-512)", True, True),
+        (GRAVITON3, ", 2 cores, SVE, bf16 (ARM)", True, True),
+        (M2, "Apple M2, 2 cores, NEON, bf16 (ARM)", True, True),
+        ("", ", 2 cores, no bf16", False, False),
+        ("no colon here", ", 2 cores, no bf16", False, False),
+    ],
+    ids=["zen3", "sapphire-rapids", "zen4", "graviton3", "m2", "nothing", "nonsense"],
+)
+def test_processors(text: str, words: str, bf16: bool, int8: bool) -> None:
+    described = machine(text)
+    assert str(described) == words
+    assert (described.bf16, described.int8) == (bf16, int8)
+
+
+def test_features_are_those_that_matter() -> None:
+    assert read_processor(ZEN3)[1] == ("avx2", "avx")
+    assert set(read_processor(SAPPHIRE_RAPIDS)[1]) >= {"amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni"}
+    assert "amx_tile" not in read_processor(SAPPHIRE_RAPIDS)[1]
+
+
+def test_one_core_is_no_plural() -> None:
+    assert str(Machine("x", 1, None, ())) == "x, 1 core, no bf16"
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reason"),
+    [
+        (ZEN3, "fp32", "no bf16 instructions"),
+        (SAPPHIRE_RAPIDS, "bf16", "measured on Xeon, AMX"),
+        (ZEN4, "bf16", "without AMX was not measured"),
+        (GRAVITON3, "fp32", "not measured on ARM"),
+        ("", "fp32", "no bf16 instructions"),
+    ],
+)
+def test_the_processor_decides_the_precision(text: str, value: str, reason: str) -> None:
+    choice = precision("cpu", machine(text))
+    assert choice.value == value
+    assert reason in choice.reason
+    assert str(choice) == f"{value}: {choice.reason}"
+
+
+@pytest.mark.parametrize(("capability", "value"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
+def test_a_gpu_is_asked(capability: tuple[int, int], value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: asked.append(index) or capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "GPU")
+    choice = precision("cuda:1")
+    assert choice.value == value
+    assert "not measured here" in choice.reason
+    assert asked == [1]
+
+
+def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert precision("mps").value == "fp32"
+    with pytest.raises(UnknownNameError, match="cpu, cuda, mps"):
+        precision("tpu")
+    with pytest.raises(UnknownNameError):
+        precision("cuda:first")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"effnet\[torch\]"):
+        precision("cuda")
+
+
+def test_this_machine_is_asked_once_and_plain() -> None:
+    here = this_machine()
+    assert here is this_machine()
+    assert here.processor
+    assert 1 <= here.cores <= (os.cpu_count() or 1)
+    assert here.memory_bytes is None or here.memory_bytes > 2**28
+    values = json.loads(json.dumps(here.to_dict()))
+    assert set(values) == {"processor", "cores", "memory_bytes", "features", "bf16", "int8"}
+
+
+def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet.machine._description", lambda: "")
+    monkeypatch.delattr("os.sysconf")  # as on Windows
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    unknown = this_machine.__wrapped__()
+    assert unknown.processor
+    assert unknown.memory_bytes is None
+    assert unknown.cores >= 1
