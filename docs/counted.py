@@ -5,19 +5,18 @@ Counted numbers come from effnet.arch. What only the paper says is a literal tab
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from effnet.analysis.plots import PAPER_FAMILY
 from effnet.arch.cost import cost
+from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch
 from effnet.arch.rivals import RIVALS
-from effnet.arch.shape import strided
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, VARIANTS, spec
+from effnet.scaling.compound import RULES, implied, nominal, realised, scale
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 
-ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # section 3.3 of the paper: growth of depth, width and resolution per phi
 FAMILY = tuple(VARIANTS[name].spec for name in PAPER_FAMILY)
 SHOWN = next(block for block in B0.blocks if block.name == "stages.4.1")  # the example: a block with all its parts
 MIB = 2**20
@@ -54,33 +53,29 @@ def grown(depth: float, width: float, resolution: int) -> NetworkSpec:
 
 def ratio(network: NetworkSpec) -> float:
     """Its counted multiply-adds, B0's being 1."""
-    return cost(network).macs / cost(B0).macs
+    return realised(B0, network)
 
 
-def nominal(network: NetworkSpec) -> float:
-    """The multiply-adds that the paper's rule promises it, B0's being 1: d w^2 r^2."""
-    return network.depth * network.width**2 * (network.resolution / B0.resolution) ** 2
+def feature_maps(network: NetworkSpec) -> int:
+    """Bytes of the feature maps that are alive together at the worst moment of inference."""
+    return inference_memory(network) - FLOAT * (cost(network).params + network.in_channels * network.resolution**2)
 
 
-def inference_peak(network: NetworkSpec) -> tuple[int, str]:
-    """Most elements alive at once for one image, eager and without gradients, and the block where that is.
-
-    Batch normalisation of the expanded map reads one copy and writes another while the block's input waits.
-    """
-    return max((b.input_size**2 * (b.in_channels + 2 * b.expanded_channels), b.name) for b in network.blocks)
+def peak_block(network: NetworkSpec) -> str:
+    """The block where that moment is: the one with the largest input and expanded maps."""
+    return max((b.input_size**2 * (b.in_channels + 2 * b.expanded_channels), b.name) for b in network.blocks)[1]
 
 
-def saved_for_backward(network: NetworkSpec) -> int:
-    """Elements that autograd keeps of one image: what convolution, normalisation, activation and products read."""
-    stem, head = strided(network.resolution, 2) ** 2 * network.stem_channels, network.final_size**2
-    total = network.in_channels * network.resolution**2 + 3 * stem + 3 * head * network.head_channels
+def makeup(network: NetworkSpec) -> tuple[float, float, float]:
+    """Shares of what training keeps: expanded maps, the copies that SiLU costs, squeeze-and-excitation's product."""
+    expanded = wide = 0
     for block in network.blocks:
-        expanded, outputs = block.expanded_channels, block.output_size**2
+        wide += block.expanded_channels * block.output_size**2
         if block.expand_ratio != 1:
-            total += 3 * expanded * block.input_size**2
-        total += 4 * expanded * outputs + 2 * block.out_channels * outputs
-        total += 3 * (block.squeeze_channels + expanded)
-    return total
+            expanded += block.expanded_channels * block.input_size**2
+    ends = network.stem_channels * network.shape.stem_size**2 + network.head_channels * network.final_size**2
+    total = kept_per_image(network) / FLOAT
+    return (3 * expanded + 4 * wide) / total, (expanded + wide + ends) / total, wide / total
 
 
 @dataclass(frozen=True)
@@ -181,21 +176,16 @@ def phi() -> str:
     """What the coefficients of B1-B7 promise, what is built, and the phi that each of them implies."""
     rows = []
     for network in FAMILY[1:]:
-        steps = (
-            _phi(network.depth, ALPHA),
-            _phi(network.width, BETA),
-            _phi(network.resolution / B0.resolution, GAMMA),
-            _phi(ratio(network), ALPHA * BETA**2 * GAMMA**2),
-        )
-        blocks = len(network.blocks) / len(B0.blocks)
+        step, counted = implied(B0, network), ratio(network)
+        promise = nominal(B0, network)
         rows.append(
             (
                 network.name.upper(),
-                f"{network.depth:.1f} → {blocks:.2f}",
-                f"{nominal(network):.2f}",
-                f"{ratio(network):.2f}",
-                f"{ratio(network) / nominal(network) - 1:+.0%}",
-                *(f"{step:.2f}" for step in steps),
+                f"{network.depth:.1f} → {len(network.blocks) / len(B0.blocks):.2f}",
+                f"{promise:.2f}",
+                f"{counted:.2f}",
+                f"{counted / promise - 1:+.0%}",
+                *(f"{phi:.2f}" for phi in (step.depth, step.width, step.resolution, step.macs)),
             )
         )
     return _table(
@@ -205,20 +195,31 @@ def phi() -> str:
 
 def memory() -> str:
     """Bytes for one image, in inference and in training, and the batch that they leave room for."""
-    rows = []
-    for network in FAMILY:
-        weights, saved = cost(network).params * FLOAT, saved_for_backward(network) * FLOAT
-        batch = (24 * 2**30 - 5 * weights) // saved  # weights, gradients, RMSProp's two buffers, moving average
-        rows.append(
-            (
-                network.name.upper(),
-                f"{weights / MIB:.0f}",
-                f"{inference_peak(network)[0] * FLOAT / MIB:.1f}",
-                f"{saved / MIB:.0f}",
-                batch,
-            )
+    plans = (None, Keep.CONVOLUTIONS, Keep.BOTTLENECKS)
+    rows = [
+        (
+            network.name.upper(),
+            f"{cost(network).params * FLOAT / MIB:.0f}",
+            f"{feature_maps(network) / MIB:.1f}",
+            f"{kept_per_image(network) / MIB:.0f}",
+            *(largest_batch(network, 24 * 2**30, plan=plan) for plan in plans),
         )
+        for network in FAMILY
+    ]
     header = "name | weights, MiB | inference peak, MiB | kept for backward, MiB per image | largest batch in 24 GiB"
+    return _table(f"{header} | keeping convolutions | keeping bottlenecks", rows)
+
+
+def hungry() -> str:
+    """Where training's memory goes, beside two residual networks."""
+    rows: list[Sequence[object]] = []
+    for name in ("b0", "b4", "b7"):
+        for network in dict.fromkeys((spec(name, resolution=224), spec(name))):
+            macs, kept = f"{cost(network).macs / 1e9:.2f} G", f"{kept_per_image(network) / MIB:.0f}"
+            shares = (f"{share:.0%}" for share in makeup(network))
+            rows.append((name.upper(), network.resolution, macs, kept, *shares))
+    rows += [(name, 224, f"{macs} G", f"{kept / MIB:.0f}", "", "", "") for name, (macs, kept) in RESNETS.items()]
+    header = "network | pixels | multiply-adds | kept, MiB per image | in expanded maps | SiLU's copies | SE's products"
     return _table(header, rows)
 
 
@@ -258,20 +259,24 @@ def depthwise_start() -> str:
     )
 
 
+# Counted on torchvision 0.29 at 224 px: multiply-adds in billions, bytes per image that autograd keeps, image included
+RESNETS = {"ResNet-50": (4.09, 85_909_504), "ResNet-152": (11.51, 177_430_528)}
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table-1": table_1,
     "family": family,
     "published": published,
     "phi": phi,
     "memory": memory,
+    "hungry": hungry,
     "table-7": table_7,
     "keys": keys,
     "letters": letters,
-    "product": lambda: f"{ALPHA * BETA**2 * GAMMA**2:.3f}",
+    "product": lambda: f"{RULES['paper'].product:.3f}",
     "double-depth": lambda: f"{ratio(grown(2, 1, 224)):.2f}",
     "double-width": lambda: f"{ratio(grown(1, 2, 224)):.2f}",
     "double-resolution": lambda: f"{ratio(grown(1, 1, 448)):.2f}",
-    "phi-1": lambda: f"{ratio(grown(ALPHA, BETA, round(GAMMA * 224))):.2f}",
+    "phi-1": lambda: f"{ratio(scale(B0, 1, resolution_step=1)):.2f}",
     "plateau": lambda: ", ".join(sorted({str(len(grown(d / 100, 1, 224).blocks)) for d in range(101, 126)})),
     "b0-flops": lambda: f"{_billions(cost(B0).macs)} multiply-adds, {_billions(cost(B0).flops)} FLOPs",
     "last-rate": lambda: f"{B0.blocks[-1].drop_rate:g}",
@@ -279,17 +284,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "short": lambda: "by {}, {} and {}".format(*(_printed_short(name) for name in ("b4", "b5", "b7"))),
     "convolutions": lambda: str(sum(step.role != "classifier" for step in walk(B0))),
     "depthwise-start": depthwise_start,
-    "peak-block": lambda: ", ".join(sorted({f"`{inference_peak(network)[1]}`" for network in FAMILY})),
+    "peak-block": lambda: ", ".join(sorted({f"`{peak_block(network)}`" for network in FAMILY})),
 }
 
 
 def _printed_short(name: str) -> str:
     return f"{1 - float(PRINTED[name][1]) * 1e9 / cost(VARIANTS[name].spec).macs:.0%}"
-
-
-def _phi(factor: float, growth: float) -> float:
-    """The phi for which growth^phi = factor."""
-    return math.log(factor) / math.log(growth)
 
 
 def _billions(count: int) -> str:

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counted import BLOCKS, FAMILY, GROWN, SHOWN, grown, nominal, ratio, stage_rows
+from counted import BLOCKS, FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
 
 from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
 from effnet.arch.cost import cost
 from effnet.arch.variants import B0
+from effnet.scaling.compound import nominal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +147,7 @@ def scaling(out: Path) -> None:
 def promised(out: Path) -> None:
     """What d w^2 r^2 promises, beside the multiply-adds that are counted."""
     names = [network.name.upper() for network in FAMILY]
-    rule, built = [nominal(network) for network in FAMILY], [ratio(network) for network in FAMILY]
+    rule, built = [nominal(B0, network) for network in FAMILY], [ratio(network) for network in FAMILY]
     with picture(out, 13, 4.8, "Multiply-adds: what d·w²·r² promises and what is built") as figure:
         both, excess = figure.subplots(1, 2)
         both.plot(names, built, "o-", color=BLUE, linewidth=2.5, markersize=8, label="counted")

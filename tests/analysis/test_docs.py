@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import torchvision
 
+from effnet.analysis.compare import count
 from effnet.arch.spec import NetworkSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -65,15 +68,25 @@ def test_pictures_and_links_agree(draw: ModuleType) -> None:
     assert {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == linked
 
 
-def test_memory_agrees_with_what_was_traced(draw: ModuleType) -> None:
-    """Outside numbers: torchvision's B0-B7 in float32, by a dispatch mode and by saved-tensor hooks."""
-    peaks = (2609152, 2995200, 3515200, 7020000, 11263200, 16219008, 28993536, 37440000)  # elements
-    saved = (84.2, 136.4, 173.5, 298.2, 623.5, 1248.3, 2114.1, 3671.5)  # MiB
-    counted = sys.modules["counted"]
-    assert [counted.inference_peak(network)[0] for network in draw.FAMILY] == list(peaks)
-    assert [4 * counted.saved_for_backward(network) / 2**20 for network in draw.FAMILY] == pytest.approx(
-        saved, rel=3e-3
-    )
+@pytest.mark.parametrize(("name", "title"), [("resnet50", "ResNet-50"), ("resnet152", "ResNet-152")])
+def test_residual_networks_keep_what_the_page_says(draw: ModuleType, name: str, title: str) -> None:
+    def kept(batch: int) -> int:
+        tensors: dict[int, torch.Tensor] = {}
+        with torch.device("meta"):
+            network, images = getattr(torchvision.models, name)().train(), torch.empty(batch, 3, 224, 224)
+        weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            tensors[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(images)
+        return sum(tensor.untyped_storage().nbytes() for key, tensor in tensors.items() if key not in weights)
+
+    macs, said = sys.modules["counted"].RESNETS[title]
+    assert said == kept(2) - kept(1)
+    assert macs == round(count(title)[0].macs / 1e9, 2)
 
 
 def test_the_pages_code_runs_and_its_names_exist() -> None:
