@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,10 +47,10 @@ ODD = (
 NETWORKS = (*(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0")), *ODD)
 
 
-def resident() -> float:
-    """MiB of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / MIB
+def memory_of(field: str) -> float:
+    """MiB of this process: VmRSS is resident now, VmHWM the most that ever was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -84,9 +83,9 @@ def train(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> None:
 def grow(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> float:
     """MiB that training takes in this process, which must be fresh. A tiny network goes first: torch loads on use."""
     train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2)
-    before = resident()
+    before = memory_of("VmRSS")
     train(spec, plan, batch, steps)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return memory_of("VmHWM") - before
 
 
 def measured(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int = 2) -> float:

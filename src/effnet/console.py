@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from effnet.deploy.runtime import Prediction
 
 WIDE = 500  # columns; no table is wider
+SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 class PredictionTable:
@@ -130,3 +131,9 @@ def millions(number: float) -> str:
 def billions(number: float) -> str:
     """Four digits that count, in billions: 0.3858 G."""
     return f"{number / 1e9:#.4g} G"
+
+
+def size(number: float) -> str:
+    """Four digits that count, in decimal units of bytes: 21.36 MB."""
+    unit, factor = next(((unit, factor) for unit, factor in SIZES if number >= factor), SIZES[-1])
+    return f"{number / factor:#.4g} {unit}"

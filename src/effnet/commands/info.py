@@ -8,12 +8,25 @@ from typing import Any
 
 from effnet import console
 from effnet.arch.cost import Cost, cost
+from effnet.arch.memory import (
+    Keep,
+    Plan,
+    Precision,
+    inference_memory,
+    kept_per_image,
+    largest_batch,
+    training_memory,
+)
+from effnet.arch.plan import extra_work
 from effnet.arch.rivals import RIVALS
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import block_rows, stage_rows
 from effnet.arch.variants import PAPER, VARIANTS, spec
 from effnet.commands.arguments import MACS, OK, PUBLISHED, Flag, Whole, network_of
 from effnet.errors import ArgumentError
+from effnet.machine import Choice
+from effnet.machine import precision as best_precision
+from effnet.scaling.units import parse_bytes
 
 
 def info(
@@ -27,11 +40,18 @@ def info(
     depth: float | None = None,
     resolution: Whole | None = None,
     num_classes: Whole | None = None,
+    batch: Whole | None = None,
+    train_memory: str | None = None,
+    optimizer: str | None = None,
+    precision: Precision | None = None,
 ) -> int:
     """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
 
+    With --batch or --train-memory: what training that network holds in memory, with and without a plan that computes
+    part of it again.
+
     Args:
-        model: A variant (b0 ... b8, l2, lite0 ... lite4) or a bundle; without it, the family with published accuracies.
+        model: A variant (b0 ... b8, l2, lite0 ... lite4), a bundle or a spec.yaml; without it, the whole family.
         blocks: Every block instead of every stage.
         rivals: The paper's Table 2: the family beside the networks that it is compared with, all figures published.
         plot: With --rivals, draw the paper's Figure 1 into this .png, .svg or .pdf file.
@@ -40,11 +60,22 @@ def info(
         depth: Factor on the baseline's layers, in place of the variant's.
         resolution: Height and width of the input in pixels.
         num_classes: Outputs of the classifier.
+        batch: Images per training step.
+        train_memory: Memory for training, such as 8GB: the largest batch that fits.
+        optimizer: rmsprop (default), sgd, momentum, adam or adamw.
+        precision: fp32 or bf16; by default what this processor trains in faster.
     """
     changes: dict[str, Any] = {"width": width, "depth": depth, "resolution": resolution, "num_classes": num_classes}
     given = {name: value for name, value in changes.items() if value is not None}
     if plot is not None and not rivals:
         raise ArgumentError("plot", str(plot), "draws the rivals: add --rivals.")
+    training = {"batch": batch, "train_memory": train_memory, "optimizer": optimizer, "precision": precision}
+    asked: dict[str, Any] = {name: value for name, value in training.items() if value is not None}
+    if model is not None and not rivals and asked:
+        if blocks:
+            raise ArgumentError("blocks", blocks, "does not go with --batch or --train-memory.")
+        return _info_training(spec(network_of(model), **given), model, as_json=json, **asked)
+    given |= asked
     if model is not None and not rivals:
         return _info_network(spec(network_of(model), **given), model, blocks=blocks, as_json=json)
     for name, value in (given | {"blocks": True} if blocks else given).items():
@@ -100,6 +131,67 @@ def _info_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
     return OK
 
 
+def _info_training(
+    network: NetworkSpec,
+    model: str,
+    *,
+    batch: int | None = None,
+    train_memory: str | None = None,
+    optimizer: str = "rmsprop",
+    precision: Precision | None = None,
+    as_json: bool,
+) -> int:
+    """What a training step holds, in its parts, at each level of keeping."""
+    if batch is None and train_memory is None:
+        raise ArgumentError("batch", batch, "is missing: name the images per step, or --train-memory.")
+    limit = None if train_memory is None else parse_bytes("train_memory", train_memory)
+    choice = best_precision() if precision is None else Choice(precision, "as asked")
+    how: dict[str, Any] = {"optimizer": optimizer, "precision": choice.value}
+    levels: list[tuple[str, Keep | None]] = [("everything", None)]
+    levels += [(keep.name.lower(), keep) for keep in sorted(Keep, reverse=True)]
+    fitting = {} if limit is None else {name: largest_batch(network, limit, plan=keep, **how) for name, keep in levels}
+    images = batch or max(1, *fitting.values())
+    held = {name: training_memory(network, images, plan=keep, **how) for name, keep in levels}
+    again = {name: extra_work(network, Plan.uniform(network, keep)).macs for name, keep in levels if keep is not None}
+    share = {name: again.get(name, 0) / cost(network).macs for name, _ in levels}
+    if as_json:
+        rows = [
+            {"keep": name, "extra_macs_share": share[name], "largest_batch": fitting.get(name)} | vars(held[name])
+            for name, _ in levels
+        ]
+        values = {"batch": images, "train_memory_bytes": limit, **how, "precision_because": choice.reason}
+        sys.stdout.write(console.json_text(_values(network) | values | {"training": rows}))
+        return OK
+    columns = [
+        "<kept",
+        "weights",
+        "gradients",
+        "optimizer",
+        "EMA",
+        "images",
+        "activations",
+        "at the peak",
+        "MACs again",
+    ]
+    columns += ["largest batch"] * (limit is not None)
+    lines = []
+    for name, _ in levels:
+        part = held[name]
+        parts = (part.weights, part.gradients, part.optimizer, part.ema, part.images, part.activations, part.peak)
+        last = [fitting[name] or "none"] if fitting else []
+        lines.append((name, *map(console.size, parts), f"{share[name]:.0%}", *last))
+    many = f"{images:,} image{'s' if images > 1 else ''} a step"
+    title = f"Training {network.name} at {network.resolution} px: {many}, {optimizer}, {choice.value}"
+    note = (
+        f"{choice.value}: {choice.reason}.\n"
+        "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
+        "the sum. To keep less: network.recompute(Plan.uniform(spec, 'convolutions')). Torch itself is not counted."
+    )
+    console.table(columns, lines, title=title, note=note)
+    console.remark(f"Next: effnet scale --from {model} --train-memory 8GB --batch {images}")
+    return OK
+
+
 def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
     """Table 2 of the paper, group by group, and on request Figure 1."""
     if plot is not None:
@@ -141,6 +233,8 @@ def _values(network: NetworkSpec) -> dict[str, Any]:
     price = cost(network)
     values = {name: getattr(network, name) for name in sizes}
     values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
+    values["inference_memory_bytes"] = inference_memory(network)
+    values["training_memory_bytes_per_image"] = kept_per_image(network)
     if row := VARIANTS.get(network.name):
         values |= {"published_top1": row.top1, "published_top5": row.top5, "published_in": row.source}
     return values
