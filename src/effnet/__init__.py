@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from effnet.models.efficientnet import efficientnet_b5 as efficientnet_b5
     from effnet.models.efficientnet import efficientnet_b6 as efficientnet_b6
     from effnet.models.efficientnet import efficientnet_b7 as efficientnet_b7
+    from effnet.scaling.budget import Budget as Budget
+    from effnet.scaling.budget import fit_spec as fit_spec
     from effnet.scaling.compound import Rule as Rule
     from effnet.scaling.compound import scale as scale
     from effnet.weights.bundle import save as save
@@ -53,6 +55,7 @@ _HOMES = {
     "effnet.deploy.runtime": ("Classifier", "Prediction", "load"),
     "effnet.errors": ("EffnetError",),
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
+    "effnet.scaling.budget": ("Budget", "fit_spec"),
     "effnet.scaling.compound": ("Rule", "scale"),
     "effnet.weights.bundle": ("save",),
     "effnet.weights.pretrained": ("create",),

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from effnet.deploy.runtime import Prediction
 
 WIDE = 500  # columns; no table is wider
+PROSE = 100  # columns
 SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -83,6 +85,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     # Wider than the terminal is better than cut off: the eye can follow a wrapped line, but not guess a number.
     terminal.width = max(terminal.width, terminal.measure(drawn, options=terminal.options.update(width=WIDE)).maximum)
     terminal.print(drawn)
+
+
+def paragraphs(texts: Iterable[str]) -> None:
+    """Print prose, wrapped."""
+    for text in texts:
+        sys.stdout.write(textwrap.fill(text, PROSE, subsequent_indent="  ") + "\n")
 
 
 def json_line(value: object) -> str:

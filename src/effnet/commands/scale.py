@@ -5,26 +5,27 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from effnet import console
 from effnet.arch.cost import cost
+from effnet.arch.memory import Precision
 from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES, spec_text
 from effnet.commands.arguments import MACS, OK, Flag, Whole, network_of
+from effnet.commands.budget import fit_budget, show_fit
 from effnet.errors import ArgumentError
 from effnet.scaling import compound
+from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, Step
 from effnet.scaling.laws import laws as count_laws
 from effnet.weights.folders import appearing_file
 
-WIDE = 100  # columns of prose
 PHIS = (-2, -1, 1, 2, 3, 4, 5, 6, 7)
 RATIOS = "MACs: nominal is what d w^2 r^2 promises, counted what is built, excess how much more that is."
 
@@ -50,10 +51,31 @@ def scale(
     depth_rounding: DepthRounding | None = None,
     resolution_step: Whole | None = None,
     laws: Flag = False,
+    macs: str | None = None,
+    params: str | None = None,
+    memory: str | None = None,
+    train_memory: str | None = None,
+    batch: Whole | None = None,
+    file_size: str | None = None,
+    latency: str | None = None,
+    resolution: Whole | None = None,
+    width: float | None = None,
+    depth: float | None = None,
+    max_resolution: Whole | None = None,
+    pretrained: Flag = False,
+    num_classes: Whole | None = None,
+    optimizer: str | None = None,
+    precision: Precision | None = None,
+    keep: str | None = None,
+    threads: Whole | None = None,
+    engine: Literal["torch"] | None = None,
+    plot: Path | None = None,
     save: Path | None = None,
     json: Flag = False,
 ) -> int:
-    """A network grown or shrunk by compound scaling; without --phi, what a rule promises and what it builds.
+    """The network that fits a budget, or the one that a phi makes; without either, what a rule promises and builds.
+
+    A budget is any of --macs, --params, --memory, --train-memory with --batch, --file-size and --latency.
 
     Args:
         phi: How far to scale: 1 for about twice the multiply-adds, below 0 to shrink.
@@ -64,7 +86,27 @@ def scale(
             nearest where phi is below 0, for rounding up hardly shrinks.
         resolution_step: The resolution is a multiple of so many pixels. Default: 8.
         laws: What doubling depth, width or resolution alone costs, and why it is not what the textbook says.
-        save: With --phi, write the network to this .yaml file, which other commands take as MODEL.
+        macs: Multiply-adds per image at most: 1G, 390M.
+        params: Parameters at most: 10M.
+        memory: Memory of inference at most: weights, one image and its feature maps, fp32: 100MB, 100MiB.
+        train_memory: Memory of training at most, all that it holds for --batch images: 8GB.
+        batch: Images per training step.
+        file_size: Bytes of the file of weights at most: 10MB.
+        latency: Time for one image on this machine at most: 20ms. It is measured, so this takes a minute.
+        resolution: Settle the resolution in pixels.
+        width: Settle the width factor.
+        depth: Settle the depth factor.
+        max_resolution: The resolution does not grow beyond this.
+        pretrained: Choose only among published networks that have weights.
+        num_classes: Outputs of the classifier.
+        optimizer: For --train-memory: rmsprop (default), sgd, momentum, adam or adamw.
+        precision: For --train-memory: fp32 (default) or bf16.
+        keep: For --train-memory: what is kept for the backward pass: activations, convolutions, depthwise or
+            bottlenecks; the rest is computed again. Default: everything is kept.
+        threads: For --latency: torch's threads.
+        engine: For --latency: what runs the network; torch is the only one so far.
+        plot: Draw the candidates of a budget into this .png, .svg or .pdf file.
+        save: Write the network to this .yaml file, which other commands take as MODEL.
         json: JSON instead of a table.
     """
     given: dict[str, Any] = {
@@ -74,15 +116,47 @@ def scale(
         "resolution-step": resolution_step,
         "save": save and str(save),
     }
-    given = {option: value for option, value in given.items() if value is not None}
+    limits: dict[str, Any] = {
+        "macs": macs,
+        "params": params,
+        "memory": memory,
+        "train-memory": train_memory,
+        "batch": batch,
+        "file-size": file_size,
+        "latency": latency,
+        "resolution": resolution,
+        "width": width,
+        "depth": depth,
+        "max-resolution": max_resolution,
+        "optimizer": optimizer,
+        "precision": precision,
+        "keep": keep,
+    }
+    around: dict[str, Any] = {
+        "pretrained": pretrained or None,
+        "num-classes": num_classes,
+        "threads": threads,
+        "engine": engine,
+        "plot": plot and str(plot),
+    }
+    given, limits, around = (_named(options) for options in (given, limits, around))
+    if limits or around:
+        for option in ("phi", *(["laws"] if laws else [])):
+            if option in given or option == "laws":
+                other = next(iter(limits | around))
+                raise ArgumentError(
+                    option, given.get(option, laws), f"does not go with --{other}, which is of a budget."
+                )
     if laws:
         for option, value in given.items():
             raise ArgumentError(option, value, "does not go with --laws, which doubles one dimension at a time.")
         return _show_laws(network_of(from_), as_json=json)
-    if save is not None and phi is None:
-        raise ArgumentError("save", str(save), "writes one network; say which, as in: --phi 1")
     if save is not None and save.suffix.lower() not in SUFFIXES:
         raise ArgumentError("save", str(save), "must end in .yaml, by which other commands know it.")
+    if limits or around:
+        return _scale_to_budget(limits, around, given, from_, as_json=json)
+    if save is not None and phi is None:
+        raise ArgumentError("save", str(save), "writes one network; say which, as in: --phi 1")
     baseline, growth = network_of(from_), compound.read_rule(rule or "paper")
     step = compound.RESOLUTION_STEP if resolution_step is None else resolution_step
     limit = compound.largest_phi(baseline, growth)
@@ -100,6 +174,39 @@ def scale(
     return _show_network(baseline, growth, rows[0], command, as_json=json)
 
 
+def _scale_to_budget(
+    limits: Mapping[str, Any], around: Mapping[str, Any], given: Mapping[str, Any], from_: str, *, as_json: bool
+) -> int:
+    """Find the network that fits and show it."""
+    budget = Budget(**{option.replace("-", "_"): value for option, value in limits.items()})
+    if "threads" in around and budget.latency is None:
+        raise ArgumentError("threads", around["threads"], "belongs to --latency, which is what is measured.")
+    plot, save = (Path(path) if path else None for path in (around.get("plot"), given.get("save")))
+    if plot is not None:
+        from effnet.analysis.plots import drawable
+
+        drawable(plot)
+        if "pretrained" in around:
+            raise ArgumentError("plot", str(plot), "draws candidates, of which --pretrained has none.")
+    fit = fit_budget(
+        budget,
+        network_of(from_),
+        compound.read_rule(given.get("rule", "paper")),
+        pretrained="pretrained" in around,
+        threads=around.get("threads"),
+        num_classes=around.get("num-classes"),
+        resolution_step=given.get("resolution-step", compound.RESOLUTION_STEP),
+        depth_rounding=given.get("depth-rounding"),
+    )
+    command = _command(from_, {**limits, **given, **around})
+    return show_fit(fit, command, save=save, plot=plot, as_json=as_json)
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {option: value for option, value in options.items() if value is not None}
+
+
 def _show_network(baseline: NetworkSpec, rule: Rule, row: Step, command: str, *, as_json: bool) -> int:
     """One network beside its baseline."""
     if as_json:
@@ -114,12 +221,15 @@ def _show_network(baseline: NetworkSpec, rule: Rule, row: Step, command: str, *,
     origin = f"interpolated between {' and '.join(sources)}" if sources[1:] else f"as {(*sources, baseline.name)[0]}"
     implied = compound.implied(baseline, network, rule).macs
     console.table(("<", baseline.name, network.name, "ratio"), lines, title=f"{baseline.name} at phi {row.phi:g}")
-    _explain(
-        f"By the rule {_described(rule)}.",
-        f"Depth rounding: {network.depth_rounding}. Dropout {rate:g}, {origin}; drop-connect {network.drop_connect:g}.",
-        f"MACs: d w^2 r^2 promises {row.nominal_ratio:.3f}x, {row.realised_ratio:.3f}x is built ({row.excess:+.0%}), "
-        f"which is phi {implied:.2f}.",
-        MACS,
+    console.paragraphs(
+        (
+            f"By the rule {_described(rule)}.",
+            f"Depth rounding: {network.depth_rounding}. Dropout {rate:g}, {origin}; "
+            f"drop-connect {network.drop_connect:g}.",
+            f"MACs: d w^2 r^2 promises {row.nominal_ratio:.3f}x, "
+            f"{row.realised_ratio:.3f}x is built ({row.excess:+.0%}), which is phi {implied:.2f}.",
+            MACS,
+        )
     )
     console.remark(f"Next: {command}")
     return OK
@@ -157,7 +267,7 @@ def _show_table(baseline: NetworkSpec, rule: Rule, rows: tuple[Step, ...], comma
             lines.append((row.network.name, *_sizes(row.network), *_ratios(row), *numbers))
         columns = "<name", *sizes, *ratios, *phis
         console.table(columns, lines, title="The published variants by the same rule")
-    _explain(RATIOS, MACS)
+    console.paragraphs((RATIOS, MACS))
     console.remark(f"Next: {command} --phi 1")
     return OK
 
@@ -175,15 +285,11 @@ def _show_laws(baseline: NetworkSpec, *, as_json: bool) -> int:
         pairs = [(getattr(law.counted, name), getattr(law.textbook, name)) for name in kinds.values()]
         lines.append((law.dimension, *(text for counted, book in pairs for text in (f"{counted:.2f}x", f"{book:g}x"))))
     console.table(columns, lines, title=f"{baseline.name} with one dimension doubled")
-    _explain("Why the MACs are not the textbook's:", *(f"{law.dimension}: {law.reason}." for law in laws), MACS)
+    console.paragraphs(
+        ("Why the MACs are not the textbook's:", *(f"{law.dimension}: {law.reason}." for law in laws), MACS)
+    )
     console.remark("Next: effnet scale")
     return OK
-
-
-def _explain(*paragraphs: str) -> None:
-    """What a table means."""
-    for words in paragraphs:
-        sys.stdout.write(textwrap.fill(words, WIDE, subsequent_indent="  ") + "\n")
 
 
 def _values(row: Step) -> dict[str, Any]:
@@ -224,6 +330,8 @@ def _command(from_: str, given: Mapping[str, Any]) -> str:
     """The command as it was typed, for the one to type next."""
     words = ["effnet", "scale", *(["--from", from_] if from_ != "b0" else [])]
     for option, value in given.items():
-        if option != "save":
+        if value is True:
+            words.append(f"--{option}")
+        elif option not in ("save", "plot"):
             words += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)

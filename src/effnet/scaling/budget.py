@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from effnet.arch.cost import cost, total_cost
 from effnet.arch.memory import Keep, Precision, file_bytes, inference_memory, level, training_memory
-from effnet.arch.shape import DepthRounding, shape_of
+from effnet.arch.shape import DepthRounding, Shape, shape_of
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec, one_of, positive_float, positive_int
 from effnet.arch.variants import VARIANTS, Variant
 from effnet.arch.variants import spec as make_spec
@@ -44,18 +44,12 @@ OFFSETS = 7  # of depth and of width in each neighbourhood
 LEVEL = 0.005  # shares of the binding constraint that are as good as equal; then more multiply-adds win
 MORE = 1.1  # what a little more of the binding constraint would buy
 BETTER = 1.02  # multiply-adds by which another rule must win to be named
-TRIALS = 8  # networks that are timed on the curve for a latency
-TRIED = 3  # published networks that are timed for a latency
+TRIALS = 6  # networks that are timed between the two that enclose a latency
+ENOUGH = 0.97  # of a latency: nothing closer is looked for
+SMALLER = 0.25  # times the chosen network's multiply-adds: a published one below that is not timed
 
 
-class Timed:
-    """What a measurement of one network must tell; analysis.timing.Timing does."""
-
-    median_ms: float
-    spread_ms: tuple[float, float]
-
-
-Measure = Callable[[NetworkSpec], Any]  # a Timed, or what has its attributes
+Measure = Callable[[NetworkSpec], Any]  # returns an analysis.timing.Timing, or what has its median_ms and spread_ms
 
 
 @dataclass(frozen=True)
@@ -110,13 +104,13 @@ class Budget:
         if self.keep is not None:
             object.__setattr__(self, "keep", level(self.keep))
         one_of("precision", self.precision, Precision)
+        if (self.batch is None) != (self.train_memory is None):
+            given, missing = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
+            raise ArgumentError(given, getattr(self, given), f"needs `{missing}`: how much memory for how many images.")
         if not self.limits and self.latency is None:
             raise ArgumentError(
                 "budget", "nothing", f"must limit something: {', '.join((*RESOURCES[:-1], 'file_size or latency'))}."
             )
-        if (self.batch is None) != (self.train_memory is None):
-            given, missing = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
-            raise ArgumentError(given, getattr(self, given), f"needs `{missing}`: how much memory for how many images.")
         if self.resolution and self.max_resolution and self.resolution > self.max_resolution:
             raise ArgumentError(
                 "resolution", self.resolution, f"is more than `max_resolution` (={self.max_resolution})."
@@ -208,6 +202,11 @@ class Fit:
         """The share of the binding constraint that is used, at most 1."""
         return max(use.share for use in self.uses if use.share is not None)
 
+    @property
+    def timed(self) -> Trial | None:
+        """How fast the chosen network was, where that was measured."""
+        return next((trial for trial in self.trials if trial.spec.shape == self.spec.shape), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         price = cost(self.spec)
@@ -217,8 +216,8 @@ class Fit:
         values["activations"] = price.activations
         units = {"memory": "memory_bytes", "train_memory": "train_memory_bytes", "file_size": "file_size_bytes"}
         values |= {units[use.resource]: use.value for use in self.uses if use.resource in units}
-        chosen = next((trial for trial in self.trials if trial.spec == self.spec), None)
-        if chosen:
+        chosen = self.timed
+        if chosen is not None:
             values |= {"latency_ms": chosen.median_ms, "latency_spread_ms": chosen.spread_ms}
         shown = self.published
         return values | {
@@ -287,24 +286,25 @@ def fit_spec(
         )
     timer = _Timer(measure)
     known = None if among is None else tuple(among)
-    alternative = _best_published(budget, baseline, resolution_step, known, timer)
-    if known is not None:
+    if among is not None:
+        known = tuple(among)
+        alternative = _best_published(budget, baseline, resolution_step, known, timer)
         if alternative is None:
-            raise ArgumentError(
-                "pretrained", ", ".join(known), "has no network that meets the budget at any resolution."
-            )
+            rule_ = "has no network that meets the budget at any resolution."
+            raise ArgumentError("pretrained", ", ".join(known), rule_)
         chosen = make_spec(_published_spec(alternative.variant, baseline), resolution=alternative.resolution)
         return _report(chosen, None, baseline, growth, budget, alternative, timer)
 
     search = _Search(budget, baseline, growth, resolution_step, depth_rounding)
-    chosen, candidates = search.best()
     if budget.latency is not None:
-        chosen = _within_latency(search, chosen, cast(float, budget.latency), timer)
+        chosen = _within_latency(search, cast(float, budget.latency), timer)
+        floor = SMALLER * cost(chosen).macs
+        alternative = _best_published(budget, baseline, resolution_step, tuple(VARIANTS), timer, floor)
+        return _report(chosen, None, baseline, growth, budget, alternative, timer)
+    chosen, candidates = search.best()
+    alternative = _best_published(budget, baseline, resolution_step, tuple(VARIANTS), timer)
     report = _report(chosen, candidates, baseline, growth, budget, alternative, timer)
-    if budget.latency is None:
-        better = _better_rule(search, chosen)
-        report = dataclasses.replace(report, more=_more(search, report), better=better)
-    return report
+    return dataclasses.replace(report, more=_more(search, report), better=_better_rule(search, chosen))
 
 
 class _Search:
@@ -350,6 +350,11 @@ class _Search:
     def smallest_phi(self) -> float:
         """Where the curve begins."""
         return float(self._phis()[0])
+
+    @property
+    def largest_phi(self) -> float:
+        """Where it ends."""
+        return float(self._phis()[-1])
 
     def spec_at(self, candidates: Candidates, index: int) -> NetworkSpec:
         """One of the candidates as a spec."""
@@ -496,72 +501,93 @@ class _Timer:
 
     def __init__(self, measure: Measure | None) -> None:
         self.measure = measure
-        self.trials: dict[NetworkSpec, Trial] = {}
+        self.trials: dict[Shape, Trial] = {}  # names and unrounded factors make no other network
 
     def __call__(self, spec: NetworkSpec) -> Trial:
-        if spec not in self.trials:
+        if spec.shape not in self.trials:
             assert self.measure is not None
             timed = self.measure(spec)
-            self.trials[spec] = Trial(spec, cost(spec).macs, timed.median_ms, timed.spread_ms)
-        return self.trials[spec]
+            self.trials[spec.shape] = Trial(spec, cost(spec).macs, timed.median_ms, timed.spread_ms)
+        return self.trials[spec.shape]
 
 
-def _within_latency(search: _Search, largest: NetworkSpec, latency: float, timer: _Timer) -> NetworkSpec:
-    """The largest timed network of the curve that is fast enough, by false position on log time over phi."""
+def _within_latency(search: _Search, latency: float, timer: _Timer) -> NetworkSpec:
+    """The largest timed network of the curve that is fast enough and meets the other limits.
+
+    From the baseline up or down until the latency lies between two networks, then by false position on log time.
+    """
     limit = 1e3 * latency
-    if timer(largest).median_ms <= limit:
-        return largest
-    low = search.smallest_phi
-    high = compound.implied(search.baseline, largest, search.rule).macs
-    first = search.curve_spec(low)
-    if first is None or timer(first).median_ms > limit:
-        needs = "nothing smaller meets the other limits" if first is None else f"{timer(first).median_ms:.2f} ms"
-        raise ArgumentError(
-            "latency", latency, f"cannot be met: the smallest network of the rule takes {needs} on this machine."
-        )
-    best, fast, slow = first, timer(first).median_ms, timer(largest).median_ms
+
+    def median(phi: float) -> float:
+        network = search.curve_spec(phi)
+        return math.inf if network is None else timer(network).median_ms
+
+    low = high = 0.0
+    fast = slow = median(0.0)
+    while slow <= limit and high < search.largest_phi:
+        low, fast = high, slow
+        high = min(high + 1, search.largest_phi)
+        slow = median(high)
+    while fast > limit and low > search.smallest_phi:
+        high, slow = low, fast
+        low = max(low - 2, search.smallest_phi)
+        fast = median(low)
+    if fast > limit:
+        needs = "no network meets the other limits" if fast == math.inf else f"the smallest takes {fast:.2f} ms here"
+        rule = f"cannot be met by the rule {search.rule.name or 'given'} from {search.baseline.name}: {needs}."
+        raise ArgumentError("latency", latency, rule)
     for _ in range(TRIALS):
-        share = math.log(limit / fast) / math.log(slow / fast) if slow > fast else 0.5
-        phi = low + min(max(share, 0.1), 0.9) * (high - low)
-        trial = search.curve_spec(phi)
-        if trial is None or timer(trial).median_ms > limit:
-            high, slow = phi, slow if trial is None else timer(trial).median_ms
-        else:
-            low, fast = phi, timer(trial).median_ms
-            best = max(best, trial, key=lambda spec: cost(spec).macs)
-        if high - low < CURVE_STEP or fast >= 0.98 * limit:
+        if high - low < CURVE_STEP or fast >= ENOUGH * limit or slow <= limit:
             break
-    return best
+        share = math.log(limit / fast) / math.log(slow / fast) if slow < math.inf else 0.5
+        phi = low + min(max(share, 0.1), 0.9) * (high - low)
+        taken = median(phi)
+        if taken <= limit:
+            low, fast = phi, taken
+        else:
+            high, slow = phi, taken
+    passed = [trial for trial in timer.trials.values() if trial.median_ms <= limit]
+    return max(passed, key=lambda trial: trial.macs).spec
 
 
 def _best_published(
-    budget: Budget, baseline: NetworkSpec, step: int, among: Sequence[str] | None, timer: _Timer
+    budget: Budget,
+    baseline: NetworkSpec,
+    step: int,
+    among: Sequence[str],
+    timer: _Timer,
+    floor: float = 0,
 ) -> Published | None:
     """The published variant within the budget with the highest published accuracy; a smaller image only if none fits.
 
-    Pins do not count: a published network has the coefficients that it has.
+    Width and depth that are settled do not count: a published network has the coefficients that it has. `floor`:
+    multiply-adds below which no network needs to be timed.
     """
-    rows = [VARIANTS[name] for name in (VARIANTS if among is None else among)]
     fitting: list[tuple[float, float, Published]] = []
-    for row in rows:
-        resolutions = [row.resolution, *range(row.resolution // step * step, SMALLEST_RESOLUTION - 1, -step)]
-        for resolution in resolutions:
-            if budget.max_resolution is not None and resolution > budget.max_resolution:
-                continue
+    for row in (VARIANTS[name] for name in among):
+        for resolution in (row.resolution, *range(row.resolution // step * step, SMALLEST_RESOLUTION - 1, -step)):
             network = make_spec(_published_spec(row, baseline), resolution=resolution)
-            prices = _tell(network, budget)
-            if all(prices[name] <= limit for name, limit in budget.limits.items()):
-                shown = Published(row, resolution, cost(network).macs)
+            prices = tell(network, budget)
+            allowed = resolution <= (budget.max_resolution or resolution) and budget.resolution in (None, resolution)
+            if allowed and all(prices[name] <= limit for name, limit in budget.limits.items()):
+                shown = Published(row, resolution, prices["macs"])
                 fitting.append((min(1.0, resolution / row.resolution), row.top1, shown))
                 break
     fitting.sort(key=lambda entry: entry[:2], reverse=True)
+    found = [shown for _, _, shown in fitting]
     if budget.latency is None:
-        return fitting[0][2] if fitting else None
-    for _, _, shown in fitting[-1:] if len(fitting) == 1 else sorted(fitting, key=lambda entry: -entry[1])[-TRIED:]:
+        return found[0] if found else None
+    passed, slow = [], 0
+    for shown in sorted(found, key=lambda shown: shown.macs):
+        if shown.macs < floor:
+            continue
         network = make_spec(_published_spec(shown.variant, baseline), resolution=shown.resolution)
-        if timer(network).median_ms <= 1e3 * cast(float, budget.latency):
-            return shown
-    return None
+        fast_enough = timer(network).median_ms <= 1e3 * cast(float, budget.latency)
+        passed += [shown] * fast_enough
+        slow = 0 if fast_enough else slow + 1
+        if slow == 2:  # multiply-adds order times roughly: one slow network says little, two in a row enough
+            break
+    return min(passed, key=found.index, default=None)
 
 
 def _published_spec(row: Variant, baseline: NetworkSpec) -> NetworkSpec:
@@ -607,7 +633,7 @@ def _report(
     alternative: Published | None,
     timer: _Timer,
 ) -> Fit:
-    prices: dict[str, float] = dict(_tell(chosen, budget))
+    prices: dict[str, float] = dict(tell(chosen, budget))
     uses = [Use(name, prices[name], budget.limits.get(name)) for name in budget.priced]
     if budget.latency is not None:
         uses.append(Use("latency", timer(chosen).median_ms / 1e3, cast(float, budget.latency)))
@@ -617,8 +643,8 @@ def _report(
     return Fit(chosen, phi, baseline, rule, budget, tuple(uses), binding, alternative, None, None, trials, candidates)
 
 
-def _tell(network: NetworkSpec, budget: Budget) -> dict[str, int]:
-    """All prices of one network."""
+def tell(network: NetworkSpec, budget: Budget) -> dict[str, int]:
+    """What one network costs of everything that is priced by formula."""
     price = cost(network)
     prices = {"macs": price.macs, "params": price.params, "memory": inference_memory(network)}
     prices["file_size"] = file_bytes(network)

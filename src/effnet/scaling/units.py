@@ -28,13 +28,13 @@ def parse_count(argument: str, amount: str | float) -> int:
 
 
 def parse_bytes(argument: str, amount: str | float) -> int:
-    """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a plain number is bytes.
+    """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a plain number is bytes if it is not written.
 
     Raises:
         ArgumentError: it is no positive amount.
     """
     rule = "must be an amount of bytes such as 100MB (10^8), 100MiB, 8GB or 8GiB."
-    return math.floor(_parse(argument, amount, BYTES | {"": 1}, rule))
+    return math.floor(_parse(argument, amount, BYTES if isinstance(amount, str) else {"": 1}, rule))
 
 
 def parse_seconds(argument: str, amount: str | float) -> float:

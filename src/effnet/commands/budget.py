@@ -1,0 +1,152 @@
+"""What effnet scale shows when it is given a budget: the network, every cost beside its limit, and the alternatives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effnet import console
+from effnet.arch.cost import cost
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.specfile import spec_text
+from effnet.commands.arguments import MACS, OK, PUBLISHED
+from effnet.errors import MissingExtraError
+from effnet.scaling.budget import MORE, Budget, Fit, Use, fit_spec
+from effnet.scaling.compound import Rule
+from effnet.weights.folders import appearing_file
+from effnet.weights.registry import REGISTRY
+
+if TYPE_CHECKING:
+    from effnet.analysis.timing import Timing
+
+RUNS = 15  # of each network that is timed
+NAMES = {
+    "macs": "MACs",
+    "params": "params",
+    "memory": "inference memory",
+    "train_memory": "training memory",
+    "file_size": "file",
+    "latency": "latency, 1 image",
+}
+FEW_PHOTOS = "With few photos, pretrained weights usually win over a better fit: see --pretrained."
+
+
+def fit_budget(
+    budget: Budget,
+    baseline: NetworkSpec,
+    rule: Rule,
+    *,
+    pretrained: bool,
+    threads: int | None,
+    **how: Any,
+) -> Fit:
+    """The report, with networks timed on this machine where a latency is asked for."""
+    measure = None if budget.latency is None else stopwatch(threads)
+    among = sorted({known.variant for known in REGISTRY.values()}) if pretrained else None
+    with console.status("looking for the network that fits"):
+        return fit_spec(budget, baseline, rule, measure=measure, among=among, **how)
+
+
+def stopwatch(threads: int | None) -> Callable[[NetworkSpec], Timing]:
+    """Times a network in torch, one image at a time.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("measuring", "torch") from error
+
+    from effnet.analysis.timing import measure, torch_threads
+    from effnet.models.efficientnet import EfficientNet
+
+    def time(spec: NetworkSpec) -> Timing:
+        with console.status(f"timing {spec.name}: {console.billions(cost(spec).macs)}MACs"), torch_threads(threads):
+            network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
+            image = torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution)
+            image = image.contiguous(memory_format=torch.channels_last)
+            timing = measure(lambda: network(image), runs=RUNS, warmup=3)
+        console.remark(f"{spec.name}: {timing.median_ms:.1f} ms")
+        return timing
+
+    return time
+
+
+def show_fit(fit: Fit, command: str, *, save: Path | None, plot: Path | None, as_json: bool) -> int:
+    """Print the report; on request write the network and draw the candidates."""
+    if save is not None:
+        with appearing_file(save) as temporary:
+            temporary.write_text(spec_text(fit.spec), encoding="utf-8")
+    if plot is not None:
+        from effnet.analysis.plots import budget_candidates
+
+        budget_candidates(fit, plot)
+        console.remark(f"drew {plot}")
+    if as_json:
+        sys.stdout.write(console.json_text(fit.to_dict()))
+    else:
+        _print(fit)
+    console.remark(f"Next: effnet info {save}" if save is not None else f"Next: {command} --save {fit.spec.name}.yaml")
+    return OK
+
+
+def _print(fit: Fit) -> None:
+    spec = fit.spec
+    title = f"{spec.name}: {_sizes(spec)}"
+    rows = [
+        (
+            NAMES[use.resource],
+            _written(use, use.value),
+            "" if use.limit is None else _written(use, use.limit),
+            "" if use.share is None else f"{use.share:.1%}",
+            "" if use.limit is None else _written(use, use.limit - use.value),
+            "binds" if use.resource == fit.binding else "",
+        )
+        for use in fit.uses
+    ]
+    console.table(("<", "value", "limit", "used", "slack", "<"), rows, title=title)
+    origin = "" if fit.candidates is None else f"The best of {len(fit.candidates):,} near the rule's curve: "
+    lines = [f"{origin}{len(spec.blocks)} blocks, phi {fit.phi:.2f} by MACs.", MACS]
+    if timed := fit.timed:
+        low, high = timed.spread_ms
+        lines.append(
+            f"Measured on this machine, in torch: median {timed.median_ms:.1f} ms, {low:.1f} to {high:.1f} ms."
+        )
+    if shown := fit.published:
+        row = shown.variant
+        where = f"at {shown.resolution} px" + (
+            "" if shown.as_published else f", published for {row.resolution} px only"
+        )
+        lines.append(
+            f"Published within this budget: {row.name} {where}: top-1 {row.top1} % ({row.source}), "
+            f"{console.billions(shown.macs)}MACs."
+        )
+        lines.append(f"{PUBLISHED} {FEW_PHOTOS}")
+    else:
+        lines.append("No published network meets this budget.")
+    if fit.more is not None:
+        gain = cost(fit.more).macs / cost(spec).macs - 1
+        lines.append(f"{MORE - 1:.0%} more {NAMES[fit.binding]} would buy {gain:+.0%} MACs: {_sizes(fit.more)}.")
+    if fit.better is not None:
+        name, network = fit.better
+        gain = cost(network).macs / cost(spec).macs - 1
+        lines.append(
+            f"--rule {name} makes {gain:+.0%} MACs of the same budget: {_sizes(network)}. The paper grows accuracy "
+            "with MACs; this is no accuracy."
+        )
+    console.paragraphs(lines)
+
+
+def _sizes(spec: NetworkSpec) -> str:
+    return f"width {spec.width:.4g}, depth {spec.depth:.4g} ({spec.depth_rounding}), {spec.resolution} px"
+
+
+def _written(use: Use, value: float) -> str:
+    if use.resource == "latency":
+        return f"{1e3 * value:.2f} ms"
+    if use.resource in ("macs", "params"):
+        return console.billions(value) if use.resource == "macs" else console.millions(value)
+    return console.size(value)
