@@ -19,12 +19,13 @@ from effnet.analysis.timing import (
     Conditions,
     Progress,
     Timing,
+    measure,
     random_images,
     seconds,
     time_rounds,
     torch_threads,
 )
-from effnet.arch.spec import positive_int
+from effnet.arch.spec import NetworkSpec, positive_int
 from effnet.arch.table import Row, block_rows
 from effnet.models.efficientnet import EfficientNet
 
@@ -138,6 +139,18 @@ def profile(
     rows = block_rows(network.spec)
     blocks = tuple(BlockTime(row, batch, lap) for row, lap in zip(rows, laps, strict=True))
     return Profile(network.spec.name, network.spec.resolution, conditions, blocks, whole)
+
+
+def time_image(spec: NetworkSpec, *, threads: int | None = None, runs: int = 15) -> Timing:
+    """How long a network of random weights takes for one image: eval mode, channels_last, float32.
+
+    Raises:
+        ArgumentError: `threads` or `runs` is no positive whole number.
+    """
+    network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
+    image = random_images(1, spec.resolution, spec.in_channels)
+    with torch_threads(threads):
+        return measure(lambda: network(image), runs=runs, warmup=3)
 
 
 def _parts(network: EfficientNet) -> list[Callable[[Tensor], Tensor]]:

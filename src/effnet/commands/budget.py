@@ -21,7 +21,6 @@ from effnet.weights.registry import REGISTRY
 if TYPE_CHECKING:
     from effnet.analysis.timing import Timing
 
-RUNS = 15  # of each network that is timed
 NAMES = {
     "macs": "MACs",
     "params": "params",
@@ -56,19 +55,13 @@ def stopwatch(threads: int | None) -> Callable[[NetworkSpec], Timing]:
         MissingExtraError: torch is not installed.
     """
     try:
-        import torch
+        from effnet.analysis.profile import time_image
     except ImportError as error:
         raise MissingExtraError("measuring", "torch") from error
 
-    from effnet.analysis.timing import measure, torch_threads
-    from effnet.models.efficientnet import EfficientNet
-
     def time(spec: NetworkSpec) -> Timing:
-        with console.status(f"timing {spec.name}: {console.billions(cost(spec).macs)}MACs"), torch_threads(threads):
-            network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
-            image = torch.zeros(1, spec.in_channels, spec.resolution, spec.resolution)
-            image = image.contiguous(memory_format=torch.channels_last)
-            timing = measure(lambda: network(image), runs=RUNS, warmup=3)
+        with console.status(f"timing {spec.name}: {console.billions(cost(spec).macs)}MACs"):
+            timing = time_image(spec, threads=threads)
         console.remark(f"{spec.name}: {timing.median_ms:.1f} ms")
         return timing
 

@@ -150,7 +150,7 @@ def _info_training(
     levels: list[tuple[str, Keep | None]] = [("everything", None)]
     levels += [(keep.name.lower(), keep) for keep in sorted(Keep, reverse=True)]
     fitting = {} if limit is None else {name: largest_batch(network, limit, plan=keep, **how) for name, keep in levels}
-    images = batch or max(1, *fitting.values())
+    images = max(1, *fitting.values()) if batch is None else batch
     held = {name: training_memory(network, images, plan=keep, **how) for name, keep in levels}
     again = {name: extra_work(network, Plan.uniform(network, keep)).macs for name, keep in levels if keep is not None}
     share = {name: again.get(name, 0) / cost(network).macs for name, _ in levels}

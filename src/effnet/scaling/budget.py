@@ -45,6 +45,7 @@ LEVEL = 0.005  # shares of the binding constraint that are as good as equal; the
 MORE = 1.1  # what a little more of the binding constraint would buy
 BETTER = 1.02  # multiply-adds by which another rule must win to be named
 TRIALS = 6  # networks that are timed between the two that enclose a latency
+AIM = 0.985  # of a latency: what a network that is to be timed next should take
 ENOUGH = 0.97  # of a latency: nothing closer is looked for
 SMALLER = 0.25  # times the chosen network's multiply-adds: a published one below that is not timed
 
@@ -346,6 +347,14 @@ class _Search:
         fits = self._fits(at) if self.budget.limits else np.ones(len(at), bool)
         return self.spec_at(at, int(np.where(fits, at.prices["macs"], -1).argmax())) if fits.any() else None
 
+    def near(self, phi: float) -> Candidates:
+        """Every network near the curve around `phi` that meets the limits."""
+        networks = self._price(*self._neighbours(self._phis(), phi))
+        fits = self._fits(networks)
+        arrays = {name: getattr(networks, name)[fits] for name in ("width", "depth", "resolution", "rounding")}
+        prices = {name: values[fits] for name, values in networks.prices.items()}
+        return Candidates(roundings=networks.roundings, prices=prices, **arrays)
+
     @property
     def smallest_phi(self) -> float:
         """Where the curve begins."""
@@ -514,7 +523,7 @@ class _Timer:
 def _within_latency(search: _Search, latency: float, timer: _Timer) -> NetworkSpec:
     """The largest timed network of the curve that is fast enough and meets the other limits.
 
-    From the baseline up or down until the latency lies between two networks, then by false position on log time.
+    From the baseline up or down the curve until the latency lies between two networks; then between those.
     """
     limit = 1e3 * latency
 
@@ -530,24 +539,43 @@ def _within_latency(search: _Search, latency: float, timer: _Timer) -> NetworkSp
         slow = median(high)
     while fast > limit and low > search.smallest_phi:
         high, slow = low, fast
-        low = max(low - 2, search.smallest_phi)
+        low = max(low - 1, search.smallest_phi)
         fast = median(low)
     if fast > limit:
         needs = "no network meets the other limits" if fast == math.inf else f"the smallest takes {fast:.2f} ms here"
         rule = f"cannot be met by the rule {search.rule.name or 'given'} from {search.baseline.name}: {needs}."
         raise ArgumentError("latency", latency, rule)
-    for _ in range(TRIALS):
-        if high - low < CURVE_STEP or fast >= ENOUGH * limit or slow <= limit:
-            break
-        share = math.log(limit / fast) / math.log(slow / fast) if slow < math.inf else 0.5
-        phi = low + min(max(share, 0.1), 0.9) * (high - low)
-        taken = median(phi)
-        if taken <= limit:
-            low, fast = phi, taken
-        else:
-            high, slow = phi, taken
+    if slow > limit:
+        _close_in(search, (low + high) / 2, limit, timer)
     passed = [trial for trial in timer.trials.values() if trial.median_ms <= limit]
     return max(passed, key=lambda trial: trial.macs).spec
+
+
+def _close_in(search: _Search, phi: float, limit: float, timer: _Timer) -> None:
+    """Time networks near the curve between the largest fast and the smallest slow one: false position on the logs.
+
+    `limit` in milliseconds. What was timed is in the timer.
+    """
+    import numpy as np
+
+    networks = search.near(phi)
+    for _ in range(TRIALS):
+        trials = [trial for trial in timer.trials.values() if trial.median_ms > 0]
+        fast = max((trial for trial in trials if trial.median_ms <= limit), key=lambda trial: trial.macs)
+        slow = min(
+            (trial for trial in trials if trial.median_ms > limit and trial.macs > fast.macs),
+            key=lambda trial: trial.macs,
+            default=None,
+        )
+        if slow is None or fast.median_ms >= ENOUGH * limit:
+            return
+        share = math.log(AIM * limit / fast.median_ms) / math.log(slow.median_ms / fast.median_ms)
+        target = math.log(fast.macs) + min(max(share, 0.1), 0.9) * math.log(slow.macs / fast.macs)
+        macs = networks.prices["macs"]
+        between = (macs > fast.macs) & (macs < slow.macs)
+        if not between.any():
+            return
+        timer(search.spec_at(networks, int(np.where(between, np.abs(np.log(macs) - target), np.inf).argmin())))
 
 
 def _best_published(

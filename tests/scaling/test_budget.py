@@ -1,0 +1,241 @@
+"""A budget is never broken, hardly wasted, and its network lies by the curve."""
+
+import dataclasses
+import json
+import math
+import random
+import statistics
+from types import SimpleNamespace
+
+import pytest
+
+import effnet
+from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memory
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.variants import VARIANTS
+from effnet.errors import ArgumentError
+from effnet.scaling.budget import Budget, fit_spec
+from effnet.scaling.compound import RULES, Rule
+
+RANGES = {
+    "macs": (4e7, 4e10),
+    "params": (1e6, 7e7),
+    "memory": (8e6, 4e8),
+    "train_memory": (1e9, 6e10),
+    "file_size": (4e6, 3e8),
+}
+
+
+def costs(spec: NetworkSpec, batch: int | None) -> dict[str, int]:
+    """What a network costs, by the functions for one network."""
+    price = effnet.cost(spec)
+    told = {"macs": price.macs, "params": price.params, "memory": inference_memory(spec), "file_size": file_bytes(spec)}
+    return told if batch is None else told | {"train_memory": training_memory(spec, batch).peak}
+
+
+def distance(spec: NetworkSpec, baseline: NetworkSpec, rule: Rule) -> float:
+    """How far width, depth and resolution are from the curve's nearest point: the largest of the three."""
+
+    def off(phi: float) -> float:
+        depth, width, resolution = rule.factors(phi)
+        ratios = (
+            spec.depth / (baseline.depth * depth),
+            spec.width / (baseline.width * width),
+            spec.resolution / (baseline.resolution * resolution),
+        )
+        return max(abs(ratio - 1) for ratio in ratios)
+
+    return min(off(step / 100) for step in range(-1200, 1500))
+
+
+def random_budgets(count: int):
+    dice = random.Random(1)
+    for _ in range(count):
+        names = dice.sample(sorted(RANGES), dice.randint(1, 3))
+        limits = {name: int(RANGES[name][0] * (RANGES[name][1] / RANGES[name][0]) ** dice.random()) for name in names}
+        batch = dice.choice((8, 16)) if "train_memory" in limits else None
+        yield limits, batch, dice.choice(("b0", "lite0")), dice.choice(("paper", "fast"))
+
+
+def test_random_budgets_are_kept_and_used():
+    uses = []
+    for limits, batch, base, rule in random_budgets(30):
+        try:
+            fit = fit_spec(Budget(**limits, batch=batch), base, rule)
+        except ArgumentError:
+            continue  # this baseline is too large for the limits; test_impossible_budgets looks at the message
+        told = costs(fit.spec, batch)
+        for name, limit in limits.items():
+            assert told[name] <= limit, (limits, name)
+        for use in fit.uses:
+            assert use.value == told[use.resource]
+        assert fit.use == max(told[name] / limit for name, limit in limits.items())
+        uses.append(fit.use)
+        half_a_step = 4 / fit.spec.resolution  # the curve itself is built at multiples of 8 pixels
+        assert (
+            distance(fit.spec, VARIANTS[base].spec, RULES[rule]) <= max(0.05, half_a_step) + 0.006
+        )  # of a step of phi
+    assert len(uses) >= 25
+    assert statistics.median(uses) >= 0.98
+    assert min(uses) >= 0.8
+
+
+def test_one_giga_of_macs():
+    fit = fit_spec(Budget(macs="1G", params="10M", memory="100MB"))
+    assert fit.binding == "macs"
+    assert 0.99 <= fit.use <= 1
+    # B2: 0.994 G, 9.11 M; the paper's Table 2 has 80.1 % for it, and B3 has 1.8 G
+    assert (fit.published.variant.name, fit.published.resolution, fit.published.variant.top1) == ("b2", 260, 80.1)
+    assert fit.phi == pytest.approx(math.log(effnet.cost(fit.spec).macs / 385_814_752) / math.log(1.92027), abs=0.01)
+    assert effnet.cost(fit.more).macs > effnet.cost(fit.spec).macs
+    assert effnet.cost(fit.more).macs <= 1.1e9
+
+
+def test_more_and_better_are_within_their_budgets():
+    limits = {"train_memory": 8 * 10**9, "batch": 16}
+    fit = fit_spec(Budget(**limits))
+    assert fit.better[0] == "fast"  # width costs fewer activations than resolution (Dollar et al.)
+    assert training_memory(fit.better[1], 16).peak <= 8 * 10**9
+    assert effnet.cost(fit.better[1]).macs > 1.02 * effnet.cost(fit.spec).macs
+    assert 8 * 10**9 < training_memory(fit.more, 16).peak <= 8.8 * 10**9
+
+
+def test_a_plan_makes_room():
+    plain = fit_spec(Budget(train_memory="4GB", batch=16))
+    spare = fit_spec(Budget(train_memory="4GB", batch=16, keep="bottlenecks"))
+    assert effnet.cost(spare.spec).macs > 2 * effnet.cost(plain.spec).macs
+    assert training_memory(spare.spec, 16, plan=Keep.BOTTLENECKS).peak <= 4 * 10**9
+
+
+@pytest.mark.parametrize(
+    "pins", [{"resolution": 224}, {"width": 1.0}, {"depth": 1.1}, {"width": 1.1, "depth": 1.2}, {"resolution": 225}]
+)
+def test_what_is_settled_stays(pins):
+    fit = fit_spec(Budget(macs="1G", **pins))
+    for name, value in pins.items():
+        assert getattr(fit.spec, name) == value
+    assert 0.9 <= fit.use <= 1
+
+
+def test_all_settled_is_checked():
+    pins = {"width": 1.1, "depth": 1.2, "resolution": 260}
+    assert effnet.cost(fit_spec(Budget(macs="1G", **pins), depth_rounding="ceil").spec).macs == 993_561_872  # B2
+    with pytest.raises(ArgumentError, match=r"`macs`.*with width and depth and resolution settled.*993,561,872"):
+        fit_spec(Budget(macs="900M", **pins), depth_rounding="ceil")
+
+
+def test_the_resolution_ends_where_it_should():
+    fit = fit_spec(Budget(macs="20G", max_resolution=300))
+    assert fit.spec.resolution <= 300
+    assert 0.95 <= fit.use <= 1
+    assert fit.published.resolution <= 300
+
+
+def test_rounding_and_classes():
+    for rounding in ("ceil", "nearest"):
+        assert fit_spec(Budget(macs="300M"), depth_rounding=rounding).spec.depth_rounding == rounding
+    assert fit_spec(Budget(params="2M"), num_classes=7).spec.num_classes == 7
+    assert fit_spec(Budget(macs="300M"), resolution_step=32).spec.resolution % 32 == 0
+
+
+def test_published_networks_only():
+    fit = fit_spec(Budget(macs="2G"), among=["b0", "b1", "lite0"])
+    assert (fit.spec.name, fit.spec.resolution) == ("b1", 240)
+    tight = fit_spec(Budget(macs="200M"), among=["b0", "lite0"])
+    assert tight.spec.resolution < 224
+    assert not tight.published.as_published
+    assert tight.use <= 1
+    with pytest.raises(ArgumentError, match="no network that meets"):
+        fit_spec(Budget(params="1M"), among=["b0"])
+
+
+def stopwatch(log: list[NetworkSpec]):
+    """A device on which time is proportional to activations: 10 ms for B0."""
+
+    def measure(spec):
+        log.append(spec)
+        ms = 10 * effnet.cost(spec).activations / 6_747_036
+        return SimpleNamespace(median_ms=ms, spread_ms=(0.9 * ms, 1.2 * ms))
+
+    return measure
+
+
+@pytest.mark.parametrize("milliseconds", [0.8, 4, 9.99, 25, 120])
+def test_latency_is_met_by_measuring_a_handful(milliseconds):
+    log: list[NetworkSpec] = []
+    fit = fit_spec(Budget(latency=f"{milliseconds}ms"), measure=stopwatch(log))
+    assert fit.timed.median_ms <= milliseconds
+    assert fit.timed.median_ms >= 0.8 * milliseconds
+    assert fit.binding == "latency"
+    assert len(log) <= 20
+    assert len({spec.shape for spec in log}) == len(log)  # none twice
+    assert fit.to_dict()["latency_ms"] == fit.timed.median_ms
+    if fit.published:
+        assert 10 * effnet.cost(fit.published.variant.spec).activations / 6_747_036 <= milliseconds
+
+
+def test_latency_beside_other_limits():
+    fit = fit_spec(Budget(latency=0.05, params="5M"), measure=stopwatch([]))
+    assert fit.binding == "params"
+    assert effnet.cost(fit.spec).params <= 5 * 10**6
+
+
+def test_latency_out_of_reach():
+    with pytest.raises(ArgumentError, match=r"`latency`.*the smallest takes"):
+        fit_spec(Budget(latency="1us"), measure=stopwatch([]))
+    with pytest.raises(ArgumentError, match="needs `measure`"):
+        fit_spec(Budget(latency="1ms"))
+
+
+def test_impossible_budgets_say_what_is_needed():
+    with pytest.raises(ArgumentError, match=r"`params` \(=1000\) cannot be met.*needs ([\d,]+) params"):
+        fit_spec(Budget(params=1000))
+    with pytest.raises(ArgumentError, match=r"`memory`.*bytes"):
+        fit_spec(Budget(memory="1kB", macs="1G"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "must limit something"),
+        ({"macs": "1X"}, "`macs`"),
+        ({"memory": "10M"}, "Did you mean 10MB"),
+        ({"batch": 8}, "needs `train_memory`"),
+        ({"train_memory": "8GB"}, "needs `batch`"),
+        ({"macs": "1G", "resolution": 300, "max_resolution": 224}, "more than `max_resolution`"),
+        ({"macs": "1G", "width": -1}, "`width`"),
+        ({"macs": "1G", "depth": 1000}, "at most 100"),
+        ({"macs": "1G", "keep": "everything"}, "`keep`"),
+        ({"macs": "1G", "precision": "fp16"}, "`precision`"),
+    ],
+)
+def test_wrong_budgets(arguments, words):
+    with pytest.raises(ArgumentError, match=words):
+        Budget(**arguments)
+
+
+def test_report_as_json():
+    fit = fit_spec(Budget(macs="1G", train_memory="8GB", batch=16))
+    values = json.loads(json.dumps(fit.to_dict()))
+    spec = fit.spec
+    assert {name: values[name] for name in ("width", "depth", "resolution", "depth_rounding")} == {
+        name: getattr(spec, name) for name in ("width", "depth", "resolution", "depth_rounding")
+    }
+    assert values["macs"] == effnet.cost(spec).macs
+    assert values["train_memory_bytes"] == training_memory(spec, 16).peak
+    assert values["memory_bytes"] == inference_memory(spec)
+    assert values["binding"] == fit.binding
+    assert values["more"]["macs"] > values["macs"]
+    assert values["candidates"] == len(fit.candidates) > 1000
+
+
+def test_any_baseline():
+    wide = dataclasses.replace(VARIANTS["b0"].spec, name="mine", stem=48, squeeze_ratio=0.5, num_classes=10)
+    fit = fit_spec(Budget(params="6M"), wide, "1.3,1.05,1.15")
+    assert fit.spec.name.startswith("mine-")
+    assert 0.9 < effnet.cost(fit.spec).params / 6e6 <= 1
+
+
+def test_not_a_budget():
+    with pytest.raises(ArgumentError, match="must be a Budget"):
+        fit_spec("1G")
