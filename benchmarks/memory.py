@@ -107,7 +107,7 @@ def forecast() -> None:
     print("| network | px | batch | plan | forecast, MiB | measured, MiB | ratio |\n|---|---|---|---|---|---|---|")
     for spec in NETWORKS:
         batch = 16 if spec.resolution < 300 else 8
-        for plan in (None, Plan.uniform(spec, Keep.CONVOLUTIONS), Plan.uniform(spec, Keep.BOTTLENECKS)):
+        for plan in (None, Plan.uniform(spec, Keep.BOTTLENECKS)):
             said, found = training_memory(spec, batch, plan=plan).peak / MIB, measured(spec, plan, batch)
             row = (
                 spec.name,

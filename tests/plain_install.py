@@ -34,6 +34,7 @@ PROMISED = (
     "effnet.machine",
     "effnet.scaling.budget",
     "effnet.scaling.compound",
+    "effnet.scaling.fitting",
     "effnet.scaling.laws",
     "effnet.scaling.units",
     "effnet.weights.bundle",

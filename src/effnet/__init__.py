@@ -3,6 +3,7 @@
     effnet.spec("b0", resolution=260)         a network as plain numbers
     effnet.cost(spec)                         its parameters, multiply-adds and activations
     effnet.scale(spec, 1.5)                   the network that compound scaling makes of it
+    effnet.fit_spec(effnet.Budget(macs="1G"))  the network that fits a budget, and why
     effnet.create("b0", num_classes=10)       the network as a torch module, fresh or with weights
     effnet.load("lite0").predict("photo.jpg") a classifier that knows how to prepare a photo and names what it sees
     effnet.save(network, "folder")            a bundle: weights and all that belongs to them
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from effnet.models.efficientnet import efficientnet_b6 as efficientnet_b6
     from effnet.models.efficientnet import efficientnet_b7 as efficientnet_b7
     from effnet.scaling.budget import Budget as Budget
-    from effnet.scaling.budget import fit_spec as fit_spec
     from effnet.scaling.compound import Rule as Rule
     from effnet.scaling.compound import scale as scale
+    from effnet.scaling.fitting import fit_spec as fit_spec
     from effnet.weights.bundle import save as save
     from effnet.weights.pretrained import create as create
 
@@ -55,8 +56,9 @@ _HOMES = {
     "effnet.deploy.runtime": ("Classifier", "Prediction", "load"),
     "effnet.errors": ("EffnetError",),
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
-    "effnet.scaling.budget": ("Budget", "fit_spec"),
+    "effnet.scaling.budget": ("Budget",),
     "effnet.scaling.compound": ("Rule", "scale"),
+    "effnet.scaling.fitting": ("fit_spec",),
     "effnet.weights.bundle": ("save",),
     "effnet.weights.pretrained": ("create",),
 }

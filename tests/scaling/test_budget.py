@@ -14,8 +14,9 @@ from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memo
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError
-from effnet.scaling.budget import Budget, fit_spec
+from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RULES, Rule
+from effnet.scaling.fitting import fit_spec
 
 RANGES = {
     "macs": (4e7, 4e10),

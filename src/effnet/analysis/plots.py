@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from effnet.analysis.compare import Comparison
     from effnet.analysis.profile import Profile
-    from effnet.scaling.budget import Fit
+    from effnet.scaling.fitting import Fit
 
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
 BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"

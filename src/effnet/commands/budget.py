@@ -11,10 +11,11 @@ from effnet import console
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import spec_text
-from effnet.commands.arguments import MACS, OK, PUBLISHED
+from effnet.commands.arguments import OK
 from effnet.errors import MissingExtraError
-from effnet.scaling.budget import MORE, Budget, Fit, Use, fit_spec
+from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
+from effnet.scaling.fitting import MORE, Fit, Use, fit_spec
 from effnet.weights.folders import appearing_file
 from effnet.weights.registry import REGISTRY
 
@@ -29,7 +30,7 @@ NAMES = {
     "file_size": "file",
     "latency": "latency, 1 image",
 }
-FEW_PHOTOS = "With few photos, pretrained weights usually win over a better fit: see --pretrained."
+FEW_PHOTOS = "With few photos its pretrained weights usually win over a better fit: --pretrained."
 
 
 def fit_budget(
@@ -91,7 +92,7 @@ def _print(fit: Fit) -> None:
     title = f"{spec.name}: {_sizes(spec)}"
     rows = [
         (
-            NAMES[use.resource],
+            NAMES[use.resource] + " (FLOPs / 2)" * (use.resource == "macs"),
             _written(use, use.value),
             "" if use.limit is None else _written(use, use.limit),
             "" if use.share is None else f"{use.share:.1%}",
@@ -101,8 +102,8 @@ def _print(fit: Fit) -> None:
         for use in fit.uses
     ]
     console.table(("<", "value", "limit", "used", "slack", "<"), rows, title=title)
-    origin = "" if fit.candidates is None else f"The best of {len(fit.candidates):,} near the rule's curve: "
-    lines = [f"{origin}{len(spec.blocks)} blocks, phi {fit.phi:.2f} by MACs.", MACS]
+    origin = "" if fit.candidates is None else f": the best of {len(fit.candidates):,} networks near the rule's curve"
+    lines = [f"{len(spec.blocks)} blocks, phi {fit.phi:.2f} by MACs{origin}."]
     if timed := fit.timed:
         low, high = timed.spread_ms
         lines.append(
@@ -110,14 +111,11 @@ def _print(fit: Fit) -> None:
         )
     if shown := fit.published:
         row = shown.variant
-        where = f"at {shown.resolution} px" + (
-            "" if shown.as_published else f", published for {row.resolution} px only"
-        )
+        place = "" if shown.as_published else f" at {row.resolution} px"
         lines.append(
-            f"Published within this budget: {row.name} {where}: top-1 {row.top1} % ({row.source}), "
-            f"{console.billions(shown.macs)}MACs."
+            f"Published within this budget: {row.name} at {shown.resolution} px, {console.billions(shown.macs)}MACs, "
+            f"top-1 {row.top1} %{place} ({row.source}; on ImageNet, not measured here). {FEW_PHOTOS}"
         )
-        lines.append(f"{PUBLISHED} {FEW_PHOTOS}")
     else:
         lines.append("No published network meets this budget.")
     if fit.more is not None:
