@@ -5,8 +5,8 @@
     python benchmarks/memory.py large       B7 at 600 px, one image, in a fresh process, with and without a plan
 
 Float32 and channels_last, random weights. The growth of a process is its largest resident memory minus what was
-resident before the network was built, torch imported and warmed up. Times are medians of interleaved rounds of one
-process, as ratios to effnet without a plan.
+resident before the network was built, torch imported and warmed up; on a GPU it is torch's own peak of allocated memory
+(written, not measured). Times are medians of interleaved rounds of one process, as ratios to effnet without a plan.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.machine import this_machine
 
 MIB = 2**20
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Freed memory goes back to the system at once, so that resident memory is what is in use.
 ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -56,17 +57,20 @@ def memory_of(field: str) -> float:
 def step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Forward and backward."""
     nn.functional.cross_entropy(network(images), labels).backward()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def batch_of(spec: NetworkSpec, batch: int) -> tuple[Tensor, Tensor]:
     """Random images and labels."""
-    images = torch.randn(batch, spec.in_channels, spec.resolution, spec.resolution)
-    return images.contiguous(memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.long)
+    images = torch.randn(batch, spec.in_channels, spec.resolution, spec.resolution, device=DEVICE)
+    labels = torch.zeros(batch, dtype=torch.long, device=DEVICE)
+    return images.contiguous(memory_format=torch.channels_last), labels
 
 
 def train(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> None:
     """Steps of RMSProp with momentum and a moving average of the weights."""
-    network = effnet.EfficientNet(spec).to(memory_format=torch.channels_last)
+    network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
     network.recompute(plan)
     average = copy.deepcopy(network)
     optimizer = torch.optim.RMSprop(network.parameters(), momentum=0.9)
@@ -83,6 +87,11 @@ def train(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> None:
 def grow(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> float:
     """MiB that training takes in this process, which must be fresh. A tiny network goes first: torch loads on use."""
     train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2)
+    if DEVICE == "cuda":
+        before_cuda = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        train(spec, plan, batch, steps)
+        return (torch.cuda.max_memory_allocated() - before_cuda) / MIB
     before = memory_of("VmRSS")
     train(spec, plan, batch, steps)
     return memory_of("VmHWM") - before
@@ -157,7 +166,7 @@ def plans(batch: int = 16, rounds: int = 9) -> None:
     chosen |= {keep.name.lower(): Plan.uniform(spec, keep) for keep in sorted(Keep, reverse=True)}
     for share in (0.75, 0.5, 0.32):
         chosen[f"find_plan {share}x"] = find_plan(spec, int(fixed + share * (plain.peak - fixed)), batch)
-    network = effnet.EfficientNet(spec).to(memory_format=torch.channels_last)
+    network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
     images, labels = batch_of(spec, batch)
     contestants: dict[str, nn.Module] = {}
     for name, plan in chosen.items():

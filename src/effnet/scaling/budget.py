@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from effnet.arch.cost import total_cost
-from effnet.arch.memory import Keep, Precision, file_bytes, inference_memory, level, training_memory
+from effnet.arch.memory import OPTIMIZERS, Keep, Precision, file_bytes, inference_memory, level, training_memory
 from effnet.arch.shape import Shape
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec, one_of, positive_float, positive_int
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, UnknownNameError
 from effnet.scaling.units import parse_bytes, parse_count, parse_seconds
 
+SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
 RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # priced by formula
+TRAINING = {"optimizer": "rmsprop", "ema": True, "precision": "fp32", "keep": None}  # what training memory depends on
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,30 @@ class Budget:
         for name in ("width", "depth"):
             if (getattr(self, name) or 0) > LARGEST_FACTOR:
                 raise ArgumentError(name, getattr(self, name), f"must be at most {LARGEST_FACTOR}.")
-        if self.keep is not None:
-            object.__setattr__(self, "keep", level(self.keep))
-        one_of("precision", self.precision, Precision)
-        if (self.batch is None) != (self.train_memory is None):
-            given, missing = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
-            raise ArgumentError(given, getattr(self, given), f"needs `{missing}`: how much memory for how many images.")
+        self._check_training()
         if not self.limits and self.latency is None:
+            raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(RESOURCES)} or latency.")
+        if self.max_resolution is not None and self.max_resolution < SMALLEST_RESOLUTION:
             raise ArgumentError(
-                "budget", "nothing", f"must limit something: {', '.join((*RESOURCES[:-1], 'file_size or latency'))}."
+                "max_resolution", self.max_resolution, f"must be at least {SMALLEST_RESOLUTION} pixels."
             )
         if self.resolution and self.max_resolution and self.resolution > self.max_resolution:
             raise ArgumentError(
                 "resolution", self.resolution, f"is more than `max_resolution` (={self.max_resolution})."
             )
+
+    def _check_training(self) -> None:
+        keep = None if self.keep is None else level(self.keep)
+        one_of("precision", self.precision, Precision)
+        if self.optimizer not in OPTIMIZERS:
+            raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
+        if (self.batch is None) != (self.train_memory is None):
+            given, missing = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
+            raise ArgumentError(given, getattr(self, given), f"needs `{missing}`: how much memory for how many images.")
+        for name, usual in TRAINING.items():
+            if self.train_memory is None and getattr(self, name) != usual:
+                raise ArgumentError(name, getattr(self, name), "belongs to `train_memory`, which is not limited.")
+        object.__setattr__(self, "keep", keep)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -110,5 +122,5 @@ def tell(network: NetworkSpec | Shape, budget: Budget, names: tuple[str, ...] = 
 
 
 def _training(shape: Shape, budget: Budget) -> int:
-    how: dict[str, Any] = {name: getattr(budget, name) for name in ("optimizer", "ema", "precision")}
-    return training_memory(shape, cast(int, budget.batch), plan=cast("Keep | None", budget.keep), **how).peak
+    how: dict[str, Any] = {name: getattr(budget, name) for name in TRAINING}
+    return training_memory(shape, cast(int, budget.batch), plan=how.pop("keep"), **how).peak

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from effnet.arch.cost import cost
+from effnet.arch.memory import kept_per_image
 from effnet.arch.shape import DepthRounding, shape_of
-from effnet.arch.spec import NetworkSpec, positive_int
+from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec, one_of, positive_int
 from effnet.errors import ArgumentError
 from effnet.scaling import compound
-from effnet.scaling.budget import Budget, tell
+from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, tell
 from effnet.scaling.compound import Rule
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 NEAR = 0.05  # how far depth, width and resolution may each be from the curve
-SMALLEST_RESOLUTION = 32  # the last map is then one pixel
 SMALLEST_FACTOR = 0.05  # of depth and width
-CURVE_STEP = 0.02  # of phi
-AROUND = 40  # points of the curve on either side whose neighbourhood is searched: 0.8 of phi
+CURVE_STEP = 0.02  # between points of the curve, in doublings of what is promised
+AROUND = 0.8  # doublings on either side of the best point whose neighbourhood is searched
+PLACES = 17  # points in there
 OFFSETS = 7  # of depth and of width in each neighbourhood
+RESOLUTIONS = 5  # in each neighbourhood
 LEVEL = 0.005  # shares of the binding limit that are as good as equal; then more multiply-adds win
+COUNTABLE = 1e17  # the curve ends before its prices outgrow whole numbers of 64 bits
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ class Search:
         self.budget, self.baseline, self.rule = budget, baseline, rule
         self.step = positive_int("resolution_step", step)
         self.given = rounding
+        if rounding is not None:
+            one_of("depth_rounding", rounding, DepthRounding)
         self.roundings: tuple[DepthRounding, ...] = (rounding,) if rounding else ("ceil", "nearest")
+        if budget.max_resolution is not None and budget.resolution is None and budget.max_resolution < self.step:
+            raise ArgumentError("max_resolution", budget.max_resolution, f"is less than one step (={self.step}).")
 
     def best(self) -> tuple[NetworkSpec, Candidates]:
         """The network that makes most of the budget, and everything that was looked at."""
@@ -71,7 +77,7 @@ class Search:
         curve = self._price(*self._curve(phis))
         fits = self._fits(curve)
         if not fits.any():
-            raise self._impossible(curve)
+            raise self._impossible()
         # Along the curve of the first rounding and then the second: the point of largest macs.
         top = int(np.where(fits, curve.prices["macs"], -1).argmax())
         binding = self._binding(curve, top)
@@ -100,42 +106,56 @@ class Search:
         return Candidates(roundings=networks.roundings, prices=prices, **arrays)
 
     @property
-    def smallest_phi(self) -> float:
-        """Where the curve begins."""
-        return float(self._phis()[0])
+    def ends(self) -> tuple[float, float]:
+        """The phis where the curve begins and ends."""
+        phis = self._phis()
+        return float(phis[0]), float(phis[-1])
 
     @property
-    def largest_phi(self) -> float:
-        """Where it ends."""
-        return float(self._phis()[-1])
+    def doubling(self) -> float:
+        """The phi that is promised to double the multiply-adds: 1.06 by the paper's rule."""
+        return math.log(2) / math.log(self.rule.product)
 
     def spec_at(self, candidates: Candidates, index: int) -> NetworkSpec:
         """One of the candidates as a spec."""
+        return self._spec(
+            float(candidates.depth[index]),
+            float(candidates.width[index]),
+            int(candidates.resolution[index]),
+            candidates.roundings[int(candidates.rounding[index])],
+        )
+
+    def _spec(self, depth: float, width: float, resolution: int, rounding: DepthRounding) -> NetworkSpec:
         network = dataclasses.replace(
-            self.baseline,
-            width=float(candidates.width[index]),
-            depth=float(candidates.depth[index]),
-            resolution=int(candidates.resolution[index]),
-            depth_rounding=candidates.roundings[int(candidates.rounding[index])],
+            self.baseline, depth=depth, width=width, resolution=resolution, depth_rounding=rounding
         )
         name = f"{self.baseline.name}-{cost(network).macs / 1e6:.0f}m"
         return dataclasses.replace(network, name=name, dropout=compound.dropout(self.baseline, network)[0])
 
     def _phis(self) -> Floats:
-        """The curve, as far as factors and resolution are allowed to go."""
+        """The curve, as far as factors, resolution and whole numbers go, in steps of equal growth under any rule.
+
+        Raises:
+            ArgumentError: with what is settled, not even the smallest network can be counted in 64 bits.
+        """
         import numpy as np
 
-        largest = compound.largest_phi(self.baseline, self.rule)
-        ends = [largest]
-        floors = (
-            SMALLEST_FACTOR / self.baseline.depth,
-            SMALLEST_FACTOR / self.baseline.width,
-            SMALLEST_RESOLUTION / self.baseline.resolution,
-        )
-        for floor, growth in zip(floors, self.rule.growths, strict=True):
-            if growth > 1:
-                ends.append(-math.log(floor) / math.log(growth))
-        return np.arange(-min(ends), largest, CURVE_STEP)
+        phis = np.arange(self._first(), compound.largest_phi(self.baseline, self.rule), CURVE_STEP * self.doubling)
+        depth, width, pixels = self._curve(phis)
+        growth = (depth / self.baseline.depth) * (width / self.baseline.width) ** 2
+        growth = growth * (pixels / self.baseline.resolution) ** 2
+        most = max(cost(self.baseline).macs, kept_per_image(self.baseline) * (self.budget.batch or 1))
+        phis = phis[growth * most < COUNTABLE]
+        if not len(phis):
+            raise self._impossible()
+        return phis
+
+    def _first(self) -> float:
+        """The phi at which depth, width or resolution is as small as it may be; 0 if the baseline's already is."""
+        base = self.baseline
+        floors = SMALLEST_FACTOR / base.depth, SMALLEST_FACTOR / base.width, SMALLEST_RESOLUTION / base.resolution
+        ends = zip(floors, self.rule.growths, strict=True)
+        return max(min(0.0, math.log(floor) / math.log(growth)) for floor, growth in ends if growth > 1)
 
     def _curve(self, phis: Floats) -> tuple[Floats, Floats, Floats]:
         """Depth, width and resolution in pixels on the curve, not yet rounded; what is settled is settled."""
@@ -156,8 +176,8 @@ class Search:
         """Everything near the curve around `phi`: depth, width and resolution each within NEAR of a point of it."""
         import numpy as np
 
-        around = phis[np.abs(phis - phi) <= AROUND * CURVE_STEP][:: max(1, AROUND // 8)]
-        depth, width, pixels = self._curve(around)
+        reach = AROUND * self.doubling
+        depth, width, pixels = self._curve(np.linspace(max(phis[0], phi - reach), min(phis[-1], phi + reach), PLACES))
         offsets = np.linspace(1 - NEAR, 1 + NEAR, OFFSETS)
         deep = offsets if self.budget.depth is None else np.ones(1)
         wide = offsets if self.budget.width is None else np.ones(1)
@@ -165,22 +185,21 @@ class Search:
         points = np.array(grid)
         shape = (len(points), len(deep), len(wide))
         return (
-            np.broadcast_to(points[:, 0, None, None] * deep[None, :, None], shape).ravel(),
-            np.broadcast_to(points[:, 1, None, None] * wide[None, None, :], shape).ravel(),
+            np.broadcast_to(np.minimum(points[:, 0, None, None] * deep[:, None], LARGEST_FACTOR), shape).ravel(),
+            np.broadcast_to(np.minimum(points[:, 1, None, None] * wide, LARGEST_FACTOR), shape).ravel(),
             np.broadcast_to(points[:, 2, None, None], shape).ravel(),
         )
 
-    def _resolutions(self, pixels: float) -> Iterator[int]:
-        """The multiples of the step within NEAR of `pixels`, or the nearest one."""
+    def _resolutions(self, pixels: float) -> list[int]:
+        """A few multiples of the step within NEAR of `pixels`, or the nearest one."""
         if self.budget.resolution is not None:
-            yield self.budget.resolution
-            return
+            return [self.budget.resolution]
         low, high = (1 - NEAR) * pixels / self.step, (1 + NEAR) * pixels / self.step
         if self.budget.max_resolution is not None:
             high = min(high, self.budget.max_resolution / self.step)
         inside = range(max(1, math.ceil(low)), math.floor(high) + 1)
-        for number in inside or (max(1, round(pixels / self.step)),):
-            yield number * self.step
+        numbers = inside[:: max(1, math.ceil(len(inside) / RESOLUTIONS))] or [max(1, round(pixels / self.step))]
+        return [number * self.step for number in numbers]
 
     def _price(self, depth: Floats, width: Floats, pixels: Floats) -> Candidates:
         """Realised networks, for each way to round the depth, with all that the budget can tell of them."""
@@ -191,7 +210,7 @@ class Search:
         else:
             steps = np.maximum(1, np.floor(pixels / self.step + 0.5))
             if self.budget.max_resolution is not None:
-                steps = np.minimum(steps, max(1, self.budget.max_resolution // self.step))
+                steps = np.minimum(steps, self.budget.max_resolution // self.step)
             resolution = (steps * self.step).astype(np.int64)
         priced = [self._prices(depth, width, resolution, rounding) for rounding in self.roundings]
         times = len(self.roundings)
@@ -219,26 +238,26 @@ class Search:
         return fits
 
     def _binding(self, candidates: Candidates, index: int) -> str:
-        """The limit of which a candidate uses most; without one, multiply-adds stand for all."""
+        """The limit of which a candidate uses most."""
         shares = {name: candidates.prices[name][index] / limit for name, limit in self.budget.limits.items()}
         return max(shares, key=lambda name: float(shares[name]))
 
-    def _impossible(self, curve: Candidates) -> ArgumentError:
-        """Which limit the smallest network breaks most, and what it needs."""
-        smallest = int(curve.prices["macs"].argmin())
-        over = {name: curve.prices[name].min() / limit for name, limit in self.budget.limits.items()}
-        worst = max(over, key=lambda name: float(over[name]))
-        if over[worst] <= 1:  # each can be met, but not all by one network
-            over = {name: curve.prices[name][smallest] / limit for name, limit in self.budget.limits.items()}
-            worst = max(over, key=lambda name: float(over[name]))
-        network = self.spec_at(curve, int(curve.prices[worst].argmin()))
-        needs = f"{int(curve.prices[worst].min()):,} {'bytes' if worst not in ('macs', 'params') else worst}"
+    def _impossible(self) -> ArgumentError:
+        """Which limit the smallest network exceeds most, and what it needs; in numbers that cannot overflow."""
+        import numpy as np
+
+        depth, width, pixels = (float(axis[0]) for axis in self._curve(np.array([self._first()])))
+        resolution = self.budget.resolution or max(1, math.floor(pixels / self.step + 0.5)) * self.step
+        network = self._spec(depth, width, resolution, self.roundings[-1])
+        prices, limits = tell(network, self.budget), self.budget.limits or {"macs": int(COUNTABLE)}
+        worst = max(limits, key=lambda name: prices[name] / limits[name])
+        needs = f"{prices[worst]:,} {worst if worst in ('macs', 'params') else 'bytes'}"
         settled = [name for name in ("width", "depth", "resolution") if getattr(self.budget, name) is not None]
         pins = f", with {' and '.join(settled)} settled" if settled else ""
         sizes = f"width {network.width:.3g}, depth {network.depth:.3g}, {network.resolution} px"
         smallest_network = f"the smallest network of the rule {self.rule.name or 'given'} from {self.baseline.name}"
         words = f"cannot be met{pins}: {smallest_network} needs {needs} ({sizes})."
-        return ArgumentError(worst, self.budget.limits[worst], words)
+        return ArgumentError(worst, limits[worst], words)
 
 
 def _joined(first: Candidates, second: Candidates) -> Candidates:

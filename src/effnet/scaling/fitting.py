@@ -7,6 +7,7 @@ a rule. Published accuracies are quoted with their source.
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,14 +15,15 @@ from typing import Any, cast
 from effnet.arch.cost import cost
 from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import NetworkSpec
-from effnet.arch.variants import VARIANTS, Variant
+from effnet.arch.variants import VARIANTS, Variant, variant
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
 from effnet.scaling import compound
-from effnet.scaling.budget import Budget, tell
-from effnet.scaling.candidates import SMALLEST_RESOLUTION, Candidates, Search
+from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, tell
+from effnet.scaling.candidates import Candidates, Search
 from effnet.scaling.compound import RESOLUTION_STEP, RULES, Rule, read_rule
 from effnet.scaling.latency import Measure, Timer, Trial, within_latency
+from effnet.scaling.units import LARGEST
 
 MORE = 1.1  # what a little more of the binding constraint would buy
 BETTER = 1.02  # multiply-adds by which another rule must win to be named
@@ -49,6 +51,11 @@ class Published:
     variant: Variant
     resolution: int  # at which it meets the budget
     macs: int
+
+    @property
+    def share(self) -> float:
+        """Of the resolution that its accuracy was published at."""
+        return self.resolution / self.variant.resolution
 
     @property
     def as_published(self) -> bool:
@@ -161,22 +168,23 @@ def fit_spec(
             "latency", budget.latency, "is measured, so fit_spec needs `measure`; effnet scale has one."
         )
     timer = Timer(measure)
-    known = None if among is None else tuple(among)
+    search = Search(budget, baseline, growth, resolution_step, depth_rounding)
     if among is not None:
         known = tuple(among)
+        for pin in ("width", "depth"):
+            if getattr(budget, pin) is not None:
+                raise ArgumentError(pin, getattr(budget, pin), "cannot be settled: a published network has its own.")
         alternative = _best_published(budget, baseline, resolution_step, known, timer)
         if alternative is None:
-            rule_ = "has no network that meets the budget at any resolution."
-            raise ArgumentError("pretrained", ", ".join(known), rule_)
-        chosen = make_spec(_published_spec(alternative.variant, baseline), resolution=alternative.resolution)
+            pixels = f"{budget.resolution} px" if budget.resolution else f"{SMALLEST_RESOLUTION} px or more"
+            raise ArgumentError("among", ", ".join(known), f"has no network that meets the budget at {pixels}.")
+        chosen = _published_spec(alternative.variant, baseline, alternative.resolution)
         return _report(chosen, None, baseline, growth, budget, alternative, timer)
-
-    search = Search(budget, baseline, growth, resolution_step, depth_rounding)
     if budget.latency is not None:
-        chosen = within_latency(search, cast(float, budget.latency), timer)
+        chosen, candidates = within_latency(search, cast(float, budget.latency), timer)
         floor = SMALLER * cost(chosen).macs
         alternative = _best_published(budget, baseline, resolution_step, tuple(VARIANTS), timer, floor)
-        return _report(chosen, None, baseline, growth, budget, alternative, timer)
+        return _report(chosen, candidates, baseline, growth, budget, alternative, timer)
     chosen, candidates = search.best()
     alternative = _best_published(budget, baseline, resolution_step, tuple(VARIANTS), timer)
     report = _report(chosen, candidates, baseline, growth, budget, alternative, timer)
@@ -194,44 +202,72 @@ def _best_published(
     """The published variant within the budget with the highest published accuracy; a smaller image only if none fits.
 
     Width and depth that are settled do not count: a published network has the coefficients that it has. `floor`:
-    multiply-adds below which no network needs to be timed.
+    multiply-adds below which no network needs to be timed, unless no other is fast enough.
     """
-    fitting: list[tuple[float, float, Published]] = []
-    for row in (VARIANTS[name] for name in among):
-        for resolution in (row.resolution, *range(row.resolution // step * step, SMALLEST_RESOLUTION - 1, -step)):
-            network = make_spec(_published_spec(row, baseline), resolution=resolution)
-            prices = tell(network, budget)
-            allowed = resolution <= (budget.max_resolution or resolution) and budget.resolution in (None, resolution)
-            if allowed and all(prices[name] <= limit for name, limit in budget.limits.items()):
-                shown = Published(row, resolution, prices["macs"])
-                fitting.append((min(1.0, resolution / row.resolution), row.top1, shown))
-                break
-    fitting.sort(key=lambda entry: entry[:2], reverse=True)
-    found = [shown for _, _, shown in fitting]
-    if budget.latency is None:
-        return found[0] if found else None
+    found = [
+        _published(row, baseline, pixels)
+        for row in map(variant, among)
+        for pixels in _fitting(row, budget, baseline, step)[-1:]
+    ]
+    if budget.latency is not None:
+        found = _fast_enough(found, budget, baseline, step, timer, floor)
+    return max(found, key=lambda shown: (shown.share, shown.variant.top1), default=None)
+
+
+def _fitting(row: Variant, budget: Budget, baseline: NetworkSpec, step: int) -> list[int]:
+    """The resolutions, growing, at which a variant meets what is priced by formula; beyond its own there is none."""
+    smaller = range(-(-SMALLEST_RESOLUTION // step) * step, row.resolution, step)
+    most = budget.max_resolution or row.resolution
+    allowed = [n for n in (*smaller, row.resolution) if n <= most and budget.resolution in (None, n)]
+
+    def exceeds(resolution: int) -> bool:
+        prices = tell(_published_spec(row, baseline, resolution), budget, tuple(budget.limits))
+        return any(prices[name] > limit for name, limit in budget.limits.items())
+
+    return allowed[: bisect_left(allowed, True, key=exceeds)]  # no price falls when the resolution grows
+
+
+def _fast_enough(
+    found: list[Published], budget: Budget, baseline: NetworkSpec, step: int, timer: Timer, floor: float
+) -> list[Published]:
+    """Those of `found` that were timed and are fast enough: as published, or else one variant with smaller images."""
+
+    def too_slow(shown: Published) -> bool:
+        network = _published_spec(shown.variant, baseline, shown.resolution)
+        return timer(network).median_ms > 1e3 * cast(float, budget.latency)
+
     passed, slow = [], 0
     for shown in sorted(found, key=lambda shown: shown.macs):
-        if shown.macs < floor:
+        if not shown.as_published or shown.macs < floor:
             continue
-        network = make_spec(_published_spec(shown.variant, baseline), resolution=shown.resolution)
-        fast_enough = timer(network).median_ms <= 1e3 * cast(float, budget.latency)
-        passed += [shown] * fast_enough
-        slow = 0 if fast_enough else slow + 1
-        if slow == 2:  # multiply-adds order times roughly: one slow network says little, two in a row enough
+        slow = slow + 1 if too_slow(shown) else 0
+        if slow == 0:
+            passed.append(shown)
+        elif slow == 2:  # multiply-adds order times roughly: one slow network says little, two in a row enough
             break
-    return min(passed, key=found.index, default=None)
+    if passed or not found:
+        return passed
+    if floor:
+        return _fast_enough(found, budget, baseline, step, timer, 0)
+    row = min(found, key=lambda shown: (-shown.share, shown.macs)).variant
+    smaller = [_published(row, baseline, pixels) for pixels in _fitting(row, budget, baseline, step)]
+    return smaller[: bisect_left(smaller, True, key=too_slow)][-1:]
 
 
-def _published_spec(row: Variant, baseline: NetworkSpec) -> NetworkSpec:
-    """A variant with the baseline's classes."""
-    return make_spec(row.spec, num_classes=baseline.num_classes)
+def _published(row: Variant, baseline: NetworkSpec, resolution: int) -> Published:
+    return Published(row, resolution, cost(_published_spec(row, baseline, resolution)).macs)
+
+
+def _published_spec(row: Variant, baseline: NetworkSpec, resolution: int) -> NetworkSpec:
+    """A variant with the baseline's classes and channels of the input."""
+    classes, channels = baseline.num_classes, baseline.in_channels
+    return make_spec(row.spec, resolution=resolution, num_classes=classes, in_channels=channels)
 
 
 def _more(search: Search, report: Fit) -> NetworkSpec | None:
     """The network that a little more of the binding resource would buy, if it buys anything."""
     name = report.binding
-    limit: dict[str, Any] = {name: int(MORE * search.budget.limits[name])}
+    limit: dict[str, Any] = {name: min(LARGEST, int(MORE * search.budget.limits[name]))}
     larger = dataclasses.replace(search.budget, **limit)
     bought = Search(larger, search.baseline, search.rule, search.step, search.given).best()[0]
     return bought if cost(bought).macs > cost(report.spec).macs else None

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from effnet.arch.cost import cost
 from effnet.arch.shape import Shape
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
-from effnet.scaling.candidates import Search
+from effnet.scaling import compound
+from effnet.scaling.candidates import Candidates, Search
 
 TRIALS = 6  # networks that are timed between the two that enclose a latency
 AIM = 0.985  # of a latency: what a network that is to be timed next should take
@@ -49,35 +50,45 @@ class Timer:
         return self.trials[spec.shape]
 
 
-def within_latency(search: Search, latency: float, timer: Timer) -> NetworkSpec:
-    """The largest timed network of the curve that is fast enough and meets the other limits.
+def within_latency(search: Search, latency: float, timer: Timer) -> tuple[NetworkSpec, Candidates | None]:
+    """The largest timed network near the curve that is fast enough and meets the other limits.
 
-    From the baseline up or down the curve until the latency lies between two networks; then between those.
+    From the baseline up or down the curve until the latency lies between two networks; then between those. The way up
+    ends at the network that makes most of the other limits: if that is fast enough, it is the answer.
+
+    Returns:
+        The network, and the candidates for the other limits where there are any.
+
+    Raises:
+        ArgumentError: the smallest network takes longer, or none meets the other limits.
     """
     limit = 1e3 * latency
+    smallest, top = search.ends
+    optimum, candidates = search.best() if search.budget.limits else (None, None)
+    if optimum is not None:
+        top = max(smallest, min(top, compound.implied(search.baseline, optimum, search.rule).macs))
 
     def median(phi: float) -> float:
-        network = search.curve_spec(phi)
-        return math.inf if network is None else timer(network).median_ms
+        network = search.curve_spec(phi) if optimum is None or phi < top else None
+        return timer(network or cast(NetworkSpec, optimum)).median_ms
 
-    low = high = 0.0
-    fast = slow = median(0.0)
-    while slow <= limit and high < search.largest_phi:
+    low = high = min(0.0, top)
+    fast = slow = median(low)
+    while slow <= limit and high < top:
         low, fast = high, slow
-        high = min(high + 1, search.largest_phi)
+        high = min(high + search.doubling, top)
         slow = median(high)
-    while fast > limit and low > search.smallest_phi:
+    while fast > limit and low > smallest:
         high, slow = low, fast
-        low = max(low - 1, search.smallest_phi)
+        low = max(low - search.doubling, smallest)
         fast = median(low)
     if fast > limit:
-        needs = "no network meets the other limits" if fast == math.inf else f"the smallest takes {fast:.2f} ms here"
-        rule = f"cannot be met by the rule {search.rule.name or 'given'} from {search.baseline.name}: {needs}."
-        raise ArgumentError("latency", latency, rule)
+        rule = f"cannot be met by the rule {search.rule.name or 'given'} from {search.baseline.name}: "
+        raise ArgumentError("latency", latency, f"{rule}the smallest takes {fast:.2f} ms here.")
     if slow > limit:
         _close_in(search, (low + high) / 2, limit, timer)
     passed = [trial for trial in timer.trials.values() if trial.median_ms <= limit]
-    return max(passed, key=lambda trial: trial.macs).spec
+    return max(passed, key=lambda trial: trial.macs).spec, candidates
 
 
 def _close_in(search: Search, phi: float, limit: float, timer: Timer) -> None:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Mapping
+from decimal import Decimal
+from numbers import Real
 
 from effnet.errors import ArgumentError
 
-COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-BYTES = {"b": 1} | {
-    f"{prefix}{kind}b": base**power
-    for power, prefix in enumerate("kmgt", start=1)
+COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+BYTES = {"B": 1} | {
+    f"{prefix}{kind}B": base**power
+    for power, prefix in enumerate("kMGT", start=1)
     for kind, base in (("", 1000), ("i", 1024))
 }
-SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+SECONDS = {"ms": Decimal("1e-3"), "s": Decimal(1), "us": Decimal("1e-6")}
+PLAIN = {"": 1}  # how a number that is not written as text counts
 
-AMOUNT = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
+COUNT_FORMS = "390M, 1G, 1.5G or 1e9"
+BYTE_FORMS = "100MB (10^8), 100MiB, 8GB or 8GiB"
+TIME_FORMS = "20ms, 0.02s or 500us"
+
+LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond everything, and whole numbers still fit
+AMOUNT = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
 
 
 def parse_count(argument: str, amount: str | float) -> int:
     """A number of multiply-adds or parameters: 390M, 1G, 1.5G, 1e9, or a plain number. B is a billion, too.
 
     Raises:
-        ArgumentError: it is no positive amount.
+        ArgumentError: it is no amount of at least 1.
     """
-    return math.floor(_parse(argument, amount, COUNTS, "must be an amount such as 390M, 1G, 1.5G or 1e9."))
+    return int(_parse(argument, amount, COUNTS, COUNT_FORMS, least=1))
 
 
 def parse_bytes(argument: str, amount: str | float) -> int:
     """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a plain number is bytes if it is not written.
 
+    Capitals do not matter, but a small b behind a capital is a bit: 100Mb is refused.
+
     Raises:
-        ArgumentError: it is no positive amount.
+        ArgumentError: it is no amount of at least 1, or it is written without a unit.
     """
-    rule = "must be an amount of bytes such as 100MB (10^8), 100MiB, 8GB or 8GiB."
-    return math.floor(_parse(argument, amount, BYTES if isinstance(amount, str) else {"": 1}, rule))
+    return int(_parse(argument, amount, BYTES if isinstance(amount, str) else PLAIN, BYTE_FORMS, least=1))
 
 
 def parse_seconds(argument: str, amount: str | float) -> float:
@@ -43,20 +52,37 @@ def parse_seconds(argument: str, amount: str | float) -> float:
     Raises:
         ArgumentError: it is no positive amount, or it is written without a unit.
     """
-    units = SECONDS if isinstance(amount, str) else {"": 1.0}
-    return _parse(argument, amount, units, "must be a time such as 20ms, 0.02s or 500us.")
+    return float(_parse(argument, amount, SECONDS if isinstance(amount, str) else PLAIN, TIME_FORMS))
 
 
-def _parse(argument: str, amount: str | float, units: dict[str, int] | dict[str, float], rule: str) -> float:
-    if isinstance(amount, bool) or not isinstance(amount, (str, int, float)):
+def _parse(
+    argument: str, amount: str | float, units: Mapping[str, int | Decimal], forms: str, least: int = 0
+) -> Decimal:
+    """The exact amount: .29G is 290,000,000 and not one less."""
+    rule = f"must be an amount such as {forms}."
+    if isinstance(amount, bool) or not isinstance(amount, (str, Real)):
         raise ArgumentError(argument, amount, rule)
-    found = AMOUNT.fullmatch(str(amount))
-    unit = found[2].lower() if found else ""
-    if found is None or unit not in units:
-        near = next((name for name in units if unit and name.startswith(unit)), "")
-        hint = f" Did you mean {found[1]}{near.upper().replace('I', 'i')}?" if found and near else ""
-        raise ArgumentError(argument, amount, rule + hint)
-    number = float(found[1].replace(",", "").replace("_", "")) * units[unit]
-    if not (number > 0 and math.isfinite(number)):
-        raise ArgumentError(argument, amount, f"must be more than nothing and finite: it {rule.removeprefix('must ')}")
+    found = AMOUNT.fullmatch(str(amount).strip().replace("µ", "u").replace("μ", "u"))
+    if found is None:
+        raise ArgumentError(argument, amount, rule)
+    digits, written = found.groups()
+    known = {unit.lower(): unit for unit in units}
+    bits = written.endswith("b") and not written.islower() and units is BYTES
+    if bits or written.lower() not in known:
+        near = _nearest(written.lower(), known)
+        why = " A small b is a bit." if bits else ""
+        raise ArgumentError(argument, amount, rule + why + (f" Did you mean {digits}{near}?" if near else ""))
+    number = Decimal(digits.replace(",", "").replace("_", "")) * units[known[written.lower()]]
+    if not least <= number <= LARGEST or number == 0:
+        raise ArgumentError(argument, amount, f"must be {'at least 1' if least else 'above 0'} and at most 10^15.")
     return number
+
+
+def _nearest(written: str, known: Mapping[str, str]) -> str:
+    """The unit that was meant: exact but for capitals, or one that begins alike, as in 10M bytes, 1GB parameters."""
+    if not written:
+        return next((unit for unit in ("MB", "ms") if unit in known.values()), "")
+    alike = (unit for low, unit in known.items() if low == written)
+    longer = (unit for low, unit in known.items() if low.startswith(written))
+    shorter = (unit for low, unit in known.items() if low and written.startswith(low) and len(written) - len(low) < 3)
+    return next(iter((*alike, *longer, *shorter)), "")
