@@ -85,7 +85,7 @@ def test_training_memory_of_a_network(capsys):
     run = Run(capsys, "info", "b4", "--batch", "32", "--train-memory", "8GB", "--precision", "fp32", "--json")
     values = json.loads(run.out)
     rows = {row["keep"]: row for row in values["training"]}
-    assert list(rows) == ["everything", "activations", "convolutions", "depthwise", "bottlenecks"]
+    assert list(rows) == ["everything", "activations", "convolutions", "depthwise", "bottlenecks", "least work"]
     from effnet.arch.memory import largest_batch, training_memory
 
     spec = effnet.spec("b4")
@@ -112,3 +112,37 @@ def test_wrong_words_about_training(capsys, words, message):
     run = Run(capsys, "info", *words)
     assert run.code == 2
     assert message in run.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--macs", "1G", "--engine", "torch"), "belongs to --latency"),
+        (("--macs", "1G", "--keep", "bottlenecks"), "train_memory"),
+        (("--macs", "1G", "--pretrained", "--rule", "fast"), "does not go with --pretrained"),
+        (("--macs", "1G", "--pretrained", "--width", "1"), "does not go with --pretrained"),
+        (("--latency", "1s", "--plot", "plot.png"), "draws priced candidates"),
+        (("--latency", "1s", "--threads", "100000"), "the cores of this machine"),
+        (("--macs", "1G", "--max-resolution", "5"), "at least 32 pixels"),
+    ],
+)
+def test_nothing_is_ignored_in_silence(capsys, words, message):
+    run = Run(capsys, "scale", *words)
+    assert run.code == 2
+    assert message in run.err
+
+
+def test_how_training_was_priced_is_said(capsys):
+    run = Run(capsys, "scale", "--train-memory", "2GB", "--batch", "8", "--precision", "fp32", "--keep", "convolutions")
+    assert "8 images a step, rmsprop, moving average, fp32, convolutions kept" in " ".join(run.out.split())
+
+
+def test_published_networks_lead_to_their_weights(capsys):
+    run = Run(capsys, "scale", "--macs", "400M", "--pretrained")
+    assert "Next: effnet predict photo.jpg --model b0" in run.err
+
+
+def test_the_plan_with_least_work(capsys):
+    run = Run(capsys, "info", "b0", "--batch", "16", "--train-memory", "700MB", "--precision", "fp32", "--json")
+    rows = {row["keep"]: row for row in json.loads(run.out)["training"]}
+    assert rows["least work"]["peak"] <= 700e6 < rows["activations"]["peak"]

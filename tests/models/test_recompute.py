@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -245,8 +246,51 @@ def test_another_networks_plan_is_refused():
         EfficientNet(SMALL).recompute(Plan.uniform(effnet.spec("b1"), Keep.BOTTLENECKS))
 
 
-def test_another_norm_is_refused():
-    network = EfficientNet(SMALL, norm=lambda channels: nn.GroupNorm(4, channels))
-    with pytest.raises(ArgumentError, match="GroupNorm"):
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [lambda channels: nn.GroupNorm(4, channels), Doubled, nn.SyncBatchNorm, partial(nn.BatchNorm2d, affine=False)],
+)
+def test_another_norm_is_refused(norm):
+    network = EfficientNet(SMALL, norm=norm)
+    with pytest.raises(ArgumentError, match="BatchNorm2d with weight and bias"):
         network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
     network.recompute(None)
+
+
+def test_a_norm_that_came_later_is_refused_too():
+    network = EfficientNet(SMALL)
+    network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    with pytest.raises(ArgumentError, match="BatchNorm2d"):
+        network.train()(torch.randn(2, 3, 64, 64))
+
+
+@each_level
+def test_weights_that_are_passed_in(keep):
+    """torch.func.functional_call takes its weights out of the module before the backward pass."""
+    network = fresh(SMALL)
+    under_plan = copy.deepcopy(network)
+    under_plan.recompute(Plan.uniform(SMALL, keep))
+    others = {name: (1.1 * weight).detach().requires_grad_() for name, weight in network.named_parameters()}
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    gradients = []
+    for each in (network, under_plan):
+        torch.manual_seed(1)
+        logits = torch.func.functional_call(each, others, (images,))
+        gradients.append(torch.autograd.grad(logits.square().sum(), list(others.values())))
+    scale = max(float(gradient.abs().max()) for gradient in gradients[0])
+    for plain, planned in zip(*gradients, strict=True):
+        torch.testing.assert_close(planned, plain, rtol=1e-8, atol=1e-11 * scale)
+
+
+@each_level
+def test_one_value_per_channel_is_refused_as_torch_does(keep):
+    network = fresh(SMALL)
+    network.recompute(Plan.uniform(SMALL, keep))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(torch.randn(1, 3, 32, 32, dtype=torch.float64))

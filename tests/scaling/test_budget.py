@@ -15,6 +15,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
+from effnet.scaling.candidates import Search
 from effnet.scaling.compound import RULES, Rule
 from effnet.scaling.fitting import fit_spec
 
@@ -72,6 +73,9 @@ def test_random_budgets_are_kept_and_used():
             assert use.value == told[use.resource]
         assert fit.use == max(told[name] / limit for name, limit in limits.items())
         uses.append(fit.use)
+        search = Search(Budget(**limits, batch=batch), VARIANTS[base].spec, RULES[rule], 8, None)
+        on_the_curve = [search.curve_spec(phi / 10) for phi in range(int(10 * search.ends[0]) + 1, 80)]
+        assert told["macs"] >= max(effnet.cost(spec).macs for spec in on_the_curve if spec), limits
         half_a_step = 4 / fit.spec.resolution  # the curve itself is built at multiples of 8 pixels
         assert (
             distance(fit.spec, VARIANTS[base].spec, RULES[rule]) <= max(0.05, half_a_step) + 0.006

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from effnet.arch.spec import positive_int
+from effnet.errors import ArgumentError
 from effnet.machine import Machine, this_machine
 
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
@@ -165,10 +166,12 @@ def torch_threads(threads: int | None) -> Iterator[None]:
     """Torch with that many threads, and with its former number afterwards.
 
     Raises:
-        ArgumentError: `threads` is no positive whole number.
+        ArgumentError: `threads` is no positive whole number, or more than the machine's cores.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else positive_int("threads", threads))
+    before, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if threads is not None and positive_int("threads", threads) > cores:
+        raise ArgumentError("threads", threads, f"must be at most {cores}, the cores of this machine.")
+    torch.set_num_threads(before if threads is None else threads)
     try:
         yield
     finally:

@@ -18,7 +18,9 @@ one's, P of the projected one's. The reason is what each step's gradient reads:
 One of the two P is the block's own output, which the next block reads; without a shortcut it is computed again, too.
 Without squeeze-and-excitation there is no product, which makes one D less where products are kept.
 
-Not counted: torch itself, the scratch of a convolution's kernel, and what the allocator cannot reuse.
+What the backward pass holds beside what is kept is the largest sum within a block, so an odd network's peak can be
+overestimated (by up to a quarter where one tiny block is everything). Not counted: torch itself, the scratch of a
+convolution's kernel, and what the allocator cannot reuse.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from effnet import console
 from effnet.arch.cost import cost
+from effnet.arch.memory import level
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import spec_text
 from effnet.commands.arguments import OK
@@ -83,12 +85,20 @@ def show_fit(fit: Fit, command: str, *, save: Path | None, plot: Path | None, as
         sys.stdout.write(console.json_text(fit.to_dict()))
     else:
         _print(fit)
-    console.remark(f"Next: effnet info {save}" if save is not None else f"Next: {command} --save {fit.spec.name}.yaml")
+    if (
+        fit.published is not None and fit.spec.name == fit.published.variant.name
+    ):  # it has weights, a spec.yaml has none
+        command = f"effnet predict photo.jpg --model {fit.spec.name}"
+    elif save is not None:
+        command = f"effnet info {shlex.quote(str(save))}"
+    else:
+        command += f" --save {shlex.quote(fit.spec.name)}.yaml"
+    console.remark(f"Next: {command}")
     return OK
 
 
 def _print(fit: Fit) -> None:
-    spec = fit.spec
+    spec, budget = fit.spec, fit.budget
     title = f"{spec.name}: {_sizes(spec)}"
     rows = [
         (
@@ -103,7 +113,12 @@ def _print(fit: Fit) -> None:
     ]
     console.table(("<", "value", "limit", "used", "slack", "<"), rows, title=title)
     origin = "" if fit.candidates is None else f": the best of {len(fit.candidates):,} networks near the rule's curve"
-    lines = [f"{len(spec.blocks)} blocks, phi {fit.phi:.2f} by MACs{origin}."]
+    lines = [f"{len(spec.blocks)} blocks, dropout {spec.dropout:g}, phi {fit.phi:.2f} by MACs{origin}."]
+    if budget.batch is not None:
+        kept = "everything" if budget.keep is None else level(budget.keep).name.lower()
+        average = ", moving average" if budget.ema else ""
+        how = f"{budget.batch} images a step, {budget.optimizer}{average}, {budget.precision}, {kept} kept"
+        lines.append(f"Training memory: {how}. Plans that keep less: effnet info --batch {budget.batch}.")
     if timed := fit.timed:
         low, high = timed.spread_ms
         lines.append(
@@ -114,7 +129,9 @@ def _print(fit: Fit) -> None:
         place = "" if shown.as_published else f" at {row.resolution} px"
         lines.append(
             f"Published within this budget: {row.name} at {shown.resolution} px, {console.billions(shown.macs)}MACs, "
-            f"top-1 {row.top1} %{place} ({row.source}; on ImageNet, not measured here). {FEW_PHOTOS}"
+            f"top-1 {row.top1} %{place} ({row.source}; on ImageNet, not measured here). "
+            + FEW_PHOTOS
+            * (spec.name != row.name)
         )
     else:
         lines.append("No published network meets this budget.")

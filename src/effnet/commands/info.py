@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from effnet.arch.memory import (
     largest_batch,
     training_memory,
 )
-from effnet.arch.plan import extra_work
+from effnet.arch.plan import extra_work, find_plan
 from effnet.arch.rivals import RIVALS
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import block_rows, stage_rows
@@ -151,13 +152,17 @@ def _info_training(
     levels += [(keep.name.lower(), keep) for keep in sorted(Keep, reverse=True)]
     fitting = {} if limit is None else {name: largest_batch(network, limit, plan=keep, **how) for name, keep in levels}
     images = max(1, *fitting.values()) if batch is None else batch
-    held = {name: training_memory(network, images, plan=keep, **how) for name, keep in levels}
-    again = {name: extra_work(network, Plan.uniform(network, keep)).macs for name, keep in levels if keep is not None}
-    share = {name: again.get(name, 0) / cost(network).macs for name, _ in levels}
+    plans: dict[str, Plan | Keep | None] = dict(levels)
+    if batch is not None and limit is not None and fitting["bottlenecks"] >= batch:
+        plans["least work"] = find_plan(network, limit, batch, **how)
+    held = {name: training_memory(network, images, plan=plan, **how) for name, plan in plans.items()}
+    whole = {name: Plan.uniform(network, plan) if isinstance(plan, Keep) else plan for name, plan in plans.items()}
+    again = {name: extra_work(network, plan).macs for name, plan in whole.items() if plan is not None}
+    share = {name: again.get(name, 0) / cost(network).macs for name in plans}
     if as_json:
         rows = [
             {"keep": name, "extra_macs_share": share[name], "largest_batch": fitting.get(name)} | vars(held[name])
-            for name, _ in levels
+            for name in plans
         ]
         values = {"batch": images, "train_memory_bytes": limit, **how, "precision_because": choice.reason}
         sys.stdout.write(console.json_text(_values(network) | values | {"training": rows}))
@@ -175,10 +180,9 @@ def _info_training(
     ]
     columns += ["largest batch"] * (limit is not None)
     lines = []
-    for name, _ in levels:
-        part = held[name]
+    for name, part in held.items():
         parts = (part.weights, part.gradients, part.optimizer, part.ema, part.images, part.activations, part.peak)
-        last = [fitting[name] or "none"] if fitting else []
+        last = [fitting.get(name, images) or "none"] if fitting else []
         lines.append((name, *map(console.size, parts), f"{share[name]:.0%}", *last))
     many = f"{images:,} image{'s' if images > 1 else ''} a step"
     title = f"Training {network.name} at {network.resolution} px: {many}, {optimizer}, {choice.value}"
@@ -187,8 +191,11 @@ def _info_training(
         "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
         "the sum. To keep less: network.recompute(Plan.uniform(spec, 'convolutions')). Torch itself is not counted."
     )
+    if "least work" in plans:
+        note += f"\nLeast work: find_plan(spec, limit, batch) for {train_memory}: {plans['least work']}."
     console.table(columns, lines, title=title, note=note)
-    console.remark(f"Next: effnet scale --from {model} --train-memory 8GB --batch {images}")
+    memory = train_memory or "8GB"
+    console.remark(f"Next: effnet scale --from {shlex.quote(model)} --train-memory {memory} --batch {images}")
     return OK
 
 

@@ -20,6 +20,7 @@ from effnet.arch.specfile import SUFFIXES, spec_text
 from effnet.commands.arguments import MACS, OK, Flag, Whole, network_of
 from effnet.commands.budget import fit_budget, show_fit
 from effnet.errors import ArgumentError
+from effnet.machine import precision as best_precision
 from effnet.scaling import compound
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, Step
@@ -100,7 +101,7 @@ def scale(
         pretrained: Choose only among published networks that have weights.
         num_classes: Outputs of the classifier.
         optimizer: For --train-memory: rmsprop (default), sgd, momentum, adam or adamw.
-        precision: For --train-memory: fp32 (default) or bf16.
+        precision: For --train-memory: fp32 or bf16; by default what this processor trains in faster.
         keep: For --train-memory: what is kept for the backward pass: activations, convolutions, depthwise or
             bottlenecks; the rest is computed again. Default: everything is kept.
         threads: For --latency: torch's threads.
@@ -150,7 +151,7 @@ def scale(
     if laws:
         for option, value in given.items():
             raise ArgumentError(option, value, "does not go with --laws, which doubles one dimension at a time.")
-        return _show_laws(network_of(from_), as_json=json)
+        return _show_laws(network_of(from_), from_, as_json=json)
     if save is not None and save.suffix.lower() not in SUFFIXES:
         raise ArgumentError("save", str(save), "must end in .yaml, by which other commands know it.")
     if limits or around:
@@ -178,16 +179,24 @@ def _scale_to_budget(
     limits: Mapping[str, Any], around: Mapping[str, Any], given: Mapping[str, Any], from_: str, *, as_json: bool
 ) -> int:
     """Find the network that fits and show it."""
+    if "train-memory" in limits:
+        limits = {"precision": best_precision().value, **limits}
     budget = Budget(**{option.replace("-", "_"): value for option, value in limits.items()})
-    if "threads" in around and budget.latency is None:
-        raise ArgumentError("threads", around["threads"], "belongs to --latency, which is what is measured.")
+    for option in ("threads", "engine"):
+        if option in around and budget.latency is None:
+            raise ArgumentError(option, around[option], "belongs to --latency, which is what is measured.")
+    for option in ("rule", "depth-rounding", "width", "depth"):
+        if "pretrained" in around and option in {**given, **limits}:
+            words = "does not go with --pretrained: published networks are as they are."
+            raise ArgumentError(option, {**given, **limits}[option], words)
     plot, save = (Path(path) if path else None for path in (around.get("plot"), given.get("save")))
     if plot is not None:
         from effnet.analysis.plots import drawable
 
         drawable(plot)
-        if "pretrained" in around:
-            raise ArgumentError("plot", str(plot), "draws candidates, of which --pretrained has none.")
+        if "pretrained" in around or not budget.limits:
+            words = "draws priced candidates, of which neither --pretrained nor a latency alone has any."
+            raise ArgumentError("plot", str(plot), words)
     fit = fit_budget(
         budget,
         network_of(from_),
@@ -272,7 +281,7 @@ def _show_table(baseline: NetworkSpec, rule: Rule, rows: tuple[Step, ...], comma
     return OK
 
 
-def _show_laws(baseline: NetworkSpec, *, as_json: bool) -> int:
+def _show_laws(baseline: NetworkSpec, from_: str, *, as_json: bool) -> int:
     """What doubling one dimension costs."""
     laws = count_laws(baseline)
     if as_json:
@@ -288,7 +297,7 @@ def _show_laws(baseline: NetworkSpec, *, as_json: bool) -> int:
     console.paragraphs(
         ("Why the MACs are not the textbook's:", *(f"{law.dimension}: {law.reason}." for law in laws), MACS)
     )
-    console.remark("Next: effnet scale")
+    console.remark(f"Next: {_command(from_, {})}")
     return OK
 
 

@@ -5,14 +5,15 @@ normalised map from the convolution's output, an activation from that, a whole b
 keeps the outputs of the convolutions that its level names, and a recipe for everything else. A recipe is followed when
 the backward pass asks for its tensor, and the tensor goes when all that read it have run.
 
-It is not slower. Normalisation and activation are one step here that saves a copy of each map, and on a CPU writing a
-map costs more than its arithmetic (benchmarks/memory.py).
+It costs little time. Normalisation and activation are one step here that saves a copy of each map, and on a CPU writing
+a map costs more than its arithmetic. benchmarks/memory.py measures memory and time of every level.
 
 - Batch normalisation computes its statistics in the forward pass only; recipes use those. Running statistics and their
   counter move once per step, as without a plan. torch.utils.checkpoint would move them twice.
 - Nothing random is drawn again: stochastic depth lies outside of what is computed again.
 - Outputs and statistics are those of the plain network to the bit; gradients differ in their last digits.
 - The backward pass runs once and has no derivative of its own: no retain_graph, no create_graph.
+- Hooks of a part (stem, a block, head) are called; hooks of the layers inside it are not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +70,19 @@ def recompute(network: EfficientNet, plan: Plan | None) -> None:
     if plan is not None:
         check_plan(network.spec, plan)
         for module in network.modules():
-            if isinstance(module, ConvNormAct) and not isinstance(module.norm, nn.BatchNorm2d):
-                raise ArgumentError(
-                    "plan", str(plan), f"recomputes BatchNorm2d only, not {type(module.norm).__name__}."
-                )
+            if isinstance(module, ConvNormAct):
+                _check_norm(module.norm)
     for name, part in parts.items():
         step = _block if isinstance(part, MBConv) else _layer
         part.recomputed = None if plan is None else partial(step, keep=plan.keeps[name])  # type: ignore[assignment]
+
+
+def _check_norm(norm: nn.Module) -> None:
+    """Refuse what computes something else than torch's batch normalisation with weight and bias."""
+    if type(norm).forward is not nn.BatchNorm2d.forward or getattr(norm, "weight", None) is None:
+        raise ArgumentError(
+            "norm", str(norm), "is not BatchNorm2d with weight and bias; a plan recomputes nothing else."
+        )
 
 
 def _layer(part: ConvNormAct, x: Tensor, keep: Keep) -> Tensor:
@@ -98,22 +105,27 @@ def _block(block: MBConv, x: Tensor, keep: Keep) -> Tensor:
 
 def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
     """One layer. `conv` and `act`: whether the outputs of its convolution and of its activation are kept."""
-    source, pad, precision = _source(x), getattr(part, "pad", None), _autocast(x)
+    source, precision = _source(x), _autocast(x)
+    pad: nn.Module | None = getattr(part, "pad", None)
+    # The weights of this forward pass: the module may hold others by then, as under torch.func.functional_call.
+    weight, bias = cast(Tensor, part.norm.weight), cast(Tensor, part.norm.bias)
+    conv2d = partial(part.conv._conv_forward, weight=part.conv.weight.detach(), bias=None)
 
     def padded() -> Tensor:
         return source.get() if pad is None else pad(source.get())
 
     def convolved() -> Tensor:
         with precision():
-            return part.conv(padded())
+            return conv2d(padded())
 
     entering = x if pad is None else pad(x)
     with nullcontext() if x is entering and source.recipe is None else _replacing(entering, padded):
         z = part.conv(entering)
     after_conv = Source(kept=z.detach()) if conv else Source(convolved)
     after_act = Source()
-    y, mean, scale = _NormAct.apply(z, part.norm.weight, part.norm.bias, part, after_conv, after_act)
-    after_act.recipe = lambda: _act(part, _norm(part, after_conv.get(), mean, scale))
+    y, mean, scale = _NormAct.apply(z, weight, bias, part, after_conv, after_act)
+    affine = weight.detach(), bias.detach()
+    after_act.recipe = lambda: _act(part, _norm(after_conv.get(), mean, scale, *affine))
     return y if act else _from(y, after_act)
 
 
@@ -148,9 +160,11 @@ class _NormAct(torch.autograd.Function):
         after_act: Source,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) -> the same, and the mean and 1 / sqrt(variance + eps) of each channel."""
-        norm = part.norm
-        assert isinstance(norm, nn.BatchNorm2d)
+        _check_norm(part.norm)
+        norm = cast(nn.BatchNorm2d, part.norm)
         batch = norm.training or norm.running_mean is None
+        if batch and z.numel() == z.shape[1]:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(z.shape)}")
         momentum = norm.momentum if norm.momentum is not None else 0.0
         if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
@@ -164,7 +178,7 @@ class _NormAct(torch.autograd.Function):
             assert norm.running_var is not None
             mean, scale = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt_()
         ctx.part, ctx.batch, ctx.after_conv, ctx.after_act = part, batch, after_conv, after_act
-        ctx.save_for_backward(weight, mean, scale)
+        ctx.save_for_backward(weight, bias, mean, scale)
         ctx.mark_non_differentiable(mean, scale)
         return _act(part, y), mean, scale
 
@@ -172,7 +186,7 @@ class _NormAct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the map and of the normalisation's weight and bias."""
-        weight, mean, scale = ctx.saved_tensors
+        weight, bias, mean, scale = ctx.saved_tensors
         part, batch = ctx.part, ctx.batch
         ctx.after_act.release()
         z = ctx.after_conv.get()
@@ -182,7 +196,7 @@ class _NormAct(torch.autograd.Function):
         if not hasattr(part, "act"):
             grads = aten.native_batch_norm_backward(grad, z, weight, *arguments, [True, True, True])
             return *grads, None, None, None
-        normalised = _norm(part, z, mean, scale)
+        normalised = _norm(z, mean, scale, weight, bias)
         # From here on the normalised map's memory holds the gradient: a fresh map would cost more than its arithmetic.
         grad = _act_backward(part, grad, normalised)
         _, by_weight, by_bias = aten.native_batch_norm_backward(grad, z, weight, *arguments, [False, True, True])
@@ -196,11 +210,10 @@ class _NormAct(torch.autograd.Function):
         return grad, by_weight, by_bias, None, None, None
 
 
-def _norm(part: ConvNormAct, z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+def _norm(z: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The normalised map, from statistics that are known."""
-    norm = part.norm
     variance = scale.reciprocal().square_()  # with eps in it
-    return functional.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, 0.0)  # type: ignore[arg-type]
+    return functional.batch_norm(z, mean, variance, weight, bias, False, 0.0, 0.0)
 
 
 def _act(part: ConvNormAct, y: Tensor) -> Tensor:

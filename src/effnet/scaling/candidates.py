@@ -2,7 +2,7 @@
 
 The largest network on the curve that meets every limit is found first. Rounding wastes a part of the budget there, so
 its neighbourhood is searched: of all networks whose depth, width and resolution each lie within 5 % of a point of the
-curve, the one is taken that uses most of the limit that binds.
+curve, with no fewer multiply-adds than that one, the one is taken that uses most of the limit that binds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Search:
         binding = self._binding(curve, top)
         near = self._price(*self._neighbours(phis, float(np.tile(phis, len(self.roundings))[top])))
         everything = _joined(curve, near)
-        allowed = self._fits(everything)
+        allowed = self._fits(everything) & (everything.prices["macs"] >= curve.prices["macs"][top])
         share = np.where(allowed, everything.prices[binding] / self.budget.limits[binding], 0)
         best = allowed & (share >= share.max() - LEVEL)
         chosen = int(np.where(best, everything.prices["macs"], -1).argmax())
