@@ -2,6 +2,7 @@
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the install without torch
 # make docs     the pictures and tables of docs/, the transcripts of README.md
+# make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
 #
 # Every target does nothing where nothing changed, and goes on where it was interrupted.
 
@@ -11,7 +12,7 @@ SETUP = pyproject.toml constraints.txt
 # One thread a test process: two processes with two threads each would fight over two cores.
 TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 
-.PHONY: help demo install test check docs clean
+.PHONY: help demo install test check docs bench clean
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
@@ -37,6 +38,14 @@ check: .venv/.dev .venv-plain/.made
 docs: .venv/.dev
 	.venv/bin/python docs/draw.py
 	.venv/bin/python docs/transcripts.py
+
+bench: .venv/.dev
+	.venv/bin/python benchmarks/networks.py
+	.venv/bin/python benchmarks/scaling.py
+	.venv/bin/python benchmarks/times.py
+	.venv/bin/python benchmarks/memory.py plans
+	.venv/bin/python benchmarks/memory.py forecast
+	.venv/bin/python benchmarks/memory.py large
 
 clean:
 	rm -rf .venv .venv-plain .mypy_cache .pytest_cache .ruff_cache .hypothesis
