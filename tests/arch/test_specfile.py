@@ -111,3 +111,16 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xff")
     with pytest.raises(ArgumentError, match="cannot be read"):
         read_spec(tmp_path / "binary.yaml")
+
+
+def test_a_file_is_a_network_wherever_one_is_named(tmp_path):
+    import effnet
+    from effnet.errors import CheckpointError
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(spec_text(effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)))
+    assert effnet.spec(str(path), num_classes=5).num_classes == 5
+    assert effnet.create(str(path)).spec.resolution == 32
+    assert effnet.fit_spec(effnet.Budget(params="1M"), str(path)).use <= 1
+    with pytest.raises(CheckpointError, match="without weights"):
+        effnet.load(str(path))

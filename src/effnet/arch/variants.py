@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import NetworkSpec, StageSpec
+from effnet.arch.specfile import SUFFIXES, read_spec
 from effnet.errors import ArgumentError, UnknownNameError
 
 # Table 1, stages 2-8. Stage 1 is the stem (3x3, stride 2, 32 channels); stage 9 is the head (1x1, 1280 channels).
@@ -102,7 +104,7 @@ def spec(
     """A named network, or a given one, with the values that are given here changed.
 
     Args:
-        network: "b0" ... "b8", "l2", "lite0" ... "lite4", or a NetworkSpec.
+        network: "b0" ... "b8", "l2", "lite0" ... "lite4", a spec.yaml, or a NetworkSpec.
         width: factor on the baseline's channels. Absolute: `spec("b4", width=1.1)` is 1.1 times B0, not 1.1 times B4.
         depth: factor on the baseline's layers, absolute in the same way.
         resolution: height and width of the input in pixels.
@@ -116,7 +118,7 @@ def spec(
         UnknownNameError: no network has that name.
         ArgumentError: a value is outside its range.
     """
-    base = network if isinstance(network, NetworkSpec) else variant(network).spec
+    base = network if isinstance(network, NetworkSpec) else _named(network)
     given: dict[str, Any] = {
         "width": width,
         "depth": depth,
@@ -143,6 +145,13 @@ def variant(name: str) -> Variant:
     if short not in VARIANTS:
         raise UnknownNameError("network", short or name, VARIANTS)  # without its prefix the nearest name is found
     return VARIANTS[short]
+
+
+def _named(network: str) -> NetworkSpec:
+    """The network of a variant or of a spec.yaml."""
+    if isinstance(network, (str, Path)) and Path(network).suffix.lower() in SUFFIXES:
+        return read_spec(network)
+    return variant(network).spec
 
 
 def _name(base: NetworkSpec, changed: NetworkSpec) -> str:

@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter, Token
 
 from effnet.arch.spec import NetworkSpec
-from effnet.arch.specfile import SUFFIXES, read_spec
-from effnet.arch.variants import VARIANTS, variant
+from effnet.arch.specfile import SUFFIXES
+from effnet.arch.variants import VARIANTS, spec
 from effnet.errors import ArgumentError
 from effnet.weights.bundle import is_bundle, read_config
 
@@ -37,8 +37,7 @@ def network_of(model: str) -> NetworkSpec:
     """The network of a variant, a bundle or a spec.yaml, read without torch."""
     if is_bundle(Path(model)):
         return read_config(model).spec
-    if Path(model).suffix.lower() in SUFFIXES:
-        return read_spec(model)
-    if Path(model).exists() and model not in VARIANTS:
+    described = model in VARIANTS or Path(model).suffix.lower() in SUFFIXES
+    if Path(model).exists() and not described:
         raise ArgumentError("model", model, f"is no bundle; make one with: effnet convert {model}")
-    return variant(model).spec
+    return spec(model)

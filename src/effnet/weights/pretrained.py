@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from effnet.arch.spec import NetworkSpec
+from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError, CheckpointError
 from effnet.models.blocks import Norm
@@ -35,7 +36,7 @@ def create(
     """A network as a torch module.
 
     Args:
-        network: "b0" ... "b8", "l2", "lite0" ... "lite4", or a NetworkSpec.
+        network: "b0" ... "b8", "l2", "lite0" ... "lite4", a spec.yaml, or a NetworkSpec.
         weights: None for a fresh network; "default" for the registered weights of a variant; a name of the registry
             ("lite0", "b3", "timm/tf_efficientnet_b0.ns_jft_in1k"); a bundle; a file or hub folder of another library.
         num_classes: outputs of the classifier. Another number than the weights' lets the classifier start fresh, which
@@ -99,6 +100,10 @@ def read(
     known = registry.REGISTRY.get(weights.lower().removeprefix("efficientnet_").removeprefix("efficientnet-"))
     if known and source not in (None, known.source):
         raise ArgumentError("source", source, f"is not {weights}'s, which comes from {known.source}.")
+    if known is None and Path(weights).suffix.lower() in SUFFIXES:
+        raise CheckpointError(
+            f"{weights} describes a network without weights; effnet.create({weights!r}) builds it fresh"
+        )
     if known is None and Path(weights).exists():
         path = Path(weights)
     elif known is None and weights.startswith(("hf:", "timm/")):
