@@ -73,7 +73,6 @@ class Shape:
     runs: tuple[Run, ...]
     head_channels: int
     num_classes: int
-    silu: bool
 
     @property
     def stem_size(self) -> int:
@@ -130,7 +129,6 @@ def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> 
         runs=tuple(runs),
         head_channels=head,
         num_classes=spec.num_classes,
-        silu=spec.activation == "silu",
     )
 
 
