@@ -19,7 +19,6 @@ from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
 from effnet.scaling.fitting import MORE, Fit, Use, fit_spec
 from effnet.weights.folders import appearing_file
-from effnet.weights.registry import REGISTRY
 
 if TYPE_CHECKING:
     from effnet.analysis.timing import Timing
@@ -46,9 +45,16 @@ def fit_budget(
 ) -> Fit:
     """The report, with networks timed on this machine where a latency is asked for."""
     measure = None if budget.latency is None else stopwatch(threads)
-    among = sorted({known.variant for known in REGISTRY.values()}) if pretrained else None
+    among = _with_weights() if pretrained else None
     with console.status("looking for the network that fits"):
         return fit_spec(budget, baseline, rule, measure=measure, among=among, **how)
+
+
+def _with_weights() -> list[str]:
+    """The variants of which weights are known."""
+    from effnet.weights.registry import REGISTRY  # and with it the standard library's HTTP, which takes its time
+
+    return sorted({known.variant for known in REGISTRY.values()})
 
 
 def stopwatch(threads: int | None) -> Callable[[NetworkSpec], Timing]:
