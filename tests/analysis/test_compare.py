@@ -95,6 +95,7 @@ def test_images_per_second_are_the_batchs() -> None:
 
 def test_networks_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, asked, rounds = torch.get_num_threads(), [], []
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)  # more threads than cores take long
     names = "ShuffleNetV2", "lite0", "lite0"
     measured = compare(names, threads=7, runs=1, progress=lambda *seen: rounds.append(seen))

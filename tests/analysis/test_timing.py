@@ -61,7 +61,8 @@ def test_how_many_rounds_fit(round_takes: float, runs: int, monkeypatch: pytest.
     assert len(time_rounds(lambda: [1.0])[0].seconds) == runs
 
 
-def test_nothing_is_recorded_for_gradients() -> None:
+def test_nothing_is_recorded_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
     measure(lambda: torch.ones(1, requires_grad=True).mul(2).requires_grad and pytest.fail("recorded"), runs=1)
 
 
@@ -105,3 +106,8 @@ def test_conditions_say_everything() -> None:
 )
 def test_a_crowd_is_noticed(threads: int, load: float | None, crowded: bool) -> None:
     assert conditions(threads, load).crowded == crowded
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="the cores of this machine"), torch_threads(100_000):
+        pass
