@@ -17,18 +17,9 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS
 from effnet.cli import main
+from ran import Run
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
-
-
-class Run:
-    """What one command printed, and its exit code."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *words: object) -> None:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        self.code = left.value.code
-        self.out, self.err = capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

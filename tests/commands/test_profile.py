@@ -8,7 +8,8 @@ import pytest
 import effnet
 from effnet.analysis import compare as compared
 from effnet.arch.specfile import spec_text
-from effnet.cli import main
+
+COMMAND = "profile"  # what `run` runs
 
 SMALL = effnet.spec("b0", width=0.25, depth=0.4, resolution=32)
 
@@ -18,18 +19,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(spec_text(SMALL))
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command: its exit code, what it printed, what it remarked."""
-
-    def typed(*words):
-        with pytest.raises(SystemExit) as left:
-            main(["profile", *map(str, words)])
-        return left.value.code, *capsys.readouterr()
-
-    return typed
 
 
 def test_a_network_block_by_block(run, folder) -> None:

@@ -9,6 +9,8 @@ from effnet.arch.specfile import read_spec
 from effnet.cli import main
 from effnet.scaling.compound import RULES, scale
 
+COMMAND = "scale"  # what `run` runs
+
 B0 = effnet.spec("b0")
 
 
@@ -16,18 +18,6 @@ B0 = effnet.spec("b0")
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command: its exit code, what it printed, what it remarked."""
-
-    def typed(*words):
-        with pytest.raises(SystemExit) as left:
-            main(["scale", *map(str, words)])
-        return left.value.code, *capsys.readouterr()
-
-    return typed
 
 
 def present(folder):

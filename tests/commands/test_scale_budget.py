@@ -3,17 +3,7 @@ import json
 import pytest
 
 import effnet
-from effnet.cli import main
-
-
-class Run:
-    """What one command printed, and its exit code."""
-
-    def __init__(self, capsys, *words):
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        self.code = left.value.code
-        self.out, self.err = capsys.readouterr()
+from ran import Run
 
 
 def test_a_budget_and_its_story(capsys):

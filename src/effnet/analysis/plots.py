@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +97,8 @@ def drawable(out: Path) -> str:
     suffix = out.suffix.lower()
     if suffix not in UNDATED:
         raise ArgumentError("out", str(out), f"must end in {', '.join(UNDATED)}.")
-    try:
-        import matplotlib.figure  # noqa: F401  # whether it is there
-    except ImportError as error:
-        raise MissingExtraError("drawing", "plots") from error
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("drawing", "plots")
     return suffix
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 from effnet.arch.cost import block_cost, total_cost
 from effnet.arch.shape import Run, Shape, largest
@@ -216,14 +216,14 @@ def kept_per_image(network: NetworkSpec | Shape) -> int:
     return FLOAT * elements
 
 
-def largest_batch(spec: NetworkSpec, limit: int, **how: object) -> int:
+def largest_batch(spec: NetworkSpec, limit: int, **how: Any) -> int:
     """The most images per step whose training memory stays within `limit` bytes; 0 if not even one fits.
 
     `how` are the keyword arguments of training_memory.
     """
 
     def fits(batch: int) -> bool:
-        return training_memory(spec, batch, **how).peak <= limit  # type: ignore[arg-type]  # passed on as they came
+        return training_memory(spec, batch, **how).peak <= limit
 
     high = 1
     while fits(high):

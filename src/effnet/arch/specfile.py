@@ -34,15 +34,20 @@ def read_spec(path: str | Path) -> NetworkSpec:
     Raises:
         ArgumentError: the file does not exist, is no YAML or holds no network; it and the reason are named.
     """
-    values = read_mapping(path)
     try:
-        if not isinstance(values.get("stages"), list):
-            raise ArgumentError("stages", values.get("stages"), "must be a list with a row for each stage.")  # noqa: TRY301
-        if not isinstance(values.get("name", ""), str):
-            raise ArgumentError("name", values["name"], "must be text; put it in quotes.")  # noqa: TRY301
-        return NetworkSpec.from_dict(values)
+        return _network(read_mapping(path))
     except ArgumentError as error:
+        if error.argument == "file":
+            raise
         raise ArgumentError("file", str(path), f"holds no network: {error}") from error
+
+
+def _network(values: Mapping[str, Any]) -> NetworkSpec:
+    if not isinstance(values.get("stages"), list):
+        raise ArgumentError("stages", values.get("stages"), "must be a list with a row for each stage.")
+    if not isinstance(values.get("name", ""), str):
+        raise ArgumentError("name", values["name"], "must be text; put it in quotes.")
+    return NetworkSpec.from_dict(values)
 
 
 def read_mapping(path: str | Path) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,8 @@ def profile(
         from effnet.analysis.plots import drawable
 
         drawable(plot)
-    try:
-        import effnet.analysis.timing  # noqa: F401  # whether torch is there
-    except ImportError as error:
-        raise MissingExtraError("measuring", "torch") from error
+    if find_spec("torch") is None:
+        raise MissingExtraError("measuring", "torch")
     if paper:
         return _repeat_paper(numbers, as_json=json)
     if model is None:

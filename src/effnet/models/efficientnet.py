@@ -143,7 +143,7 @@ class EfficientNet(nn.Module):
                 raise ArgumentError("norm", type(norm).__name__, "has no running statistics, so it has no policy.")
             norm.eps = policy.bn_eps  # type: ignore[assignment]  # torch types every attribute as Tensor | Module
             if hasattr(norm, "momentum"):
-                norm.momentum = policy.bn_momentum  # type: ignore[assignment]
+                norm.momentum = policy.bn_momentum  # type: ignore[assignment]  # as above
         self.policy = policy
 
     def recompute(self, plan: Plan | None) -> None:

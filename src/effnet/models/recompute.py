@@ -65,16 +65,16 @@ def recompute(network: EfficientNet, plan: Plan | None) -> None:
     Raises:
         ArgumentError: the plan is another network's, or a normalisation is not BatchNorm2d, which cannot be recomputed.
     """
-    parts: dict[str, nn.Module] = {"stem": network.stem, "head": network.head}
-    parts |= {block.name: network.get_submodule(block.name) for block in network.spec.blocks}
+    parts: dict[str, ConvNormAct | MBConv] = {"stem": network.stem, "head": network.head}
+    parts |= {block.name: cast(MBConv, network.get_submodule(block.name)) for block in network.spec.blocks}
     if plan is not None:
         check_plan(network.spec, plan)
         for module in network.modules():
             if isinstance(module, ConvNormAct):
                 _check_norm(module.norm)
     for name, part in parts.items():
-        step = _block if isinstance(part, MBConv) else _layer
-        part.recomputed = None if plan is None else partial(step, keep=plan.keeps[name])  # type: ignore[assignment]
+        step: Callable[..., Tensor] = _block if isinstance(part, MBConv) else _layer
+        part.recomputed = None if plan is None else partial(step, keep=plan.keeps[name])
 
 
 def _check_norm(norm: nn.Module) -> None:
@@ -234,7 +234,7 @@ def _wide(channels: Tensor) -> Tensor:
 
 def _from(x: Tensor, source: Source) -> Tensor:
     """`x` with its source attached, for the layer that reads it."""
-    x.source = source, x._version  # type: ignore[attr-defined]
+    x.source = source, x._version  # type: ignore[attr-defined]  # an attribute of our own
     return x
 
 

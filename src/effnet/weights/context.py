@@ -241,7 +241,7 @@ def _side(size: Mapping[str, int] | int) -> int:
 def _keras_input(file: WeightFile, spec: NetworkSpec) -> tuple[InputSpec | None, tuple[str, ...]]:
     """Keras normalises inside the network, by the square root of the variance.
 
-    Where that variance is ImageNet's std (tensorflow issue 49930), Keras divides by the root once more.
+    Where that variance is ImageNet's std, a known slip of Keras' published weights, it divides by the root once more.
     """
     stated = [file.tensors[key] for key in KERAS_INPUT if key in file.tensors]
     if len(stated) < 2:
