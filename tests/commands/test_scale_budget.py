@@ -136,3 +136,10 @@ def test_the_plan_with_least_work(capsys):
     run = Run(capsys, "info", "b0", "--batch", "16", "--train-memory", "700MB", "--precision", "fp32", "--json")
     rows = {row["keep"]: row for row in json.loads(run.out)["training"]}
     assert rows["least work"]["peak"] <= 700e6 < rows["activations"]["peak"]
+
+
+def test_a_published_network_with_smaller_images_is_still_published(capsys):
+    run = Run(capsys, "scale", "--macs", "200M", "--pretrained")
+    assert "top-1 77.1 % at 224 px" in " ".join(run.out.split())
+    assert "--pretrained" not in run.out
+    assert "Next: effnet predict photo.jpg --model b0" in run.err

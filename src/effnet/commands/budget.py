@@ -91,10 +91,8 @@ def show_fit(fit: Fit, command: str, *, save: Path | None, plot: Path | None, as
         sys.stdout.write(console.json_text(fit.to_dict()))
     else:
         _print(fit)
-    if (
-        fit.published is not None and fit.spec.name == fit.published.variant.name
-    ):  # it has weights, a spec.yaml has none
-        command = f"effnet predict photo.jpg --model {fit.spec.name}"
+    if fit.published is not None and fit.is_published:  # it has weights, which a spec.yaml has not
+        command = f"effnet predict photo.jpg --model {fit.published.variant.name}"
     elif save is not None:
         command = f"effnet info {shlex.quote(str(save))}"
     else:
@@ -137,7 +135,7 @@ def _print(fit: Fit) -> None:
             f"Published within this budget: {row.name} at {shown.resolution} px, {console.billions(shown.macs)}MACs, "
             f"top-1 {row.top1} %{place} ({row.source}; on ImageNet, not measured here). "
             + FEW_PHOTOS
-            * (spec.name != row.name)
+            * (not fit.is_published)
         )
     else:
         lines.append("No published network meets this budget.")

@@ -86,6 +86,14 @@ class Fit:
         return max(use.share for use in self.uses if use.share is not None)
 
     @property
+    def is_published(self) -> bool:
+        """Whether the chosen network is the published one, for which there may be weights."""
+        shown = self.published
+        return (
+            shown is not None and _published_spec(shown.variant, self.spec, shown.resolution).shape == self.spec.shape
+        )
+
+    @property
     def timed(self) -> Trial | None:
         """How fast the chosen network was, where that was measured."""
         return next((trial for trial in self.trials if trial.spec.shape == self.spec.shape), None)
