@@ -8,6 +8,8 @@
     │   └── MismatchError               its tensors do not fit the network
     ├── RefusedError                    a result that did not pass its check and was not kept
     ├── BundleError                     a bundle that was changed, cut short or written by a newer version
+    ├── DataError                       a data set that is not laid out as asked, or whose classes do not match
+    ├── TrainingError                   a training that cannot begin, go on or be resumed, with the likely cause
     ├── ImageError                      one image that cannot be read
     ├── DownloadError                   a known file that is neither here nor within reach
     └── MissingExtraError (ImportError) an optional dependency, and the command that installs it
@@ -68,6 +70,14 @@ class RefusedError(EffnetError):
 
 class BundleError(EffnetError):
     """A bundle was changed, cut short or written by a newer version."""
+
+
+class DataError(EffnetError):
+    """A data set is not laid out as asked, or its classes do not match."""
+
+
+class TrainingError(EffnetError):
+    """A training cannot begin, go on or be resumed; the message gives the likely cause."""
 
 
 class ImageError(EffnetError):

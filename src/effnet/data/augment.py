@@ -1,0 +1,84 @@
+"""A photo -> the array that a network sees in training: cropped, mirrored and, by a policy, changed at random.
+
+The transforms are torchvision's; what is drawn for an image follows from the run's seed, the epoch and the image alone,
+so it does not depend on the number of worker processes, on the batch, or on an interruption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from effnet.arch.spec import InputSpec
+from effnet.data.photo import open_photo
+from effnet.data.preprocess import colour_mode, fit_photo
+from effnet.errors import MissingExtraError, UnknownNameError
+
+POLICIES = {
+    "none": None,
+    "autoaugment": "AutoAugment",  # Cubuk et al. 2019: the paper's, learned on ImageNet
+    "randaugment": "RandAugment",  # Cubuk et al. 2020: the official code's for larger variants
+    "trivialaugment": "TrivialAugmentWide",  # Mueller & Hutter 2021: nothing to tune
+}
+SEED_STEP = 1_000_003  # a prime: seeds of neighbouring epochs and images share no sequence
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How images are changed in training; see Recipe for the numbers."""
+
+    input: InputSpec
+    crop_area: float = 0.08
+    crop_ratio: float = 4 / 3
+    flip: float = 0.5
+    policy: str = "none"
+
+    def __call__(self, photo: str | PathLike[str], seed: int) -> npt.NDArray[np.uint8]:
+        """A file as pixels (size, size, C) uint8.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        image: Any = open_photo(photo, colour_mode(self.input))
+        torch.default_generator.manual_seed(seed)  # torchvision's; torch.manual_seed is slower than a crop
+        for transform in self._transforms:
+            image = transform(image)
+        if image.size != (self.input.size, self.input.size):
+            return fit_photo(image, self.input)
+        return np.array(image).reshape(self.input.size, self.input.size, self.input.channels)
+
+    @cached_property
+    def _transforms(self) -> tuple[Any, ...]:
+        try:
+            from torchvision.transforms import InterpolationMode, v2
+        except ImportError as error:
+            raise MissingExtraError("augmentation", "train") from error
+        if self.policy not in POLICIES:
+            raise UnknownNameError("augmentation", self.policy, POLICIES)
+        made: list[Any] = []
+        if self.crop_area < 1:
+            made.append(
+                v2.RandomResizedCrop(
+                    self.input.size,
+                    scale=(self.crop_area, 1.0),
+                    ratio=(1 / self.crop_ratio, self.crop_ratio),
+                    interpolation=InterpolationMode(self.input.interpolation),
+                )
+            )
+        if self.flip:
+            made.append(v2.RandomHorizontalFlip(self.flip))
+        if name := POLICIES[self.policy]:
+            mean = [round(255 * value) for value in self.input.mean]
+            made.append(getattr(v2, name)(interpolation=InterpolationMode.BILINEAR, fill=mean))
+        return tuple(made)
+
+
+def image_seed(seed: int, epoch: int, place: int) -> int:
+    """The seed of one image in one epoch."""
+    return ((seed * SEED_STEP + epoch) * SEED_STEP + place) % 2**63

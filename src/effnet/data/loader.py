@@ -1,0 +1,159 @@
+"""Batches for training in an order that can be resumed exactly, from any step, with any number of processes.
+
+An epoch is a permutation that follows from (seed, epoch) alone, cut into steps of `batch` images; the rest below a
+whole batch waits for the next epoch's permutation. Of each step, process r of w takes every w-th image from the r-th
+on, in parts of `part` images. So every number of processes, workers and parts sees the same images in the same steps,
+and a position is two numbers: epoch and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from effnet.data.augment import Augment, image_seed
+from effnet.data.folder import Dataset
+from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
+
+Key = tuple[int, int]  # epoch and place of an image in the data set
+PREFETCH = 4  # parts that a worker prepares ahead
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images make up which step."""
+
+    images: int  # in the training part
+    batch: int  # images of a step, over all processes
+    part: int  # images that a process puts through the network at once
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the numbers divide.
+
+        Raises:
+            ArgumentError: they do not.
+        """
+        if self.batch > self.images:
+            raise ArgumentError("batch", self.batch, f"must be at most {self.images}, the images to train with.")
+        if self.batch % (self.world * self.part):
+            whole = self.world * self.part
+            rule = f"must be a multiple of {whole}: {self.world} processes, {self.part} images at once."
+            raise ArgumentError("batch", self.batch, rule)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.images // self.batch
+
+    @property
+    def parts(self) -> int:
+        """Parts of a step, one after another in each process."""
+        return self.batch // (self.world * self.part)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
+        """This process's parts of an epoch, from step `start` on."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+        for step in range(start, self.steps):
+            mine = order[step * self.batch : (step + 1) * self.batch][self.rank :: self.world].tolist()
+            for first in range(0, len(mine), self.part):
+                yield [(epoch, place) for place in mine[first : first + self.part]]
+
+
+class TrainingImages(TorchDataset[Any]):
+    """The images of a data set as the recipe changes them; an image that cannot be read is returned as its error."""
+
+    def __init__(self, data: Dataset, augment: Augment, seed: int) -> None:
+        self.files = [str(data.file(sample)) for sample in data.samples]
+        self.labels = [sample.label for sample in data.samples]
+        self.augment, self.seed = augment, seed
+
+    def __getitem__(self, key: Key) -> tuple[Any, int]:
+        """Pixels (size, size, C) uint8 and label of an image in an epoch."""
+        epoch, place = key
+        try:
+            pixels = self.augment(self.files[place], image_seed(self.seed, epoch, place))
+        except ImageError as error:
+            return f"{self.files[place]}: {error}", self.labels[place]
+        return pixels, self.labels[place]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+class Parts:
+    """A batch sampler whose position is set before each epoch."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.position = order, (0, 0)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.order.epoch(*self.position)
+
+    def __len__(self) -> int:
+        return (self.order.steps - self.position[1]) * self.order.parts
+
+
+class Loader:
+    """Images and labels in the order of `Order`: (N, size, size, C) uint8 and (N,) int64."""
+
+    def __init__(self, images: TrainingImages, order: Order, workers: int) -> None:
+        self.order, self._parts = order, Parts(order)
+        more: dict[str, Any] = {}
+        if workers:
+            # fork copies locks that threads of this process hold; a fork server has no threads
+            more = {
+                "multiprocessing_context": "forkserver",
+                "persistent_workers": True,
+                "prefetch_factor": PREFETCH,
+                "worker_init_fn": _one_thread,
+            }
+        self._loader: DataLoader[Any] = DataLoader(
+            images, batch_sampler=cast(Any, self._parts), num_workers=workers, collate_fn=collate, **more
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parts of an epoch from step `start` on.
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+            TrainingError: a worker process died.
+        """
+        self._parts.position = epoch, start
+        parts = iter(self._loader)
+        while True:
+            try:
+                part = next(parts, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = "killed, often because memory ran out: use fewer --workers"
+                raise TrainingError(f"a process that loads images died ({reason})") from error
+            if part is None:
+                return
+            pixels, labels, errors = part
+            if errors:
+                raise DataError(f"{errors[0]} Find all such files with: effnet check DATA --fix clean.csv")
+            yield pixels, labels
+
+
+def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[str]]:
+    """Pixels, labels and errors of a part."""
+    errors = [pixels for pixels, _ in samples if isinstance(pixels, str)]
+    if errors:
+        return torch.empty(0), torch.empty(0), errors
+    pixels = np.stack([pixels for pixels, _ in samples])
+    return torch.from_numpy(pixels), torch.tensor([label for _, label in samples]), []
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

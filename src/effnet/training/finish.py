@@ -1,0 +1,121 @@
+"""The end of a run: the best weights evaluated and calibrated, the bundle, the pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effnet.analysis import run_plots
+from effnet.analysis.calibrate import calibrate
+from effnet.analysis.evaluate import Evaluation, Predicted, evaluate, predict_logits
+from effnet.data.folder import Dataset, manifest
+from effnet.training.choices import Choices
+from effnet.training.module import Answering
+from effnet.training.prepare import versions
+from effnet.training.run import BEST, METRICS, SPLIT, write_text
+from effnet.weights.bundle import open_bundle, save
+
+if TYPE_CHECKING:
+    from effnet.training.loop import Loop
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    folder: Path
+    steps: int
+    epochs: float
+    seconds: float
+    split: str  # the part that `evaluation` is of: test where there is one, else val
+    evaluation: Evaluation
+    choices: Choices
+    taken_bytes: int  # of memory, beyond what the process held before the network was made
+    rank: int = 0  # of this process
+
+    @property
+    def bundle(self) -> Path:
+        """The trained model."""
+        return self.folder / "best"
+
+
+def finish(going: Loop, base: int) -> Result:
+    """Evaluate the best weights on test, else val, fit the temperature on val, and write what the folder still lacks.
+
+    Rank 0 does; the others wait and return the same figures.
+    """
+    from effnet.training.loop import peak_memory
+
+    result = None
+    if going.fabric.is_global_zero:
+        result = _finish(going, peak_memory() - base)
+    answer: Result = going.fabric.broadcast(result)
+    return replace(answer, rank=going.fabric.global_rank)
+
+
+def _finish(going: Loop, taken: int) -> Result:
+    plan, folder, data = going.plan, going.folder, going.data
+    going.listener.said("evaluating the best weights")
+    bundle = open_bundle(folder / BEST)
+    network = bundle.network.to(going.fabric.device)
+    answering = Answering(network, plan.see, plan.classes)
+    val = predict_logits(answering, data.part("val"), batch=going.choices.part)
+    calibration = calibrate(val.logits, val.labels)
+    split = "test" if "test" in data.splits else "val"
+    part = data.part(split)
+    found = val if split == "val" else predict_logits(answering, part, batch=going.choices.part)
+    evaluation = evaluate(
+        found.logits,
+        found.labels,
+        plan.classes,
+        temperature=calibration.temperature,
+        threshold=calibration.threshold,
+    )
+    epochs = going.step / going.loader.order.steps
+    seconds = going.elapsed
+    metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
+    metrics |= {"val_top1": going.best, f"{split}_ece": evaluation.after.ece}
+    provenance: dict[str, Any] = {
+        "data": plan.settings.data,
+        "data_sha256": plan.digest,
+        "recipe": plan.recipe.to_dict(),
+        "epochs": epochs,
+        "seconds": seconds,
+        "from": plan.source,
+        "versions": versions(),
+    }
+    save(
+        network,
+        folder / BEST,
+        classes=plan.classes,
+        input=plan.see,
+        source=f"effnet train from {plan.source}",
+        metrics=metrics,
+        calibration=calibration,
+        provenance=json.loads(json.dumps(provenance)),
+        extra={SPLIT: manifest(data)},
+    )
+    write_text(folder / METRICS, json.dumps({"split": split, **evaluation.to_dict()}, indent=2) + "\n")
+    _draw(going, evaluation, found, part)
+    return Result(
+        folder=folder,
+        steps=going.step,
+        epochs=epochs,
+        seconds=going.elapsed,
+        split=split,
+        evaluation=evaluation,
+        choices=going.choices,
+        taken_bytes=taken,
+    )
+
+
+def _draw(going: Loop, evaluation: Evaluation, found: Predicted, part: Dataset) -> None:
+    """The pictures of a run."""
+    folder = going.folder
+    run_plots.draw_results(going.rows, folder / "results.png")
+    run_plots.draw_confusion(evaluation, folder / "confusion_matrix.png")
+    run_plots.draw_reliability(evaluation.before, evaluation.after, folder / "reliability.png")
+    run_plots.write_per_class(evaluation, folder / "per_class.csv")
+    run_plots.mistakes_sheet(part, found, folder / "mistakes.jpg")

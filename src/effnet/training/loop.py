@@ -1,0 +1,405 @@
+"""The loop: steps, epochs, checkpoints, and the end of a run.
+
+Lightning's Fabric carries processes, devices, precision and gradient averaging. The loop is ours, because its state has
+to be a handful of numbers for a resumed run to equal an undisturbed one to the bit: every random draw of a step follows
+from (seed, step, part, process), every image's from (seed, epoch, image), and checkpoints are written between steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from effnet.analysis.evaluate import predict_logits
+from effnet.data.folder import Dataset
+from effnet.data.loader import Loader, Order, TrainingImages
+from effnet.errors import TrainingError
+from effnet.models.efficientnet import EfficientNet
+from effnet.training.checkpoint import FORMAT, save_checkpoint
+from effnet.training.choices import stricter
+from effnet.training.module import Answering, Average, Learner, spread
+from effnet.training.optimizer import make_optimizer, set_rate
+from effnet.training.prepare import Plan
+from effnet.training.run import BEST, write_rows
+from effnet.training.schedule import Budget, Horizon
+from effnet.training.watch import Watch
+from effnet.weights.bundle import save
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+REPLAN_EVERY = 0.05  # of a time budget
+SMOOTH = 0.98  # of the loss that is shown
+
+
+class Listener(Protocol):
+    """Who is told how a run goes."""
+
+    def said(self, words: str) -> None:
+        """Something a user should know."""
+
+    def steps(self, done: int, total: int, loss: float) -> None:
+        """Steps done and planned, and the running mean of the loss."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """A row of results.csv."""
+
+
+class Silent:
+    """Nobody is told."""
+
+    def said(self, words: str) -> None:
+        """Nothing happens."""
+
+    def steps(self, done: int, total: int, loss: float) -> None:
+        """Nothing happens."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Nothing happens."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; its state was saved."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(f"stopped and saved after {step} steps; go on with: effnet train --resume {folder}")
+
+
+class Loop:
+    """A run from its first step, or from where a checkpoint was written, to its last.
+
+    Args:
+        fabric: processes, device and precision.
+        plan: what was asked for and chosen.
+        network: where it starts; the weights of a resumed run come from its checkpoint.
+        data: in parts, its labels in the order of the network's outputs.
+        folder: of the run.
+        listener: who is told.
+        started: when the command began, by time.monotonic; a time budget counts from there.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        plan: Plan,
+        learner: Learner,
+        data: Dataset,
+        folder: Path,
+        listener: Listener,
+        started: float,
+        budget: Budget | None = None,
+    ) -> None:
+        self.fabric, self.plan, self.choices, self.folder, self.listener = fabric, plan, plan.choices, folder, listener
+        self.recipe, self.data, self.budget, self.started = plan.recipe, data, budget, started
+        self.network = learner.network
+        self.choices.apply(self.network)
+        torch.set_num_threads(self.choices.threads)
+        optimizer = make_optimizer(self.network, self.recipe)
+        self.learner: Any
+        self.optimizer: Any
+        self.learner, self.optimizer = fabric.setup(learner, optimizer)
+        self.average = Average(self.network) if self.recipe.ema else None
+        train = data.part("train")
+        rank, world = fabric.global_rank, fabric.world_size
+        order = Order(len(train), self.recipe.batch, self.choices.part, plan.settings.seed, rank, world)
+        self.images = TrainingImages(train, augment_of(plan), plan.settings.seed)
+        self.loader = Loader(self.images, order, self.choices.workers)
+        self.watch = Watch(plan.spec.num_classes)
+        self.horizon = Horizon.of(plan.steps)
+        self.step, self.seconds, self.best, self.since_best = 0, 0.0, -1.0, 0
+        self.rows: list[dict[str, Any]] = []
+        self.eased = False  # whether memory ran out once
+        self.logger = tensorboard(folder) if plan.settings.tensorboard and fabric.is_global_zero else None
+
+    # state
+
+    def state(self) -> dict[str, Any]:
+        """All that decides what comes next."""
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "seconds": self.elapsed,
+            "network": self.network.state_dict(),
+            "average": self.average.network.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "marks": list(self.horizon.marks),
+            "rows": self.rows,
+            "best": self.best,
+            "since_best": self.since_best,
+            "plan": self.choices.plan,
+            "eased": self.eased,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.network.load_state_dict(state["network"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        self.started = time.monotonic() - state["seconds"]
+        self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
+        self.rows, self.eased = list(state["rows"]), state["eased"]
+        self.choices = dataclasses.replace(self.choices, plan=state["plan"])
+        self.choices.apply(self.network)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began, over all its resumptions, without the pauses between."""
+        return time.monotonic() - self.started
+
+    def save(self) -> None:
+        """Write a checkpoint; rank 0 does."""
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.folder, self.state())
+
+    # the run
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            TrainingError: it cannot go on; the last checkpoint is intact.
+            Interrupted: a signal came, and the state was saved.
+        """
+        if self.step == 0:
+            self.save()
+        with listening() as stop:
+            while self.step < self.horizon.total and not self._exhausted:
+                self._epoch(stop)
+        self.save()
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether early stopping ends the run."""
+        return bool(self.recipe.patience) and self.since_best >= self.recipe.patience
+
+    def _epoch(self, stop: list[int]) -> None:
+        """The rest of the current epoch, or of the run, and its validation."""
+        steps = self.loader.order.steps
+        epoch, within = divmod(self.step, steps)
+        parts = self.loader.epoch(epoch, within)
+        self.learner.train()
+        losses: list[float] = []
+        shown = None
+        saved = planned = time.monotonic()
+        pace = (time.monotonic(), self.step)
+        for _ in range(within, steps):
+            loss = self._step(parts)
+            losses.append(loss)
+            shown = loss if shown is None else SMOOTH * shown + (1 - SMOOTH) * loss
+            self.step += 1
+            self.listener.steps(self.step, self.horizon.total, shown)
+            now = time.monotonic()
+            if self.budget and now - planned > REPLAN_EVERY * self.budget.seconds:
+                self._replan((now - pace[0]) / (self.step - pace[1]))
+                planned = now
+            if self._any(bool(stop)):
+                self.save()
+                raise Interrupted(self.folder, self.step)
+            if self.step >= self.horizon.total:
+                break
+            if now - saved >= self.plan.settings.save_seconds:
+                self.save()
+                saved = now
+        self._validate(epoch, float(np.mean(losses)) if losses else 0.0)
+        self.save()
+
+    def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """One step of the optimizer, from all parts of its images; the mean loss over all processes."""
+        taken = [part for _, part in zip(range(self.choices.parts), parts, strict=False)]
+        if len(taken) < self.choices.parts:
+            raise TrainingError("the images of a step did not arrive; a process that loads them may have stopped")
+        while True:
+            try:
+                loss, gap = self._gradients(taken)
+                break
+            except RuntimeError as error:
+                if not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+                    raise
+                if self.eased or self.fabric.world_size > 1:
+                    raise TrainingError(f"memory ran out at step {self.step}: {_LESS}") from error
+                self._ease()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
+        self.watch.look(self.step, loss, gap, float(norm))
+        set_rate(self.optimizer, self.recipe.scaled_lr * self.recipe.lr_at(self.horizon.progress(self.step + 1)))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.network, self.recipe.ema_at(self.step))
+        return loss
+
+    def _gradients(self, taken: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Gradients of a step over all processes; its loss, and how much its outputs differ."""
+        self.optimizer.zero_grad(set_to_none=True)
+        head_only = self.horizon.progress(self.step) < self.recipe.head_first
+        total, gap = torch.zeros(()), 1.0
+        for number, (pixels, labels) in enumerate(taken):
+            device = self.fabric.device
+            seed_step(self.plan.settings.seed, self.step, number, self.fabric.global_rank)
+            waits = head_only or number < len(taken) - 1
+            with self.fabric.no_backward_sync(self.learner, enabled=waits):
+                loss, logits = self.learner(pixels.to(device), labels.to(device), head_only)
+                self.fabric.backward(loss / len(taken))
+            total += loss.detach().cpu() / len(taken)
+            gap = min(gap, spread(logits))
+        if self.fabric.world_size > 1:
+            if head_only:  # whose backward pass went by the averaging
+                for param in self.network.classifier.parameters():
+                    dist.all_reduce(param.grad)
+                    param.grad.div_(self.fabric.world_size)  # type: ignore[union-attr]  # it was just computed
+            total = self.fabric.all_reduce(total, reduce_op="mean").cpu()
+        return float(total), gap
+
+    def _ease(self) -> None:
+        """Keep less from now on: memory ran out for the first time."""
+        self.eased = True
+        self.choices = stricter(self.choices, self.plan.spec)
+        self.choices.apply(self.network)
+        self.listener.said(f"memory ran out at step {self.step}; from here on each step keeps less and computes more")
+
+    def _replan(self, per_step: float) -> None:
+        """Move the end of the run to where the time budget ends at the present pace."""
+        assert self.budget is not None
+        before = self.horizon
+        if self.fabric.is_global_zero:
+            self.horizon = self.budget.replan(self.horizon, self.step, self.elapsed, per_step)
+        marks = self.fabric.broadcast(self.horizon.marks)
+        self.horizon = Horizon(marks)
+        if self.horizon != before:
+            self.listener.said(f"{per_step:.2f} s a step: the run is planned anew, with {self.horizon.total:,} steps")
+
+    def _any(self, wish: bool) -> bool:
+        """Whether any process wishes it; all of them answer alike."""
+        if self.fabric.world_size == 1:
+            return wish
+        return bool(self.fabric.all_reduce(torch.tensor(float(wish)), reduce_op="sum"))
+
+    # validation
+
+    def evaluated(self) -> EfficientNet:
+        """The network that is evaluated and kept: the average where there is one."""
+        return self.average.network if self.average else self.network
+
+    def _validate(self, epoch: int, loss: float) -> None:
+        """Accuracy on the val part, a row of results, and the best weights."""
+        correct, val_loss = self._score(self.data.part("val"))
+        row = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "seconds": round(self.elapsed, 1),
+            "lr": self.recipe.scaled_lr * self.recipe.lr_at(self.horizon.progress(self.step)),
+            "train_loss": loss,
+            "val_loss": val_loss,
+            "val_top1": correct,
+        }
+        self.rows.append(row)
+        self.since_best += 1
+        if correct > self.best:
+            self.best, self.since_best = correct, 0
+            if self.fabric.is_global_zero:
+                save(
+                    self.evaluated(),
+                    self.folder / BEST,
+                    classes=self.plan.classes,
+                    input=self.plan.see,
+                    source=f"effnet train from {self.plan.source}",
+                    metrics={"val_top1": correct, "epoch": epoch + 1},
+                )
+        if self.fabric.is_global_zero:
+            write_rows(self.folder, self.rows)
+        if self.logger:
+            self.logger.log_metrics({name: value for name, value in row.items() if name != "step"}, self.step)
+        self.listener.epoch(row)
+
+    def _score(self, part: Dataset) -> tuple[float, float]:
+        """Share of right answers and mean loss on a part, over all processes."""
+        network, rank, world = self.evaluated(), self.fabric.global_rank, self.fabric.world_size
+        if world > 1:  # each process has its own running statistics; rank 0's are kept
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+        mine = dataclasses.replace(part, samples=part.samples[rank::world])
+        answering = Answering(network, self.plan.see, self.plan.classes)
+        found = predict_logits(answering, mine, batch=self.choices.part)
+        if found.unreadable:
+            path, reason = next(iter(found.unreadable.items()))
+            raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")
+        shifted = found.logits.astype(np.float64) - found.logits.max(1, keepdims=True)
+        losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(shifted)), found.labels]
+        sums = torch.tensor(
+            [float((found.logits.argmax(1) == found.labels).sum()), float(losses.sum()), float(len(losses))],
+            dtype=torch.float64,
+        )
+        if world > 1:
+            dist.all_reduce(sums)
+        correct, loss, count = sums.tolist()
+        return correct / count, loss / count
+
+
+def augment_of(plan: Plan) -> Any:
+    """How the recipe changes images."""
+    from effnet.data.augment import Augment
+
+    recipe = plan.recipe
+    return Augment(plan.see, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
+
+
+def seed_step(seed: int, step: int, part: int, rank: int) -> None:
+    """Seed what the network draws in one part of a step: dropout, stochastic depth, mixing."""
+    value = int(np.random.SeedSequence((seed, step, part, rank)).generate_state(1, np.uint64)[0]) >> 1
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(value)
+
+
+@contextmanager
+def listening() -> Iterator[list[int]]:
+    """A list into which SIGTERM and Ctrl-C put themselves; the second one acts as if nobody listened."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: object) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number)
+            signal.signal(number, note)
+    except ValueError:  # not the main thread: its owner hears the signals
+        before.clear()
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def tensorboard(folder: Path) -> Any:
+    """A logger for TensorBoard in the run's folder."""
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    except ModuleNotFoundError as error:
+        raise TrainingError("--tensorboard needs TensorBoard; install it with: pip install tensorboard") from error
+
+
+_LESS = "give a limit with --train-memory, or a smaller --batch or --resolution"

@@ -1,0 +1,144 @@
+"""A run before its first step: the parts of the data, the start, the choices; or all of it read from a run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import effnet
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
+from effnet.data.folder import Dataset, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.errors import DataError, TrainingError
+from effnet.machine import this_machine
+from effnet.training.choices import Choices
+from effnet.training.recipe import Recipe
+from effnet.training.run import SPLIT, differences, read_args, write_args, write_text
+from effnet.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs to know, as args.yaml has it."""
+
+    settings: Settings
+    recipe: Recipe
+    spec: NetworkSpec
+    policy: NumericPolicy
+    see: InputSpec
+    classes: tuple[str, ...]
+    source: str
+    digest: str  # of the data
+    world: int  # processes
+    choices: Choices
+    steps: int  # planned before the first step
+
+    def write(self, folder: Path) -> None:
+        """Write args.yaml."""
+        values = {
+            "settings": self.settings.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "spec": self.spec.to_dict(),
+            "policy": dataclasses.asdict(self.policy),
+            "input": dataclasses.asdict(self.see),
+            "classes": self.classes,
+            "source": self.source,
+            "data_sha256": self.digest,
+            "processes": self.world,
+            "choices": self.choices.to_dict(),
+            "steps": self.steps,
+            "versions": versions(),
+        }
+        write_args(folder, values)
+
+    @classmethod
+    def read(cls, folder: Path) -> tuple[Plan, dict[str, str]]:
+        """The plan of a run, and the versions that it was begun with.
+
+        Raises:
+            TrainingError: there is none, or the run was interrupted before its first step.
+        """
+        values = read_args(folder)
+        if "choices" not in values:
+            raise TrainingError(f"{folder} was interrupted before its first step; remove it and start again")
+        plan = cls(
+            settings=read_fields(Settings, values["settings"]),
+            recipe=read_fields(Recipe, values["recipe"]),
+            spec=NetworkSpec.from_dict(values["spec"]),
+            policy=read_fields(NumericPolicy, values["policy"]),
+            see=read_fields(InputSpec, values["input"]),
+            classes=tuple(values["classes"]),
+            source=values["source"],
+            digest=values["data_sha256"],
+            world=values["processes"],
+            choices=Choices.from_dict(values["choices"]),
+            steps=values["steps"],
+        )
+        return plan, values["versions"]
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on beside its arguments."""
+    return {"effnet": effnet.__version__, "torch": torch.__version__, "machine": str(this_machine())}
+
+
+def split(settings: Settings, folder: Path) -> tuple[Dataset, str]:
+    """The data in parts, written as split.csv; near-duplicates and groups are in one part. And what was found.
+
+    Raises:
+        DataError: the data cannot be trained with.
+    """
+    data = read_data(settings.data)
+    words = ""
+    if "val" not in data.splits:
+        from effnet.data.duplicates import find_duplicates
+
+        found = find_duplicates([data.file(sample) for sample in data.samples])
+        data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
+        together = len(data) - len(set(found.groups))
+        if together:
+            words = f"{together} images are near-duplicates of others; they stay in one part with them"
+    if "val" not in data.splits:
+        raise DataError(f"{settings.data} has too few images to keep some for validation")
+    if len(data.part("train").classes) < 2:
+        raise DataError(f"{settings.data} has one class; there is nothing to tell apart")
+    write_text(folder / SPLIT, manifest(data))
+    return data, words
+
+
+def read_split(settings: Settings, folder: Path, classes: tuple[str, ...]) -> Dataset:
+    """The data of a run by its split.csv, with the run's order of classes."""
+    root = Path(settings.data)
+    data = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
+    return match_classes(data, classes, "the run's")
+
+
+def check_resumed(plan: Plan, began: dict[str, str], data: Dataset, world: int) -> list[str]:
+    """What differs from when the run began.
+
+    Raises:
+        TrainingError: the data or the number of processes changed, so the run cannot go on as it was.
+    """
+    if world != plan.world:
+        raise TrainingError(
+            f"the run was begun with {plan.world} process{'' if plan.world == 1 else 'es'} and is resumed with {world}"
+        )
+    if data.digest != plan.digest:
+        gone = [sample.path for sample in data.samples if not data.file(sample).exists()]
+        what = f"{len(gone)} images are gone, such as {gone[0]}" if gone else "images have another size than before"
+        raise TrainingError(
+            f"the data in {plan.settings.data} changed since the run began: {what}. Start a new run from what it "
+            "learned: effnet train DATA --model RUN/best"
+        )
+    return differences(began, versions())
+
+
+def environment() -> tuple[int, int, int]:
+    """Rank, processes in all and on this machine, as torchrun sets them."""
+    values: list[Any] = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")]
+    rank, world, local = (int(value) if value else None for value in values)
+    return rank or 0, world or 1, local or world or 1

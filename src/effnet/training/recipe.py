@@ -1,0 +1,186 @@
+"""Every hyper-parameter of a training, with its reason and source; and the recipes that are known to work.
+
+The paper names some of its own in section 5.2; the rest of `paper` is the official code's (tensorflow/tpu,
+models/official/efficientnet/main.py). A shorter run goes through the same schedule, compressed: rates and shares are
+written for the whole run, so that twenty epochs of `paper` end with the learning rate that 350 end with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from effnet.arch.spec import one_of, positive_float, positive_int, read_fields
+from effnet.errors import ArgumentError, UnknownNameError
+
+OptimizerName = Literal["adamw", "sgd", "rmsprop"]
+Schedule = Literal["cosine", "exponential"]
+Augmentation = Literal["none", "autoaugment", "randaugment", "trivialaugment"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the defaults are those of `finetune`."""
+
+    name: str = "finetune"
+    epochs: float = 10.0  # passes over the training part, where no time is given
+
+    # optimizer
+    optimizer: OptimizerName = "adamw"  # "rmsprop" is TensorFlow's, see optimizer.py
+    batch: int = 64  # images per step, over all processes and accumulated parts
+    lr: float = 1e-3  # the highest rate of the schedule, for `lr_batch` images a step
+    lr_batch: int = 128  # the rate grows and falls with batch / lr_batch, linearly (Goyal et al. 2017)
+    momentum: float = 0.9  # of sgd and rmsprop; Adam's first beta
+    weight_decay: float = 0.02  # adamw: decoupled; the others: L2, added to the gradient
+    decay_biases: bool = False  # the official code decays every weight but batch normalisation's, biases too
+    clip: float = 5.0  # largest norm of the gradient, 0 for none: a bad batch shall not undo an hour
+
+    # schedule, in shares of the run
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data
+    final_lr: float = 0.01  # share of `lr` where the schedule ends
+    head_first: float = 0.0  # in which only the classifier learns: a fresh one would send noise through the network
+    body_lr: float = 1.0  # rate of all layers but the classifier, as a share: they know much already
+
+    # regularisation
+    label_smoothing: float = 0.1  # official code
+    dropout: float | None = None  # None: the network's own
+    drop_connect: float | None = None  # stochastic depth; None: the network's own
+    class_weights: bool = False  # rare classes count as much as frequent ones
+    mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al. 2018); 0 for none
+    cutmix: float = 0.0  # alpha (Yun et al. 2019); with both, each batch draws one of them
+
+    # images
+    crop_area: float = 0.5  # least share of the image that a random crop shows
+    crop_ratio: float = 4 / 3  # the crop's sides are at most as unequal as this
+    flip: float = 0.5  # share of mirrored images; 0 for digits, letters and traffic signs
+    augmentation: Augmentation = "none"
+
+    # averages
+    ema: float = 0.998  # decay of the moving average of the weights, which is what is evaluated and kept; 0 for none
+    bn_momentum: float = 0.1  # TensorFlow's .99 is .01 here and needs hundreds of steps to forget its start
+
+    # stopping
+    patience: int = 0  # epochs without a better val accuracy after which it stops; 0 for never
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        for field in ("epochs", "lr", "crop_ratio", "bn_momentum"):
+            positive_float(field, getattr(self, field))
+        for field in ("batch", "lr_batch"):
+            positive_int(field, getattr(self, field))
+        one_of("optimizer", self.optimizer, OptimizerName)
+        one_of("schedule", self.schedule, Schedule)
+        one_of("augmentation", self.augmentation, Augmentation)
+        for field in ("momentum", "label_smoothing", "ema", "warmup", "head_first"):
+            self._within(field, 1, open_end=True)
+        for field in ("dropout", "drop_connect"):
+            if getattr(self, field) is not None:
+                self._within(field, 1, open_end=True)
+        for field in ("final_lr", "body_lr", "flip", "crop_area", "bn_momentum"):
+            self._within(field, 1)
+        for field in ("weight_decay", "clip", "mixup", "cutmix", "patience"):
+            self._within(field, math.inf)
+        if not self.crop_area:
+            raise ArgumentError("crop_area", self.crop_area, "must be more than 0.")
+
+    def _within(self, field: str, top: float, *, open_end: bool = False) -> None:
+        value = getattr(self, field)
+        if not (0 <= value < top if open_end else 0 <= value <= top):
+            rule = "at least 0" if top == math.inf else f"at least 0 and {'below' if open_end else 'at most'} {top}"
+            raise ArgumentError(field, value, f"must be {rule}.")
+
+    @property
+    def scaled_lr(self) -> float:
+        """The highest learning rate for this batch."""
+        return self.lr * self.batch / self.lr_batch
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate as a share of its highest, at a share `progress` of the run."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.schedule == "exponential":
+            # x 0.97 every 2.4 of 350 epochs, in stairs, counted from the start as the official code does
+            return float(0.97 ** math.floor(progress * 350 / 2.4))
+        falling = (progress - self.warmup) / (1 - self.warmup)
+        return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * min(1.0, falling))) / 2
+
+    def ema_at(self, step: int) -> float:
+        """The average's decay after `step` steps: it grows to `ema`, so that the start is forgotten (TensorFlow)."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for args.yaml."""
+        return dataclasses.asdict(self)
+
+
+# Commands, results and times of each: docs/training.md, measured by benchmarks/learning.py.
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        # Weights that know photos meet new classes. effnet train photos --model lite0
+        Recipe(),
+        # A network without weights, on data of some tens of thousands of small images: SGD or AdamW with a high rate
+        # learns faster here than RMSProp. effnet train photos --model spec.yaml --recipe scratch
+        Recipe(
+            name="scratch",
+            epochs=30,
+            batch=128,
+            lr=4e-3,
+            weight_decay=0.05,
+            crop_area=0.35,
+            augmentation="none",
+            ema=0.999,
+        ),
+        # Section 5.2 and the official code, for a network of the family on ImageNet: 350 epochs on many GPUs.
+        # effnet train imagenet --model b0 --recipe paper
+        Recipe(
+            name="paper",
+            epochs=350,
+            optimizer="rmsprop",
+            batch=256,
+            lr=0.016,  # .256 for 4096 images
+            lr_batch=256,
+            momentum=0.9,
+            weight_decay=1e-5,
+            decay_biases=True,
+            clip=0.0,
+            schedule="exponential",
+            warmup=5 / 350,
+            crop_area=0.08,
+            augmentation="autoaugment",
+            ema=0.9999,
+            bn_momentum=0.01,
+        ),
+    )
+}
+
+
+def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
+    """A recipe by its name, or of a YAML file with the fields that differ from `finetune`'s; `changes` win over both.
+
+    Raises:
+        UnknownNameError: there is no such recipe.
+        ArgumentError: a field is unknown or outside its range.
+    """
+    if isinstance(recipe, Recipe):
+        base = recipe
+    elif Path(recipe).suffix.lower() in (".yaml", ".yml"):
+        from effnet.arch.specfile import read_mapping
+
+        values = dict(read_mapping(recipe))
+        base = RECIPES.get(str(values.pop("base", "finetune")), RECIPES["finetune"])
+        base = read_fields(Recipe, {**base.to_dict(), "name": Path(recipe).stem, **values})
+    elif recipe in RECIPES:
+        base = RECIPES[str(recipe)]
+    else:
+        raise UnknownNameError("recipe", str(recipe), RECIPES)
+    given = {name: value for name, value in changes.items() if value is not None}
+    return read_fields(Recipe, {**base.to_dict(), **given})

@@ -1,0 +1,139 @@
+"""Where a run starts: the network, its weights, how it sees images, and its classes in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.arch.specfile import SUFFIXES
+from effnet.arch.variants import VARIANTS
+from effnet.arch.variants import spec as make_spec
+from effnet.data.folder import Dataset, match_classes
+from effnet.data.photo import open_photo
+from effnet.errors import DownloadError, ImageError, UnknownNameError
+from effnet.models.efficientnet import EfficientNet
+from effnet.training.module import set_momentum
+from effnet.training.recipe import Recipe
+from effnet.training.settings import Settings
+from effnet.weights.bundle import Bundle, is_bundle, read_config
+from effnet.weights.inherit import inherit
+from effnet.weights.pretrained import open_model
+
+SAMPLED = 60  # images whose size is looked at
+CLASSES = 1000  # of ImageNet
+TINY = 40  # pixels: below, a stride of 32 leaves a map of one pixel
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    network: EfficientNet
+    see: InputSpec
+    data: Dataset  # its labels in the order of the network's outputs
+    source: str  # where the weights came from, in words
+    words: tuple[str, ...]  # what a user should know
+
+
+def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> Start:
+    """The network to train and the data in the order of its classes.
+
+    Args:
+        settings: the model, the weights to start from, the resolution.
+        recipe: its rates and momentum.
+        data: the data set, split.
+        fresh: draw new weights where none are given: the recipe is for networks that know nothing yet.
+
+    Raises:
+        UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
+        DataError: the data has no images.
+    """
+    untrained = Path(settings.model).suffix.lower() in SUFFIXES or (fresh and not is_bundle(Path(settings.model)))
+    words: list[str] = []
+    if untrained or settings.init:
+        base = read_config(settings.model).spec if is_bundle(Path(settings.model)) else make_spec(settings.model)
+        given = None if settings.init is None else _open(settings.init)
+    else:
+        given = _open(settings.model)
+        base = given.config.spec
+    classes = given.config.classes if given is not None else None
+    same_classes = classes is not None and set(classes) == set(data.classes)
+    if same_classes and classes is not None:
+        data = match_classes(data, classes, "the model's")
+    resolution = settings.resolution or base.resolution
+    spec = make_spec(
+        base,
+        num_classes=len(data.classes),
+        resolution=resolution,
+        dropout=recipe.dropout,
+        drop_connect=recipe.drop_connect,
+    )
+    see, said = _input(spec, None if given is None else given.config.input, data)
+    words += said
+    policy = NumericPolicy() if given is None else given.config.policy
+    network = EfficientNet(spec, policy=policy)
+    # The official start, 1 / sqrt(classes), is made for 1000 of them: with ten, the first loss would be three times ln(10)
+    bound = max(spec.num_classes, CLASSES) ** -0.5
+    nn.init.uniform_(network.classifier.weight, -bound, bound)
+    source = f"from scratch ({spec.name})"
+    if given is not None:
+        report = inherit(network, given.network, classes=same_classes)
+        source = given.config.source or str(settings.init or settings.model)
+        words.append(str(report))
+    else:
+        words.append(f"{settings.model} starts from scratch: it has no weights")
+    set_momentum(network, recipe.bn_momentum)
+    return Start(network, see, data, source, tuple(words))
+
+
+def rebuild(spec: NetworkSpec, policy: NumericPolicy) -> EfficientNet:
+    """The network of a run that is resumed; its weights come from the checkpoint."""
+    return EfficientNet(spec, policy=policy)
+
+
+def _open(model: str) -> Bundle:
+    try:
+        return open_model(model)
+    except DownloadError as error:
+        raise DownloadError(f"{error}; to train it from scratch: --recipe scratch") from error
+    except UnknownNameError as error:
+        raise UnknownNameError("model", model, (*VARIANTS, "a bundle", "a spec.yaml")) from error
+
+
+def _input(spec: NetworkSpec, given: InputSpec | None, data: Dataset) -> tuple[InputSpec, list[str]]:
+    """How images are prepared: as the weights want it, at the run's resolution, without enlarging before a crop."""
+    see = (given or InputSpec()).with_channels(spec.in_channels)
+    size = spec.resolution
+    see = dataclasses.replace(see, size=size, resize=max(size, round(size * see.resize / see.size)))
+    short = _short_side(data)
+    words = []
+    if see.fit == "crop" and short <= size:
+        see = dataclasses.replace(see, resize=size)
+    if short * 2 <= size:
+        words.append(
+            f"the images are small: {short} px on their shorter side, enlarged to {size} px. That costs "
+            f"{(size / short) ** 2:.0f} times the work of --resolution {short}"
+        )
+    if size <= TINY and spec.final_size == 1:
+        words.append(
+            f"at {size} px the last feature map has one pixel. A network with a stem stride of 1 keeps twice the "
+            "size: effnet info b0 --stem-stride 1 --save small.yaml"
+        )
+    return see, words
+
+
+def _short_side(data: Dataset) -> int:
+    """The median shorter side in pixels of some images, spread over the data set."""
+    sides: list[int] = []
+    step = max(1, len(data) // SAMPLED)
+    for sample in data.samples[::step]:
+        try:
+            sides.append(min(open_photo(data.file(sample)).size))
+        except ImageError:
+            continue
+    return round(statistics.median(sides)) if sides else 0

@@ -1,0 +1,264 @@
+"""A data set and a model -> a trained bundle in a run's folder; and the same for a run that was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from effnet import machine
+from effnet.errors import ArgumentError, MissingExtraError, TrainingError
+from effnet.scaling.units import parse_bytes
+from effnet.training.recipe import Recipe, read_recipe
+from effnet.training.settings import Settings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from effnet.data.folder import Dataset
+    from effnet.training.choices import Choices
+    from effnet.training.finish import Result
+    from effnet.training.loop import Listener
+    from effnet.training.prepare import Plan
+
+FRESH = ("scratch", "paper")  # recipes for networks that know nothing yet
+VALIDATION_SHARE = (
+    3.0  # an image in training takes as long as this many in validation: forward, and twice that backward
+)
+ENDING = 8.0  # seconds of pictures and files
+
+
+def train(
+    data: str | Path,
+    model: str | Path = "lite0",
+    recipe: str | Path | Recipe = "finetune",
+    *,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Result:
+    """Train a network on a folder of images or a manifest, and evaluate it.
+
+    Args:
+        data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
+        model: a variant ("lite0"), a bundle, a spec.yaml, or a file of weights.
+        recipe: "finetune", "scratch", "paper", a YAML file, or a Recipe.
+        out: the run's folder; by default runs/train/ and a name.
+        listener: who is told how it goes.
+        settings: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
+
+    Returns:
+        The run's folder, with a bundle in `best`, and how good it is.
+
+    Raises:
+        DataError, ArgumentError, TrainingError, CheckpointError: it cannot begin or go on, and why.
+    """
+    started = time.monotonic()
+    asked, cooked = sort_settings(str(data), str(model), recipe, settings)
+    fabric, loop = _fabric(asked, asked.precision)
+    from effnet.training import prepare, run, start
+
+    told = _told(fabric, listener)
+    name = f"{Path(data).stem}-{Path(model).name.removesuffix('.yaml')}"
+    folder = fabric.broadcast(run.new_folder(out, name) if fabric.is_global_zero else None)
+    if fabric.is_global_zero:
+        dataset, words = prepare.split(asked, folder)
+        if words:
+            told.said(words)
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        from effnet.data.folder import read_data
+
+        dataset = prepare.read_split(asked, folder, read_data(asked.data).classes)
+    base = loop.peak_memory()
+    fabric.seed_everything(asked.seed, verbose=False)
+    fresh = isinstance(recipe, str) and recipe in FRESH
+    begun = start.begin(asked, cooked, dataset, fresh=fresh)
+    for words in begun.words:
+        told.said(words)
+    count = len(begun.data.part("train"))
+    cooked = dataclasses.replace(cooked, batch=_batch(cooked.batch, count, fabric.world_size))
+    learner = _learner(begun.network, cooked, asked, begun.see, begun.data)
+    plan = prepare.Plan(
+        settings=asked,
+        recipe=cooked,
+        spec=begun.network.spec,
+        policy=begun.network.policy,
+        see=begun.see,
+        classes=begun.data.classes,
+        source=begun.source,
+        digest=begun.data.digest,
+        world=fabric.world_size,
+        choices=_choices(fabric, learner, begun.data, cooked, asked, begun.see),
+        steps=1,
+    )
+    for words in plan.choices.reasons:
+        told.said(words)
+    budget = _budget(plan, begun.data, started)
+    steps = plan_steps(plan, count, budget, time.monotonic() - started)
+    plan = dataclasses.replace(plan, steps=fabric.broadcast(steps))
+    if fabric.is_global_zero:
+        plan.write(folder)
+    going = loop.Loop(fabric, plan, learner, begun.data, folder, told, started, budget)
+    going.run()
+    return _finish(going, base)
+
+
+def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
+    """Go on with a run that was interrupted, with the arguments that it was begun with.
+
+    Raises:
+        TrainingError: there is no run, it has no whole checkpoint, or the data changed.
+    """
+    started = time.monotonic()
+    from effnet.training import prepare
+    from effnet.training.checkpoint import load_checkpoint
+    from effnet.training.start import rebuild
+
+    folder = Path(folder)
+    plan, began = prepare.Plan.read(folder)
+    fabric, loop = _fabric(plan.settings, plan.choices.precision)
+    told = _told(fabric, listener)
+    data = prepare.read_split(plan.settings, folder, plan.classes)
+    for words in prepare.check_resumed(plan, began, data, fabric.world_size):
+        told.said(f"{words}; the result may differ from an undisturbed run's in its last digits")
+    state, complaint = load_checkpoint(folder)
+    if complaint:
+        told.said(f"{complaint}: the checkpoint before it is used")
+    base = loop.peak_memory()
+    learner = _learner(rebuild(plan.spec, plan.policy), plan.recipe, plan.settings, plan.see, data)
+    budget = _budget(plan, data, started)
+    going = loop.Loop(fabric, plan, learner, data, folder, told, started, budget)
+    going.restore(state)
+    told.said(f"going on after step {going.step:,} of {going.horizon.total:,}")
+    going.run()
+    return _finish(going, base)
+
+
+def sort_settings(data: str, model: str, recipe: str | Path | Recipe, given: dict[str, Any]) -> tuple[Settings, Recipe]:
+    """What belongs to the settings, and the recipe with the rest.
+
+    Raises:
+        ArgumentError: a name is unknown, or a value outside its range.
+    """
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    own = {name: value for name, value in given.items() if name in fields and value is not None}
+    rest = {name: value for name, value in given.items() if name not in fields and value is not None}
+    if "train_memory" in own:
+        own["train_memory"] = parse_bytes("train_memory", own["train_memory"])
+    settings = Settings(data=str(Path(data).absolute()), model=model, **own)
+    if settings.minutes is not None and "epochs" in rest:
+        raise ArgumentError("minutes", settings.minutes, f"excludes --epochs (={rest['epochs']}): give one of them.")
+    return settings, read_recipe(recipe, **rest)
+
+
+def plan_steps(plan: Plan, images: int, budget: Any, used: float) -> int:
+    """Steps of the run: of its epochs, or as many as fit into the time that is left."""
+    from effnet.training.schedule import epochs_as_steps
+
+    if budget is not None:
+        return int(budget.steps(used, plan.choices.step_seconds))
+    return epochs_as_steps(plan.recipe.epochs, images // plan.recipe.batch)
+
+
+def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
+    """Processes, device and precision; and the loop's module, which needs the extra."""
+    try:
+        from lightning_fabric import Fabric
+
+        from effnet.training import loop
+    except ImportError as error:
+        raise MissingExtraError("training", "train") from error
+    from effnet.training.prepare import environment
+
+    chosen = machine.precision(settings.device).value if precision == "auto" else precision
+    _, world, local = environment()
+    kind, _, index = settings.device.partition(":")
+    fabric = Fabric(
+        accelerator="gpu" if kind == "cuda" else kind,
+        devices=local if world > 1 else [int(index)] if index else 1,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision="bf16-mixed" if chosen == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric, loop
+
+
+def _told(fabric: Fabric, listener: Listener | None) -> Listener:
+    """The listener on rank 0, nobody on the others."""
+    from effnet.training.loop import Silent
+
+    return listener if listener is not None and fabric.is_global_zero else Silent()
+
+
+def _batch(asked: int, images: int, world: int) -> int:
+    """The effective batch: what was asked for, or all images where there are fewer."""
+    batch = min(asked, images) // world * world
+    if not batch:
+        raise TrainingError(f"{images} images cannot be shared among {world} processes")
+    return batch
+
+
+def _learner(network: Any, recipe: Recipe, settings: Settings, see: Any, data: Dataset) -> Any:
+    from effnet.training.module import Learner, class_weights
+    from effnet.training.sync import synchronise
+
+    network.to(memory_format=torch.channels_last)
+    if settings.sync_bn:
+        synchronise(network)
+    weights = class_weights(data.part("train").counts) if recipe.class_weights else None
+    return Learner(network, recipe, see, weights, frozen=settings.freeze).train()
+
+
+def _choices(fabric: Fabric, learner: Any, data: Dataset, recipe: Recipe, settings: Settings, see: Any) -> Choices:
+    """What rank 0 measures, on every process."""
+    from effnet.data.augment import Augment
+    from effnet.data.loader import TrainingImages
+    from effnet.training import choices
+    from effnet.training.loop import seed_step
+
+    precision = "bf16" if str(fabric._precision.precision).startswith("bf16") else "fp32"
+    augment = Augment(see, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
+    images = TrainingImages(data.part("train"), augment, settings.seed)
+    device = fabric.device
+    learner.to(device)
+
+    def step(learner: Any, loader: Any) -> None:
+        parts = loader.epoch(0)
+        for number, (pixels, labels) in zip(range(loader.order.parts), parts, strict=False):
+            seed_step(settings.seed, 0, number, 0)
+            with fabric.autocast():
+                loss, _ = learner(pixels.to(device), labels.to(device), False)
+            loss.backward()
+        learner.zero_grad(set_to_none=True)
+
+    chosen = None
+    if fabric.is_global_zero:
+        chosen = choices.choose(
+            learner, images, recipe, settings, precision=precision, world=fabric.world_size, step=step
+        )
+    result: Choices = fabric.broadcast(chosen)
+    return result
+
+
+def _budget(plan: Plan, data: Dataset, started: float) -> Any:
+    """The time budget, with an estimate of what validation and the end take."""
+    from effnet.training.schedule import Budget
+
+    if plan.settings.minutes is None:
+        return None
+    per_image = plan.choices.step_seconds / plan.recipe.batch * plan.world / VALIDATION_SHARE
+    val, test = (len(data.part(split)) if split in data.splits else 0 for split in ("val", "test"))
+    validation = per_image * val / plan.world
+    ending = per_image * (val + test) + ENDING
+    return Budget(60 * plan.settings.minutes, validation, ending, len(data.part("train")) // plan.recipe.batch)
+
+
+def _finish(going: Any, base: int) -> Result:
+    from effnet.training.finish import finish
+
+    return finish(going, base)

@@ -1,0 +1,64 @@
+"""Watching a run learn: what goes wrong in the first hundred steps is found there, with its likely cause."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from effnet.errors import TrainingError
+from effnet.training.schedule import mean
+
+WATCHED = 100  # steps
+CONSTANT = 1e-6  # spread of the outputs over a batch, against their size
+PATIENCE = 5  # steps in a row with outputs that are constant, or gradients that are zero
+RECENT = 20  # steps over which the loss is averaged
+
+
+class Watch:
+    """Looks at every step and stops the run where it cannot come to anything.
+
+    Args:
+        num_classes: a network that guesses has the loss ln(num_classes).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.guessing = math.log(max(2, num_classes))
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.constant = self.still = 0
+
+    def look(self, step: int, loss: float, spread: float, gradient: float) -> None:
+        """Judge a step.
+
+        Args:
+            step: its number, from 0.
+            loss: of the whole step.
+            spread: standard deviation of the outputs over the images, against their mean size.
+            gradient: norm of all gradients before they are clipped.
+
+        Raises:
+            TrainingError: the run cannot go on, or is not worth going on; the message gives the likely cause.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step}: {_DIVERGED}")
+        if not math.isfinite(gradient):
+            raise TrainingError(f"the gradients are not finite at step {step}, the loss is {loss:.3g}: {_DIVERGED}")
+        if step >= WATCHED:
+            return
+        self.recent.append(loss)
+        self.constant = self.constant + 1 if spread < CONSTANT else 0
+        self.still = self.still + 1 if gradient == 0 else 0
+        if self.constant >= PATIENCE:
+            raise TrainingError(
+                f"the network gives the same answer to every image at step {step}: are the images all alike or empty? "
+                "Look at them with effnet check; weights that were damaged do this, too"
+            )
+        if self.still >= PATIENCE:
+            raise TrainingError(f"the gradients are zero at step {step}: is everything frozen, or the learning rate 0?")
+        if step == WATCHED - 1 and mean(self.recent) > self.guessing + 1:
+            raise TrainingError(
+                f"after {WATCHED} steps the loss is {mean(self.recent):.2f}, and guessing has ln(K) = "
+                f"{self.guessing:.2f}: {_DIVERGED}"
+            )
+
+
+_DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"

@@ -1,0 +1,102 @@
+"""The order of images: the same for any number of processes, parts and workers, from any step on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from effnet.arch.spec import InputSpec
+from effnet.data.augment import Augment
+from effnet.data.folder import Dataset, read_data
+from effnet.data.loader import Loader, Order, TrainingImages
+from effnet.errors import ArgumentError, DataError
+
+SEE = InputSpec(8, 8)
+
+
+@given(st.integers(12, 60), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2]), st.integers(0, 3), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_processes_and_parts_see_the_same_images(images: int, world: int, part: int, epoch: int, seed: int) -> None:
+    batch = 12
+    whole = list(Order(images, batch, batch, seed).epoch(epoch))
+    assert len(whole) == images // batch
+    assert len({place for step in whole for _, place in step}) == batch * len(whole)
+    orders = [Order(images, batch, part, seed, rank, world) for rank in range(world)]
+    parts = orders[0].parts
+    shares = [list(order.epoch(epoch)) for order in orders]
+    for number, step in enumerate(whole):
+        seen = [key for share in shares for each in share[number * parts : (number + 1) * parts] for key in each]
+        assert sorted(seen) == sorted(step)
+    start = len(whole) // 2
+    assert list(orders[0].epoch(epoch, start)) == shares[0][start * parts :]
+
+
+def test_epochs_differ() -> None:
+    order = Order(100, 10, 10, 0)
+    assert list(order.epoch(0)) != [[(0, place) for _, place in step] for step in order.epoch(1)]
+    assert list(order.epoch(0)) == list(order.epoch(0))
+
+
+@pytest.mark.parametrize(("batch", "part", "world"), [(101, 101, 1), (10, 3, 1), (10, 5, 4)])
+def test_numbers_that_do_not_divide(batch: int, part: int, world: int) -> None:
+    with pytest.raises(ArgumentError, match="batch"):
+        Order(100, batch, part, 0, 0, world)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Dataset:
+    draw = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (20, 16, 3), np.uint8)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    return read_data(tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["none", "autoaugment", "randaugment", "trivialaugment"])
+def test_an_image_depends_on_seed_and_epoch_alone(photos: Dataset, policy: str) -> None:
+    images = TrainingImages(photos, Augment(SEE, policy=policy), seed=5)
+    first = images[(2, 3)][0]
+    torch.manual_seed(123)
+    assert np.array_equal(first, TrainingImages(photos, Augment(SEE, policy=policy), seed=5)[(2, 3)][0])
+    assert (first.shape, first.dtype) == ((8, 8, 3), np.uint8)
+    others = [images[(3, 3)][0], TrainingImages(photos, Augment(SEE, policy=policy), seed=6)[(2, 3)][0]]
+    assert not any(np.array_equal(first, other) for other in others)
+
+
+def test_workers_give_the_same_batches(photos: Dataset) -> None:
+    order = Order(12, 6, 3, 0)
+    images = TrainingImages(photos, Augment(SEE, policy="autoaugment"), 1)
+    alone = list(Loader(images, order, 0).epoch(1))
+    beside = Loader(images, order, 2)
+    for start in (0, 1):
+        for (pixels, labels), (others, names) in zip(alone[start * 2 :], beside.epoch(1, start), strict=True):
+            assert torch.equal(pixels, others)
+            assert torch.equal(labels, names)
+    assert alone[0][0].shape == (3, 8, 8, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(photos: Dataset, workers: int) -> None:
+    (photos.root / "a" / "4.png").write_bytes(b"no image")
+    loader = Loader(TrainingImages(photos, Augment(SEE), 0), Order(12, 6, 6, 0), workers)
+    with pytest.raises(DataError, match=r"a/4.png: is not an image.*effnet check"):
+        list(loader.epoch(0))
+
+
+def test_whole_images_are_prepared_as_in_evaluation(photos: Dataset) -> None:
+    from effnet.data.preprocess import load_pixels
+
+    plain = Augment(SEE, crop_area=1, flip=0)
+    file = photos.file(photos.samples[0])
+    assert np.array_equal(plain(file, 0), load_pixels(file, SEE))
+
+
+def test_grey_images(photos: Dataset) -> None:
+    see = InputSpec(8, 8, (0.5,), (0.5,))
+    assert Augment(see, policy="autoaugment")(photos.file(photos.samples[0]), 0).shape == (8, 8, 1)

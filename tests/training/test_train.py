@@ -1,0 +1,265 @@
+"""Runs from the first step to the last: what they write, how they go on, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import effnet
+from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameError
+from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
+from effnet.training.loop import Loop
+from effnet.training.train import resume, train
+
+QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02}
+HARD: dict[str, Any] = {  # all that could disturb a resumed run
+    **QUICK,
+    "augmentation": "autoaugment",
+    "mixup": 0.2,
+    "cutmix": 0.5,
+    "head_first": 0.3,
+    "train_memory": "1.3MB",  # a plan, and parts
+    "class_weights": True,
+}
+
+
+class Ear:
+    """Remembers what it was told, and stops the run behind a step."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.words: list[str] = []
+        self.losses: list[float] = []
+        self.rows: list[Mapping[str, Any]] = []
+        self.stop = stop
+
+    def said(self, words: str) -> None:
+        self.words.append(words)
+
+    def steps(self, done: int, total: int, loss: float) -> None:
+        self.losses.append(loss)
+        if done == self.stop:
+            raise ZeroDivisionError("the machine fell off the desk")
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+
+@pytest.fixture(scope="module")
+def finished(shapes: Path, spec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    ear = Ear()
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return train(shapes, spec_file, "scratch", out=out, listener=ear, **{**QUICK, "epochs": 12}), ear
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    state = load_checkpoint(folder)[0]
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in state["rows"]]
+    return {name: state[name] for name in ("step", "network", "average", "optimizer", "marks", "best")} | {"rows": rows}
+
+
+def test_it_learns(finished: Any) -> None:
+    result, ear = finished
+    assert result.split == "test"
+    assert result.evaluation.n == 9
+    assert ear.losses[-1] < ear.losses[0]
+    assert max(row["val_top1"] for row in ear.rows) > 0.5  # a third is guessing
+    assert result.steps == 12 * (42 // 8)
+    assert any("from scratch" in words for words in ear.words)
+
+
+def test_the_folder_has_everything(finished: Any) -> None:
+    folder = finished[0].folder
+    names = {path.name for path in folder.iterdir()}
+    files = (
+        "args.yaml split.csv results.csv results.png confusion_matrix.png per_class.csv reliability.png mistakes.jpg"
+    )
+    assert names == {*files.split(), "metrics.json", "best", LAST, PREVIOUS}
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
+    for name in ("results.png", "confusion_matrix.png", "reliability.png"):
+        with Image.open(folder / name) as picture:
+            picture.load()
+    assert json.loads((folder / "metrics.json").read_text())["n"] == 9
+
+
+def test_the_bundle_is_the_best_epochs_and_knows_its_context(finished: Any, shapes: Path) -> None:
+    result, ear = finished
+    classifier = effnet.load(result.bundle)
+    assert classifier.classes == ("disc", "ring", "square")
+    assert classifier.input.size == 32
+    photo = shapes / "disc" / "000.png"
+    assert classifier.predict(photo).label in classifier.classes
+    best = max(ear.rows, key=lambda row: row["val_top1"])
+    config = json.loads((result.bundle / "config.json").read_text())
+    assert config["metrics"]["val_top1"] == best["val_top1"]
+    assert config["provenance"]["recipe"]["name"] == "scratch"
+    assert config["calibration"]["temperature"] > 0
+    assert (result.bundle / "split.csv").read_text() == (result.folder / "split.csv").read_text()
+
+
+def test_args_have_what_was_chosen(finished: Any) -> None:
+    args = yaml.safe_load((finished[0].folder / "args.yaml").read_text())
+    assert args["choices"]["threads"] == 1
+    assert args["choices"]["part"] == 8
+    assert args["recipe"]["lr"] == 0.02
+    assert args["versions"]["effnet"] == effnet.__version__
+
+
+def test_a_run_is_repeatable(shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet.training.choices.choose_kernels", lambda *_, **__: {})  # timed, so not repeatable
+    monkeypatch.setattr("effnet.training.choices._other_norms", lambda _: True)
+    for name in ("a", "b"):
+        train(shapes, spec_file, "scratch", out=tmp_path / name, seed=3, **QUICK)
+    train(shapes, spec_file, "scratch", out=tmp_path / "c", seed=4, **QUICK)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("recipe", ["scratch", "finetune", "paper"])
+@pytest.mark.parametrize("settings", [QUICK, HARD], ids=["plain", "hard"])
+def test_interrupted_runs_end_as_undisturbed_ones(
+    shapes: Path, spec_file: Path, tmp_path: Path, recipe: str, settings: dict[str, Any]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with pytest.raises(ZeroDivisionError):
+        train(shapes, spec_file, recipe, out=whole, listener=Ear(stop=1), **settings)
+    shutil.copytree(whole, broken)  # both begin with the same choices
+    resume(whole)
+    for stop in (2, 7, 11):  # within an epoch, and in the next two
+        with pytest.raises(ZeroDivisionError):
+            resume(broken, listener=Ear(stop=stop))
+    result = resume(broken)
+    assert result.steps == 15
+    assert same(weights(whole), weights(broken))
+    assert (whole / "best" / "model.safetensors").read_bytes() == (broken / "best" / "model.safetensors").read_bytes()
+    if settings is HARD:
+        assert result.choices.parts > 1
+        assert result.choices.plan is not None
+
+
+def test_a_finished_run_can_be_resumed_and_stays(finished: Any) -> None:
+    before = weights(finished[0].folder)
+    result = resume(finished[0].folder)
+    assert same(weights(finished[0].folder), before)
+    assert result.evaluation.top1 == finished[0].evaluation.top1
+
+
+def test_a_damaged_checkpoint_falls_back(finished: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0].folder, folder)
+    (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-100])
+    ear = Ear()
+    resume(folder, listener=ear)
+    assert any("last.ckpt is damaged" in words for words in ear.words)
+    assert same(weights(folder), weights(finished[0].folder))
+
+
+def test_changed_data_is_refused(finished: Any, shapes: Path, tmp_path: Path) -> None:
+    folder, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished[0].folder, folder)
+    shutil.copytree(shapes, data)
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    args["settings"]["data"] = str(data)
+    args["versions"]["torch"] = "1.0"
+    (folder / "args.yaml").write_text(yaml.safe_dump(args))
+    ear = Ear()
+    resume(folder, listener=ear)
+    assert any("torch was '1.0' and is" in words for words in ear.words)
+    (data / "disc" / "003.png").unlink()
+    with pytest.raises(TrainingError, match=r"changed since the run began: 1 images are gone, such as disc/003.png"):
+        resume(folder)
+
+
+def test_memory_that_runs_out_makes_the_plan_stricter_once(
+    shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, full = Loop._gradients, iter([False, True, False])
+
+    def tight(self: Loop, taken: Any) -> Any:
+        if next(full, False):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return real(self, taken)
+
+    monkeypatch.setattr(Loop, "_gradients", tight)
+    ear = Ear()
+    result = train(shapes, spec_file, "scratch", out=tmp_path / "run", listener=ear, **QUICK)
+    assert any("memory ran out at step 1" in words for words in ear.words)
+    assert set((result.choices.plan or {}).values()) == {"convolutions"}
+    full = iter([True, True, True])
+    with pytest.raises(TrainingError, match=r"memory ran out at step 0.*--train-memory"):
+        train(shapes, spec_file, "scratch", out=tmp_path / "again", **QUICK)
+    assert load_checkpoint(tmp_path / "again")[0]["step"] == 0
+
+
+def test_early_stopping(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 40, "lr": 1e-7, "patience": 2, "ema": 0.0}
+    result = train(shapes, spec_file, "scratch", out=tmp_path / "run", **settings)
+    assert result.epochs < 40
+
+
+def test_minutes_end_the_run(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    settings = {name: value for name, value in QUICK.items() if name != "epochs"}
+    result = train(shapes, spec_file, "scratch", out=tmp_path / "run", minutes=0.3, **settings)
+    assert result.steps > 15
+    assert result.evaluation.n == 9
+
+
+def test_an_unreadable_image_leaves_the_checkpoint(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    with pytest.raises(ZeroDivisionError):
+        train(data, spec_file, "scratch", out=tmp_path / "run", listener=Ear(stop=2), **QUICK)
+    for path in data.rglob("*.png"):
+        path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DataError, match=r"\.png: is not an image"):
+        resume(tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run")[0]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"epoch": 3}, UnknownNameError, "Did you mean 'epochs'"),
+        ({"minutes": 1}, ArgumentError, "excludes --epochs"),
+        ({"recipe": "tune"}, UnknownNameError, "recipe"),
+        ({"train_memory": "1kB"}, ArgumentError, "too little"),
+        ({"model": "b99"}, UnknownNameError, "b9|b8"),
+        ({"freeze": 10}, ArgumentError, "stages"),
+        ({"lr": 1e9, "clip": 0.0, "warmup": 0.0}, TrainingError, "learning rate"),
+    ],
+)
+def test_what_cannot_begin_says_why(
+    shapes: Path, spec_file: Path, tmp_path: Path, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    model, recipe = arguments.pop("model", spec_file), arguments.pop("recipe", "scratch")
+    with pytest.raises(error, match=words):
+        train(shapes, model, recipe, out=tmp_path / "run", **{**QUICK, **arguments})
+
+
+def test_a_folder_in_use_is_not_touched(shapes: Path, spec_file: Path, tmp_path: Path, finished: Any) -> None:
+    with pytest.raises(TrainingError, match="holds a run; go on with it: effnet train --resume"):
+        train(shapes, spec_file, out=finished[0].folder)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="not empty"):
+        train(shapes, spec_file, out=tmp_path)
+    with pytest.raises(TrainingError, match="is no run"):
+        resume(tmp_path)
