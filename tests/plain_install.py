@@ -20,6 +20,7 @@ PROMISED = (
     "effnet.arch.variants",
     "effnet.cli",
     "effnet.commands.budget",
+    "effnet.commands.check",
     "effnet.commands.convert",
     "effnet.commands.info",
     "effnet.commands.predict",

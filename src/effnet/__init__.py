@@ -5,6 +5,7 @@
     effnet.scale(spec, 1.5)                   the network that compound scaling makes of it
     effnet.fit_spec(effnet.Budget(macs="1G"))  the network that fits a budget, and why
     effnet.create("b0", num_classes=10)       the network as a torch module, fresh or with weights
+    effnet.train("photos", "lite0")           a trained bundle in a run's folder
     effnet.load("lite0").predict("photo.jpg") a classifier that knows how to prepare a photo and names what it sees
     effnet.save(network, "folder")            a bundle: weights and all that belongs to them
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from effnet.scaling.compound import Rule as Rule
     from effnet.scaling.compound import scale as scale
     from effnet.scaling.fitting import fit_spec as fit_spec
+    from effnet.training.train import train as train
     from effnet.weights.bundle import save as save
     from effnet.weights.pretrained import create as create
 
@@ -59,6 +61,7 @@ _HOMES = {
     "effnet.scaling.budget": ("Budget",),
     "effnet.scaling.compound": ("Rule", "scale"),
     "effnet.scaling.fitting": ("fit_spec",),
+    "effnet.training.train": ("train",),
     "effnet.weights.bundle": ("save",),
     "effnet.weights.pretrained": ("create",),
 }

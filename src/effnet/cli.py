@@ -14,11 +14,14 @@ from cyclopts import App, CycloptsError
 import effnet
 from effnet import console
 from effnet.commands.arguments import ERROR, FINDING, INTERRUPTED, OK, STDIN
+from effnet.commands.check import check
 from effnet.commands.convert import convert
 from effnet.commands.info import info
 from effnet.commands.predict import predict
 from effnet.commands.profile import profile
 from effnet.commands.scale import scale
+from effnet.commands.train import train
+from effnet.commands.val import val
 from effnet.errors import EffnetError, RefusedError
 
 app = App(
@@ -30,7 +33,7 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-for command in (info, predict, convert, scale, profile):
+for command in (info, predict, convert, scale, profile, check, train, val):
     app.command(command)
 
 

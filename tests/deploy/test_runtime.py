@@ -14,6 +14,7 @@ from effnet.arch.spec import InputSpec
 from effnet.data.preprocess import preprocess
 from effnet.deploy.runtime import Classifier, Prediction, load
 from effnet.errors import ArgumentError, CheckpointError, ImageError, UnknownNameError
+from effnet.weights.bundle import Calibration, Record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 
@@ -186,3 +187,20 @@ def test_grey_networks_see_grey_photos(photos: Path, tmp_path: Path) -> None:
     classifier = load(effnet.save(grey, tmp_path / "x", input=InputSpec(32, 40, mean=(0.5,), std=(0.5,))))
     assert len(classifier.predict(photos / "coffee.png")) == 3
     assert classifier.logits(np.zeros((2, 32, 32, 1), np.uint8)).shape == (2, 3)
+
+
+def test_probabilities_are_at_the_bundles_temperature(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, calibration = effnet.EfficientNet(TINY), Calibration(0.05, 0.6, 0.05, 100, "val")
+    plain = load(effnet.save(network, tmp_path / "plain"))
+    calibrated = load(effnet.save(network, tmp_path / "calibrated", record=Record(calibration)))
+    assert plain.calibration is None
+    assert calibrated.calibration == calibration
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(plain.logits(pixels), calibrated.logits(pixels))  # raw
+    before, after = (model.predict(photos / "coffee.png", topk=3) for model in (plain, calibrated))
+    assert [score.index for score in before] == [score.index for score in after]
+    logits = np.log([score.probability for score in before])
+    expected = torch.from_numpy(logits / 0.05).softmax(0)
+    np.testing.assert_allclose([score.probability for score in after], expected, rtol=1e-6)
+    assert after.probability > before.probability

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.errors import ArgumentError, BundleError
-from effnet.weights.bundle import open_bundle, read_config, save
+from effnet.weights.bundle import Calibration, Record, open_bundle, read_config, read_split, save
 
 SPEC = effnet.spec("b0", width=0.25, depth=0.4, resolution=64, num_classes=3)
 
@@ -192,3 +193,90 @@ def test_wrong_arguments(network: effnet.EfficientNet, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="must have the tensors of its spec"):
         save(grouped, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+CALIBRATION = Calibration(1.5, 0.7, 0.05, 300, "val")
+SPLIT = "path,label,split,group\ncat/ü 1.jpg,cat,train,\n"
+RECORD = Record(CALIBRATION, {"data": {"sha256": "ab", "n": 3}, "versions": ["0.1"]}, {"split.csv": SPLIT})
+
+
+def test_what_a_training_leaves_comes_back(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    folder = save(network, tmp_path / "x", classes=["a", "b", "c"], record=RECORD)
+    config = open_bundle(folder).config
+    assert config == read_config(folder)
+    assert config.calibration == CALIBRATION
+    assert config.provenance == RECORD.provenance
+    assert config.files == {"split.csv": hashlib.sha256(SPLIT.encode()).hexdigest()}
+    assert read_split(folder) == SPLIT
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "split.csv"]
+
+
+def test_a_bundle_with_a_split_is_replaced_like_any_other(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    save(network, tmp_path / "x", record=RECORD)
+    assert read_split(save(network, tmp_path / "x")) is None
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_plain_bundle_is_what_it_always_was(folder: Path) -> None:
+    config = read_config(folder)
+    assert (config.calibration, config.provenance, config.files) == (None, {}, {})
+    assert read_split(folder) is None
+    written = json.loads((folder / "config.json").read_text())
+    names = ["format", "effnet", "spec", "policy", "input", "classes", "source", "metrics", "sha256", "digest"]
+    assert list(written) == names
+    digest = written.pop("digest")  # over the entries that are there, as of the first version on
+    assert digest == hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_changed_split_is_noticed(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    folder = save(network, tmp_path / "x", record=RECORD)
+    (folder / "split.csv").write_text(SPLIT.replace("train", "test"), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"split\.csv was changed or cut short"):
+        read_split(folder)
+    (folder / "split.csv").unlink()
+    with pytest.raises(BundleError, match=r"split\.csv cannot be read"):
+        read_split(folder)
+    assert open_bundle(folder).config.calibration == CALIBRATION
+
+
+def test_a_changed_calibration_is_noticed(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    folder = save(network, tmp_path / "x", record=RECORD)
+    for values, words in (
+        (vars(CALIBRATION) | {"temperature": 2}, "changed since it was written"),
+        (vars(CALIBRATION) | {"temperature": 0}, "`temperature`"),
+        ({"temperature": 2}, "is missing"),
+        ("hot", "must be a mapping"),
+    ):
+        change(folder, calibration=values)
+        with pytest.raises(BundleError, match=words):
+            read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"temperature": 0}, "`temperature`"),
+        ({"temperature": float("nan")}, "`temperature`"),
+        ({"threshold": 1.5}, r"`threshold` \(=1\.5\) must be from 0 to 1"),
+        ({"error": -0.1}, "`error`"),
+        ({"n": 0}, "`n`"),
+    ],
+)
+def test_a_calibration_has_sensible_values(values: dict[str, float], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        Calibration(**{**vars(CALIBRATION), **values})
+    assert Calibration(**{**vars(CALIBRATION), "threshold": None}).threshold is None
+
+
+def test_a_record_holds_what_a_bundle_can(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    for record, words in (
+        (Record(files={"notes.txt": "mine"}), r"'notes\.txt'.* is no text of a bundle; it may hold split\.csv"),
+        (Record(files={"../split.csv": ""}), "is no text of a bundle"),
+        (Record(provenance={"folder": tmp_path}), "must be what JSON can hold"),
+        (Record(provenance={"loss": float("nan")}), "must be what JSON can hold"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            save(network, tmp_path / "x", record=record)
+    assert list(tmp_path.iterdir()) == []
+    config = read_config(save(network, tmp_path / "x", record=Record(provenance={"sizes": (1, 2)})))
+    assert config.provenance == {"sizes": [1, 2]}

@@ -211,4 +211,4 @@ def _recipe_fields(given: dict[str, str]) -> dict[str, Any]:
     """Fields of the recipe as they are typed, each as YAML reads it."""
     import yaml
 
-    return {name: yaml.safe_load(value) for name, value in given.items()}
+    return {name.replace("-", "_"): yaml.safe_load(value) for name, value in given.items()}

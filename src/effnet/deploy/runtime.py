@@ -21,6 +21,7 @@ from effnet.arch.spec import Fit, InputSpec, NetworkSpec, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.data.sources import read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
+from effnet.weights.bundle import Calibration
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -81,6 +82,7 @@ class Classifier:
         input: how images are prepared.
         classes: the names of the outputs, or None.
         network: the torch module; None where another engine runs.
+        calibration: the temperature of its probabilities and the confidence below which to abstain, or None.
     """
 
     def __init__(
@@ -91,8 +93,9 @@ class Classifier:
         input: InputSpec,
         classes: Sequence[str] | None,
         network: EfficientNet | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.spec, self.input, self.network = spec, input, network
+        self.spec, self.input, self.network, self.calibration = spec, input, network, calibration
         self.classes = None if classes is None else tuple(classes)
         self._engine = engine
 
@@ -177,7 +180,8 @@ class Classifier:
     def _name(self, logits: Logits, topk: int) -> list[Prediction]:
         if not np.isfinite(logits).all():
             raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
-        shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        shifted = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
         probabilities = shifted / shifted.sum(1, keepdims=True)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
         return [
@@ -216,8 +220,14 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
     network, config = bundle.network, bundle.config
     network = network.to(memory_format=torch.channels_last)
     see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
-    engine = _torch_engine(network, see)
-    return Classifier(engine, spec=config.spec, input=see, classes=config.classes, network=network)
+    return Classifier(
+        _torch_engine(network, see),
+        spec=config.spec,
+        input=see,
+        classes=config.classes,
+        network=network,
+        calibration=config.calibration,
+    )
 
 
 def _torch_engine(network: EfficientNet, see: InputSpec) -> Engine:

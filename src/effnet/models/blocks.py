@@ -21,7 +21,16 @@ from effnet.models.depthwise import DepthwiseConv2d
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
 Recomputed = Callable[[nn.Module, Tensor], Tensor]  # a module's forward pass that keeps less, set by recompute.py
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu6": nn.ReLU6}
+
+class SiLU(nn.SiLU):
+    """In place where no gradient is needed; where one is, autograd would first copy the map that is written over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        return functional.silu(x, inplace=self.inplace and not torch.is_grad_enabled())
+
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": SiLU, "relu6": nn.ReLU6}
 
 
 class SamePad(nn.Module):

@@ -54,7 +54,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
     Raises:
         TrainingError: there is none.
     """
-    complaints = []
+    complaints: list[str] = []
     for name in (LAST, PREVIOUS):
         try:
             return _read(folder / name), "; ".join(complaints)

@@ -96,13 +96,15 @@ def fit_memory(
     sizes = [share // parts for parts in range(1, share + 1) if share % parts == 0]
     if limit is None or forecast(share, None) <= limit:
         return share, None, forecast(share, None)
+    planned = not settings.sync_bn  # whose statistics a plan cannot compute again
     for part in sorted(sizes, key=lambda size: (size < SMALLEST_PART, -size)):
         try:
-            plan = find_plan(spec, limit, part, **how)
+            plan = find_plan(spec, limit, part, **how) if planned else None
         except ArgumentError:
             continue
-        return part, plan, forecast(part, plan)
-    least = forecast(1, Plan.uniform(spec, Keep.BOTTLENECKS))
+        if forecast(part, plan) <= limit:
+            return part, plan, forecast(part, plan)
+    least = forecast(1, Plan.uniform(spec, Keep.BOTTLENECKS) if planned else None)
     raise ArgumentError("train_memory", limit, f"is too little for {spec.name}: one image takes {least:,} bytes.")
 
 
@@ -148,7 +150,7 @@ def choose(
         kernels = choose_kernels(network, part, spec.resolution)
         use_kernels(network, kernels)
     taken = timed(threads, plan)
-    if plan is None and not _other_norms(network):
+    if plan is None and not settings.sync_bn and not _other_norms(network):
         leaner = Plan.uniform(spec, Keep.ACTIVATIONS)
         other = timed(threads, leaner)
         reasons.append(f"a step that keeps activations alone takes {other / taken:.2f} of one that keeps everything")

@@ -15,7 +15,7 @@ from effnet.training.choices import Choices
 from effnet.training.module import Answering
 from effnet.training.prepare import versions
 from effnet.training.run import BEST, METRICS, SPLIT, write_text
-from effnet.weights.bundle import open_bundle, save
+from effnet.weights.bundle import Record, open_bundle, save
 
 if TYPE_CHECKING:
     from effnet.training.loop import Loop
@@ -48,10 +48,10 @@ def finish(going: Loop, base: int) -> Result:
     """
     from effnet.training.loop import peak_memory
 
-    result = None
+    result: Result | None = None
     if going.fabric.is_global_zero:
         result = _finish(going, peak_memory() - base)
-    answer: Result = going.fabric.broadcast(result)
+    answer: Result = going.fabric.broadcast(result)  # type: ignore[assignment]  # rank 0 has one
     return replace(answer, rank=going.fabric.global_rank)
 
 
@@ -93,12 +93,10 @@ def _finish(going: Loop, taken: int) -> Result:
         input=plan.see,
         source=f"effnet train from {plan.source}",
         metrics=metrics,
-        calibration=calibration,
-        provenance=json.loads(json.dumps(provenance)),
-        extra={SPLIT: manifest(data)},
+        record=Record(calibration, json.loads(json.dumps(provenance)), {SPLIT: manifest(data)}),
     )
     write_text(folder / METRICS, json.dumps({"split": split, **evaluation.to_dict()}, indent=2) + "\n")
-    _draw(going, evaluation, found, part)
+    _draw(going, evaluation, found, part, calibration.temperature)
     return Result(
         folder=folder,
         steps=going.step,
@@ -111,11 +109,11 @@ def _finish(going: Loop, taken: int) -> Result:
     )
 
 
-def _draw(going: Loop, evaluation: Evaluation, found: Predicted, part: Dataset) -> None:
+def _draw(going: Loop, evaluation: Evaluation, found: Predicted, part: Dataset, temperature: float) -> None:
     """The pictures of a run."""
     folder = going.folder
     run_plots.draw_results(going.rows, folder / "results.png")
     run_plots.draw_confusion(evaluation, folder / "confusion_matrix.png")
     run_plots.draw_reliability(evaluation.before, evaluation.after, folder / "reliability.png")
     run_plots.write_per_class(evaluation, folder / "per_class.csv")
-    run_plots.mistakes_sheet(part, found, folder / "mistakes.jpg")
+    run_plots.mistakes_sheet(part, found, folder / "mistakes.jpg", temperature=temperature)

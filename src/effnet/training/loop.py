@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from effnet.training.optimizer import make_optimizer, set_rate
 from effnet.training.prepare import Plan
 from effnet.training.run import BEST, write_rows
 from effnet.training.schedule import Budget, Horizon
+from effnet.training.sync import synchronise
 from effnet.training.watch import Watch
 from effnet.weights.bundle import save
 
@@ -103,6 +105,8 @@ class Loop:
         self.fabric, self.plan, self.choices, self.folder, self.listener = fabric, plan, plan.choices, folder, listener
         self.recipe, self.data, self.budget, self.started = plan.recipe, data, budget, started
         self.network = learner.network
+        if plan.settings.sync_bn:
+            synchronise(self.network)
         self.choices.apply(self.network)
         torch.set_num_threads(self.choices.threads)
         optimizer = make_optimizer(self.network, self.recipe)
@@ -119,6 +123,7 @@ class Loop:
         self.horizon = Horizon.of(plan.steps)
         self.step, self.seconds, self.best, self.since_best = 0, 0.0, -1.0, 0
         self.rows: list[dict[str, Any]] = []
+        self.losses: list[float] = []  # of this epoch's steps
         self.eased = False  # whether memory ran out once
         self.logger = tensorboard(folder) if plan.settings.tensorboard and fabric.is_global_zero else None
 
@@ -135,6 +140,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "marks": list(self.horizon.marks),
             "rows": self.rows,
+            "losses": self.losses,
             "best": self.best,
             "since_best": self.since_best,
             "plan": self.choices.plan,
@@ -150,7 +156,7 @@ class Loop:
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.started = time.monotonic() - state["seconds"]
         self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
-        self.rows, self.eased = list(state["rows"]), state["eased"]
+        self.rows, self.losses, self.eased = list(state["rows"]), list(state["losses"]), state["eased"]
         self.choices = dataclasses.replace(self.choices, plan=state["plan"])
         self.choices.apply(self.network)
 
@@ -175,7 +181,8 @@ class Loop:
         """
         if self.step == 0:
             self.save()
-        with listening() as stop:
+        with listening() as stop, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
             while self.step < self.horizon.total and not self._exhausted:
                 self._epoch(stop)
         self.save()
@@ -191,13 +198,14 @@ class Loop:
         epoch, within = divmod(self.step, steps)
         parts = self.loader.epoch(epoch, within)
         self.learner.train()
-        losses: list[float] = []
-        shown = None
+        if not within:
+            self.losses = []
+        shown = self.losses[-1] if self.losses else None
         saved = planned = time.monotonic()
         pace = (time.monotonic(), self.step)
         for _ in range(within, steps):
             loss = self._step(parts)
-            losses.append(loss)
+            self.losses.append(loss)
             shown = loss if shown is None else SMOOTH * shown + (1 - SMOOTH) * loss
             self.step += 1
             self.listener.steps(self.step, self.horizon.total, shown)
@@ -213,7 +221,7 @@ class Loop:
             if now - saved >= self.plan.settings.save_seconds:
                 self.save()
                 saved = now
-        self._validate(epoch, float(np.mean(losses)) if losses else 0.0)
+        self._validate(epoch)
         self.save()
 
     def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
@@ -257,9 +265,11 @@ class Loop:
         if self.fabric.world_size > 1:
             if head_only:  # whose backward pass went by the averaging
                 for param in self.network.classifier.parameters():
+                    assert param.grad is not None
                     dist.all_reduce(param.grad)
-                    param.grad.div_(self.fabric.world_size)  # type: ignore[union-attr]  # it was just computed
-            total = self.fabric.all_reduce(total, reduce_op="mean").cpu()
+                    param.grad.div_(self.fabric.world_size)
+            dist.all_reduce(total)
+            total /= self.fabric.world_size
         return float(total), gap
 
     def _ease(self) -> None:
@@ -292,7 +302,7 @@ class Loop:
         """The network that is evaluated and kept: the average where there is one."""
         return self.average.network if self.average else self.network
 
-    def _validate(self, epoch: int, loss: float) -> None:
+    def _validate(self, epoch: int) -> None:
         """Accuracy on the val part, a row of results, and the best weights."""
         correct, val_loss = self._score(self.data.part("val"))
         row = {
@@ -300,7 +310,7 @@ class Loop:
             "step": self.step,
             "seconds": round(self.elapsed, 1),
             "lr": self.recipe.scaled_lr * self.recipe.lr_at(self.horizon.progress(self.step)),
-            "train_loss": loss,
+            "train_loss": float(np.mean(self.losses)) if self.losses else 0.0,
             "val_loss": val_loss,
             "val_top1": correct,
         }
@@ -374,9 +384,9 @@ def listening() -> Iterator[list[int]]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.getsignal(number)
-            signal.signal(number, note)
+        for heard in (signal.SIGINT, signal.SIGTERM):
+            before[heard] = signal.getsignal(heard)
+            signal.signal(heard, note)
     except ValueError:  # not the main thread: its owner hears the signals
         before.clear()
     try:
@@ -394,7 +404,7 @@ def peak_memory() -> int:
 
 def tensorboard(folder: Path) -> Any:
     """A logger for TensorBoard in the run's folder."""
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     try:
         return TensorBoardLogger(folder, name="tensorboard", version="")

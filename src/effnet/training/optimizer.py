@@ -54,7 +54,7 @@ class RMSPropTF(torch.optim.Optimizer):
             momenta = [self.state[param]["momentum"] for param in params]
             grads = [param.grad for param in params]
             if group["weight_decay"]:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             # square += (1 - decay) * (grad^2 - square)
             torch._foreach_mul_(squares, group["decay"])
             torch._foreach_addcmul_(squares, grads, grads, 1 - group["decay"])

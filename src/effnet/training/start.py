@@ -21,7 +21,6 @@ from effnet.training.module import set_momentum
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 from effnet.weights.bundle import Bundle, is_bundle, read_config
-from effnet.weights.inherit import inherit
 from effnet.weights.pretrained import open_model
 
 SAMPLED = 60  # images whose size is looked at
@@ -77,14 +76,14 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> 
     words += said
     policy = NumericPolicy() if given is None else given.config.policy
     network = EfficientNet(spec, policy=policy)
-    # The official start, 1 / sqrt(classes), is made for 1000 of them: with ten, the first loss would be three times ln(10)
+    # The official start, 1 / sqrt(classes), is made for 1000 of them: with ten, the first loss would be 3 ln(10)
     bound = max(spec.num_classes, CLASSES) ** -0.5
     nn.init.uniform_(network.classifier.weight, -bound, bound)
     source = f"from scratch ({spec.name})"
     if given is not None:
-        report = inherit(network, given.network, classes=same_classes)
+        taken = _take_over(network, given.network, same_classes)
         source = given.config.source or str(settings.init or settings.model)
-        words.append(str(report))
+        words.append(f"{taken:.0%} of the parameters start from {settings.init or settings.model}")
     else:
         words.append(f"{settings.model} starts from scratch: it has no weights")
     set_momentum(network, recipe.bn_momentum)
@@ -94,6 +93,20 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> 
 def rebuild(spec: NetworkSpec, policy: NumericPolicy) -> EfficientNet:
     """The network of a run that is resumed; its weights come from the checkpoint."""
     return EfficientNet(spec, policy=policy)
+
+
+def _take_over(network: EfficientNet, source: EfficientNet, same_classes: bool) -> float:
+    """Copy every tensor whose name and shape agree, the classifier's where the classes do; the share of parameters."""
+    state = {
+        name: tensor
+        for name, tensor in source.state_dict().items()
+        if name in network.state_dict()
+        and tensor.shape == network.state_dict()[name].shape
+        and (same_classes or not name.startswith("classifier."))
+    }
+    network.load_state_dict(state, strict=False)
+    params = {name: param.numel() for name, param in network.named_parameters()}
+    return sum(count for name, count in params.items() if name in state) / sum(params.values())
 
 
 def _open(model: str) -> Bundle:

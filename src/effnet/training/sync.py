@@ -20,7 +20,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         sums = torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3))))
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean, square = all_reduce(sums) / count
+        mean, square = all_reduce(sums) / count  # type: ignore[no-untyped-call]  # torch left it untyped
         variance = square - mean.square()
         if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
             with torch.no_grad():

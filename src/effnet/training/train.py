@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effnet import machine
+from effnet.arch.memory import Precision
 from effnet.errors import ArgumentError, MissingExtraError, TrainingError
 from effnet.scaling.units import parse_bytes
 from effnet.training.recipe import Recipe, read_recipe
@@ -63,7 +65,7 @@ def train(
 
     told = _told(fabric, listener)
     name = f"{Path(data).stem}-{Path(model).name.removesuffix('.yaml')}"
-    folder = fabric.broadcast(run.new_folder(out, name) if fabric.is_global_zero else None)
+    folder: Path = fabric.broadcast(run.new_folder(out, name) if fabric.is_global_zero else Path())
     if fabric.is_global_zero:
         dataset, words = prepare.split(asked, folder)
         if words:
@@ -184,6 +186,7 @@ def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
         strategy="ddp" if world > 1 else "auto",
         precision="bf16-mixed" if chosen == "bf16" else "32-true",
     )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of every process
     fabric.launch()
     return fabric, loop
 
@@ -205,11 +208,8 @@ def _batch(asked: int, images: int, world: int) -> int:
 
 def _learner(network: Any, recipe: Recipe, settings: Settings, see: Any, data: Dataset) -> Any:
     from effnet.training.module import Learner, class_weights
-    from effnet.training.sync import synchronise
 
     network.to(memory_format=torch.channels_last)
-    if settings.sync_bn:
-        synchronise(network)
     weights = class_weights(data.part("train").counts) if recipe.class_weights else None
     return Learner(network, recipe, see, weights, frozen=settings.freeze).train()
 
@@ -221,7 +221,7 @@ def _choices(fabric: Fabric, learner: Any, data: Dataset, recipe: Recipe, settin
     from effnet.training import choices
     from effnet.training.loop import seed_step
 
-    precision = "bf16" if str(fabric._precision.precision).startswith("bf16") else "fp32"
+    precision: Precision = "bf16" if str(fabric._precision.precision).startswith("bf16") else "fp32"
     augment = Augment(see, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
     images = TrainingImages(data.part("train"), augment, settings.seed)
     device = fabric.device
@@ -236,7 +236,7 @@ def _choices(fabric: Fabric, learner: Any, data: Dataset, recipe: Recipe, settin
             loss.backward()
         learner.zero_grad(set_to_none=True)
 
-    chosen = None
+    chosen: Any = None
     if fabric.is_global_zero:
         chosen = choices.choose(
             learner, images, recipe, settings, precision=precision, world=fabric.world_size, step=step

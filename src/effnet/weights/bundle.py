@@ -1,7 +1,9 @@
 """A bundle: a folder that holds a network's weights and all that belongs to them.
 
-    config.json         format, spec, numeric policy, InputSpec, class names, source, metrics, the weights' sha256
+    config.json         format, spec, numeric policy, InputSpec, class names, source, metrics, calibration, provenance,
+                        sha256 of the other files
     model.safetensors   the tensors under native names
+    split.csv           which images it was trained, chosen and tested on, where effnet trained it
 
 `read_config` needs no torch, so a bundle can be described and counted where it cannot be run.
 """
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import effnet
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, positive_float, positive_int, read_fields
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError
 from effnet.weights.folders import MARK, appearing_folder
@@ -26,7 +28,40 @@ if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
 
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, SPLIT = "config.json", "model.safetensors", "split.csv"
+BESIDE = (SPLIT,)  # texts that a bundle may hold beside the two
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a network's confidence can be believed, fitted on images that it was not trained on."""
+
+    temperature: float  # logits are divided by it before they become probabilities
+    threshold: float | None  # confidence below which to abstain; 0 never, None always: no answer is sure enough
+    error: float  # share of wrong answers that the threshold was chosen for
+    n: int  # images that both were fitted on
+    split: str  # the part of the data that these are
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        positive_float("temperature", self.temperature)
+        for name, value in (("threshold", self.threshold), ("error", self.error)):
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise ArgumentError(name, value, "must be from 0 to 1.")
+        positive_int("n", self.n)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a training leaves in a bundle, beside the network and its names."""
+
+    calibration: Calibration | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # values that JSON knows: data, recipe, versions
+    files: Mapping[str, str] = field(default_factory=dict)  # texts by name, of BESIDE
 
 
 @dataclass(frozen=True)
@@ -40,6 +75,9 @@ class BundleConfig:
     source: str = ""  # where the weights came from, in words
     metrics: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""  # of the file of weights
+    calibration: Calibration | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of the texts beside the weights, by name
 
 
 @dataclass(frozen=True)
@@ -58,6 +96,7 @@ def save(
     input: InputSpec | None = None,
     source: str = "",
     metrics: Mapping[str, float] | None = None,
+    record: Record | None = None,
 ) -> Path:
     """Write a bundle; the folder appears whole or not at all.
 
@@ -69,13 +108,15 @@ def save(
             and std. The bundle's spec has its size as resolution.
         source: where the weights came from, in words.
         metrics: results worth keeping, by name.
+        record: what its training leaves: calibration, provenance, the split.
 
     Returns:
         The folder.
 
     Raises:
         ArgumentError: the names do not match the outputs, `input` has other channels than the network, the network has
-            other tensors than its spec says, or something that is no bundle is in the way.
+            other tensors than its spec says, the record holds what a bundle cannot, or something that is no bundle is
+            in the way.
     """
     from safetensors.torch import save as serialise
 
@@ -90,7 +131,7 @@ def save(
     see = input or InputSpec(spec.resolution, round(spec.resolution * 8 / 7)).with_channels(spec.in_channels)
     _check_channels(see, spec)
     spec = make_spec(spec, resolution=see.size)
-    blob = serialise(state)
+    blob, record = serialise(state), _checked_record(record or Record())
     config = BundleConfig(
         spec,
         _built_policy(network),
@@ -99,13 +140,22 @@ def save(
         source,
         {name: float(value) for name, value in (metrics or {}).items()},
         hashlib.sha256(blob).hexdigest(),
+        record.calibration,
+        record.provenance,
+        {name: hashlib.sha256(text.encode()).hexdigest() for name, text in record.files.items()},
     )
-    values = {"format": FORMAT, MARK: effnet.__version__, **dataclasses.asdict(config)}
+    entries = dataclasses.asdict(config)
+    for name in ("calibration", "provenance", "files"):  # absent where there is none: so older ones read and write
+        if not entries[name]:
+            del entries[name]
+    values = {"format": FORMAT, MARK: effnet.__version__, **entries}
     values["digest"] = _digest(values)
 
     target = Path(folder)
     with appearing_folder(target, bundle=True) as temporary:
         (temporary / WEIGHTS).write_bytes(blob)
+        for name, text in record.files.items():
+            (temporary / name).write_bytes(text.encode())
         (temporary / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     return target
 
@@ -130,14 +180,15 @@ def read_config(folder: str | Path) -> BundleConfig:
             f"{folder} has format {written}, written by effnet {version}; this effnet reads {FORMAT}: upgrade"
         )
     try:
-        config = read_fields(BundleConfig, values)
-        spec = NetworkSpec.from_dict(values["spec"])
+        config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
+        spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
         config = dataclasses.replace(
             config,
             spec=spec,
             policy=read_fields(NumericPolicy, values["policy"]),
             input=read_fields(InputSpec, values["input"]),
             classes=_checked_classes(values.get("classes"), spec),
+            calibration=calibration and read_fields(Calibration, calibration),
         )
         _check_channels(config.input, spec)
     except (ArgumentError, TypeError, ValueError) as error:
@@ -172,6 +223,24 @@ def open_bundle(folder: str | Path) -> Bundle:
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(f"{path} does not hold the network that {CONFIG} describes") from error
     return Bundle(network.eval(), config)
+
+
+def read_split(folder: str | Path) -> str | None:
+    """The text of a bundle's split.csv: a manifest (path, label, split, group); None where it has none.
+
+    Raises:
+        BundleError: it is no bundle, or its split.csv was changed since it was written.
+    """
+    expected, path = read_config(folder).files.get(SPLIT), Path(folder) / SPLIT
+    if expected is None:
+        return None
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(blob).hexdigest() != expected:
+        raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
+    return blob.decode()
 
 
 def is_bundle(path: Path) -> bool:
@@ -212,6 +281,17 @@ def _checked_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[
     if twice := next((name for name in classes if classes.count(name) > 1), None):
         raise ArgumentError("classes", twice, "stands twice; a name means one class.")
     return tuple(classes)
+
+
+def _checked_record(record: Record) -> Record:
+    """The record with its provenance as JSON gives it back."""
+    if unknown := [name for name in record.files if name not in BESIDE]:
+        raise ArgumentError("record.files", unknown[0], f"is no text of a bundle; it may hold {', '.join(BESIDE)}.")
+    try:
+        provenance = json.loads(json.dumps(dict(record.provenance), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("record.provenance", record.provenance, f"must be what JSON can hold: {error}.") from error
+    return dataclasses.replace(record, provenance=provenance)
 
 
 def _check_channels(see: InputSpec, spec: NetworkSpec) -> None:

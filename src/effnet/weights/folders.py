@@ -17,7 +17,7 @@ from effnet.errors import ArgumentError
 
 MARK = "effnet"  # the entry of config.json: the version that wrote the folder
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
-OURS = {"config.json", "preprocessor_config.json", "model.safetensors"}
+OURS = {"config.json", "preprocessor_config.json", "model.safetensors", "split.csv"}
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""What a figure counted on n images says about images that nobody has seen: intervals, and whether two models differ.
+
+    accuracy, recall, coverage   Wilson's interval for a share (Wilson 1927): never outside 0 ... 1, and not empty at 0
+    difference of accuracies     the same images for both models: Bonett and Price's adjusted interval (2012), and
+                                 McNemar's exact test on the images that just one of them gets right
+
+All intervals are at 95 %. They hold for images drawn like those that were counted, one by one: frames of one film or
+near-duplicates are fewer images than they seem, and other cameras are other images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.errors import ArgumentError
+
+CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
+
+Logits = NDArray[np.floating[Any]]  # (N, K)
+Labels = NDArray[np.int64]  # (N,)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and the bounds between which it may be expected elsewhere, at 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The three numbers by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the same images; positive where the second is better."""
+
+    n: int
+    accuracy_a: Interval
+    accuracy_b: Interval
+    accuracy: Interval  # accuracy of b minus accuracy of a
+    only_a: int  # images that a alone gets right: McNemar's b
+    only_b: int  # images that b alone gets right: McNemar's c
+    p: float  # McNemar's exact test, two-sided: the chance of a split so uneven between equally good models
+
+    @property
+    def told(self) -> bool:
+        """Whether the images tell the models apart: both the test and the interval say so."""
+        return self.p < 1 - CONFIDENCE and not self.accuracy.low <= 0 <= self.accuracy.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {**asdict(self), "told": self.told}
+
+
+def wilson(count: int, n: int) -> Interval:
+    """The share count / n with Wilson's interval.
+
+    Raises:
+        ArgumentError: there is nothing to count, or more was counted than there is.
+    """
+    if n < 1 or not 0 <= count <= n:
+        raise ArgumentError("count", f"{count} of {n}", "must be at least 0 of at least 1, and no more than all.")
+    share, weight = count / n, Z * Z / n
+    middle = (share + weight / 2) / (1 + weight)
+    reach = Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    low = 0.0 if count == 0 else max(0.0, middle - reach)  # what rounding leaves of 0 and 1
+    return Interval(share, low, 1.0 if count == n else min(1.0, middle + reach))
+
+
+def binomial_tail(count: int, n: int, chance: float) -> float:
+    """The probability of at most `count` successes in `n` trials; `chance` is of one, between 0 and 1."""
+    whole, hit, miss = math.lgamma(n + 1), math.log(chance), math.log1p(-chance)
+    terms = (
+        math.exp(whole - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * hit + (n - i) * miss)
+        for i in range(count + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def compare(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) -> Difference:
+    """Two models by their logits for the same images; the models may have other classes beyond the labels.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other; see `checked`.
+    """
+    if len(logits_a) != len(logits_b):
+        raise ArgumentError("logits_b", f"{len(logits_b)} images", f"must be of the same {len(logits_a)} images.")
+    right = []
+    for logits in (logits_a, logits_b):
+        outputs, truth = checked(logits, labels)
+        right.append(outputs.argmax(1) == truth)
+    a, b = right
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
+    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    reach = Z * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2))
+    middle = share_b - share_a
+    gain = Interval((only_b - only_a) / n, max(-1.0, middle - reach), min(1.0, middle + reach))
+    p = min(1.0, 2 * binomial_tail(min(only_a, only_b), only_a + only_b, 0.5))
+    return Difference(n, wilson(int(a.sum()), n), wilson(int(b.sum()), n), gain, only_a, only_b, p)
+
+
+def checked(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits, Labels]:
+    """The arrays, once it is sure that they fit: (N, K) finite numbers, and N labels from 0 to K - 1; N at least 1.
+
+    Raises:
+        ArgumentError: they do not.
+    """
+    outputs, truth = np.asarray(logits), np.asarray(labels)
+    if outputs.ndim != 2 or not outputs.shape[1] or not np.issubdtype(outputs.dtype, np.floating):
+        raise ArgumentError("logits", f"{outputs.shape} {outputs.dtype}", "must be (N, K) floats.")
+    if not len(outputs):
+        raise ArgumentError("logits", "0 images", "must be of at least one image.")
+    if truth.shape != (len(outputs),) or not np.issubdtype(truth.dtype, np.integer):
+        raise ArgumentError("labels", f"{truth.shape} {truth.dtype}", f"must be ({len(outputs)},) whole numbers.")
+    if (broken := ~np.isfinite(outputs).all(1)).any():
+        place = int(broken.argmax())
+        raise ArgumentError("logits", outputs[place].tolist()[:8], f"must be finite; image {place} is the first.")
+    classes = outputs.shape[1]
+    if truth.min() < 0 or truth.max() >= classes:
+        wrong = int(truth[(truth < 0) | (truth >= classes)][0])
+        raise ArgumentError("labels", wrong, f"must be from 0 to {classes - 1}, one of the {classes} outputs.")
+    return outputs, truth.astype(np.int64)

@@ -1,0 +1,119 @@
+"""Real processes, killed at random moments: what they end with is what an undisturbed run ends with, to the bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from effnet.errors import TrainingError
+from effnet.training.checkpoint import load_checkpoint
+from training.test_train import same, weights
+
+COMMAND = [sys.executable, "-m", "effnet", "train"]
+PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "effnet", "train"]
+HARD = [
+    "--epochs",
+    "30",
+    "--batch",
+    "8",
+    "--lr",
+    "0.02",
+    "--threads",
+    "1",
+    "--train-memory",
+    "1.3MB",
+    "--save-seconds",
+    "0",
+    "--recipe",
+    "scratch",
+    "--set.augmentation",
+    "autoaugment",
+    "--set.mixup",
+    "0.2",
+    "--set.head-first",
+    "0.1",
+    "--class-weights",
+]
+STEPS = 30 * (42 // 8)
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def start(command: list[str], *arguments: object) -> subprocess.Popen[str]:
+    words = [*command, *map(str, arguments)]
+    return subprocess.Popen(
+        words, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def step_of(folder: Path) -> int:
+    try:
+        return int(load_checkpoint(folder)[0]["step"])
+    except TrainingError:  # there is none yet
+        return -1
+
+
+def kill_after(process: subprocess.Popen[str], folder: Path, step: int, number: int = signal.SIGKILL) -> str:
+    """Send a signal to all processes of a run once a checkpoint of that step was written; what they printed."""
+    deadline = time.monotonic() + 170
+    while step_of(folder) < step and process.poll() is None:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.05)
+    time.sleep(random.random() / 20)  # anywhere within a step or a write
+    subprocess.run(["pkill", f"-{int(number)}", "-f", str(folder)], check=False)  # torchrun starts sessions
+    return process.communicate(timeout=120)[0]
+
+
+def finish(command: list[str], folder: Path) -> str:
+    process = start(command, "--resume", folder)
+    said = process.communicate(timeout=170)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", ["alone", "workers", "pair synchronised"])
+def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, case: str) -> None:
+    command = PAIR if case.startswith("pair") else COMMAND
+    more = ["--workers", 1 if case == "workers" else 0, *(["--sync-bn"] if case.endswith("synchronised") else [])]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    said = kill_after(start(command, shapes, "--model", spec_file, "--out", whole, *HARD, *more), whole, 1)
+    assert 1 <= step_of(whole) < STEPS, said
+    shutil.copytree(whole, broken)  # both go on from the same choices
+    finish(command, whole)
+    kills = 0
+    for _ in range(3):
+        before = step_of(broken)
+        kill_after(start(command, "--resume", broken), broken, before + random.randint(1, 40))
+        kills += step_of(broken) < STEPS
+    assert kills
+    finish(command, broken)
+    assert weights(whole)["step"] == STEPS
+    assert same(weights(whole), weights(broken))
+    assert (whole / "best" / "model.safetensors").read_bytes() == (broken / "best" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_signal_saves_first(shapes: Path, spec_file: Path, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "run"
+    long = ["--epochs", "2000", "--batch", "8", "--threads", "1", "--workers", "0", "--save-seconds", "9999"]
+    process = start(COMMAND, shapes, "--model", spec_file, "--out", out, "--recipe", "scratch", *long)
+    deadline = time.monotonic() + 60
+    while not (out / "results.csv").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    stopped = step_of(out)
+    assert f"stopped and saved after {stopped} steps; go on with: effnet train --resume {out}" in said
+    assert stopped > 0
