@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageEnhance, ImageOps
 
-from effnet.data import duplicates as module
 from effnet.data.duplicates import Duplicates, find_duplicates, groups, united
 from effnet.data.fingerprint import Fingerprint, fingerprint
 from effnet.errors import ImageError, MissingExtraError
@@ -215,7 +214,7 @@ def test_groups_do_not_depend_on_threads_or_blocks(tmp_path: Path, monkeypatch: 
     paths = sorted(tmp_path.iterdir())[:200]
     expected = find_duplicates(paths, threads=1)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr("effnet.data.likeness.CELLS", 2**13)
+    monkeypatch.setattr("effnet.data.likeness.CELLS", 2**16)
     found = find_duplicates(paths, threads=3, progress=lambda done, total: seen.append((done, total)))
     assert found.groups == expected.groups
     assert found.pairs == expected.pairs
