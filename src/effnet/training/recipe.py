@@ -121,7 +121,6 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-# Commands, results and times of each: docs/training.md, measured by benchmarks/learning.py.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
