@@ -80,10 +80,10 @@ def finish(command: list[str], folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", ["alone", "workers", "pair synchronised"])
+@pytest.mark.parametrize("case", ["alone", "pair synchronised"])
 def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, case: str) -> None:
     command = PAIR if case.startswith("pair") else COMMAND
-    more = ["--workers", 1 if case == "workers" else 0, *(["--sync-bn"] if case.endswith("synchronised") else [])]
+    more = ["--workers", 0, *(["--sync-bn"] if case.endswith("synchronised") else [])]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     said = kill_after(start(command, shapes, "--model", spec_file, "--out", whole, *HARD, *more), whole, 1)
     assert 1 <= step_of(whole) < STEPS, said
