@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageEnhance, ImageOps
 
+from effnet.data import likeness
 from effnet.data.duplicates import Duplicates, find_duplicates, groups, united
 from effnet.data.fingerprint import Fingerprint, fingerprint
 from effnet.errors import ImageError, MissingExtraError
@@ -60,7 +61,7 @@ def save(images: Sequence[Image.Image], folder: Path, suffix: str = ".png") -> l
     return paths
 
 
-@pytest.mark.parametrize("side", [28])
+@pytest.mark.parametrize("side", [28, 160])
 def test_look_alikes_are_no_copies(side: int, tmp_path: Path) -> None:
     many = list(trousers(400, side, spread=0.02))
     paths = save([*many, jpeg(many[7], 90), ImageOps.mirror(many[9])], tmp_path)
@@ -68,7 +69,7 @@ def test_look_alikes_are_no_copies(side: int, tmp_path: Path) -> None:
     close = find_likenesses(paths)
     assert (close > 0.95).sum() > 1000  # so there was something to fall for
     wrong = [pair for pair in found.pairs if (pair.first, pair.second) not in ((7, 400), (9, 401))]
-    assert len(wrong) <= 2  # of 80,000
+    assert len(wrong) <= 6  # of 80,000
     assert found.groups[400] == 7
     assert found.groups[401] == 9
 
@@ -147,7 +148,7 @@ def test_mirror_images_are_said_to_be_such(tmp_path: Path) -> None:
 
 
 def test_a_photo_lying_on_its_side_is_the_upright_one(tmp_path: Path) -> None:
-    image = next(tiles())
+    image = next(textures(1))  # 180 x 160
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image.save(tmp_path / "upright.jpg", quality=90)
@@ -214,7 +215,7 @@ def test_groups_do_not_depend_on_threads_or_blocks(tmp_path: Path, monkeypatch: 
     paths = sorted(tmp_path.iterdir())[:200]
     expected = find_duplicates(paths, threads=1)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr("effnet.data.likeness.CELLS", 2**16)
+    monkeypatch.setattr(likeness, "CELLS", 2**13)
     found = find_duplicates(paths, threads=3, progress=lambda done, total: seen.append((done, total)))
     assert found.groups == expected.groups
     assert found.pairs == expected.pairs

@@ -26,6 +26,7 @@ TINY_CLASS = 10  # images
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 LONG = 3  # times as long as high, or the reverse
 ONE_COLOUR = 2.0  # levels of 255: less spread is noise
+SMALL = 40  # pixels; where images are smaller, a stride of 32 leaves one pixel or two
 STEP = 16  # pixels between resolutions that are advised: the stride of a network whose stem has a stride of 1
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")
 JPEG = {"MPO": "JPEG"}  # a JPEG with a second one behind it, as phones write for depth
@@ -238,5 +239,8 @@ def _size_findings(looks: list[Fingerprint], resolution: int | None) -> Iterator
     if short < resolution / 2:
         better = max(2 * STEP, STEP * -(-short // STEP))
         words = f"half of the images have a shorter side of at most {short} px, the network sees {resolution}: train "
-        words += f"with --resolution {better}"
+        if short <= SMALL:
+            words += f"a network whose stem keeps the size: effnet info b0 --resolution {better} --stem-stride 1"
+        else:
+            words += f"with --resolution {better}"
         yield Finding("resolution", (), words)

@@ -36,7 +36,7 @@ def slopes(grey: Bytes) -> Floats:
 
 def strengths(grey: Bytes) -> Floats:
     """Root mean square of each image's slopes, in levels."""
-    step = CELLS // (2 * grey.shape[1] ** 2)
+    step = max(1, CELLS // (2 * grey.shape[1] ** 2))
     parts = [slopes(grey[start : start + step]) for start in range(0, len(grey), step)]
     return np.concatenate([np.zeros(0, np.float32), *(np.sqrt(np.square(part).mean(axis=1)) for part in parts)])
 
@@ -56,7 +56,8 @@ def correlate(grey: Bytes, others: Bytes, one: Places, two: Places) -> Floats:
 def demanded(same: float, noise: float, strength: Floats) -> Floats:
     """The correlation that copies reach: `same`, or less where `noise` levels of noise are much of the slopes."""
     differing = np.maximum(1 - same**2, np.square(noise / np.maximum(strength, noise)))
-    return np.sqrt(1 - differing).astype(np.float32)  # type: ignore[no-any-return]  # numpy cannot say
+    least: Floats = np.sqrt(1 - differing).astype(np.float32)
+    return least
 
 
 def coarse(grey: Bytes) -> Floats:
