@@ -120,6 +120,8 @@ def _piece(x: Tensor, grad: Tensor, shape: Filter, first: int, end: int) -> Tens
     rows, columns = (shape.stride * (size - 1) for size in grad.shape[-2:])  # first to last output
     left = shape.padding - first
     right = columns + end - first - x.shape[-1] - left
+    if min(left, right) < -x.shape[-1]:  # on a narrow map these columns touch nothing but padding
+        return x.new_zeros(x.shape[1], 1, shape.size, end - first)
     above = below = 0
     inside = shape.padding
     if x.shape[-2] < shape.size + -shape.padding % shape.stride:
