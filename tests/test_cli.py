@@ -98,6 +98,14 @@ def test_info_of_a_changed_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert values["params"] == 9109994 - 990 * (1408 + 1)
 
 
+def test_info_of_a_stem_stride(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "b0", "--stem-stride", "1", "--resolution", "112"
+    assert json.loads(Run(capsys, "info", *words, "--json").out)["macs"] == effnet.cost(effnet.spec("b0")).macs
+    shown = Run(capsys, "info", *words).out
+    assert shown.startswith("b0-r112-s1: ")
+    assert ["1", "Conv3x3", "112", "32", "1", "1"] in [line.split()[:6] for line in shown.splitlines()]
+
+
 def test_info_of_a_bundle(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
     assert json.loads(Run(capsys, "info", tiny, "--json").out)["params"] == effnet.cost(TINY).params
 
@@ -121,6 +129,8 @@ def test_info_rivals(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["info", "b0", "--widht", "1"], "Did you mean --width?"),
         (["info", "--width", "1.1"], "effnet info b0 --width 1.1"),
         (["info", "b0", "--resolution", "1.5"], "'1.5' is no whole number"),
+        (["info", "b0", "--stem-stride", "4"], "`stem_stride` (=4) must be 1 or 2"),
+        (["info", "--stem-stride", "1"], "effnet info b0 --stem-stride 1"),
         (["info", "."], "is no bundle"),
         (["info", "--blocks"], "is about one network"),
         (["info", "b0", "--rivals"], "does not go with --rivals"),

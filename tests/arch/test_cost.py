@@ -95,6 +95,7 @@ networks = st.builds(
     fixed_ends=st.booleans(),
     stem=st.integers(1, 64),
     head=st.integers(1, 128),
+    stem_stride=st.integers(1, 2),
 )
 
 
@@ -155,6 +156,23 @@ def test_other_resolutions_to_the_unit(name, resolution):
     assert price.macs == macs
     assert activations in (None, price.activations)
     assert price.params == COUNTED[name][0]
+
+
+@pytest.mark.parametrize("name", ["b0", "b8", "lite0"])
+def test_a_stem_stride_of_1_costs_what_twice_the_resolution_costs(name):
+    """The stem's output has the size of the input, as with twice the pixels and a stride of 2: the counted one here."""
+    small = effnet.spec(name, resolution=effnet.spec(name).resolution // 2, stem_stride=1)
+    assert numbers(effnet.cost(small)) == COUNTED[name]
+    compare_with_judge(small)
+
+
+def test_a_stem_stride_of_1_by_hand():
+    """The stem and the last block of B0 at 32 px."""
+    price = effnet.cost(effnet.spec("b0", resolution=32, stem_stride=1))
+    stem, *_, last, _, _ = price.blocks
+    assert stem.macs == 27 * 32 * 32**2
+    assert stem.params == 27 * 32 + 2 * 32
+    assert last.macs == (192 * 1152 + 9 * 1152 + 1152 * 320) * 2**2 + 2 * 1152 * 48
 
 
 def test_l2_at_475():

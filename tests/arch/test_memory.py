@@ -42,7 +42,11 @@ ODD = (
         depth=2.0,
     ),
 )
-NETWORKS = (*(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0")), *ODD)
+NETWORKS = (
+    *(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0")),
+    effnet.spec("b0", resolution=64, stem_stride=1),
+    *ODD,
+)
 LEVELS = (None, *Keep)
 by_name = pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 

@@ -36,6 +36,7 @@ networks = st.builds(
     depth_rounding=st.sampled_from(["ceil", "nearest"]),
     squeeze_ratio=st.floats(0, 1),
     fixed_ends=st.booleans(),
+    stem_stride=st.integers(1, 2),
 )
 
 
@@ -64,6 +65,15 @@ def test_a_person_can_read_it():
     assert sum(line.startswith("- {") for line in lines) == 7
     assert "resolution: 224" in lines
     assert all(len(line) <= 120 for line in lines)
+
+
+def test_a_file_from_before_stem_strides_has_a_stride_of_2(file):
+    text = spec_text(effnet.spec("b0"))
+    file.write_text(text.replace("stem_stride: 2\n", ""))
+    assert "stem_stride: 2\n" in text
+    assert read_spec(file) == effnet.spec("b0")
+    file.write_text(spec_text(effnet.spec("b0", stem_stride=1)))
+    assert effnet.spec(file).stem_stride == 1
 
 
 def test_defaults_may_be_left_out(file):

@@ -102,6 +102,7 @@ def test_width_and_depth_are_absolute():
         ("dropout", 0),
         ("drop_connect", 0),
         ("depth_rounding", "nearest"),
+        ("stem_stride", 1),
     ],
 )
 def test_each_argument_changes_its_field_alone(field, value):
@@ -120,6 +121,9 @@ def test_each_argument_changes_its_field_alone(field, value):
         ({"width": 1.1}, "b0-w1.1"),
         ({"resolution": 260, "depth": 1.25, "width": 2}, "b0-w2-d1.25-r260"),
         ({"depth": 0.5, "depth_rounding": "nearest"}, "b0-d0.5-nearest"),
+        ({"stem_stride": 2}, "b0"),
+        ({"stem_stride": 1}, "b0-s1"),
+        ({"resolution": 32, "stem_stride": 1}, "b0-r32-s1"),
     ],
 )
 def test_changed_dimensions_show_in_the_name(changes, name):

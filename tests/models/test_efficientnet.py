@@ -120,6 +120,28 @@ def test_any_size_will_do(padding, size):
     assert network(images).shape == (2, 10)
 
 
+@paddings
+@pytest.mark.parametrize("size", [(32, 32), (28, 33), (1, 5)])
+def test_a_stem_stride_of_1_keeps_twice_the_size(padding, size):
+    network = small(padding, stem_stride=1)
+    images = torch.randn(2, 3, *size)
+    height, width = (math.ceil(n / 16) for n in size)
+    assert network.stem(images).shape[2:] == size
+    assert network.forward_features(images).shape == (2, SMALL.head_channels, height, width)
+    sizes = [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in (1, 2, 4, 8, 16)]
+    shapes = [(2, count, *each) for count, each in zip(network.pyramid_channels, sizes, strict=True)]
+    assert [tuple(level.shape) for level in network.pyramid(images)] == shapes
+
+
+def test_a_stem_stride_of_1_sees_every_pixel_as_the_strided_one_sees_every_other():
+    """The weights are the same; nothing but the stem's step differs."""
+    strided = small()
+    plain = small(stem_stride=1)
+    plain.load_state_dict(strided.state_dict())
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(plain.stem(images)[..., ::2, ::2], strided.stem(images))
+
+
 @pytest.mark.parametrize("in_channels", [1, 5])
 def test_other_numbers_of_input_channels(in_channels):
     assert small(in_channels=in_channels)(torch.randn(2, in_channels, 40, 40)).shape == (2, 10)

@@ -43,6 +43,30 @@ def test_everything_comes_back(network: effnet.EfficientNet, folder: Path) -> No
     assert torch.equal(network(images), bundle.network(images))
 
 
+def test_a_stem_stride_comes_back(tmp_path: Path) -> None:
+    network = effnet.create(effnet.spec(SPEC, stem_stride=1)).eval()
+    bundle = open_bundle(save(network, tmp_path / "x"))
+    assert bundle.config.spec.stem_stride == bundle.network.spec.stem_stride == 1
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(network(images), bundle.network(images))
+
+
+def test_a_bundle_from_before_stem_strides_has_a_stride_of_2(folder: Path) -> None:
+    """Its digest is over the entries that it has."""
+    values = json.loads((folder / "config.json").read_text())
+    del values["digest"], values["spec"]["stem_stride"]
+    values["digest"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(values))
+    assert open_bundle(folder).network.spec == SPEC
+
+
+def test_weights_of_a_strided_stem_fit_one_that_is_not(network: effnet.EfficientNet, folder: Path) -> None:
+    plain = effnet.create(effnet.spec(SPEC, stem_stride=1), weights=folder)
+    assert plain.spec.stem_stride == 1
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[key]), key
+
+
 def test_a_channels_last_half_trained_network_is_saved_too(network: effnet.EfficientNet, tmp_path: Path) -> None:
     network = network.to(memory_format=torch.channels_last).train()
     network(torch.randn(4, 3, 64, 64)).sum().backward()

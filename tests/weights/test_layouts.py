@@ -169,6 +169,7 @@ def test_published():
     assert published(spec("b5", num_classes=3, in_channels=1, resolution=99, dropout=0)) == "b5"
     assert published(spec("b0", width=1.1, depth=1.2)) == "b2"
     assert published(spec("b0", width=1.3)) is None
+    assert published(spec("b0", stem_stride=1)) is None
     assert published(spec("b0", depth=1.2, depth_rounding="nearest")) is None
 
 

@@ -265,6 +265,7 @@ def test_networks_that_a_library_does_not_compute(tmp_path, to, network, reason)
         ("tutorial", {"head": 1000}, "stem or head has not the official number of channels. Write torchvision"),
         ("tutorial", {"stem": 48}, "stem or head has not the official number"),
         ("torchvision", {"stages": B0.stages[:-1]}, "baseline is not EfficientNet's"),
+        *((to, {"stem_stride": 1}, rf"its stem has a stride of 1, and {to}'s 2\. Write a bundle\.$") for to in WRITTEN),
     ],
 )
 def test_changed_baselines(tmp_path, to, changes, reason):

@@ -70,6 +70,7 @@ class Shape:
     in_channels: int
     resolution: int
     stem_channels: int
+    stem_stride: int
     runs: tuple[Run, ...]
     head_channels: int
     num_classes: int
@@ -77,7 +78,7 @@ class Shape:
     @property
     def stem_size(self) -> int:
         """Height and width in pixels of the stem's output."""
-        return strided(self.resolution, 2)
+        return strided(self.resolution, self.stem_stride)
 
     @property
     def features(self) -> int:
@@ -93,7 +94,7 @@ class Shape:
 def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> Shape:
     """The shape of `spec` at this width, depth and resolution, each a number or an array of numbers."""
     stem = spec.stem if spec.fixed_ends else round_channels(spec.stem * width)
-    channels, size = stem, strided(resolution, 2)
+    channels, size = stem, strided(resolution, spec.stem_stride)
     runs = []
     layers = spec.scaled_layers(depth, spec.depth_rounding)
     for number, (row, count) in enumerate(zip(spec.stages, layers, strict=True), start=FIRST_MBCONV_STAGE):
@@ -126,6 +127,7 @@ def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> 
         in_channels=spec.in_channels,
         resolution=resolution,
         stem_channels=stem,
+        stem_stride=spec.stem_stride,
         runs=tuple(runs),
         head_channels=head,
         num_classes=spec.num_classes,

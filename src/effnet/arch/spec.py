@@ -8,6 +8,7 @@ Departures from the paper, all of them the official code's (tensorflow/tpu, mode
 - scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
 - scaled depths are rounded up; `depth_rounding="nearest"` is ours, because rounding up hardly shrinks a network;
 - EfficientNet-Lite keeps its stem, its head and the depth of its first and last stage (`fixed_ends`).
+Ours alone: `stem_stride=1` keeps the size of small images in the stem. No tensor has another shape for it.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class NetworkSpec:
     fixed_ends: bool = False  # Lite: scaling leaves stem, head and the layers of the first and last stage alone
     stem: int = 32  # channels of the stem before scaling
     head: int = 1280  # channels of the head before scaling
+    stem_stride: int = 2  # 1 is for images of 28 to 64 px: at 32 px a stride of 2 leaves a last map of one pixel
 
     def __post_init__(self) -> None:
         """Check every number; see the class for their meaning.
@@ -92,8 +94,10 @@ class NetworkSpec:
                 raise ArgumentError(
                     field, getattr(self, field), f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3."
                 )
-        for field in ("resolution", "num_classes", "in_channels", "stem", "head"):
+        for field in ("resolution", "num_classes", "in_channels", "stem", "head", "stem_stride"):
             _set(self, field, positive_int(field, getattr(self, field)))
+        if self.stem_stride > 2:
+            raise ArgumentError("stem_stride", self.stem_stride, "must be 1 or 2.")
         for field in ("dropout", "drop_connect"):
             _set(self, field, _rate(field, getattr(self, field)))
         one_of("depth_rounding", self.depth_rounding, DepthRounding)

@@ -56,7 +56,7 @@ def block_rows(spec: NetworkSpec) -> tuple[Row, ...]:
 
 
 def _stem(name: str, spec: NetworkSpec, price: Cost) -> Row:
-    return Row(name, "Conv3x3", spec.resolution, spec.stem_channels, 1, 2, price)
+    return Row(name, "Conv3x3", spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
 
 
 def _mbconv(name: str, block: BlockSpec, layers: int, price: Cost) -> Row:

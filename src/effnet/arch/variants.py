@@ -100,6 +100,7 @@ def spec(
     dropout: float | None = None,
     drop_connect: float | None = None,
     depth_rounding: DepthRounding | None = None,
+    stem_stride: int | None = None,
 ) -> NetworkSpec:
     """A named network, or a given one, with the values that are given here changed.
 
@@ -113,6 +114,7 @@ def spec(
         dropout: rate before the classifier.
         drop_connect: stochastic depth's rate behind the last block.
         depth_rounding: "ceil" as the official code, or "nearest".
+        stem_stride: 2, or 1 for small images, which makes every map twice as high and wide.
 
     Raises:
         UnknownNameError: no network has that name.
@@ -128,6 +130,7 @@ def spec(
         "dropout": dropout,
         "drop_connect": drop_connect,
         "depth_rounding": depth_rounding,
+        "stem_stride": stem_stride,
     }
     changed = dataclasses.replace(base, **{field: value for field, value in given.items() if value is not None})
     return dataclasses.replace(changed, name=_name(base, changed))
@@ -156,7 +159,7 @@ def _named(network: str) -> NetworkSpec:
 
 def _name(base: NetworkSpec, changed: NetworkSpec) -> str:
     """The base's name and, behind it, each dimension that is no longer the base's: b0-w1.1-r260."""
-    dimensions = {"w": "width", "d": "depth", "r": "resolution"}
+    dimensions = {"w": "width", "d": "depth", "r": "resolution", "s": "stem_stride"}
     pieces = (
         f"-{letter}{getattr(changed, field):g}"
         for letter, field in dimensions.items()

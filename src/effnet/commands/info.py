@@ -41,6 +41,7 @@ def info(
     depth: float | None = None,
     resolution: Whole | None = None,
     num_classes: Whole | None = None,
+    stem_stride: Whole | None = None,
     batch: Whole | None = None,
     train_memory: str | None = None,
     optimizer: str | None = None,
@@ -61,12 +62,14 @@ def info(
         depth: Factor on the baseline's layers, in place of the variant's.
         resolution: Height and width of the input in pixels.
         num_classes: Outputs of the classifier.
+        stem_stride: 1 for small images, which makes every map twice as high and wide; 2 in every published network.
         batch: Images per training step.
         train_memory: Memory for training, such as 8GB: the largest batch that fits.
         optimizer: rmsprop (default), sgd, momentum, adam or adamw.
         precision: fp32 or bf16; by default what this processor trains in faster.
     """
     changes: dict[str, Any] = {"width": width, "depth": depth, "resolution": resolution, "num_classes": num_classes}
+    changes |= {"stem_stride": stem_stride}
     given = {name: value for name, value in changes.items() if value is not None}
     if plot is not None and not rivals:
         raise ArgumentError("plot", str(plot), "draws the rivals: add --rivals.")
@@ -80,7 +83,8 @@ def info(
     if model is not None and not rivals:
         return _info_network(spec(network_of(model), **given), model, blocks=blocks, as_json=json)
     for name, value in (given | {"blocks": True} if blocks else given).items():
-        raise ArgumentError(name, value, f"is about one network; name it, as in: effnet info b0 --{name} {value}")
+        option = name.replace("_", "-")
+        raise ArgumentError(name, value, f"is about one network; name it, as in: effnet info b0 --{option} {value}")
     if model is not None:
         raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
     return _info_rivals(plot, as_json=json) if rivals else _info_family(as_json=json)
@@ -236,9 +240,10 @@ def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
 
 def _values(network: NetworkSpec) -> dict[str, Any]:
     """A network's sizes and costs under the names of the attributes."""
-    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect", "num_classes", "in_channels"
+    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect", "num_classes"
+    built = "in_channels", "stem_stride"
     price = cost(network)
-    values = {name: getattr(network, name) for name in sizes}
+    values = {name: getattr(network, name) for name in (*sizes, *built)}
     values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
     values["inference_memory_bytes"] = inference_memory(network)
     values["training_memory_bytes_per_image"] = kept_per_image(network)

@@ -58,9 +58,9 @@ class EfficientNet(nn.Module):
         norm = norm or batch_norm(self.policy.bn_eps, self.policy.bn_momentum)
         act, padding = spec.activation, self.policy.padding
 
-        # stage 1: 3x3 convolution, stride 2
+        # stage 1: 3x3 convolution
         stem = (spec.in_channels, spec.stem_channels)
-        self.stem = ConvNormAct(stem, 3, stride=2, norm=norm, activation=act, padding=padding)
+        self.stem = ConvNormAct(stem, 3, stride=spec.stem_stride, norm=norm, activation=act, padding=padding)
 
         # stages 2-8: MBConv blocks
         self.stages = nn.ModuleDict({str(block.stage): nn.Sequential() for block in spec.blocks})
@@ -90,7 +90,7 @@ class EfficientNet(nn.Module):
         return x.flatten(1)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last feature map (N, head_channels, H / 32, W / 32), sizes rounded up."""
+        """The last feature map (N, head_channels, H / 32, W / 32), sizes rounded up; / 16 with a stem stride of 1."""
         x = self.stem(images)
         for stage in self.stages.values():
             x = stage(x)
@@ -100,7 +100,7 @@ class EfficientNet(nn.Module):
         """The deepest map of each stride 2, 4, 8, 16, 32, finest first, for detectors and segmenters.
 
         Map i has shape (N, pyramid_channels[i], H / 2^(i+1), W / 2^(i+1)), sizes rounded up. The last one is stage 8's
-        output: the head belongs to classification.
+        output: the head belongs to classification. With a stem stride of 1 the strides are 1, 2, 4, 8, 16.
         """
         strided = {str(block.stage) for block in self.spec.blocks if block.stride > 1}
         maps = []

@@ -134,8 +134,8 @@ def _input(spec: NetworkSpec, given: InputSpec | None, data: Dataset) -> tuple[I
         )
     if size <= TINY and spec.final_size == 1:
         words.append(
-            f"at {size} px the last feature map has one pixel, from which little is learned; --resolution {2 * size} "
-            "enlarges the images and leaves four"
+            f"at {size} px the last feature map has one pixel. A network with a stem stride of 1 keeps twice the "
+            "size: effnet info b0 --stem-stride 1 --save small.yaml"
         )
     return see, words
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from effnet.arch.shape import BlockSpec
 from effnet.arch.spec import NetworkSpec, NumericPolicy
-from effnet.arch.variants import VARIANTS
+from effnet.arch.variants import B0, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError
 
@@ -269,6 +269,8 @@ def policy_of(source: str, spec: NetworkSpec) -> NumericPolicy:
 
 def published(spec: NetworkSpec) -> str | None:
     """The published network with the same layers, whatever its name, its resolution and its number of classes."""
+    if spec.stem_stride != B0.stem_stride:
+        return None
     shapes = NATIVE.shapes(spec)
     for row in VARIANTS.values():
         theirs = make_spec(row.spec, num_classes=spec.num_classes, in_channels=spec.in_channels)

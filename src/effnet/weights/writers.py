@@ -156,6 +156,9 @@ def _obstacles(network: EfficientNet, to: str, see: InputSpec) -> Iterator[str]:
         yield "its normalisation is not BatchNorm2d with the eps of its policy. Write a bundle."
     if spec.stages != B0.stages:
         yield "its baseline is not EfficientNet's. Write a bundle."
+    if spec.stem_stride != B0.stem_stride:
+        yield f"its stem has a stride of {spec.stem_stride}, and {to}'s {B0.stem_stride}. Write a bundle."
+        return
     if to in ("timm-tf", "hf") and policy.padding != "same":
         yield f"it pads all sides alike, and {to} as TensorFlow (SAME). Write timm{torchvision} or a bundle."
     if to in ("timm", *FILES) and policy.padding == "same":
