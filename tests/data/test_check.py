@@ -179,7 +179,7 @@ def test_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "words"),
     [
-        (28, "effnet info b0 --resolution 32 --stem-stride 1"),
+        (28, "train with --resolution 32 --stem-stride 1"),
         (100, "train with --resolution 112"),
         (112, None),
         (300, None),

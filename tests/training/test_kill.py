@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-m", "effnet", "train"]
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "effnet", "train"]
 HARD = [
     "--epochs",
-    "30",
+    "12",
     "--batch",
     "8",
     "--lr",
@@ -42,7 +42,7 @@ HARD = [
     "0.1",
     "--class-weights",
 ]
-STEPS = 30 * (42 // 8)
+STEPS = 12 * (42 // 8)
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -80,10 +80,10 @@ def finish(command: list[str], folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", ["alone", "pair synchronised"])
+@pytest.mark.parametrize("case", ["alone", "workers", "pair", "pair synchronised"])
 def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, case: str) -> None:
     command = PAIR if case.startswith("pair") else COMMAND
-    more = ["--workers", 0, *(["--sync-bn"] if case.endswith("synchronised") else [])]
+    more = ["--workers", 1 if case == "workers" else 0, *(["--sync-bn"] if case.endswith("synchronised") else [])]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     said = kill_after(start(command, shapes, "--model", spec_file, "--out", whole, *HARD, *more), whole, 1)
     assert 1 <= step_of(whole) < STEPS, said
@@ -92,7 +92,7 @@ def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, cas
     kills = 0
     for _ in range(3):
         before = step_of(broken)
-        kill_after(start(command, "--resume", broken), broken, before + random.randint(1, 40))
+        kill_after(start(command, "--resume", broken), broken, before + random.randint(1, 15))
         kills += step_of(broken) < STEPS
     assert kills
     finish(command, broken)

@@ -35,11 +35,11 @@ HARD: dict[str, Any] = {  # all that could disturb a resumed run
 class Ear:
     """Remembers what it was told, and stops the run behind a step."""
 
-    def __init__(self, stop: int | None = None) -> None:
+    def __init__(self, stop: int | None = None, stop_epoch: int | None = None) -> None:
         self.words: list[str] = []
         self.losses: list[float] = []
         self.rows: list[Mapping[str, Any]] = []
-        self.stop = stop
+        self.stop, self.stop_epoch = stop, stop_epoch
 
     def said(self, words: str) -> None:
         self.words.append(words)
@@ -51,6 +51,8 @@ class Ear:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
+        if row["epoch"] == self.stop_epoch:
+            raise ZeroDivisionError("the machine fell off the desk")
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +146,10 @@ def test_interrupted_runs_end_as_undisturbed_ones(
         train(shapes, spec_file, recipe, out=whole, listener=Ear(stop=1), **settings)
     shutil.copytree(whole, broken)  # both begin with the same choices
     resume(whole)
-    for stop in (2, 7, 11):  # within an epoch, and in the next two
+    # Within an epoch, within the next, between that one's validation and the checkpoint behind it, and in the last.
+    for ear in (Ear(stop=2), Ear(stop=7), Ear(stop_epoch=2), Ear(stop=11)):
         with pytest.raises(ZeroDivisionError):
-            resume(broken, listener=Ear(stop=stop))
+            resume(broken, listener=ear)
     result = resume(broken)
     assert result.steps == 15
     assert same(weights(whole), weights(broken))
@@ -218,8 +221,8 @@ def test_early_stopping(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
 
 def test_minutes_end_the_run(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
     settings = {name: value for name, value in QUICK.items() if name != "epochs"}
-    result = train(shapes, spec_file, "scratch", out=tmp_path / "run", minutes=0.5, **settings)
-    assert result.steps > 5
+    result = train(shapes, spec_file, "scratch", out=tmp_path / "run", minutes=0.3, **settings)
+    assert result.steps > 15
     assert result.evaluation.n == 9
 
 

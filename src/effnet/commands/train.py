@@ -34,6 +34,7 @@ def train(
     batch: Whole | None = None,
     lr: float | None = None,
     resolution: Whole | None = None,
+    stem_stride: Whole | None = None,
     train_memory: str | None = None,
     init: str | None = None,
     freeze: Whole | None = None,
@@ -64,6 +65,7 @@ def train(
         batch: Images per step, over all processes. With little memory they go through in parts.
         lr: Highest learning rate, for the recipe's reference batch.
         resolution: Height and width in pixels; by default the model's own.
+        stem_stride: 1 for images of 28 to 64 px, of which a stride of 2 leaves a last map of one pixel.
         train_memory: What a training step may hold, such as 4GB; torch itself is not counted.
         init: Weights of another network to start from, as far as its blocks match or can be sliced or grown.
         freeze: Stages 1 ... N of the network keep their weights; 9 trains the classifier alone.
@@ -87,6 +89,7 @@ def train(
         "batch": batch,
         "lr": lr,
         "resolution": resolution,
+        "stem_stride": stem_stride,
         "train_memory": train_memory,
         "init": init,
         "freeze": freeze,

@@ -240,7 +240,7 @@ def _size_findings(looks: list[Fingerprint], resolution: int | None) -> Iterator
         better = max(2 * STEP, STEP * -(-short // STEP))
         words = f"half of the images have a shorter side of at most {short} px, the network sees {resolution}: train "
         if short <= SMALL:
-            words += f"a network whose stem keeps the size: effnet info b0 --resolution {better} --stem-stride 1"
+            words += f"with --resolution {better} --stem-stride 1, which keeps the size in the stem"
         else:
             words += f"with --resolution {better}"
         yield Finding("resolution", (), words)

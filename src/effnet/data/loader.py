@@ -8,6 +8,9 @@ and a position is two numbers: epoch and step.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -115,7 +118,7 @@ class Loader:
                 "multiprocessing_context": "forkserver",
                 "persistent_workers": True,
                 "prefetch_factor": PREFETCH,
-                "worker_init_fn": _one_thread,
+                "worker_init_fn": _begin,
             }
         self._loader: DataLoader[Any] = DataLoader(
             images, batch_sampler=cast(Any, self._parts), num_workers=workers, collate_fn=collate, **more
@@ -155,5 +158,15 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
     return torch.from_numpy(pixels), torch.tensor([label for _, label in samples]), []
 
 
-def _one_thread(_: int) -> None:
+def _begin(_: int) -> None:
+    """Set a worker up: one thread, and an end when the process that it works for is gone, even by kill -9."""
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_owner, daemon=True).start()
+
+
+def _leave_with_owner() -> None:
+    # torch's own watch looks at the fork server, which outlives its owner as long as a worker lives
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        owner.join()
+        os._exit(1)

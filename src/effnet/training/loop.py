@@ -213,16 +213,18 @@ class Loop:
             if self.budget and now - planned > REPLAN_EVERY * self.budget.seconds:
                 self._replan((now - pace[0]) / (self.step - pace[1]))
                 planned = now
+            if self.step % steps == 0 or self.step >= self.horizon.total:
+                break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
             if self._any(bool(stop)):
                 self.save()
                 raise Interrupted(self.folder, self.step)
-            if self.step >= self.horizon.total:
-                break
             if now - saved >= self.plan.settings.save_seconds:
                 self.save()
                 saved = now
         self._validate(epoch)
         self.save()
+        if self._any(bool(stop)):
+            raise Interrupted(self.folder, self.step)
 
     def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
         """One step of the optimizer, from all parts of its images; the mean loss over all processes."""

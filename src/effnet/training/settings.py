@@ -23,6 +23,7 @@ class Settings:
     minutes: float | None = None  # of everything, from the first reading to the last picture; None: the recipe's epochs
     train_memory: int | None = None  # bytes that a training step may hold, torch itself apart
     resolution: int | None = None  # pixels; None: the model's own
+    stem_stride: int | None = None  # 1 keeps the size of small images in the stem; None: the model's own
     freeze: int = 0  # stages 1 ... N of Table 1 keep their weights; 9 leaves the classifier alone
     seed: int = 0
     device: str = "cpu"

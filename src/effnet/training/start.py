@@ -13,7 +13,7 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.data.folder import Dataset, match_classes
+from effnet.data.folder import Dataset
 from effnet.data.photo import open_photo
 from effnet.errors import DownloadError, ImageError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
@@ -21,6 +21,7 @@ from effnet.training.module import set_momentum
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 from effnet.weights.bundle import Bundle, is_bundle, read_config
+from effnet.weights.inherit import inherit
 from effnet.weights.pretrained import open_model
 
 SAMPLED = 60  # images whose size is looked at
@@ -34,13 +35,12 @@ class Start:
 
     network: EfficientNet
     see: InputSpec
-    data: Dataset  # its labels in the order of the network's outputs
     source: str  # where the weights came from, in words
     words: tuple[str, ...]  # what a user should know
 
 
 def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> Start:
-    """The network to train and the data in the order of its classes.
+    """The network to train, its outputs in the order of the data's classes.
 
     Args:
         settings: the model, the weights to start from, the resolution.
@@ -60,15 +60,11 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> 
     else:
         given = _open(settings.model)
         base = given.config.spec
-    classes = given.config.classes if given is not None else None
-    same_classes = classes is not None and set(classes) == set(data.classes)
-    if same_classes and classes is not None:
-        data = match_classes(data, classes, "the model's")
-    resolution = settings.resolution or base.resolution
     spec = make_spec(
         base,
         num_classes=len(data.classes),
-        resolution=resolution,
+        resolution=settings.resolution,
+        stem_stride=settings.stem_stride,
         dropout=recipe.dropout,
         drop_connect=recipe.drop_connect,
     )
@@ -81,32 +77,19 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> 
     nn.init.uniform_(network.classifier.weight, -bound, bound)
     source = f"from scratch ({spec.name})"
     if given is not None:
-        taken = _take_over(network, given.network, same_classes)
+        unnamed = tuple(f"output {number}" for number in range(given.config.spec.num_classes))
+        report = inherit(network, given.network, classes=(data.classes, given.config.classes or unnamed))
         source = given.config.source or str(settings.init or settings.model)
-        words.append(f"{taken:.0%} of the parameters start from {settings.init or settings.model}")
+        words.append(report.words())
     else:
         words.append(f"{settings.model} starts from scratch: it has no weights")
     set_momentum(network, recipe.bn_momentum)
-    return Start(network, see, data, source, tuple(words))
+    return Start(network, see, source, tuple(words))
 
 
 def rebuild(spec: NetworkSpec, policy: NumericPolicy) -> EfficientNet:
     """The network of a run that is resumed; its weights come from the checkpoint."""
     return EfficientNet(spec, policy=policy)
-
-
-def _take_over(network: EfficientNet, source: EfficientNet, same_classes: bool) -> float:
-    """Copy every tensor whose name and shape agree, the classifier's where the classes do; the share of parameters."""
-    state = {
-        name: tensor
-        for name, tensor in source.state_dict().items()
-        if name in network.state_dict()
-        and tensor.shape == network.state_dict()[name].shape
-        and (same_classes or not name.startswith("classifier."))
-    }
-    network.load_state_dict(state, strict=False)
-    params = {name: param.numel() for name, param in network.named_parameters()}
-    return sum(count for name, count in params.items() if name in state) / sum(params.values())
 
 
 def _open(model: str) -> Bundle:
@@ -134,8 +117,8 @@ def _input(spec: NetworkSpec, given: InputSpec | None, data: Dataset) -> tuple[I
         )
     if size <= TINY and spec.final_size == 1:
         words.append(
-            f"at {size} px the last feature map has one pixel. A network with a stem stride of 1 keeps twice the "
-            "size: effnet info b0 --stem-stride 1 --save small.yaml"
+            f"at {size} px the last feature map has one pixel, from which little is learned; with --stem-stride 1 it "
+            "has four"
         )
     return see, words
 

@@ -81,30 +81,30 @@ def train(
     begun = start.begin(asked, cooked, dataset, fresh=fresh)
     for words in begun.words:
         told.said(words)
-    count = len(begun.data.part("train"))
+    count = len(dataset.part("train"))
     cooked = dataclasses.replace(cooked, batch=_batch(cooked.batch, count, fabric.world_size))
-    learner = _learner(begun.network, cooked, asked, begun.see, begun.data)
+    learner = _learner(begun.network, cooked, asked, begun.see, dataset)
     plan = prepare.Plan(
         settings=asked,
         recipe=cooked,
         spec=begun.network.spec,
         policy=begun.network.policy,
         see=begun.see,
-        classes=begun.data.classes,
+        classes=dataset.classes,
         source=begun.source,
-        digest=begun.data.digest,
+        digest=dataset.digest,
         world=fabric.world_size,
-        choices=_choices(fabric, learner, begun.data, cooked, asked, begun.see),
+        choices=_choices(fabric, learner, dataset, cooked, asked, begun.see),
         steps=1,
     )
     for words in plan.choices.reasons:
         told.said(words)
-    budget = _budget(plan, begun.data, started)
+    budget = _budget(plan, dataset, started)
     steps = plan_steps(plan, count, budget, time.monotonic() - started)
     plan = dataclasses.replace(plan, steps=fabric.broadcast(steps))
     if fabric.is_global_zero:
         plan.write(folder)
-    going = loop.Loop(fabric, plan, learner, begun.data, folder, told, started, budget)
+    going = loop.Loop(fabric, plan, learner, dataset, folder, told, started, budget)
     going.run()
     return _finish(going, base)
 
