@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,24 @@ def status(doing: str) -> Iterator[None]:
     finally:
         if shown:
             sys.stderr.write(f"{'':{len(line)}}\r")
+
+
+@contextmanager
+def counting(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Show what is being done and how many images of how many are done, where somebody looks at a terminal."""
+    shown, width = sys.stderr.isatty(), len(doing) + 40
+
+    def show(done: int, total: int) -> None:
+        if shown and (done % 32 == 0 or done == total):
+            sys.stderr.write(f"{f'{doing}: {done:,} of {total:,} images':<{width}}\r")
+            sys.stderr.flush()
+
+    with status(doing):
+        try:
+            yield show
+        finally:
+            if shown:
+                sys.stderr.write(f"{'':{width}}\r")
 
 
 def remark(words: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +51,7 @@ def check(
     from effnet.data.check import clean
     from effnet.data.folder import read_data, write_manifest
 
-    with _counting(f"reading {data}") as progress:
+    with console.counting(f"reading {data}") as progress:
         dataset = read_data(data)
         findings = look(dataset, resolution=sees, progress=progress)
     cleaned = clean(dataset, findings) if fix is not None else None
@@ -141,22 +139,3 @@ def _following(data: Path, fix: Path | None, pictures: Path | None, findings: Fi
     if findings.errors:
         return f"effnet check {shlex.quote(str(data))} --fix clean.csv"
     return f"effnet train {shlex.quote(str(data))}"
-
-
-@contextmanager
-def _counting(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Show what is being done and how far it is, where somebody looks at a terminal."""
-    shown = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        if shown and (done % 32 == 0 or done == total):
-            words = f"{doing}: {done:,} of {total:,} images" if done < total else f"{doing}: comparing the images"
-            sys.stderr.write(f"{words:<{len(doing) + 40}}\r")
-            sys.stderr.flush()
-
-    with console.status(doing):
-        try:
-            yield show
-        finally:
-            if shown:
-                sys.stderr.write(f"{'':{len(doing) + 40}}\r")

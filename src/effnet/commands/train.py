@@ -107,7 +107,7 @@ def train(
         "save_seconds": save_seconds,
         **_recipe_fields(set_ or {}),
     }
-    from effnet.training.loop import Interrupted
+    from effnet.training.listener import Interrupted
     from effnet.training.train import resume as go_on
     from effnet.training.train import train as begin
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +161,7 @@ def _named(dataset: Dataset, model: str, classifier: Classifier, *, by_order: bo
 def _judge(model: str, classifier: Classifier, dataset: Dataset, batch: int) -> Judged:
     from effnet.analysis.evaluate import predict_logits
 
-    with _counting(model) as progress:
+    with console.counting(model) as progress:
         predicted = predict_logits(classifier, dataset, batch=batch, progress=progress)
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
@@ -324,21 +323,3 @@ def _part(split: str) -> str:
 
 def _bounds(figure: Interval, digits: int = 2) -> str:
     return f"{figure.low:.{digits}%} to {figure.high:.{digits}%}"
-
-
-@contextmanager
-def _counting(model: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many images are done, where somebody looks at a terminal."""
-    doing, shown = f"{model} looks at images", sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        if shown:
-            sys.stderr.write(f"{doing}: {done:,} of {total:,}\r")
-            sys.stderr.flush()
-
-    with console.status(doing):
-        try:
-            yield show
-        finally:
-            if shown:
-                sys.stderr.write(f"{'':{len(doing) + 30}}\r")

@@ -19,7 +19,8 @@ from torch import nn
 from effnet import machine
 from effnet.arch.memory import Keep, Plan, Precision, training_memory
 from effnet.arch.plan import find_plan
-from effnet.arch.spec import NetworkSpec
+from effnet.arch.spec import InputSpec, NetworkSpec
+from effnet.data.augment import Augment
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import ArgumentError
 from effnet.models.depthwise import choose_kernels, use_kernels
@@ -68,6 +69,11 @@ class Choices:
 def read_plan(values: dict[str, str] | None) -> Plan | None:
     """A plan from the names of its levels."""
     return None if values is None else Plan({part: Keep[name.upper()] for part, name in values.items()})
+
+
+def augment_of(recipe: Recipe, see: InputSpec) -> Augment:
+    """How a recipe changes images."""
+    return Augment(see, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
 
 
 def fit_memory(

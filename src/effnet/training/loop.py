@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +28,8 @@ from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import TrainingError
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.checkpoint import FORMAT, save_checkpoint
-from effnet.training.choices import stricter
+from effnet.training.choices import augment_of, stricter
+from effnet.training.listener import Interrupted, Listener, listening
 from effnet.training.module import Answering, Average, Learner, spread
 from effnet.training.optimizer import make_optimizer, set_rate
 from effnet.training.prepare import Plan
@@ -43,39 +42,6 @@ from effnet.weights.bundle import save
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 REPLAN_EVERY = 0.05  # of a time budget
 SMOOTH = 0.98  # of the loss that is shown
-
-
-class Listener(Protocol):
-    """Who is told how a run goes."""
-
-    def said(self, words: str) -> None:
-        """Something a user should know."""
-
-    def steps(self, done: int, total: int, loss: float) -> None:
-        """Steps done and planned, and the running mean of the loss."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """A row of results.csv."""
-
-
-class Silent:
-    """Nobody is told."""
-
-    def said(self, words: str) -> None:
-        """Nothing happens."""
-
-    def steps(self, done: int, total: int, loss: float) -> None:
-        """Nothing happens."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Nothing happens."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; its state was saved."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        super().__init__(f"stopped and saved after {step} steps; go on with: effnet train --resume {folder}")
 
 
 class Loop:
@@ -117,7 +83,7 @@ class Loop:
         train = data.part("train")
         rank, world = fabric.global_rank, fabric.world_size
         order = Order(len(train), self.recipe.batch, self.choices.part, plan.settings.seed, rank, world)
-        self.images = TrainingImages(train, augment_of(plan), plan.settings.seed)
+        self.images = TrainingImages(train, augment_of(self.recipe, plan.see), plan.settings.seed)
         self.loader = Loader(self.images, order, self.choices.workers)
         self.watch = Watch(plan.spec.num_classes)
         self.horizon = Horizon.of(plan.steps)
@@ -359,43 +325,12 @@ class Loop:
         return correct / count, loss / count
 
 
-def augment_of(plan: Plan) -> Any:
-    """How the recipe changes images."""
-    from effnet.data.augment import Augment
-
-    recipe = plan.recipe
-    return Augment(plan.see, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
-
-
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     """Seed what the network draws in one part of a step: dropout, stochastic depth, mixing."""
     value = int(np.random.SeedSequence((seed, step, part, rank)).generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(value)
-
-
-@contextmanager
-def listening() -> Iterator[list[int]]:
-    """A list into which SIGTERM and Ctrl-C put themselves; the second one acts as if nobody listened."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _: object) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for heard in (signal.SIGINT, signal.SIGTERM):
-            before[heard] = signal.getsignal(heard)
-            signal.signal(heard, note)
-    except ValueError:  # not the main thread: its owner hears the signals
-        before.clear()
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def peak_memory() -> int:

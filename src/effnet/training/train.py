@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from effnet.data.folder import Dataset
     from effnet.training.choices import Choices
     from effnet.training.finish import Result
-    from effnet.training.loop import Listener
+    from effnet.training.listener import Listener
     from effnet.training.prepare import Plan
 
 FRESH = ("scratch", "paper")  # recipes for networks that know nothing yet
@@ -193,7 +193,7 @@ def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
 
 def _told(fabric: Fabric, listener: Listener | None) -> Listener:
     """The listener on rank 0, nobody on the others."""
-    from effnet.training.loop import Silent
+    from effnet.training.listener import Silent
 
     return listener if listener is not None and fabric.is_global_zero else Silent()
 
@@ -216,14 +216,12 @@ def _learner(network: Any, recipe: Recipe, settings: Settings, see: Any, data: D
 
 def _choices(fabric: Fabric, learner: Any, data: Dataset, recipe: Recipe, settings: Settings, see: Any) -> Choices:
     """What rank 0 measures, on every process."""
-    from effnet.data.augment import Augment
     from effnet.data.loader import TrainingImages
     from effnet.training import choices
     from effnet.training.loop import seed_step
 
     precision: Precision = "bf16" if str(fabric._precision.precision).startswith("bf16") else "fp32"
-    augment = Augment(see, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
-    images = TrainingImages(data.part("train"), augment, settings.seed)
+    images = TrainingImages(data.part("train"), choices.augment_of(recipe, see), settings.seed)
     device = fabric.device
     learner.to(device)
 
