@@ -121,13 +121,13 @@ def status(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def counting(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Show what is being done and how many images of how many are done, where somebody looks at a terminal."""
+def counting(doing: str, of: str = "images", every: int = 32) -> Iterator[Callable[[int, int], None]]:
+    """Show what is being done and how many of how many are done, where somebody looks at a terminal."""
     shown, width = sys.stderr.isatty(), len(doing) + 40
 
     def show(done: int, total: int) -> None:
-        if shown and (done % 32 == 0 or done == total):
-            sys.stderr.write(f"{f'{doing}: {done:,} of {total:,} images':<{width}}\r")
+        if shown and (done % every == 0 or done == total):
+            sys.stderr.write(f"{doing}: {done:,} of {total:,} {of}\r")
             sys.stderr.flush()
 
     with status(doing):

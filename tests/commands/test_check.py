@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from effnet.commands import check as module
 from effnet.data.folder import read_data
 from planted import scaled, textures, tiles
 
@@ -130,13 +129,6 @@ def test_a_manifest_is_data(run, spoiled):
     assert code == 0
     assert "clean.csv: 43 images" in out
     assert "43 of 43 images" in err
-
-
-def test_progress_only_on_a_terminal(run, monkeypatch):
-    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
-    with module._counting("reading photos") as show:
-        show(32, 40)
-        show(40, 40)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +84,7 @@ def _profile(model: str, numbers: dict[str, Any], plot: Path | None, *, as_json:
     from effnet.models.efficientnet import EfficientNet
 
     spec = network_of(model)
-    with _counting(f"measuring {spec.name}") as progress:
+    with console.counting(f"measuring {spec.name}", "rounds", 1) as progress:
         measured = measure(EfficientNet(spec), progress=progress, **numbers)
     if plot is not None:
         from effnet.analysis.plots import profile_blocks
@@ -137,7 +135,7 @@ def _compare(numbers: dict[str, Any], plot: Path | None, *, as_json: bool) -> in
     """Networks of many kinds in turn."""
     from effnet.analysis.compare import compare
 
-    with _counting("measuring the networks in turn") as progress:
+    with console.counting("measuring the networks in turn", "rounds", 1) as progress:
         measured = compare(progress=progress, **numbers)
     if plot is not None:
         from effnet.analysis.plots import compare_times
@@ -201,7 +199,7 @@ def _repeat_paper(numbers: dict[str, Any], *, as_json: bool) -> int:
     """Table 4 on this machine."""
     from effnet.analysis.compare import TABLE_4_RUNS, paper_protocol
 
-    with _counting("measuring b1 and ResNet-152 on one thread") as progress:
+    with console.counting("measuring b1 and ResNet-152 on one thread", "rounds", 1) as progress:
         rows = paper_protocol(runs=numbers.get("runs", TABLE_4_RUNS), progress=progress)
     if as_json:
         sys.stdout.write(console.json_text([row.to_dict() for row in rows]))
@@ -251,21 +249,3 @@ def _finish(conditions: Conditions, plot: Path | None, command: str) -> None:
     if plot is not None:
         console.remark(f"Drawn: {plot}")
     console.remark(f"Next: {command}")
-
-
-@contextmanager
-def _counting(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Show what is being done and how far it is, where somebody looks at a terminal."""
-    shown = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        if shown:
-            sys.stderr.write(f"{doing}: {done} of {total} rounds\r")
-            sys.stderr.flush()
-
-    with console.status(f"{doing}: warming up"):
-        try:
-            yield show
-        finally:
-            if shown:
-                sys.stderr.write(f"{'':{len(doing) + 20}}\r")
