@@ -10,6 +10,8 @@ import dataclasses
 import os
 import platform
 import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -157,3 +159,26 @@ def _precision_of_gpu(index: int) -> Choice:
     if capability >= BF16_CAPABILITY:
         return Choice("bf16", f"{name}, which multiplies bf16; not measured here")
     return Choice("fp32", f"{name}, and bf16 begins with {'.'.join(map(str, BF16_CAPABILITY))}; not measured here")
+
+
+def resident_memory() -> int:
+    """Bytes that this process holds now; where the system does not tell, the most that it has held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held, since `forget_peak` where that works."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Let `peak_memory` begin anew; Linux alone can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -11,6 +11,7 @@ from effnet.analysis import run_plots
 from effnet.analysis.calibrate import calibrate
 from effnet.analysis.evaluate import Evaluation, Predicted, evaluate, predict_logits
 from effnet.data.folder import Dataset, manifest
+from effnet.machine import peak_memory
 from effnet.training.choices import Choices
 from effnet.training.module import Answering
 from effnet.training.prepare import versions
@@ -46,8 +47,6 @@ def finish(going: Loop, base: int) -> Result:
 
     Rank 0 does; the others wait and return the same figures.
     """
-    from effnet.training.loop import peak_memory
-
     result: Result | None = None
     if going.fabric.is_global_zero:
         result = _finish(going, peak_memory() - base)
@@ -95,7 +94,10 @@ def _finish(going: Loop, taken: int) -> Result:
         metrics=metrics,
         record=Record(calibration, json.loads(json.dumps(provenance)), {SPLIT: manifest(data)}),
     )
-    write_text(folder / METRICS, json.dumps({"split": split, **evaluation.to_dict()}, indent=2) + "\n")
+    cost = {"steps": going.step, "epochs": epochs, "seconds": seconds}
+    cost |= {"forecast_bytes": going.choices.forecast_bytes, "taken_bytes": taken}
+    written = {"split": split, **evaluation.to_dict(), "cost": cost}
+    write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
     _draw(going, evaluation, found, part, calibration.temperature)
     return Result(
         folder=folder,

@@ -8,8 +8,6 @@ from (seed, step, part, process), every image's from (seed, epoch, image), and c
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,6 +24,7 @@ from effnet.analysis.evaluate import predict_logits
 from effnet.data.folder import Dataset
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import TrainingError
+from effnet.machine import forget_peak
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.checkpoint import FORMAT, save_checkpoint
 from effnet.training.choices import augment_of, stricter
@@ -147,6 +146,7 @@ class Loop:
         """
         if self.step == 0:
             self.save()
+        forget_peak()  # of what was measured before the first step
         with listening() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
             while self.step < self.horizon.total and not self._exhausted:
@@ -331,12 +331,6 @@ def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(value)
-
-
-def peak_memory() -> int:
-    """Most bytes that this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def tensorboard(folder: Path) -> Any:

@@ -27,6 +27,7 @@ class Recipe:
 
     name: str = "finetune"
     epochs: float = 10.0  # passes over the training part, where no time is given
+    least_steps: int = 300  # where the epochs are the recipe's own: of few images, more passes
 
     # optimizer
     optimizer: OptimizerName = "adamw"  # "rmsprop" is TensorFlow's, see optimizer.py
@@ -86,7 +87,7 @@ class Recipe:
                 self._within(field, 1, open_end=True)
         for field in ("final_lr", "body_lr", "flip", "crop_area", "bn_momentum"):
             self._within(field, 1)
-        for field in ("weight_decay", "clip", "mixup", "cutmix", "patience"):
+        for field in ("weight_decay", "clip", "mixup", "cutmix", "patience", "least_steps"):
             self._within(field, math.inf)
         if not self.crop_area:
             raise ArgumentError("crop_area", self.crop_area, "must be more than 0.")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from effnet.training.recipe import Recipe
 
 SLACK = 0.02  # of the time budget: a smaller drift of the expected end is left alone
 
@@ -63,18 +60,3 @@ class Budget:
         if abs(total - horizon.total) * per_step <= SLACK * self.seconds:
             return horizon
         return horizon.moved(step, total)
-
-
-def in_head_phase(recipe: Recipe, progress: float) -> bool:
-    """Whether only the classifier learns at this share of the run."""
-    return progress < recipe.head_first
-
-
-def epochs_as_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Whole steps of that many epochs."""
-    return max(1, round(epochs * steps_per_epoch))
-
-
-def mean(values: Sequence[float]) -> float:
-    """The average; 0 of nothing."""
-    return sum(values) / len(values) if values else 0.0

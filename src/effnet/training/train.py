@@ -75,7 +75,7 @@ def train(
         from effnet.data.folder import read_data
 
         dataset = prepare.read_split(asked, folder, read_data(asked.data).classes)
-    base = loop.peak_memory()
+    base = machine.resident_memory()
     fabric.seed_everything(asked.seed, verbose=False)
     fresh = isinstance(recipe, str) and recipe in FRESH
     begun = start.begin(asked, cooked, dataset, fresh=fresh)
@@ -130,7 +130,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     state, complaint = load_checkpoint(folder)
     if complaint:
         told.said(f"{complaint}: the checkpoint before it is used")
-    base = loop.peak_memory()
+    base = machine.resident_memory()
     learner = _learner(rebuild(plan.spec, plan.policy), plan.recipe, plan.settings, plan.see, data)
     budget = _budget(plan, data, started)
     going = loop.Loop(fabric, plan, learner, data, folder, told, started, budget)
@@ -154,16 +154,16 @@ def sort_settings(data: str, model: str, recipe: str | Path | Recipe, given: dic
     settings = Settings(data=str(Path(data).absolute()), model=model, **own)
     if settings.minutes is not None and "epochs" in rest:
         raise ArgumentError("minutes", settings.minutes, f"excludes --epochs (={rest['epochs']}): give one of them.")
+    if "epochs" in rest:
+        rest.setdefault("least_steps", 0)
     return settings, read_recipe(recipe, **rest)
 
 
 def plan_steps(plan: Plan, images: int, budget: Any, used: float) -> int:
     """Steps of the run: of its epochs, or as many as fit into the time that is left."""
-    from effnet.training.schedule import epochs_as_steps
-
     if budget is not None:
         return int(budget.steps(used, plan.choices.step_seconds))
-    return epochs_as_steps(plan.recipe.epochs, images // plan.recipe.batch)
+    return max(1, plan.recipe.least_steps, round(plan.recipe.epochs * (images // plan.recipe.batch)))
 
 
 def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:

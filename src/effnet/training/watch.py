@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from statistics import fmean
 
 from effnet.errors import TrainingError
-from effnet.training.schedule import mean
 
 WATCHED = 100  # steps
 CONSTANT = 1e-6  # spread of the outputs over a batch, against their size
@@ -54,9 +54,9 @@ class Watch:
             )
         if self.still >= PATIENCE:
             raise TrainingError(f"the gradients are zero at step {step}: is everything frozen, or the learning rate 0?")
-        if step == WATCHED - 1 and mean(self.recent) > self.guessing + 1:
+        if step == WATCHED - 1 and fmean(self.recent) > self.guessing + 1:
             raise TrainingError(
-                f"after {WATCHED} steps the loss is {mean(self.recent):.2f}, and guessing has ln(K) = "
+                f"after {WATCHED} steps the loss is {fmean(self.recent):.2f}, and guessing has ln(K) = "
                 f"{self.guessing:.2f}: {_DIVERGED}"
             )
 

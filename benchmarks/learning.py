@@ -1,0 +1,224 @@
+"""What the recipes reach on whole data sets, each by the commands that a user would type.
+
+    python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px: 4 epochs, and 15 minutes
+    python benchmarks/learning.py scratch    B0 from scratch on it at 32 px, half an hour each: two recipes, two strides
+    python benchmarks/learning.py tuxpaint   Lite0's weights on 191 photo cut-outs of 6 classes, in five folds
+    python benchmarks/learning.py inherit    a network that no weights exist for, with and without --init lite0
+    python benchmarks/learning.py feed       images a second that the data path loads, and that a step of B0 consumes
+        [--data benchmarks/data] [--out benchmarks/runs]
+
+The data come from benchmarks/datasets.py. A run that is finished in --out is read, and one that was interrupted goes
+on. The minutes of a row are those of its run, on a machine that should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import effnet
+from effnet import console
+from effnet.analysis.timing import random_images, seconds
+from effnet.arch.spec import InputSpec
+from effnet.arch.specfile import spec_text
+from effnet.data.folder import read_data
+from effnet.data.loader import Loader, Order, TrainingImages
+from effnet.data.photo import open_photo
+from effnet.machine import this_machine
+from effnet.training.choices import augment_of
+from effnet.training.recipe import read_recipe
+
+ROOT = Path(__file__).resolve().parent
+FOLDS = 5
+SMALL = "--recipe scratch --resolution 32"
+FASHION = {
+    "finetune": {
+        "4 epochs": "--model lite0 --resolution 64 --epochs 4",
+        "15 minutes": "--model lite0 --resolution 64 --minutes 15",
+    },
+    "scratch": {
+        "scratch, stem stride 1": f"--model b0 {SMALL} --stem-stride 1 --minutes 30",
+        "paper, stem stride 1": "--model b0 --recipe paper --resolution 32 --stem-stride 1 --minutes 30",
+        "scratch, stem stride 2": f"--model b0 {SMALL} --minutes 30",
+    },
+}
+INHERIT = {"narrower": {"width": 0.75}, "wider, deeper": {"width": 1.2, "depth": 1.2}}
+STARTS = {"random start": "--recipe scratch", "from lite0": "--recipe finetune --init lite0"}
+READ = 512  # images, timed in the data path
+EACH = 3.0  # times what a step consumes is what the data path should load
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    name: str
+    command: str
+    figures: dict[str, Any]  # of its metrics.json
+
+    def row(self) -> tuple[str, ...]:
+        """Its line in the table."""
+        top1, cost = self.figures["top1"], self.figures["cost"]
+        return (
+            self.name,
+            f"{top1['value']:.2%}",
+            f"{top1['low']:.2%} to {top1['high']:.2%}",
+            f"{self.figures['macro_f1']['value']:.2%}",
+            f"{cost['epochs']:.1f}",
+            f"{cost['seconds'] / 60:.1f}",
+            console.size(cost["forecast_bytes"]),
+            console.size(cost["taken_bytes"]),
+        )
+
+
+def train(name: str, data: Path, options: str, out: Path) -> Run:
+    """Train, or go on, or read what is there; the arguments that are shown begin a run anew."""
+    folder = out / "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
+    shown = f"effnet train {data.name} {options}".strip()
+    if not (folder / "metrics.json").exists():
+        begun = (folder / "last.ckpt").exists()
+        words = ["--resume", str(folder)] if begun else [str(data), *shlex.split(options), "--out", str(folder)]
+        console.remark(f"$ {shown}")
+        subprocess.run([sys.executable, "-m", "effnet", "train", *words], check=True, stdout=subprocess.DEVNULL)
+    return Run(name, shown, json.loads((folder / "metrics.json").read_text()))
+
+
+def show(title: str, runs: list[Run], note: str = "") -> None:
+    """A table of runs, and their commands."""
+    columns = ("<run", "top-1", "95 % interval", "macro F1", "epochs", "minutes", "memory forecast", "taken")
+    split = runs[0].figures["split"]
+    console.table(columns, [run.row() for run in runs], title=title, note=f"{split} part. {this_machine()}. {note}")
+    for run in runs:
+        console.remark(f"{run.name}: {run.command}")
+
+
+def fashion(kind: str, data: Path, out: Path) -> None:
+    """One of the tables of FASHION."""
+    show(f"Fashion-MNIST, {kind}", [train(name, data, options, out) for name, options in FASHION[kind].items()])
+
+
+def inherit(data: Path, out: Path) -> None:
+    """Networks for which no weights exist, three minutes each, with and without those of their relative."""
+    runs = []
+    for name, factors in INHERIT.items():
+        spec = out / f"lite0-{name.split(',')[0]}.yaml"
+        spec.write_text(spec_text(effnet.spec("lite0", **factors)))
+        for start, options in STARTS.items():
+            command = f"--model {spec} {options} --resolution 64 --minutes 3"
+            runs.append(train(f"{name}, {start}", data, command, out))
+    show("Fashion-MNIST, networks without weights", runs)
+
+
+def folds(data: Path, out: Path) -> Iterator[Path]:
+    """Manifests that call one fold after another test; the folds are equally large in every class.
+
+    Copies of one picture would leak, so `effnet check` is what found none in this set.
+    """
+    files = {folder.name: sorted(folder.iterdir()) for folder in sorted(data.iterdir()) if folder.is_dir()}
+    placed = [
+        (str(file), name, number % FOLDS)
+        for name, images in files.items()
+        for number, file in enumerate(sorted(images, key=_shuffled))
+    ]
+    for fold in range(FOLDS):
+        manifest = out / f"tuxpaint-{fold}.csv"
+        with manifest.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "label", "split"))
+            for path, label, place in placed:
+                part = "test" if place == fold else "val" if place == (fold + 1) % FOLDS else "train"
+                writer.writerow((path, label, part))
+        yield manifest
+
+
+def _shuffled(file: Path) -> str:
+    """An order that has nothing to do with what a file is called."""
+    return hashlib.sha256(file.name.encode()).hexdigest()
+
+
+def tuxpaint(data: Path, out: Path) -> None:
+    """The mean accuracy over the folds."""
+    runs = [train(manifest.stem, manifest, "--model lite0", out) for manifest in folds(data, out)]
+    scores = [run.figures["top1"]["value"] for run in runs]
+    error = statistics.stdev(scores) / math.sqrt(len(scores))
+    right = sum(round(run.figures["top1"]["value"] * run.figures["n"]) for run in runs)
+    images = sum(run.figures["n"] for run in runs)
+    show(
+        "Tux Paint, five folds",
+        runs,
+        f"Mean of the folds {statistics.mean(scores):.3f}, standard error {error:.3f}; {right} of {images} right.",
+    )
+
+
+def _read(batches: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(batches)
+
+
+def feed(data: Path, out: Path) -> None:
+    """Images a second that the data path loads for 224 px, beside what training steps of B0 consume."""
+    from networks import training_step
+
+    del out
+    photos = read_data(data)
+    photos = dataclasses.replace(photos, samples=tuple(dataclasses.replace(s, split="train") for s in photos.samples))
+    batch = 16
+    network = effnet.create("b0", num_classes=len(photos.classes)).to(memory_format=torch.channels_last).train()
+    pixels = random_images(batch, 224)
+    laps = [seconds(lambda: training_step(network, pixels)) for _ in range(6)]
+    consumed = batch / statistics.median(laps[1:])
+    rows = []
+    for recipe in ("finetune", "paper"):
+        images = TrainingImages(photos, augment_of(read_recipe(recipe), InputSpec()), 0)
+        for workers in (0, 2):
+            loader = Loader(images, Order(len(images), batch, batch, 0), workers)
+            epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
+            next(epochs)
+            loaded = READ / seconds(partial(_read, epochs, READ // batch))
+            rows.append((recipe, workers, f"{loaded:.0f}", f"{loaded / consumed:.1f}"))
+    sizes = [open_photo(photos.file(sample)).size for sample in photos.samples]
+    typical = " x ".join(str(round(statistics.median(side))) for side in zip(*sizes, strict=True))
+    title = f"Images a second at 224 px; a training step of B0 consumes {consumed:.1f} (batch {batch}, fp32, 2 threads)"
+    console.table(
+        ("<recipe", "worker processes", "images/s", "x what is consumed"),
+        rows,
+        title=title,
+        note=f"{len(photos)} photos, typically {typical} px, from PNG files. {this_machine()}. Wanted: {EACH:.0f}x.",
+    )
+
+
+BENCHMARKS = {
+    "finetune": ("fashion", partial(fashion, "finetune")),
+    "scratch": ("fashion", partial(fashion, "scratch")),
+    "tuxpaint": ("tuxpaint", tuxpaint),
+    "inherit": ("fashion", inherit),
+    "feed": ("tuxpaint", feed),
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where datasets.py put them")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs", help="the folder of the runs")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    folder, benchmark = BENCHMARKS[options.name]
+    if not (options.data / folder).is_dir():
+        sys.exit(f"{options.data / folder} is missing. Make it with: python {ROOT.name}/datasets.py {folder}")
+    benchmark(options.data / folder, options.out)
