@@ -17,6 +17,7 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS
 from effnet.cli import main
+from effnet.weights.bundle import Calibration, Record, read_record
 from ran import Run
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
@@ -119,6 +120,15 @@ def test_info_rivals(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert (tmp_path / "figure1.svg").stat().st_size > 1000
     groups = json.loads(Run(capsys, "info", "--rivals", "--json").out)
     assert groups[0]["rivals"][0]["name"] == "ResNet-50"
+
+
+def test_convert_keeps_what_a_training_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record(
+        Calibration(1.5, 0.7, 0.05, 300, "val"), {"recipe": "finetune"}, {"split.csv": "path,label,split\n"}
+    )
+    trained = effnet.save(effnet.EfficientNet(TINY), tmp_path / "trained", record=record)
+    assert Run(capsys, "convert", trained, "--out", tmp_path / "copy").code == 0
+    assert read_record(tmp_path / "copy") == record
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,8 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 WITHOUT_TORCH = (
     "arch",
     "scaling",
-    "data/preprocess",
-    "data/photo",
-    "data/sources",
+    *(f"data/{name}.py" for name in ("preprocess", "photo", "sources", "folder", "fingerprint", "likeness")),
+    *(f"data/{name}.py" for name in ("duplicates", "findings", "check")),
     "errors",
     "machine",
     "console",

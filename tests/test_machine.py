@@ -7,7 +7,15 @@ import sys
 import pytest
 
 from effnet.errors import MissingExtraError, UnknownNameError
-from effnet.machine import Machine, precision, read_processor, this_machine
+from effnet.machine import (
+    Machine,
+    forget_peak,
+    peak_memory,
+    precision,
+    read_processor,
+    resident_memory,
+    this_machine,
+)
 
 ZEN3 = """processor\t: 0
 model name\t: AMD EPYC
@@ -129,3 +137,14 @@ def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown.processor
     assert unknown.memory_bytes is None
     assert unknown.cores >= 1
+
+
+def test_memory_of_this_process() -> None:
+    before, block = resident_memory(), bytearray(200_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    assert 190e6 < resident_memory() - before < 300e6
+    assert peak_memory() >= resident_memory() - 50e6
+    del block
+    if sys.platform == "linux":
+        forget_peak()
+        assert peak_memory() < before + 100e6

@@ -12,7 +12,7 @@ from torch import nn
 import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.errors import ArgumentError, BundleError
-from effnet.weights.bundle import Calibration, Record, open_bundle, read_config, read_split, save
+from effnet.weights.bundle import Calibration, Record, open_bundle, read_config, read_record, read_split, save
 
 SPEC = effnet.spec("b0", width=0.25, depth=0.4, resolution=64, num_classes=3)
 
@@ -232,6 +232,7 @@ def test_what_a_training_leaves_comes_back(network: effnet.EfficientNet, tmp_pat
     assert config.provenance == RECORD.provenance
     assert config.files == {"split.csv": hashlib.sha256(SPLIT.encode()).hexdigest()}
     assert read_split(folder) == SPLIT
+    assert read_record(folder) == RECORD
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "split.csv"]
 
 

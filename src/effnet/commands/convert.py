@@ -33,7 +33,7 @@ def convert(
         num_classes: Another number of classes than the file's lets the classifier start fresh.
     """
     with console.status(f"reading {file}"):
-        from effnet.weights.bundle import save
+        from effnet.weights.bundle import is_bundle, read_record, save
         from effnet.weights.folders import appearing_file, appearing_folder
         from effnet.weights.pretrained import build, read
         from effnet.weights.verify import logit_difference
@@ -58,7 +58,8 @@ def convert(
         notes: tuple[str, ...] = ()
         if to == "bundle":
             words = f"{file} ({report.source})"
-            save(network, temporary, classes=checkpoint.classes, input=report.input, source=words)
+            record = read_record(file) if is_bundle(Path(file)) and num_classes is None else None
+            save(network, temporary, classes=checkpoint.classes, input=report.input, source=words, record=record)
         else:
             written = write_checkpoint(network, to, temporary, see=report.input, classes=checkpoint.classes)
             notes = written.notes

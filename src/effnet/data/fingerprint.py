@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from effnet.data.photo import PIXEL_LIMIT, TURNS, _identify, open_photo
+from effnet.data.photo import PIXEL_LIMIT, TURNS, identify, open_photo
 from effnet.errors import ImageError, MissingExtraError
 
 SIDE = 32  # pixels of a thumbnail, as many as pHash looks at
@@ -123,7 +123,7 @@ def _decoded(image: Image.Image, side: int) -> Image.Image:
 
 def _identified(data: bytes) -> Image.Image:
     try:
-        return _identify(BytesIO(data))
+        return identify(BytesIO(data))
     except ImageError:
         raise
     except Exception:  # whatever a decoder makes of arbitrary bytes

@@ -71,9 +71,9 @@ def open_photo(source: PhotoSource, mode: ColourMode = "RGB") -> Image.Image:
             return _upright(source, mode)
         if isinstance(source, (str, PathLike)):
             with Path(source).open("rb") as file:
-                return _upright(_identify(file), mode)
+                return _upright(identify(file), mode)
         if hasattr(source, "read"):
-            return _upright(_identify(source), mode)
+            return _upright(identify(source), mode)
     except (ImageError, ArgumentError):
         raise
     except Exception as error:  # decoders meet arbitrary bytes, and fail with whatever comes up
@@ -90,7 +90,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _identify(file: BinaryIO) -> ImageFile.ImageFile:
+def identify(file: BinaryIO) -> ImageFile.ImageFile:
     """The image in `file`, not yet decoded: `Image.open`, without its warning about large images and without UNREAD.
 
     That warning can only be silenced for all threads at once; and without a file's name Pillow maps no memory onto it,

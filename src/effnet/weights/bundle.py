@@ -243,6 +243,16 @@ def read_split(folder: str | Path) -> str | None:
     return blob.decode()
 
 
+def read_record(folder: str | Path) -> Record:
+    """What a training left in a bundle; `save` writes it again.
+
+    Raises:
+        BundleError: it is no bundle, or it was changed since it was written.
+    """
+    config, split = read_config(folder), read_split(folder)
+    return Record(config.calibration, config.provenance, {} if split is None else {SPLIT: split})
+
+
 def is_bundle(path: Path) -> bool:
     """Whether a folder says that it is a bundle."""
     try:
