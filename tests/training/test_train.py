@@ -14,14 +14,18 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 import effnet
+from effnet.analysis.evaluate import predict_logits
 from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameError
 from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from effnet.training.loop import Loop
-from effnet.training.prepare import Plan
+from effnet.training.module import Answering
+from effnet.training.prepare import Plan, read_split
 from effnet.training.recipe import Recipe
 from effnet.training.train import plan_steps, resume, sort_settings, train
+from effnet.weights.bundle import open_bundle
 
 QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02, "save_seconds": 0.0}
 HARD: dict[str, Any] = {  # all that could disturb a resumed run
@@ -113,9 +117,15 @@ def test_the_bundle_is_the_best_epochs_and_knows_its_context(finished: Any, shap
     assert classifier.input.size == 32
     photo = shapes / "disc" / "000.png"
     assert classifier.predict(photo).label in classifier.classes
-    best = max(ear.rows, key=lambda row: row["val_top1"])
+    best = max(ear.rows, key=lambda row: (row["val_top1"], -row["val_loss"]))
     config = json.loads((result.bundle / "config.json").read_text())
     assert config["metrics"]["val_top1"] == best["val_top1"]
+    network, split = open_bundle(result.bundle).network, Plan.read(result.folder)[0]
+    val = read_split(split.settings, result.folder, split.classes).part("val")
+    found = predict_logits(Answering(network, split.see, split.classes), val)
+    assert float(cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(found.labels))) == pytest.approx(
+        best["val_loss"], rel=1e-4
+    )
     assert config["provenance"]["recipe"]["name"] == "scratch"
     assert config["calibration"]["temperature"] > 0
     assert (result.bundle / "split.csv").read_text() == (result.folder / "split.csv").read_text()

@@ -86,7 +86,8 @@ class Loop:
         self.loader = Loader(self.images, order, self.choices.workers)
         self.watch = Watch(plan.spec.num_classes)
         self.horizon = Horizon.of(plan.steps)
-        self.step, self.seconds, self.best, self.since_best = 0, 0.0, -1.0, 0
+        self.step, self.seconds, self.since_best = 0, 0.0, 0
+        self.best = (-1.0, 0.0)  # val accuracy, and minus the val loss: of few images, many epochs get as many right
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
         self.eased = False  # whether memory ran out once
@@ -118,7 +119,7 @@ class Loop:
         if self.average:
             self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        self.step, self.best, self.since_best = state["step"], tuple(state["best"]), state["since_best"]
         self.started = time.monotonic() - state["seconds"]
         self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
         self.rows, self.losses, self.eased = list(state["rows"]), list(state["losses"]), state["eased"]
@@ -284,8 +285,8 @@ class Loop:
         }
         self.rows.append(row)
         self.since_best += 1
-        if correct > self.best:
-            self.best, self.since_best = correct, 0
+        if (correct, -val_loss) > self.best:
+            self.best, self.since_best = (correct, -val_loss), 0
             if self.fabric.is_global_zero:
                 save(
                     self.evaluated(),
