@@ -1,7 +1,8 @@
 """What the recipes reach on whole data sets, each by the commands that a user would type.
 
     python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px: 4 epochs, and 15 minutes
-    python benchmarks/learning.py scratch    B0 from scratch on it at 32 px, half an hour each: two recipes, two strides
+    python benchmarks/learning.py scratch    B0 from scratch on it at 32 px, half an hour of one core each: two recipes,
+                                             two strides of the stem
     python benchmarks/learning.py tuxpaint   Lite0's weights on 191 photo cut-outs of 6 classes, in five folds
     python benchmarks/learning.py inherit    a network that no weights exist for, with and without --init lite0
     python benchmarks/learning.py feed       images a second that the data path loads, and that a step of B0 consumes
@@ -46,16 +47,16 @@ from effnet.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent
 FOLDS = 5
-SMALL = "--recipe scratch --resolution 32"
+HALF_HOUR = "--model b0 --resolution 32 --val 0.05 --minutes 30 --threads 1"
 FASHION = {
     "finetune": {
-        "4 epochs": "--model lite0 --resolution 64 --epochs 4",
-        "15 minutes": "--model lite0 --resolution 64 --minutes 15",
+        "4 epochs": "--model lite0 --resolution 64 --val 0.05 --epochs 4",
+        "15 minutes": "--model lite0 --resolution 64 --val 0.05 --minutes 15",
     },
     "scratch": {
-        "scratch, stem stride 1": f"--model b0 {SMALL} --stem-stride 1 --minutes 30",
-        "paper, stem stride 1": "--model b0 --recipe paper --resolution 32 --stem-stride 1 --minutes 30",
-        "scratch, stem stride 2": f"--model b0 {SMALL} --minutes 30",
+        "scratch, stem stride 1": f"{HALF_HOUR} --recipe scratch --stem-stride 1",
+        "paper, stem stride 1": f"{HALF_HOUR} --recipe paper --stem-stride 1",
+        "scratch, stem stride 2": f"{HALF_HOUR} --recipe scratch",
     },
 }
 INHERIT = {"narrower": {"width": 0.75}, "wider, deeper": {"width": 1.2, "depth": 1.2}}
@@ -114,13 +115,13 @@ def fashion(kind: str, data: Path, out: Path) -> None:
 
 
 def inherit(data: Path, out: Path) -> None:
-    """Networks for which no weights exist, three minutes each, with and without those of their relative."""
+    """Networks for which no weights exist, five minutes of one core each, with and without those of their relative."""
     runs = []
     for name, factors in INHERIT.items():
         spec = out / f"lite0-{name.split(',')[0]}.yaml"
         spec.write_text(spec_text(effnet.spec("lite0", **factors)))
         for start, options in STARTS.items():
-            command = f"--model {spec} {options} --resolution 64 --minutes 3"
+            command = f"--model {spec} {options} --resolution 64 --val 0.05 --minutes 5 --threads 1"
             runs.append(train(f"{name}, {start}", data, command, out))
     show("Fashion-MNIST, networks without weights", runs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -30,8 +31,23 @@ def test_the_papers_rate_falls_in_stairs(epoch: float) -> None:
     assert PAPER.lr_at(epoch / 350) == pytest.approx(0.97 ** int(epoch / 2.4))
 
 
+def test_the_head_goes_first_and_the_schedule_begins_behind_it() -> None:
+    recipe = Recipe(warmup=0.1, head_first=0.2, head_lr=7.0)
+    assert recipe.lr_at(0.0) == recipe.lr_at(0.199) == 7.0
+    plain = dataclasses.replace(recipe, head_first=0.0)
+    assert recipe.lr_at(0.2) == 0.0
+    for share in (0.05, 0.4, 1.0):
+        assert recipe.lr_at(0.2 + 0.8 * share) == pytest.approx(plain.lr_at(share))
+
+
+def test_adams_rate_grows_with_the_root_of_the_batch() -> None:
+    adam = Recipe(lr=1e-3, lr_batch=64)
+    assert dataclasses.replace(adam, batch=256).scaled_lr == pytest.approx(2e-3)
+    assert dataclasses.replace(adam, batch=256, optimizer="sgd").scaled_lr == pytest.approx(4e-3)
+
+
 def test_cosine_ends_where_it_should() -> None:
-    recipe = Recipe(warmup=0.1, final_lr=0.02)
+    recipe = Recipe(warmup=0.1, final_lr=0.02, head_first=0.0)
     assert recipe.lr_at(0.05) == pytest.approx(0.5)
     assert recipe.lr_at(0.1) == pytest.approx(1)
     assert recipe.lr_at(0.55) == pytest.approx((1 + 0.02) / 2)
@@ -40,7 +56,8 @@ def test_cosine_ends_where_it_should() -> None:
 
 @given(st.sampled_from(sorted(RECIPES)), st.floats(0, 1))
 def test_rates_stay_within_bounds(name: str, progress: float) -> None:
-    assert 0 <= RECIPES[name].lr_at(progress) <= 1
+    recipe = RECIPES[name]
+    assert 0 <= recipe.lr_at(progress) <= (recipe.head_lr if progress < recipe.head_first else 1)
 
 
 def test_the_average_grows_as_tensorflows_does() -> None:

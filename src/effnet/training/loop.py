@@ -220,7 +220,7 @@ class Loop:
     def _gradients(self, taken: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """Gradients of a step over all processes; its loss, and how much its outputs differ."""
         self.optimizer.zero_grad(set_to_none=True)
-        head_only = self.horizon.progress(self.step) < self.recipe.head_first
+        head_only = self.horizon.progress(self.step + 1) < self.recipe.head_first
         total, gap = torch.zeros(()), 1.0
         for number, (pixels, labels) in enumerate(taken):
             device = self.fabric.device

@@ -40,10 +40,12 @@ class Recipe:
     clip: float = 5.0  # largest norm of the gradient, 0 for none: a bad batch shall not undo an hour
 
     # schedule, in shares of the run
+    head_first: float = 0.1  # in which only the classifier learns: a fresh one would send noise through the network,
+    # and with a good one the network's features change less (Kumar et al. 2022)
+    head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
     schedule: Schedule = "cosine"
     warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data
     final_lr: float = 0.01  # share of `lr` where the schedule ends
-    head_first: float = 0.0  # in which only the classifier learns: a fresh one would send noise through the network
     body_lr: float = 1.0  # rate of all layers but the classifier, as a share: they know much already
 
     # regularisation
@@ -73,7 +75,7 @@ class Recipe:
         Raises:
             ArgumentError: a value is outside its range.
         """
-        for field in ("epochs", "lr", "crop_ratio", "bn_momentum"):
+        for field in ("epochs", "lr", "head_lr", "crop_ratio", "bn_momentum"):
             positive_float(field, getattr(self, field))
         for field in ("batch", "lr_batch"):
             positive_int(field, getattr(self, field))
@@ -108,7 +110,10 @@ class Recipe:
         return float(self.lr * (self.batch / self.lr_batch) ** (0.5 if self.optimizer == "adamw" else 1.0))
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate as a share of its highest, at a share `progress` of the run."""
+        """The learning rate as a share of `lr`, at a share `progress` of the run."""
+        if progress < self.head_first:
+            return self.head_lr
+        progress = (progress - self.head_first) / (1 - self.head_first)
         if progress < self.warmup:
             return progress / self.warmup
         if self.schedule == "exponential":
@@ -136,6 +141,7 @@ RECIPES = {
         Recipe(
             name="scratch",
             epochs=30,
+            head_first=0.0,
             lr=3e-3,
             weight_decay=0.05,
             drop_connect=0.0,  # what trains for hours and not for weeks learns too little, not too much
@@ -155,6 +161,7 @@ RECIPES = {
             weight_decay=1e-5,
             decay_biases=True,
             clip=0.0,
+            head_first=0.0,
             schedule="exponential",
             warmup=5 / 350,
             crop_area=0.08,
