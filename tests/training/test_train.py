@@ -24,7 +24,7 @@ from effnet.training.loop import Loop
 from effnet.training.module import Answering
 from effnet.training.prepare import Plan, read_split
 from effnet.training.recipe import Recipe
-from effnet.training.train import plan_steps, resume, sort_settings, train
+from effnet.training.train import batch_for, plan_steps, resume, sort_settings, train
 from effnet.weights.bundle import open_bundle
 
 QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02, "save_seconds": 0.0}
@@ -146,6 +146,14 @@ def test_few_images_are_gone_through_more_often(finished: Any) -> None:
     assert plan_steps(plan, 42, None, 0.0) == 30
     assert plan_steps(plan, 420, None, 0.0) == 2 * (420 // 8)
     assert sort_settings("data", "lite0", "finetune", {})[1].least_steps > 0
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), [(60_000, 1, 64), (511, 1, 32), (134, 3, 15), (9, 2, 8)])
+def test_few_images_make_small_batches(images: int, world: int, batch: int) -> None:
+    recipe = sort_settings("data", "lite0", "finetune", {})[1]
+    assert batch_for(recipe, images, world) == batch
+    given = sort_settings("data", "lite0", "finetune", {"batch": 60})[1]
+    assert batch_for(given, images, world) == min(60, images) // world * world
 
 
 def test_a_run_is_repeatable(shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ class Recipe:
     # optimizer
     optimizer: OptimizerName = "adamw"  # "rmsprop" is TensorFlow's, see optimizer.py
     batch: int = 64  # images per step, over all processes and accumulated parts
+    epoch_steps: int = 8  # where the batch is the recipe's own, it is halved until an epoch has so many steps
     lr: float = 1e-3  # the highest rate of the schedule, for `lr_batch` images a step
     lr_batch: int = 64  # the rate grows with the batch: see scaled_lr
     momentum: float = 0.9  # of sgd and rmsprop; Adam's first beta
@@ -89,7 +90,7 @@ class Recipe:
                 self._within(field, 1, open_end=True)
         for field in ("final_lr", "body_lr", "flip", "crop_area", "bn_momentum"):
             self._within(field, 1)
-        for field in ("weight_decay", "clip", "mixup", "cutmix", "patience", "least_steps"):
+        for field in ("weight_decay", "clip", "mixup", "cutmix", "patience", "least_steps", "epoch_steps"):
             self._within(field, math.inf)
         if not self.crop_area:
             raise ArgumentError("crop_area", self.crop_area, "must be more than 0.")

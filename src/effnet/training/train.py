@@ -30,6 +30,7 @@ FRESH = ("scratch", "paper")  # recipes for networks that know nothing yet
 VALIDATION_SHARE = (
     3.0  # an image in training takes as long as this many in validation: forward, and twice that backward
 )
+SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
 ENDING = 8.0  # seconds of pictures and files
 
 
@@ -82,7 +83,7 @@ def train(
     for words in begun.words:
         told.said(words)
     count = len(dataset.part("train"))
-    cooked = dataclasses.replace(cooked, batch=_batch(cooked.batch, count, fabric.world_size))
+    cooked = dataclasses.replace(cooked, batch=batch_for(cooked, count, fabric.world_size))
     learner = _learner(begun.network, cooked, asked, begun.see, dataset)
     plan = prepare.Plan(
         settings=asked,
@@ -154,8 +155,9 @@ def sort_settings(data: str, model: str, recipe: str | Path | Recipe, given: dic
     settings = Settings(data=str(Path(data).absolute()), model=model, **own)
     if settings.minutes is not None and "epochs" in rest:
         raise ArgumentError("minutes", settings.minutes, f"excludes --epochs (={rest['epochs']}): give one of them.")
-    if "epochs" in rest:
-        rest.setdefault("least_steps", 0)
+    for name, rule in (("epochs", "least_steps"), ("batch", "epoch_steps")):
+        if name in rest:
+            rest.setdefault(rule, 0)
     return settings, read_recipe(recipe, **rest)
 
 
@@ -198,9 +200,16 @@ def _told(fabric: Fabric, listener: Listener | None) -> Listener:
     return listener if listener is not None and fabric.is_global_zero else Silent()
 
 
-def _batch(asked: int, images: int, world: int) -> int:
-    """The effective batch: what was asked for, or all images where there are fewer."""
-    batch = min(asked, images) // world * world
+def batch_for(recipe: Recipe, images: int, world: int) -> int:
+    """The effective batch: the recipe's, or less where there are few images.
+
+    Raises:
+        TrainingError: there are fewer images than processes.
+    """
+    batch = recipe.batch
+    while batch > SMALLEST_BATCH and images // batch < recipe.epoch_steps:
+        batch //= 2
+    batch = min(batch, images) // world * world
     if not batch:
         raise TrainingError(f"{images} images cannot be shared among {world} processes")
     return batch

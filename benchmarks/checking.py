@@ -1,0 +1,113 @@
+"""What `effnet check` finds of copies that were planted among real images, and how long it takes.
+
+    python benchmarks/checking.py planted   copies of every fifth photo cut-out and piece of clothing
+    python benchmarks/checking.py speed     10,000 JPEG files of 500 x 375 px
+        [--data benchmarks/data]
+
+The images come from benchmarks/datasets.py, tuxpaint and fashion. Precision counts every pair of images of different
+origin that is called a copy, also where the originals are copies of each other to begin with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageEnhance, ImageOps
+
+from effnet import console
+from effnet.analysis.timing import seconds
+from effnet.data.duplicates import find_duplicates
+from effnet.machine import this_machine
+
+ROOT = Path(__file__).resolve().parent
+EVERY = 5  # original is copied
+CLOTHES = 1000  # pieces of clothing
+FILES, SIZE = 10_000, (500, 375)
+COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], str, int]] = {  # how it is made, the suffix, the quality
+    "JPEG, quality 30": (lambda image: image, ".jpg", 30),
+    "JPEG, quality 75": (lambda image: image, ".jpg", 75),
+    "half as large": (lambda image: image.resize([max(1, side // 2) for side in image.size]), ".png", 0),
+    "twice as large": (lambda image: image.resize([2 * side for side in image.size]), ".jpg", 90),
+    "mirrored, quality 75": (ImageOps.mirror, ".jpg", 75),
+    "brighter by 10 %": (lambda image: ImageEnhance.Brightness(image).enhance(1.1), ".jpg", 90),
+    "grey": (lambda image: image.convert("L"), ".png", 0),
+    "cropped by 2 % a side": (lambda image: ImageOps.crop(image, round(min(image.size) / 50)), ".png", 0),
+}
+
+
+def flat(file: Path) -> Image.Image:
+    """A photo on white."""
+    image = Image.open(file).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def planted(name: str, files: list[Path]) -> list[tuple[object, ...]]:
+    """Rows: kinds of copies, how many were planted, how many were found; then what was called a copy and is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        kinds: dict[Path, tuple[int, str]] = {}
+        for number, file in enumerate(files):
+            image = flat(file)
+            place = Path(folder) / f"{number}.png"
+            image.save(place)
+            kinds[place] = number, ""
+            for kind, (change, suffix, quality) in COPIES.items() if number % EVERY == 0 else ():
+                copy = Path(folder) / f"{number} {kind}{suffix}"
+                change(image).save(copy, **({"quality": quality} if quality else {}))
+                kinds[copy] = number, kind
+        places = sorted(kinds)
+        found = find_duplicates(places)
+    groups = defaultdict(list)
+    for place, group in zip(places, found.groups, strict=True):
+        groups[group].append(kinds[place])
+    right: Counter[str] = Counter()
+    for members in groups.values():
+        originals = {number for number, kind in members if not kind}
+        right.update(kind for number, kind in members if kind and number in originals)
+    pairs = [pair for members in groups.values() for pair in itertools.combinations(members, 2)]
+    wrong = sum(first[0] != second[0] for first, second in pairs)
+    total = len(files[::EVERY])
+    rows: list[tuple[object, ...]] = [(name, kind, total, right[kind], f"{right[kind] / total:.3f}") for kind in COPIES]
+    precision = 1 - wrong / max(1, len(pairs))
+    return [*rows, (name, f"precision: {wrong} wrong of {len(pairs):,} pairs", "", "", f"{precision:.3f}")]
+
+
+def show_planted(data: Path) -> None:
+    """The table of both kinds of images."""
+    photos = sorted((data / "tuxpaint").rglob("*.png"))
+    clothes = sorted((data / "fashion" / "train").rglob("*.png"))
+    rows = planted("photo cut-outs", photos) + planted("clothing", clothes[:: len(clothes) // CLOTHES][:CLOTHES])
+    console.table(("<images", "<copy", "planted", "found", "share"), rows, title="Copies among real images")
+
+
+def show_speed(data: Path) -> None:
+    """Seconds for many files."""
+    photos = [flat(file).resize(SIZE) for file in sorted((data / "tuxpaint").rglob("*.png"))]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number:05}.jpg" for number in range(FILES)]
+        for number, file in enumerate(files):  # moved sideways, so that each is another photo
+            shifted = Image.new("RGB", SIZE)
+            shift = number // len(photos) * 9
+            shifted.paste(photos[number % len(photos)], (shift, 0))
+            shifted.paste(photos[number % len(photos)], (shift - SIZE[0], 0))
+            shifted.save(file, quality=90)
+        taken = seconds(lambda: find_duplicates(files))
+    sys.stdout.write(f"{FILES:,} JPEG files of {SIZE[0]} x {SIZE[1]} px: {taken:.1f} s. {this_machine()}\n")
+
+
+BENCHMARKS = {"planted": show_planted, "speed": show_speed}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where datasets.py put them")
+    options = parser.parse_args()
+    if missing := [name for name in ("tuxpaint", "fashion") if not (options.data / name).is_dir()]:
+        sys.exit(f"{options.data / missing[0]} is missing. Make it with: python benchmarks/datasets.py {missing[0]}")
+    BENCHMARKS[options.name](options.data)
