@@ -171,9 +171,11 @@ def resident_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held, since `forget_peak` where that works."""
-    import resource
-
+    """The most bytes that this process has held, since `forget_peak` where that works; 0 where nothing tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

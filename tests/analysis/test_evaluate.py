@@ -156,7 +156,8 @@ def test_the_report_as_json() -> None:
     wrong = sum(mistake["count"] for mistake in values["mistakes"])
     assert wrong == 100 - round(100 * values["top1"]["value"])
     plain = evaluate(logits[:, :2], labels.clip(max=1), names(2)).to_dict()
-    assert (plain["top5"], plain["threshold"], plain["abstention"]) == (None, None, None)
+    assert (plain["threshold"], plain["abstention"]) == (None, None)
+    assert plain["top5"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert json.dumps(plain)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image, ImageEnhance, ImageOps
 
 from effnet.data import likeness
-from effnet.data.duplicates import Duplicates, find_duplicates, groups, united
+from effnet.data.duplicates import Duplicates, find_duplicates, united
 from effnet.data.fingerprint import Fingerprint, fingerprint
 from effnet.errors import ImageError, MissingExtraError
 from planted import COPIES, jpeg, originals, plant, scaled, textures, tiles, trousers
@@ -206,8 +206,8 @@ def test_hashes_are_imagehashs(photos: Path) -> None:
 
 def test_nothing_and_one(tmp_path: Path, photos: Path) -> None:
     assert find_duplicates([]).groups == ()
-    assert groups([photos / "coffee.png"]) == [0]
-    assert groups([tmp_path / "missing.png"]) == [0]
+    assert find_duplicates([photos / "coffee.png"]).groups == (0,)
+    assert find_duplicates([tmp_path / "missing.png"]).groups == (0,)
 
 
 def test_groups_do_not_depend_on_threads_or_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

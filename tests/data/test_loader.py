@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from effnet.arch.spec import InputSpec
 from effnet.data.augment import Augment
 from effnet.data.folder import Dataset, read_data
 from effnet.data.loader import Loader, Order, TrainingImages
-from effnet.errors import ArgumentError, DataError
+from effnet.errors import ArgumentError, DataError, TrainingError
 
 SEE = InputSpec(8, 8)
 
@@ -87,6 +89,17 @@ def test_an_unreadable_image_is_named(photos: Dataset, workers: int) -> None:
     loader = Loader(TrainingImages(photos, Augment(SEE), 0), Order(12, 6, 6, 0), workers)
     with pytest.raises(DataError, match=r"a/4.png: is not an image.*effnet check"):
         list(loader.epoch(0))
+
+
+def test_a_dead_worker_is_an_error_and_no_wait(photos: Dataset) -> None:
+    loader = Loader(TrainingImages(photos, Augment(SEE), 0), Order(12, 1, 1, 0), 1)
+    parts = loader.epoch(0)
+    next(parts)
+    iterator = loader._loader._iterator
+    assert iterator is not None
+    os.kill(iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="a process that loads images died"):
+        list(parts)
 
 
 def test_whole_images_are_prepared_as_in_evaluation(photos: Dataset) -> None:

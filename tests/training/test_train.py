@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from effnet.training.loop import Loop
 from effnet.training.module import Answering
 from effnet.training.prepare import Plan, read_split
 from effnet.training.recipe import Recipe
-from effnet.training.train import batch_for, plan_steps, resume, sort_settings, train
+from effnet.training.train import ENDING, batch_for, plan_steps, resume, sort_settings, train
 from effnet.weights.bundle import open_bundle
 
 QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02, "save_seconds": 0.0}
@@ -148,12 +149,12 @@ def test_few_images_are_gone_through_more_often(finished: Any) -> None:
     assert sort_settings("data", "lite0", "finetune", {})[1].least_steps > 0
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), [(60_000, 1, 64), (511, 1, 32), (134, 3, 15), (9, 2, 8)])
+@pytest.mark.parametrize(("images", "world", "batch"), [(60_000, 1, 64), (511, 1, 32), (134, 2, 16), (9, 2, 8)])
 def test_few_images_make_small_batches(images: int, world: int, batch: int) -> None:
     recipe = sort_settings("data", "lite0", "finetune", {})[1]
     assert batch_for(recipe, images, world) == batch
     given = sort_settings("data", "lite0", "finetune", {"batch": 60})[1]
-    assert batch_for(given, images, world) == min(60, images) // world * world
+    assert batch_for(given, images, world) == (60 if images > 60 else 8)
 
 
 def test_a_run_is_repeatable(shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,16 +167,36 @@ def test_a_run_is_repeatable(shapes: Path, spec_file: Path, tmp_path: Path, monk
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+@pytest.fixture
+def unsorted(shapes: Path, tmp_path: Path) -> Path:
+    """The shapes as a manifest whose lines, paths and classes stand in three different orders."""
+    names = {"disc": "b", "ring": "a-b", "square": "a"}
+    files = [(path, names[path.parent.name]) for path in sorted(shapes.rglob("*.png"), reverse=True)]
+    manifest = tmp_path / "unsorted.csv"
+    manifest.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in files[::2] + files[1::2]))
+    return manifest
+
+
+class Copying(Ear):
+    """Copies the run's folder behind its first step, which leaves the checkpoint that was written before it."""
+
+    def __init__(self, folder: Path, copy: Path) -> None:
+        super().__init__()
+        self.folder, self.copy = folder, copy
+
+    def steps(self, done: int, total: int, loss: float) -> None:
+        if done == 1:
+            shutil.copytree(self.folder, self.copy)
+
+
 @pytest.mark.parametrize("recipe", ["scratch", "finetune", "paper"])
 @pytest.mark.parametrize("settings", [QUICK, HARD], ids=["plain", "hard"])
 def test_interrupted_runs_end_as_undisturbed_ones(
-    shapes: Path, spec_file: Path, tmp_path: Path, recipe: str, settings: dict[str, Any]
+    unsorted: Path, spec_file: Path, tmp_path: Path, recipe: str, settings: dict[str, Any]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    with pytest.raises(ZeroDivisionError):
-        train(shapes, spec_file, recipe, out=whole, listener=Ear(stop=1), **settings)
-    shutil.copytree(whole, broken)  # both begin with the same choices
-    resume(whole)
+    train(unsorted, spec_file, recipe, out=whole, listener=Copying(whole, broken), **settings)
+    assert load_checkpoint(broken)[0]["step"] == 0
     # Within an epoch, within the next, between that one's validation and the checkpoint behind it, and in the last.
     for ear in (Ear(stop=2), Ear(stop=7), Ear(stop_epoch=2), Ear(stop=11)):
         with pytest.raises(ZeroDivisionError):
@@ -254,6 +275,53 @@ def test_minutes_end_the_run(shapes: Path, spec_file: Path, tmp_path: Path) -> N
     result = train(shapes, spec_file, "scratch", out=tmp_path / "run", minutes=0.3, **settings)
     assert result.steps > 15
     assert result.evaluation.n == 9
+
+
+def test_minutes_are_kept_where_the_pace_is_not_what_was_measured(
+    shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    real_step, real_score = Loop._step, Loop._score
+
+    def step(self: Loop, parts: Any) -> float:
+        clock[0] += 0.1 if clock[0] < 30 else 0.2  # seconds; somebody else begins to work
+        return real_step(self, parts)
+
+    def score(self: Loop, part: Any) -> tuple[float, float]:
+        clock[0] += 0.7
+        return real_score(self, part)
+
+    monkeypatch.setattr(Loop, "_step", step)
+    monkeypatch.setattr(Loop, "_score", score)
+    for module in ("loop", "train"):
+        monkeypatch.setattr(f"effnet.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    settings = {name: value for name, value in QUICK.items() if name != "epochs"}
+    train(shapes, spec_file, "scratch", out=tmp_path / "run", minutes=1, **settings)
+    assert 0.95 * 60 <= clock[0] + ENDING + 0.7 <= 1.05 * 60
+
+
+def test_what_else_can_be_asked_for(finished: Any, unsorted: Path, spec_file: Path, tmp_path: Path) -> None:
+    start, ear = finished[0].bundle, Ear()
+    how = {**QUICK, "epochs": 1, "workers": 1, "init": str(start), "freeze": 9, "tensorboard": True, "ema": 0.0}
+    result = train(unsorted, spec_file, "finetune", out=tmp_path / "run", listener=ear, **how)
+    assert any(words.startswith("inherited from") for words in ear.words)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    before, after = (open_bundle(folder).network.state_dict() for folder in (start, result.bundle))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(ArgumentError, match="has weights of its own"):
+        train(unsorted, start, "finetune", out=tmp_path / "twice", **how)
+    assert not (tmp_path / "twice").exists()
+
+
+def test_broken_images_are_named_before_the_first_step(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(shapes, data)
+    for number in range(2):
+        (data / "ring" / f"00{number}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"ring/000.png is not an image.*, and 1 other images.*--fix clean.csv"):
+        train(data, spec_file, "scratch", out=out, **QUICK)
+    assert not out.exists()
 
 
 def test_an_unreadable_image_leaves_the_checkpoint(shapes: Path, spec_file: Path, tmp_path: Path) -> None:

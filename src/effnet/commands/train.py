@@ -25,8 +25,8 @@ def train(
     data: Path | None = None,
     /,
     *,
-    model: str = "lite0",
-    recipe: str = "finetune",
+    model: str | None = None,
+    recipe: str | None = None,
     epochs: float | None = None,
     minutes: float | None = None,
     out: Path | None = None,
@@ -56,8 +56,8 @@ def train(
 
     Args:
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
-        model: A variant with weights (lite0), a bundle, a spec.yaml or a variant to train from scratch.
-        recipe: finetune, scratch, paper, or a YAML file with what differs from one of them.
+        model: A variant with weights, a bundle, a spec.yaml or a variant to train from scratch. Default: lite0.
+        recipe: finetune (default), scratch, paper, or a YAML file with what differs from one of them.
         epochs: Passes over the training part; parts of one count.
         minutes: Time for everything, in place of epochs: the schedule is made to fit.
         out: The run's folder; by default runs/train/ and a name.
@@ -74,9 +74,9 @@ def train(
         precision: Number format of the maps; auto asks the processor.
         workers: Processes that load images; by default measured.
         threads: Of torch; by default measured.
-        val: Share of unsplit data to choose the best epoch with.
+        val: Share of the data to choose the best epoch with, where it has no val part.
         test: Share of unsplit data for the final figures.
-        patience: Stop after so many epochs without a better val accuracy.
+        patience: Stop after so many epochs without better results on the val part.
         class_weights: Rare classes count as much as frequent ones.
         sync_bn: Batch statistics over all processes of torchrun.
         tensorboard: Write curves for TensorBoard, too.
@@ -114,17 +114,16 @@ def train(
     with Shown() as shown:
         try:
             if resume is not None:
-                changed = {name: value for name, value in given.items() if value is not None}
-                if data is not None or changed or out is not None:
-                    name, value = next(iter(changed.items()), ("data", data) if data is not None else ("out", out))
-                    raise ArgumentError(name, value, "cannot be changed: a resumed run goes on with its own arguments.")
+                everything = {"data": data, "model": model, "recipe": recipe, "out": out, **given}
+                if changed := [(name, value) for name, value in everything.items() if value is not None]:
+                    raise ArgumentError(*changed[0], "cannot be changed: a resumed run goes on with its own arguments.")
                 result = go_on(resume, listener=shown)
             elif data is None:
                 raise ArgumentError(
                     "data", "", "must be a folder of class folders or a manifest; or give --resume RUN."
                 )
             else:
-                result = begin(data, model, recipe, out=out, listener=shown, **given)
+                result = begin(data, model or "lite0", recipe or "finetune", out=out, listener=shown, **given)
         except Interrupted as stopped:
             shown.close()
             console.remark(str(stopped))

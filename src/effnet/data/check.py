@@ -231,13 +231,18 @@ def _sizes(looks: list[Fingerprint]) -> dict[str, tuple[int, int]]:
     return {"median": (median[0], median[1]), "smallest": ordered[0][1:], "largest": ordered[-1][1:]}
 
 
+def natural_resolution(short: int) -> int:
+    """The resolution in pixels at which images with that shorter side are shown without being made much larger."""
+    return max(2 * STEP, STEP * -(-short // STEP))
+
+
 def _size_findings(looks: list[Fingerprint], resolution: int | None) -> Iterator[Finding]:
     """Images that are far smaller than what the network sees."""
     if resolution is None or not looks:
         return
     short = round(statistics.median(min(look.width, look.height) for look in looks))
     if short < resolution / 2:
-        better = max(2 * STEP, STEP * -(-short // STEP))
+        better = natural_resolution(short)
         words = f"half of the images have a shorter side of at most {short} px, the network sees {resolution}: train "
         if short <= SMALL:
             words += f"with --resolution {better} --stem-stride 1, which keeps the size in the stem"

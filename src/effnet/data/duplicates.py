@@ -119,15 +119,6 @@ def find_duplicates(
     return Duplicates(tuple(files), tuple(prints), tuple(contents), pairs, tuple(groups))
 
 
-def groups(files: Sequence[Path], *, threads: int | None = None, progress: Progress | None = None) -> list[int]:
-    """A number for each file, equal for those that must stay on one side of a split: copies of each other.
-
-    Raises:
-        MissingExtraError: ImageHash is not installed.
-    """
-    return list(find_duplicates(files, threads=threads, progress=progress).groups)
-
-
 def united(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
     """For each of `count` places the first that it is connected with, over any number of links."""
     parent = list(range(count))

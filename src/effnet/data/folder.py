@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from effnet.data.duplicates import united
 from effnet.data.sources import SUFFIXES
 from effnet.errors import DataError, UnknownNameError, nearest
 
@@ -215,8 +216,11 @@ def split_data(
     whole, shares = ("train", {"val": val}) if dataset.splits else ("", {"test": test, "val": val})
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise DataError(f"the shares of {' and '.join(shares)} (={shares}) must be at least 0 and less than 1 together")
-    own = [f"group {s.group}" if s.group else f"path {s.path}" for s in dataset.samples]
-    units = _united(own, groups if groups is not None else own)
+    seen: dict[object, int] = {}
+    own = [("group", sample.group) if sample.group else ("path", sample.path) for sample in dataset.samples]
+    links = [(place, seen.setdefault(name, place)) for place, name in enumerate(own)]
+    links += [(place, seen.setdefault(("given", name), place)) for place, name in enumerate(groups or ())]
+    units = united(len(dataset), links)
     members: dict[int, list[int]] = defaultdict(list)
     for place, sample in enumerate(dataset.samples):
         if sample.split == whole:
@@ -252,23 +256,6 @@ def _parts(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str
     return parts + ["train"] * (len(sizes) - len(parts))
 
 
-def _united(first: Sequence[object], second: Sequence[object]) -> list[int]:
-    """A number for each place, equal where either sequence is equal, also over several steps."""
-    parent = list(range(len(first)))
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    for names in (first, second):
-        seen: dict[object, int] = {}
-        for place, name in enumerate(names):
-            parent[root(place)] = root(seen.setdefault(name, place))
-    return [root(place) for place in range(len(first))]
-
-
 def _read_folder(folder: Path) -> Dataset:
     names = _folders(folder)
     parts = [name for name in names if name.lower() in SPLIT_NAMES]
@@ -279,18 +266,7 @@ def _read_folder(folder: Path) -> Dataset:
     if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in parts).items() if count > 1]:
         raise DataError(f"{folder} has more than one {twice[0]} part: {_listed(parts)}")
     rows = [row for name in parts for row in _class_folders(folder, folder / name, SPLIT_NAMES[name.lower()])]
-    dataset = _dataset(folder, rows, str(folder))
-    if "train" in dataset.splits:
-        trained = {sample.label for sample in dataset.part("train").samples}
-        for split in dataset.splits:
-            strange = {s.label for s in dataset.part(split).samples} - trained
-            if strange:
-                known = [dataset.classes[label] for label in sorted(trained)]
-                listed = _listed([dataset.classes[label] for label in sorted(strange)])
-                raise DataError(
-                    f"{folder}/{split} has classes that its train part has not: {listed}; train has {_listed(known)}"
-                )
-    return dataset
+    return _dataset(folder, rows, str(folder))
 
 
 def _class_folders(root: Path, folder: Path, split: str) -> Iterator[tuple[str, str, str, str]]:
@@ -313,9 +289,20 @@ def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) 
         raise DataError(f"{where} holds no image; the names of images end in {', '.join(SUFFIXES)}")
     classes = tuple(sorted({label for _, label, _, _ in found}))
     number = {name: place for place, name in enumerate(classes)}
-    return Dataset(
+    dataset = Dataset(
         root, classes, tuple(Sample(path, number[label], split, group) for path, label, split, group in found)
     )
+    if "train" in dataset.splits:
+        trained = {sample.label for sample in dataset.part("train").samples}
+        for split in dataset.splits:
+            strange = {s.label for s in dataset.part(split).samples} - trained
+            if strange:
+                known = [dataset.classes[label] for label in sorted(trained)]
+                listed = _listed([dataset.classes[label] for label in sorted(strange)])
+                raise DataError(
+                    f"{where}: {split} has classes that the train part has not: {listed}; train has {_listed(known)}"
+                )
+    return dataset
 
 
 def _listed(names: Sequence[str]) -> str:

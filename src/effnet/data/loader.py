@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -113,9 +116,10 @@ class Loader:
         self.order, self._parts = order, Parts(order)
         more: dict[str, Any] = {}
         if workers:
-            # fork copies locks that threads of this process hold; a fork server has no threads
+            # fork copies locks that threads of this process hold; a fork server has no threads. Windows has none
+            kinds = multiprocessing.get_all_start_methods()
             more = {
-                "multiprocessing_context": "forkserver",
+                "multiprocessing_context": "forkserver" if "forkserver" in kinds else "spawn",
                 "persistent_workers": True,
                 "prefetch_factor": PREFETCH,
                 "worker_init_fn": _begin,
@@ -136,8 +140,8 @@ class Loader:
         while True:
             try:
                 part = next(parts, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 reason = "killed, often because memory ran out: use fewer --workers"
                 raise TrainingError(f"a process that loads images died ({reason})") from error
@@ -147,6 +151,16 @@ class Loader:
             if errors:
                 raise DataError(f"{errors[0]} Find all such files with: effnet check DATA --fix clean.csv")
             yield pixels, labels
+
+
+def may_start_unasked() -> bool:
+    """Whether worker processes may be chosen without asking: each imports the program's main file once more.
+
+    That begins everything anew in a script whose lines are not below `if __name__ == "__main__":`. effnet's own command
+    and a notebook have no such lines.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is None or Path(file).parent.name == "effnet" or Path(file).stem == "effnet"
 
 
 def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[str]]:
@@ -159,7 +173,11 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
 
 
 def _begin(_: int) -> None:
-    """Set a worker up: one thread, and an end when the process that it works for is gone, even by kill -9."""
+    """Set a worker up: one thread, and an end when the process that it works for is gone, even by kill -9.
+
+    Ctrl-C reaches all processes of a terminal; the one that trains saves first, and needs its images for that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_owner, daemon=True).start()
 

@@ -21,7 +21,7 @@ from effnet.arch.memory import Keep, Plan, Precision, training_memory
 from effnet.arch.plan import find_plan
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.augment import Augment
-from effnet.data.loader import Loader, Order, TrainingImages
+from effnet.data.loader import Loader, Order, TrainingImages, may_start_unasked
 from effnet.errors import ArgumentError
 from effnet.models.depthwise import choose_kernels, use_kernels
 from effnet.models.efficientnet import EfficientNet
@@ -209,7 +209,7 @@ def _share(
 ) -> tuple[int, int, float]:
     """Worker processes, torch's threads and seconds of a step, by what was measured."""
     alone = computing + loading
-    if cores == 1 or loading < LOADING * computing:
+    if cores == 1 or loading < LOADING * computing or not may_start_unasked():
         return 0, threads, alone
     workers = min(cores - 1, max(1, round(cores * loading / alone)))
     fewer = settings.threads or cores - workers
@@ -226,4 +226,6 @@ def _other_norms(network: EfficientNet) -> bool:
 def _seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started

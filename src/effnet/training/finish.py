@@ -65,6 +65,10 @@ def _finish(going: Loop, taken: int) -> Result:
     split = "test" if "test" in data.splits else "val"
     part = data.part(split)
     found = val if split == "val" else predict_logits(answering, part, batch=going.choices.part)
+    if found.unreadable:
+        path, reason = next(iter(found.unreadable.items()))
+        count = len(found.unreadable)
+        going.listener.said(f"{count} images of {split} cannot be read and do not count, such as {path}: {reason}")
     evaluation = evaluate(
         found.logits,
         found.labels,
@@ -96,7 +100,7 @@ def _finish(going: Loop, taken: int) -> Result:
     )
     cost = {"steps": going.step, "epochs": epochs, "seconds": seconds}
     cost |= {"forecast_bytes": going.choices.forecast_bytes, "taken_bytes": taken}
-    written = {"split": split, **evaluation.to_dict(), "cost": cost}
+    written = {"split": split, **evaluation.to_dict(), "unreadable": len(found.unreadable), "cost": cost}
     write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
     _draw(going, evaluation, found, part, calibration.temperature)
     return Result(

@@ -49,11 +49,12 @@ class Loop:
     Args:
         fabric: processes, device and precision.
         plan: what was asked for and chosen.
-        network: where it starts; the weights of a resumed run come from its checkpoint.
+        learner: the network where it starts, with its loss; a resumed run's weights come from its checkpoint.
         data: in parts, its labels in the order of the network's outputs.
         folder: of the run.
         listener: who is told.
         started: when the command began, by time.monotonic; a time budget counts from there.
+        budget: of time, if there is one.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Loop:
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
         self.eased = False  # whether memory ran out once
+        self.pace = (0.0, 0)  # seconds and steps since the time budget was looked at
         self.logger = tensorboard(folder) if plan.settings.tensorboard and fabric.is_global_zero else None
 
     # state
@@ -111,6 +113,7 @@ class Loop:
             "since_best": self.since_best,
             "plan": self.choices.plan,
             "eased": self.eased,
+            "watch": self.watch.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -123,6 +126,7 @@ class Loop:
         self.started = time.monotonic() - state["seconds"]
         self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
         self.rows, self.losses, self.eased = list(state["rows"]), list(state["losses"]), state["eased"]
+        self.watch.restore(state["watch"])
         self.choices = dataclasses.replace(self.choices, plan=state["plan"])
         self.choices.apply(self.network)
 
@@ -168,21 +172,22 @@ class Loop:
         if not within:
             self.losses = []
         shown = self.losses[-1] if self.losses else None
-        saved = planned = time.monotonic()
-        pace = (time.monotonic(), self.step)
+        saved = time.monotonic()
         for _ in range(within, steps):
+            began = time.monotonic()
             loss = self._step(parts)
+            now = time.monotonic()
+            self.pace = (self.pace[0] + now - began, self.pace[1] + 1)
             self.losses.append(loss)
             shown = loss if shown is None else SMOOTH * shown + (1 - SMOOTH) * loss
             self.step += 1
             self.listener.steps(self.step, self.horizon.total, shown)
-            now = time.monotonic()
-            if self.budget and now - planned > REPLAN_EVERY * self.budget.seconds:
-                self._replan((now - pace[0]) / (self.step - pace[1]))
-                planned = now
+            stopping, late = self._any(bool(stop), self._is_time_to_plan)
+            if late:
+                self._replan()
             if self.step % steps == 0 or self.step >= self.horizon.total:
                 break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
-            if self._any(bool(stop)):
+            if stopping:
                 self.save()
                 raise Interrupted(self.folder, self.step)
             if now - saved >= self.plan.settings.save_seconds:
@@ -190,7 +195,7 @@ class Loop:
                 saved = now
         self._validate(epoch)
         self.save()
-        if self._any(bool(stop)):
+        if self._any(bool(stop))[0]:
             raise Interrupted(self.folder, self.step)
 
     def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
@@ -248,10 +253,17 @@ class Loop:
         self.choices.apply(self.network)
         self.listener.said(f"memory ran out at step {self.step}; from here on each step keeps less and computes more")
 
-    def _replan(self, per_step: float) -> None:
+    @property
+    def _is_time_to_plan(self) -> bool:
+        """Whether the time budget should be looked at, by the clock of rank 0."""
+        due = self.budget is not None and self.pace[0] > REPLAN_EVERY * self.budget.seconds
+        return due and bool(self.fabric.is_global_zero)
+
+    def _replan(self) -> None:
         """Move the end of the run to where the time budget ends at the present pace."""
         assert self.budget is not None
-        before = self.horizon
+        before, per_step = self.horizon, self.pace[0] / self.pace[1]
+        self.pace = (0.0, 0)
         if self.fabric.is_global_zero:
             self.horizon = self.budget.replan(self.horizon, self.step, self.elapsed, per_step)
         marks = self.fabric.broadcast(self.horizon.marks)
@@ -259,11 +271,12 @@ class Loop:
         if self.horizon != before:
             self.listener.said(f"{per_step:.2f} s a step: the run is planned anew, with {self.horizon.total:,} steps")
 
-    def _any(self, wish: bool) -> bool:
-        """Whether any process wishes it; all of them answer alike."""
+    def _any(self, *wishes: bool) -> list[bool]:
+        """For each wish whether any process has it; all of them answer alike."""
         if self.fabric.world_size == 1:
-            return wish
-        return bool(self.fabric.all_reduce(torch.tensor(float(wish)), reduce_op="sum"))
+            return list(wishes)
+        asked = torch.tensor([float(wish) for wish in wishes])
+        return [bool(wished) for wished in self.fabric.all_reduce(asked, reduce_op="sum")]
 
     # validation
 
@@ -273,7 +286,10 @@ class Loop:
 
     def _validate(self, epoch: int) -> None:
         """Accuracy on the val part, a row of results, and the best weights."""
+        began = time.monotonic()
         correct, val_loss = self._score(self.data.part("val"))
+        if self.budget:
+            self.budget = dataclasses.replace(self.budget, validation=time.monotonic() - began)
         row = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -338,10 +354,7 @@ def tensorboard(folder: Path) -> Any:
     """A logger for TensorBoard in the run's folder."""
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-    try:
-        return TensorBoardLogger(folder, name="tensorboard", version="")
-    except ModuleNotFoundError as error:
-        raise TrainingError("--tensorboard needs TensorBoard; install it with: pip install tensorboard") from error
+    return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 _LESS = "give a limit with --train-memory, or a smaller --batch or --resolution"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import effnet
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
 from effnet.data.folder import Dataset, manifest, match_classes, read_data, read_manifest, split_data
-from effnet.errors import DataError, TrainingError
+from effnet.errors import DataError, ImageError, TrainingError
 from effnet.machine import this_machine
 from effnet.training.choices import Choices
 from effnet.training.recipe import Recipe
@@ -63,8 +64,6 @@ class Plan:
             TrainingError: there is none, or the run was interrupted before its first step.
         """
         values = read_args(folder)
-        if "choices" not in values:
-            raise TrainingError(f"{folder} was interrupted before its first step; remove it and start again")
         plan = cls(
             settings=read_fields(Settings, values["settings"]),
             recipe=read_fields(Recipe, values["recipe"]),
@@ -82,12 +81,16 @@ class Plan:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on beside its arguments."""
-    return {"effnet": effnet.__version__, "torch": torch.__version__, "machine": str(this_machine())}
+    """What a result depends on beside its arguments; `code` is a hash of effnet's own source."""
+    code = hashlib.sha256()
+    for file in sorted(Path(effnet.__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    names = {"effnet": effnet.__version__, "code": code.hexdigest()[:12], "torch": torch.__version__}
+    return names | {"machine": str(this_machine())}
 
 
-def split(settings: Settings, folder: Path) -> tuple[Dataset, str]:
-    """The data in parts, written as split.csv; near-duplicates and groups are in one part. And what was found.
+def split(settings: Settings, folder: Path) -> tuple[tuple[str, ...], str]:
+    """Put the data in parts, near-duplicates and groups together, and write split.csv; its classes, and what was found.
 
     Raises:
         DataError: the data cannot be trained with.
@@ -98,16 +101,27 @@ def split(settings: Settings, folder: Path) -> tuple[Dataset, str]:
         from effnet.data.duplicates import find_duplicates
 
         found = find_duplicates([data.file(sample) for sample in data.samples])
+        broken = [place for place, look in enumerate(found.prints) if isinstance(look, ImageError)]
+        if broken:
+            others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""
+            raise DataError(
+                f"{found.files[broken[0]]} {found.prints[broken[0]]}{others}. "
+                f"A list without what cannot be read: effnet check {settings.data} --fix clean.csv"
+            )
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
-        together = len(data) - len(set(found.groups))
-        if together:
+        if together := len(data) - len(set(found.groups)):
             words = f"{together} images are near-duplicates of others; they stay in one part with them"
+        parts = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
+        if leaks := len(parts) - len(set(found.groups)):
+            words += f", but {leaks} times the data itself has them in two parts, which flatters the figures"
     if "val" not in data.splits:
-        raise DataError(f"{settings.data} has too few images to keep some for validation")
+        raise DataError(
+            f"{settings.data} leaves no image for validation at --val {settings.val:g}: more images, or a larger share"
+        )
     if len(data.part("train").classes) < 2:
         raise DataError(f"{settings.data} has one class; there is nothing to tell apart")
     write_text(folder / SPLIT, manifest(data))
-    return data, words
+    return data.classes, words
 
 
 def read_split(settings: Settings, folder: Path, classes: tuple[str, ...]) -> Dataset:
@@ -129,7 +143,7 @@ def check_resumed(plan: Plan, began: dict[str, str], data: Dataset, world: int) 
         )
     if data.digest != plan.digest:
         gone = [sample.path for sample in data.samples if not data.file(sample).exists()]
-        what = f"{len(gone)} images are gone, such as {gone[0]}" if gone else "images have another size than before"
+        what = f"{len(gone)} images are gone, such as {gone[0]}" if gone else f"the size of images, or {SPLIT}"
         raise TrainingError(
             f"the data in {plan.settings.data} changed since the run began: {what}. Start a new run from what it "
             "learned: effnet train DATA --model RUN/best"

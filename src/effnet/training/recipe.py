@@ -26,6 +26,7 @@ class Recipe:
     """How a network is trained; the defaults are those of `finetune`."""
 
     name: str = "finetune"
+    fresh: bool = False  # made for networks that know nothing: a variant's weights are not looked for
     epochs: float = 10.0  # passes over the training part, where no time is given
     least_steps: int = 300  # where the epochs are the recipe's own: of few images, more passes
 
@@ -68,7 +69,7 @@ class Recipe:
     bn_momentum: float = 0.1  # TensorFlow's .99 is .01 here and needs hundreds of steps to forget its start
 
     # stopping
-    patience: int = 0  # epochs without a better val accuracy after which it stops; 0 for never
+    patience: int = 0  # epochs without better results on the val part, after which it stops; 0 for never
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -97,6 +98,8 @@ class Recipe:
 
     def _within(self, field: str, top: float, *, open_end: bool = False) -> None:
         value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ArgumentError(field, value, "must be a number.")
         if not (0 <= value < top if open_end else 0 <= value <= top):
             rule = "at least 0" if top == math.inf else f"at least 0 and {'below' if open_end else 'at most'} {top}"
             raise ArgumentError(field, value, f"must be {rule}.")
@@ -141,6 +144,7 @@ RECIPES = {
         # learns faster here than RMSProp. effnet train photos --model spec.yaml --recipe scratch
         Recipe(
             name="scratch",
+            fresh=True,
             epochs=30,
             head_first=0.0,
             lr=3e-3,
@@ -153,6 +157,7 @@ RECIPES = {
         # effnet train imagenet --model b0 --recipe paper
         Recipe(
             name="paper",
+            fresh=True,
             epochs=350,
             optimizer="rmsprop",
             batch=256,
@@ -188,11 +193,15 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
         from effnet.arch.specfile import read_mapping
 
         values = dict(read_mapping(recipe))
-        base = RECIPES.get(str(values.pop("base", "finetune")), RECIPES["finetune"])
+        base = _preset(str(values.pop("base", "finetune")))
         base = read_fields(Recipe, {**base.to_dict(), "name": Path(recipe).stem, **values})
-    elif recipe in RECIPES:
-        base = RECIPES[str(recipe)]
     else:
-        raise UnknownNameError("recipe", str(recipe), RECIPES)
+        base = _preset(str(recipe))
     given = {name: value for name, value in changes.items() if value is not None}
     return read_fields(Recipe, {**base.to_dict(), **given})
+
+
+def _preset(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UnknownNameError("recipe", name, RECIPES)
+    return RECIPES[name]

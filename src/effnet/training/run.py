@@ -14,7 +14,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def new_folder(out: str | Path | None, name: str) -> Path:
         folder = Path(out)
         if (folder / ARGS).exists():
             raise TrainingError(f"{folder} holds a run; go on with it: effnet train --resume {folder}")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(each.name != SPLIT for each in folder.iterdir())):
             raise TrainingError(f"{folder} exists and is not empty; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -50,7 +51,6 @@ def new_folder(out: str | Path | None, name: str) -> Path:
         except FileExistsError:
             number += 1
             continue
-        _link_latest(folder)
         return folder
 
 
@@ -105,8 +105,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _link_latest(folder: Path) -> None:
-    """runs/train/latest -> the newest run; where links cannot be made there is none."""
+@contextmanager
+def undone(folder: Path) -> Iterator[None]:
+    """Take the folder of a run away again if it fails before its first step."""
+    try:
+        yield
+    except BaseException:
+        (folder / SPLIT).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def link_latest(folder: Path) -> None:
+    """runs/train/latest -> the newest run there; where links cannot be made there is none."""
+    if folder.parent != RUNS:
+        return
     link = folder.parent / "latest"
     temporary = folder.parent / f".latest.{os.getpid()}"
     try:

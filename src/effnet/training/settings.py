@@ -54,6 +54,8 @@ class Settings:
             raise ArgumentError(
                 "freeze", self.freeze, "must be a number of stages, 0 to 9; 9 is all but the classifier."
             )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ArgumentError("seed", self.seed, "must be a whole number from 0 on.")
         if self.save_seconds < 0:
             raise ArgumentError("save_seconds", self.save_seconds, "must be at least 0.")
 

@@ -13,20 +13,20 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import VARIANTS
 from effnet.arch.variants import spec as make_spec
+from effnet.data.check import natural_resolution
 from effnet.data.folder import Dataset
 from effnet.data.photo import open_photo
-from effnet.errors import DownloadError, ImageError, UnknownNameError
+from effnet.errors import ArgumentError, DownloadError, ImageError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import set_momentum
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
-from effnet.weights.bundle import Bundle, is_bundle, read_config
+from effnet.weights.bundle import Bundle, is_bundle
 from effnet.weights.inherit import inherit
 from effnet.weights.pretrained import open_model
 
 SAMPLED = 60  # images whose size is looked at
 CLASSES = 1000  # of ImageNet
-TINY = 40  # pixels: below, a stride of 32 leaves a map of one pixel
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,26 @@ class Start:
     words: tuple[str, ...]  # what a user should know
 
 
-def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> Start:
+def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
     """The network to train, its outputs in the order of the data's classes.
 
     Args:
         settings: the model, the weights to start from, the resolution.
         recipe: its rates and momentum.
         data: the data set, split.
-        fresh: draw new weights where none are given: the recipe is for networks that know nothing yet.
 
     Raises:
+        ArgumentError: a bundle and weights from elsewhere are both given.
         UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
         DataError: the data has no images.
     """
-    untrained = Path(settings.model).suffix.lower() in SUFFIXES or (fresh and not is_bundle(Path(settings.model)))
+    bundle = is_bundle(Path(settings.model))
+    if bundle and settings.init:
+        raise ArgumentError("init", settings.init, f"is one start too many: {settings.model} has weights of its own.")
+    untrained = Path(settings.model).suffix.lower() in SUFFIXES or (recipe.fresh and not bundle)
     words: list[str] = []
     if untrained or settings.init:
-        base = read_config(settings.model).spec if is_bundle(Path(settings.model)) else make_spec(settings.model)
+        base = make_spec(settings.model)
         given = None if settings.init is None else _open(settings.init)
     else:
         given = _open(settings.model)
@@ -87,11 +90,6 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset, *, fresh: bool) -> 
     return Start(network, see, source, tuple(words))
 
 
-def rebuild(spec: NetworkSpec, policy: NumericPolicy) -> EfficientNet:
-    """The network of a run that is resumed; its weights come from the checkpoint."""
-    return EfficientNet(spec, policy=policy)
-
-
 def _open(model: str) -> Bundle:
     try:
         return open_model(model)
@@ -111,11 +109,12 @@ def _input(spec: NetworkSpec, given: InputSpec | None, data: Dataset) -> tuple[I
     if see.fit == "crop" and short <= size:
         see = dataclasses.replace(see, resize=size)
     if short * 2 <= size:
+        natural = natural_resolution(short)
         words.append(
             f"the images are small: {short} px on their shorter side, enlarged to {size} px. That costs "
-            f"{(size / short) ** 2:.0f} times the work of --resolution {short}"
+            f"{(size / natural) ** 2:.0f} times the work of --resolution {natural}"
         )
-    if size <= TINY and spec.final_size == 1:
+    if spec.final_size == 1:
         words.append(
             f"at {size} px the last feature map has one pixel, from which little is learned; with --stem-stride 1 it "
             "has four"

@@ -18,10 +18,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """(N, C, H, W) -> the same."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
-        sums = torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3))))
+        wide = x.float()
+        sums = torch.stack((wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))))
         count = x.numel() // x.shape[1] * dist.get_world_size()
         mean, square = all_reduce(sums) / count  # type: ignore[no-untyped-call]  # torch left it untyped
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp(min=0)
         if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
@@ -30,7 +31,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
                     self.num_batches_tracked.add_(1)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
+        return torch.addcmul(shift.view(1, -1, 1, 1), wide, scale.view(1, -1, 1, 1)).to(x.dtype)
 
 
 def synchronise(network: EfficientNet) -> None:

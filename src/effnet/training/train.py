@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from effnet.training.finish import Result
     from effnet.training.listener import Listener
     from effnet.training.prepare import Plan
+    from effnet.training.schedule import Budget
 
-FRESH = ("scratch", "paper")  # recipes for networks that know nothing yet
 VALIDATION_SHARE = (
     3.0  # an image in training takes as long as this many in validation: forward, and twice that backward
 )
+PART = 8  # images: a batch that was made smaller is a multiple, so that it can go through in parts
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
 ENDING = 8.0  # seconds of pictures and files
 
@@ -61,29 +63,45 @@ def train(
     """
     started = time.monotonic()
     asked, cooked = sort_settings(str(data), str(model), recipe, settings)
+    if asked.tensorboard and find_spec("tensorboard") is None:
+        raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
     fabric, loop = _fabric(asked, asked.precision)
-    from effnet.training import prepare, run, start
+    from effnet.training import run
+    from effnet.training.finish import finish
 
     told = _told(fabric, listener)
-    name = f"{Path(data).stem}-{Path(model).name.removesuffix('.yaml')}"
+    name = f"{Path(data).resolve().stem}-{Path(model).name.removesuffix('.yaml')}"
     folder: Path = fabric.broadcast(run.new_folder(out, name) if fabric.is_global_zero else Path())
+    with run.undone(folder):
+        plan, learner, dataset, budget, base = _prepared(fabric, asked, cooked, folder, told, started)
+    going = loop.Loop(fabric, plan, learner, dataset, folder, told, started, budget)
+    going.run()
+    return finish(going, base)
+
+
+def _prepared(
+    fabric: Fabric, asked: Settings, cooked: Recipe, folder: Path, told: Listener, started: float
+) -> tuple[Plan, Any, Dataset, Budget | None, int]:
+    """Everything that comes before the first step; and the memory that the process held before there was a network."""
+    from effnet.training import prepare, run, start
+
+    classes: tuple[str, ...] = ()
     if fabric.is_global_zero:
-        dataset, words = prepare.split(asked, folder)
+        classes, words = prepare.split(asked, folder)
         if words:
             told.said(words)
-    fabric.barrier()
-    if not fabric.is_global_zero:
-        from effnet.data.folder import read_data
-
-        dataset = prepare.read_split(asked, folder, read_data(asked.data).classes)
+    # every process, and a resumed run, reads it from there: the same images in the same order
+    dataset = prepare.read_split(asked, folder, fabric.broadcast(classes))
     base = machine.resident_memory()
     fabric.seed_everything(asked.seed, verbose=False)
-    fresh = isinstance(recipe, str) and recipe in FRESH
-    begun = start.begin(asked, cooked, dataset, fresh=fresh)
+    begun = start.begin(asked, cooked, dataset)
     for words in begun.words:
         told.said(words)
     count = len(dataset.part("train"))
-    cooked = dataclasses.replace(cooked, batch=batch_for(cooked, count, fabric.world_size))
+    batch = batch_for(cooked, count, fabric.world_size)
+    if batch != cooked.batch:
+        told.said(f"{count} images: a batch of {batch} in place of {cooked.batch}")
+    cooked = dataclasses.replace(cooked, batch=batch)
     learner = _learner(begun.network, cooked, asked, begun.see, dataset)
     plan = prepare.Plan(
         settings=asked,
@@ -100,14 +118,15 @@ def train(
     )
     for words in plan.choices.reasons:
         told.said(words)
-    budget = _budget(plan, dataset, started)
-    steps = plan_steps(plan, count, budget, time.monotonic() - started)
-    plan = dataclasses.replace(plan, steps=fabric.broadcast(steps))
+    budget = _budget(plan, dataset)
+    used = time.monotonic() - started
+    plan = dataclasses.replace(plan, steps=fabric.broadcast(plan_steps(plan, count, budget, used)))
+    if budget is not None and used + plan.steps * plan.choices.step_seconds > budget.seconds:
+        told.said(f"{asked.minutes} minutes are too short: reading and measuring took {used:.0f} s of them")
     if fabric.is_global_zero:
         plan.write(folder)
-    going = loop.Loop(fabric, plan, learner, dataset, folder, told, started, budget)
-    going.run()
-    return _finish(going, base)
+        run.link_latest(folder)
+    return plan, learner, dataset, budget, base
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
@@ -117,9 +136,10 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
         TrainingError: there is no run, it has no whole checkpoint, or the data changed.
     """
     started = time.monotonic()
+    from effnet.models.efficientnet import EfficientNet
     from effnet.training import prepare
     from effnet.training.checkpoint import load_checkpoint
-    from effnet.training.start import rebuild
+    from effnet.training.finish import finish
 
     folder = Path(folder)
     plan, began = prepare.Plan.read(folder)
@@ -132,13 +152,13 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     if complaint:
         told.said(f"{complaint}: the checkpoint before it is used")
     base = machine.resident_memory()
-    learner = _learner(rebuild(plan.spec, plan.policy), plan.recipe, plan.settings, plan.see, data)
-    budget = _budget(plan, data, started)
+    learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan.recipe, plan.settings, plan.see, data)
+    budget = _budget(plan, data)
     going = loop.Loop(fabric, plan, learner, data, folder, told, started, budget)
     going.restore(state)
     told.said(f"going on after step {going.step:,} of {going.horizon.total:,}")
     going.run()
-    return _finish(going, base)
+    return finish(going, base)
 
 
 def sort_settings(data: str, model: str, recipe: str | Path | Recipe, given: dict[str, Any]) -> tuple[Settings, Recipe]:
@@ -172,6 +192,7 @@ def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
     """Processes, device and precision; and the loop's module, which needs the extra."""
     try:
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
 
         from effnet.training import loop
     except ImportError as error:
@@ -181,11 +202,12 @@ def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
     chosen = machine.precision(settings.device).value if precision == "auto" else precision
     _, world, local = environment()
     kind, _, index = settings.device.partition(":")
+    several = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     fabric = Fabric(
         accelerator="gpu" if kind == "cuda" else kind,
         devices=local if world > 1 else [int(index)] if index else 1,
         num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
+        strategy=several if world > 1 else "auto",
         precision="bf16-mixed" if chosen == "bf16" else "32-true",
     )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of every process
@@ -209,7 +231,9 @@ def batch_for(recipe: Recipe, images: int, world: int) -> int:
     batch = recipe.batch
     while batch > SMALLEST_BATCH and images // batch < recipe.epoch_steps:
         batch //= 2
-    batch = min(batch, images) // world * world
+    batch = min(batch, images)
+    unit = world * (PART if batch < recipe.batch and batch >= world * PART else 1)
+    batch = batch // unit * unit
     if not batch:
         raise TrainingError(f"{images} images cannot be shared among {world} processes")
     return batch
@@ -252,7 +276,7 @@ def _choices(fabric: Fabric, learner: Any, data: Dataset, recipe: Recipe, settin
     return result
 
 
-def _budget(plan: Plan, data: Dataset, started: float) -> Any:
+def _budget(plan: Plan, data: Dataset) -> Budget | None:
     """The time budget, with an estimate of what validation and the end take."""
     from effnet.training.schedule import Budget
 
@@ -263,9 +287,3 @@ def _budget(plan: Plan, data: Dataset, started: float) -> Any:
     validation = per_image * val / plan.world
     ending = per_image * (val + test) + ENDING
     return Budget(60 * plan.settings.minutes, validation, ending, len(data.part("train")) // plan.recipe.batch)
-
-
-def _finish(going: Any, base: int) -> Result:
-    from effnet.training.finish import finish
-
-    return finish(going, base)

@@ -26,6 +26,15 @@ class Watch:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.constant = self.still = 0
 
+    def state(self) -> tuple[list[float], int, int]:
+        """What it has seen, for a checkpoint."""
+        return list(self.recent), self.constant, self.still
+
+    def restore(self, state: tuple[list[float], int, int]) -> None:
+        """Go on from what `state` returned."""
+        recent, self.constant, self.still = state
+        self.recent.extend(recent)
+
     def look(self, step: int, loss: float, spread: float, gradient: float) -> None:
         """Judge a step.
 
@@ -53,7 +62,9 @@ class Watch:
                 "Look at them with effnet check; weights that were damaged do this, too"
             )
         if self.still >= PATIENCE:
-            raise TrainingError(f"the gradients are zero at step {step}: is everything frozen, or the learning rate 0?")
+            raise TrainingError(
+                f"the gradients are zero at step {step}: all activations are zero; the weights may be damaged"
+            )
         if step == WATCHED - 1 and fmean(self.recent) > self.guessing + 1:
             raise TrainingError(
                 f"after {WATCHED} steps the loss is {fmean(self.recent):.2f}, and guessing has ln(K) = "
