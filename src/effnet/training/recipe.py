@@ -53,7 +53,7 @@ class Recipe:
     # regularisation
     label_smoothing: float = 0.1  # official code
     dropout: float | None = None  # None: the network's own
-    drop_connect: float | None = None  # stochastic depth; None: the network's own
+    drop_connect: float | None = 0.05  # stochastic depth; None: the network's own, which is made for hundreds of epochs
     class_weights: bool = False  # rare classes count as much as frequent ones
     mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al. 2018); 0 for none
     cutmix: float = 0.0  # alpha (Yun et al. 2019); with both, each batch draws one of them
@@ -174,6 +174,7 @@ RECIPES = {
             crop_ratio=4 / 3,
             augmentation="autoaugment",
             ema=0.9999,
+            drop_connect=None,
             bn_momentum=0.01,
         ),
     )
