@@ -1,6 +1,6 @@
 """What the recipes reach on whole data sets, each by the commands that a user would type.
 
-    python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px, on one core: 4 epochs, 15 minutes
+    python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px, one core: 4 epochs, 15 minutes
     python benchmarks/learning.py scratch    B0 from scratch on it at 32 px, half an hour of one core each: two recipes,
                                              two strides of the stem
     python benchmarks/learning.py tuxpaint   Lite0's weights on 191 photo cut-outs of 6 classes, in five folds
