@@ -140,6 +140,15 @@ def test_args_have_what_was_chosen(finished: Any) -> None:
     assert args["versions"]["effnet"] == effnet.__version__
 
 
+def test_the_head_goes_first_for_a_share_of_the_run_and_at_most_some_steps(
+    shapes: Path, spec_file: Path, tmp_path: Path
+) -> None:
+    for most, share in ((100, 0.5), (3, 0.2)):
+        folder = tmp_path / str(most)
+        train(shapes, spec_file, "scratch", out=folder, head_first=0.5, head_steps=most, **QUICK)
+        assert Plan.read(folder)[0].recipe.head_first == pytest.approx(share)
+
+
 def test_few_images_are_gone_through_more_often(finished: Any) -> None:
     plan, _ = Plan.read(finished[0].folder)
     assert plan.recipe.least_steps == 0  # the epochs were given

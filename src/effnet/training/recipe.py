@@ -44,6 +44,7 @@ class Recipe:
     # schedule, in shares of the run
     head_first: float = 0.1  # in which only the classifier learns: a fresh one would send noise through the network,
     # and with a good one the network's features change less (Kumar et al. 2022)
+    head_steps: int = 100  # but not more steps than these, of a long run
     head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
     schedule: Schedule = "cosine"
     warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data
@@ -91,7 +92,16 @@ class Recipe:
                 self._within(field, 1, open_end=True)
         for field in ("final_lr", "body_lr", "flip", "crop_area", "bn_momentum"):
             self._within(field, 1)
-        for field in ("weight_decay", "clip", "mixup", "cutmix", "patience", "least_steps", "epoch_steps"):
+        for field in (
+            "weight_decay",
+            "clip",
+            "mixup",
+            "cutmix",
+            "patience",
+            "least_steps",
+            "epoch_steps",
+            "head_steps",
+        ):
             self._within(field, math.inf)
         if not self.crop_area:
             raise ArgumentError("crop_area", self.crop_area, "must be more than 0.")

@@ -120,7 +120,9 @@ def _prepared(
         told.said(words)
     budget = _budget(plan, dataset)
     used = time.monotonic() - started
-    plan = dataclasses.replace(plan, steps=fabric.broadcast(plan_steps(plan, count, budget, used)))
+    steps = fabric.broadcast(plan_steps(plan, count, budget, used))
+    first = min(cooked.head_first, cooked.head_steps / steps)
+    plan = dataclasses.replace(plan, steps=steps, recipe=dataclasses.replace(cooked, head_first=first))
     if budget is not None and used + plan.steps * plan.choices.step_seconds > budget.seconds:
         told.said(f"{asked.minutes} minutes are too short: reading and measuring took {used:.0f} s of them")
     if fabric.is_global_zero:
