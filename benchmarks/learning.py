@@ -151,9 +151,8 @@ def _shuffled(file: Path) -> str:
 
 def tuxpaint(data: Path, out: Path) -> None:
     """The mean accuracy over the folds."""
-    runs = [
-        train(manifest.stem, manifest, "--model lite0 --val 0.12 --threads 1", out) for manifest in folds(data, out)
-    ]
+    how = "--model lite0 --fit squash --val 0.12 --threads 1"
+    runs = [train(manifest.stem, manifest, how, out) for manifest in folds(data, out)]
     scores = [run.figures["top1"]["value"] for run in runs]
     error = statistics.stdev(scores) / math.sqrt(len(scores))
     right = sum(round(run.figures["top1"]["value"] * run.figures["n"]) for run in runs)

@@ -113,3 +113,20 @@ def test_whole_images_are_prepared_as_in_evaluation(photos: Dataset) -> None:
 def test_grey_images(photos: Dataset) -> None:
     see = InputSpec(8, 8, (0.5,), (0.5,))
     assert Augment(see, policy="autoaugment")(photos.file(photos.samples[0]), 0).shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_photo_that_is_not_cropped_is_seen_whole_but_for_its_rim(tmp_path: Path, fit: str, channels: int) -> None:
+    pixels = np.zeros((40, 160, 3), np.uint8)
+    pixels[:, :16] = pixels[:, -16:] = 255  # both ends of a long image
+    Image.fromarray(pixels).save(tmp_path / "long.png")
+    see = InputSpec(64, 64, (0.0,) * channels, (1.0,) * channels, fit=fit)  # type: ignore[arg-type]  # from a parameter
+    for seed in range(8):
+        seen = Augment(see, crop_area=0.8, crop_ratio=1.1)(tmp_path / "long.png", seed)
+        assert seen.shape == (64, 64, channels)
+        middle = seen[20:44, :, 0].astype(float)
+        assert middle[:, :8].max() > 200 or middle[:, -8:].max() > 200
+        assert middle[:, 28:36].max() < 50
+    cropped = Augment(InputSpec(64, 64, see.mean, see.std), crop_area=0.8, crop_ratio=1.1)(tmp_path / "long.png", 0)
+    assert cropped.max() < 50  # which sees the middle alone

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from effnet import console
+from effnet.arch.spec import Fit
 from effnet.commands.arguments import INTERRUPTED, OK, Flag, Whole
 from effnet.errors import ArgumentError
 
@@ -34,6 +35,7 @@ def train(
     batch: Whole | None = None,
     lr: float | None = None,
     resolution: Whole | None = None,
+    fit: Fit | None = None,
     stem_stride: Whole | None = None,
     train_memory: str | None = None,
     init: str | None = None,
@@ -65,6 +67,8 @@ def train(
         batch: Images per step, over all processes. With little memory they go through in parts.
         lr: Highest learning rate, for the recipe's reference batch.
         resolution: Height and width in pixels; by default the model's own.
+        fit: How photos become square; by default as the weights want it, mostly crop. For objects that fill the frame,
+            pad or squash cut nothing off.
         stem_stride: 1 for images of 28 to 64 px, of which a stride of 2 leaves a last map of one pixel.
         train_memory: What a training step may hold, such as 4GB; torch itself is not counted.
         init: Weights of another network to start from, as far as its blocks match or can be sliced or grown.
@@ -89,6 +93,7 @@ def train(
         "batch": batch,
         "lr": lr,
         "resolution": resolution,
+        "fit": fit,
         "stem_stride": stem_stride,
         "train_memory": train_memory,
         "init": init,

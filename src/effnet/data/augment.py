@@ -6,6 +6,7 @@ so it does not depend on the number of worker processes, on the batch, or on an 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from effnet.arch.spec import InputSpec
 from effnet.data.photo import open_photo
@@ -26,6 +28,7 @@ POLICIES = {
     "randaugment": "RandAugment",  # Cubuk et al. 2020: the official code's for larger variants
     "trivialaugment": "TrivialAugmentWide",  # Mueller & Hutter 2021: nothing to tune
 }
+ROOM = 8 / 7  # times the network's pixels a side from which a random crop is taken, as evaluation's 256 are to 224
 SEED_STEP = 1_000_003  # a prime: seeds of neighbouring epochs and images share no sequence
 
 
@@ -47,11 +50,18 @@ class Augment:
         """
         image: Any = open_photo(photo, colour_mode(self.input))
         torch.default_generator.manual_seed(seed)  # torchvision's; torch.manual_seed is slower than a crop
+        if self.input.fit != "crop" and self.crop_area < 1:
+            image = self._whole(image)
         for transform in self._transforms:
             image = transform(image)
         if image.size != (self.input.size, self.input.size):
             return fit_photo(image, self.input)
         return np.array(image).reshape(self.input.size, self.input.size, self.input.channels)
+
+    def _whole(self, image: Image.Image) -> Image.Image:
+        """All of it as a square, padded or squashed as in evaluation, a little larger than what the network sees."""
+        pixels = fit_photo(image, dataclasses.replace(self.input, size=round(self.input.size * ROOM)))
+        return Image.fromarray(pixels[:, :, 0] if self.input.channels == 1 else pixels)
 
     @cached_property
     def _transforms(self) -> tuple[Any, ...]:

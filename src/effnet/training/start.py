@@ -71,7 +71,10 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
         dropout=recipe.dropout,
         drop_connect=recipe.drop_connect,
     )
-    see, said = _input(spec, None if given is None else given.config.input, data)
+    see = InputSpec() if given is None else given.config.input
+    if settings.fit is not None:
+        see = dataclasses.replace(see, fit=settings.fit)
+    see, said = _input(spec, see, data)
     words += said
     policy = NumericPolicy() if given is None else given.config.policy
     network = EfficientNet(spec, policy=policy)
@@ -99,9 +102,9 @@ def _open(model: str) -> Bundle:
         raise UnknownNameError("model", model, (*VARIANTS, "a bundle", "a spec.yaml")) from error
 
 
-def _input(spec: NetworkSpec, given: InputSpec | None, data: Dataset) -> tuple[InputSpec, list[str]]:
-    """How images are prepared: as the weights want it, at the run's resolution, without enlarging before a crop."""
-    see = (given or InputSpec()).with_channels(spec.in_channels)
+def _input(spec: NetworkSpec, see: InputSpec, data: Dataset) -> tuple[InputSpec, list[str]]:
+    """How images are prepared: the same at the run's resolution, without enlarging before a crop."""
+    see = see.with_channels(spec.in_channels)
     size = spec.resolution
     see = dataclasses.replace(see, size=size, resize=max(size, round(size * see.resize / see.size)))
     short = _short_side(data)
