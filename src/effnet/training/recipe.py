@@ -28,7 +28,7 @@ class Recipe:
     name: str = "finetune"
     fresh: bool = False  # made for networks that know nothing: a variant's weights are not looked for
     epochs: float = 10.0  # passes over the training part, where no time is given
-    least_steps: int = 300  # where the epochs are the recipe's own: of few images, more passes
+    least_steps: int = 150  # where the epochs are the recipe's own: of few images, more passes
 
     # optimizer
     optimizer: OptimizerName = "adamw"  # "rmsprop" is TensorFlow's, see optimizer.py
