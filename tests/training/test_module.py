@@ -156,3 +156,20 @@ def test_synchronised_norm_alone_is_batch_norm(network: effnet.EfficientNet) -> 
     synchronise(network)
     assert list(network.state_dict()) == keys
     torch.testing.assert_close(functional.relu(network.stem(x)), wanted)
+
+
+def test_without_momentum_batch_normalisation_stays_as_in_evaluation(
+    network: effnet.EfficientNet, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    few = Recipe(bn_momentum=0.0)
+    set_momentum(network, few.bn_momentum)
+    before = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    network.dropout.p = 0.0
+    learner = Learner(network, few, SEE).train()
+    assert network.training
+    loss, _ = learner(*batch, False)
+    loss.backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.named_buffers())
+    norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.weight.grad is not None  # which learns
+    assert norm.momentum == network.policy.bn_momentum > 0

@@ -59,7 +59,8 @@ def train(
     Args:
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
         model: A variant with weights, a bundle, a spec.yaml or a variant to train from scratch. Default: lite0.
-        recipe: finetune (default), scratch, paper, or a YAML file with what differs from one of them.
+        recipe: finetune (default), few (for some hundreds of images), scratch, paper, or a YAML file with what differs
+            from one of them.
         epochs: Passes over the training part; parts of one count.
         minutes: Time for everything, in place of epochs: the schedule is made to fit.
         out: The run's folder; by default runs/train/ and a name.

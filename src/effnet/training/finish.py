@@ -79,7 +79,7 @@ def _finish(going: Loop, taken: int) -> Result:
     epochs = going.step / going.loader.order.steps
     seconds = going.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
-    metrics |= {"val_top1": going.best[0], f"{split}_ece": evaluation.after.ece}
+    metrics |= {"val_top1": going.kept, f"{split}_ece": evaluation.after.ece}
     provenance: dict[str, Any] = {
         "data": plan.settings.data,
         "data_sha256": plan.digest,

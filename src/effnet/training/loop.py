@@ -8,6 +8,7 @@ from (seed, step, part, process), every image's from (seed, epoch, image), and c
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ class Loop:
         self.watch = Watch(plan.spec.num_classes)
         self.horizon = Horizon.of(plan.steps)
         self.step, self.seconds, self.since_best = 0, 0.0, 0
-        self.best = (-1.0, 0.0)  # val accuracy, and minus the val loss: of few images, many epochs get as many right
+        self.best = self.kept = -1.0  # val accuracy: the highest so far, and that of the weights in best/
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
         self.eased = False  # whether memory ran out once
@@ -110,6 +111,7 @@ class Loop:
             "rows": self.rows,
             "losses": self.losses,
             "best": self.best,
+            "kept": self.kept,
             "since_best": self.since_best,
             "plan": self.choices.plan,
             "eased": self.eased,
@@ -122,7 +124,8 @@ class Loop:
         if self.average:
             self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.since_best = state["step"], tuple(state["best"]), state["since_best"]
+        self.step, self.since_best = state["step"], state["since_best"]
+        self.best, self.kept = state["best"], state["kept"]
         self.started = time.monotonic() - state["seconds"]
         self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
         self.rows, self.losses, self.eased = list(state["rows"]), list(state["losses"]), state["eased"]
@@ -301,8 +304,13 @@ class Loop:
         }
         self.rows.append(row)
         self.since_best += 1
-        if (correct, -val_loss) > self.best:
-            self.best, self.since_best = (correct, -val_loss), 0
+        if correct > self.best:
+            self.best, self.since_best = correct, 0
+        # What differs by less than a standard error of the accuracy is equally good, and of equals the later epoch
+        # is kept: it saw more, at a lower rate. Of few images, the highest accuracy is mostly luck
+        error = math.sqrt(self.best * (1 - self.best) / len(self.data.part("val")))
+        if correct >= self.best - error:
+            self.kept = correct
             if self.fabric.is_global_zero:
                 save(
                     self.evaluated(),

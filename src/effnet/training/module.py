@@ -45,6 +45,10 @@ class Learner(nn.Module):
         super().train(mode)
         for part in frozen_parts(self.network, self.frozen):
             part.eval()
+        if not self.recipe.bn_momentum:
+            for norm in self.network.modules():
+                if isinstance(norm, nn.modules.batchnorm._NormBase):
+                    norm.eval()
         return self
 
     def forward(self, pixels: Tensor, labels: Tensor, head_only: bool) -> tuple[Tensor, Tensor]:
@@ -143,9 +147,11 @@ def spread(logits: Tensor) -> float:
 
 
 def set_momentum(network: EfficientNet, momentum: float) -> None:
-    """Give batch normalisation the recipe's momentum; other norms have none."""
+    """Give batch normalisation the recipe's momentum, but for 0; other norms have none."""
     import dataclasses
 
+    if not momentum:
+        return
     norms = [module.norm for module in network.modules() if isinstance(module, ConvNormAct)]
     if all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms):
         network.use_policy(dataclasses.replace(network.policy, bn_momentum=momentum))

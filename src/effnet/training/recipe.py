@@ -67,7 +67,9 @@ class Recipe:
 
     # averages
     ema: float = 0.998  # decay of the moving average of the weights, which is what is evaluated and kept; 0 for none
-    bn_momentum: float = 0.1  # TensorFlow's .99 is .01 here and needs hundreds of steps to forget its start
+    # Of the running statistics. TensorFlow's .99 is .01 here and needs hundreds of steps to forget its start. With 0,
+    # batch normalisation stays as in evaluation, with the statistics of the weights: a few images have no better ones
+    bn_momentum: float = 0.1
 
     # stopping
     patience: int = 0  # epochs without better results on the val part, after which it stops; 0 for never
@@ -78,7 +80,7 @@ class Recipe:
         Raises:
             ArgumentError: a value is outside its range.
         """
-        for field in ("epochs", "lr", "head_lr", "crop_ratio", "bn_momentum"):
+        for field in ("epochs", "lr", "head_lr", "crop_ratio"):
             positive_float(field, getattr(self, field))
         for field in ("batch", "lr_batch"):
             positive_int(field, getattr(self, field))
@@ -150,6 +152,9 @@ RECIPES = {
     for recipe in (
         # Weights that know photos meet new classes. effnet train photos --model lite0
         Recipe(),
+        # The same for some hundreds of images: batch normalisation learns no better statistics from them than it has,
+        # and the network few better features. effnet train photos --model lite0 --recipe few
+        Recipe(name="few", batch=16, head_first=0.3, body_lr=0.2, bn_momentum=0.0),
         # A network without weights, on data of some tens of thousands of small images: SGD or AdamW with a high rate
         # learns faster here than RMSProp. effnet train photos --model spec.yaml --recipe scratch
         Recipe(

@@ -3,7 +3,7 @@
 args.yaml              settings, recipe, network, choices, versions: all that a resumed run needs
 split.csv              which image is in which part
 results.csv, .png      a row for each epoch
-best/                  a bundle: the weights with the best val accuracy, of equals the least val loss
+best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
 last.ckpt, previous.ckpt
 confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, metrics.json     after the last epoch
 """

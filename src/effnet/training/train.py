@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = (
     3.0  # an image in training takes as long as this many in validation: forward, and twice that backward
 )
+FEW = 500  # images to learn from, below which another recipe is advised
 PART = 8  # images: a batch that was made smaller is a multiple, so that it can go through in parts
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
 ENDING = 8.0  # seconds of pictures and files
@@ -50,7 +51,7 @@ def train(
     Args:
         data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
         model: a variant ("lite0"), a bundle, a spec.yaml, or a file of weights.
-        recipe: "finetune", "scratch", "paper", a YAML file, or a Recipe.
+        recipe: "finetune", "few", "scratch", "paper", a YAML file, or a Recipe.
         out: the run's folder; by default runs/train/ and a name.
         listener: who is told how it goes.
         settings: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
@@ -98,6 +99,8 @@ def _prepared(
     for words in begun.words:
         told.said(words)
     count = len(dataset.part("train"))
+    if count < FEW and cooked.name == "finetune":
+        told.said(f"{count} images to learn from: --recipe few changes less of what the weights know")
     batch = batch_for(cooked, count, fabric.world_size)
     if batch != cooked.batch:
         told.said(f"{count} images: a batch of {batch} in place of {cooked.batch}")
