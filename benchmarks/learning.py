@@ -59,7 +59,7 @@ FASHION = {
         "scratch, stem stride 2": f"{HALF_HOUR} --recipe scratch",
     },
 }
-INHERIT = {"narrower": {"width": 0.75}, "wider, deeper": {"width": 1.2, "depth": 1.2}}
+INHERIT = {"wider and deeper": {"width": 1.2, "depth": 1.2}, "narrower": {"width": 0.75}}
 STARTS = {"random start": "--recipe scratch", "from lite0": "--recipe finetune --init lite0"}
 READ = 512  # images, timed in the data path
 EACH = 3.0  # times what a step consumes is what the data path should load
@@ -122,7 +122,7 @@ def inherit(data: Path, out: Path) -> None:
     runs, manifest = [], out / "fashion.csv"
     write_manifest(split_data(read_data(data), val=0.05), manifest)
     for name, factors in INHERIT.items():
-        spec = out / f"lite0-{name.split(',')[0]}.yaml"
+        spec = out / f"lite0-{name.split()[0]}.yaml"
         spec.write_text(spec_text(effnet.spec("lite0", **factors)))
         for start, options in STARTS.items():
             command = f"--model {spec} {options} --resolution 64 --minutes 3 --threads 1"

@@ -150,13 +150,18 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        # Weights that know photos meet new classes. effnet train photos --model lite0
+        # Weights that know photos meet new classes.
+        #   effnet train fashion --model lite0 --resolution 64 --epochs 4
+        #   93.9 % of Fashion-MNIST's test images, 40 minutes of one core of an AMD EPYC
         Recipe(),
         # The same for some hundreds of images: batch normalisation learns no better statistics from them than it has,
-        # and the network few better features. effnet train photos --model lite0 --recipe few
+        # and the network few better features.
+        #   effnet train tuxpaint --model lite0 --recipe few --fit squash
+        #   @tux@
         Recipe(name="few", batch=16, head_first=0.3, body_lr=0.2, bn_momentum=0.0),
-        # A network without weights, on data of some tens of thousands of small images: SGD or AdamW with a high rate
-        # learns faster here than RMSProp. effnet train photos --model spec.yaml --recipe scratch
+        # A network without weights, on tens of thousands of small images.
+        #   effnet train fashion --model b0 --recipe scratch --resolution 32 --stem-stride 1 --minutes 30
+        #   90.1 % of Fashion-MNIST's test images in 2.3 epochs, half an hour of one core
         Recipe(
             name="scratch",
             fresh=True,
@@ -168,8 +173,9 @@ RECIPES = {
             crop_area=0.6,
             ema=0.999,
         ),
-        # Section 5.2 and the official code, for a network of the family on ImageNet: 350 epochs on many GPUs.
-        # effnet train imagenet --model b0 --recipe paper
+        # Section 5.2 and the official code, for a network of the family on ImageNet.
+        #   effnet train imagenet --model b0 --recipe paper
+        #   77.1 % after 350 epochs, as published, not measured here; 67.7 % where `scratch` reaches 90.1 % (see there)
         Recipe(
             name="paper",
             fresh=True,
