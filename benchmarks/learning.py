@@ -4,6 +4,7 @@
     python benchmarks/learning.py scratch    B0 from scratch on it at 32 px, half an hour of one core each: two recipes,
                                              two strides of the stem
     python benchmarks/learning.py tuxpaint   Lite0's weights on 191 photo cut-outs of 6 classes, in five folds
+    python benchmarks/learning.py linear     a linear classifier on Lite0's features of the same folds, by --fit
     python benchmarks/learning.py inherit    a network that no weights exist for, with and without --init lite0
     python benchmarks/learning.py feed       images a second that the data path loads, and that a step of B0 consumes
         [--data benchmarks/data] [--out benchmarks/runs]
@@ -41,12 +42,16 @@ from effnet.arch.specfile import spec_text
 from effnet.data.folder import read_data, split_data, write_manifest
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.data.photo import open_photo
+from effnet.data.preprocess import load_pixels
 from effnet.machine import this_machine
 from effnet.training.choices import augment_of
+from effnet.training.module import Normalise
 from effnet.training.recipe import read_recipe
+from effnet.weights.pretrained import open_model
 
 ROOT = Path(__file__).resolve().parent
 FOLDS = 5
+PENALTY = 0.3  # times the squared weights of the linear classifier, over all images
 HALF_HOUR = "--model b0 --resolution 32 --val 0.05 --minutes 30 --threads 1"
 FASHION = {
     "finetune": {
@@ -168,6 +173,44 @@ def tuxpaint(data: Path, out: Path) -> None:
     )
 
 
+def linear(data: Path, out: Path) -> None:
+    """Logistic regression on pooled features of the photos and their mirror images, weights decayed by PENALTY."""
+    model = open_model("lite0")
+    rows = []
+    for fit in ("crop", "pad", "squash"):
+        see = dataclasses.replace(model.config.input, fit=fit)
+        normalise, scores = Normalise(see), []
+        features: dict[str, torch.Tensor] = {}
+        for manifest in folds(data, out):
+            dataset = read_data(manifest)
+            for sample in dataset.samples if not features else ():
+                pixels = torch.from_numpy(load_pixels(dataset.file(sample), see))
+                with torch.inference_mode():
+                    features[sample.path] = model.network.embed(normalise(torch.stack([pixels, pixels.flip(1)])))
+            parts = [dataset.part(name).samples for name in ("train", "test")]
+            (learned, labels), (asked, truth) = (
+                (torch.stack([features[s.path] for s in part]), torch.tensor([s.label for s in part])) for part in parts
+            )
+            head = torch.nn.Linear(learned.shape[-1], len(dataset.classes))
+            optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100)
+            fitting = partial(_fitting, optimizer, head, learned.flatten(0, 1).clone(), labels.repeat_interleave(2))
+            optimizer.step(fitting)
+            scores.append(float((head(asked[:, 0]).argmax(1) == truth).float().mean()))
+        rows.append((fit, *(f"{score:.3f}" for score in scores), f"{statistics.mean(scores):.3f}"))
+    columns = ("<fit", *(f"fold {number + 1}" for number in range(FOLDS)), "mean")
+    console.table(columns, rows, title="Tux Paint, a linear classifier on Lite0's features")
+
+
+def _fitting(
+    optimizer: torch.optim.Optimizer, head: torch.nn.Linear, features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = torch.nn.functional.cross_entropy(head(features), labels)
+    loss = loss + PENALTY * head.weight.square().sum() / len(features)
+    loss.backward()
+    return loss
+
+
 def _read(batches: Iterator[Any], count: int) -> None:
     for _ in range(count):
         next(batches)
@@ -209,6 +252,7 @@ BENCHMARKS = {
     "finetune": ("fashion", partial(fashion, "finetune")),
     "scratch": ("fashion", partial(fashion, "scratch")),
     "tuxpaint": ("tuxpaint", tuxpaint),
+    "linear": ("tuxpaint", linear),
     "inherit": ("fashion", inherit),
     "feed": ("tuxpaint", feed),
 }
