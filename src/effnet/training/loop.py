@@ -40,7 +40,7 @@ from effnet.training.watch import Watch
 from effnet.weights.bundle import save
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-REPLAN_EVERY = 0.05  # of a time budget
+REPLAN_EVERY = 0.05  # of a time budget, or of the steps that are planned for it
 SMOOTH = 0.98  # of the loss that is shown
 
 
@@ -259,8 +259,10 @@ class Loop:
     @property
     def _is_time_to_plan(self) -> bool:
         """Whether the time budget should be looked at, by the clock of rank 0."""
-        due = self.budget is not None and self.pace[0] > REPLAN_EVERY * self.budget.seconds
-        return due and bool(self.fabric.is_global_zero)
+        if self.budget is None or not self.fabric.is_global_zero:
+            return False
+        seconds, steps = self.pace
+        return seconds > REPLAN_EVERY * self.budget.seconds or steps > REPLAN_EVERY * self.horizon.total
 
     def _replan(self) -> None:
         """Move the end of the run to where the time budget ends at the present pace."""
