@@ -113,7 +113,8 @@ def choose_kernels(
         layer = network.get_submodule(f"{block.name}.depthwise")
         conv = cast(DepthwiseConv2d, layer.conv)
         image = torch.ones(1, block.expanded_channels, block.input_size, block.input_size)
-        rows, columns = (layer.pad(image) if hasattr(layer, "pad") else image).shape[-2:]  # type: ignore[operator]
+        padded = layer.pad(image) if hasattr(layer, "pad") else image  # type: ignore[operator]  # torch types it as Tensor
+        rows, columns = padded.shape[-2:]
         key = conv.in_channels, rows, columns, conv.shape
         if key not in chosen:
             images = min(batch, max(1, ENOUGH // (conv.in_channels * rows * columns)))

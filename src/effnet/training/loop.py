@@ -267,14 +267,11 @@ class Loop:
     def _replan(self) -> None:
         """Move the end of the run to where the time budget ends at the present pace."""
         assert self.budget is not None
-        before, per_step = self.horizon, self.pace[0] / self.pace[1]
+        per_step = self.pace[0] / self.pace[1]
         self.pace = (0.0, 0)
         if self.fabric.is_global_zero:
             self.horizon = self.budget.replan(self.horizon, self.step, self.elapsed, per_step)
-        marks = self.fabric.broadcast(self.horizon.marks)
-        self.horizon = Horizon(marks)
-        if self.horizon != before:
-            self.listener.said(f"{per_step:.2f} s a step: the run is planned anew, with {self.horizon.total:,} steps")
+        self.horizon = Horizon(self.fabric.broadcast(self.horizon.marks))
 
     def _any(self, *wishes: bool) -> list[bool]:
         """For each wish whether any process has it; all of them answer alike."""
