@@ -26,7 +26,7 @@ def there(folder, monkeypatch):
 
 def test_a_run_and_its_next_command(run, folder):
     code, out, err = run(
-        "shapes", "--model", "tiny.yaml", *QUICK, "--set.mixup", 0.2, "--set.augmentation", "randaugment"
+        "shapes", "--model", "tiny.yaml", *QUICK, "--set", "mixup=0.2", "--set", "augmentation=randaugment"
     )
     assert code == 0
     assert "On the 9 images of test" in out
@@ -48,8 +48,9 @@ def test_a_run_and_its_next_command(run, folder):
         (["shapes", "--epochs", 3, "--minutes", 3], "give one of them"),
         (["shapes", "--minutes", 0], "`minutes`"),
         (["shapes", "--seed", -1], "seed"),
-        (["shapes", "--set.mixup", "abc"], "`mixup` (='abc') must be a number"),
-        (["shapes", "--set.mixpu", 1], "mixpu"),
+        (["shapes", "--set", "mixup=abc"], "`mixup` (='abc') must be a number"),
+        (["shapes", "--set", "mixpu=1"], "mixpu"),
+        (["shapes", "--set", "mixup"], "`set` (='mixup') must be NAME=VALUE"),
         (["shapes", "--train-memory", "1kB", "--model", "tiny.yaml"], "is too little for"),
         (["--resume", "nothing"], "nothing is no run"),
         (["--resume", "shapes", "--model", "b0"], "`model` (='b0') cannot be changed"),

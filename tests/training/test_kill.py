@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "effnet", "train"]
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "effnet", "train"]
 HARD = shlex.split(
     "--epochs 12 --batch 8 --lr 0.02 --threads 1 --train-memory 1.3MB --save-seconds 0 --recipe scratch "
-    "--set.augmentation autoaugment --set.mixup 0.2 --set.head-first 0.1 --class-weights"
+    "--set augmentation=autoaugment --set mixup=0.2 --set head-first=0.1 --class-weights"
 )
 STEPS = 12 * (42 // 8)
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -114,7 +114,7 @@ def test_two_processes_with_synchronised_statistics_are_as_good_as_one(
     shapes: Path, spec_file: Path, tmp_path: Path
 ) -> None:
     calm = shlex.split("--epochs 2 --batch 8 --threads 1 --workers 0 --sync-bn --recipe scratch --lr 1e-3")
-    calm += shlex.split("--set.dropout 0 --set.drop-connect 0")
+    calm += shlex.split("--set dropout=0 --set drop-connect=0 --set probe=1")
     rows = {}
     for name, command in (("one", COMMAND), ("two", PAIR)):
         process = start(command, shapes, "--model", spec_file, "--out", tmp_path / name, *calm)

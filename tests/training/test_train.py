@@ -22,6 +22,7 @@ import effnet
 from effnet.analysis.evaluate import predict_logits
 from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameError
 from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
+from effnet.training.listener import Silent
 from effnet.training.loop import Loop
 from effnet.training.module import Answering
 from effnet.training.prepare import Plan, read_split
@@ -41,7 +42,7 @@ HARD: dict[str, Any] = {  # all that could disturb a resumed run
 }
 
 
-class Ear:
+class Ear(Silent):
     """Remembers what it was told, and stops the run behind a step."""
 
     def __init__(self, stop: int | None = None, stop_epoch: int | None = None) -> None:

@@ -15,7 +15,7 @@ from effnet.commands.arguments import INTERRUPTED, OK, Flag, Whole
 from effnet.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from effnet.training.finish import Result
 
@@ -52,7 +52,7 @@ def train(
     sync_bn: Flag | None = None,
     tensorboard: Flag | None = None,
     save_seconds: float | None = None,
-    set_: Annotated[dict[str, str] | None, Parameter(name="--set")] = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
 ) -> int:
     """Train a network on a folder with a sub-folder for each class, and evaluate it.
 
@@ -86,7 +86,7 @@ def train(
         sync_bn: Batch statistics over all processes of torchrun.
         tensorboard: Write curves for TensorBoard, too.
         save_seconds: Time between two checkpoints, at most.
-        set_: Any other field of the recipe, such as --set.mixup 0.2 --set.augmentation autoaugment.
+        set_: Any other field of the recipe, such as --set mixup=0.2 --set augmentation=autoaugment.
     """
     given: dict[str, Any] = {
         "epochs": epochs,
@@ -111,7 +111,7 @@ def train(
         "sync_bn": sync_bn or None,
         "tensorboard": tensorboard or None,
         "save_seconds": save_seconds,
-        **_recipe_fields(set_ or {}),
+        **_recipe_fields(set_ or []),
     }
     from effnet.training.listener import Interrupted
     from effnet.training.train import resume as go_on
@@ -144,6 +144,7 @@ class Shown:
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}  # "": the steps
         self._headed = False
 
     def __enter__(self) -> Shown:
@@ -156,7 +157,7 @@ class Shown:
         """Take the progress bar away."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
+            self._bar, self._tasks = None, {}
 
     def said(self, words: str) -> None:
         """A remark."""
@@ -164,6 +165,15 @@ class Shown:
 
     def steps(self, done: int, total: int, loss: float) -> None:
         """The bar, with the time left."""
+        self._advance("", f"loss {loss:.3f}", done, total)
+
+    def counted(self, doing: str, done: int, total: int) -> None:
+        """A bar of its own, until all is done."""
+        self._advance(doing, doing, done, total)
+        if self._bar is not None and done >= total:
+            self._bar.remove_task(self._tasks.pop(doing))
+
+    def _advance(self, name: str, words: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():
             return
         if self._bar is None:
@@ -172,9 +182,10 @@ class Shown:
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self._bar.add_task("", total=total)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=f"loss {loss:.3f}")
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(words, total=total)
+        self._bar.update(self._tasks[name], completed=done, total=total, description=words)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """The epoch's line."""
@@ -215,8 +226,17 @@ def _show(result: Result) -> None:
     console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")
 
 
-def _recipe_fields(given: dict[str, str]) -> dict[str, Any]:
-    """Fields of the recipe as they are typed, each as YAML reads it."""
+def _recipe_fields(given: list[str]) -> dict[str, Any]:
+    """Fields of the recipe as they are typed, each value as YAML reads it."""
     import yaml
 
-    return {name.replace("-", "_"): yaml.safe_load(value) for name, value in given.items()}
+    fields = {}
+    for words in given:
+        name, equals, value = words.partition("=")
+        if not equals:
+            raise ArgumentError("set", words, "must be NAME=VALUE, such as mixup=0.2.")
+        try:
+            fields[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ArgumentError("set", words, f"has a value that is not YAML: {error}") from error
+    return fields

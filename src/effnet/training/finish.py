@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +57,18 @@ def finish(going: Loop, base: int) -> Result:
 
 def _finish(going: Loop, taken: int) -> Result:
     plan, folder, data = going.plan, going.folder, going.data
-    going.listener.said("evaluating the best weights")
     bundle = open_bundle(folder / BEST)
     network = bundle.network.to(going.fabric.device)
     answering = Answering(network, plan.see, plan.classes)
-    val = predict_logits(answering, data.part("val"), batch=going.choices.part)
+    how: dict[str, Any] = {
+        "batch": going.choices.part,
+        "progress": partial(going.listener.counted, "evaluating the best weights"),
+    }
+    val = predict_logits(answering, data.part("val"), **how)
     calibration = calibrate(val.logits, val.labels)
     split = "test" if "test" in data.splits else "val"
     part = data.part(split)
-    found = val if split == "val" else predict_logits(answering, part, batch=going.choices.part)
+    found = val if split == "val" else predict_logits(answering, part, **how)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)

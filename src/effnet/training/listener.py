@@ -18,6 +18,9 @@ class Listener(Protocol):
     def steps(self, done: int, total: int, loss: float) -> None:
         """Steps done and planned, and the running mean of the loss."""
 
+    def counted(self, doing: str, done: int, total: int) -> None:
+        """Images done and in all, of what is not training and takes its time."""
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """A row of results.csv."""
 
@@ -29,6 +32,9 @@ class Silent:
         """Nothing happens."""
 
     def steps(self, done: int, total: int, loss: float) -> None:
+        """Nothing happens."""
+
+    def counted(self, doing: str, done: int, total: int) -> None:
         """Nothing happens."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +334,8 @@ class Loop:
                 dist.broadcast(buffer, 0)
         mine = dataclasses.replace(part, samples=part.samples[rank::world])
         answering = Answering(network, self.plan.see, self.plan.classes)
-        found = predict_logits(answering, mine, batch=self.choices.part)
+        counted = partial(self.listener.counted, "validating")
+        found = predict_logits(answering, mine, batch=self.choices.part, progress=counted)
         if found.unreadable:
             path, reason = next(iter(found.unreadable.items()))
             raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")

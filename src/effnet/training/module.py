@@ -33,7 +33,7 @@ class Learner(nn.Module):
         self, network: EfficientNet, recipe: Recipe, see: InputSpec, weights: Tensor | None = None, *, frozen: int = 0
     ) -> None:
         super().__init__()
-        self.network, self.recipe, self.frozen = network, recipe, frozen
+        self.network, self.recipe, self.see, self.frozen = network, recipe, see, frozen
         self.normalise = Normalise(see)
         self.register_buffer("class_weights", weights, persistent=False)
         self.mix = _mixing(recipe, network.spec.num_classes)
@@ -117,9 +117,14 @@ class Answering:
         training = self.network.training
         self.network.eval()
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        answer = self.network(self._normalise(pixels.to(self.network.classifier.weight.device)))
+        answer = self.answer(self._normalise(pixels.to(self.network.classifier.weight.device)))
         self.network.train(training)
         logits: np.ndarray[Any, Any] = answer.float().cpu().numpy()
+        return logits
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, size, size) -> (N, K)."""
+        logits: Tensor = self.network(images)
         return logits
 
 

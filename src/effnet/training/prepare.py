@@ -13,6 +13,7 @@ import torch
 
 import effnet
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
+from effnet.data.duplicates import Progress, find_duplicates
 from effnet.data.folder import Dataset, manifest, match_classes, read_data, read_manifest, split_data
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.machine import this_machine
@@ -89,8 +90,10 @@ def versions() -> dict[str, str]:
     return names | {"machine": str(this_machine())}
 
 
-def split(settings: Settings, folder: Path) -> tuple[tuple[str, ...], str]:
+def split(settings: Settings, folder: Path, progress: Progress | None = None) -> tuple[tuple[str, ...], str]:
     """Put the data in parts, near-duplicates and groups together, and write split.csv; its classes, and what was found.
+
+    `progress` is called with images compared and images in all.
 
     Raises:
         DataError: the data cannot be trained with.
@@ -98,9 +101,7 @@ def split(settings: Settings, folder: Path) -> tuple[tuple[str, ...], str]:
     data = read_data(settings.data)
     words = ""
     if "val" not in data.splits:
-        from effnet.data.duplicates import find_duplicates
-
-        found = find_duplicates([data.file(sample) for sample in data.samples])
+        found = find_duplicates([data.file(sample) for sample in data.samples], progress=progress)
         broken = [place for place, look in enumerate(found.prints) if isinstance(look, ImageError)]
         if broken:
             others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""

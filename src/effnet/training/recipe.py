@@ -46,6 +46,8 @@ class Recipe:
     # and with a good one the network's features change less (Kumar et al. 2022)
     head_steps: int = 100  # but not more steps than these, of a long run
     head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
+    probe: float = 0.0  # with this penalty on its squared weights, summed over all images, the classifier is fitted
+    # before the first step, see probe.py; 0 for a drawn one
     schedule: Schedule = "cosine"
     warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data
     final_lr: float = 0.01  # share of `lr` where the schedule ends
@@ -100,6 +102,7 @@ class Recipe:
             "mixup",
             "cutmix",
             "patience",
+            "probe",
             "least_steps",
             "epoch_steps",
             "head_steps",
@@ -158,7 +161,7 @@ RECIPES = {
         # and the network few better features.
         #   effnet train tuxpaint --model lite0 --recipe few --fit squash
         #   not measured to the end yet; 18 passes over 134 photos take 5 minutes of one core
-        Recipe(name="few", batch=16, head_first=0.3, body_lr=0.2, bn_momentum=0.0),
+        Recipe(name="few", batch=16, head_first=0.0, probe=3.0, body_lr=0.2, bn_momentum=0.0),
         # A network without weights, on tens of thousands of small images.
         #   effnet train fashion --model b0 --recipe scratch --resolution 32 --stem-stride 1 --minutes 30
         #   90.1 % of Fashion-MNIST's test images in 2.3 epochs, half an hour of one core

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ def _prepared(
 
     classes: tuple[str, ...] = ()
     if fabric.is_global_zero:
-        classes, words = prepare.split(asked, folder)
+        classes, words = prepare.split(asked, folder, partial(told.counted, "comparing the images"))
         if words:
             told.said(words)
     # every process, and a resumed run, reads it from there: the same images in the same order
@@ -121,6 +122,12 @@ def _prepared(
     )
     for words in plan.choices.reasons:
         told.said(words)
+    if cooked.probe and fabric.is_global_zero:  # the others take over rank 0's weights
+        from effnet.training.probe import fit_classifier
+
+        progress = partial(told.counted, "fitting the classifier")
+        right = fit_classifier(learner, dataset.part("train"), batch=plan.choices.part, progress=progress)
+        told.said(f"a classifier fitted to the features of {count} images names {right:.1%} of them rightly")
     budget = _budget(plan, dataset)
     used = time.monotonic() - started
     steps = fabric.broadcast(plan_steps(plan, count, budget, used))

@@ -1,0 +1,82 @@
+"""A classifier fitted to the features of a network that is not moved: where training starts when images are few.
+
+A fresh classifier pulls at the features until it has settled; one that is settled before the first step leaves them
+what they know (Kumar et al. 2022, "Fine-tuning can distort pretrained features"). Of a few hundred images the whole
+problem fits into memory, is convex, and is solved to its end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from effnet.analysis.evaluate import Progress, predict_logits
+from effnet.data.folder import Dataset
+from effnet.errors import TrainingError
+from effnet.training.module import Answering, Learner
+
+ITERATIONS = 200  # of L-BFGS, at most; some dozens are usual
+
+
+class Features(Answering):
+    """Answers with the pooled features (N, F) of images, and of their mirror images behind them: (N, 2 F)."""
+
+    mirrored = True
+
+    def answer(self, images: Tensor) -> Tensor:
+        """The features."""
+        views = (images, images.flip(-1)) if self.mirrored else (images,)
+        return torch.cat([self.network.embed(view) for view in views], 1)
+
+
+def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Progress | None = None) -> float:
+    """Fit the classifier to whole images, and to their mirror images if the recipe mirrors, by the learner's own loss.
+
+    Args:
+        learner: the network with its loss and its recipe, whose `probe` is the weight of the penalty.
+        part: the images to learn from.
+        batch: images that go through the network together.
+        progress: called with images done and images in all.
+
+    Returns:
+        The share of the images that it names rightly.
+
+    Raises:
+        TrainingError: an image cannot be read.
+    """
+    network, recipe = learner.network, learner.recipe
+    features = Features(network, learner.see, part.classes)
+    features.mirrored = recipe.flip > 0
+    found = predict_logits(features, part, batch=batch, progress=progress)
+    if found.unreadable:
+        path, reason = next(iter(found.unreadable.items()))
+        raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")
+    width = network.classifier.in_features
+    learned = torch.from_numpy(found.logits).double().reshape(-1, width)
+    labels = torch.from_numpy(found.labels).repeat_interleave(len(learned) // len(found.labels))
+    class_weights = learner.class_weights
+    balance = class_weights.cpu().double() if isinstance(class_weights, Tensor) else None
+    weight = torch.zeros(network.spec.num_classes, width, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(network.spec.num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(
+            functional.linear(learned, weight, bias),
+            labels,
+            weight=balance,
+            label_smoothing=recipe.label_smoothing,
+            reduction="sum",
+        )
+        loss = (loss + recipe.probe * weight.square().sum()) / len(labels)
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        network.classifier.weight.copy_(weight)
+        network.classifier.bias.copy_(bias)
+        right = functional.linear(learned, weight, bias).argmax(1) == labels
+    return float(right.double().mean())

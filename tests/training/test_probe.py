@@ -1,0 +1,85 @@
+"""The classifier that is fitted before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import effnet
+from effnet.arch.spec import InputSpec
+from effnet.data.folder import Dataset, read_data
+from effnet.data.preprocess import load_pixels
+from effnet.errors import TrainingError
+from effnet.training.module import Learner, class_weights
+from effnet.training.probe import fit_classifier
+from effnet.training.recipe import Recipe
+from training.tiny import draw_images, tiny_spec
+
+SEE = InputSpec(32, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+WEIGHTS = class_weights((7, 7, 3))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    for spare in sorted((draw_images(tmp_path, 7) / "square").iterdir())[3:]:
+        spare.unlink()
+    return read_data(tmp_path)
+
+
+def learner_of(recipe: Recipe) -> Learner:
+    torch.manual_seed(0)
+    return Learner(effnet.create(tiny_spec(), num_classes=3), recipe, SEE, WEIGHTS)
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_it_is_where_the_learners_penalised_loss_is_least(data: Dataset, flip: float) -> None:
+    recipe = Recipe(probe=2.0, flip=flip, dropout=0.0)
+    learner = learner_of(recipe).train()
+    untouched = {name: value.clone() for name, value in learner.network.state_dict().items()}
+    counted: list[tuple[int, int]] = []
+    share = fit_classifier(learner, data, batch=4, progress=lambda done, total: counted.append((done, total)))
+    assert counted[-1] == (17, 17)
+    learner.eval()
+    pixels = torch.from_numpy(np.stack([load_pixels(data.file(sample), SEE) for sample in data.samples]))
+    labels = torch.tensor([sample.label for sample in data.samples])
+    if flip:
+        pixels, labels = torch.cat([pixels, pixels.flip(2)]), torch.cat([labels, labels])
+    head = learner.network.classifier
+
+    def slope() -> tuple[torch.Tensor, torch.Tensor]:
+        head.zero_grad()
+        loss = learner(pixels, labels, True)[0] * len(labels)
+        (loss + recipe.probe * head.weight.square().sum()).backward()
+        assert head.weight.grad is not None
+        assert head.bias.grad is not None
+        return head.weight.grad.abs().max(), head.bias.grad.abs().max()
+
+    fitted = {name: value.clone() for name, value in head.state_dict().items()}
+    right = learner(pixels, labels, True)[1].argmax(1) == labels
+    assert share == pytest.approx(float(right.double().mean()))
+    least = slope()
+    head.load_state_dict({name: torch.zeros_like(value) for name, value in fitted.items()})
+    for here, at_zero in zip(least, slope(), strict=True):
+        assert here < 1e-3 * at_zero
+    head.load_state_dict(fitted)
+    changed = {name for name, value in learner.network.state_dict().items() if not torch.equal(value, untouched[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_larger_penalty_makes_smaller_weights(data: Dataset) -> None:
+    sizes = []
+    for penalty in (0.1, 1.0, 10.0):
+        learner = learner_of(Recipe(probe=penalty))
+        fit_classifier(learner, data, batch=16)
+        sizes.append(float(learner.network.classifier.weight.detach().norm()))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 2 * sizes[-1]
+
+
+def test_an_image_that_cannot_be_read_is_named(data: Dataset) -> None:
+    data.file(data.samples[5]).write_bytes(b"no picture")
+    with pytest.raises(TrainingError, match=data.samples[5].path):
+        fit_classifier(learner_of(Recipe(probe=1.0)), data, batch=16)
