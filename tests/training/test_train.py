@@ -28,6 +28,7 @@ from effnet.training.module import Answering
 from effnet.training.prepare import Plan, read_split
 from effnet.training.recipe import Recipe
 from effnet.training.train import ENDING, batch_for, plan_steps, resume, sort_settings, train
+from effnet.training.validation import score
 from effnet.weights.bundle import open_bundle
 
 QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02, "save_seconds": 0.0}
@@ -296,18 +297,18 @@ def test_minutes_are_kept_where_the_pace_is_not_what_was_measured(
     shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    real_step, real_score = Loop._step, Loop._score
+    real_step = Loop._step
 
     def step(self: Loop, parts: Any) -> float:
         clock[0] += 0.1 if clock[0] < 30 else 0.2  # seconds; somebody else begins to work
         return real_step(self, parts)
 
-    def score(self: Loop, part: Any) -> tuple[float, float]:
+    def slow_score(*args: Any, **how: Any) -> tuple[float, float]:
         clock[0] += 0.7
-        return real_score(self, part)
+        return score(*args, **how)
 
     monkeypatch.setattr(Loop, "_step", step)
-    monkeypatch.setattr(Loop, "_score", score)
+    monkeypatch.setattr("effnet.training.loop.score", slow_score)
     for module in ("loop", "train"):
         monkeypatch.setattr(f"effnet.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
     settings = {name: value for name, value in QUICK.items() if name != "epochs"}

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from effnet.analysis.evaluate import predict_logits
 from effnet.data.folder import Dataset
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import TrainingError
@@ -37,6 +36,7 @@ from effnet.training.prepare import Plan
 from effnet.training.run import BEST, write_rows
 from effnet.training.schedule import Budget, Horizon
 from effnet.training.sync import synchronise
+from effnet.training.validation import score
 from effnet.training.watch import Watch
 from effnet.weights.bundle import save
 
@@ -290,7 +290,14 @@ class Loop:
     def _validate(self, epoch: int) -> None:
         """Accuracy on the val part, a row of results, and the best weights."""
         began = time.monotonic()
-        correct, val_loss = self._score(self.data.part("val"))
+        correct, val_loss = score(
+            Answering(self.evaluated(), self.plan.see, self.plan.classes),
+            self.data.part("val"),
+            batch=self.choices.part,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+            progress=partial(self.listener.counted, "validating"),
+        )
         if self.budget:
             self.budget = dataclasses.replace(self.budget, validation=time.monotonic() - began)
         row = {
@@ -325,30 +332,6 @@ class Loop:
         if self.logger:
             self.logger.log_metrics({name: value for name, value in row.items() if name != "step"}, self.step)
         self.listener.epoch(row)
-
-    def _score(self, part: Dataset) -> tuple[float, float]:
-        """Share of right answers and mean loss on a part, over all processes."""
-        network, rank, world = self.evaluated(), self.fabric.global_rank, self.fabric.world_size
-        if world > 1:  # each process has its own running statistics; rank 0's are kept
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
-        mine = dataclasses.replace(part, samples=part.samples[rank::world])
-        answering = Answering(network, self.plan.see, self.plan.classes)
-        counted = partial(self.listener.counted, "validating")
-        found = predict_logits(answering, mine, batch=self.choices.part, progress=counted)
-        if found.unreadable:
-            path, reason = next(iter(found.unreadable.items()))
-            raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")
-        shifted = found.logits.astype(np.float64) - found.logits.max(1, keepdims=True)
-        losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(shifted)), found.labels]
-        sums = torch.tensor(
-            [float((found.logits.argmax(1) == found.labels).sum()), float(losses.sum()), float(len(losses))],
-            dtype=torch.float64,
-        )
-        if world > 1:
-            dist.all_reduce(sums)
-        correct, loss, count = sums.tolist()
-        return correct / count, loss / count
 
 
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from effnet.analysis.evaluate import Progress, predict_logits
+from effnet.analysis.evaluate import Progress
 from effnet.data.folder import Dataset
-from effnet.errors import TrainingError
 from effnet.training.module import Answering, Learner
+from effnet.training.validation import answers
 
 ITERATIONS = 200  # of L-BFGS, at most; some dozens are usual
 
@@ -48,10 +48,7 @@ def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Pro
     network, recipe = learner.network, learner.recipe
     features = Features(network, learner.see, part.classes)
     features.mirrored = recipe.flip > 0
-    found = predict_logits(features, part, batch=batch, progress=progress)
-    if found.unreadable:
-        path, reason = next(iter(found.unreadable.items()))
-        raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")
+    found = answers(features, part, batch=batch, progress=progress)
     width = network.classifier.in_features
     learned = torch.from_numpy(found.logits).double().reshape(-1, width)
     labels = torch.from_numpy(found.labels).repeat_interleave(len(learned) // len(found.labels))

@@ -96,18 +96,9 @@ class Recipe:
                 self._within(field, 1, open_end=True)
         for field in ("final_lr", "body_lr", "flip", "crop_area", "bn_momentum"):
             self._within(field, 1)
-        for field in (
-            "weight_decay",
-            "clip",
-            "mixup",
-            "cutmix",
-            "patience",
-            "probe",
-            "least_steps",
-            "epoch_steps",
-            "head_steps",
-        ):
-            self._within(field, math.inf)
+        for each in dataclasses.fields(self):
+            if type(each.default) in (int, float) and getattr(self, each.name) is not None:
+                self._within(each.name, math.inf)
         if not self.crop_area:
             raise ArgumentError("crop_area", self.crop_area, "must be more than 0.")
 
