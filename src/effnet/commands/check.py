@@ -51,7 +51,7 @@ def check(
     from effnet.data.check import clean
     from effnet.data.folder import read_data, write_manifest
 
-    with console.counting(f"reading {data}") as progress:
+    with console.counting(f"reading and comparing {data}") as progress:
         dataset = read_data(data)
         findings = look(dataset, resolution=sees, progress=progress)
     cleaned = clean(dataset, findings) if fix is not None else None
