@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,10 @@ import timm
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet as Lukemelas
-from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.efficientnet import MBConvConfig
 
-from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.arch.spec import NumericPolicy
 from effnet.arch.variants import B0, VARIANTS, spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
@@ -28,10 +25,7 @@ from effnet.weights.files import WeightFile
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.pretrained import build
 from random_weights import golden, shaken
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
-ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from weights.foreign import ALLOWED, saved, tiny, written
 
 
 @torch.no_grad()
@@ -122,120 +116,6 @@ def test_the_tutorials_logits(tmp_path):
         assert (build(read)(images) - logits).abs().max() < ALLOWED * logits.abs().max()
 
 
-@pytest.fixture(scope="module")
-def keras():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("keras")
-
-
-def keras_shaken(model):
-    random = np.random.RandomState(0)
-    for layer in model.layers:
-        weights = layer.get_weights()
-        if type(layer).__name__ == "BatchNormalization":
-            low_high = ((0.5, 0.9), (-0.2, 0.2), (-0.2, 0.2), (0.5, 1.5))
-            weights = [random.uniform(*ends, w.shape) for ends, w in zip(low_high, weights, strict=True)]
-        elif type(layer).__name__ == "Normalization":
-            weights = [np.float32([0.48, 0.45, 0.4]), np.float32([0.05, 0.06, 0.07]), weights[2]]
-        elif len(weights) == 2:
-            weights = [weights[0], random.normal(0, 0.2, weights[1].shape)]
-        layer.set_weights(weights)
-    return model
-
-
-def save_as_older_keras(model, path):
-    """By layer name, a depthwise kernel under its own name, as TensorFlow's Keras did."""
-    import h5py
-    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
-
-    with h5py.File(path, "w") as file:
-        save_weights_to_hdf5_group(file, model)
-        for name, group in file.items():
-            if f"{name}/kernel" in group:
-                older = f"{name}/{'depthwise_' if 'dwconv' in name else ''}kernel:0"
-                group.move(f"{name}/kernel", older)
-                names = group.attrs["weight_names"]
-                group.attrs["weight_names"] = [older if "kernel" in str(key) else key for key in names]
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' way to numpy
-def test_kerass_logits_from_every_kind_of_file(tmp_path, keras):
-    size = 224
-    theirs = keras_shaken(
-        keras.applications.EfficientNetB0(weights=None, input_shape=(size, size, 3), classifier_activation=None)
-    )
-    images = np.random.RandomState(1).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
-    with torch.no_grad():
-        logits = torch.as_tensor(theirs(images, training=False))
-    theirs.save_weights(tmp_path / "new.weights.h5")
-    theirs.save(tmp_path / "model.keras")
-    theirs.save(tmp_path / "full.h5")
-    save_as_older_keras(theirs, tmp_path / "old.h5")
-    for name in ("new.weights.h5", "model.keras", "full.h5", "old.h5"):
-        read = read_checkpoint(tmp_path / name)
-        report = read.report
-        assert (report.source, report.spec.name, report.left_over) == ("keras", "b0", ())
-        assert report.matched == 360 - 49  # no counters of batches
-        mean, std = (torch.tensor(values)[:, None, None] for values in (report.input.mean, report.input.std))
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            difference = ((build(read)((pixels / 255 - mean) / std) - logits).abs().max() / logits.abs().max()).item()
-        print(f"{name}: relative difference {difference:.1e}")
-        assert difference < ALLOWED
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_keras_with_imagenets_preparation(tmp_path, keras, monkeypatch):
-    """Published weights hold the std where the variance belongs, and Keras divides by its root once more."""
-    size = 64
-    options = {"input_shape": (size, size, 3), "classifier_activation": None}
-    plain = keras_shaken(keras.applications.EfficientNetB0(weights=None, **options))
-    normalization = next(layer for layer in plain.layers if type(layer).__name__ == "Normalization")
-    normalization.set_weights([np.float32(InputSpec.mean), np.float32(IMAGENET_STD), normalization.get_weights()[2]])
-    normalization.name = "normalization_7"  # counted through all networks of a program
-    save_as_older_keras(plain, tmp_path / "published.h5")
-    module = __import__("keras.src.applications.efficientnet", fromlist=["file_utils"])
-    monkeypatch.setattr(module.file_utils, "get_file", lambda *_, **__: str(tmp_path / "published.h5"))
-    monkeypatch.setattr(module.imagenet_utils, "obtain_input_shape", lambda shape, **_: shape)
-    theirs = keras.applications.EfficientNetB0(weights="imagenet", **options)
-    images = np.random.RandomState(1).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
-    with torch.no_grad():
-        logits = torch.as_tensor(theirs(images, training=False))
-    theirs.save(tmp_path / "tuned.keras")
-    for name in ("published.h5", "tuned.keras"):
-        read = read_checkpoint(tmp_path / name)
-        assert read.report.input.std == pytest.approx(IMAGENET_STD)
-        assert any("variance is ImageNet's std" in note for note in read.report.notes)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (read.report.input.mean, read.report.input.std))
-        with torch.no_grad():
-            ours = build(read)((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
-        assert (ours - logits).abs().max() < ALLOWED * logits.abs().max()
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_keras_network_inside_another(tmp_path, keras):
-    base = keras_shaken(
-        keras.applications.EfficientNetB0(weights=None, include_top=False, pooling="avg", input_shape=(64, 64, 3))
-    )
-    model = keras.Sequential([base, keras.layers.Dropout(0.3), keras.layers.Dense(5)])
-    images = np.random.RandomState(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
-    with torch.no_grad():
-        logits = torch.as_tensor(model(images, training=False))
-    model.save_weights(tmp_path / "a.weights.h5")
-    read = read_checkpoint(tmp_path / "a.weights.h5")
-    assert read.report.spec.num_classes == 5
-    assert all("seed_generator" in name for name in read.report.left_over)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (read.report.input.mean, read.report.input.std))
-    with torch.no_grad():
-        ours = build(read)((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
-    assert (ours - logits).abs().max() < ALLOWED * logits.abs().max()
-    base.save_weights(tmp_path / "notop.weights.h5")
-    with pytest.raises(MismatchError, match="has no classifier"):
-        read_checkpoint(tmp_path / "notop.weights.h5")
-    assert read_checkpoint(tmp_path / "notop.weights.h5", num_classes=4).report.fresh
-
-
 @pytest.mark.parametrize(
     ("width", "depth", "name"), [(0.51, 1.0, "b0-w0.5"), (0.3, 1.2, "b0-w0.3-d1.2"), (1.1, 0.9, "b0-w1.1-d0.9")]
 )
@@ -278,25 +158,6 @@ def test_custom_width_of_transformers(tmp_path):
 
 
 # small networks from here on: what the reader says and refuses
-
-
-def tiny(layout="native", network=None, **changes):
-    """The state of a small network under the names of a library."""
-    network = network or EfficientNet(spec("b0", width=0.5, depth=0.4, num_classes=5, **changes))
-    return foreign_state(shaken(network).state_dict(), network.spec, LAYOUTS[layout])
-
-
-def written(folder: Path, state, **configs) -> Path:
-    folder.mkdir(exist_ok=True)
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / "model.safetensors")
-    for name, values in configs.items():
-        (folder / f"{name}.json").write_text(json.dumps(values))
-    return folder
-
-
-def saved(path: Path, state) -> Path:
-    torch.save(state, path)
-    return path
 
 
 def test_another_network_than_asked_for(tmp_path):
@@ -469,150 +330,6 @@ def test_shortcuts_that_a_library_leaves_out(tmp_path, layout):
     with pytest.raises(CheckpointError, match=rf"{layout} has no shortcut in the first block .* stages\.2\.0"):
         read_checkpoint(saved(tmp_path / "a.pth", tiny(layout, narrow)))
     assert read_checkpoint(saved(tmp_path / "b.pth", tiny("torchvision", narrow))).report.fresh == ()
-
-
-# what stands beside the tensors
-
-TIMM = {
-    "architecture": "tf_efficientnet_b0",
-    "num_classes": 5,
-    "pretrained_cfg": {
-        "input_size": [3, 64, 64],
-        "crop_pct": 0.875,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.5, 0.5],
-        "interpolation": "bilinear",
-        "crop_mode": "squash",
-        "label_names": list("abcde"),
-    },
-}
-
-
-def test_timms_folder(tmp_path):
-    read = read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM))
-    assert read.report.source == "timm-tf"
-    assert read.report.spec.resolution == 64
-    assert read.report.input == InputSpec(64, 73, (0.5,) * 3, (0.25, 0.5, 0.5), "bilinear", "squash")
-    assert read.classes == tuple("abcde")
-    flat = {"architecture": "efficientnet_b0", **TIMM["pretrained_cfg"]}
-    read = read_checkpoint(written(tmp_path / "b", tiny("timm"), config=flat))
-    assert (read.report.source, read.report.input.size) == ("timm", 64)
-    with pytest.raises(CheckpointError, match="was written by timm-tf, not by timm"):
-        read_checkpoint(tmp_path / "a", source="timm")
-
-
-def test_timms_arguments_change_the_policy(tmp_path):
-    arguments = {"bn_eps": 1e-4, "bn_momentum": 0.05, "pad_type": ""}
-    read = read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | {"model_args": arguments}))
-    assert read.report.policy == NumericPolicy(1e-4, 0.05, "symmetric")
-    for changes in ({"model_args": {"act_layer": "relu"}}, {"global_pool": "max"}):
-        with pytest.raises(CheckpointError, match=r"changes timm's network by its (act_layer|global_pool)$"):
-            read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | changes))
-    harmless = {"global_pool": "avg", "drop_rate": 0.2, "output_stride": 32}
-    read_checkpoint(written(tmp_path / "a", tiny("timm"), config=TIMM | {"model_args": harmless}))
-
-
-def test_timms_other_networks(tmp_path):
-    for architecture in ("efficientnet_blur_b0", "mobilenetv3_large_100"):
-        folder = written(tmp_path / architecture, tiny("timm"), config=TIMM | {"architecture": architecture})
-        with pytest.raises(CheckpointError, match=architecture):
-            read_checkpoint(folder)
-
-
-HF = {
-    "image_size": 64,
-    "batch_norm_eps": 1e-4,
-    "batch_norm_momentum": 0.99,
-    "dropout_rate": 0.4,
-    "drop_connect_rate": 0.1,
-    "id2label": {str(number): f"class {number}" for number in range(5)},
-}
-# google/efficientnet-b0's
-PROCESSOR = {
-    "do_center_crop": False,
-    "do_normalize": True,
-    "do_rescale": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.47853944, 0.4732864, 0.47434163],
-    "include_top": True,
-    "resample": 0,
-    "rescale_factor": 0.00392156862745098,
-    "rescale_offset": False,
-    "size": {"height": 64, "width": 64},
-}
-
-
-def test_transformers_folder(tmp_path):
-    read = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=PROCESSOR))
-    report = read.report
-    assert report.policy == NumericPolicy(1e-4, 0.01, "same")
-    assert (report.spec.resolution, report.spec.dropout, report.spec.drop_connect) == (64, 0.4, 0.1)
-    assert read.classes == tuple(f"class {number}" for number in range(5))
-    assert report.input.std == pytest.approx(IMAGENET_STD, abs=1e-6)
-    assert (report.input.size, report.input.fit, report.input.interpolation) == (64, "squash", "nearest")
-    assert report.notes == ()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"include_top": False},
-        {"rescale_offset": True, "rescale_factor": 1 / 127.5},
-        {"do_normalize": False},
-        {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [8.0] * 3},
-        {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
-        {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}},
-    ],
-)
-def test_transformers_processors(tmp_path, changes):
-    """A square photo of the right size needs no resizing: the processor's answer is the InputSpec's arithmetic."""
-    transformers = pytest.importorskip("transformers")
-    values = PROCESSOR | changes
-    read = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=values))
-    see = read.report.input
-    side = see.resize if see.fit == "crop" else see.size
-    photo = np.random.RandomState(0).randint(0, 256, (side, side, 3), dtype=np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        processor = transformers.EfficientNetImageProcessor(**values)
-        theirs = processor(photo, return_tensors="pt")["pixel_values"][0]
-    start = (side - see.size) // 2 if see.fit == "crop" else 0
-    cut = photo[start : start + see.size, start : start + see.size]
-    ours = (cut / 255 - np.array(see.mean)) / np.array(see.std)
-    np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [({"hidden_act": "gelu"}, "asks for gelu"), ({"pooling_type": "max"}, "and max pooling")],
-)
-def test_transformers_networks_that_compute_something_else(tmp_path, config, words):
-    with pytest.raises(CheckpointError, match=words):
-        read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF | config))
-
-
-@pytest.mark.parametrize("config", [{"image_size": 65}, {"image_size": 70}, {"depthwise_padding": [2]}])
-def test_transformers_padding_that_is_not_tensorflows(tmp_path, config):
-    report = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF | config)).report
-    assert any("depthwise_padding" in note for note in report.notes)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"resample": 5}, {"size": {"longest_edge": 64}}, {"image_std": [0, 1, 1]}, {"size": "big"}]
-)
-def test_processors_that_are_not_understood(tmp_path, changes):
-    with pytest.raises(CheckpointError, match="way to prepare images is not understood"):
-        read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=PROCESSOR | changes))
-
-
-def test_a_file_alone_gets_an_assumed_input(tmp_path):
-    report = read_checkpoint(saved(tmp_path / "a.pth", tiny("tutorial"))).report
-    assert report.input == InputSpec(224, 256)
-    assert any("were assumed" in note for note in report.notes)
-    state = {key: torch.zeros(shape) for key, shape in LAYOUTS["torchvision"].shapes(spec("b2", num_classes=3)).items()}
-    report = read_checkpoint(saved(tmp_path / "b.pth", state)).report
-    assert report.input == InputSpec(288, 288)  # torchvision's own transforms of its B2
-    assert any("as for torchvision's b2" in note for note in report.notes)
 
 
 def test_the_report_names_policy_and_input(tmp_path):
