@@ -1,5 +1,6 @@
 """Which images are judged: DATA's parts, a model's split.csv, and what is said of the rest."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -117,9 +118,36 @@ def test_a_bundle_says_what_it_learned(tmp_path: Path) -> None:
     network = effnet.EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=2))
     text = 'path,label,split,group\n"a, b/1.jpg",a,train,\nb/2.jpg,b,test,7\n'
     folder = effnet.save(network, tmp_path / "x", record=Record(files={"split.csv": text}))
-    assert learned_parts(str(folder)) == {"a, b/1.jpg": "train", "b/2.jpg": "test"}
-    assert learned_parts(str(effnet.save(network, tmp_path / "y"))) is None
-    assert learned_parts("lite0") is None
+    data = Dataset(tmp_path, ("a", "b"), (Sample("a, b/1.jpg", 0), Sample("b/2.jpg", 1)))
+    assert learned_parts(str(folder), data) == {"a, b/1.jpg": "train", "b/2.jpg": "test"}
+    assert learned_parts(str(effnet.save(network, tmp_path / "y")), data) is None
+    assert learned_parts("lite0", data) is None
     (folder / "split.csv").write_text(text.replace("train", "test"))
     with pytest.raises(BundleError, match="changed"):
-        learned_parts(str(folder))
+        learned_parts(str(folder), data)
+
+
+def test_images_are_known_by_where_they_lie_or_by_path_and_size(tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        for number in range(3):
+            file = tmp_path / folder / "a" / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"x" * (10 if folder == "old" or number < 2 else 11))
+    rows = [("old/a/0.jpg", "train"), ("old/a/1.jpg", "val"), ("old/a/2.jpg", "test")]
+    parts = {}
+    for root in (tmp_path, tmp_path / "old"):  # by a manifest beside the folder, and by the folder itself
+        text = "path,label,split,group,bytes\n"
+        text += "".join(f"{os.path.relpath(tmp_path / path, root)},a,{part},,10\n" for path, part in rows)
+        network = effnet.EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=1))
+        data = str(root if root.name == "old" else root / "clean.csv")
+        model = effnet.save(
+            network, tmp_path / "model", record=Record(provenance={"data": data}, files={"split.csv": text})
+        )
+        for folder in ("old", "new"):
+            here = Dataset(tmp_path / folder, ("a",), tuple(Sample(f"a/{number}.jpg", 0) for number in range(3)))
+            found = learned_parts(str(model), here)
+            assert found is not None
+            parts[root.name == "old", folder] = [found.get(sample.path) for sample in here.samples]
+    assert parts[False, "old"] == parts[True, "old"] == ["train", "val", "test"]
+    assert parts[False, "new"] == [None, None, None]
+    assert parts[True, "new"] == ["train", "val", None]  # one of the new images is another

@@ -40,7 +40,8 @@ def test_it_is_where_the_learners_penalised_loss_is_least(data: Dataset, flip: f
     learner = learner_of(recipe).train()
     untouched = {name: value.clone() for name, value in learner.network.state_dict().items()}
     counted: list[tuple[int, int]] = []
-    share = fit_classifier(learner, data, batch=4, progress=lambda done, total: counted.append((done, total)))
+    share, seen = fit_classifier(learner, data, batch=4, progress=lambda done, total: counted.append((done, total)))
+    assert seen == 17
     assert counted[-1] == (17, 17)
     learner.eval()
     pixels = torch.from_numpy(np.stack([load_pixels(data.file(sample), SEE) for sample in data.samples]))

@@ -22,7 +22,7 @@ def test_a_moved_end_never_jumps() -> None:
     assert horizon.total == 75
 
 
-@given(st.integers(1, 200), st.lists(st.tuples(st.integers(0, 300), st.integers(0, 400)), max_size=4))
+@given(st.integers(1, 200), st.lists(st.tuples(st.integers(1, 300), st.integers(0, 400)), max_size=4))
 def test_progress_grows_to_one(total: int, moves: list[tuple[int, int]]) -> None:
     horizon = Horizon.of(total)
     for step, end in sorted(moves):
@@ -44,4 +44,13 @@ def test_small_drifts_are_left_alone() -> None:
     horizon = Horizon.of(100)
     assert budget.replan(horizon, 50, used=50.5, per_step=1.0) is horizon
     assert budget.replan(horizon, 50, used=50, per_step=2.0).total == 75
-    assert budget.replan(horizon, 50, used=200, per_step=2.0).total == 51
+    assert budget.replan(horizon, 50, used=200, per_step=2.0).total == 50
+
+
+def test_steps_that_are_long_against_the_budget_do_not_carry_it_on_for_ever() -> None:
+    budget, used, step = Budget(300, 0, 0, 1000), 20.0, 0
+    horizon = Horizon.of(max(1, budget.steps(used, 16)))
+    while step < horizon.total:
+        step, used = step + 1, used + 40  # they take longer than was measured
+        horizon = budget.replan(horizon, step, used, 40)
+    assert (step, used) == (7, 300)

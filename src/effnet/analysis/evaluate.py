@@ -240,13 +240,13 @@ def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interv
 
     A class that is not drawn is left out of that mean, as it would be of the value. The bounds are as far from the
     value as the farther of the two percentiles: the lower one is right where few images are wrong, and with a handful
-    of images in a class both lie too low, mirrored too high. Where no image is wrong nothing varies, and top-1's
-    interval stands in.
+    of images in a class both lie too low, mirrored too high. Where no image is wrong, or none is right, nothing
+    varies, and top-1's interval stands in.
     """
     true, named = np.nonzero(confusion)
     counts, k = confusion[true, named], len(confusion)
     value = float(_mean_f1(counts[None], true, named, k)[0])
-    if top1.value == 1:
+    if top1.value in (0, 1):
         return top1
     random, chances = np.random.default_rng(seed), counts / counts.sum()
     drawn = (random.multinomial(counts.sum(), chances, DRAWN) for _ in range(RESAMPLES // DRAWN))

@@ -10,13 +10,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effnet.data.folder import SPLITS, Dataset, Sample
+from effnet.data.folder import SIZE, SPLITS, Dataset, Sample, file_size
 from effnet.errors import DataError, UnknownNameError
-from effnet.weights.bundle import is_bundle, read_split
+from effnet.weights.bundle import is_bundle, read_config, read_split
 
 ALL, NEW = "all", "new"  # every image; those that no split.csv knows
 
@@ -34,14 +35,35 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
-def learned_parts(model: str) -> Parts | None:
-    """What a MODEL was trained, chosen and tested on, by path; None where it does not say.
+def learned_parts(model: str, dataset: Dataset) -> Parts | None:
+    """What a MODEL was trained, chosen and tested on, by path in DATA; None where it does not say.
+
+    An image is found by where it lies, or by its path within the folder if it has the same size. What is not found
+    keeps the path that it had.
 
     Raises:
         BundleError: its split.csv was changed.
     """
     text = read_split(model) if is_bundle(Path(model)) else None
-    return None if text is None else {row["path"]: row["split"] for row in csv.DictReader(io.StringIO(text))}
+    if text is None:
+        return None
+    data = Path(str(read_config(model).provenance.get("data", "")))
+    root = data if data.is_dir() else data.parent
+    rows = list(csv.DictReader(io.StringIO(text)))
+    lying = {_absolute(root / row["path"]): row for row in rows}
+    named = {row["path"]: row for row in rows}
+    parts = {file: row["split"] for file, row in lying.items()}
+    for sample in dataset.samples:
+        file = _absolute(dataset.file(sample))
+        row = lying.get(file) or named.get(sample.path)
+        if row and (file in lying or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
+            parts.pop(_absolute(root / row["path"]), None)
+            parts[sample.path] = row["split"]
+    return parts
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  # Path.resolve asks the disk about every folder on the way
 
 
 def choose(dataset: Dataset, learned: Mapping[str, Parts | None], split: str | None = None) -> Chosen:
@@ -82,7 +104,7 @@ def choose(dataset: Dataset, learned: Mapping[str, Parts | None], split: str | N
     notes += tuple(
         f"{model} brings no split.csv that knows these images: whether it was trained on them is not known"
         for model in learned
-        if known and model not in known
+        if (known or split_of == {}) and model not in known
     )
     for model, parts in known.items():
         chosen_on = sum(parts.get(sample.path) == "val" for sample in data.samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from cyclopts import Parameter
 from effnet import console
 from effnet.arch.spec import Fit
 from effnet.commands.arguments import INTERRUPTED, OK, Flag, Whole
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -111,8 +112,8 @@ def train(
         "sync_bn": sync_bn or None,
         "tensorboard": tensorboard or None,
         "save_seconds": save_seconds,
-        **_recipe_fields(set_ or []),
     }
+    given |= _recipe_fields(set_ or [], given)
     from effnet.training.listener import Interrupted
     from effnet.training.train import resume as go_on
     from effnet.training.train import train as begin
@@ -226,17 +227,25 @@ def _show(result: Result) -> None:
     console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")
 
 
-def _recipe_fields(given: list[str]) -> dict[str, Any]:
-    """Fields of the recipe as they are typed, each value as YAML reads it."""
+def _recipe_fields(given: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the recipe as they are typed, which no option gives."""
     import yaml
 
-    fields = {}
+    from effnet.training.recipe import Recipe, recipe_value
+
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    fields: dict[str, Any] = {}
     for words in given:
         name, equals, value = words.partition("=")
+        name = name.replace("-", "_")
         if not equals:
             raise ArgumentError("set", words, "must be NAME=VALUE, such as mixup=0.2.")
+        if name not in known:
+            raise UnknownNameError("set", name, known)
+        if name in fields or options.get(name) is not None:
+            raise ArgumentError("set", words, f"gives {name} for the second time.")
         try:
-            fields[name.replace("-", "_")] = yaml.safe_load(value)
+            fields[name] = recipe_value(value)
         except yaml.YAMLError as error:
             raise ArgumentError("set", words, f"has a value that is not YAML: {error}") from error
     return fields

@@ -79,7 +79,7 @@ def val(
 
     with console.status(f"reading {data}"):
         dataset = read_data(data)
-        chosen = choose(dataset, {model: learned_parts(model) for model in models}, split)
+        chosen = choose(dataset, {model: learned_parts(model, dataset) for model in models}, split)
         classifiers = {model: _open(model, source) for model in models}
         named = {
             model: _named(chosen.data, model, classifier, by_order=by_order)

@@ -28,6 +28,8 @@ from effnet.errors import DataError, UnknownNameError, nearest
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split", "group")
+SIZE = "bytes"  # a column of a run's split.csv
+OUTPUT = {"args.yaml", "per_class.csv"}  # one of them lies in the folder of every run and evaluation
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """The sha256 of all paths, classes, parts and file sizes: another one says that the data changed."""
-        lines = sorted(f"{s.path}\t{self.classes[s.label]}\t{s.split}\t{_size(self.file(s))}\n" for s in self.samples)
+        lines = sorted(
+            f"{s.path}\t{self.classes[s.label]}\t{s.split}\t{file_size(self.file(s))}\n" for s in self.samples
+        )
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -137,15 +141,16 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
     return _dataset(root or path.parent, ((name, *values) for name, values in samples.items()), str(path))
 
 
-def manifest(dataset: Dataset) -> str:
-    """The data set as the text of a manifest, in the order of its paths."""
+def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
+    """The data set as the text of a manifest, in the order of its paths, perhaps with the bytes of each file."""
     from io import StringIO
 
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow((*COLUMNS, SIZE) if sizes else COLUMNS)
     for sample in sorted(dataset.samples, key=lambda sample: sample.path):
-        writer.writerow((sample.path, dataset.classes[sample.label], sample.split, sample.group))
+        row = (sample.path, dataset.classes[sample.label], sample.split, sample.group)
+        writer.writerow((*row, file_size(dataset.file(sample))) if sizes else row)
     return text.getvalue()
 
 
@@ -257,11 +262,15 @@ def _parts(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str
 
 
 def _read_folder(folder: Path) -> Dataset:
-    names = _folders(folder)
+    names = [name for name in _folders(folder) if next(_images(folder / name), None)] or _folders(folder)
     parts = [name for name in names if name.lower() in SPLIT_NAMES]
     if not names:
         raise DataError(f"{folder} has no sub-folders; it needs one for each class, with its images inside")
-    if len(parts) < len(names):  # "train" among other names is a class, such as of vehicles
+    if len(parts) < len(names):
+        if {"train"} < {SPLIT_NAMES[name.lower()] for name in parts}:
+            others = _listed([name for name in names if name not in parts])
+            raise DataError(f"{folder} has {_listed(parts)}, which are parts, beside other images in {others}")
+        # "train" alone among other names is a class, such as of vehicles
         return _dataset(folder, _class_folders(folder, folder, ""), str(folder))
     if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in parts).items() if count > 1]:
         raise DataError(f"{folder} has more than one {twice[0]} part: {_listed(parts)}")
@@ -272,11 +281,18 @@ def _read_folder(folder: Path) -> Dataset:
 def _class_folders(root: Path, folder: Path, split: str) -> Iterator[tuple[str, str, str, str]]:
     """path, label, split and group of every image below the class folders of `folder`."""
     for label in _folders(folder):
-        for place, folders, files in os.walk(folder / label, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                    yield (Path(place) / name).relative_to(root).as_posix(), label, split, ""
+        for image in _images(folder / label):
+            yield image.relative_to(root).as_posix(), label, split, ""
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """The images below a folder, but for the pictures of a run or an evaluation that lies there."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        written_here = not OUTPUT.isdisjoint(files)
+        folders[:] = [] if written_here else sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not written_here:
+                yield Path(place) / name
 
 
 def _folders(folder: Path) -> list[str]:
@@ -311,7 +327,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:8]) + more
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
     try:
         return path.stat().st_size
     except OSError:

@@ -136,9 +136,10 @@ class Loader:
             TrainingError: a worker process died.
         """
         self._parts.position = epoch, start
-        parts = iter(self._loader)
+        parts = None
         while True:
             try:
+                parts = parts or iter(self._loader)
                 part = next(parts, None)
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

@@ -22,7 +22,7 @@ from effnet.arch.plan import find_plan
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.augment import Augment
 from effnet.data.loader import Loader, Order, TrainingImages, may_start_unasked
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, TrainingError
 from effnet.models.depthwise import choose_kernels, use_kernels
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import Learner
@@ -34,6 +34,8 @@ SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so memor
 ROUNDS = 3  # timed steps of each contestant
 LOADING = 0.1  # of a step's time: loading that takes less is not worth a process beside torch's threads
 READY = 24  # images that are loaded to time loading
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+LESS = "give a limit with --train-memory, or a smaller --batch or --resolution"
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ def choose(
         precision: the number format.
         world: processes that train together, on this machine.
         step: computes one step's gradients from the loader's first images.
+
+    Raises:
+        TrainingError: memory runs out in every step that is tried.
     """
     network, spec = learner.network, learner.network.spec
     part, plan, forecast = fit_memory(spec, recipe, settings, precision, world)
@@ -155,16 +160,33 @@ def choose(
     if settings.device == "cpu":
         kernels = choose_kernels(network, part, spec.resolution)
         use_kernels(network, kernels)
-    taken = timed(threads, plan)
-    if plan is None and not settings.sync_bn and not _other_norms(network):
-        leaner = Plan.uniform(spec, Keep.ACTIVATIONS)
-        other = timed(threads, leaner)
+
+    def tried(plan: Plan | None) -> float | None:
+        try:
+            return timed(threads, plan)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            return None
+
+    def forecast_of(plan: Plan | None) -> int:
+        optimizer = OPTIMIZER[recipe.optimizer]
+        return training_memory(spec, part, optimizer=optimizer, ema=recipe.ema > 0, precision=precision, plan=plan).peak
+
+    taken = tried(plan)
+    if taken is None:
+        plan = leaner(plan, spec)
+        forecast = forecast_of(plan)
+        reasons.append("memory ran out in the first step that was tried: each step keeps less and computes more")
+        taken = tried(plan)
+    elif plan is None and not settings.sync_bn and not _other_norms(network):
+        other_plan = Plan.uniform(spec, Keep.ACTIVATIONS)
+        other = timed(threads, other_plan)
         reasons.append(f"a step that keeps activations alone takes {other / taken:.2f} of one that keeps everything")
         if other < taken:
-            plan, taken = leaner, other
-            forecast = training_memory(
-                spec, part, optimizer=OPTIMIZER[recipe.optimizer], ema=recipe.ema > 0, precision=precision, plan=plan
-            ).peak
+            plan, taken, forecast = other_plan, other, forecast_of(other_plan)
+    if taken is None:
+        raise TrainingError(f"memory ran out before the first step: {LESS}")
     count = min(READY, len(images))
     images[(0, 0)]
     loading = _seconds(lambda: [images[(0, place)] for place in range(count)]) / count * recipe.batch / world
@@ -198,10 +220,18 @@ def choose(
 
 def stricter(choices: Choices, spec: NetworkSpec) -> Choices:
     """The same with a plan that keeps less, for a device whose memory ran out."""
-    now = read_plan(choices.plan)
-    lowest = min(now.keeps.values()) if now else Keep.ACTIVATIONS
-    keep = Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS
-    return replace(choices, plan=Plan.uniform(spec, keep).to_dict())
+    return replace(choices, plan=leaner(read_plan(choices.plan), spec).to_dict())
+
+
+def leaner(plan: Plan | None, spec: NetworkSpec) -> Plan:
+    """A plan that keeps less than this one."""
+    lowest = min(plan.keeps.values()) if plan else Keep.ACTIVATIONS
+    return Plan.uniform(spec, Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS)
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a processor or a GPU."""
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def _share(

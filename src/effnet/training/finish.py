@@ -100,7 +100,7 @@ def _finish(going: Loop, taken: int) -> Result:
         input=plan.see,
         source=f"effnet train from {plan.source}",
         metrics=metrics,
-        record=Record(calibration, json.loads(json.dumps(provenance)), {SPLIT: manifest(data)}),
+        record=Record(calibration, json.loads(json.dumps(provenance)), {SPLIT: manifest(data, sizes=True)}),
     )
     cost = {"steps": going.step, "epochs": epochs, "seconds": seconds}
     cost |= {"forecast_bytes": going.choices.forecast_bytes, "taken_bytes": taken}

@@ -28,7 +28,7 @@ from effnet.errors import TrainingError
 from effnet.machine import forget_peak
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.checkpoint import FORMAT, save_checkpoint
-from effnet.training.choices import augment_of, stricter
+from effnet.training.choices import LESS, augment_of, ran_out, stricter
 from effnet.training.listener import Interrupted, Listener, listening
 from effnet.training.module import Answering, Average, Learner, spread
 from effnet.training.optimizer import make_optimizer, set_rate
@@ -40,7 +40,6 @@ from effnet.training.validation import score
 from effnet.training.watch import Watch
 from effnet.weights.bundle import save
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 REPLAN_EVERY = 0.05  # of a time budget, or of the steps that are planned for it
 SMOOTH = 0.98  # of the loss that is shown
 
@@ -89,7 +88,7 @@ class Loop:
         self.loader = Loader(self.images, order, self.choices.workers)
         self.watch = Watch(plan.spec.num_classes)
         self.horizon = Horizon.of(plan.steps)
-        self.step, self.seconds, self.since_best = 0, 0.0, 0
+        self.step, self.since_best = 0, 0
         self.best = self.kept = -1.0  # val accuracy: the highest so far, and that of the weights in best/
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
@@ -212,10 +211,10 @@ class Loop:
                 loss, gap = self._gradients(taken)
                 break
             except RuntimeError as error:
-                if not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+                if not ran_out(error):
                     raise
                 if self.eased or self.fabric.world_size > 1:
-                    raise TrainingError(f"memory ran out at step {self.step}: {_LESS}") from error
+                    raise TrainingError(f"memory ran out at step {self.step}: {LESS}") from error
                 self._ease()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
         self.watch.look(self.step, loss, gap, float(norm))
@@ -347,6 +346,3 @@ def tensorboard(folder: Path) -> Any:
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     return TensorBoardLogger(folder, name="tensorboard", version="")
-
-
-_LESS = "give a limit with --train-memory, or a smaller --batch or --resolution"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import torch
 import effnet
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
 from effnet.data.duplicates import Progress, find_duplicates
-from effnet.data.folder import Dataset, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.data.folder import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.data.photo import identify
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.machine import this_machine
 from effnet.training.choices import Choices
@@ -102,27 +105,42 @@ def split(settings: Settings, folder: Path, progress: Progress | None = None) ->
     words = ""
     if "val" not in data.splits:
         found = find_duplicates([data.file(sample) for sample in data.samples], progress=progress)
-        broken = [place for place, look in enumerate(found.prints) if isinstance(look, ImageError)]
-        if broken:
-            others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""
-            raise DataError(
-                f"{found.files[broken[0]]} {found.prints[broken[0]]}{others}. "
-                f"A list without what cannot be read: effnet check {settings.data} --fix clean.csv"
-            )
+        broken = [f"{found.files[n]} {look}" for n, look in enumerate(found.prints) if isinstance(look, ImageError)]
+        _refuse_broken(broken, settings.data)
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         if together := len(data) - len(set(found.groups)):
             words = f"{together} images are near-duplicates of others; they stay in one part with them"
         parts = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
         if leaks := len(parts) - len(set(found.groups)):
             words += f", but {leaks} times the data itself has them in two parts, which flatters the figures"
+    else:
+        _refuse_broken(list(_unreadable(data, progress)), settings.data)
     if "val" not in data.splits:
         raise DataError(
             f"{settings.data} leaves no image for validation at --val {settings.val:g}: more images, or a larger share"
         )
     if len(data.part("train").classes) < 2:
         raise DataError(f"{settings.data} has one class; there is nothing to tell apart")
-    write_text(folder / SPLIT, manifest(data))
+    write_text(folder / SPLIT, manifest(data, sizes=True))
     return data.classes, words
+
+
+def _unreadable(data: Dataset, progress: Progress | None) -> Iterator[str]:
+    """The files whose first bytes already show that they are no images, each with the reason."""
+    for done, sample in enumerate(data.samples, start=1):
+        try:
+            with data.file(sample).open("rb") as file:
+                identify(file)
+        except (ImageError, OSError) as error:
+            yield f"{data.file(sample)} {error}"
+        if progress:
+            progress(done, len(data))
+
+
+def _refuse_broken(broken: Sequence[str], data: str) -> None:
+    if broken:
+        others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0]}{others}. A list without what cannot be read: effnet check {data} --fix clean.csv")
 
 
 def read_split(settings: Settings, folder: Path, classes: tuple[str, ...]) -> Dataset:
@@ -132,24 +150,27 @@ def read_split(settings: Settings, folder: Path, classes: tuple[str, ...]) -> Da
     return match_classes(data, classes, "the run's")
 
 
-def check_resumed(plan: Plan, began: dict[str, str], data: Dataset, world: int) -> list[str]:
+def check_resumed(plan: Plan, folder: Path, began: dict[str, str], data: Dataset, world: int) -> list[str]:
     """What differs from when the run began.
 
     Raises:
-        TrainingError: the data or the number of processes changed, so the run cannot go on as it was.
+        TrainingError: images are gone, or the number of processes changed, so the run cannot go on.
     """
     if world != plan.world:
         raise TrainingError(
             f"the run was begun with {plan.world} process{'' if plan.world == 1 else 'es'} and is resumed with {world}"
         )
-    if data.digest != plan.digest:
-        gone = [sample.path for sample in data.samples if not data.file(sample).exists()]
-        what = f"{len(gone)} images are gone, such as {gone[0]}" if gone else f"the size of images, or {SPLIT}"
-        raise TrainingError(
-            f"the data in {plan.settings.data} changed since the run began: {what}. Start a new run from what it "
-            "learned: effnet train DATA --model RUN/best"
-        )
-    return differences(began, versions())
+    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
+        sizes = {row["path"]: row.get(SIZE) for row in csv.DictReader(file)}
+    now = {sample.path: file_size(data.file(sample)) for sample in data.samples}
+    gone = [path for path, size in now.items() if size < 0]
+    if gone:
+        raise TrainingError(f"{len(gone):,} images of {plan.settings.data} are gone, such as {gone[0]}: put them back")
+    changed = [path for path, size in now.items() if sizes[path] not in (None, str(size))]
+    words = differences(began, versions())
+    if changed:
+        words.append(f"{len(changed):,} images have another size than when the run began, such as {changed[0]}")
+    return words
 
 
 def environment() -> tuple[int, int, int]:

@@ -1,11 +1,13 @@
 """A classifier fitted to the features of a network that is not moved: where training starts when images are few.
 
 A fresh classifier pulls at the features until it has settled; one that is settled before the first step leaves them
-what they know (Kumar et al. 2022, "Fine-tuning can distort pretrained features"). Of a few hundred images the whole
-problem fits into memory, is convex, and is solved to its end.
+what they know (Kumar et al. 2022, "Fine-tuning can distort pretrained features"). The problem is convex, and of a few
+hundred images it fits into memory.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -16,7 +18,8 @@ from effnet.data.folder import Dataset
 from effnet.training.module import Answering, Learner
 from effnet.training.validation import answers
 
-ITERATIONS = 200  # of L-BFGS, at most; some dozens are usual
+ITERATIONS = 200  # of L-BFGS, at most
+MOST = 2000  # images: more would take more time and memory than they are worth for a start
 
 
 class Features(Answering):
@@ -30,17 +33,19 @@ class Features(Answering):
         return torch.cat([self.network.embed(view) for view in views], 1)
 
 
-def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Progress | None = None) -> float:
-    """Fit the classifier to whole images, and to their mirror images if the recipe mirrors, by the learner's own loss.
+def fit_classifier(
+    learner: Learner, part: Dataset, *, batch: int, progress: Progress | None = None
+) -> tuple[float, int]:
+    """Fit the classifier to images as they are evaluated, mirrored too if the recipe mirrors, by the learner's loss.
 
     Args:
         learner: the network with its loss and its recipe, whose `probe` is the weight of the penalty.
-        part: the images to learn from.
+        part: the images to learn from; of more than MOST, as many, evenly spread over their order.
         batch: images that go through the network together.
         progress: called with images done and images in all.
 
     Returns:
-        The share of the images that it names rightly.
+        The share of the images that it names rightly, and how many they are.
 
     Raises:
         TrainingError: an image cannot be read.
@@ -48,7 +53,8 @@ def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Pro
     network, recipe = learner.network, learner.recipe
     features = Features(network, learner.see, part.classes)
     features.mirrored = recipe.flip > 0
-    found = answers(features, part, batch=batch, progress=progress)
+    some = part.samples[:: -(-len(part) // MOST)]
+    found = answers(features, dataclasses.replace(part, samples=some), batch=batch, progress=progress)
     width = network.classifier.in_features
     learned = torch.from_numpy(found.logits).double().reshape(-1, width)
     labels = torch.from_numpy(found.labels).repeat_interleave(len(learned) // len(found.labels))
@@ -76,4 +82,4 @@ def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Pro
         network.classifier.weight.copy_(weight)
         network.classifier.bias.copy_(bias)
         right = functional.linear(learned, weight, bias).argmax(1) == labels
-    return float(right.double().mean())
+    return float(right.double().mean()), len(some)

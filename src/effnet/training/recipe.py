@@ -89,6 +89,9 @@ class Recipe:
         one_of("optimizer", self.optimizer, OptimizerName)
         one_of("schedule", self.schedule, Schedule)
         one_of("augmentation", self.augmentation, Augmentation)
+        for field in ("fresh", "decay_biases", "class_weights"):
+            if not isinstance(getattr(self, field), bool):
+                raise ArgumentError(field, getattr(self, field), "must be true or false.")
         for field in ("momentum", "label_smoothing", "ema", "warmup", "head_first"):
             self._within(field, 1, open_end=True)
         for field in ("dropout", "drop_connect"):
@@ -210,11 +213,26 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
 
         values = dict(read_mapping(recipe))
         base = _preset(str(values.pop("base", "finetune")))
+        values = {name: _number(value) for name, value in values.items()}
         base = read_fields(Recipe, {**base.to_dict(), "name": Path(recipe).stem, **values})
     else:
         base = _preset(str(recipe))
     given = {name: value for name, value in changes.items() if value is not None}
     return read_fields(Recipe, {**base.to_dict(), **given})
+
+
+def recipe_value(text: str) -> Any:
+    """A field's value as YAML reads it, and 1e-5, which YAML takes for a word, as a number."""
+    import yaml
+
+    return _number(yaml.safe_load(text))
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _preset(name: str) -> Recipe:

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from effnet.data.folder import SIZE
 from effnet.errors import TrainingError
 from effnet.weights.folders import appearing_file
 
@@ -36,9 +37,11 @@ def new_folder(out: str | Path | None, name: str) -> Path:
     """
     if out is not None:
         folder = Path(out)
-        if (folder / ARGS).exists():
+        from effnet.training.checkpoint import LAST
+
+        if (folder / LAST).exists():
             raise TrainingError(f"{folder} holds a run; go on with it: effnet train --resume {folder}")
-        if folder.exists() and (not folder.is_dir() or any(each.name != SPLIT for each in folder.iterdir())):
+        if folder.exists() and not _is_unborn(folder):
             raise TrainingError(f"{folder} exists and is not empty; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -52,6 +55,14 @@ def new_folder(out: str | Path | None, name: str) -> Path:
             number += 1
             continue
         return folder
+
+
+def _is_unborn(folder: Path) -> bool:
+    """Whether a folder is empty, or a run that was killed before its first checkpoint."""
+    if not folder.is_dir():
+        return False
+    names = {each.name for each in folder.iterdir()}
+    return not names or (names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0])
 
 
 def write_args(folder: Path, values: Mapping[str, Any]) -> None:

@@ -29,6 +29,8 @@ class Horizon:
 
     def progress(self, step: int) -> float:
         """The share of the schedule that is done before step `step`: 0 at the first, 1 behind the last."""
+        if step >= self.total:
+            return 1.0
         done = 0.0
         ends = [start for start, _ in self.marks[1:]] + [max(step, self.marks[-1][0])]
         for (start, total), end in zip(self.marks, ends, strict=True):
@@ -36,8 +38,8 @@ class Horizon:
         return min(1.0, done)
 
     def moved(self, step: int, total: int) -> Horizon:
-        """The same with another end, from step `step` on; at least that step itself is still done."""
-        return dataclasses.replace(self, marks=(*self.marks, (step, max(total, step + 1))))
+        """The same with another end, from step `step` on; what is done stays done."""
+        return dataclasses.replace(self, marks=(*self.marks, (step, max(total, step))))
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Budget:
     steps_per_epoch: int
 
     def steps(self, used: float, per_step: float) -> int:
-        """How many more steps fit when `used` seconds are gone; every epoch and the end are validated."""
+        """How many more steps fit when `used` seconds are gone, perhaps none; every epoch and the end are validated."""
         left = self.seconds - used - self.ending - self.validation
-        return max(1, int(left / (per_step + self.validation / self.steps_per_epoch)))
+        return max(0, int(left / (per_step + self.validation / self.steps_per_epoch)))
 
     def replan(self, horizon: Horizon, step: int, used: float, per_step: float) -> Horizon:
         """The horizon after `step` steps, moved where it would miss the budget by more than SLACK of it."""

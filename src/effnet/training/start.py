@@ -37,6 +37,7 @@ class Start:
     see: InputSpec
     source: str  # where the weights came from, in words
     words: tuple[str, ...]  # what a user should know
+    trained: bool  # whether it has weights from elsewhere
 
 
 def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
@@ -48,7 +49,7 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
         data: the data set, split.
 
     Raises:
-        ArgumentError: a bundle and weights from elsewhere are both given.
+        ArgumentError: a bundle and weights from elsewhere are both given, or the recipe needs weights.
         UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
         DataError: the data has no images.
     """
@@ -88,9 +89,12 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
         source = given.config.source or str(settings.init or settings.model)
         words.append(report.words())
     else:
-        words.append(f"{settings.model} starts from scratch: it has no weights")
+        if recipe.probe or not recipe.bn_momentum:
+            raise ArgumentError("recipe", recipe.name, f"needs weights, and {settings.model} has none: take scratch.")
+        why = f"the recipe {recipe.name} uses no weights" if recipe.fresh else "it has no weights"
+        words.append(f"{settings.model} starts from scratch: {why}")
     set_momentum(network, recipe.bn_momentum)
-    return Start(network, see, source, tuple(words))
+    return Start(network, see, source, tuple(words), given is not None)
 
 
 def _open(model: str) -> Bundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,7 @@ def _prepared(
     for words in begun.words:
         told.said(words)
     count = len(dataset.part("train"))
-    if count < FEW and cooked.name == "finetune":
+    if count < FEW and cooked.name == "finetune" and begun.trained:
         told.said(f"{count} images to learn from: --recipe few changes less of what the weights know")
     batch = batch_for(cooked, count, fabric.world_size)
     if batch != cooked.batch:
@@ -126,8 +127,8 @@ def _prepared(
         from effnet.training.probe import fit_classifier
 
         progress = partial(told.counted, "fitting the classifier")
-        right = fit_classifier(learner, dataset.part("train"), batch=plan.choices.part, progress=progress)
-        told.said(f"a classifier fitted to the features of {count} images names {right:.1%} of them rightly")
+        right, seen = fit_classifier(learner, dataset.part("train"), batch=plan.choices.part, progress=progress)
+        told.said(f"a classifier fitted to the features of {seen} images names {right:.1%} of them rightly")
     budget = _budget(plan, dataset)
     used = time.monotonic() - started
     steps = fabric.broadcast(plan_steps(plan, count, budget, used))
@@ -145,20 +146,23 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     """Go on with a run that was interrupted, with the arguments that it was begun with.
 
     Raises:
-        TrainingError: there is no run, it has no whole checkpoint, or the data changed.
+        TrainingError: there is no run, it has no whole checkpoint, or images are gone.
     """
     started = time.monotonic()
     from effnet.models.efficientnet import EfficientNet
     from effnet.training import prepare
     from effnet.training.checkpoint import load_checkpoint
     from effnet.training.finish import finish
+    from effnet.training.run import BEST
+    from effnet.weights.folders import restore_folder
 
     folder = Path(folder)
+    restore_folder(folder / BEST)
     plan, began = prepare.Plan.read(folder)
     fabric, loop = _fabric(plan.settings, plan.choices.precision)
     told = _told(fabric, listener)
     data = prepare.read_split(plan.settings, folder, plan.classes)
-    for words in prepare.check_resumed(plan, began, data, fabric.world_size):
+    for words in prepare.check_resumed(plan, folder, began, data, fabric.world_size):
         told.said(f"{words}; the result may differ from an undisturbed run's in its last digits")
     state, complaint = load_checkpoint(folder)
     if complaint:
@@ -196,7 +200,7 @@ def sort_settings(data: str, model: str, recipe: str | Path | Recipe, given: dic
 def plan_steps(plan: Plan, images: int, budget: Any, used: float) -> int:
     """Steps of the run: of its epochs, or as many as fit into the time that is left."""
     if budget is not None:
-        return int(budget.steps(used, plan.choices.step_seconds))
+        return max(1, int(budget.steps(used, plan.choices.step_seconds)))
     return max(1, plan.recipe.least_steps, round(plan.recipe.epochs * (images // plan.recipe.batch)))
 
 
@@ -214,7 +218,12 @@ def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
     chosen = machine.precision(settings.device).value if precision == "auto" else precision
     _, world, local = environment()
     kind, _, index = settings.device.partition(":")
-    several = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("device", settings.device, "is not there: torch sees no GPU.")
+    # rank 0 alone splits the data, measures and evaluates, and the others wait for it
+    several = DDPStrategy(
+        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
+    )
     fabric = Fabric(
         accelerator="gpu" if kind == "cuda" else kind,
         devices=local if world > 1 else [int(index)] if index else 1,

@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from effnet.analysis.evaluate import Predicted, Progress, predict_logits
 from effnet.data.folder import Dataset
-from effnet.errors import TrainingError
+from effnet.errors import CheckpointError, TrainingError
 from effnet.training.module import Answering
+from effnet.training.watch import DIVERGED
 
 
 def answers(answering: Answering, part: Dataset, *, batch: int, progress: Progress | None = None) -> Predicted:
@@ -33,13 +34,16 @@ def score(
     """Accuracy and mean cross entropy over a part, of which each process looks at its share.
 
     Raises:
-        TrainingError: an image cannot be read.
+        TrainingError: an image cannot be read, or an answer is no finite number.
     """
     if world > 1:  # each process has its own running statistics; rank 0's are kept
         for buffer in answering.network.buffers():
             dist.broadcast(buffer, 0)
     mine = dataclasses.replace(part, samples=part.samples[rank::world])
-    found = answers(answering, mine, batch=batch, progress=progress)
+    try:
+        found = answers(answering, mine, batch=batch, progress=progress)
+    except CheckpointError as error:
+        raise TrainingError(f"the network's answers are not finite numbers: {DIVERGED}") from error
     shifted = found.logits.astype(np.float64) - found.logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(shifted)), found.labels]
     sums = torch.tensor(

@@ -12,6 +12,7 @@ WATCHED = 100  # steps
 CONSTANT = 1e-6  # spread of the outputs over a batch, against their size
 PATIENCE = 5  # steps in a row with outputs that are constant, or gradients that are zero
 RECENT = 20  # steps over which the loss is averaged
+DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 
 
 class Watch:
@@ -48,9 +49,9 @@ class Watch:
             TrainingError: the run cannot go on, or is not worth going on; the message gives the likely cause.
         """
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {step}: {_DIVERGED}")
+            raise TrainingError(f"the loss is {loss} at step {step}: {DIVERGED}")
         if not math.isfinite(gradient):
-            raise TrainingError(f"the gradients are not finite at step {step}, the loss is {loss:.3g}: {_DIVERGED}")
+            raise TrainingError(f"the gradients are not finite at step {step}, the loss is {loss:.3g}: {DIVERGED}")
         if step >= WATCHED:
             return
         self.recent.append(loss)
@@ -68,8 +69,5 @@ class Watch:
         if step == WATCHED - 1 and fmean(self.recent) > self.guessing + 1:
             raise TrainingError(
                 f"after {WATCHED} steps the loss is {fmean(self.recent):.2f}, and guessing has ln(K) = "
-                f"{self.guessing:.2f}: {_DIVERGED}"
+                f"{self.guessing:.2f}: {DIVERGED}"
             )
-
-
-_DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"

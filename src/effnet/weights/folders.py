@@ -62,6 +62,14 @@ def appearing_folder(target: Path, *, bundle: bool) -> Iterator[Path]:
             raise
 
 
+def restore_folder(target: Path) -> None:
+    """Put back what was moved aside where a process was killed while `appearing_folder` replaced it."""
+    for aside in [] if target.exists() else sorted(target.parent.glob(f".{target.name}.*/old")):
+        aside.replace(target)
+        shutil.rmtree(aside.parent, ignore_errors=True)
+        return
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A folder on the same disk as `target`, gone in the end."""
