@@ -250,3 +250,9 @@ def test_lite0_by_class_folders(photos: Path, tmp_path: Path) -> None:
     assert found.top1 == wilson(2, 3)
     assert found.top5 == wilson(3, 3)
     assert found.mistakes == (Mistake("cup", "espresso", 1),)
+
+
+def test_a_bound_of_macro_f1_where_nothing_is_right() -> None:
+    found = evaluate(np.eye(2)[[1, 1, 0, 0]], [0, 0, 1, 1], ["a", "b"])
+    assert found.macro_f1.value == 0
+    assert found.macro_f1.high == found.top1.high > 0.4

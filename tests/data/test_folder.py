@@ -190,3 +190,24 @@ def test_the_digest_sees_size_class_and_part(tmp_path: Path) -> None:
     assert split_data(data).digest != data.digest
     (tmp_path / "a" / "0.png").write_bytes(b"longer")
     assert read_data(tmp_path).digest != data.digest
+
+
+def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> None:
+    for name in (
+        "train/a/1.png",
+        "train/b/1.png",
+        "val/a/2.png",
+        "runs/train/x/results.png",
+        "seen/confusion_matrix.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "runs/train/x/args.yaml").touch()
+    (tmp_path / "seen/per_class.csv").touch()
+    (tmp_path / "empty").mkdir()
+    data = read_data(tmp_path)
+    assert (data.classes, data.splits, len(data)) == (("a", "b"), ("train", "val"), 3)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/1.png").touch()
+    with pytest.raises(DataError, match="has 'train', 'val', which are parts, beside other images in 'more'"):
+        read_data(tmp_path)

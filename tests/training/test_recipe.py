@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.training.recipe import RECIPES, Recipe, read_recipe
+from effnet.training.recipe import RECIPES, Recipe, read_recipe, recipe_value
 
 PAPER = RECIPES["paper"]
 
@@ -99,3 +99,9 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("learning_rate: 0.5\n")
     with pytest.raises(UnknownNameError, match="learning_rate"):
         read_recipe(tmp_path / "mine.yaml")
+
+
+def test_numbers_that_yaml_takes_for_words(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("lr: 1e-3\nbase: scratch\n")
+    recipe = read_recipe(tmp_path / "mine.yaml", weight_decay=recipe_value("1e-5"))
+    assert (recipe.lr, recipe.weight_decay, recipe.name) == (1e-3, 1e-5, "mine")

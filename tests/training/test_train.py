@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 import effnet
 from effnet.analysis.evaluate import predict_logits
 from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameError
+from effnet.training import choices
 from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from effnet.training.listener import Silent
 from effnet.training.loop import Loop
@@ -318,6 +319,50 @@ def test_minutes_are_kept_where_the_pace_is_not_what_was_measured(
     settings = {name: value for name, value in QUICK.items() if name != "epochs"}
     train(shapes, spec_file, "scratch", out=tmp_path / "run", minutes=1, **settings)
     assert 0.95 * 60 <= clock[0] + ENDING + 0.7 <= 1.05 * 60
+
+
+def test_memory_that_runs_out_while_measuring(
+    shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = choices._seconds, [1]
+
+    def short(function: Any) -> float:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(function)
+
+    monkeypatch.setattr(choices, "_seconds", short)
+    ear = Ear()
+    result = train(shapes, spec_file, "scratch", out=tmp_path / "run", listener=ear, **{**QUICK, "epochs": 1})
+    assert result.choices.plan is not None
+    assert any(words.startswith("memory ran out in the first step") for words in ear.words)
+    left[0] = 2
+    with pytest.raises(TrainingError, match="memory ran out before the first step: give a limit with --train-memory"):
+        train(shapes, spec_file, "scratch", out=tmp_path / "never", **QUICK)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    shapes: Path, spec_file: Path, finished: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("args.yaml", "split.csv"):
+        shutil.copy(finished[0].folder / name, folder)
+    train(shapes, spec_file, "scratch", out=folder, **{**QUICK, "epochs": 1})
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "split.csv").write_text("path,label,split,group\n")  # a manifest of the user's
+    with pytest.raises(TrainingError, match="is not empty"):
+        train(mine / "split.csv", spec_file, "scratch", out=mine, **QUICK)
+    assert (mine / "split.csv").exists()
+    (folder / "best").rename(tmp_path / "old")  # killed while best was replaced
+    (folder / ".best.abc").mkdir()
+    (tmp_path / "old").rename(folder / ".best.abc" / "old")
+    resume(folder)
+    assert (folder / "best" / "config.json").exists()
+    assert not (folder / ".best.abc").exists()
 
 
 def test_what_else_can_be_asked_for(finished: Any, unsorted: Path, spec_file: Path, tmp_path: Path) -> None:

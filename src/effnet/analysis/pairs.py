@@ -28,7 +28,7 @@ def sheet_format(out: Path) -> str:
         ArgumentError: `out` has another suffix than .jpg, .jpeg or .png.
     """
     if out.suffix.lower() not in FORMATS:
-        raise ArgumentError("out", str(out), f"must end in {', '.join(FORMATS)}.")
+        raise ArgumentError("pictures", str(out), f"must end in {', '.join(FORMATS)}.")
     return FORMATS[out.suffix.lower()]
 
 

@@ -80,10 +80,9 @@ def _check_targets(data: Path, fix: Path | None, pictures: Path | None) -> None:
             words = "is a folder; name a file." if fix.is_dir() else "is the data itself; name another file."
             raise ArgumentError("fix", str(fix), words)
     if pictures is not None:
-        from effnet.analysis.pairs import FORMATS
+        from effnet.analysis.pairs import sheet_format
 
-        if pictures.suffix.lower() not in FORMATS:
-            raise ArgumentError("pictures", str(pictures), f"must end in {', '.join(FORMATS)}.")
+        sheet_format(pictures)
         if pictures.is_dir():
             raise ArgumentError("pictures", str(pictures), "is a folder; name a file.")
 

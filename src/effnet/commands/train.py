@@ -233,7 +233,7 @@ def _recipe_fields(given: list[str], options: Mapping[str, Any]) -> dict[str, An
 
     from effnet.training.recipe import Recipe, recipe_value
 
-    known = {field.name for field in dataclasses.fields(Recipe)}
+    known = [field.name for field in dataclasses.fields(Recipe)]
     fields: dict[str, Any] = {}
     for words in given:
         name, equals, value = words.partition("=")

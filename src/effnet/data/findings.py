@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "mirrored_label": (
         "warning",
         "mirror image(s) with another label",
-        "Where left and right make the class, as in letters and arrows, train with flip: 0.",
+        "Where left and right make the class, as in letters and arrows, train with --set flip=0.",
     ),
     "duplicate": (
         "warning",
@@ -50,7 +50,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
         "Each copy counts again in training and in figures; --fix keeps one.",
     ),
     "one_colour": ("warning", "image(s) of one colour", "There is nothing to see: look at them, leave them out."),
-    "long": ("warning", "long image(s)", "A network sees a square: cut them up, or pad them with fit: pad."),
+    "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),
     "turned": ("note", "image(s) turned by EXIF", "effnet shows them upright; other programs may not."),
     "misnamed": ("note", "image(s) named as another format", "effnet looks inside; programs that do not will fail."),
     "animated": ("note", "image(s) with several frames", "Only the first one is used."),

@@ -74,7 +74,8 @@ def open_weights(path: Path) -> WeightFile:
     if path.is_dir():
         file = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
         if file is path:
-            raise CheckpointError(f"the folder {path} holds none of {', '.join(FOLDER_FILES)}")
+            hint = f"; the model of this run is {path / 'best'}" if (path / "best").is_dir() else ""
+            raise CheckpointError(f"the folder {path} holds none of {', '.join(FOLDER_FILES)}{hint}")
         config, preprocessor = _json(path / "config.json"), _json(path / "preprocessor_config.json")
     if not file.stat().st_size:
         raise CheckpointError(f"{file} is empty")
