@@ -89,7 +89,7 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
         source = given.config.source or str(settings.init or settings.model)
         words.append(report.words())
     else:
-        if recipe.probe or not recipe.bn_momentum:
+        if not recipe.bn_momentum:
             raise ArgumentError("recipe", recipe.name, f"needs weights, and {settings.model} has none: take scratch.")
         why = f"the recipe {recipe.name} uses no weights" if recipe.fresh else "it has no weights"
         words.append(f"{settings.model} starts from scratch: {why}")
