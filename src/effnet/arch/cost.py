@@ -44,7 +44,7 @@ class NetworkCost(Cost):
     """The cost of a network, in total and in its parts; either kind of part adds up to the total."""
 
     stages: tuple[Cost, ...]  # the paper's nine: stem, seven of blocks, head with classifier
-    blocks: tuple[Cost, ...]  # stem, each MBConv block, head, classifier
+    blocks: tuple[Cost, ...]  # stem, each block, head (of nothing, where there is none), classifier
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers under the names of the attributes, parts included."""
@@ -80,24 +80,24 @@ def total_cost(shape: Shape) -> Cost:
 
 
 def block_cost(block: BlockSpec) -> Cost:
-    """An MBConv block: expand, depthwise, squeeze-and-excitation, project."""
+    """A block: its convolutions, and squeeze-and-excitation."""
+    layers = [
+        _convolution(1 if layer.depthwise else layer.inputs, layer.outputs, layer.kernel_size, layer.output_size)
+        for layer in block.layers
+    ]
     expanded, squeezed = block.expanded_channels, block.squeeze_channels
-    layers = []
-    if block.expand_ratio != 1:
-        layers.append(_convolution(block.in_channels, expanded, 1, block.input_size))
-    layers.append(_convolution(1, expanded, block.kernel_size, block.output_size))
     weights = expanded * squeezed  # two layers on a 1 x 1 map, with biases
     outputs = squeezed + expanded * (squeezed > 0)
-    layers.append(Cost("", 2 * weights + outputs, 2 * weights, outputs))
-    layers.append(_convolution(expanded, block.out_channels, 1, block.output_size))
-    return _sum(block.name, *layers)
+    return _sum(block.name, *layers, Cost("", 2 * weights + outputs, 2 * weights, outputs))
 
 
 def _stem(shape: Shape) -> Cost:
-    return _sum("stem", _convolution(shape.in_channels, shape.stem_channels, 3, shape.stem_size))
+    return _sum("stem", _convolution(shape.in_channels, shape.stem_channels, shape.stem_kernel, shape.stem_size))
 
 
 def _head(shape: Shape) -> Cost:
+    if not shape.head:
+        return Cost("head", 0, 0, 0)
     return _sum("head", _convolution(shape.features, shape.head_channels, 1, shape.final_size))
 
 

@@ -14,18 +14,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from effnet.arch.ops import OPS, Layer
+
 if TYPE_CHECKING:
     from effnet.arch.spec import NetworkSpec
 
 DepthRounding = Literal["ceil", "nearest"]
 
 CHANNEL_DIVISOR = 8
-FIRST_MBCONV_STAGE = 2  # the paper counts the stem as stage 1
+FIRST_STAGE = 2  # of blocks: the paper counts the stem as stage 1
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One MBConv block as it is built. `name` is also its path in the module."""
+    """One block as it is built. `name` is also its path in the module."""
 
     name: str
     stage: int  # the paper's number, 2 ... 8
@@ -38,10 +40,16 @@ class BlockSpec:
     squeeze_channels: int  # of squeeze-and-excitation; 0 where there is none
     drop_rate: float  # stochastic depth: the chance that a sample skips this block in training
     input_size: int  # height and width of its input in pixels, at the network's resolution
+    op: str = "mbconv"  # its kind, see ops.py
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its convolutions, in the order of computation."""
+        return OPS[self.op].layers(self)
 
     @property
     def expanded_channels(self) -> int:
-        """Channels of the depthwise convolution."""
+        """Channels of an MBConv's depthwise convolution."""
         return self.in_channels * self.expand_ratio
 
     @property
@@ -51,8 +59,10 @@ class BlockSpec:
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether the input is added to the output: only where their shapes agree."""
-        return self.stride == 1 and self.in_channels == self.out_channels
+        """Whether the input is added to the output as it is."""
+        if self.op == "mbconv":
+            return self.stride == 1 and self.in_channels == self.out_channels
+        return self.op == "bottleneck" and self.index > 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,11 @@ class Shape:
     resolution: int
     stem_channels: int
     stem_stride: int
+    stem_kernel: int
+    stem_pool: bool
     runs: tuple[Run, ...]
-    head_channels: int
+    head: bool  # whether there is one
+    head_channels: int  # of the pooled features
     num_classes: int
 
     @property
@@ -94,10 +107,12 @@ class Shape:
 def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> Shape:
     """The shape of `spec` at this width, depth and resolution, each a number or an array of numbers."""
     stem = spec.stem if spec.fixed_ends else round_channels(spec.stem * width)
-    channels, size = stem, strided(resolution, spec.stem_stride)
+    channels, size = stem, strided(resolution, spec.stem_stride * (1 + spec.stem_pool))
     runs = []
     layers = spec.scaled_layers(depth, spec.depth_rounding)
-    for number, (row, count) in enumerate(zip(spec.stages, layers, strict=True), start=FIRST_MBCONV_STAGE):
+    for number, (row, count) in enumerate(zip(spec.stages, layers, strict=True), start=FIRST_STAGE):
+        ratio = spec.squeeze_ratio if row.squeeze_ratio is None else row.squeeze_ratio
+        ratio = ratio if OPS[row.op].squeezes else 0.0
         first = BlockSpec(
             name=f"stages.{number}.0",
             stage=number,
@@ -107,9 +122,10 @@ def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> 
             kernel_size=row.kernel_size,
             stride=row.stride,
             expand_ratio=row.expand_ratio,
-            squeeze_channels=_squeezed(channels, spec.squeeze_ratio),
+            squeeze_channels=_squeezed(channels, ratio),
             drop_rate=0.0,
             input_size=size,
+            op=row.op,
         )
         channels, size = first.out_channels, first.output_size
         others = replace(
@@ -118,17 +134,20 @@ def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> 
             index=1,
             in_channels=channels,
             stride=1,
-            squeeze_channels=_squeezed(channels, spec.squeeze_ratio),
+            squeeze_channels=_squeezed(channels, ratio),
             input_size=size,
         )
         runs += [Run(first, 1), Run(others, count - 1)]
-    head = spec.head if spec.fixed_ends else round_channels(spec.head * width)
+    head = (spec.head if spec.fixed_ends else round_channels(spec.head * width)) if spec.head else channels
     return Shape(
         in_channels=spec.in_channels,
         resolution=resolution,
         stem_channels=stem,
         stem_stride=spec.stem_stride,
+        stem_kernel=spec.stem_kernel,
+        stem_pool=spec.stem_pool,
         runs=tuple(runs),
+        head=spec.head > 0,
         head_channels=head,
         num_classes=spec.num_classes,
     )

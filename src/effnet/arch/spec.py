@@ -1,7 +1,7 @@
 """A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
 
 StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its
-scaling coefficients; shape.py tells how it is built. InputSpec says how a photo is prepared, NumericPolicy how
+scaling coefficients; shape.py tells how it is built, ops.py what blocks there are beside MBConv. InputSpec says how a photo is prepared, NumericPolicy how
 a set of weights computes; both belong to weights and not to an architecture.
 
 Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
+from effnet.arch.ops import OPS
 from effnet.arch.shape import BlockSpec, DepthRounding, Shape, round_layers, shape_of
 from effnet.errors import ArgumentError, UnknownNameError
 
-Activation = Literal["silu", "relu6"]
+Activation = Literal["silu", "relu6", "relu"]
 Padding = Literal["symmetric", "same"]
 Fit = Literal["crop", "pad", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -35,13 +36,15 @@ LARGEST_FACTOR = 100  # of width and depth: a slip of the keyboard shall not fil
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A row of Table 1 that holds MBConv blocks, before scaling."""
+    """A row of Table 1, before scaling: blocks of one kind."""
 
     expand_ratio: int  # MBConv1, MBConv6: how much wider the depthwise convolution is than the block's input
-    kernel_size: int  # of the depthwise convolution
+    kernel_size: int  # of the depthwise convolution; in a bottleneck of the middle one
     stride: int  # of the first block; the others have stride 1
     channels: int  # output channels
     layers: int  # how many blocks
+    op: str = "mbconv"  # the kind of block, see ops.py
+    squeeze_ratio: float | None = None  # of this stage; None: the network's
 
     def __post_init__(self) -> None:
         """Check every number; see the class for their meaning.
@@ -55,6 +58,16 @@ class StageSpec:
             raise ArgumentError("kernel_size", self.kernel_size, "must be odd, so that a pixel is its own centre.")
         if self.stride > 2:
             raise ArgumentError("stride", self.stride, "must be 1 or 2.")
+        if self.op not in OPS:
+            raise UnknownNameError("op", self.op, OPS)
+        if self.squeeze_ratio is not None:
+            _set(self, "squeeze_ratio", _ratio("squeeze_ratio", self.squeeze_ratio))
+        OPS[self.op].check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers; what only some networks have is left out where this one has not."""
+        usual = {"op": "mbconv", "squeeze_ratio": None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if usual.get(name, ()) != value}
 
 
 @dataclass(frozen=True)
@@ -76,11 +89,13 @@ class NetworkSpec:
     drop_connect: float = 0.2  # stochastic depth's rate behind the last block; it grows linearly from 0
     depth_rounding: DepthRounding = "ceil"
     activation: Activation = "silu"
-    squeeze_ratio: float = 0.25  # of the block's input channels; 0 builds no squeeze-and-excitation
+    squeeze_ratio: float = 0.25  # of an MBConv's input channels; 0 builds no squeeze-and-excitation
     fixed_ends: bool = False  # Lite: scaling leaves stem, head and the layers of the first and last stage alone
     stem: int = 32  # channels of the stem before scaling
-    head: int = 1280  # channels of the head before scaling
+    head: int = 1280  # channels of the head before scaling; 0: there is none, the last stage is pooled
     stem_stride: int = 2  # 1 is for images of 28 to 64 px: at 32 px a stride of 2 leaves a last map of one pixel
+    stem_kernel: int = 3
+    stem_pool: bool = False  # 3x3 max pooling of stride 2 behind the stem, as in ResNet
 
     def __post_init__(self) -> None:
         """Check every number; see the class for their meaning.
@@ -94,17 +109,21 @@ class NetworkSpec:
                 raise ArgumentError(
                     field, getattr(self, field), f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3."
                 )
-        for field in ("resolution", "num_classes", "in_channels", "stem", "head", "stem_stride"):
+        for field in ("resolution", "num_classes", "in_channels", "stem", "stem_stride", "stem_kernel"):
             _set(self, field, positive_int(field, getattr(self, field)))
+        if self.head != 0 or isinstance(self.head, bool):
+            _set(self, "head", positive_int("head", self.head))
+        if self.stem_kernel % 2 == 0:
+            raise ArgumentError("stem_kernel", self.stem_kernel, "must be odd, so that a pixel is its own centre.")
+        if not isinstance(self.stem_pool, bool):
+            raise ArgumentError("stem_pool", self.stem_pool, "must be true or false.")
         if self.stem_stride > 2:
             raise ArgumentError("stem_stride", self.stem_stride, "must be 1 or 2.")
         for field in ("dropout", "drop_connect"):
             _set(self, field, _rate(field, getattr(self, field)))
         one_of("depth_rounding", self.depth_rounding, DepthRounding)
         one_of("activation", self.activation, Activation)
-        _set(self, "squeeze_ratio", _float("squeeze_ratio", self.squeeze_ratio))
-        if not 0 <= self.squeeze_ratio <= 1:
-            raise ArgumentError("squeeze_ratio", self.squeeze_ratio, "must be at least 0 and at most 1.")
+        _set(self, "squeeze_ratio", _ratio("squeeze_ratio", self.squeeze_ratio))
         stages = tuple(self.stages or ())
         if not stages or not all(isinstance(row, StageSpec) for row in stages):
             raise ArgumentError("stages", self.stages, "must hold at least one StageSpec and nothing else.")
@@ -122,7 +141,7 @@ class NetworkSpec:
 
     @property
     def head_channels(self) -> int:
-        """Channels of the head as built: the length of the pooled features."""
+        """Channels of the head as built, or of the last stage: the length of the pooled features."""
         return self.shape.head_channels
 
     @property
@@ -140,7 +159,7 @@ class NetworkSpec:
 
     @cached_property
     def blocks(self) -> tuple[BlockSpec, ...]:
-        """All MBConv blocks as built, from the stem to the head."""
+        """All blocks as built, from the stem to the head."""
         blocks: list[BlockSpec] = []
         total = sum(self.layers)
         for run in self.shape.runs:
@@ -157,7 +176,9 @@ class NetworkSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON or YAML; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
+        optional = {"stem_kernel": 3, "stem_pool": False}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if optional.get(name, ()) != value}
+        return values | {"stages": tuple(row.to_dict() for row in self.stages)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
@@ -303,6 +324,13 @@ def _rate(argument: str, value: SupportsFloat | str) -> float:
     number = _float(argument, value)
     if not 0 <= number < 1:
         raise ArgumentError(argument, value, "must be a rate: at least 0 and below 1.")
+    return number
+
+
+def _ratio(argument: str, value: SupportsFloat | str) -> float:
+    number = _float(argument, value)
+    if not 0 <= number <= 1:
+        raise ArgumentError(argument, value, "must be at least 0 and at most 1.")
     return number
 
 
