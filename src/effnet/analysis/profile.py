@@ -157,4 +157,4 @@ def _parts(network: EfficientNet) -> list[Callable[[Tensor], Tensor]]:
     """The parts of `block_rows`, in their order."""
     blocks = (network.get_submodule(block.name) for block in network.spec.blocks)
     classify = nn.Sequential(network.pool, nn.Flatten(1), network.dropout, network.classifier).eval()
-    return [network.stem, *blocks, network.head, classify]
+    return [nn.Sequential(network.stem, network.stem_pool), *blocks, network.head, classify]

@@ -31,7 +31,8 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from effnet.arch.cost import block_cost, total_cost
-from effnet.arch.shape import Run, Shape, largest
+from effnet.arch.ops import Layer
+from effnet.arch.shape import Activation, BlockSpec, Run, Shape, largest, strided
 from effnet.arch.spec import NetworkSpec, one_of, positive_int
 from effnet.errors import ArgumentError, UnknownNameError
 
@@ -131,34 +132,28 @@ def inference_memory(network: NetworkSpec | Shape) -> int:
     waiting = 0
     for run in shape.runs:
         block = run.block
-        before, after = block.input_size**2, block.output_size**2
-        entered, expanded = before * block.in_channels, block.expanded_channels
+        entered = block.input_size**2 * block.in_channels
         if block.index == 0:
             stage, waiting = entered, 0
         else:
             waiting = stage
-        widened = before * expanded if block.expand_ratio != 1 else 0
-        steps = [
-            2 * widened,
-            widened + 2 * after * expanded,
-            after * (expanded + 2 * block.out_channels),
-            2 * after * block.out_channels,
-        ]
+        steps, map_ = [], 0
+        for layer in block.layers:
+            steps.append(map_ + 2 * layer.map)
+            map_ = layer.map
         peaks.append((waiting + entered + largest(steps)) * (run.count > 0))
-    last = shape.final_size**2
-    peaks.append(last * (shape.features + 2 * shape.head_channels))
+    peaks.append(shape.final_size**2 * (shape.features + 2 * shape.head_channels * shape.head))
     return FLOAT * (total_cost(shape).params + image + largest(peaks))
 
 
 def file_bytes(network: NetworkSpec | Shape) -> int:
     """At most the bytes of the network's weights in a bundle: a safetensors file of fp32 tensors and their names."""
     shape = network.shape if isinstance(network, NetworkSpec) else network
-    channels, layers, squeezes = shape.stem_channels + shape.head_channels, 2, 0
+    channels, layers, squeezes = shape.stem_channels + shape.head_channels * shape.head, 1 + shape.head, 0
     for run in shape.runs:
-        block, widened = run.block, run.block.expand_ratio != 1
-        channels = channels + run.count * (block.expanded_channels * (1 + widened) + block.out_channels)
-        layers = layers + run.count * (2 + widened)
-        squeezes = squeezes + run.count * (block.squeeze_channels > 0)
+        channels = channels + run.count * sum(layer.outputs for layer in run.block.layers)
+        layers = layers + run.count * len(run.block.layers)
+        squeezes = squeezes + run.count * (run.block.squeeze_channels > 0)
     tensors = 6 * layers + 4 * squeezes + 2  # each layer: a filter, and normalisation's four vectors and counter
     return FLOAT * (total_cost(shape).params + 2 * channels) + COUNTER * layers + TENSOR_ENTRY * tensors
 
@@ -238,52 +233,99 @@ def largest_batch(spec: NetworkSpec, limit: int, **how: Any) -> int:
 def stem_part(shape: Shape, keep: Keep | None) -> Part:
     """The stem: convolution, normalisation, activation. Its input is the image, which is counted elsewhere."""
     map_ = shape.stem_channels * shape.stem_size**2
-    kept = {None: 3, Keep.ACTIVATIONS: 2, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1, Keep.BOTTLENECKS: 0}[keep]
-    params = shape.stem_channels * (9 * shape.in_channels + 2)
-    again = {None: 0, Keep.ACTIVATIONS: 0, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1, Keep.BOTTLENECKS: 2}[keep]
-    return Part(1, params, kept * map_, (2 if kept else 3) * map_, again * map_)
+    kept = {None: _copies(shape.activation), Keep.ACTIVATIONS: 2, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1}.get(keep, 0)
+    params = shape.stem_channels * (shape.stem_kernel**2 * shape.in_channels + 2)
+    again = {None: 0, Keep.ACTIVATIONS: 0, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1}.get(keep, 2)
+    working = (2 if kept else 3) * map_
+    if not shape.stem_pool:
+        return Part(1, params, kept * map_, working, again * map_)
+    # Pooling reads the activation itself, and remembers a place of eight bytes for each of its outputs
+    pooled = shape.stem_channels * strided(shape.stem_size, 2) ** 2
+    return Part(1, params, (kept + (again > 0)) * map_ + pooled * (1 + COUNTER // FLOAT), working, 0)
 
 
 def head_part(shape: Shape, keep: Keep | None) -> Part:
-    """Head and classifier. Pooling reads no values, so the head's last map is not kept by anybody."""
+    """Head and classifier. Pooling reads no values, so the map before it is not kept by anybody."""
     map_ = shape.head_channels * shape.final_size**2
-    kept = {None: 2, Keep.ACTIVATIONS: 1, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1, Keep.BOTTLENECKS: 0}[keep]
-    params = shape.head_channels * (shape.features + 2 + shape.num_classes) + shape.num_classes
+    classifier = (shape.head_channels + 1) * shape.num_classes
+    if not shape.head:
+        last = shape.runs[-1].block
+        return Part(1, classifier, 2 * shape.head_channels - _read(last, keep, shape.activation), map_, 0)
+    kept = {None: _copies(shape.activation) - 1, Keep.BOTTLENECKS: 0}.get(keep, 1)
+    params = shape.head_channels * (shape.features + 2) + classifier
     return Part(1, params, kept * map_ + 2 * shape.head_channels, (2 if kept else 3) * map_, 0)
 
 
-def block_part(run: Run, keep: Keep | None) -> Part:
-    """MBConv blocks; the module's docstring has the table."""
+def block_part(run: Run, keep: Keep | None, activation: Activation) -> Part:
+    """Equal blocks; the module's docstring has the table."""
     block = run.block
     wide = block.expanded_channels * block.output_size**2
-    expanded = block.expanded_channels * block.input_size**2 if block.expand_ratio != 1 else 0
-    narrow = block.out_channels * block.output_size**2
     squeezes = block.squeeze_channels > 0
-    vectors = 2 * (block.squeeze_channels + block.expanded_channels) * squeezes
     product = wide * squeezes
+    kept = 2 * (block.squeeze_channels + block.expanded_channels) * squeezes
     if keep is None or keep is Keep.ACTIVATIONS:
-        copies = 3 if keep is None else 2
-        kept, kept_wide = copies * expanded, copies * wide + product
-    else:
-        kept, kept_wide = expanded * (keep >= Keep.CONVOLUTIONS), wide * (keep >= Keep.DEPTHWISE)
-    reread = 1 if keep is None or keep is Keep.ACTIVATIONS else 1 * block.has_shortcut  # the output, by the next part
-    passed = wide * (2 + squeezes)  # gradients on their way through squeeze-and-excitation
+        kept = kept + product
+    for layer in block.layers:
+        kept = kept + layer.map * _kept(layer, keep, activation)
+    narrow = block.out_channels * block.output_size**2
+    if block.op != "separable":
+        kept = kept + _read(block, keep, activation) + narrow * (block.op == "bottleneck")
+    again = 0 if block.op == "bottleneck" else narrow - _read(block, keep, activation)
+    return Part(run.count, block_cost(block).params, kept, largest(_working(block, keep, activation)), again)
+
+
+def _copies(activation: Activation) -> int:
+    """Maps that a layer keeps without a plan: convolved, normalised, activated; relu writes over the second one."""
+    return 2 if activation == "relu" else 3
+
+
+def _kept(layer: Layer, keep: Keep | None, activation: Activation) -> int:
+    """How many maps of a layer are kept, its output among them where it has an activation."""
+    if keep is None:
+        return _copies(activation) if layer.activation else 1
+    if keep is Keep.ACTIVATIONS:
+        return 2 if layer.activation else 1
+    return int(keep >= layer.level)
+
+
+def _read(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
+    """Elements of a block's output that are kept only because the next part reads them."""
+    narrow, full = block.out_channels * block.output_size**2, keep is None or keep is Keep.ACTIVATIONS
+    if block.op == "bottleneck":
+        return narrow * (activation != "relu")
+    if block.op == "separable":
+        return narrow * (full and not (keep is None and activation == "relu"))
+    return narrow * (full or 1 * block.has_shortcut)
+
+
+def _working(block: BlockSpec, keep: Keep | None, activation: Activation) -> tuple[int, ...]:
+    """What the backward pass of a block holds beside what is kept, at its worst moments."""
+    narrow = block.out_channels * block.output_size**2
+    if block.op != "mbconv":
+        maps = [block.in_channels * block.input_size**2, *(layer.map for layer in block.layers)]
+        return (narrow + 2 * largest(maps),)
+    wide = block.expanded_channels * block.output_size**2
+    expand, depthwise = block.layers[0], block.layers[-2]
+    expanded = expand.map * (block.expand_ratio != 1)
+    product = wide * (block.squeeze_channels > 0)
+    kept_wide = depthwise.map * _kept(depthwise, keep, activation)
+    if keep is None or keep is Keep.ACTIVATIONS:
+        kept_wide = kept_wide + product
+    passed = 2 * wide + product  # gradients on their way through squeeze-and-excitation
     behind = wide - kept_wide - narrow  # the depthwise convolution's, when all that lies behind it is gone
-    working = {
+    return {
         None: (passed, behind + 2 * expanded),
         Keep.ACTIVATIONS: (passed, behind + 2 * expanded),
         Keep.CONVOLUTIONS: (passed + product, behind + 2 * expanded),
         Keep.DEPTHWISE: (passed + product, behind + 3 * expanded),
         Keep.BOTTLENECKS: (passed + product + wide + 2 * expanded, behind + 3 * expanded),
     }[keep]
-    kept = kept + kept_wide + vectors + narrow * (1 + reread)
-    return Part(run.count, block_cost(block).params, kept, largest(working), narrow * (1 - reread))
 
 
 def _alike(shape: Shape, keep: Keep | None) -> list[Part]:
     return [
         stem_part(shape, keep),
-        *(block_part(run, keep) for run in shape.runs),
+        *(block_part(run, keep, shape.activation) for run in shape.runs),
         head_part(shape, keep),
     ]
 
@@ -292,7 +334,7 @@ def _planned(network: NetworkSpec | Shape, plan: Plan) -> list[Part]:
     if not isinstance(network, NetworkSpec):
         raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
     check_plan(network, plan)
-    blocks = [block_part(Run(block, 1), plan.keeps[block.name]) for block in network.blocks]
+    blocks = [block_part(Run(block, 1), plan.keeps[block.name], network.activation) for block in network.blocks]
     ends = stem_part(network.shape, plan.keeps["stem"]), head_part(network.shape, plan.keeps["head"])
     return [ends[0], *blocks, ends[1]]
 

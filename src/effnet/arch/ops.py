@@ -7,7 +7,7 @@ same name in models/blocks.py. All arithmetic works on arrays, see shape.py.
 |---|---|---|---|
 | mbconv | 1x1 to e times the input, k x k depthwise, squeeze-and-excitation, 1x1 linear | e | where shapes agree |
 | separable | k x k depthwise, 1x1 (MobileNetV1, Howard et al. 2017) | 1 | never |
-| bottleneck | 1x1, k x k, 1x1 to e times the inner channels (ResNet, He et al. 2016) | e | always, in a first block 1x1 |
+| bottleneck | 1x1, k x k, 1x1 to e times the inner channels (ResNet, He et al. 2016) | e | always; a first one is 1x1 |
 
 A bottleneck's stride is in its middle convolution, as in torchvision and unlike the paper, and its activation follows
 the sum. With a ratio of 1, an mbconv has no first layer.
@@ -38,6 +38,12 @@ class Layer:
     output_size: int
     depthwise: bool = False
     activation: bool = True
+    level: int = 0  # of a plan, from which on its output is kept: see memory.py
+
+    @property
+    def map(self) -> int:
+        """Elements of its output per image."""
+        return self.outputs * self.output_size**2
 
     @property
     def filter(self) -> tuple[int, int, int, int]:
@@ -65,10 +71,10 @@ class Op:
 
 def _mbconv(block: BlockSpec) -> tuple[Layer, ...]:
     wide, before, after = block.expanded_channels, block.input_size, block.output_size
-    expand = (Layer("expand", block.in_channels, wide, 1, before, before),) if block.expand_ratio != 1 else ()
+    expand = (Layer("expand", block.in_channels, wide, 1, before, before, level=2),) if block.expand_ratio != 1 else ()
     return (
         *expand,
-        Layer("depthwise", wide, wide, block.kernel_size, before, after, depthwise=True),
+        Layer("depthwise", wide, wide, block.kernel_size, before, after, depthwise=True, level=1),
         Layer("project", wide, block.out_channels, 1, after, after, activation=False),
     )
 
@@ -76,7 +82,7 @@ def _mbconv(block: BlockSpec) -> tuple[Layer, ...]:
 def _separable(block: BlockSpec) -> tuple[Layer, ...]:
     narrow, before, after = block.in_channels, block.input_size, block.output_size
     return (
-        Layer("depthwise", narrow, narrow, block.kernel_size, before, after, depthwise=True),
+        Layer("depthwise", narrow, narrow, block.kernel_size, before, after, depthwise=True, level=1),
         Layer("pointwise", narrow, block.out_channels, 1, after, after),
     )
 
@@ -85,8 +91,8 @@ def _bottleneck(block: BlockSpec) -> tuple[Layer, ...]:
     inner, before, after = block.out_channels // block.expand_ratio, block.input_size, block.output_size
     shortcut = Layer("shortcut", block.in_channels, block.out_channels, 1, before, after, activation=False)
     return (
-        Layer("reduce", block.in_channels, inner, 1, before, before),
-        Layer("conv", inner, inner, block.kernel_size, before, after),
+        Layer("reduce", block.in_channels, inner, 1, before, before, level=2),
+        Layer("conv", inner, inner, block.kernel_size, before, after, level=1),
         Layer("widen", inner, block.out_channels, 1, after, after, activation=False),
         *((shortcut,) if block.index == 0 else ()),
     )

@@ -7,6 +7,7 @@ is raised until the plan that is cheapest at this price fits; then single parts 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,7 @@ def find_plan(
 def _levels(spec: NetworkSpec) -> dict[str, dict[Keep, tuple[int, int]]]:
     """Extra work and elements kept of each part at each level, those that keep most first."""
     parts: dict[str, Callable[[Keep], Part]] = {"stem": partial(stem_part, spec.shape)}
-    parts |= {block.name: partial(block_part, Run(block, 1)) for block in spec.blocks}
+    parts |= {block.name: partial(block_part, Run(block, 1), activation=spec.activation) for block in spec.blocks}
     parts["head"] = partial(head_part, spec.shape)
     order = sorted(Keep, reverse=True)
     return {
@@ -108,19 +109,20 @@ def _levels(spec: NetworkSpec) -> dict[str, dict[Keep, tuple[int, int]]]:
 
 def _work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
     """What a part computes again, per image."""
+    if name == "head" and not spec.head:
+        return Work(0, 0)
     if name in ("stem", "head"):
         part = cost(spec).blocks[0 if name == "stem" else -2]
         passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # nobody reads the head's activation again
         again = keep is Keep.BOTTLENECKS
         return Work(part.macs * again, part.activations * (passes + again))
     block = next(block for block in spec.blocks if block.name == name)
-    wide = block.expanded_channels * block.output_size**2
-    expanded = block.expanded_channels * block.input_size**2 if block.expand_ratio != 1 else 0
-    elements, macs = expanded + wide, 0  # normalised again, at every level
-    if keep < Keep.ACTIVATIONS:
-        elements += expanded + wide * (1 + (block.squeeze_channels > 0))
-    if keep < Keep.CONVOLUTIONS:
-        elements, macs = elements + expanded, macs + expanded * block.in_channels
-    if keep < Keep.DEPTHWISE:
-        elements, macs = elements + wide, macs + wide * block.kernel_size**2
+    elements = macs = 0
+    for layer in block.layers:
+        activated = layer.map * layer.activation
+        elements += activated * (1 + (keep < Keep.ACTIVATIONS))  # normalised again at every level
+        if keep < layer.level:
+            elements, macs = elements + layer.map, macs + layer.map * math.prod(layer.filter[1:])
+    if block.squeeze_channels and keep < Keep.ACTIVATIONS:
+        elements += block.expanded_channels * block.output_size**2
     return Work(macs, elements)

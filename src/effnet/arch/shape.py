@@ -19,6 +19,7 @@ from effnet.arch.ops import OPS, Layer
 if TYPE_CHECKING:
     from effnet.arch.spec import NetworkSpec
 
+Activation = Literal["silu", "relu6", "relu"]
 DepthRounding = Literal["ceil", "nearest"]
 
 CHANNEL_DIVISOR = 8
@@ -87,6 +88,7 @@ class Shape:
     head: bool  # whether there is one
     head_channels: int  # of the pooled features
     num_classes: int
+    activation: Activation
 
     @property
     def stem_size(self) -> int:
@@ -150,6 +152,7 @@ def shape_of(spec: NetworkSpec, width: float, depth: float, resolution: int) -> 
         head=spec.head > 0,
         head_channels=head,
         num_classes=spec.num_classes,
+        activation=spec.activation,
     )
 
 

@@ -1,8 +1,8 @@
 """A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
 
 StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its
-scaling coefficients; shape.py tells how it is built, ops.py what blocks there are beside MBConv. InputSpec says how a photo is prepared, NumericPolicy how
-a set of weights computes; both belong to weights and not to an architecture.
+scaling coefficients; shape.py tells how it is built, ops.py what blocks there are beside MBConv. InputSpec says how a
+photo is prepared, NumericPolicy how a set of weights computes; both belong to weights and not to an architecture.
 
 Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
 - scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
@@ -22,10 +22,9 @@ from functools import cached_property
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 from effnet.arch.ops import OPS
-from effnet.arch.shape import BlockSpec, DepthRounding, Shape, round_layers, shape_of
+from effnet.arch.shape import Activation, BlockSpec, DepthRounding, Shape, round_layers, shape_of
 from effnet.errors import ArgumentError, UnknownNameError
 
-Activation = Literal["silu", "relu6", "relu"]
 Padding = Literal["symmetric", "same"]
 Fit = Literal["crop", "pad", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]

@@ -1,4 +1,4 @@
-"""The building blocks: ConvNormAct, SqueezeExcitation, StochasticDepth and MBConv.
+"""The building blocks: ConvNormAct, SqueezeExcitation, StochasticDepth, and a module for each kind in arch/ops.py.
 
 Attribute names follow the paper's words, in the order of computation, so a state dict reads like the network.
 
@@ -9,13 +9,14 @@ added in place, so a feature map that a caller keeps is never changed behind its
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effnet.arch.shape import BlockSpec
-from effnet.arch.spec import Activation, Padding
+from effnet.arch.shape import Activation, BlockSpec
+from effnet.arch.spec import Padding
 from effnet.models.depthwise import DepthwiseConv2d
 
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
@@ -30,7 +31,7 @@ class SiLU(nn.SiLU):
         return functional.silu(x, inplace=self.inplace and not torch.is_grad_enabled())
 
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": SiLU, "relu6": nn.ReLU6}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": SiLU, "relu6": nn.ReLU6, "relu": nn.ReLU}
 
 
 class SamePad(nn.Module):
@@ -184,6 +185,67 @@ class MBConv(nn.Module):
         if self.has_shortcut:
             y = x + self.drop(y)
         return y
+
+
+class SeparableConv(nn.Module):
+    """MobileNetV1's block: a depthwise convolution and a pointwise one, both activated, without a shortcut."""
+
+    def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
+        super().__init__()
+        self.depthwise = ConvNormAct(
+            (block.in_channels, block.in_channels),
+            block.kernel_size,
+            stride=block.stride,
+            groups=block.in_channels,
+            norm=norm,
+            activation=activation,
+            padding=padding,
+        )
+        self.pointwise = ConvNormAct(
+            (block.in_channels, block.out_channels), norm=norm, activation=activation, padding=padding
+        )
+        self.recomputed: Recomputed | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            return self.recomputed(self, x)
+        return self.pointwise(self.depthwise(x))
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block, with the stride in the middle convolution and the activation behind the sum."""
+
+    def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
+        super().__init__()
+        how: dict[str, Any] = {"norm": norm, "padding": padding}
+        inner = block.layers[0].outputs
+
+        # to the inner channels, between them, and out of them
+        self.reduce = ConvNormAct((block.in_channels, inner), activation=activation, **how)
+        self.conv = ConvNormAct((inner, inner), block.kernel_size, stride=block.stride, activation=activation, **how)
+        self.widen = ConvNormAct((inner, block.out_channels), activation=None, **how)
+
+        # shortcut
+        self.shortcut: nn.Module = nn.Identity()
+        self.drop = StochasticDepth(block.drop_rate) if block.has_shortcut else nn.Identity()
+        if not block.has_shortcut:
+            channels = block.in_channels, block.out_channels
+            self.shortcut = ConvNormAct(channels, stride=block.stride, activation=None, **how)
+        self.act = ACTIVATIONS[activation](inplace=True)
+        self.recomputed: Recomputed | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            return self.recomputed(self, x)
+        y = self.reduce(x)
+        y = self.conv(y)
+        y = self.widen(y)
+        return self.act(self.shortcut(x) + self.drop(y))
+
+
+BLOCKS: dict[str, type[nn.Module]] = {"mbconv": MBConv, "separable": SeparableConv, "bottleneck": Bottleneck}
 
 
 def initialise(network: nn.Module) -> None:

@@ -14,7 +14,7 @@ eps 1e-3, shortcut only where stride is 1 and channels agree, stochastic depth g
 from __future__ import annotations
 
 import dataclasses
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from effnet.arch.memory import Plan
 from effnet.arch.spec import NetworkSpec, NumericPolicy, positive_int
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
-from effnet.models.blocks import ConvNormAct, MBConv, Norm, batch_norm, initialise
+from effnet.models.blocks import BLOCKS, ConvNormAct, Norm, batch_norm, initialise
 from effnet.models.recompute import recompute
 
 
@@ -60,17 +60,19 @@ class EfficientNet(nn.Module):
 
         # stage 1: 3x3 convolution
         stem = (spec.in_channels, spec.stem_channels)
-        self.stem = ConvNormAct(stem, 3, stride=spec.stem_stride, norm=norm, activation=act, padding=padding)
+        how: dict[str, Any] = {"norm": norm, "activation": act, "padding": padding}
+        self.stem = ConvNormAct(stem, spec.stem_kernel, stride=spec.stem_stride, **how)
+        self.stem_pool = nn.MaxPool2d(3, 2, 1) if spec.stem_pool else nn.Identity()
 
-        # stages 2-8: MBConv blocks
+        # stages 2-8: blocks
         self.stages = nn.ModuleDict({str(block.stage): nn.Sequential() for block in spec.blocks})
         for block in spec.blocks:
             stage = cast(nn.Sequential, self.stages[str(block.stage)])
-            stage.append(MBConv(block, norm=norm, activation=act, padding=padding))
+            stage.append(BLOCKS[block.op](block, **how))
 
         # stage 9: 1x1 convolution, pooling, fully connected layer
         head = (spec.blocks[-1].out_channels, spec.head_channels)
-        self.head = ConvNormAct(head, norm=norm, activation=act, padding=padding)
+        self.head = ConvNormAct(head, **how) if spec.head else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(spec.dropout)
         self.classifier = nn.Linear(spec.head_channels, spec.num_classes)
@@ -91,7 +93,7 @@ class EfficientNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last feature map (N, head_channels, H / 32, W / 32), sizes rounded up; / 16 with a stem stride of 1."""
-        x = self.stem(images)
+        x = self.stem_pool(self.stem(images))
         for stage in self.stages.values():
             x = stage(x)
         return self.head(x)
@@ -105,6 +107,9 @@ class EfficientNet(nn.Module):
         strided = {str(block.stage) for block in self.spec.blocks if block.stride > 1}
         maps = []
         x = self.stem(images)
+        if self.spec.stem_pool:
+            maps.append(x)
+            x = self.stem_pool(x)
         for number, stage in self.stages.items():
             if number in strided:
                 maps.append(x)
@@ -115,6 +120,7 @@ class EfficientNet(nn.Module):
     def pyramid_channels(self) -> tuple[int, ...]:
         """Channels of the maps that `pyramid` returns."""
         before = [block.in_channels for block in self.spec.blocks if block.stride > 1]
+        before = [self.spec.stem_channels, *before] if self.spec.stem_pool else before
         return *before, self.spec.blocks[-1].out_channels
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from effnet.arch.memory import Keep, Plan, check_plan
 from effnet.errors import ArgumentError
-from effnet.models.blocks import ConvNormAct, MBConv, SqueezeExcitation
+from effnet.models.blocks import Bottleneck, ConvNormAct, MBConv, SeparableConv, SqueezeExcitation
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -65,16 +65,17 @@ def recompute(network: EfficientNet, plan: Plan | None) -> None:
     Raises:
         ArgumentError: the plan is another network's, or a normalisation is not BatchNorm2d, which cannot be recomputed.
     """
-    parts: dict[str, ConvNormAct | MBConv] = {"stem": network.stem, "head": network.head}
-    parts |= {block.name: cast(MBConv, network.get_submodule(block.name)) for block in network.spec.blocks}
+    parts: dict[str, Any] = {"stem": network.stem}
+    parts |= {block.name: network.get_submodule(block.name) for block in network.spec.blocks}
+    if network.spec.head:
+        parts["head"] = network.head
     if plan is not None:
         check_plan(network.spec, plan)
         for module in network.modules():
             if isinstance(module, ConvNormAct):
                 _check_norm(module.norm)
     for name, part in parts.items():
-        step: Callable[..., Tensor] = _block if isinstance(part, MBConv) else _layer
-        part.recomputed = None if plan is None else partial(step, keep=plan.keeps[name])
+        part.recomputed = None if plan is None else partial(STEPS[type(part)], keep=plan.keeps[name])
 
 
 def _check_norm(norm: nn.Module) -> None:
@@ -90,8 +91,8 @@ def _layer(part: ConvNormAct, x: Tensor, keep: Keep) -> Tensor:
     return _conv_norm_act(part, x, conv=keep > Keep.BOTTLENECKS, act=keep == Keep.ACTIVATIONS)
 
 
-def _block(block: MBConv, x: Tensor, keep: Keep) -> Tensor:
-    """An MBConv block, computed as its own forward does."""
+def _mbconv(block: MBConv, x: Tensor, keep: Keep) -> Tensor:
+    """As the block's own forward does, and so do the others."""
     act = keep == Keep.ACTIVATIONS
     y = x
     if isinstance(block.expand, ConvNormAct):
@@ -101,6 +102,30 @@ def _block(block: MBConv, x: Tensor, keep: Keep) -> Tensor:
         y = _squeeze_excite(block.se, y, keep=act)
     y = _conv_norm_act(block.project, y, conv=True, act=act or block.has_shortcut)
     return x + block.drop(y) if block.has_shortcut else y
+
+
+def _separable(block: SeparableConv, x: Tensor, keep: Keep) -> Tensor:
+    act = keep == Keep.ACTIVATIONS
+    y = _conv_norm_act(block.depthwise, x, conv=keep >= Keep.DEPTHWISE, act=act)
+    return _conv_norm_act(block.pointwise, y, conv=True, act=act)
+
+
+def _bottleneck(block: Bottleneck, x: Tensor, keep: Keep) -> Tensor:
+    act = keep == Keep.ACTIVATIONS
+    y = _conv_norm_act(block.reduce, x, conv=keep >= Keep.CONVOLUTIONS, act=act)
+    y = _conv_norm_act(block.conv, y, conv=keep >= Keep.DEPTHWISE, act=act)
+    y = _conv_norm_act(block.widen, y, conv=True, act=True)  # what it says of its output: a sum keeps nothing
+    if isinstance(block.shortcut, ConvNormAct):
+        x = _conv_norm_act(block.shortcut, x, conv=True, act=True)
+    return cast(Tensor, block.act(x + block.drop(y)))
+
+
+STEPS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    ConvNormAct: _layer,
+    MBConv: _mbconv,
+    SeparableConv: _separable,
+    Bottleneck: _bottleneck,
+}
 
 
 def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
@@ -223,6 +248,8 @@ def _act(part: ConvNormAct, y: Tensor) -> Tensor:
 
 def _act_backward(part: ConvNormAct, grad: Tensor, x: Tensor) -> Tensor:
     """The gradient of the activation's input `x`, written over `x`."""
+    if isinstance(part.act, nn.ReLU):
+        return aten.threshold_backward.grad_input(grad, x, 0.0, grad_input=x)
     if isinstance(part.act, nn.ReLU6):
         return aten.hardtanh_backward.grad_input(grad, x, 0.0, 6.0, grad_input=x)
     return aten.silu_backward.grad_input(grad, x, grad_input=x)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from effnet.arch.spec import Activation, Fit, InputSpec, Interpolation, NetworkSpec, NumericPolicy, Padding, read_fields
+from effnet.arch.shape import Activation
+from effnet.arch.spec import Fit, InputSpec, Interpolation, NetworkSpec, NumericPolicy, Padding, read_fields
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError, MissingExtraError
 from effnet.weights.files import WeightFile

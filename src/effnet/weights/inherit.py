@@ -27,8 +27,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from effnet.arch.shape import FIRST_MBCONV_STAGE, BlockSpec
-from effnet.arch.spec import Activation, NetworkSpec
+from effnet.arch.shape import FIRST_STAGE, Activation, BlockSpec
+from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.models.blocks import ACTIVATIONS
 from effnet.models.efficientnet import EfficientNet
@@ -40,7 +40,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)  # a part is of the first kind that one
 TAKEN = KINDS[2:]
 
 NOISE = 0.001  # of a tensor's standard deviation: after 80 steps of AdamW, copies differ as much as with 0.01
-STEM = FIRST_MBCONV_STAGE - 1
+STEM = FIRST_STAGE - 1
 
 
 @dataclass(frozen=True)
