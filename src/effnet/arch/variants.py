@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effnet.arch.baselines import BASELINES
 from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.arch.specfile import SUFFIXES, read_spec
@@ -105,7 +106,8 @@ def spec(
     """A named network, or a given one, with the values that are given here changed.
 
     Args:
-        network: "b0" ... "b8", "l2", "lite0" ... "lite4", a spec.yaml, or a NetworkSpec.
+        network: "b0" ... "b8", "l2", "lite0" ... "lite4", "mobilenetv1", "mobilenetv2", "resnet50", a spec.yaml, or a
+            NetworkSpec.
         width: factor on the baseline's channels. Absolute: `spec("b4", width=1.1)` is 1.1 times B0, not 1.1 times B4.
         depth: factor on the baseline's layers, absolute in the same way.
         resolution: height and width of the input in pixels.
@@ -146,14 +148,18 @@ def variant(name: str) -> Variant:
         raise ArgumentError("network", name, "must be a name such as 'b0', or a NetworkSpec.")
     short = name.lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
     if short not in VARIANTS:
-        raise UnknownNameError("network", short or name, VARIANTS)  # without its prefix the nearest name is found
+        raise UnknownNameError(
+            "network", short or name, (*VARIANTS, *BASELINES)
+        )  # without its prefix the nearest name is found
     return VARIANTS[short]
 
 
 def _named(network: str) -> NetworkSpec:
-    """The network of a variant or of a spec.yaml."""
+    """The network of a variant, another baseline, or a spec.yaml."""
     if isinstance(network, (str, Path)) and Path(network).suffix.lower() in SUFFIXES:
         return read_spec(network)
+    if isinstance(network, str) and network.lower() in BASELINES:
+        return BASELINES[network.lower()]
     return variant(network).spec
 
 
