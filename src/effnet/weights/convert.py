@@ -185,8 +185,10 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 
 def _source(file: WeightFile, layout: Layout, source: str | None) -> str:
     """The source that was given, if it fits the keys and config.json, or the one that they tell."""
-    written_by = layout.name.removesuffix("-numbered")
-    told = timm_source(file) if written_by == "timm" else {"native": "bundle"}.get(written_by, written_by)
+    written_by = layout.library
+    told = {"native": "bundle"}.get(written_by, written_by)
+    if layout.name == "timm":
+        told = timm_source(file)
     if source is None and not told:
         raise AmbiguousSourceError(
             f"{file.path} has the keys of timm, which fit two networks that compute different things: "

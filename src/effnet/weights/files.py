@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from effnet.errors import CheckpointError, MissingExtraError
-from effnet.weights.layouts import LAYOUTS, Step
+from effnet.weights.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     import h5py
@@ -36,7 +36,7 @@ INNER = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
 )
-STEMS = tuple(layout.names(Step("stem", ()))[0] + layout.weight[0] for layout in LAYOUTS.values())
+MARKS = tuple(layout.told_by for layout in LAYOUTS.values())
 NESTED = 6  # dictionaries inside one another that are looked into
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -131,9 +131,9 @@ def _path_to_tensors(loaded: object, depth: int = 0) -> tuple[str, ...] | None:
     return () if any(isinstance(value, Tensor) for value in loaded.values()) else None
 
 
-def _prefix(keys: Collection[str], stems: tuple[str, ...] = STEMS) -> str | None:
-    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), told from its stem's."""
-    prefixes = {key.removesuffix(stem) for key in keys for stem in stems if f".{key}".endswith(f".{stem}")}
+def _prefix(keys: Collection[str], marks: tuple[str, ...] = MARKS) -> str | None:
+    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), told from one of them."""
+    prefixes = {key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")}
     averaged = {prefix for prefix in prefixes if re.search(r"(^|[._])(ema|averag)", prefix.lower())}
     chosen = averaged if len(averaged) == 1 else prefixes
     if len(chosen) > 1:

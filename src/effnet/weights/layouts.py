@@ -12,22 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from effnet.arch.baselines import BASELINES
 from effnet.arch.shape import BlockSpec
 from effnet.arch.spec import NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError
 
-Role = Literal["stem", "expand", "depthwise", "squeeze", "excite", "project", "head", "classifier"]
-
 
 @dataclass(frozen=True)
 class Step:
     """A convolution or fully connected layer, with its normalisation or its bias."""
 
-    role: Role
+    role: str  # stem, head, classifier, or within a block squeeze, excite or the name of a layer of arch/ops.py
     shape: tuple[int, ...]  # of the weight, as torch has it: (out, in / groups, kernel, kernel) or (out, in)
     block: BlockSpec | None = None
     number: int = 0  # of the block, counted through the network from 0
@@ -55,6 +53,19 @@ class Layout:
     names: Callable[[Step], tuple[str, str]]
     weight: tuple[str, str] = (".weight", ".bias")
     norm: tuple[str, ...] = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
+    baseline: str = ""  # the only network that is named so, see arch/baselines.py; "": networks of the family
+    mark: str = ""  # a key that tells the layout; by default the weight of its stem
+    lacks: str = ""  # a key of another layout with that mark
+
+    @property
+    def library(self) -> str:
+        """Whose naming rule it is."""
+        return self.name.removesuffix("-numbered").removesuffix(f"-{self.baseline}")
+
+    @property
+    def told_by(self) -> str:
+        """The key that tells the layout."""
+        return self.mark or self.names(Step("stem", ()))[0] + self.weight[0]
 
     def keys(self, step: Step) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The keys of a step in order, each with its shape."""
@@ -82,18 +93,17 @@ def walk(spec: NetworkSpec) -> Iterator[Step]:
         norms += step.has_norm
 
 
-def _steps(spec: NetworkSpec) -> Iterator[tuple[Role, tuple[int, ...], BlockSpec | None, int]]:
-    yield "stem", (spec.stem_channels, spec.in_channels, 3, 3), None, 0
+def _steps(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], BlockSpec | None, int]]:
+    yield "stem", (spec.stem_channels, spec.in_channels, spec.stem_kernel, spec.stem_kernel), None, 0
     for number, block in enumerate(spec.blocks):
-        wide, squeezed, kernel = block.expanded_channels, block.squeeze_channels, block.kernel_size
-        if block.expand_ratio != 1:
-            yield "expand", (wide, block.in_channels, 1, 1), block, number
-        yield "depthwise", (wide, 1, kernel, kernel), block, number
-        if squeezed:
-            yield "squeeze", (squeezed, wide, 1, 1), block, number
-            yield "excite", (wide, squeezed, 1, 1), block, number
-        yield "project", (block.out_channels, wide, 1, 1), block, number
-    yield "head", (spec.head_channels, spec.blocks[-1].out_channels, 1, 1), None, 0
+        wide, squeezed = block.expanded_channels, block.squeeze_channels
+        for layer in block.layers:
+            if squeezed and layer.name == "project":
+                yield "squeeze", (squeezed, wide, 1, 1), block, number
+                yield "excite", (wide, squeezed, 1, 1), block, number
+            yield layer.name, layer.filter, block, number
+    if spec.head:
+        yield "head", (spec.head_channels, spec.blocks[-1].out_channels, 1, 1), None, 0
     yield "classifier", (spec.num_classes, spec.head_channels), None, 0
 
 
@@ -227,6 +237,46 @@ def _keras_numbered(step: Step) -> tuple[str, str]:
     return numbered("conv2d", step.convs), norm
 
 
+def _torchvision_mobilenetv2(step: Step) -> tuple[str, str]:
+    match step.role:
+        case "classifier":
+            return "classifier.1", ""
+        case "stem" | "head":
+            place = "features.0" if step.role == "stem" else "features.18"
+            return f"{place}.0", f"{place}.1"
+        case role:
+            place, narrow = f"features.{step.number + 1}.conv", step.place.expand_ratio == 1
+            if role == "project":
+                return f"{place}.{2 - narrow}", f"{place}.{3 - narrow}"
+            place = f"{place}.{1 - narrow if role == 'depthwise' else 0}"
+            return f"{place}.0", f"{place}.1"
+
+
+def _torchvision_resnet50(step: Step) -> tuple[str, str]:
+    match step.role:
+        case "classifier":
+            return "fc", ""
+        case "stem":
+            return "conv1", "bn1"
+        case role:
+            place = f"layer{step.place.stage - 1}.{step.place.index}"
+            if role == "shortcut":
+                return f"{place}.downsample.0", f"{place}.downsample.1"
+            number = ("reduce", "conv", "widen").index(role) + 1
+            return f"{place}.conv{number}", f"{place}.bn{number}"
+
+
+def _timm_mobilenetv1(step: Step) -> tuple[str, str]:
+    match step.role:
+        case "classifier":
+            return "classifier", ""
+        case "stem":
+            return "conv_stem", "bn1"
+        case role:
+            place = f"blocks.{step.place.stage - 2}.{step.place.index}"
+            return (f"{place}.conv_dw", f"{place}.bn1") if role == "depthwise" else (f"{place}.conv_pw", f"{place}.bn2")
+
+
 _KERAS_NORM = ("/gamma", "/beta", "/moving_mean", "/moving_variance")
 
 NATIVE = Layout("native", _native)
@@ -241,6 +291,15 @@ LAYOUTS = {
         Layout("hf", _hf),
         Layout("keras", _keras, ("/kernel", "/bias"), _KERAS_NORM),
         Layout("keras-numbered", _keras_numbered, ("/0", "/1"), ("/0", "/1", "/2", "/3")),
+        *(
+            Layout(f"{library}-{network}", names, baseline=network, mark=mark, lacks=lacks)
+            for library, network, names, mark, lacks in (
+                ("torchvision", "mobilenetv2", _torchvision_mobilenetv2, "features.1.conv.0.0.weight", ""),
+                ("torchvision", "resnet50", _torchvision_resnet50, "layer1.0.downsample.0.weight", ""),
+                # an EfficientNet's block has an expansion there
+                ("timm", "mobilenetv1", _timm_mobilenetv1, "blocks.1.0.conv_dw.weight", "blocks.1.0.conv_pwl.weight"),
+            )
+        ),
     )
 }
 
@@ -294,20 +353,29 @@ def lone_shortcuts(spec: NetworkSpec) -> list[str]:
     return [block.name for block in spec.blocks if block.index == 0 and block.has_shortcut]
 
 
-def layout_of(source: str) -> Layout:
-    """The naming rule of a source; timm's networks with TensorFlow's weights are named as its own."""
-    return LAYOUTS[{"bundle": "native", "timm-tf": "timm"}.get(source, source)]
+def layout_of(source: str, spec: NetworkSpec | None = None) -> Layout:
+    """The naming rule of a source, for `spec` or for the family.
+
+    timm's networks with TensorFlow's weights are named as its own.
+    """
+    name = {"bundle": "native", "timm-tf": "timm"}.get(source, source)
+    own = f"{name}-{baseline_of(spec)}" if spec is not None else ""
+    return LAYOUTS.get(own) or LAYOUTS[name]
+
+
+def baseline_of(spec: NetworkSpec) -> str | None:
+    """The name of the baseline beside B0 that has the same rows, at any scale."""
+    return next((name for name, network in BASELINES.items() if network.stages == spec.stages), None)
 
 
 def detect(keys: Mapping[str, object]) -> Layout:
-    """The layout whose stem is among `keys`.
+    """The layout that is told by a key among `keys`; those with a mark come first.
 
     Raises:
         CheckpointError: none is.
     """
-    stem = Step("stem", ())
-    for layout in LAYOUTS.values():
-        if layout.names(stem)[0] + layout.weight[0] in keys:
+    for layout in sorted(LAYOUTS.values(), key=lambda layout: not layout.mark):
+        if layout.told_by in keys and layout.lacks not in keys:
             return layout
     some = ", ".join(list(keys)[:4]) or "nothing"
     raise CheckpointError(

@@ -35,6 +35,8 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
     Raises:
         MismatchError: no width and depth of the family gives these shapes.
     """
+    if layout.baseline:
+        return _baseline(shapes, layout, path, num_classes)
     stem, head, classifier = (shapes.get(key, ()) for key in _ends(shapes, layout))
     if (len(stem), len(head)) != (4, 4) or len(classifier) not in (0, 2):
         raise MismatchError(f"{path} has no stem or no head of {layout.name}: it is cut short or only a part")
@@ -50,6 +52,16 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
     raise MismatchError(
         f"{path} is no EfficientNet of any width and depth: its {layout.name} tensors have other shapes"
     )
+
+
+def _baseline(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None) -> NetworkSpec:
+    """The one network of a layout that has but one, at its own width and depth."""
+    stem, classifier = (shapes.get(layout.names(Step(role, ()))[0] + ".weight", ()) for role in ("stem", "classifier"))
+    if len(stem) == 4 and (classifier or num_classes):
+        found = spec(layout.baseline, num_classes=(*classifier, num_classes)[0], in_channels=stem[1])
+        if _fits(found, shapes, layout):
+            return found
+    raise MismatchError(f"{path} is named like {layout.library}'s {layout.baseline}, but has not all of its tensors")
 
 
 def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:

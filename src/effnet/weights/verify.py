@@ -27,7 +27,7 @@ from effnet.errors import CheckpointError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import COUNTER, foreign_state, native_state, read_checkpoint
 from effnet.weights.files import WeightFile, open_weights
-from effnet.weights.layouts import detect, layout_of, policy_of, published
+from effnet.weights.layouts import baseline_of, detect, layout_of, policy_of, published
 from effnet.weights.pretrained import build
 from effnet.weights.writers import TORCHVISION_NAMES, hf_config
 
@@ -41,6 +41,8 @@ PACKAGES = {  # distribution of each source
     "hf": "transformers",
     "keras": "keras",
 }
+
+BASELINE_NAMES = {"mobilenetv2": "mobilenet_v2", "resnet50": "resnet50", "mobilenetv1": "mobilenetv1_100"}
 
 
 class _NotBuiltError(Exception):
@@ -75,8 +77,7 @@ def logit_difference(path: str | Path, source: str, network: EfficientNet | None
         CheckpointError: `path` cannot be read, or the library refuses its tensors.
     """
     file = open_weights(Path(path))
-    layout = layout_of(source)
-    if detect(file.tensors).name.removesuffix("-numbered") != layout.name:
+    if detect(file.tensors).library != layout_of(source).name:
         raise CheckpointError(f"{path} does not have the keys of {source}")
     ours = network or _as_read(file, source)
     # What is written for transformers is for the size that the InputSpec says.
@@ -118,13 +119,14 @@ def check_size(resolution: int) -> int:
 
 def _as_read(file: WeightFile, source: str) -> EfficientNet:
     """The network that `read_checkpoint` makes of a file; a missing classifier starts fresh, with one output."""
-    headless = not any(key.startswith(("classifier.", "_fc.", "predictions/", "dense/")) for key in file.tensors)
+    headless = not any(key.startswith(("classifier.", "_fc.", "fc.", "predictions/", "dense/")) for key in file.tensors)
     return build(read_checkpoint(file.path, source=source, num_classes=1 if headless else None))
 
 
 def _there_and_back(file: WeightFile, ours: EfficientNet, source: str) -> EfficientNet:
-    foreign = foreign_state(ours.state_dict(), ours.spec, layout_of(source))
-    state, _ = native_state(WeightFile(file.path, foreign), layout_of(source), ours.spec)
+    layout = layout_of(source, ours.spec)
+    foreign = foreign_state(ours.state_dict(), ours.spec, layout)
+    state, _ = native_state(WeightFile(file.path, foreign), layout, ours.spec)
     again = EfficientNet(ours.spec, policy=ours.policy)
     again.load_state_dict(state, strict=source != "keras")  # Keras counts no batches
     return again.eval()
@@ -132,7 +134,7 @@ def _there_and_back(file: WeightFile, ours: EfficientNet, source: str) -> Effici
 
 def _tensors(file: WeightFile, ours: EfficientNet, source: str, *, complete: bool) -> dict[str, Tensor]:
     """The file's tensors of the network; an incomplete one may lack counters of batches and the classifier."""
-    state = foreign_state(ours.state_dict(), ours.spec, layout_of(source))
+    state = foreign_state(ours.state_dict(), ours.spec, layout_of(source, ours.spec))
     classifier = list(state)[-2:]
     fill = {key for key in state if not complete and (key.endswith(COUNTER) or key in classifier)}
     return {key: file.tensors.get(key, state[key]) for key in state if key in file.tensors or key in fill}
@@ -143,6 +145,8 @@ def _torchvision(file: WeightFile, spec: NetworkSpec) -> Any:
     row = import_module("torchvision.models.efficientnet").MBConvConfig
     if spec.in_channels != 3:
         raise _NotBuiltError(f"torchvision builds no stem for {spec.in_channels} channels")
+    if (baseline := baseline_of(spec)) in BASELINE_NAMES:
+        return getattr(models, BASELINE_NAMES[baseline])(num_classes=spec.num_classes)
     if (name := published(spec)) in TORCHVISION_NAMES:
         return getattr(models, f"efficientnet_{name}")(num_classes=spec.num_classes)
     rows = [
@@ -156,6 +160,8 @@ def _timm(file: WeightFile, spec: NetworkSpec, *, prefix: str = "") -> Any:
     timm = import_module("timm")
     if "architecture" in file.config and file.config.get("num_classes") and not file.notes:  # timm takes no prefix off
         return timm.create_model(f"local-dir:{file.path}", pretrained=True)
+    if (baseline := baseline_of(spec)) in BASELINE_NAMES:
+        return timm.create_model(BASELINE_NAMES[baseline], num_classes=spec.num_classes, in_chans=spec.in_channels)
     if (name := published(spec)) is None:
         raise _NotBuiltError("timm builds its named networks alone")
     return timm.create_model(f"{prefix}efficientnet_{name}", num_classes=spec.num_classes, in_chans=spec.in_channels)

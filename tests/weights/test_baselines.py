@@ -1,0 +1,86 @@
+"""The other baselines beside torchvision's and timm's own: parameters, multiply-adds, names and logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import effnet
+from effnet.arch.baselines import BASELINES
+from effnet.arch.cost import cost
+from effnet.errors import ArgumentError, MismatchError
+from effnet.models.efficientnet import EfficientNet
+from effnet.weights.convert import read_checkpoint
+from effnet.weights.pretrained import build
+from effnet.weights.verify import logit_difference
+from effnet.weights.writers import write_checkpoint
+from random_weights import shaken
+
+THEIRS = {
+    "mobilenetv1": lambda: timm.create_model("mobilenetv1_100"),
+    "mobilenetv2": torchvision.models.mobilenet_v2,
+    "resnet50": torchvision.models.resnet50,
+}
+PAPER = {"mobilenetv1": 0.569e9, "mobilenetv2": 0.301e9, "resnet50": 4.089e9}  # multiply-adds, recounted
+by_name = pytest.mark.parametrize("name", BASELINES)
+
+
+def counted(network: nn.Module, size: int) -> int:
+    """Multiply-adds of convolutions and fully connected layers, seen as they run."""
+    total = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        total += output[0].numel() * module.weight[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, size, size))
+    return total
+
+
+@by_name
+def test_counts_to_the_unit(name: str) -> None:
+    theirs, price = THEIRS[name](), cost(effnet.spec(name))
+    assert price.params == sum(weight.numel() for weight in theirs.parameters())
+    assert price.macs == counted(theirs, 224) == pytest.approx(PAPER[name], rel=1e-3)
+    ours = EfficientNet(effnet.spec(name, resolution=96, width=1.3, depth=1.5))
+    assert cost(ours.spec).params == sum(weight.numel() for weight in ours.parameters())
+    assert cost(ours.spec).macs == counted(ours, 96)
+
+
+@by_name
+def test_logits(name: str, tmp_path: Path) -> None:
+    theirs = shaken(THEIRS[name]()).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    read = read_checkpoint(tmp_path / "theirs.pth")
+    assert read.report.spec.name == name
+    assert read.report.left_over == read.report.fresh == ()
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        a, b = theirs(images), build(read).eval()(images)
+    assert float((a - b).abs().max() / a.abs().max()) < 1e-5
+    difference = logit_difference(tmp_path / "theirs.pth", read.report.source)
+    assert difference.relative < 1e-5
+    assert difference.against.split()[0] in ("torchvision", "timm")
+
+
+@by_name
+def test_what_is_cut_short_or_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
+    state = THEIRS[name]().state_dict()
+    del state[next(key for key in state if "running_mean" in key and key != "bn1.running_mean")]
+    torch.save(state, tmp_path / "short.pth")
+    with pytest.raises(MismatchError, match="lacks 1 of"):
+        read_checkpoint(tmp_path / "short.pth")
+    with pytest.raises(ArgumentError, match="Write a bundle"):
+        write_checkpoint(effnet.create(name), "torchvision", tmp_path / "no.pth", see=effnet.InputSpec())
+    folder = effnet.save(effnet.create(name, num_classes=7), tmp_path / "bundle")
+    assert effnet.load(folder).network.spec == effnet.spec(name, num_classes=7)
