@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet.arch.cost import Cost, cost
+from effnet.arch.ops import OPS
 from effnet.arch.shape import BlockSpec
 from effnet.arch.spec import NetworkSpec
 
@@ -39,8 +40,8 @@ def stage_rows(spec: NetworkSpec) -> tuple[Row, ...]:
     stages = cost(spec).stages
     rows = [_stem("1", spec, stages[0])]
     for block, layers, price in zip(firsts, spec.layers, stages[1:-1], strict=True):
-        rows.append(_mbconv(str(block.stage), block, layers, price))
-    head = "Conv1x1 & Pooling & FC"
+        rows.append(_block(str(block.stage), block, layers, price))
+    head = "Conv1x1 & Pooling & FC" if spec.head else "Pooling & FC"
     rows.append(Row(str(len(stages)), head, spec.final_size, spec.head_channels, 1, 1, stages[-1]))
     return tuple(rows)
 
@@ -49,16 +50,16 @@ def block_rows(spec: NetworkSpec) -> tuple[Row, ...]:
     """The stem, every block, the head and the classifier of `spec`."""
     stem, *blocks, head, classifier = cost(spec).blocks
     rows = [_stem("stem", spec, stem)]
-    rows += [_mbconv(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
-    rows.append(Row("head", "Conv1x1", spec.final_size, spec.head_channels, 1, 1, head))
+    rows += [_block(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
+    rows.append(Row("head", "Conv1x1" if spec.head else "none", spec.final_size, spec.head_channels, 1, 1, head))
     rows.append(Row("classifier", "Pooling & FC", spec.final_size, spec.num_classes, 1, 1, classifier))
     return tuple(rows)
 
 
 def _stem(name: str, spec: NetworkSpec, price: Cost) -> Row:
-    return Row(name, "Conv3x3", spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
+    operator = f"Conv{spec.stem_kernel}x{spec.stem_kernel}" + (" & MaxPool" if spec.stem_pool else "")
+    return Row(name, operator, spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
 
 
-def _mbconv(name: str, block: BlockSpec, layers: int, price: Cost) -> Row:
-    operator = f"MBConv{block.expand_ratio}, k{block.kernel_size}x{block.kernel_size}"
-    return Row(name, operator, block.input_size, block.out_channels, layers, block.stride, price)
+def _block(name: str, block: BlockSpec, layers: int, price: Cost) -> Row:
+    return Row(name, OPS[block.op].title(block), block.input_size, block.out_channels, layers, block.stride, price)
