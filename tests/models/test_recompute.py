@@ -29,6 +29,8 @@ SPECS = {
         squeeze_ratio=0.5,
         head=24,
     ),
+    "separable": effnet.spec("mobilenetv1", width=0.25, resolution=64, num_classes=5),
+    "bottleneck": effnet.spec("resnet50", width=0.125, depth=0.5, resolution=64, num_classes=5, drop_connect=0.2),
 }
 each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 each_level = pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.name)
