@@ -41,6 +41,7 @@ TAKEN = KINDS[2:]
 
 NOISE = 0.001  # of a tensor's standard deviation: after 80 steps of AdamW, copies differ as much as with 0.01
 STEM = FIRST_STAGE - 1
+LINEAR = ("project", "widen", "shortcut")  # layers without an activation
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def inherit(
         keys = [key for key, _ in NATIVE.keys(step)]
         kinds[name].add(kind)
         sizes[name] += sum(state[key].numel() for key in keys[: 3 if step.has_norm else 2])
-        if kind == "added" and step.role == "project":
+        if kind == "added" and step.role in LINEAR:
             for key in keys[1:3]:  # weight and bias of its normalisation
                 state[key].zero_()
         elif kind in TAKEN:
@@ -178,7 +179,7 @@ class _Lineage:
                     rewired.append(block.name)
                 elif block.has_shortcut and block.index == 0:  # two stages that add to one stream
                     self.streams[block.stage] = self.streams[block.stage - 1]
-            elif not parent and block.stage in ends and _row(ends[block.stage]) == _row(block):
+            elif not parent and block.has_shortcut and block.stage in ends and _row(ends[block.stage]) == _row(block):
                 self.added.add(block.name)
         heirs = {block.name for block in new.blocks}
         self.dropped = tuple(block.name for block in old.blocks if block.name not in heirs)
@@ -200,11 +201,17 @@ class _Lineage:
     def groups(self, step: Step) -> tuple[Hashable, Hashable]:
         """The groups of channels that a step writes and reads; None where it reads each of them alone, or the image."""
         if step.block is None:
-            return {"stem": (STEM, None), "head": ("head", self.end), "classifier": ("classes", "head")}[step.role]
+            pooled = "head" if self.old.head else self.end
+            return {"stem": (STEM, None), "head": ("head", self.end), "classifier": ("classes", pooled)}[step.role]
         stage, name = step.block.stage, step.block.name
         writes, reads = (self.streams.get(number, number) for number in (stage, stage - (step.block.index == 0)))
-        inside: Hashable = reads if step.block.expand_ratio == 1 else name
+        inside: Hashable = reads if step.block.layers[0].name == "depthwise" else name
         return {
+            "pointwise": (writes, inside),
+            "reduce": (inside, reads),
+            "conv": ((name, "middle"), inside),
+            "widen": (writes, (name, "middle")),
+            "shortcut": (writes, reads),
             "expand": (inside, reads),
             "depthwise": (inside, None),
             "squeeze": ((name, "squeezed"), inside),
@@ -252,17 +259,17 @@ class _Lineage:
                 continue
             writes, reads = self.groups(step)
             weight, *rest = (state[key].float() for key, _ in NATIVE.keys(step) if not key.endswith(COUNTER))
-            weight = weight.flatten(1)
+            weight = weight.reshape(*weight.shape[:2], -1)  # (out, in / groups, kernel^2)
             if step.has_norm:
                 scale, shift, _, variance = rest
-                weight = weight * (scale / (variance + self.eps).sqrt())[:, None]
-                spread = _spread(scale, shift, None if step.role == "project" else self.old.activation)
+                weight = weight * (scale / (variance + self.eps).sqrt())[:, None, None]
+                spread = _spread(scale, shift, None if step.role in LINEAR else self.old.activation)
             else:
-                spread = weight.norm(dim=1)
+                spread = weight.norm(dim=(1, 2))
             if step.role not in ("expand", "excite"):  # what these write is normalised or scaled once more
                 spreads[writes].append(spread)
             if reads is not None:
-                weights[reads].append(weight.norm(dim=0))
+                weights[reads].append(weight.norm(dim=(0, 2)))
         unread = [torch.ones(())]  # the last stream, where another stage or another head comes behind it
         return {group: _norm(rows) * _norm(weights.get(group, unread)) for group, rows in spreads.items()}
 
@@ -303,9 +310,9 @@ def _rows(new: NetworkSpec, old: NetworkSpec, classes: tuple[Sequence[str], Sequ
     return _Channels(torch.tensor([places[name] for name in classes[0]]), old.num_classes)
 
 
-def _row(block: BlockSpec) -> tuple[int, int, bool]:
+def _row(block: BlockSpec) -> tuple[str, int, int, bool]:
     """What blocks of a stage have in common, beside their channels."""
-    return block.kernel_size, block.expand_ratio, block.squeeze_channels > 0
+    return block.op, block.kernel_size, block.expand_ratio, block.squeeze_channels > 0
 
 
 def _change(new: int, old: int) -> Kind:
