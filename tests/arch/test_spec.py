@@ -173,8 +173,8 @@ def test_a_squeeze_has_at_least_one_channel():
         ({"stages": [3]}, "`stages` (=[3]) must hold at least one StageSpec and nothing else."),
         ({"depth_rounding": "floor"}, "`depth_rounding` (='floor') is not known; choose from ceil, nearest."),
         (
-            {"activation": "relu"},
-            "`activation` (='relu') is not known; choose from silu, relu6. Did you mean 'relu6'?",
+            {"activation": "relu7"},
+            "`activation` (='relu7') is not known; choose from silu, relu6, relu. Did you mean 'relu6'?",
         ),
     ],
 )

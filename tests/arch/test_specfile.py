@@ -12,6 +12,7 @@ from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError
 
 rates = st.floats(0, 0.99)
+NUMBERS = (st.just(1), st.just(3), st.integers(1, 2), st.integers(1, 99), st.just(2))
 stages = st.lists(
     st.builds(
         StageSpec,
@@ -20,6 +21,13 @@ stages = st.lists(
         st.integers(1, 2),
         st.integers(1, 400),
         st.integers(1, 9),
+        squeeze_ratio=st.none() | st.floats(0, 1),
+    )
+    | st.builds(
+        StageSpec, st.just(1), st.just(3), st.integers(1, 2), st.integers(1, 99), st.just(2), st.just("separable")
+    )
+    | st.builds(
+        StageSpec, st.just(4), st.just(3), st.integers(1, 2), st.integers(1, 99), st.just(2), st.just("bottleneck")
     ),
     min_size=1,
     max_size=4,
@@ -37,6 +45,9 @@ networks = st.builds(
     squeeze_ratio=st.floats(0, 1),
     fixed_ends=st.booleans(),
     stem_stride=st.integers(1, 2),
+    stem_kernel=st.sampled_from([3, 7]),
+    stem_pool=st.booleans(),
+    head=st.just(0) | st.integers(1, 2000),
 )
 
 
@@ -82,6 +93,23 @@ def test_defaults_may_be_left_out(file):
 
 
 B0_TEXT = spec_text(effnet.spec("b0"))
+OWN = """name: mine
+head: 0
+squeeze_ratio: 0
+stages:
+- {op: separable, channels: 32, repeats: 1, kernel: 3, stride: 1, expansion: 1}
+- {op: mbconv, channels: 64, repeats: 3, kernel: 5, stride: 2, expansion: 4, se: 0.25}
+"""
+
+
+def test_a_row_by_its_shorter_names(file):
+    file.write_text(OWN)
+    rows = (StageSpec(1, 3, 1, 32, 1, "separable"), StageSpec(4, 5, 2, 64, 3, squeeze_ratio=0.25))
+    network = NetworkSpec("mine", rows, head=0, squeeze_ratio=0)
+    assert read_spec(file) == network
+    assert [block.squeeze_channels for block in network.blocks] == [0, 8, 16, 16]
+    file.write_text(spec_text(network))
+    assert read_spec(file) == network
 
 
 @pytest.mark.parametrize(
@@ -100,7 +128,18 @@ B0_TEXT = spec_text(effnet.spec("b0"))
         (B0_TEXT.replace("name: b0", "name: 5"), r"`name` \(=5\) must be text"),
         (B0_TEXT.replace("name: b0\n", ""), r"\(='name'\) is missing"),
         (B0_TEXT.replace("width:", "widht:"), "Did you mean 'width'"),
-        (B0_TEXT.replace("kernel_size", "kernel"), "Did you mean 'kernel_size'"),
+        (B0_TEXT.replace("kernel_size", "kernal_size"), "line 4: .*Did you mean 'kernel_size'"),
+        (
+            B0_TEXT.replace("stride: 2, channels: 40", "stride: 3, channels: 40"),
+            r"line 6: `stride` \(=3\) must be 1 or 2",
+        ),
+        (OWN.replace("mbconv", "mbcon"), r"line 6: `op` .*Did you mean 'mbconv'"),
+        (OWN.replace("expansion: 1", "expansion: 2"), r"line 5: `expand_ratio` \(=2\) must be 1: separable"),
+        (
+            OWN.replace("expansion: 1", "expansion: 1, se: 0.25"),
+            r"line 5: `squeeze_ratio` \(=0.25\) must be 0: separable",
+        ),
+        (OWN.replace("head: 0", "head: -1"), r"line 2: `head` \(=-1\) must be a positive"),
         (B0_TEXT.replace("resolution: 224", "resolution: 224.5"), r"`resolution` \(=224.5\)"),
         (B0_TEXT.replace("width: 1.0", "width: one"), r"`width` \(='one'\) must be a number"),
         (B0_TEXT.replace("depth_rounding: ceil", "depth_rounding: ciel"), "Did you mean 'ceil'"),

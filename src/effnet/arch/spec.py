@@ -329,7 +329,7 @@ def _rate(argument: str, value: SupportsFloat | str) -> float:
 def _ratio(argument: str, value: SupportsFloat | str) -> float:
     number = _float(argument, value)
     if not 0 <= number <= 1:
-        raise ArgumentError(argument, value, "must be at least 0 and at most 1.")
+        raise ArgumentError(argument, number, "must be at least 0 and at most 1.")
     return number
 
 

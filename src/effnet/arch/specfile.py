@@ -1,7 +1,16 @@
 """A network in a file: spec.yaml, which a person can read and edit, and which names an untrained network as MODEL.
 
 The file holds the fields of NetworkSpec and nothing else; each row of the paper's Table 1 is one line. Fields that have
-a default may be left out. Reading back what was written gives the same network, to the last digit.
+a default may be left out, and a row may use the shorter names of SHORT:
+
+    name: mine
+    head: 0
+    squeeze_ratio: 0
+    stages:
+    - {op: separable, channels: 32, repeats: 1, kernel: 3, stride: 1, expansion: 1}
+    - {op: mbconv, channels: 64, repeats: 3, kernel: 5, stride: 2, expansion: 4, se: 0.25}
+
+Reading back what was written gives the same network, to the last digit.
 """
 
 from __future__ import annotations
@@ -10,10 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effnet.arch.spec import NetworkSpec
+from effnet.arch.spec import NetworkSpec, StageSpec, read_fields
 from effnet.errors import ArgumentError
 
 SUFFIXES = (".yaml", ".yml")
+SHORT = {"repeats": "layers", "kernel": "kernel_size", "expansion": "expand_ratio", "se": "squeeze_ratio"}
 WIDE = 120  # columns
 MARK = "# An effnet network, format 1: effnet info FILE shows it, effnet scale --phi 1 --from FILE scales it.\n"
 
@@ -34,20 +44,51 @@ def read_spec(path: str | Path) -> NetworkSpec:
     Raises:
         ArgumentError: the file does not exist, is no YAML or holds no network; it and the reason are named.
     """
+    values, place = read_mapping(path), list[Any]()
     try:
-        return _network(read_mapping(path))
+        return _network(values, place)
     except ArgumentError as error:
-        if error.argument == "file":
-            raise
-        raise ArgumentError("file", str(path), f"holds no network: {error}") from error
+        lines = _lines(Path(path).read_text(encoding="utf-8"))
+        named = next((key for key in (error.argument, error.value) if (*place, key) in lines), None)
+        line = lines.get((*place, named) if named is not None else tuple(place))
+        where = f"line {line}: " if line else ""
+        raise ArgumentError("file", str(path), f"holds no network: {where}{error}") from error
 
 
-def _network(values: Mapping[str, Any]) -> NetworkSpec:
+def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
+    """The network; `place` tells which row is being read."""
     if not isinstance(values.get("stages"), list):
         raise ArgumentError("stages", values.get("stages"), "must be a list with a row for each stage.")
     if not isinstance(values.get("name", ""), str):
         raise ArgumentError("name", values["name"], "must be text; put it in quotes.")
-    return NetworkSpec.from_dict(values)
+    rows = []
+    for number, row in enumerate(values["stages"]):
+        place[:] = "stages", number
+        if isinstance(row, Mapping):
+            row = {SHORT.get(name, name): value for name, value in row.items()}
+        rows.append(read_fields(StageSpec, row))
+    place.clear()
+    return read_fields(NetworkSpec, {**values, "stages": tuple(rows)})
+
+
+def _lines(text: str) -> dict[tuple[Any, ...], int]:
+    """The line of each name and each row in the file."""
+    import yaml
+
+    lines: dict[tuple[Any, ...], int] = {}
+
+    def walk(node: Any, place: tuple[Any, ...]) -> None:
+        lines[place] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                walk(value, (*place, SHORT.get(key.value, key.value)))
+                lines[*place, SHORT.get(key.value, key.value)] = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                walk(value, (*place, number))
+
+    walk(yaml.compose(text, yaml.SafeLoader), ())
+    return lines
 
 
 def read_mapping(path: str | Path) -> Mapping[str, Any]:
