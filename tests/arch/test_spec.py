@@ -174,7 +174,7 @@ def test_a_squeeze_has_at_least_one_channel():
         ({"depth_rounding": "floor"}, "`depth_rounding` (='floor') is not known; choose from ceil, nearest."),
         (
             {"activation": "relu7"},
-            "`activation` (='relu7') is not known; choose from silu, relu6, relu. Did you mean 'relu6'?",
+            "`activation` (='relu7') is not known; choose from silu, relu6, relu. Did you mean 'relu'?",
         ),
     ],
 )
