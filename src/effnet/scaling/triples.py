@@ -1,0 +1,168 @@
+"""What the search for alpha, beta and gamma compares: networks, not triples.
+
+The paper's step 1 fixes phi = 1 and looks at triples with alpha beta^2 gamma^2 near 2 (section 3.3). Rounding makes
+many of them one and the same network: with layers rounded up, every alpha from 1.05 to 1.25 builds the same blocks on
+B0. And those that differ cost from 1.9 to 3.3 times the baseline, so that the dearest would win. So here
+
+- layers are rounded to the nearest number,
+- width and resolution are moved until the multiply-adds are `ratio` times the baseline's, within 2 %,
+- triples that build one network are one candidate, which knows them all, and what it grows in effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from effnet.arch.cost import cost, total_cost
+from effnet.arch.shape import DepthRounding, shape_of
+from effnet.arch.spec import NetworkSpec, positive_float, positive_int
+from effnet.errors import ArgumentError
+from effnet.scaling.budget import Budget, tell
+from effnet.scaling.compound import Rule
+
+PRODUCT = 2.0  # what alpha beta^2 gamma^2 should be
+WITHIN = 0.02  # how far the multiply-adds of a candidate may be from the ratio
+REACH = 0.15  # how far width and resolution may each be moved for that
+WIDTHS = 121  # that are tried
+LARGEST_GRID = 1_000_000  # triples
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that a search compares with others of the same cost."""
+
+    network: NetworkSpec
+    triples: tuple[Rule, ...]  # that build it; the one that had to be moved least comes first
+    ratio: float  # its multiply-adds over the baseline's
+    effective: tuple[float, float, float]  # its depth, width and resolution, by what each does to the multiply-adds
+
+    @property
+    def rule(self) -> Rule:
+        """The triple that stands for it."""
+        return self.triples[0]
+
+
+def grid(step: float = 0.05, tolerance: float = 0.1, product: float = PRODUCT) -> tuple[Rule, ...]:
+    """Every triple of multiples of `step` from 1 on with a product of alpha beta^2 gamma^2 within `tolerance`.
+
+    Raises:
+        ArgumentError: a value is outside its range, or there is no such triple.
+    """
+    step, tolerance = positive_float("step", step), positive_float("tolerance", tolerance)
+    most = product + tolerance
+    alphas, squares = (int((top - 1) / step + 1e-9) for top in (most, math.sqrt(most)))
+    if alphas * squares**2 > LARGEST_GRID:
+        raise ArgumentError("step", step, f"makes more than {LARGEST_GRID:,} triples.")
+    found = []
+    for a, b, c in itertools.product(range(alphas + 1), range(squares + 1), range(squares + 1)):
+        growths = (round(1 + number * step, 9) for number in (a, b, c))
+        alpha, beta, gamma = growths
+        if abs(alpha * beta**2 * gamma**2 - product) <= tolerance + 1e-9 and max(a, b, c):
+            found.append(Rule(alpha, beta, gamma))
+    if not found:
+        raise ArgumentError("tolerance", tolerance, f"leaves no triple on a grid of {step:g}.")
+    return tuple(found)
+
+
+def candidates(
+    baseline: NetworkSpec,
+    rules: Iterable[Rule],
+    *,
+    phi: float = 1.0,
+    ratio: float | None = None,
+    resolution_step: int = 1,
+    largest: int | None = None,
+    depth_rounding: DepthRounding = "nearest",
+    budget: Budget | None = None,
+) -> tuple[Candidate, ...]:
+    """The networks that triples build on a baseline at equal cost, those with the most triples first.
+
+    Args:
+        baseline: what is scaled.
+        rules: the triples.
+        phi: the exponent; the paper's step 1 has 1.
+        ratio: multiply-adds of every candidate over the baseline's; 2^phi by default.
+        resolution_step: resolutions are multiples of this many pixels.
+        largest: pixels: the images' own size, beyond which there is nothing to see.
+        depth_rounding: of the layers.
+        budget: limits that a candidate has to meet.
+
+    Raises:
+        ArgumentError: a value is outside its range, or no candidate is left.
+    """
+    wanted = PRODUCT**phi if ratio is None else positive_float("ratio", ratio)
+    step = positive_int("resolution_step", resolution_step)
+    found: dict[object, tuple[NetworkSpec, list[tuple[float, Rule]]]] = {}
+    for rule in rules:
+        built = _built(baseline, rule, phi, wanted, step, largest, depth_rounding)
+        if built is None or (budget is not None and not _meets(built[0], budget)):
+            continue
+        network, moved = built
+        found.setdefault(network.shape, (network, []))[1].append((moved, rule))
+    if not found:
+        why = "" if largest is None else f" and at most {largest} px"
+        raise ArgumentError(
+            "rules", "every triple", f"misses {wanted:g} times the multiply-adds of {baseline.name}{why}."
+        )
+    rows = []
+    for network, triples in found.values():
+        triples.sort(key=lambda row: row[0])
+        name = f"{baseline.name}-" + "-".join(f"{growth:g}" for growth in triples[0][1].growths)
+        network = dataclasses.replace(network, name=name)
+        ours = cost(network).macs / cost(baseline).macs
+        rows.append(Candidate(network, tuple(rule for _, rule in triples), ours, effective(baseline, network)))
+    return tuple(sorted(rows, key=lambda row: (-len(row.triples), row.rule.growths)))
+
+
+def effective(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float, float]:
+    """What a network's depth, width and resolution each do to the multiply-adds, in the terms of alpha, beta, gamma.
+
+    Each is changed alone on the baseline: depth multiplies the multiply-adds by alpha, width by beta^2, resolution by
+    gamma^2. So rounding is in these numbers.
+    """
+    before = cost(baseline).macs
+    deep = dataclasses.replace(baseline, depth=network.depth, depth_rounding=network.depth_rounding)
+    wide = dataclasses.replace(baseline, width=network.width)
+    fine = dataclasses.replace(baseline, resolution=network.resolution)
+    alpha, beta, gamma = (cost(each).macs / before for each in (deep, wide, fine))
+    return alpha, math.sqrt(beta), math.sqrt(gamma)
+
+
+def _built(
+    baseline: NetworkSpec,
+    rule: Rule,
+    phi: float,
+    ratio: float,
+    step: int,
+    largest: int | None,
+    depth_rounding: DepthRounding,
+) -> tuple[NetworkSpec, float] | None:
+    """The network of a triple at the wanted cost, and how far width and resolution were moved; None where none is."""
+    import numpy as np
+
+    deep, wide, fine = rule.factors(phi)
+    depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
+    base = dataclasses.replace(baseline, depth_rounding=depth_rounding)
+    low, high = math.ceil((1 - REACH) * pixels / step), math.floor((1 + REACH) * pixels / step)
+    sizes = [size for number in range(max(1, low), high + 1) if (size := number * step) <= (largest or size)]
+    if not sizes:
+        return None
+    widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
+    w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
+    macs = np.asarray(total_cost(shape_of(base, w, np.full_like(w, depth), r)).macs)
+    moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
+    fits = np.abs(macs / (ratio * cost(baseline).macs) - 1) <= WITHIN
+    if not fits.any():
+        return None
+    place = int(np.where(fits, moved, np.inf).argmin())
+    network = dataclasses.replace(base, depth=depth, width=round(float(w[place]), 6), resolution=int(r[place]))
+    return network, float(moved[place])
+
+
+def _meets(network: NetworkSpec, budget: Budget) -> bool:
+    prices = tell(network, budget, budget.priced)
+    return all(prices[name] <= limit for name, limit in budget.limits.items())
