@@ -61,7 +61,7 @@ class Profile:
     name: str
     resolution: int
     conditions: Conditions
-    blocks: tuple[BlockTime, ...]  # stem, each MBConv block, head, classifier
+    blocks: tuple[BlockTime, ...]  # stem, each block, head, classifier
     whole: Timing
 
     @property

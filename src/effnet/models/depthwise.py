@@ -110,6 +110,8 @@ def choose_kernels(
     chosen: dict[tuple[int, int, int, Filter], str] = {}
     result = {}
     for block in spec.blocks:
+        if not any(layer.depthwise for layer in block.layers):
+            continue
         layer = network.get_submodule(f"{block.name}.depthwise")
         conv = cast(DepthwiseConv2d, layer.conv)
         image = torch.ones(1, block.expanded_channels, block.input_size, block.input_size)

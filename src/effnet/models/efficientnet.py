@@ -36,7 +36,7 @@ class ParameterGroup(TypedDict):
 class EfficientNet(nn.Module):
     """The network of `spec`, freshly initialised.
 
-    Stages are numbered as in Table 1 of the paper: `network.stages["2"]` ... `network.stages["8"]` hold the MBConv
+    Stages are numbered as in Table 1 of the paper: `network.stages["2"]` ... `network.stages["8"]` hold the
     blocks, `stem` is stage 1, `head` with `classifier` stage 9. No image size is remembered: any height and width do.
 
     Args:

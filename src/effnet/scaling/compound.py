@@ -2,7 +2,7 @@
 
     d = alpha^phi, w = beta^phi, r = gamma^phi; the multiply-adds grow like d w^2 r^2 = (alpha beta^2 gamma^2)^phi
 
-The factors multiply what the baseline has. Depth multiplies the layers of the MBConv stages alone: stem and head remain
+The factors multiply what the baseline has. Depth multiplies the layers of the block stages alone: stem and head remain
 one convolution each at any depth, for they only enter and leave the network. Their channels grow with the width, and
 their maps with the resolution, like everything else. EfficientNet-Lite's ends are fixed, so that scaled networks stay
 small: stem and head keep their channels, first and last stage their layers.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from effnet.arch.baselines import BASELINES
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import VARIANTS
@@ -56,7 +57,8 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
     bundle = is_bundle(Path(settings.model))
     if bundle and settings.init:
         raise ArgumentError("init", settings.init, f"is one start too many: {settings.model} has weights of its own.")
-    untrained = Path(settings.model).suffix.lower() in SUFFIXES or (recipe.fresh and not bundle)
+    unknown = Path(settings.model).suffix.lower() in SUFFIXES or settings.model.lower() in BASELINES
+    untrained = unknown or (recipe.fresh and not bundle)
     words: list[str] = []
     if untrained or settings.init:
         base = make_spec(settings.model)
@@ -91,7 +93,7 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
     else:
         if not recipe.bn_momentum:
             raise ArgumentError("recipe", recipe.name, f"needs weights, and {settings.model} has none: take scratch.")
-        why = f"the recipe {recipe.name} uses no weights" if recipe.fresh else "it has no weights"
+        why = "it has no weights" if unknown else f"the recipe {recipe.name} uses none"
         words.append(f"{settings.model} starts from scratch: {why}")
     set_momentum(network, recipe.bn_momentum)
     return Start(network, see, source, tuple(words), given is not None)
