@@ -6,6 +6,7 @@ import re
 import pytest
 
 import effnet
+from effnet.arch.baselines import BASELINES
 from effnet.arch.variants import VARIANTS, variant
 from effnet.errors import UnknownNameError
 
@@ -78,7 +79,7 @@ def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(UnknownNameError, match=re.escape("`network` (='b9') is not known")) as error:
         effnet.spec("b9")
     assert str(error.value).endswith("Did you mean 'b8'?")
-    assert error.value.known == tuple(OFFICIAL)
+    assert error.value.known == (*OFFICIAL, *BASELINES)
     with pytest.raises(UnknownNameError, match=r"Did you mean 'lite2'\?"):
         effnet.spec("efficientnet_lit2")
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from effnet.errors import CheckpointError, MissingExtraError
-from effnet.weights.layouts import LAYOUTS
+from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS
 
 if TYPE_CHECKING:
     import h5py
@@ -36,7 +36,7 @@ INNER = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
 )
-MARKS = tuple(layout.told_by for layout in LAYOUTS.values())
+STEMS = tuple(layout.told_by for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS.values()))
 NESTED = 6  # dictionaries inside one another that are looked into
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -131,7 +131,7 @@ def _path_to_tensors(loaded: object, depth: int = 0) -> tuple[str, ...] | None:
     return () if any(isinstance(value, Tensor) for value in loaded.values()) else None
 
 
-def _prefix(keys: Collection[str], marks: tuple[str, ...] = MARKS) -> str | None:
+def _prefix(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> str | None:
     """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), told from one of them."""
     prefixes = {key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")}
     averaged = {prefix for prefix in prefixes if re.search(r"(^|[._])(ema|averag)", prefix.lower())}

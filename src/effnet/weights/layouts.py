@@ -291,15 +291,15 @@ LAYOUTS = {
         Layout("hf", _hf),
         Layout("keras", _keras, ("/kernel", "/bias"), _KERAS_NORM),
         Layout("keras-numbered", _keras_numbered, ("/0", "/1"), ("/0", "/1", "/2", "/3")),
-        *(
-            Layout(f"{library}-{network}", names, baseline=network, mark=mark, lacks=lacks)
-            for library, network, names, mark, lacks in (
-                ("torchvision", "mobilenetv2", _torchvision_mobilenetv2, "features.1.conv.0.0.weight", ""),
-                ("torchvision", "resnet50", _torchvision_resnet50, "layer1.0.downsample.0.weight", ""),
-                # an EfficientNet's block has an expansion there
-                ("timm", "mobilenetv1", _timm_mobilenetv1, "blocks.1.0.conv_dw.weight", "blocks.1.0.conv_pwl.weight"),
-            )
-        ),
+    )
+}
+BASELINE_LAYOUTS = {
+    f"{library}-{network}": Layout(f"{library}-{network}", names, baseline=network, mark=mark, lacks=lacks)
+    for library, network, names, mark, lacks in (
+        ("torchvision", "mobilenetv2", _torchvision_mobilenetv2, "features.1.conv.0.0.weight", ""),
+        ("torchvision", "resnet50", _torchvision_resnet50, "layer1.0.downsample.0.weight", ""),
+        # an EfficientNet's block has an expansion there
+        ("timm", "mobilenetv1", _timm_mobilenetv1, "blocks.1.0.conv_dw.weight", "blocks.1.0.conv_pwl.weight"),
     )
 }
 
@@ -360,7 +360,7 @@ def layout_of(source: str, spec: NetworkSpec | None = None) -> Layout:
     """
     name = {"bundle": "native", "timm-tf": "timm"}.get(source, source)
     own = f"{name}-{baseline_of(spec)}" if spec is not None else ""
-    return LAYOUTS.get(own) or LAYOUTS[name]
+    return BASELINE_LAYOUTS.get(own) or LAYOUTS[name]
 
 
 def baseline_of(spec: NetworkSpec) -> str | None:
@@ -369,12 +369,12 @@ def baseline_of(spec: NetworkSpec) -> str | None:
 
 
 def detect(keys: Mapping[str, object]) -> Layout:
-    """The layout that is told by a key among `keys`; those with a mark come first.
+    """The layout that is told by a key among `keys`.
 
     Raises:
         CheckpointError: none is.
     """
-    for layout in sorted(LAYOUTS.values(), key=lambda layout: not layout.mark):
+    for layout in (*BASELINE_LAYOUTS.values(), *LAYOUTS.values()):
         if layout.told_by in keys and layout.lacks not in keys:
             return layout
     some = ", ".join(list(keys)[:4]) or "nothing"
