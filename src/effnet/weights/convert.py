@@ -185,7 +185,7 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 
 def _source(file: WeightFile, layout: Layout, source: str | None) -> str:
     """The source that was given, if it fits the keys and config.json, or the one that they tell."""
-    written_by = layout.library
+    written_by = layout.written_by
     told = {"native": "bundle"}.get(written_by, written_by)
     if layout.name == "timm":
         told = timm_source(file)

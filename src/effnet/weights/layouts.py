@@ -58,7 +58,7 @@ class Layout:
     lacks: str = ""  # a key of another layout with that mark
 
     @property
-    def library(self) -> str:
+    def written_by(self) -> str:
         """Whose naming rule it is."""
         return self.name.removesuffix("-numbered").removesuffix(f"-{self.baseline}")
 

@@ -61,7 +61,7 @@ def _baseline(shapes: Shapes, layout: Layout, path: Path, num_classes: int | Non
         found = spec(layout.baseline, num_classes=(*classifier, num_classes)[0], in_channels=stem[1])
         if _fits(found, shapes, layout):
             return found
-    raise MismatchError(f"{path} is named like {layout.library}'s {layout.baseline}, but has not all of its tensors")
+    raise MismatchError(f"{path} is named like {layout.written_by}'s {layout.baseline}, but has not all of its tensors")
 
 
 def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:

@@ -77,7 +77,7 @@ def logit_difference(path: str | Path, source: str, network: EfficientNet | None
         CheckpointError: `path` cannot be read, or the library refuses its tensors.
     """
     file = open_weights(Path(path))
-    if detect(file.tensors).library != layout_of(source).name:
+    if detect(file.tensors).written_by != layout_of(source).name:
         raise CheckpointError(f"{path} does not have the keys of {source}")
     ours = network or _as_read(file, source)
     # What is written for transformers is for the size that the InputSpec says.
