@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
 import time
@@ -233,7 +234,15 @@ def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
     )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of every process
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave)
     return fabric, loop
+
+
+def _leave() -> None:
+    """End the process group's threads while Python still runs: one that outlives it aborts the process at its exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _told(fabric: Fabric, listener: Listener | None) -> Listener:
