@@ -1,0 +1,189 @@
+"""Step 1 of the paper: which alpha, beta and gamma are best on a baseline. How a network is scored is passed in.
+
+The paper gives the answer for B0 and no procedure (section 3.3). Here every candidate is trained briefly, the better
+third goes on to a training three times as long, and those that are left are trained with several seeds (successive
+halving, Jamieson and Talwalkar 2016). What to train next follows from the scores alone, so any number of workers may
+share the work, and a search that was interrupted goes on with what is missing.
+
+The verdict compares the last rung's candidates seed by seed with the best one. A difference whose interval holds 0 is
+none: the two are level. The intervals are Student's, for as many comparisons at once as there are (Bonferroni), because
+the best of many is partly lucky.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from effnet.arch.spec import positive_int
+from effnet.errors import ArgumentError, MissingExtraError
+
+CONFIDENCE = 0.95
+FACTOR = 3  # a rung's trainings are so many times longer than the rung's below, and so many times fewer go on
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A stage of the search."""
+
+    share: float  # of the longest training
+    candidates: int  # that take part
+    seeds: int  # trainings of each
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One training."""
+
+    rung: int
+    seed: int
+    candidate: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much worse than the best a candidate is, at the last rung."""
+
+    candidate: int
+    value: float  # the mean over the seeds of its score less the best one's
+    low: float
+    high: float
+
+    @property
+    def level(self) -> bool:
+        """Whether the two may be equally good."""
+        return self.high >= 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a search found."""
+
+    best: int
+    means: dict[int, float]  # scores of the last rung's candidates, the best first
+    differences: tuple[Difference, ...]  # of the others from the best
+    between_rungs: tuple[float, ...]  # Kendall's tau of the candidates that two rungs share; nan for fewer than two
+    between_seeds: tuple[float, ...]  # of the last rung's candidates by one seed and by the next
+
+    @property
+    def level(self) -> tuple[int, ...]:
+        """The best, and those that may be as good."""
+        return (self.best, *(each.candidate for each in self.differences if each.level))
+
+
+Scores = Mapping[Job, float]
+
+
+def ladder(candidates: int, *, rungs: int = 3, seeds: int = 3, least: int = 4) -> tuple[Rung, ...]:
+    """The rungs of a search.
+
+    Args:
+        candidates: at the first rung.
+        rungs: how many there are.
+        seeds: trainings of each candidate at the last rung; at the others there is one.
+        least: candidates at the last rung, or all if they are fewer.
+
+    Raises:
+        ArgumentError: a number is no positive whole number.
+    """
+    candidates, rungs = positive_int("candidates", candidates), positive_int("rungs", rungs)
+    seeds, least = positive_int("seeds", seeds), positive_int("least", least)
+    rows = []
+    for number in range(rungs):
+        last = number == rungs - 1
+        left = max(min(least, candidates), math.ceil(candidates / FACTOR**number))
+        rows.append(Rung(FACTOR ** (number + 1 - rungs), left, seeds if last else 1))
+    return tuple(rows)
+
+
+def survivors(rungs: Sequence[Rung], rung: int, scores: Scores) -> tuple[int, ...] | None:
+    """The candidates of a rung, the best of the rung below first; None while that one is not complete."""
+    if rung == 0:
+        return tuple(range(rungs[0].candidates))
+    before = survivors(rungs, rung - 1, scores)
+    if before is None or any(job not in scores for job in _jobs(rungs, rung - 1, before)):
+        return None
+    means = _means(rungs, rung - 1, before, scores)
+    return tuple(sorted(before, key=lambda candidate: (-means[candidate], candidate))[: rungs[rung].candidates])
+
+
+def open_jobs(rungs: Sequence[Rung], scores: Scores) -> tuple[Job, ...]:
+    """The trainings that can be done now, in order; none when the search is over."""
+    for rung in range(len(rungs)):
+        present = survivors(rungs, rung, scores)
+        if present is None:
+            break
+        if missing := tuple(job for job in _jobs(rungs, rung, present) if job not in scores):
+            return missing
+    return ()
+
+
+def jobs_in_all(rungs: Sequence[Rung]) -> int:
+    """Trainings of a whole search."""
+    return sum(rung.candidates * rung.seeds for rung in rungs)
+
+
+def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
+    """What the scores say when all trainings are done.
+
+    Raises:
+        ArgumentError: trainings are missing.
+        MissingExtraError: SciPy is not installed.
+    """
+    last = len(rungs) - 1
+    finalists = survivors(rungs, last, scores)
+    if finalists is None or open_jobs(rungs, scores):
+        raise ArgumentError("scores", f"{len(scores)} trainings", f"must be all {jobs_in_all(rungs)} of the search.")
+    means = _means(rungs, last, finalists, scores)
+    order = sorted(finalists, key=lambda candidate: (-means[candidate], candidate))
+    best, seeds = order[0], range(rungs[last].seeds)
+
+    def at(candidate: int, seed: int) -> float:
+        return scores[Job(last, seed, candidate)]
+
+    differences = tuple(
+        _difference(other, [at(other, seed) - at(best, seed) for seed in seeds], len(order) - 1) for other in order[1:]
+    )
+    taus = []
+    for rung in range(1, len(rungs)):
+        present = survivors(rungs, rung, scores) or ()
+        below, here = (_means(rungs, each, present, scores) for each in (rung - 1, rung))
+        taus.append(_tau([below[c] for c in present], [here[c] for c in present]))
+    by_seed = [_tau([at(c, seed) for c in finalists], [at(c, seed + 1) for c in finalists]) for seed in seeds[:-1]]
+    return Verdict(best, {candidate: means[candidate] for candidate in order}, differences, tuple(taus), tuple(by_seed))
+
+
+def _jobs(rungs: Sequence[Rung], rung: int, present: Sequence[int]) -> tuple[Job, ...]:
+    return tuple(Job(rung, seed, candidate) for seed in range(rungs[rung].seeds) for candidate in sorted(present))
+
+
+def _means(rungs: Sequence[Rung], rung: int, present: Sequence[int], scores: Scores) -> dict[int, float]:
+    seeds = range(rungs[rung].seeds)
+    return {c: statistics.fmean(scores[Job(rung, seed, c)] for seed in seeds) for c in present}
+
+
+def _difference(candidate: int, differences: Sequence[float], comparisons: int) -> Difference:
+    """The mean of paired differences with its interval; of a single one nothing is known."""
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return Difference(candidate, mean, -math.inf, math.inf)
+    tail = (1 - CONFIDENCE) / 2 / comparisons
+    reach = float(_stats().t.ppf(1 - tail, len(differences) - 1))
+    reach *= statistics.stdev(differences) / math.sqrt(len(differences))
+    return Difference(candidate, mean, mean - reach, mean + reach)
+
+
+def _tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-b: 1 where two rankings agree, -1 where one is the other's reverse."""
+    return float(_stats().kendalltau(first, second).statistic) if len(first) > 1 else math.nan
+
+
+def _stats() -> Any:
+    try:
+        return import_module("scipy.stats")
+    except ImportError as error:
+        raise MissingExtraError("the verdict of a search", "search") from error

@@ -1,0 +1,101 @@
+"""Successive halving and its verdict, on scores that are made up."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+from scipy import stats
+
+from effnet.errors import ArgumentError
+from effnet.scaling.search import Job, Rung, jobs_in_all, ladder, open_jobs, survivors, verdict
+
+
+def play(rungs: tuple[Rung, ...], score: dict[int, float], noise: float = 0.0, order: int = 0) -> dict[Job, float]:
+    """All trainings of a search, done in any order that open_jobs allows."""
+    done: dict[Job, float] = {}
+    draw = random.Random(order)
+    while jobs := open_jobs(rungs, done):
+        job = draw.choice(jobs)
+        luck = random.Random(f"{job}").gauss(0, noise)
+        done[job] = score[job.candidate] + luck
+    return done
+
+
+def test_the_rungs() -> None:
+    assert ladder(27, seeds=3, least=4) == (Rung(1 / 9, 27, 1), Rung(1 / 3, 9, 1), Rung(1, 4, 3))
+    assert ladder(3, rungs=2, seeds=5) == (Rung(1 / 3, 3, 1), Rung(1, 3, 5))
+    assert jobs_in_all(ladder(27)) == 27 + 9 + 12
+    with pytest.raises(ArgumentError, match="candidates"):
+        ladder(0)
+
+
+def test_the_best_third_goes_on() -> None:
+    rungs = ladder(27)
+    score = {candidate: -abs(candidate - 13.2) for candidate in range(27)}
+    done = play(rungs, score)
+    assert len(done) == jobs_in_all(rungs)
+    assert survivors(rungs, 1, done) == (13, 14, 12, 15, 11, 16, 10, 17, 9)
+    assert set(survivors(rungs, 2, done) or ()) == {12, 13, 14, 15}
+    found = verdict(rungs, done)
+    assert (found.best, found.level) == (13, (13,))
+    assert found.between_rungs == (1, 1)
+    assert found.between_seeds == (1, 1)
+
+
+def test_the_order_of_the_work_changes_nothing() -> None:
+    rungs = ladder(20)
+    score = {candidate: candidate / 20 for candidate in range(20)}
+    runs = [play(rungs, score, noise=0.2, order=order) for order in range(4)]
+    assert all(run == runs[0] for run in runs)
+
+
+def test_an_interrupted_search_goes_on_with_what_is_missing() -> None:
+    rungs = ladder(9, rungs=2, seeds=2, least=3)
+    done = play(rungs, {candidate: -candidate for candidate in range(9)})
+    lost = Job(1, 1, 2)
+    del done[lost]
+    assert open_jobs(rungs, done) == (lost,)
+    with pytest.raises(ArgumentError, match=r"must be all 15 of the search"):
+        verdict(rungs, done)
+    early = {job: score for job, score in done.items() if job.rung == 0 and job.candidate != 4}
+    assert open_jobs(rungs, early) == (Job(0, 0, 4),)
+    assert survivors(rungs, 1, early) is None
+
+
+def test_differences_are_paired_and_corrected_for_their_number() -> None:
+    rungs = (Rung(1, 3, 4),)
+    table = {0: (0.90, 0.91, 0.89, 0.92), 1: (0.89, 0.905, 0.88, 0.91), 2: (0.91, 0.88, 0.90, 0.90)}
+    found = verdict(rungs, {Job(0, seed, c): scores[seed] for c, scores in table.items() for seed in range(4)})
+    assert found.best == 0
+    assert list(found.means) == [0, 2, 1]
+    by_candidate = {each.candidate: each for each in found.differences}
+    for candidate in (1, 2):
+        paired = [b - a for a, b in zip(table[0], table[candidate], strict=True)]
+        low, high = stats.t.interval(1 - 0.05 / 2, 3, statistics.fmean(paired), stats.sem(paired))
+        assert (by_candidate[candidate].low, by_candidate[candidate].high) == pytest.approx((low, high))
+    assert found.level == (0, 2)  # the second differs by luck, the first by little but always
+
+
+def test_the_level_set_holds_the_best_as_often_as_it_says() -> None:
+    """Five candidates, two of them equally good: both are found level in at least 95 % of 300 searches."""
+    rungs, hits = (Rung(1, 5, 5),), 0
+    for trial in range(300):
+        draw = random.Random(trial)
+        true = (0.80, 0.80, 0.79, 0.78, 0.70)
+        scores = {Job(0, seed, c): true[c] + draw.gauss(0, 0.01) for c in range(5) for seed in range(5)}
+        found = verdict(rungs, scores)
+        hits += {0, 1} <= set(found.level)
+        assert 4 not in found.level
+    assert hits >= 0.95 * 300
+
+
+def test_one_seed_tells_nothing_apart_and_one_candidate_has_no_order() -> None:
+    found = verdict((Rung(1, 3, 1),), {Job(0, 0, c): float(c) for c in range(3)})
+    assert found.level == (2, 1, 0)
+    assert all(math.isinf(each.low) for each in found.differences)
+    alone = verdict((Rung(1, 1, 2),), {Job(0, seed, 0): 0.5 for seed in range(2)})
+    assert (alone.level, alone.differences) == ((0,), ())
+    assert math.isnan(alone.between_seeds[0])
