@@ -50,7 +50,7 @@ def test_each_network_sees_its_own_resolution(shapes: Dataset) -> None:
 
 def test_images_are_mirrored_and_moved() -> None:
     pixels = torch.arange(4 * 16 * 16 * 3, dtype=torch.int64).reshape(4, 16, 16, 3)
-    moved = _moved(pixels, torch.Generator().manual_seed(1))
+    moved = _moved(pixels, 0.5, torch.Generator().manual_seed(1))
     assert moved.shape == pixels.shape
     inner = moved[:, 4:12, 4:12]
     for image, whole in zip(inner, pixels, strict=True):

@@ -1,8 +1,8 @@
 """A short training that returns a score: what a search compares networks by.
 
-It is the loop of a run without its folder: no checkpoints, no time budget, one process. Images are decoded once for each
-resolution and kept; they are mirrored and moved by up to an eighth, because a short training needs no more than that.
-The score is the accuracy on the val part. The same network, data, recipe, epochs and seed give the same score.
+It is the loop of a run without its folder: no checkpoints, no time budget, one process. Images are decoded once for
+each resolution and kept; they are mirrored and moved by up to an eighth, because a short training needs no more than
+that. The score is the accuracy on the val part. The same network, data, recipe, epochs and seed give the same score.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Scorer:
                 order = torch.randperm(len(labels), generator=_generator(seed, step))
             chosen = order[step % per_epoch * self.batch :][: self.batch]
             set_rate(optimizer, self.recipe.scaled_lr * self.recipe.lr_at(horizon.progress(step + 1)))
-            loss, _ = learner(_moved(pixels[chosen], _generator(seed, step, 1)), labels[chosen], False)
+            loss, _ = learner(
+                _moved(pixels[chosen], self.recipe.flip, _generator(seed, step, 1)), labels[chosen], False
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), self.recipe.clip or float("inf"))
@@ -101,14 +103,15 @@ class Scorer:
         normalise = Normalise(self.see)
         network.eval()
         right = 0
-        for some, truth in zip(pixels.split(BATCH), labels.split(BATCH), strict=True):
+        for start in range(0, len(labels), BATCH):
+            some, truth = pixels[start : start + BATCH], labels[start : start + BATCH]
             right += int((network(normalise(some)).argmax(1) == truth).sum())
         return right / len(labels)
 
 
-def _moved(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Images (N, H, W, C), half of them mirrored, each batch moved by a few pixels with its edges repeated."""
-    mirrored = torch.rand(len(pixels), generator=random) < 0.5  # one in two
+def _moved(pixels: Tensor, flip: float, random: torch.Generator) -> Tensor:
+    """Images (N, H, W, C), a share of them mirrored, each batch moved by a few pixels with its edges repeated."""
+    mirrored = torch.rand(len(pixels), generator=random) < flip  # one in two
     pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
     reach = pixels.shape[1] // MOVED
     down, right = torch.randint(-reach, reach + 1, (2,), generator=random).tolist()
