@@ -20,6 +20,7 @@ from effnet.commands.info import info
 from effnet.commands.predict import predict
 from effnet.commands.profile import profile
 from effnet.commands.scale import scale
+from effnet.commands.search import search
 from effnet.commands.train import train
 from effnet.commands.val import val
 from effnet.errors import EffnetError, RefusedError
@@ -35,6 +36,7 @@ app = App(
 )
 for command in (info, predict, convert, scale, profile, check, train, val):
     app.command(command)
+app.command(search)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,11 +12,10 @@ from cyclopts import Parameter
 from effnet import console
 from effnet.arch.spec import Fit
 from effnet.commands.arguments import INTERRUPTED, OK, Flag, Whole
+from effnet.commands.bars import Bars
 from effnet.errors import ArgumentError, UnknownNameError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from effnet.training.finish import Result
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -140,72 +138,27 @@ def train(
     return OK
 
 
-class Shown:
+class Shown(Bars):
     """A progress bar where somebody looks, a line for each epoch, and what a user should know."""
 
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}  # "": the steps
-        self._headed = False
-
-    def __enter__(self) -> Shown:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the progress bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar, self._tasks = None, {}
-
-    def said(self, words: str) -> None:
-        """A remark."""
-        self._print(words)
+    headed = False
 
     def steps(self, done: int, total: int, loss: float) -> None:
         """The bar, with the time left."""
-        self._advance("", f"loss {loss:.3f}", done, total)
-
-    def counted(self, doing: str, done: int, total: int) -> None:
-        """A bar of its own, until all is done."""
-        self._advance(doing, doing, done, total)
-        if self._bar is not None and done >= total:
-            self._bar.remove_task(self._tasks.pop(doing))
-
-    def _advance(self, name: str, words: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self._bar.start()
-        if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(words, total=total)
-        self._bar.update(self._tasks[name], completed=done, total=total, description=words)
+        self.advance("", f"loss {loss:.3f}", done, total)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """The epoch's line."""
-        if not self._headed:
-            self._print(
+        if not self.headed:
+            self.said(
                 f"{'epoch':>6} {'step':>7} {'time':>8} {'lr':>9} {'train loss':>11} {'val loss':>9} {'val top-1':>10}"
             )
-            self._headed = True
+            self.headed = True
         minutes, seconds = divmod(round(row["seconds"]), 60)
-        self._print(
+        self.said(
             f"{row['epoch']:>6} {row['step']:>7} {minutes:>5}:{seconds:02} {row['lr']:>9.2g} "
             f"{row['train_loss']:>11.4f} {row['val_loss']:>9.4f} {row['val_top1']:>10.2%}"
         )
-
-    def _print(self, words: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(words, highlight=False, markup=False)
-        else:
-            console.remark(words)
 
 
 def _show(result: Result) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -46,10 +46,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much worse than the best a candidate is, at the last rung."""
+    """How much worse than the best, or than another network, a candidate is."""
 
     candidate: int
-    value: float  # the mean over the seeds of its score less the best one's
+    value: float  # the mean over the seeds of its score less the other's
     low: float
     high: float
 
@@ -76,6 +76,7 @@ class Verdict:
 
 
 Scores = Mapping[Job, float]
+Plan = Callable[[Scores], Sequence[Job]]  # the trainings that can be done now, in order; none when all are done
 
 
 def ladder(candidates: int, *, rungs: int = 3, seeds: int = 3, least: int = 4) -> tuple[Rung, ...]:
@@ -122,9 +123,9 @@ def open_jobs(rungs: Sequence[Rung], scores: Scores) -> tuple[Job, ...]:
     return ()
 
 
-def jobs_in_all(rungs: Sequence[Rung]) -> int:
-    """Trainings of a whole search."""
-    return sum(rung.candidates * rung.seeds for rung in rungs)
+def jobs_in_all(rungs: Sequence[Rung]) -> tuple[Job, ...]:
+    """The trainings of a whole search, had the first candidates been the best at every rung."""
+    return tuple(job for number, rung in enumerate(rungs) for job in _jobs(rungs, number, range(rung.candidates)))
 
 
 def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
@@ -137,7 +138,9 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
     last = len(rungs) - 1
     finalists = survivors(rungs, last, scores)
     if finalists is None or open_jobs(rungs, scores):
-        raise ArgumentError("scores", f"{len(scores)} trainings", f"must be all {jobs_in_all(rungs)} of the search.")
+        raise ArgumentError(
+            "scores", f"{len(scores)} trainings", f"must be all {len(jobs_in_all(rungs))} of the search."
+        )
     means = _means(rungs, last, finalists, scores)
     order = sorted(finalists, key=lambda candidate: (-means[candidate], candidate))
     best, seeds = order[0], range(rungs[last].seeds)
@@ -145,9 +148,8 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
     def at(candidate: int, seed: int) -> float:
         return scores[Job(last, seed, candidate)]
 
-    differences = tuple(
-        _difference(other, [at(other, seed) - at(best, seed) for seed in seeds], len(order) - 1) for other in order[1:]
-    )
+    gaps = {other: [at(other, seed) - at(best, seed) for seed in seeds] for other in order[1:]}
+    differences = tuple(paired_difference(other, values, len(gaps)) for other, values in gaps.items())
     taus = []
     for rung in range(1, len(rungs)):
         present = survivors(rungs, rung, scores) or ()
@@ -157,17 +159,12 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
     return Verdict(best, {candidate: means[candidate] for candidate in order}, differences, tuple(taus), tuple(by_seed))
 
 
-def _jobs(rungs: Sequence[Rung], rung: int, present: Sequence[int]) -> tuple[Job, ...]:
-    return tuple(Job(rung, seed, candidate) for seed in range(rungs[rung].seeds) for candidate in sorted(present))
+def paired_difference(candidate: int, differences: Sequence[float], comparisons: int) -> Difference:
+    """The mean of paired differences with its interval as one of so many comparisons; of a single one nothing is known.
 
-
-def _means(rungs: Sequence[Rung], rung: int, present: Sequence[int], scores: Scores) -> dict[int, float]:
-    seeds = range(rungs[rung].seeds)
-    return {c: statistics.fmean(scores[Job(rung, seed, c)] for seed in seeds) for c in present}
-
-
-def _difference(candidate: int, differences: Sequence[float], comparisons: int) -> Difference:
-    """The mean of paired differences with its interval; of a single one nothing is known."""
+    Raises:
+        MissingExtraError: SciPy is not installed.
+    """
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return Difference(candidate, mean, -math.inf, math.inf)
@@ -175,6 +172,15 @@ def _difference(candidate: int, differences: Sequence[float], comparisons: int) 
     reach = float(_stats().t.ppf(1 - tail, len(differences) - 1))
     reach *= statistics.stdev(differences) / math.sqrt(len(differences))
     return Difference(candidate, mean, mean - reach, mean + reach)
+
+
+def _jobs(rungs: Sequence[Rung], rung: int, present: Sequence[int]) -> tuple[Job, ...]:
+    return tuple(Job(rung, seed, candidate) for seed in range(rungs[rung].seeds) for candidate in sorted(present))
+
+
+def _means(rungs: Sequence[Rung], rung: int, present: Sequence[int], scores: Scores) -> dict[int, float]:
+    seeds = range(rungs[rung].seeds)
+    return {c: statistics.fmean(scores[Job(rung, seed, c)] for seed in seeds) for c in present}
 
 
 def _tau(first: Sequence[float], second: Sequence[float]) -> float:

@@ -5,7 +5,8 @@ many of them one and the same network: with layers rounded up, every alpha from 
 B0. And those that differ cost from 1.9 to 3.3 times the baseline, so that the dearest would win. So here
 
 - layers are rounded to the nearest number,
-- width and resolution are moved until the multiply-adds are `ratio` times the baseline's, within 2 %,
+- width and resolution are moved until the multiply-adds are `ratio` times the baseline's, within 2 %; the resolution
+  never below the baseline's, for gamma is at least 1,
 - triples that build one network are one candidate, which knows them all, and what it grows in effect.
 """
 
@@ -16,10 +17,11 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from effnet.arch.cost import cost, total_cost
 from effnet.arch.shape import DepthRounding, shape_of
-from effnet.arch.spec import NetworkSpec, positive_float, positive_int
+from effnet.arch.spec import NetworkSpec, StageSpec, positive_float, positive_int
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget, tell
 from effnet.scaling.compound import Rule
@@ -28,6 +30,8 @@ PRODUCT = 2.0  # what alpha beta^2 gamma^2 should be
 WITHIN = 0.02  # how far the multiply-adds of a candidate may be from the ratio
 REACH = 0.15  # how far width and resolution may each be moved for that
 WIDTHS = 121  # that are tried
+PHIS = 71  # around the one that promises the ratio
+LAST_MAP = 4  # pixels; the paper's networks end with 7 at 224 px
 LARGEST_GRID = 1_000_000  # triples
 
 
@@ -44,6 +48,89 @@ class Candidate:
     def rule(self) -> Rule:
         """The triple that stands for it."""
         return self.triples[0]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What networks that are compared have in common."""
+
+    ratio: float  # of their multiply-adds to the baseline's
+    resolution_step: int = 1  # resolutions are multiples of this many pixels
+    largest: int | None = None  # pixels of the images themselves, beyond which there is nothing to see
+    depth_rounding: DepthRounding = "nearest"  # of the layers
+
+    def build(self, baseline: NetworkSpec, rule: Rule, phi: float) -> tuple[NetworkSpec, float] | None:
+        """The network of a triple at the wanted cost, and how far width and resolution were moved; None: there is none.
+
+        How far is the sum of the absolute logarithms.
+        """
+        import numpy as np
+
+        deep, wide, fine = rule.factors(phi)
+        depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
+        base = dataclasses.replace(baseline, depth_rounding=self.depth_rounding)
+        step, most = self.resolution_step, min(self.largest or math.inf, (1 + REACH) * pixels)
+        least = max(baseline.resolution if fine >= 1 else 1, (1 - REACH) * pixels)
+        sizes = [number * step for number in range(math.ceil(least / step), math.floor(most / step) + 1)]
+        if not sizes:
+            return None
+        widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
+        w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
+        macs = np.asarray(total_cost(shape_of(base, w, np.full_like(w, depth), r)).macs)
+        moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
+        fits = np.abs(macs / (self.ratio * cost(baseline).macs) - 1) <= WITHIN
+        if not fits.any():
+            return None
+        place = int(np.where(fits, moved, np.inf).argmin())
+        network = dataclasses.replace(base, depth=depth, width=round(float(w[place]), 6), resolution=int(r[place]))
+        return network, float(moved[place])
+
+    def reach(self, baseline: NetworkSpec, rule: Rule) -> NetworkSpec | None:
+        """The network that a rule makes of a baseline at the wanted cost, whatever phi that takes; None: there is none.
+
+        Of all, the one whose width and resolution had to be moved least.
+        """
+        import numpy as np
+
+        aim = rule.phi_of_macs(self.ratio)
+        built = [self.build(baseline, rule, float(phi)) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
+        networks = [each for each in built if each is not None]
+        return min(networks, key=lambda each: each[1])[0] if networks else None
+
+
+def suited(baseline: NetworkSpec, native: int, resolution: int | None = None) -> NetworkSpec:
+    """The baseline where images of `native` pixels leave room to scale: at half of that, with fewer strides if need be.
+
+    A resolution beyond the images' own carries nothing, and four times the multiply-adds by resolution alone is twice
+    the pixels. Strides are given up from the front until the last map has LAST_MAP pixels a side.
+
+    Args:
+        baseline: the network.
+        native: pixels of the images' shorter side.
+        resolution: at which it starts; by default its own or half of the images', whichever is less.
+
+    Raises:
+        ArgumentError: `resolution` is beyond the images' own.
+    """
+    if resolution is not None and positive_int("resolution", resolution) > native:
+        raise ArgumentError("resolution", resolution, f"is beyond the images' own {native} px: that carries nothing.")
+    size = min(baseline.resolution, max(1, native // 2)) if resolution is None else resolution
+    network = dataclasses.replace(baseline, resolution=size)
+    if size == baseline.resolution:
+        return network
+    fewer: list[dict[str, Any]] = [{"stem_stride": 1}, {"stem_pool": False}]
+    fewer += [{"stages": _unstrided(baseline, number)} for number in range(1, len(baseline.stages) + 1)]
+    for change in fewer:
+        if network.final_size >= LAST_MAP:
+            break
+        network = dataclasses.replace(network, **change)
+    return network
+
+
+def _unstrided(baseline: NetworkSpec, number: int) -> tuple[StageSpec, ...]:
+    """The rows, the first `number` of them without strides."""
+    rows = baseline.stages
+    return tuple(dataclasses.replace(row, stride=1) for row in rows[:number]) + rows[number:]
 
 
 def grid(step: float = 0.05, tolerance: float = 0.1, product: float = PRODUCT) -> tuple[Rule, ...]:
@@ -95,10 +182,10 @@ def candidates(
         ArgumentError: a value is outside its range, or no candidate is left.
     """
     wanted = PRODUCT**phi if ratio is None else positive_float("ratio", ratio)
-    step = positive_int("resolution_step", resolution_step)
+    limits = Limits(wanted, positive_int("resolution_step", resolution_step), largest, depth_rounding)
     found: dict[object, tuple[NetworkSpec, list[tuple[float, Rule]]]] = {}
     for rule in rules:
-        built = _built(baseline, rule, phi, wanted, step, largest, depth_rounding)
+        built = limits.build(baseline, rule, phi)
         if built is None or (budget is not None and not _meets(built[0], budget)):
             continue
         network, moved = built
@@ -130,37 +217,6 @@ def effective(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float
     fine = dataclasses.replace(baseline, resolution=network.resolution)
     alpha, beta, gamma = (cost(each).macs / before for each in (deep, wide, fine))
     return alpha, math.sqrt(beta), math.sqrt(gamma)
-
-
-def _built(
-    baseline: NetworkSpec,
-    rule: Rule,
-    phi: float,
-    ratio: float,
-    step: int,
-    largest: int | None,
-    depth_rounding: DepthRounding,
-) -> tuple[NetworkSpec, float] | None:
-    """The network of a triple at the wanted cost, and how far width and resolution were moved; None where none is."""
-    import numpy as np
-
-    deep, wide, fine = rule.factors(phi)
-    depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
-    base = dataclasses.replace(baseline, depth_rounding=depth_rounding)
-    low, high = math.ceil((1 - REACH) * pixels / step), math.floor((1 + REACH) * pixels / step)
-    sizes = [size for number in range(max(1, low), high + 1) if (size := number * step) <= (largest or size)]
-    if not sizes:
-        return None
-    widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
-    w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
-    macs = np.asarray(total_cost(shape_of(base, w, np.full_like(w, depth), r)).macs)
-    moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
-    fits = np.abs(macs / (ratio * cost(baseline).macs) - 1) <= WITHIN
-    if not fits.any():
-        return None
-    place = int(np.where(fits, moved, np.inf).argmin())
-    network = dataclasses.replace(base, depth=depth, width=round(float(w[place]), 6), resolution=int(r[place]))
-    return network, float(moved[place])
 
 
 def _meets(network: NetworkSpec, budget: Budget) -> bool:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 
-class Listener(Protocol):
-    """Who is told how a run goes."""
+class Onlooker(Protocol):
+    """Who is told how long work goes."""
 
     def said(self, words: str) -> None:
         """Something a user should know."""
 
+    def counted(self, doing: str, done: float, total: float) -> None:
+        """How much is done and in all, of what takes its time."""
+
+
+class Listener(Onlooker, Protocol):
+    """Who is told how a run goes."""
+
     def steps(self, done: int, total: int, loss: float) -> None:
         """Steps done and planned, and the running mean of the loss."""
-
-    def counted(self, doing: str, done: int, total: int) -> None:
-        """Images done and in all, of what is not training and takes its time."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """A row of results.csv."""
@@ -34,7 +38,7 @@ class Silent:
     def steps(self, done: int, total: int, loss: float) -> None:
         """Nothing happens."""
 
-    def counted(self, doing: str, done: int, total: int) -> None:
+    def counted(self, doing: str, done: float, total: float) -> None:
         """Nothing happens."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from effnet.models.blocks import ConvNormAct
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.recipe import Recipe
 
+CLASSES = 1000  # of ImageNet
 FREEZES_ALL = 9  # stages, the head among them: only the classifier learns
 
 
@@ -149,6 +150,15 @@ def spread(logits: Tensor) -> float:
     if len(values) < 2:
         return 1.0
     return float(values.std(0).mean() / values.abs().mean().clamp(min=1e-12))
+
+
+def init_classifier(network: EfficientNet) -> None:
+    """Draw a fresh classifier's weights.
+
+    The official start, 1 / sqrt(classes), is made for 1000 of them: with ten, the first loss would be 3 ln(10).
+    """
+    bound = max(network.spec.num_classes, CLASSES) ** -0.5
+    nn.init.uniform_(network.classifier.weight, -bound, bound)
 
 
 def set_momentum(network: EfficientNet, momentum: float) -> None:

@@ -1,14 +1,15 @@
 """A short training that returns a score: what a search compares networks by.
 
 It is the loop of a run without its folder: no checkpoints, no time budget, one process. Images are decoded once for
-each resolution and kept; they are mirrored and moved by up to an eighth, because a short training needs no more than
-that. The score is the accuracy on the val part. The same network, data, recipe, epochs and seed give the same score.
+each resolution; they are mirrored and moved by up to an eighth, because a short training needs no more than that. The
+score is the accuracy on the val part. The same network, data, recipe, epochs, seed and threads give the same score.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from effnet.data.folder import Dataset
 from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
-from effnet.training.module import Average, Learner, Normalise, set_momentum
+from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
 from effnet.training.optimizer import make_optimizer, set_rate
 from effnet.training.recipe import Recipe
 from effnet.training.schedule import Horizon
 from effnet.training.watch import Watch
+from effnet.weights.folders import appearing_file
 
+PARTS = ("train", "val")
 MOVED = 8  # an image is moved by up to this part of its side
 BATCH = 256  # images that are evaluated together
 
@@ -38,15 +41,18 @@ class Scorer:
         data: split, with a train and a val part.
         recipe: how networks are trained.
         see: how images are prepared; each network sees them at its own resolution.
+        cache: a folder for decoded images, which workers of one machine share.
+        device: where it trains.
     """
 
-    def __init__(self, data: Dataset, recipe: Recipe, see: InputSpec) -> None:
-        for part in ("train", "val"):
+    def __init__(self, data: Dataset, recipe: Recipe, see: InputSpec, cache: Path, device: str = "cpu") -> None:
+        for part in PARTS:
             if part not in data.splits:
-                raise ArgumentError("data", str(data.root), f"needs a {part} part; effnet search splits what has none.")
-        self.data, self.recipe, self.see = data, recipe, see
-        self.batch = min(recipe.batch, len(data.part("train")))
-        self._kept: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+                raise ArgumentError("data", str(data.root), f"needs a {part} part.")
+        self.data, self.recipe, self.see, self.cache = data, recipe, see, cache
+        self.device = torch.device(device)
+        self.labels = {name: torch.tensor([sample.label for sample in data.part(name).samples]) for name in PARTS}
+        self.batch = min(recipe.batch, len(self.labels["train"]))
 
     def __call__(self, spec: NetworkSpec, epochs: float, seed: int, progress: Steps | None = None) -> float:
         """The val accuracy of `spec` after a training of so many epochs.
@@ -55,29 +61,29 @@ class Scorer:
             TrainingError: it cannot come to anything, see watch.py.
             ImageError: an image cannot be read.
         """
-        pixels, labels = self.images(spec.resolution)["train"]
+        pixels, labels = self.pixels(spec.resolution, "train"), self.labels["train"]
         torch.manual_seed(seed)
-        network = EfficientNet(dataclasses.replace(spec, num_classes=len(self.data.classes)))
-        network.to(memory_format=torch.channels_last)
+        network = EfficientNet(self.suited(spec))
+        init_classifier(network)
+        network.to(self.device).to(memory_format=torch.channels_last)
         set_momentum(network, self.recipe.bn_momentum)
-        learner = Learner(network, self.recipe, self.see).train()
+        learner = Learner(network, self.recipe, self.see).to(self.device).train()
         optimizer = make_optimizer(network, self.recipe)
         average = Average(network) if self.recipe.ema else None
         watch = Watch(len(self.data.classes))
         per_epoch = len(labels) // self.batch
-        horizon = Horizon.of(round(epochs * per_epoch))
+        horizon = Horizon.of(max(1, round(epochs * per_epoch)))
         for step in range(horizon.total):
             if step % per_epoch == 0:
                 order = torch.randperm(len(labels), generator=_generator(seed, step))
             chosen = order[step % per_epoch * self.batch :][: self.batch]
             set_rate(optimizer, self.recipe.scaled_lr * self.recipe.lr_at(horizon.progress(step + 1)))
-            loss, _ = learner(
-                _moved(pixels[chosen], self.recipe.flip, _generator(seed, step, 1)), labels[chosen], False
-            )
+            images = _moved(pixels[chosen], self.recipe.flip, _generator(seed, step, 1))
+            loss, logits = learner(images.to(self.device), labels[chosen].to(self.device), False)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), self.recipe.clip or float("inf"))
-            watch.look(step, float(loss.detach()), 1.0, float(norm))
+            watch.look(step, float(loss.detach()), spread(logits), float(norm))
             optimizer.step()
             if average:
                 average.update(network, self.recipe.ema_at(step))
@@ -85,27 +91,35 @@ class Scorer:
                 progress(step + 1, horizon.total)
         return self._accuracy(average.network if average else network)
 
-    def images(self, size: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """The pixels (N, size, size, C) uint8 and labels (N,) of the train and the val part at a resolution."""
-        if size not in self._kept:
+    def suited(self, spec: NetworkSpec) -> NetworkSpec:
+        """The network with the data's classes and the recipe's rates."""
+        rates = {name: getattr(self.recipe, name) for name in ("dropout", "drop_connect")}
+        given = {name: rate for name, rate in rates.items() if rate is not None}
+        return dataclasses.replace(spec, num_classes=len(self.data.classes), **given)
+
+    def pixels(self, size: int, part: str) -> Tensor:
+        """The images (N, size, size, C) uint8 of a part, decoded once and then mapped from the cache's file."""
+        file = self.cache / f"{part}-{size}.npy"
+        if not file.exists():
             see = dataclasses.replace(self.see, size=size, resize=size)
-            parts = {}
-            for name in ("train", "val"):
-                part = self.data.part(name)
-                pixels = np.stack([load_pixels(self.data.file(sample), see) for sample in part.samples])
-                parts[name] = torch.from_numpy(pixels), torch.tensor([sample.label for sample in part.samples])
-            self._kept[size] = parts
-        return self._kept[size]
+            samples = self.data.part(part).samples
+            with appearing_file(file) as temporary:
+                shape = (len(samples), size, size, see.channels)
+                rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                for row, sample in zip(rows, samples, strict=True):
+                    row[...] = load_pixels(self.data.file(sample), see)
+                rows.flush()
+        return torch.from_numpy(np.load(file, mmap_mode="c"))
 
     @torch.inference_mode()
     def _accuracy(self, network: EfficientNet) -> float:
-        pixels, labels = self.images(network.spec.resolution)["val"]
-        normalise = Normalise(self.see)
+        pixels, labels = self.pixels(network.spec.resolution, "val"), self.labels["val"]
+        normalise = Normalise(self.see).to(self.device)
         network.eval()
         right = 0
         for start in range(0, len(labels), BATCH):
-            some, truth = pixels[start : start + BATCH], labels[start : start + BATCH]
-            right += int((network(normalise(some)).argmax(1) == truth).sum())
+            answers = network(normalise(pixels[start : start + BATCH].to(self.device))).argmax(1).cpu()
+            right += int((answers == labels[start : start + BATCH]).sum())
         return right / len(labels)
 
 

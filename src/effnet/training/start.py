@@ -7,8 +7,6 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from effnet.arch.baselines import BASELINES
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
@@ -19,7 +17,7 @@ from effnet.data.folder import Dataset
 from effnet.data.photo import open_photo
 from effnet.errors import ArgumentError, DownloadError, ImageError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
-from effnet.training.module import set_momentum
+from effnet.training.module import init_classifier, set_momentum
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 from effnet.weights.bundle import Bundle, is_bundle
@@ -27,7 +25,6 @@ from effnet.weights.inherit import inherit
 from effnet.weights.pretrained import open_model
 
 SAMPLED = 60  # images whose size is looked at
-CLASSES = 1000  # of ImageNet
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,7 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
     words += said
     policy = NumericPolicy() if given is None else given.config.policy
     network = EfficientNet(spec, policy=policy)
-    # The official start, 1 / sqrt(classes), is made for 1000 of them: with ten, the first loss would be 3 ln(10)
-    bound = max(spec.num_classes, CLASSES) ** -0.5
-    nn.init.uniform_(network.classifier.weight, -bound, bound)
+    init_classifier(network)
     source = f"from scratch ({spec.name})"
     if given is not None:
         unnamed = tuple(f"output {number}" for number in range(given.config.spec.num_classes))
@@ -113,7 +108,7 @@ def _input(spec: NetworkSpec, see: InputSpec, data: Dataset) -> tuple[InputSpec,
     see = see.with_channels(spec.in_channels)
     size = spec.resolution
     see = dataclasses.replace(see, size=size, resize=max(size, round(size * see.resize / see.size)))
-    short = _short_side(data)
+    short = short_side(data)
     words = []
     if see.fit == "crop" and short <= size:
         see = dataclasses.replace(see, resize=size)
@@ -131,7 +126,7 @@ def _input(spec: NetworkSpec, see: InputSpec, data: Dataset) -> tuple[InputSpec,
     return see, words
 
 
-def _short_side(data: Dataset) -> int:
+def short_side(data: Dataset) -> int:
     """The median shorter side in pixels of some images, spread over the data set."""
     sides: list[int] = []
     step = max(1, len(data) // SAMPLED)

@@ -13,91 +13,104 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from effnet.errors import ArgumentError, MissingExtraError, TrainingError
-from effnet.scaling.search import Job, Rung, open_jobs
-from effnet.weights.folders import appearing_file
+from effnet.scaling.search import Job, Plan
+from effnet.training.run import write_text
 
 HEARTBEAT, GRACE = 20, 90  # seconds between signs of life, and without one until a worker counts as dead
 WAITS = 2.0  # seconds until a worker without work looks again
-FILE = "study.sqlite3"
-
-Told = Callable[[Job, float], None]  # a training and its score
+FILE, TRIALS = "study.sqlite3", "trials.csv"
+COLUMNS = ("number", "rung", "seed", "candidate", "network", "score", "seconds", "error")
 
 
 class Study:
-    """One search.
+    """One search's database.
 
     Args:
-        out: its folder, with the database unless another one is named.
-        rungs: what there is to do.
-        about: what it is about, such as the candidates; a study of something else is not gone on with.
+        out: the search's folder, with the database unless another one is named; the folder's name is the study's.
         storage: the URL of a database, in place of the file in `out`.
         heartbeat: seconds between signs of life.
         grace: seconds without one until a worker counts as dead.
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        ArgumentError: the storage holds a study of that name about something else.
+        ArgumentError: the database cannot be opened.
     """
 
     def __init__(
-        self,
-        out: Path,
-        rungs: Sequence[Rung],
-        about: dict[str, Any],
-        *,
-        storage: str | None = None,
-        heartbeat: int = HEARTBEAT,
-        grace: int = GRACE,
+        self, out: Path, *, storage: str | None = None, heartbeat: int = HEARTBEAT, grace: int = GRACE
     ) -> None:
         try:
             import optuna
+            from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
             raise MissingExtraError("a search", "search") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self.out, self.rungs = optuna, out, tuple(rungs)
+        self._optuna, self.out = optuna, out
         out.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{(out / FILE).absolute()}"
-        with self._quiet():
-            database = optuna.storages.RDBStorage(url, heartbeat_interval=heartbeat, grace_period=grace)
-        self.study = optuna.create_study(
+        try:
+            with self._quiet():
+                database = optuna.storages.RDBStorage(url, heartbeat_interval=heartbeat, grace_period=grace)
+        except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+            raise ArgumentError("storage", url, f"cannot be opened: {str(error).splitlines()[0]}") from error
+        self._study = optuna.create_study(
             storage=database, study_name=out.resolve().name, load_if_exists=True, direction="maximize"
         )
-        described = json.loads(json.dumps({"rungs": [dataclasses.asdict(rung) for rung in rungs], **about}))
-        known = self.study.user_attrs.get("about")
+
+    @property
+    def about(self) -> dict[str, Any] | None:
+        """What the study was begun with; None for a new one."""
+        known: dict[str, Any] | None = self._study.user_attrs.get("about")
+        return known
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Say what the study is about: plain values, which no later worker may contradict.
+
+        Raises:
+            ArgumentError: it was begun about something else.
+        """
+        known, described = self.about, json.loads(json.dumps(about))
         if known is None:
-            self.study.set_user_attr("about", described)
+            self._study.set_user_attr("about", described)
         elif known != described:
             changed = sorted(name for name in known.keys() | described.keys() if known.get(name) != described.get(name))
-            raise ArgumentError("out", str(out), f"holds a search that differs in its {', '.join(changed)}.")
+            raise ArgumentError(
+                "out", str(self.out), f"holds a search that differs in its {', '.join(changed)}; choose another --out."
+            )
 
     def scores(self) -> dict[Job, float]:
         """The scores of the finished trainings."""
         done = self._trials("COMPLETE")
         return {job: trial.value for trial in done if (job := _job(trial)) and trial.value is not None}
 
+    def seconds(self) -> dict[Job, float]:
+        """How long the finished trainings took."""
+        done = self._trials("COMPLETE")
+        return {job: trial.duration.total_seconds() for trial in done if (job := _job(trial)) and trial.duration}
+
     def work(
         self,
+        plan: Plan,
         score: Callable[[Job], float],
         *,
         minutes: float | None = None,
-        trials: int | None = None,
-        told: Told | None = None,
+        until: int | None = None,
     ) -> bool:
         """Do trainings until there are none left, or time is up; whether none are left.
 
         Args:
+            plan: what there is to do now, in order; none when all is done.
             score: does a training. A TrainingError is worth 0: such a network cannot be trained.
             minutes: no training begins after so many.
-            trials: no more trainings than these.
-            told: called behind each training.
+            until: no training begins when so many are finished or being done, by all workers.
         """
-        began, done = time.monotonic(), 0
+        began = time.monotonic()
 
         def objective(trial: Any) -> float:
             job = _job(trial)
@@ -106,32 +119,32 @@ class Study:
             for name, value in dataclasses.asdict(job).items():
                 trial.suggest_int(name, 0, max(value, 999))
             try:
-                value = score(job)
+                return score(job)
             except TrainingError as error:
                 trial.set_user_attr("error", str(error))
-                value = 0.0
-            if told:
-                told(job, value)
-            return value
+                return 0.0
+            except KeyboardInterrupt as stop:
+                raise _StoppedError from stop  # of which Optuna takes note, so that nobody waits for this training
 
-        while jobs := open_jobs(self.rungs, self.scores()):
-            if (minutes is not None and time.monotonic() - began > 60 * minutes) or done == trials:
+        while jobs := plan(scores := self.scores()):
+            late = minutes is not None and time.monotonic() - began > 60 * minutes
+            running = {_job(trial) for trial in self._trials("RUNNING")}
+            if late or (until is not None and len(scores) + len(running) >= until):
                 return False
             with self._quiet():
-                self._optuna.storages.fail_stale_trials(self.study)
-            waiting, running = self._trials("WAITING"), {_job(trial) for trial in self._trials("RUNNING")}
+                self._optuna.storages.fail_stale_trials(self._study)
             free = [job for job in jobs if job not in running]
-            if not waiting and not free:
+            if not free and not self._trials("WAITING"):
                 time.sleep(WAITS)
                 continue
-            if not waiting:
-                job = free[0]
-                self.study.enqueue_trial(dataclasses.asdict(job), user_attrs={"job": dataclasses.asdict(job)})
-            before = len(self._trials("COMPLETE"))
-            with self._quiet():
-                self.study.optimize(objective, n_trials=1)
-            done += len(self._trials("COMPLETE")) > before
-            self.write()
+            if not self._trials("WAITING"):
+                job = dataclasses.asdict(free[0])
+                self._study.enqueue_trial(job, user_attrs={"job": job})
+            try:
+                with self._quiet():
+                    self._study.optimize(objective, n_trials=1)
+            except _StoppedError as stop:
+                raise KeyboardInterrupt from stop
         return True
 
     @contextmanager
@@ -141,25 +154,28 @@ class Study:
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             yield
 
-    def write(self) -> None:
-        """Write trials.csv: a row for each finished training, by its number."""
+    def write(self, names: Sequence[str]) -> None:
+        """Write trials.csv: a row for each finished training, by its number; `names` are the candidates'."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("number", "rung", "seed", "candidate", "score", "seconds", "error"))
+        writer.writerow(COLUMNS)
         for trial in self._trials("COMPLETE"):
             if job := _job(trial):
-                seconds = trial.duration.total_seconds() if trial.duration else ""
-                error = trial.user_attrs.get("error", "")
-                writer.writerow((trial.number, job.rung, job.seed, job.candidate, trial.value, seconds, error))
-        with appearing_file(self.out / "trials.csv") as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+                seconds = f"{trial.duration.total_seconds():.1f}" if trial.duration else ""
+                row = trial.number, job.rung, job.seed, job.candidate, names[job.candidate], trial.value
+                writer.writerow((*row, seconds, trial.user_attrs.get("error", "")))
+        write_text(self.out / TRIALS, text.getvalue())
 
     def _trials(self, state: str) -> list[Any]:
-        return self.study.get_trials(deepcopy=False, states=[self._optuna.trial.TrialState[state]])
+        return self._study.get_trials(deepcopy=False, states=[self._optuna.trial.TrialState[state]])
 
     def _is_another_s(self, number: int, job: Job) -> bool:
         """Whether a worker that came first is at it: two may look at the same moment."""
         return any(trial.number < number and _job(trial) == job for trial in self._trials("RUNNING"))
+
+
+class _StoppedError(Exception):
+    """Ctrl-C during a training."""
 
 
 def _job(trial: Any) -> Job | None:

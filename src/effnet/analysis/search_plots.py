@@ -1,0 +1,155 @@
+"""The pictures of a search for alpha, beta and gamma, and of the comparison of compound scaling with its rivals.
+
+Needs the extra `plots`; see plots.py for what all pictures have in common.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, picture
+from effnet.scaling.claim import BASELINE, COMPOUND, SINGLE, Contestant
+from effnet.scaling.search import CONFIDENCE, Rung, Scores, Verdict
+from effnet.scaling.triples import Candidate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RUNG_COLOURS = (PALE, SKY, BLUE, INK)  # the last rung's is the darkest that is used
+LINES = {  # colour and mark of each way to scale
+    "width": (ORANGE, "s"),
+    "depth": (GREEN, "^"),
+    "resolution": (SKY, "D"),
+    COMPOUND: (RED, "o"),
+}
+SWEEPS = ((GREY, "o"), (GREEN, "^"), (SKY, "D"), (RED, "s"))
+
+
+def draw_search(
+    candidates: Sequence[Candidate], rungs: Sequence[Rung], scores: Scores, verdict: Verdict, out: Path
+) -> None:
+    """Draw the score of every candidate at every rung that it reached, the best first, beside what it grows by.
+
+    Raises:
+        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
+        MissingExtraError: matplotlib is not installed.
+    """
+    reached: dict[int, tuple[int, float]] = {}
+    for place in range(len(candidates)):
+        last = max((job.rung for job in scores if job.candidate == place), default=0)
+        values = [score for job, score in scores.items() if job.candidate == place and job.rung == last]
+        reached[place] = last, statistics.fmean(values)
+    order = sorted(reached, key=lambda place: reached[place], reverse=True)
+    title = f"{len(candidates)} networks of equal cost: {len(verdict.level)} of them may be the best"
+    with picture(out, 14, max(5.0, 2.2 + 0.36 * len(candidates)), title) as figure:
+        dots, triangle = figure.subplots(1, 2, width_ratios=(3, 2))
+        colours = RUNG_COLOURS[-1 - len(rungs) : -1] if len(rungs) < len(RUNG_COLOURS) else RUNG_COLOURS
+        for number, rung in enumerate(rungs):
+            jobs = sorted(job for job in scores if job.rung == number)
+            xs, ys = [100 * scores[job] for job in jobs], [order.index(job.candidate) for job in jobs]
+            label = f"{rung.share:.2g} of the longest training"
+            colour = colours[min(number, len(colours) - 1)]
+            dots.scatter(xs, ys, s=34, c=colour, edgecolors=GREY, linewidths=0.6, label=label, zorder=3)
+        for place, mean in verdict.means.items():
+            dots.plot(100 * mean, order.index(place), "|", color=INK, markersize=18, markeredgewidth=2, zorder=4)
+        names = [", ".join(f"{growth:.2f}" for growth in candidates[place].effective) for place in order]
+        dots.set_yticks(range(len(order)), names, fontsize=10)
+        for tick, place in zip(dots.get_yticklabels(), order, strict=True):
+            tick.set_fontweight("bold" if place in verdict.level else "normal")
+        dots.set(xlabel="accuracy on the val part, %", ylim=(len(order) - 0.4, -0.6))
+        dots.set_ylabel("growth of depth, width, resolution, in effect; bold: may be the best")
+        dots.legend(loc="lower left", frameon=True, fontsize=10)
+        _triangle(triangle, [candidates[place] for place in order], [reached[place] for place in order])
+
+
+def _triangle(axes: Axes, candidates: Sequence[Candidate], reached: Sequence[tuple[int, float]]) -> None:
+    """Where each candidate spends its multiply-adds; colour: the score, among those that reached the same rung."""
+    corners = {"depth": (0.5, math.sqrt(3) / 2), "width": (0.0, 0.0), "resolution": (1.0, 0.0)}
+    outline = [*corners.values(), corners["depth"]]
+    axes.plot(*zip(*outline, strict=True), color=GREY, linewidth=1)
+    for name, (x, y) in corners.items():
+        offset = (0, 10) if name == "depth" else (0, -16)
+        axes.annotate(f"all in {name}", (x, y), offset, textcoords="offset points", ha="center", fontsize=11)
+    places = []
+    for each in candidates:
+        alpha, beta, gamma = each.effective
+        shares = [max(0.0, math.log(value)) for value in (alpha, beta**2, gamma**2)]
+        total = sum(shares) or 1.0
+        weighed = zip(shares, (corners["depth"], corners["width"], corners["resolution"]), strict=True)
+        parts = [(share / total * x, share / total * y) for share, (x, y) in weighed]
+        places.append((sum(x for x, _ in parts), sum(y for _, y in parts)))
+    ranks = list(range(len(candidates)))
+    xs, ys = zip(*places, strict=True)
+    shown = axes.scatter(xs, ys, s=130, c=ranks, cmap="viridis_r", edgecolors=INK, linewidths=0.8, zorder=3)
+    for (x, y), rank in zip(places, ranks, strict=True):
+        axes.annotate(str(rank + 1), (x, y), (8, 6), textcoords="offset points", fontsize=9, color=INK)
+    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.6)
+    bar.set_label("place (1: best), later rungs before earlier ones")
+    bar.set_ticks([0, len(ranks) - 1], labels=["1", str(len(ranks))])
+    axes.set(xlim=(-0.12, 1.12), ylim=(-0.12, 1.0), aspect="equal")
+    axes.axis("off")
+    axes.set_title("where the multiply-adds went", loc="left", fontsize=12)
+
+
+def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[float]], out: Path) -> None:
+    """Draw accuracy over multiply-adds: the four ways to scale with their intervals, and the sweeps of the width.
+
+    Args:
+        found: the networks.
+        scores: of each network, by its place, one for each seed.
+        out: the picture.
+
+    Raises:
+        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
+        MissingExtraError: matplotlib or SciPy is not installed.
+    """
+    base = next(place for place, each in enumerate(found) if each.line == BASELINE)
+    title = f"{found[base].network.name}: ways to scale, at equal multiply-adds"
+    with picture(out, 13, 6, title) as figure:
+        lines, sweeps = figure.subplots(1, 2, sharey=True)
+        for name in (*SINGLE, COMPOUND):
+            colour, mark = LINES[name]
+            places = [base, *(place for place, each in enumerate(found) if each.line == name)]
+            means, reach = zip(*(_interval(scores[place]) for place in places), strict=True)
+            macs = [found[place].ratio for place in places]
+            label = name if name == COMPOUND else f"{name} alone"
+            width = 2.5 if name == COMPOUND else 1.5
+            lines.errorbar(macs, means, reach, marker=mark, color=colour, capsize=4, linewidth=width, label=label)
+        swept: dict[str, list[int]] = defaultdict(list)
+        for place, each in enumerate(found):
+            if each.line not in (*SINGLE, COMPOUND, BASELINE):
+                swept[each.line].append(place)
+        for (name, places), (colour, mark) in zip(swept.items(), SWEEPS, strict=False):
+            places = [base, *places] if name == "d=1, r=1" else places
+            macs = [found[place].ratio for place in places]
+            levels = [100 * statistics.fmean(scores[place]) for place in places]
+            sweeps.plot(macs, levels, marker=mark, color=colour, label=name)
+        lines.set_title("one dimension alone, and all together", loc="left", fontsize=12)
+        sweeps.set_title("the width swept at several depths and resolutions", loc="left", fontsize=12)
+        for axes in (lines, sweeps):
+            axes.set_xlabel("multiply-adds, the baseline's being 1")
+            axes.legend(frameon=False, loc="lower right")
+        lines.set_ylabel("accuracy on the val part, %")
+        count = min(len(scores[place]) for place, each in enumerate(found) if each.line == COMPOUND)
+        figure.supxlabel(
+            f"Means of {count} trainings with {CONFIDENCE:.0%} intervals (left), of {min(count, 2)} (right).",
+            x=0.012,
+            ha="left",
+            fontsize=10,
+            color=GREY,
+        )
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean in percent and how far its interval reaches; of one value nothing is known."""
+    mean = 100 * statistics.fmean(values)
+    if len(values) < 2:
+        return mean, 0.0
+    t = float(import_module("scipy.stats").t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return mean, 100 * t * statistics.stdev(values) / math.sqrt(len(values))

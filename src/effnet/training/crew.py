@@ -1,0 +1,174 @@
+"""Processes of this machine that share a study's trainings, and what they are told.
+
+Each trains on one thread, so that the scores are the same however many there are. What kills one of them kills none of
+the others, and its training is done again by another; when their parent dies, they stop.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from effnet.arch.spec import InputSpec, NetworkSpec
+from effnet.data.folder import Dataset
+from effnet.errors import EffnetError, TrainingError
+from effnet.scaling.search import Job, Plan
+from effnet.training.listener import Onlooker
+from effnet.training.recipe import Recipe
+from effnet.training.score import Scorer
+from effnet.training.study import Study
+
+LOOKS = 0.5  # seconds between two looks at what is done
+STOPPED = 130  # exit code after Ctrl-C
+CACHE = "pixels"  # a folder that can be deleted at any time
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the workers do, in a form that travels to another process."""
+
+    out: Path
+    storage: str | None
+    plan: Plan
+    total: int  # trainings of the whole plan
+    networks: tuple[NetworkSpec, ...]
+    epochs: tuple[float, ...]  # of a training at each rung
+    data: Dataset
+    recipe: Recipe
+    see: InputSpec
+    seed: int
+    device: str
+
+    def scorer(self) -> Scorer:
+        """What trains a network."""
+        return Scorer(self.data, self.recipe, self.see, self.out / CACHE, self.device)
+
+
+def together(
+    task: Task, workers: int, onlooker: Onlooker, *, minutes: float | None = None, until: int | None = None
+) -> bool:
+    """Let workers do what there is to do; whether all is done.
+
+    Args:
+        task: what they do.
+        workers: how many there are.
+        onlooker: is told of each finished training.
+        minutes: no training begins after so many.
+        until: no training begins when so many are finished.
+
+    Raises:
+        TrainingError: all workers died.
+        EffnetError: what a worker could not go on with.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the finished trainings are kept.
+    """
+    context = multiprocessing.get_context("spawn")
+    shares = context.Array("d", workers, lock=False)  # how much of its training each worker has done
+    study, members = Study(task.out, storage=task.storage), list[tuple[Any, Connection]]()
+    with _terminating():
+        try:
+            for place in range(workers):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_member, args=(task, place, shares, theirs, minutes, until))
+                process.start()
+                theirs.close()
+                members.append((process, ours))
+            return _follow(task, study, members, shares, onlooker)
+        finally:
+            for process, _ in members:
+                if process.is_alive():
+                    process.terminate()
+            for process, _ in members:
+                process.join()
+            study.write([network.name for network in task.networks])
+
+
+def _follow(
+    task: Task, study: Study, members: Sequence[tuple[Any, Connection]], shares: Sequence[float], onlooker: Onlooker
+) -> bool:
+    """Tell what is finished until no worker is left."""
+    known, buried, names = set(study.scores()), set[int](), [network.name for network in task.networks]
+    while True:
+        alive = [process.is_alive() for process, _ in members]
+        scores = study.scores()
+        for job in sorted(scores.keys() - known):
+            onlooker.said(f"{names[job.candidate]}, rung {job.rung + 1}, seed {job.seed + 1}: {scores[job]:.2%}")
+        if scores.keys() - known:
+            known = set(scores)
+            study.write(names)
+        onlooker.counted("trainings", len(scores) + sum(shares), task.total)
+        for place, (process, pipe) in enumerate(members):
+            if pipe.poll():
+                try:
+                    raise pipe.recv()
+                except EOFError:
+                    pass
+            if not alive[place] and place not in buried:
+                buried.add(place)
+                if process.exitcode not in (0, STOPPED):
+                    onlooker.said(f"a worker died (exit code {process.exitcode}); the others do its training again")
+        if not any(alive):
+            left = bool(task.plan(study.scores()))
+            if left and all(process.exitcode not in (0, STOPPED) for process, _ in members):
+                raise TrainingError("all workers died, perhaps for want of memory: the same command goes on")
+            return not left
+        time.sleep(LOOKS)
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, in the main thread."""
+    try:
+        before = signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:  # another thread: its owner hears the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: float | None, until: int | None) -> None:
+    """A worker's life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent passes it on
+    signal.signal(signal.SIGTERM, _interrupt)
+    parent = os.getppid()
+    if task.device == "cpu":
+        torch.set_num_threads(1)
+    scorer = task.scorer()
+
+    def progress(done: int, total: int) -> None:
+        shares[place] = done / total
+        if os.getppid() != parent:
+            raise KeyboardInterrupt
+
+    def score(job: Job) -> float:
+        seed = int(np.random.SeedSequence((task.seed, job.rung, job.seed)).generate_state(1)[0])
+        try:
+            return scorer(task.networks[job.candidate], task.epochs[job.rung], seed, progress)
+        finally:
+            shares[place] = 0.0
+
+    try:
+        Study(task.out, storage=task.storage).work(task.plan, score, minutes=minutes, until=until)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+    except EffnetError as error:
+        pipe.send(error)
+        sys.exit(1)
