@@ -9,7 +9,7 @@ from effnet.arch.cost import cost
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RULES, Rule, scale
-from effnet.scaling.triples import PRODUCT, WITHIN, candidates, effective, grid
+from effnet.scaling.triples import PRODUCT, WITHIN, Limits, candidates, effective, grid, suited
 
 B0 = effnet.spec("b0")
 
@@ -79,3 +79,40 @@ def test_what_leaves_nothing_is_refused() -> None:
         grid(0.001)
     with pytest.raises(ArgumentError, match=r"misses 2 times the multiply-adds of b0 and at most 100 px"):
         candidates(B0, grid(0.1), largest=100)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_a_rule_reaches_a_cost_whatever_phi_that_takes(name: str) -> None:
+    network = Limits(4.0).reach(B0, RULES[name])
+    assert network is not None
+    assert cost(network).macs / cost(B0).macs == pytest.approx(4, rel=WITHIN)
+    alpha, beta, gamma = effective(B0, network)
+    grown = {"depth": alpha, "width": beta, "resolution": gamma}
+    if name in grown:
+        assert all(abs(growth - 1) < 0.05 for other, growth in grown.items() if other != name)
+    assert network.resolution >= B0.resolution
+
+
+def test_a_rule_that_cannot_reach_a_cost() -> None:
+    assert Limits(4.0, largest=300).reach(B0, RULES["resolution"]) is None
+    assert Limits(4.0, largest=300).reach(B0, RULES["width"]) is not None
+
+
+@pytest.mark.parametrize("name", ["b0", "mobilenetv1", "mobilenetv2", "resnet50"])
+def test_a_baseline_for_small_images(name: str) -> None:
+    named = effnet.spec(name)
+    network = suited(named, 28)
+    assert (network.resolution, network.final_size) == (14, 4)
+    assert [row.channels for row in network.stages] == [row.channels for row in named.stages]
+    assert suited(named, 500) == named  # large images leave it as it is
+    assert suited(named, 300).resolution == 150
+    assert suited(named, 28, resolution=28).final_size == 4
+    with pytest.raises(ArgumentError, match=r"`resolution` \(=29\) is beyond the images' own 28 px"):
+        suited(named, 28, resolution=29)
+
+
+def test_strides_are_given_up_from_the_front() -> None:
+    network = suited(B0, 28)
+    assert network.stem_stride == 1
+    assert [row.stride for row in network.stages] == [1, 1, 1, 2, 1, 2, 1]
+    assert suited(effnet.spec("resnet50"), 28).stem_pool is False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from effnet.arch.spec import InputSpec
 from effnet.data.folder import Dataset, read_data, split_data
-from effnet.errors import ArgumentError
+from effnet.data.preprocess import load_pixels
+from effnet.errors import ArgumentError, DataError
 from effnet.training.recipe import read_recipe
 from effnet.training.score import Scorer, _moved
 from training.tiny import draw_images, tiny_spec
@@ -23,29 +25,48 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return split_data(read_data(draw_images(tmp_path_factory.mktemp("shapes"), 60)), val=0.3, test=0)
 
 
-def test_a_score_can_be_had_again(shapes: Dataset) -> None:
-    scorer = Scorer(shapes, RECIPE, SEE)
+def test_a_score_can_be_had_again(shapes: Dataset, tmp_path: Path) -> None:
+    scorer = Scorer(shapes, RECIPE, SEE, tmp_path)
     counted: list[tuple[int, int]] = []
     first = scorer(tiny_spec(), 1, 0, lambda done, total: counted.append((done, total)))
     assert counted[-1] == (7, 7)
     torch.rand(3)
-    assert Scorer(shapes, RECIPE, SEE)(tiny_spec(), 1, 0) == first
+    assert Scorer(shapes, RECIPE, SEE, tmp_path / "anew")(tiny_spec(), 1, 0) == first
+    assert {file.name for file in tmp_path.glob("*.npy")} == {"train-32.npy", "val-32.npy"}
+    assert scorer(tiny_spec(), 1, 0) == first
     losses = {scorer(tiny_spec(), 1, seed) for seed in range(6)}
     assert len(losses) > 1
 
 
-def test_longer_trainings_score_better(shapes: Dataset) -> None:
-    scorer = Scorer(shapes, RECIPE, SEE)
+def test_longer_trainings_score_better(shapes: Dataset, tmp_path: Path) -> None:
+    scorer = Scorer(shapes, RECIPE, SEE, tmp_path)
     short, long = (scorer(tiny_spec(), epochs, 0) for epochs in (0.3, 12))
     assert long > max(short, 0.6)
 
 
-def test_each_network_sees_its_own_resolution(shapes: Dataset) -> None:
-    scorer = Scorer(shapes, RECIPE, SEE)
+def test_each_network_sees_its_own_resolution(shapes: Dataset, tmp_path: Path) -> None:
+    scorer = Scorer(shapes, RECIPE, SEE, tmp_path)
     scorer(dataclasses.replace(tiny_spec(), resolution=20), 0.3, 0)
-    pixels, labels = scorer.images(20)["val"]
-    assert pixels.shape == (len(shapes.part("val")), 20, 20, 3)
-    assert labels.tolist() == [sample.label for sample in shapes.part("val").samples]
+    samples = shapes.part("val").samples
+    pixels = scorer.pixels(20, "val")
+    assert pixels.shape == (len(samples), 20, 20, 3)
+    photo = load_pixels(shapes.file(samples[4]), dataclasses.replace(SEE, size=20, resize=20))
+    assert (pixels[4].numpy() == photo).all()
+    assert scorer.labels["val"].tolist() == [sample.label for sample in samples]
+
+
+def test_a_broken_image_is_named(shapes: Dataset, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    samples = (*shapes.samples, dataclasses.replace(shapes.part("train").samples[0], path=str(broken)))
+    with pytest.raises(DataError, match=r"broken\.png"):
+        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, SEE, tmp_path)(tiny_spec(), 1, 0)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_the_recipe_s_rates_are_taken(shapes: Dataset, tmp_path: Path) -> None:
+    network = Scorer(shapes, RECIPE, SEE, tmp_path).suited(tiny_spec())
+    assert (network.num_classes, network.drop_connect, network.dropout) == (3, 0.0, tiny_spec().dropout)
 
 
 def test_images_are_mirrored_and_moved() -> None:
@@ -63,7 +84,7 @@ def test_images_are_mirrored_and_moved() -> None:
         assert sum(found) == 1
 
 
-def test_unsplit_data_is_refused(shapes: Dataset) -> None:
+def test_unsplit_data_is_refused(shapes: Dataset, tmp_path: Path) -> None:
     samples = tuple(dataclasses.replace(sample, split="") for sample in shapes.samples)
     with pytest.raises(ArgumentError, match="needs a train part"):
-        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, SEE)
+        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, SEE, tmp_path)

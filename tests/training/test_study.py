@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import subprocess
 import sys
 import time
@@ -12,15 +13,17 @@ from pathlib import Path
 import pytest
 
 from effnet.errors import ArgumentError, TrainingError
-from effnet.scaling.search import Job, jobs_in_all, ladder, verdict
-from effnet.training.study import Study
+from effnet.scaling.search import Job, jobs_in_all, ladder, open_jobs, verdict
+from effnet.training.study import GRACE, Study
 
 RUNGS = ladder(6, rungs=2, seeds=2, least=2)
+PLAN = functools.partial(open_jobs, RUNGS)
 ABOUT = {"candidates": ["a", "b", "c", "d", "e", "f"]}
 WORKER = """
 import sys, time
+from functools import partial
 from pathlib import Path
-from effnet.scaling.search import ladder
+from effnet.scaling.search import ladder, open_jobs
 from effnet.training.study import Study
 
 out, slow = Path(sys.argv[1]), float(sys.argv[2])
@@ -29,8 +32,8 @@ def score(job):
         file.write(f"{job.rung} {job.seed} {job.candidate}\\n")
     time.sleep(slow)
     return job.candidate / 10 + job.seed / 100
-study = Study(out, ladder(6, rungs=2, seeds=2, least=2), {"candidates": list("abcdef")}, heartbeat=1, grace=2)
-print(study.work(score))
+plan = partial(open_jobs, ladder(6, rungs=2, seeds=2, least=2))
+print(Study(out, heartbeat=1, grace=2).work(plan, score))
 """
 
 
@@ -38,23 +41,36 @@ def score(job: Job) -> float:
     return job.candidate / 10 + job.seed / 100
 
 
+def begun(out: Path) -> Study:
+    study = Study(out)
+    study.begin(ABOUT)
+    return study
+
+
 def test_it_does_all_and_writes_it(tmp_path: Path) -> None:
-    study, told = Study(tmp_path / "s", RUNGS, ABOUT), list[Job]()
-    assert study.work(score, told=lambda job, _: told.append(job))
-    assert len(told) == len(set(told)) == jobs_in_all(RUNGS)
+    study, told = begun(tmp_path / "s"), list[Job]()
+
+    def telling(job: Job) -> float:
+        told.append(job)
+        return score(job)
+
+    assert study.work(PLAN, telling)
+    assert len(told) == len(set(told)) == len(jobs_in_all(RUNGS))
     assert verdict(RUNGS, study.scores()).best == 5
+    study.write(list("abcdef"))
     rows = list(csv.DictReader((tmp_path / "s" / "trials.csv").read_text().splitlines()))
     assert [int(row["number"]) for row in rows] == sorted(int(row["number"]) for row in rows)
     assert {Job(int(r["rung"]), int(r["seed"]), int(r["candidate"])): float(r["score"]) for r in rows} == study.scores()
-    assert study.work(lambda job: pytest.fail(f"{job} was done before"))
+    assert all(row["network"] == "abcdef"[int(row["candidate"])] for row in rows)
+    assert study.work(PLAN, lambda job: pytest.fail(f"{job} was done before"))
 
 
 def test_it_stops_and_goes_on(tmp_path: Path) -> None:
-    assert not Study(tmp_path / "s", RUNGS, ABOUT).work(score, trials=4)
-    study = Study(tmp_path / "s", RUNGS, ABOUT)
+    assert not begun(tmp_path / "s").work(PLAN, score, until=4)
+    study = begun(tmp_path / "s")
     before = set(study.scores())
     assert len(before) == 4
-    assert not study.work(score, minutes=0)
+    assert not study.work(PLAN, score, minutes=0)
     told = list[Job]()
 
     def interrupted(job: Job) -> float:
@@ -64,10 +80,12 @@ def test_it_stops_and_goes_on(tmp_path: Path) -> None:
         return score(job)
 
     with pytest.raises(KeyboardInterrupt):
-        study.work(interrupted)
+        study.work(PLAN, interrupted)
     assert not before & set(told)
-    assert study.work(score)
-    assert len(study.scores()) == jobs_in_all(RUNGS)
+    began = time.monotonic()
+    assert study.work(PLAN, score)
+    assert time.monotonic() - began < GRACE / 2  # nobody waits for the training that was stopped
+    assert len(study.scores()) == len(jobs_in_all(RUNGS))
 
 
 def test_a_network_that_cannot_be_trained_is_worth_nothing(tmp_path: Path) -> None:
@@ -76,24 +94,39 @@ def test_a_network_that_cannot_be_trained_is_worth_nothing(tmp_path: Path) -> No
             raise TrainingError("the loss is nan")
         return score(job)
 
-    study = Study(tmp_path / "s", RUNGS, ABOUT)
-    assert study.work(failing)
+    study = begun(tmp_path / "s")
+    assert study.work(PLAN, failing)
     assert study.scores()[Job(0, 0, 5)] == 0
+    study.write(list("abcdef"))
     assert "the loss is nan" in (tmp_path / "s" / "trials.csv").read_text()
     assert verdict(RUNGS, study.scores()).best == 4
 
 
 def test_another_search_is_not_gone_on_with(tmp_path: Path) -> None:
-    Study(tmp_path / "s", RUNGS, ABOUT)
-    with pytest.raises(ArgumentError, match="holds a search that differs in its candidates"):
-        Study(tmp_path / "s", RUNGS, {"candidates": ["g"]})
-    with pytest.raises(ArgumentError, match="differs in its rungs"):
-        Study(tmp_path / "s", ladder(6), ABOUT)
+    begun(tmp_path / "s")
+    with pytest.raises(ArgumentError, match="holds a search that differs in its candidates; choose another"):
+        Study(tmp_path / "s").begin({"candidates": ["g"]})
+    with pytest.raises(ArgumentError, match="differs in its candidates, seed"):
+        Study(tmp_path / "s").begin({"seed": 1})
+
+
+def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"`storage` .*cannot be opened"):
+        Study(tmp_path / "s", storage="nonsense://x")
+    with pytest.raises(ArgumentError, match=r"`storage` .*cannot be opened"):
+        Study(tmp_path / "s", storage=f"sqlite:///{tmp_path}/none/study.sqlite3")
+
+
+def test_a_database_elsewhere(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.sqlite3"
+    Study(tmp_path / "here" / "s", storage=url).work(PLAN, score, until=3)
+    assert len(Study(tmp_path / "there" / "s", storage=url).scores()) == 3
+    assert not Study(tmp_path / "there" / "other", storage=url).scores()
 
 
 def test_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
     out = tmp_path / "s"
-    Study(out, RUNGS, ABOUT, heartbeat=1, grace=2)
+    Study(out, heartbeat=1, grace=2)
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, str(out), slow], stdout=subprocess.PIPE, text=True)
         for slow in ("60", "0.05")
@@ -105,7 +138,6 @@ def test_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
     workers[0].kill()
     workers[0].communicate()
     assert workers[1].communicate(timeout=90)[0] == "True\n"
-    study = Study(out, RUNGS, ABOUT)
-    assert len(study.scores()) == jobs_in_all(RUNGS)
-    begun = Counter((out / "log").read_text().splitlines())
-    assert sum(begun.values()) <= jobs_in_all(RUNGS) + 1  # the killed worker's training, once more
+    assert len(Study(out).scores()) == len(jobs_in_all(RUNGS))
+    began = Counter((out / "log").read_text().splitlines())
+    assert sum(began.values()) <= len(jobs_in_all(RUNGS)) + 1  # the killed worker's training, once more

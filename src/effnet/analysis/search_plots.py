@@ -21,6 +21,7 @@ from effnet.scaling.triples import Candidate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+CELLS = 16  # of the triangle's side: candidates in one of them are numbered together
 RUNG_COLOURS = (PALE, SKY, BLUE, INK)  # the last rung's is the darkest that is used
 LINES = {  # colour and mark of each way to scale
     "width": (ORANGE, "s"),
@@ -58,43 +59,41 @@ def draw_search(
             dots.scatter(xs, ys, s=34, c=colour, edgecolors=GREY, linewidths=0.6, label=label, zorder=3)
         for place, mean in verdict.means.items():
             dots.plot(100 * mean, order.index(place), "|", color=INK, markersize=18, markeredgewidth=2, zorder=4)
-        names = [", ".join(f"{growth:.2f}" for growth in candidates[place].effective) for place in order]
+        names = [
+            f"{rank}:  {', '.join(f'{growth:.2f}' for growth in candidates[place].effective)}"
+            for rank, place in enumerate(order, start=1)
+        ]
         dots.set_yticks(range(len(order)), names, fontsize=10)
         for tick, place in zip(dots.get_yticklabels(), order, strict=True):
             tick.set_fontweight("bold" if place in verdict.level else "normal")
         dots.set(xlabel="accuracy on the val part, %", ylim=(len(order) - 0.4, -0.6))
         dots.set_ylabel("growth of depth, width, resolution, in effect; bold: may be the best")
-        dots.legend(loc="lower left", frameon=True, fontsize=10)
-        _triangle(triangle, [candidates[place] for place in order], [reached[place] for place in order])
+        dots.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(rungs), frameon=False, fontsize=10)
+        _triangle(triangle, [candidates[place].effective for place in order])
 
 
-def _triangle(axes: Axes, candidates: Sequence[Candidate], reached: Sequence[tuple[int, float]]) -> None:
-    """Where each candidate spends its multiply-adds; colour: the score, among those that reached the same rung."""
+def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None:
+    """Where each candidate spends its multiply-adds, numbered and coloured by its place."""
     corners = {"depth": (0.5, math.sqrt(3) / 2), "width": (0.0, 0.0), "resolution": (1.0, 0.0)}
     outline = [*corners.values(), corners["depth"]]
     axes.plot(*zip(*outline, strict=True), color=GREY, linewidth=1)
     for name, (x, y) in corners.items():
-        offset = (0, 10) if name == "depth" else (0, -16)
+        offset = (0, 24) if name == "depth" else (0, -22)
         axes.annotate(f"all in {name}", (x, y), offset, textcoords="offset points", ha="center", fontsize=11)
-    places = []
-    for each in candidates:
-        alpha, beta, gamma = each.effective
+    crowd: dict[tuple[int, int], list[int]] = defaultdict(list)  # numbers that share a place
+    for number, (alpha, beta, gamma) in enumerate(growths):
         shares = [max(0.0, math.log(value)) for value in (alpha, beta**2, gamma**2)]
-        total = sum(shares) or 1.0
-        weighed = zip(shares, (corners["depth"], corners["width"], corners["resolution"]), strict=True)
-        parts = [(share / total * x, share / total * y) for share, (x, y) in weighed]
-        places.append((sum(x for x, _ in parts), sum(y for _, y in parts)))
-    ranks = list(range(len(candidates)))
-    xs, ys = zip(*places, strict=True)
-    shown = axes.scatter(xs, ys, s=130, c=ranks, cmap="viridis_r", edgecolors=INK, linewidths=0.8, zorder=3)
-    for (x, y), rank in zip(places, ranks, strict=True):
-        axes.annotate(str(rank + 1), (x, y), (8, 6), textcoords="offset points", fontsize=9, color=INK)
-    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.6)
-    bar.set_label("place (1: best), later rungs before earlier ones")
-    bar.set_ticks([0, len(ranks) - 1], labels=["1", str(len(ranks))])
-    axes.set(xlim=(-0.12, 1.12), ylim=(-0.12, 1.0), aspect="equal")
+        depth, _, resolution = (share / (sum(shares) or 1.0) for share in shares)
+        x, y = depth / 2 + resolution, depth * math.sqrt(3) / 2
+        crowd[round(x * CELLS), round(y * CELLS)].append(number + 1)
+        colour = number / max(1, len(growths) - 1)
+        axes.scatter(x, y, s=120, c=[colour], cmap="viridis_r", vmin=0, vmax=1, edgecolors=INK, zorder=3)
+    for (across, up), numbers in crowd.items():
+        place = across / CELLS, up / CELLS
+        axes.annotate(", ".join(map(str, numbers)), place, (9, 7), textcoords="offset points", fontsize=10)
+    axes.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.0), aspect="equal")
     axes.axis("off")
-    axes.set_title("where the multiply-adds went", loc="left", fontsize=12)
+    axes.set_title("where the multiply-adds went; yellow: best", loc="left", fontsize=12)
 
 
 def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[float]], out: Path) -> None:

@@ -32,7 +32,7 @@ search = App(name="search", help="Search alpha, beta and gamma for a baseline on
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Terms:
+class Options:
     """How networks are trained and kept.
 
     Args:
@@ -67,7 +67,7 @@ class Terms:
     device: str = "cpu"
 
 
-USUAL = Terms()
+USUAL = Options()
 
 
 @search.command
@@ -86,7 +86,7 @@ def run(
     rungs: Whole = 3,
     seeds: Whole = 5,
     finalists: Whole = 4,
-    terms: Terms = USUAL,
+    options: Options = USUAL,
     json: Flag = False,
 ) -> int:
     """Search alpha, beta and gamma for a baseline on your images: step 1 of the paper.
@@ -117,7 +117,7 @@ def run(
     asked = question(step, tolerance, phi, rules, budget, rungs, seeds, finalists)
     with Bars() as bars:
         try:
-            found = begin(data, baseline, question=asked, onlooker=bars, **vars(terms))
+            found = begin(data, baseline, question=asked, onlooker=bars, **vars(options))
         except KeyboardInterrupt:
             return _interrupted(bars)
     if found.verdict is None:
@@ -138,7 +138,7 @@ def compare(
     factor: float = 4.0,
     rule: str = "paper",
     seeds: Whole = 5,
-    terms: Terms = USUAL,
+    options: Options = USUAL,
     json: Flag = False,
 ) -> int:
     """Compare compound scaling with width, depth and resolution alone, at equal multiply-adds: the paper's claim.
@@ -156,7 +156,7 @@ def compare(
     baseline, growth, begin = network_of(from_), compound.read_rule(rule), _training("compare")
     with Bars() as bars:
         try:
-            found = begin(data, baseline, factor=factor, rule=growth, seeds=seeds, onlooker=bars, **vars(terms))
+            found = begin(data, baseline, factor=factor, rule=growth, seeds=seeds, onlooker=bars, **vars(options))
         except KeyboardInterrupt:
             return _interrupted(bars)
     if found.standings is None:
@@ -224,7 +224,7 @@ def _show_found(found: Found, *, as_json: bool) -> None:
 
 def _show_family(baseline: NetworkSpec, rule: compound.Rule) -> None:
     rows = [(baseline.name, *_built(baseline))]
-    steps = compound.table(baseline, FAMILY, rule, resolution_step=1)
+    steps = compound.table(baseline, FAMILY, rule, resolution_step=1, depth_rounding="nearest")
     rows += [(f"phi {row.phi:g}", *_built(row.network)) for row in steps]
     sys.stdout.write("\n")
     title = f"The family of alpha {rule.alpha:g}, beta {rule.beta:g}, gamma {rule.gamma:g}"

@@ -26,6 +26,7 @@ SINGLE = ("width", "depth", "resolution")
 COMPOUND, BASELINE = "compound", "baseline"
 SWEPT_WIDTHS = (1.0, 1.4, 2.0)
 SWEPT = ((1.0, 1.0), (1.0, 1.3), (2.0, 1.0), (2.0, 1.3))  # factors on depth and resolution
+SLACK = 0.1  # by which a swept network may cost more than the lines' dearest
 SWEEP_SEEDS = 2  # trainings of a network that only a sweep needs
 
 
@@ -94,9 +95,9 @@ def contestants(baseline: NetworkSpec, rule: Rule, factor: float, *, largest: in
             resolution=pixels,
             depth_rounding="nearest",
         )
-        found.append(
-            _contestant(f"d={deep:g}, r={fine:g}", cost(network).macs / cost(baseline).macs, baseline, network)
-        )
+        ratio = cost(network).macs / cost(baseline).macs
+        if ratio <= factor * (1 + SLACK):
+            found.append(_contestant(f"d={deep:g}, r={fine:g}", ratio, baseline, network))
     return found
 
 

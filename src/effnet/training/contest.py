@@ -48,8 +48,9 @@ from effnet.training.study import Study
 MINUTES = 60.0  # for which the trainings are made to last, where nothing else is said
 USED = 0.8  # of the minutes: workers share the memory's bandwidth, and images have to be decoded
 TIMED = 8  # steps
-LEAST_STEPS = 10  # of the shortest training
+LEAST_STEPS = 50  # of the shortest training
 EVALUATION = 1 / 3  # of the time of a training step, for as many images
+DEVICES = ("cpu", "cuda")
 CANDIDATES = "candidates.csv"
 
 
@@ -88,6 +89,9 @@ class Terms:
                 positive_int(field, getattr(self, field))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ArgumentError("seed", self.seed, "must be a whole number from 0 on.")
+        kind = self.device.partition(":")[0]
+        if kind not in DEVICES or not {"cpu": True, "cuda": torch.cuda.is_available()}[kind]:
+            raise ArgumentError("device", self.device, f"is not there: {' or '.join(DEVICES)}, if torch sees it.")
 
 
 class Contest:
@@ -109,6 +113,8 @@ class Contest:
         baseline = make_spec(terms.baseline)
         name = f"{kind}-{Path(terms.data).resolve().stem}-{baseline.name}"
         self.out = Path("runs") / "search" / name if terms.out is None else Path(terms.out)
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / SPLIT).exists():
+            raise ArgumentError("out", str(self.out), "exists and holds something else; choose another folder.")
         self.recipe = read_recipe(terms.recipe)
         self.study = Study(self.out, storage=terms.storage)
         self.data = self._parts()
@@ -151,6 +157,8 @@ class Contest:
                 "recipe": self.recipe.to_dict(),
                 "fit": terms.fit,
                 "data": self.data.digest,
+                "val": terms.val,
+                "images": terms.images,
                 "seed": terms.seed,
                 "epochs": epochs,
             }
@@ -179,7 +187,7 @@ class Contest:
     def _parts(self) -> Dataset:
         """The data by the folder's split.csv, which is written first where there is none."""
         root = Path(self.terms.data)
-        if not (self.out / SPLIT).exists():
+        if self.study.about is None or not (self.out / SPLIT).exists():
             data = split_data(read_data(root), val=self.terms.val, test=0.0, seed=self.terms.seed)
             for part in PARTS:
                 if part not in data.splits:

@@ -28,7 +28,7 @@ from effnet.scaling.search import Job, Plan
 from effnet.training.listener import Onlooker
 from effnet.training.recipe import Recipe
 from effnet.training.score import Scorer
-from effnet.training.study import Study
+from effnet.training.study import GRACE, HEARTBEAT, Study
 
 LOOKS = 0.5  # seconds between two looks at what is done
 STOPPED = 130  # exit code after Ctrl-C
@@ -50,6 +50,11 @@ class Task:
     see: InputSpec
     seed: int
     device: str
+    beat: tuple[int, int] = (HEARTBEAT, GRACE)  # seconds between signs of life, and without one until one is dead
+
+    def study(self) -> Study:
+        """The database."""
+        return Study(self.out, storage=self.storage, heartbeat=self.beat[0], grace=self.beat[1])
 
     def scorer(self) -> Scorer:
         """What trains a network."""
@@ -75,7 +80,7 @@ def together(
     """
     context = multiprocessing.get_context("spawn")
     shares = context.Array("d", workers, lock=False)  # how much of its training each worker has done
-    study, members = Study(task.out, storage=task.storage), list[tuple[Any, Connection]]()
+    study, members = task.study(), list[tuple[Any, Connection]]()
     with _terminating():
         try:
             for place in range(workers):
@@ -166,7 +171,7 @@ def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: floa
             shares[place] = 0.0
 
     try:
-        Study(task.out, storage=task.storage).work(task.plan, score, minutes=minutes, until=until)
+        task.study().work(task.plan, score, minutes=minutes, until=until)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
     except EffnetError as error:

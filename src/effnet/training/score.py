@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.folder import Dataset
 from effnet.data.preprocess import load_pixels
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
 from effnet.training.optimizer import make_optimizer, set_rate
@@ -59,7 +59,7 @@ class Scorer:
 
         Raises:
             TrainingError: it cannot come to anything, see watch.py.
-            ImageError: an image cannot be read.
+            DataError: an image cannot be read.
         """
         pixels, labels = self.pixels(spec.resolution, "train"), self.labels["train"]
         torch.manual_seed(seed)
@@ -107,7 +107,10 @@ class Scorer:
                 shape = (len(samples), size, size, see.channels)
                 rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 for row, sample in zip(rows, samples, strict=True):
-                    row[...] = load_pixels(self.data.file(sample), see)
+                    try:
+                        row[...] = load_pixels(self.data.file(sample), see)
+                    except ImageError as error:
+                        raise DataError(f"{self.data.file(sample)} {error}") from error
                 rows.flush()
         return torch.from_numpy(np.load(file, mmap_mode="c"))
 

@@ -23,6 +23,7 @@ from effnet.scaling.search import Job, Plan
 from effnet.training.run import write_text
 
 HEARTBEAT, GRACE = 20, 90  # seconds between signs of life, and without one until a worker counts as dead
+PATIENCE = 60  # seconds for which SQLite waits while another worker writes
 WAITS = 2.0  # seconds until a worker without work looks again
 FILE, TRIALS = "study.sqlite3", "trials.csv"
 COLUMNS = ("number", "rung", "seed", "candidate", "network", "score", "seconds", "error")
@@ -54,9 +55,10 @@ class Study:
         self._optuna, self.out = optuna, out
         out.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{(out / FILE).absolute()}"
+        engine = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else None
         try:
             with self._quiet():
-                database = optuna.storages.RDBStorage(url, heartbeat_interval=heartbeat, grace_period=grace)
+                database = optuna.storages.RDBStorage(url, engine, heartbeat_interval=heartbeat, grace_period=grace)
         except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
             raise ArgumentError("storage", url, f"cannot be opened: {str(error).splitlines()[0]}") from error
         self._study = optuna.create_study(
