@@ -6,11 +6,12 @@ import math
 import random
 import statistics
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from effnet.errors import ArgumentError
-from effnet.scaling.search import Job, Rung, jobs_in_all, ladder, open_jobs, survivors, verdict
+from effnet.scaling.search import Job, Rung, jobs_in_all, ladder, open_jobs, paired_differences, survivors, verdict
 
 
 def play(rungs: tuple[Rung, ...], score: dict[int, float], noise: float = 0.0, order: int = 0) -> dict[Job, float]:
@@ -71,12 +72,22 @@ def test_differences_are_paired_and_corrected_for_their_number() -> None:
     found = verdict(rungs, {Job(0, seed, c): scores[seed] for c, scores in table.items() for seed in range(4)})
     assert found.best == 0
     assert list(found.means) == [0, 2, 1]
-    by_candidate = {each.candidate: each for each in found.differences}
-    for candidate in (1, 2):
-        paired = [b - a for a, b in zip(table[0], table[candidate], strict=True)]
-        low, high = stats.t.interval(1 - 0.05 / 2, 3, statistics.fmean(paired), stats.sem(paired))
-        assert (by_candidate[candidate].low, by_candidate[candidate].high) == pytest.approx((low, high))
-    assert found.level == (0, 2)  # the second differs by luck, the first by little but always
+    grid = np.array([table[0], table[1], table[2]])
+    rest = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
+    reach = stats.t.ppf(1 - 0.05 / 4, 2 * 3) * (2 * (rest**2).sum() / 6 / 4) ** 0.5
+    for each in found.differences:
+        gap = grid[each.candidate].mean() - grid[0].mean()
+        assert (each.low, each.value, each.high) == pytest.approx((gap - reach, gap, gap + reach))
+    assert found.level == (0, 2, 1)
+
+
+def test_two_candidates_are_compared_by_a_paired_t_test() -> None:
+    one, two = (0.90, 0.91, 0.89, 0.92), (0.89, 0.905, 0.88, 0.91)
+    (found,) = paired_differences({0: one, 1: two}, 0, 1)
+    gaps = [b - a for a, b in zip(one, two, strict=True)]
+    low, high = stats.t.interval(0.95, 3, statistics.fmean(gaps), stats.sem(gaps))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert not found.level
 
 
 def test_the_level_set_holds_the_best_as_often_as_it_says() -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from effnet.arch.cost import cost
-from effnet.arch.spec import StageSpec
+from effnet.arch.specfile import read_spec
 from effnet.errors import ArgumentError, DataError
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, read_rule, scale
@@ -20,12 +20,9 @@ from effnet.training.compare import compare
 from effnet.training.contest import Contest, Terms, _some
 from effnet.training.listener import Silent
 from effnet.training.search import Question, search
-from training.tiny import draw_images, tiny_spec
+from training.tiny import draw_images
 
-# wide enough for steps of eight channels to be small ones
-BASE = dataclasses.replace(
-    tiny_spec(), stages=(StageSpec(1, 3, 1, 24, 1), StageSpec(4, 3, 2, 48, 2)), stem=24, head=96, resolution=16
-)
+BASE = read_spec(Path(__file__).parents[2] / "examples" / "baselines" / "separable.yaml")
 QUESTION = Question(step=0.2, tolerance=0.2, rungs=2, seeds=2, finalists=2)
 QUICK: dict[str, Any] = {"epochs": 0.5, "workers": 2, "val": 0.3}
 
@@ -76,7 +73,7 @@ def test_a_search_from_beginning_to_end(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_a_comparison_from_beginning_to_end(shapes: Path, tmp_path: Path) -> None:
-    found = compare(shapes, BASE, factor=2.0, rule="1.2,1.2,1.2", seeds=2, out=tmp_path / "c", **QUICK)
+    found = compare(shapes, BASE, rule="1.2,1.2,1.2", seeds=2, out=tmp_path / "c", **QUICK)
     assert found.standings is not None
     assert len(found.standings) == 6
     assert {len(found.scores_of(place)) for place in range(len(found.contestants))} == {2}
@@ -88,10 +85,14 @@ def test_a_comparison_from_beginning_to_end(shapes: Path, tmp_path: Path) -> Non
 
 def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
     triples = (Rule(1, 1.4, 1), Rule(2, 1, 1), Rule(1, 1, 1.4))
-    most = Question(triples=triples, budget=Budget(params=20_000), rungs=1, seeds=1)
+    most = Question(triples=triples, budget=Budget(params=150_000), rungs=1, seeds=1)
     found = search(shapes, BASE, question=most, out=tmp_path / "p", trials=1, **QUICK)
     assert found.candidates
-    assert all(cost(each.network).params <= 20_000 for each in found.candidates)
+    assert all(cost(each.network).params <= 150_000 for each in found.candidates)
+    tight = dataclasses.replace(most, budget=Budget(params=1_000))
+    with pytest.raises(ArgumentError, match=r"`budget` .* is met by none of the 3 networks: they take at least [\d,]+ params"):
+        search(shapes, BASE, question=tight, out=tmp_path / "t", **QUICK)
+    assert not (tmp_path / "t").exists()
     slow = dataclasses.replace(most, budget=Budget(latency=1e-6))
     with pytest.raises(ArgumentError, match=r"`latency` .* is met by no candidate: the fastest takes"):
         search(shapes, BASE, question=slow, out=tmp_path / "l", **QUICK)
@@ -104,10 +105,10 @@ def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
 def test_the_minutes_become_epochs(shapes: Path, tmp_path: Path) -> None:
     question = Question(triples=(Rule(1, 1.4, 1), Rule(2, 1, 1)), rungs=1, seeds=1)
     terms = {"val": 0.3, "workers": 1, "trials": 1}
-    search(shapes, BASE, question=question, out=tmp_path / "s", minutes=2.0, **terms)
+    search(shapes, BASE, question=question, out=tmp_path / "s", minutes=0.3, **terms)
     epochs = Contest(Terms(str(shapes), BASE, out=tmp_path / "s"), "search", Silent()).study.about["epochs"]  # type: ignore[index]
     assert epochs > 1
-    found = search(shapes, BASE, question=question, out=tmp_path / "s", minutes=1.0, **terms)
+    found = search(shapes, BASE, question=question, out=tmp_path / "s", minutes=0.2, **terms)
     assert found.verdict is not None  # it went on with the epochs that it began with
     with pytest.raises(ArgumentError, match=r"`minutes` \(=0.001\) leaves trainings of fewer than 50 steps"):
         search(shapes, BASE, question=question, out=tmp_path / "t", minutes=0.001, **terms)

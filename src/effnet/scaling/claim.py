@@ -19,7 +19,7 @@ from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec, positive_float
 from effnet.errors import ArgumentError
 from effnet.scaling.compound import RULES, Rule
-from effnet.scaling.search import Difference, Job, Scores, paired_difference
+from effnet.scaling.search import Difference, Job, Scores, paired_differences
 from effnet.scaling.triples import Limits, effective
 
 SINGLE = ("width", "depth", "resolution")
@@ -130,8 +130,15 @@ def standings(found: Sequence[Contestant], seeds: int, scores: Mapping[Job, floa
     places = {(each.line, each.factor): place for place, each in enumerate(found)}
     factors = sorted({each.factor for each in found if each.line == COMPOUND})
     rows = []
-    for factor, line in itertools.product(factors, SINGLE):
-        ours, other = places[COMPOUND, factor], places[line, factor]
-        gaps = [scores[Job(0, seed, ours)] - scores[Job(0, seed, other)] for seed in range(seeds)]
-        rows.append(Standing(line, factor, paired_difference(other, gaps, len(factors) * len(SINGLE))))
+    for factor in factors:
+        ours = places[COMPOUND, factor]
+        table = {
+            place: [scores[Job(0, seed, place)] for seed in range(seeds)]
+            for place in (ours, *(places[line, factor] for line in SINGLE))
+        }
+        gaps = paired_differences(table, ours, len(factors) * len(SINGLE))
+        rows += [
+            Standing(line, factor, Difference(each.candidate, -each.value, -each.high, -each.low))
+            for line, each in zip(SINGLE, gaps, strict=True)
+        ]
     return rows

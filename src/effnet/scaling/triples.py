@@ -186,17 +186,21 @@ def candidates(
     found: dict[object, tuple[NetworkSpec, list[tuple[float, Rule]]]] = {}
     for rule in rules:
         built = limits.build(baseline, rule, phi)
-        if built is None or (budget is not None and not _meets(built[0], budget)):
-            continue
-        network, moved = built
-        found.setdefault(network.shape, (network, []))[1].append((moved, rule))
+        if built is not None:
+            network, moved = built
+            found.setdefault(network.shape, (network, []))[1].append((moved, rule))
     if not found:
         why = "" if largest is None else f" and at most {largest} px"
         raise ArgumentError(
             "rules", "every triple", f"misses {wanted:g} times the multiply-adds of {baseline.name}{why}."
         )
+    fit = [each for each in found.values() if budget is None or _meets(each[0], budget)]
+    if not fit and budget is not None:
+        prices = [tell(network, budget, budget.priced) for network, _ in found.values()]
+        least = ", ".join(f"{min(price[name] for price in prices):,} {name}" for name in budget.limits)
+        raise ArgumentError("budget", budget.limits, f"is met by none of the {len(found)} networks: they take at least {least}.")
     rows = []
-    for network, triples in found.values():
+    for network, triples in fit:
         triples.sort(key=lambda row: row[0])
         name = f"{baseline.name}-" + "-".join(f"{growth:g}" for growth in triples[0][1].growths)
         network = dataclasses.replace(network, name=name)

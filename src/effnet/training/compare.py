@@ -20,7 +20,7 @@ from effnet.arch.spec import NetworkSpec, positive_int
 from effnet.scaling.claim import Contestant, Standing, contestants, jobs, standings
 from effnet.scaling.compound import Rule, read_rule
 from effnet.scaling.search import Job
-from effnet.training.contest import Contest, Terms, described, write_candidates
+from effnet.training.contest import Contest, Terms, described
 from effnet.training.listener import Onlooker, Silent
 from effnet.training.run import write_text
 
@@ -78,10 +78,9 @@ def compare(
         {"line": each.line, "ratio": round(each.ratio, 4)} | described(place, each.network, each.effective)
         for place, each in enumerate(found)
     ]
-    write_candidates(contest.out, rows)
     plan = functools.partial(jobs, tuple(found), seeds)
     networks = [each.network for each in found]
-    scores = contest.compete(networks, plan, [1.0], plan({}), seeds=seeds)
+    scores = contest.compete(networks, rows, plan, [1.0], plan({}), seeds=seeds)
     if scores is None:
         return Compared(contest.out, contest.baseline, tuple(found), seeds, contest.study.scores(), None)
     stand = tuple(standings(found, seeds, scores))

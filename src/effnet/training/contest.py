@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import random
@@ -116,12 +117,22 @@ class Contest:
         if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / SPLIT).exists():
             raise ArgumentError("out", str(self.out), "exists and holds something else; choose another folder.")
         self.recipe = read_recipe(terms.recipe)
-        self.study = Study(self.out, storage=terms.storage)
-        self.data = self._parts()
+        self.data = self._kept() if self.known and (self.out / SPLIT).exists() else self._split()
         self.native = short_side(self.data)
         counted = make_spec(baseline, num_classes=len(self.data.classes))
         self.baseline = suited(counted, self.native, terms.resolution)
         self.see = InputSpec(fit=terms.fit).with_channels(baseline.in_channels)
+
+    @functools.cached_property
+    def study(self) -> Study:
+        """The trainings' database, made where there is none."""
+        return Study(self.out, storage=self.terms.storage)
+
+    @property
+    def known(self) -> dict[str, Any] | None:
+        """What the contest was begun with; None for a new one, of which nothing is on the disk yet."""
+        begun = self.terms.storage is not None or (self.out / SPLIT).exists()
+        return self.study.about if begun else None
 
     @property
     def moved(self) -> str:
@@ -137,19 +148,29 @@ class Contest:
         )
 
     def compete(
-        self, networks: Sequence[NetworkSpec], plan: Plan, shares: Sequence[float], jobs: Sequence[Job], **about: Any
+        self,
+        networks: Sequence[NetworkSpec],
+        rows: Sequence[Mapping[str, Any]],
+        plan: Plan,
+        shares: Sequence[float],
+        jobs: Sequence[Job],
+        **about: Any,
     ) -> dict[Job, float] | None:
         """Train until nothing is left; the scores, or None where time or trials ran out first.
 
         Args:
             networks: the candidates.
+            rows: of candidates.csv.
             plan: what there is to do, given the scores.
             shares: of the longest training, at each rung.
             jobs: all trainings; where the plan decides later who takes part, others of the same cost stand for them.
             about: what the study is about, beside the terms and the networks.
         """
-        terms, known = self.terms, self.study.about or {}
-        epochs = terms.epochs or known.get("epochs") or self._epochs(networks, shares, jobs)
+        terms, known = self.terms, self.known
+        epochs = terms.epochs or (known or {}).get("epochs") or self._epochs(networks, shares, jobs)
+        if known is None or not (self.out / SPLIT).exists():
+            write_text(self.out / SPLIT, manifest(self.data, sizes=True))
+            self.data = self._kept()
         self.study.begin(
             {
                 **about,
@@ -163,6 +184,7 @@ class Contest:
                 "epochs": epochs,
             }
         )
+        _write_rows(self.out / CANDIDATES, rows)
         done = len(self.study.scores())
         self.onlooker.said(
             f"{len(jobs)} trainings of {len(networks)} networks, the longest {epochs:.3g} epochs of "
@@ -184,19 +206,21 @@ class Contest:
         """Processes that train."""
         return self.terms.workers or (1 if self.terms.device != "cpu" else this_machine().cores)
 
-    def _parts(self) -> Dataset:
-        """The data by the folder's split.csv, which is written first where there is none."""
+    def _split(self) -> Dataset:
+        """The data in two parts, with as many images as were asked for."""
         root = Path(self.terms.data)
-        if self.study.about is None or not (self.out / SPLIT).exists():
-            data = split_data(read_data(root), val=self.terms.val, test=0.0, seed=self.terms.seed)
-            for part in PARTS:
-                if part not in data.splits:
-                    raise DataError(f"{root} leaves no image for {part} at --val {self.terms.val:g}")
-            kept: list[Sequence[Sample]] = [data.part(part).samples for part in PARTS]
-            if self.terms.images is not None:
-                kept = [_some(part, self.terms.images, self.terms.seed) for part in kept]
-            data = dataclasses.replace(data, samples=tuple(sample for part in kept for sample in part))
-            write_text(self.out / SPLIT, manifest(data, sizes=True))
+        data = split_data(read_data(root), val=self.terms.val, test=0.0, seed=self.terms.seed)
+        for part in PARTS:
+            if part not in data.splits:
+                raise DataError(f"{root} leaves no image for {part} at --val {self.terms.val:g}")
+        kept: list[Sequence[Sample]] = [data.part(part).samples for part in PARTS]
+        if self.terms.images is not None:
+            kept = [_some(part, self.terms.images, self.terms.seed) for part in kept]
+        return dataclasses.replace(data, samples=tuple(sample for part in kept for sample in part))
+
+    def _kept(self) -> Dataset:
+        """The data as the folder's split.csv has it."""
+        root = Path(self.terms.data)
         return read_manifest(self.out / SPLIT, root if root.is_dir() else root.parent)
 
     def _epochs(self, networks: Sequence[NetworkSpec], shares: Sequence[float], jobs: Sequence[Job]) -> float:
@@ -234,15 +258,6 @@ class Contest:
             torch.set_num_threads(threads)
 
 
-def write_candidates(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write candidates.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / CANDIDATES, text.getvalue())
-
-
 def described(place: int, network: NetworkSpec, effective: tuple[float, float, float]) -> dict[str, Any]:
     """What candidates.csv says about every network."""
     price = cost(network)
@@ -260,6 +275,14 @@ def described(place: int, network: NetworkSpec, effective: tuple[float, float, f
         "macs": price.macs,
         "params": price.params,
     }
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def _some(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:

@@ -24,7 +24,7 @@ import torch
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.folder import Dataset
 from effnet.errors import EffnetError, TrainingError
-from effnet.scaling.search import Job, Plan
+from effnet.scaling.search import Job, Plan, Scores
 from effnet.training.listener import Onlooker
 from effnet.training.recipe import Recipe
 from effnet.training.score import Scorer
@@ -150,18 +150,26 @@ def _interrupt(*_: object) -> None:
 
 
 def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: float | None, until: int | None) -> None:
-    """A worker's life."""
+    """A worker's life. It stops between two steps, so that the database hears of it whatever it was at."""
+    caught = list[int]()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent passes it on
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
     parent = os.getppid()
     if task.device == "cpu":
         torch.set_num_threads(1)
     scorer = task.scorer()
 
+    def look() -> None:
+        if caught or os.getppid() != parent:
+            raise KeyboardInterrupt
+
+    def plan(scores: Scores) -> Sequence[Job]:
+        look()
+        return task.plan(scores)
+
     def progress(done: int, total: int) -> None:
         shares[place] = done / total
-        if os.getppid() != parent:
-            raise KeyboardInterrupt
+        look()
 
     def score(job: Job) -> float:
         seed = int(np.random.SeedSequence((task.seed, job.rung, job.seed)).generate_state(1)[0])
@@ -171,7 +179,7 @@ def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: floa
             shares[place] = 0.0
 
     try:
-        task.study().work(task.plan, score, minutes=minutes, until=until)
+        task.study().work(plan, score, minutes=minutes, until=until)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
     except EffnetError as error:

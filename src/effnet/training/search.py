@@ -27,7 +27,7 @@ from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
 from effnet.scaling.search import Job, Rung, Verdict, jobs_in_all, ladder, open_jobs, verdict
 from effnet.scaling.triples import Candidate, candidates, grid
-from effnet.training.contest import Contest, Terms, described, write_candidates
+from effnet.training.contest import Contest, Terms, described
 from effnet.training.listener import Onlooker, Silent
 from effnet.training.run import write_text
 
@@ -101,16 +101,17 @@ def search(
     found = candidates(contest.baseline, rules, phi=asked.phi, largest=contest.native, budget=asked.budget)
     if asked.budget is not None and asked.budget.latency is not None:
         found = _fast_enough(found, float(asked.budget.latency), contest)
+    used = sum(len(each.triples) for each in found)
+    others = "" if used == len(rules) else f"; {len(rules) - used} others build none of that cost, or exceed the budget"
     contest.onlooker.said(
-        f"{len(rules)} triples are {len(found)} networks of {2**asked.phi:.3g} times the baseline's multiply-adds"
+        f"{used} triples are {len(found)} networks of {2**asked.phi:.3g} times the baseline's multiply-adds{others}"
     )
     rungs = ladder(len(found), rungs=asked.rungs, seeds=asked.seeds, least=asked.finalists)
     networks = [each.network for each in found]
-    write_candidates(contest.out, [_row(place, each) for place, each in enumerate(found)])
-    ladder_of = [dataclasses.asdict(rung) for rung in rungs]
-    scores = contest.compete(
-        networks, functools.partial(open_jobs, rungs), [r.share for r in rungs], jobs_in_all(rungs), rungs=ladder_of
-    )
+    rows = [_row(place, each) for place, each in enumerate(found)]
+    shares, as_rows = [rung.share for rung in rungs], [dataclasses.asdict(rung) for rung in rungs]
+    plan = functools.partial(open_jobs, rungs)
+    scores = contest.compete(networks, rows, plan, shares, jobs_in_all(rungs), rungs=as_rows)
     if scores is None:
         return Found(contest.out, contest.baseline, found, rungs, contest.study.scores(), None)
     result = Found(contest.out, contest.baseline, found, rungs, scores, verdict(rungs, scores))
@@ -120,7 +121,7 @@ def search(
 
 def _fast_enough(found: tuple[Candidate, ...], latency: float, contest: Contest) -> tuple[Candidate, ...]:
     """Those that take at most so many seconds for one image; a search that goes on keeps those that it began with."""
-    known = contest.study.about
+    known = contest.known
     if known is not None:
         return tuple(each for each in found if json.loads(json.dumps(each.network.to_dict())) in known["networks"])
     times = []
