@@ -75,10 +75,23 @@ def test_differences_are_paired_and_corrected_for_their_number() -> None:
     grid = np.array([table[0], table[1], table[2]])
     rest = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
     reach = stats.t.ppf(1 - 0.05 / 4, 2 * 3) * (2 * (rest**2).sum() / 6 / 4) ** 0.5
+    assert found.noise == pytest.approx(((rest**2).sum() / 6) ** 0.5)
     for each in found.differences:
         gap = grid[each.candidate].mean() - grid[0].mean()
         assert (each.low, each.value, each.high) == pytest.approx((gap - reach, gap, gap + reach))
     assert found.level == (0, 2, 1)
+
+
+def test_who_left_within_the_noise_is_counted() -> None:
+    rungs = (Rung(1 / 3, 6, 1), Rung(1, 2, 2))
+    first = (0.80, 0.79, 0.785, 0.76, 0.755, 0.70)  # the second is the last that goes on
+    last = {0: (0.90, 0.92), 1: (0.91, 0.91)}
+    scores = {Job(0, 0, c): score for c, score in enumerate(first)}
+    scores |= {Job(1, seed, c): values[seed] for c, values in last.items() for seed in range(2)}
+    found = verdict(rungs, scores)
+    assert found.noise == pytest.approx(0.01)  # residuals of half a point, one degree of freedom
+    assert found.close_calls == (1,)  # .79 - 1.96 x 1.414 x .01 = .762
+    assert math.isnan(verdict((Rung(1, 2, 1),), {Job(0, 0, c): 0.5 for c in range(2)}).noise)
 
 
 def test_two_candidates_are_compared_by_a_paired_t_test() -> None:

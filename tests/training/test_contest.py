@@ -90,7 +90,9 @@ def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
     assert found.candidates
     assert all(cost(each.network).params <= 150_000 for each in found.candidates)
     tight = dataclasses.replace(most, budget=Budget(params=1_000))
-    with pytest.raises(ArgumentError, match=r"`budget` .* is met by none of the 3 networks: they take at least [\d,]+ params"):
+    with pytest.raises(
+        ArgumentError, match=r"`budget` .* is met by none of the 3 networks: they take at least [\d,]+ params"
+    ):
         search(shapes, BASE, question=tight, out=tmp_path / "t", **QUICK)
     assert not (tmp_path / "t").exists()
     slow = dataclasses.replace(most, budget=Budget(latency=1e-6))

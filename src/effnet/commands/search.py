@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 import sys
@@ -218,6 +219,11 @@ def _show_found(found: Found, *, as_json: bool) -> None:
         if taus:
             listed = ", ".join(f"{tau:+.2f}" for tau in taus)
             words.append(f"Kendall's tau between the rankings of two {name} (1: the same, 0: by chance): {listed}.")
+    if not math.isnan(verdict.noise):
+        words.append(f"A seed moves a score by {100 * verdict.noise:.2f} points (standard deviation).")
+    if any(verdict.close_calls):
+        listed = " and ".join(map(str, verdict.close_calls))
+        words.append(f"{listed} networks left early, after one training, within that of one that went on.")
     console.paragraphs(words)
     _show_family(found.baseline, found.rule)
 

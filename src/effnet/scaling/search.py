@@ -25,6 +25,7 @@ from effnet.arch.spec import positive_int
 from effnet.errors import ArgumentError, MissingExtraError
 
 CONFIDENCE = 0.95
+SPREAD = 1.96  # standard deviations within which a normal value lies with that confidence
 FACTOR = 3  # a rung's trainings are so many times longer than the rung's below, and so many times fewer go on
 
 
@@ -70,6 +71,8 @@ class Verdict:
     differences: tuple[Difference, ...]  # of the others from the best
     between_rungs: tuple[float, ...]  # Kendall's tau of the candidates that two rungs share; nan for fewer than two
     between_seeds: tuple[float, ...]  # of the last rung's candidates by one seed and by the next
+    noise: float  # standard deviation of the last rung's scores by seed; nan where there is one seed
+    close_calls: tuple[int, ...]  # at each rung but the last, those that left within the noise of one that went on
 
     @property
     def level(self) -> tuple[int, ...]:
@@ -152,13 +155,17 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
 
     table = {candidate: [at(candidate, seed) for seed in seeds] for candidate in order}
     differences = paired_differences(table, best, len(order) - 1)
-    taus = []
+    deviation = noise(table)
+    taus, close = [], []
     for rung in range(1, len(rungs)):
-        present = survivors(rungs, rung, scores) or ()
-        below, here = (_means(rungs, each, present, scores) for each in (rung - 1, rung))
+        before, present = (survivors(rungs, each, scores) or () for each in (rung - 1, rung))
+        below, here = _means(rungs, rung - 1, before, scores), _means(rungs, rung, present, scores)
         taus.append(_tau([below[c] for c in present], [here[c] for c in present]))
+        bar = min(below[c] for c in present) - SPREAD * math.sqrt(2) * deviation
+        close.append(sum(below[c] >= bar for c in before if c not in present))
     by_seed = [_tau([at(c, seed) for c in finalists], [at(c, seed + 1) for c in finalists]) for seed in seeds[:-1]]
-    return Verdict(best, {candidate: means[candidate] for candidate in order}, differences, tuple(taus), tuple(by_seed))
+    ranked = {candidate: means[candidate] for candidate in order}
+    return Verdict(best, ranked, differences, tuple(taus), tuple(by_seed), deviation, tuple(close))
 
 
 def paired_differences(
@@ -178,17 +185,26 @@ def paired_differences(
     seeds, others = len(scores[reference]), [candidate for candidate in scores if candidate != reference]
     reach, freedom = math.inf, len(others) * (seeds - 1)
     if freedom:  # of a single training of each nothing is known
-        of_seeds = [statistics.fmean(column) for column in zip(*scores.values(), strict=True)]
-        overall = statistics.fmean(of_seeds)
-        rest = [
-            (value - means[candidate] - of_seed + overall) ** 2
-            for candidate, values in scores.items()
-            for value, of_seed in zip(values, of_seeds, strict=True)
-        ]
         tail = (1 - CONFIDENCE) / 2 / comparisons
-        reach = float(_stats().t.ppf(1 - tail, freedom)) * math.sqrt(2 * sum(rest) / freedom / seeds)
+        reach = float(_stats().t.ppf(1 - tail, freedom)) * noise(scores) * math.sqrt(2 / seeds)
     gaps = {candidate: means[candidate] - means[reference] for candidate in others}
     return tuple(Difference(candidate, gap, gap - reach, gap + reach) for candidate, gap in gaps.items())
+
+
+def noise(scores: Mapping[int, Sequence[float]]) -> float:
+    """The standard deviation of scores by seed, beside what all candidates owe to the same seed.
+
+    nan where nothing is known of it: of a single candidate or seed.
+    """
+    of_seeds = [statistics.fmean(column) for column in zip(*scores.values(), strict=True)]
+    freedom = (len(scores) - 1) * (len(of_seeds) - 1)
+    overall = statistics.fmean(of_seeds)
+    rest = (
+        (value - statistics.fmean(values) - of_seed + overall) ** 2
+        for values in scores.values()
+        for value, of_seed in zip(values, of_seeds, strict=True)
+    )
+    return math.sqrt(sum(rest) / freedom) if freedom else math.nan
 
 
 def _jobs(rungs: Sequence[Rung], rung: int, present: Sequence[int]) -> tuple[Job, ...]:

@@ -198,7 +198,8 @@ def candidates(
     if not fit and budget is not None:
         prices = [tell(network, budget, budget.priced) for network, _ in found.values()]
         least = ", ".join(f"{min(price[name] for price in prices):,} {name}" for name in budget.limits)
-        raise ArgumentError("budget", budget.limits, f"is met by none of the {len(found)} networks: they take at least {least}.")
+        words = f"is met by none of the {len(found)} networks: they take at least {least}."
+        raise ArgumentError("budget", budget.limits, words)
     rows = []
     for network, triples in fit:
         triples.sort(key=lambda row: row[0])

@@ -185,6 +185,8 @@ def _write(found: Found, contest: Contest) -> None:
         ],
         "kendall_tau_between_rungs": [_finite(tau) for tau in judged.between_rungs],
         "kendall_tau_between_seeds": [_finite(tau) for tau in judged.between_seeds],
+        "noise": _finite(judged.noise),
+        "close_calls": judged.close_calls,
     }
     write_text(found.folder / VERDICT, json.dumps(report, indent=2) + "\n")
     draw_search(found.candidates, found.rungs, found.scores, judged, found.folder / PICTURE)

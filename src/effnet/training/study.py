@@ -53,7 +53,8 @@ class Study:
             raise MissingExtraError("a search", "search") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self.out = optuna, out
-        out.mkdir(parents=True, exist_ok=True)
+        if storage is None:
+            out.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{(out / FILE).absolute()}"
         engine = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else None
         try:
