@@ -110,7 +110,7 @@ def stage_rows() -> list[Row]:
 def table_1() -> str:
     """Table 1 of the paper, with what each stage costs."""
     rows = zip(stage_rows(), cost(B0).stages, strict=True)
-    return _table(
+    return table(
         "stage | operator | input | channels | layers | in `effnet` | parameters | multiply-adds",
         (
             (
@@ -149,7 +149,7 @@ def family() -> str:
             )
         )
     header = "name | w | d | r | dropout | blocks | parameters | multiply-adds | FLOPs | the paper prints"
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def published() -> str:
@@ -169,7 +169,7 @@ def published() -> str:
             for rival in RIVALS
             if rival.compared_with == network.name
         ]
-    return _table("network | top-1, % | top-5, % | parameters, M | multiply-adds, B", rows)
+    return table("network | top-1, % | top-5, % | parameters, M | multiply-adds, B", rows)
 
 
 def phi() -> str:
@@ -188,7 +188,7 @@ def phi() -> str:
                 *(f"{phi:.2f}" for phi in (step.depth, step.width, step.resolution, step.macs)),
             )
         )
-    return _table(
+    return table(
         "name | depth: d → built | d·w²·r² | counted | excess | φ from d | φ from w | φ from r | φ from counted", rows
     )
 
@@ -207,7 +207,7 @@ def memory() -> str:
         for network in FAMILY
     ]
     header = "name | weights, MiB | inference peak, MiB | kept for backward, MiB per image | largest batch in 24 GiB"
-    return _table(f"{header} | keeping convolutions | keeping bottlenecks", rows)
+    return table(f"{header} | keeping convolutions | keeping bottlenecks", rows)
 
 
 def hungry() -> str:
@@ -220,7 +220,7 @@ def hungry() -> str:
             rows.append((name.upper(), network.resolution, macs, kept, *shares))
     rows += [(name, 224, f"{macs} G", f"{kept / MIB:.0f}", "", "", "") for name, (macs, kept) in RESNETS.items()]
     header = "network | pixels | multiply-adds | kept, MiB per image | in expanded maps | SiLU's copies | SE's products"
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def table_7() -> str:
@@ -231,14 +231,14 @@ def table_7() -> str:
         counted = f"{macs:.3f} G", f"{macs / printed - 1:+.0%}"
         rows.append((name, depth, width, resolution, f"{printed} B", *counted, top1))
     header = "network | d | w | r | the paper prints | counted | off by | published top-1, %"
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def keys() -> str:
     """The tutorial's names of the convolutions beside ours, in the order of computation."""
     shown = [step for step in walk(B0) if step.block in (None, SHOWN)]
     names = (LAYOUTS["tutorial"].names, NATIVE.names)
-    return _table("the tutorial's key | ours", ([f"`{name(step)[0]}`" for name in names] for step in shown), left=(1,))
+    return table("the tutorial's key | ours", ([f"`{name(step)[0]}`" for name in names] for step in shown), left=(1,))
 
 
 def letters() -> str:
@@ -296,7 +296,7 @@ def _billions(count: int) -> str:
     return f"{count / 1e9:.3f} G"
 
 
-def _table(header: str, rows: Iterable[Sequence[object]], left: Sequence[int] = ()) -> str:
+def table(header: str, rows: Iterable[Sequence[object]], left: Sequence[int] = ()) -> str:
     """A markdown table: the first column and those in `left` flush left, the others right."""
     names = header.split(" | ")
     rule = [":---" if i == 0 or i in left else "---:" for i in range(len(names))]

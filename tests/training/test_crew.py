@@ -32,11 +32,15 @@ class Heard:
 
     def __init__(self, then: Callable[[float], None] = lambda done: None) -> None:
         self.words, self.then, self.progress = list[str](), then, list[float]()
+        self.decoded = list[tuple[float, float]]()
 
     def said(self, words: str) -> None:
         self.words.append(words)
 
     def counted(self, doing: str, done: float, total: float) -> None:
+        if doing == "decoded images":
+            self.decoded.append((done, total))
+            return
         assert (doing, total) == ("trainings", len(jobs_in_all(RUNGS)))
         self.progress.append(done)
         self.then(done)
@@ -66,6 +70,8 @@ def test_scores_do_not_depend_on_the_number_of_workers(tmp_path: Path, shapes: D
     assert one == two
     assert len(one) == len(jobs_in_all(RUNGS))
     assert max(heard.progress) == len(one)
+    assert {total for _, total in heard.decoded} == {len(shapes)}  # all networks see them at one size
+    assert heard.decoded[-1][0] == len(shapes)
     assert "w1.5, rung 1, seed 1: " in " ".join(heard.words)
     assert "w1.5" in (tmp_path / "two" / "trials.csv").read_text()
 

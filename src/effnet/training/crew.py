@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -36,6 +36,14 @@ CACHE = "pixels"  # a folder that can be deleted at any time
 
 
 @dataclass(frozen=True)
+class Done:
+    """What each worker has done, in memory that they share with their parent."""
+
+    shares: Any  # of the training that it is at
+    images: Any  # decoded
+
+
+@dataclass(frozen=True)
 class Task:
     """What the workers do, in a form that travels to another process."""
 
@@ -56,9 +64,9 @@ class Task:
         """The database."""
         return Study(self.out, storage=self.storage, heartbeat=self.beat[0], grace=self.beat[1])
 
-    def scorer(self) -> Scorer:
-        """What trains a network."""
-        return Scorer(self.data, self.recipe, self.see, self.out / CACHE, self.device)
+    def scorer(self, decoded: Callable[[], None] = lambda: None) -> Scorer:
+        """What trains a network, and whom it tells of each decoded image."""
+        return Scorer(self.data, self.recipe, self.see, self.out / CACHE, self.device, decoded)
 
 
 def together(
@@ -79,17 +87,17 @@ def together(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the finished trainings are kept.
     """
     context = multiprocessing.get_context("spawn")
-    shares = context.Array("d", workers, lock=False)  # how much of its training each worker has done
+    done = Done(context.Array("d", workers, lock=False), context.Array("q", workers, lock=False))
     study, members = task.study(), list[tuple[Any, Connection]]()
     with _terminating():
         try:
             for place in range(workers):
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_member, args=(task, place, shares, theirs, minutes, until))
+                process = context.Process(target=_member, args=(task, place, done, theirs, minutes, until))
                 process.start()
                 theirs.close()
                 members.append((process, ours))
-            return _follow(task, study, members, shares, onlooker)
+            return _follow(task, study, members, done, onlooker)
         finally:
             for process, _ in members:
                 if process.is_alive():
@@ -100,10 +108,11 @@ def together(
 
 
 def _follow(
-    task: Task, study: Study, members: Sequence[tuple[Any, Connection]], shares: Sequence[float], onlooker: Onlooker
+    task: Task, study: Study, members: Sequence[tuple[Any, Connection]], done: Done, onlooker: Onlooker
 ) -> bool:
     """Tell what is finished until no worker is left."""
     known, buried, names = set(study.scores()), set[int](), [network.name for network in task.networks]
+    images = task.scorer().missing(task.networks)
     while True:
         alive = [process.is_alive() for process, _ in members]
         scores = study.scores()
@@ -112,7 +121,11 @@ def _follow(
         if scores.keys() - known:
             known = set(scores)
             study.write(names)
-        onlooker.counted("trainings", len(scores) + sum(shares), task.total)
+        onlooker.counted("trainings", len(scores) + sum(done.shares), task.total)
+        if images:
+            decoded = min(images, sum(done.images))  # two workers may decode the same ones
+            onlooker.counted("decoded images", decoded, images)
+            images = images if decoded < images else 0
         for place, (process, pipe) in enumerate(members):
             if pipe.poll():
                 try:
@@ -149,7 +162,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: float | None, until: int | None) -> None:
+def _member(task: Task, place: int, done: Done, pipe: Connection, minutes: float | None, until: int | None) -> None:
     """A worker's life. It stops between two steps, so that the database hears of it whatever it was at."""
     caught = list[int]()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent passes it on
@@ -157,18 +170,23 @@ def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: floa
     parent = os.getppid()
     if task.device == "cpu":
         torch.set_num_threads(1)
-    scorer = task.scorer()
 
     def look() -> None:
         if caught or os.getppid() != parent:
             raise KeyboardInterrupt
 
+    def decoded() -> None:
+        done.images[place] += 1
+        look()
+
+    scorer = task.scorer(decoded)
+
     def plan(scores: Scores) -> Sequence[Job]:
         look()
         return task.plan(scores)
 
-    def progress(done: int, total: int) -> None:
-        shares[place] = done / total
+    def progress(steps: int, total: int) -> None:
+        done.shares[place] = steps / total
         look()
 
     def score(job: Job) -> float:
@@ -176,7 +194,7 @@ def _member(task: Task, place: int, shares: Any, pipe: Connection, minutes: floa
         try:
             return scorer(task.networks[job.candidate], task.epochs[job.rung], seed, progress)
         finally:
-            shares[place] = 0.0
+            done.shares[place] = 0.0
 
     try:
         task.study().work(plan, score, minutes=minutes, until=until)

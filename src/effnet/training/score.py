@@ -8,7 +8,8 @@ score is the accuracy on the val part. The same network, data, recipe, epochs, s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,23 @@ class Scorer:
         see: how images are prepared; each network sees them at its own resolution.
         cache: a folder for decoded images, which workers of one machine share.
         device: where it trains.
+        decoded: is told of each decoded image.
     """
 
-    def __init__(self, data: Dataset, recipe: Recipe, see: InputSpec, cache: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        recipe: Recipe,
+        see: InputSpec,
+        cache: Path,
+        device: str = "cpu",
+        decoded: Callable[[], None] = lambda: None,
+    ) -> None:
         for part in PARTS:
             if part not in data.splits:
                 raise ArgumentError("data", str(data.root), f"needs a {part} part.")
         self.data, self.recipe, self.see, self.cache = data, recipe, see, cache
-        self.device = torch.device(device)
+        self.device, self.decoded = torch.device(device), decoded
         self.labels = {name: torch.tensor([sample.label for sample in data.part(name).samples]) for name in PARTS}
         self.batch = min(recipe.batch, len(self.labels["train"]))
 
@@ -99,7 +109,7 @@ class Scorer:
 
     def pixels(self, size: int, part: str) -> Tensor:
         """The images (N, size, size, C) uint8 of a part, decoded once and then mapped from the cache's file."""
-        file = self.cache / f"{part}-{size}.npy"
+        file = self.file(size, part)
         if not file.exists():
             see = dataclasses.replace(self.see, size=size, resize=size)
             samples = self.data.part(part).samples
@@ -111,8 +121,18 @@ class Scorer:
                         row[...] = load_pixels(self.data.file(sample), see)
                     except ImageError as error:
                         raise DataError(f"{self.data.file(sample)} {error}") from error
+                    self.decoded()
                 rows.flush()
         return torch.from_numpy(np.load(file, mmap_mode="c"))
+
+    def missing(self, specs: Iterable[NetworkSpec]) -> int:
+        """Images that have to be decoded before all of these networks are trained."""
+        sizes = itertools.product({spec.resolution for spec in specs}, PARTS)
+        return sum(len(self.labels[part]) for size, part in sizes if not self.file(size, part).exists())
+
+    def file(self, size: int, part: str) -> Path:
+        """Where the decoded images are kept."""
+        return self.cache / f"{part}-{size}.npy"
 
     @torch.inference_mode()
     def _accuracy(self, network: EfficientNet) -> float:

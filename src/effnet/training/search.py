@@ -138,7 +138,8 @@ def _fast_enough(found: tuple[Candidate, ...], latency: float, contest: Contest)
 def _row(place: int, candidate: Candidate) -> dict[str, Any]:
     """A line of candidates.csv."""
     alpha, beta, gamma = candidate.rule.growths
-    nominal = {"alpha": alpha, "beta": beta, "gamma": gamma, "triples": len(candidate.triples)}
+    others = "; ".join(" ".join(f"{growth:g}" for growth in rule.growths) for rule in candidate.triples[1:])
+    nominal = {"alpha": alpha, "beta": beta, "gamma": gamma, "others": others}  # that build the same network
     return described(place, candidate.network, candidate.effective) | nominal | {"ratio": round(candidate.ratio, 4)}
 
 

@@ -1,0 +1,95 @@
+"""The studies of docs/search.md, each by the command that a user would type; two hours of two cores in all.
+
+    python benchmarks/search.py studies [NAME ...]    all of STUDIES, or those that are named
+    python benchmarks/search.py imagenet              what a search would take on ImageNet, from B0's training step here
+        [--data benchmarks/data] [--out runs/search] [--results benchmarks/results/search]
+
+The data come from benchmarks/datasets.py. A study that was interrupted goes on, and one that is finished only writes
+its answer again. Its trainings, networks, answer and picture are copied to --results; python docs/draw.py makes the
+tables of docs/search.md of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import effnet
+from effnet import console
+from effnet.analysis.timing import random_images, seconds
+from effnet.machine import this_machine
+from effnet.scaling.search import ladder
+from effnet.scaling.triples import candidates, grid
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINES = "examples/baselines"
+STUDIES = {  # what follows `effnet search`; {data} is the folder of Fashion-MNIST
+    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --finalists 5",
+    "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 1 --finalists 5",
+    "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 1",
+    # every candidate trained in full, to see what the halving of the first one lost
+    "separable-whole": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --rungs 1 --seeds 1",
+}
+KEPT = ("candidates.csv", "trials.csv", "verdict.json", "rule.yaml", "search.png", "compare.png")
+BATCH, LAPS = 16, 7
+SEEDS = 5
+IMAGES, EPOCHS = 1_281_167, 350  # ImageNet's training part, and the paper's epochs
+PUBLISHED = ("an RTX 3090, mixed precision", 1779.0)  # timm's train benchmark of tf_efficientnet_b0, images a second
+
+
+def study(name: str, data: Path, out: Path, results: Path) -> None:
+    """Run a study, or go on with it, and keep what it found."""
+    words = f"search {STUDIES[name].format(data=data)} --out {out / name}"
+    console.remark(f"$ effnet {words}")
+    subprocess.run([sys.executable, "-m", "effnet", *shlex.split(words)], cwd=ROOT, check=True)
+    (results / name).mkdir(parents=True, exist_ok=True)
+    for file in KEPT:
+        if (out / name / file).exists():
+            shutil.copy(out / name / file, results / name)
+
+
+def imagenet() -> None:
+    """Years of this machine and of a GPU for a search at B0's own size with the paper's epochs."""
+    from networks import training_step
+
+    network = effnet.create("b0").to(memory_format=torch.channels_last).train()
+    pixels = random_images(BATCH, 224)
+    here = BATCH / statistics.median([seconds(lambda: training_step(network, pixels)) for _ in range(LAPS)][1:])
+    found = candidates(effnet.spec("b0"), grid())
+    rungs = ladder(len(found), seeds=SEEDS)
+    trainings = 2 * sum(rung.share * rung.candidates * rung.seeds for rung in rungs)  # of twice B0's multiply-adds
+    rows = []
+    for device, speed in ((f"this machine, float32 ({this_machine()})", here), PUBLISHED):
+        one = IMAGES * EPOCHS / speed / 86_400
+        days = trainings * one
+        rows.append((device, f"{speed:.4g}", f"{2 * one:,.1f}", f"{days:,.0f}", f"{days / 365:.1f}"))
+    last = f"{rungs[-1].candidates} finalists of {SEEDS} seeds"
+    title = f"{len(found)} candidates of B0 at 224 px, {last}, {EPOCHS} epochs of ImageNet at the last rung"
+    columns = ("<device", "B0, images/s", "one training, days", "a search, days", "years")
+    console.table(columns, rows, title=title, note="The GPU's speed is published (timm), not measured here.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("studies", "imagenet"))
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(STUDIES)}; default all")
+    parser.add_argument("--data", type=Path, default=ROOT / "benchmarks" / "data", help="where datasets.py put them")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "search", help="the studies' folders")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "search")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(STUDIES):
+        parser.error(f"no study is called {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
+    if options.what == "imagenet":
+        imagenet()
+        sys.exit()
+    if not (options.data / "fashion").is_dir():
+        sys.exit(f"{options.data / 'fashion'} is missing. Make it with: python benchmarks/datasets.py fashion")
+    for name in options.names or STUDIES:
+        study(name, options.data / "fashion", options.out, options.results)
