@@ -31,9 +31,9 @@ from effnet.scaling.triples import candidates, grid
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"
 STUDIES = {  # what follows `effnet search`; {data} is the folder of Fashion-MNIST
-    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --finalists 5",
-    "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 1 --finalists 5",
-    "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 1",
+    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --seeds 4",
+    "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 1",
+    "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 1 --seeds 4",
     # every candidate trained in full, to see what the halving of the first one lost
     "separable-whole": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --rungs 1 --seeds 1",
 }

@@ -28,7 +28,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_every_candidate_is_ranked(tmp_path: Path, drawn: list[Figure]) -> None:
     found = candidates(B0, grid(0.1, 0.1))
-    rungs, scores = ladder(len(found), seeds=2, least=3), {}
+    rungs, scores = ladder(len(found), seeds=2, finalists=3), {}
     while missing := open_jobs(rungs, scores):
         scores |= {job: 0.8 - job.candidate / 100 + job.seed / 1000 + job.rung / 50 for job in missing}
     assert len(scores) == len(jobs_in_all(rungs))

@@ -12,7 +12,20 @@ from training.tiny import draw_images
 COMMAND = "search"
 BASELINE = str(Path(__file__).parents[2] / "examples" / "baselines" / "separable.yaml")
 QUICK = ("--from", BASELINE, "--epochs", 0.5, "--workers", 2, "--val", 0.3)
-FEW = ("--triple", "1,1.4,1", "--triple", "2,1,1", "--triple", "1,1,1.4", "--rungs", 2, "--seeds", 2, "--finalists", 2)
+FEW = (
+    "--triple",
+    "1,1.4,1",
+    "--triple",
+    "1.7,1.1,1",
+    "--triple",
+    "1,1,1.4",
+    "--rungs",
+    2,
+    "--seeds",
+    2,
+    "--finalists",
+    2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +49,7 @@ def test_a_search_its_answer_and_its_next_command(run, folder):
     assert code == 0
     assert "; 2 are done" in err
     where = "runs/search/search-shapes-separable"
-    assert err.endswith(f"Next: effnet scale --from {BASELINE} --rule {where}/rule.yaml --phi 2\n")
+    assert err.endswith(f"Next: effnet scale --from {where}/baseline.yaml --rule {where}/rule.yaml --phi 2\n")
     assert "Finalists of 3 networks of separable" in out
     assert "Kendall's tau between the rankings of two rungs" in out
     assert "A seed moves a score by" in out
@@ -50,7 +63,7 @@ def test_the_rule_is_one_for_scale(run, folder, capsys, request):
     from ran import Run
 
     assert run("run", "shapes", *QUICK, *FEW, "--out", "found")[0] == 0
-    scaled = Run(capsys, "scale", "--from", BASELINE, "--rule", "found/rule.yaml", "--phi", 2)
+    scaled = Run(capsys, "scale", "--from", "found/baseline.yaml", "--rule", "found/rule.yaml", "--phi", 2)
     assert scaled.code == 0
     assert "separable" in scaled.out
 
@@ -79,6 +92,13 @@ def test_a_comparison_and_its_verdict(run):
         (["run", "shapes", *QUICK, "--params", "1k"], "they take at least"),
         (["run", "shapes", *QUICK, "--latency", "soon"], "soon"),
         (["run", "shapes", *QUICK, "--resolution", "33"], "is beyond the images' own 32 px"),
+        (["run", "shapes", *QUICK, "--triple", "1,1,1.8"], "has alpha beta^2 gamma^2 = 3.24, more than 0.1 from 2"),
+        (["run", "shapes", *QUICK, "--phi", "1e9"], "`phi` (=1000000000.0) must be more than 0 and at most 16"),
+        (["run", "shapes", *QUICK, "--recipe", "finetune"], "`recipe` (='finetune') is for networks with weights"),
+        (["run", "shapes", *QUICK, "--out", "shapes/disc/000.png"], "exists and holds something else"),
+        (["run", "shapes", *QUICK, "--out", "what?"], "must have no question mark"),
+        (["run", "shapes", *QUICK, "--storage", "postgresql://me:secret@nowhere/x"], "me:***@nowhere"),
+        (["run", "shapes", *QUICK, "--finalists", "0"], "`finalists` (=0)"),
         (["run", "shapes", *QUICK, "--rungs", "0"], "`rungs`"),
         (["run", "shapes", *QUICK, "--recipe", "scrach"], "Did you mean 'scratch'?"),
         (["run", "shapes", *QUICK, "--storage", "nonsense://x"], "`storage`"),

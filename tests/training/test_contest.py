@@ -52,7 +52,8 @@ def test_a_search_from_beginning_to_end(shapes: Path, tmp_path: Path) -> None:
     assert all(each.network.num_classes == 3 for each in found.candidates)
     assert all(abs(float(row["ratio"]) - 2) <= 0.04 for row in listed)
     assert {file.name for file in out.iterdir()} == {
-        *("split.csv", "study.sqlite3", "trials.csv", "candidates.csv", "rule.yaml", "verdict.json", "search.png")
+        *("split.csv", "study.sqlite3", "trials.csv", "candidates.csv"),
+        *("baseline.yaml", "rule.yaml", "verdict.json", "search.png"),
     }
     rule = read_rule(out / "rule.yaml")
     assert rule == found.rule
@@ -84,7 +85,7 @@ def test_a_comparison_from_beginning_to_end(shapes: Path, tmp_path: Path) -> Non
 
 
 def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
-    triples = (Rule(1, 1.4, 1), Rule(2, 1, 1), Rule(1, 1, 1.4))
+    triples = (Rule(1, 1.4, 1), Rule(1.7, 1.1, 1), Rule(1, 1, 1.4))
     most = Question(triples=triples, budget=Budget(params=150_000), rungs=1, seeds=1)
     found = search(shapes, BASE, question=most, out=tmp_path / "p", trials=1, **QUICK)
     assert found.candidates
@@ -105,7 +106,7 @@ def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_the_minutes_become_epochs(shapes: Path, tmp_path: Path) -> None:
-    question = Question(triples=(Rule(1, 1.4, 1), Rule(2, 1, 1)), rungs=1, seeds=1)
+    question = Question(triples=(Rule(1, 1.4, 1), Rule(1.7, 1.1, 1)), rungs=1, seeds=1)
     terms = {"val": 0.3, "workers": 1, "trials": 1}
     search(shapes, BASE, question=question, out=tmp_path / "s", minutes=0.3, **terms)
     epochs = Contest(Terms(str(shapes), BASE, out=tmp_path / "s"), "search", Silent()).study.about["epochs"]  # type: ignore[index]
@@ -127,6 +128,12 @@ def test_images_are_taken_evenly(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_in_the_way(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("split.csv", "args.yaml"):
+        (tmp_path / "run" / name).write_text("of a training")
+    with pytest.raises(ArgumentError, match=r"`out` .* exists and holds something else"):
+        search(shapes, BASE, out=tmp_path / "run")
+    assert (tmp_path / "run" / "split.csv").read_text() == "of a training"
     (tmp_path / "file").touch()
     with pytest.raises(ArgumentError, match=r"`out` .* exists and holds something else"):
         search(shapes, BASE, out=tmp_path)

@@ -23,7 +23,7 @@ from effnet.training.recipe import read_recipe
 from effnet.training.study import Study
 from training.tiny import draw_images, tiny_spec
 
-RUNGS = ladder(4, rungs=2, seeds=2, least=2)
+RUNGS = ladder(4, rungs=2, seeds=2, finalists=2)
 EPOCHS = (1.0, 3.0)
 
 

@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
 
 from effnet.errors import ArgumentError, TrainingError
 from effnet.scaling.search import Job, jobs_in_all, ladder, open_jobs, verdict
 from effnet.training.study import GRACE, Study
 
-RUNGS = ladder(6, rungs=2, seeds=2, least=2)
+RUNGS = ladder(6, rungs=2, seeds=2, finalists=2)
 PLAN = functools.partial(open_jobs, RUNGS)
 ABOUT = {"candidates": ["a", "b", "c", "d", "e", "f"]}
 WORKER = """
@@ -32,7 +33,7 @@ def score(job):
         file.write(f"{job.rung} {job.seed} {job.candidate}\\n")
     time.sleep(slow)
     return job.candidate / 10 + job.seed / 100
-plan = partial(open_jobs, ladder(6, rungs=2, seeds=2, least=2))
+plan = partial(open_jobs, ladder(6, rungs=2, seeds=2, finalists=2))
 print(Study(out, heartbeat=1, grace=2).work(plan, score))
 """
 
@@ -122,6 +123,45 @@ def test_a_database_elsewhere(tmp_path: Path) -> None:
     Study(tmp_path / "here" / "s", storage=url).work(PLAN, score, until=3)
     assert len(Study(tmp_path / "there" / "s", storage=url).scores()) == 3
     assert not Study(tmp_path / "there" / "other", storage=url).scores()
+
+
+def test_a_limit_of_trainings_counts_no_dead_worker(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    Study(out, heartbeat=1, grace=2)
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(out), "60"])
+    deadline = time.monotonic() + 60
+    while not (out / "log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker.kill()
+    worker.wait()
+    time.sleep(3)
+    study = Study(out, heartbeat=1, grace=2)
+    assert not study.work(PLAN, score, until=1)
+    assert len(study.scores()) == 1
+
+
+def test_a_worker_that_was_given_up_for_dead_goes_on(tmp_path: Path) -> None:
+    """As a laptop does that slept: another worker has failed its training in the meantime."""
+    study, told = begun(tmp_path / "s"), list[Job]()
+    other = optuna.load_study(storage=f"sqlite:///{tmp_path}/s/study.sqlite3", study_name="s")
+
+    def suspended(job: Job) -> float:
+        told.append(job)
+        if len(told) == 1:
+            (running,) = other.get_trials(states=[optuna.trial.TrialState.RUNNING])
+            other._storage.set_trial_state_values(running._trial_id, optuna.trial.TrialState.FAIL)
+        return score(job)
+
+    assert study.work(PLAN, suspended)
+    assert told[0] == told[1]
+    assert len(study.scores()) == len(jobs_in_all(RUNGS))
+
+    def wrong(job: Job) -> float:
+        raise AssertionError("of the score itself")
+
+    with pytest.raises(AssertionError, match="of the score itself"):
+        begun(tmp_path / "t").work(PLAN, wrong)
 
 
 def test_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def draw_search(
         values = [score for job, score in scores.items() if job.candidate == place and job.rung == last]
         reached[place] = last, statistics.fmean(values)
     order = sorted(reached, key=lambda place: reached[place], reverse=True)
-    title = f"{len(candidates)} networks of equal cost: {len(verdict.level)} of them may be the best"
+    found = f"{len(verdict.level)} of the {len(verdict.means)} finalists may be the best of them"
+    title = f"{len(candidates)} networks of equal cost: {found}"
     with picture(out, 14, max(5.0, 2.2 + 0.36 * len(candidates)), title) as figure:
         dots, triangle = figure.subplots(1, 2, width_ratios=(3, 2))
         colours = RUNG_COLOURS[-1 - len(rungs) : -1] if len(rungs) < len(RUNG_COLOURS) else RUNG_COLOURS

@@ -31,7 +31,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from effnet.arch.cost import block_cost, total_cost
-from effnet.arch.ops import Layer
+from effnet.arch.ops import OPS, Layer
 from effnet.arch.shape import Activation, BlockSpec, Run, Shape, largest, strided
 from effnet.arch.spec import NetworkSpec, one_of, positive_int
 from effnet.errors import ArgumentError, UnknownNameError
@@ -267,11 +267,12 @@ def block_part(run: Run, keep: Keep | None, activation: Activation) -> Part:
         kept = kept + product
     for layer in block.layers:
         kept = kept + layer.map * _kept(layer, keep, activation)
-    narrow = block.out_channels * block.output_size**2
-    if block.op != "separable":
-        kept = kept + _read(block, keep, activation) + narrow * (block.op == "bottleneck")
-    again = 0 if block.op == "bottleneck" else narrow - _read(block, keep, activation)
-    return Part(run.count, block_cost(block).params, kept, largest(_working(block, keep, activation)), again)
+    narrow, ending = block.out_channels * block.output_size**2, OPS[block.op].ending
+    if ending != "activated":  # whose output is its last layer's, which is counted
+        kept = kept + _read(block, keep, activation) + narrow * (ending == "sum")
+    again = 0 if ending == "sum" else narrow - _read(block, keep, activation)
+    working = WORKING.get(block.op, _one_by_one)(block, keep, activation)
+    return Part(run.count, block_cost(block).params, kept, largest(working), again)
 
 
 def _copies(activation: Activation) -> int:
@@ -291,19 +292,23 @@ def _kept(layer: Layer, keep: Keep | None, activation: Activation) -> int:
 def _read(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
     """Elements of a block's output that are kept only because the next part reads them."""
     narrow, full = block.out_channels * block.output_size**2, keep is None or keep is Keep.ACTIVATIONS
-    if block.op == "bottleneck":
-        return narrow * (activation != "relu")
-    if block.op == "separable":
-        return narrow * (full and not (keep is None and activation == "relu"))
-    return narrow * (full or 1 * block.has_shortcut)
+    return {
+        "linear": narrow * (full or 1 * block.has_shortcut),
+        "activated": narrow * (full and not (keep is None and activation == "relu")),
+        "sum": narrow * (activation != "relu"),
+    }[OPS[block.op].ending]
 
 
-def _working(block: BlockSpec, keep: Keep | None, activation: Activation) -> tuple[int, ...]:
-    """What the backward pass of a block holds beside what is kept, at its worst moments."""
+def _one_by_one(block: BlockSpec, keep: Keep | None, activation: Activation) -> tuple[int, ...]:
+    """What the backward pass of a block holds beside what is kept, at its worst moment: at most a layer's two maps."""
+    del keep, activation
+    maps = [block.in_channels * block.input_size**2, *(layer.map for layer in block.layers)]
+    return (block.out_channels * block.output_size**2 + 2 * largest(maps),)
+
+
+def _inverted(block: BlockSpec, keep: Keep | None, activation: Activation) -> tuple[int, ...]:
+    """The same of an MBConv, at its two worst moments."""
     narrow = block.out_channels * block.output_size**2
-    if block.op != "mbconv":
-        maps = [block.in_channels * block.input_size**2, *(layer.map for layer in block.layers)]
-        return (narrow + 2 * largest(maps),)
     wide = block.expanded_channels * block.output_size**2
     expand, depthwise = block.layers[0], block.layers[-2]
     expanded = expand.map * (block.expand_ratio != 1)
@@ -320,6 +325,9 @@ def _working(block: BlockSpec, keep: Keep | None, activation: Activation) -> tup
         Keep.DEPTHWISE: (passed + product, behind + 3 * expanded),
         Keep.BOTTLENECKS: (passed + product + wide + 2 * expanded, behind + 3 * expanded),
     }[keep]
+
+
+WORKING = {"mbconv": _inverted}  # for the kinds of blocks whose worst moments are known better than _one_by_one's
 
 
 def _alike(shape: Shape, keep: Keep | None) -> list[Part]:

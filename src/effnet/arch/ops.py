@@ -17,13 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from effnet.errors import ArgumentError
 
 if TYPE_CHECKING:
     from effnet.arch.shape import BlockSpec
     from effnet.arch.spec import StageSpec
+
+
+# What a block's output is: its last layer's, as it is or activated; or what an activation makes of the shortcut's sum
+Ending = Literal["linear", "activated", "sum"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Op:
     name: str
     layers: Callable[[BlockSpec], tuple[Layer, ...]]
     title: Callable[[BlockSpec], str]  # as a table names it
-    squeezes: bool  # whether squeeze-and-excitation fits in
+    ending: Ending
+    shortcut: Callable[[BlockSpec], bool] = lambda block: False  # whether the input is added to the output as it is
+    squeezes: bool = False  # whether squeeze-and-excitation fits in
     rule: Callable[[StageSpec], str | None] = lambda row: None  # what is wrong with a row
 
     def check(self, row: StageSpec) -> None:
@@ -105,19 +111,27 @@ def _kernel(block: BlockSpec) -> str:
 OPS = {
     op.name: op
     for op in (
-        Op("mbconv", _mbconv, lambda block: f"MBConv{block.expand_ratio}, {_kernel(block)}", squeezes=True),
+        Op(
+            "mbconv",
+            _mbconv,
+            lambda block: f"MBConv{block.expand_ratio}, {_kernel(block)}",
+            "linear",
+            shortcut=lambda block: block.stride == 1 and block.in_channels == block.out_channels,
+            squeezes=True,
+        ),
         Op(
             "separable",
             _separable,
             lambda block: f"Separable, {_kernel(block)}",
-            squeezes=False,
+            "activated",
             rule=lambda row: None if row.expand_ratio == 1 else "must be 1: separable widens nothing in between.",
         ),
         Op(
             "bottleneck",
             _bottleneck,
             lambda block: f"Bottleneck{block.expand_ratio}, {_kernel(block)}",
-            squeezes=False,
+            "sum",
+            shortcut=lambda block: block.index > 0,
             # channels are multiples of 8 at any width
             rule=lambda row: None if row.expand_ratio in (1, 2, 4, 8) else "must be 1, 2, 4 or 8 for a bottleneck.",
         ),

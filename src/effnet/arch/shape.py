@@ -61,9 +61,7 @@ class BlockSpec:
     @property
     def has_shortcut(self) -> bool:
         """Whether the input is added to the output as it is."""
-        if self.op == "mbconv":
-            return self.stride == 1 and self.in_channels == self.out_channels
-        return self.op == "bottleneck" and self.index > 0
+        return OPS[self.op].shortcut(self)
 
 
 @dataclass(frozen=True)

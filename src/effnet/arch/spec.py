@@ -57,6 +57,8 @@ class StageSpec:
             raise ArgumentError("kernel_size", self.kernel_size, "must be odd, so that a pixel is its own centre.")
         if self.stride > 2:
             raise ArgumentError("stride", self.stride, "must be 1 or 2.")
+        if not isinstance(self.op, str):
+            raise ArgumentError("op", self.op, f"must be one of {', '.join(OPS)}.")
         if self.op not in OPS:
             raise UnknownNameError("op", self.op, OPS)
         if self.squeeze_ratio is not None:
@@ -114,8 +116,9 @@ class NetworkSpec:
             _set(self, "head", positive_int("head", self.head))
         if self.stem_kernel % 2 == 0:
             raise ArgumentError("stem_kernel", self.stem_kernel, "must be odd, so that a pixel is its own centre.")
-        if not isinstance(self.stem_pool, bool):
-            raise ArgumentError("stem_pool", self.stem_pool, "must be true or false.")
+        for field in ("stem_pool", "fixed_ends"):
+            if not isinstance(getattr(self, field), bool):
+                raise ArgumentError(field, getattr(self, field), "must be true or false.")
         if self.stem_stride > 2:
             raise ArgumentError("stem_stride", self.stem_stride, "must be 1 or 2.")
         for field in ("dropout", "drop_connect"):

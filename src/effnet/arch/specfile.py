@@ -48,11 +48,14 @@ def read_spec(path: str | Path) -> NetworkSpec:
     try:
         return _network(values, place)
     except ArgumentError as error:
-        lines = _lines(Path(path).read_text(encoding="utf-8"))
-        named = next((key for key in (error.argument, error.value) if (*place, key) in lines), None)
+        lines, words = _lines(Path(path).read_text(encoding="utf-8")), str(error)
+        named = next((key for key in (error.argument, error.value) if _is_line((*place, key), lines)), None)
         line = lines.get((*place, named) if named is not None else tuple(place))
         where = f"line {line}: " if line else ""
-        raise ArgumentError("file", str(path), f"holds no network: {where}{error}") from error
+        for short, long in SHORT.items() if place else ():
+            if isinstance(row := values["stages"][place[1]], Mapping) and short in row:  # as the user wrote it
+                words = words.replace(f"`{long}`", f"`{short}`")
+        raise ArgumentError("file", str(path), f"holds no network: {where}{words}") from error
 
 
 def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
@@ -65,24 +68,45 @@ def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
     for number, row in enumerate(values["stages"]):
         place[:] = "stages", number
         if isinstance(row, Mapping):
+            for short, long in SHORT.items():
+                if short in row and long in row:
+                    raise ArgumentError(short, row[short], f"is given a second time, as {long}: {row[long]!r}.")
             row = {SHORT.get(name, name): value for name, value in row.items()}
         rows.append(read_fields(StageSpec, row))
     place.clear()
     return read_fields(NetworkSpec, {**values, "stages": tuple(rows)})
 
 
+def _is_line(place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> bool:
+    return isinstance(place[-1], str) and place in lines
+
+
 def _lines(text: str) -> dict[tuple[Any, ...], int]:
-    """The line of each name and each row in the file."""
+    """The line of each name and each row in the file; of what is repeated by a YAML alias, the first.
+
+    Raises:
+        ArgumentError: a mapping has a name twice.
+    """
     import yaml
 
     lines: dict[tuple[Any, ...], int] = {}
+    seen = set[int]()
 
     def walk(node: Any, place: tuple[Any, ...]) -> None:
         lines[place] = node.start_mark.line + 1
+        if id(node) in seen:
+            return
+        seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
+            names = set[str]()
             for key, value in node.value:
-                walk(value, (*place, SHORT.get(key.value, key.value)))
-                lines[*place, SHORT.get(key.value, key.value)] = key.start_mark.line + 1
+                if key.value in names:
+                    again = value.value if isinstance(value, yaml.ScalarNode) else "..."
+                    raise ArgumentError(key.value, again, f"is given a second time in line {key.start_mark.line + 1}.")
+                names.add(str(key.value))
+                name = SHORT.get(str(key.value), str(key.value))
+                walk(value, (*place, name))
+                lines[*place, name] = key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode):
             for number, value in enumerate(node.value):
                 walk(value, (*place, number))
@@ -100,7 +124,8 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except FileNotFoundError:
         raise ArgumentError("file", str(path), "does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -109,4 +134,8 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
         raise ArgumentError("file", str(path), f"is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ArgumentError("file", str(path), "must hold names and values, such as `width: 1.2`.")
+    try:
+        _lines(text)
+    except ArgumentError as error:
+        raise ArgumentError("file", str(path), f"is no use: {error}") from error
     return values

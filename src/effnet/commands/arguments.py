@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, Token
 
+from effnet.arch.baselines import BASELINES
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import VARIANTS, spec
@@ -37,7 +38,7 @@ def network_of(model: str) -> NetworkSpec:
     """The network of a variant, a bundle or a spec.yaml, read without torch."""
     if is_bundle(Path(model)):
         return read_config(model).spec
-    described = model in VARIANTS or Path(model).suffix.lower() in SUFFIXES
+    described = model in VARIANTS or model in BASELINES or Path(model).suffix.lower() in SUFFIXES
     if Path(model).exists() and not described:
         raise ArgumentError("model", model, f"is no bundle; make one with: effnet convert {model}")
     return spec(model)

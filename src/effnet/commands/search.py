@@ -124,9 +124,9 @@ def run(
     if found.verdict is None:
         return _unfinished(len(found.scores))
     _show_found(found, as_json=json)
-    rule, from_ = shlex.quote(str(found.folder / "rule.yaml")), shlex.quote(from_)
-    console.remark(f"{found.folder}: rule.yaml, search.png, verdict.json, trials.csv, candidates.csv")
-    console.remark(f"Next: effnet scale --from {from_} --rule {rule} --phi 2")
+    rule, searched = (shlex.quote(str(found.folder / name)) for name in ("rule.yaml", "baseline.yaml"))
+    console.remark(f"{found.folder}: rule.yaml, search.png, verdict.json, trials.csv, candidates.csv, baseline.yaml")
+    console.remark(f"Next: effnet scale --from {searched} --rule {rule} --phi 2")
     return OK
 
 
@@ -207,17 +207,17 @@ def _show_found(found: Found, *, as_json: bool) -> None:
         rows,
         title=f"Finalists of {len(found.candidates)} networks of {found.baseline.name}; growths asked, and in effect",
     )
-    level = len(verdict.level) - 1
-    words = [
-        f"{level} of {len(rows) - 1} other finalists may be as good as the best: their intervals hold 0."
-        if level
-        else "No other finalist is level with the best."
-    ]
-    if not any(not each.level for each in verdict.differences):
+    others, level = len(rows) - 1, len(verdict.level) - 1
+    words = [f"{level} of the {others} other finalists may be as good as the best: their intervals hold 0."]
+    if not others:
+        words = ["There was one finalist, and nothing to compare it with."]
+    elif not level:
+        words = ["No other finalist is level with the best."]
+    elif level == others:
         words.append("No significant difference was found between the finalists.")
     for name, taus in (("rungs", verdict.between_rungs), ("seeds", verdict.between_seeds)):
-        if taus:
-            listed = ", ".join(f"{tau:+.2f}" for tau in taus)
+        if taus and others:
+            listed = ", ".join("all tied" if math.isnan(tau) else f"{tau:+.2f}" for tau in taus)
             words.append(f"Kendall's tau between the rankings of two {name} (1: the same, 0: by chance): {listed}.")
     if not math.isnan(verdict.noise):
         words.append(f"A seed moves a score by {100 * verdict.noise:.2f} points (standard deviation).")

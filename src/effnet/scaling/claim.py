@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from effnet.arch.cost import cost
@@ -59,7 +59,14 @@ class Standing:
         return f"no difference between compound and {self.line} alone was found"
 
 
-def contestants(baseline: NetworkSpec, rule: Rule, factor: float, *, largest: int | None = None) -> list[Contestant]:
+def contestants(
+    baseline: NetworkSpec,
+    rule: Rule,
+    factor: float,
+    *,
+    largest: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Contestant]:
     """The baseline, the four lines at the square root of `factor` and at `factor`, then the sweeps of the width.
 
     Args:
@@ -67,6 +74,7 @@ def contestants(baseline: NetworkSpec, rule: Rule, factor: float, *, largest: in
         rule: of compound scaling.
         factor: what the multiply-adds grow by, more than 1.
         largest: pixels of the images themselves, beyond which there is nothing to see.
+        progress: is told of each network of a line, which takes its time with large baselines.
 
     Raises:
         ArgumentError: a line has no network of the wanted cost.
@@ -75,7 +83,9 @@ def contestants(baseline: NetworkSpec, rule: Rule, factor: float, *, largest: in
         raise ArgumentError("factor", factor, "must be more than 1.")
     found = [_contestant(BASELINE, 1.0, baseline, baseline)]
     rules = {name: RULES[name] for name in SINGLE} | {COMPOUND: rule}
-    for ratio, (line, growth) in itertools.product((factor**0.5, factor), rules.items()):
+    wanted = list(itertools.product((factor**0.5, factor), rules.items()))
+    for done, (ratio, (line, growth)) in enumerate(wanted):
+        progress(done, len(wanted))
         network = Limits(ratio, largest=largest).reach(baseline, growth)
         if network is None:
             seen = "" if largest is None else f" and at most {largest} px, which the images have"
@@ -84,6 +94,7 @@ def contestants(baseline: NetworkSpec, rule: Rule, factor: float, *, largest: in
             )
             raise ArgumentError("factor", round(ratio, 3), f"{words}{seen}. Take another factor, or --resolution.")
         found.append(_contestant(line, ratio, baseline, network))
+    progress(len(wanted), len(wanted))
     for (deep, fine), wide in itertools.product(SWEPT, SWEPT_WIDTHS):
         pixels = round(fine * baseline.resolution)
         if (deep, fine, wide) == (1, 1, 1) or pixels > (largest or pixels):

@@ -6,14 +6,14 @@ halving, Jamieson and Talwalkar 2016). What to train next follows from the score
 share the work, and a search that was interrupted goes on with what is missing.
 
 The verdict compares the last rung's candidates seed by seed with the best one. A difference whose interval holds 0 is
-none: the two are level. The intervals are Student's, for as many comparisons at once as there are (Bonferroni), because
-the best of many is partly lucky. How far a seed moves a score is taken from all candidates together (a randomised block
-design: a candidate's effect and a seed's add up, and the rest is noise, equally large for networks of equal cost): with
-4 candidates and 5 seeds such an interval is 0.7 times as wide as one from the two candidates alone.
+none: the two are level. The intervals are Tukey's, which hold for all pairs at once, because the best of many is partly
+lucky. How far a seed moves a score is taken from all candidates together (a randomised block design: a candidate's
+effect and a seed's add up, and the rest is noise, equally large for networks of equal cost).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ from effnet.errors import ArgumentError, MissingExtraError
 
 CONFIDENCE = 0.95
 SPREAD = 1.96  # standard deviations within which a normal value lies with that confidence
+FAILED = 0.0  # the score of a training that came to nothing
 FACTOR = 3  # a rung's trainings are so many times longer than the rung's below, and so many times fewer go on
 
 
@@ -72,7 +73,7 @@ class Verdict:
     between_rungs: tuple[float, ...]  # Kendall's tau of the candidates that two rungs share; nan for fewer than two
     between_seeds: tuple[float, ...]  # of the last rung's candidates by one seed and by the next
     noise: float  # standard deviation of the last rung's scores by seed; nan where there is one seed
-    close_calls: tuple[int, ...]  # at each rung but the last, those that left within the noise of one that went on
+    close_calls: tuple[int, ...]  # at each rung but the last, those that left within that noise of one that went on
 
     @property
     def level(self) -> tuple[int, ...]:
@@ -84,24 +85,24 @@ Scores = Mapping[Job, float]
 Plan = Callable[[Scores], Sequence[Job]]  # the trainings that can be done now, in order; none when all are done
 
 
-def ladder(candidates: int, *, rungs: int = 3, seeds: int = 3, least: int = 4) -> tuple[Rung, ...]:
+def ladder(candidates: int, *, rungs: int = 3, seeds: int = 5, finalists: int = 4) -> tuple[Rung, ...]:
     """The rungs of a search.
 
     Args:
         candidates: at the first rung.
         rungs: how many there are.
         seeds: trainings of each candidate at the last rung; at the others there is one.
-        least: candidates at the last rung, or all if they are fewer.
+        finalists: candidates at the last rung, or all if they are fewer.
 
     Raises:
         ArgumentError: a number is no positive whole number.
     """
     candidates, rungs = positive_int("candidates", candidates), positive_int("rungs", rungs)
-    seeds, least = positive_int("seeds", seeds), positive_int("least", least)
+    seeds, finalists = positive_int("seeds", seeds), positive_int("finalists", finalists)
     rows = []
     for number in range(rungs):
         last = number == rungs - 1
-        left = max(min(least, candidates), math.ceil(candidates / FACTOR**number))
+        left = max(min(finalists, candidates), math.ceil(candidates / FACTOR**number))
         rows.append(Rung(FACTOR ** (number + 1 - rungs), left, seeds if last else 1))
     return tuple(rows)
 
@@ -154,41 +155,50 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
         return scores[Job(last, seed, candidate)]
 
     table = {candidate: [at(candidate, seed) for seed in seeds] for candidate in order}
-    differences = paired_differences(table, best, len(order) - 1)
-    deviation = noise(table)
+    differences = paired_differences(table, best)
+    deviation = noise(_sound(table))
     taus, close = [], []
     for rung in range(1, len(rungs)):
         before, present = (survivors(rungs, each, scores) or () for each in (rung - 1, rung))
         below, here = _means(rungs, rung - 1, before, scores), _means(rungs, rung, present, scores)
         taus.append(_tau([below[c] for c in present], [here[c] for c in present]))
-        bar = min(below[c] for c in present) - SPREAD * math.sqrt(2) * deviation
-        close.append(sum(below[c] >= bar for c in before if c not in present))
+        if not math.isnan(deviation):
+            bar = min(below[c] for c in present) - SPREAD * math.sqrt(2) * deviation
+            close.append(sum(below[c] >= bar for c in before if c not in present))
     by_seed = [_tau([at(c, seed) for c in finalists], [at(c, seed + 1) for c in finalists]) for seed in seeds[:-1]]
     ranked = {candidate: means[candidate] for candidate in order}
     return Verdict(best, ranked, differences, tuple(taus), tuple(by_seed), deviation, tuple(close))
 
 
 def paired_differences(
-    scores: Mapping[int, Sequence[float]], reference: int, comparisons: int
+    scores: Mapping[int, Sequence[float]], reference: int, comparisons: int | None = None
 ) -> tuple[Difference, ...]:
     """How much better than the reference each other candidate is, with intervals.
+
+    A candidate with a training that came to nothing has no interval and no part in the noise.
 
     Args:
         scores: of each candidate, by seed.
         reference: the candidate that the others are compared with.
-        comparisons: how many intervals shall hold at once.
+        comparisons: how many intervals shall hold at once; None: those of all pairs, which it takes where the reference
+            was chosen by these scores.
 
     Raises:
         MissingExtraError: SciPy is not installed.
     """
     means = {candidate: statistics.fmean(values) for candidate, values in scores.items()}
-    seeds, others = len(scores[reference]), [candidate for candidate in scores if candidate != reference]
-    reach, freedom = math.inf, len(others) * (seeds - 1)
-    if freedom:  # of a single training of each nothing is known
-        tail = (1 - CONFIDENCE) / 2 / comparisons
-        reach = float(_stats().t.ppf(1 - tail, freedom)) * noise(scores) * math.sqrt(2 / seeds)
-    gaps = {candidate: means[candidate] - means[reference] for candidate in others}
-    return tuple(Difference(candidate, gap, gap - reach, gap + reach) for candidate, gap in gaps.items())
+    sound = _sound(scores)
+    spread, seeds = noise(sound), len(scores[reference])
+    freedom = (len(sound) - 1) * (seeds - 1)
+    if math.isnan(spread):
+        reach = math.inf
+    elif comparisons is None:
+        reach = _tukey(len(sound), freedom) * spread / math.sqrt(seeds)
+    else:
+        reach = float(_stats().t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, freedom)) * spread * math.sqrt(2 / seeds)
+    gaps = {candidate: mean - means[reference] for candidate, mean in means.items() if candidate != reference}
+    reaches = {candidate: reach if {candidate, reference} <= sound.keys() else 0.0 for candidate in gaps}
+    return tuple(Difference(c, gap, gap - reaches[c], gap + reaches[c]) for c, gap in gaps.items())
 
 
 def noise(scores: Mapping[int, Sequence[float]]) -> float:
@@ -198,13 +208,24 @@ def noise(scores: Mapping[int, Sequence[float]]) -> float:
     """
     of_seeds = [statistics.fmean(column) for column in zip(*scores.values(), strict=True)]
     freedom = (len(scores) - 1) * (len(of_seeds) - 1)
+    if not scores or not freedom:
+        return math.nan
     overall = statistics.fmean(of_seeds)
     rest = (
         (value - statistics.fmean(values) - of_seed + overall) ** 2
         for values in scores.values()
         for value, of_seed in zip(values, of_seeds, strict=True)
     )
-    return math.sqrt(sum(rest) / freedom) if freedom else math.nan
+    return math.sqrt(sum(rest) / freedom)
+
+
+def _sound(scores: Mapping[int, Sequence[float]]) -> dict[int, Sequence[float]]:
+    return {candidate: values for candidate, values in scores.items() if FAILED not in values}
+
+
+@functools.cache
+def _tukey(candidates: int, freedom: int) -> float:
+    return float(_stats().studentized_range.ppf(CONFIDENCE, candidates, freedom))
 
 
 def _jobs(rungs: Sequence[Rung], rung: int, present: Sequence[int]) -> tuple[Job, ...]:

@@ -5,8 +5,8 @@ many of them one and the same network: with layers rounded up, every alpha from 
 B0. And those that differ cost from 1.9 to 3.3 times the baseline, so that the dearest would win. So here
 
 - layers are rounded to the nearest number,
-- width and resolution are moved until the multiply-adds are `ratio` times the baseline's, within 2 %; the resolution
-  never below the baseline's, for gamma is at least 1,
+- width and resolution are moved until the multiply-adds are `ratio` times the baseline's, within 2 %, neither of them
+  below the baseline's, for beta and gamma are at least 1,
 - triples that build one network are one candidate, which knows them all, and what it grows in effect.
 """
 
@@ -75,6 +75,7 @@ class Limits:
         if not sizes:
             return None
         widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
+        widths = widths[(widths >= baseline.width * (1 - 1e-9)) | (wide < 1)]
         w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
         macs = np.asarray(total_cost(shape_of(base, w, np.full_like(w, depth), r)).macs)
         moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
@@ -160,10 +161,8 @@ def candidates(
     rules: Iterable[Rule],
     *,
     phi: float = 1.0,
-    ratio: float | None = None,
     resolution_step: int = 1,
     largest: int | None = None,
-    depth_rounding: DepthRounding = "nearest",
     budget: Budget | None = None,
 ) -> tuple[Candidate, ...]:
     """The networks that triples build on a baseline at equal cost, those with the most triples first.
@@ -171,18 +170,16 @@ def candidates(
     Args:
         baseline: what is scaled.
         rules: the triples.
-        phi: the exponent; the paper's step 1 has 1.
-        ratio: multiply-adds of every candidate over the baseline's; 2^phi by default.
+        phi: the exponent; the paper's step 1 has 1. All candidates have 2^phi times the baseline's multiply-adds.
         resolution_step: resolutions are multiples of this many pixels.
         largest: pixels: the images' own size, beyond which there is nothing to see.
-        depth_rounding: of the layers.
         budget: limits that a candidate has to meet.
 
     Raises:
         ArgumentError: a value is outside its range, or no candidate is left.
     """
-    wanted = PRODUCT**phi if ratio is None else positive_float("ratio", ratio)
-    limits = Limits(wanted, positive_int("resolution_step", resolution_step), largest, depth_rounding)
+    wanted = PRODUCT**phi
+    limits = Limits(wanted, positive_int("resolution_step", resolution_step), largest)
     found: dict[object, tuple[NetworkSpec, list[tuple[float, Rule]]]] = {}
     for rule in rules:
         built = limits.build(baseline, rule, phi)

@@ -73,7 +73,8 @@ def compare(
     contest = Contest(Terms(str(data), baseline, **terms), "compare", onlooker or Silent())
     if contest.moved:
         contest.onlooker.said(contest.moved)
-    found = contestants(contest.baseline, growth, factor, largest=contest.native)
+    told = functools.partial(contest.onlooker.counted, "networks built")
+    found = contestants(contest.baseline, growth, factor, largest=contest.native, progress=told)
     rows = [
         {"line": each.line, "ratio": round(each.ratio, 4)} | described(place, each.network, each.effective)
         for place, each in enumerate(found)

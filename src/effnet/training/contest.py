@@ -17,6 +17,7 @@ import functools
 import io
 import itertools
 import random
+import re
 import shutil
 import statistics
 import tempfile
@@ -41,7 +42,7 @@ from effnet.scaling.triples import suited
 from effnet.training.crew import CACHE, Task, together
 from effnet.training.listener import Onlooker
 from effnet.training.recipe import read_recipe
-from effnet.training.run import SPLIT, write_text
+from effnet.training.run import ARGS, SPLIT, write_text
 from effnet.training.score import PARTS, Scorer
 from effnet.training.start import short_side
 from effnet.training.study import Study
@@ -112,11 +113,19 @@ class Contest:
     def __init__(self, terms: Terms, kind: str, onlooker: Onlooker) -> None:
         self.terms, self.onlooker = terms, onlooker
         baseline = make_spec(terms.baseline)
-        name = f"{kind}-{Path(terms.data).resolve().stem}-{baseline.name}"
+        name = re.sub(r"[^\w.-]+", "-", f"{kind}-{Path(terms.data).resolve().stem}-{baseline.name}")
         self.out = Path("runs") / "search" / name if terms.out is None else Path(terms.out)
-        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / SPLIT).exists():
+        ours = self.out.is_dir() and (self.out / SPLIT).exists() and not (self.out / ARGS).exists()
+        if self.out.exists() and not ours and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise ArgumentError("out", str(self.out), "exists and holds something else; choose another folder.")
+        if "?" in str(self.out.absolute()):
+            raise ArgumentError(
+                "out", str(self.out), "must have no question mark: it ends the path in a database's URL."
+            )
         self.recipe = read_recipe(terms.recipe)
+        if not self.recipe.fresh:
+            words = "is for networks with weights: take scratch, paper, or a YAML file with base: scratch."
+            raise ArgumentError("recipe", self.recipe.name, words)
         self.data = self._kept() if self.known and (self.out / SPLIT).exists() else self._split()
         self.native = short_side(self.data)
         counted = make_spec(baseline, num_classes=len(self.data.classes))
@@ -168,6 +177,8 @@ class Contest:
         """
         terms, known = self.terms, self.known
         epochs = terms.epochs or (known or {}).get("epochs") or self._epochs(networks, shares, jobs)
+        if terms.epochs is None and known is None and (known := self.known):
+            epochs = known["epochs"]  # of a machine that began with the same study in the meantime
         if known is None or not (self.out / SPLIT).exists():
             write_text(self.out / SPLIT, manifest(self.data, sizes=True))
             self.data = self._kept()
@@ -216,7 +227,8 @@ class Contest:
         kept: list[Sequence[Sample]] = [data.part(part).samples for part in PARTS]
         if self.terms.images is not None:
             kept = [_some(part, self.terms.images, self.terms.seed) for part in kept]
-        return dataclasses.replace(data, samples=tuple(sample for part in kept for sample in part))
+        samples = (sample for part in kept for sample in part)
+        return dataclasses.replace(data, samples=tuple(sorted(samples, key=lambda sample: sample.path)))
 
     def _kept(self) -> Dataset:
         """The data as the folder's split.csv has it."""
@@ -252,7 +264,12 @@ class Contest:
             data = dataclasses.replace(self.data, samples=few)
             with tempfile.TemporaryDirectory() as cache:
                 scorer, marks = Scorer(data, self.recipe, self.see, Path(cache), self.terms.device), list[float]()
-                scorer(network, TIMED, 0, lambda *_: marks.append(time.perf_counter()))
+
+                def mark(done: int, total: int) -> None:
+                    marks.append(time.perf_counter())
+                    self.onlooker.counted("steps timed", done, total)
+
+                scorer(network, TIMED, 0, mark)
             return statistics.median(b - a for a, b in pairwise(marks)) / scorer.batch
         finally:
             torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 Beside what every contest writes (contest.py), the folder of a finished search has
 
+baseline.yaml          the baseline as it was searched, at its resolution
 rule.yaml              alpha, beta and gamma of the best candidate, and how they were found, for effnet scale --rule
 verdict.json           who is level with the best, and how often the ranking changed
 search.png             the scores of all candidates
@@ -13,6 +14,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,19 @@ import yaml
 
 from effnet.analysis.profile import time_image
 from effnet.arch.spec import NetworkSpec
+from effnet.arch.specfile import spec_text
 from effnet.errors import ArgumentError
 from effnet.machine import this_machine
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
 from effnet.scaling.search import Job, Rung, Verdict, jobs_in_all, ladder, open_jobs, verdict
-from effnet.scaling.triples import Candidate, candidates, grid
+from effnet.scaling.triples import PRODUCT, Candidate, candidates, grid
 from effnet.training.contest import Contest, Terms, described
 from effnet.training.listener import Onlooker, Silent
 from effnet.training.run import write_text
 
-RULE, VERDICT, PICTURE = "rule.yaml", "verdict.json", "search.png"
+RULE, VERDICT, PICTURE, BASELINE = "rule.yaml", "verdict.json", "search.png", "baseline.yaml"
+LARGEST_PHI = 16  # 65,536 times the multiply-adds
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,21 @@ class Question:
     rungs: int = 3
     seeds: int = 5  # of each candidate at the last rung
     finalists: int = 4
+
+    def __post_init__(self) -> None:
+        """Check what the triples have to obey.
+
+        Raises:
+            ArgumentError: phi is outside its range, or a triple's product is too far from 2.
+        """
+        if not 0 < self.phi <= LARGEST_PHI:
+            raise ArgumentError("phi", self.phi, f"must be more than 0 and at most {LARGEST_PHI}.")
+        for rule in self.triples:
+            if abs(rule.product - PRODUCT) > self.tolerance + 1e-9:
+                words = (
+                    f"has alpha beta^2 gamma^2 = {rule.product:.3g}, more than {self.tolerance:g} from 2: --tolerance."
+                )
+                raise ArgumentError("triple", rule.growths, words)
 
 
 @dataclass(frozen=True)
@@ -98,15 +117,17 @@ def search(
     if contest.moved:
         contest.onlooker.said(contest.moved)
     rules = asked.triples or grid(asked.step, asked.tolerance)
-    found = candidates(contest.baseline, rules, phi=asked.phi, largest=contest.native, budget=asked.budget)
+    found = candidates(
+        contest.baseline, _counted(rules, contest), phi=asked.phi, largest=contest.native, budget=asked.budget
+    )
     if asked.budget is not None and asked.budget.latency is not None:
         found = _fast_enough(found, float(asked.budget.latency), contest)
     used = sum(len(each.triples) for each in found)
-    others = "" if used == len(rules) else f"; {len(rules) - used} others build none of that cost, or exceed the budget"
+    others = "" if used == len(rules) else f"; {len(rules) - used} more build none of that cost, or exceed the budget"
     contest.onlooker.said(
         f"{used} triples are {len(found)} networks of {2**asked.phi:.3g} times the baseline's multiply-adds{others}"
     )
-    rungs = ladder(len(found), rungs=asked.rungs, seeds=asked.seeds, least=asked.finalists)
+    rungs = ladder(len(found), rungs=asked.rungs, seeds=asked.seeds, finalists=asked.finalists)
     networks = [each.network for each in found]
     rows = [_row(place, each) for place, each in enumerate(found)]
     shares, as_rows = [rung.share for rung in rungs], [dataclasses.asdict(rung) for rung in rungs]
@@ -117,6 +138,13 @@ def search(
     result = Found(contest.out, contest.baseline, found, rungs, scores, verdict(rungs, scores))
     _write(result, contest)
     return result
+
+
+def _counted(rules: Sequence[Rule], contest: Contest) -> Iterator[Rule]:
+    """The triples, while the onlooker is told how many are built."""
+    for place, rule in enumerate(rules, start=1):
+        yield rule
+        contest.onlooker.counted("triples built", place, len(rules))
 
 
 def _fast_enough(found: tuple[Candidate, ...], latency: float, contest: Contest) -> tuple[Candidate, ...]:
@@ -171,6 +199,7 @@ def _write(found: Found, contest: Contest) -> None:
     }
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_text(found.folder / RULE, text)
+    write_text(found.folder / BASELINE, spec_text(found.baseline))
     report = {
         "best": found.candidates[judged.best].network.name,
         "means": means,

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from effnet.errors import ArgumentError, MissingExtraError, TrainingError
-from effnet.scaling.search import Job, Plan
+from effnet.scaling.search import FAILED, Job, Plan
 from effnet.training.run import write_text
 
 HEARTBEAT, GRACE = 20, 90  # seconds between signs of life, and without one until a worker counts as dead
@@ -61,7 +62,8 @@ class Study:
             with self._quiet():
                 database = optuna.storages.RDBStorage(url, engine, heartbeat_interval=heartbeat, grace_period=grace)
         except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-            raise ArgumentError("storage", url, f"cannot be opened: {str(error).splitlines()[0]}") from error
+            shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", url)  # a password
+            raise ArgumentError("storage", shown, f"cannot be opened: {str(error).splitlines()[0]}") from error
         self._study = optuna.create_study(
             storage=database, study_name=out.resolve().name, load_if_exists=True, direction="maximize"
         )
@@ -113,29 +115,32 @@ class Study:
             minutes: no training begins after so many.
             until: no training begins when so many are finished or being done, by all workers.
         """
-        began = time.monotonic()
+        began, returned = time.monotonic(), False
 
         def objective(trial: Any) -> float:
+            nonlocal returned
             job = _job(trial)
             if job is None or job in self.scores() or self._is_another_s(trial.number, job):
                 raise self._optuna.TrialPruned
             for name, value in dataclasses.asdict(job).items():
                 trial.suggest_int(name, 0, max(value, 999))
             try:
-                return score(job)
+                value = score(job)
             except TrainingError as error:
                 trial.set_user_attr("error", str(error))
-                return 0.0
+                value = FAILED
             except KeyboardInterrupt as stop:
                 raise _StoppedError from stop  # of which Optuna takes note, so that nobody waits for this training
+            returned = True
+            return value
 
         while jobs := plan(scores := self.scores()):
+            with self._quiet():
+                self._optuna.storages.fail_stale_trials(self._study)
             late = minutes is not None and time.monotonic() - began > 60 * minutes
             running = {_job(trial) for trial in self._trials("RUNNING")}
             if late or (until is not None and len(scores) + len(running) >= until):
                 return False
-            with self._quiet():
-                self._optuna.storages.fail_stale_trials(self._study)
             free = [job for job in jobs if job not in running]
             if not free and not self._trials("WAITING"):
                 time.sleep(WAITS)
@@ -143,11 +148,16 @@ class Study:
             if not self._trials("WAITING"):
                 job = dataclasses.asdict(free[0])
                 self._study.enqueue_trial(job, user_attrs={"job": job})
+            returned = False
             try:
                 with self._quiet():
                     self._study.optimize(objective, n_trials=1)
             except _StoppedError as stop:
                 raise KeyboardInterrupt from stop
+            except AssertionError:
+                # Optuna's own: while this process was suspended, another one gave its training up as dead
+                if not returned:
+                    raise
         return True
 
     @contextmanager
