@@ -45,7 +45,7 @@ class Options:
             the same command with the same --out.
         out: The folder for everything. Default: in runs/search.
         resolution: Of the baseline in pixels. Default: half the images' own, if that is less than the baseline's.
-        recipe: How networks are trained: scratch, paper, or a YAML file.
+        recipe: How networks are trained: scratch, paper, or a YAML file. Images are only mirrored and moved.
         fit: How images become square: squash, pad or crop.
         images: Use only so many images for training, evenly over the classes, and at most so many for the scores.
         val: Share of the data that networks are scored on, where it has no val part.
@@ -105,7 +105,7 @@ def run(
         memory: Memory of inference that candidates may take: 10MB. This is the paper's target_memory.
         params: Parameters that they may have: 1M.
         latency: Time for one image on this machine that they may take: 5ms. It is measured.
-        rungs: How often the better third goes on, and one.
+        rungs: Stages; of each but the last the better third goes on, to trainings three times as long.
         seeds: Trainings of each finalist.
         finalists: Candidates at the last rung, at least.
         json: JSON instead of tables.

@@ -113,15 +113,7 @@ class Contest:
     def __init__(self, terms: Terms, kind: str, onlooker: Onlooker) -> None:
         self.terms, self.onlooker = terms, onlooker
         baseline = make_spec(terms.baseline)
-        name = re.sub(r"[^\w.-]+", "-", f"{kind}-{Path(terms.data).resolve().stem}-{baseline.name}")
-        self.out = Path("runs") / "search" / name if terms.out is None else Path(terms.out)
-        ours = self.out.is_dir() and (self.out / SPLIT).exists() and not (self.out / ARGS).exists()
-        if self.out.exists() and not ours and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise ArgumentError("out", str(self.out), "exists and holds something else; choose another folder.")
-        if "?" in str(self.out.absolute()):
-            raise ArgumentError(
-                "out", str(self.out), "must have no question mark: it ends the path in a database's URL."
-            )
+        self.out = self._folder(f"{kind}-{Path(terms.data).resolve().stem}-{baseline.name}")
         self.recipe = read_recipe(terms.recipe)
         if not self.recipe.fresh:
             words = "is for networks with weights: take scratch, paper, or a YAML file with base: scratch."
@@ -216,6 +208,16 @@ class Contest:
     def workers(self) -> int:
         """Processes that train."""
         return self.terms.workers or (1 if self.terms.device != "cpu" else this_machine().cores)
+
+    def _folder(self, name: str) -> Path:
+        """Where everything is kept: a new folder, or this contest's."""
+        out = Path("runs", "search", re.sub(r"[^\w.-]+", "-", name)) if self.terms.out is None else Path(self.terms.out)
+        if "?" in str(out.absolute()):
+            raise ArgumentError("out", str(out), "must have no question mark: it ends the path in a database's URL.")
+        empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+        if not empty and (not (out / SPLIT).is_file() or (out / ARGS).exists()):  # which a training's folder has
+            raise ArgumentError("out", str(out), "exists and holds something else; choose another folder.")
+        return out
 
     def _split(self) -> Dataset:
         """The data in two parts, with as many images as were asked for."""
