@@ -34,7 +34,7 @@ def draw() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def copy(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the pages that draw.py takes for docs, the path of method.md; without pictures, whose bytes depend on matplotlib's version."""
+    """method.md among copies of the pages that draw.py takes for docs; without pictures: matplotlib's versions differ."""
     monkeypatch.setattr(draw, "DOCS", tmp_path)
     monkeypatch.setattr(draw, "PICTURES", {})
     shutil.copy(SEARCH, tmp_path)

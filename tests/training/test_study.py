@@ -141,22 +141,26 @@ def test_a_limit_of_trainings_counts_no_dead_worker(tmp_path: Path) -> None:
     assert len(study.scores()) == 1
 
 
-def test_a_worker_that_was_given_up_for_dead_goes_on(tmp_path: Path) -> None:
-    """As a laptop does that slept: another worker has failed its training in the meantime."""
+@pytest.mark.parametrize(("state", "again"), [("FAIL", 1), ("COMPLETE", 0)])
+def test_a_training_that_somebody_else_ended(tmp_path: Path, state: str, again: int) -> None:
+    """It was given up for dead while a laptop slept; or two workers began it at the same moment, and one was faster."""
     study, told = begun(tmp_path / "s"), list[Job]()
     other = optuna.load_study(storage=f"sqlite:///{tmp_path}/s/study.sqlite3", study_name="s")
 
-    def suspended(job: Job) -> float:
+    def ended(job: Job) -> float:
         told.append(job)
         if len(told) == 1:
             (running,) = other.get_trials(states=[optuna.trial.TrialState.RUNNING])
-            other._storage.set_trial_state_values(running._trial_id, optuna.trial.TrialState.FAIL)
+            values = (running._trial_id, optuna.trial.TrialState[state], [score(job)] if state == "COMPLETE" else None)
+            other._storage.set_trial_state_values(*values)
         return score(job)
 
-    assert study.work(PLAN, suspended)
-    assert told[0] == told[1]
-    assert len(study.scores()) == len(jobs_in_all(RUNGS))
+    assert study.work(PLAN, ended)
+    assert told.count(told[0]) == 1 + again
+    assert len(told) == len(study.scores()) + again == len(jobs_in_all(RUNGS)) + again
 
+
+def test_an_error_of_the_score_is_not_taken_for_that(tmp_path: Path) -> None:
     def wrong(job: Job) -> float:
         raise AssertionError("of the score itself")
 

@@ -222,8 +222,8 @@ def _show_found(found: Found, *, as_json: bool) -> None:
     if not math.isnan(verdict.noise):
         words.append(f"A seed moves a score by {100 * verdict.noise:.2f} points (standard deviation).")
     if any(verdict.close_calls):
-        listed = " and ".join(map(str, verdict.close_calls))
-        words.append(f"{listed} networks left early, after one training, within that of one that went on.")
+        listed = ", ".join(f"{count} at rung {rung}" for rung, count in enumerate(verdict.close_calls, start=1))
+        words.append(f"Left after one training, though within that noise of one that went on: {listed}.")
     console.paragraphs(words)
     _show_family(found.baseline, found.rule)
 

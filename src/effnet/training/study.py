@@ -52,7 +52,7 @@ class Study:
             from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
             raise MissingExtraError("a search", "search") from error
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self.out = optuna, out
         if storage is None:
             out.mkdir(parents=True, exist_ok=True)
@@ -154,8 +154,9 @@ class Study:
                     self._study.optimize(objective, n_trials=1)
             except _StoppedError as stop:
                 raise KeyboardInterrupt from stop
-            except AssertionError:
-                # Optuna's own: while this process was suspended, another one gave its training up as dead
+            except (AssertionError, ValueError):
+                # Optuna's own, when it tells a score: SQLite let two workers begin one training, or while this process
+                # was suspended another one gave its training up as dead
                 if not returned:
                     raise
         return True
