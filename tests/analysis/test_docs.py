@@ -34,7 +34,7 @@ def draw() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def copy(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """method.md among copies of the pages that draw.py takes for docs; without pictures: matplotlib's versions differ."""
+    """method.md among copies of the pages, which draw.py takes for docs; no pictures: they differ by version."""
     monkeypatch.setattr(draw, "DOCS", tmp_path)
     monkeypatch.setattr(draw, "PICTURES", {})
     shutil.copy(SEARCH, tmp_path)
