@@ -104,7 +104,7 @@ def test_a_comparison_and_its_verdict(run):
         (["run", "shapes", *QUICK, "--storage", "nonsense://x"], "`storage`"),
         (
             ["run", "shapes", "--from", BASELINE, "--out", "m", "--minutes", "0.001"],
-            "give more minutes, fewer candidates or seeds",
+            "fewer candidates or seeds, or a smaller baseline",
         ),
         (["compare", "shapes", *QUICK, "--factor", "1"], "`factor` (=1.0) must be more than 1"),
         (["compare", "shapes", *QUICK, "--factor", "40"], "cannot be reached by resolution"),

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import math
 import random
 import re
 import shutil
@@ -242,18 +243,18 @@ class Contest:
         macs = [cost(network).macs for network in networks]
         timed = sorted(range(len(networks)), key=macs.__getitem__)[len(networks) // 2]
         per_image = self._seconds_per_image(networks[timed]) / macs[timed]  # and multiply-add
-        seconds = USED * 60 * (self.terms.minutes or MINUTES) * self.workers
-        work = sum(macs[job.candidate] for job in jobs) * per_image
-        seconds -= work * EVALUATION * len(self.data.part("val"))
-        train = len(self.data.part("train"))
-        epochs = seconds / (train * per_image * sum(shares[job.rung] * macs[job.candidate] for job in jobs))
-        if epochs * min(shares) * train < self.recipe.batch * LEAST_STEPS:
-            minutes = self.terms.minutes or MINUTES
+        train, minutes = len(self.data.part("train")), self.terms.minutes or MINUTES
+        scored = sum(macs[job.candidate] for job in jobs) * per_image * EVALUATION * len(self.data.part("val"))
+        epoch = sum(shares[job.rung] * macs[job.candidate] for job in jobs) * per_image * train  # seconds, of all
+        a_minute = USED * 60 * self.workers
+        epochs = (a_minute * minutes - scored) / epoch
+        least = self.recipe.batch * LEAST_STEPS / (min(shares) * train)
+        if epochs < least:
             raise ArgumentError(
                 "minutes",
                 minutes,
-                f"leaves trainings of fewer than {LEAST_STEPS} steps: give more minutes, fewer candidates or seeds, or "
-                "a smaller baseline.",
+                f"leaves trainings of fewer than {LEAST_STEPS} steps: give about "
+                f"{math.ceil((least * epoch + scored) / a_minute)}, fewer candidates or seeds, or a smaller baseline.",
             )
         return float(f"{epochs:.3g}")
 
