@@ -9,8 +9,10 @@ import numpy as np
 import effnet
 
 PROMISED = (
+    "effnet.arch.baselines",
     "effnet.arch.cost",
     "effnet.arch.memory",
+    "effnet.arch.ops",
     "effnet.arch.plan",
     "effnet.arch.shape",
     "effnet.arch.rivals",
@@ -26,6 +28,7 @@ PROMISED = (
     "effnet.commands.predict",
     "effnet.commands.profile",
     "effnet.commands.scale",
+    "effnet.commands.search",
     "effnet.commands.train",
     "effnet.commands.val",
     "effnet.console",
@@ -39,9 +42,12 @@ PROMISED = (
     "effnet.errors",
     "effnet.machine",
     "effnet.scaling.budget",
+    "effnet.scaling.claim",
     "effnet.scaling.compound",
     "effnet.scaling.fitting",
     "effnet.scaling.laws",
+    "effnet.scaling.search",
+    "effnet.scaling.triples",
     "effnet.scaling.units",
     "effnet.weights.bundle",
     "effnet.weights.layouts",
