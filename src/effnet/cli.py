@@ -16,6 +16,7 @@ from effnet import console
 from effnet.commands.arguments import ERROR, FINDING, INTERRUPTED, OK, STDIN
 from effnet.commands.check import check
 from effnet.commands.convert import convert
+from effnet.commands.export import export
 from effnet.commands.info import info
 from effnet.commands.predict import predict
 from effnet.commands.profile import profile
@@ -34,7 +35,7 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-for command in (info, predict, convert, scale, profile, check, train, val):
+for command in (info, predict, convert, scale, profile, check, train, val, export):
     app.command(command)
 app.command(search)
 

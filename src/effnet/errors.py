@@ -8,6 +8,7 @@
     │   └── MismatchError               its tensors do not fit the network
     ├── RefusedError                    a result that did not pass its check and was not kept
     ├── BundleError                     a bundle that was changed, cut short or written by a newer version
+    ├── ArtifactError                   an exported file that is damaged, or not effnet's
     ├── DataError                       a data set that is not laid out as asked, or whose classes do not match
     ├── TrainingError                   a training that cannot begin, go on or be resumed, with the likely cause
     ├── ImageError                      one image that cannot be read
@@ -70,6 +71,10 @@ class RefusedError(EffnetError):
 
 class BundleError(EffnetError):
     """A bundle was changed, cut short or written by a newer version."""
+
+
+class ArtifactError(EffnetError):
+    """An exported file cannot be used: it is damaged, or effnet did not write it."""
 
 
 class DataError(EffnetError):

@@ -20,6 +20,7 @@ from PIL import Image
 from effnet.arch.spec import Fit, InputSpec, NetworkSpec, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.data.sources import read_ahead
+from effnet.deploy.artifact import artifact_path, open_artifact
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
 from effnet.weights.bundle import Calibration
 
@@ -197,16 +198,23 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
     """The classifier of a MODEL, ready to predict.
 
     Args:
-        model: registered weights ("lite0", "b0"), a bundle, a file or hub folder of another library, "timm/NAME" or
-            "hf:ORG/NAME".
+        model: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
+            another library, "timm/NAME" or "hf:ORG/NAME". An artifact runs in its own engine, without torch.
         source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
         fit: how a photo is made square, in place of the weights' own way: crop, pad or squash.
 
     Raises:
         UnknownNameError: it is none of these.
-        CheckpointError, BundleError, DownloadError: it is one of these and cannot be used.
+        CheckpointError, BundleError, ArtifactError, DownloadError: it is one of these and cannot be used.
         MissingExtraError: torch is not installed.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise ArgumentError("model", model, "must be a name or a path.")
+    if artifact_path(model) is not None:
+        artifact = open_artifact(model)
+        config = artifact.config
+        see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
+        return Classifier(artifact, spec=config.spec, input=see, classes=config.classes, calibration=config.calibration)
     try:
         import torch
     except ImportError as error:
@@ -214,14 +222,12 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
 
     from effnet.weights.pretrained import open_model
 
-    if not isinstance(model, (str, os.PathLike)):
-        raise ArgumentError("model", model, "must be a name or a path.")
     bundle = open_model(model, source=source)
     network, config = bundle.network, bundle.config
     network = network.to(memory_format=torch.channels_last)
     see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
     return Classifier(
-        _torch_engine(network, see),
+        torch_engine(network, see),
         spec=config.spec,
         input=see,
         classes=config.classes,
@@ -230,7 +236,7 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
     )
 
 
-def _torch_engine(network: EfficientNet, see: InputSpec) -> Engine:
+def torch_engine(network: EfficientNet, see: InputSpec) -> Engine:
     """The network on the device where its parameters are, normalising there."""
     import torch
 

@@ -180,22 +180,31 @@ def read_config(folder: str | Path) -> BundleConfig:
             f"{folder} has format {written}, written by effnet {version}; this effnet reads {FORMAT}: upgrade"
         )
     try:
-        config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
-        spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
-        config = dataclasses.replace(
-            config,
-            spec=spec,
-            policy=read_fields(NumericPolicy, values["policy"]),
-            input=read_fields(InputSpec, values["input"]),
-            classes=_checked_classes(values.get("classes"), spec),
-            calibration=calibration and read_fields(Calibration, calibration),
-        )
-        _check_channels(config.input, spec)
+        config = parse_config(values)
     except (ArgumentError, TypeError, ValueError) as error:
         raise BundleError(f"{path} was changed: {error}") from error
     if digest != expected:
         raise BundleError(f"{path} was changed since it was written; effnet.save writes a bundle with other values")
     return config
+
+
+def parse_config(values: Mapping[str, Any]) -> BundleConfig:
+    """A config from plain values, as JSON gives them back.
+
+    Raises:
+        ArgumentError, TypeError, ValueError, KeyError: it is none.
+    """
+    config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
+    spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
+    _check_channels(read_fields(InputSpec, values["input"]), spec)
+    return dataclasses.replace(
+        config,
+        spec=spec,
+        policy=read_fields(NumericPolicy, values["policy"]),
+        input=read_fields(InputSpec, values["input"]),
+        classes=_checked_classes(values.get("classes"), spec),
+        calibration=calibration and read_fields(Calibration, calibration),
+    )
 
 
 def open_bundle(folder: str | Path) -> Bundle:

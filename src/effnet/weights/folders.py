@@ -17,6 +17,7 @@ from effnet.errors import ArgumentError
 
 MARK = "effnet"  # the entry of config.json: the version that wrote the folder
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+ARTIFACT = {"model.xml", "model.bin"}  # what an exported folder holds
 OURS = {"config.json", "preprocessor_config.json", "model.safetensors", "split.csv"}
 
 
@@ -48,6 +49,26 @@ def appearing_folder(target: Path, *, bundle: bool) -> Iterator[Path]:
         raise ArgumentError("out", str(target), f"must name a folder; {target.suffix} is the name of a file.")
     if target.exists() and not _is_ours(target, bundle):
         raise ArgumentError("out", str(target), "exists and holds something else; choose another folder.")
+    with _replacing(target) as new:
+        yield new
+
+
+@contextmanager
+def appearing_artifact(target: Path) -> Iterator[Path]:
+    """The same for an exported network of several files.
+
+    Raises:
+        ArgumentError: something else than such a folder is in the way.
+    """
+    held = {file.name for file in target.iterdir()} if target.is_dir() else set()
+    if target.exists() and (not target.is_dir() or held - ARTIFACT):
+        raise ArgumentError("out", str(target), "exists and holds something else; choose another folder.")
+    with _replacing(target) as new:
+        yield new
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
     with _beside(target) as temporary:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()

@@ -1,0 +1,165 @@
+"""A trained network as the graph of an engine: one walk over its blocks, whatever the engine calls its nodes.
+
+The graph takes pixels as a photo has them, (N, H, W, C) uint8, and returns logits (N, K) float32. What an engine would
+have to find out is settled here, in float64, so that every engine starts from the same few nodes:
+
+- Batch normalisation is folded into its convolution.
+- The InputSpec's division by 255 and by std are folded into the stem's filters. Its mean is subtracted before, for the
+  stem pads with the mean colour.
+- SAME padding, which torch computes when an image arrives, is a constant: an artifact has one image size.
+
+Needs no torch: weights are numpy arrays under native names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.arch.ops import OPS, Layer
+from effnet.arch.shape import Activation, BlockSpec
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, Padding
+
+Array = NDArray[np.float32]
+Weights = Mapping[str, NDArray[Any]]  # native names
+Pads = tuple[int, int]  # before and behind, of height and width alike
+
+PIXEL = 255.0  # the largest value of a byte
+
+
+class Builder(Protocol):
+    """What makes the nodes of an engine's graph."""
+
+    def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
+        """The input (N, size, size, C) uint8 as (N, C, size, size) float32, less `mean` (C); None: any batch."""
+
+    def convolve(self, x: Any, filters: Array, bias: Array, stride: int, pads: Pads, depthwise: bool) -> Any:
+        """A convolution; filters (out, in, k, k), or (C, 1, k, k) of a depthwise one; bias (out)."""
+
+    def activate(self, x: Any, kind: Activation) -> Any:
+        """silu, relu6 or relu."""
+
+    def sigmoid(self, x: Any) -> Any:
+        """The logistic function."""
+
+    def max_pool(self, x: Any) -> Any:
+        """3x3 pixels, stride 2, a pixel of padding around."""
+
+    def average(self, x: Any) -> Any:
+        """(N, C, H, W) -> (N, C, 1, 1)."""
+
+    def multiply(self, x: Any, y: Any) -> Any:
+        """Element by element, y repeated over the map."""
+
+    def add(self, x: Any, y: Any) -> Any:
+        """Element by element."""
+
+    def classify(self, x: Any, weight: Array, bias: Array) -> Any:
+        """(N, C, 1, 1) -> logits (N, K); weight (K, C)."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a graph is made of."""
+
+    spec: NetworkSpec  # at the resolution of `input`
+    policy: NumericPolicy
+    input: InputSpec
+    weights: Weights
+
+
+def build(network: Network, builder: Builder, batch: int | None) -> Any:
+    """The logits' node of a graph that takes `batch` images, or any number of them."""
+    spec, see = network.spec, network.input
+    mean, std = (np.array(values, np.float64) for values in (see.mean, see.std))
+    x = builder.pixels(batch, see.size, see.channels, (PIXEL * mean).astype(np.float32))
+
+    # stage 1: convolution
+    filters, bias = _folded(network, "stem")
+    pads = _pads(spec.stem_kernel, spec.stem_stride, see.size, network.policy.padding)
+    x = _convolve(builder, x, (filters / (PIXEL * std)[:, None, None], bias), spec.stem_stride, pads)
+    x = builder.activate(x, spec.activation)
+    if spec.stem_pool:
+        x = builder.max_pool(x)
+
+    # stages 2-8: blocks
+    for block in spec.blocks:
+        x = _block(network, builder, x, block)
+
+    # stage 9: 1x1 convolution, pooling, fully connected layer
+    if spec.head:
+        x = builder.activate(_convolve(builder, x, _folded(network, "head")), spec.activation)
+    x = builder.average(x)
+    weight, shift = (np.asarray(network.weights[f"classifier.{name}"], np.float32) for name in ("weight", "bias"))
+    return builder.classify(x, weight, shift)
+
+
+def _block(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
+    """Its layers in order; then the sum with its input, or with what its shortcut layer makes of it."""
+    spec, entered = network.spec, x
+    for layer in block.layers:
+        if layer.name == "shortcut":
+            entered = _layer(network, builder, entered, block, layer)
+            continue
+        x = _layer(network, builder, x, block, layer)
+        if layer.activation:
+            x = builder.activate(x, spec.activation)
+        if layer.depthwise and block.squeeze_channels:
+            x = builder.multiply(x, _gate(network, builder, x, block))
+    summed = OPS[block.op].ending == "sum"
+    if summed or block.has_shortcut:
+        x = builder.add(entered, x)
+    return builder.activate(x, spec.activation) if summed else x
+
+
+def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: Layer) -> Any:
+    stride = 1 if layer.output_size == layer.input_size else block.stride
+    pads = _pads(layer.kernel_size, stride, layer.input_size, network.policy.padding)
+    return _convolve(builder, x, _folded(network, f"{block.name}.{layer.name}"), stride, pads, layer.depthwise)
+
+
+def _gate(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
+    """Squeeze-and-excitation's factors."""
+    x = builder.average(x)
+    for name in ("squeeze", "excite"):
+        filters, bias = (
+            np.asarray(network.weights[f"{block.name}.se.{name}.{part}"], np.float64) for part in ("weight", "bias")
+        )
+        x = _convolve(builder, x, (filters, bias))
+        x = builder.activate(x, network.spec.activation) if name == "squeeze" else builder.sigmoid(x)
+    return x
+
+
+def _convolve(
+    builder: Builder,
+    x: Any,
+    folded: tuple[NDArray[np.float64], NDArray[np.float64]],
+    stride: int = 1,
+    pads: Pads = (0, 0),
+    depthwise: bool = False,
+) -> Any:
+    filters, bias = (np.ascontiguousarray(part, np.float32) for part in folded)
+    return builder.convolve(x, filters, bias, stride, pads, depthwise)
+
+
+def _folded(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do."""
+
+    def read(part: str) -> NDArray[np.float64]:
+        return np.asarray(network.weights[f"{name}.{part}"], np.float64)
+
+    scale = read("norm.weight") / np.sqrt(read("norm.running_var") + network.policy.bn_eps)
+    filters = read("conv.weight") * scale[:, None, None, None]
+    return filters, read("norm.bias") - read("norm.running_mean") * scale
+
+
+def _pads(kernel_size: int, stride: int, size: int, padding: Padding) -> Pads:
+    """Zeros before and behind a map of this size."""
+    if padding == "symmetric" or stride == 1:
+        return (kernel_size - 1) // 2, (kernel_size - 1) // 2
+    missing = max(0, kernel_size - stride + size % stride)
+    return missing // 2, missing - missing // 2

@@ -1,0 +1,146 @@
+"""ONNX: a network's graph as a file, and ONNX Runtime, which runs it.
+
+Writing needs the package onnx, running needs onnxruntime alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.arch.shape import Activation
+from effnet.deploy.graph import Array, Network, Pads, build
+from effnet.errors import ArtifactError, MissingExtraError
+from effnet.weights.folders import MARK
+
+OPSET, IR = 17, 9  # what ONNX Runtime 1.16 and every later one read
+INPUT, OUTPUT = "images", "logits"
+
+
+def write(network: Network, batch: int | None, about: Mapping[str, Any], file: Path) -> None:
+    """Write the network as an ONNX file that says what `about` says.
+
+    Raises:
+        MissingExtraError: the package onnx is not installed.
+    """
+    onnx = _package("onnx", "writing ONNX")
+    builder = OnnxBuilder()
+    logits = build(network, builder, batch)
+    see, images = network.input, "batch" if batch is None else batch
+    pixels = (images, see.size, see.size, see.channels)
+    value, uint8, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [*builder.nodes, onnx.helper.make_node("Identity", [logits], [OUTPUT])],
+        network.spec.name,
+        [value(INPUT, uint8, pixels)],
+        [value(OUTPUT, float32, (images, network.spec.num_classes))],
+        builder.tensors,
+    )
+    opset = onnx.helper.make_opsetid("", OPSET)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR, producer_name=MARK)
+    onnx.helper.set_model_props(model, {MARK: json.dumps(about)})
+    file.write_bytes(model.SerializeToString())
+
+
+class OnnxBuilder:
+    """Nodes of an ONNX graph; a node is the name of its output."""
+
+    def __init__(self) -> None:
+        self.onnx = _package("onnx", "writing ONNX")
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+
+    def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> str:
+        """See Builder, as with all that follows."""
+        x = self._node("Cast", INPUT, to=self.onnx.TensorProto.FLOAT)
+        x = self._node("Sub", x, self._tensor(mean))
+        return self._node("Transpose", x, perm=(0, 3, 1, 2))
+
+    def convolve(self, x: str, filters: Array, bias: Array, stride: int, pads: Pads, depthwise: bool) -> str:
+        """Conv."""
+        how = {"strides": (stride, stride), "pads": (pads[0], pads[0], pads[1], pads[1])}
+        groups = len(filters) if depthwise else 1
+        return self._node("Conv", x, self._tensor(filters), self._tensor(bias), group=groups, **how)
+
+    def activate(self, x: str, kind: Activation) -> str:
+        """SiLU has no node of its own: it is x sigmoid(x)."""
+        if kind == "silu":
+            return self.multiply(x, self.sigmoid(x))
+        if kind == "relu":
+            return self._node("Relu", x)
+        return self._node("Clip", x, self._tensor(np.array(0, np.float32)), self._tensor(np.array(6, np.float32)))
+
+    def sigmoid(self, x: str) -> str:
+        """Sigmoid."""
+        return self._node("Sigmoid", x)
+
+    def max_pool(self, x: str) -> str:
+        """MaxPool."""
+        return self._node("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+
+    def average(self, x: str) -> str:
+        """GlobalAveragePool."""
+        return self._node("GlobalAveragePool", x)
+
+    def multiply(self, x: str, y: str) -> str:
+        """Mul."""
+        return self._node("Mul", x, y)
+
+    def add(self, x: str, y: str) -> str:
+        """Add."""
+        return self._node("Add", x, y)
+
+    def classify(self, x: str, weight: Array, bias: Array) -> str:
+        """Flatten and Gemm."""
+        return self._node("Gemm", self._node("Flatten", x), self._tensor(weight), self._tensor(bias), transB=1)
+
+    def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
+
+    def _tensor(self, values: NDArray[np.float32]) -> str:
+        name = f"weights_{len(self.tensors)}"
+        self.tensors.append(self.onnx.numpy_helper.from_array(values, name))
+        return name
+
+
+class OnnxSession:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        file: the ONNX file.
+        threads: how many it may use; None: as many as there are cores.
+
+    Raises:
+        ArtifactError: it is no ONNX file, or effnet did not write it.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, file: Path, threads: int | None = None) -> None:
+        runtime = _package("onnxruntime", "running ONNX files")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
+        try:
+            self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exceptions have no common kind
+            raise ArtifactError(f"{file} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}") from error
+        self.about: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(MARK, "{}"))
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Array:
+        """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
+        logits: Array = self._session.run([OUTPUT], {INPUT: pixels})[0]
+        return logits
+
+
+def _package(name: str, what: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(what, "onnx") from error
