@@ -86,13 +86,17 @@ def export(
 
 def compare(bundle: Bundle, artifact: Artifact, pixels: NDArray[np.uint8]) -> Exported:
     """How an artifact's answers differ from the network's, for pixels (N, size, size, C) uint8."""
-    from effnet.deploy.runtime import torch_engine
-
-    expected = torch_engine(bundle.network, bundle.config.input)(pixels)
-    got = artifact(pixels)
+    expected, got = torch_logits(bundle, pixels), artifact(pixels)
     difference = float(np.abs(got - expected).max() / np.abs(expected).max())
     agreement = int((got.argmax(1) == expected.argmax(1)).sum())
     return Exported(artifact.path, artifact.form, 0, difference, agreement, len(pixels))
+
+
+def torch_logits(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the network itself answers."""
+    from effnet.deploy.runtime import torch_engine
+
+    return torch_engine(bundle.network, bundle.config.input)(pixels)
 
 
 def size_of(path: Path) -> int:

@@ -143,4 +143,4 @@ def _package(name: str, what: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingExtraError(what, "onnx") from error
+        raise MissingExtraError(what, {"onnx": "export", "onnxruntime": "onnx"}[name]) from error

@@ -1,0 +1,59 @@
+"""`effnet export` as it is typed: what it writes, what it prints, how it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+import effnet
+
+COMMAND = "export"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("typed")
+    network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3))
+    effnet.save(network, root / "mine", classes=["x", "y", "z"])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "mine-openvino"),
+        (("--format", "onnx", "--batch", "dynamic"), "mine.onnx"),
+        (("--format", "torch", "--out", "kept/p.pt2", "--batch", 4), "kept/p.pt2"),
+    ],
+)
+def test_an_artifact_and_its_next_command(run, folder, photos, capsys, words, name):
+    code, out, err = run("mine", *words)
+    assert code == 0
+    assert out.startswith(f"wrote {name}: ")
+    assert "8 of 8 images get the same class" in out
+    assert err.endswith(f"Next: effnet predict photo.jpg --model {name}\n")
+    assert effnet.load(name).predict(photos / "coffee.png").label in "xyz"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mine", "--batch", "many"), "`batch` (='many') must be a positive whole number or dynamic"),
+        (("mine", "--batch", "0"), "`batch` (='0')"),
+        (("mine", "--format", "onx"), "onx"),
+        (("mine", "--format", "onnx", "--precision", "bf16"), "is OpenVINO's alone"),
+        (("mine", "--format", "onnx", "--out", "here"), "must end with .onnx"),
+        (("mien",), "mien"),
+    ],
+)
+def test_wrong_usage_leaves_nothing(run, folder, words, message):
+    before = sorted(folder.rglob("*"))
+    code, out, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert sorted(folder.rglob("*")) == before

@@ -1,0 +1,85 @@
+"""Graphs compute what the network computes, for every kind of block and padding, in every engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+
+import effnet
+from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.deploy.graph import Network
+from effnet.deploy.onnx import OnnxSession
+from effnet.deploy.onnx import write as write_onnx
+from effnet.deploy.openvino import OpenVinoSession
+from effnet.deploy.openvino import write as write_openvino
+from effnet.deploy.runtime import torch_engine
+from effnet.models.efficientnet import EfficientNet
+from random_weights import shaken
+
+BASELINES = Path(__file__).parents[2] / "examples" / "baselines"
+SPECS = [
+    ("b0", {"resolution": 64}),
+    ("b0", {"resolution": 33, "stem_stride": 1, "width": 0.5}),
+    ("b0", {"resolution": 48, "in_channels": 1, "depth": 0.5}),
+    ("lite0", {"resolution": 65}),
+    ("mobilenetv1", {"resolution": 64, "width": 0.25}),
+    ("mobilenetv2", {"resolution": 64, "width": 0.5}),
+    ("resnet50", {"resolution": 64, "width": 0.25}),  # a pooled stem, strided 1x1 convolutions on even maps
+    (str(BASELINES / "mbconv.yaml"), {}),
+    (str(BASELINES / "separable.yaml"), {"resolution": 15}),
+]
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(("name", "changes"), SPECS, ids=[f"{Path(name).stem}-{more}" for name, more in SPECS])
+def test_it_computes_what_the_network_computes(name: str, changes: dict, padding: str, tmp_path: Path) -> None:
+    spec = effnet.spec(name, num_classes=7, **changes)
+    policy = NumericPolicy(padding=padding)
+    network = shaken(EfficientNet(spec, policy=policy))
+    see = InputSpec(spec.resolution, spec.resolution).with_channels(spec.in_channels)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, see.size, see.size, see.channels), dtype=np.uint8)
+    expected = torch_engine(network, see)(pixels)
+    weights = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
+    description = Network(spec, policy, see, weights)
+    write_onnx(description, 2, {}, tmp_path / "model.onnx")
+    write_openvino(description, 2, {}, tmp_path / "model.xml")
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
+    for session in (OnnxSession(tmp_path / "model.onnx", 1), OpenVinoSession(tmp_path / "model.xml", 1)):
+        assert np.abs(session(pixels) - expected).max() <= 5e-5 * np.abs(expected).max()
+
+
+def test_nothing_is_left_to_find_out(tmp_path: Path) -> None:
+    """No normalisation, no padding, no shape arithmetic: what SAME padding needs is a constant of a convolution."""
+    spec = effnet.spec("b0", num_classes=7, resolution=64)
+    policy, see = NumericPolicy(padding="same"), InputSpec(64, 64)
+    network = EfficientNet(spec, policy=policy)
+    weights = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
+    write_onnx(Network(spec, policy, see, weights), 1, {}, tmp_path / "model.onnx")
+    write_openvino(Network(spec, policy, see, weights), 1, {}, tmp_path / "model.xml")
+    model = onnx.load(tmp_path / "model.onnx")
+    kinds = {node.op_type for node in model.graph.node}
+    assert kinds == {
+        *(
+            "Cast",
+            "Sub",
+            "Transpose",
+            "Conv",
+            "Sigmoid",
+            "Mul",
+            "Add",
+            "GlobalAveragePool",
+            "Flatten",
+            "Gemm",
+            "Identity",
+        )
+    }
+    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+    assert convolutions == sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    read = openvino.Core().read_model(tmp_path / "model.xml")
+    assert {op.get_type_name() for op in read.get_ops()}.isdisjoint({"BatchNormInference", "Pad", "ShapeOf"})
+    assert sum("Convolution" in op.get_type_name() for op in read.get_ops()) == convolutions
