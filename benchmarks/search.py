@@ -31,11 +31,11 @@ from effnet.scaling.triples import candidates, grid
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"
 STUDIES = {  # what follows `effnet search`; {data} is the folder of Fashion-MNIST
-    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --seeds 4",
-    "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 1",
-    "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 1 --seeds 4",
+    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4",
+    "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 0.75",
+    "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4",
     # every candidate trained in full, to see what the halving of the first one lost
-    "separable-whole": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 1 --rungs 1 --seeds 1",
+    "separable-whole": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --rungs 1 --seeds 1",
 }
 KEPT = ("candidates.csv", "trials.csv", "verdict.json", "rule.yaml", "search.png", "compare.png")
 BATCH, LAPS = 16, 7
@@ -46,13 +46,18 @@ PUBLISHED = ("an RTX 3090, mixed precision", 1779.0)  # timm's train benchmark o
 
 def study(name: str, data: Path, out: Path, results: Path) -> None:
     """Run a study, or go on with it, and keep what it found."""
-    words = f"search {STUDIES[name].format(data=data)} --out {out / name}"
+    words = f"search {STUDIES[name].format(data=shown(data))} --out {shown(out / name)}"
     console.remark(f"$ effnet {words}")
     subprocess.run([sys.executable, "-m", "effnet", *shlex.split(words)], cwd=ROOT, check=True)
     (results / name).mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         if (out / name / file).exists():
             shutil.copy(out / name / file, results / name)
+
+
+def shown(path: Path) -> Path:
+    """The path from the repository's root, where it is in there: rule.yaml keeps it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def imagenet() -> None:

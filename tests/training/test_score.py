@@ -84,6 +84,19 @@ def test_images_are_mirrored_and_moved() -> None:
         assert sum(found) == 1
 
 
+def test_networks_of_any_resolution_see_about_the_same() -> None:
+    """A bound in whole pixels would move images of 16 px twice as far as those of 15."""
+
+    def moved(side: int, seed: int) -> int:
+        ramp = torch.arange(side, dtype=torch.int64)[None, :, None, None].expand(1, side, side, 1)
+        return int(_moved(ramp, 0, torch.Generator().manual_seed(seed))[0, side // 2, 0, 0]) - side // 2
+
+    for seed in range(60):
+        shares = {side: moved(side, seed) / side for side in (14, 15, 16, 28)}
+        assert max(shares.values()) - min(shares.values()) <= 0.5 / 14 + 0.5 / 16
+    assert {moved(14, seed) for seed in range(60)} == {moved(16, seed) for seed in range(60)} == {-2, -1, 0, 1, 2}
+
+
 def test_unsplit_data_is_refused(shapes: Dataset, tmp_path: Path) -> None:
     samples = tuple(dataclasses.replace(sample, split="") for sample in shapes.samples)
     with pytest.raises(ArgumentError, match="needs a train part"):

@@ -29,7 +29,7 @@ from effnet.training.watch import Watch
 from effnet.weights.folders import appearing_file
 
 PARTS = ("train", "val")
-MOVED = 8  # an image is moved by up to this part of its side
+MOVED = 1 / 8  # of its side, by which an image is moved at most
 BATCH = 256  # images that are evaluated together
 
 Steps = Callable[[int, int], None]  # steps done, steps in all
@@ -147,12 +147,16 @@ class Scorer:
 
 
 def _moved(pixels: Tensor, flip: float, random: torch.Generator) -> Tensor:
-    """Images (N, H, W, C), a share of them mirrored, each batch moved by a few pixels with its edges repeated."""
+    """Images (N, H, W, C), a share of them mirrored, each batch moved by a few pixels with its edges repeated.
+
+    How far is drawn as a share of the side and rounded then, so that networks of any resolution see about the same.
+    """
     mirrored = torch.rand(len(pixels), generator=random) < flip  # one in two
     pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
-    reach = pixels.shape[1] // MOVED
-    down, right = torch.randint(-reach, reach + 1, (2,), generator=random).tolist()
-    places = [(torch.arange(pixels.shape[1]) + by).clamp(0, pixels.shape[1] - 1) for by in (down, right)]
+    side = pixels.shape[1]
+    shares = MOVED * (2 * torch.rand(2, generator=random, dtype=torch.float64) - 1)
+    down, right = (side * shares).round().int().tolist()
+    places = [(torch.arange(side) + by).clamp(0, side - 1) for by in (down, right)]
     return pixels[:, places[0]][:, :, places[1]]
 
 
