@@ -31,7 +31,7 @@ from effnet.scaling.triples import candidates, grid
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"
 STUDIES = {  # what follows `effnet search`; {data} is the folder of Fashion-MNIST
-    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4",
+    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 0.75",
     "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 0.75",
     "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4",
     # every candidate trained in full, to see what the halving of the first one lost

@@ -21,7 +21,7 @@ from effnet.scaling.triples import Candidate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELLS = 16  # of the triangle's side: candidates in one of them are numbered together
+CLOSE = 0.2, 0.06  # of the triangle's side, across and up: candidates that are so close are numbered together
 RUNG_COLOURS = (PALE, SKY, BLUE, INK)  # the last rung's is the darkest that is used
 LINES = {  # colour and mark of each way to scale
     "width": (ORANGE, "s"),
@@ -81,17 +81,20 @@ def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None
     for name, (x, y) in corners.items():
         offset = (0, 24) if name == "depth" else (0, -22)
         axes.annotate(f"all in {name}", (x, y), offset, textcoords="offset points", ha="center", fontsize=11)
-    crowd: dict[tuple[int, int], list[int]] = defaultdict(list)  # numbers that share a place
+    crowds: list[tuple[float, float, list[int]]] = []  # where the numbers stand of those that are close
     for number, (alpha, beta, gamma) in enumerate(growths):
         shares = [max(0.0, math.log(value)) for value in (alpha, beta**2, gamma**2)]
         depth, _, resolution = (share / (sum(shares) or 1.0) for share in shares)
         x, y = depth / 2 + resolution, depth * math.sqrt(3) / 2
-        crowd[round(x * CELLS), round(y * CELLS)].append(number + 1)
+        near = [each for each in crowds if abs(each[0] - x) < CLOSE[0] and abs(each[1] - y) < CLOSE[1]]
+        if not near:
+            crowds.append(fresh := (x, y, list[int]()))
+            near = [fresh]
+        near[0][2].append(number + 1)
         colour = number / max(1, len(growths) - 1)
         axes.scatter(x, y, s=120, c=[colour], cmap="viridis_r", vmin=0, vmax=1, edgecolors=INK, zorder=3)
-    for (across, up), numbers in crowd.items():
-        place = across / CELLS, up / CELLS
-        axes.annotate(", ".join(map(str, numbers)), place, (9, 7), textcoords="offset points", fontsize=10)
+    for x, y, numbers in crowds:
+        axes.annotate(", ".join(map(str, numbers)), (x, y), (9, 7), textcoords="offset points", fontsize=10)
     axes.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.0), aspect="equal")
     axes.axis("off")
     axes.set_title("where the multiply-adds went; yellow: best", loc="left", fontsize=12)
