@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import effnet
+from ran import Run
+from training.tiny import CLASSES, draw_images
 
 COMMAND = "export"
 
@@ -37,6 +41,18 @@ def test_an_artifact_and_its_next_command(run, folder, photos, capsys, words, na
     assert "8 of 8 images get the same class" in out
     assert err.endswith(f"Next: effnet predict photo.jpg --model {name}\n")
     assert effnet.load(name).predict(photos / "coffee.png").label in "xyz"
+
+
+def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):
+    draw_images(folder / "shapes", 6)
+    network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=32, num_classes=3))
+    effnet.save(network, folder / "shaped", classes=CLASSES)
+    assert run("shaped", "--format", "onnx", "--batch", 4)[0] == 0
+    figures = []
+    for model in ("shaped", "shaped.onnx"):
+        told = json.loads(Run(capsys, "val", model, "shapes", "--split", "all", "--json").out)
+        figures.append({name: told[name] for name in ("n", "top1", "macro_f1")})
+    assert figures[0] == figures[1]
 
 
 @pytest.mark.parametrize(
