@@ -3,8 +3,7 @@
     python docs/draw.py            write what is out of date
     python docs/draw.py --check    write nothing; exit with 1 if something is out of date
 
-A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py and studied.py
-make it.
+A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py makes it.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import counted
-import studied
-from counted import FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
+from counted import BLOCKS, FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
 
 from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
 from effnet.arch.cost import cost
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DOCS = Path(__file__).resolve().parent
-BLOCKS = counted.BLOCKS | studied.BLOCKS
 MARKED = re.compile(r"(<!-- begin: ([\w-]+) -->)(.*?)(<!-- end: \2 -->)", re.DOTALL)
 
 
