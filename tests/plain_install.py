@@ -40,6 +40,7 @@ PROMISED = (
     "effnet.data.preprocess",
     "effnet.data.sources",
     "effnet.deploy.artifact",
+    "effnet.deploy.engines",
     "effnet.deploy.graph",
     "effnet.deploy.onnx",
     "effnet.deploy.openvino",

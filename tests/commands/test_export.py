@@ -43,6 +43,15 @@ def test_an_artifact_and_its_next_command(run, folder, photos, capsys, words, na
     assert effnet.load(name).predict(photos / "coffee.png").label in "xyz"
 
 
+def test_predict_takes_an_engine(folder, photos, capsys):
+    def told(*words):
+        ran = Run(capsys, "predict", photos, "--model", "mine", "--json", *words)
+        return ran.code, [line["predictions"][0]["label"] for line in map(json.loads, ran.out.splitlines())]
+
+    assert told() == told("--engine", "openvino", "--threads", 1, "--batch", 2) == told("--engine", "onnxruntime")
+    assert Run(capsys, "predict", photos, "--model", "mine", "--threads", 2).code == 2
+
+
 def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):
     draw_images(folder / "shapes", 6)
     network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=32, num_classes=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Literal
 
 from effnet import console
 from effnet.arch.spec import Fit
@@ -19,6 +20,8 @@ def predict(
     batch: Whole = 16,
     fit: Fit | None = None,
     source: str | None = None,
+    engine: Literal["torch", "openvino", "onnxruntime"] | None = None,
+    threads: Whole | None = None,
     json: Flag = False,
     csv: Flag = False,
 ) -> int:
@@ -27,11 +30,14 @@ def predict(
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
             (answered once two batches of it were read, or all of it).
-        model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
+        model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
+            folder, timm/NAME, hf:ORG/NAME.
         topk: How many classes to name for each photo.
         batch: Photos that go through the network together.
         fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it, or squash it.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
+        engine: What runs the network: torch (the default), openvino or onnxruntime. An artifact has its own.
+        threads: How many openvino or onnxruntime may use; by default one for each core.
         json: One JSON object a line.
         csv: CSV, one line for each class.
     """
@@ -47,7 +53,8 @@ def predict(
     with console.status(f"opening {model}"):
         from effnet.deploy.runtime import load
 
-        classifier = load(model, source=source, fit=fit)
+        together = batch if engine in ("openvino", "onnxruntime") else None  # an artifact has its own
+        classifier = load(model, source=source, fit=fit, engine=engine, batch=together, threads=threads)
     answers = classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch)
     sys.stdout.write(form.begin())
     for photo, answer in answers:

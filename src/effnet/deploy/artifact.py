@@ -12,18 +12,18 @@ What an artifact knows stands in the format's own metadata, as JSON under the na
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import effnet
 from effnet.arch.spec import read_fields
-from effnet.deploy.graph import Array
+from effnet.deploy.engines import Batches, EngineName
+from effnet.deploy.graph import Array, Session
 from effnet.errors import ArgumentError, ArtifactError
 from effnet.weights.bundle import BundleConfig, parse_config
 from effnet.weights.folders import MARK
@@ -33,6 +33,7 @@ Precision = Literal["fp32", "bf16"]
 
 FORMAT = 1  # raised whenever an older effnet would misread an artifact
 SUFFIXES: dict[str, Format] = {".xml": "openvino", ".onnx": "onnx", ".pt2": "torch"}
+ENGINES: dict[Format, EngineName] = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}
 OPENVINO_FILE = "model.xml"
 LARGEST_BATCH = 64  # images that go together through an artifact of any batch
 
@@ -46,15 +47,6 @@ class Form:
     batch: int | None  # images that it takes at once; None: any number
 
 
-class Session(Protocol):
-    """An artifact in its engine."""
-
-    about: dict[str, Any]
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> Array:
-        """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
-
-
 @dataclass(frozen=True)
 class Artifact:
     """An artifact that is ready to run."""
@@ -62,24 +54,16 @@ class Artifact:
     path: Path
     config: BundleConfig
     form: Form
-    session: Session
+    run: Callable[[NDArray[np.uint8]], Array]
 
-    def __post_init__(self) -> None:
-        """A lock: an engine's request runs once at a time."""
-        object.__setattr__(self, "_lock", threading.Lock())
+    @property
+    def engine(self) -> str:
+        """What runs it."""
+        return ENGINES[self.form.format]
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) float32 of any number of pixels (N, size, size, C) uint8; threads wait for each other."""
-        batch = self.form.batch or LARGEST_BATCH
-        parts = []
-        for start in range(0, len(pixels), batch):
-            part = np.ascontiguousarray(pixels[start : start + batch])
-            count = len(part)
-            if self.form.batch and count < batch:
-                part = np.concatenate([part, np.zeros((batch - count, *part.shape[1:]), np.uint8)])
-            with self._lock:  # type: ignore[attr-defined]  # set in __post_init__: the class is frozen
-                parts.append(np.array(self.session(part)[:count]))  # a copy: an engine writes over its output
-        return np.concatenate(parts)
+        return self.run(pixels)
 
 
 def artifact_path(model: str | Path) -> Path | None:
@@ -114,7 +98,7 @@ def open_artifact(model: str | Path, *, threads: int | None = None, precision: P
         raise ArtifactError(f"{path} does not exist")
     session = _opener(SUFFIXES[path.suffix.lower()])(path, threads, precision)
     config, form = _parse(session.about, path)
-    return Artifact(path, config, form, session)
+    return Artifact(path, config, form, Batches(lambda _: session, form.batch or LARGEST_BATCH, single=not form.batch))
 
 
 def _opener(format: Format) -> Callable[[Path, int | None, str | None], Session]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from effnet.arch.spec import one_of, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Precision, about, open_artifact
-from effnet.deploy.graph import Network
+from effnet.deploy.engines import network_of
 from effnet.errors import ArgumentError, RefusedError
 from effnet.weights.folders import appearing_artifact, appearing_file
 
@@ -109,16 +109,17 @@ def _write(bundle: Bundle, form: Form, target: Path) -> None:
     if form.format == "torch":
         from effnet.deploy import program
 
-        return program.write(bundle.network, config.input, form.batch, words, target)
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in bundle.network.state_dict().items()}
-    network = Network(config.spec, config.policy, config.input, weights)
+        program.write(bundle.network, config.input, form.batch, words, target)
+        return
+    network = network_of(bundle)
     if form.format == "onnx":
         from effnet.deploy import onnx
 
-        return onnx.write(network, form.batch, words, target)
-    from effnet.deploy import openvino
+        target.write_bytes(onnx.make(network, form.batch, words))
+    else:
+        from effnet.deploy import openvino
 
-    return openvino.write(network, form.batch, words, target / OPENVINO_FILE)
+        openvino.write(openvino.make(network, form.batch, words), target / OPENVINO_FILE)
 
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:

@@ -62,6 +62,15 @@ class Builder(Protocol):
         """(N, C, 1, 1) -> logits (N, K); weight (K, C)."""
 
 
+class Session(Protocol):
+    """A graph in its engine."""
+
+    about: dict[str, Any]  # what its file says of itself
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Array:
+        """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
+
+
 @dataclass(frozen=True)
 class Network:
     """What a graph is made of."""

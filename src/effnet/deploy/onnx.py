@@ -23,8 +23,8 @@ OPSET, IR = 17, 9  # what ONNX Runtime 1.16 and every later one read
 INPUT, OUTPUT = "images", "logits"
 
 
-def write(network: Network, batch: int | None, about: Mapping[str, Any], file: Path) -> None:
-    """Write the network as an ONNX file that says what `about` says.
+def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> bytes:
+    """The network as an ONNX file's bytes, which say what `about` says.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
@@ -45,7 +45,8 @@ def write(network: Network, batch: int | None, about: Mapping[str, Any], file: P
     opset = onnx.helper.make_opsetid("", OPSET)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR, producer_name=MARK)
     onnx.helper.set_model_props(model, {MARK: json.dumps(about)})
-    file.write_bytes(model.SerializeToString())
+    content: bytes = model.SerializeToString()
+    return content
 
 
 class OnnxBuilder:
@@ -115,7 +116,7 @@ class OnnxSession:
     """An ONNX file in ONNX Runtime.
 
     Args:
-        file: the ONNX file.
+        file: the ONNX file, or its bytes.
         threads: how many it may use; None: as many as there are cores.
 
     Raises:
@@ -123,14 +124,15 @@ class OnnxSession:
         MissingExtraError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, file: Path, threads: int | None = None) -> None:
+    def __init__(self, file: Path | bytes, threads: int | None = None) -> None:
         runtime = _package("onnxruntime", "running ONNX files")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
         try:
             self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions have no common kind
-            raise ArtifactError(f"{file} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}") from error
+            name = file if isinstance(file, Path) else "the network"
+            raise ArtifactError(f"{name} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}") from error
         self.about: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(MARK, "{}"))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:

@@ -19,8 +19,8 @@ from effnet.weights.folders import MARK
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # what it computes with, whatever its own default for the processor
 
 
-def write(network: Network, batch: int | None, about: Mapping[str, Any], file: Path) -> None:
-    """Write the network as `file` (.xml) and its weights beside it (.bin); they say what `about` says.
+def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> Any:
+    """The network as an OpenVINO model that says what `about` says.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -30,7 +30,12 @@ def write(network: Network, batch: int | None, about: Mapping[str, Any], file: P
     logits = build(network, builder, batch)
     model = ov.Model([logits], [builder.parameter], network.spec.name)
     model.set_rt_info(json.dumps(about), [MARK])
-    ov.save_model(model, file, compress_to_fp16=False)
+    return model
+
+
+def write(model: Any, file: Path) -> None:
+    """Write a model as `file` (.xml) and its weights beside it (.bin)."""
+    _openvino().save_model(model, file, compress_to_fp16=False)
 
 
 class OpenVinoBuilder:
@@ -87,10 +92,10 @@ class OpenVinoBuilder:
 
 
 class OpenVinoSession:
-    """OpenVINO's two files, compiled for this processor.
+    """A network in OpenVINO, compiled for this processor.
 
     Args:
-        file: the .xml file.
+        model: a model, or its .xml file.
         threads: how many it may use; None: as many as there are cores.
         precision: fp32 or bf16; None: as the artifact says.
 
@@ -99,12 +104,12 @@ class OpenVinoSession:
         MissingExtraError: OpenVINO is not installed.
     """
 
-    def __init__(self, file: Path, threads: int | None = None, precision: str | None = None) -> None:
+    def __init__(self, model: Any, threads: int | None = None, precision: str | None = None) -> None:
         core = _openvino().Core()
         try:
-            model = core.read_model(file)
+            model = core.read_model(model) if isinstance(model, Path) else model
         except RuntimeError as error:
-            raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
+            raise ArtifactError(f"{model} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
         self.about: dict[str, Any] = json.loads(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else {}
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         hints["INFERENCE_PRECISION_HINT"] = HINTS[precision or self.about.get("form", {}).get("precision", "fp32")]

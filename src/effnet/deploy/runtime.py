@@ -21,6 +21,8 @@ from effnet.arch.spec import Fit, InputSpec, NetworkSpec, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.data.sources import read_ahead
 from effnet.deploy.artifact import artifact_path, open_artifact
+from effnet.deploy.engines import EngineName
+from effnet.deploy.engines import engine as open_engine
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
 from effnet.weights.bundle import Calibration
 
@@ -194,7 +196,15 @@ class Classifier:
         return self.classes[index] if self.classes else str(index)
 
 
-def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None) -> Classifier:
+def load(
+    model: str | Path,
+    *,
+    source: str | None = None,
+    fit: Fit | None = None,
+    engine: EngineName | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Classifier:
     """The classifier of a MODEL, ready to predict.
 
     Args:
@@ -202,17 +212,25 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
             another library, "timm/NAME" or "hf:ORG/NAME". An artifact runs in its own engine, without torch.
         source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
         fit: how a photo is made square, in place of the weights' own way: crop, pad or squash.
+        engine: what runs it: torch, openvino or onnxruntime. None: torch, or what an artifact was exported for, which
+            no other can run.
+        batch: images that go through openvino or onnxruntime together; an artifact has its own.
+        threads: how many openvino or onnxruntime may use; None: one for each core.
 
     Raises:
         UnknownNameError: it is none of these.
+        ArgumentError: a value is outside its range, or is an artifact's own.
         CheckpointError, BundleError, ArtifactError, DownloadError: it is one of these and cannot be used.
         MissingExtraError: torch is not installed.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise ArgumentError("model", model, "must be a name or a path.")
     if artifact_path(model) is not None:
-        artifact = open_artifact(model)
+        artifact = open_artifact(model, threads=threads)
         config = artifact.config
+        for name, value, own in (("engine", engine, artifact.engine), ("batch", batch, artifact.form.batch)):
+            if value not in (None, own):
+                raise ArgumentError(name, value, f"cannot be chosen: {model} was exported for {own or 'any number'}.")
         see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
         return Classifier(artifact, spec=config.spec, input=see, classes=config.classes, calibration=config.calibration)
     try:
@@ -225,9 +243,10 @@ def load(model: str | Path, *, source: str | None = None, fit: Fit | None = None
     bundle = open_model(model, source=source)
     network, config = bundle.network, bundle.config
     network = network.to(memory_format=torch.channels_last)
+    run = open_engine(bundle, engine or "torch", batch=batch, threads=threads)
     see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
     return Classifier(
-        torch_engine(network, see),
+        run,
         spec=config.spec,
         input=see,
         classes=config.classes,
