@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import effnet
 from ran import Run
@@ -16,6 +17,7 @@ COMMAND = "export"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("typed")
+    torch.manual_seed(0)
     network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3))
     effnet.save(network, root / "mine", classes=["x", "y", "z"])
     return root
@@ -49,6 +51,9 @@ def test_predict_takes_an_engine(folder, photos, capsys):
         return ran.code, [line["predictions"][0]["label"] for line in map(json.loads, ran.out.splitlines())]
 
     assert told() == told("--engine", "openvino", "--threads", 1, "--batch", 2) == told("--engine", "onnxruntime")
+    assert Run(capsys, "export", "mine", "--format", "onnx", "--out", "again.onnx").code == 0
+    ran = Run(capsys, "predict", photos, "--model", "again.onnx", "--engine", "onnxruntime", "--json")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 2)
     assert Run(capsys, "predict", photos, "--model", "mine", "--threads", 2).code == 2
 
 
@@ -72,6 +77,7 @@ def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):
         (("mine", "--format", "onx"), "onx"),
         (("mine", "--format", "onnx", "--precision", "bf16"), "is OpenVINO's alone"),
         (("mine", "--format", "onnx", "--out", "here"), "must end with .onnx"),
+        (("mine", "--out", "here.onnx"), "must name a folder"),
         (("mien",), "mien"),
     ],
 )

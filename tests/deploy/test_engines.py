@@ -46,8 +46,11 @@ def test_sizes_are_compiled_when_they_are_needed() -> None:
         assert run(pixels[:count]).ravel().tolist() == pixels[:count].ravel().tolist()
         assert opened == sizes
     opened.clear()
-    assert Batches(open_size, 8, single=False)(pixels[:9]).ravel().tolist() == pixels[:9].ravel().tolist()
+    assert Batches(open_size, 8, rest="padded")(pixels[:9]).ravel().tolist() == pixels[:9].ravel().tolist()
     assert opened == [8]
+    opened.clear()
+    assert Batches(open_size, 8, rest="together")(pixels[:13]).ravel().tolist() == pixels[:13].ravel().tolist()
+    assert opened == [8, 5]
 
 
 def test_threads_may_share_it(folder: Path) -> None:
@@ -74,3 +77,9 @@ def test_what_cannot_be_chosen(folder: Path, tmp_path: Path) -> None:
     for name, value in (("engine", "torch"), ("batch", 3)):
         with pytest.raises(ArgumentError, match=rf"`{name}` .* cannot be chosen: .*m\.onnx was exported for"):
             effnet.load(tmp_path / "m.onnx", **{name: value})
+    with pytest.raises(ArgumentError, match=r"`threads` \(=-2\)"):
+        effnet.load(tmp_path / "m.onnx", threads=-2)
+    assert effnet.load(tmp_path / "m.onnx").group == 16
+    assert effnet.load(folder, engine="onnxruntime", batch=24).group == 24
+    assert effnet.load(folder, engine="onnxruntime", batch=5).group == 15
+    assert effnet.load(folder, engine="onnxruntime").network is None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,6 +62,8 @@ def test_the_same_answers_for_any_number_of_photos(bundle, made, photos, format)
     expected = exporting.torch_logits(bundle, pixels)
     assert np.abs(artifact(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
     assert artifact(pixels[:1]).shape == (1, 5)
+    pixels.flags.writeable = False
+    assert artifact(pixels).shape == (5, 5)
     classifier = effnet.load(made / NAMES[format])
     assert (classifier.classes, classifier.input) == (CLASSES, bundle.config.input)
     assert classifier.calibration == bundle.config.calibration
@@ -112,7 +116,7 @@ def test_other_readers_open_them(made) -> None:
 def test_threads_may_share_one(bundle, made) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
     for name in NAMES.values():
-        artifact = open_artifact(made / name, threads=1)
+        artifact = open_artifact(made / name, threads=None if name.endswith("pt2") else 1)
         alone = [artifact(part) for part in np.split(pixels, 8)]
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(artifact, np.split(pixels, 8)))
@@ -129,16 +133,62 @@ def test_bf16_is_openvinos(bundle, tmp_path) -> None:
 
 def test_other_answers_are_refused_and_leave_nothing(bundle, tmp_path, monkeypatch) -> None:
     wrong = dataclasses.replace(bundle.config, policy=NumericPolicy(bn_eps=0.1))
-    (tmp_path / "model.onnx").write_text("what was there")
+    (tmp_path / "model.onnx").write_text("what effnet wrote there")
     with pytest.raises(RefusedError, match=r"model\.onnx was not written: logits differ by at most"):
         export(Bundle(bundle.network, wrong), tmp_path / "model.onnx", format="onnx")
-    assert (tmp_path / "model.onnx").read_text() == "what was there"
+    assert (tmp_path / "model.onnx").read_text() == "what effnet wrote there"
     with pytest.raises(RefusedError):
         export(Bundle(bundle.network, wrong), tmp_path / "model")
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_what_is_in_the_way_is_kept(bundle, tmp_path) -> None:
+def test_a_file_that_would_run_code_is_refused(made, tmp_path) -> None:
+    """torch.export follows a file that asks for a pickle; here it asks for one that writes a file."""
+    hostile, touched = tmp_path / "hostile.pt2", tmp_path / "touched"
+    blob = pickle.dumps(Touch(touched))
+    with zipfile.ZipFile(made / "model.pt2") as old, zipfile.ZipFile(hostile, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("_weights_config.json"):
+                config = json.loads(content)
+                entry = next(iter(config["config"].values()))
+                entry["use_pickle"] = True
+                poisoned = entry["path_name"]
+                content = json.dumps(config).encode()
+            new.writestr(name, content)
+        place = next(name for name in old.namelist() if name.endswith(f"/{poisoned}"))
+    with zipfile.ZipFile(hostile) as half, zipfile.ZipFile(tmp_path / "whole.pt2", "w", zipfile.ZIP_STORED) as whole:
+        for name in half.namelist():
+            whole.writestr(name, blob if name == place else half.read(name))
+    with pytest.raises(ArtifactError, match=r"whole\.pt2 cannot be read by torch\.export"):
+        open_artifact(tmp_path / "whole.pt2")
+    assert not touched.exists()
+
+
+class Touch:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_what_is_in_the_way_is_kept(bundle, made, tmp_path) -> None:
+    for name in ("theirs/model.xml", "theirs/model.bin", "theirs.onnx", "theirs.pt2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("somebody else's")
+    for format, name in (("openvino", "theirs"), ("onnx", "theirs.onnx"), ("torch", "theirs.pt2")):
+        with pytest.raises(ArgumentError, match=r"`out` .* exists"):
+            export(bundle, tmp_path / name, format=format)
+    assert {file.read_text() for file in tmp_path.rglob("*.*") if file.is_file()} == {"somebody else's"}
+    for name in ("model.onnx", "model.xml", "model.pth"):
+        with pytest.raises(ArgumentError, match=r"must name a folder; \.\w+ is the name of a file"):
+            export(bundle, tmp_path / name)
+    shutil.copy(made / "model.onnx", tmp_path)
+    export(bundle, tmp_path / "model.onnx", format="onnx", batch=3)
+    assert open_artifact(tmp_path / "model.onnx").form.batch == 3
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(ArgumentError, match="exists and holds something else"):
@@ -165,9 +215,16 @@ def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         open_artifact(tmp_path / "none.onnx")
     about = json.loads(next(p.value for p in onnx.load(made / "model.onnx").metadata_props if p.key == "effnet"))
-    for change, words in (({"format": 99}, "has format 99"), ({"classes": ["a"]}, "was changed: `classes`")):
+    precise = about["form"] | {"precision": "fp8"}
+    changes = (
+        (about | {"format": 99}, "has format 99"),
+        (about | {"classes": ["a"]}, "was changed: `classes`"),
+        (about | {"form": precise}, "was changed: `precision` .*='fp8'"),
+        ([1], "was changed"),
+    )
+    for changed, words in (*((json.dumps(value), words) for value, words in changes), ("{", "was changed")):
         model = onnx.load(made / "model.onnx")
-        onnx.helper.set_model_props(model, {"effnet": json.dumps(about | change)})
+        onnx.helper.set_model_props(model, {"effnet": changed})
         onnx.save(model, tmp_path / "changed.onnx")
         with pytest.raises(ArtifactError, match=words):
             open_artifact(tmp_path / "changed.onnx")

@@ -114,6 +114,8 @@ def test_a_training_that_came_to_nothing_hides_no_difference() -> None:
     assert found.noise == without.noise
     broken = next(each for each in found.differences if each.candidate == 2)
     assert broken.low == broken.value == broken.high < -0.3
+    table = {0: (0.9, 0.9, 0.0), 1: (0.59, 0.60, 0.58), 2: (0.58, 0.59, 0.60)}
+    assert all(each.low == -math.inf and each.level for each in paired_differences(table, 0))
 
 
 def test_equal_candidates_are_seldom_found_worse() -> None:

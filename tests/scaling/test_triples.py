@@ -49,7 +49,7 @@ def test_candidates_cost_the_same_and_differ(name: str) -> None:
 
 def test_triples_that_rounding_makes_equal_are_one_candidate() -> None:
     small = effnet.spec("b0", resolution=224)
-    few = candidates(small, [Rule(1.0, 1.2, 1.15), Rule(1.05, 1.2, 1.15), Rule(1.4, 1.1, 1.1)], resolution_step=8)
+    few = candidates(small, [Rule(1.0, 1.2, 1.15), Rule(1.05, 1.2, 1.15), Rule(1.4, 1.1, 1.1)])
     assert [len(each.triples) for each in few] == [2, 1]
     assert few[0].rule == Rule(1.0, 1.2, 1.15)
 

@@ -130,19 +130,20 @@ def test_a_limit_of_trainings_counts_no_dead_worker(tmp_path: Path) -> None:
     Study(out, heartbeat=1, grace=2)
     worker = subprocess.Popen([sys.executable, "-c", WORKER, str(out), "60"])
     deadline = time.monotonic() + 60
-    while not (out / "log").exists():
-        assert time.monotonic() < deadline
+    while not (out / "log").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     worker.kill()
     worker.wait()
+    assert (out / "log").exists()
     time.sleep(3)
     study = Study(out, heartbeat=1, grace=2)
     assert not study.work(PLAN, score, until=1)
     assert len(study.scores()) == 1
 
 
+@pytest.mark.parametrize("diverges", [False, True])
 @pytest.mark.parametrize(("state", "again"), [("FAIL", 1), ("COMPLETE", 0)])
-def test_a_training_that_somebody_else_ended(tmp_path: Path, state: str, again: int) -> None:
+def test_a_training_that_somebody_else_ended(tmp_path: Path, state: str, again: int, diverges: bool) -> None:
     """It was given up for dead while a laptop slept; or two workers began it at the same moment, and one was faster."""
     study, told = begun(tmp_path / "s"), list[Job]()
     other = optuna.load_study(storage=f"sqlite:///{tmp_path}/s/study.sqlite3", study_name="s")
@@ -153,6 +154,8 @@ def test_a_training_that_somebody_else_ended(tmp_path: Path, state: str, again: 
             (running,) = other.get_trials(states=[optuna.trial.TrialState.RUNNING])
             values = (running._trial_id, optuna.trial.TrialState[state], [score(job)] if state == "COMPLETE" else None)
             other._storage.set_trial_state_values(*values)
+            if diverges:
+                raise TrainingError("the loss is nan")
         return score(job)
 
     assert study.work(PLAN, ended)

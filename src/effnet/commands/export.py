@@ -1,14 +1,15 @@
-"""effnet export: a network as a file that an engine runs without torch."""
+"""effnet export: a network as a file that an engine runs."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
 
 from effnet import console
 from effnet.commands.arguments import OK
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, MissingExtraError
 
 
 def export(
@@ -25,7 +26,7 @@ def export(
     Its answers are compared with the network's on photos and on noise; where they differ, nothing is written.
 
     Args:
-        model: Registered weights (lite0, b0 ...), a bundle, a run's folder, another library's file or folder.
+        model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
         format: openvino (a folder), onnx (a file .onnx) or torch (a torch.export program, .pt2).
         precision: What it computes with: fp32, or bf16, which is OpenVINO's alone.
         batch: Images that it takes at once, or dynamic for any number, which some engines run more slowly.
@@ -35,12 +36,15 @@ def export(
     if batch != "dynamic" and not (batch.isdecimal() and int(batch)):
         raise ArgumentError("batch", batch, "must be a positive whole number or dynamic.")
     with console.status(f"opening {model}"):
-        from effnet.deploy.export import export as write
-        from effnet.weights.pretrained import open_model
-
+        try:
+            from effnet.deploy.export import export as write
+            from effnet.weights.pretrained import open_model
+        except ImportError as error:
+            raise MissingExtraError("exporting", "export") from error
         bundle = open_model(model, source=source)
     suffix = {"openvino": "-openvino", "onnx": ".onnx", "torch": ".pt2"}[format]
-    target = out or Path(f"{Path(model).name if Path(model).is_dir() else Path(model).stem}{suffix}")
+    named = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
+    target = out or Path(f"{named}{suffix}")
     with console.status(f"writing {target} and comparing its answers"):
         taken = None if batch == "dynamic" else int(batch)
         made = write(bundle, target, format=format, precision=precision, batch=taken)
@@ -48,5 +52,5 @@ def export(
         f"wrote {made.path}: {made.form.format}, {made.form.precision}, batch {batch}, {console.size(made.bytes)}\n"
         f"against the network in torch: {made}\n"
     )
-    console.remark(f"Next: effnet predict photo.jpg --model {made.path}")
+    console.remark(f"Next: effnet predict photo.jpg --model {shlex.quote(str(made.path))}")
     return OK

@@ -17,7 +17,7 @@ def predict(
     *sources: str,
     model: str = "lite0",
     topk: Whole = 5,
-    batch: Whole = 16,
+    batch: Whole | None = None,
     fit: Fit | None = None,
     source: str | None = None,
     engine: Literal["torch", "openvino", "onnxruntime"] | None = None,
@@ -33,7 +33,7 @@ def predict(
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
         topk: How many classes to name for each photo.
-        batch: Photos that go through the network together.
+        batch: Photos that go through the network together; by default 16, or as an artifact was exported.
         fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it, or squash it.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
         engine: What runs the network: torch (the default), openvino or onnxruntime. An artifact has its own.
@@ -53,8 +53,8 @@ def predict(
     with console.status(f"opening {model}"):
         from effnet.deploy.runtime import load
 
-        together = batch if engine in ("openvino", "onnxruntime") else None  # an artifact has its own
-        classifier = load(model, source=source, fit=fit, engine=engine, batch=together, threads=threads)
+        compiled = batch if engine in ("openvino", "onnxruntime") else None
+        classifier = load(model, source=source, fit=fit, engine=engine, batch=compiled, threads=threads)
     answers = classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch)
     sys.stdout.write(form.begin())
     for photo, answer in answers:

@@ -44,7 +44,7 @@ class Judged:
 def val(
     *arguments: str,
     split: str | None = None,
-    batch: Whole = 16,
+    batch: Whole | None = None,
     error: float | None = None,
     by_order: Flag = False,
     source: str | None = None,
@@ -60,7 +60,7 @@ def val(
             another library's file; data is a folder with a sub-folder for each class, split or not, or a manifest.
         split: The part to evaluate: test (default), val (where there is no test), train, new (images that the model's
             split.csv does not know), or all.
-        batch: Images that go through the network together.
+        batch: Images that go through the network together; by default 16, or as an artifact was exported.
         error: Share of wrong answers that may be given; below the confidence that keeps it the model abstains. Default:
             what the bundle was calibrated for, else 0.05.
         by_order: For a model without class names: its outputs are the data's classes in alphabetical order.
@@ -158,11 +158,12 @@ def _named(dataset: Dataset, model: str, classifier: Classifier, *, by_order: bo
     return dataset
 
 
-def _judge(model: str, classifier: Classifier, dataset: Dataset, batch: int) -> Judged:
+def _judge(model: str, classifier: Classifier, dataset: Dataset, batch: int | None) -> Judged:
     from effnet.analysis.evaluate import predict_logits
 
     with console.counting(model) as progress:
-        predicted = predict_logits(classifier, dataset, batch=batch, progress=progress)
+        together = classifier.group if batch is None else batch
+        predicted = predict_logits(classifier, dataset, batch=together, progress=progress)
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
         raise DataError(f"none of the {len(dataset):,} images can be read; {path}: {reason}")
@@ -171,7 +172,7 @@ def _judge(model: str, classifier: Classifier, dataset: Dataset, batch: int) -> 
 
 
 def _calibration(
-    judged: Judged, rest: Dataset | None, error: float | None, batch: int
+    judged: Judged, rest: Dataset | None, error: float | None, batch: int | None
 ) -> tuple[Calibration | None, str]:
     """Temperature and threshold: the bundle's, or fitted on the val part where that is not evaluated; from where."""
     from effnet.analysis.calibrate import calibrate

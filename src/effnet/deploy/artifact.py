@@ -12,7 +12,8 @@ What an artifact knows stands in the format's own metadata, as JSON under the na
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import effnet
-from effnet.arch.spec import read_fields
-from effnet.deploy.engines import Batches, EngineName
+from effnet.arch.spec import one_of, positive_int, read_fields
+from effnet.deploy.engines import TORCH_S, Batches, EngineName
 from effnet.deploy.graph import Array, Session
-from effnet.errors import ArgumentError, ArtifactError
+from effnet.errors import ArgumentError, ArtifactError, MissingExtraError
 from effnet.weights.bundle import BundleConfig, parse_config
 from effnet.weights.folders import MARK
 
@@ -45,6 +46,17 @@ class Form:
     format: Format
     precision: Precision  # that it computes with
     batch: int | None  # images that it takes at once; None: any number
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is unknown or outside its range.
+        """
+        one_of("format", self.format, Format)
+        one_of("precision", self.precision, Precision)
+        if self.batch is not None:
+            positive_int("batch", self.batch)
 
 
 @dataclass(frozen=True)
@@ -79,16 +91,17 @@ def about(config: BundleConfig, form: Form) -> dict[str, Any]:
     return {"format": FORMAT, MARK: effnet.__version__, "form": dataclasses.asdict(form), **dataclasses.asdict(config)}
 
 
-def open_artifact(model: str | Path, *, threads: int | None = None, precision: Precision | None = None) -> Artifact:
+def open_artifact(model: str | Path, *, threads: int | None = None, batch: int | None = None) -> Artifact:
     """An artifact in its engine.
 
     Args:
         model: the file, or OpenVINO's folder.
-        threads: how many the engine may use; None: one for each core.
-        precision: what OpenVINO computes with, in place of what the artifact says.
+        threads: how many OpenVINO or ONNX Runtime may use; None: one for each core.
+        batch: images that go together through an artifact of any batch; None: at most LARGEST_BATCH.
 
     Raises:
         ArtifactError: it is damaged, or effnet did not write it.
+        ArgumentError: a value is outside its range, or is the artifact's own.
         MissingExtraError: its engine is not installed.
     """
     path = artifact_path(model)
@@ -96,35 +109,48 @@ def open_artifact(model: str | Path, *, threads: int | None = None, precision: P
         raise ArgumentError("model", str(model), f"is no artifact: a file {', '.join(SUFFIXES)} or OpenVINO's folder.")
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
-    session = _opener(SUFFIXES[path.suffix.lower()])(path, threads, precision)
+    session = _opened(
+        SUFFIXES[path.suffix.lower()], path, None if threads is None else positive_int("threads", threads)
+    )
     config, form = _parse(session.about, path)
-    return Artifact(path, config, form, Batches(lambda _: session, form.batch or LARGEST_BATCH, single=not form.batch))
+    if form.batch is None:
+        size = LARGEST_BATCH if batch is None else positive_int("batch", batch)
+        return Artifact(path, config, form, Batches(lambda _: session, size, rest="together"))
+    if batch not in (None, form.batch):
+        raise ArgumentError("batch", batch, f"cannot be chosen: {model} was exported for {form.batch}.")
+    return Artifact(path, config, form, Batches(lambda _: session, form.batch, rest="padded"))
 
 
-def _opener(format: Format) -> Callable[[Path, int | None, str | None], Session]:
+def _opened(format: Format, path: Path, threads: int | None) -> Session:
     if format == "openvino":
         from effnet.deploy.openvino import OpenVinoSession
 
-        return OpenVinoSession
+        return OpenVinoSession(path, threads)
     if format == "onnx":
         from effnet.deploy.onnx import OnnxSession
 
-        return lambda path, threads, precision: OnnxSession(path, threads)
-    from effnet.deploy.program import ProgramSession
+        return OnnxSession(path, threads)
+    if threads is not None:
+        raise ArgumentError("threads", threads, TORCH_S)
+    try:
+        from effnet.deploy.program import ProgramSession
+    except ImportError as error:
+        raise MissingExtraError("a torch.export program", "torch") from error
+    return ProgramSession(path)
 
-    return lambda path, threads, precision: ProgramSession(path)
 
-
-def _parse(values: Mapping[str, Any], path: Path) -> tuple[BundleConfig, Form]:
-    if MARK not in values:
+def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:
+    if not text:
         raise ArtifactError(
             f"{path} was not exported by effnet: it does not say how images are prepared and what its classes are. "
             "Export it with: effnet export MODEL"
         )
-    if values.get("format") != FORMAT:
-        raise ArtifactError(f"{path} has format {values.get('format')}; this effnet reads {FORMAT}: upgrade")
     try:
-        rest = {name: value for name, value in values.items() if name not in ("format", "form", MARK)}
-        return parse_config(rest), read_fields(Form, values["form"])
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        values = json.loads(text)
+        written = values["format"]
+        if written == FORMAT:
+            rest = {name: value for name, value in values.items() if name not in ("format", "form", MARK)}
+            return parse_config(rest), read_fields(Form, values["form"])
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} was changed: {error}") from error
+    raise ArtifactError(f"{path} has format {written}; this effnet reads {FORMAT}: upgrade")

@@ -1,7 +1,7 @@
 """The engines that run a network in memory: torch, OpenVINO, ONNX Runtime; any number of images on each.
 
 OpenVINO and ONNX Runtime compile a graph for one batch size. A network is compiled for full batches and for single
-images, each when it is first needed; what a batch leaves over goes one by one, or padded to a batch where it is more
+images, each when it is first needed; what the batches leave over goes one by one, or padded to a batch where it is more
 than a quarter of one.
 """
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from effnet.weights.bundle import Bundle
 
 EngineName = Literal["torch", "openvino", "onnxruntime"]
+Rest = Literal["one by one", "padded", "together"]
 
 BATCH = 16  # images of a full batch, where nothing else is said
 FEW = 1 / 4  # of a batch, up to which the rest goes one by one
+TORCH_S = "is no matter of torch's engine: set OMP_NUM_THREADS."  # what is wrong with threads
 
 
 class Batches:
@@ -35,11 +37,12 @@ class Batches:
     Args:
         open: a session for a batch size, called once for each.
         batch: images of a full batch.
-        single: whether there may be a session for single images, too.
+        rest: what the batches leave over goes one by one or padded, see above; always padded; or together, where a
+            session takes any number.
     """
 
-    def __init__(self, open: Callable[[int], Session], batch: int, *, single: bool = True) -> None:
-        self._open, self.batch, self._single = open, batch, single
+    def __init__(self, open: Callable[[int], Session], batch: int, *, rest: Rest = "one by one") -> None:
+        self._open, self.batch, self._rest = open, batch, rest
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
 
@@ -48,9 +51,13 @@ class Batches:
         full = len(pixels) - len(pixels) % self.batch
         rest = pixels[full:]
         parts = [self._run(pixels[start : start + self.batch]) for start in range(0, full, self.batch)]
-        if self._single and 0 < len(rest) <= max(1, FEW * self.batch):
+        if not len(rest):
+            pass
+        elif self._rest == "together":
+            parts.append(self._run(rest))
+        elif self._rest == "one by one" and len(rest) <= max(1, FEW * self.batch):
             parts += [self._run(rest[place : place + 1]) for place in range(len(rest))]
-        elif len(rest):
+        else:
             missing = np.zeros((self.batch - len(rest), *rest.shape[1:]), np.uint8)
             parts.append(self._run(np.concatenate([rest, missing]))[: len(rest)])
         return np.concatenate(parts)
@@ -83,7 +90,7 @@ def engine(
     threads = None if threads is None else positive_int("threads", threads)
     if name == "torch":
         if threads is not None:
-            raise ArgumentError("threads", threads, "is no matter of torch's engine: set OMP_NUM_THREADS.")
+            raise ArgumentError("threads", threads, TORCH_S)
         from effnet.deploy.runtime import torch_engine
 
         return torch_engine(bundle.network, bundle.config.input)
@@ -91,9 +98,11 @@ def engine(
     if name == "openvino":
         from effnet.deploy import openvino
 
+        openvino.require()
         return Batches(lambda images: openvino.OpenVinoSession(openvino.make(network, images, {}), threads), size)
     from effnet.deploy import onnx
 
+    onnx.require()
     return Batches(lambda images: onnx.OnnxSession(onnx.make(network, images, {}), threads), size)
 
 

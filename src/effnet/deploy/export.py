@@ -15,7 +15,7 @@ from effnet.data.preprocess import load_pixels
 from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Precision, about, open_artifact
 from effnet.deploy.engines import network_of
 from effnet.errors import ArgumentError, RefusedError
-from effnet.weights.folders import appearing_artifact, appearing_file
+from effnet.weights.folders import FILE_SUFFIXES, appearing_artifact, appearing_file, mentions_us
 
 if TYPE_CHECKING:
     from effnet.weights.bundle import Bundle
@@ -54,7 +54,7 @@ def export(
     """Write a network as an artifact; nothing is written where its answers are others than the network's.
 
     Args:
-        bundle: the network with its context, as open_model gives it.
+        bundle: the network with its context, as open_model gives it; it is in eval mode afterwards.
         out: a file .onnx or .pt2, or for openvino a folder.
         format: openvino, onnx or torch.
         precision: what it computes with; bf16 is OpenVINO's alone.
@@ -74,11 +74,15 @@ def export(
     suffix = next(each for each, name in SUFFIXES.items() if name == format)
     if format != "openvino" and path.suffix != suffix:
         raise ArgumentError("out", str(path), f"must end with {suffix}.")
+    if format == "openvino" and path.suffix in (*SUFFIXES, *FILE_SUFFIXES):
+        raise ArgumentError("out", str(path), f"must name a folder; {path.suffix} is the name of a file.")
+    if path.is_file() and not mentions_us(path):
+        raise ArgumentError("out", str(path), "exists, and effnet did not write it; choose another name.")
     place: AbstractContextManager[Path] = appearing_file(path) if format != "openvino" else appearing_artifact(path)
+    bundle.network.eval()
     with place as temporary:
         _write(bundle, form, temporary)
-        with_photos = _images(bundle)
-        found = compare(bundle, open_artifact(temporary), with_photos)
+        found = compare(bundle, open_artifact(temporary), _images(bundle))
         if not found.difference <= LIMITS[precision]:
             raise RefusedError(f"{path} was not written: {found}, more than {LIMITS[precision]:g}")
     return Exported(path, form, size_of(path), found.difference, found.agreement, found.images)

@@ -65,7 +65,7 @@ class Builder(Protocol):
 class Session(Protocol):
     """A graph in its engine."""
 
-    about: dict[str, Any]  # what its file says of itself
+    about: str  # what its file says of itself, as JSON; "" where effnet did not write it
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""

@@ -120,7 +120,7 @@ class OnnxSession:
         threads: how many it may use; None: as many as there are cores.
 
     Raises:
-        ArtifactError: it is no ONNX file, or effnet did not write it.
+        ArtifactError: it is no ONNX file.
         MissingExtraError: ONNX Runtime is not installed.
     """
 
@@ -133,12 +133,18 @@ class OnnxSession:
         except Exception as error:  # ONNX Runtime's own exceptions have no common kind
             name = file if isinstance(file, Path) else "the network"
             raise ArtifactError(f"{name} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}") from error
-        self.about: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(MARK, "{}"))
+        self.about: str = self._session.get_modelmeta().custom_metadata_map.get(MARK, "")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
         logits: Array = self._session.run([OUTPUT], {INPUT: pixels})[0]
         return logits
+
+
+def require() -> None:
+    """Raise MissingExtraError unless a network can be written and run."""
+    for name in ("onnxruntime", "onnx"):
+        _package(name, "ONNX Runtime")
 
 
 def _package(name: str, what: str) -> Any:

@@ -97,22 +97,21 @@ class OpenVinoSession:
     Args:
         model: a model, or its .xml file.
         threads: how many it may use; None: as many as there are cores.
-        precision: fp32 or bf16; None: as the artifact says.
 
     Raises:
-        ArtifactError: it is no such file, or effnet did not write it.
+        ArtifactError: it is no such file.
         MissingExtraError: OpenVINO is not installed.
     """
 
-    def __init__(self, model: Any, threads: int | None = None, precision: str | None = None) -> None:
+    def __init__(self, model: Any, threads: int | None = None) -> None:
         core = _openvino().Core()
         try:
             model = core.read_model(model) if isinstance(model, Path) else model
         except RuntimeError as error:
             raise ArtifactError(f"{model} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
-        self.about: dict[str, Any] = json.loads(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else {}
+        self.about: str = str(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else ""
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        hints["INFERENCE_PRECISION_HINT"] = HINTS[precision or self.about.get("form", {}).get("precision", "fp32")]
+        hints["INFERENCE_PRECISION_HINT"] = HINTS[_precision(self.about)]
         if threads:
             hints["INFERENCE_NUM_THREADS"] = threads
         self._request = core.compile_model(model, "CPU", hints).create_infer_request()
@@ -121,6 +120,20 @@ class OpenVinoSession:
         """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
         logits: Array = self._request.infer([pixels], share_inputs=True)[0]
         return logits
+
+
+def require() -> None:
+    """Raise MissingExtraError unless a network can be written and run."""
+    _openvino()
+
+
+def _precision(about: str) -> str:
+    """What an artifact computes with; whether its words make sense is for artifact.py to say."""
+    try:
+        precision = json.loads(about)["form"]["precision"]
+    except (ValueError, KeyError, TypeError):
+        return "fp32"
+    return precision if precision in HINTS else "fp32"
 
 
 def _openvino() -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from effnet.deploy.graph import Array
 from effnet.errors import ArtifactError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.folders import MARK
+
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it
 
 
 class FromPixels(nn.Module):
@@ -52,19 +56,34 @@ class ProgramSession:
     """A torch.export program in torch.
 
     Raises:
-        ArtifactError: it is no such file, or effnet did not write it.
+        ArtifactError: it is no such file, or it would have code run while it is read.
     """
 
     def __init__(self, file: Path) -> None:
-        extra = {MARK: "{}"}
+        extra = {MARK: ""}
         try:
-            self._module = torch.export.load(file, extra_files=extra).module()
+            with _weights_only():
+                self._module = torch.export.load(file, extra_files=extra).module()
         except Exception as error:  # of zip files, of JSON, of torch's schema: there is no common kind
             raise ArtifactError(f"{file} cannot be read by torch.export: {str(error).splitlines()[0]}") from error
-        self.about: dict[str, Any] = json.loads(extra[MARK] or "{}")
+        self.about = extra[MARK]
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
-        logits: Array = self._module(torch.from_numpy(pixels)).numpy()
+        logits: Array = self._module(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))).numpy()
         return logits
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Without pickles that run code: torch.export.load follows a file that asks for one, unless this forbids it."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WEIGHTS_ONLY]
+        else:
+            os.environ[WEIGHTS_ONLY] = before

@@ -34,6 +34,7 @@ Logits = NDArray[np.float32]
 Engine = Callable[[Pixels], Logits]
 Photo = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
+GROUP = 16  # images that go together, or the next multiple of the engine's own batch
 READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
 
 
@@ -85,6 +86,7 @@ class Classifier:
         input: how images are prepared.
         classes: the names of the outputs, or None.
         network: the torch module; None where another engine runs.
+        group: images that are best asked for together.
         calibration: the temperature of its probabilities and the confidence below which to abstain, or None.
     """
 
@@ -97,9 +99,11 @@ class Classifier:
         classes: Sequence[str] | None,
         network: EfficientNet | None = None,
         calibration: Calibration | None = None,
+        batch: int = 1,
     ) -> None:
         self.spec, self.input, self.network, self.calibration = spec, input, network, calibration
         self.classes = None if classes is None else tuple(classes)
+        self.group = batch * max(1, GROUP // batch)
         self._engine = engine
 
     def logits(self, images: Pixels) -> Logits:
@@ -147,15 +151,16 @@ class Classifier:
         return predictions[0] if single else predictions
 
     def stream(
-        self, photos: Iterable[Photo], *, topk: int = 5, batch: int = 16
+        self, photos: Iterable[Photo], *, topk: int = 5, batch: int | None = None
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         """Each photo with its prediction, or with the reason why it cannot be read, in order.
 
         Photos are decoded in threads ahead of the network; no more than a few batches are in memory at any time. The
         first answer comes when two batches of photos were drawn, or all; an error of `photos` comes after the answers
-        to those before it.
+        to those before it. A batch is `group`, unless it is said.
         """
-        return self._stream(photos, positive_int("topk", topk), positive_int("batch", batch))
+        batch = self.group if batch is None else positive_int("batch", batch)
+        return self._stream(photos, positive_int("topk", topk), batch)
 
     def _stream(
         self, photos: Iterable[Photo], topk: int, batch: int
@@ -209,12 +214,12 @@ def load(
 
     Args:
         model: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
-            another library, "timm/NAME" or "hf:ORG/NAME". An artifact runs in its own engine, without torch.
+            another library, "timm/NAME" or "hf:ORG/NAME". OpenVINO's and ONNX artifacts run without torch.
         source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
         fit: how a photo is made square, in place of the weights' own way: crop, pad or squash.
         engine: what runs it: torch, openvino or onnxruntime. None: torch, or what an artifact was exported for, which
             no other can run.
-        batch: images that go through openvino or onnxruntime together; an artifact has its own.
+        batch: images that go through openvino or onnxruntime together; most artifacts have their own.
         threads: how many openvino or onnxruntime may use; None: one for each core.
 
     Raises:
@@ -226,13 +231,18 @@ def load(
     if not isinstance(model, (str, os.PathLike)):
         raise ArgumentError("model", model, "must be a name or a path.")
     if artifact_path(model) is not None:
-        artifact = open_artifact(model, threads=threads)
+        artifact = open_artifact(model, threads=threads, batch=batch)
+        if engine not in (None, artifact.engine):
+            raise ArgumentError("engine", engine, f"cannot be chosen: {model} was exported for {artifact.engine}.")
         config = artifact.config
-        for name, value, own in (("engine", engine, artifact.engine), ("batch", batch, artifact.form.batch)):
-            if value not in (None, own):
-                raise ArgumentError(name, value, f"cannot be chosen: {model} was exported for {own or 'any number'}.")
-        see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
-        return Classifier(artifact, spec=config.spec, input=see, classes=config.classes, calibration=config.calibration)
+        return Classifier(
+            artifact,
+            spec=config.spec,
+            input=config.input if fit is None else dataclasses.replace(config.input, fit=fit),
+            classes=config.classes,
+            calibration=config.calibration,
+            batch=artifact.form.batch or 1,
+        )
     try:
         import torch
     except ImportError as error:
@@ -250,8 +260,9 @@ def load(
         spec=config.spec,
         input=see,
         classes=config.classes,
-        network=network,
+        network=network if engine in (None, "torch") else None,
         calibration=config.calibration,
+        batch=batch or 1,
     )
 
 

@@ -86,7 +86,7 @@ def contestants(
     wanted = list(itertools.product((factor**0.5, factor), rules.items()))
     for done, (ratio, (line, growth)) in enumerate(wanted):
         progress(done, len(wanted))
-        network = Limits(ratio, largest=largest).reach(baseline, growth)
+        network = Limits(ratio, largest).reach(baseline, growth)
         if network is None:
             seen = "" if largest is None else f" and at most {largest} px, which the images have"
             words = (

@@ -175,7 +175,8 @@ def paired_differences(
 ) -> tuple[Difference, ...]:
     """How much better than the reference each other candidate is, with intervals.
 
-    A candidate with a training that came to nothing has no interval and no part in the noise.
+    A candidate with a training that came to nothing has no interval and no part in the noise; if it is the reference,
+    nothing is known.
 
     Args:
         scores: of each candidate, by seed.
@@ -197,7 +198,9 @@ def paired_differences(
     else:
         reach = float(_stats().t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, freedom)) * spread * math.sqrt(2 / seeds)
     gaps = {candidate: mean - means[reference] for candidate, mean in means.items() if candidate != reference}
-    reaches = {candidate: reach if {candidate, reference} <= sound.keys() else 0.0 for candidate in gaps}
+    if reference not in sound:  # its mean says little
+        reach = math.inf
+    reaches = {candidate: reach if candidate in sound or reference not in sound else 0.0 for candidate in gaps}
     return tuple(Difference(c, gap, gap - reaches[c], gap + reaches[c]) for c, gap in gaps.items())
 
 

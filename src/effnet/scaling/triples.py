@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet.arch.cost import cost, total_cost
-from effnet.arch.shape import DepthRounding, shape_of
+from effnet.arch.shape import shape_of
 from effnet.arch.spec import NetworkSpec, StageSpec, positive_float, positive_int
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget, tell
@@ -55,9 +55,7 @@ class Limits:
     """What networks that are compared have in common."""
 
     ratio: float  # of their multiply-adds to the baseline's
-    resolution_step: int = 1  # resolutions are multiples of this many pixels
     largest: int | None = None  # pixels of the images themselves, beyond which there is nothing to see
-    depth_rounding: DepthRounding = "nearest"  # of the layers
 
     def build(self, baseline: NetworkSpec, rule: Rule, phi: float) -> tuple[NetworkSpec, float] | None:
         """The network of a triple at the wanted cost, and how far width and resolution were moved; None: there is none.
@@ -68,10 +66,10 @@ class Limits:
 
         deep, wide, fine = rule.factors(phi)
         depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
-        base = dataclasses.replace(baseline, depth_rounding=self.depth_rounding)
-        step, most = self.resolution_step, min(self.largest or math.inf, (1 + REACH) * pixels)
+        base = dataclasses.replace(baseline, depth_rounding="nearest")
+        most = min(self.largest or math.inf, (1 + REACH) * pixels)
         least = max(baseline.resolution if fine >= 1 else 1, (1 - REACH) * pixels)
-        sizes = [number * step for number in range(math.ceil(least / step), math.floor(most / step) + 1)]
+        sizes = list(range(math.ceil(least), math.floor(most) + 1))
         if not sizes:
             return None
         widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
@@ -161,7 +159,6 @@ def candidates(
     rules: Iterable[Rule],
     *,
     phi: float = 1.0,
-    resolution_step: int = 1,
     largest: int | None = None,
     budget: Budget | None = None,
 ) -> tuple[Candidate, ...]:
@@ -171,7 +168,6 @@ def candidates(
         baseline: what is scaled.
         rules: the triples.
         phi: the exponent; the paper's step 1 has 1. All candidates have 2^phi times the baseline's multiply-adds.
-        resolution_step: resolutions are multiples of this many pixels.
         largest: pixels: the images' own size, beyond which there is nothing to see.
         budget: limits that a candidate has to meet.
 
@@ -179,7 +175,7 @@ def candidates(
         ArgumentError: a value is outside its range, or no candidate is left.
     """
     wanted = PRODUCT**phi
-    limits = Limits(wanted, positive_int("resolution_step", resolution_step), largest)
+    limits = Limits(wanted, largest)
     found: dict[object, tuple[NetworkSpec, list[tuple[float, Rule]]]] = {}
     for rule in rules:
         built = limits.build(baseline, rule, phi)

@@ -115,21 +115,24 @@ class Study:
             minutes: no training begins after so many.
             until: no training begins when so many are finished or being done, by all workers.
         """
-        began, returned = time.monotonic(), False
+        began, returned, stopped = time.monotonic(), False, False
 
         def objective(trial: Any) -> float:
-            nonlocal returned
+            nonlocal returned, stopped
             job = _job(trial)
             if job is None or job in self.scores() or self._is_another_s(trial.number, job):
+                returned = True
                 raise self._optuna.TrialPruned
             for name, value in dataclasses.asdict(job).items():
                 trial.suggest_int(name, 0, max(value, 999))
             try:
                 value = score(job)
             except TrainingError as error:
+                returned = True
                 trial.set_user_attr("error", str(error))
                 value = FAILED
             except KeyboardInterrupt as stop:
+                stopped = True
                 raise _StoppedError from stop  # of which Optuna takes note, so that nobody waits for this training
             returned = True
             return value
@@ -152,9 +155,9 @@ class Study:
             try:
                 with self._quiet():
                     self._study.optimize(objective, n_trials=1)
-            except _StoppedError as stop:
-                raise KeyboardInterrupt from stop
-            except (AssertionError, ValueError):
+            except (_StoppedError, AssertionError, ValueError) as error:
+                if stopped:
+                    raise KeyboardInterrupt from error
                 # Optuna's own, when it tells a score: SQLite let two workers begin one training, or while this process
                 # was suspended another one gave its training up as dead
                 if not returned:

@@ -196,12 +196,13 @@ def parse_config(values: Mapping[str, Any]) -> BundleConfig:
     """
     config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
     spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
-    _check_channels(read_fields(InputSpec, values["input"]), spec)
+    see = read_fields(InputSpec, values["input"])
+    _check_channels(see, spec)
     return dataclasses.replace(
         config,
         spec=spec,
         policy=read_fields(NumericPolicy, values["policy"]),
-        input=read_fields(InputSpec, values["input"]),
+        input=see,
         classes=_checked_classes(values.get("classes"), spec),
         calibration=calibration and read_fields(Calibration, calibration),
     )

@@ -7,6 +7,7 @@ such a folder, with no other files than effnet's in it, or an empty one, is ever
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ def appearing_artifact(target: Path) -> Iterator[Path]:
         ArgumentError: something else than such a folder is in the way.
     """
     held = {file.name for file in target.iterdir()} if target.is_dir() else set()
-    if target.exists() and (not target.is_dir() or held - ARTIFACT):
+    ours = target.is_dir() and held <= ARTIFACT and all(mentions_us(target / name) for name in held & {"model.xml"})
+    if target.exists() and not ours:
         raise ArgumentError("out", str(target), "exists and holds something else; choose another folder.")
     with _replacing(target) as new:
         yield new
@@ -81,6 +83,15 @@ def _replacing(target: Path) -> Iterator[Path]:
             if old.exists():
                 old.replace(target)
             raise
+
+
+def mentions_us(file: Path) -> bool:
+    """Whether a file holds MARK, as every exported one does."""
+    with file.open("rb") as content:
+        if not file.stat().st_size:
+            return False
+        with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+            return pages.find(MARK.encode()) >= 0
 
 
 def restore_folder(target: Path) -> None:
