@@ -1,11 +1,12 @@
-"""Studies of the search, each by the command that a user would type; two hours of two cores in all.
+"""The studies of docs/search.md, each by the command that a user would type; an hour of two cores in all.
 
     python benchmarks/search.py studies [NAME ...]    all of STUDIES, or those that are named
     python benchmarks/search.py imagenet              what a search would take on ImageNet, from B0's training step here
         [--data benchmarks/data] [--out runs/search] [--results benchmarks/results/search]
 
 The data come from benchmarks/datasets.py. A study that was interrupted goes on, and one that is finished only writes
-its answer again. Its trainings, networks, answer and picture are copied to --results.
+its answer again. Its trainings, networks, answer and picture are copied to --results; python docs/draw.py makes the
+tables of docs/search.md of them.
 """
 
 from __future__ import annotations

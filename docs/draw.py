@@ -3,7 +3,8 @@
     python docs/draw.py            write what is out of date
     python docs/draw.py --check    write nothing; exit with 1 if something is out of date
 
-A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py makes it.
+A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py and studied.py
+make it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counted import BLOCKS, FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
+import counted
+import studied
+from counted import FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
 
 from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
 from effnet.arch.cost import cost
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DOCS = Path(__file__).resolve().parent
+BLOCKS = counted.BLOCKS | studied.BLOCKS
 MARKED = re.compile(r"(<!-- begin: ([\w-]+) -->)(.*?)(<!-- end: \2 -->)", re.DOTALL)
 
 

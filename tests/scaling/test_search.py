@@ -11,7 +11,17 @@ import pytest
 from scipy import stats
 
 from effnet.errors import ArgumentError
-from effnet.scaling.search import Job, Rung, jobs_in_all, ladder, open_jobs, paired_differences, survivors, verdict
+from effnet.scaling.search import (
+    Job,
+    Rung,
+    differences_from,
+    jobs_in_all,
+    ladder,
+    open_jobs,
+    paired_difference,
+    survivors,
+    verdict,
+)
 
 
 def play(rungs: tuple[Rung, ...], score: dict[int, float], noise: float = 0.0, order: int = 0) -> dict[Job, float]:
@@ -96,12 +106,12 @@ def test_who_left_within_the_noise_is_counted() -> None:
 
 def test_two_candidates_are_compared_by_a_paired_t_test() -> None:
     one, two = (0.90, 0.91, 0.89, 0.92), (0.89, 0.905, 0.88, 0.91)
-    (found,) = paired_differences({0: one, 1: two}, 0, 1)
     gaps = [b - a for a, b in zip(one, two, strict=True)]
+    found = paired_difference(1, gaps, 1)
     low, high = stats.t.interval(0.95, 3, statistics.fmean(gaps), stats.sem(gaps))
     assert (found.low, found.high) == pytest.approx((low, high))
     assert not found.level
-    (chosen,) = paired_differences({0: one, 1: two}, 0)  # of two there is one pair
+    (chosen,) = differences_from(0, {0: one, 1: two})  # of two there is one pair
     assert (chosen.low, chosen.high) == pytest.approx((low, high))
 
 
@@ -115,7 +125,7 @@ def test_a_training_that_came_to_nothing_hides_no_difference() -> None:
     broken = next(each for each in found.differences if each.candidate == 2)
     assert broken.low == broken.value == broken.high < -0.3
     table = {0: (0.9, 0.9, 0.0), 1: (0.59, 0.60, 0.58), 2: (0.58, 0.59, 0.60)}
-    assert all(each.low == -math.inf and each.level for each in paired_differences(table, 0))
+    assert all(each.low == -math.inf and each.level for each in differences_from(0, table))
 
 
 def test_equal_candidates_are_seldom_found_worse() -> None:

@@ -137,7 +137,7 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
         sweeps.set_title("the width swept at several depths and resolutions", loc="left", fontsize=12)
         for axes in (lines, sweeps):
             axes.set_xlabel("multiply-adds, the baseline's being 1")
-            axes.legend(frameon=False, loc="lower right")
+            axes.legend(frameon=False)  # where there is most room
         lines.set_ylabel("accuracy on the val part, %")
         count = min(len(scores[place]) for place, each in enumerate(found) if each.line == COMPOUND)
         figure.supxlabel(

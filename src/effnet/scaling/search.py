@@ -155,7 +155,7 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
         return scores[Job(last, seed, candidate)]
 
     table = {candidate: [at(candidate, seed) for seed in seeds] for candidate in order}
-    differences = paired_differences(table, best)
+    differences = differences_from(best, table)
     deviation = noise(_sound(table))
     taus, close = [], []
     for rung in range(1, len(rungs)):
@@ -170,38 +170,43 @@ def verdict(rungs: Sequence[Rung], scores: Scores) -> Verdict:
     return Verdict(best, ranked, differences, tuple(taus), tuple(by_seed), deviation, tuple(close))
 
 
-def paired_differences(
-    scores: Mapping[int, Sequence[float]], reference: int, comparisons: int | None = None
-) -> tuple[Difference, ...]:
-    """How much better than the reference each other candidate is, with intervals.
+def differences_from(reference: int, scores: Mapping[int, Sequence[float]]) -> tuple[Difference, ...]:
+    """How much better than the reference, which these scores chose, each other candidate is; Tukey's intervals.
 
     A candidate with a training that came to nothing has no interval and no part in the noise; if it is the reference,
     nothing is known.
 
     Args:
-        scores: of each candidate, by seed.
         reference: the candidate that the others are compared with.
-        comparisons: how many intervals shall hold at once; None: those of all pairs, which it takes where the reference
-            was chosen by these scores.
+        scores: of each candidate, by seed.
 
     Raises:
         MissingExtraError: SciPy is not installed.
     """
     means = {candidate: statistics.fmean(values) for candidate, values in scores.items()}
-    sound = _sound(scores)
-    spread, seeds = noise(sound), len(scores[reference])
-    freedom = (len(sound) - 1) * (seeds - 1)
-    if math.isnan(spread):
-        reach = math.inf
-    elif comparisons is None:
-        reach = _tukey(len(sound), freedom) * spread / math.sqrt(seeds)
-    else:
-        reach = float(_stats().t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, freedom)) * spread * math.sqrt(2 / seeds)
+    sound, seeds = _sound(scores), len(scores[reference])
+    spread, reach = noise(sound), math.inf
+    if reference in sound and not math.isnan(spread):
+        reach = _tukey(len(sound), (len(sound) - 1) * (seeds - 1)) * spread / math.sqrt(seeds)
     gaps = {candidate: mean - means[reference] for candidate, mean in means.items() if candidate != reference}
-    if reference not in sound:  # its mean says little
-        reach = math.inf
     reaches = {candidate: reach if candidate in sound or reference not in sound else 0.0 for candidate in gaps}
     return tuple(Difference(c, gap, gap - reaches[c], gap + reaches[c]) for c, gap in gaps.items())
+
+
+def paired_difference(candidate: int, gaps: Sequence[float], comparisons: int) -> Difference:
+    """The mean of a candidate's gaps, seed by seed, with Student's interval as one of so many comparisons.
+
+    It asks nothing of how noisy the two are; of a single seed nothing is known.
+
+    Raises:
+        MissingExtraError: SciPy is not installed.
+    """
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return Difference(candidate, mean, -math.inf, math.inf)
+    tail = (1 - CONFIDENCE) / 2 / comparisons
+    reach = float(_stats().t.ppf(1 - tail, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return Difference(candidate, mean, mean - reach, mean + reach)
 
 
 def noise(scores: Mapping[int, Sequence[float]]) -> float:
