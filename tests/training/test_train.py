@@ -39,6 +39,7 @@ HARD: dict[str, Any] = {  # all that could disturb a resumed run
     "mixup": 0.2,
     "cutmix": 0.5,
     "head_first": 0.3,
+    "precision": "fp32",  # bf16, where a machine has it, would fit without parts
     "train_memory": "1.3MB",  # a plan, and parts
     "class_weights": True,
 }

@@ -43,7 +43,10 @@ class SamePad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H + pad, W + pad), for strides 1 and 2."""
-        rows, columns = (max(0, self.kernel_size - self.stride + side % self.stride) for side in x.shape[-2:])
+        if self.kernel_size < self.stride:  # nothing is missing, and the rest below would be negative
+            return x
+        rows = self.kernel_size - self.stride + x.shape[-2] % self.stride
+        columns = self.kernel_size - self.stride + x.shape[-1] % self.stride
         return functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
     def extra_repr(self) -> str:
