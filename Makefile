@@ -27,8 +27,9 @@ demo: .venv/.demo
 
 install: .venv/.dev
 
+# The tests of weights have processes of their own: behind all the others one of them died, without a word.
 test: .venv/.dev
-	$(TEST) $(ARGS)
+	$(if $(ARGS),$(TEST) $(ARGS),$(TEST) --ignore=tests/weights && $(TEST) tests/weights)
 
 check: .venv/.dev .venv-plain/.made
 	.venv/bin/ruff check .
