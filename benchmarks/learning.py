@@ -36,7 +36,8 @@ import torch
 
 import effnet
 from effnet import console
-from effnet.analysis.timing import random_images, seconds
+from effnet.analysis.conditions import random_images
+from effnet.analysis.timing import seconds
 from effnet.arch.spec import InputSpec
 from effnet.arch.specfile import spec_text
 from effnet.data.folder import read_data

@@ -23,7 +23,8 @@ import torch
 
 import effnet
 from effnet import console
-from effnet.analysis.timing import random_images, seconds
+from effnet.analysis.conditions import random_images
+from effnet.analysis.timing import seconds
 from effnet.machine import this_machine
 from effnet.scaling.search import ladder
 from effnet.scaling.triples import candidates, grid

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterable
 
 from effnet.analysis.compare import GPIPE, TABLE_4, TABLE_4_RUNS, Comparison, Repeated, compare, paper_protocol
-from effnet.analysis.timing import Conditions
+from effnet.analysis.conditions import Conditions
 
 
 def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:

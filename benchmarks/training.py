@@ -19,7 +19,8 @@ from networks import contestants, training_step
 from torch import Tensor, nn
 
 from effnet import console
-from effnet.analysis.timing import LAYOUTS, Conditions, Timing, random_images, seconds, torch_threads
+from effnet.analysis.conditions import LAYOUTS, Conditions, random_images, torch_threads
+from effnet.analysis.timing import Timing, seconds
 from effnet.arch.memory import Keep, Plan
 from effnet.models.depthwise import choose_kernels, use_kernels
 

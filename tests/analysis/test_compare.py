@@ -21,8 +21,9 @@ from effnet.analysis.compare import (
     count,
     paper_protocol,
 )
+from effnet.analysis.conditions import Conditions
 from effnet.analysis.plots import compare_times
-from effnet.analysis.timing import Conditions, Timing
+from effnet.analysis.timing import Timing
 from effnet.arch.cost import Cost
 from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
 from effnet.machine import Machine

@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from effnet.analysis import timing
-from effnet.analysis.timing import (
-    Conditions,
-    Timing,
-    measure,
-    measure_in_turn,
-    random_images,
-    time_rounds,
-    torch_threads,
-)
+from effnet.analysis.conditions import Conditions, random_images, torch_threads
+from effnet.analysis.timing import Timing, measure, measure_in_turn, time_rounds
 from effnet.errors import ArgumentError
 from effnet.machine import Machine
 

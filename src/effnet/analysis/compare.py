@@ -20,15 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from effnet.analysis.timing import (
-    LAYOUTS,
-    Conditions,
-    Progress,
-    Timing,
-    measure_in_turn,
-    random_images,
-    torch_threads,
-)
+from effnet.analysis.conditions import LAYOUTS, Conditions, random_images, torch_threads
+from effnet.analysis.timing import Progress, Timing, measure_in_turn
 from effnet.arch.cost import Cost, cost
 from effnet.arch.spec import positive_int
 from effnet.arch.variants import VARIANTS, spec

@@ -15,16 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effnet.analysis.timing import (
-    Conditions,
-    Progress,
-    Timing,
-    measure,
-    random_images,
-    seconds,
-    time_rounds,
-    torch_threads,
-)
+from effnet.analysis.conditions import Conditions, random_images, torch_threads
+from effnet.analysis.timing import Progress, Timing, measure, seconds, time_rounds
 from effnet.arch.spec import NetworkSpec, positive_int
 from effnet.arch.table import Row, block_rows
 from effnet.models.efficientnet import EfficientNet

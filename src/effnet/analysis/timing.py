@@ -1,29 +1,23 @@
-"""How long a function takes: in turn with others, round after round, and under which conditions.
+"""How long a function takes: in turn with others, round after round.
 
-Contestants take turns in one process, so that a disturbance meets all of them; the figure is the median.
+Contestants take turns in one process, so that a disturbance meets all of them; the figure is the median. Needs no
+torch.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from effnet.arch.spec import positive_int
-from effnet.errors import ArgumentError
-from effnet.machine import Machine, this_machine
 
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
 
 
@@ -63,42 +57,6 @@ class Timing:
         return values | {"mean_ms": self.mean_ms, "stdev_ms": self.stdev_ms, "runs": len(self.seconds)}
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What a time depends on beside the network."""
-
-    machine: Machine
-    threads: int
-    batch: int
-    layout: str
-    versions: tuple[str, ...]  # torch 2.14.1
-    load: float | None  # the system's average over the minute before: programs that wanted to run; None on Windows
-    dtype: str = "float32"
-
-    @classmethod
-    def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
-        """This machine, torch's present number of threads, and the versions of torch and of other `libraries`."""
-        versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        return cls(this_machine(), torch.get_num_threads(), batch, layout, versions, load)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether there were more programs and threads than cores: torch's threads then wait for the slowest."""
-        return self.load is not None and self.threads + self.load > self.machine.cores + 0.5
-
-    def to_dict(self) -> dict[str, Any]:
-        """The facts under the names of the attributes."""
-        values = {name: getattr(self, name) for name in ("threads", "batch", "dtype", "layout", "load")}
-        return {"machine": self.machine.to_dict(), **values, "versions": list(self.versions)}
-
-    def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return "\n".join(
-            (str(self.machine), ", ".join((threads, f"batch {self.batch}", self.dtype, self.layout, *self.versions)))
-        )
-
-
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:
     """Time `function`; see `time_rounds` for the other arguments."""
     return time_rounds(lambda: [seconds(function)], runs=runs, warmup=warmup)[0]
@@ -125,7 +83,7 @@ def time_rounds(
     warmup: int = 2,
     progress: Progress | None = None,
 ) -> list[Timing]:
-    """Run rounds without gradients and gather the times of every contestant.
+    """Run rounds, without torch's gradients where torch is in use, and gather the times of every contestant.
 
     Args:
         turn: one round; returns the seconds of each contestant.
@@ -138,7 +96,8 @@ def time_rounds(
     """
     rounds = None if runs is None else positive_int("runs", runs)
     warmup = positive_int("warmup", warmup)
-    with torch.inference_mode():
+    torch: Any = sys.modules.get("torch")
+    with torch.inference_mode() if torch else nullcontext():
         once = [seconds(turn) for _ in range(warmup)][-1]  # the first one also allocates
         rounds = rounds or min(MOST, max(FEWEST, int(ENOUGH / once)))
         laps = []
@@ -154,25 +113,3 @@ def seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
-
-
-def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str = "channels_last") -> Tensor:
-    """Images (N, channels, H, W) float32, normally distributed, in one of LAYOUTS."""
-    return torch.randn(batch, channels, resolution, resolution).contiguous(memory_format=LAYOUTS[layout])
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Torch with that many threads, and with its former number afterwards.
-
-    Raises:
-        ArgumentError: `threads` is no positive whole number, or more than the machine's cores.
-    """
-    before, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if threads is not None and positive_int("threads", threads) > cores:
-        raise ArgumentError("threads", threads, f"must be at most {cores}, the cores of this machine.")
-    torch.set_num_threads(before if threads is None else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -15,8 +15,9 @@ from effnet.errors import ArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
     from effnet.analysis.compare import Comparison, Repeated
+    from effnet.analysis.conditions import Conditions
     from effnet.analysis.profile import Profile
-    from effnet.analysis.timing import Conditions, Timing
+    from effnet.analysis.timing import Timing
 
 PAIRS = 12  # inversions that are listed; --json has them all
 
