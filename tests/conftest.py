@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A run in the background inherits a deaf ear for Ctrl-C and would hand it on to the programs that tests interrupt.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is measured while tests run is no choice for the user's own networks.
+os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_to_choose() -> Iterator[None]:
+    """Networks run in torch and artifacts in their own engine, unmeasured; tests/deploy/test_choice.py measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("effnet.deploy.choice.installed", lambda name: False)
+        yield
 
 
 @pytest.fixture

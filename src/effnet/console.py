@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,6 +119,41 @@ def status(doing: str) -> Iterator[None]:
     finally:
         if shown:
             sys.stderr.write(f"{'':{len(line)}}\r")
+
+
+@contextmanager
+def hearing(doing: str) -> Iterator[None]:
+    """The same, and what the rooms below say meanwhile of their progress."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    spoken = _Spoken(doing)
+    spoken.logger.addHandler(spoken)
+    level = spoken.logger.level
+    spoken.logger.setLevel(logging.INFO)
+    try:
+        with status(doing):
+            yield
+    finally:
+        spoken.logger.removeHandler(spoken)
+        spoken.logger.setLevel(level)
+        sys.stderr.write(f"{'':{spoken.width}}\r")
+
+
+class _Spoken(logging.Handler):
+    """Progress on one line, warnings on lines of their own."""
+
+    logger = logging.getLogger("effnet")
+
+    def __init__(self, doing: str) -> None:
+        super().__init__()
+        self.doing, self.width = doing, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage() if record.levelno >= logging.WARNING else f"{self.doing}: {record.getMessage()} ..."
+        self.width = max(self.width, len(line))
+        sys.stderr.write(f"{line:{self.width}}{chr(10) if record.levelno >= logging.WARNING else chr(13)}")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -110,6 +110,13 @@ def precision(device: str = "cpu", machine: Machine | None = None) -> Choice:
     return Choice("fp32", f"the processor has no bf16 instructions; without them {measured}")
 
 
+def cache_folder() -> Path:
+    """Where measured choices are kept: $EFFNET_CACHE, or effnet in the user's folder for what can be made again."""
+    if chosen := os.environ.get("EFFNET_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "effnet"
+
+
 def read_processor(text: str) -> tuple[str, tuple[str, ...]]:
     """Name and features of the processor that Linux's /proc/cpuinfo or macOS's sysctl describes; "" for no name."""
     lines = [

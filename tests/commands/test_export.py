@@ -50,11 +50,15 @@ def test_predict_takes_an_engine(folder, photos, capsys):
         ran = Run(capsys, "predict", photos, "--model", "mine", "--json", *words)
         return ran.code, [line["predictions"][0]["label"] for line in map(json.loads, ran.out.splitlines())]
 
-    assert told() == told("--engine", "openvino", "--threads", 1, "--batch", 2) == told("--engine", "onnxruntime")
+    exact = "--engine", "openvino", "--precision", "fp32", "--threads", 1, "--batch", 2
+    assert told() == told(*exact) == told("--engine", "onnxruntime", "--decode", "exact")
     assert Run(capsys, "export", "mine", "--format", "onnx", "--out", "again.onnx").code == 0
     ran = Run(capsys, "predict", photos, "--model", "again.onnx", "--engine", "onnxruntime", "--json")
     assert (ran.code, len(ran.out.splitlines())) == (0, 2)
-    assert Run(capsys, "predict", photos, "--model", "mine", "--threads", 2).code == 2
+    ran = Run(capsys, "predict", photos, "--model", "mine", "--threads", 1)
+    assert (ran.code, "torch, fp32: nothing else is installed or fits" in ran.err) == (0, True)
+    ran = Run(capsys, "predict", photos, "--model", "mine", "--engine", "openvino", "--precision", "bf16")
+    assert (ran.code, "OpenVINO, bf16" in ran.err) == (0, True)
 
 
 def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):

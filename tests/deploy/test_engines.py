@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import effnet
-from effnet.deploy.engines import Batches
+from effnet.deploy.engines import Batches, Way, engine, network_of
+from effnet.deploy.export import export
+from effnet.deploy.openvino import OpenVinoSession, make
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import open_bundle
 from random_weights import shaken
 
 
@@ -25,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_answers_as_torch(folder: Path, photos: Path, engine: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
     expected = effnet.load(folder).logits(pixels)
-    classifier = effnet.load(folder, engine=engine, batch=4, threads=1)
+    classifier = effnet.load(folder, engine=engine, precision="fp32", batch=4, threads=1)
     for count in (1, 3, 4, 9, 11):
         logits = classifier.logits(pixels[:count])
         assert np.abs(logits - expected[:count]).max() <= 5e-5 * np.abs(expected).max()
@@ -38,7 +43,7 @@ def test_sizes_are_compiled_when_they_are_needed() -> None:
 
     def open_size(size: int):
         opened.append(size)
-        return lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) * (len(pixels) == size)
+        return lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) * (size in (0, len(pixels)))
 
     pixels = np.arange(1, 20, dtype=np.uint8).reshape(-1, 1, 1, 1)
     run = Batches(open_size, 8)
@@ -46,11 +51,11 @@ def test_sizes_are_compiled_when_they_are_needed() -> None:
         assert run(pixels[:count]).ravel().tolist() == pixels[:count].ravel().tolist()
         assert opened == sizes
     opened.clear()
-    assert Batches(open_size, 8, rest="padded")(pixels[:9]).ravel().tolist() == pixels[:9].ravel().tolist()
+    assert Batches(open_size, 8, rest="padded", step=8)(pixels[:9]).ravel().tolist() == pixels[:9].ravel().tolist()
     assert opened == [8]
     opened.clear()
     assert Batches(open_size, 8, rest="together")(pixels[:13]).ravel().tolist() == pixels[:13].ravel().tolist()
-    assert opened == [8, 5]
+    assert opened == [8, 0]
 
 
 def test_threads_may_share_it(folder: Path) -> None:
@@ -62,21 +67,72 @@ def test_threads_may_share_it(folder: Path) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+def test_it_closes(folder: Path) -> None:
+    with effnet.load(folder, engine="onnxruntime", batch=2) as classifier:
+        assert classifier.logits(np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, 3)
+    with pytest.raises(ArgumentError, match=r"`classifier`.*cannot be asked any more"):
+        classifier.logits(np.zeros((3, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_it_keeps_to_its_threads(folder: Path, engine: str) -> None:
+    def busy() -> int:
+        """Threads of this process that computed while it ran."""
+        before = _processor_times()
+        for _ in range(20):
+            classifier.logits(pixels)
+        after = _processor_times()
+        return sum(after[thread] - before.get(thread, 0) > 2 for thread in after)
+
+    pixels = np.zeros((16, 64, 64, 3), np.uint8)
+    classifier = effnet.load(folder, engine=engine, precision="fp32", batch=16, threads=1)
+    classifier.logits(pixels)
+    before = torch.get_num_threads()
+    assert busy() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_streams_give_the_same_answers(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    bundle = open_bundle(folder)
+    one, two = (engine(bundle, Way("openvino", streams=streams), batch=4, threads=2)(pixels) for streams in (1, 2))
+    assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
+    three = OpenVinoSession(make(network_of(bundle), 1, {}), 2, streams=2)(pixels)  # nine parts for two requests
+    assert np.abs(one - three).max() <= 1e-5 * np.abs(one).max()
+
+
+def _processor_times() -> dict[str, int]:
+    """Hundredths of a second that each thread of this process has computed."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            found[task.name] = int(fields[11]) + int(fields[12])
+    return found
+
+
 def test_what_cannot_be_chosen(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(effnet.EffnetError, match="Did you mean 'openvino'"):
         effnet.load(folder, engine="openvio")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"`batch` \(=0\)"):
         effnet.load(folder, engine="openvino", batch=0)
-    with pytest.raises(ArgumentError, match=r"`threads` \(=2\) is no matter of torch's engine"):
-        effnet.load(folder, threads=2)
-    from effnet.deploy.export import export
-    from effnet.weights.bundle import open_bundle
-
+    with pytest.raises(ArgumentError, match=r"`precision` \(='bf16'\) is OpenVINO's alone"):
+        effnet.load(folder, engine="torch", precision="bf16")
+    with pytest.raises(ArgumentError, match=r"`precision` \(='int8'\) takes images to calibrate on"):
+        effnet.load(folder, precision="int8")
+    with pytest.raises(ArgumentError, match=r"is not to be said of .*, a bundle"):
+        effnet.load(folder, model="b0")
     export(open_bundle(folder), tmp_path / "m.onnx", format="onnx", batch=2)
     assert effnet.load(tmp_path / "m.onnx", engine="onnxruntime", batch=2).classes == ("a", "b", "c")
-    for name, value in (("engine", "torch"), ("batch", 3)):
-        with pytest.raises(ArgumentError, match=rf"`{name}` .* cannot be chosen: .*m\.onnx was exported for"):
+    for name, value, rule in (
+        ("engine", "torch", "is run by onnxruntime or openvino, which know its format"),
+        ("batch", 3, "was exported for 2; it takes a multiple of that"),
+        ("precision", "int8", "was exported in fp32; export it again with --precision"),
+    ):
+        with pytest.raises(ArgumentError, match=rf"`{name}` .* cannot be chosen: .*m\.onnx {rule}"):
             effnet.load(tmp_path / "m.onnx", **{name: value})
+    with pytest.raises(ArgumentError, match="takes neither source nor model"):
+        effnet.load(tmp_path / "m.onnx", model="b0")
     with pytest.raises(ArgumentError, match=r"`threads` \(=-2\)"):
         effnet.load(tmp_path / "m.onnx", threads=-2)
     assert effnet.load(tmp_path / "m.onnx").group == 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from effnet import console
 from effnet.arch.spec import Fit
@@ -20,8 +20,10 @@ def predict(
     batch: Whole | None = None,
     fit: Fit | None = None,
     source: str | None = None,
-    engine: Literal["torch", "openvino", "onnxruntime"] | None = None,
+    engine: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     threads: Whole | None = None,
+    decode: Literal["fast", "exact"] = "fast",
     json: Flag = False,
     csv: Flag = False,
 ) -> int:
@@ -33,11 +35,16 @@ def predict(
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
         topk: How many classes to name for each photo.
-        batch: Photos that go through the network together; by default 16, or as an artifact was exported.
+        batch: Photos that go through the network together; by default as many as take a second, at most 16.
         fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it, or squash it.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
-        engine: What runs the network: torch (the default), openvino or onnxruntime. An artifact has its own.
-        threads: How many openvino or onnxruntime may use; by default one for each core.
+        engine: What runs the network: torch, openvino or onnxruntime. By default the fastest that is installed,
+            measured once; an artifact is run by what knows its format.
+        precision: What it computes with: fp32, or bf16, which is OpenVINO's. By default bf16 where it is faster and
+            names photos as fp32 does; an artifact's own.
+        threads: How many the engine and the decoding may use; by default one for each core.
+        decode: fast: JPEGs of more than twice the size that the network sees are halved while they are decoded.
+            exact: decoded in full.
         json: One JSON object a line.
         csv: CSV, one line for each class.
     """
@@ -50,11 +57,11 @@ def predict(
     named = ["-" if source == STDIN else source for source in sources]
     form = console.PredictionJson() if json else console.PredictionCsv() if csv else console.PredictionTable()
     started, photos, unreadable = time.perf_counter(), 0, 0
-    with console.status(f"opening {model}"):
+    with console.hearing(f"opening {model}"):
         from effnet.deploy.runtime import load
 
-        compiled = batch if engine in ("openvino", "onnxruntime") else None
-        classifier = load(model, source=source, fit=fit, engine=engine, batch=compiled, threads=threads)
+        how: Any = {"engine": engine, "precision": precision, "threads": threads, "decode": decode}
+        classifier = load(model, source=source, fit=fit, batch=batch, **how)
     answers = classifier.stream(expand(named, sys.stdin), topk=topk, batch=batch)
     sys.stdout.write(form.begin())
     for photo, answer in answers:
@@ -63,7 +70,8 @@ def predict(
         sys.stdout.flush()
     seconds = time.perf_counter() - started
     console.remark(
-        f"{photos:,} photo{'' if photos == 1 else 's'}, {unreadable} unreadable, {seconds:.1f} s with {model}"
+        f"{photos:,} photo{'' if photos == 1 else 's'}, {unreadable} unreadable, {seconds:.1f} s with {model}\n"
+        f"{classifier.chosen}"
     )
     console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
     return FINDING if unreadable else OK

@@ -14,6 +14,7 @@ photo first and resizes it afterwards, bicubic without antialiasing; torchvision
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,14 +38,28 @@ def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
     return normalise(load_pixels(source, spec), spec)
 
 
-def load_pixels(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.uint8]:
+def load_pixels(source: PhotoSource, spec: InputSpec, *, spare: float | None = None) -> npt.NDArray[np.uint8]:
     """`source` before normalisation: (size, size, C) uint8, a quarter of the bytes of `preprocess`.
+
+    Args:
+        source: a photo; see `open_photo`.
+        spec: how it is prepared.
+        spare: a JPEG may be halved while it is decoded as long as it stays that many times as large as it will be
+            resized to. None: it is decoded in full, and only then equal to torchvision's bit for bit.
 
     Raises:
         ImageError: the photo cannot be read.
         ArgumentError: `source` is no photo; see `open_photo`.
     """
-    return fit_photo(open_photo(source, colour_mode(spec)), spec)
+
+    def halvings(width: int, height: int) -> int:
+        """A JPEG's, by the side that decides how large it will be."""
+        side = max(width, height) if spec.fit == "pad" else min(width, height)
+        resized = spec.resize if spec.fit == "crop" else spec.size
+        return math.floor(math.log2(max(1.0, side / (resized * cast(float, spare)))))
+
+    shrink = None if spare is None else halvings
+    return fit_photo(open_photo(source, colour_mode(spec), shrink=shrink), spec)
 
 
 def colour_mode(spec: InputSpec) -> ColourMode:

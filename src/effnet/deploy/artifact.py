@@ -3,7 +3,7 @@
 | format | what it is | who runs it |
 |---|---|---|
 | openvino | a folder with model.xml and model.bin | OpenVINO |
-| onnx | a file .onnx | ONNX Runtime |
+| onnx | a file .onnx | ONNX Runtime, OpenVINO |
 | torch | a file .pt2, a torch.export program | torch |
 
 What an artifact knows stands in the format's own metadata, as JSON under the name effnet.
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,18 +23,21 @@ from numpy.typing import NDArray
 
 import effnet
 from effnet.arch.spec import one_of, positive_int, read_fields
-from effnet.deploy.engines import TORCH_S, Batches, EngineName
-from effnet.deploy.graph import Array, Session
+from effnet.deploy.engines import Batches, EngineName, Precision, Rest, Way
+from effnet.deploy.graph import Array
 from effnet.errors import ArgumentError, ArtifactError, MissingExtraError
 from effnet.weights.bundle import BundleConfig, parse_config
 from effnet.weights.folders import MARK
 
 Format = Literal["openvino", "onnx", "torch"]
-Precision = Literal["fp32", "bf16"]
 
 FORMAT = 1  # raised whenever an older effnet would misread an artifact
 SUFFIXES: dict[str, Format] = {".xml": "openvino", ".onnx": "onnx", ".pt2": "torch"}
-ENGINES: dict[Format, EngineName] = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}
+ENGINES: dict[Format, tuple[EngineName, ...]] = {  # the format's own first
+    "openvino": ("openvino",),
+    "onnx": ("onnxruntime", "openvino"),
+    "torch": ("torch",),
+}
 OPENVINO_FILE = "model.xml"
 LARGEST_BATCH = 64  # images that go together through an artifact of any batch
 
@@ -61,21 +64,61 @@ class Form:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact that is ready to run."""
+    """An artifact that was read: what it says of itself, and how it can be run."""
 
     path: Path
     config: BundleConfig
     form: Form
-    run: Callable[[NDArray[np.uint8]], Array]
+    threads: int | None  # how many an engine may use; None: one for each core
+    read: Any  # OpenVINO's model, or the session in which the file was opened
 
-    @property
-    def engine(self) -> str:
-        """What runs it."""
-        return ENGINES[self.form.format]
+    def way(self, engine: EngineName | None = None, precision: Precision | None = None) -> Way:
+        """How it is run by its own engine or another one, in its own precision or another one.
+
+        Raises:
+            ArgumentError: it cannot be run so.
+        """
+        form, known = self.form, ENGINES[self.form.format]
+        if engine not in (None, *known):
+            rule = f"cannot be chosen: {self.path} is run by {' or '.join(known)}, which know its format."
+            raise ArgumentError("engine", engine, rule)
+        if precision not in (None, form.precision) and "int8" in (precision, form.precision):
+            rule = f"cannot be chosen: {self.path} was exported in {form.precision}; export it again with --precision."
+            raise ArgumentError("precision", precision, rule)
+        return Way(engine or known[0], precision or form.precision)
+
+    def open(self, way: Way, batch: int | None = None) -> Batches:
+        """The function that it is: logits (N, K) float32 of any number of pixels (N, size, size, C) uint8.
+
+        Args:
+            way: how it is run.
+            batch: images of a full batch; where the artifact takes a number of them, a multiple of that.
+
+        Raises:
+            MissingExtraError: the engine is not installed.
+        """
+        step = self.form.batch
+        size = batch or step or LARGEST_BATCH
+        rest: Rest = "padded" if step else "together"
+        if way.engine != "openvino":  # whose sessions take a multiple of their images
+            return Batches(lambda _: self.read, step or size, rest=rest, step=step or 1)
+        from effnet.deploy import openvino
+
+        model = self.read if self.form.format == "openvino" else openvino.read(self.path)[0]
+
+        def compiled(images: int) -> openvino.OpenVinoSession:
+            streams = way.streams if images == size != step else 1
+            return openvino.OpenVinoSession(model, self.threads, precision=way.precision, streams=streams)
+
+        return Batches(compiled, size, rest=rest, step=step or 1)
+
+    @cached_property
+    def _run(self) -> Batches:
+        return self.open(self.way())
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
-        """Logits (N, K) float32 of any number of pixels (N, size, size, C) uint8; threads wait for each other."""
-        return self.run(pixels)
+        """Logits (N, K) float32 of any number of pixels (N, size, size, C) uint8, by its own engine."""
+        return self._run(pixels)
 
 
 def artifact_path(model: str | Path) -> Path | None:
@@ -91,17 +134,16 @@ def about(config: BundleConfig, form: Form) -> dict[str, Any]:
     return {"format": FORMAT, MARK: effnet.__version__, "form": dataclasses.asdict(form), **dataclasses.asdict(config)}
 
 
-def open_artifact(model: str | Path, *, threads: int | None = None, batch: int | None = None) -> Artifact:
-    """An artifact in its engine.
+def open_artifact(model: str | Path, *, threads: int | None = None) -> Artifact:
+    """An artifact, read by its own engine.
 
     Args:
         model: the file, or OpenVINO's folder.
-        threads: how many OpenVINO or ONNX Runtime may use; None: one for each core.
-        batch: images that go together through an artifact of any batch; None: at most LARGEST_BATCH.
+        threads: how many an engine may use; None: one for each core.
 
     Raises:
         ArtifactError: it is damaged, or effnet did not write it.
-        ArgumentError: a value is outside its range, or is the artifact's own.
+        ArgumentError: a value is outside its range.
         MissingExtraError: its engine is not installed.
     """
     path = artifact_path(model)
@@ -109,34 +151,29 @@ def open_artifact(model: str | Path, *, threads: int | None = None, batch: int |
         raise ArgumentError("model", str(model), f"is no artifact: a file {', '.join(SUFFIXES)} or OpenVINO's folder.")
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
-    session = _opened(
-        SUFFIXES[path.suffix.lower()], path, None if threads is None else positive_int("threads", threads)
-    )
-    config, form = _parse(session.about, path)
-    if form.batch is None:
-        size = LARGEST_BATCH if batch is None else positive_int("batch", batch)
-        return Artifact(path, config, form, Batches(lambda _: session, size, rest="together"))
-    if batch not in (None, form.batch):
-        raise ArgumentError("batch", batch, f"cannot be chosen: {model} was exported for {form.batch}.")
-    return Artifact(path, config, form, Batches(lambda _: session, form.batch, rest="padded"))
+    threads = None if threads is None else positive_int("threads", threads)
+    opened, words = _read(SUFFIXES[path.suffix.lower()], path, threads)
+    return Artifact(path, *_parse(words, path), threads, opened)
 
 
-def _opened(format: Format, path: Path, threads: int | None) -> Session:
+def _read(format: Format, path: Path, threads: int | None) -> tuple[Any, str]:
+    """What the format's own engine makes of a file, and what the file says of itself."""
     if format == "openvino":
-        from effnet.deploy.openvino import OpenVinoSession
+        from effnet.deploy import openvino
 
-        return OpenVinoSession(path, threads)
+        return openvino.read(path)
+    session: Any
     if format == "onnx":
         from effnet.deploy.onnx import OnnxSession
 
-        return OnnxSession(path, threads)
-    if threads is not None:
-        raise ArgumentError("threads", threads, TORCH_S)
-    try:
-        from effnet.deploy.program import ProgramSession
-    except ImportError as error:
-        raise MissingExtraError("a torch.export program", "torch") from error
-    return ProgramSession(path)
+        session = OnnxSession(path, threads)
+    else:
+        try:
+            from effnet.deploy.program import ProgramSession
+        except ImportError as error:
+            raise MissingExtraError("a torch.export program", "torch") from error
+        session = ProgramSession(path, threads)
+    return session, session.about
 
 
 def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:

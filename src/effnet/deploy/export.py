@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from effnet.arch.spec import one_of, positive_int
 from effnet.data.preprocess import load_pixels
-from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Precision, about, open_artifact
-from effnet.deploy.engines import network_of
+from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, about, open_artifact
+from effnet.deploy.engines import Precision, network_of
 from effnet.errors import ArgumentError, RefusedError
 from effnet.weights.folders import FILE_SUFFIXES, appearing_artifact, appearing_file, mentions_us
 

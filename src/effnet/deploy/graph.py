@@ -8,6 +8,8 @@ have to find out is settled here, in float64, so that every engine starts from t
   stem pads with the mean colour.
 - SAME padding, which torch computes when an image arrives, is a constant: an artifact has one image size.
 
+Every node is named after its layer, as in stages.3.0.expand.convolution, so that a layer can be found again.
+
 Needs no torch: weights are numpy arrays under native names.
 """
 
@@ -33,6 +35,9 @@ PIXEL = 255.0  # the largest value of a byte
 
 class Builder(Protocol):
     """What makes the nodes of an engine's graph."""
+
+    def begin(self, layer: str) -> None:
+        """The nodes that follow belong to this layer, and are called `layer` and their kind; none has two of a kind."""
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
         """The input (N, size, size, C) uint8 as (N, C, size, size) float32, less `mean` (C); None: any batch."""
@@ -62,15 +67,6 @@ class Builder(Protocol):
         """(N, C, 1, 1) -> logits (N, K); weight (K, C)."""
 
 
-class Session(Protocol):
-    """A graph in its engine."""
-
-    about: str  # what its file says of itself, as JSON; "" where effnet did not write it
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> Array:
-        """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
-
-
 @dataclass(frozen=True)
 class Network:
     """What a graph is made of."""
@@ -85,9 +81,11 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
     """The logits' node of a graph that takes `batch` images, or any number of them."""
     spec, see = network.spec, network.input
     mean, std = (np.array(values, np.float64) for values in (see.mean, see.std))
+    builder.begin("pixels")
     x = builder.pixels(batch, see.size, see.channels, (PIXEL * mean).astype(np.float32))
 
     # stage 1: convolution
+    builder.begin("stem")
     filters, bias = _folded(network, "stem")
     pads = _pads(spec.stem_kernel, spec.stem_stride, see.size, network.policy.padding)
     x = _convolve(builder, x, (filters / (PIXEL * std)[:, None, None], bias), spec.stem_stride, pads)
@@ -101,7 +99,9 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
 
     # stage 9: 1x1 convolution, pooling, fully connected layer
     if spec.head:
+        builder.begin("head")
         x = builder.activate(_convolve(builder, x, _folded(network, "head")), spec.activation)
+    builder.begin("classifier")
     x = builder.average(x)
     weight, shift = (np.asarray(network.weights[f"classifier.{name}"], np.float32) for name in ("weight", "bias"))
     return builder.classify(x, weight, shift)
@@ -121,11 +121,13 @@ def _block(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
             x = builder.multiply(x, _gate(network, builder, x, block))
     summed = OPS[block.op].ending == "sum"
     if summed or block.has_shortcut:
+        builder.begin(block.name)
         x = builder.add(entered, x)
     return builder.activate(x, spec.activation) if summed else x
 
 
 def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: Layer) -> Any:
+    builder.begin(f"{block.name}.{layer.name}")
     stride = 1 if layer.output_size == layer.input_size else block.stride
     pads = _pads(layer.kernel_size, stride, layer.input_size, network.policy.padding)
     return _convolve(builder, x, _folded(network, f"{block.name}.{layer.name}"), stride, pads, layer.depthwise)
@@ -133,8 +135,10 @@ def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: 
 
 def _gate(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
     """Squeeze-and-excitation's factors."""
+    builder.begin(f"{block.name}.se.pool")
     x = builder.average(x)
     for name in ("squeeze", "excite"):
+        builder.begin(f"{block.name}.se.{name}")
         filters, bias = (
             np.asarray(network.weights[f"{block.name}.se.{name}.{part}"], np.float64) for part in ("weight", "bias")
         )

@@ -54,11 +54,16 @@ class OnnxBuilder:
 
     def __init__(self) -> None:
         self.onnx = _package("onnx", "writing ONNX")
+        self.layer = ""
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
 
-    def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> str:
+    def begin(self, layer: str) -> None:
         """See Builder, as with all that follows."""
+        self.layer = layer
+
+    def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> str:
+        """Cast, Sub and Transpose."""
         x = self._node("Cast", INPUT, to=self.onnx.TensorProto.FLOAT)
         x = self._node("Sub", x, self._tensor(mean))
         return self._node("Transpose", x, perm=(0, 3, 1, 2))
@@ -102,7 +107,7 @@ class OnnxBuilder:
         return self._node("Gemm", self._node("Flatten", x), self._tensor(weight), self._tensor(bias), transB=1)
 
     def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{kind.lower()}_{len(self.nodes)}"
+        name = f"{self.layer}.{kind.lower()}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name, **attributes))
         return name
 

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.arch.shape import Activation
+from effnet.deploy.engines import Precision
 from effnet.deploy.graph import Array, Network, Pads, build
 from effnet.errors import ArtifactError, MissingExtraError
 from effnet.weights.folders import MARK
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}  # what it computes with, whatever its own default for the processor
+# What it computes with, whatever its own default for the processor; int8 is in the graph, and the rest of it is fp32.
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> Any:
@@ -44,96 +46,121 @@ class OpenVinoBuilder:
     def __init__(self) -> None:
         self.ops = _openvino().opset13
         self.parameter: Any = None
+        self.layer = ""
+
+    def begin(self, layer: str) -> None:
+        """See Builder, as with all that follows."""
+        self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
-        """See Builder, as with all that follows."""
+        """The input, converted, less the mean, channels first."""
         self.parameter = self.ops.parameter([-1 if batch is None else batch, size, size, channels], np.uint8, "images")
-        x = self.ops.convert(self.parameter, np.float32)
-        x = self.ops.subtract(x, mean)
-        return self.ops.transpose(x, np.array([0, 3, 1, 2]))
+        x = self._named(self.ops.convert(self.parameter, np.float32))
+        x = self._named(self.ops.subtract(x, mean))
+        return self._named(self.ops.transpose(x, np.array([0, 3, 1, 2])))
 
     def convolve(self, x: Any, filters: Array, bias: Array, stride: int, pads: Pads, depthwise: bool) -> Any:
         """A convolution, or one of as many groups as there are channels, and a sum."""
         convolution = self.ops.group_convolution if depthwise else self.ops.convolution
         filters = filters[:, None] if depthwise else filters
         begin, end = ([pad, pad] for pad in pads)
-        return self.add(convolution(x, filters, [stride, stride], begin, end, [1, 1]), bias.reshape(1, -1, 1, 1))
+        x = self._named(convolution(x, filters, [stride, stride], begin, end, [1, 1]))
+        return self.add(x, bias.reshape(1, -1, 1, 1))
 
     def activate(self, x: Any, kind: Activation) -> Any:
         """Swish is SiLU."""
         if kind == "silu":
-            return self.ops.swish(x)
-        return self.ops.relu(x) if kind == "relu" else self.ops.clamp(x, 0.0, 6.0)
+            return self._named(self.ops.swish(x))
+        return self._named(self.ops.relu(x) if kind == "relu" else self.ops.clamp(x, 0.0, 6.0))
 
     def sigmoid(self, x: Any) -> Any:
         """Sigmoid."""
-        return self.ops.sigmoid(x)
+        return self._named(self.ops.sigmoid(x))
 
     def max_pool(self, x: Any) -> Any:
         """Max pooling; its second output, the places, is not used."""
-        return self.ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
+        return self._named(self.ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3])).output(0)
 
     def average(self, x: Any) -> Any:
         """The mean of each map."""
-        return self.ops.reduce_mean(x, np.array([2, 3]), keep_dims=True)
+        return self._named(self.ops.reduce_mean(x, np.array([2, 3]), keep_dims=True))
 
     def multiply(self, x: Any, y: Any) -> Any:
         """Element by element."""
-        return self.ops.multiply(x, y)
+        return self._named(self.ops.multiply(x, y))
 
     def add(self, x: Any, y: Any) -> Any:
         """Element by element."""
-        return self.ops.add(x, y)
+        return self._named(self.ops.add(x, y))
 
     def classify(self, x: Any, weight: Array, bias: Array) -> Any:
         """A matrix product and a sum."""
-        flat = self.ops.reshape(x, np.array([0, -1]), special_zero=True)
-        return self.ops.add(self.ops.matmul(flat, weight, False, True), bias)
+        flat = self._named(self.ops.reshape(x, np.array([0, -1]), special_zero=True))
+        return self.add(self._named(self.ops.matmul(flat, weight, False, True)), bias)
+
+    def _named(self, node: Any) -> Any:
+        node.set_friendly_name(f"{self.layer}.{node.get_type_name().lower()}")
+        return node
+
+
+def read(file: Path) -> tuple[Any, str]:
+    """The model in a file, .xml or .onnx, and what it says of itself where effnet wrote it as OpenVINO's.
+
+    Raises:
+        ArtifactError: it is no such file.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    core = _openvino().Core()
+    try:
+        model = core.read_model(file)
+    except RuntimeError as error:
+        raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
+    return model, str(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else ""
 
 
 class OpenVinoSession:
     """A network in OpenVINO, compiled for this processor.
 
     Args:
-        model: a model, or its .xml file.
+        model: an OpenVINO model; it takes any number of images, or a number of them.
         threads: how many it may use; None: as many as there are cores.
-
-    Raises:
-        ArtifactError: it is no such file.
-        MissingExtraError: OpenVINO is not installed.
+        precision: what it computes with where the graph does not say int8.
+        streams: requests that are computed side by side, each by its share of the threads.
     """
 
-    def __init__(self, model: Any, threads: int | None = None) -> None:
-        core = _openvino().Core()
-        try:
-            model = core.read_model(model) if isinstance(model, Path) else model
-        except RuntimeError as error:
-            raise ArtifactError(f"{model} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
-        self.about: str = str(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else ""
-        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        hints["INFERENCE_PRECISION_HINT"] = HINTS[_precision(self.about)]
+    def __init__(
+        self, model: Any, threads: int | None = None, *, precision: Precision = "fp32", streams: int = 1
+    ) -> None:
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+        if streams > 1:
+            hints |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         if threads:
             hints["INFERENCE_NUM_THREADS"] = threads
-        self._request = core.compile_model(model, "CPU", hints).create_infer_request()
+        images = model.input(0).partial_shape[0]
+        self._images = None if images.is_dynamic else images.get_length()
+        compiled = _openvino().Core().compile_model(model, "CPU", hints)
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
-        """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
-        logits: Array = self._request.infer([pixels], share_inputs=True)[0]
-        return logits
+        """Logits (N, K) of pixels (N, size, size, C), N a multiple of the model's own number of images."""
+        requests, images = self._requests, self._images or -(-len(pixels) // len(self._requests))
+        if len(pixels) == images:
+            return np.array(requests[0].infer([pixels], share_inputs=True, share_outputs=True)[0])
+        parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
+        logits: list[Array] = []
+        for place in range(len(parts) + len(requests)):  # a request is read when its next part is due
+            request = requests[place % len(requests)]
+            if len(requests) <= place:
+                request.wait()
+                logits.append(np.array(request.get_output_tensor(0).data))
+            if place < len(parts):
+                request.start_async([parts[place]], share_inputs=True)
+        return np.concatenate(logits)
 
 
 def require() -> None:
     """Raise MissingExtraError unless a network can be written and run."""
     _openvino()
-
-
-def _precision(about: str) -> str:
-    """What an artifact computes with; whether its words make sense is for artifact.py to say."""
-    try:
-        precision = json.loads(about)["form"]["precision"]
-    except (ValueError, KeyError, TypeError):
-        return "fp32"
-    return precision if precision in HINTS else "fp32"
 
 
 def _openvino() -> Any:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from effnet.analysis.conditions import torch_threads
 from effnet.arch.spec import InputSpec
 from effnet.deploy.graph import Array
 from effnet.errors import ArtifactError
@@ -55,23 +56,28 @@ def write(network: EfficientNet, see: InputSpec, batch: int | None, about: Mappi
 class ProgramSession:
     """A torch.export program in torch.
 
+    Args:
+        file: the file .pt2.
+        threads: how many torch may use while it computes; None: as many as it takes by itself.
+
     Raises:
         ArtifactError: it is no such file, or it would have code run while it is read.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, threads: int | None = None) -> None:
         extra = {MARK: ""}
         try:
             with _weights_only():
                 self._module = torch.export.load(file, extra_files=extra).module()
         except Exception as error:  # of zip files, of JSON, of torch's schema: there is no common kind
             raise ArtifactError(f"{file} cannot be read by torch.export: {str(error).splitlines()[0]}") from error
-        self.about = extra[MARK]
+        self.about, self._threads = extra[MARK], threads
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
-        logits: Array = self._module(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))).numpy()
+        with torch_threads(self._threads):
+            logits: Array = self._module(torch.from_numpy(np.require(pixels, requirements=["C", "W"]))).numpy()
         return logits
 
 

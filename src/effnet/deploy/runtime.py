@@ -6,35 +6,44 @@ An engine is a function from pixels (N, size, size, C) uint8 to logits (N, K) fl
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from effnet.arch.spec import Fit, InputSpec, NetworkSpec, positive_int
+from effnet.arch.spec import Fit, InputSpec, NetworkSpec, one_of, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.data.sources import read_ahead
-from effnet.deploy.artifact import artifact_path, open_artifact
-from effnet.deploy.engines import EngineName
+from effnet.deploy import choice
+from effnet.deploy.artifact import ENGINES, Artifact, about, artifact_path, open_artifact
+from effnet.deploy.choice import Choice, Question, choose, ways_of_network
+from effnet.deploy.engines import EngineName, Precision
 from effnet.deploy.engines import engine as open_engine
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
 from effnet.weights.bundle import Calibration
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
+    from effnet.weights.bundle import Bundle
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 Engine = Callable[[Pixels], Logits]
+AnyEngine = Literal["auto", "torch", "openvino", "onnxruntime"]
+AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
+Decode = Literal["fast", "exact"]
 Photo = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 GROUP = 16  # images that go together, or the next multiple of the engine's own batch
+SPARE = 2.0  # times its final size that a JPEG keeps when it is halved while it is decoded
 READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
 
 
@@ -88,6 +97,10 @@ class Classifier:
         network: the torch module; None where another engine runs.
         group: images that are best asked for together.
         calibration: the temperature of its probabilities and the confidence below which to abstain, or None.
+        chosen: what runs it and why, where that is known.
+        decode: "fast": large JPEGs are halved while they are decoded; "exact": decoded in full.
+
+    Threads may share one. `close`, or a with statement, lets its engine go.
     """
 
     def __init__(
@@ -100,11 +113,27 @@ class Classifier:
         network: EfficientNet | None = None,
         calibration: Calibration | None = None,
         batch: int = 1,
+        chosen: Choice | None = None,
+        threads: int | None = None,
+        decode: Decode = "fast",
     ) -> None:
         self.spec, self.input, self.network, self.calibration = spec, input, network, calibration
+        one_of("decode", decode, Decode)
+        self.chosen, self.decode = chosen, decode
+        self._readers = READERS if threads is None else min(threads, READERS)
         self.classes = None if classes is None else tuple(classes)
         self.group = batch * max(1, GROUP // batch)
         self._engine = engine
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the engine go, with its threads and its memory; a closed classifier refuses images."""
+        getattr(self._engine, "close", lambda: None)()
 
     def logits(self, images: Pixels) -> Logits:
         """The raw outputs (N, K) float32 of pixels (N, size, size, C) uint8 at `input.size`, not normalised.
@@ -165,7 +194,7 @@ class Classifier:
     def _stream(
         self, photos: Iterable[Photo], topk: int, batch: int
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
-        reading = read_ahead(photos, self._load, threads=READERS, window=2 * batch)
+        reading = read_ahead(photos, self._load, threads=self._readers, window=2 * batch)
         failure: Exception | None = None
         while failure is None:
             group: list[tuple[Photo, Pixels | ImageError]] = []
@@ -183,7 +212,7 @@ class Classifier:
             raise failure
 
     def _load(self, photo: Photo) -> Pixels:
-        return load_pixels(photo, self.input)
+        return load_pixels(photo, self.input, spare=SPARE if self.decode == "fast" else None)
 
     def _name(self, logits: Logits, topk: int) -> list[Prediction]:
         if not np.isfinite(logits).all():
@@ -202,73 +231,129 @@ class Classifier:
 
 
 def load(
-    model: str | Path,
+    weights: str | Path,
+    /,
     *,
+    model: str | NetworkSpec | None = None,
     source: str | None = None,
     fit: Fit | None = None,
-    engine: EngineName | None = None,
+    engine: AnyEngine = "auto",
+    precision: AnyPrecision = "auto",
     batch: int | None = None,
     threads: int | None = None,
+    decode: Decode = "fast",
 ) -> Classifier:
     """The classifier of a MODEL, ready to predict.
 
     Args:
-        model: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
+        weights: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
             another library, "timm/NAME" or "hf:ORG/NAME". OpenVINO's and ONNX artifacts run without torch.
+        model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
         source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
         fit: how a photo is made square, in place of the weights' own way: crop, pad or squash.
-        engine: what runs it: torch, openvino or onnxruntime. None: torch, or what an artifact was exported for, which
-            no other can run.
-        batch: images that go through openvino or onnxruntime together; most artifacts have their own.
-        threads: how many openvino or onnxruntime may use; None: one for each core.
+        engine: what runs it: torch, openvino or onnxruntime. auto: the fastest of those that are installed, measured
+            once and remembered; an artifact is run by what knows its format.
+        precision: what it computes with: fp32, or bf16, which is OpenVINO's alone. auto: bf16 where that is faster and
+            names photos as fp32 does; an artifact's own.
+        batch: images that go through the network together; None: as many as take a second, at most 16, or an
+            artifact's own.
+        threads: how many the engine and the decoding of photos may use; None: one for each core.
+        decode: fast: a JPEG that is more than twice as large as the network sees it is halved while it is decoded.
+            exact: decoded in full, equal to torchvision's bit for bit.
 
     Raises:
         UnknownNameError: it is none of these.
         ArgumentError: a value is outside its range, or is an artifact's own.
         CheckpointError, BundleError, ArtifactError, DownloadError: it is one of these and cannot be used.
-        MissingExtraError: torch is not installed.
+        MissingExtraError: torch or the engine is not installed.
     """
-    if not isinstance(model, (str, os.PathLike)):
-        raise ArgumentError("model", model, "must be a name or a path.")
-    if artifact_path(model) is not None:
-        artifact = open_artifact(model, threads=threads, batch=batch)
-        if engine not in (None, artifact.engine):
-            raise ArgumentError("engine", engine, f"cannot be chosen: {model} was exported for {artifact.engine}.")
-        config = artifact.config
-        return Classifier(
-            artifact,
-            spec=config.spec,
-            input=config.input if fit is None else dataclasses.replace(config.input, fit=fit),
-            classes=config.classes,
-            calibration=config.calibration,
-            batch=artifact.form.batch or 1,
-        )
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(f"running {str(model)!r}", "torch") from error
-
-    from effnet.weights.pretrained import open_model
-
-    bundle = open_model(model, source=source)
-    network, config = bundle.network, bundle.config
-    network = network.to(memory_format=torch.channels_last)
-    run = open_engine(bundle, engine or "torch", batch=batch, threads=threads)
-    see = config.input if fit is None else dataclasses.replace(config.input, fit=fit)
+    if not isinstance(weights, (str, os.PathLike)):
+        raise ArgumentError("weights", weights, "must be a name or a path.")
+    one_of("engine", engine, AnyEngine)
+    one_of("precision", precision, AnyPrecision)
+    named_engine, named_precision = None if engine == "auto" else engine, None if precision == "auto" else precision
+    batch, threads = (
+        None if value is None else positive_int(name, value) for name, value in (("batch", batch), ("threads", threads))
+    )
+    network = None
+    if artifact_path(weights) is not None:
+        if source is not None or model is not None:
+            raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
+        artifact = open_artifact(weights, threads=threads)
+        config, question = artifact.config, _of_artifact(artifact, named_engine, named_precision, batch)
+        chosen = choose(question, artifact.open)
+        run = artifact.open(chosen.way, chosen.batch)
+    else:
+        ways = ways_of_network(named_engine, named_precision)
+        bundle = _bundle(weights, model, source)
+        config = bundle.config
+        question = Question(_digest(bundle), config.input, ways, batch, threads=threads)
+        chosen = choose(question, lambda way, size: open_engine(bundle, way, batch=size, threads=threads))
+        run = open_engine(bundle, chosen.way, batch=chosen.batch, threads=threads)
+        network = bundle.network if chosen.way.engine == "torch" else None
     return Classifier(
         run,
         spec=config.spec,
-        input=see,
+        input=config.input if fit is None else dataclasses.replace(config.input, fit=fit),
         classes=config.classes,
-        network=network if engine in (None, "torch") else None,
+        network=network,
         calibration=config.calibration,
-        batch=batch or 1,
+        batch=run.batch,
+        chosen=chosen,
+        threads=threads,
+        decode=decode,
     )
 
 
-def torch_engine(network: EfficientNet, see: InputSpec) -> Engine:
-    """The network on the device where its parameters are, normalising there."""
+def _bundle(weights: str | Path, model: str | NetworkSpec | None, source: str | None) -> Bundle:
+    try:
+        import torch
+
+        from effnet.weights.pretrained import open_model
+    except ImportError as error:
+        raise MissingExtraError(f"running {str(weights)!r}", "torch") from error
+    bundle = open_model(weights, network=model, source=source)
+    bundle.network.to(memory_format=torch.channels_last)
+    return bundle
+
+
+def _digest(bundle: Bundle) -> str:
+    """Of all that a network's answers follow from."""
+    config = bundle.config
+    numbers = [dataclasses.asdict(each) for each in (config.spec, config.policy, config.input)]
+    found = hashlib.sha256(json.dumps(numbers).encode())
+    for tensor in bundle.network.state_dict().values():
+        found.update(tensor.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _of_artifact(
+    artifact: Artifact, engine: EngineName | None, precision: Precision | None, batch: int | None
+) -> Question:
+    """What there is to choose between for an artifact: the engines that know its format."""
+    form, known = artifact.form, ENGINES[artifact.form.format]
+    if form.batch is not None and batch is not None and batch % form.batch:
+        rule = f"cannot be chosen: {artifact.path} was exported for {form.batch}; it takes a multiple of that."
+        raise ArgumentError("batch", batch, rule)
+    engines = [engine] if engine else [name for name in known if name == known[0] or choice.installed(name)]
+    if precision == "bf16" and not engine:
+        engines = [name for name in engines if name == "openvino"] or engines
+    ways = tuple(artifact.way(name, precision) for name in engines)
+    subject = hashlib.sha256(json.dumps(about(artifact.config, form)).encode()).hexdigest()
+    return Question(subject, artifact.config.input, ways, batch, form.batch or 1, artifact.threads)
+
+
+def torch_engine(network: EfficientNet, see: InputSpec, threads: int | None = None) -> Engine:
+    """The network on the device where its parameters are, normalising there.
+
+    Args:
+        network: in eval mode.
+        see: how images are prepared.
+        threads: of torch while it computes; None: as many as it takes by itself.
+    """
     import torch
+
+    from effnet.analysis.conditions import torch_threads
 
     mean, std = torch.tensor(see.mean).view(-1, 1, 1), torch.tensor(see.std).view(-1, 1, 1)
 
@@ -277,8 +362,9 @@ def torch_engine(network: EfficientNet, see: InputSpec) -> Engine:
         weight = network.classifier.weight
         pixels = np.require(pixels, requirements=["C", "W"])
         images = torch.from_numpy(pixels).to(weight.device).permute(0, 3, 1, 2)  # a view: channels_last as it is
-        images = images.to(torch.float32).div_(255).sub_(mean.to(weight.device)).div_(std.to(weight.device))
-        logits: Logits = network(images.to(weight.dtype)).float().cpu().numpy()
+        with torch_threads(threads):
+            images = images.to(torch.float32).div_(255).sub_(mean.to(weight.device)).div_(std.to(weight.device))
+            logits: Logits = network(images.to(weight.dtype)).float().cpu().numpy()
         return logits
 
     return run

@@ -64,24 +64,30 @@ def create(
     return build(checkpoint, norm=norm)
 
 
-def open_model(model: str | Path, *, source: str | None = None) -> Bundle:
+def open_model(model: str | Path, *, network: str | NetworkSpec | None = None, source: str | None = None) -> Bundle:
     """MODEL as every command takes it, with its context, in eval mode.
 
     Args:
         model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".
+        network: the network that a file's tensors are of, where they cannot tell.
         source: the library that wrote a file of weights, where its keys cannot tell.
 
     Raises:
         UnknownNameError: it is none of these.
+        ArgumentError: `network` is said of a bundle, which knows.
         CheckpointError, BundleError, DownloadError: it is one of these and cannot be used.
     """
     if is_bundle(Path(model)):
+        if network is not None:
+            rule = f"is not to be said of {model}, a bundle, which knows its network."
+            raise ArgumentError("model", str(network), rule)
         return open_bundle(model)
-    checkpoint = read(str(model), source=source)
-    report = checkpoint.report
-    _warn(report)
-    words = f"{model} ({report.source})"
-    return Bundle(build(checkpoint), BundleConfig(report.spec, report.policy, report.input, checkpoint.classes, words))
+    checkpoint = read(str(model), network, source=source)
+    _warn(checkpoint.report)
+    see, classes = checkpoint.report.input, checkpoint.classes
+    report = dataclasses.replace(checkpoint.report, spec=spec(checkpoint.report.spec, resolution=see.size))
+    module = build(dataclasses.replace(checkpoint, report=report))
+    return Bundle(module, BundleConfig(report.spec, report.policy, see, classes, f"{model} ({report.source})"))
 
 
 def read(

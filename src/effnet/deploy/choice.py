@@ -1,0 +1,269 @@
+"""Which engine runs a network fastest on this machine: measured once with the network itself, and remembered.
+
+First every engine and precision takes a single image, or as many as an artifact takes at least. Those that are far
+behind are out. The others take full batches, OpenVINO also in several streams, in turn. The fastest wins; a lower
+precision only if it names nearly all views of two photos as fp32 does.
+
+What was found is kept in the user's cache under all that it depends on: the network, the processor, the engines'
+versions, the batch and the threads. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import effnet
+from effnet.analysis.intervals import wilson
+from effnet.analysis.timing import seconds, time_rounds
+from effnet.arch.spec import InputSpec, read_fields
+from effnet.data.photo import open_photo
+from effnet.data.preprocess import colour_mode, fit_photo
+from effnet.deploy.engines import BATCH, Batches, EngineName, Precision, Way
+from effnet.errors import ArgumentError, MissingExtraError
+from effnet.machine import cache_folder, this_machine
+from effnet.weights.folders import appearing_file
+
+logger = logging.getLogger("effnet")
+
+PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+NEEDED: dict[EngineName, tuple[str, ...]] = {
+    "torch": (),
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+}
+BEHIND = 2.0  # times the fastest's time for the first images, beyond which nobody takes part any longer
+SECOND = 1.0  # that a batch may take where nobody says how large it is
+PATIENCE = 2.0  # seconds that the rounds may take, and as many that the views may
+FEWEST, MOST = 5, 15  # rounds
+SHORT = 0.05  # seconds below which a turn begins with a run that does not count
+VIEWS, FEWEST_VIEWS = 64, 8  # of the packaged photos
+AGREE = 0.95  # share of the views that a lower precision must name as fp32 does
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a choice depends on, beside the machine."""
+
+    subject: str  # a digest of the network, or of the artifact
+    input: InputSpec
+    ways: tuple[Way, ...]  # of one stream each; the first one is exact
+    batch: int | None = None  # images of a full batch, of `step` each; None: as many as take a second, at most BATCH
+    step: int = 1  # images that the smallest session takes
+    threads: int | None = None  # None: one for each core
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How long a way took for a full batch."""
+
+    way: Way
+    ms: float  # median
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a network, and why."""
+
+    way: Way
+    batch: int  # images of a full batch
+    measured: tuple[Measured, ...] = ()  # those that took part to the end, fastest first; none: there was no choice
+    same: int = 0  # views of photos that a lower precision names as fp32 does
+    views: int = 0  # 0 where no lower precision was fastest
+    refused: tuple[str, ...] = ()  # lower precisions that were faster and named too many views otherwise
+
+    def __str__(self) -> str:
+        if not self.measured:
+            return f"{self.way}: nothing else is installed or fits"
+        mine = next(each.ms for each in self.measured if each.way == self.way)
+        words = [f"{self.way}: {mine / self.batch:.2f} ms an image in batches of {self.batch}"]
+        rest = [each for each in self.measured if (each.way.engine, each.way.precision) != _kind(self.way)]
+        words += [f"{each.way} took {each.ms / mine:.2f} times as long" for each in rest[:1]]
+        if self.views:
+            share = wilson(self.same, self.views)
+            words.append(f"{self.same} of {self.views} views of photos are named as in fp32 (at least {share.low:.0%})")
+        return "; ".join([*words, *self.refused])
+
+
+def installed(name: str) -> bool:
+    """Whether a package can be imported."""
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # something stands in for it
+        return False
+
+
+def ways_of_network(engine: EngineName | None, precision: Precision | None) -> tuple[Way, ...]:
+    """The ways of running a network that is in memory, among what is installed here and fast; exact ones first.
+
+    Args:
+        engine: the only one that may run it; None: whatever is installed.
+        precision: the only one that it may compute with; None: fp32, and bf16 where the processor multiplies it.
+
+    Raises:
+        ArgumentError: no engine computes so with a network in memory.
+        MissingExtraError: the only engine that does is not installed.
+    """
+    if precision == "int8":
+        rule = "takes images to calibrate on: effnet export MODEL DATA --precision int8 makes an artifact of them."
+        raise ArgumentError("precision", precision, rule)
+    engines = [engine] if engine else [name for name, needed in NEEDED.items() if all(map(installed, needed))]
+    if precision is not None:
+        known = [name for name in engines if engine or precision == "fp32" or name == "openvino"]
+        if not known:
+            raise MissingExtraError(f"computing in {precision}", "openvino")
+        return tuple(Way(name, precision) for name in known)
+    lower = [Way("openvino", "bf16")] if "openvino" in engines and this_machine().bf16 else []
+    return (*(Way(name) for name in engines), *lower)
+
+
+def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
+    """The fastest way, from the cache where it was measured before.
+
+    Args:
+        question: what there is to choose between.
+        open: a network that is run in a way, in batches of so many images.
+    """
+    ways = [way for first in question.ways for way in _streamed(first, question)]
+    if len(ways) == 1:
+        return Choice(ways[0], question.batch or BATCH)
+    conditions = _conditions(question)
+    file = cache_folder() / "choices" / f"{_digest(conditions)}.json"
+    if (known := _remembered(file)) is not None:
+        return known
+    choice = _measure(question, open)
+    with suppress(OSError):  # a home that cannot be written to costs the measurement each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with appearing_file(file) as temporary:
+            temporary.write_text(json.dumps({"conditions": conditions, "choice": dataclasses.asdict(choice)}, indent=1))
+    return choice
+
+
+def _measure(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
+    few = views(question.input, question.step)
+    runs = {way: open(way, question.step) for way in question.ways}
+    laps = _race(runs, few)
+    batch = question.batch or min(BATCH, max(1, int(SECOND / (laps[0].ms / 1e3 / question.step))))
+    batch = max(question.step, batch - batch % question.step)
+    if batch > question.step:
+        _close(runs)
+        left = [lap.way for lap in laps if lap.ms <= BEHIND * laps[0].ms]
+        runs = {way: open(way, batch) for each in left for way in _streamed(each, question, batch)}
+        laps = _race(runs, np.resize(few, (batch, *few.shape[1:])))
+    choice = _settle(question, laps, batch, lambda way: runs[way] if way in runs else open(way, batch))
+    _close(runs)
+    return choice
+
+
+def _close(runs: Mapping[Way, Batches]) -> None:
+    for run in runs.values():
+        run.close()
+
+
+def _race(runs: Mapping[Way, Batches], pixels: NDArray[np.uint8]) -> list[Measured]:
+    """The ways' times for these images, fastest first, without those that are far behind."""
+    once = {}
+    for way, run in runs.items():
+        logger.info("measuring %s", way)
+        seconds(lambda run=run: run(pixels))  # type: ignore[misc]  # compiles
+        once[way] = min(seconds(lambda run=run: run(pixels)) for _ in range(2))  # type: ignore[misc]
+    left = [way for way in runs if once[way] <= BEHIND * min(once.values())]
+
+    def turn() -> list[float]:
+        laps = []
+        for way in left:
+            if once[way] < SHORT:  # the threads of the one before may still wait in circles
+                runs[way](pixels)
+            laps.append(seconds(lambda way=way: runs[way](pixels)))  # type: ignore[misc]
+        return laps
+
+    rounds = min(MOST, max(FEWEST, int(PATIENCE / sum(once[way] for way in left))))
+    timings = time_rounds(turn, runs=rounds, warmup=1)
+    found = [Measured(way, timing.median_ms) for way, timing in zip(left, timings, strict=True)]
+    return sorted(found, key=lambda each: each.ms)
+
+
+def _settle(question: Question, laps: Sequence[Measured], batch: int, opened: Callable[[Way], Batches]) -> Choice:
+    """The fastest way that is exact, or that names the views as the exact one does."""
+    exact = question.ways[0].precision
+    reference = next((lap.way for lap in laps if lap.way.precision == exact), question.ways[0])
+    refused: list[str] = []
+    kinds: set[tuple[str, str]] = set()
+    for lap in laps:
+        if lap.way.precision == exact:
+            return Choice(lap.way, batch, tuple(laps), refused=tuple(refused))
+        if _kind(lap.way) in kinds:
+            continue
+        kinds.add(_kind(lap.way))
+        logger.info("comparing %s with %s", lap.way, reference)
+        count = min(VIEWS, max(FEWEST_VIEWS, int(PATIENCE / (2 * lap.ms / 1e3 / batch))))
+        seen = views(question.input, count)
+        same = int((opened(lap.way)(seen).argmax(1) == opened(reference)(seen).argmax(1)).sum())
+        if same >= AGREE * count:
+            return Choice(lap.way, batch, tuple(laps), same, count, tuple(refused))
+        refused.append(f"{lap.way} is faster, but names {count - same} of {count} views of photos otherwise")
+    return Choice(reference, batch, tuple(laps), refused=tuple(refused))
+
+
+def views(see: InputSpec, count: int) -> NDArray[np.uint8]:
+    """(count, size, size, C) uint8: parts of the packaged photos, or noise where the network sees no photos."""
+    random = np.random.default_rng(0)
+    if see.channels not in (1, 3):
+        return random.integers(0, 256, (count, see.size, see.size, see.channels), dtype=np.uint8)
+    photos = [open_photo(file, colour_mode(see)) for file in sorted(PHOTOS.glob("*.png"))]
+    found = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        share = random.uniform(0.6, 1)  # of the sides
+        left, top = (random.uniform(0, side * (1 - share)) for side in photo.size)
+        box = round(left), round(top), round(left + share * photo.width), round(top + share * photo.height)
+        part = fit_photo(photo.crop(box), see)
+        found.append(part[:, ::-1] if random.random() < 0.5 else part)
+    return np.stack(found)
+
+
+def _streamed(way: Way, question: Question, batch: int | None = None) -> list[Way]:
+    """The same in one stream and, where batches have a part for each core, in as many as there are cores."""
+    cores = min(question.threads or this_machine().cores, this_machine().cores)
+    size = batch or question.batch or BATCH
+    if way.engine != "openvino" or cores < 2 or size % (cores * question.step):
+        return [way]
+    return [way, dataclasses.replace(way, streams=cores)]
+
+
+def _kind(way: Way) -> tuple[str, str]:
+    return way.engine, way.precision
+
+
+def _conditions(question: Question) -> dict[str, Any]:
+    """All that a choice depends on."""
+    versions = {way.engine: version(way.engine) for way in question.ways}  # engines are named as their packages are
+    about = {"machine": dataclasses.asdict(this_machine()), "versions": versions, "effnet": effnet.__version__}
+    return dataclasses.asdict(question) | about
+
+
+def _digest(conditions: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _remembered(file: Path) -> Choice | None:
+    """What was found before; nothing where the file is missing, damaged, or of another effnet."""
+    try:
+        values = json.loads(file.read_text())["choice"]
+        laps = tuple(Measured(read_fields(Way, lap["way"]), float(lap["ms"])) for lap in values["measured"])
+        rest = {"way": read_fields(Way, values["way"]), "measured": laps, "refused": tuple(values["refused"])}
+        return read_fields(Choice, {**values, **rest})
+    except (OSError, ValueError, KeyError, TypeError, ArgumentError):
+        return None

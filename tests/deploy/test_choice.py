@@ -1,0 +1,183 @@
+"""The choice of an engine: who takes part, who wins, what a lower precision has to show, and what is remembered.
+
+Times are made up here, for a choice by the clock of a shared machine would be another one each time.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import effnet
+from effnet.arch.spec import InputSpec
+from effnet.deploy import choice
+from effnet.deploy.choice import Choice, Question, choose, views, ways_of_network
+from effnet.deploy.engines import Batches, Way
+from effnet.errors import ArgumentError, MissingExtraError
+from effnet.machine import Machine
+from effnet.models.efficientnet import EfficientNet
+from random_weights import shaken
+
+TORCH, ONNX = Way("torch"), Way("onnxruntime")
+FP32, BF16 = Way("openvino"), Way("openvino", "bf16")
+SEE = InputSpec(size=32, resize=32)
+
+
+class Clock:
+    """Sessions that take as long as they are told to, an image, by a clock of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ms: dict[Way, float], wrong: float = 0) -> None:
+        self.ms, self.wrong, self.now, self.opened = ms, wrong, 0.0, 0
+        monkeypatch.setattr("effnet.analysis.timing.time.perf_counter", lambda: self.now)
+
+    def open(self, way: Way, batch: int) -> Batches:
+        """In bf16 a share of the images is named otherwise."""
+        self.opened += 1
+
+        def run(pixels: np.ndarray) -> np.ndarray:
+            self.now += self.ms[way] * len(pixels) / 1e3
+            logits = np.eye(2, dtype=np.float32)[np.zeros(len(pixels), int)]
+            if way.precision == "bf16":
+                logits[: round(self.wrong * len(pixels))] = (0, 1)
+            return logits
+
+        return Batches(lambda _: run, batch, rest="together")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
+    machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
+    monkeypatch.setattr(choice, "this_machine", lambda: machine)
+
+
+def question(*ways: Way, **values: object) -> Question:
+    return Question("a network", SEE, ways, **values)
+
+
+def test_who_may_run_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ways_of_network(None, None) == (TORCH, FP32, ONNX, BF16)
+    assert ways_of_network(None, "fp32") == (TORCH, FP32, ONNX)
+    assert ways_of_network(None, "bf16") == (BF16,)
+    assert ways_of_network("onnxruntime", None) == (ONNX,)
+    with pytest.raises(ArgumentError, match="calibrate"):
+        ways_of_network(None, "int8")
+    with pytest.raises(ArgumentError, match=r"is OpenVINO's alone"):
+        ways_of_network("torch", "bf16")
+    monkeypatch.setattr(choice, "this_machine", lambda: Machine("Processor Y", 2, None, ("avx2",)))
+    assert ways_of_network(None, None) == (TORCH, FP32, ONNX)
+    monkeypatch.setattr(choice, "installed", lambda name: name == "onnxruntime")  # without onnx nothing can be written
+    assert ways_of_network(None, None) == (TORCH,)
+    with pytest.raises(MissingExtraError, match=r"effnet\[openvino\]"):
+        ways_of_network(None, "bf16")
+
+
+def test_the_fastest_wins_in_its_best_number_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Way("openvino", streams=2)
+    clock = Clock(monkeypatch, {TORCH: 9, FP32: 3, two: 2.5, ONNX: 2.6})
+    found = choose(question(TORCH, FP32, ONNX), clock.open)
+    assert (found.way, found.batch) == (two, 16)
+    assert [lap.way for lap in found.measured] == [two, ONNX, FP32]  # torch was left behind after one image
+    assert [lap.ms for lap in found.measured] == pytest.approx([40, 41.6, 48])
+    assert str(found) == (
+        "OpenVINO, fp32, 2 streams: 2.50 ms an image in batches of 16; ONNX Runtime, fp32 took 1.04 times as long"
+    )
+    clock.ms[ONNX] = 1
+    assert choose(question(TORCH, FP32, ONNX, batch=1), clock.open).way == ONNX
+
+
+def test_a_batch_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, dict.fromkeys((ONNX, FP32, Way("openvino", streams=2)), 150))
+    assert choose(question(ONNX, FP32), clock.open).batch == 6
+    assert choose(question(ONNX, FP32, step=4), clock.open).batch == 4
+    assert choose(question(ONNX, FP32, batch=32), clock.open).batch == 32
+
+
+@pytest.mark.parametrize(("wrong", "way"), [(0.04, BF16), (0.06, FP32)])
+def test_a_lower_precision_has_to_agree(monkeypatch: pytest.MonkeyPatch, wrong: float, way: Way) -> None:
+    two = {Way("openvino", streams=2): 3.5, Way("openvino", "bf16", 2): 2.5}
+    clock = Clock(monkeypatch, {TORCH: 9, FP32: 3, BF16: 2, **two}, wrong)
+    found = choose(question(TORCH, FP32, BF16, batch=64), clock.open)
+    assert found.way == way
+    if way == BF16:
+        assert (found.same, found.views, found.refused) == (61, 64, ())
+        assert "61 of 64 views of photos are named as in fp32 (at least 87%)" in str(found)
+    else:
+        assert found.refused == ("OpenVINO, bf16 is faster, but names 4 of 64 views of photos otherwise",)
+        assert found.refused[0] in str(found)
+    clock.ms |= {BF16: 4, Way("openvino", "bf16", 2): 4}
+    slow = choose(question(FP32, BF16, batch=64), clock.open)
+    assert (slow.way, slow.views) == (FP32, 0)
+
+
+def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
+    asked = question(TORCH, ONNX)
+    found, opened = choose(asked, clock.open), clock.opened
+    assert choose(asked, clock.open) == found
+    assert clock.opened == opened
+    (file,) = (tmp_path / "cache" / "choices").iterdir()
+    assert json.loads(file.read_text())["conditions"]["versions"].keys() == {"torch", "onnxruntime"}
+    for other in (question(TORCH, ONNX, threads=1), question(TORCH, ONNX, batch=4), question(ONNX, TORCH)):
+        choose(other, clock.open)
+        assert clock.opened > opened
+        opened = clock.opened
+    monkeypatch.setattr(choice, "version", lambda name: "9.9")
+    choose(asked, clock.open)
+    assert clock.opened > opened
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"choice": {"way": {"engine": "torch"}}}', "[1]"])
+def test_a_damaged_memory_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str) -> None:
+    clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
+    found = choose(question(TORCH, ONNX), clock.open)
+    (file,) = (tmp_path / "cache" / "choices").iterdir()
+    file.write_text(damage)
+    assert choose(question(TORCH, ONNX), clock.open) == found
+
+
+def test_a_home_that_cannot_be_written_to_costs_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "file"))
+    clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
+    assert choose(question(TORCH, ONNX), clock.open).way == ONNX
+
+
+def test_nothing_is_measured_where_nothing_is_to_choose() -> None:
+    assert choose(question(TORCH), lambda way, batch: pytest.fail("opened")) == Choice(TORCH, 16)
+
+
+def test_views_are_photos_where_the_network_sees_photos() -> None:
+    seen = views(SEE, 9)
+    assert (seen.shape, seen.dtype) == ((9, 32, 32, 3), np.uint8)
+    assert np.array_equal(seen, views(SEE, 9))
+    assert len({view.tobytes() for view in seen}) == 9
+    assert views(SEE.with_channels(1), 2).shape == (2, 32, 32, 1)
+    assert views(SEE.with_channels(5), 2).shape == (2, 32, 32, 5)
+
+
+@pytest.mark.parametrize("suffix", ["", ".onnx"])
+def test_a_real_choice_answers_as_torch_does(tmp_path: Path, photos: Path, suffix: str) -> None:
+    from effnet.deploy.export import export
+    from effnet.weights.bundle import open_bundle
+
+    network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3)))
+    model = effnet.save(network, tmp_path / "m", classes=["a", "b", "c"])
+    expected = effnet.load(model, engine="torch")
+    if suffix:
+        model = export(open_bundle(model), tmp_path / f"m{suffix}", format="onnx", batch=2).path
+    classifier = effnet.load(model, precision="fp32")
+    assert classifier.chosen is not None
+    assert len(classifier.chosen.measured) >= 1
+    assert effnet.load(model, precision="fp32").chosen == classifier.chosen
+    assert classifier.group == 16
+    for count in (1, 3, 19):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+        difference = np.abs(classifier.logits(pixels) - expected.logits(pixels)).max()
+        assert difference <= 1e-4 * np.abs(expected.logits(pixels)).max()
+    assert classifier.predict(photos / "coffee.png").label == expected.predict(photos / "coffee.png").label
