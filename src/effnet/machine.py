@@ -50,6 +50,10 @@ class Machine:
         """Whether the processor has instructions for dot products of int8."""
         return any(feature in INT8 for feature in self.features)
 
+    def crowded(self, threads: int, load: float | None) -> bool:
+        """Whether so many threads, and the programs of `load_average`, are more than there are cores."""
+        return load is not None and threads + load > self.cores + 0.5
+
     def to_dict(self) -> dict[str, Any]:
         """The facts under the names of the attributes."""
         return dataclasses.asdict(self) | {"features": list(self.features), "bf16": self.bf16, "int8": self.int8}
@@ -108,6 +112,11 @@ def precision(device: str = "cpu", machine: Machine | None = None) -> Choice:
         return Choice("fp32", "the processor multiplies bf16, but training in it was not measured on ARM")
     measured = "a step of B0 took 15 times as long as in fp32 (measured on EPYC, AVX2)"
     return Choice("fp32", f"the processor has no bf16 instructions; without them {measured}")
+
+
+def load_average() -> float | None:
+    """Programs that wanted to run, on average over the last minute; None on Windows."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def cache_folder() -> Path:
@@ -179,6 +188,9 @@ def resident_memory() -> int:
 
 def peak_memory() -> int:
     """The most bytes that this process has held, since `forget_peak` where that works; 0 where nothing tells."""
+    with suppress(OSError, ValueError, StopIteration):  # getrusage counts on Linux what the parent held when it forked
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     try:
         import resource
     except ImportError:  # Windows

@@ -8,6 +8,8 @@ import pytest
 import effnet
 from effnet.analysis import compare as compared
 from effnet.arch.specfile import spec_text
+from effnet.deploy.export import export
+from effnet.weights.bundle import open_bundle
 
 COMMAND = "profile"  # what `run` runs
 
@@ -33,6 +35,40 @@ def test_a_network_block_by_block(run, folder) -> None:
     assert (folder / "small.png").read_bytes().startswith(b"\x89PNG")
     assert "Drawn: small.png" in err
     assert err.endswith("Next: effnet profile --compare\n")
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")])
+def test_a_network_inside_an_engine(run, engine: str, precision: str) -> None:
+    words = "--engine", engine, "--precision", precision
+    code, out, _ = run("small.yaml", *words, "--runs", 3, "--threads", 1, "--json")
+    told = json.loads(out)
+    assert (code, told["dtype"], told["threads"], told["whole"]["runs"]) == (0, precision, 1, 3)
+    assert [block["name"] for block in told["blocks"]] == [
+        "stem",
+        *(b.name for b in SMALL.blocks),
+        "head",
+        "classifier",
+    ]
+    assert all(block["median_ms"] > 0 and block["runs"] == 3 for block in told["blocks"])
+
+
+def test_an_artifact_inside_its_engine(run, folder) -> None:
+    network = effnet.create(SMALL)
+    bundle = open_bundle(effnet.save(network, folder / "small", classes=None))
+    export(bundle, folder / "small.onnx", format="onnx", batch=2)
+    export(bundle, folder / "small.pt2", format="torch")
+    code, out, _ = run("small.onnx", "--runs", 2, "--json")
+    assert (code, json.loads(out)["batch"], json.loads(out)["macs"]) == (0, 2, 2 * effnet.cost(SMALL).macs)
+    assert run("small.onnx", "--engine", "openvino", "--runs", 2)[0] == 0
+    for words, message in (
+        (("small.pt2",), "says nothing of its blocks"),
+        (("small.onnx", "--batch", 3), "`batch` (=3) cannot be chosen: small.onnx was exported for 2"),
+        (("small.onnx", "--engine", "torch"), "is run by onnxruntime or openvino"),
+        (("small.yaml", "--precision", "bf16"), "is OpenVINO's alone"),
+        (("--compare", "--engine", "openvino"), "is for a MODEL"),
+    ):
+        code, _, err = run(*words)
+        assert (code, message in err) == (2, True), err
 
 
 def test_json_stands_alone(run) -> None:

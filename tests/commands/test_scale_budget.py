@@ -40,8 +40,10 @@ def test_pretrained(capsys):
     assert json.loads(run.out)["name"] == "b2"
 
 
-def test_latency_on_this_machine(capsys):
-    run = Run(capsys, "scale", "--latency", "1s", "--macs", "20M", "--threads", "1", "--json")
+@pytest.mark.parametrize(("words", "way"), [((), "torch, fp32"), (("--engine", "onnxruntime"), "ONNX Runtime, fp32")])
+def test_latency_on_this_machine(capsys, words, way):
+    run = Run(capsys, "scale", "--latency", "1s", "--macs", "20M", "--threads", "1", "--json", *words)
+    assert f"timed in {way}" in run.err
     values = json.loads(run.out)
     assert 0 < values["latency_ms"] <= 1000
     assert values["trials"]
@@ -61,7 +63,7 @@ def test_latency_on_this_machine(capsys):
         (("--macs", "1G", "--plot", "plot.gif"), "must end in .png"),
         (("--macs", "1G", "--pretrained", "--plot", "plot.png"), "--pretrained"),
         (("--macs", "1k"), "cannot be met"),
-        (("--latency", "1ms", "--engine", "openvino"), "torch"),
+        (("--latency", "1ms", "--engine", "openvio"), "openvino"),
     ],
 )
 def test_wrong_words(capsys, words, message):

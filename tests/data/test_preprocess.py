@@ -252,3 +252,46 @@ def test_no_torch_is_needed() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code, str(PHOTOS[0])], capture_output=True, text=True, check=True)
     assert run.stdout == "(3, 224, 224)\n"
+
+
+def jpeg(folder: Path, width: int, height: int) -> Path:
+    """A smooth photo of that size, in a file."""
+    photo = Image.open(PHOTOS[0]).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    photo.save(folder / "photo.jpg", quality=95)
+    return folder / "photo.jpg"
+
+
+@pytest.mark.parametrize(
+    ("size", "fit", "spare", "halved"),
+    [
+        ((1024, 512), "crop", 1, (512, 256)),  # the shorter side decides: 512 / 256
+        ((1024, 512), "crop", 2, (1024, 512)),
+        ((1024, 512), "pad", 2, (512, 256)),  # the longer: 1024 / 224
+        ((1024, 512), "squash", 1, (512, 256)),
+        ((4096, 2048), "crop", 1, (512, 256)),
+        ((4096, 2048), "crop", 2, (1024, 512)),
+        ((2050, 2046), "crop", 1, (1025, 1023)),  # as long as both sides are whole
+        ((2049, 2048), "crop", 1, (2049, 2048)),
+    ],
+)
+def test_large_jpegs_are_halved(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    fit: str,
+    spare: float,
+    halved: tuple[int, int],
+) -> None:
+    see, file, sizes = InputSpec(224, 256, fit=fit), jpeg(tmp_path, *size), []
+    monkeypatch.setattr(module, "fit_photo", lambda photo, spec: sizes.append(photo.size) or fit_photo(photo, spec))
+    exact, fast = load_pixels(file, see), load_pixels(file, see, spare=spare)
+    assert sizes == [size, halved]
+    assert np.abs(exact.astype(int) - fast).mean() < 2
+    if halved == size:
+        assert np.array_equal(exact, fast)
+
+
+def test_only_jpegs_are_halved(tmp_path: Path) -> None:
+    Image.open(jpeg(tmp_path, 1024, 1024)).save(tmp_path / "photo.png")
+    see = InputSpec(224, 256)
+    assert np.array_equal(load_pixels(tmp_path / "photo.png", see), load_pixels(tmp_path / "photo.png", see, spare=1))

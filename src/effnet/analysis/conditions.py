@@ -14,7 +14,7 @@ from torch import Tensor
 
 from effnet.arch.spec import positive_int
 from effnet.errors import ArgumentError
-from effnet.machine import Machine, this_machine
+from effnet.machine import Machine, load_average, this_machine
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -35,13 +35,17 @@ class Conditions:
     def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
         """This machine, torch's present number of threads, and the versions of torch and of other `libraries`."""
         versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        return cls(this_machine(), torch.get_num_threads(), batch, layout, versions, load)
+        return cls.of(torch.get_num_threads(), batch, layout, versions)
+
+    @classmethod
+    def of(cls, threads: int, batch: int, layout: str, versions: tuple[str, ...], dtype: str = "float32") -> Conditions:
+        """This machine now, with whatever computes on it."""
+        return cls(this_machine(), threads, batch, layout, versions, load_average(), dtype)
 
     @property
     def crowded(self) -> bool:
         """Whether there were more programs and threads than cores: torch's threads then wait for the slowest."""
-        return self.load is not None and self.threads + self.load > self.machine.cores + 0.5
+        return self.machine.crowded(self.threads, self.load)
 
     def to_dict(self) -> dict[str, Any]:
         """The facts under the names of the attributes."""

@@ -22,6 +22,7 @@ from effnet.weights.folders import appearing_file
 
 if TYPE_CHECKING:
     from effnet.analysis.timing import Timing
+    from effnet.deploy.engines import EngineName
 
 NAMES = {
     "macs": "MACs",
@@ -41,10 +42,11 @@ def fit_budget(
     *,
     pretrained: bool,
     threads: int | None,
+    engine: EngineName | None,
     **how: Any,
 ) -> Fit:
     """The report, with networks timed on this machine where a latency is asked for."""
-    measure = None if budget.latency is None else stopwatch(threads)
+    measure = None if budget.latency is None else stopwatch(baseline, engine, threads)
     among = _with_weights() if pretrained else None
     with console.status("looking for the network that fits"):
         return fit_spec(budget, baseline, rule, measure=measure, among=among, **how)
@@ -57,21 +59,24 @@ def _with_weights() -> list[str]:
     return sorted({known.variant for known in REGISTRY.values()})
 
 
-def stopwatch(threads: int | None) -> Callable[[NetworkSpec], Timing]:
-    """Times a network in torch, one image at a time.
+def stopwatch(baseline: NetworkSpec, engine: EngineName | None, threads: int | None) -> Callable[[NetworkSpec], Timing]:
+    """Times networks of random weights, one image at a time, in the engine that runs the baseline fastest.
 
     Raises:
-        MissingExtraError: torch is not installed.
+        MissingExtraError: torch or the engine is not installed.
     """
     try:
-        from effnet.analysis.profile import time_image
+        from effnet.deploy.latency import choose_for, time_network
     except ImportError as error:
         raise MissingExtraError("measuring", "torch") from error
+    with console.hearing("choosing an engine"):
+        chosen = choose_for(baseline, engine, threads)
+    console.remark(f"timed in {chosen}")
 
     def time(spec: NetworkSpec) -> Timing:
         with console.status(f"timing {spec.name}: {console.billions(cost(spec).macs)}MACs"):
-            timing = time_image(spec, threads=threads)
-        console.remark(f"{spec.name}: {timing.median_ms:.1f} ms")
+            timing = time_network(spec, chosen.way, threads=threads)
+        console.remark(f"{spec.name}: {timing.median_ms:.1f} ms in {chosen.way}")
         return timing
 
     return time
@@ -125,9 +130,7 @@ def _print(fit: Fit) -> None:
         lines.append(f"Training memory: {how}. Plans that keep less: effnet info --batch {budget.batch}.")
     if timed := fit.timed:
         low, high = timed.spread_ms
-        lines.append(
-            f"Measured on this machine, in torch: median {timed.median_ms:.1f} ms, {low:.1f} to {high:.1f} ms."
-        )
+        lines.append(f"Measured on this machine: median {timed.median_ms:.1f} ms, {low:.1f} to {high:.1f} ms.")
     if shown := fit.published:
         row = shown.variant
         place = "" if shown.as_published else f" at {row.resolution} px"

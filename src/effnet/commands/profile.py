@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from effnet import console
 from effnet.arch.spec import positive_int
@@ -27,6 +28,8 @@ def profile(
     *,
     batch: Whole | None = None,
     threads: Whole | None = None,
+    engine: Literal["torch", "openvino", "onnxruntime"] | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
     runs: Whole | None = None,
     compare: Flag = False,
     paper: Flag = False,
@@ -35,12 +38,14 @@ def profile(
 ) -> int:
     """Time on this machine's processor: a network block by block beside its multiply-adds, or networks side by side.
 
-    Everything runs in torch, eagerly, in float32, with random weights: time does not depend on their values.
+    Networks have random weights: time does not depend on their values.
 
     Args:
-        model: A variant (b0 ..., lite0 ...), a bundle or a spec.yaml.
-        batch: Images that go through together. Default: 1.
-        threads: Of torch. Default: as many as torch takes by itself.
+        model: A variant (b0 ..., lite0 ...), a bundle, a spec.yaml, or an artifact of effnet export.
+        batch: Images that go through together. Default: 1, or as an artifact was exported.
+        threads: That the engine may use. Default: as many as it takes by itself.
+        engine: What runs the network: torch (eagerly, the default), openvino or onnxruntime; an artifact's own.
+        precision: fp32 (the default), or bf16, which is OpenVINO's; an artifact's own.
         runs: How many count, after a warm-up. Default: as many as fit into 20 seconds (7 to 30); 20 with --paper.
         compare: Instead of MODEL: small EfficientNets in turn with networks of other kinds, and how well multiply-adds
             and activations predict their times.
@@ -50,7 +55,11 @@ def profile(
     """
     given = {"batch": batch, "threads": threads, "runs": runs}
     numbers = {name: positive_int(name, value) for name, value in given.items() if value is not None}
+    how = {name: value for name, value in (("engine", engine), ("precision", precision)) if value is not None}
     _check(model, compare=compare, paper=paper, fixed=numbers.keys() - {"runs"}, plot=plot)
+    if how and model is None:
+        option, value = next(iter(how.items()))
+        raise ArgumentError(option, value, "is for a MODEL; networks are compared in torch.")
     if plot is not None:
         from effnet.analysis.plots import drawable
 
@@ -61,7 +70,7 @@ def profile(
         return _repeat_paper(numbers, as_json=json)
     if model is None:
         return _compare(numbers, plot, as_json=json)
-    return _profile(model, numbers, plot, as_json=json)
+    return _profile(model, numbers, how, plot, as_json=json)
 
 
 def _check(model: str | None, *, compare: bool, paper: bool, fixed: set[str], plot: Path | None) -> None:
@@ -79,14 +88,26 @@ def _check(model: str | None, *, compare: bool, paper: bool, fixed: set[str], pl
         raise ArgumentError("paper", paper, f"fixes batch 1 and one thread: leave out {' and '.join(sorted(fixed))}.")
 
 
-def _profile(model: str, numbers: dict[str, Any], plot: Path | None, *, as_json: bool) -> int:
+def _profile(model: str, numbers: dict[str, Any], how: Mapping[str, Any], plot: Path | None, *, as_json: bool) -> int:
     """One network, block by block."""
-    from effnet.analysis.profile import profile as measure
-    from effnet.models.efficientnet import EfficientNet
+    from effnet.deploy.artifact import artifact_path
 
-    spec = network_of(model)
-    with console.counting(f"measuring {spec.name}", "rounds", 1) as progress:
-        measured = measure(EfficientNet(spec), progress=progress, **numbers)
+    if artifact_path(model) is None and how.get("engine", "torch") == "torch":
+        from effnet.analysis.profile import profile as measure
+        from effnet.deploy.engines import Way
+        from effnet.models.efficientnet import EfficientNet
+
+        Way("torch", how.get("precision", "fp32"))  # which refuses what torch cannot do
+        spec = network_of(model)
+        with console.counting(f"measuring {spec.name}", "rounds", 1) as progress:
+            measured = measure(EfficientNet(spec), progress=progress, **numbers)
+    else:
+        from effnet.deploy import blocks
+
+        source = blocks.of_artifact if artifact_path(model) else blocks.of_network
+        subject: Any = model if artifact_path(model) else network_of(model)
+        with console.counting(f"measuring {model}", "rounds", 1) as progress:
+            measured = source(subject, progress=progress, **numbers, **how)
     if plot is not None:
         from effnet.analysis.plots import profile_blocks
 
@@ -95,7 +116,8 @@ def _profile(model: str, numbers: dict[str, Any], plot: Path | None, *, as_json:
         sys.stdout.write(console.json_text(measured.to_dict()))
     else:
         _show_profile(measured)
-    again = f"effnet profile {shlex.quote(model)} --plot profile.png"
+    words = " ".join(f"--{name} {value}" for name, value in how.items())
+    again = " ".join(filter(None, ("effnet profile", shlex.quote(model), words, "--plot profile.png")))
     _finish(measured.conditions, plot, again if plot is None else "effnet profile --compare")
     return OK
 

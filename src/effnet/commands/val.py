@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from effnet import console
 from effnet.commands.arguments import FINDING, OK, Flag, Whole
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from effnet.analysis.intervals import Difference, Interval
     from effnet.commands.parts import Chosen
     from effnet.data.folder import Dataset
-    from effnet.deploy.runtime import Classifier
+    from effnet.deploy.runtime import AnyPrecision, Classifier
     from effnet.weights.bundle import Calibration
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen where nobody says another
@@ -48,6 +48,9 @@ def val(
     error: float | None = None,
     by_order: Flag = False,
     source: str | None = None,
+    engine: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "int8"] | None = None,
+    threads: Whole | None = None,
     out: Path | None = None,
     json: Flag = False,
 ) -> int:
@@ -56,8 +59,8 @@ def val(
     With two models: which one is better, and whether that can be told. Classes are matched by name.
 
     Args:
-        arguments: MODEL DATA, or MODEL OTHER-MODEL DATA. A model is a bundle, registered weights (lite0, b0 ...) or
-            another library's file; data is a folder with a sub-folder for each class, split or not, or a manifest.
+        arguments: MODEL DATA, or MODEL OTHER-MODEL DATA. A model is a bundle, registered weights (lite0, b0 ...), an
+            artifact of effnet export or another library's file; data is a folder with a sub-folder for each class, split or not, or a manifest.
         split: The part to evaluate: test (default), val (where there is no test), train, new (images that the model's
             split.csv does not know), or all.
         batch: Images that go through the network together; by default 16, or as an artifact was exported.
@@ -65,6 +68,10 @@ def val(
             what the bundle was calibrated for, else 0.05.
         by_order: For a model without class names: its outputs are the data's classes in alphabetical order.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
+        engine: What runs the models: torch, openvino or onnxruntime. By default the fastest that is installed, measured
+            once; an artifact is run by what knows its format.
+        precision: What they compute with: fp32 (the default), or bf16, which is OpenVINO's; an artifact's own.
+        threads: How many the engine may use; by default one for each core.
         out: Write confusion_matrix.png, per_class.csv, reliability.png and mistakes.jpg into this folder.
         json: JSON instead of tables.
     """
@@ -77,10 +84,11 @@ def val(
     from effnet.commands.parts import choose, learned_parts
     from effnet.data.folder import read_data
 
-    with console.status(f"reading {data}"):
+    how: Any = {"source": source, "engine": engine, "precision": precision, "threads": threads}
+    with console.hearing(f"reading {data}"):
         dataset = read_data(data)
         chosen = choose(dataset, {model: learned_parts(model, dataset) for model in models}, split)
-        classifiers = {model: _open(model, source) for model in models}
+        classifiers = {model: _open(model, **how) for model in models}
         named = {
             model: _named(chosen.data, model, classifier, by_order=by_order)
             for model, classifier in classifiers.items()
@@ -137,10 +145,11 @@ def _check(out: Path | None, error: float | None, *, two: bool) -> None:
         drawable(out / FILES[0])
 
 
-def _open(model: str, source: str | None) -> Classifier:
+def _open(model: str, precision: AnyPrecision | None, **how: Any) -> Classifier:
+    from effnet.deploy.artifact import artifact_path
     from effnet.deploy.runtime import load
 
-    return load(model, source=source)
+    return load(model, precision=precision or ("fp32" if artifact_path(model) is None else "auto"), **how)
 
 
 def _named(dataset: Dataset, model: str, classifier: Classifier, *, by_order: bool) -> Dataset:

@@ -122,10 +122,14 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _shrunk(image: ImageFile.ImageFile, shrink: Shrink | None) -> ImageFile.ImageFile:
-    """The same, to be halved while it is decoded where its format can."""
+    """The same, to be halved while it is decoded where its format can.
+
+    Only as long as both sides stay whole, as those of cameras do: the decoder rounds up, which moves the photo.
+    """
     if shrink is not None and image.format == "JPEG":
         width, height = image.size
-        halvings = min(HALVINGS, shrink(width, height))
+        whole = ((width | height) & -(width | height)).bit_length() - 1
+        halvings = min(HALVINGS, whole, shrink(width, height))
         if halvings > 0:
             image.draft(None, (width >> halvings, height >> halvings))
     return image

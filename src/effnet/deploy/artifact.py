@@ -43,12 +43,42 @@ LARGEST_BATCH = 64  # images that go together through an artifact of any batch
 
 
 @dataclass(frozen=True)
+class Int8:
+    """How an int8 artifact was calibrated, and what it lost against fp32 on images that it was not trained on."""
+
+    calibration_images: int
+    kept: tuple[str, ...]  # parts in float, beside what is always so
+    drop: float  # points of top-1; negative where int8 has more
+    low: float  # the drop's interval at 95 %
+    high: float
+    val_images: int  # that the drop was counted on
+    attempts: int  # versions that were judged on these images; this is the last
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        for name in ("calibration_images", "val_images", "attempts"):
+            positive_int(name, getattr(self, name))
+        if not isinstance(self.kept, (list, tuple)) or not all(isinstance(name, str) for name in self.kept):
+            raise ArgumentError("kept", self.kept, "must be names of parts.")
+        object.__setattr__(self, "kept", tuple(self.kept))  # JSON knows lists alone
+        for name in ("drop", "low", "high"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 100:
+                raise ArgumentError(name, value, "must be points of top-1, from -100 to 100.")
+
+
+@dataclass(frozen=True)
 class Form:
     """How an artifact was exported."""
 
     format: Format
     precision: Precision  # that it computes with
     batch: int | None  # images that it takes at once; None: any number
+    int8: Int8 | None = None  # where that is its precision
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -60,6 +90,9 @@ class Form:
         one_of("precision", self.precision, Precision)
         if self.batch is not None:
             positive_int("batch", self.batch)
+        if (self.precision == "int8") != (self.int8 is not None):
+            rule = "must say how it was calibrated where the precision is int8, and only there."
+            raise ArgumentError("int8", self.int8, rule)
 
 
 @dataclass(frozen=True)
@@ -70,7 +103,7 @@ class Artifact:
     config: BundleConfig
     form: Form
     threads: int | None  # how many an engine may use; None: one for each core
-    read: Any  # OpenVINO's model, or the session in which the file was opened
+    read: Any  # OpenVINO's model or torch's program; None of an ONNX file
 
     def way(self, engine: EngineName | None = None, precision: Precision | None = None) -> Way:
         """How it is run by its own engine or another one, in its own precision or another one.
@@ -100,17 +133,29 @@ class Artifact:
         step = self.form.batch
         size = batch or step or LARGEST_BATCH
         rest: Rest = "padded" if step else "together"
-        if way.engine != "openvino":  # whose sessions take a multiple of their images
-            return Batches(lambda _: self.read, step or size, rest=rest, step=step or 1)
-        from effnet.deploy import openvino
+        if way.engine == "openvino":  # whose sessions take a multiple of their images
 
-        model = self.read if self.form.format == "openvino" else openvino.read(self.path)[0]
+            def compiled(images: int) -> Any:
+                streams = way.streams if images == size != step else 1
+                return self.session(dataclasses.replace(way, streams=streams))
 
-        def compiled(images: int) -> openvino.OpenVinoSession:
-            streams = way.streams if images == size != step else 1
-            return openvino.OpenVinoSession(model, self.threads, precision=way.precision, streams=streams)
+            return Batches(compiled, size, rest=rest, step=step or 1)
+        session = self.session(way)
+        return Batches(lambda _: session, step or size, rest=rest, step=step or 1)
 
-        return Batches(compiled, size, rest=rest, step=step or 1)
+    def session(self, way: Way, *, recording: bool = False) -> Any:
+        """The engine's own session; with OpenVINO and ONNX Runtime it can record the time of its nodes."""
+        if way.engine == "openvino":
+            from effnet.deploy import openvino
+
+            model = self.read or openvino.read(self.path)[0]
+            how: Any = {"precision": way.precision, "streams": way.streams, "recording": recording}
+            return openvino.OpenVinoSession(model, self.threads, **how)
+        if way.engine == "onnxruntime":
+            from effnet.deploy.onnx import OnnxSession
+
+            return OnnxSession(self.path, self.threads, recording=recording)
+        return self.read
 
     @cached_property
     def _run(self) -> Batches:
@@ -131,7 +176,8 @@ def artifact_path(model: str | Path) -> Path | None:
 
 def about(config: BundleConfig, form: Form) -> dict[str, Any]:
     """What an artifact says of itself."""
-    return {"format": FORMAT, MARK: effnet.__version__, "form": dataclasses.asdict(form), **dataclasses.asdict(config)}
+    how = {name: value for name, value in dataclasses.asdict(form).items() if (name, value) != ("int8", None)}
+    return {"format": FORMAT, MARK: effnet.__version__, "form": how, **dataclasses.asdict(config)}
 
 
 def open_artifact(model: str | Path, *, threads: int | None = None) -> Artifact:
@@ -157,22 +203,20 @@ def open_artifact(model: str | Path, *, threads: int | None = None) -> Artifact:
 
 
 def _read(format: Format, path: Path, threads: int | None) -> tuple[Any, str]:
-    """What the format's own engine makes of a file, and what the file says of itself."""
+    """What is opened of a file to read what it says of itself, and that; the former is None for an ONNX file."""
     if format == "openvino":
         from effnet.deploy import openvino
 
         return openvino.read(path)
-    session: Any
     if format == "onnx":
-        from effnet.deploy.onnx import OnnxSession
+        from effnet.deploy import onnx
 
-        session = OnnxSession(path, threads)
-    else:
-        try:
-            from effnet.deploy.program import ProgramSession
-        except ImportError as error:
-            raise MissingExtraError("a torch.export program", "torch") from error
-        session = ProgramSession(path, threads)
+        return None, onnx.words_in(path)
+    try:
+        from effnet.deploy.program import ProgramSession
+    except ImportError as error:
+        raise MissingExtraError("a torch.export program", "torch") from error
+    session = ProgramSession(path, threads)
     return session, session.about
 
 
@@ -187,7 +231,10 @@ def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:
         written = values["format"]
         if written == FORMAT:
             rest = {name: value for name, value in values.items() if name not in ("format", "form", MARK)}
-            return parse_config(rest), read_fields(Form, values["form"])
+            how = dict(values["form"])
+            if "int8" in how:
+                how["int8"] = read_fields(Int8, how["int8"])
+            return parse_config(rest), read_fields(Form, how)
     except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} was changed: {error}") from error
     raise ArtifactError(f"{path} has format {written}; this effnet reads {FORMAT}: upgrade")

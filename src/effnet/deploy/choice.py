@@ -63,6 +63,7 @@ class Question:
     batch: int | None = None  # images of a full batch, of `step` each; None: as many as take a second, at most BATCH
     step: int = 1  # images that the smallest session takes
     threads: int | None = None  # None: one for each core
+    agree: float = AGREE  # share of the views that a lower precision must name as the exact one does; 0: unasked
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _settle(question: Question, laps: Sequence[Measured], batch: int, opened: Ca
     refused: list[str] = []
     kinds: set[tuple[str, str]] = set()
     for lap in laps:
-        if lap.way.precision == exact:
+        if lap.way.precision == exact or not question.agree:
             return Choice(lap.way, batch, tuple(laps), refused=tuple(refused))
         if _kind(lap.way) in kinds:
             continue
@@ -211,7 +212,7 @@ def _settle(question: Question, laps: Sequence[Measured], batch: int, opened: Ca
         count = min(VIEWS, max(FEWEST_VIEWS, int(PATIENCE / (2 * lap.ms / 1e3 / batch))))
         seen = views(question.input, count)
         same = int((opened(lap.way)(seen).argmax(1) == opened(reference)(seen).argmax(1)).sum())
-        if same >= AGREE * count:
+        if same >= question.agree * count:
             return Choice(lap.way, batch, tuple(laps), same, count, tuple(refused))
         refused.append(f"{lap.way} is faster, but names {count - same} of {count} views of photos otherwise")
     return Choice(reference, batch, tuple(laps), refused=tuple(refused))

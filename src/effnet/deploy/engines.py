@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,23 @@ def engine(bundle: Bundle, way: Way, *, batch: int = BATCH, threads: int | None 
 
         run = torch_engine(bundle.network, bundle.config.input, threads)
         return Batches(lambda _: run, batch, rest="together")
-    network = network_of(bundle)
+    return Batches(compiler(network_of(bundle), way, threads=threads), batch)
+
+
+def compiler(
+    network: Network, way: Way, *, threads: int | None = None, recording: bool = False
+) -> Callable[[int], Any]:
+    """What makes a session of OpenVINO or ONNX Runtime for a number of images.
+
+    Args:
+        network: what the graph is made of.
+        way: engine, precision and streams.
+        threads: how many it may use; None: one for each core.
+        recording: whether it remembers how long each node took.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+    """
     if way.engine == "openvino":
         from effnet.deploy import openvino
 
@@ -140,14 +156,14 @@ def engine(bundle: Bundle, way: Way, *, batch: int = BATCH, threads: int | None 
 
         def compiled(images: int) -> openvino.OpenVinoSession:
             streams = way.streams if images % way.streams == 0 else 1
-            model = openvino.make(network, images // streams, {})
-            return openvino.OpenVinoSession(model, threads, precision=way.precision, streams=streams)
+            how: Any = {"precision": way.precision, "streams": streams, "recording": recording}
+            return openvino.OpenVinoSession(openvino.make(network, images // streams, {}), threads, **how)
 
-        return Batches(compiled, batch)
+        return compiled
     from effnet.deploy import onnx
 
     onnx.require()
-    return Batches(lambda images: onnx.OnnxSession(onnx.make(network, images, {}), threads), batch)
+    return lambda images: onnx.OnnxSession(onnx.make(network, images, {}), threads, recording=recording)
 
 
 def network_of(bundle: Bundle) -> Network:

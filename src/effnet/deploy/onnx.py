@@ -6,7 +6,9 @@ Writing needs the package onnx, running needs onnxruntime alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from effnet.weights.folders import MARK
 
 OPSET, IR = 17, 9  # what ONNX Runtime 1.16 and every later one read
 INPUT, OUTPUT = "images", "logits"
+# In protobuf: the field of a model's metadata_props; the kinds of fields, and the bytes of those of fixed size.
+METADATA, NUMBER, LENGTH, FIXED = 14, 0, 2, {1: 8, 5: 4}
 
 
 def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> bytes:
@@ -117,33 +121,97 @@ class OnnxBuilder:
         return name
 
 
+def words_in(file: Path) -> str:
+    """What an ONNX file says of itself; "" where effnet did not write it. Nothing else of it is read.
+
+    The file is a protobuf message; its field 14, metadata_props, holds pairs of a key and a value.
+
+    Raises:
+        ArtifactError: it is no ONNX file.
+    """
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for number, start, end in _fields(content, 0, len(content)):
+                if number == METADATA:
+                    pair = {part: content[first:last] for part, first, last in _fields(content, start, end)}
+                    if pair.get(1) == MARK.encode():
+                        return pair[2].decode()
+    except (ValueError, IndexError, KeyError) as error:
+        raise ArtifactError(f"{file} cannot be read as ONNX: {error}") from error
+    return ""
+
+
+def _fields(content: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of each field that has a length, between two places of a protobuf message."""
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = content[place]
+            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while place < end:
+        key = varint()
+        number, kind = key >> 3, key & 7
+        if kind not in (NUMBER, LENGTH, *FIXED):
+            raise ValueError(f"byte {place} begins no field")
+        size = FIXED[kind] if kind in FIXED else varint()
+        if kind == NUMBER:
+            continue
+        if place + size > end:
+            raise ValueError("it was cut short")
+        if kind == LENGTH:
+            yield number, place, place + size
+        place += size
+
+
 class OnnxSession:
     """An ONNX file in ONNX Runtime.
 
     Args:
         file: the ONNX file, or its bytes.
         threads: how many it may use; None: as many as there are cores.
+        recording: whether it remembers how long each node took, which costs time.
 
     Raises:
         ArtifactError: it is no ONNX file.
         MissingExtraError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, file: Path | bytes, threads: int | None = None) -> None:
+    def __init__(self, file: Path | bytes, threads: int | None = None, *, recording: bool = False) -> None:
         runtime = _package("onnxruntime", "running ONNX files")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
+        self._folder = tempfile.TemporaryDirectory() if recording else None
+        if self._folder:
+            options.enable_profiling, options.profile_file_prefix = True, f"{self._folder.name}/nodes"
         try:
             self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions have no common kind
             name = file if isinstance(file, Path) else "the network"
             raise ArtifactError(f"{name} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}") from error
-        self.about: str = self._session.get_modelmeta().custom_metadata_map.get(MARK, "")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
         logits: Array = self._session.run([OUTPUT], {INPUT: pixels})[0]
         return logits
+
+    def recorded(self) -> list[list[tuple[str, float]]]:
+        """For each call its nodes in order, and their seconds; nothing is recorded afterwards."""
+        if self._folder is None:
+            return []
+        with self._folder:
+            events = json.loads(Path(self._session.end_profiling()).read_text())
+        calls: list[list[tuple[str, float]]] = []
+        for event in sorted(events, key=lambda event: int(event["ts"])):
+            if event["name"] == "model_run":
+                calls.append([])
+            elif event["cat"] == "Node":
+                calls[-1].append((event["name"], event["dur"] / 1e6))
+        return calls
 
 
 def require() -> None:

@@ -31,8 +31,13 @@ def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> Any:
     builder = OpenVinoBuilder()
     logits = build(network, builder, batch)
     model = ov.Model([logits], [builder.parameter], network.spec.name)
-    model.set_rt_info(json.dumps(about), [MARK])
+    describe(model, about)
     return model
+
+
+def describe(model: Any, about: Mapping[str, Any]) -> None:
+    """Have a model say what `about` says."""
+    model.set_rt_info(json.dumps(about), [MARK])
 
 
 def write(model: Any, file: Path) -> None:
@@ -126,16 +131,26 @@ class OpenVinoSession:
         threads: how many it may use; None: as many as there are cores.
         precision: what it computes with where the graph does not say int8.
         streams: requests that are computed side by side, each by its share of the threads.
+        recording: whether it remembers how long each node took, which costs time.
     """
 
     def __init__(
-        self, model: Any, threads: int | None = None, *, precision: Precision = "fp32", streams: int = 1
+        self,
+        model: Any,
+        threads: int | None = None,
+        *,
+        precision: Precision = "fp32",
+        streams: int = 1,
+        recording: bool = False,
     ) -> None:
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
         if streams > 1:
             hints |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         if threads:
             hints["INFERENCE_NUM_THREADS"] = threads
+        if recording:
+            hints["PERF_COUNT"] = True
+        self._recorded: list[list[tuple[str, float]]] | None = [] if recording else None
         images = model.input(0).partial_shape[0]
         self._images = None if images.is_dynamic else images.get_length()
         compiled = _openvino().Core().compile_model(model, "CPU", hints)
@@ -145,7 +160,11 @@ class OpenVinoSession:
         """Logits (N, K) of pixels (N, size, size, C), N a multiple of the model's own number of images."""
         requests, images = self._requests, self._images or -(-len(pixels) // len(self._requests))
         if len(pixels) == images:
-            return np.array(requests[0].infer([pixels], share_inputs=True, share_outputs=True)[0])
+            whole: Array = np.array(requests[0].infer([pixels], share_inputs=True, share_outputs=True)[0])
+            if self._recorded is not None:
+                nodes = requests[0].get_profiling_info()
+                self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
+            return whole
         parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
         logits: list[Array] = []
         for place in range(len(parts) + len(requests)):  # a request is read when its next part is due
@@ -156,6 +175,10 @@ class OpenVinoSession:
             if place < len(parts):
                 request.start_async([parts[place]], share_inputs=True)
         return np.concatenate(logits)
+
+    def recorded(self) -> list[list[tuple[str, float]]]:
+        """For each call its nodes in order, and their seconds."""
+        return self._recorded or []
 
 
 def require() -> None:
