@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -148,3 +149,12 @@ def test_memory_of_this_process() -> None:
     if sys.platform == "linux":
         forget_peak()
         assert peak_memory() < before + 100e6
+
+
+def test_a_childs_memory_is_its_own() -> None:
+    """Linux tells of a child that it held what its parent held when it forked."""
+    block = bytearray(300_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    code = "from effnet.machine import peak_memory; print(peak_memory())"
+    held = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 1e6 < held < 200e6

@@ -14,17 +14,9 @@ from cyclopts import App, CycloptsError
 import effnet
 from effnet import console
 from effnet.commands.arguments import ERROR, FINDING, INTERRUPTED, OK, STDIN
-from effnet.commands.check import check
-from effnet.commands.convert import convert
-from effnet.commands.export import export
-from effnet.commands.info import info
-from effnet.commands.predict import predict
-from effnet.commands.profile import profile
-from effnet.commands.scale import scale
-from effnet.commands.search import search
-from effnet.commands.train import train
-from effnet.commands.val import val
 from effnet.errors import EffnetError, RefusedError
+
+COMMANDS = "info", "predict", "convert", "scale", "profile", "check", "train", "val", "export", "bench", "search"
 
 app = App(
     name="effnet",
@@ -35,15 +27,17 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-for command in (info, predict, convert, scale, profile, check, train, val, export):
-    app.command(command)
-app.command(search)
+for name in COMMANDS:  # by name: a command is imported when it is called
+    app.command(f"effnet.commands.{name}:{name}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code; `--traceback` shows where an error came from."""
     words = sys.argv[1:] if arguments is None else arguments
     code = ERROR
+    if not set(words) & set(COMMANDS):
+        for command in COMMANDS:  # which the help of all describes
+            app[command]  # imports it
     try:
         code = app([STDIN if word == "-" else word for word in words if word != "--traceback"]) or OK
     except KeyboardInterrupt:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 
 import effnet
+from effnet.analysis.evaluate import Predicted
+from effnet.data.folder import manifest, read_data, split_data
+from effnet.data.preprocess import load_pixels
+from effnet.deploy import quantize
+from effnet.deploy.artifact import open_artifact
+from effnet.weights.bundle import Record
 from ran import Run
-from training.tiny import CLASSES, draw_images
+from training.tiny import CLASSES, draw_images, tiny_spec
 
 COMMAND = "export"
 
@@ -20,6 +29,11 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3))
     effnet.save(network, root / "mine", classes=["x", "y", "z"])
+    data = split_data(read_data(draw_images(root / "shapes", 12)), val=0.25, test=0.25)
+    small = effnet.create(tiny_spec(), num_classes=3)
+    record = Record(provenance={"data": str(root / "shapes")}, files={"split.csv": manifest(data)})
+    effnet.save(small, root / "learned", classes=CLASSES, record=record)
+    effnet.save(small, root / "nameless")
     return root
 
 
@@ -61,8 +75,45 @@ def test_predict_takes_an_engine(folder, photos, capsys):
     assert (ran.code, "OpenVINO, bf16" in ran.err) == (0, True)
 
 
+def test_int8_beside_fp32(run, folder, monkeypatch):
+    """An untrained network names one class or nearly, so a limit of 99 points holds."""
+    opened = []
+    monkeypatch.setattr(quantize, "load_pixels", lambda file, see: opened.append(file) or load_pixels(file, see))
+    code, out, err = run("learned", "shapes", "--precision", "int8", "--max-drop", 99)
+    assert code == 0
+    assert out.startswith("wrote learned-openvino: openvino, int8, batch 1, ")
+    assert re.search(r"fp32 +\d+\.\d\d% +\d+\.\d\d% to \d+\.\d\d% +\d.* kB +\d+\.\d\d", out)
+    assert re.search(r"int8 +\d+\.\d\d% +\d+\.\d\d% to \d+\.\d\d% +\d.* kB +\d+\.\d\d", out)
+    assert re.search(r"int8 loses [+-]\d+\.\d\d points of top-1 \([+-].* to [+-].*\); the limit is 99", out)
+    assert "on the 9 val images" in out
+    assert "Calibrated on 18 training images. 11 of 17 layers have weights in 8 bits" in " ".join(out.split())
+    assert err == "Next: effnet val learned learned-openvino shapes --split test\n"
+    rows = csv.DictReader((folder / "learned" / "split.csv").read_text().splitlines())
+    parts = {folder / "shapes" / row["path"]: row["split"] for row in rows}
+    assert {parts[folder / file] for file in opened} == {"train"}
+    said = open_artifact("learned-openvino").form
+    assert (said.precision, said.int8.calibration_images, said.int8.val_images) == ("int8", 18, 9)
+
+
+def test_a_refused_int8_leaves_nothing(run, folder, monkeypatch):
+    """Whatever int8 answers is another class than fp32's, which is right."""
+
+    def judged(model, network, guard, words):
+        labels = np.zeros(len(guard.val), np.int64)
+        logits = np.eye(3, dtype=np.float32)[labels if words == "fp32" else labels + 1]
+        return Predicted(logits, labels, {})
+
+    monkeypatch.setattr(quantize, "_judge", judged)
+    monkeypatch.setattr(quantize, "rank", lambda *given: quantize.Ranked(0.9, {"stem": 0.8}))
+    before = sorted(folder.rglob("*"))
+    code, out, err = run("learned", "shapes", "--precision", "int8", "--out", "refused")
+    assert (code, out) == (1, "")
+    assert "on 9 val images it loses more than 0.5 points of top-1. Tried: nothing in float: +100.00" in err
+    assert "stem in float: +100.00" in err
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):
-    draw_images(folder / "shapes", 6)
     network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=32, num_classes=3))
     effnet.save(network, folder / "shaped", classes=CLASSES)
     assert run("shaped", "--format", "onnx", "--batch", 4)[0] == 0
@@ -83,6 +134,16 @@ def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):
         (("mine", "--format", "onnx", "--out", "here"), "must end with .onnx"),
         (("mine", "--out", "here.onnx"), "must name a folder"),
         (("mien",), "mien"),
+        (("mine", "--precision", "int8"), "`data` (=None) must be named for int8: effnet export mine DATA"),
+        (("mine", "shapes"), "`data` (='shapes') is for --precision int8 alone"),
+        (("mine", "--max-drop", "1"), "`max_drop` (=1.0) is for --precision int8 alone"),
+        (("mine", "shapes", "--precision", "int8", "--max-drop", "-1"), "the data's classes are not mine's"),
+        (
+            ("learned", "shapes", "--precision", "int8", "--max-drop", "-1"),
+            "`max_drop` (=-1.0) must be points of top-1",
+        ),
+        (("learned", "shapes", "--precision", "int8", "--format", "onnx"), "ONNX Runtime takes longer"),
+        (("nameless", "shapes", "--precision", "int8"), "nameless does not name its outputs"),
     ],
 )
 def test_wrong_usage_leaves_nothing(run, folder, words, message):

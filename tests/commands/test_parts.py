@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import effnet
-from effnet.commands.parts import choose, learned_parts
-from effnet.data.folder import Dataset, Sample
+from effnet.commands.parts import choose, halves, learned_parts
+from effnet.data.folder import Dataset, Sample, split_data
 from effnet.errors import BundleError, DataError, UnknownNameError
 from effnet.weights.bundle import Record
 
@@ -53,6 +53,43 @@ def test_without_a_test_part_the_val_part_is_judged() -> None:
         choose(dataset(t1="train"), {"m": None})
     with pytest.raises(UnknownNameError, match="choose from train, val, all"):
         choose(dataset(t1="train", v1="val"), {"m": None}, "test")
+
+
+@pytest.mark.parametrize(
+    ("data", "learned", "train", "val"),
+    [
+        (SPLIT, LEARNED, ["t1", "t2"], ["v1"]),
+        (PLAIN, LEARNED, ["t1", "t2"], ["v1"]),
+        (SPLIT, None, ["t1", "t2"], ["v1"]),
+        (SPLIT, {"x": "train"}, ["t1", "t2"], ["v1"]),  # of other images
+        # training took v1 out of the train part; what it does not know, n1, is in the data's train part
+        (dataset(t1="train", v1="train", n1="train", e1="test"), LEARNED, ["t1", "n1"], ["v1"]),
+        # trained on v2 and v3: they cannot judge, and what the data calls val or test does not calibrate
+        (dataset(t1="train", v1="val", v2="val", v3="test"), LEARNED | {"v2": "train", "v3": "train"}, ["t1"], ["v1"]),
+        (dataset(t1="train", v1="test", v2="val"), LEARNED, ["t1"], ["v2"]),
+    ],
+)
+def test_what_calibrates_and_what_judges(data: Dataset, learned: dict | None, train: list[str], val: list[str]) -> None:
+    found = halves(data, "best", learned)
+    assert paths(found.train) == train
+    assert paths(found.val) == val
+    known = learned is not None and "t1" in learned
+    assert [note.partition(" brings")[0] for note in found.notes] == ([] if known else ["best"])
+
+
+def test_unsplit_data_is_split_as_in_training() -> None:
+    whole = dataset(**{f"i{number}": "" for number in range(40)})
+    found = halves(whole, "lite0", None)
+    parts = split_data(whole)
+    assert paths(found.train) == paths(parts.part("train"))
+    assert paths(found.val) == paths(parts.part("val"))
+    assert (len(found.train), len(found.val)) == (28, 6)
+    with pytest.raises(DataError, match="has no image to judge best with: none is of its val part"):
+        halves(dataset(t1="", e1=""), "best", LEARNED)
+    with pytest.raises(DataError, match="has no image to calibrate best with: none is of its train part"):
+        halves(dataset(v1="", e1=""), "best", LEARNED)
+    with pytest.raises(DataError, match="has 'test' and no train part"):
+        halves(dataset(e1="test"), "lite0", None)
 
 
 def test_a_models_own_parts_where_the_data_has_none() -> None:

@@ -51,6 +51,36 @@ def test_it_computes_what_the_network_computes(name: str, changes: dict, padding
         assert np.abs(session(pixels) - expected).max() <= 5e-5 * np.abs(expected).max()
 
 
+def test_nodes_are_called_by_their_layers() -> None:
+    """Each convolution and the classifier by the name of its module; no two nodes have one name."""
+    spec = effnet.spec("b0", num_classes=7, resolution=64)
+    network = EfficientNet(spec)
+    layers = [
+        name.removesuffix(".conv")
+        for name, module in network.named_modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
+    weights = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
+    description = Network(spec, network.policy, InputSpec(64, 64), weights)
+    nodes = {
+        "onnx": [(node.name, node.op_type) for node in onnx.load_from_string(make_onnx(description, 1, {})).graph.node],
+        "openvino": [
+            (op.get_friendly_name(), op.get_type_name())
+            for op in make_openvino(description, 1, {}).get_ordered_ops()
+            if op.get_type_name() != "Constant"
+        ],
+    }
+    for found in nodes.values():
+        names = [name for name, _ in found]
+        assert len(set(names)) == len(names)
+        computing = [
+            name.rpartition(".")[0]
+            for name, kind in found
+            if kind in ("Conv", "Gemm", "MatMul") or "Convolution" in kind
+        ]
+        assert sorted(computing) == sorted(layers)
+
+
 def test_nothing_is_left_to_find_out() -> None:
     """No normalisation, no padding, no shape arithmetic: what SAME padding needs is a constant of a convolution."""
     spec = effnet.spec("b0", num_classes=7, resolution=64)

@@ -3,6 +3,9 @@
 DATA's own parts decide where it has any. Where it has none, the split.csv that a model trained here brings along does:
 its paths are looked for in DATA. Of an image that two models' files know, what is worst counts: trained on before
 chosen on, chosen on before tested on.
+
+What a model is calibrated on and judged on, `halves`, are its own training and val images, also where DATA's parts say
+less: training takes val out of a train part.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effnet.data.folder import SIZE, SPLITS, Dataset, Sample, file_size
+from effnet.data.folder import SIZE, SPLITS, Dataset, Sample, file_size, split_data
 from effnet.errors import DataError, UnknownNameError
 from effnet.weights.bundle import is_bundle, read_config, read_split
 
@@ -33,6 +36,59 @@ class Chosen:
     val: Dataset | None  # images to fit a temperature on: another part than the evaluated one
     seen: int = 0  # images among the evaluated that a model was trained on, unasked
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Halves:
+    """What a model is calibrated on, and what it is judged on; never an image of a test part, or of both."""
+
+    train: Dataset
+    val: Dataset
+    notes: tuple[str, ...] = ()
+
+
+def halves(dataset: Dataset, model: str, learned: Parts | None) -> Halves:
+    """The training and the val images of a MODEL in DATA.
+
+    They are those of the split.csv that it brings, less what DATA itself calls test, or val where they were trained on.
+    Without one they are DATA's, split by the shares and the seed that training has where there is no val part.
+
+    Args:
+        dataset: DATA.
+        model: its name, for messages.
+        learned: what it was trained on, see `learned_parts`.
+
+    Raises:
+        DataError: there are none.
+    """
+    if learned and _meet(dataset, learned):
+        parts = [_half(sample.split, learned.get(sample.path, "")) for sample in dataset.samples]
+        notes: tuple[str, ...] = ()
+    else:
+        split = dataset if "val" in dataset.splits else split_data(dataset)
+        parts = [sample.split for sample in split.samples]
+        words = "brings no split.csv that knows these images: whether it was trained on the val images is not known"
+        notes = (f"{model} {words}",)
+    of = {
+        name: _only(dataset, [s for s, part in zip(dataset.samples, parts, strict=True) if part == name])
+        for name in SPLITS
+    }
+    for name, wanted in (("train", "calibrate"), ("val", "judge")):
+        if not len(of[name]):
+            raise DataError(
+                f"{dataset.root} has no image to {wanted} {model} with: none is of its {name} part. Give the data that "
+                "it was trained on, or folders train and val, or a manifest with a column split"
+            )
+    return Halves(of["train"], of["val"], notes)
+
+
+def _half(own: str, learned: str) -> str:
+    """The part of an image that DATA and a split.csv know; none where it is neither safe to calibrate nor to judge."""
+    if "test" in (own, learned):
+        return "test"
+    if (own, learned) == ("val", "train"):
+        return ""
+    return learned or own
 
 
 def learned_parts(model: str, dataset: Dataset) -> Parts | None:

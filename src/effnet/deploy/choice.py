@@ -1,8 +1,8 @@
 """Which engine runs a network fastest on this machine: measured once with the network itself, and remembered.
 
 First every engine and precision takes a single image, or as many as an artifact takes at least. Those that are far
-behind are out. The others take full batches, OpenVINO also in several streams, in turn. The fastest wins; a lower
-precision only if it names nearly all views of two photos as fp32 does.
+behind others of their precision are out. The rest takes full batches in turn, OpenVINO also in several streams. The
+fastest wins; a lower precision only if it names nearly all views of two photos as fp32 does.
 
 What was found is kept in the user's cache under all that it depends on: the network, the processor, the engines'
 versions, the batch and the threads. Needs no torch.
@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ NEEDED: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnx"),
 }
-BEHIND = 2.0  # times the fastest's time for the first images, beyond which nobody takes part any longer
+LOOKS = 3  # at each way, of which the best counts
+BEHIND = 2.0  # times the best look of the same precision, beyond which nobody takes part any longer
 SECOND = 1.0  # that a batch may take where nobody says how large it is
 PATIENCE = 2.0  # seconds that the rounds may take, and as many that the views may
 FEWEST, MOST = 5, 15  # rounds
@@ -160,7 +162,7 @@ def _measure(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
     batch = max(question.step, batch - batch % question.step)
     if batch > question.step:
         _close(runs)
-        left = [lap.way for lap in laps if lap.ms <= BEHIND * laps[0].ms]
+        left = [lap.way for lap in laps]
         runs = {way: open(way, batch) for each in left for way in _streamed(each, question, batch)}
         laps = _race(runs, np.resize(few, (batch, *few.shape[1:])))
     choice = _settle(question, laps, batch, lambda way: runs[way] if way in runs else open(way, batch))
@@ -175,21 +177,24 @@ def _close(runs: Mapping[Way, Batches]) -> None:
 
 def _race(runs: Mapping[Way, Batches], pixels: NDArray[np.uint8]) -> list[Measured]:
     """The ways' times for these images, fastest first, without those that are far behind."""
-    once = {}
-    for way, run in runs.items():
-        logger.info("measuring %s", way)
-        seconds(lambda run=run: run(pixels))  # type: ignore[misc]  # compiles
-        once[way] = min(seconds(lambda run=run: run(pixels)) for _ in range(2))  # type: ignore[misc]
-    left = [way for way in runs if once[way] <= BEHIND * min(once.values())]
+
+    def lap(way: Way, short: bool = True) -> float:
+        if short:  # the threads of the one before may still wait in circles
+            runs[way](pixels)
+        return seconds(lambda: runs[way](pixels))
+
+    once: dict[Way, float] = {}
+    for number in range(LOOKS):
+        for way in runs:
+            logger.info("looking at %s, %d of %d", way, number + 1, LOOKS)
+            once[way] = min(once.get(way, math.inf), lap(way, short=not number or once[way] < SHORT))
+    best = {each.precision: min(once[way] for way in runs if way.precision == each.precision) for each in runs}
+    left = [way for way in runs if once[way] <= BEHIND * best[way.precision]]
 
     def turn() -> list[float]:
-        laps = []
-        for way in left:
-            if once[way] < SHORT:  # the threads of the one before may still wait in circles
-                runs[way](pixels)
-            laps.append(seconds(lambda way=way: runs[way](pixels)))  # type: ignore[misc]
-        return laps
+        return [lap(way, once[way] < SHORT) for way in left]
 
+    logger.info("timing %s", " and ".join(map(str, left)))
     rounds = min(MOST, max(FEWEST, int(PATIENCE / sum(once[way] for way in left))))
     timings = time_rounds(turn, runs=rounds, warmup=1)
     found = [Measured(way, timing.median_ms) for way, timing in zip(left, timings, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,37 @@ from numpy.typing import NDArray
 
 from effnet.arch.spec import one_of, positive_int
 from effnet.data.preprocess import load_pixels
-from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, about, open_artifact
+from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Int8, about, open_artifact
 from effnet.deploy.engines import Precision, network_of
 from effnet.errors import ArgumentError, RefusedError
 from effnet.weights.folders import FILE_SUFFIXES, appearing_artifact, appearing_file, mentions_us
 
 if TYPE_CHECKING:
+    from effnet.deploy.quantize import Attempt, Guard
     from effnet.weights.bundle import Bundle
 
 LIMITS = {"fp32": 1e-4, "bf16": 0.1}  # largest difference of a logit, as a share of the largest logit
+REWRITTEN = 1e-4  # the same, of an int8 file from the model that was judged
+ELSEWHERE = {  # why int8 is OpenVINO's alone
+    "onnx": "ONNX Runtime takes longer for these networks in int8 than in fp32",
+    "torch": "a torch.export program would compute in fp32 all the same",
+}
 NOISE = 6  # images of noise that are compared beside the photos
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An int8 artifact beside the same network in fp32, in the same engine."""
+
+    attempts: tuple[Attempt, ...]  # versions that were judged; the last one is the artifact
+    unreadable: int  # val images that could not be judged
+    eight_bits: int  # layers whose weights are in 8 bits
+    layers: int
+    bytes: int  # of fp32
+    timed: int  # images at once
+    fp32_ms: float  # median of interleaved rounds
+    int8_ms: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Exported:
     difference: float  # largest of a logit, as a share of the largest logit
     agreement: int  # images of which both name the same class
     images: int
+    beside: Beside | None = None  # of int8
 
     def __str__(self) -> str:
         return (
@@ -50,27 +72,35 @@ def export(
     format: Format = "openvino",
     precision: Precision = "fp32",
     batch: int | None = 1,
+    guard: Guard | None = None,
 ) -> Exported:
     """Write a network as an artifact; nothing is written where its answers are others than the network's.
+
+    In int8 they are a little different always: what counts there is the guard's limit, on images with known classes.
 
     Args:
         bundle: the network with its context, as open_model gives it; it is in eval mode afterwards.
         out: a file .onnx or .pt2, or for openvino a folder.
         format: openvino, onnx or torch.
-        precision: what it computes with; bf16 is OpenVINO's alone.
+        precision: what it computes with; bf16 and int8 are OpenVINO's alone.
         batch: images that it takes at once; None: any number, which is slower on some engines.
+        guard: what int8 is calibrated and judged on, see quantize.py.
 
     Raises:
         ArgumentError: a value is outside its range, or something that is no artifact is in the way.
         RefusedError: the artifact's answers differ too much.
-        MissingExtraError: the format's package is not installed.
+        DataError: no image to calibrate or to judge with can be read.
+        MissingExtraError: the format's package is not installed, or NNCF for int8.
     """
     one_of("format", format, Format)
     one_of("precision", precision, Precision)
     batch = None if batch is None else positive_int("batch", batch)
     if precision != "fp32" and format != "openvino":
-        raise ArgumentError("precision", precision, f"is OpenVINO's alone; {format} computes in fp32.")
-    path, form = Path(out), Form(format, precision, batch)
+        reason = ELSEWHERE[format] if precision == "int8" else f"{format} computes in fp32"
+        raise ArgumentError("precision", precision, f"is OpenVINO's alone; {reason}.")
+    if (precision == "int8") != (guard is not None):
+        raise ArgumentError("guard", guard, "says what int8 is calibrated and judged on, for int8 and for it alone.")
+    path = Path(out)
     suffix = next(each for each, name in SUFFIXES.items() if name == format)
     if format != "openvino" and path.suffix != suffix:
         raise ArgumentError("out", str(path), f"must end with {suffix}.")
@@ -81,6 +111,10 @@ def export(
     place: AbstractContextManager[Path] = appearing_file(path) if format != "openvino" else appearing_artifact(path)
     bundle.network.eval()
     with place as temporary:
+        if guard is not None:
+            form, found, beside = _write_int8(bundle, guard, batch, temporary)
+            return Exported(path, form, size_of(temporary), found.difference, found.agreement, found.images, beside)
+        form = Form(format, precision, batch)
         _write(bundle, form, temporary)
         found = compare(bundle, open_artifact(temporary), _images(bundle))
         if not found.difference <= LIMITS[precision]:
@@ -124,6 +158,33 @@ def _write(bundle: Bundle, form: Form, target: Path) -> None:
         from effnet.deploy import openvino
 
         openvino.write(openvino.make(network, form.batch, words), target / OPENVINO_FILE)
+
+
+def _write_int8(bundle: Bundle, guard: Guard, batch: int | None, target: Path) -> tuple[Form, Exported, Beside]:
+    """Find the version that holds the guard's limit, write it, and measure it beside fp32."""
+    from effnet.analysis.timing import measure_in_turn
+    from effnet.deploy import openvino, quantize
+
+    network, pixels = network_of(bundle), _images(bundle)
+    made = quantize.guarded(network, guard, batch)
+    last, layers = made.attempts[-1], quantize.eight_bits(made.model)
+    judged = quantize.answers(made.model)(pixels)
+    said = Int8(made.calibrated, last.kept, last.drop, *last.bounds, last.found.n, len(made.attempts))
+    form, twin = Form("openvino", "int8", batch, said), Form("openvino", "fp32", batch)
+    openvino.describe(made.model, about(bundle.config, form))
+    openvino.write(made.model, target / OPENVINO_FILE)
+    artifact = open_artifact(target)
+    if not np.abs(artifact(pixels) - judged).max() <= REWRITTEN * np.abs(judged).max():
+        raise RefusedError("int8 was not written: the file answers otherwise than the model that was judged")
+    with tempfile.TemporaryDirectory() as folder, guard.watch("timing fp32 and int8 in turn", "rounds") as progress:
+        _write(bundle, twin, Path(folder))
+        size, reference = size_of(Path(folder)), open_artifact(folder)
+        together = np.resize(pixels, (batch or 1, *pixels.shape[1:]))
+        runs = {"fp32": lambda: reference(together), "int8": lambda: artifact(together)}
+        times = [timing.median_ms for timing in measure_in_turn(runs, progress=progress).values()]
+    found = compare(bundle, artifact, pixels)
+    unreadable, eight = made.unreadable, sum(layers.values())
+    return form, found, Beside(made.attempts, unreadable, eight, len(layers), size, len(together), *times)
 
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -187,7 +188,14 @@ def require() -> None:
 
 
 def _openvino() -> Any:
+    """OpenVINO, without the report of its use that is sent where it is imported, which takes time, too."""
+    silenced = not {"openvino", "openvino_telemetry"} & sys.modules.keys()
+    if silenced:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
         return import_module("openvino")
     except ImportError as error:
         raise MissingExtraError("OpenVINO", "openvino") from error
+    finally:
+        if silenced:
+            del sys.modules["openvino_telemetry"]
