@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from effnet import console
-from effnet.analysis.timing import measure_in_turn
 from effnet.deploy.artifact import open_artifact
-from effnet.deploy.export import size_of
+from effnet.deploy.export import size_of, turn_about
 from effnet.machine import this_machine
 
 ROOT = Path(__file__).resolve().parent
@@ -70,7 +69,7 @@ def rows_of(bundle: Path, options: argparse.Namespace) -> list[tuple[Any, ...]]:
     opened = {name: open_artifact(path) for name, path in made.items()}
     see = opened["fp32"].config.input
     pixels = np.random.default_rng(0).integers(0, 256, (options.batch, see.size, see.size, see.channels), np.uint8)
-    times = measure_in_turn({name: lambda run=run: run(pixels) for name, run in opened.items()})
+    times = turn_about(opened, pixels)
     rows = []
     for name, path in made.items():
         lost, found, said = "", None, opened[name].form.int8
@@ -83,7 +82,7 @@ def rows_of(bundle: Path, options: argparse.Namespace) -> list[tuple[Any, ...]]:
                 rows[0] = (*rows[0][:2], f"{found['accuracy_a']['value']:.2%}", *rows[0][3:])
         top1 = f"{found['accuracy_b']['value']:.2%}" if found else ""
         kept = ", ".join(said.kept) or "none" if said else ""
-        size, took = console.size(size_of(path)), f"{times[name].median_ms:.2f}"
+        size, took = console.size(size_of(path)), f"{times[name]:.2f}"
         rows.append((bundle.parent.name, name, top1, lost, size, took, f"{said.drop:+.2f}" if said else "", kept))
     return rows
 

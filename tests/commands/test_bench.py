@@ -197,7 +197,7 @@ def test_unreadable_images_are_told(run, folder):
     code, _, err = run("m.onnx", "own", "--rounds", 1, "--batch", 2)
     assert code == 1
     assert "unreadable: test/disc/2.png: " in err
-    assert "1 images unreadable and not counted" in err
+    assert "1 of 2 images unreadable and not counted" in err
 
 
 @pytest.mark.parametrize(

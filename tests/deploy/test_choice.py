@@ -150,6 +150,7 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_else(monkeypatch: pytest
 
 def test_nothing_is_measured_where_nothing_is_to_choose() -> None:
     assert choose(question(TORCH), lambda way, batch: pytest.fail("opened")) == Choice(TORCH, 16)
+    assert choose(question(TORCH, step=3), lambda way, batch: pytest.fail("opened")) == Choice(TORCH, 15)
 
 
 def test_views_are_photos_where_the_network_sees_photos() -> None:

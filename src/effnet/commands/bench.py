@@ -223,7 +223,8 @@ def _draw(found: Standings, plot: Path) -> None:
         panels.append(Panel(f"images per second, {batch} at a time", rates, [*map(_rates, laps)], marked))
     panels.append(Panel("seconds until a new process answers", [row.start_seconds for row in rows]))
     panels.append(Panel("peak memory of that process, MB", [row.peak_bytes and row.peak_bytes / 1e6 for row in rows]))
-    title, shares = f"same class as {found.reference}, %", [row.answers.same if row.answers else None for row in rows]
+    title = f"same class as {found.reference}, %"
+    shares = [row.answers.same if row.answers and row.way != found.reference else None for row in rows]
     if any(row.accuracy for row in rows):
         title = f"top-1 of {found.images:,} images, %"
         shares = [row.accuracy.accuracy_b if row.accuracy else None for row in rows]
@@ -248,13 +249,16 @@ def _finish(found: Standings, plot: Path | None, data: str | None) -> None:
     """What may have disturbed the measurement, what could not be read, where the picture is, what to type next."""
     scene = found.scene
     if scene.crowded:
-        words = f"Other programs were busy before this began (load {scene.load:.1f}): the times are too long, and not "
+        words = (
+            f"Other programs were busy before this began (load {scene.load:.1f}): the times may be too long, and not "
+        )
         remedy = "" if scene.threads == 1 else ", or with --threads 1"
         console.remark(f"{words}evenly so. Measure again when it is quiet{remedy}.")
     for path, reason in list(found.unreadable.items())[:LISTED]:
         console.remark(f"unreadable: {path}: {reason}")
     if found.unreadable:
-        console.remark(f"{len(found.unreadable):,} images unreadable and not counted")
+        total = found.images + len(found.unreadable)
+        console.remark(f"{len(found.unreadable):,} of {total:,} images unreadable and not counted")
     if plot is not None:
         console.remark(f"Drawn: {plot}")
     console.remark(f"Next: {_next(found, data)}")

@@ -60,7 +60,8 @@ def val(
 
     Args:
         arguments: MODEL DATA, or MODEL OTHER-MODEL DATA. A model is a bundle, registered weights (lite0, b0 ...), an
-            artifact of effnet export or another library's file; data is a folder with a sub-folder for each class, split or not, or a manifest.
+            artifact of effnet export or another library's file; data is a folder with a sub-folder for each class,
+            split or not, or a manifest.
         split: The part to evaluate: test (default), val (where there is no test), train, new (images that the model's
             split.csv does not know), or all.
         batch: Images that go through the network together; by default 16, or as an artifact was exported.

@@ -141,7 +141,7 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
     """
     ways = [way for first in question.ways for way in _streamed(first, question)]
     if len(ways) == 1:
-        return Choice(ways[0], question.batch or BATCH)
+        return Choice(ways[0], _whole(question.batch or BATCH, question.step))
     conditions = _conditions(question)
     file = cache_folder() / "choices" / f"{_digest(conditions)}.json"
     if (known := _remembered(file)) is not None:
@@ -159,7 +159,7 @@ def _measure(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
     runs = {way: open(way, question.step) for way in question.ways}
     laps = _race(runs, few)
     batch = question.batch or min(BATCH, max(1, int(SECOND / (laps[0].ms / 1e3 / question.step))))
-    batch = max(question.step, batch - batch % question.step)
+    batch = _whole(batch, question.step)
     if batch > question.step:
         _close(runs)
         left = [lap.way for lap in laps]
@@ -243,10 +243,15 @@ def views(see: InputSpec, count: int) -> NDArray[np.uint8]:
 def _streamed(way: Way, question: Question, batch: int | None = None) -> list[Way]:
     """The same in one stream and, where batches have a part for each core, in as many as there are cores."""
     cores = min(question.threads or this_machine().cores, this_machine().cores)
-    size = batch or question.batch or BATCH
+    size = batch or _whole(question.batch or BATCH, question.step)
     if way.engine != "openvino" or cores < 2 or size % (cores * question.step):
         return [way]
     return [way, dataclasses.replace(way, streams=cores)]
+
+
+def _whole(batch: int, step: int) -> int:
+    """The largest multiple of `step` up to `batch`, and at least one."""
+    return max(step, batch - batch % step)
 
 
 def _kind(way: Way) -> tuple[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,7 @@ ELSEWHERE = {  # why int8 is OpenVINO's alone
     "onnx": "ONNX Runtime takes longer for these networks in int8 than in fp32",
     "torch": "a torch.export program would compute in fp32 all the same",
 }
+TURN = 0.02  # seconds that a turn of a timing lasts at least: longer than other programs are let in for
 NOISE = 6  # images of noise that are compared beside the photos
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 
@@ -42,7 +46,7 @@ class Beside:
     layers: int
     bytes: int  # of fp32
     timed: int  # images at once
-    fp32_ms: float  # median of interleaved rounds
+    fp32_ms: float  # for these, median of interleaved rounds
     int8_ms: float
 
 
@@ -130,6 +134,25 @@ def compare(bundle: Bundle, artifact: Artifact, pixels: NDArray[np.uint8]) -> Ex
     return Exported(artifact.path, artifact.form, 0, difference, agreement, len(pixels))
 
 
+def turn_about(
+    runs: Mapping[str, Callable[[NDArray[np.uint8]], object]],
+    pixels: NDArray[np.uint8],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Milliseconds that each run takes for these pixels: the median of interleaved rounds, each of at least TURN."""
+    from effnet.analysis.timing import measure_in_turn, seconds
+
+    def turn(run: Callable[[NDArray[np.uint8]], object], calls: int) -> None:
+        for _ in range(calls):
+            run(pixels)
+
+    for run in runs.values():
+        run(pixels)  # which compiles it
+    calls = math.ceil(TURN / min(seconds(partial(turn, run, 1)) for run in runs.values()))
+    turns = {name: partial(turn, run, calls) for name, run in runs.items()}
+    return {name: time.median_ms / calls for name, time in measure_in_turn(turns, progress=progress).items()}
+
+
 def torch_logits(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the network itself answers."""
     from effnet.deploy.runtime import torch_engine
@@ -162,7 +185,6 @@ def _write(bundle: Bundle, form: Form, target: Path) -> None:
 
 def _write_int8(bundle: Bundle, guard: Guard, batch: int | None, target: Path) -> tuple[Form, Exported, Beside]:
     """Find the version that holds the guard's limit, write it, and measure it beside fp32."""
-    from effnet.analysis.timing import measure_in_turn
     from effnet.deploy import openvino, quantize
 
     network, pixels = network_of(bundle), _images(bundle)
@@ -180,11 +202,14 @@ def _write_int8(bundle: Bundle, guard: Guard, batch: int | None, target: Path) -
         _write(bundle, twin, Path(folder))
         size, reference = size_of(Path(folder)), open_artifact(folder)
         together = np.resize(pixels, (batch or 1, *pixels.shape[1:]))
-        runs = {"fp32": lambda: reference(together), "int8": lambda: artifact(together)}
-        times = [timing.median_ms for timing in measure_in_turn(runs, progress=progress).values()]
+        times = turn_about({"fp32": reference, "int8": artifact}, together, progress)
     found = compare(bundle, artifact, pixels)
     unreadable, eight = made.unreadable, sum(layers.values())
-    return form, found, Beside(made.attempts, unreadable, eight, len(layers), size, len(together), *times)
+    return (
+        form,
+        found,
+        Beside(made.attempts, unreadable, eight, len(layers), size, len(together), times["fp32"], times["int8"]),
+    )
 
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:
