@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
-# What differs from run to run, in the last digits from processor to processor, and with the engine that is fastest there
+# What differs from run to run, by the last digits from processor to processor, and with the engine that is fastest
 VARYING = re.compile(r"\d+\.\d s with|at most \S+ \(\S+ of the largest\)|\d+\.\d%(?=  )|^(torch|O\w+ ?\w*), .*$", re.M)
 
 
