@@ -63,7 +63,7 @@ def test_an_artifact_inside_its_engine(run, folder) -> None:
     for words, message in (
         (("small.pt2",), "says nothing of its blocks"),
         (("small.onnx", "--batch", 3), "`batch` (=3) cannot be chosen: small.onnx was exported for 2"),
-        (("small.onnx", "--engine", "torch"), "is run by onnxruntime or openvino"),
+        (("small.onnx", "--engine", "torch"), "can be run by onnxruntime or openvino"),
         (("small.yaml", "--precision", "bf16"), "is OpenVINO's alone"),
         (("--compare", "--engine", "openvino"), "is for a MODEL"),
     ):

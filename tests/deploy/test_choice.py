@@ -6,6 +6,8 @@ Times are made up here, for a choice by the clock of a shared machine would be a
 from __future__ import annotations
 
 import json
+import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from effnet.arch.spec import InputSpec
 from effnet.deploy import choice
 from effnet.deploy.choice import Choice, Question, choose, views, ways_of_network
 from effnet.deploy.engines import Batches, Way
+from effnet.deploy.export import export
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.machine import Machine
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import open_bundle
 from random_weights import shaken
 
 TORCH, ONNX = Way("torch"), Way("onnxruntime")
@@ -91,6 +95,20 @@ def test_the_fastest_wins_in_its_best_number_of_streams(monkeypatch: pytest.Monk
     assert choose(question(TORCH, FP32, ONNX, batch=1), clock.open).way == ONNX
 
 
+def test_an_engine_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock(monkeypatch, {TORCH: 9, ONNX: 2})
+
+    def broken(way: Way, batch: int) -> Batches:
+        if way.engine == "openvino":
+            raise RuntimeError("CPU plugin: unsupported")
+        return clock.open(way, batch)
+
+    assert choose(question(TORCH, FP32, ONNX), broken).way == ONNX
+    assert "OpenVINO, fp32 is left out, for it fails: CPU plugin: unsupported" in caplog.text
+    with pytest.raises(RuntimeError, match="unsupported"):
+        choose(question(FP32), broken)
+
+
 def test_a_batch_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, dict.fromkeys((ONNX, FP32, Way("openvino", streams=2)), 150))
     assert choose(question(ONNX, FP32), clock.open).batch == 6
@@ -130,9 +148,22 @@ def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(choice, "version", lambda name: "9.9")
     choose(asked, clock.open)
     assert clock.opened > opened
+    opened = clock.opened
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    choose(asked, clock.open)
+    assert clock.opened > opened
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"choice": {"way": {"engine": "torch"}}}', "[1]"])
+def test_an_engine_under_another_name_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "version", lambda name: version(f"{name}-of-another-name"))
+    clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
+    assert choose(question(TORCH, ONNX), clock.open).way == ONNX
+
+
+BATCH_OF_MINUS_4 = '{"choice": {"way": {"engine": "torch"}, "batch": -4, "measured": [], "refused": []}}'
+
+
+@pytest.mark.parametrize("damage", ["", "{}", BATCH_OF_MINUS_4, '{"choice": {"way": {"engine": "torch"}}}', "[1]"])
 def test_a_damaged_memory_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str) -> None:
     clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
     found = choose(question(TORCH, ONNX), clock.open)
@@ -162,11 +193,22 @@ def test_views_are_photos_where_the_network_sees_photos() -> None:
     assert views(SEE.with_channels(5), 2).shape == (2, 32, 32, 5)
 
 
+def test_an_onnx_artifact_is_run_by_openvino_where_that_is_all_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3)))
+    bundle = open_bundle(effnet.save(network, tmp_path / "m", classes=None))
+    model = export(bundle, tmp_path / "m.onnx", format="onnx", batch=3).path
+    monkeypatch.setattr(choice, "installed", lambda name: name == "openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    classifier = effnet.load(model)
+    assert classifier.chosen is not None
+    assert (classifier.chosen.way, classifier.chosen.batch) == (FP32, 15)
+    assert classifier.logits(np.zeros((4, 64, 64, 3), np.uint8)).shape == (4, 3)
+
+
 @pytest.mark.parametrize("suffix", ["", ".onnx"])
 def test_a_real_choice_answers_as_torch_does(tmp_path: Path, photos: Path, suffix: str) -> None:
-    from effnet.deploy.export import export
-    from effnet.weights.bundle import open_bundle
-
     network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3)))
     model = effnet.save(network, tmp_path / "m", classes=["a", "b", "c"])
     expected = effnet.load(model, engine="torch")
@@ -174,7 +216,7 @@ def test_a_real_choice_answers_as_torch_does(tmp_path: Path, photos: Path, suffi
         model = export(open_bundle(model), tmp_path / f"m{suffix}", format="onnx", batch=2).path
     classifier = effnet.load(model, precision="fp32")
     assert classifier.chosen is not None
-    assert len(classifier.chosen.measured) >= 1
+    assert len({lap.way.engine for lap in classifier.chosen.measured}) > 1
     assert effnet.load(model, precision="fp32").chosen == classifier.chosen
     assert classifier.group == 16
     for count in (1, 3, 19):

@@ -120,12 +120,14 @@ def test_what_cannot_be_chosen(folder: Path, tmp_path: Path) -> None:
         effnet.load(folder, engine="torch", precision="bf16")
     with pytest.raises(ArgumentError, match=r"`precision` \(='int8'\) takes images to calibrate on"):
         effnet.load(folder, precision="int8")
+    with pytest.raises(ArgumentError, match=r"`threads` \(=99\) must be at most"):
+        effnet.load(folder, engine="onnxruntime", threads=99)
     with pytest.raises(ArgumentError, match=r"is not to be said of .*, a bundle"):
         effnet.load(folder, model="b0")
     export(open_bundle(folder), tmp_path / "m.onnx", format="onnx", batch=2)
     assert effnet.load(tmp_path / "m.onnx", engine="onnxruntime", batch=2).classes == ("a", "b", "c")
     for name, value, rule in (
-        ("engine", "torch", "is run by onnxruntime or openvino, which know its format"),
+        ("engine", "torch", "can be run by onnxruntime or openvino, by its format"),
         ("batch", 3, "was exported for 2; it takes a multiple of that"),
         ("precision", "int8", "was exported in fp32; export it again with --precision"),
     ):

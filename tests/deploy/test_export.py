@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -199,6 +200,11 @@ def test_what_is_in_the_way_is_kept(bundle, made, tmp_path) -> None:
         export(bundle, tmp_path / "model", batch=0)
     export(bundle, tmp_path / "model")
     export(bundle, tmp_path / "model", batch=3)  # an artifact takes the place of an artifact
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.bin").write_text("hello")
+    with pytest.raises(ArgumentError, match="holds something else"):
+        export(bundle, tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "model.bin").read_text() == "hello"
     assert open_artifact(tmp_path / "model").form.batch == 3
 
 
@@ -217,6 +223,9 @@ def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
         (tmp_path / "cut.onnx").write_bytes(part)
         with pytest.raises(ArtifactError, match="cannot be read as ONNX"):
             open_artifact(tmp_path / "cut.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ArtifactError, match="is a folder, not a file"):
+        open_artifact(tmp_path / "folder.onnx")
     with pytest.raises(ArtifactError, match="does not exist"):
         open_artifact(tmp_path / "none.onnx")
     about = json.loads(next(p.value for p in onnx.load(made / "model.onnx").metadata_props if p.key == "effnet"))
@@ -235,6 +244,14 @@ def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
             open_artifact(tmp_path / "changed.onnx")
     with pytest.raises(ArgumentError, match="is no artifact"):
         open_artifact(tmp_path)
+
+
+def test_threads_may_open_programs_together(made) -> None:
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_artifact(made / "model.pt2"), range(4)))
+    assert {artifact.config.classes for artifact in opened} == {tuple(CLASSES)}
+    assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == before
 
 
 @pytest.mark.parametrize("name", ["model", "model.onnx"])

@@ -66,15 +66,18 @@ def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Torch with that many threads, and with its former number afterwards.
+    """Torch with that many threads, and with its former number afterwards; None: as it is.
 
     Raises:
         ArgumentError: `threads` is no positive whole number, or more than the machine's cores.
     """
+    if threads is None:
+        yield
+        return
     before, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if threads is not None and positive_int("threads", threads) > cores:
+    if positive_int("threads", threads) > cores:
         raise ArgumentError("threads", threads, f"must be at most {cores}, the cores of this machine.")
-    torch.set_num_threads(before if threads is None else threads)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from effnet.arch.spec import positive_int
 
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
+TURN = 0.08  # seconds that a turn of short calls lasts
 FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
 
 
@@ -106,6 +107,15 @@ def time_rounds(
             if progress:
                 progress(number, rounds)
     return [Timing(contestant) for contestant in zip(*laps, strict=True)]
+
+
+def turn(function: Callable[[], object]) -> float:
+    """The median seconds of a call, of as many as fit into TURN, after one that wakes threads and fills caches."""
+    function()
+    laps = [seconds(function)]
+    while sum(laps) < TURN:
+        laps.append(seconds(function))
+    return statistics.median(laps)
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -54,6 +54,10 @@ def export(
     for option, value in (("data", data), ("max_drop", max_drop)):
         if value is not None and precision != "int8":
             raise ArgumentError(option, value, "is for --precision int8 alone.")
+    from effnet.deploy.artifact import artifact_path
+
+    if artifact_path(model) is not None:
+        raise ArgumentError("model", model, "is an artifact already; name the network that it was exported from.")
     with console.status(f"opening {model}"):
         try:
             from effnet.deploy.export import export as write

@@ -156,7 +156,7 @@ def choose(dataset: Dataset, learned: Mapping[str, Parts | None], split: str | N
     trained = {path for parts in known.values() for path, part in parts.items() if part == "train"}
     rest = [s for s in dataset.samples if split_of.get(s.path) == "val" and s.path not in trained]
     seen = sum(sample.path in trained for sample in data.samples)
-    notes = () if dataset.splits else _told(dataset, known, split_of, name)
+    notes = () if dataset.splits or not known else _told(dataset, known, split_of, name)
     notes += tuple(
         f"{model} brings no split.csv that knows these images: whether it was trained on them is not known"
         for model in learned

@@ -43,8 +43,8 @@ def predict(
         precision: What it computes with: fp32, or bf16, which is OpenVINO's. By default bf16 where it is faster and
             names photos as fp32 does; an artifact's own.
         threads: How many the engine and the decoding may use; by default one for each core.
-        decode: fast: JPEGs of more than twice the size that the network sees are halved while they are decoded.
-            exact: decoded in full.
+        decode: fast: large JPEGs are halved while they are decoded, as long as they stay four times as large as the
+            network sees them. exact: decoded in full.
         json: One JSON object a line.
         csv: CSV, one line for each class.
     """

@@ -106,7 +106,7 @@ def scale(
             bottlenecks; the rest is computed again. Default: everything is kept.
         threads: For --latency: the engine's threads. Default: one for each core.
         engine: For --latency: what runs the network: torch, openvino or onnxruntime. Default: auto, the fastest of
-            those that are installed for what is scaled, measured once; in bf16 where that is faster and agrees.
+            those that are installed for what is scaled, measured once; in bf16 where that is faster.
         plot: Draw the candidates of a budget into this .png, .svg or .pdf file.
         save: Write the network to this .yaml file, which other commands take as MODEL.
         json: JSON instead of a table.

@@ -64,7 +64,7 @@ def val(
             split or not, or a manifest.
         split: The part to evaluate: test (default), val (where there is no test), train, new (images that the model's
             split.csv does not know), or all.
-        batch: Images that go through the network together; by default 16, or as an artifact was exported.
+        batch: Images that go through the network together; by default as many as take a second, at most 16.
         error: Share of wrong answers that may be given; below the confidence that keeps it the model abstains. Default:
             what the bundle was calibrated for, else 0.05.
         by_order: For a model without class names: its outputs are the data's classes in alphabetical order.
@@ -85,7 +85,7 @@ def val(
     from effnet.commands.parts import choose, learned_parts
     from effnet.data.folder import read_data
 
-    how: Any = {"source": source, "engine": engine, "precision": precision, "threads": threads}
+    how: Any = {"source": source, "engine": engine, "precision": precision, "batch": batch, "threads": threads}
     with console.hearing(f"reading {data}"):
         dataset = read_data(data)
         chosen = choose(dataset, {model: learned_parts(model, dataset) for model in models}, split)

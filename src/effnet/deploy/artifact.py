@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ class Artifact:
         """
         form, known = self.form, ENGINES[self.form.format]
         if engine not in (None, *known):
-            rule = f"cannot be chosen: {self.path} is run by {' or '.join(known)}, which know its format."
+            rule = f"cannot be chosen: {self.path} can be run by {' or '.join(known)}, by its format."
             raise ArgumentError("engine", engine, rule)
         if precision not in (None, form.precision) and "int8" in (precision, form.precision):
             rule = f"cannot be chosen: {self.path} was exported in {form.precision}; export it again with --precision."
@@ -135,13 +135,15 @@ class Artifact:
         rest: Rest = "padded" if step else "together"
         if way.engine == "openvino":  # whose sessions take a multiple of their images
 
-            def compiled(images: int) -> Any:
-                streams = way.streams if images == size != step else 1
+            @cache
+            def session_of(streams: int) -> Any:
                 return self.session(dataclasses.replace(way, streams=streams))
 
+            def compiled(images: int) -> Any:
+                return session_of(way.streams if images == size != step else 1)
+
             return Batches(compiled, size, rest=rest, step=step or 1)
-        session = self.session(way)
-        return Batches(lambda _: session, step or size, rest=rest, step=step or 1)
+        return Batches(cache(lambda _: self.session(way)), step or size, rest=rest, step=step or 1)
 
     def session(self, way: Way, *, recording: bool = False) -> Any:
         """The engine's own session; with OpenVINO and ONNX Runtime it can record the time of its nodes."""
@@ -195,8 +197,8 @@ def open_artifact(model: str | Path, *, threads: int | None = None) -> Artifact:
     path = artifact_path(model)
     if path is None:
         raise ArgumentError("model", str(model), f"is no artifact: a file {', '.join(SUFFIXES)} or OpenVINO's folder.")
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist")
+    if not path.is_file():
+        raise ArtifactError(f"{path} {'is a folder, not a file' if path.exists() else 'does not exist'}")
     threads = None if threads is None else positive_int("threads", threads)
     opened, words = _read(SUFFIXES[path.suffix.lower()], path, threads)
     return Artifact(path, *_parse(words, path), threads, opened)

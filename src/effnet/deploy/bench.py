@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ from numpy.typing import NDArray
 
 from effnet.analysis.evaluate import predict_logits
 from effnet.analysis.intervals import compare, wilson
-from effnet.analysis.timing import seconds, time_rounds
+from effnet.analysis.timing import seconds, time_rounds, turn
 from effnet.arch.spec import InputSpec, positive_int
 from effnet.data.folder import Dataset
-from effnet.deploy.choice import SHORT, VIEWS, Choice, views
+from effnet.deploy.choice import VIEWS, Choice, version_of, views
 from effnet.deploy.engines import Batches, Way
 from effnet.deploy.graph import Array
 from effnet.deploy.quantize import Guard, Watch, unwatched
@@ -101,7 +100,7 @@ class _Measuring:
     def standings(self) -> Standings:
         """All steps."""
         engines = dict.fromkeys(way.engine for way in self.rows)  # they are named as their packages are
-        versions = tuple(f"{name} {version(name)}" for name in engines)
+        versions = tuple(f"{name} {version_of(name)}" for name in engines)
         machine, before = this_machine(), load_average()
         scene = Scene(machine, self.plan.threads or machine.cores, before, versions)
         with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder:
@@ -139,11 +138,9 @@ class _Measuring:
             left = set(once)
 
             def lap(way: Way) -> float:
-                if once[way] < SHORT:  # the threads of the one before may still wait in circles
-                    runs[way](pixels)
-                return seconds(lambda: runs[way](pixels))
+                return turn(lambda: runs[way](pixels))
 
-            def turn() -> list[float]:
+            def round_of_all() -> list[float]:
                 laps = dict.fromkeys(once, math.nan)
                 for way in [way for way in once if way in left]:
                     left.discard(way)
@@ -153,7 +150,7 @@ class _Measuring:
                 return list(laps.values())
 
             with self.watch(f"batch {batch}: {len(once)} ways in turn", "rounds") as progress:
-                timings = time_rounds(turn, runs=self.plan.rounds, warmup=1, progress=progress) if once else []
+                timings = time_rounds(round_of_all, runs=self.plan.rounds, warmup=1, progress=progress) if once else []
             for way, timing in zip(once, timings, strict=True):
                 if way in left:
                     self._note_lap(_alone(way), Lap(batch, way.streams, timing))

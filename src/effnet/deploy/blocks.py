@@ -7,7 +7,6 @@ layout, belongs to the block before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from effnet.analysis.timing import Progress, Timing, seconds, time_rounds
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import block_rows
 from effnet.deploy.artifact import open_artifact
+from effnet.deploy.choice import version_of
 from effnet.deploy.engines import NAMES, EngineName, Precision, Way, compiler, network_of
 from effnet.deploy.latency import fresh
 from effnet.errors import ArgumentError
@@ -106,7 +106,7 @@ def _measure(
     rows = block_rows(spec)
     laps = [_by_block(nodes, [row.name for row in rows]) for nodes in recording.recorded()[WARMUP:]]
     blocks = tuple(BlockTime(row, batch, Timing(tuple(lap[row.name] for lap in laps))) for row in rows)
-    versions = (f"{NAMES[way.engine]} {version(way.engine)}",)
+    versions = (f"{NAMES[way.engine]} {version_of(way.engine)}",)
     used = threads or this_machine().cores
     return Profile(
         spec.name, spec.resolution, Conditions.of(used, batch, "uint8", versions, way.precision), blocks, whole

@@ -4,8 +4,8 @@ First every engine and precision takes a single image, or as many as an artifact
 behind others of their precision are out. The rest takes full batches in turn, OpenVINO also in several streams. The
 fastest wins; a lower precision only if it names nearly all views of two photos as fp32 does.
 
-What was found is kept in the user's cache under all that it depends on: the network, the processor, the engines'
-versions, the batch and the threads. Needs no torch.
+What was found is kept in the user's cache (machine.cache_folder) under all that it depends on: the network, the
+processor, the engines' versions, the batch and the threads. Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import hashlib
 import json
 import logging
 import math
+import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ from numpy.typing import NDArray
 
 import effnet
 from effnet.analysis.intervals import wilson
-from effnet.analysis.timing import seconds, time_rounds
-from effnet.arch.spec import InputSpec, read_fields
+from effnet.analysis.timing import TURN, time_rounds, turn
+from effnet.arch.spec import InputSpec, positive_int, read_fields
 from effnet.data.photo import open_photo
 from effnet.data.preprocess import colour_mode, fit_photo
 from effnet.deploy.engines import BATCH, Batches, EngineName, Precision, Way
@@ -45,12 +47,11 @@ NEEDED: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnx"),
 }
-LOOKS = 3  # at each way, of which the best counts
+LOOKS = 2  # at each way, of which the best counts
 BEHIND = 2.0  # times the best look of the same precision, beyond which nobody takes part any longer
 SECOND = 1.0  # that a batch may take where nobody says how large it is
 PATIENCE = 2.0  # seconds that the rounds may take, and as many that the views may
-FEWEST, MOST = 5, 15  # rounds
-SHORT = 0.05  # seconds below which a turn begins with a run that does not count
+FEWEST, MOST = 4, 12  # rounds
 VIEWS, FEWEST_VIEWS = 64, 8  # of the packaged photos
 AGREE = 0.95  # share of the views that a lower precision must name as fp32 does
 
@@ -62,7 +63,7 @@ class Question:
     subject: str  # a digest of the network, or of the artifact
     input: InputSpec
     ways: tuple[Way, ...]  # of one stream each; the first one is exact
-    batch: int | None = None  # images of a full batch, of `step` each; None: as many as take a second, at most BATCH
+    batch: int | None = None  # images of a full batch; None: as many as take a second, BATCH at most or if unmeasured
     step: int = 1  # images that the smallest session takes
     threads: int | None = None  # None: one for each core
     agree: float = AGREE  # share of the views that a lower precision must name as the exact one does; 0: unasked
@@ -73,7 +74,7 @@ class Measured:
     """How long a way took for a full batch."""
 
     way: Way
-    ms: float  # median
+    ms: float  # lower quartile of the rounds: what else runs on a machine makes a round longer, never shorter
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,19 @@ class Choice:
     views: int = 0  # 0 where no lower precision was fastest
     refused: tuple[str, ...] = ()  # lower precisions that were faster and named too many views otherwise
 
+    def __post_init__(self) -> None:
+        """Check what may have been read from a file.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        positive_int("batch", self.batch)
+        if self.measured and self.way not in [each.way for each in self.measured]:
+            raise ArgumentError("way", str(self.way), "must be among those that were measured.")
+
     def __str__(self) -> str:
         if not self.measured:
-            return f"{self.way}: nothing else is installed or fits"
+            return f"{self.way}: there was nothing to choose between"
         mine = next(each.ms for each in self.measured if each.way == self.way)
         words = [f"{self.way}: {mine / self.batch:.2f} ms an image in batches of {self.batch}"]
         rest = [each for each in self.measured if (each.way.engine, each.way.precision) != _kind(self.way)]
@@ -144,7 +155,8 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
         return Choice(ways[0], _whole(question.batch or BATCH, question.step))
     conditions = _conditions(question)
     file = cache_folder() / "choices" / f"{_digest(conditions)}.json"
-    if (known := _remembered(file)) is not None:
+    known = _remembered(file)
+    if known is not None and known.way in ways:
         return known
     choice = _measure(question, open)
     with suppress(OSError):  # a home that cannot be written to costs the measurement each time
@@ -155,56 +167,70 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
 
 
 def _measure(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
-    few = views(question.input, question.step)
-    runs = {way: open(way, question.step) for way in question.ways}
-    laps = _race(runs, few)
-    batch = question.batch or min(BATCH, max(1, int(SECOND / (laps[0].ms / 1e3 / question.step))))
-    batch = _whole(batch, question.step)
-    if batch > question.step:
-        _close(runs)
-        left = [lap.way for lap in laps]
-        runs = {way: open(way, batch) for each in left for way in _streamed(each, question, batch)}
-        laps = _race(runs, np.resize(few, (batch, *few.shape[1:])))
-    choice = _settle(question, laps, batch, lambda way: runs[way] if way in runs else open(way, batch))
-    _close(runs)
-    return choice
+    with ExitStack() as stack:
+
+        def opened(way: Way, batch: int) -> Batches:
+            run = open(way, batch)
+            stack.callback(run.close)
+            return run
+
+        few = views(question.input, question.step)
+        runs = _working(question.ways, lambda way: opened(way, question.step), few)
+        laps = _race(runs, few)
+        batch = question.batch or min(BATCH, max(1, int(SECOND / (laps[0].ms / 1e3 / question.step))))
+        batch = _whole(batch, question.step)
+        if batch > question.step:
+            stack.close()
+            ways = [way for lap in laps for way in _streamed(lap.way, question, batch)]
+            many = np.resize(few, (batch, *few.shape[1:]))
+            runs = _working(ways, lambda way: opened(way, batch), many)
+            laps = _race(runs, many)
+        return _settle(question, laps, batch, runs)
 
 
-def _close(runs: Mapping[Way, Batches]) -> None:
-    for run in runs.values():
-        run.close()
+def _working(ways: Sequence[Way], open: Callable[[Way], Batches], pixels: NDArray[np.uint8]) -> dict[Way, Batches]:
+    """The ways that answer: an engine that fails is left out with a warning, as long as another one works."""
+    runs: dict[Way, Batches] = {}
+    for way in ways:
+        logger.info("opening %s", way)
+        try:
+            run = open(way)
+            run(pixels)
+        except Exception as error:  # whatever an engine fails with
+            if len(ways) == 1 or (way == ways[-1] and not runs):
+                raise
+            logger.warning("%s is left out, for it fails: %s", way, error)
+        else:
+            runs[way] = run
+    return runs
 
 
 def _race(runs: Mapping[Way, Batches], pixels: NDArray[np.uint8]) -> list[Measured]:
     """The ways' times for these images, fastest first, without those that are far behind."""
 
-    def lap(way: Way, short: bool = True) -> float:
-        if short:  # the threads of the one before may still wait in circles
-            runs[way](pixels)
-        return seconds(lambda: runs[way](pixels))
+    def lap(way: Way) -> float:
+        return turn(lambda: runs[way](pixels))
 
     once: dict[Way, float] = {}
     for number in range(LOOKS):
         for way in runs:
             logger.info("looking at %s, %d of %d", way, number + 1, LOOKS)
-            once[way] = min(once.get(way, math.inf), lap(way, short=not number or once[way] < SHORT))
+            once[way] = min(once.get(way, math.inf), lap(way))
     best = {each.precision: min(once[way] for way in runs if way.precision == each.precision) for each in runs}
     left = [way for way in runs if once[way] <= BEHIND * best[way.precision]]
-
-    def turn() -> list[float]:
-        return [lap(way, once[way] < SHORT) for way in left]
-
     logger.info("timing %s", " and ".join(map(str, left)))
-    rounds = min(MOST, max(FEWEST, int(PATIENCE / sum(once[way] for way in left))))
-    timings = time_rounds(turn, runs=rounds, warmup=1)
-    found = [Measured(way, timing.median_ms) for way, timing in zip(left, timings, strict=True)]
-    return sorted(found, key=lambda each: each.ms)
+    rounds = min(MOST, max(FEWEST, int(PATIENCE / sum(2 * once[way] + TURN for way in left))))
+    timings = time_rounds(lambda: [lap(way) for way in left], runs=rounds, warmup=1)
+    quartiles = (statistics.quantiles(timing.seconds, n=4, method="inclusive")[0] for timing in timings)
+    return sorted(
+        (Measured(way, 1e3 * taken) for way, taken in zip(left, quartiles, strict=True)), key=lambda lap: lap.ms
+    )
 
 
-def _settle(question: Question, laps: Sequence[Measured], batch: int, opened: Callable[[Way], Batches]) -> Choice:
+def _settle(question: Question, laps: Sequence[Measured], batch: int, runs: Mapping[Way, Batches]) -> Choice:
     """The fastest way that is exact, or that names the views as the exact one does."""
     exact = question.ways[0].precision
-    reference = next((lap.way for lap in laps if lap.way.precision == exact), question.ways[0])
+    reference = next((lap.way for lap in laps if lap.way.precision == exact), laps[0].way)
     refused: list[str] = []
     kinds: set[tuple[str, str]] = set()
     for lap in laps:
@@ -216,7 +242,7 @@ def _settle(question: Question, laps: Sequence[Measured], batch: int, opened: Ca
         logger.info("comparing %s with %s", lap.way, reference)
         count = min(VIEWS, max(FEWEST_VIEWS, int(PATIENCE / (2 * lap.ms / 1e3 / batch))))
         seen = views(question.input, count)
-        same = int((opened(lap.way)(seen).argmax(1) == opened(reference)(seen).argmax(1)).sum())
+        same = int((runs[lap.way](seen).argmax(1) == runs[reference](seen).argmax(1)).sum())
         if same >= question.agree * count:
             return Choice(lap.way, batch, tuple(laps), same, count, tuple(refused))
         refused.append(f"{lap.way} is faster, but names {count - same} of {count} views of photos otherwise")
@@ -260,9 +286,19 @@ def _kind(way: Way) -> tuple[str, str]:
 
 def _conditions(question: Question) -> dict[str, Any]:
     """All that a choice depends on."""
-    versions = {way.engine: version(way.engine) for way in question.ways}  # engines are named as their packages are
-    about = {"machine": dataclasses.asdict(this_machine()), "versions": versions, "effnet": effnet.__version__}
+    versions = {way.engine: version_of(way.engine) for way in question.ways}
+    limits = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}  # torch's
+    machine = dataclasses.asdict(this_machine()) | limits
+    about = {"machine": machine, "versions": versions, "effnet": effnet.__version__}
     return dataclasses.asdict(question) | about
+
+
+def version_of(engine: str) -> str:
+    """Of the package that an engine is named after; "unknown" where it was installed under another name."""
+    try:
+        return version(engine)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _digest(conditions: Mapping[str, Any]) -> str:

@@ -50,7 +50,9 @@ class Way:
         one_of("precision", self.precision, Precision)
         positive_int("streams", self.streams)
         if self.precision == "bf16" and self.engine != "openvino":
-            raise ArgumentError("precision", self.precision, f"is OpenVINO's alone, and no matter of {self}.")
+            raise ArgumentError(
+                "precision", self.precision, f"is OpenVINO's alone: name engine openvino, not {self.engine}."
+            )
 
     def __str__(self) -> str:
         words = [NAMES[self.engine], self.precision]
@@ -74,7 +76,6 @@ class Batches:
         self._open, self.batch, self._rest, self._step = open, batch, rest, step
         self._sessions: dict[int, Run] = {}
         self._lock = threading.Lock()
-        self._closed = False
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) float32 of pixels (N, size, size, C) uint8, N at least 1.
@@ -92,7 +93,7 @@ class Batches:
     def close(self) -> None:
         """Let the engine's sessions, their threads and their memory go."""
         with self._lock:
-            self._closed = True
+            self._open = _gone
             self._sessions.clear()
 
     def _run_rest(self, rest: NDArray[np.uint8]) -> list[Array]:
@@ -108,11 +109,13 @@ class Batches:
     def _run(self, pixels: NDArray[np.uint8]) -> Array:
         size = len(pixels) if self._rest != "together" or len(pixels) == self.batch else 0
         with self._lock:
-            if self._closed:
-                raise ArgumentError("classifier", "closed", "cannot be asked any more.")
             if size not in self._sessions:
                 self._sessions[size] = self._open(size)
             return self._sessions[size](np.ascontiguousarray(pixels))
+
+
+def _gone(images: int) -> Run:
+    raise ArgumentError("classifier", "closed", "cannot be asked any more.")
 
 
 def engine(bundle: Bundle, way: Way, *, batch: int = BATCH, threads: int | None = None) -> Batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -31,7 +30,6 @@ ELSEWHERE = {  # why int8 is OpenVINO's alone
     "onnx": "ONNX Runtime takes longer for these networks in int8 than in fp32",
     "torch": "a torch.export program would compute in fp32 all the same",
 }
-TURN = 0.02  # seconds that a turn of a timing lasts at least: longer than other programs are let in for
 NOISE = 6  # images of noise that are compared beside the photos
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 
@@ -109,7 +107,8 @@ def export(
     if format != "openvino" and path.suffix != suffix:
         raise ArgumentError("out", str(path), f"must end with {suffix}.")
     if format == "openvino" and path.suffix in (*SUFFIXES, *FILE_SUFFIXES):
-        raise ArgumentError("out", str(path), f"must name a folder; {path.suffix} is the name of a file.")
+        other = f", as --format {SUFFIXES[path.suffix]} writes one" if path.suffix in (".onnx", ".pt2") else ""
+        raise ArgumentError("out", str(path), f"must name a folder; {path.suffix} is the name of a file{other}.")
     if path.is_file() and not mentions_us(path):
         raise ArgumentError("out", str(path), "exists, and effnet did not write it; choose another name.")
     place: AbstractContextManager[Path] = appearing_file(path) if format != "openvino" else appearing_artifact(path)
@@ -139,18 +138,11 @@ def turn_about(
     pixels: NDArray[np.uint8],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Milliseconds that each run takes for these pixels: the median of interleaved rounds, each of at least TURN."""
-    from effnet.analysis.timing import measure_in_turn, seconds
+    """Milliseconds that each run takes for these pixels: the median of interleaved turns."""
+    from effnet.analysis.timing import time_rounds, turn
 
-    def turn(run: Callable[[NDArray[np.uint8]], object], calls: int) -> None:
-        for _ in range(calls):
-            run(pixels)
-
-    for run in runs.values():
-        run(pixels)  # which compiles it
-    calls = math.ceil(TURN / min(seconds(partial(turn, run, 1)) for run in runs.values()))
-    turns = {name: partial(turn, run, calls) for name, run in runs.items()}
-    return {name: time.median_ms / calls for name, time in measure_in_turn(turns, progress=progress).items()}
+    laps = time_rounds(lambda: [turn(partial(run, pixels)) for run in runs.values()], progress=progress)
+    return {name: lap.median_ms for name, lap in zip(runs, laps, strict=True)}
 
 
 def torch_logits(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

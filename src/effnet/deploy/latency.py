@@ -28,9 +28,8 @@ def choose_for(spec: NetworkSpec, name: EngineName | None, threads: int | None =
         MissingExtraError: the engine is not installed.
     """
     bundle = fresh(spec)
-    question = Question(
-        f"random weights of {spec}", bundle.config.input, ways_of_network(name, None), 1, threads=threads
-    )
+    see, ways = bundle.config.input, ways_of_network(name, None)
+    question = Question(f"random weights of {spec}", see, ways, 1, threads=threads, agree=0)
     return choose(question, lambda way, batch: engine(bundle, way, batch=batch, threads=threads))
 
 

@@ -166,6 +166,8 @@ class OpenVinoSession:
                 nodes = requests[0].get_profiling_info()
                 self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
             return whole
+        for request in requests:
+            request.wait()  # where Ctrl-C came between, one may still run
         parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
         logits: list[Array] = []
         for place in range(len(parts) + len(requests)):  # a request is read when its next part is due

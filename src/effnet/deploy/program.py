@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.weights.folders import MARK
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it
+READING = threading.Lock()  # torch.export reads one program at a time, and the environment is everybody's
 
 
 class FromPixels(nn.Module):
@@ -84,12 +86,13 @@ class ProgramSession:
 @contextmanager
 def _weights_only() -> Iterator[None]:
     """Without pickles that run code: torch.export.load follows a file that asks for one, unless this forbids it."""
-    before = os.environ.get(WEIGHTS_ONLY)
-    os.environ[WEIGHTS_ONLY] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[WEIGHTS_ONLY]
-        else:
-            os.environ[WEIGHTS_ONLY] = before
+    with READING:
+        before = os.environ.get(WEIGHTS_ONLY)
+        os.environ[WEIGHTS_ONLY] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[WEIGHTS_ONLY]
+            else:
+                os.environ[WEIGHTS_ONLY] = before

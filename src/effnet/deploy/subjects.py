@@ -155,6 +155,7 @@ class ArtifactSubject:
         """Its own engine and the others that know its format; OpenVINO in both precisions where it is in either."""
         form = self.artifact.form
         own, *others = ENGINES[form.format]
+        own = own if choice.installed(own) or not any(map(choice.installed, others)) else others.pop(0)
         ways = [self.artifact.way(name) for name in (own, *filter(choice.installed, others))]
         if form.precision != "int8" and any(way.engine == "openvino" for way in ways):
             ways += [self.artifact.way("openvino", "fp32")]

@@ -62,7 +62,8 @@ def appearing_artifact(target: Path) -> Iterator[Path]:
         ArgumentError: something else than such a folder is in the way.
     """
     held = {file.name for file in target.iterdir()} if target.is_dir() else set()
-    ours = target.is_dir() and held <= ARTIFACT and all(mentions_us(target / name) for name in held & {"model.xml"})
+    mine = held <= ARTIFACT and "model.xml" in held and mentions_us(target / "model.xml")
+    ours = target.is_dir() and (mine or not held)
     if target.exists() and not ours:
         raise ArgumentError("out", str(target), "exists and holds something else; choose another folder.")
     with _replacing(target) as new:
