@@ -59,11 +59,11 @@ class OpenVinoBuilder:
         self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
-        """The input, converted, less the mean, channels first."""
+        """The input, converted, channels first, less the mean: in this order a single image of B0 takes two thirds."""
         self.parameter = self.ops.parameter([-1 if batch is None else batch, size, size, channels], np.uint8, "images")
         x = self._named(self.ops.convert(self.parameter, np.float32))
-        x = self._named(self.ops.subtract(x, mean))
-        return self._named(self.ops.transpose(x, np.array([0, 3, 1, 2])))
+        x = self._named(self.ops.transpose(x, np.array([0, 3, 1, 2])))
+        return self._named(self.ops.subtract(x, mean.reshape(1, -1, 1, 1)))
 
     def convolve(self, x: Any, filters: Array, bias: Array, stride: int, pads: Pads, depthwise: bool) -> Any:
         """A convolution, or one of as many groups as there are channels, and a sum."""
