@@ -1,0 +1,287 @@
+"""What it costs to let the JPEG decoder shrink a photo (Pillow's Image.draft), in Lite0's answers, and what it saves.
+
+    python benchmarks/drafts.py [--views 300] [--photos FOLDER ...] [--workers 2] [--seed 0] [--json FILE]
+
+libjpeg can leave out the fine half, three quarters or seven eighths of an image's frequencies and never compute them.
+"draft 1x" asks for at least the size to which the whole photo is resized before the crop, "draft 2x" for at least twice
+that, and so on; the rest of the way is the usual resize. A photo that is not twice as large as was asked for is decoded
+in full. A draft's size is rounded up, so its last pixels reach beyond the photo: the resize takes Pillow's word for
+where the photo ends, except for "rounded", which takes all pixels as they come and so moves the photo by a part of a
+pixel.
+
+Views are cut from the packaged photos, and from those of --photos as often: random crop, zoom, flip and colours. Where
+a view is larger than its photo, each doubling adds the finest detail of the photo at its own contrast, because real
+scenes look as rough at every scale; then comes a camera's noise. So the large views are not smooth. Each view is saved
+once as a JPEG, qualities in turn. The class of a view is what the network says of its pixels before they became a JPEG,
+resized as always. "agreement" is the share of views of that class, less full decode's. Many views are near ties, of
+which one class is hardly better than the next; "accuracy" is what the network expects of itself: the probability that
+it gives, on the view's own pixels, to the class that it names after decoding, less full decode's. Differences are of
+the same views, in points; positive is in favour of the draft.
+
+Some sizes are round, and some so that a draft lands just above what was asked for: its worst case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps, features
+
+import effnet
+from effnet.analysis.intervals import Interval, Z, compare, wilson
+from effnet.analysis.timing import measure_in_turn
+from effnet.arch.spec import InputSpec
+from effnet.data.preprocess import fit_photo
+from effnet.machine import this_machine
+
+PACKAGED = Path(effnet.__file__).parent / "data" / "photos"
+SIZES = ((500, 375), (693, 520), (1000, 750), (1387, 1040), (2000, 1500), (2773, 2080), (4000, 3000))
+QUALITIES = (60, 75, 90, 95)
+ZOOM, TONE, NOISE = (0.5, 1.0), (0.75, 1.3), (1.0, 8.0)  # share of the photo, factors, standard deviation in levels
+SURE = 0.5  # probability of the best class: ImageNet's photos are mostly like that, cut-outs of them are not
+TILE = 512  # pixels of noise that are repeated
+TIMED = 5  # views of each size whose decoding is timed
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a JPEG is decoded."""
+
+    times: int  # the size of the resize, at least; 0: in full
+    extent: bool = True  # whether the resize takes the drafted photo's true extent, and not all of its pixels
+
+
+ASKED = {
+    "full": Way(0),
+    "draft 1x": Way(1),
+    "draft 2x": Way(2),
+    "draft 4x": Way(4),
+    "draft 2x, rounded": Way(2, extent=False),
+}
+
+
+@dataclass
+class Tally:
+    """What the network said of the views of one size."""
+
+    reference: list[NDArray[np.float32]] = field(default_factory=list)
+    decoded: dict[str, list[NDArray[np.float32]]] = field(default_factory=lambda: {name: [] for name in ASKED})
+    pixels: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ASKED})  # from the view's own
+
+
+def photos_in(folder: Path) -> list[Image.Image]:
+    """Its photos, at any depth."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+def finest(photo: Image.Image) -> NDArray[np.int16]:
+    """The detail that halving the photo loses, with its mirror images around so that it repeats seamlessly."""
+    half = photo.resize([max(1, side // 2) for side in photo.size], Image.Resampling.BOX)
+    band = np.asarray(photo, np.int16) - np.asarray(half.resize(photo.size, Image.Resampling.BICUBIC), np.int16)
+    band = np.concatenate([band, band[::-1]])
+    return np.concatenate([band, band[:, ::-1]], axis=1)
+
+
+def repeated(tile: NDArray[np.int16], size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int16]:
+    """The tile from a random place on, over and over."""
+    across, down = size
+    rows = (np.arange(down) + rng.integers(len(tile))) % len(tile)
+    columns = (np.arange(across) + rng.integers(tile.shape[1])) % tile.shape[1]
+    return tile[rows][:, columns]
+
+
+def plus(photo: Image.Image, detail: NDArray[np.int16]) -> Image.Image:
+    """The sum, within 0 ... 255."""
+    return Image.fromarray((np.asarray(photo, np.int16) + detail).clip(0, 255).astype(np.uint8))
+
+
+def view(photo: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A photo as a camera of that many pixels might have taken it."""
+    if rng.random() < 0.5:
+        size = size[::-1]
+    scale = min(side / goal for side, goal in zip(photo.size, size, strict=True)) * rng.uniform(*ZOOM)
+    cut = [max(16, int(scale * goal)) for goal in size]
+    left, top = (int(rng.integers(max(1, side - part + 1))) for side, part in zip(photo.size, cut, strict=True))
+    seen, band = photo.crop((left, top, left + cut[0], top + cut[1])), finest(photo)
+    if rng.random() < 0.5:
+        seen = ImageOps.mirror(seen)
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        seen = change(seen).enhance(float(rng.uniform(*TONE)))
+    while 2 * seen.width <= size[0]:
+        seen = seen.resize([2 * side for side in seen.size], Image.Resampling.BICUBIC)
+        seen = plus(seen, repeated(band, seen.size, rng))
+    seen = seen.resize(size, Image.Resampling.BICUBIC)
+    noise = rng.normal(0, rng.uniform(*NOISE), (TILE, TILE, 3)).round().astype(np.int16)
+    return plus(seen, repeated(noise, size, rng))
+
+
+def jpeg(photo: Image.Image, quality: int) -> bytes:
+    """The bytes of a file, colours at half the resolution as cameras save them."""
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def decode(content: bytes, see: InputSpec, way: Way) -> Pixels:
+    """A JPEG as the network sees it: resized as always, and its middle."""
+    image = Image.open(io.BytesIO(content))
+    wanted, box = [see.resize * side // min(image.size) for side in image.size], None
+    if way.times:
+        drafted = image.draft("RGB", [way.times * side for side in wanted])
+        box = drafted[1] if drafted else None
+    if box is None or not way.extent:
+        return fit_photo(image.convert("RGB"), see)
+    resized = image.convert("RGB").resize(wanted, Image.Resampling[see.interpolation.upper()], box)
+    return fit_photo(resized, see)  # which has its size already
+
+
+def look(task: tuple[int, int], photos: Sequence[Sequence[Image.Image]], see: InputSpec, seed: int) -> list[Pixels]:
+    """View number `task[1]` of size number `task[0]`: before it became a JPEG, then by each decoder."""
+    place, number = task
+    rng = np.random.default_rng((seed, place, number))
+    group = photos[number % len(photos)]
+    seen = view(group[int(rng.integers(len(group)))], SIZES[place], rng)
+    content = jpeg(seen, QUALITIES[number // len(photos) % len(QUALITIES)])
+    return [fit_photo(seen, see), *(decode(content, see, way) for way in ASKED.values())]
+
+
+def gather(results: Iterator[tuple[int, list[Pixels]]], classifier: effnet.Classifier) -> dict[int, Tally]:
+    """The network's answers, a few views at a time."""
+    tallies: dict[int, Tally] = {place: Tally() for place in range(len(SIZES))}
+    while group := list(itertools.islice(results, 8)):
+        logits = classifier.logits(np.stack([pixels for _, variants in group for pixels in variants]))
+        answers = logits.reshape(len(group), 1 + len(ASKED), -1)
+        for (place, (own, *variants)), (reference, *decoded) in zip(group, answers, strict=True):
+            tally = tallies[place]
+            tally.reference.append(reference)
+            for name, pixels, answer in zip(ASKED, variants, decoded, strict=True):
+                tally.decoded[name].append(answer)
+                tally.pixels[name].append(float(np.abs(pixels.astype(np.int16) - own).mean()))
+    return tallies
+
+
+def scaled(size: tuple[int, int], see: InputSpec, way: Way) -> int:
+    """By how much the decoder shrinks such a photo."""
+    image = Image.open(io.BytesIO(jpeg(Image.new("RGB", size), 75)))
+    if way.times:
+        image.draft("RGB", [way.times * (see.resize * side // min(size)) for side in size])
+    return round(size[0] / image.width)
+
+
+def points(interval: Interval) -> str:
+    """An interval of a share, in points."""
+    return f"{100 * interval.value:.2f} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+
+
+def row(name: str, words: Sequence[str], tallies: Sequence[Tally], sure: float = 0.0) -> dict[str, object]:
+    """One decoder on the views of one size or of several, where the network is at least so `sure` of the view."""
+    reference = np.concatenate([np.stack(tally.reference) for tally in tallies])
+    kept = softmax(reference).max(1) >= sure
+    reference = reference[kept]
+    full, drafted = (np.concatenate([tally.decoded[each] for tally in tallies])[kept] for each in ("full", name))
+    found = compare(full, drafted, reference.argmax(1))
+    named = [np.take_along_axis(softmax(reference), each.argmax(1)[:, None], 1) for each in (full, drafted)]
+    same = int((full.argmax(1) == drafted.argmax(1)).sum())
+    levels = np.concatenate([tally.pixels[name] for tally in tallies])[kept]
+    return {
+        "size": words[0],
+        "decoder": name,
+        "scale": words[1],
+        "views": found.n,
+        "of the view's class": points(found.accuracy_b),
+        "agreement": points(found.accuracy),
+        "lost / won": f"{found.only_a} / {found.only_b}",
+        "accuracy": points(mean(named[1] - named[0])),
+        "as full decode": points(wilson(same, found.n)),
+        "levels off": f"{levels.mean():.2f}",
+    }
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities."""
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def mean(values: NDArray[np.float32]) -> Interval:
+    """The mean with its normal interval."""
+    middle, reach = float(values.mean()), Z * float(values.std(ddof=1)) / len(values) ** 0.5
+    return Interval(middle, middle - reach, middle + reach)
+
+
+def rows_of(tallies: dict[int, Tally], see: InputSpec) -> list[dict[str, object]]:
+    """A row for each size and decoder that does something, then for all sizes that a draft shrinks."""
+    rows = []
+    for name, way in ASKED.items():
+        drafted = []
+        for place, tally in tallies.items():
+            scale = scaled(SIZES[place], see, way)
+            if way.times == 0 or scale > 1:
+                drafted.append(tally)
+                rows.append(row(name, (" x ".join(map(str, SIZES[place])), f"1/{scale}"), [tally]))
+        rows.append(row(name, ("all of these", ""), drafted))
+        rows.append(row(name, (f"and sure: {SURE:g} or more", ""), drafted, SURE))
+    return rows
+
+
+def timed(photos: Sequence[Sequence[Image.Image]], see: InputSpec, seed: int) -> list[dict[str, object]]:
+    """Milliseconds from a JPEG's bytes to pixels, in one thread: medians of interleaved rounds, quality 90."""
+    rows = []
+    for size in SIZES:
+        rng = np.random.default_rng((seed, *size))
+        files = [jpeg(view(photos[0][0], size, rng), 90) for _ in range(TIMED)]
+
+        def work(way: Way, files: Sequence[bytes] = files) -> None:
+            for content in files:
+                decode(content, see, way)
+
+        found = measure_in_turn({name: partial(work, way) for name, way in ASKED.items()}, runs=9, warmup=1)
+        cells = {name: f"{timing.median_ms / TIMED:.2f}" for name, timing in found.items()}
+        rows.append({"size": " x ".join(map(str, size)), "kB": f"{len(files[0]) / 1e3:.0f}", **cells})
+    return rows
+
+
+def show(rows: Sequence[dict[str, object]]) -> None:
+    """A table in Markdown."""
+    print(f"\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    for cells in rows:
+        print(f"| {' | '.join(map(str, cells.values()))} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--views", type=int, default=300, help="of each size")
+    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders of more photos")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    photos = [photos_in(folder) for folder in (PACKAGED, *options.photos)]
+    classifier = effnet.load("lite0", engine="openvino", precision="fp32", batch=8 * (1 + len(ASKED)), threads=1)
+    see = classifier.input
+    tasks = [(place, number) for number in range(options.views) for place in range(len(SIZES))]
+    with get_context("spawn").Pool(options.workers) as pool:
+        looks = pool.imap(partial(look, photos=photos, see=see, seed=options.seed), tasks)
+        tallies = gather(((place, pixels) for (place, _), pixels in zip(tasks, looks, strict=True)), classifier)
+    report = {"accuracy": rows_of(tallies, see), "ms": timed(photos, see, options.seed)}
+    print(f"{this_machine()}; Pillow {PIL.__version__}, libjpeg-turbo {features.version('jpg')}; Lite0 on ImageNet's")
+    print(f"classes, resize {see.resize}, {see.interpolation}; {sum(map(len, photos))} photos, seed {options.seed}")
+    for rows in report.values():
+        show(rows)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))

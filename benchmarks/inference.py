@@ -1,0 +1,364 @@
+"""Inference side by side: effnet's own choice against tuned scripts of torch, ONNX Runtime and OpenVINO.
+
+    python benchmarks/inference.py [--rows b0@224x1,b0@224x32,b4@380x1,b4@380x8] [--rounds 9] [--json FILE]
+                                  [--compile b0]
+
+A row is a variant, its pixels and its batch. All contestants hold torchvision's weights of that row: random, made sure
+of two photos as a trained network is, see `network_of`. effnet gets them as torchvision's file and is called through
+`classifier.logits` with engine and precision "auto", and with fp32 where auto takes another. effnet and OpenVINO take
+uint8 pixels and normalise them; the others get them normalised for nothing. All use every core.
+
+Every answer is compared with torchvision's in fp32 first: the largest difference of a logit, as a share of the largest
+logit. A contestant that promises fp32 and differs by more than 1e-4 makes the run fail.
+
+A round asks every contestant in turn, and every second round in the opposite order. Before its turn there is a pause,
+in which the threads of the one before stop spinning (torch's, OpenMP's and ONNX Runtime's wait actively for a while).
+The first call of a turn wakes threads and fills caches and does not count; then calls are timed for a tenth of a
+second, at least one. A turn's figure is the median of its calls, and a contestant's the median of its turns. "of ours"
+compares turns of the same round; above 1, ours is the faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import effnet
+from effnet.data.photo import open_photo
+from effnet.machine import this_machine
+
+ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8"
+SAME = 1e-4  # of the largest logit, for fp32
+TARGET = 0.97  # of the best rival's speed
+SURE = 10.0  # the logit of a photo's cuttings, on average
+PAUSE, TURN = 0.05, 0.1  # seconds before a turn, and of calls that count
+PHOTOS = Path(effnet.__file__).parent / "data" / "photos"
+LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's
+
+Pixels = NDArray[np.uint8]
+Figures = dict[str, Any]
+Call = Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to get the logits of a batch, ready to be called."""
+
+    name: str
+    precision: str
+    call: Call
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is run: a network at a resolution, so many images at once."""
+
+    variant: str
+    px: int
+    batch: int
+
+    @classmethod
+    def parse(cls, text: str) -> Row:
+        """`b0@224x1`."""
+        variant, _, rest = text.partition("@")
+        px, _, batch = rest.partition("x")
+        return cls(variant, int(px), int(batch))
+
+    def __str__(self) -> str:
+        return f"{self.variant}@{self.px}, {self.batch} image{'' if self.batch == 1 else 's'}"
+
+
+def photo_pixels(count: int, px: int, seed: int = 0) -> Pixels:
+    """Cuttings (N, px, px, 3) of the packaged photos, at random places and scales."""
+    rng = np.random.default_rng(seed)
+    photos = [open_photo(path) for path in sorted(PHOTOS.glob("*.png"))]
+    cuttings = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        side = int(rng.integers(100, min(photo.size) + 1))
+        left, top = (int(rng.integers(whole - side + 1)) for whole in photo.size)
+        cuttings.append(np.asarray(photo.resize((px, px), box=(left, top, left + side, top + side))))
+    return np.stack(cuttings)
+
+
+def normalised(pixels: Pixels) -> Tensor:
+    """What torchvision's networks take: (N, 3, px, px) float32."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return ((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+
+
+def network_of(row: Row) -> nn.Module:
+    """torchvision's, random, but its activations as large as a trained network's, and as sure of two photos.
+
+    Statistics are those of photos. The first two classes are the packaged photos, told apart by the mean features of
+    their cuttings: answers of random weights are ties, and a precision that is refused for them says nothing.
+    """
+    torch.manual_seed(0)
+    network: nn.Module = getattr(torchvision.models, f"efficientnet_{row.variant}")()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        for seed in (1, 2):
+            network.train()(normalised(photo_pixels(8, row.px, seed)))
+        network.eval()
+        features = network.avgpool(network.features(normalised(photo_pixels(32, row.px, 3)))).flatten(1)
+        first, second = features[::2].mean(0), features[1::2].mean(0)  # cuttings of the photos take turns
+        apart, linear = first - second, network.classifier[1]
+        linear.weight[:2] = 2 * SURE * torch.stack((apart, -apart)) / apart.square().sum()
+        linear.bias[:2] = -linear.weight[:2] @ (first + second) / 2
+    return network
+
+
+def torch_call(network: nn.Module, images: Tensor, layout: torch.memory_format, dtype: torch.dtype) -> Call:
+    """A module in eager mode, or a compiled one."""
+    network, images = network.to(dtype, memory_format=layout), images.to(dtype, memory_format=layout)
+
+    @torch.no_grad()  # freezing needs this one; inference_mode is no faster
+    def call() -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = network(images).float().numpy()
+        return logits
+
+    return call
+
+
+def in_torch(row: Row, make: Callable[[], nn.Module], images: Tensor, compiled: bool) -> Iterable[Contestant]:
+    """Eager, batch normalisation folded, and compiled; `make` gives the network anew."""
+    import timm
+    from torch.fx.experimental.optimization import fuse
+
+    theirs = make()
+    eps = next(module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d))
+    third = timm.create_model(f"efficientnet_{row.variant}", bn_eps=eps).eval()
+    # the state dicts hold the same tensors in the same order under other names
+    third.load_state_dict(dict(zip(third.state_dict(), theirs.state_dict().values(), strict=True)))
+    last, fp32 = torch.channels_last, torch.float32
+    yield Contestant("torchvision, NCHW", "fp32", torch_call(theirs, images, torch.contiguous_format, fp32))
+    yield Contestant("torchvision, channels_last", "fp32", torch_call(make(), images, last, fp32))
+    yield Contestant("timm, channels_last", "fp32", torch_call(third, images, last, fp32))
+    yield Contestant("torch, BN folded, channels_last", "fp32", torch_call(fuse(make()), images, last, fp32))
+    if this_machine().bf16:
+        call = torch_call(fuse(make()), images, last, torch.bfloat16)
+        yield Contestant("torch, BN folded, channels_last", "bf16", call)
+    if compiled:
+        import_module("torch._inductor.config").freezing = True
+        network = torch.compile(make().to(memory_format=last), mode="max-autotune")
+        yield Contestant("torch.compile, max-autotune, freezing", "fp32", torch_call(network, images, last, fp32))
+
+
+def in_onnxruntime(network: nn.Module, images: Tensor, folder: Path) -> Iterable[Contestant]:
+    """torch's own export, every optimisation, and ONNX Runtime's own threads or so many."""
+    import onnxruntime
+
+    file, values = folder / "torchvision.onnx", images.numpy()
+    torch.onnx.export(network, (images,), str(file), input_names=["images"], output_names=["logits"], dynamo=False)
+    for threads in (0, this_machine().cores):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+        def call(session: onnxruntime.InferenceSession = session) -> NDArray[np.float32]:
+            logits: NDArray[np.float32] = session.run(None, {"images": values})[0]
+            return logits
+
+        yield Contestant(f"ONNX Runtime, {f'{threads} threads' if threads else 'its own threads'}", "fp32", call)
+
+
+def in_openvino(network: nn.Module, pixels: Pixels) -> Iterable[Contestant]:
+    """OpenVINO's own conversion; pixels are normalised inside; latency, and two streams of half a batch."""
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    def model_of(batch: int) -> ov.Model:
+        example = torch.zeros(batch, 3, *pixels.shape[1:3])
+        model = ov.convert_model(network, example_input=example, input=list(example.shape))
+        steps = PrePostProcessor(model)
+        steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+        scale, mean = ([255 * value for value in values] for values in (STD, MEAN))
+        steps.input().preprocess().convert_element_type(ov.Type.f32).mean(mean).scale(scale)
+        steps.input().model().set_layout(ov.Layout("NCHW"))
+        return steps.build()
+
+    core, batch = ov.Core(), len(pixels)
+    cores = this_machine().cores
+    for precision, hint in (("fp32", "f32"), ("bf16", "bf16")) if this_machine().bf16 else (("fp32", "f32"),):
+        hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": cores}
+        latency = core.compile_model(model_of(batch), "CPU", {"PERFORMANCE_HINT": "LATENCY", **hints})
+        request = latency.create_infer_request()
+
+        def one(request: ov.InferRequest = request) -> NDArray[np.float32]:
+            logits: NDArray[np.float32] = request.infer([pixels], share_inputs=True)[0]
+            return logits
+
+        yield Contestant("OpenVINO, latency", precision, one)
+        if batch % 2:
+            continue
+        streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 2, **hints}
+        halves = core.compile_model(model_of(batch // 2), "CPU", streams)
+        requests = [halves.create_infer_request() for _ in range(2)]
+
+        def two(requests: Sequence[ov.InferRequest] = requests) -> NDArray[np.float32]:
+            for request, part in zip(requests, np.split(pixels, 2), strict=True):
+                request.start_async([part], share_inputs=True)
+            for request in requests:
+                request.wait()
+            return np.concatenate([request.get_output_tensor().data for request in requests])
+
+        yield Contestant("OpenVINO, 2 streams of half the batch", precision, two)
+
+
+def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
+    """What effnet chooses, and what it chooses in fp32 where that was another."""
+    for precision in ("auto", "fp32"):
+        classifier = effnet.load(file, engine="auto", precision=precision, batch=len(pixels))
+        print(f"effnet, {precision}: {classifier.chosen}", flush=True)
+        found = classifier.chosen.way.precision
+        yield Contestant(f"effnet, {precision}", found, lambda classifier=classifier: classifier.logits(pixels))
+        if found == "fp32":
+            break
+
+
+def turn(call: Call) -> float:
+    """Seconds of a call, once its threads are awake."""
+    time.sleep(PAUSE)
+    call()
+    laps = []
+    while sum(laps) < TURN:
+        started = time.perf_counter()
+        call()
+        laps.append(time.perf_counter() - started)
+    return statistics.median(laps)
+
+
+def rounds_of(contestants: Sequence[Contestant], rounds: int) -> list[list[float]]:
+    """Seconds of each contestant, round by round."""
+    times: list[list[float]] = [[] for _ in contestants]
+    for number in range(rounds):
+        order = range(len(contestants))
+        for place in order if number % 2 == 0 else reversed(order):
+            times[place].append(turn(contestants[place].call))
+    return times
+
+
+def compare(row: Row, rounds: int, compiled: bool) -> Figures:
+    """One row: what is printed of it."""
+    pixels, network = photo_pixels(row.batch, row.px), network_of(row)
+    state, images = network.state_dict(), normalised(pixels)
+
+    def fresh() -> nn.Module:
+        """The same network once more."""
+        again: nn.Module = getattr(torchvision.models, f"efficientnet_{row.variant}")()
+        again.load_state_dict(state)
+        return again.eval()
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["EFFNET_CACHE"] = folder  # choices are measured now, whatever was chosen at another time
+        file = Path(folder) / "torchvision.pth"
+        torch.save(state, file)
+        contestants = [
+            *in_effnet(file, pixels),
+            *in_torch(row, fresh, images, compiled),
+            *in_onnxruntime(network, images, Path(folder)),
+            *in_openvino(network, pixels),
+        ]
+        with torch.no_grad():
+            expected = network(images).numpy()
+        largest = np.abs(expected).max()
+        differences = [float(np.abs(each.call() - expected).max() / largest) for each in contestants]
+        load = os.getloadavg()[0]
+        times = rounds_of(contestants, rounds)
+    return {
+        "row": str(row),
+        "load": load,
+        "contestants": [
+            {
+                "name": each.name,
+                "precision": each.precision,
+                "difference": difference,
+                "ms": 1e3 * statistics.median(taken),
+                "images_per_s": row.batch / statistics.median(taken),
+                "rounds_ms": [1e3 * each for each in taken],
+            }
+            for each, difference, taken in zip(contestants, differences, times, strict=True)
+        ],
+    }
+
+
+def against(own: Figures, rivals: Sequence[Figures]) -> str:
+    """effnet's speed against the fastest of `rivals`."""
+    best = min(rivals, key=lambda each: each["ms"])
+    ratio = of_ours(best, own)
+    return f"{ratio:.2f}x the speed of {best['name']} ({best['precision']}){'' if ratio >= TARGET else ', MISSED'}"
+
+
+def of_ours(rival: Figures, own: Figures) -> float:
+    """How many times as fast effnet is, by turns of the same round."""
+    pairs = zip(rival["rounds_ms"], own["rounds_ms"], strict=True)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+def show(report: Figures) -> bool:
+    """Print a row's table and what follows from it; whether all answers are right."""
+    rows = report["contestants"]
+    ours, rivals = ([each for each in rows if each["name"].startswith("effnet") is own] for own in (True, False))
+    base = next(each for each in rows if each["name"] == "torchvision, NCHW")
+    print(f"\n### {report['row']}\nLoad before: {report['load']:.1f}\n")
+    print("| variant | precision | ms | images/s | x | of ours | differs by |\n|---|---|---:|---:|---:|---:|---:|")
+    for each in rows:
+        cells = (
+            each["name"],
+            each["precision"],
+            f"{each['ms']:.2f}",
+            f"{each['images_per_s']:.1f}",
+            f"{of_ours(base, each):.2f}",
+            f"{of_ours(each, ours[0]):.2f}",
+            f"{each['difference']:.1e}",
+        )
+        print(f"| {' | '.join(cells)} |")
+    print(f"\neffnet: {against(ours[0], rivals)}")
+    for own in ours:
+        same = [each for each in rivals if each["precision"] == own["precision"]]
+        print(f"effnet in {own['precision']}, against its like: {against(own, same)}", flush=True)
+    wrong = [each["name"] for each in rows if each["precision"] == "fp32" and not each["difference"] < SAME]
+    if wrong:
+        print(f"\nWRONG ANSWERS: {', '.join(wrong)}")
+    return not wrong
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--compile", default="b0", help="variants that torch.compile builds too, a minute each")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of exporters, about themselves
+    versions = ", ".join(f"{name} {import_module(name).__version__}" for name in LIBRARIES)
+    conditions = f"{this_machine()}; {torch.get_num_threads()} threads; {versions}; {options.rounds} rounds"
+    print(conditions)
+    reports, right = [], True
+    for row in map(Row.parse, options.rows.split(",")):
+        reports.append(compare(row, options.rounds, row.variant in options.compile.split(",")))
+        right &= show(reports[-1])
+        if options.json:
+            options.json.write_text(json.dumps({"conditions": conditions, "rows": reports}, indent=1))
+    sys.exit(0 if right else 1)
