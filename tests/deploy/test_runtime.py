@@ -13,7 +13,7 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.preprocess import preprocess
 from effnet.deploy.runtime import Classifier, Prediction, load
-from effnet.errors import ArgumentError, CheckpointError, ImageError, UnknownNameError
+from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
 from effnet.weights.bundle import Calibration, Record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
@@ -204,3 +204,18 @@ def test_probabilities_are_at_the_bundles_temperature(photos: Path, tmp_path: Pa
     expected = torch.from_numpy(logits / 0.05).softmax(0)
     np.testing.assert_allclose([score.probability for score in after], expected, rtol=1e-6)
     assert after.probability > before.probability
+
+
+def test_a_file_of_weights_and_the_network_that_they_are_of(tmp_path: Path, photos: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.efficientnet_b0().eval()
+    torch.save(theirs.state_dict(), tmp_path / "file.pth")
+    classifier = load(tmp_path / "file.pth", model="b0", decode="exact")
+    assert (classifier.spec.name, classifier.spec.resolution, classifier.input.size) == ("b0", 224, 224)
+    image = torch.from_numpy(preprocess(photos / "coffee.png", classifier.input))[None]
+    with torch.inference_mode():
+        assert classifier.predict(photos / "coffee.png").index == int(theirs(image).argmax())
+    with pytest.raises(MismatchError):
+        load(tmp_path / "file.pth", model="b1")
