@@ -104,3 +104,14 @@ def test_a_crowd_is_noticed(threads: int, load: float | None, crowded: bool) -> 
 def test_more_threads_than_cores_are_refused() -> None:
     with pytest.raises(ArgumentError, match="the cores of this machine"), torch_threads(100_000):
         pass
+
+
+def test_a_turn_ends_even_where_the_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(timing, "seconds", lambda function: function() or 0.0)
+    assert timing.turn(lambda: calls.append(1)) == 0.0
+    assert len(calls) == timing.CALLS + 1
+    monkeypatch.setattr(timing, "seconds", lambda function: function() or timing.TURN / 2)
+    calls.clear()
+    assert timing.turn(lambda: calls.append(1)) == timing.TURN / 2
+    assert len(calls) == 3

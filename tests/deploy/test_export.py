@@ -200,11 +200,11 @@ def test_what_is_in_the_way_is_kept(bundle, made, tmp_path) -> None:
         export(bundle, tmp_path / "model", batch=0)
     export(bundle, tmp_path / "model")
     export(bundle, tmp_path / "model", batch=3)  # an artifact takes the place of an artifact
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "model.bin").write_text("hello")
+    (tmp_path / "strangers").mkdir()
+    (tmp_path / "strangers" / "model.bin").write_text("hello")
     with pytest.raises(ArgumentError, match="holds something else"):
-        export(bundle, tmp_path / "theirs")
-    assert (tmp_path / "theirs" / "model.bin").read_text() == "hello"
+        export(bundle, tmp_path / "strangers")
+    assert (tmp_path / "strangers" / "model.bin").read_text() == "hello"
     assert open_artifact(tmp_path / "model").form.batch == 3
 
 

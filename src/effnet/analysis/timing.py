@@ -18,7 +18,7 @@ from effnet.arch.spec import positive_int
 
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
-TURN = 0.08  # seconds that a turn of short calls lasts
+TURN, CALLS = 0.08, 200  # seconds that a turn of short calls lasts, and how many it has at most
 FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
 
 
@@ -113,7 +113,7 @@ def turn(function: Callable[[], object]) -> float:
     """The median seconds of a call, of as many as fit into TURN, after one that wakes threads and fills caches."""
     function()
     laps = [seconds(function)]
-    while sum(laps) < TURN:
+    while sum(laps) < TURN and len(laps) < CALLS:
         laps.append(seconds(function))
     return statistics.median(laps)
 
