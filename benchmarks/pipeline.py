@@ -1,7 +1,7 @@
 """From JPEG files to the five best classes: effnet's stream against the loops that people write. B0 at 224 px.
 
     python benchmarks/pipeline.py [--rounds 5] [--small 256] [--large 96] [--json FILE]
-    python benchmarks/pipeline.py memory [--images 100000]
+    python benchmarks/pipeline.py memory [--images 100000] [--tiny]
 
 The files are made in a temporary folder from the packaged photos, as in benchmarks/drafts.py: about 500 x 375 and about
 2000 x 1500 pixels, qualities 75 to 95. All contestants hold the same weights, torchvision's, random as in
@@ -12,7 +12,8 @@ Whole passes over the files run in turn, every second round in the opposite orde
 figure is the median. "names as the loop" is the share of files whose best class is the tutorial loop's.
 
 `memory` checks that answers come in order and that a damaged file costs one answer, then streams the same few files
-over and over and prints what the process holds on the way.
+over and over and prints what the process holds on the way; with --tiny small ones through a small network, which takes
+a minute or two.
 """
 
 from __future__ import annotations
@@ -226,13 +227,18 @@ def check_order(classifier: effnet.Classifier, files: Sequence[Path], folder: Pa
     print(f"{len(mixed)} files in order, one error: {answers[len(files)][1]}")
 
 
-def memory(images: int) -> None:
+def memory(images: int, tiny: bool) -> None:
     """What the process holds while files go by."""
     with tempfile.TemporaryDirectory() as name:
-        folder, weights = Path(name), Path(name) / "torchvision.pth"
+        folder, weights = Path(name), Path(name) / ("tiny" if tiny else "torchvision.pth")
         os.environ["EFFNET_CACHE"] = name
-        torch.save(network_of(Row("b0", 224, BATCH)).state_dict(), weights)
         files = make_files(folder, "small", 2 * BATCH)
+        if tiny:
+            effnet.save(effnet.create(effnet.spec("b0", width=0.25, depth=0.25, resolution=32)), weights)
+            for file in files:
+                Image.open(file).resize((80, 60)).save(file)
+        else:
+            torch.save(network_of(Row("b0", 224, BATCH)).state_dict(), weights)
         classifier = effnet.load(weights, batch=BATCH)
         check_order(classifier, files, folder)
         marks = [max(1, images * share // 100) for share in (1, 10, 100)]
@@ -250,12 +256,13 @@ if __name__ == "__main__":
     parser.add_argument("--small", type=int, default=256, help="files")
     parser.add_argument("--large", type=int, default=96, help="files")
     parser.add_argument("--images", type=int, default=100_000, help="of memory")
+    parser.add_argument("--tiny", action="store_true", help="memory of small files in a small network")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
     print(f"{this_machine()}; {torch.get_num_threads()} threads; {versions}")
     if options.what == "memory":
-        memory(options.images)
+        memory(options.images, options.tiny)
     else:
         print(f"Medians of {options.rounds} rounds")
         reports = []
