@@ -27,9 +27,10 @@ demo: .venv/.demo
 
 install: .venv/.dev
 
-# The tests of weights have processes of their own: behind all the others one of them died, without a word.
+# The tests of deploy and of weights have processes of their own: behind all the others one of them died, without a word.
 test: .venv/.dev
-	$(if $(ARGS),$(TEST) $(ARGS),$(TEST) --ignore=tests/weights && $(TEST) tests/weights)
+	$(if $(ARGS),$(TEST) $(ARGS),$(TEST) --ignore=tests/deploy --ignore=tests/weights && \
+		$(TEST) tests/deploy && $(TEST) tests/weights)
 
 check: .venv/.dev .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/ruff check .
