@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from effnet.analysis.evaluate import predict_logits
 from effnet.analysis.intervals import compare, wilson
-from effnet.analysis.timing import seconds, time_rounds, turn
+from effnet.analysis.timing import time_rounds, turn
 from effnet.arch.spec import InputSpec, positive_int
 from effnet.data.folder import Dataset
 from effnet.deploy.choice import VIEWS, Choice, version_of, views
@@ -134,24 +134,24 @@ class _Measuring:
         pixels = np.resize(views(self.see, min(batch, VIEWS)), (batch, self.see.size, self.see.size, self.see.channels))
         runs: dict[Way, Batches] = {}
         try:
-            once = self._open(batch, pixels, runs)
-            left = set(once)
+            ways = self._open(batch, pixels, runs)
+            left = set(ways)
 
             def lap(way: Way) -> float:
                 return turn(lambda: runs[way](pixels))
 
             def round_of_all() -> list[float]:
-                laps = dict.fromkeys(once, math.nan)
-                for way in [way for way in once if way in left]:
+                laps = dict.fromkeys(ways, math.nan)
+                for way in [way for way in ways if way in left]:
                     left.discard(way)
                     with self._attempt(way):
                         laps[way] = lap(way)
                         left.add(way)
                 return list(laps.values())
 
-            with self.watch(f"batch {batch}: {len(once)} ways in turn", "rounds") as progress:
-                timings = time_rounds(round_of_all, runs=self.plan.rounds, warmup=1, progress=progress) if once else []
-            for way, timing in zip(once, timings, strict=True):
+            with self.watch(f"batch {batch}: {len(ways)} ways in turn", "rounds") as progress:
+                timings = time_rounds(round_of_all, runs=self.plan.rounds, warmup=1, progress=progress) if ways else []
+            for way, timing in zip(ways, timings, strict=True):
                 if way in left:
                     self._note_lap(_alone(way), Lap(batch, way.streams, timing))
             if batch == self.batches[-1]:
@@ -160,18 +160,18 @@ class _Measuring:
             for run in runs.values():
                 run.close()
 
-    def _open(self, batch: int, pixels: NDArray[np.uint8], runs: dict[Way, Batches]) -> dict[Way, float]:
-        """Open every way in all its streams, into `runs`; how long each that works took for the batch."""
-        once: dict[Way, float] = {}
+    def _open(self, batch: int, pixels: NDArray[np.uint8], runs: dict[Way, Batches]) -> list[Way]:
+        """Open every way in all its streams, into `runs`; those that work."""
+        working: list[Way] = []
         ways = [way for each in self.rows for way in self._streamed(each, batch)]
         with self.watch(f"batch {batch}: compiling", "ways") as progress:
             for done, way in enumerate(ways, start=1):
                 with self._attempt(way):
                     run = runs[way] = self.subject.open(way, batch, self.rows[_alone(way)].kept)
                     run(pixels)  # compiles
-                    once[way] = seconds(lambda run=run: run(pixels))  # type: ignore[misc]  # a default is not inferred
+                    working.append(way)
                 progress(done, len(ways))
-        return once
+        return working
 
     def _compare(self, runs: Mapping[Way, Batches]) -> None:
         """Answers of every way beside those of the first that gives any."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from effnet.arch.spec import one_of, positive_int
 from effnet.data.preprocess import load_pixels
 from effnet.deploy.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Int8, about, open_artifact
+from effnet.deploy.choice import PHOTOS
 from effnet.deploy.engines import Precision, network_of
 from effnet.errors import ArgumentError, RefusedError
 from effnet.weights.folders import FILE_SUFFIXES, appearing_artifact, appearing_file, mentions_us
@@ -31,7 +32,6 @@ ELSEWHERE = {  # why int8 is OpenVINO's alone
     "torch": "a torch.export program would compute in fp32 all the same",
 }
 NOISE = 6  # images of noise that are compared beside the photos
-PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 
 
 @dataclass(frozen=True)
