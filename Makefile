@@ -27,10 +27,8 @@ demo: .venv/.demo
 
 install: .venv/.dev
 
-# The tests of deploy and of weights have processes of their own: behind all the others one of them died, without a word.
 test: .venv/.dev
-	$(if $(ARGS),$(TEST) $(ARGS),$(TEST) --ignore=tests/deploy --ignore=tests/weights && \
-		$(TEST) tests/deploy && $(TEST) tests/weights)
+	$(TEST) $(ARGS)
 
 check: .venv/.dev .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/ruff check .

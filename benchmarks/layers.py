@@ -41,7 +41,7 @@ from effnet.arch.shape import BlockSpec
 from effnet.arch.spec import NetworkSpec
 from effnet.deploy.engines import network_of as graph_network_of
 from effnet.deploy.graph import Network
-from effnet.deploy.openvino import HINTS, make
+from effnet.deploy.openvino import HINTS, core, make
 from effnet.machine import this_machine
 from effnet.weights.pretrained import open_model
 
@@ -137,7 +137,7 @@ def layer_of(node: Any) -> str:
 def compiled_of(model: Any, precision: str, **more: object) -> Any:
     """A model for one request on all cores."""
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": this_machine().cores, **more}
-    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], **hints})
+    return core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], **hints})
 
 
 def profile(

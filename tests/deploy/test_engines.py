@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +74,35 @@ def test_it_closes(folder: Path) -> None:
         assert classifier.logits(np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, 3)
     with pytest.raises(ArgumentError, match=r"`classifier`.*cannot be asked any more"):
         classifier.logits(np.zeros((3, 64, 64, 3), np.uint8))
+
+
+SIGNALLED = """
+import gc, signal, sys
+import numpy as np
+import effnet
+
+def begin():
+    classifier = effnet.load(sys.argv[1], engine="openvino")
+    classifier.logits(np.zeros((1, 64, 64, 3), np.uint8))
+    return classifier
+
+classifier = begin()
+for _ in range(3):
+    another = begin()
+    classifier.close()
+    gc.collect()
+    classifier = another
+classifier.close()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_ctrl_c_is_heard_after_classifiers_came_and_went(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "heard"), done.stderr
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

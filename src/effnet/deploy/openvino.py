@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -116,9 +117,8 @@ def read(file: Path) -> tuple[Any, str]:
         ArtifactError: it is no such file.
         MissingExtraError: OpenVINO is not installed.
     """
-    core = _openvino().Core()
     try:
-        model = core.read_model(file)
+        model = core().read_model(file)
     except RuntimeError as error:
         raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
     return model, str(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else ""
@@ -154,7 +154,7 @@ class OpenVinoSession:
         self._recorded: list[list[tuple[str, float]]] | None = [] if recording else None
         images = model.input(0).partial_shape[0]
         self._images = None if images.is_dynamic else images.get_length()
-        compiled = _openvino().Core().compile_model(model, "CPU", hints)
+        compiled = core().compile_model(model, "CPU", hints)
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
@@ -187,6 +187,20 @@ class OpenVinoSession:
 def require() -> None:
     """Raise MissingExtraError unless a network can be written and run."""
     _openvino()
+
+
+@functools.cache
+def core() -> Any:
+    """This process's Core. It is never let go, for two of them can be the end of the process.
+
+    A Core brings a stack for signals. It takes that away when it goes, and puts back the one that it found. Of two that
+    go in the order in which they came, the second one puts back the stack that went with the first, and the next signal
+    that Python listens to, Ctrl-C among them, is a segmentation fault (OpenVINO 2026.4 on Linux).
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:
