@@ -75,7 +75,7 @@ def data(tmp_path: Path) -> Path:
 class Fake:
     """A model that any function is, in any way."""
 
-    model, source, step, left_out = "fake", None, 1, ("Nothing else",)
+    model, source, step, left_out, fixed = "fake", None, 1, ("Nothing else",), ()
 
     def __init__(self, model: str, runs: dict[Way, object]) -> None:
         self.config, self.runs, self.ways = read_config(model), runs, tuple(runs)
@@ -88,7 +88,7 @@ class Fake:
 
     def open(self, way: Way, batch: int, kept: Kept | None) -> Batches:
         self.opened.append((way, batch))
-        batches = Batches(lambda _: self.runs[Way(way.engine, way.precision)], batch, rest="together")
+        batches = Batches(lambda *_: self.runs[Way(way.engine, way.precision)], batch, rest="together")
         close = batches.close
 
         def closing() -> None:
@@ -156,7 +156,7 @@ def test_every_way_of_a_network(model: str, tmp_path: Path) -> None:
 def test_the_report_as_plain_values(model: str, no_starts: list[str]) -> None:
     found = bench(Fake(model, {TORCH: says, ONNX: says}), Plan((1, 4), rounds=3))
     values = json.loads(json.dumps(found.to_dict()))
-    assert values["reference"] == {"engine": "torch", "precision": "fp32", "streams": 1}
+    assert values["reference"] == {"engine": "torch", "precision": "fp32", "streams": 1, "part": None}
     assert [each["batch"] for each in values["chosen"]] == [1, 4]
     assert (values["views"], values["images"], values["notes"]) == (64, 0, ["Nothing else"])
     assert {"machine", "threads", "load", "crowded", "versions"} <= values.keys()
@@ -170,20 +170,23 @@ def test_the_report_as_plain_values(model: str, no_starts: list[str]) -> None:
     assert last["p10_ms"] <= last["median_ms"] <= last["p90_ms"]
 
 
-def test_openvino_takes_part_in_streams_where_a_batch_has_a_part_for_each(model: str, no_starts: list[str]) -> None:
-    two = Way("openvino", streams=2)
+def test_batches_go_in_parts_and_as_effnet_load_divides_them(
+    model: str, no_starts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ones, twos, fours = (dataclasses.replace(FP32, streams=2, part=part) for part in (1, 2, 4))
+    chosen = {8: Choice(fours, 8)}
+    monkeypatch.setattr(
+        benching, "load", lambda *_, batch, **__: nullcontext(SimpleNamespace(chosen=chosen.get(batch)))
+    )
     subject = Fake(model, {TORCH: says, FP32: says})
-    found = bench(subject, Plan((1, 3, 4), rounds=1))
-    opened = [(TORCH, 1), (FP32, 1), (TORCH, 3), (FP32, 3), (TORCH, 4), (FP32, 4), (two, 4)]
+    found = bench(subject, Plan((1, 3, 8), rounds=1, threads=2))
+    opened = [(TORCH, 1), (FP32, 1), (TORCH, 3), (FP32, 3), (ones, 3), (TORCH, 8), (twos, 8), (fours, 8)]
     assert subject.opened == opened
     assert subject.closed == len(opened)
-    assert [lap.batch for lap in found.rows[1].laps] == [1, 3, 4]
-    subject = Fake(model, {FP32: says})
-    bench(subject, Plan((4,), rounds=1, threads=1))
-    assert subject.opened == [(FP32, 4)]
+    assert [lap.batch for lap in found.rows[1].laps] == [1, 3, 8]
 
 
-def test_the_faster_number_of_streams_stays(model: str, no_starts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_division_stays(model: str, no_starts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("effnet.analysis.timing.time.perf_counter", lambda: now)
     for quick in (1, 2):
@@ -195,11 +198,11 @@ def test_the_faster_number_of_streams_stays(model: str, no_starts: list[str], mo
                     now += 0.5 if way.streams == quick else 2.0
                     return says(pixels)
 
-                return Batches(lambda _: run, batch, rest="together")
+                return Batches(lambda *_: run, batch, rest="together")
 
-        (row,) = bench(Slow(model, {FP32: says}), Plan((4,), rounds=3)).rows
+        (row,) = bench(Slow(model, {FP32: says}), Plan((4,), rounds=3, threads=2)).rows
         (lap,) = row.laps
-        assert (lap.streams, lap.time.median_ms, lap.images_per_second) == (quick, 500, 8)
+        assert (lap.way.streams, lap.time.median_ms, lap.images_per_second) == (quick, 500, 8)
         assert row.way == FP32
 
 
@@ -323,8 +326,8 @@ def test_int8_is_opened_for_a_batch_as_its_file_answers(
             super().__init__(model, threads, **how)
 
     monkeypatch.setattr(openvino, "OpenVinoSession", Session)
-    for streams in (1, 2):
-        batches = subject.open(Way("openvino", "int8", streams), 4, kept)
+    for way in (INT8, dataclasses.replace(INT8, streams=2, part=2)):
+        batches = subject.open(way, 4, kept)
         assert np.abs(batches(pixels) - expected).max() <= 0.02 * np.abs(expected).max()
         batches.close()
     assert opened == [(4, 1), (1, 1), (2, 2), (1, 1)]  # 4 images at once or 2 times 2, and the one that is left

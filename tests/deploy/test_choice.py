@@ -5,6 +5,7 @@ Times are made up here, for a choice by the clock of a shared machine would be a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from importlib.metadata import version
@@ -32,7 +33,7 @@ SEE = InputSpec(size=32, resize=32)
 
 
 class Clock:
-    """Sessions that take as long as they are told to, an image, by a clock of their own."""
+    """Sessions that take as long as they are told to, an image, by a clock of their own; parts as a whole does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ms: dict[Way, float], wrong: float = 0) -> None:
         self.ms, self.wrong, self.now, self.opened = ms, wrong, 0.0, 0
@@ -43,13 +44,13 @@ class Clock:
         self.opened += 1
 
         def run(pixels: np.ndarray) -> np.ndarray:
-            self.now += self.ms[way] * len(pixels) / 1e3
+            self.now += self.ms.get(way, self.ms[Way(way.engine, way.precision)]) * len(pixels) / 1e3
             logits = np.eye(2, dtype=np.float32)[np.zeros(len(pixels), int)]
             if way.precision == "bf16":
                 logits[: round(self.wrong * len(pixels))] = (0, 1)
             return logits
 
-        return Batches(lambda _: run, batch, rest="together")
+        return Batches(lambda *_: run, batch, rest="together")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
     machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
     monkeypatch.setattr(choice, "this_machine", lambda: machine)
+    monkeypatch.setattr("effnet.deploy.engines.this_machine", lambda: machine)
+
+
+def in_parts(way: Way, part: int, streams: int = 2) -> Way:
+    return dataclasses.replace(way, part=part, streams=streams)
 
 
 def question(*ways: Way, **values: object) -> Question:
@@ -81,18 +87,46 @@ def test_who_may_run_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         ways_of_network(None, "bf16")
 
 
-def test_the_fastest_wins_in_its_best_number_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    two = Way("openvino", streams=2)
-    clock = Clock(monkeypatch, {TORCH: 9, FP32: 3, two: 2.5, ONNX: 2.6})
+def test_the_fastest_wins_in_its_best_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {in_parts(FP32, part): ms for part, ms in ((1, 2.7), (2, 2.5), (4, 2.3), (8, 2.4))}
+    clock = Clock(monkeypatch, {TORCH: 9, FP32: 3, ONNX: 3.1, in_parts(ONNX, 2): 2.6, **parts})
     found = choose(question(TORCH, FP32, ONNX), clock.open)
-    assert (found.way, found.batch) == (two, 16)
-    assert [lap.way for lap in found.measured] == [two, ONNX, FP32]  # torch was left behind after one image
-    assert [lap.ms for lap in found.measured] == pytest.approx([40, 41.6, 48])
+    assert (found.way, found.batch) == (in_parts(FP32, 4), 16)
+    order = [in_parts(FP32, part) for part in (4, 8, 2)] + [in_parts(ONNX, 2), in_parts(FP32, 1)]
+    assert [lap.way for lap in found.measured] == order  # torch was left behind after one image
+    assert [lap.ms for lap in found.measured] == pytest.approx([36.8, 38.4, 40, 41.6, 43.2])
     assert str(found) == (
-        "OpenVINO, fp32, 2 streams: 2.50 ms an image in batches of 16; ONNX Runtime, fp32 took 1.04 times as long"
+        "OpenVINO, fp32, 2 streams of 4 images: 2.30 ms an image in batches of 16; "
+        "ONNX Runtime, fp32, 2 streams of 2 images took 1.13 times as long"
     )
     clock.ms[ONNX] = 1
     assert choose(question(TORCH, FP32, ONNX, batch=1), clock.open).way == ONNX
+
+
+def test_a_small_batch_goes_as_a_whole_or_in_single_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {FP32: 3, in_parts(FP32, 1): 2, in_parts(FP32, 2): 4})
+    assert choose(question(FP32, batch=4), clock.open).way == in_parts(FP32, 1)
+    clock.ms[FP32] = 1
+    assert choose(question(FP32, batch=5), clock.open).way == FP32
+
+
+def test_parts_that_fail_and_fixed_ones_are_not_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, parts = Clock(monkeypatch, {ONNX: 3, in_parts(ONNX, 4): 1, in_parts(ONNX, 2): 2}), set[int | None]()
+
+    def no_four(way: Way, batch: int) -> Batches:
+        if way.part == 4:
+            raise RuntimeError("no memory")
+        parts.add(way.part)
+        return clock.open(way, batch)
+
+    assert choose(question(ONNX, batch=16), no_four).way == in_parts(ONNX, 2)
+    assert "ONNX Runtime, fp32, 2 streams of 4 images is left out, for it fails: no memory" in caplog.text
+    assert parts == {None, 1, 2}
+    parts.clear()
+    assert choose(question(ONNX, batch=16, fixed=("onnxruntime",)), no_four).way == in_parts(ONNX, 1)
+    assert parts == {None, 1}
 
 
 def test_an_engine_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,14 +137,14 @@ def test_an_engine_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplo
             raise RuntimeError("CPU plugin: unsupported")
         return clock.open(way, batch)
 
-    assert choose(question(TORCH, FP32, ONNX), broken).way == ONNX
+    assert choose(question(TORCH, FP32, ONNX), broken).way == in_parts(ONNX, 2)
     assert "OpenVINO, fp32 is left out, for it fails: CPU plugin: unsupported" in caplog.text
     with pytest.raises(RuntimeError, match="unsupported"):
         choose(question(FP32), broken)
 
 
 def test_a_batch_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, dict.fromkeys((ONNX, FP32, Way("openvino", streams=2)), 150))
+    clock = Clock(monkeypatch, {ONNX: 150, FP32: 150})
     assert choose(question(ONNX, FP32), clock.open).batch == 6
     assert choose(question(ONNX, FP32, step=4), clock.open).batch == 4
     assert choose(question(ONNX, FP32, batch=32), clock.open).batch == 32
@@ -118,19 +152,20 @@ def test_a_batch_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("wrong", "way"), [(0.04, BF16), (0.06, FP32)])
 def test_a_lower_precision_has_to_agree(monkeypatch: pytest.MonkeyPatch, wrong: float, way: Way) -> None:
-    two = {Way("openvino", streams=2): 3.5, Way("openvino", "bf16", 2): 2.5}
-    clock = Clock(monkeypatch, {TORCH: 9, FP32: 3, BF16: 2, **two}, wrong)
+    parts = {in_parts(BF16, part): ms for part, ms in ((1, 2.2), (2, 2), (4, 2.1))}
+    clock = Clock(monkeypatch, {TORCH: 9, FP32: 3, BF16: 2, **parts}, wrong)
     found = choose(question(TORCH, FP32, BF16, batch=64), clock.open)
-    assert found.way == way
+    assert found.way == in_parts(way, 2)
     if way == BF16:
         assert (found.same, found.views, found.refused) == (61, 64, ())
         assert "61 of 64 views of photos are named as in fp32 (at least 87%)" in str(found)
     else:
-        assert found.refused == ("OpenVINO, bf16 is faster, but names 4 of 64 views of photos otherwise",)
+        words = "OpenVINO, bf16, 2 streams of 2 images is faster, but names 4 of 64 views of photos otherwise"
+        assert found.refused == (words,)
         assert found.refused[0] in str(found)
-    clock.ms |= {BF16: 4, Way("openvino", "bf16", 2): 4}
+    clock.ms |= {BF16: 4, in_parts(BF16, 2): 4, in_parts(FP32, 1): 4}
     slow = choose(question(FP32, BF16, batch=64), clock.open)
-    assert (slow.way, slow.views) == (FP32, 0)
+    assert (slow.way, slow.views) == (in_parts(FP32, 2), 0)
 
 
 def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,7 +192,7 @@ def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_an_engine_under_another_name_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "version", lambda name: version(f"{name}-of-another-name"))
     clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
-    assert choose(question(TORCH, ONNX), clock.open).way == ONNX
+    assert choose(question(TORCH, ONNX), clock.open).way == in_parts(ONNX, 2)
 
 
 BATCH_OF_MINUS_4 = '{"choice": {"way": {"engine": "torch"}, "batch": -4, "measured": [], "refused": []}}'
@@ -176,7 +211,7 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_else(monkeypatch: pytest
     (tmp_path / "file").touch()
     monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "file"))
     clock = Clock(monkeypatch, {TORCH: 3, ONNX: 2})
-    assert choose(question(TORCH, ONNX), clock.open).way == ONNX
+    assert choose(question(TORCH, ONNX), clock.open).way == in_parts(ONNX, 2)
 
 
 def test_nothing_is_measured_where_nothing_is_to_choose() -> None:
@@ -203,7 +238,7 @@ def test_an_onnx_artifact_is_run_by_openvino_where_that_is_all_there_is(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     classifier = effnet.load(model)
     assert classifier.chosen is not None
-    assert (classifier.chosen.way, classifier.chosen.batch) == (FP32, 15)
+    assert (classifier.chosen.way.engine, classifier.chosen.batch) == ("openvino", 15)
     assert classifier.logits(np.zeros((4, 64, 64, 3), np.uint8)).shape == (4, 3)
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import effnet
-from effnet.deploy.engines import Batches, Way, engine, network_of
+from effnet.deploy.engines import Batches, EngineName, Way, compiler, engine, network_of
 from effnet.deploy.export import export
-from effnet.deploy.openvino import OpenVinoSession, make
 from effnet.errors import ArgumentError
+from effnet.machine import Machine
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.bundle import open_bundle
 from random_weights import shaken
@@ -43,13 +43,13 @@ def test_the_same_answers_as_torch(folder: Path, photos: Path, engine: str) -> N
 def test_sizes_are_compiled_when_they_are_needed() -> None:
     opened: list[int] = []
 
-    def open_size(size: int):
+    def open_size(size: int, streams: int):
         opened.append(size)
-        return lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) * (size in (0, len(pixels)))
+        return lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) * (not size or len(pixels) % size == 0)
 
     pixels = np.arange(1, 20, dtype=np.uint8).reshape(-1, 1, 1, 1)
     run = Batches(open_size, 8)
-    for count, sizes in ((1, [1]), (2, [1]), (3, [1, 8]), (8, [1, 8]), (17, [1, 8]), (19, [1, 8])):
+    for count, sizes in ((1, [1]), (4, [1]), (5, [1, 8]), (8, [1, 8]), (17, [1, 8]), (19, [1, 8])):
         assert run(pixels[:count]).ravel().tolist() == pixels[:count].ravel().tolist()
         assert opened == sizes
     opened.clear()
@@ -123,13 +123,65 @@ def test_it_keeps_to_its_threads(folder: Path, engine: str) -> None:
     assert torch.get_num_threads() == before
 
 
-def test_streams_give_the_same_answers(folder: Path) -> None:
+def test_waves_of_parts_and_what_they_leave_over() -> None:
+    """Parts of 2, 3 side by side: waves of 6, batches of 12."""
+    asked: list[tuple[int, int, int]] = []
+
+    def open_size(size: int, streams: int):
+        def run(pixels: np.ndarray) -> np.ndarray:
+            asked.append((size, streams, len(pixels)))
+            return pixels.reshape(len(pixels), -1).astype(np.float32)
+
+        return run
+
+    pixels = np.arange(1, 30, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    run = Batches(open_size, 16, part=2, streams=3)
+    assert run.batch == 12
+    for count, expected in (
+        (1, [(1, 1, 1)]),
+        (3, [(1, 1, 3)]),
+        (5, [(2, 3, 6)]),
+        (6, [(2, 3, 6)]),
+        (29, [(2, 3, 12), (2, 3, 12), (2, 3, 6)]),  # 24, and 5 that are padded by one
+    ):
+        assert run(pixels[:count]).ravel().tolist() == pixels[:count].ravel().tolist()
+        assert asked == expected
+        asked.clear()
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_parts_side_by_side_give_the_same_answers(folder: Path, name: EngineName) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
     bundle = open_bundle(folder)
-    one, two = (engine(bundle, Way("openvino", streams=streams), batch=4, threads=2)(pixels) for streams in (1, 2))
-    assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
-    three = OpenVinoSession(make(network_of(bundle), 1, {}), 2, streams=2)(pixels)  # nine parts for two requests
-    assert np.abs(one - three).max() <= 1e-5 * np.abs(one).max()
+    expected = engine(bundle, Way("torch"))(pixels)
+    for way in (Way(name), Way(name, streams=2, part=1), Way(name, streams=2, part=2), Way(name, part=2)):
+        logits = engine(bundle, way, batch=4, threads=2)(pixels)
+        assert np.abs(logits - expected).max() <= 5e-5 * np.abs(expected).max()
+    nine = compiler(network_of(bundle), Way(name), threads=2)(1, 2)(pixels)  # for two requests
+    assert np.abs(nine - expected).max() <= 5e-5 * np.abs(expected).max()
+
+
+def test_how_batches_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = 2
+    monkeypatch.setattr("effnet.deploy.engines.this_machine", lambda: Machine("X", cores, None, ()))
+    way, parts = Way("openvino"), lambda streams, part: Way("openvino", streams=streams, part=part)
+    assert way.divided(1) == [way]
+    assert way.divided(2) == [way, parts(2, 1)]
+    assert way.divided(7) == [way, parts(2, 1)]
+    assert way.divided(8) == [parts(2, 2)]
+    assert way.divided(8, threads=1) == [parts(1, 2)]
+    assert way.divided(12, step=3, fixed=True) == [way, parts(2, 3)]
+    assert way.divided(24, step=3, fixed=True) == [parts(2, 3)]
+    assert way.divided(24, step=3) == [parts(2, 6)]
+    assert Way("torch").divided(64) == [Way("torch")]
+    cores = 64
+    assert way.divided(32) == [way, parts(32, 1)]
+    with pytest.raises(ArgumentError, match=r"`streams` \(=2\) needs `part`"):
+        Way("openvino", streams=2)
+    assert [str(each) for each in (parts(2, 4), parts(1, 1))] == [
+        "OpenVINO, fp32, 2 streams of 4 images",
+        "OpenVINO, fp32, parts of 1 image",
+    ]
 
 
 def _processor_times() -> dict[str, int]:

@@ -135,23 +135,23 @@ def _show(found: Standings, part: str) -> None:
 
 def _heads(found: Standings, batch: int) -> tuple[str, ...]:
     many = "image" if batch == 1 else "images"
-    streams = ("streams",) if _streamed(found, batch) else ()
-    return f"{batch} {many}\nms", "10 to 90 %", "images/s", *streams
+    parts = ("streams\nof",) if _divided(found, batch) else ()
+    return f"{batch} {many}\nms", "10 to 90 %", "images/s", *parts
 
 
 def _speed(found: Standings, row: Row, batch: int) -> tuple[str, ...]:
     lap = row.lap(batch)
-    streams = (str(lap.streams) if lap else NONE,) if _streamed(found, batch) else ()
     if lap is None:
-        return (NONE, NONE, NONE, *streams)
+        return (NONE,) * (4 if _divided(found, batch) else 3)
+    parts = (f"{lap.way.streams} of {lap.way.part or batch}",) if _divided(found, batch) else ()
     low, high = lap.time.spread_ms
     mark = "* " if found.takes(row, batch) else ""
-    return f"{mark}{lap.time.median_ms:.2f}", f"{low:.2f} - {high:.2f}", f"{lap.images_per_second:.1f}", *streams
+    return f"{mark}{lap.time.median_ms:.2f}", f"{low:.2f} - {high:.2f}", f"{lap.images_per_second:.1f}", *parts
 
 
-def _streamed(found: Standings, batch: int) -> bool:
-    """Whether anything was fastest in several streams."""
-    return any(lap.streams > 1 for lap in _laps(found, batch))
+def _divided(found: Standings, batch: int) -> bool:
+    """Whether anything was fastest in parts."""
+    return any(lap.way.part for lap in _laps(found, batch))
 
 
 def _laps(found: Standings, batch: int) -> list[Lap]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +120,11 @@ class Artifact:
             raise ArgumentError("precision", precision, rule)
         return Way(engine or known[0], precision or form.precision)
 
+    @property
+    def fixed(self) -> tuple[EngineName, ...]:
+        """The engines that take as many images as it was exported for, and no other number."""
+        return () if self.form.batch is None else ("onnxruntime", "torch")
+
     def open(self, way: Way, batch: int | None = None) -> Batches:
         """The function that it is: logits (N, K) float32 of any number of pixels (N, size, size, C) uint8.
 
@@ -131,33 +136,42 @@ class Artifact:
             MissingExtraError: the engine is not installed.
         """
         step = self.form.batch
-        size = batch or step or LARGEST_BATCH
-        rest: Rest = "padded" if step else "together"
-        if way.engine == "openvino":  # whose sessions take a multiple of their images
-
-            @cache
-            def session_of(streams: int) -> Any:
-                return self.session(dataclasses.replace(way, streams=streams))
-
-            def compiled(images: int) -> Any:
-                return session_of(way.streams if images == size != step else 1)
-
-            return Batches(compiled, size, rest=rest, step=step or 1)
-        return Batches(cache(lambda _: self.session(way)), step or size, rest=rest, step=step or 1)
-
-    def session(self, way: Way, *, recording: bool = False) -> Any:
-        """The engine's own session; with OpenVINO and ONNX Runtime it can record the time of its nodes."""
+        size, part, streams = batch or step or LARGEST_BATCH, way.part, way.streams
+        if way.engine == "torch":
+            return Batches(lambda *_: self.read, step or size, rest="padded" if step else "together", step=step or 1)
         if way.engine == "openvino":
-            from effnet.deploy import openvino
+            rest: Rest = "padded" if step else "one by one"
 
-            model = self.read or openvino.read(self.path)[0]
-            how: Any = {"precision": way.precision, "streams": way.streams, "recording": recording}
-            return openvino.OpenVinoSession(model, self.threads, **how)
+            def opener(images: int, streams: int) -> Any:
+                return self.session(way, images=images, streams=streams)
+        else:
+            rest, opened = "padded" if step else "together", cache(partial(self.session, way))
+
+            def opener(images: int, streams: int) -> Any:  # one session for all numbers of images, where it can
+                return opened(images=images if streams > 1 else None, streams=streams)
+
+        return Batches(opener, size, part=part, streams=streams, rest=rest, step=step or 1)
+
+    def session(self, way: Way, *, images: int | None = None, streams: int = 1, recording: bool = False) -> Any:
+        """A session of OpenVINO or ONNX Runtime.
+
+        Args:
+            way: engine and precision.
+            images: that go together; None: as many as it was exported for, or any number. ONNX Runtime takes no other
+                number than it was exported for.
+            streams: requests side by side.
+            recording: whether it records the time of its nodes.
+        """
         if way.engine == "onnxruntime":
             from effnet.deploy.onnx import OnnxSession
 
-            return OnnxSession(self.path, self.threads, recording=recording)
-        return self.read
+            return OnnxSession(self.path, self.threads, images=images, streams=streams, recording=recording)
+        from effnet.deploy import openvino
+
+        model = self.read or openvino.read(self.path)[0]
+        model = model if images in (None, self.form.batch) else openvino.for_batch(model, images)
+        how: Any = {"precision": way.precision, "streams": streams, "recording": recording}
+        return openvino.OpenVinoSession(model, self.threads, **how)
 
     @cached_property
     def _run(self) -> Batches:

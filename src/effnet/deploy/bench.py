@@ -1,12 +1,12 @@
 """Every engine and precision side by side: how fast, how large, how soon, and whether it still answers the same.
 
-- Speed: all ways take the same batch in turn, round after round, so that a disturbance meets all of them. OpenVINO
-  takes part in one stream and, where a batch has a part for each core, in as many streams as there are cores; the
-  faster of the two counts.
+- Speed: all ways take the same batch in turn, round after round, so that a disturbance meets all of them. A batch goes
+  through as a whole where it has few parts, and in parts side by side, as Way.divided and effnet.load divide it; the
+  fastest counts.
 - Answers: logits and classes beside those of the first way, on views of two photos and, where there are any, on images
   with known classes, which all of them see decoded once.
 - Starts: fresh processes in turn, the files in the system's cache; starts.py.
-- Which of them effnet.load takes by itself is asked of effnet.load.
+- Which of them effnet.load takes by itself is asked of effnet.load first, so that the very same takes part.
 
 A way that fails keeps what was measured of it until then, and says why. Needs torch only for networks.
 """
@@ -105,9 +105,9 @@ class _Measuring:
         scene = Scene(machine, self.plan.threads or machine.cores, before, versions)
         with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder:
             self._keep(Path(folder))
-            for batch in self.batches:
-                self._race(batch)
             chosen = self._ask()
+            for batch in self.batches:
+                self._race(batch, chosen)
             self._start()
         return Standings(
             self.subject.model,
@@ -129,12 +129,13 @@ class _Measuring:
             with self._attempt(way), self.watch(f"writing {way}", "files"):
                 self._note(way, kept=self.subject.keep(way, folder, self.plan.guard))
 
-    def _race(self, batch: int) -> None:
+    def _race(self, batch: int, chosen: Mapping[int, Choice]) -> None:
         """All ways in turn; after the last batch they answer, while they are open."""
         pixels = np.resize(views(self.see, min(batch, VIEWS)), (batch, self.see.size, self.see.size, self.see.channels))
         runs: dict[Way, Batches] = {}
         try:
-            ways = self._open(batch, pixels, runs)
+            known = [chosen[batch].way] if batch in chosen else []
+            ways = self._open(batch, pixels, runs, known)
             left = set(ways)
 
             def lap(way: Way) -> float:
@@ -153,21 +154,25 @@ class _Measuring:
                 timings = time_rounds(round_of_all, runs=self.plan.rounds, warmup=1, progress=progress) if ways else []
             for way, timing in zip(ways, timings, strict=True):
                 if way in left:
-                    self._note_lap(_alone(way), Lap(batch, way.streams, timing))
+                    self._note_lap(_whole(way), Lap(batch, way, timing))
             if batch == self.batches[-1]:
-                self._compare({way: runs[way] for way in self.rows if way in left})
+                self._compare({_whole(way): runs[way] for way in ways if way in left})
         finally:
             for run in runs.values():
                 run.close()
 
-    def _open(self, batch: int, pixels: NDArray[np.uint8], runs: dict[Way, Batches]) -> list[Way]:
-        """Open every way in all its streams, into `runs`; those that work."""
+    def _open(self, batch: int, pixels: NDArray[np.uint8], runs: dict[Way, Batches], known: Sequence[Way]) -> list[Way]:
+        """Open every way, divided as it may be and as it is known to be fast, into `runs`; those that work."""
         working: list[Way] = []
-        ways = [way for each in self.rows for way in self._streamed(each, batch)]
+        how: Any = {"step": self.subject.step, "threads": self.plan.threads}
+        divided = [
+            way for each in self.rows for way in each.divided(batch, fixed=each.engine in self.subject.fixed, **how)
+        ]
+        ways = list(dict.fromkeys([*divided, *(way for way in known if _whole(way) in self.rows)]))
         with self.watch(f"batch {batch}: compiling", "ways") as progress:
             for done, way in enumerate(ways, start=1):
                 with self._attempt(way):
-                    run = runs[way] = self.subject.open(way, batch, self.rows[_alone(way)].kept)
+                    run = runs[way] = self.subject.open(way, batch, self.rows[_whole(way)].kept)
                     run(pixels)  # compiles
                     working.append(way)
                 progress(done, len(ways))
@@ -234,13 +239,6 @@ class _Measuring:
         source = self.subject.source if way.engine == "torch" else None
         return how | {"threads": self.plan.threads, "source": source}
 
-    def _streamed(self, way: Way, batch: int) -> list[Way]:
-        """The same in one stream and, where the batch has a part for each core, in as many as there are cores."""
-        cores = min(self.plan.threads or this_machine().cores, this_machine().cores)
-        if way.engine != "openvino" or cores < 2 or batch % (cores * self.subject.step):
-            return [way]
-        return [way, dataclasses.replace(way, streams=cores)]
-
     def _note(self, way: Way, **values: Any) -> None:
         self.rows[way] = dataclasses.replace(self.rows[way], **values)
 
@@ -257,8 +255,8 @@ class _Measuring:
         try:
             yield
         except Exception as error:  # of engines: there is no common kind
-            alone = _alone(way)
-            self._note(alone, problem=self.rows[alone].problem or _reason(error))
+            whole = _whole(way)
+            self._note(whole, problem=self.rows[whole].problem or _reason(error))
 
 
 class _Together:
@@ -299,9 +297,9 @@ def _batches(wanted: Sequence[int] | None, subject: Subject) -> tuple[int, ...]:
     return tuple(sorted(set(wanted)))
 
 
-def _alone(way: Way) -> Way:
-    """The way in one stream, which its row is about."""
-    return dataclasses.replace(way, streams=1)
+def _whole(way: Way) -> Way:
+    """The way of whole batches, which its row is about."""
+    return dataclasses.replace(way, streams=1, part=None)
 
 
 def _reason(error: Exception) -> str:

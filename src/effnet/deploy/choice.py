@@ -1,8 +1,10 @@
 """Which engine runs a network fastest on this machine: measured once with the network itself, and remembered.
 
 First every engine and precision takes a single image, or as many as an artifact takes at least. Those that are far
-behind others of their precision are out. The rest takes full batches in turn, OpenVINO also in several streams. The
-fastest wins; a lower precision only if it names nearly all views of two photos as fp32 does.
+behind others of their precision are out. The rest takes full batches in turn, in parts of a few images side by side
+(Way.divided), and the fastest tries larger and smaller parts until neither is faster: how many images have their maps
+in the cache depends on the network and the processor. The fastest wins; a lower precision only if it names nearly all
+views of two photos as fp32 does.
 
 What was found is kept in the user's cache (machine.cache_folder) under all that it depends on: the network, the
 processor, the engines' versions, the batch and the threads. Needs no torch.
@@ -14,12 +16,12 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 
 import effnet
 from effnet.analysis.intervals import wilson
-from effnet.analysis.timing import TURN, time_rounds, turn
+from effnet.analysis.timing import TURN, turn
 from effnet.arch.spec import InputSpec, positive_int, read_fields
 from effnet.data.photo import open_photo
 from effnet.data.preprocess import colour_mode, fit_photo
@@ -47,10 +49,10 @@ NEEDED: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnx"),
 }
-LOOKS = 2  # at each way, of which the best counts
-BEHIND = 2.0  # times the best look of the same precision, beyond which nobody takes part any longer
+LOOKS = 2  # rounds after which those that are far behind are out
+BEHIND = 2.0  # times the best of the same precision, which is far
 SECOND = 1.0  # that a batch may take where nobody says how large it is
-PATIENCE = 2.0  # seconds that the rounds may take, and as many that the views may
+PATIENCE = 1.5  # seconds that a race may take, and as many that the views may
 FEWEST, MOST = 4, 12  # rounds
 VIEWS, FEWEST_VIEWS = 64, 8  # of the packaged photos
 AGREE = 0.95  # share of the views that a lower precision must name as fp32 does
@@ -62,19 +64,31 @@ class Question:
 
     subject: str  # a digest of the network, or of the artifact
     input: InputSpec
-    ways: tuple[Way, ...]  # of one stream each; the first one is exact
+    ways: tuple[Way, ...]  # for a batch as a whole; the first one is exact
     batch: int | None = None  # images of a full batch; None: as many as take a second, BATCH at most or if unmeasured
     step: int = 1  # images that the smallest session takes
     threads: int | None = None  # None: one for each core
+    fixed: tuple[EngineName, ...] = ()  # engines whose requests take `step` images and no other number
     agree: float = AGREE  # share of the views that a lower precision must name as the exact one does; 0: unasked
 
+    def divided(self, way: Way, batch: int) -> list[Way]:
+        """How full batches may go through, before anything is measured."""
+        return way.divided(batch, step=self.step, threads=self.threads, fixed=way.engine in self.fixed)
 
-@dataclass(frozen=True)
+    def neighbours(self, way: Way, batch: int) -> list[Way]:
+        """The same with parts of half and of twice as many images, where there can be."""
+        if way.part is None or way.engine in self.fixed:
+            return []
+        parts = [part for part in (way.part // 2, way.part * 2) if part and part % self.step == 0]
+        return [dataclasses.replace(way, part=part) for part in parts if part * way.streams <= batch]
+
+
+@dataclass(frozen=True, order=True)
 class Measured:
     """How long a way took for a full batch."""
 
-    way: Way
     ms: float  # lower quartile of the rounds: what else runs on a machine makes a round longer, never shorter
+    way: Way = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -150,13 +164,13 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
         question: what there is to choose between.
         open: a network that is run in a way, in batches of so many images.
     """
-    ways = [way for first in question.ways for way in _streamed(first, question)]
-    if len(ways) == 1:
-        return Choice(ways[0], _whole(question.batch or BATCH, question.step))
+    only, batch = question.ways[0], _whole(question.batch or BATCH, question.step)
+    if question.ways == tuple(question.divided(only, batch)):
+        return Choice(only, batch)
     conditions = _conditions(question)
     file = cache_folder() / "choices" / f"{_digest(conditions)}.json"
     known = _remembered(file)
-    if known is not None and known.way in ways:
+    if known is not None and _kind(known.way) in map(_kind, question.ways):
         return known
     choice = _measure(question, open)
     with suppress(OSError):  # a home that cannot be written to costs the measurement each time
@@ -176,20 +190,24 @@ def _measure(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
 
         few = views(question.input, question.step)
         runs = _working(question.ways, lambda way: opened(way, question.step), few)
-        laps = _race(runs, few)
+        laps = _race(runs, few, LOOKS)
         batch = question.batch or min(BATCH, max(1, int(SECOND / (laps[0].ms / 1e3 / question.step))))
         batch = _whole(batch, question.step)
         if batch > question.step:
             stack.close()
-            ways = [way for lap in laps for way in _streamed(lap.way, question, batch)]
+            ways = [way for lap in laps for way in question.divided(lap.way, batch)]
             many = np.resize(few, (batch, *few.shape[1:]))
             runs = _working(ways, lambda way: opened(way, batch), many)
-            laps = _race(runs, many)
+            laps = _climb(question, _race(runs, many), runs, lambda way: opened(way, batch), many)
+        elif len(laps) > 1:
+            laps = _race({lap.way: runs[lap.way] for lap in laps}, few)
         return _settle(question, laps, batch, runs)
 
 
-def _working(ways: Sequence[Way], open: Callable[[Way], Batches], pixels: NDArray[np.uint8]) -> dict[Way, Batches]:
-    """The ways that answer: an engine that fails is left out with a warning, as long as another one works."""
+def _working(
+    ways: Sequence[Way], open: Callable[[Way], Batches], pixels: NDArray[np.uint8], *, needed: bool = True
+) -> dict[Way, Batches]:
+    """The ways that answer: one that fails is left out with a warning, unless one is needed and none works."""
     runs: dict[Way, Batches] = {}
     for way in ways:
         logger.info("opening %s", way)
@@ -197,7 +215,7 @@ def _working(ways: Sequence[Way], open: Callable[[Way], Batches], pixels: NDArra
             run = open(way)
             run(pixels)
         except Exception as error:  # whatever an engine fails with
-            if len(ways) == 1 or (way == ways[-1] and not runs):
+            if needed and way == ways[-1] and not runs:
                 raise
             logger.warning("%s is left out, for it fails: %s", way, error)
         else:
@@ -205,26 +223,45 @@ def _working(ways: Sequence[Way], open: Callable[[Way], Batches], pixels: NDArra
     return runs
 
 
-def _race(runs: Mapping[Way, Batches], pixels: NDArray[np.uint8]) -> list[Measured]:
-    """The ways' times for these images, fastest first, without those that are far behind."""
+def _race(runs: Mapping[Way, Batches], pixels: NDArray[np.uint8], most: int = MOST) -> list[Measured]:
+    """The ways' times for these images, fastest first, without those that are far behind after LOOKS rounds."""
+    laps: dict[Way, list[float]] = {way: [] for way in runs}
+    number, rounds = 0, most
+    while number < rounds:
+        number += 1
+        logger.info("timing %s, %d of %d", " and ".join(map(str, laps)), number, rounds)
+        for way, taken in laps.items():
+            taken.append(turn(partial(runs[way], pixels)))
+        if number == LOOKS:
+            once = {way: min(taken) for way, taken in laps.items()}
+            best = {each.precision: min(once[way] for way in laps if way.precision == each.precision) for each in laps}
+            laps = {way: taken for way, taken in laps.items() if once[way] <= BEHIND * best[way.precision]}
+            fit = int(PATIENCE / sum(2 * once[way] + TURN for way in laps))
+            rounds = LOOKS if len(laps) == 1 else min(most, max(FEWEST, fit))
+    quartiles = {way: statistics.quantiles(taken, n=4, method="inclusive")[0] for way, taken in laps.items()}
+    return sorted(Measured(1e3 * taken, way) for way, taken in quartiles.items())
 
-    def lap(way: Way) -> float:
-        return turn(lambda: runs[way](pixels))
 
-    once: dict[Way, float] = {}
-    for number in range(LOOKS):
-        for way in runs:
-            logger.info("looking at %s, %d of %d", way, number + 1, LOOKS)
-            once[way] = min(once.get(way, math.inf), lap(way))
-    best = {each.precision: min(once[way] for way in runs if way.precision == each.precision) for each in runs}
-    left = [way for way in runs if once[way] <= BEHIND * best[way.precision]]
-    logger.info("timing %s", " and ".join(map(str, left)))
-    rounds = min(MOST, max(FEWEST, int(PATIENCE / sum(2 * once[way] + TURN for way in left))))
-    timings = time_rounds(lambda: [lap(way) for way in left], runs=rounds, warmup=1)
-    quartiles = (statistics.quantiles(timing.seconds, n=4, method="inclusive")[0] for timing in timings)
-    return sorted(
-        (Measured(way, 1e3 * taken) for way, taken in zip(left, quartiles, strict=True)), key=lambda lap: lap.ms
-    )
+def _climb(
+    question: Question,
+    laps: list[Measured],
+    runs: dict[Way, Batches],
+    open: Callable[[Way], Batches],
+    pixels: NDArray[np.uint8],
+) -> list[Measured]:
+    """The laps with those of larger and smaller parts of the fastest way, until neither is faster; `runs` grows."""
+    tried = set(runs)
+    while True:
+        best = laps[0]
+        others = [way for way in question.neighbours(best.way, len(pixels)) if way not in tried]
+        tried.update(others)
+        near = _working(others, open, pixels, needed=False)
+        if not near:
+            return laps
+        runs.update(near)
+        times = {lap.way: lap.ms for lap in _race({best.way: runs[best.way], **near}, pixels)}
+        drift = best.ms / times.pop(best.way, best.ms)  # since the race before
+        laps = sorted([*laps, *(Measured(ms * drift, way) for way, ms in times.items())])
 
 
 def _settle(question: Question, laps: Sequence[Measured], batch: int, runs: Mapping[Way, Batches]) -> Choice:
@@ -266,15 +303,6 @@ def views(see: InputSpec, count: int) -> NDArray[np.uint8]:
     return np.stack(found)
 
 
-def _streamed(way: Way, question: Question, batch: int | None = None) -> list[Way]:
-    """The same in one stream and, where batches have a part for each core, in as many as there are cores."""
-    cores = min(question.threads or this_machine().cores, this_machine().cores)
-    size = batch or _whole(question.batch or BATCH, question.step)
-    if way.engine != "openvino" or cores < 2 or size % (cores * question.step):
-        return [way]
-    return [way, dataclasses.replace(way, streams=cores)]
-
-
 def _whole(batch: int, step: int) -> int:
     """The largest multiple of `step` up to `batch`, and at least one."""
     return max(step, batch - batch % step)
@@ -309,7 +337,7 @@ def _remembered(file: Path) -> Choice | None:
     """What was found before; nothing where the file is missing, damaged, or of another effnet."""
     try:
         values = json.loads(file.read_text())["choice"]
-        laps = tuple(Measured(read_fields(Way, lap["way"]), float(lap["ms"])) for lap in values["measured"])
+        laps = tuple(Measured(float(lap["ms"]), read_fields(Way, lap["way"])) for lap in values["measured"])
         rest = {"way": read_fields(Way, values["way"]), "measured": laps, "refused": tuple(values["refused"])}
         return read_fields(Choice, {**values, **rest})
     except (OSError, ValueError, KeyError, TypeError, ArgumentError):

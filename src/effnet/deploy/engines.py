@@ -1,12 +1,14 @@
 """The engines that run a network in memory: torch, OpenVINO, ONNX Runtime; any number of images on each.
 
-OpenVINO and ONNX Runtime compile a graph for one batch size. A network is compiled for full batches and for single
-images, each when it is first needed; what the batches leave over goes one by one, or padded to a batch where it is more
-than a quarter of one.
+OpenVINO and ONNX Runtime compile a graph for a number of images. A full batch goes through them as a whole, or in parts
+of a few images whose maps stay in the cache, several parts side by side. What the batches leave over goes one by one
+through a graph for single images, or padded where it is more than half of what is computed side by side. Each graph is
+compiled when it is first needed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from effnet.arch.spec import one_of, positive_int
 from effnet.deploy.graph import Array, Network
 from effnet.errors import ArgumentError
+from effnet.machine import this_machine
 
 if TYPE_CHECKING:
     from effnet.weights.bundle import Bundle
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
 EngineName = Literal["torch", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "int8"]
 Run = Callable[[NDArray[np.uint8]], Array]
+Open = Callable[[int, int], Run]  # images that go together, requests side by side -> a session for multiples of images
 Rest = Literal["one by one", "padded", "together"]
 
 NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 BATCH = 16  # images of a full batch, where nothing else is said
-FEW = 1 / 4  # of a batch, up to which the rest goes one by one
+FEW = 1 / 2  # of what is computed side by side, up to which the rest goes one by one
+PART = 2  # images of a request where a batch is divided and nothing was measured
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Way:
 
     engine: EngineName
     precision: Precision = "fp32"
-    streams: int = 1  # parts of a full batch that are computed side by side, each by its share of the threads
+    streams: int = 1  # requests that are computed side by side, each by its share of the threads
+    part: int | None = None  # images of a request; None: a full batch
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -49,32 +55,70 @@ class Way:
         one_of("engine", self.engine, EngineName)
         one_of("precision", self.precision, Precision)
         positive_int("streams", self.streams)
+        if self.part is not None:
+            positive_int("part", self.part)
+        elif self.streams > 1:
+            raise ArgumentError("streams", self.streams, "needs `part`, the images of each request.")
         if self.precision == "bf16" and self.engine != "openvino":
             raise ArgumentError(
                 "precision", self.precision, f"is OpenVINO's alone: name engine openvino, not {self.engine}."
             )
 
     def __str__(self) -> str:
-        words = [NAMES[self.engine], self.precision]
-        return ", ".join(words + [f"{self.streams} streams"] * (self.streams > 1))
+        words = f"{NAMES[self.engine]}, {self.precision}"
+        if self.part is None:
+            return words
+        images = f"{self.part} image{'' if self.part == 1 else 's'}"
+        return f"{words}, {f'{self.streams} streams' if self.streams > 1 else 'parts'} of {images}"
+
+    def divided(self, batch: int, *, step: int = 1, threads: int | None = None, fixed: bool = False) -> list[Way]:
+        """The same for full batches: as a whole where that has not many parts, and in parts, one for each core.
+
+        Args:
+            batch: images of a full batch.
+            step: the smallest part.
+            threads: that it may use; None: one for each core.
+            fixed: whether there is no other part.
+        """
+        if self.engine == "torch" or batch <= step:
+            return [self]
+        cores = min(threads or this_machine().cores, this_machine().cores)
+        many = batch >= 2 * PART * step * cores
+        part = PART * step if many and not fixed else step
+        parts = dataclasses.replace(self, streams=min(cores, batch // part), part=part)
+        return [parts] if many else [self, parts]
 
 
 class Batches:
     """A function from any number of images to their logits, made of sessions for certain numbers of images.
 
-    Threads may share it: an engine's request runs once at a time.
+    Threads may share it: one batch is computed at a time.
 
     Args:
-        open: a session for a number of images, called once for each; 0: any number.
+        open: a session, called once for each number of images; 0: any number.
         batch: images of a full batch.
+        part: images of a request; None: the batch.
+        streams: requests that are computed side by side.
         rest: what the batches leave over goes one by one or padded, see above; always padded, `step` at a time; or
             together, where a session takes any number.
         step: images that the smallest session takes.
     """
 
-    def __init__(self, open: Callable[[int], Run], batch: int, *, rest: Rest = "one by one", step: int = 1) -> None:
-        self._open, self.batch, self._rest, self._step = open, batch, rest, step
-        self._sessions: dict[int, Run] = {}
+    def __init__(
+        self,
+        open: Open,
+        batch: int,
+        *,
+        part: int | None = None,
+        streams: int = 1,
+        rest: Rest = "one by one",
+        step: int = 1,
+    ) -> None:
+        self._open, self._rest, self._step = open, rest, step
+        self._part, self._streams = part or batch, streams
+        self._wave = self._part * streams
+        self.batch = max(self._wave, batch - batch % self._wave)
+        self._sessions: dict[tuple[int, int], Run] = {}
         self._lock = threading.Lock()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
@@ -83,11 +127,11 @@ class Batches:
         Raises:
             ArgumentError: it is closed.
         """
-        full = len(pixels) - len(pixels) % self.batch
-        rest = pixels[full:]
-        parts = [self._run(pixels[start : start + self.batch]) for start in range(0, full, self.batch)]
-        if len(rest):
-            parts += self._run_rest(rest)
+        full = len(pixels) - len(pixels) % self._wave
+        batches = [pixels[start : min(start + self.batch, full)] for start in range(0, full, self.batch)]
+        parts = [self._run(batch, self._part, self._streams) for batch in batches]
+        if full < len(pixels):
+            parts.append(self._run_rest(pixels[full:]))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def close(self) -> None:
@@ -96,25 +140,22 @@ class Batches:
             self._open = _gone
             self._sessions.clear()
 
-    def _run_rest(self, rest: NDArray[np.uint8]) -> list[Array]:
+    def _run_rest(self, rest: NDArray[np.uint8]) -> Array:
         if self._rest == "together":
-            return [self._run(rest)]
-        few = self._rest == "padded" or len(rest) <= max(1, FEW * self.batch)
-        step = self._step if few else self.batch
-        padding = np.zeros((-len(rest) % step, *rest.shape[1:]), np.uint8)
-        padded = np.concatenate([rest, padding]) if len(padding) else rest
-        parts = [self._run(padded[start : start + step]) for start in range(0, len(padded), step)]
-        return [*parts[:-1], parts[-1][: step - len(padding)]]
+            return self._run(rest, 0)
+        few = self._rest == "padded" or len(rest) <= max(1, FEW * self._wave)
+        images, streams = (self._step, 1) if few else (self._part, self._streams)
+        padding = np.zeros((-len(rest) % images, *rest.shape[1:]), np.uint8)
+        return self._run(np.concatenate([rest, padding]) if len(padding) else rest, images, streams)[: len(rest)]
 
-    def _run(self, pixels: NDArray[np.uint8]) -> Array:
-        size = len(pixels) if self._rest != "together" or len(pixels) == self.batch else 0
+    def _run(self, pixels: NDArray[np.uint8], images: int, streams: int = 1) -> Array:
         with self._lock:
-            if size not in self._sessions:
-                self._sessions[size] = self._open(size)
-            return self._sessions[size](np.ascontiguousarray(pixels))
+            if (images, streams) not in self._sessions:
+                self._sessions[images, streams] = self._open(images, streams)
+            return self._sessions[images, streams](np.ascontiguousarray(pixels))
 
 
-def _gone(images: int) -> Run:
+def _gone(images: int, streams: int) -> Run:
     raise ArgumentError("classifier", "closed", "cannot be asked any more.")
 
 
@@ -123,7 +164,7 @@ def engine(bundle: Bundle, way: Way, *, batch: int = BATCH, threads: int | None 
 
     Args:
         bundle: the network with its context.
-        way: engine, precision and streams.
+        way: engine, precision, streams and parts.
         batch: images of a full batch.
         threads: how many it may use; None: one for each core.
 
@@ -134,19 +175,18 @@ def engine(bundle: Bundle, way: Way, *, batch: int = BATCH, threads: int | None 
         from effnet.deploy.runtime import torch_engine
 
         run = torch_engine(bundle.network, bundle.config.input, threads)
-        return Batches(lambda _: run, batch, rest="together")
-    return Batches(compiler(network_of(bundle), way, threads=threads), batch)
+        return Batches(lambda *_: run, batch, rest="together")
+    opener = compiler(network_of(bundle), way, threads=threads)
+    return Batches(opener, batch, part=way.part, streams=way.streams)
 
 
-def compiler(
-    network: Network, way: Way, *, threads: int | None = None, recording: bool = False
-) -> Callable[[int], Any]:
-    """What makes a session of OpenVINO or ONNX Runtime for a number of images.
+def compiler(network: Network, way: Way, *, threads: int | None = None, recording: bool = False) -> Any:
+    """What makes OpenVINO's or ONNX Runtime's sessions of a network, as Batches opens them.
 
     Args:
         network: what the graph is made of.
-        way: engine, precision and streams.
-        threads: how many it may use; None: one for each core.
+        way: engine and precision.
+        threads: how many a session may use; None: one for each core.
         recording: whether it remembers how long each node took.
 
     Raises:
@@ -156,17 +196,16 @@ def compiler(
         from effnet.deploy import openvino
 
         openvino.require()
-
-        def compiled(images: int) -> openvino.OpenVinoSession:
-            streams = way.streams if images % way.streams == 0 else 1
-            how: Any = {"precision": way.precision, "streams": streams, "recording": recording}
-            return openvino.OpenVinoSession(openvino.make(network, images // streams, {}), threads, **how)
-
-        return compiled
+        how: Any = {"precision": way.precision, "recording": recording}
+        return lambda images, streams=1: openvino.OpenVinoSession(
+            openvino.make(network, images, {}), threads, streams=streams, **how
+        )
     from effnet.deploy import onnx
 
     onnx.require()
-    return lambda images: onnx.OnnxSession(onnx.make(network, images, {}), threads, recording=recording)
+    return lambda images, streams=1: onnx.OnnxSession(
+        onnx.make(network, images, {}), threads, streams=streams, recording=recording
+    )
 
 
 def network_of(bundle: Bundle) -> Network:

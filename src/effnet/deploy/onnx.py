@@ -9,6 +9,7 @@ import json
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from effnet.arch.shape import Activation
 from effnet.deploy.graph import Array, Network, Pads, build
 from effnet.errors import ArtifactError, MissingExtraError
+from effnet.machine import this_machine
 from effnet.weights.folders import MARK
 
 OPSET, IR = 17, 9  # what ONNX Runtime 1.16 and every later one read
@@ -174,6 +176,8 @@ class OnnxSession:
     Args:
         file: the ONNX file, or its bytes.
         threads: how many it may use; None: as many as there are cores.
+        images: that go together where the file takes any number; None: all.
+        streams: runs side by side, each by its share of the threads.
         recording: whether it remembers how long each node took, which costs time.
 
     Raises:
@@ -181,9 +185,19 @@ class OnnxSession:
         MissingExtraError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, file: Path | bytes, threads: int | None = None, *, recording: bool = False) -> None:
+    def __init__(
+        self,
+        file: Path | bytes,
+        threads: int | None = None,
+        *,
+        images: int | None = None,
+        streams: int = 1,
+        recording: bool = False,
+    ) -> None:
         runtime = _package("onnxruntime", "running ONNX files")
         options = runtime.SessionOptions()
+        if streams > 1:
+            threads = max(1, (threads or this_machine().cores) // streams)
         options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
         self._folder = tempfile.TemporaryDirectory() if recording else None
         if self._folder:
@@ -193,9 +207,18 @@ class OnnxSession:
         except Exception as error:  # ONNX Runtime's own exceptions have no common kind
             name = file if isinstance(file, Path) else "the network"
             raise ArtifactError(f"{name} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}") from error
+        own = self._session.get_inputs()[0].shape[0]
+        self._images = own if isinstance(own, int) else images
+        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
-        """Logits (N, K) of pixels (N, size, size, C), as many as its batch."""
+        """Logits (N, K) of pixels (N, size, size, C), N a multiple of its own number of images."""
+        images = self._images or len(pixels)
+        parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
+        logits = [*(self._pool.map if self._pool and len(parts) > 1 else map)(self._run, parts)]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> Array:
         logits: Array = self._session.run([OUTPUT], {INPUT: pixels})[0]
         return logits
 

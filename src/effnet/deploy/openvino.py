@@ -42,6 +42,15 @@ def describe(model: Any, about: Mapping[str, Any]) -> None:
     model.set_rt_info(json.dumps(about), [MARK])
 
 
+def for_batch(model: Any, batch: int | None) -> Any:
+    """A copy of a model, one that takes `batch` images, or any number of them."""
+    model = model.clone()
+    shape = model.input(0).partial_shape
+    shape[0] = -1 if batch is None else batch
+    model.reshape(shape)
+    return model
+
+
 def write(model: Any, file: Path) -> None:
     """Write a model as `file` (.xml) and its weights beside it (.bin)."""
     _openvino().save_model(model, file, compress_to_fp16=False)

@@ -157,14 +157,14 @@ def guarded(network: Network, guard: Guard, batch: int | None = 1) -> Guarded:
     _nncf()  # asked before anything takes time
     with guard.watch("reading training images", "images") as progress:
         pixels = calibration_pixels(guard.calibration, network.input, progress)
-    reference = _judge(for_batch(model.clone(), batch), network, guard, "fp32")
+    reference = _judge(openvino.for_batch(model, batch), network, guard, "fp32")
     kept: tuple[str, ...] = ()
     attempts: list[Attempt] = []
     ranked: Ranked | None = None
     while True:
         words = f"int8, {listed(kept)} in float"
         with guard.watch(f"{words}: finding ranges", "parts"):
-            made = for_batch(quantize(model, pixels, network.spec, kept), batch)
+            made = openvino.for_batch(quantize(model, pixels, network.spec, kept), batch)
         attempts.append(_attempt(kept, reference, _judge(made, network, guard, words)))
         if attempts[-1].drop <= guard.max_drop:
             return Guarded(made, tuple(attempts), len(pixels), len(reference.unreadable))
@@ -265,14 +265,6 @@ def calibration_pixels(dataset: Dataset, see: InputSpec, progress: Progress = la
     if not found:
         raise DataError(f"none of the {len(dataset):,} training images in {dataset.root} can be read")
     return np.stack(found)
-
-
-def for_batch(model: Any, batch: int | None) -> Any:
-    """The model of one image as one that takes `batch` images, or any number of them; the same object."""
-    shape = model.input(0).partial_shape
-    shape[0] = -1 if batch is None else batch
-    model.reshape(shape)
-    return model
 
 
 def eight_bits(model: Any) -> dict[str, bool]:

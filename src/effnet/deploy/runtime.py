@@ -345,7 +345,7 @@ def _of_artifact(
         engines = [name for name in engines if name == "openvino"] or engines
     ways = tuple(artifact.way(name, precision) for name in engines)
     subject = hashlib.sha256(json.dumps(about(artifact.config, form)).encode()).hexdigest()
-    return Question(subject, artifact.config.input, ways, batch, form.batch or 1, artifact.threads)
+    return Question(subject, artifact.config.input, ways, batch, form.batch or 1, artifact.threads, artifact.fixed)
 
 
 def torch_engine(network: EfficientNet, see: InputSpec, threads: int | None = None) -> Engine:

@@ -47,7 +47,7 @@ class Lap:
     """How long a way took for a batch."""
 
     batch: int
-    streams: int  # in which it was fastest
+    way: Way  # in which it was fastest
     time: Timing
 
     @property
@@ -57,8 +57,8 @@ class Lap:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures by name."""
-        head = {"batch": self.batch, "streams": self.streams, "images_per_second": self.images_per_second}
-        return head | self.time.to_dict()
+        way = {"streams": self.way.streams, "part": self.way.part or self.batch}
+        return {"batch": self.batch, **way, "images_per_second": self.images_per_second, **self.time.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Answers:
 class Row:
     """All that was measured of a way."""
 
-    way: Way  # in one stream
+    way: Way  # of whole batches
     laps: tuple[Lap, ...] = ()  # one for each batch
     answers: Answers | None = None
     accuracy: Difference | None = None  # a is the reference, b this way; None where there was no data
@@ -134,7 +134,7 @@ class Standings:
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reason by path
 
     def takes(self, row: Row, batch: int) -> bool:
-        """Whether effnet.load takes this way for a batch, in whatever streams."""
+        """Whether effnet.load takes this way for a batch, in whatever parts."""
         way = self.chosen[batch].way if batch in self.chosen else None
         return way is not None and (way.engine, way.precision) == (row.way.engine, row.way.precision)
 

@@ -56,7 +56,7 @@ class Subject(Protocol):
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """The ways that can be taken here, of one stream each; the first is what the others are compared with."""
+        """The ways that can be taken here, of whole batches; the first is what the others are compared with."""
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -65,6 +65,10 @@ class Subject(Protocol):
     @property
     def step(self) -> int:
         """Images that the smallest session takes."""
+
+    @property
+    def fixed(self) -> tuple[EngineName, ...]:
+        """Engines whose requests take so many images and no other number."""
 
     def keep(self, way: Way, folder: Path, guard: Guard | None) -> Kept:
         """The file of a way, written into an empty folder where there is none yet."""
@@ -83,6 +87,7 @@ class NetworkSubject:
     threads: int | None
     int8: bool = False  # whether it is calibrated and measured in int8, too
     step: int = 1
+    fixed: tuple[EngineName, ...] = ()
 
     @property
     def config(self) -> BundleConfig:
@@ -123,18 +128,16 @@ class NetworkSubject:
         """Compiled for the batch; int8 from its file, which is of one image, made one of so many."""
         if way.precision != "int8":
             return engine(self.bundle, way, batch=batch, threads=self.threads)
-        from effnet.deploy import openvino, quantize
+        from effnet.deploy import openvino
 
         if kept is None:
             raise ArgumentError("precision", way.precision, "could not be calibrated.")
         model = openvino.read(Path(kept.model) / OPENVINO_FILE)[0]
 
-        def compiled(images: int) -> openvino.OpenVinoSession:
-            streams = way.streams if images % way.streams == 0 else 1
-            part = quantize.for_batch(model.clone(), images // streams)
-            return openvino.OpenVinoSession(part, self.threads, precision=way.precision, streams=streams)
+        def opener(images: int, streams: int) -> openvino.OpenVinoSession:
+            return openvino.OpenVinoSession(openvino.for_batch(model, images), self.threads, streams=streams)
 
-        return Batches(compiled, batch)
+        return Batches(opener, batch, part=way.part, streams=way.streams)
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,11 @@ class ArtifactSubject:
     def step(self) -> int:
         """Images that it was exported for; 1 where that is any number."""
         return self.artifact.form.batch or 1
+
+    @property
+    def fixed(self) -> tuple[EngineName, ...]:
+        """See Subject."""
+        return self.artifact.fixed
 
     def keep(self, way: Way, folder: Path, guard: Guard | None) -> Kept:
         """The artifact itself, and its weights where they lie beside it."""
