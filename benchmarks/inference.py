@@ -1,7 +1,7 @@
 """Inference side by side: effnet's own choice against tuned scripts of torch, ONNX Runtime and OpenVINO.
 
     python benchmarks/inference.py [--rows b0@224x1,b0@224x32,b4@380x1,b4@380x8] [--rounds 9] [--json FILE]
-                                  [--compile b0]
+                                  [--compile b0] [--parts 1,2,4,8,16]
 
 A row is a variant, its pixels and its batch. All contestants hold torchvision's weights of that row: random, made sure
 of two photos as a trained network is, see `network_of`. effnet gets them as torchvision's file and is called through
@@ -10,6 +10,8 @@ uint8 pixels and normalise them; the others get them normalised for nothing. All
 
 Every answer is compared with torchvision's in fp32 first: the largest difference of a logit, as a share of the largest
 logit. A contestant that promises fp32 and differs by more than 1e-4 makes the run fail.
+
+`--parts` has effnet's sessions take part, too, with a batch in parts of so many images, a part for each core at a time.
 
 A round asks every contestant in turn, and every second round in the opposite order. Before its turn there is a pause,
 in which the threads of the one before stop spinning (torch's, OpenMP's and ONNX Runtime's wait actively for a while).
@@ -21,6 +23,7 @@ compares turns of the same round; above 1, ours is the faster.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -42,7 +45,10 @@ from torch import Tensor, nn
 
 import effnet
 from effnet.data.photo import open_photo
+from effnet.deploy.choice import ways_of_network
+from effnet.deploy.engines import engine
 from effnet.machine import this_machine
+from effnet.weights.pretrained import open_model
 
 ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8"
 SAME = 1e-4  # of the largest logit, for fp32
@@ -237,6 +243,16 @@ def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
             break
 
 
+def in_parts(file: Path, pixels: Pixels, sizes: Iterable[int]) -> Iterable[Contestant]:
+    """OpenVINO's and ONNX Runtime's sessions, a batch in parts of each size."""
+    bundle, cores = open_model(file), this_machine().cores
+    for first in (way for way in ways_of_network(None, None) if way.engine != "torch"):
+        for part in (size for size in sizes if size * cores <= len(pixels)):
+            way = dataclasses.replace(first, streams=cores, part=part)
+            run = engine(bundle, way, batch=len(pixels))
+            yield Contestant(f"effnet, {way}", way.precision, lambda run=run: run(pixels))
+
+
 def turn(call: Call) -> float:
     """Seconds of a call, once its threads are awake."""
     time.sleep(PAUSE)
@@ -259,7 +275,7 @@ def rounds_of(contestants: Sequence[Contestant], rounds: int) -> list[list[float
     return times
 
 
-def compare(row: Row, rounds: int, compiled: bool) -> Figures:
+def compare(row: Row, rounds: int, compiled: bool, parts: Sequence[int] = ()) -> Figures:
     """One row: what is printed of it."""
     pixels, network = photo_pixels(row.batch, row.px), network_of(row)
     state, images = network.state_dict(), normalised(pixels)
@@ -279,6 +295,7 @@ def compare(row: Row, rounds: int, compiled: bool) -> Figures:
             *in_torch(row, fresh, images, compiled),
             *in_onnxruntime(network, images, Path(folder)),
             *in_openvino(network, pixels),
+            *in_parts(file, pixels, parts),
         ]
         with torch.no_grad():
             expected = network(images).numpy()
@@ -335,7 +352,7 @@ def show(report: Figures) -> bool:
         )
         print(f"| {' | '.join(cells)} |")
     print(f"\neffnet: {against(ours[0], rivals)}")
-    for own in ours:
+    for own in (each for each in ours if each["name"] in ("effnet, auto", "effnet, fp32")):
         same = [each for each in rivals if each["precision"] == own["precision"]]
         print(f"effnet in {own['precision']}, against its like: {against(own, same)}", flush=True)
     wrong = [each["name"] for each in rows if each["precision"] == "fp32" and not each["difference"] < SAME]
@@ -349,15 +366,16 @@ if __name__ == "__main__":
     parser.add_argument("--rows", default=ROWS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", default="b0", help="variants that torch.compile builds too, a minute each")
+    parser.add_argument("--parts", default="", help="images of the parts that effnet's sessions divide a batch into")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of exporters, about themselves
     versions = ", ".join(f"{name} {import_module(name).__version__}" for name in LIBRARIES)
     conditions = f"{this_machine()}; {torch.get_num_threads()} threads; {versions}; {options.rounds} rounds"
     print(conditions)
-    reports, right = [], True
+    reports, right, parts = [], True, [int(part) for part in options.parts.split(",") if part]
     for row in map(Row.parse, options.rows.split(",")):
-        reports.append(compare(row, options.rounds, row.variant in options.compile.split(",")))
+        reports.append(compare(row, options.rounds, row.variant in options.compile.split(","), parts))
         right &= show(reports[-1])
         if options.json:
             options.json.write_text(json.dumps({"conditions": conditions, "rows": reports}, indent=1))

@@ -56,7 +56,7 @@ def folder(made, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
     machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
-    for module in ("choice", "subjects", "bench"):
+    for module in ("choice", "engines", "subjects", "bench"):
         monkeypatch.setattr(f"effnet.deploy.{module}.this_machine", lambda: machine)
     monkeypatch.setattr(choice, "PATIENCE", 0.1)
     made_up = Start(0.5, 90_000_000)

@@ -54,7 +54,7 @@ def everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
     machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
-    for module in ("choice", "subjects", "bench"):
+    for module in ("choice", "engines", "subjects", "bench"):
         monkeypatch.setattr(f"effnet.deploy.{module}.this_machine", lambda: machine)
     monkeypatch.setattr(benching, "STARTS", 1)
     monkeypatch.setattr(choice, "PATIENCE", 0.1)

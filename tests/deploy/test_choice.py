@@ -140,7 +140,7 @@ def test_an_engine_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplo
     assert choose(question(TORCH, FP32, ONNX), broken).way == in_parts(ONNX, 2)
     assert "OpenVINO, fp32 is left out, for it fails: CPU plugin: unsupported" in caplog.text
     with pytest.raises(RuntimeError, match="unsupported"):
-        choose(question(FP32), broken)
+        choose(question(FP32, batch=16), broken)
 
 
 def test_a_batch_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +217,9 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_else(monkeypatch: pytest
 def test_nothing_is_measured_where_nothing_is_to_choose() -> None:
     assert choose(question(TORCH), lambda way, batch: pytest.fail("opened")) == Choice(TORCH, 16)
     assert choose(question(TORCH, step=3), lambda way, batch: pytest.fail("opened")) == Choice(TORCH, 15)
+    assert choose(question(TORCH, batch=4), lambda way, batch: pytest.fail("opened")) == Choice(TORCH, 4)
+    assert choose(question(FP32), lambda way, batch: pytest.fail("opened")) == Choice(in_parts(FP32, 2), 16)
+    assert choose(question(FP32, batch=1), lambda way, batch: pytest.fail("opened")) == Choice(FP32, 1)
 
 
 def test_views_are_photos_where_the_network_sees_photos() -> None:

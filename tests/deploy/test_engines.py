@@ -220,7 +220,6 @@ def test_what_cannot_be_chosen(folder: Path, tmp_path: Path) -> None:
         effnet.load(tmp_path / "m.onnx", model="b0")
     with pytest.raises(ArgumentError, match=r"`threads` \(=-2\)"):
         effnet.load(tmp_path / "m.onnx", threads=-2)
-    assert effnet.load(tmp_path / "m.onnx").group == 16
-    assert effnet.load(folder, engine="onnxruntime", batch=24).group == 24
-    assert effnet.load(folder, engine="onnxruntime", batch=5).group == 15
+    assert effnet.load(folder, batch=24).group == 24
+    assert effnet.load(folder, batch=5).group == 15
     assert effnet.load(folder, engine="onnxruntime").network is None

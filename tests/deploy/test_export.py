@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.deploy import export as exporting
 from effnet.deploy.artifact import open_artifact
+from effnet.deploy.engines import Way
 from effnet.deploy.export import export
 from effnet.errors import ArgumentError, ArtifactError, RefusedError
 from effnet.models.efficientnet import EfficientNet
@@ -98,6 +100,36 @@ def test_any_batch_is_opt_in(bundle, tmp_path) -> None:
         assert artifact.form.batch is None
         assert artifact(pixels).shape == (70, 5)
         assert np.allclose(artifact(pixels)[-1], artifact(pixels[-1:])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+@pytest.mark.parametrize(
+    ("format", "engine"), [("openvino", "openvino"), ("onnx", "openvino"), ("onnx", "onnxruntime")]
+)
+def test_batches_go_through_in_parts(bundle, tmp_path, monkeypatch, format, engine, batch) -> None:
+    """Requests are of a part, or of what a file for ONNX Runtime was exported for; answers are the network's."""
+    name, asked = "m" if format == "openvino" else "m.onnx", []
+    export(bundle, tmp_path / name, format=format, batch=batch)
+    artifact, fixed = open_artifact(tmp_path / name, threads=2), engine == "onnxruntime" and batch is not None
+    alone, part = (batch, batch) if fixed else (1, 3)
+    kind = "OnnxSession" if engine == "onnxruntime" else "OpenVinoSession"
+    module = import_module(f"effnet.deploy.{'onnx' if engine == 'onnxruntime' else engine}")
+
+    class Session(getattr(module, kind)):
+        def __call__(self, pixels):
+            asked.append((self._images, len(pixels)))
+            return super().__call__(pixels)
+
+    monkeypatch.setattr(module, kind, Session)
+    pixels = np.random.default_rng(2).integers(0, 256, (19, 64, 64, 3), dtype=np.uint8)
+    expected = exporting.torch_logits(bundle, pixels)
+    for streams in (1, 2):
+        run = artifact.open(Way(engine, streams=streams, part=part), 12)
+        for count, requests in ((12, [(part, 12)]), (1, [(alone, alone)]), (5, None), (17, None), (19, None)):
+            asked.clear()
+            assert np.abs(run(pixels[:count]) - expected[:count]).max() <= 5e-5 * np.abs(expected).max()
+            assert requests in (None, asked)
+        run.close()
 
 
 def test_other_readers_open_them(made) -> None:

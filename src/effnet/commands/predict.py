@@ -35,7 +35,7 @@ def predict(
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
         topk: How many classes to name for each photo.
-        batch: Photos that go through the network together; by default as many as take a second, at most 16.
+        batch: Photos that are read and named together; by default as many as take a second, at most 16.
         fit: How a photo is made square, in place of the weights' own way: crop its sides, pad it, or squash it.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
         engine: What runs the network: torch, openvino or onnxruntime. By default the fastest that is installed,

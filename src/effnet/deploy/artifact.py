@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import effnet
 from effnet.arch.spec import one_of, positive_int, read_fields
-from effnet.deploy.engines import Batches, EngineName, Precision, Rest, Way
+from effnet.deploy.engines import Batches, EngineName, Precision, Way
 from effnet.deploy.graph import Array
 from effnet.errors import ArgumentError, ArtifactError, MissingExtraError
 from effnet.weights.bundle import BundleConfig, parse_config
@@ -122,8 +122,13 @@ class Artifact:
 
     @property
     def fixed(self) -> tuple[EngineName, ...]:
-        """The engines that take as many images as it was exported for, and no other number."""
-        return () if self.form.batch is None else ("onnxruntime", "torch")
+        """The engines that take as many images as it was exported for, and no other number.
+
+        OpenVINO takes others; in int8 they are rounded otherwise than those that were judged.
+        """
+        if self.form.batch is None:
+            return ()
+        return ("onnxruntime", "openvino") if self.form.precision == "int8" else ("onnxruntime",)
 
     def open(self, way: Way, batch: int | None = None) -> Batches:
         """The function that it is: logits (N, K) float32 of any number of pixels (N, size, size, C) uint8.
@@ -136,29 +141,22 @@ class Artifact:
             MissingExtraError: the engine is not installed.
         """
         step = self.form.batch
-        size, part, streams = batch or step or LARGEST_BATCH, way.part, way.streams
+        size = batch or step or LARGEST_BATCH
         if way.engine == "torch":
             return Batches(lambda *_: self.read, step or size, rest="padded" if step else "together", step=step or 1)
-        if way.engine == "openvino":
-            rest: Rest = "padded" if step else "one by one"
+        if way.part is None:  # one session for all numbers of images
+            whole = cache(lambda: self.session(way))
+            return Batches(lambda *_: whole(), size, rest="padded" if step else "together", step=step or 1)
+        opener = partial(self.session, way)
+        least = self.form.batch if way.engine in self.fixed else None
+        return Batches(opener, size, part=way.part, streams=way.streams, step=least or 1)
 
-            def opener(images: int, streams: int) -> Any:
-                return self.session(way, images=images, streams=streams)
-        else:
-            rest, opened = "padded" if step else "together", cache(partial(self.session, way))
-
-            def opener(images: int, streams: int) -> Any:  # one session for all numbers of images, where it can
-                return opened(images=images if streams > 1 else None, streams=streams)
-
-        return Batches(opener, size, part=part, streams=streams, rest=rest, step=step or 1)
-
-    def session(self, way: Way, *, images: int | None = None, streams: int = 1, recording: bool = False) -> Any:
+    def session(self, way: Way, images: int | None = None, streams: int = 1, *, recording: bool = False) -> Any:
         """A session of OpenVINO or ONNX Runtime.
 
         Args:
             way: engine and precision.
-            images: that go together; None: as many as it was exported for, or any number. ONNX Runtime takes no other
-                number than it was exported for.
+            images: that go together; None: as many as it was exported for, or any number.
             streams: requests side by side.
             recording: whether it records the time of its nodes.
         """

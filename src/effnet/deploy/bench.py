@@ -1,8 +1,8 @@
 """Every engine and precision side by side: how fast, how large, how soon, and whether it still answers the same.
 
-- Speed: all ways take the same batch in turn, round after round, so that a disturbance meets all of them. A batch goes
-  through as a whole where it has few parts, and in parts side by side, as Way.divided and effnet.load divide it; the
-  fastest counts.
+- Speed: all ways take the same batch in turn, round after round, so that a disturbance meets all of them. A batch is
+  divided as Way.divided does, and the way that effnet.load takes also as effnet.load found it fastest; the fastest
+  counts.
 - Answers: logits and classes beside those of the first way, on views of two photos and, where there are any, on images
   with known classes, which all of them see decoded once.
 - Starts: fresh processes in turn, the files in the system's cache; starts.py.
@@ -156,7 +156,8 @@ class _Measuring:
                 if way in left:
                     self._note_lap(_whole(way), Lap(batch, way, timing))
             if batch == self.batches[-1]:
-                self._compare({_whole(way): runs[way] for way in ways if way in left})
+                laps = {row: each.lap(batch) for row, each in self.rows.items()}
+                self._compare({row: runs[lap.way] for row, lap in laps.items() if lap and lap.way in left})
         finally:
             for run in runs.values():
                 run.close()

@@ -18,9 +18,9 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -54,6 +54,7 @@ BEHIND = 2.0  # times the best of the same precision, which is far
 SECOND = 1.0  # that a batch may take where nobody says how large it is
 PATIENCE = 1.5  # seconds that a race may take, and as many that the views may
 FEWEST, MOST = 4, 12  # rounds
+GAIN = 0.99  # of the time, above which other parts are not faster
 VIEWS, FEWEST_VIEWS = 64, 8  # of the packaged photos
 AGREE = 0.95  # share of the views that a lower precision must name as fp32 does
 
@@ -73,22 +74,23 @@ class Question:
 
     def divided(self, way: Way, batch: int) -> list[Way]:
         """How full batches may go through, before anything is measured."""
-        return way.divided(batch, step=self.step, threads=self.threads, fixed=way.engine in self.fixed)
+        fixed = way.engine in self.fixed
+        return way.divided(batch, step=self.step if fixed else 1, threads=self.threads, fixed=fixed)
 
     def neighbours(self, way: Way, batch: int) -> list[Way]:
         """The same with parts of half and of twice as many images, where there can be."""
         if way.part is None or way.engine in self.fixed:
             return []
-        parts = [part for part in (way.part // 2, way.part * 2) if part and part % self.step == 0]
-        return [dataclasses.replace(way, part=part) for part in parts if part * way.streams <= batch]
+        parts = [part for part in (way.part // 2, way.part * 2) if part and part * way.streams <= batch]
+        return [dataclasses.replace(way, part=part) for part in parts]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Measured:
     """How long a way took for a full batch."""
 
+    way: Way
     ms: float  # lower quartile of the rounds: what else runs on a machine makes a round longer, never shorter
-    way: Way = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,11 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
         question: what there is to choose between.
         open: a network that is run in a way, in batches of so many images.
     """
-    only, batch = question.ways[0], _whole(question.batch or BATCH, question.step)
-    if question.ways == tuple(question.divided(only, batch)):
-        return Choice(only, batch)
+    if len(question.ways) == 1:
+        batch = _whole(question.batch or BATCH, question.step)
+        divided = question.divided(question.ways[0], batch)
+        if question.batch is None or divided == [question.ways[0]]:
+            return Choice(divided[-1], batch)
     conditions = _conditions(question)
     file = cache_folder() / "choices" / f"{_digest(conditions)}.json"
     known = _remembered(file)
@@ -193,15 +197,16 @@ def _measure(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
         laps = _race(runs, few, LOOKS)
         batch = question.batch or min(BATCH, max(1, int(SECOND / (laps[0].ms / 1e3 / question.step))))
         batch = _whole(batch, question.step)
-        if batch > question.step:
+        ways = [way for lap in laps for way in question.divided(lap.way, batch)]
+        pixels = np.resize(few, (batch, *few.shape[1:]))
+        if batch > question.step or ways != [lap.way for lap in laps]:
             stack.close()
-            ways = [way for lap in laps for way in question.divided(lap.way, batch)]
-            many = np.resize(few, (batch, *few.shape[1:]))
-            runs = _working(ways, lambda way: opened(way, batch), many)
-            laps = _climb(question, _race(runs, many), runs, lambda way: opened(way, batch), many)
-        elif len(laps) > 1:
-            laps = _race({lap.way: runs[lap.way] for lap in laps}, few)
-        return _settle(question, laps, batch, runs)
+            runs = _working(ways, lambda way: opened(way, batch), pixels)
+        choice = _settle(question, _race({way: runs[way] for way in ways if way in runs}, pixels), batch, runs)
+        for way, run in runs.items():
+            if way != choice.way:
+                run.close()
+        return _climb(question, choice, runs[choice.way], lambda way: opened(way, batch), pixels)
 
 
 def _working(
@@ -239,29 +244,34 @@ def _race(runs: Mapping[Way, Batches], pixels: NDArray[np.uint8], most: int = MO
             fit = int(PATIENCE / sum(2 * once[way] + TURN for way in laps))
             rounds = LOOKS if len(laps) == 1 else min(most, max(FEWEST, fit))
     quartiles = {way: statistics.quantiles(taken, n=4, method="inclusive")[0] for way, taken in laps.items()}
-    return sorted(Measured(1e3 * taken, way) for way, taken in quartiles.items())
+    return _sorted(Measured(way, 1e3 * taken) for way, taken in quartiles.items())
+
+
+def _sorted(laps: Iterable[Measured]) -> list[Measured]:
+    """The fastest first."""
+    return sorted(laps, key=lambda lap: lap.ms)
 
 
 def _climb(
-    question: Question,
-    laps: list[Measured],
-    runs: dict[Way, Batches],
-    open: Callable[[Way], Batches],
-    pixels: NDArray[np.uint8],
-) -> list[Measured]:
-    """The laps with those of larger and smaller parts of the fastest way, until neither is faster; `runs` grows."""
-    tried = set(runs)
-    while True:
-        best = laps[0]
-        others = [way for way in question.neighbours(best.way, len(pixels)) if way not in tried]
+    question: Question, choice: Choice, run: Batches, open: Callable[[Way], Batches], pixels: NDArray[np.uint8]
+) -> Choice:
+    """The choice with larger and smaller parts of its way, until neither is faster; all but the fastest are closed."""
+    tried = {lap.way for lap in choice.measured}
+    while others := [way for way in question.neighbours(choice.way, choice.batch) if way not in tried]:
         tried.update(others)
-        near = _working(others, open, pixels, needed=False)
-        if not near:
-            return laps
-        runs.update(near)
-        times = {lap.way: lap.ms for lap in _race({best.way: runs[best.way], **near}, pixels)}
-        drift = best.ms / times.pop(best.way, best.ms)  # since the race before
-        laps = sorted([*laps, *(Measured(ms * drift, way) for way, ms in times.items())])
+        near = {choice.way: run, **_working(others, open, pixels, needed=False)}
+        times = {lap.way: lap.ms for lap in _race(near, pixels)}
+        before = next(lap.ms for lap in choice.measured if lap.way == choice.way)
+        drift = before / times.pop(choice.way, before)  # since the race before
+        laps = [*choice.measured, *(Measured(way, ms * drift) for way, ms in times.items())]
+        best = min(times, key=times.__getitem__, default=choice.way)
+        if best in times and times[best] * drift > GAIN * before:
+            best = choice.way
+        choice = dataclasses.replace(choice, way=best, measured=tuple(_sorted(laps)))
+        run = near.pop(best)
+        for other in near.values():
+            other.close()
+    return choice
 
 
 def _settle(question: Question, laps: Sequence[Measured], batch: int, runs: Mapping[Way, Batches]) -> Choice:
@@ -337,7 +347,7 @@ def _remembered(file: Path) -> Choice | None:
     """What was found before; nothing where the file is missing, damaged, or of another effnet."""
     try:
         values = json.loads(file.read_text())["choice"]
-        laps = tuple(Measured(float(lap["ms"]), read_fields(Way, lap["way"])) for lap in values["measured"])
+        laps = tuple(Measured(read_fields(Way, lap["way"]), float(lap["ms"])) for lap in values["measured"])
         rest = {"way": read_fields(Way, values["way"]), "measured": laps, "refused": tuple(values["refused"])}
         return read_fields(Choice, {**values, **rest})
     except (OSError, ValueError, KeyError, TypeError, ArgumentError):

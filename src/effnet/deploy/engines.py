@@ -1,9 +1,9 @@
 """The engines that run a network in memory: torch, OpenVINO, ONNX Runtime; any number of images on each.
 
 OpenVINO and ONNX Runtime compile a graph for a number of images. A full batch goes through them as a whole, or in parts
-of a few images whose maps stay in the cache, several parts side by side. What the batches leave over goes one by one
-through a graph for single images, or padded where it is more than half of what is computed side by side. Each graph is
-compiled when it is first needed.
+of a few images whose maps stay in the cache, several parts side by side: a wave. What the waves leave over goes one by
+one through a graph for single images, or padded where it is more than a few. Each graph is compiled when it is first
+needed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 EngineName = Literal["torch", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "int8"]
 Run = Callable[[NDArray[np.uint8]], Array]
-Open = Callable[[int, int], Run]  # images that go together, requests side by side -> a session for multiples of images
+Open = Callable[[int, int], Run]  # images of a request, requests side by side -> what takes multiples of the first
 Rest = Literal["one by one", "padded", "together"]
 
 NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 BATCH = 16  # images of a full batch, where nothing else is said
-FEW = 1 / 2  # of what is computed side by side, up to which the rest goes one by one
+FEW = 4  # images, up to which what is left over goes one by one
 PART = 2  # images of a request where a batch is divided and nothing was measured
 
 
@@ -57,6 +57,8 @@ class Way:
         positive_int("streams", self.streams)
         if self.part is not None:
             positive_int("part", self.part)
+            if self.engine == "torch":
+                raise ArgumentError("part", self.part, "cannot be said of torch, which takes batches as a whole.")
         elif self.streams > 1:
             raise ArgumentError("streams", self.streams, "needs `part`, the images of each request.")
         if self.precision == "bf16" and self.engine != "openvino":
@@ -72,7 +74,7 @@ class Way:
         return f"{words}, {f'{self.streams} streams' if self.streams > 1 else 'parts'} of {images}"
 
     def divided(self, batch: int, *, step: int = 1, threads: int | None = None, fixed: bool = False) -> list[Way]:
-        """The same for full batches: as a whole where that has not many parts, and in parts, one for each core.
+        """The same for full batches: in parts side by side, one for each core; first as a whole where those are few.
 
         Args:
             batch: images of a full batch.
@@ -86,7 +88,7 @@ class Way:
         many = batch >= 2 * PART * step * cores
         part = PART * step if many and not fixed else step
         parts = dataclasses.replace(self, streams=min(cores, batch // part), part=part)
-        return [parts] if many else [self, parts]
+        return [parts] if many else [self, parts] if cores > 1 else [self]
 
 
 class Batches:
@@ -95,11 +97,11 @@ class Batches:
     Threads may share it: one batch is computed at a time.
 
     Args:
-        open: a session, called once for each number of images; 0: any number.
+        open: see Open, called once for the same two numbers; images 0: any number.
         batch: images of a full batch.
         part: images of a request; None: the batch.
         streams: requests that are computed side by side.
-        rest: what the batches leave over goes one by one or padded, see above; always padded, `step` at a time; or
+        rest: what the waves leave over goes one by one or padded, see above; always padded, `step` at a time; or
             together, where a session takes any number.
         step: images that the smallest session takes.
     """
@@ -143,7 +145,7 @@ class Batches:
     def _run_rest(self, rest: NDArray[np.uint8]) -> Array:
         if self._rest == "together":
             return self._run(rest, 0)
-        few = self._rest == "padded" or len(rest) <= max(1, FEW * self._wave)
+        few = self._rest == "padded" or len(rest) <= FEW
         images, streams = (self._step, 1) if few else (self._part, self._streams)
         padding = np.zeros((-len(rest) % images, *rest.shape[1:]), np.uint8)
         return self._run(np.concatenate([rest, padding]) if len(padding) else rest, images, streams)[: len(rest)]
@@ -180,7 +182,7 @@ def engine(bundle: Bundle, way: Way, *, batch: int = BATCH, threads: int | None 
     return Batches(opener, batch, part=way.part, streams=way.streams)
 
 
-def compiler(network: Network, way: Way, *, threads: int | None = None, recording: bool = False) -> Any:
+def compiler(network: Network, way: Way, *, threads: int | None = None, recording: bool = False) -> Callable[..., Any]:
     """What makes OpenVINO's or ONNX Runtime's sessions of a network, as Batches opens them.
 
     Args:

@@ -177,7 +177,7 @@ class OnnxSession:
         file: the ONNX file, or its bytes.
         threads: how many it may use; None: as many as there are cores.
         images: that go together where the file takes any number; None: all.
-        streams: runs side by side, each by its share of the threads.
+        streams: runs side by side, each by a thread of its own; they share the threads that are left over.
         recording: whether it remembers how long each node took, which costs time.
 
     Raises:
@@ -197,7 +197,7 @@ class OnnxSession:
         runtime = _package("onnxruntime", "running ONNX files")
         options = runtime.SessionOptions()
         if streams > 1:
-            threads = max(1, (threads or this_machine().cores) // streams)
+            threads = max(1, (threads or this_machine().cores) - streams + 1)  # the streams' own are among them
         options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
         self._folder = tempfile.TemporaryDirectory() if recording else None
         if self._folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import threading
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from effnet.deploy.graph import Array, Network, Pads, build
 from effnet.errors import ArtifactError, MissingExtraError
 from effnet.weights.folders import MARK
 
+_MAKING = threading.Lock()  # two threads that ask at once for a Core would each make one
 # What it computes with, whatever its own default for the processor; int8 is in the graph, and the rest of it is fp32.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -168,15 +170,15 @@ class OpenVinoSession:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), N a multiple of the model's own number of images."""
-        requests, images = self._requests, self._images or -(-len(pixels) // len(self._requests))
+        requests, images = self._requests, self._images or len(pixels)
+        for request in requests:
+            request.wait()  # where Ctrl-C came between, one may still run
         if len(pixels) == images:
             whole: Array = np.array(requests[0].infer([pixels], share_inputs=True, share_outputs=True)[0])
             if self._recorded is not None:
                 nodes = requests[0].get_profiling_info()
                 self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
             return whole
-        for request in requests:
-            request.wait()  # where Ctrl-C came between, one may still run
         parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
         logits: list[Array] = []
         for place in range(len(parts) + len(requests)):  # a request is read when its next part is due
@@ -198,7 +200,6 @@ def require() -> None:
     _openvino()
 
 
-@functools.cache
 def core() -> Any:
     """This process's Core. It is never let go, for two of them can be the end of the process.
 
@@ -209,6 +210,12 @@ def core() -> Any:
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
+    with _MAKING:
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
     return _openvino().Core()
 
 

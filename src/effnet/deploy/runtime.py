@@ -43,7 +43,7 @@ AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
 Decode = Literal["fast", "exact"]
 Photo = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
-GROUP = 16  # images that go together, or the next multiple of the engine's own batch
+GROUP = 16  # images that go together: as many of the engine's batches as fit into it, and at least one
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
 # fell by 1.0 points (-0.2 to 2.2) in benchmarks/drafts.py, at 4 it did not.
 SPARE = 4.0
@@ -258,8 +258,8 @@ def load(
             once and remembered; an artifact is run by what knows its format.
         precision: what it computes with: fp32, or bf16, which is OpenVINO's alone. auto: bf16 where that is faster and
             names photos as fp32 does; an artifact's own.
-        batch: images that go through the network together; None: as many as take a second, at most 16, or an
-            artifact's own.
+        batch: images of a full batch, which may go through the network in parts; None: as many as take a second, at
+            most 16.
         threads: how many the engine and the decoding of photos may use; None: one for each core.
         decode: fast: a large JPEG is halved while it is decoded, as long as it stays four times as large as the network
             sees it. exact: decoded in full, equal to torchvision's bit for bit.
