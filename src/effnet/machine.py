@@ -54,6 +54,10 @@ class Machine:
         """Whether so many threads, and the programs of `load_average`, are more than there are cores."""
         return load is not None and threads + load > self.cores + 0.5
 
+    def busy(self, load: float | None) -> bool:
+        """Whether the programs of `load_average` have work for every core."""
+        return load is not None and load >= self.cores
+
     def to_dict(self) -> dict[str, Any]:
         """The facts under the names of the attributes."""
         return dataclasses.asdict(self) | {"features": list(self.features), "bf16": self.bf16, "int8": self.int8}

@@ -59,6 +59,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
     machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
     monkeypatch.setattr(choice, "this_machine", lambda: machine)
+    monkeypatch.setattr(choice, "load_average", lambda: 0.5)
     monkeypatch.setattr("effnet.deploy.engines.this_machine", lambda: machine)
 
 
@@ -187,6 +188,16 @@ def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     choose(asked, clock.open)
     assert clock.opened > opened
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again_on_a_quiet_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked, opened = Clock(monkeypatch, {TORCH: 3, ONNX: 2}), question(TORCH, ONNX), [0]
+    for load, again, words in ((3.0, True, True), (2.0, False, True), (None, True, False), (5.0, False, False)):
+        monkeypatch.setattr(choice, "load_average", lambda load=load: load)
+        found = choose(asked, clock.open)
+        assert (clock.opened > opened[-1]) is again
+        assert ("measured on a busy machine" in str(found)) is words
+        opened.append(clock.opened)
 
 
 def test_an_engine_under_another_name_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ in the cache depends on the network and the processor. The fastest wins; a lower
 views of two photos as fp32 does.
 
 What was found is kept in the user's cache (machine.cache_folder) under all that it depends on: the network, the
-processor, the engines' versions, the batch and the threads. Needs no torch.
+processor, the engines' versions, the batch and the threads. What was found beside programs that kept all cores busy is
+measured again once they are gone. Needs no torch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from effnet.data.photo import open_photo
 from effnet.data.preprocess import colour_mode, fit_photo
 from effnet.deploy.engines import BATCH, Batches, EngineName, Precision, Way
 from effnet.errors import ArgumentError, MissingExtraError
-from effnet.machine import cache_folder, this_machine
+from effnet.machine import cache_folder, load_average, this_machine
 from effnet.weights.folders import appearing_file
 
 logger = logging.getLogger("effnet")
@@ -54,7 +55,7 @@ BEHIND = 2.0  # times the best of the same precision, which is far
 SECOND = 1.0  # that a batch may take where nobody says how large it is
 PATIENCE = 1.5  # seconds that a race may take, and as many that the views may
 FEWEST, MOST = 4, 12  # rounds
-GAIN = 0.99  # of the time, above which other parts are not faster
+GAIN = 0.97  # of the time, which other parts must not exceed: less is noise
 VIEWS, FEWEST_VIEWS = 64, 8  # of the packaged photos
 AGREE = 0.95  # share of the views that a lower precision must name as fp32 does
 
@@ -103,6 +104,7 @@ class Choice:
     same: int = 0  # views of photos that a lower precision names as fp32 does
     views: int = 0  # 0 where no lower precision was fastest
     refused: tuple[str, ...] = ()  # lower precisions that were faster and named too many views otherwise
+    busy: bool = False  # whether other programs kept all cores busy when this was measured
 
     def __post_init__(self) -> None:
         """Check what may have been read from a file.
@@ -124,7 +126,9 @@ class Choice:
         if self.views:
             share = wilson(self.same, self.views)
             words.append(f"{self.same} of {self.views} views of photos are named as in fp32 (at least {share.low:.0%})")
-        return "; ".join([*words, *self.refused])
+        words += self.refused
+        words += ["measured on a busy machine, so measured again when it is not"] if self.busy else []
+        return "; ".join(words)
 
 
 def installed(name: str) -> bool:
@@ -174,9 +178,10 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
     conditions = _conditions(question)
     file = cache_folder() / "choices" / f"{_digest(conditions)}.json"
     known = _remembered(file)
-    if known is not None and _kind(known.way) in map(_kind, question.ways):
+    busy = this_machine().busy(load_average())
+    if known is not None and _kind(known.way) in map(_kind, question.ways) and (busy or not known.busy):
         return known
-    choice = _measure(question, open)
+    choice = dataclasses.replace(_measure(question, open), busy=busy)
     with suppress(OSError):  # a home that cannot be written to costs the measurement each time
         file.parent.mkdir(parents=True, exist_ok=True)
         with appearing_file(file) as temporary:

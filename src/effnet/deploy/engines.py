@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,6 +156,14 @@ class Batches:
             if (images, streams) not in self._sessions:
                 self._sessions[images, streams] = self._open(images, streams)
             return self._sessions[images, streams](np.ascontiguousarray(pixels))
+
+
+def in_parts(run: Run, pixels: NDArray[np.uint8], images: int | None, pool: Executor | None) -> Array:
+    """What `run` answers to parts of so many images, None: to all at once; whoever in `pool` is free takes the next."""
+    images = images or len(pixels)
+    parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
+    logits = [*(pool.map if pool and len(parts) > 1 else map)(run, parts)]
+    return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
 
 def _gone(images: int, streams: int) -> Run:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.arch.shape import Activation
+from effnet.deploy.engines import in_parts
 from effnet.deploy.graph import Array, Network, Pads, build
 from effnet.errors import ArtifactError, MissingExtraError
 from effnet.machine import this_machine
@@ -213,10 +214,7 @@ class OnnxSession:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), N a multiple of its own number of images."""
-        images = self._images or len(pixels)
-        parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
-        logits = [*(self._pool.map if self._pool and len(parts) > 1 else map)(self._run, parts)]
-        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+        return in_parts(self._run, pixels, self._images, self._pool)
 
     def _run(self, pixels: NDArray[np.uint8]) -> Array:
         logits: Array = self._session.run([OUTPUT], {INPUT: pixels})[0]

@@ -7,15 +7,17 @@ import json
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effnet.arch.shape import Activation
-from effnet.deploy.engines import Precision
+from effnet.deploy.engines import Precision, in_parts
 from effnet.deploy.graph import Array, Network, Pads, build
 from effnet.errors import ArtifactError, MissingExtraError
 from effnet.weights.folders import MARK
@@ -166,29 +168,25 @@ class OpenVinoSession:
         images = model.input(0).partial_shape[0]
         self._images = None if images.is_dynamic else images.get_length()
         compiled = core().compile_model(model, "CPU", hints)
-        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Array:
         """Logits (N, K) of pixels (N, size, size, C), N a multiple of the model's own number of images."""
-        requests, images = self._requests, self._images or len(pixels)
-        for request in requests:
-            request.wait()  # where Ctrl-C came between, one may still run
-        if len(pixels) == images:
-            whole: Array = np.array(requests[0].infer([pixels], share_inputs=True, share_outputs=True)[0])
+        return in_parts(self._run, pixels, self._images, self._pool)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> Array:
+        request = self._free.get()
+        try:
+            logits: Array = np.array(request.infer([pixels], share_inputs=True, share_outputs=True)[0])
             if self._recorded is not None:
-                nodes = requests[0].get_profiling_info()
+                nodes = request.get_profiling_info()
                 self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
-            return whole
-        parts = [pixels[start : start + images] for start in range(0, len(pixels), images)]
-        logits: list[Array] = []
-        for place in range(len(parts) + len(requests)):  # a request is read when its next part is due
-            request = requests[place % len(requests)]
-            if len(requests) <= place:
-                request.wait()
-                logits.append(np.array(request.get_output_tensor(0).data))
-            if place < len(parts):
-                request.start_async([parts[place]], share_inputs=True)
-        return np.concatenate(logits)
+            return logits
+        finally:
+            self._free.put(request)
 
     def recorded(self) -> list[list[tuple[str, float]]]:
         """For each call its nodes in order, and their seconds."""
