@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from effnet.data.folder import manifest, read_data, split_data
 from effnet.deploy import choice
 from effnet.deploy.engines import NAMES
 from effnet.deploy.starts import Start
-from effnet.machine import Machine
 from effnet.weights.bundle import Record
+from every_engine import have_every_engine
 from ran import Run
 from random_weights import shaken
 from training.tiny import CLASSES, draw_images
@@ -49,15 +48,11 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def folder(made, tmp_path, monkeypatch):
-    """A folder with links to what was made; every engine is there, on a processor that multiplies bf16."""
+    """A folder with links to what was made."""
     for path in made.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
-    machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
-    for module in ("choice", "engines", "subjects", "bench"):
-        monkeypatch.setattr(f"effnet.deploy.{module}.this_machine", lambda: machine)
+    have_every_engine(monkeypatch, tmp_path / "cache")
     monkeypatch.setattr(choice, "PATIENCE", 0.1)
     made_up = Start(0.5, 90_000_000)
     monkeypatch.setattr("effnet.deploy.bench.start", lambda *_: made_up)  # real ones: deploy/test_bench.py

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +33,7 @@ from effnet.errors import ArgumentError, MissingExtraError
 from effnet.machine import Machine
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.bundle import WEIGHTS, open_bundle, read_config
+from every_engine import have_every_engine
 from random_weights import shaken
 
 CLASSES = ("a", "b", "c")
@@ -50,12 +50,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every engine is there, on a processor of two cores that multiplies bf16; one start each."""
-    monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
-    machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
-    for module in ("choice", "engines", "subjects", "bench"):
-        monkeypatch.setattr(f"effnet.deploy.{module}.this_machine", lambda: machine)
+    """One start each."""
+    have_every_engine(monkeypatch, tmp_path / "cache")
     monkeypatch.setattr(benching, "STARTS", 1)
     monkeypatch.setattr(choice, "PATIENCE", 0.1)
 

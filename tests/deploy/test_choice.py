@@ -9,7 +9,6 @@ import dataclasses
 import json
 import sys
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from effnet.errors import ArgumentError, MissingExtraError
 from effnet.machine import Machine
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.bundle import open_bundle
+from every_engine import have_every_engine
 from random_weights import shaken
 
 TORCH, ONNX = Way("torch"), Way("onnxruntime")
@@ -55,12 +55,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EFFNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "installed", lambda name: find_spec(name) is not None)
-    machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
-    monkeypatch.setattr(choice, "this_machine", lambda: machine)
-    monkeypatch.setattr(choice, "load_average", lambda: 0.5)
-    monkeypatch.setattr("effnet.deploy.engines.this_machine", lambda: machine)
+    have_every_engine(monkeypatch, tmp_path / "cache")
 
 
 def in_parts(way: Way, part: int, streams: int = 2) -> Way:
