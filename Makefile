@@ -35,12 +35,12 @@ check: .venv/.dev .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q tests/test_imports.py
-	.venv-plain/bin/python tests/plain_install.py
+	.venv-plain/bin/python tests/support/plain_install.py
 	.venv-plain/bin/effnet info b0
 	.venv/bin/effnet export lite0 --format openvino --out .venv-openvino/lite0
-	.venv-openvino/bin/python tests/engine_install.py .venv-openvino/lite0
+	.venv-openvino/bin/python tests/support/engine_install.py .venv-openvino/lite0
 	.venv/bin/effnet export lite0 --format onnx --out .venv-onnx/lite0.onnx
-	.venv-onnx/bin/python tests/engine_install.py .venv-onnx/lite0.onnx
+	.venv-onnx/bin/python tests/support/engine_install.py .venv-onnx/lite0.onnx
 
 docs: .venv/.dev
 	.venv/bin/python docs/draw.py

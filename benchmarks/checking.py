@@ -21,9 +21,9 @@ from pathlib import Path
 from PIL import Image, ImageEnhance, ImageOps
 
 from effnet import console
-from effnet.analysis.timing import seconds
 from effnet.data.duplicates import find_duplicates
 from effnet.machine import this_machine
+from effnet.metrics.timing import seconds
 
 ROOT = Path(__file__).resolve().parent
 EVERY = 5  # original is copied

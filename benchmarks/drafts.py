@@ -40,11 +40,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps, features
 
 import effnet
-from effnet.analysis.intervals import Interval, Z, compare, wilson
-from effnet.analysis.timing import measure_in_turn
 from effnet.arch.spec import InputSpec
 from effnet.data.preprocess import fit_photo
 from effnet.machine import this_machine
+from effnet.metrics.intervals import Interval, Z, compare, wilson
+from effnet.metrics.timing import measure_in_turn
 
 PACKAGED = Path(effnet.__file__).parent / "data" / "photos"
 SIZES = ((500, 375), (693, 520), (1000, 750), (1387, 1040), (2000, 1500), (2773, 2080), (4000, 3000))

@@ -45,10 +45,10 @@ from torch import Tensor, nn
 
 import effnet
 from effnet.data.photo import open_photo
-from effnet.deploy.choice import ways_of_network
-from effnet.deploy.engines import engine
 from effnet.machine import this_machine
-from effnet.weights.pretrained import open_model
+from effnet.runtime.choice import ways_of_network
+from effnet.runtime.engines import engine
+from effnet.weights.load import open_model
 
 ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8"
 SAME = 1e-4  # of the largest logit, for fp32

@@ -39,11 +39,11 @@ from numpy.typing import NDArray
 
 from effnet.arch.shape import BlockSpec
 from effnet.arch.spec import NetworkSpec
-from effnet.deploy.engines import network_of as graph_network_of
-from effnet.deploy.graph import Network
-from effnet.deploy.openvino import HINTS, core, make
 from effnet.machine import this_machine
-from effnet.weights.pretrained import open_model
+from effnet.runtime.engines import network_of as graph_network_of
+from effnet.runtime.graph import Network
+from effnet.runtime.openvino import HINTS, core, make
+from effnet.weights.load import open_model
 
 MARKERS = "<!-- benchmarks/layers.py: begin -->\n", "<!-- benchmarks/layers.py: end -->"
 KINDS = {  # by the end of a layer's name

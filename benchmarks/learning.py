@@ -36,19 +36,19 @@ import torch
 
 import effnet
 from effnet import console
-from effnet.analysis.conditions import random_images
-from effnet.analysis.timing import seconds
 from effnet.arch.spec import InputSpec
 from effnet.arch.specfile import spec_text
-from effnet.data.folder import read_data
+from effnet.data.dataset import read_data
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.data.photo import open_photo
 from effnet.data.preprocess import load_pixels
 from effnet.machine import this_machine
+from effnet.metrics.conditions import random_images
+from effnet.metrics.timing import seconds
 from effnet.training.choices import augment_of
 from effnet.training.module import Normalise
 from effnet.training.recipe import read_recipe
-from effnet.weights.pretrained import open_model
+from effnet.weights.load import open_model
 
 ROOT = Path(__file__).resolve().parent
 FOLDS = 5

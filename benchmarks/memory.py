@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import effnet
 from effnet.arch.memory import Keep, Plan, training_memory
-from effnet.arch.plan import find_plan
+from effnet.arch.recompute import find_plan
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.machine import this_machine
 

@@ -16,9 +16,9 @@ import time
 
 import effnet
 from effnet import console
-from effnet.analysis.timing import Timing, seconds
-from effnet.deploy.choice import views
 from effnet.machine import this_machine
+from effnet.metrics.timing import Timing, seconds
+from effnet.runtime.choice import views
 
 BUSY = "while True: sum(range(10000))"
 PARTS = 4  # of a measurement
@@ -37,7 +37,7 @@ def main() -> None:
             continue
         for threads in dict.fromkeys((machine.cores, max(1, machine.cores - 1))):
             how = {"engine": engine, "precision": precision, "threads": threads, "batch": 1}
-            with console.status(f"{engine}, {precision}, {threads} threads"):
+            with console.Display(f"{engine}, {precision}, {threads} threads"):
                 alone, beside = measure(effnet.load(options.model, **how), options.rounds // PARTS)
             shown = [f"{each.median_ms:.1f} ({each.spread_ms[1]:.1f})" for each in (alone, beside)]
             rows.append((engine, precision, threads, *shown, f"{beside.median_ms / alone.median_ms:.2f}x"))

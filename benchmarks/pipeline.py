@@ -46,9 +46,9 @@ from torchvision import transforms
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.preprocess import load_pixels
-from effnet.deploy.runtime import SPARE
 from effnet.errors import ImageError
 from effnet.machine import resident_memory, this_machine
+from effnet.runtime.classifier import SPARE
 
 SIZES = {"small": (500, 375), "large": (2000, 1500)}
 VARY = 0.1  # of a side, by which files of a kind differ

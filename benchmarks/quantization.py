@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from effnet import console
-from effnet.deploy.artifact import open_artifact
-from effnet.deploy.export import size_of, turn_about
+from effnet.exporting.export import size_of, turn_about
 from effnet.machine import this_machine
+from effnet.runtime.artifact import open_artifact
 
 ROOT = Path(__file__).resolve().parent
 UNGUARDED = 99  # points that every version keeps within

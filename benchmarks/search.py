@@ -23,11 +23,11 @@ import torch
 
 import effnet
 from effnet import console
-from effnet.analysis.conditions import random_images
-from effnet.analysis.timing import seconds
 from effnet.machine import this_machine
-from effnet.scaling.search import ladder
-from effnet.scaling.triples import candidates, grid
+from effnet.metrics.conditions import random_images
+from effnet.metrics.timing import seconds
+from effnet.searching.candidates import candidates, grid
+from effnet.searching.halving import ladder
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import effnet
 from effnet import console
-from effnet.deploy.export import export
+from effnet.exporting.export import export
 from effnet.machine import load_average, this_machine
-from effnet.weights.pretrained import open_model
+from effnet.weights.load import open_model
 
 PHOTO = Path(effnet.__file__).parent / "data" / "photos" / "coffee.png"
 EFFNET = Path(sys.executable).with_name("effnet")

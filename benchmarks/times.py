@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from effnet.analysis.compare import GPIPE, TABLE_4, TABLE_4_RUNS, Comparison, Repeated, compare, paper_protocol
-from effnet.analysis.conditions import Conditions
+from effnet.metrics.conditions import Conditions
+from effnet.profiling.compare import GPIPE, TABLE_4, TABLE_4_RUNS, Comparison, Repeated, compare, paper_protocol
 
 
 def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:

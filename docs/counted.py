@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from effnet.analysis.plots import PAPER_FAMILY
 from effnet.arch.cost import cost
 from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch
-from effnet.arch.rivals import RIVALS
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, VARIANTS, spec
+from effnet.describing.rivals import RIVALS
+from effnet.plots.figures import PAPER_FAMILY
 from effnet.scaling.compound import RULES, implied, nominal, realised, scale
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 

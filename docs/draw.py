@@ -21,9 +21,9 @@ import counted
 import studied
 from counted import FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
 
-from effnet.analysis.plots import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
 from effnet.arch.cost import cost
 from effnet.arch.variants import B0
+from effnet.plots.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
 from effnet.scaling.compound import nominal
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from counted import table
 from scipy.stats import kendalltau
 
-from effnet.scaling.search import FACTOR, Job, Rung, Verdict, survivors, verdict
+from effnet.searching.halving import FACTOR, Job, Rung, Verdict, survivors, verdict
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "search"
 SEARCHES = ("separable", "mbconv")

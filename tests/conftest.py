@@ -4,11 +4,12 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from ran import Run
 
 PHOTOS = Path(__file__).parents[1] / "src" / "effnet" / "data" / "photos"
 
@@ -25,9 +26,9 @@ os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
 
 @pytest.fixture(autouse=True, scope="session")
 def nothing_to_choose() -> Iterator[None]:
-    """Networks run in torch and artifacts in their own engine, unmeasured; tests/deploy/test_choice.py measures."""
+    """Networks run in torch and artifacts in their own engine, unmeasured; tests/runtime/test_choice.py measures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("effnet.deploy.choice.installed", lambda name: False)
+        patch.setattr("effnet.runtime.choice.installed", lambda name: False)
         yield
 
 
@@ -35,3 +36,14 @@ def nothing_to_choose() -> Iterator[None]:
 def photos() -> Path:
     """The folder of the two photos that come with effnet: chelsea.png (a cat) and coffee.png (an espresso)."""
     return PHOTOS
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Callable[..., tuple[int, str, str]]:
+    """Run the module's COMMAND: its exit code, what it printed, what it remarked."""
+
+    def typed(*words: object) -> tuple[int, str, str]:
+        ran = Run(capsys, request.module.COMMAND, *words)
+        return ran.code, ran.out, ran.err
+
+    return typed

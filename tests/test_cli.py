@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from ran import Run
 
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS
 from effnet.cli import main
 from effnet.weights.bundle import Calibration, Record, read_record
-from ran import Run
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 

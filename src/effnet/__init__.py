@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from effnet.version import __version__
+
 if TYPE_CHECKING:
     from effnet.arch.cost import Cost as Cost
     from effnet.arch.cost import NetworkCost as NetworkCost
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from effnet.arch.spec import NumericPolicy as NumericPolicy
     from effnet.arch.spec import StageSpec as StageSpec
     from effnet.arch.variants import spec as spec
-    from effnet.deploy.runtime import Classifier as Classifier
-    from effnet.deploy.runtime import Prediction as Prediction
-    from effnet.deploy.runtime import load as load
     from effnet.errors import EffnetError as EffnetError
     from effnet.models.efficientnet import EfficientNet as EfficientNet
     from effnet.models.efficientnet import efficientnet_b0 as efficientnet_b0
@@ -40,22 +39,24 @@ if TYPE_CHECKING:
     from effnet.models.efficientnet import efficientnet_b5 as efficientnet_b5
     from effnet.models.efficientnet import efficientnet_b6 as efficientnet_b6
     from effnet.models.efficientnet import efficientnet_b7 as efficientnet_b7
+    from effnet.runtime.classifier import Classifier as Classifier
+    from effnet.runtime.classifier import Prediction as Prediction
+    from effnet.runtime.classifier import load as load
     from effnet.scaling.budget import Budget as Budget
     from effnet.scaling.compound import Rule as Rule
     from effnet.scaling.compound import scale as scale
     from effnet.scaling.fitting import fit_spec as fit_spec
     from effnet.training.train import train as train
     from effnet.weights.bundle import save as save
-    from effnet.weights.pretrained import create as create
+    from effnet.weights.load import create as create
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "effnet.arch.cost": ("Cost", "NetworkCost", "cost"),
     "effnet.arch.shape": ("BlockSpec",),
     "effnet.arch.spec": ("InputSpec", "NetworkSpec", "NumericPolicy", "StageSpec"),
     "effnet.arch.variants": ("spec",),
-    "effnet.deploy.runtime": ("Classifier", "Prediction", "load"),
+    "effnet.runtime.classifier": ("Classifier", "Prediction", "load"),
     "effnet.errors": ("EffnetError",),
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
     "effnet.scaling.budget": ("Budget",),
@@ -63,7 +64,7 @@ _HOMES = {
     "effnet.scaling.fitting": ("fit_spec",),
     "effnet.training.train": ("train",),
     "effnet.weights.bundle": ("save",),
-    "effnet.weights.pretrained": ("create",),
+    "effnet.weights.load": ("create",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]
@@ -74,7 +75,12 @@ def __getattr__(name: str) -> Any:
         from effnet.errors import nearest
 
         raise AttributeError(f"module 'effnet' has no attribute {name!r}.{nearest(name, _HOME_OF)}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    except ImportError as error:
+        from effnet.errors import translated
+
+        raise translated(error) from error
     globals()[name] = value
     return value
 

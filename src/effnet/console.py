@@ -8,65 +8,39 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
 
-from effnet.errors import ImageError
+from cyclopts import Parameter, Token
 
 if TYPE_CHECKING:
-    from effnet.deploy.runtime import Prediction
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes; see cli
+STDIN = "\0-"  # how a lone hyphen travels past cyclopts, which takes it for an option; no path can have this name
+
+MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
+PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
 
 WIDE = 500  # columns; no table is wider
 PROSE = 100  # columns
 SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-class PredictionTable:
-    """A line for each class, for a person."""
-
-    def begin(self) -> str:
-        """The first line."""
-        return f"{'file':<40} {'probability':>11}  class\n"
-
-    def answer(self, file: str, answer: Prediction | ImageError) -> str:
-        """The lines of one file; a long name gets a line of its own."""
-        head = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
-        if isinstance(answer, ImageError):
-            return f"{head} {'-':>11}  unreadable: {answer}\n"
-        lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
-        return f"{head} " + f"\n{'':<40} ".join(lines) + "\n"
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """A whole number as it is written; cyclopts would cut 1.5 down to 1."""
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
 
 
-class PredictionJson:
-    """One object a line: {"file", "predictions": [{"index", "label", "probability"}]} or {"file", "error"}."""
-
-    def begin(self) -> str:
-        """Nothing: every line stands for itself."""
-        return ""
-
-    def answer(self, file: str, answer: Prediction | ImageError) -> str:
-        """The line of one file."""
-        if isinstance(answer, ImageError):
-            return json_line({"file": file, "error": str(answer)})
-        return json_line({"file": file, "predictions": [vars(score) for score in answer]})
-
-
-class PredictionCsv:
-    """A line for each class, ranked from 1, or one line with the error."""
-
-    def begin(self) -> str:
-        """The header."""
-        return csv_lines([("file", "rank", "index", "label", "probability", "error")])
-
-    def answer(self, file: str, answer: Prediction | ImageError) -> str:
-        """The lines of one file."""
-        if isinstance(answer, ImageError):
-            return csv_lines([(file, "", "", "", "", answer)])
-        return csv_lines((file, rank, s.index, s.label, s.probability, "") for rank, s in enumerate(answer, start=1))
+Whole = Annotated[int, Parameter(converter=_whole)]
+Flag = Annotated[bool, Parameter(negative=())]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str = "") -> None:
@@ -106,72 +80,66 @@ def csv_lines(rows: Iterable[Sequence[object]]) -> str:
     return lines.getvalue()
 
 
-@contextmanager
-def status(doing: str) -> Iterator[None]:
-    """Show what is being done until it is, where somebody looks at a terminal."""
-    shown = sys.stderr.isatty()
-    line = f"{doing} ..."
-    if shown:
-        sys.stderr.write(f"{line}\r")  # the line of a progress bar, if one comes
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if shown:
-            sys.stderr.write(f"{'':{len(line)}}\r")
+class Display:
+    """Draws progress on standard error where it is a terminal: a line at once, bars as soon as work is counted.
 
+    Messages stand above the bars; where standard error is not a terminal, only messages are written.
+    """
 
-@contextmanager
-def hearing(doing: str) -> Iterator[None]:
-    """The same, and what the rooms below say meanwhile of their progress."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    spoken = _Spoken(doing)
-    spoken.logger.addHandler(spoken)
-    level = spoken.logger.level
-    spoken.logger.setLevel(logging.INFO)
-    try:
-        with status(doing):
-            yield
-    finally:
-        spoken.logger.removeHandler(spoken)
-        spoken.logger.setLevel(level)
-        sys.stderr.write(f"{'':{spoken.width}}\r")
+    def __init__(self, doing: str = "") -> None:
+        self._doing = f"{doing} ..." if doing else ""
+        self._bar: Bar | None = None
+        self._tasks: dict[str, TaskID] = {}
 
-
-class _Spoken(logging.Handler):
-    """Progress on one line, warnings on lines of their own."""
-
-    logger = logging.getLogger("effnet")
-
-    def __init__(self, doing: str) -> None:
-        super().__init__()
-        self.doing, self.width = doing, 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = record.getMessage() if record.levelno >= logging.WARNING else f"{self.doing}: {record.getMessage()} ..."
-        self.width = max(self.width, len(line))
-        sys.stderr.write(f"{line:{self.width}}{chr(10) if record.levelno >= logging.WARNING else chr(13)}")
-        sys.stderr.flush()
-
-
-@contextmanager
-def counting(doing: str, of: str = "images", every: int = 32) -> Iterator[Callable[[int, int], None]]:
-    """Show what is being done and how many of how many are done, where somebody looks at a terminal."""
-    shown, width = sys.stderr.isatty(), len(doing) + 40
-
-    def show(done: int, total: int) -> None:
-        if shown and (done % every == 0 or done == total):
-            sys.stderr.write(f"{doing}: {done:,} of {total:,} {of}\r")
+    def __enter__(self) -> Self:
+        if self._doing and sys.stderr.isatty():
+            sys.stderr.write(f"{self._doing}\r")
             sys.stderr.flush()
+        return self
 
-    with status(doing):
-        try:
-            yield show
-        finally:
-            if shown:
-                sys.stderr.write(f"{'':{width}}\r")
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take line and bars away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, self._tasks = None, {}
+        elif self._doing and sys.stderr.isatty():
+            sys.stderr.write(f"{'':{len(self._doing)}}\r")
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            remark(text)
+
+    def update(self, task: str, done: float, total: float, detail: str = "") -> None:
+        """Draw a task's bar; a finished one goes."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            count = TextColumn("{task.completed:.6g}/{task.total:.6g}")
+            columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if task not in self._tasks:
+            self._tasks[task] = self._bar.add_task(task, total=total)
+        words = f"{task}, {detail}" if detail else task
+        self._bar.update(self._tasks[task], completed=done, total=total, description=words)
+        if done >= total:
+            self._bar.remove_task(self._tasks.pop(task))
+
+
+@contextmanager
+def counting(doing: str, of: str = "images", every: int = 1) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one task whose progress is reported by a function of done and total."""
+    with Display() as display:
+        yield lambda done, total: display.update(doing, done, total)
 
 
 def remark(words: str) -> None:

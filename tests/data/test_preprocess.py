@@ -246,7 +246,7 @@ def test_no_torch_is_needed() -> None:
     code = (
         "import sys; sys.modules.update(torch=None, torchvision=None, timm=None)\n"
         "from effnet.arch.spec import InputSpec\n"
-        "import effnet.data.sources\n"
+        "import effnet.data.paths\n"
         "from effnet.data.preprocess import preprocess\n"
         "print(preprocess(sys.argv[1], InputSpec()).shape)"
     )

@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
+from alive import Alive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import effnet
-from alive import Alive
 from effnet.arch.memory import Keep, Plan
 from effnet.arch.spec import NumericPolicy
 from effnet.errors import ArgumentError, UnknownNameError

@@ -16,13 +16,13 @@ import timm
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet as LukemelasEfficientNet
+from random_weights import golden
 from torch import nn
 
 import effnet
 from effnet.arch.spec import NumericPolicy
 from effnet.models.blocks import MBConv
 from effnet.models.efficientnet import EfficientNet
-from random_weights import golden
 
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 

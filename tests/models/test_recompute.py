@@ -10,7 +10,7 @@ from torch import nn
 
 import effnet
 from effnet.arch.memory import Keep, Plan, training_memory
-from effnet.arch.plan import find_plan
+from effnet.arch.recompute import find_plan
 from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet

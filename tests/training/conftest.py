@@ -3,8 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from training.tiny import draw_images, write_spec
+from tiny import draw_images, write_spec
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import same, weights
 
 from effnet.errors import TrainingError
 from effnet.training.checkpoint import load_checkpoint
-from training.test_train import same, weights
 
 COMMAND = [sys.executable, "-m", "effnet", "train"]
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "effnet", "train"]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import draw_images, tiny_spec
 
 import effnet
 from effnet.arch.spec import InputSpec
-from effnet.data.folder import Dataset, read_data
+from effnet.data.dataset import Dataset, read_data
 from effnet.data.preprocess import load_pixels
 from effnet.errors import TrainingError
 from effnet.training.module import Learner, class_weights
 from effnet.training.probe import fit_classifier
 from effnet.training.recipe import Recipe
-from training.tiny import draw_images, tiny_spec
 
 SEE = InputSpec(32, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 WEIGHTS = class_weights((7, 7, 3))

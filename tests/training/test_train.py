@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny import same, weights
 from torch.nn.functional import cross_entropy
 
 import effnet
-from effnet.analysis.evaluate import predict_logits
 from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameError
+from effnet.metrics.evaluate import predict_logits
 from effnet.training import choices
 from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from effnet.training.listener import Silent
@@ -73,22 +74,6 @@ def finished(shapes: Path, spec_file: Path, tmp_path_factory: pytest.TempPathFac
     ear = Ear()
     out = tmp_path_factory.mktemp("runs") / "first"
     return train(shapes, spec_file, "scratch", out=out, listener=ear, **{**QUICK, "epochs": 12}), ear
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    state = load_checkpoint(folder)[0]
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in state["rows"]]
-    return {name: state[name] for name in ("step", "network", "average", "optimizer", "marks", "best")} | {"rows": rows}
 
 
 def test_it_learns(finished: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from random_weights import shaken
 from torch import nn
 
 import effnet
@@ -16,10 +17,9 @@ from effnet.arch.cost import cost
 from effnet.errors import ArgumentError, MismatchError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import read_checkpoint
-from effnet.weights.pretrained import build
+from effnet.weights.load import build
 from effnet.weights.verify import logit_difference
 from effnet.weights.writers import write_checkpoint
-from random_weights import shaken
 
 THEIRS = {
     "mobilenetv1": lambda: timm.create_model("mobilenetv1_100"),

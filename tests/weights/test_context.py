@@ -7,13 +7,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from foreign import IMAGENET_STD, saved, tiny, written
 
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.arch.variants import spec
 from effnet.errors import CheckpointError
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.layouts import LAYOUTS
-from weights.foreign import IMAGENET_STD, saved, tiny, written
 
 TIMM = {
     "architecture": "tf_efficientnet_b0",

@@ -12,6 +12,8 @@ import timm
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet as Lukemelas
+from foreign import ALLOWED, saved, tiny, written
+from random_weights import golden, shaken
 from torch import nn
 from torchvision.models.efficientnet import MBConvConfig
 
@@ -23,9 +25,7 @@ from effnet.weights.bundle import save
 from effnet.weights.convert import adapt_stem, foreign_state, native_state, read_checkpoint, with_eps
 from effnet.weights.files import WeightFile
 from effnet.weights.layouts import LAYOUTS
-from effnet.weights.pretrained import build
-from random_weights import golden, shaken
-from weights.foreign import ALLOWED, saved, tiny, written
+from effnet.weights.load import build
 
 
 @torch.no_grad()

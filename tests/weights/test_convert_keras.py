@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from foreign import ALLOWED, IMAGENET_STD
 
 from effnet.arch.spec import InputSpec
 from effnet.errors import MismatchError
 from effnet.weights.convert import read_checkpoint
-from effnet.weights.pretrained import build
-from weights.foreign import ALLOWED, IMAGENET_STD
+from effnet.weights.load import build
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torchvision
+from random_weights import shaken
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,8 +17,7 @@ from effnet.data.preprocess import preprocess
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.inherit import Inheritance, inherit
-from effnet.weights.pretrained import create, open_model
-from random_weights import shaken
+from effnet.weights.load import create, open_model
 
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 SMALL = spec("b0", width=0.5, depth=0.6, depth_rounding="nearest", num_classes=5)  # (1, 1, 1, 2, 2, 2, 1) blocks

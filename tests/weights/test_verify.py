@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet as Lukemelas
+from random_weights import shaken
 from safetensors.torch import load_file, save_file
 
 from effnet.arch.spec import InputSpec, NumericPolicy
@@ -22,7 +23,6 @@ from effnet.weights.convert import foreign_state
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.verify import LogitDifference, check_size, logit_difference
 from effnet.weights.writers import write_checkpoint
-from random_weights import shaken
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 ALLOWED = 1e-4

@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from random_weights import shaken
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.efficientnet import MBConvConfig
@@ -27,7 +28,6 @@ from effnet.weights.bundle import save
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.writers import WRITTEN, WriteReport, write_checkpoint
-from random_weights import shaken
 
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 SYMMETRIC, SAME = NumericPolicy(), NumericPolicy(padding="same")

@@ -33,8 +33,9 @@ from typing import Any, Literal
 from effnet.arch.cost import block_cost, total_cost
 from effnet.arch.ops import OPS, Layer
 from effnet.arch.shape import Activation, BlockSpec, Run, Shape, largest, strided
-from effnet.arch.spec import NetworkSpec, one_of, positive_int
+from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, UnknownNameError
+from effnet.fields import one_of, positive_int
 
 Precision = Literal["fp32", "bf16"]
 

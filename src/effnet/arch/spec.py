@@ -14,16 +14,25 @@ Ours alone: `stem_stride=1` keeps the size of small images in the stem. No tenso
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, Literal, TypeVar
 
 from effnet.arch.ops import OPS
 from effnet.arch.shape import Activation, BlockSpec, DepthRounding, Shape, round_layers, shape_of
 from effnet.errors import ArgumentError, UnknownNameError
+from effnet.fields import (
+    finite_floats,
+    mapping,
+    one_of,
+    positive_float,
+    positive_int,
+    rate,
+    ratio,
+    read_fields,
+    set_field,
+)
 
 Padding = Literal["symmetric", "same"]
 Fit = Literal["crop", "pad", "squash"]
@@ -52,7 +61,7 @@ class StageSpec:
             ArgumentError: a value is outside its range.
         """
         for field in ("expand_ratio", "kernel_size", "stride", "channels", "layers"):
-            _set(self, field, positive_int(field, getattr(self, field)))
+            set_field(self, field, positive_int(field, getattr(self, field)))
         if self.kernel_size % 2 == 0:
             raise ArgumentError("kernel_size", self.kernel_size, "must be odd, so that a pixel is its own centre.")
         if self.stride > 2:
@@ -62,7 +71,7 @@ class StageSpec:
         if self.op not in OPS:
             raise UnknownNameError("op", self.op, OPS)
         if self.squeeze_ratio is not None:
-            _set(self, "squeeze_ratio", _ratio("squeeze_ratio", self.squeeze_ratio))
+            set_field(self, "squeeze_ratio", ratio("squeeze_ratio", self.squeeze_ratio))
         OPS[self.op].check(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,15 +114,15 @@ class NetworkSpec:
             ArgumentError: a value is outside its range.
         """
         for field in ("width", "depth"):
-            _set(self, field, positive_float(field, getattr(self, field)))
+            set_field(self, field, positive_float(field, getattr(self, field)))
             if getattr(self, field) > LARGEST_FACTOR:
                 raise ArgumentError(
                     field, getattr(self, field), f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3."
                 )
         for field in ("resolution", "num_classes", "in_channels", "stem", "stem_stride", "stem_kernel"):
-            _set(self, field, positive_int(field, getattr(self, field)))
+            set_field(self, field, positive_int(field, getattr(self, field)))
         if self.head != 0 or isinstance(self.head, bool):
-            _set(self, "head", positive_int("head", self.head))
+            set_field(self, "head", positive_int("head", self.head))
         if self.stem_kernel % 2 == 0:
             raise ArgumentError("stem_kernel", self.stem_kernel, "must be odd, so that a pixel is its own centre.")
         for field in ("stem_pool", "fixed_ends"):
@@ -122,14 +131,14 @@ class NetworkSpec:
         if self.stem_stride > 2:
             raise ArgumentError("stem_stride", self.stem_stride, "must be 1 or 2.")
         for field in ("dropout", "drop_connect"):
-            _set(self, field, _rate(field, getattr(self, field)))
+            set_field(self, field, rate(field, getattr(self, field)))
         one_of("depth_rounding", self.depth_rounding, DepthRounding)
         one_of("activation", self.activation, Activation)
-        _set(self, "squeeze_ratio", _ratio("squeeze_ratio", self.squeeze_ratio))
+        set_field(self, "squeeze_ratio", ratio("squeeze_ratio", self.squeeze_ratio))
         stages = tuple(self.stages or ())
         if not stages or not all(isinstance(row, StageSpec) for row in stages):
             raise ArgumentError("stages", self.stages, "must hold at least one StageSpec and nothing else.")
-        _set(self, "stages", stages)
+        set_field(self, "stages", stages)
 
     @cached_property
     def shape(self) -> Shape:
@@ -189,7 +198,7 @@ class NetworkSpec:
         Raises:
             ArgumentError: a value is unknown, missing or outside its range.
         """
-        stages = tuple(read_fields(StageSpec, row) for row in _mapping(cls, values).get("stages") or ())
+        stages = tuple(read_fields(StageSpec, row) for row in mapping(cls, values).get("stages") or ())
         return read_fields(cls, {**values, "stages": stages})
 
 
@@ -216,13 +225,13 @@ class InputSpec:
             ArgumentError: a value is outside its range.
         """
         for field in ("size", "resize"):
-            _set(self, field, positive_int(field, getattr(self, field)))
+            set_field(self, field, positive_int(field, getattr(self, field)))
         if self.fit == "crop" and self.resize < self.size:
             raise ArgumentError(
                 "resize", self.resize, f"must be at least `size` (={self.size}), which is cut out of it."
             )
         for field in ("mean", "std"):
-            _set(self, field, _finite_floats(field, getattr(self, field)))
+            set_field(self, field, finite_floats(field, getattr(self, field)))
         if not self.mean:
             raise ArgumentError("mean", self.mean, "must have a value for each channel: 1 for greyscale, 3 for RGB.")
         if len(self.std) != len(self.mean) or not all(value > 0 for value in self.std):
@@ -264,92 +273,8 @@ class NumericPolicy:
         Raises:
             ArgumentError: a value is outside its range.
         """
-        _set(self, "bn_eps", positive_float("bn_eps", self.bn_eps))
-        _set(self, "bn_momentum", positive_float("bn_momentum", self.bn_momentum))
+        set_field(self, "bn_eps", positive_float("bn_eps", self.bn_eps))
+        set_field(self, "bn_momentum", positive_float("bn_momentum", self.bn_momentum))
         if self.bn_momentum > 1:
             raise ArgumentError("bn_momentum", self.bn_momentum, "must be at most 1; TensorFlow's .99 is .01 here.")
         one_of("padding", self.padding, Padding)
-
-
-def positive_float(argument: str, value: SupportsFloat | str) -> float:
-    """`value` as a float.
-
-    Raises:
-        ArgumentError: it is no positive finite number.
-    """
-    number = _float(argument, value)
-    if not (number > 0 and math.isfinite(number)):
-        raise ArgumentError(argument, value, "must be a positive finite number.")
-    return number
-
-
-def positive_int(argument: str, value: SupportsIndex) -> int:
-    """`value` as an int.
-
-    Raises:
-        ArgumentError: it is no positive whole number.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ArgumentError(argument, value, "must be a positive whole number.")
-    return operator.index(value)
-
-
-def one_of(argument: str, value: str, choices: Any) -> None:
-    """Raise UnknownNameError unless `value` is among the words of the Literal type `choices`."""
-    if value not in choices.__args__:
-        raise UnknownNameError(argument, value, choices.__args__)
-
-
-def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of the dataclass `cls` from a mapping that must name its fields and nothing else.
-
-    Raises:
-        ArgumentError: `values` is no mapping, or a name is unknown or missing.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # mypy cannot say: a dataclass
-    for name in _mapping(cls, values):
-        if name not in fields:
-            raise UnknownNameError(f"{cls.__name__} field", name, fields)
-    for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING:
-            raise ArgumentError(f"{cls.__name__} field", name, "is missing.")
-    return cls(**values)
-
-
-def _mapping(cls: type[Any], values: Any) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ArgumentError(cls.__name__, values, "must be a mapping from the names of its fields to their values.")
-    return values
-
-
-def _rate(argument: str, value: SupportsFloat | str) -> float:
-    number = _float(argument, value)
-    if not 0 <= number < 1:
-        raise ArgumentError(argument, value, "must be a rate: at least 0 and below 1.")
-    return number
-
-
-def _ratio(argument: str, value: SupportsFloat | str) -> float:
-    number = _float(argument, value)
-    if not 0 <= number <= 1:
-        raise ArgumentError(argument, number, "must be at least 0 and at most 1.")
-    return number
-
-
-def _float(argument: str, value: SupportsFloat | str) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise ArgumentError(argument, value, "must be a number.")
-    return float(value)
-
-
-def _finite_floats(argument: str, values: Any) -> tuple[float, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ArgumentError(argument, values, "must be a list of numbers.")
-    numbers = tuple(_float(argument, value) for value in values)
-    if not all(math.isfinite(number) for number in numbers):
-        raise ArgumentError(argument, values, "must be finite.")
-    return numbers
-
-
-def _set(instance: object, field: str, value: object) -> None:
-    object.__setattr__(instance, field, value)  # a frozen dataclass tidies its own values once, in __post_init__

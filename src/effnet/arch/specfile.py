@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effnet.arch.spec import NetworkSpec, StageSpec, read_fields
+from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
+from effnet.fields import read_fields
 
 SUFFIXES = (".yaml", ".yml")
 SHORT = {"repeats": "layers", "kernel": "kernel_size", "expansion": "expand_ratio", "se": "squeeze_ratio"}

@@ -34,7 +34,7 @@ from PIL import Image
 from effnet.data import likeness
 from effnet.data.fingerprint import COLOUR_SIDE, SIDE, Fingerprint, fingerprint, read_small, require_hashing
 from effnet.data.likeness import Bytes, Floats, Places
-from effnet.data.sources import read_ahead
+from effnet.data.paths import read_ahead
 from effnet.errors import ImageError
 from effnet.machine import this_machine
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from effnet.data.augment import Augment, image_seed
-from effnet.data.folder import Dataset
+from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
 
 Key = tuple[int, int]  # epoch and place of an image in the data set

@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
-from effnet.arch.spec import one_of
 from effnet.errors import ArgumentError, ImageError
+from effnet.fields import one_of
 
 ColourMode = Literal["RGB", "L"]
 Shrink = Callable[[int, int], int]

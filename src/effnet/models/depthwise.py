@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from effnet.arch.spec import positive_int
 from effnet.errors import UnknownNameError
+from effnet.fields import positive_int
 from effnet.models.kernels import AUTO, KERNELS, Filter, check_kernel, input_gradient, weight_gradient
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from typing import Any, TypedDict, cast
 from torch import Tensor, nn
 
 from effnet.arch.memory import Plan
-from effnet.arch.spec import NetworkSpec, NumericPolicy, positive_int
+from effnet.arch.spec import NetworkSpec, NumericPolicy
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
+from effnet.fields import positive_int
 from effnet.models.blocks import BLOCKS, ConvNormAct, Norm, batch_norm, initialise
 from effnet.models.recompute import recompute
 

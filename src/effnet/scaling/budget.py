@@ -13,9 +13,9 @@ from typing import Any, cast
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import OPTIMIZERS, Keep, Precision, file_bytes, inference_memory, level, training_memory
 from effnet.arch.shape import Shape
-from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec, one_of, positive_float, positive_int
+from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.scaling.units import parse_bytes, parse_count, parse_seconds
+from effnet.fields import one_of, parse_bytes, parse_count, parse_seconds, positive_float, positive_int
 
 SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
 RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # priced by formula

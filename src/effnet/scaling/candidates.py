@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, cast
 from effnet.arch.cost import cost
 from effnet.arch.memory import kept_per_image
 from effnet.arch.shape import DepthRounding, shape_of
-from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec, one_of, positive_int
+from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.errors import ArgumentError
+from effnet.fields import one_of, positive_int
 from effnet.scaling import compound
 from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, tell
 from effnet.scaling.compound import Rule

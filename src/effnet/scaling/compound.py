@@ -25,10 +25,11 @@ from pathlib import Path
 
 from effnet.arch.cost import cost
 from effnet.arch.shape import DepthRounding
-from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec, positive_float, positive_int
+from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.arch.specfile import SUFFIXES, read_mapping
 from effnet.arch.variants import B0, LITE, LITE0, PAPER, VARIANTS
 from effnet.errors import ArgumentError, UnknownNameError
+from effnet.fields import positive_float, positive_int
 
 RESOLUTION_STEP = 8  # pixels
 

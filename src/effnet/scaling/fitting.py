@@ -18,12 +18,12 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS, Variant, variant
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
+from effnet.fields import LARGEST
 from effnet.scaling import compound
 from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, tell
 from effnet.scaling.candidates import Candidates, Search
 from effnet.scaling.compound import RESOLUTION_STEP, RULES, Rule, read_rule
 from effnet.scaling.latency import Measure, Timer, Trial, within_latency
-from effnet.scaling.units import LARGEST
 
 MORE = 1.1  # what a little more of the binding constraint would buy
 BETTER = 1.02  # multiply-adds by which another rule must win to be named

@@ -18,7 +18,7 @@ from torch import nn
 
 from effnet import machine
 from effnet.arch.memory import Keep, Plan, Precision, training_memory
-from effnet.arch.plan import find_plan
+from effnet.arch.recompute import find_plan
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.augment import Augment
 from effnet.data.loader import Loader, Order, TrainingImages, may_start_unasked

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effnet.analysis import run_plots
-from effnet.analysis.calibrate import calibrate
-from effnet.analysis.evaluate import Evaluation, Predicted, evaluate, predict_logits
-from effnet.data.folder import Dataset, manifest
+from effnet.data.dataset import Dataset, manifest
 from effnet.machine import peak_memory
+from effnet.metrics.calibration import calibrate
+from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits
+from effnet.plots import run as run_plots
 from effnet.training.choices import Choices
 from effnet.training.module import Answering
 from effnet.training.prepare import versions

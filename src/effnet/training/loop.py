@@ -22,7 +22,7 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from effnet.data.folder import Dataset
+from effnet.data.dataset import Dataset
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import TrainingError
 from effnet.machine import forget_peak

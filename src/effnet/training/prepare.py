@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-import effnet
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, read_fields
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
 from effnet.data.duplicates import Progress, find_duplicates
-from effnet.data.folder import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
 from effnet.data.photo import identify
 from effnet.errors import DataError, ImageError, TrainingError
+from effnet.fields import read_fields
 from effnet.machine import this_machine
 from effnet.training.choices import Choices
 from effnet.training.recipe import Recipe
 from effnet.training.run import SPLIT, differences, read_args, write_args, write_text
 from effnet.training.settings import Settings
+from effnet.version import __version__
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Plan:
 def versions() -> dict[str, str]:
     """What a result depends on beside its arguments; `code` is a hash of effnet's own source."""
     code = hashlib.sha256()
-    for file in sorted(Path(effnet.__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
-    names = {"effnet": effnet.__version__, "code": code.hexdigest()[:12], "torch": torch.__version__}
+    names = {"effnet": __version__, "code": code.hexdigest()[:12], "torch": torch.__version__}
     return names | {"machine": str(this_machine())}
 
 

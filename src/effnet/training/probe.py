@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from effnet.analysis.evaluate import Progress
-from effnet.data.folder import Dataset
+from effnet.data.dataset import Dataset
+from effnet.metrics.evaluate import Progress
 from effnet.training.module import Answering, Learner
 from effnet.training.validation import answers
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from effnet.arch.spec import one_of, positive_float, positive_int, read_fields
 from effnet.errors import ArgumentError, UnknownNameError
+from effnet.fields import one_of, positive_float, positive_int, read_fields
 
 OptimizerName = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "exponential"]

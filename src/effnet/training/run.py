@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from effnet.data.folder import SIZE
+from effnet.data.dataset import SIZE
 from effnet.errors import TrainingError
-from effnet.weights.folders import appearing_file
+from effnet.files import appearing_file
 
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
 RUNS = Path("runs") / "train"

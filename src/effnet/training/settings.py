@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from effnet.arch.spec import Fit, one_of, positive_float, positive_int
+from effnet.arch.spec import Fit
 from effnet.errors import ArgumentError
+from effnet.fields import one_of, positive_float, positive_int
 
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 FROZEN = range(10)  # stages of the paper's Table 1 that can keep their weights

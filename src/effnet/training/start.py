@@ -12,8 +12,8 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.data.check import natural_resolution
-from effnet.data.folder import Dataset
+from effnet.checking.check import natural_resolution
+from effnet.data.dataset import Dataset
 from effnet.data.photo import open_photo
 from effnet.errors import ArgumentError, DownloadError, ImageError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
@@ -22,7 +22,7 @@ from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 from effnet.weights.bundle import Bundle, is_bundle
 from effnet.weights.inherit import inherit
-from effnet.weights.pretrained import open_model
+from effnet.weights.load import open_model
 
 SAMPLED = 60  # images whose size is looked at
 

@@ -17,14 +17,14 @@ import torch
 from effnet import machine
 from effnet.arch.memory import Precision
 from effnet.errors import ArgumentError, MissingExtraError, TrainingError
-from effnet.scaling.units import parse_bytes
+from effnet.fields import parse_bytes
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.settings import Settings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from effnet.data.folder import Dataset
+    from effnet.data.dataset import Dataset
     from effnet.training.choices import Choices
     from effnet.training.finish import Result
     from effnet.training.listener import Listener
@@ -150,12 +150,12 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
         TrainingError: there is no run, it has no whole checkpoint, or images are gone.
     """
     started = time.monotonic()
+    from effnet.files import restore_folder
     from effnet.models.efficientnet import EfficientNet
     from effnet.training import prepare
     from effnet.training.checkpoint import load_checkpoint
     from effnet.training.finish import finish
     from effnet.training.run import BEST
-    from effnet.weights.folders import restore_folder
 
     folder = Path(folder)
     restore_folder(folder / BEST)

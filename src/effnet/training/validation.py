@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from effnet.analysis.evaluate import Predicted, Progress, predict_logits
-from effnet.data.folder import Dataset
+from effnet.data.dataset import Dataset
 from effnet.errors import CheckpointError, TrainingError
+from effnet.metrics.evaluate import Predicted, Progress, predict_logits
 from effnet.training.module import Answering
 from effnet.training.watch import DIVERGED
 

@@ -18,11 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import effnet
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, positive_float, positive_int, read_fields
+from effnet.arch.baselines import BASELINES
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.arch.specfile import SUFFIXES
+from effnet.arch.variants import VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError
-from effnet.weights.folders import MARK, appearing_folder
+from effnet.fields import positive_float, positive_int, read_fields
+from effnet.files import MARK, appearing_folder
+from effnet.version import __version__
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -148,7 +152,7 @@ def save(
     for name in ("calibration", "provenance", "files"):  # absent where there is none: so older ones read and write
         if not entries[name]:
             del entries[name]
-    values = {"format": FORMAT, MARK: effnet.__version__, **entries}
+    values = {"format": FORMAT, MARK: __version__, **entries}
     values["digest"] = _digest(values)
 
     target = Path(folder)
@@ -206,6 +210,16 @@ def parse_config(values: Mapping[str, Any]) -> BundleConfig:
         classes=_checked_classes(values.get("classes"), spec),
         calibration=calibration and read_fields(Calibration, calibration),
     )
+
+
+def read_network(model: str) -> NetworkSpec:
+    """The network of a variant, a bundle or a spec.yaml, read without torch."""
+    if is_bundle(Path(model)):
+        return read_config(model).spec
+    described = model in VARIANTS or model in BASELINES or Path(model).suffix.lower() in SUFFIXES
+    if Path(model).exists() and not described:
+        raise ArgumentError("model", model, f"is not a bundle; make one with: effnet convert {model}")
+    return make_spec(model)
 
 
 def open_bundle(folder: str | Path) -> Bundle:

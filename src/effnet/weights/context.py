@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from effnet.arch.shape import Activation
-from effnet.arch.spec import Fit, InputSpec, Interpolation, NetworkSpec, NumericPolicy, Padding, read_fields
+from effnet.arch.spec import Fit, InputSpec, Interpolation, NetworkSpec, NumericPolicy, Padding
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError, MissingExtraError
+from effnet.fields import read_fields
 from effnet.weights.files import WeightFile
 from effnet.weights.layouts import lone_shortcuts, policy_of, squarely_padded
 from effnet.weights.registry import assumed_for, crop_input

@@ -28,7 +28,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import COUNTER, foreign_state, native_state, read_checkpoint
 from effnet.weights.files import WeightFile, open_weights
 from effnet.weights.layouts import baseline_of, detect, layout_of, policy_of, published
-from effnet.weights.pretrained import build
+from effnet.weights.load import build
 from effnet.weights.writers import TORCHVISION_NAMES, hf_config
 
 LARGEST = 300  # pixels; a larger network is compared at a smaller size

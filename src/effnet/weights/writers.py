@@ -21,15 +21,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import effnet
 from effnet.arch.shape import round_channels
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
+from effnet.files import FILE_SUFFIXES, MARK, appearing_file, appearing_folder
 from effnet.models.efficientnet import EfficientNet
+from effnet.version import __version__
 from effnet.weights.context import RESAMPLE, TIMM_FITS
 from effnet.weights.convert import foreign_state, with_eps
-from effnet.weights.folders import FILE_SUFFIXES, MARK, appearing_file, appearing_folder
 from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
 
 WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
@@ -103,7 +103,7 @@ def write_checkpoint(
             notes = ("transformers' processor adds no borders: it squashes photos to the size instead",)
     else:
         configs = {"config.json": _timm_config(spec, policy, to, see, classes)}
-    configs["config.json"][MARK] = effnet.__version__
+    configs["config.json"][MARK] = __version__
     with appearing_folder(target, bundle=False) as temporary:
         save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, values in configs.items():

@@ -1,1 +1,0 @@
-"""What we learn from a finished model, and every picture."""

@@ -1,0 +1,1 @@
+"""effnet bench: engines and precisions side by side."""

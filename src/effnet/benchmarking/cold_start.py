@@ -1,0 +1,57 @@
+"""How soon a model answers in a fresh process, and how much memory that takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from effnet.arch.spec import InputSpec
+from effnet.runtime.choice import PHOTOS
+
+# Nothing is imported that a user's program would not import.
+PROGRAM = """
+import json, sys, time
+import numpy, effnet
+model, how, photo = json.loads(sys.argv[1])
+classifier = effnet.load(model, **how)
+see = classifier.input
+if photo:
+    classifier.predict(photo)
+else:
+    classifier.logits(numpy.zeros((1, see.size, see.size, see.channels), numpy.uint8))
+answered = time.monotonic()
+from effnet.machine import peak_memory
+print(json.dumps([answered, peak_memory()]))
+"""
+
+
+class Start(NamedTuple):
+    """One fresh process."""
+
+    seconds: float  # from its beginning to its first answer
+    bytes: int  # the most that it held, Python and all libraries included; 0 where the system does not tell
+
+
+def start(model: str, see: InputSpec, how: Mapping[str, Any]) -> Start:
+    """Start Python, load a model and have it answer once: to a packaged photo, or to zeros where it sees no photos.
+
+    Args:
+        model: as effnet.load takes it.
+        see: its own.
+        how: of effnet.load, too.
+
+    Raises:
+        ChildProcessError: it failed; the message is the last line that it said.
+    """
+    photo = str(next(PHOTOS.glob("*.png"))) if see.channels in (1, 3) else None
+    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(how), photo])]
+    begun = time.monotonic()  # which the system counts for all processes
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChildProcessError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])
+    answered, held = json.loads(done.stdout.splitlines()[-1])
+    return Start(answered - begun, held)

@@ -1,0 +1,1 @@
+"""effnet check: what is wrong with a data set."""

@@ -1,1 +1,0 @@
-"""What a person types: a module for each command."""

@@ -1,0 +1,1 @@
+"""effnet convert: a checkpoint of one library as another's, or as a bundle."""

@@ -1,0 +1,72 @@
+"""effnet convert: a checkpoint of one library as another's, or as a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from effnet import console
+from effnet.console import OK, Whole
+from effnet.errors import RefusedError, UnknownNameError
+
+SAME = 1e-4  # of the largest logit: two networks that differ by less are the same network
+
+
+def convert(
+    file: str,
+    *,
+    model: str | None = None,
+    source: str | None = None,
+    to: str = "bundle",
+    out: Path | None = None,
+    num_classes: Whole | None = None,
+) -> int:
+    """Turn a checkpoint of one library into another's or into a bundle, and check that the logits stay the same.
+
+    Args:
+        file: A .pth, .pt, .bin, .safetensors, .h5 or .keras file, a hub folder of timm or transformers, a bundle, or
+            registered weights (lite0, b0 ...).
+        model: The variant that the file must hold; by default its shapes tell.
+        source: Who wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf, keras; by default its keys tell.
+        to: What to write: bundle, tutorial, torchvision, timm, timm-tf or hf.
+        out: The file or folder to write; by default named after the input, in the working folder.
+        num_classes: Another number of classes than the file's lets the classifier start fresh.
+    """
+    with console.Display(f"reading {file}"):
+        from effnet.files import appearing_file, appearing_folder
+        from effnet.weights.bundle import is_bundle, read_record, save
+        from effnet.weights.load import build, read
+        from effnet.weights.verify import logit_difference
+        from effnet.weights.writers import FILES, WRITTEN, write_checkpoint
+
+        if to not in ("bundle", *WRITTEN):
+            raise UnknownNameError("to", to, ("bundle", *WRITTEN))
+        checkpoint = read(file, model, source=source, num_classes=num_classes)
+        network, report = build(checkpoint), checkpoint.report
+    sys.stdout.write(f"{report}\n")
+    with console.Display(f"comparing logits with {report.source}"):
+        difference = logit_difference(report.path, report.source)
+    sys.stdout.write(f"read: {difference}\n")
+    if not difference.relative <= SAME:
+        raise RefusedError(
+            "this network does not compute what the file's library computes with it; nothing was written"
+        )
+
+    target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
+    place = appearing_file(target) if to in FILES else appearing_folder(target, bundle=to == "bundle")
+    with place as temporary:
+        notes: tuple[str, ...] = ()
+        if to == "bundle":
+            words = f"{file} ({report.source})"
+            record = read_record(file) if is_bundle(Path(file)) and num_classes is None else None
+            save(network, temporary, classes=checkpoint.classes, input=report.input, source=words, record=record)
+        else:
+            written = write_checkpoint(network, to, temporary, see=report.input, classes=checkpoint.classes)
+            notes = written.notes
+        with console.Display(f"comparing logits with {to}"):
+            difference = logit_difference(temporary, to, network)
+        if not difference.relative <= SAME:
+            raise RefusedError(f"{target} was not written: {difference}")
+    sys.stdout.write("\n".join((f"wrote {target} for {to}", *notes, f"written: {difference}")) + "\n")
+    console.remark(f"Next: effnet predict photo.jpg --model {target}")
+    return OK

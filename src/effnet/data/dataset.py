@@ -1,0 +1,335 @@
+"""A data set on disk: a folder for each class, split or not, or a manifest. Nothing is copied or moved.
+
+    photos/cat/1.jpg               unsplit: class folders; `split_data` makes the parts
+    photos/train/cat/1.jpg         split: train, val (also valid, validation) and test, each with class folders
+    photos.csv                     a manifest: path,label and, where it says so, split and group; paths from its folder
+
+Classes are in the alphabetical order of their names, as torchvision's ImageFolder has them, and are matched by name
+wherever two lists of them meet. Images are found at any depth of a class folder; hidden files are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from effnet.data.duplicates import united
+from effnet.data.paths import SUFFIXES
+from effnet.errors import DataError, UnknownNameError, nearest
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+COLUMNS = ("path", "label", "split", "group")
+SIZE = "bytes"  # a column of a run's split.csv
+OUTPUT = {"args.yaml", "per_class.csv"}  # one of them lies in the folder of every run and evaluation
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its class."""
+
+    path: str  # from the data set's root, with forward slashes; or absolute
+    label: int  # place of its class in the data set's `classes`
+    split: str = ""  # one of SPLITS; empty where the data is not split
+    group: str = ""  # images of one group (a patient, a film, near-duplicates) belong into one part
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with their classes."""
+
+    root: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def file(self, sample: Sample) -> Path:
+        """Where a sample's image is."""
+        return self.root / sample.path
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The parts that it has; none where it is not split."""
+        found = {sample.split for sample in self.samples}
+        return tuple(name for name in SPLITS if name in found)
+
+    def part(self, split: str) -> Dataset:
+        """The samples of one split; "" are those of an unsplit data set.
+
+        Raises:
+            UnknownNameError: there is no such part.
+        """
+        if split not in (*self.splits, ""):
+            raise UnknownNameError("split", split, self.splits)
+        return dataclasses.replace(self, samples=tuple(s for s in self.samples if s.split == split))
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each class."""
+        counted = Counter(sample.label for sample in self.samples)
+        return tuple(counted[label] for label in range(len(self.classes)))
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of all paths, classes, parts and file sizes: another one says that the data changed."""
+        lines = sorted(
+            f"{s.path}\t{self.classes[s.label]}\t{s.split}\t{file_size(self.file(s))}\n" for s in self.samples
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_data(data: str | Path) -> Dataset:
+    """The data set of a folder or a manifest.
+
+    Raises:
+        DataError: it does not exist, holds no image, or is not laid out as the module's docstring says.
+    """
+    path = Path(data)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        return read_manifest(path)
+    folder = path.parent if path.parent.is_dir() else Path()
+    raise DataError(f"{data} does not exist.{nearest(path.name, (each.name for each in folder.iterdir()))}")
+
+
+def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
+    """The data set of a CSV file with the columns path, label and perhaps split and group; others are passed over.
+
+    Args:
+        path: the file.
+        root: what its paths start from; by default the file's own folder.
+
+    Raises:
+        DataError: it is no such file; the message names the line.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path} is no manifest ({error}); a manifest is a CSV file: path,label,split,group") from error
+    if not rows or not {"path", "label"} <= rows[0].keys():
+        found = ", ".join(str(name) for name in rows[0]) if rows else "no line below the first"
+        raise DataError(f"{path} needs the columns path and label, and may have split and group; found: {found}")
+    samples: dict[str, tuple[str, str, str]] = {}
+    for line, row in enumerate(rows, start=2):
+        name, label, split, group = ((row.get(column) or "").strip() for column in COLUMNS)
+        if not name or not label:
+            raise DataError(f"{path}, line {line}: `{'label' if name else 'path'}` is empty")
+        if split and split.lower() not in SPLIT_NAMES:
+            raise DataError(f"{path}, line {line}: {UnknownNameError('split', split, SPLIT_NAMES)}")
+        if name in samples and samples[name][0] != label:
+            raise DataError(
+                f"{path}, line {line}: {name} is {samples[name][0]!r} and {label!r}; an image has one class"
+            )
+        if name in samples:
+            raise DataError(f"{path}, line {line}: {name} stands twice")
+        samples[name] = label, SPLIT_NAMES.get(split.lower(), ""), group
+    if len({bool(split) for _, split, _ in samples.values()}) > 1:
+        raise DataError(f"{path} has lines with and without a split; give all of them one, or none")
+    return _dataset(root or path.parent, ((name, *values) for name, values in samples.items()), str(path))
+
+
+def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
+    """The data set as the text of a manifest, in the order of its paths, perhaps with the bytes of each file."""
+    from io import StringIO
+
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*COLUMNS, SIZE) if sizes else COLUMNS)
+    for sample in sorted(dataset.samples, key=lambda sample: sample.path):
+        row = (sample.path, dataset.classes[sample.label], sample.split, sample.group)
+        writer.writerow((*row, file_size(dataset.file(sample))) if sizes else row)
+    return text.getvalue()
+
+
+def write_manifest(dataset: Dataset, path: Path) -> None:
+    """Write the data set as a manifest that `read_data` reads; its paths start from the manifest's folder.
+
+    Raises:
+        OSError: the file cannot be written; what was there stays.
+    """
+    folder = path.parent.resolve()
+    moved = tuple(
+        dataclasses.replace(s, path=Path(os.path.relpath(dataset.file(s).resolve(), folder)).as_posix())
+        for s in dataset.samples
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(manifest(dataclasses.replace(dataset, samples=moved)), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:
+    """The data set with its labels in the order of `names`, matched by name; classes that it lacks are empty.
+
+    Args:
+        dataset: the data.
+        names: the classes in the order that is wanted.
+        whose: whose order that is, for the message: "the model's", "the run's".
+
+    Raises:
+        DataError: the data has a class that is not among `names`.
+    """
+    unknown = [name for name in dataset.classes if name not in names]
+    if unknown:
+        lacking = [name for name in names if name not in dataset.classes]
+        raise DataError(
+            f"the data's classes are not {whose}: {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown to "
+            f"it{f', {_listed(lacking)} missing here' if lacking else ''}.{nearest(unknown[0], lacking or names)}"
+        )
+    place = [list(names).index(name) for name in dataset.classes]
+    samples = tuple(dataclasses.replace(sample, label=place[sample.label]) for sample in dataset.samples)
+    return dataclasses.replace(dataset, classes=tuple(names), samples=samples)
+
+
+def split_data(
+    dataset: Dataset, *, val: float = 0.15, test: float = 0.15, seed: int = 0, groups: Sequence[object] | None = None
+) -> Dataset:
+    """The data set in parts: stratified by class, groups kept in one part, the same for the same seed.
+
+    Unsplit data gets train, val and test; split data without a val part gets one out of its training part, and keeps
+    the rest as it is. A class with at least three groups of images is in every part.
+
+    Args:
+        dataset: the data.
+        val: share of the images for choosing the best epoch and the temperature.
+        test: share of the images for the final figures; only taken where the data is not split.
+        seed: of the shuffle.
+        groups: for every sample what it must stay together with, beside its own `group`: near-duplicates.
+
+    Raises:
+        DataError: there is nothing to train with, or a share leaves nothing.
+    """
+    if dataset.splits and "train" not in dataset.splits:
+        raise DataError(f"{dataset.root} has {_listed(dataset.splits)} and no train part")
+    if "val" in dataset.splits:
+        return dataset
+    whole, shares = ("train", {"val": val}) if dataset.splits else ("", {"test": test, "val": val})
+    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
+        raise DataError(f"the shares of {' and '.join(shares)} (={shares}) must be at least 0 and less than 1 together")
+    seen: dict[object, int] = {}
+    own = [("group", sample.group) if sample.group else ("path", sample.path) for sample in dataset.samples]
+    links = [(place, seen.setdefault(name, place)) for place, name in enumerate(own)]
+    links += [(place, seen.setdefault(("given", name), place)) for place, name in enumerate(groups or ())]
+    units = united(len(dataset), links)
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, sample in enumerate(dataset.samples):
+        if sample.split == whole:
+            members[units[place]].append(place)
+    by_class: dict[int, list[list[int]]] = defaultdict(list)
+    for places in members.values():
+        label = Counter(dataset.samples[place].label for place in places).most_common(1)[0][0]
+        by_class[label].append(places)
+    split_of: dict[int, str] = {}
+    for label in sorted(by_class):
+        units_of_class = sorted(by_class[label], key=lambda places: dataset.samples[places[0]].path)
+        random.Random(f"{seed} {dataset.classes[label]}").shuffle(units_of_class)
+        for places, split in zip(units_of_class, _parts(units_of_class, shares), strict=True):
+            split_of |= dict.fromkeys(places, split)
+    samples = tuple(
+        dataclasses.replace(sample, split=split_of.get(place, sample.split))
+        for place, sample in enumerate(dataset.samples)
+    )
+    return dataclasses.replace(dataset, samples=samples)
+
+
+def _parts(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:
+    """The part of each unit of one class: each share is filled in turn, the rest becomes train."""
+    sizes, parts = [len(unit) for unit in units], list[str]()
+    for left, (split, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
+        taken = 0
+        for size in sizes[len(parts) :]:
+            needed = not taken and share > 0 and len(sizes) > len(shares)
+            if not needed and (taken + size / 2 > share * sum(sizes) or len(sizes) - len(parts) <= left):
+                break
+            parts.append(split)
+            taken += size
+    return parts + ["train"] * (len(sizes) - len(parts))
+
+
+def _read_folder(folder: Path) -> Dataset:
+    names = [name for name in _folders(folder) if next(_images(folder / name), None)] or _folders(folder)
+    parts = [name for name in names if name.lower() in SPLIT_NAMES]
+    if not names:
+        raise DataError(f"{folder} has no sub-folders; it needs one for each class, with its images inside")
+    if len(parts) < len(names):
+        if {"train"} < {SPLIT_NAMES[name.lower()] for name in parts}:
+            others = _listed([name for name in names if name not in parts])
+            raise DataError(f"{folder} has {_listed(parts)}, which are parts, beside other images in {others}")
+        # "train" alone among other names is a class, such as of vehicles
+        return _dataset(folder, _class_folders(folder, folder, ""), str(folder))
+    if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in parts).items() if count > 1]:
+        raise DataError(f"{folder} has more than one {twice[0]} part: {_listed(parts)}")
+    rows = [row for name in parts for row in _class_folders(folder, folder / name, SPLIT_NAMES[name.lower()])]
+    return _dataset(folder, rows, str(folder))
+
+
+def _class_folders(root: Path, folder: Path, split: str) -> Iterator[tuple[str, str, str, str]]:
+    """path, label, split and group of every image below the class folders of `folder`."""
+    for label in _folders(folder):
+        for image in _images(folder / label):
+            yield image.relative_to(root).as_posix(), label, split, ""
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """The images below a folder, but for the pictures of a run or an evaluation that lies there."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        written_here = not OUTPUT.isdisjoint(files)
+        folders[:] = [] if written_here else sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not written_here:
+                yield Path(place) / name
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) -> Dataset:
+    found = list(rows)
+    if not found:
+        raise DataError(f"{where} holds no image; the names of images end in {', '.join(SUFFIXES)}")
+    classes = tuple(sorted({label for _, label, _, _ in found}))
+    number = {name: place for place, name in enumerate(classes)}
+    dataset = Dataset(
+        root, classes, tuple(Sample(path, number[label], split, group) for path, label, split, group in found)
+    )
+    if "train" in dataset.splits:
+        trained = {sample.label for sample in dataset.part("train").samples}
+        for split in dataset.splits:
+            strange = {s.label for s in dataset.part(split).samples} - trained
+            if strange:
+                known = [dataset.classes[label] for label in sorted(trained)]
+                listed = _listed([dataset.classes[label] for label in sorted(strange)])
+                raise DataError(
+                    f"{where}: {split} has classes that the train part has not: {listed}; train has {_listed(known)}"
+                )
+    return dataset
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message: at most eight of them."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(repr(name) for name in names[:8]) + more
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

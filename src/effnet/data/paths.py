@@ -1,0 +1,197 @@
+"""What a user points at -> paths, one at a time, and their photos read ahead of the network.
+
+    photos/cat.jpg      a file: passed on as it is named, even where it is missing or no image; its reader will say so
+    photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), hidden names left out
+    photos/**/*.jpg     a pattern: the images that it matches, and other files only where it ends in their suffix;
+                        `**` stands for any depth; a name that exists as it is written is no pattern
+    -                   the list on standard input: one path a line, read as it comes and ahead
+
+A folder that cannot be listed is passed on too, for its reader to say why. Memory grows with the largest single folder
+and never with the number of files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from effnet.errors import ArgumentError, ImageError, nearest
+from effnet.fields import positive_int
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+# fmt: off
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+            ".tif", ".tiff", ".webp")
+# fmt: on
+MAGIC = re.compile(r"[*?\[]")
+DIGITS = re.compile(r"([0-9]+)")
+
+
+def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[str]:
+    """The paths that `sources` name, in their order, spelled as the user spelled them.
+
+    Args:
+        sources: files, folders, patterns or "-"; the module's docstring says what each stands for.
+        listing: what "-" stands for, such as `sys.stdin`; its lines are passed on without a look at the disk.
+
+    Raises:
+        ArgumentError: a folder or a pattern holds no image, or "-" has no `listing`; raised when its turn comes.
+    """
+    for source in (sources,) if isinstance(sources, str) else sources:
+        path = ""
+        if source == "-":
+            if listing is None:
+                raise ArgumentError("sources", source, "needs a list of paths on standard input.")
+            yield from filter(None, (line.rstrip("\r\n") for line in listing))
+        elif source and _is_folder(Path(source)):  # an empty name is no name for this folder
+            for path in _walk(source, lambda path, is_folder: is_folder or _is_image(path)):
+                yield path
+            if not path:
+                rule = f"is a folder without an image; the names of images end in {', '.join(SUFFIXES)}."
+                raise ArgumentError("sources", source, rule)
+        elif MAGIC.search(source) and not os.path.lexists(source):
+            base, parts = _split(source)
+            for path in _match(base, parts):
+                yield path
+            if not path:
+                raise ArgumentError("sources", source, f"is a pattern that no image matches.{_hint(base, parts[0])}")
+        else:
+            yield source
+
+
+def read_ahead(
+    paths: Iterable[P], read: Callable[[P], R], *, threads: int, window: int
+) -> Generator[tuple[P, R | ImageError], None, None]:
+    """Each path with what `read` makes of it, in order, read by `threads` while the caller works on earlier ones.
+
+    An ImageError is an answer like any other; every other error of `read` or `paths` is raised in its turn, after the
+    answers before it. The first answer waits until `window` paths were drawn. Closing the generator, an error or Ctrl-C
+    drops what has not begun and waits for the at most `threads` calls of `read` that have.
+
+    Args:
+        paths: drawn one at a time, at most `window` ahead.
+        read: called in several threads at once; Pillow decodes and resizes outside Python's lock.
+        threads: as many as processors is best where photos are decoded.
+        window: the most answers held in memory; at least `threads` keeps all threads busy.
+
+    Raises:
+        ArgumentError: `threads` or `window` is no positive whole number.
+    """
+    threads, window = positive_int("threads", threads), positive_int("window", window)
+    return _read_ahead(iter(paths), read, threads, window)
+
+
+def _read_ahead(
+    paths: Iterator[P], read: Callable[[P], R], threads: int, window: int
+) -> Generator[tuple[P, R | ImageError], None, None]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read_ahead")
+    waiting: deque[tuple[P, Future[R]]] = deque()
+    end: Exception | None = None
+    try:
+        while waiting or not end:
+            while len(waiting) < window and not end:
+                try:
+                    path = next(paths)
+                except Exception as error:  # StopIteration as a rule
+                    end = error
+                else:
+                    waiting.append((path, pool.submit(read, path)))
+            if waiting:
+                path, answer = waiting.popleft()
+                result: R | ImageError
+                try:
+                    result = answer.result()
+                except ImageError as error:
+                    result = ImageError(*error.args)  # free of its traceback, whose frames hold on to pixels
+                yield path, result
+        if end and not isinstance(end, StopIteration):
+            raise end
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """The files below `folder` whose path is `wanted`, through those folders whose path is `wanted`."""
+    try:
+        status = Path(folder).stat()
+        with os.scandir(folder or ".") as scan:
+            entries = sorted(scan, key=_natural)
+    except OSError:
+        yield folder  # its reader says why
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return  # a link to one of its own parents
+    for entry in entries:
+        path, is_folder = entry.path if folder else entry.name, _is_folder(entry)
+        if entry.name.startswith(".") or not wanted(path, is_folder):
+            continue
+        if is_folder:
+            yield from _walk(path, wanted, (*above, here))
+        else:
+            yield path
+
+
+def _split(pattern: str) -> tuple[str, list[str]]:
+    """The folder that `pattern` starts from, and the parts of the pattern below it."""
+    base, parts = "", pattern.replace(os.sep, "/").split("/")
+    while len(parts) > 1 and (not MAGIC.search(parts[0]) or _is_folder(Path(base + parts[0]))):
+        base += parts.pop(0) + "/"
+    return base, [*parts, "*"] if parts[-1] == "**" else parts
+
+
+def _match(base: str, parts: list[str]) -> Iterator[str]:
+    suffix = Path(parts[-1]).suffix
+    any_kind = bool(suffix) and not MAGIC.search(suffix)
+
+    def wanted(path: str, is_folder: bool) -> bool:
+        names = Path(path[len(base) :]).parts
+        return _fits(names, parts, partly=is_folder) and (is_folder or any_kind or _is_image(path))
+
+    return _walk(base, wanted) if _is_folder(Path(base)) else iter(())
+
+
+def _fits(names: Sequence[str], parts: Sequence[str], *, partly: bool) -> bool:
+    """Whether the path `names` matches the pattern `parts` or, `partly`, can be the start of a path that does."""
+    if not names or not parts:
+        return not names and (partly or not parts)
+    if parts[0] == "**":
+        return _fits(names, parts[1:], partly=partly) or _fits(names[1:], parts, partly=partly)
+    return fnmatch(names[0], parts[0]) and _fits(names[1:], parts[1:], partly=partly)
+
+
+def _hint(base: str, name: str) -> str:
+    """The name nearest to what is missing, among its neighbours on the disk."""
+    with suppress(OSError):
+        for folder in (Path(base), *Path(base).parents):
+            if _is_folder(folder):
+                return nearest(name, sorted(path.name for path in folder.iterdir()))
+            name = folder.name
+    return ""
+
+
+def _natural(entry: os.DirEntry[str]) -> tuple[list[str | int], str]:
+    """`entry`'s place in the order that people expect: letters in any case, numbers by value."""
+    pieces: list[str | int] = [*DIGITS.split(entry.name.casefold())]
+    pieces[1::2] = map(int, pieces[1::2])
+    return pieces, entry.name
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def _is_folder(entry: Path | os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except (OSError, ValueError):  # a link to itself, a name too long: whoever reads it says why
+        return False

@@ -1,1 +1,0 @@
-"""How a model leaves: one interface over every engine and artifact."""

@@ -1,0 +1,1 @@
+"""effnet info: the family, one network, the networks of Table 2."""

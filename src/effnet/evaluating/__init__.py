@@ -1,0 +1,1 @@
+"""effnet val: how good a model is on images with known classes."""

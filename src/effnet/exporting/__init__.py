@@ -1,0 +1,1 @@
+"""effnet export: a model as a file that an engine runs."""

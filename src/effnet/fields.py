@@ -1,0 +1,187 @@
+"""Checks of values, and amounts as people write them: 1G multiply-adds, 10M parameters, 100MB, 8GiB, 20ms.
+
+Every error names the argument, its value and the rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from numbers import Real
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+
+from effnet.errors import ArgumentError, UnknownNameError
+
+T = TypeVar("T")
+
+COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+BYTES = {"B": 1} | {
+    f"{prefix}{kind}B": base**power
+    for power, prefix in enumerate("kMGT", start=1)
+    for kind, base in (("", 1000), ("i", 1024))
+}
+SECONDS = {"ms": Decimal("1e-3"), "s": Decimal(1), "us": Decimal("1e-6")}
+PLAIN = {"": 1}  # how a number that is not written as text counts
+
+COUNT_FORMS = "390M, 1G, 1.5G or 1e9"
+BYTE_FORMS = "100MB (10^8), 100MiB, 8GB or 8GiB"
+TIME_FORMS = "20ms, 0.02s or 500us"
+
+LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond everything, and whole numbers still fit
+AMOUNT = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
+
+
+def positive_float(argument: str, value: SupportsFloat | str) -> float:
+    """`value` as a float.
+
+    Raises:
+        ArgumentError: it is not a positive finite number.
+    """
+    result = number(argument, value)
+    if not (result > 0 and math.isfinite(result)):
+        raise ArgumentError(argument, value, "must be a positive finite number.")
+    return result
+
+
+def positive_int(argument: str, value: SupportsIndex) -> int:
+    """`value` as an int.
+
+    Raises:
+        ArgumentError: it is not a positive whole number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ArgumentError(argument, value, "must be a positive whole number.")
+    return operator.index(value)
+
+
+def one_of(argument: str, value: str, choices: Any) -> None:
+    """Raise UnknownNameError unless `value` is among the words of the Literal type `choices`."""
+    if value not in choices.__args__:
+        raise UnknownNameError(argument, value, choices.__args__)
+
+
+def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of the dataclass `cls` from a mapping that must name its fields and nothing else.
+
+    Raises:
+        ArgumentError: `values` is not a mapping, or a name is unknown or missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # mypy cannot say: a dataclass
+    for name in mapping(cls, values):
+        if name not in fields:
+            raise UnknownNameError(f"{cls.__name__} field", name, fields)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise ArgumentError(f"{cls.__name__} field", name, "is missing.")
+    return cls(**values)
+
+
+def mapping(cls: type[Any], values: Any) -> Mapping[str, Any]:
+    """`values`, which must be a mapping."""
+    if not isinstance(values, Mapping):
+        raise ArgumentError(cls.__name__, values, "must be a mapping from the names of its fields to their values.")
+    return values
+
+
+def rate(argument: str, value: SupportsFloat | str) -> float:
+    """`value` as a rate: at least 0 and below 1."""
+    result = number(argument, value)
+    if not 0 <= result < 1:
+        raise ArgumentError(argument, value, "must be a rate: at least 0 and below 1.")
+    return result
+
+
+def ratio(argument: str, value: SupportsFloat | str) -> float:
+    """`value` as a ratio: at least 0 and at most 1."""
+    result = number(argument, value)
+    if not 0 <= result <= 1:
+        raise ArgumentError(argument, result, "must be at least 0 and at most 1.")
+    return result
+
+
+def number(argument: str, value: SupportsFloat | str) -> float:
+    """`value` as a float; text and booleans are refused."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise ArgumentError(argument, value, "must be a number.")
+    return float(value)
+
+
+def finite_floats(argument: str, values: Any) -> tuple[float, ...]:
+    """`values` as finite floats."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ArgumentError(argument, values, "must be a list of numbers.")
+    numbers = tuple(number(argument, value) for value in values)
+    if not all(map(math.isfinite, numbers)):
+        raise ArgumentError(argument, values, "must be finite.")
+    return numbers
+
+
+def set_field(instance: object, field: str, value: object) -> None:
+    """Set a field of a frozen dataclass from its own `__post_init__`, which may convert a value once."""
+    object.__setattr__(instance, field, value)
+
+
+def parse_count(argument: str, amount: str | float) -> int:
+    """A number of multiply-adds or parameters: 390M, 1G, 1.5G, 1e9, or a plain number. B is a billion, too.
+
+    Raises:
+        ArgumentError: it is no amount of at least 1.
+    """
+    return int(_parse(argument, amount, COUNTS, COUNT_FORMS, least=1))
+
+
+def parse_bytes(argument: str, amount: str | float) -> int:
+    """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a plain number is bytes if it is not written.
+
+    Capitals do not matter, but a small b behind a capital is a bit: 100Mb is refused.
+
+    Raises:
+        ArgumentError: it is no amount of at least 1, or it is written without a unit.
+    """
+    return int(_parse(argument, amount, BYTES if isinstance(amount, str) else PLAIN, BYTE_FORMS, least=1))
+
+
+def parse_seconds(argument: str, amount: str | float) -> float:
+    """Seconds: 20ms, 0.02s, 500us; a plain number is seconds if it is not written.
+
+    Raises:
+        ArgumentError: it is no positive amount, or it is written without a unit.
+    """
+    return float(_parse(argument, amount, SECONDS if isinstance(amount, str) else PLAIN, TIME_FORMS))
+
+
+def _parse(
+    argument: str, amount: str | float, units: Mapping[str, int | Decimal], forms: str, least: int = 0
+) -> Decimal:
+    """The exact amount: .29G is 290,000,000 and not one less."""
+    rule = f"must be an amount such as {forms}."
+    if isinstance(amount, bool) or not isinstance(amount, (str, Real)):
+        raise ArgumentError(argument, amount, rule)
+    found = AMOUNT.fullmatch(str(amount).strip().replace("µ", "u").replace("μ", "u"))
+    if found is None:
+        raise ArgumentError(argument, amount, rule)
+    digits, written = found.groups()
+    known = {unit.lower(): unit for unit in units}
+    bits = written.endswith("b") and not written.islower() and units is BYTES
+    if bits or written.lower() not in known:
+        near = _nearest(written.lower(), known)
+        why = " A small b is a bit." if bits else ""
+        raise ArgumentError(argument, amount, rule + why + (f" Did you mean {digits}{near}?" if near else ""))
+    number = Decimal(digits.replace(",", "").replace("_", "")) * units[known[written.lower()]]
+    if not least <= number <= LARGEST or number == 0:
+        raise ArgumentError(argument, amount, f"must be {'at least 1' if least else 'above 0'} and at most 10^15.")
+    return number
+
+
+def _nearest(written: str, known: Mapping[str, str]) -> str:
+    """The unit that was meant: exact but for capitals, or one that begins alike, as in 10M bytes, 1GB parameters."""
+    if not written:
+        return next((unit for unit in ("MB", "ms") if unit in known.values()), "")
+    alike = (unit for low, unit in known.items() if low == written)
+    longer = (unit for low, unit in known.items() if low.startswith(written))
+    shorter = (unit for low, unit in known.items() if low and written.startswith(low) and len(written) - len(low) < 3)
+    return next(iter((*alike, *longer, *shorter)), "")

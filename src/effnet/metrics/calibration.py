@@ -1,0 +1,203 @@
+"""Whether a model's confidence can be believed, how to mend it with one number, and when it had better say nothing.
+
+The confidence is the largest probability. Temperature scaling (Guo et al. 2017) divides the logits by a number: the
+answers stay, their confidence moves. Both the temperature and the threshold are fitted on a validation part, never on
+the images that the final figures are of.
+
+What the threshold promises: with 95 % confidence over the draw of the validation images, at most `error` of the
+answers at or above it are wrong on images drawn alike. Shares of the most confident images are tested one after
+another, from a third of them up to all, each by its exact binomial tail, and the first that fails ends it: a fixed
+sequence of tests, so looking at many of them costs nothing. Choosing the best of all thresholds would promise more than
+it holds; beginning with fewer images would let a single wrong label among the surest end it at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.errors import ArgumentError
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, binomial_tail, checked, wilson
+from effnet.weights.bundle import Calibration
+
+BINS = 15  # of equal width, as Guo et al. and torchmetrics have them
+SHARES = 20  # of the images that `abstain` may test
+FIRST, ENOUGH = 1 / 3, 10  # it begins with this share, or so many times the fewest that can pass, if those are less
+ROWS = 4096  # images whose probabilities are in memory at once
+FARTHEST = 10.0  # a temperature is between exp(-10) and exp(10)
+CLOSE = 1e-6  # of the logarithm of the temperature
+ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far confidence and accuracy are apart at one temperature."""
+
+    temperature: float
+    loss: float  # mean cross-entropy, in nats
+    brier: float  # mean squared distance from the truth, all classes of an image summed: 0 to 2
+    ece: float  # mean distance of confidence from accuracy over the bins; above 0 by chance alone where n is small
+    counts: tuple[int, ...]  # images in each bin of the confidence
+    confidence: tuple[float, ...]  # mean of each bin; 0 where it is empty
+    accuracy: tuple[float, ...]  # of each bin; 0 where it is empty
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """What becomes of images if answers of less confidence than the threshold are not given."""
+
+    threshold: float | None  # None where no answer at all is sure enough
+    coverage: Interval  # share of the images that are answered
+    error: Interval | None  # share of the answers that are wrong; None where there are none
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0) -> Reliability:
+    """The reliability of logits (N, K) divided by a temperature.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other, or the temperature is not above 0.
+    """
+    outputs, truth = checked(logits, labels)
+    confidence, loss, brier = (np.empty(len(outputs)) for _ in range(3))
+    for rows, scaled in _scaled(outputs, temperature):
+        powers, true = np.exp(scaled), np.take_along_axis(scaled, truth[rows, None], 1)[:, 0]
+        total = powers.sum(1)
+        confidence[rows], loss[rows] = 1 / total, np.log(total) - true
+        brier[rows] = (powers**2).sum(1) / total**2 - 2 * np.exp(true) / total + 1
+    right = outputs.argmax(1) == truth
+    place = np.minimum(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, BINS - 1)
+    counts = np.bincount(place, minlength=BINS)
+    sums = (np.bincount(place, values, BINS) for values in (confidence, right))
+    mean, accuracy = (total / np.maximum(counts, 1) for total in sums)
+    ece = float((np.abs(mean - accuracy) * counts).sum() / len(outputs))
+    bins = tuple(counts.tolist()), tuple(mean.tolist()), tuple(accuracy.tolist())
+    return Reliability(float(temperature), float(loss.mean()), float(brier.mean()), ece, *bins)
+
+
+def confidence(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
+    """The largest probability of each image, (N,)."""
+    found = np.empty(len(logits))
+    for rows, scaled in _scaled(logits, temperature):
+        found[rows] = 1 / np.exp(scaled).sum(1)
+    return found
+
+
+def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
+    """The temperature at which the labels are most probable.
+
+    It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second part is worth less than one image, and keeps
+    the temperature within reason where no image is wrong and the cross-entropy alone would have it 0.
+
+    Args:
+        logits: (N, K) of a validation part, raw.
+        labels: (N,) whole numbers.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other.
+    """
+    outputs, truth = checked(logits, labels)
+    low, high, place = -FARTHEST, FARTHEST, 0.0  # of -ln T; Newton's steps where they stay between, else halves
+    for _ in range(ROUNDS):
+        slope, curve = _slope(outputs, truth, place)
+        low, high = (low, place) if slope > 0 else (place, high)
+        step = place - slope / curve if curve > 0 else math.inf
+        last, place = place, step if low <= step <= high else (low + high) / 2
+        if abs(place - last) < CLOSE:
+            break
+    return math.exp(-place)
+
+
+def abstain(
+    logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0, error: float = 0.05
+) -> Abstention:
+    """The confidence below which to abstain; the module's docstring says what it promises.
+
+    Returns:
+        The threshold, 0 where every answer may be given and None where no threshold keeps the promise (59 images are
+        the fewest that can, at 5 %); with what becomes of these images, on which it was chosen.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other, or the error is no share.
+    """
+    outputs, truth = checked(logits, labels)
+    if not 0 < error < 1:
+        raise ArgumentError("error", error, "must be a share of the answers: above 0 and below 1.")
+    sure = confidence(outputs, temperature)
+    order = np.argsort(-sure, kind="stable")
+    wrong = np.cumsum(outputs.argmax(1)[order] != truth[order])
+    fewest = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - error))  # that show it where none of them is wrong
+    threshold: float | None = None
+    for step in range(1, SHARES + 1):
+        value = float(sure[order[math.ceil(len(sure) * step / SHARES) - 1]])
+        answered = int((sure >= value).sum())  # ties are answered together
+        if answered < max(fewest, min(FIRST * len(sure), ENOUGH * fewest)):
+            continue
+        if binomial_tail(int(wrong[answered - 1]), answered, error) > 1 - CONFIDENCE:
+            break
+        threshold = value if answered < len(sure) else 0.0
+    return answer(outputs, truth, temperature, threshold)
+
+
+def answer(logits: Logits, labels: Sequence[int] | Labels, temperature: float, threshold: float | None) -> Abstention:
+    """What becomes of these images at a threshold.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other.
+    """
+    outputs, truth = checked(logits, labels)
+    given = np.zeros(len(truth), bool) if threshold is None else confidence(outputs, temperature) >= threshold
+    answers, wrong = int(given.sum()), int((outputs.argmax(1) != truth)[given].sum())
+    return Abstention(threshold, wilson(answers, len(truth)), wilson(wrong, answers) if answers else None)
+
+
+def calibrate(
+    logits: Logits, labels: Sequence[int] | Labels, *, split: str = "val", error: float = 0.05
+) -> Calibration:
+    """Temperature and threshold for a bundle.
+
+    Args:
+        logits: (N, K) of a validation part, raw.
+        labels: (N,) whole numbers.
+        split: the name of that part.
+        error: share of the answers that may be wrong.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other, or the error is no share.
+    """
+    temperature = fit_temperature(logits, labels)
+    threshold = abstain(logits, labels, temperature, error).threshold
+    return Calibration(temperature, threshold, error, len(labels), split)
+
+
+def _scaled(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Some images at a time: logits by temperature in float64, the largest of each image 0."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ArgumentError("temperature", temperature, "must be a positive finite number.")
+    for first in range(0, len(logits), ROWS):
+        rows = slice(first, first + ROWS)
+        some = logits[rows].astype(np.float64)
+        some -= some.max(1, keepdims=True)
+        some /= temperature
+        yield rows, some
+
+
+def _slope(logits: Logits, truth: Labels, place: float) -> tuple[float, float]:
+    """First and second derivative of what `fit_temperature` minimises, in `place`, which is -ln T."""
+    slope, curve = place, 1.0
+    for rows, scaled in _scaled(logits, math.exp(-place)):
+        chances = np.exp(scaled)
+        chances /= chances.sum(1, keepdims=True)
+        mean = (chances * scaled).sum(1)
+        above = float((mean - np.take_along_axis(scaled, truth[rows, None], 1)[:, 0]).sum())
+        spread = float(((chances * scaled**2).sum(1) - mean**2).sum())
+        slope, curve = slope + above, curve + above + spread
+    return slope, curve

@@ -1,0 +1,277 @@
+"""How good a model is on images whose classes are known, and how sure that is. numpy only; any engine's logits do.
+
+    top-1, top-5   share of the images whose class is the most probable one, or among five; Wilson's interval
+    macro F1       mean of 2 right / (images + answers) over the classes that have images; a bootstrap's interval
+    recall         share of a class's images that are named so; Wilson's interval
+    precision      share of the answers of a class that are right; none where the class is never named
+    calibration    see calibrate.py
+
+A class without images in the evaluated part has no recall and no F1 and does not enter the mean; where its name is
+given to images of others, these lose recall. Accuracy and precision are of that part's mix of classes, which may not be
+the world's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.arch.spec import InputSpec
+from effnet.data.dataset import Dataset, Sample
+from effnet.data.paths import read_ahead
+from effnet.data.preprocess import load_pixels
+from effnet.errors import ArgumentError, CheckpointError, ImageError
+from effnet.fields import positive_int
+from effnet.metrics.calibration import Abstention, Reliability, answer, reliability
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, checked, wilson
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+TOP = 5
+RESAMPLES, DRAWN = 1000, 100  # of the bootstrap, and how many of them at a time
+READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network
+
+
+class Predictor(Protocol):
+    """What is evaluated: a Classifier, whatever engine runs it."""
+
+    @property
+    def input(self) -> InputSpec:
+        """How images are prepared."""
+
+    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Raw outputs (N, K) of pixels (N, size, size, C)."""
+
+
+class Predicted(NamedTuple):
+    """The images that could be read, in their order, and the reasons why others could not."""
+
+    logits: NDArray[np.float32]  # (N, K), raw
+    labels: Labels  # (N,)
+    unreadable: dict[str, str]  # reason by path
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """How often images of one class were given the name of another."""
+
+    true: str
+    named: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class."""
+
+    name: str
+    n: int  # images of it
+    named: int  # images that were given its name
+    right: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of those named so that are; None where there are none."""
+        return self.right / self.named if self.named else None
+
+    @property
+    def recall(self) -> Interval | None:
+        """Share of its images that were named so; None where there are none."""
+        return wilson(self.right, self.n) if self.n else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of the two, 0 where nothing is right; None where it has no images."""
+        return 2 * self.right / (self.n + self.named) if self.n else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The class as plain values."""
+        recall = self.recall.to_dict() if self.recall else None
+        return {"class": self.name, "n": self.n, "precision": self.precision, "recall": recall, "f1": self.f1}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A model on n images."""
+
+    classes: tuple[str, ...]
+    confusion: NDArray[np.int64]  # (K, K): images of class i that were named j
+    top1: Interval
+    top5: Interval | None  # None for five classes and fewer, where it is 1 by definition
+    macro_f1: Interval
+    before: Reliability  # at temperature 1
+    after: Reliability  # at the temperature that was asked for
+    abstention: Abstention | None = None  # None where no threshold was given
+
+    @property
+    def n(self) -> int:
+        """Images."""
+        return int(self.confusion.sum())
+
+    @cached_property
+    def scores(self) -> tuple[ClassScore, ...]:
+        """Every class, in order."""
+        counts = (self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist(), np.diag(self.confusion).tolist())
+        return tuple(ClassScore(*row) for row in zip(self.classes, *counts, strict=True))
+
+    @cached_property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        """Pairs of classes that were mixed up, the commonest first."""
+        wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
+        places = np.argwhere(wrong)
+        order = np.argsort(-wrong[tuple(places.T)], kind="stable")
+        return tuple(Mistake(self.classes[i], self.classes[j], int(wrong[i, j])) for i, j in places[order].tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values; `mistakes` and the classes' `n` are the whole confusion matrix."""
+        return {
+            "n": self.n,
+            "top1": self.top1.to_dict(),
+            "top5": self.top5.to_dict() if self.top5 else {"value": 1.0, "low": 1.0, "high": 1.0},
+            "macro_f1": self.macro_f1.to_dict(),
+            "loss": self.before.loss,
+            "loss_calibrated": self.after.loss,
+            "brier": self.before.brier,
+            "brier_calibrated": self.after.brier,
+            "ece": self.before.ece,
+            "ece_calibrated": self.after.ece,
+            "temperature": self.after.temperature,
+            "threshold": self.abstention and self.abstention.threshold,
+            "abstention": self.abstention and self.abstention.to_dict(),
+            "classes": [score.to_dict() for score in self.scores],
+            "mistakes": [asdict(mistake) for mistake in self.mistakes],
+        }
+
+
+def evaluate(
+    logits: Logits,
+    labels: Sequence[int] | Labels,
+    classes: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """The report of a model on images whose classes are known.
+
+    Args:
+        logits: (N, K) raw outputs.
+        labels: (N,) whole numbers from 0 to K - 1.
+        classes: the names of the K outputs.
+        temperature: fitted on other images than these, see `fit_temperature`; 1 for none.
+        threshold: confidence at that temperature below which the model abstains, see `abstain`.
+        seed: of the bootstrap of macro F1.
+
+    Raises:
+        ArgumentError: the arrays do not fit each other, there is no image, or a logit is not finite.
+    """
+    outputs, truth = checked(logits, labels)
+    n, k = outputs.shape
+    if len(classes) != k:
+        raise ArgumentError("classes", f"{len(classes)} names", f"must name the {k} outputs.")
+    confusion = np.bincount(truth * k + outputs.argmax(1), minlength=k * k).reshape(k, k)
+    before = reliability(outputs, truth)
+    top1 = wilson(int(np.trace(confusion)), n)
+    return Evaluation(
+        tuple(classes),
+        confusion,
+        top1,
+        wilson(int((_ranks(outputs, truth) < TOP).sum()), n) if k > TOP else None,
+        _macro_f1(confusion, top1, seed),
+        before,
+        before if temperature == 1 else reliability(outputs, truth, temperature),
+        None if threshold is None else answer(outputs, truth, temperature, threshold),
+    )
+
+
+def predict_logits(
+    classifier: Predictor, dataset: Dataset, *, batch: int = 16, progress: Progress | None = None
+) -> Predicted:
+    """The logits of every image that can be read; photos are decoded in threads ahead of the network.
+
+    Args:
+        classifier: a Classifier, or whatever has its `input` and `logits`.
+        dataset: the images, with their labels in the order of the model's outputs (`match_classes`).
+        batch: images that go through together.
+        progress: called with images done and images in all.
+
+    Raises:
+        CheckpointError: the outputs are not finite.
+        ArgumentError: the model sees arrays that no photo is.
+    """
+
+    def read(sample: Sample) -> NDArray[np.uint8]:
+        return load_pixels(dataset.file(sample), classifier.input)
+
+    batch = positive_int("batch", batch)
+    reading = read_ahead(dataset.samples, read, threads=READERS, window=2 * batch)
+    outputs: list[NDArray[np.float32]] = []
+    labels: list[int] = []
+    unreadable: dict[str, str] = {}
+    while group := list(itertools.islice(reading, batch)):
+        unreadable |= {sample.path: str(found) for sample, found in group if isinstance(found, ImageError)}
+        labels += [sample.label for sample, found in group if not isinstance(found, ImageError)]
+        if pixels := [found for _, found in group if not isinstance(found, ImageError)]:
+            outputs.append(classifier.logits(np.stack(pixels)))
+            if not np.isfinite(outputs[-1]).all():
+                raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
+        if progress:
+            progress(len(labels) + len(unreadable), len(dataset))
+    logits = np.concatenate(outputs) if outputs else np.empty((0, len(dataset.classes)), np.float32)
+    return Predicted(logits, np.array(labels, np.int64), unreadable)
+
+
+def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
+    """How many classes come before the true one; of equal logits the first class does, as in argmax."""
+    true = np.take_along_axis(logits, truth[:, None], 1)
+    earlier = np.arange(logits.shape[1]) < truth[:, None]
+    ranks: NDArray[np.int64] = ((logits > true) | ((logits == true) & earlier)).sum(1)
+    return ranks
+
+
+def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interval:
+    """Macro F1 with a bootstrap's interval: all n images are drawn again, with replacement and without strata.
+
+    A class that is not drawn is left out of that mean, as it would be of the value. The bounds are as far from the
+    value as the farther of the two percentiles: the lower one is right where few images are wrong, and with a handful
+    of images in a class both lie too low, mirrored too high. Where no image is wrong, or none is right, nothing
+    varies, and top-1's interval stands in.
+    """
+    true, named = np.nonzero(confusion)
+    counts, k = confusion[true, named], len(confusion)
+    value = float(_mean_f1(counts[None], true, named, k)[0])
+    if top1.value in (0, 1):
+        return top1
+    random, chances = np.random.default_rng(seed), counts / counts.sum()
+    drawn = (random.multinomial(counts.sum(), chances, DRAWN) for _ in range(RESAMPLES // DRAWN))
+    means = np.concatenate([_mean_f1(some, true, named, k) for some in drawn])
+    low, high = np.quantile(means, (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)).tolist()
+    reach = max(value - low, high - value)
+    return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
+
+
+def _mean_f1(
+    counts: NDArray[np.int64], true: NDArray[np.int64], named: NDArray[np.int64], k: int
+) -> NDArray[np.float64]:
+    """Macro F1 of each row of counts (B, D), of which column d counts images of class true[d] that were named[d]."""
+    images, answers, right = _sums(counts, true, k), _sums(counts, named, k), np.zeros((len(counts), k))
+    right[:, true[true == named]] = counts[:, true == named]
+    f1 = np.divide(2 * right, images + answers, out=np.zeros_like(right), where=images > 0)
+    means: NDArray[np.float64] = f1.sum(1) / (images > 0).sum(1)
+    return means
+
+
+def _sums(counts: NDArray[np.int64], groups: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """The columns of counts (B, D) added up by the group of each, of k groups: (B, k)."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    sums = np.zeros((len(counts), k), np.int64)
+    sums[:, groups[order][starts]] = np.add.reduceat(counts[:, order], starts, axis=1)
+    return sums

@@ -1,0 +1,1 @@
+"""effnet profile: where a network's time goes."""

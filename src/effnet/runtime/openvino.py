@@ -1,0 +1,231 @@
+"""OpenVINO: a network's graph as its two files, and its CPU engine, which runs them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.arch.shape import Activation
+from effnet.errors import ArtifactError, MissingExtraError
+from effnet.files import MARK
+from effnet.runtime.engines import Precision, in_parts
+from effnet.runtime.graph import Array, Network, Pads, build
+
+_MAKING = threading.Lock()  # two threads that ask at once for a Core would each make one
+# What it computes with, whatever its own default for the processor; int8 is in the graph, and the rest of it is fp32.
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> Any:
+    """The network as an OpenVINO model that says what `about` says.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    ov = _openvino()
+    builder = OpenVinoBuilder()
+    logits = build(network, builder, batch)
+    model = ov.Model([logits], [builder.parameter], network.spec.name)
+    describe(model, about)
+    return model
+
+
+def describe(model: Any, about: Mapping[str, Any]) -> None:
+    """Have a model say what `about` says."""
+    model.set_rt_info(json.dumps(about), [MARK])
+
+
+def for_batch(model: Any, batch: int | None) -> Any:
+    """A copy of a model, one that takes `batch` images, or any number of them."""
+    model = model.clone()
+    shape = model.input(0).partial_shape
+    shape[0] = -1 if batch is None else batch
+    model.reshape(shape)
+    return model
+
+
+def write(model: Any, file: Path) -> None:
+    """Write a model as `file` (.xml) and its weights beside it (.bin)."""
+    _openvino().save_model(model, file, compress_to_fp16=False)
+
+
+class OpenVinoBuilder:
+    """Nodes of an OpenVINO model."""
+
+    def __init__(self) -> None:
+        self.ops = _openvino().opset13
+        self.parameter: Any = None
+        self.layer = ""
+
+    def begin(self, layer: str) -> None:
+        """See Builder, as with all that follows."""
+        self.layer = layer
+
+    def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
+        """The input, converted, channels first, less the mean: in this order a single image of B0 takes two thirds."""
+        self.parameter = self.ops.parameter([-1 if batch is None else batch, size, size, channels], np.uint8, "images")
+        x = self._named(self.ops.convert(self.parameter, np.float32))
+        x = self._named(self.ops.transpose(x, np.array([0, 3, 1, 2])))
+        return self._named(self.ops.subtract(x, mean.reshape(1, -1, 1, 1)))
+
+    def convolve(self, x: Any, filters: Array, bias: Array, stride: int, pads: Pads, depthwise: bool) -> Any:
+        """A convolution, or one of as many groups as there are channels, and a sum."""
+        convolution = self.ops.group_convolution if depthwise else self.ops.convolution
+        filters = filters[:, None] if depthwise else filters
+        begin, end = ([pad, pad] for pad in pads)
+        x = self._named(convolution(x, filters, [stride, stride], begin, end, [1, 1]))
+        return self.add(x, bias.reshape(1, -1, 1, 1))
+
+    def activate(self, x: Any, kind: Activation) -> Any:
+        """Swish is SiLU."""
+        if kind == "silu":
+            return self._named(self.ops.swish(x))
+        return self._named(self.ops.relu(x) if kind == "relu" else self.ops.clamp(x, 0.0, 6.0))
+
+    def sigmoid(self, x: Any) -> Any:
+        """Sigmoid."""
+        return self._named(self.ops.sigmoid(x))
+
+    def max_pool(self, x: Any) -> Any:
+        """Max pooling; its second output, the places, is not used."""
+        return self._named(self.ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3])).output(0)
+
+    def average(self, x: Any) -> Any:
+        """The mean of each map."""
+        return self._named(self.ops.reduce_mean(x, np.array([2, 3]), keep_dims=True))
+
+    def multiply(self, x: Any, y: Any) -> Any:
+        """Element by element."""
+        return self._named(self.ops.multiply(x, y))
+
+    def add(self, x: Any, y: Any) -> Any:
+        """Element by element."""
+        return self._named(self.ops.add(x, y))
+
+    def classify(self, x: Any, weight: Array, bias: Array) -> Any:
+        """A matrix product and a sum."""
+        flat = self._named(self.ops.reshape(x, np.array([0, -1]), special_zero=True))
+        return self.add(self._named(self.ops.matmul(flat, weight, False, True)), bias)
+
+    def _named(self, node: Any) -> Any:
+        node.set_friendly_name(f"{self.layer}.{node.get_type_name().lower()}")
+        return node
+
+
+def read(file: Path) -> tuple[Any, str]:
+    """The model in a file, .xml or .onnx, and what it says of itself where effnet wrote it as OpenVINO's.
+
+    Raises:
+        ArtifactError: it is no such file.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    try:
+        model = core().read_model(file)
+    except RuntimeError as error:
+        raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
+    return model, str(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else ""
+
+
+class OpenVinoSession:
+    """A network in OpenVINO, compiled for this processor.
+
+    Args:
+        model: an OpenVINO model; it takes any number of images, or a number of them.
+        threads: how many it may use; None: as many as there are cores.
+        precision: what it computes with where the graph does not say int8.
+        streams: requests that are computed side by side, each by its share of the threads.
+        recording: whether it remembers how long each node took, which costs time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        threads: int | None = None,
+        *,
+        precision: Precision = "fp32",
+        streams: int = 1,
+        recording: bool = False,
+    ) -> None:
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+        if streams > 1:
+            hints |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+        if threads:
+            hints["INFERENCE_NUM_THREADS"] = threads
+        if recording:
+            hints["PERF_COUNT"] = True
+        self._recorded: list[list[tuple[str, float]]] | None = [] if recording else None
+        images = model.input(0).partial_shape[0]
+        self._images = None if images.is_dynamic else images.get_length()
+        compiled = core().compile_model(model, "CPU", hints)
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Array:
+        """Logits (N, K) of pixels (N, size, size, C), N a multiple of the model's own number of images."""
+        return in_parts(self._run, pixels, self._images, self._pool)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> Array:
+        request = self._free.get()
+        try:
+            logits: Array = np.array(request.infer([pixels], share_inputs=True, share_outputs=True)[0])
+            if self._recorded is not None:
+                nodes = request.get_profiling_info()
+                self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
+            return logits
+        finally:
+            self._free.put(request)
+
+    def recorded(self) -> list[list[tuple[str, float]]]:
+        """For each call its nodes in order, and their seconds."""
+        return self._recorded or []
+
+
+def require() -> None:
+    """Raise MissingExtraError unless a network can be written and run."""
+    _openvino()
+
+
+def core() -> Any:
+    """This process's Core. It is never let go, for two of them can be the end of the process.
+
+    A Core brings a stack for signals. It takes that away when it goes, and puts back the one that it found. Of two that
+    go in the order in which they came, the second one puts back the stack that went with the first, and the next signal
+    that Python listens to, Ctrl-C among them, is a segmentation fault (OpenVINO 2026.4 on Linux).
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    with _MAKING:
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
+    return _openvino().Core()
+
+
+def _openvino() -> Any:
+    """OpenVINO, without the report of its use that is sent where it is imported, which takes time, too."""
+    silenced = not {"openvino", "openvino_telemetry"} & sys.modules.keys()
+    if silenced:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        return import_module("openvino")
+    except ImportError as error:
+        raise MissingExtraError("OpenVINO", "openvino") from error
+    finally:
+        if silenced:
+            del sys.modules["openvino_telemetry"]

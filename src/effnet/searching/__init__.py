@@ -1,0 +1,1 @@
+"""effnet search: alpha, beta and gamma of a baseline."""

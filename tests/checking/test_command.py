@@ -1,0 +1,158 @@
+"""effnet check, as a person types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from planted import scaled, textures, tiles
+
+from effnet.data.dataset import read_data
+
+COMMAND = "check"  # what `run` runs
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sound")
+    images = iter([*tiles()][:40])
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            place = root / split / label
+            place.mkdir(parents=True)
+            for number in range(10):
+                next(images).save(place / f"{number}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def folder(sound, tmp_path, monkeypatch):
+    """photos: a sound data set of two classes."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sound, tmp_path / "photos")
+    return tmp_path
+
+
+@pytest.fixture
+def spoiled(folder):
+    """A leak, a contradiction, five broken files and a mirror image with another label."""
+    new = list(textures(4, seed=3))
+    new[0].save(folder / "photos/val/cat/new.png")
+    scaled(new[0], 0.7).save(folder / "photos/train/cat/leaked.jpg", quality=80)
+    new[1].save(folder / "photos/train/cat/both.png")
+    new[1].save(folder / "photos/train/dog/both.png")
+    new[2].save(folder / "photos/train/cat/b.png")
+    ImageOps.mirror(new[2]).save(folder / "photos/train/dog/d.png")
+    for number in range(5):
+        (folder / f"photos/train/dog/empty{number}.jpg").touch()
+    return folder
+
+
+def test_sound_data(run):
+    code, out, err = run("photos")
+    assert code == 0
+    assert "photos: 40 images, 2 classes" in out
+    assert "lite0 sees 224 x 224" in out
+    assert "Nothing was found" in out
+    assert err == "Next: effnet train photos\n"
+
+
+def test_spoiled_data(run, spoiled):
+    code, out, err = run("photos", "--limit", 2)
+    assert code == 1
+    lines = out.splitlines()
+    assert "error: 5 unreadable files. Replace them or leave them out: training needs every image." in lines
+    assert "  train/dog/empty0.jpg: is empty: 0 bytes." in lines
+    assert "  ... and 3 more" in lines
+    assert "  train/cat/both.png = train/dog/both.png: the same file" in lines
+    assert any(line.startswith("  train/cat/leaked.jpg = val/cat/new.png: alike (") for line in lines)
+    assert "warning: 1 mirror image with another label" in out
+    assert out.index("error: 1 image in more") < out.index("warning:")
+    assert err == "Next: effnet check photos --pictures copies.jpg --fix clean.csv\n"
+    assert not (spoiled / "clean.csv").exists()
+
+
+def test_fix_writes_a_manifest_that_is_clean(run, spoiled):
+    before = sorted(path for path in spoiled.rglob("*"))
+    code, _, err = run("photos", "--fix", "lists/clean.csv")
+    assert code == 1
+    assert err == "Written: lists/clean.csv, 43 of 51 images\nNext: effnet train lists/clean.csv\n"
+    assert len(read_data("lists/clean.csv")) == 43
+    assert sorted(path for path in spoiled.rglob("*") if "lists" not in path.parts) == before
+    code, out, _ = run("lists/clean.csv")
+    assert code == 0
+    assert "error" not in out
+
+
+def test_json_has_everything(run, spoiled):
+    code, out, err = run("photos", "--json", "--resolution", 64, "--limit", 1)
+    values = json.loads(out)
+    assert code == 1
+    assert (values["data"], values["images"], values["resolution"]) == ("photos", 51, 64)
+    assert values["errors"] == 7
+    assert sum(row["kind"] == "unreadable" for row in values["findings"]) == 5
+    assert "Next:" in err
+
+
+def test_pictures(run, spoiled):
+    code, _, err = run("photos", "--pictures", "new/pairs.jpg")
+    assert code == 1
+    assert "Drawn: new/pairs.jpg, 3 pairs" in err
+    with Image.open("new/pairs.jpg") as sheet:
+        assert sheet.format == "JPEG"
+        shown = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(shown, axis=0)) > 1000
+    assert [path.name for path in Path("new").iterdir()] == ["pairs.jpg"]
+
+
+def test_nothing_to_draw(run, folder):
+    code, _, err = run("photos", "--pictures", "pairs.png")
+    assert code == 0
+    assert "Nothing to draw: no copies." in err
+    assert not (folder / "pairs.png").exists()
+
+
+def test_the_models_resolution_is_what_counts(run):
+    _, out, _ = run("photos", "--model", "b7")
+    assert "b7 sees 600 x 600" in out
+    assert "train with --resolution" in " ".join(out.split())
+    assert "train with" not in run("photos", "--model", "b7", "--resolution", 128)[1]
+
+
+def test_a_manifest_is_data(run, spoiled):
+    run("photos", "--fix", "clean.csv", "--json")
+    code, out, err = run("clean.csv", "--fix", "again.csv")
+    assert code == 0
+    assert "clean.csv: 43 images" in out
+    assert "43 of 43 images" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["phtos"], "Did you mean 'photos'?"),
+        (["photos/train/cat"], "has no sub-folders"),
+        (["notes.txt"], "notes.txt"),
+        (["photos", "--fix", "clean.txt"], "must end in .csv"),
+        (["photos", "--fix", "folder.csv"], "is a folder"),
+        (["list.csv", "--fix", "list.csv"], "is the data itself"),
+        (["photos", "--pictures", "pairs.gif"], "must end in .jpg, .jpeg, .png"),
+        (["photos", "--limit", "0"], "`limit`"),
+        (["photos", "--resolution", "0"], "`resolution`"),
+        (["photos", "--resolution", "big"], "no whole number"),
+        (["photos", "--model", "b9"], "Did you mean 'b8'?"),
+        ([], "data"),
+    ],
+)
+def test_wrong_usage(run, folder, words, message):
+    (folder / "folder.csv").mkdir()
+    (folder / "notes.txt").write_text("hello\nworld\n")
+    (folder / "list.csv").write_text("path,label\nphotos/train/cat/0.png,cat\n")
+    code, out, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert out == ""

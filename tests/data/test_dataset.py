@@ -1,0 +1,213 @@
+"""Class folders, split folders and manifests; what they refuse; splits that keep groups together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effnet.data.dataset import (
+    Dataset,
+    Sample,
+    manifest,
+    match_classes,
+    read_data,
+    read_manifest,
+    split_data,
+    write_manifest,
+)
+from effnet.errors import DataError, UnknownNameError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def made(*counts: int) -> Dataset:
+    """A data set with that many images of each class, without files."""
+    classes = tuple(f"class{i}" for i in range(len(counts)))
+    samples = (Sample(f"class{i}/{k:04}.png", i) for i, count in enumerate(counts) for k in range(count))
+    return Dataset(Path("nowhere"), classes, tuple(samples))
+
+
+def test_unsplit_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/2.jpg", "dog/deep/er/1.PNG", "cat/1.webp", "cat/.hidden.png", ".git/x.png", "cat/notes.txt")
+    data = read_data(tmp_path)
+    assert (data.classes, data.splits) == (("cat", "dog"), ())
+    assert [(s.path, s.label) for s in data.samples] == [("cat/1.webp", 0), ("dog/2.jpg", 1), ("dog/deep/er/1.PNG", 1)]
+    assert data.counts == (1, 2)
+    assert data.file(data.samples[0]).exists()
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_split_folder_with_any_name_of_val(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "train/cat/1.png", "train/dog/1.png", f"{name}/dog/2.png", "test/cat/3.png")
+    data = read_data(tmp_path)
+    assert data.splits == ("train", "val", "test")
+    assert [s.path for s in data.part("val").samples] == [f"{name}/dog/2.png"]
+    assert data.part("val").classes == ("cat", "dog")  # labels mean the same in every part
+    assert data.part("val").samples[0].label == 1
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    assert read_data(touch(tmp_path, "train/1.png", "bus/1.png")).classes == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("1.png",), "no sub-folders"),
+        (("cat/1.txt",), "no image"),
+        (("train/cat/1.png", "val/cat/1.png", "valid/cat/1.png"), "more than one val"),
+        (("train/cat/1.png", "val/cta/1.png"), r"not: 'cta'; train has 'cat'"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_data(touch(tmp_path, *names))
+
+
+def test_missing_folder_names_the_nearest(tmp_path: Path) -> None:
+    touch(tmp_path, "flowers/rose/1.png")
+    with pytest.raises(DataError, match=r"does not exist. Did you mean 'flowers'"):
+        read_data(tmp_path / "flower")
+
+
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    data = split_data(read_data(touch(tmp_path / "d", *(f"{c}/{i}.png" for c in "ab" for i in range(9)))))
+    (tmp_path / "elsewhere").mkdir()
+    write_manifest(data, tmp_path / "elsewhere" / "m.csv")
+    again = read_data(tmp_path / "elsewhere" / "m.csv")
+    assert again.classes == data.classes
+    assert {again.file(s).resolve(): (s.label, s.split) for s in again.samples} == {
+        data.file(s).resolve(): (s.label, s.split) for s in data.samples
+    }
+    (tmp_path / "split.csv").write_text(manifest(data))
+    assert set(read_manifest(tmp_path / "split.csv", data.root).samples) == set(data.samples)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no line below"),
+        ("file,class\na,b\n", "needs the columns path and label.*file, class"),
+        ("path,label\na.png,\n", "line 2: `label` is empty"),
+        ("path,label\na.png,x\na.png,y\n", "line 3: a.png is 'x' and 'y'"),
+        ("path,label\na.png,x\na.png,x\n", "line 3: a.png stands twice"),
+        ("path,label,split\na.png,x,trian\n", "line 2.*Did you mean 'train'"),
+        ("path,label,split\na.png,x,train\nb.png,x,\n", "with and without a split"),
+    ],
+)
+def test_broken_manifests_name_the_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_data(tmp_path / "m.csv")
+
+
+def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(DataError, match="is no manifest"):
+        read_data(tmp_path / "m.csv")
+
+
+def test_unknown_part() -> None:
+    with pytest.raises(UnknownNameError, match="'valid'"):
+        made(3).part("valid")
+
+
+def test_classes_are_matched_by_name() -> None:
+    data = made(1, 1)
+    matched = match_classes(data, ("class1", "other", "class0"), "the model's")
+    assert [(s.path[:6], s.label) for s in matched.samples] == [("class0", 2), ("class1", 0)]
+    with pytest.raises(DataError, match=r"not the model's: 'class1' is unknown.*'class2' missing here.*mean 'class2'"):
+        match_classes(data, ("class0", "class2"), "the model's")
+
+
+def shares(data: Dataset) -> dict[str, list[int]]:
+    return {split: list(data.part(split).counts) for split in data.splits}
+
+
+def test_split_is_stratified_and_seeded() -> None:
+    data = made(100, 40, 3)
+    parts = split_data(data, seed=1)
+    assert shares(parts) == {"train": [70, 28, 1], "val": [15, 6, 1], "test": [15, 6, 1]}
+    assert split_data(data, seed=1) == parts
+    assert split_data(data, seed=2) != parts
+    assert shares(split_data(data, val=0.2, test=0))["train"] == [80, 32, 2]
+
+
+def test_a_class_of_two_images_is_trained_with() -> None:
+    assert shares(split_data(made(2, 1)))["train"] == [2, 1]
+
+
+def test_split_data_gets_only_the_val_part_that_it_lacks() -> None:
+    halves = made(20, 20)
+    halves = Dataset(
+        halves.root,
+        halves.classes,
+        tuple(Sample(s.path, s.label, "test" if i % 2 else "train") for i, s in enumerate(halves.samples)),
+    )
+    parts = split_data(halves, val=0.2)
+    assert shares(parts) == {"train": [8, 8], "val": [2, 2], "test": [10, 10]}
+    assert split_data(parts) is parts
+    with pytest.raises(DataError, match="no train part"):
+        split_data(halves.part("test"))
+
+
+def test_shares_are_checked() -> None:
+    with pytest.raises(DataError, match="less than 1 together"):
+        split_data(made(9), val=0.5, test=0.5)
+
+
+@given(st.lists(st.integers(0, 12), min_size=30, max_size=80), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_groups_stay_together(groups: list[int], seed: int) -> None:
+    data = made(len(groups) // 2, len(groups) - len(groups) // 2)
+    grouped = Dataset(
+        data.root,
+        data.classes,
+        tuple(Sample(s.path, s.label, "", f"g{i // 3}" if i % 7 == 0 else "") for i, s in enumerate(data.samples)),
+    )
+    parts = split_data(grouped, seed=seed, groups=groups)
+    sides: dict[object, set[str]] = {}
+    for sample, group in zip(parts.samples, groups, strict=True):
+        sides.setdefault(group, set()).add(sample.split)
+        if sample.group:
+            sides.setdefault(sample.group, set()).add(sample.split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert Counter(s.split for s in parts.samples)["train"] > 0
+
+
+def test_the_digest_sees_size_class_and_part(tmp_path: Path) -> None:
+    data = read_data(touch(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(5))))
+    assert data.digest == read_data(tmp_path).digest
+    assert split_data(data).digest != data.digest
+    (tmp_path / "a" / "0.png").write_bytes(b"longer")
+    assert read_data(tmp_path).digest != data.digest
+
+
+def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> None:
+    for name in (
+        "train/a/1.png",
+        "train/b/1.png",
+        "val/a/2.png",
+        "runs/train/x/results.png",
+        "seen/confusion_matrix.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "runs/train/x/args.yaml").touch()
+    (tmp_path / "seen/per_class.csv").touch()
+    (tmp_path / "empty").mkdir()
+    data = read_data(tmp_path)
+    assert (data.classes, data.splits, len(data)) == (("a", "b"), ("train", "val"), 3)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/1.png").touch()
+    with pytest.raises(DataError, match="has 'train', 'val', which are parts, beside other images in 'more'"):
+        read_data(tmp_path)

@@ -1,0 +1,155 @@
+"""`effnet export` as it is typed: what it writes, what it prints, how it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from ran import Run
+from tiny import CLASSES, draw_images, tiny_spec
+
+import effnet
+from effnet.data.dataset import manifest, read_data, split_data
+from effnet.data.preprocess import load_pixels
+from effnet.exporting import int8 as quantize
+from effnet.metrics.evaluate import Predicted
+from effnet.runtime.artifact import open_artifact
+from effnet.weights.bundle import Record
+
+COMMAND = "export"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("typed")
+    torch.manual_seed(0)
+    network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=64, num_classes=3))
+    effnet.save(network, root / "mine", classes=["x", "y", "z"])
+    data = split_data(read_data(draw_images(root / "shapes", 12)), val=0.25, test=0.25)
+    small = effnet.create(tiny_spec(), num_classes=3)
+    record = Record(provenance={"data": str(root / "shapes")}, files={"split.csv": manifest(data)})
+    effnet.save(small, root / "learned", classes=CLASSES, record=record)
+    effnet.save(small, root / "nameless")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "mine-openvino"),
+        (("--format", "onnx", "--batch", "dynamic"), "mine.onnx"),
+        (("--format", "torch", "--out", "kept/p.pt2", "--batch", 4), "kept/p.pt2"),
+    ],
+)
+def test_an_artifact_and_its_next_command(run, folder, photos, capsys, words, name):
+    code, out, err = run("mine", *words)
+    assert code == 0
+    assert out.startswith(f"wrote {name}: ")
+    assert "8 of 8 images get the same class" in out
+    assert err.endswith(f"Next: effnet predict photo.jpg --model {name}\n")
+    assert effnet.load(name).predict(photos / "coffee.png").label in "xyz"
+
+
+def test_predict_takes_an_engine(folder, photos, capsys):
+    def told(*words):
+        ran = Run(capsys, "predict", photos, "--model", "mine", "--json", *words)
+        return ran.code, [line["predictions"][0]["label"] for line in map(json.loads, ran.out.splitlines())]
+
+    exact = "--engine", "openvino", "--precision", "fp32", "--threads", 1, "--batch", 2
+    assert told() == told(*exact) == told("--engine", "onnxruntime", "--decode", "exact")
+    assert Run(capsys, "export", "mine", "--format", "onnx", "--out", "again.onnx").code == 0
+    ran = Run(capsys, "predict", photos, "--model", "again.onnx", "--engine", "onnxruntime", "--json")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 2)
+    ran = Run(capsys, "predict", photos, "--model", "mine", "--threads", 1)
+    assert (ran.code, "torch, fp32: there was nothing to choose between" in ran.err) == (0, True)
+    ran = Run(capsys, "predict", photos, "--model", "mine", "--engine", "openvino", "--precision", "bf16")
+    assert (ran.code, "OpenVINO, bf16" in ran.err) == (0, True)
+
+
+def test_int8_beside_fp32(run, folder, monkeypatch):
+    """An untrained network names one class or nearly, so a limit of 99 points holds."""
+    opened = []
+    monkeypatch.setattr(quantize, "load_pixels", lambda file, see: opened.append(file) or load_pixels(file, see))
+    code, out, err = run("learned", "shapes", "--precision", "int8", "--max-drop", 99)
+    assert code == 0
+    assert out.startswith("wrote learned-openvino: openvino, int8, batch 1, ")
+    assert re.search(r"fp32 +\d+\.\d\d% +\d+\.\d\d% to \d+\.\d\d% +\d.* kB +\d+\.\d\d", out)
+    assert re.search(r"int8 +\d+\.\d\d% +\d+\.\d\d% to \d+\.\d\d% +\d.* kB +\d+\.\d\d", out)
+    assert re.search(r"int8 loses [+-]\d+\.\d\d points of top-1 \([+-].* to [+-].*\); the limit is 99", out)
+    assert "on the 9 val images" in out
+    assert "Calibrated on 18 training images. 11 of 17 layers have weights in 8 bits" in " ".join(out.split())
+    assert err == "Next: effnet val learned learned-openvino shapes --split test\n"
+    rows = csv.DictReader((folder / "learned" / "split.csv").read_text().splitlines())
+    parts = {folder / "shapes" / row["path"]: row["split"] for row in rows}
+    assert {parts[folder / file] for file in opened} == {"train"}
+    said = open_artifact("learned-openvino").form
+    assert (said.precision, said.int8.calibration_images, said.int8.val_images) == ("int8", 18, 9)
+
+
+def test_a_refused_int8_leaves_nothing(run, folder, monkeypatch):
+    """Whatever int8 answers is another class than fp32's, which is right."""
+
+    def judged(model, network, guard, words):
+        labels = np.zeros(len(guard.val), np.int64)
+        logits = np.eye(3, dtype=np.float32)[labels if words == "fp32" else labels + 1]
+        return Predicted(logits, labels, {})
+
+    monkeypatch.setattr(quantize, "_judge", judged)
+    monkeypatch.setattr(quantize, "rank", lambda *given: quantize.Ranked(0.9, {"stem": 0.8}))
+    before = sorted(folder.rglob("*"))
+    code, out, err = run("learned", "shapes", "--precision", "int8", "--out", "refused")
+    assert (code, out) == (1, "")
+    assert "on 9 val images it loses more than 0.5 points of top-1. Tried: nothing in float: +100.00" in err
+    assert "stem in float: +100.00" in err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_val_evaluates_an_artifact_as_the_network(run, folder, capsys):
+    network = effnet.create(effnet.spec("b0", width=0.25, depth=0.5, resolution=32, num_classes=3))
+    effnet.save(network, folder / "shaped", classes=CLASSES)
+    assert run("shaped", "--format", "onnx", "--batch", 4)[0] == 0
+    figures = []
+    for model in ("shaped", "shaped.onnx"):
+        told = json.loads(Run(capsys, "val", model, "shapes", "--split", "all", "--json").out)
+        figures.append({name: told[name] for name in ("n", "top1", "macro_f1")})
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mine", "--batch", "many"), "`batch` (='many') must be a positive whole number or dynamic"),
+        (("mine", "--batch", "0"), "`batch` (='0')"),
+        (("mine", "--format", "onx"), "onx"),
+        (("mine", "--format", "onnx", "--precision", "bf16"), "is OpenVINO's alone"),
+        (("mine", "--format", "onnx", "--out", "here"), "must end with .onnx"),
+        (("mine", "--out", "here.onnx"), "must name a folder"),
+        (("mien",), "mien"),
+        (("mine", "--precision", "int8"), "`data` (=None) must be named for int8: effnet export mine DATA"),
+        (("mine", "shapes"), "`data` (='shapes') is for --precision int8 alone"),
+        (("mine", "--max-drop", "1"), "`max_drop` (=1.0) is for --precision int8 alone"),
+        (("mine", "shapes", "--precision", "int8", "--max-drop", "-1"), "the data's classes are not mine's"),
+        (
+            ("learned", "shapes", "--precision", "int8", "--max-drop", "-1"),
+            "`max_drop` (=-1.0) must be points of top-1",
+        ),
+        (("learned", "shapes", "--precision", "int8", "--format", "onnx"), "ONNX Runtime takes longer"),
+        (("nameless", "shapes", "--precision", "int8"), "nameless does not name its outputs"),
+    ],
+)
+def test_wrong_usage_leaves_nothing(run, folder, words, message):
+    before = sorted(folder.rglob("*"))
+    code, out, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert sorted(folder.rglob("*")) == before

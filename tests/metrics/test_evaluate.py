@@ -1,0 +1,258 @@
+"""The report of a model against torchmetrics, by its formulas, and on real images."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional import classification as oracle
+
+from effnet.arch.spec import InputSpec
+from effnet.data.dataset import Dataset, Sample, match_classes, read_data
+from effnet.data.preprocess import load_pixels
+from effnet.errors import ArgumentError, CheckpointError
+from effnet.metrics.calibration import answer, reliability
+from effnet.metrics.evaluate import Mistake, evaluate, predict_logits
+from effnet.metrics.intervals import wilson
+from effnet.runtime.classifier import load
+
+
+def made(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are right more often than not, of classes of different sizes."""
+    random = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(k), (k * random.random(n - k) ** 1.5).astype(int)])
+    logits = random.normal(0, 1, (n, k)).astype(np.float32)
+    logits[np.arange(n), labels] += random.normal(2.5, 1, n)
+    return logits, labels
+
+
+def names(k: int) -> list[str]:
+    return [f"class {i}" for i in range(k)]
+
+
+@pytest.mark.parametrize(("n", "k"), [(200, 2), (400, 5), (400, 6), (3000, 40)])
+def test_the_figures_are_torchmetrics(n: int, k: int) -> None:
+    logits, labels = made(n, k)
+    found = evaluate(logits, labels, names(k))
+    scores, truth = torch.from_numpy(logits), torch.from_numpy(labels)
+
+    def expected(name: str, **more: object) -> torch.Tensor:
+        return getattr(oracle, f"multiclass_{name}")(scores, truth, num_classes=k, **more)
+
+    assert found.n == n
+    assert found.top1.value == pytest.approx(float(expected("accuracy", average="micro")))
+    if k > 5:
+        assert found.top5 is not None
+        assert found.top5.value == pytest.approx(float(expected("accuracy", average="micro", top_k=5)))
+    else:
+        assert found.top5 is None
+    assert found.macro_f1.value == pytest.approx(float(expected("f1_score", average="macro")), abs=1e-6)
+    np.testing.assert_array_equal(found.confusion, expected("confusion_matrix"))
+    assert found.before.ece == pytest.approx(float(expected("calibration_error", n_bins=15)), abs=1e-6)
+    assert found.before.loss == pytest.approx(float(torch.nn.functional.cross_entropy(scores, truth)), rel=1e-5)
+    for name in ("precision", "recall", "f1_score"):
+        each = expected(name, average="none").tolist()
+        ours = [getattr(score, name.removesuffix("_score")) for score in found.scores]
+        ours = [getattr(value, "value", value) for value in ours]
+        assert [0 if value is None else value for value in ours] == pytest.approx(each, abs=1e-6)
+
+
+def test_intervals_are_wilsons() -> None:
+    logits, labels = made(300, 8)
+    found = evaluate(logits, labels, names(8))
+    right = logits.argmax(1) == labels
+    assert found.top1 == wilson(int(right.sum()), 300)
+    for label, score in enumerate(found.scores):
+        assert score.recall == wilson(int(right[labels == label].sum()), int((labels == label).sum()))
+
+
+def test_the_interval_of_macro_f1_is_a_bootstraps() -> None:
+    logits, labels = made(500, 6)
+    found = evaluate(logits, labels, names(6), seed=3).macro_f1
+    assert found == evaluate(logits, labels, names(6), seed=3).macro_f1
+    assert found != evaluate(logits, labels, names(6), seed=4).macro_f1
+    random, said, means = np.random.default_rng(0), logits.argmax(1), []
+    for _ in range(1500):
+        drawn = random.integers(0, 500, 500)
+        y, s = labels[drawn], said[drawn]
+        f1 = [2 * ((y == i) & (s == i)).sum() / ((y == i).sum() + (s == i).sum()) for i in range(6)]
+        means.append(np.mean(f1))
+    low, high = np.quantile(means, (0.025, 0.975))
+    reach = max(found.value - low, high - found.value)
+    assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach), abs=0.006)
+
+
+def test_the_interval_of_macro_f1_holds_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    chances = np.array([[0.9, 0.1, 0], [0.05, 0.8, 0.15], [0.2, 0.1, 0.7]])
+    true = np.mean([2 * chances[i, i] / (1 + chances[:, i].sum()) for i in range(3)])
+    held = []
+    for _ in range(300):
+        labels = np.repeat(np.arange(3), 20)
+        said = np.array([random.choice(3, p=chances[label]) for label in labels])
+        found = evaluate(np.eye(3)[said], labels, names(3)).macro_f1
+        held.append(found.low <= true <= found.high)
+    assert np.mean(held) >= 0.92
+
+
+def test_where_nothing_is_wrong_macro_f1_is_as_unsure_as_accuracy() -> None:
+    labels = np.arange(12) % 3
+    found = evaluate(np.eye(3)[labels], labels, names(3))
+    assert found.macro_f1 == found.top1 == wilson(12, 12)
+    assert found.macro_f1.low < 0.8
+
+
+def test_a_class_without_images_does_not_count() -> None:
+    labels = np.array([0] * 6 + [1] * 4)
+    said = np.array([0, 0, 0, 0, 0, 2, 1, 1, 1, 0])
+    found = evaluate(np.eye(4)[said], labels, names(4))
+    f1 = [2 * 5 / (6 + 6), 2 * 3 / (4 + 3)]  # of the two classes with images
+    assert found.macro_f1.value == pytest.approx(np.mean(f1))
+    absent, never = found.scores[2], found.scores[3]
+    assert (absent.n, absent.named, absent.precision, absent.recall, absent.f1) == (0, 1, 0.0, None, None)
+    assert (never.n, never.named, never.precision, never.recall, never.f1) == (0, 0, None, None, None)
+    assert found.mistakes == (Mistake("class 0", "class 2", 1), Mistake("class 1", "class 0", 1))
+
+
+def test_one_class_and_one_image() -> None:
+    assert evaluate(np.ones((1, 1)), [0], ["all"]).top1.value == 1
+    found = evaluate(np.array([[1.0, 0.0]]), [1], ["a", "b"])
+    assert found.macro_f1.value == 0
+    assert found.macro_f1.high <= 1
+
+
+def test_among_equal_logits_the_first_is_named() -> None:
+    found = evaluate(np.zeros((8, 8)), np.arange(8), names(8))
+    assert found.top1.value == 1 / 8
+    assert found.top5 is not None
+    assert found.top5.value == 5 / 8
+
+
+def test_temperature_and_threshold() -> None:
+    logits, labels = made(400, 6)
+    found = evaluate(logits, labels, names(6), temperature=1.7, threshold=0.6)
+    assert found.before == reliability(logits, labels)
+    assert found.after == reliability(logits, labels, 1.7)
+    assert found.abstention == answer(logits, labels, 1.7, 0.6)
+    plain = evaluate(logits, labels, names(6))
+    assert plain.abstention is None
+    assert plain.after == plain.before
+    assert plain.top1 == found.top1
+
+
+def test_the_report_as_json() -> None:
+    logits, labels = made(100, 6)
+    values = json.loads(json.dumps(evaluate(logits, labels, names(6), temperature=2, threshold=0.5).to_dict()))
+    assert values["n"] == 100
+    for name in ("top1", "top5", "macro_f1"):
+        assert set(values[name]) == {"value", "low", "high"}
+    assert values["temperature"] == 2
+    assert values["threshold"] == values["abstention"]["threshold"] == 0.5
+    assert values["ece"] != values["ece_calibrated"]
+    # the classes' numbers and the mistakes are the whole confusion matrix
+    wrong = sum(mistake["count"] for mistake in values["mistakes"])
+    assert wrong == 100 - round(100 * values["top1"]["value"])
+    plain = evaluate(logits[:, :2], labels.clip(max=1), names(2)).to_dict()
+    assert (plain["threshold"], plain["abstention"]) == (None, None)
+    assert plain["top5"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert json.dumps(plain)
+
+
+def test_ten_thousand_images_of_a_thousand_classes_are_quick() -> None:
+    logits, labels = made(10_000, 1000)
+    started = time.process_time()
+    evaluate(logits, labels, names(1000))
+    assert time.process_time() - started < 10  # about a second
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_output_has_a_name(count: int) -> None:
+    with pytest.raises(ArgumentError, match=f"'{count} names'. must name the 3 outputs"):
+        evaluate(np.zeros((2, 3)), [0, 1], names(count))
+
+
+def test_nothing_cannot_be_evaluated() -> None:
+    with pytest.raises(ArgumentError, match="0 images"):
+        evaluate(np.zeros((0, 3)), [], names(3))
+
+
+class Brightness:
+    """A model whose logits are the image's means of red, green and blue; any engine may stand behind it."""
+
+    input = InputSpec(8, 8)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        self.batches.append(len(images))
+        return images.mean((1, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Dataset:
+    """Seven plain images; "red/x.jpg" is none."""
+    samples = []
+    for i in range(7):
+        mode, colour = ("RGB", tuple(200 * (i % 3 == channel) for channel in range(3))) if i else ("L", 90)
+        Image.new(mode, (20, 30), colour).save(tmp_path / f"{i}.png")
+        samples.append(Sample(f"{i}.png", i % 3))
+    (tmp_path / "x.jpg").write_bytes(b"no image")
+    samples.insert(3, Sample("x.jpg", 1))
+    samples.append(Sample("gone.jpg", 2))
+    return Dataset(tmp_path, ("red", "green", "blue"), tuple(samples))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 99])
+def test_every_readable_image_is_predicted_in_order(colours: Dataset, batch: int) -> None:
+    model, seen = Brightness(), []
+    found = predict_logits(model, colours, batch=batch, progress=lambda *counts: seen.append(counts))
+    assert list(found.unreadable) == ["x.jpg", "gone.jpg"]
+    assert "not an image" in found.unreadable["x.jpg"]
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    readable = [sample for sample in colours.samples if sample.path not in found.unreadable]
+    expected = [load_pixels(colours.file(sample), model.input).mean((0, 1)) for sample in readable]
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-5)
+    assert found.logits[0].tolist() == [90, 90, 90]  # a grey file, as an RGB network sees it
+    assert max(model.batches) <= batch
+    assert seen[-1] == (9, 9)
+
+
+def test_no_readable_image(colours: Dataset) -> None:
+    only = Dataset(colours.root, colours.classes, tuple(s for s in colours.samples if s.path == "x.jpg"))
+    found = predict_logits(Brightness(), only)
+    assert found.logits.shape == (0, 3)
+    assert len(found.unreadable) == 1
+
+
+def test_damaged_weights_are_not_evaluated(colours: Dataset) -> None:
+    class Damaged(Brightness):
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            return super().logits(images) * np.float32("nan")
+
+    with pytest.raises(CheckpointError, match="not finite"):
+        predict_logits(Damaged(), colours)
+
+
+def test_lite0_by_class_folders(photos: Path, tmp_path: Path) -> None:
+    for name, photo in (("tiger cat", "chelsea.png"), ("espresso", "coffee.png"), ("cup", "coffee.png")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / photo).write_bytes((photos / photo).read_bytes())
+    classifier = load("lite0")
+    assert classifier.classes is not None
+    data = match_classes(read_data(tmp_path), classifier.classes, "lite0's")
+    logits, labels, unreadable = predict_logits(classifier, data)
+    assert not unreadable
+    found = evaluate(logits, labels, classifier.classes)
+    assert found.top1 == wilson(2, 3)
+    assert found.top5 == wilson(3, 3)
+    assert found.mistakes == (Mistake("cup", "espresso", 1),)
+
+
+def test_a_bound_of_macro_f1_where_nothing_is_right() -> None:
+    found = evaluate(np.eye(2)[[1, 1, 0, 0]], [0, 0, 1, 1], ["a", "b"])
+    assert found.macro_f1.value == 0
+    assert found.macro_f1.high == found.top1.high > 0.4

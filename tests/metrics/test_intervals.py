@@ -1,0 +1,124 @@
+"""Intervals and the comparison of two models, against scipy and by simulation."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest
+
+from effnet.errors import ArgumentError
+from effnet.metrics.intervals import Interval, binomial_tail, checked, compare, wilson
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (0, 40), (37, 40), (40, 40), (1, 1000), (77_123, 100_000)])
+def test_wilsons_interval_is_scipys(count: int, n: int) -> None:
+    expected = binomtest(count, n).proportion_ci(0.95, method="wilson")
+    found = wilson(count, n)
+    assert (found.value, found.low, found.high) == pytest.approx((count / n, expected.low, expected.high), abs=1e-12)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_there_is_no_share_of_nothing(count: int, n: int) -> None:
+    with pytest.raises(ArgumentError, match=f"{count} of {n}"):
+        wilson(count, n)
+
+
+@pytest.mark.parametrize(("count", "n", "chance"), [(0, 59, 0.05), (3, 20, 0.5), (20, 20, 0.3), (400, 20_000, 0.02)])
+def test_the_tail_is_scipys(count: int, n: int, chance: float) -> None:
+    assert binomial_tail(count, n, chance) == pytest.approx(binom.cdf(count, n, chance), rel=1e-9)
+
+
+def answers(right: list[bool], labels: list[int]) -> np.ndarray:
+    """Logits of three classes that are right or wrong as asked."""
+    logits = np.zeros((len(labels), 3), np.float32)
+    for row, label, hit in zip(logits, labels, right, strict=True):
+        row[label if hit else (label + 1) % 3] = 5
+    return logits
+
+
+def made(both: int, only_a: int, only_b: int, neither: int):
+    a = [True] * both + [True] * only_a + [False] * only_b + [False] * neither
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    labels = [i % 3 for i in range(len(a))]
+    return answers(a, labels), answers(b, labels), labels
+
+
+@pytest.mark.parametrize("cells", [(70, 3, 12, 15), (70, 12, 3, 15), (5, 0, 0, 5), (0, 0, 6, 0), (900, 40, 42, 18)])
+def test_a_comparison_is_of_the_same_images(cells: tuple[int, int, int, int]) -> None:
+    both, only_a, only_b, _ = cells
+    n = sum(cells)
+    found = compare(*made(*cells))
+    assert (found.n, found.only_a, found.only_b) == (n, only_a, only_b)
+    assert found.accuracy_a == wilson(both + only_a, n)
+    assert found.accuracy_b == wilson(both + only_b, n)
+    assert found.accuracy.value == pytest.approx((only_b - only_a) / n)
+    # McNemar's exact test is a sign test on the images that the models disagree on
+    expected = binomtest(only_b, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    assert found.p == pytest.approx(expected)
+    # Bonett and Price 2012: one more image in each of the two cells, two more in all
+    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    reach = 1.959964 * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((q - p - reach, min(1, q - p + reach)), abs=1e-6)
+    json.dumps(found.to_dict())
+
+
+def test_what_can_be_told() -> None:
+    better = compare(*made(70, 3, 17, 10))
+    assert better.told
+    assert better.accuracy.low > 0
+    worse = compare(*made(70, 17, 3, 10))
+    assert worse.told
+    assert (worse.accuracy.low, worse.accuracy.high) == pytest.approx((-better.accuracy.high, -better.accuracy.low))
+    assert worse.p == better.p
+    assert not compare(*made(70, 8, 12, 10)).told
+
+
+def test_the_interval_of_a_difference_holds_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    chances = (0.75, 0.05, 0.12, 0.08)
+    held = []
+    for cells in random.multinomial(150, chances, 400):
+        found = compare(*made(*cells.tolist())).accuracy
+        held.append(found.low <= 0.07 <= found.high)
+    assert np.mean(held) >= 0.93
+
+
+def test_models_may_have_other_classes_beyond_the_labels() -> None:
+    a, b, labels = made(5, 1, 2, 2)
+    wider = np.concatenate([b, np.full((10, 4), -9, np.float32)], 1)
+    assert compare(a, wider, labels) == compare(a, b, labels)
+
+
+def test_other_images_cannot_be_compared() -> None:
+    a, b, labels = made(5, 1, 2, 2)
+    with pytest.raises(ArgumentError, match="must be of the same 10 images"):
+        compare(a, b[:9], labels)
+
+
+GOOD = np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "words"),
+    [
+        (GOOD[:0], [], "0 images"),
+        (GOOD[0], [0], r"must be \(N, K\) floats"),
+        (np.zeros((2, 0)), [0, 0], r"must be \(N, K\) floats"),
+        (GOOD.astype(int), [0, 1], r"must be \(N, K\) floats"),
+        (GOOD, [0], r"must be \(2,\) whole numbers"),
+        (GOOD, [0.0, 1.0], r"must be \(2,\) whole numbers"),
+        (GOOD, [0, 3], r"`labels` \(=3\) must be from 0 to 2"),
+        (GOOD, [0, -1], r"`labels` \(=-1\) must be from 0 to 2"),
+        (np.array([[0.0, 0, 0], [0, np.nan, 0]]), [0, 1], "must be finite; image 1 is the first"),
+        (np.array([[0.0, np.inf, 0], [0, 0, 0]]), [0, 1], "must be finite; image 0 is the first"),
+    ],
+)
+def test_arrays_that_do_not_fit(logits: np.ndarray, labels: list[int], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        checked(logits, labels)
+
+
+def test_an_interval_as_json() -> None:
+    assert Interval(0.5, 0.25, 0.75).to_dict() == {"value": 0.5, "low": 0.25, "high": 0.75}

@@ -1,0 +1,155 @@
+"""The comparison: counts against torchvision's own, correlation against its formula. No test asserts a time."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import effnet
+from effnet.arch.cost import Cost
+from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
+from effnet.machine import Machine
+from effnet.metrics.conditions import Conditions
+from effnet.metrics.timing import Timing
+from effnet.plots.figures import compare_times
+from effnet.profiling.compare import (
+    COMPARED,
+    RIVALS,
+    Comparison,
+    Contestant,
+    compare,
+    correlation,
+    count,
+    paper_protocol,
+)
+
+CONDITIONS = Conditions(Machine("Processor X", 2, None, ("avx2",)), 1, 2, "channels_last", ("torch 9",), None)
+
+
+def contestant(name: str, macs: int, activations: int, *milliseconds: float, ours: bool = False) -> Contestant:
+    taken = Timing(tuple(time / 1e3 for time in milliseconds))
+    return Contestant(Cost(name, 1000, macs, activations), 224, ours, 2, taken)
+
+
+# few: fewest multiply-adds and slowest; slow and quick: their spreads overlap
+MADE_UP = Comparison(
+    CONDITIONS,
+    (
+        contestant("few", 100, 900, 40, 41, 42, ours=True),
+        contestant("slow", 200, 300, 19, 20, 30),
+        contestant("quick", 400, 300, 18, 19, 21),
+        contestant("many", 800, 500, 60, 60, 61),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_count_as_torchvision_says(name: str) -> None:
+    price, size = count(name)
+    known = torchvision.models.get_model_weights(RIVALS[name]).IMAGENET1K_V1.meta
+    assert size == 224
+    assert price.params == known["num_params"]
+    assert price.macs / 1e9 == pytest.approx(known["_ops"], abs=0.0006)
+
+
+def test_resnet_50_exactly() -> None:
+    # He et al. 2015 print 3.8 billion for a stride in the first convolution; torchvision has it in the second
+    price, _ = count("ResNet-50")
+    assert (price.macs, price.params) == (4_089_184_256, 25_557_032)
+    assert price.activations == 11_113_984  # pycls' model zoo: 11.1 M
+
+
+def test_ours_count_as_everywhere() -> None:
+    assert count("b3") == (effnet.cost(effnet.spec("b3")), 300)
+
+
+def test_correlation_is_pearsons_of_logarithms() -> None:
+    xs, ys = [1.0, 10.0, 30.0, 500.0], [3.0, 8.0, 70.0, 60.0]
+    x, y = np.log(xs) - np.log(xs).mean(), np.log(ys) - np.log(ys).mean()
+    assert correlation(xs, ys) == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+    assert correlation(xs, [5 * x**0.6 for x in xs]) == pytest.approx(1)
+    assert correlation(xs, [1 / x for x in xs]) == pytest.approx(-1)
+
+
+def test_correlations_are_of_the_right_columns() -> None:
+    times = [row.time.median_ms for row in MADE_UP.rows]
+    assert MADE_UP.correlations == {
+        "macs": correlation([100, 200, 400, 800], times),
+        "activations": correlation([900, 300, 300, 500], times),
+    }
+
+
+def test_inversions() -> None:
+    pairs = [(pair.fewer.cost.name, pair.more.cost.name, pair.clear) for pair in MADE_UP.inversions]
+    assert pairs == [("few", "quick", True), ("few", "slow", True), ("slow", "quick", False)]
+    assert MADE_UP.inversions[0].slowdown == pytest.approx(41 / 19)
+
+
+def test_images_per_second_are_the_batchs() -> None:
+    assert MADE_UP.rows[1].images_per_second == pytest.approx(2 / 0.020)
+
+
+def test_networks_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, asked, rounds = torch.get_num_threads(), [], []
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)  # more threads than cores take long
+    names = "ShuffleNetV2", "lite0", "lite0"
+    measured = compare(names, threads=7, runs=1, progress=lambda *seen: rounds.append(seen))
+    assert [(row.cost.name, row.ours, row.resolution) for row in measured.rows] == [
+        ("ShuffleNetV2", False, 224),
+        ("lite0", True, 224),
+    ]
+    assert rounds == [(1, 1)]
+    assert asked == [7, threads]
+    assert [version.split()[0] for version in measured.conditions.versions] == ["torch", "torchvision"]
+    values = json.loads(json.dumps(measured.to_dict()))
+    assert values["rows"][1]["macs"] == 385187552
+    assert set(values["correlations"]) == {"macs", "activations"}
+
+
+def test_the_small_half_and_five_others() -> None:
+    assert COMPARED[:5] == ("b0", "b1", "b2", "b3", "lite0")
+    assert set(COMPARED[5:]) == {"ResNet-50", "DenseNet-169", "MobileNetV2", "MobileNetV3-L", "ShuffleNetV2"}
+
+
+def test_wrong_names() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'ResNet-50'"):
+        compare(("b0", "ResNet-51"))
+    with pytest.raises(ArgumentError, match="at least two networks"):
+        compare(("b0", "b0"))
+
+
+def test_torchvision_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"ResNet-50.*effnet\[compare\]"):
+        compare(("b0", "ResNet-50"))
+    assert len(compare(("b0", "lite0"), runs=1).conditions.versions) == 1
+
+
+def test_table_4_is_repeated_in_both_layouts() -> None:
+    threads = torch.get_num_threads()
+    rows = paper_protocol(runs=1)
+    assert [row.conditions.layout for row in rows] == ["NCHW", "channels_last"]
+    assert {(row.conditions.threads, row.conditions.batch) for row in rows} == {(1, 1)}
+    assert torch.get_num_threads() == threads
+    for row in rows:
+        assert row.ratio == row.theirs.mean_ms / row.ours.mean_ms
+        values = json.loads(json.dumps(row.to_dict()))
+        # Table 4 of the paper: 0.554 s and 0.098 s, printed as 5.7x
+        assert values["published"]["ratio"] == pytest.approx(5.7, abs=0.05)
+        assert (values["ours"]["name"], values["theirs"]["name"]) == ("b1", "ResNet-152")
+
+
+def test_the_picture_names_every_network(tmp_path: Path) -> None:
+    compare_times(MADE_UP, tmp_path / "times.svg")
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "times.svg").read_text("utf-8"))
+    for row in MADE_UP.rows:
+        assert texts.count(row.cost.name) == 2
+    assert f"log time with log multiply-adds: r = {MADE_UP.correlations['macs']:.3f}" in texts
+    assert "EfficientNet" in texts

@@ -1,0 +1,68 @@
+import pytest
+
+from effnet.errors import ArgumentError
+from effnet.fields import parse_bytes, parse_count, parse_seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("1G", 10**9),
+        ("390M", 390 * 10**6),
+        ("1.5B", 15 * 10**8),
+        ("1e9", 10**9),
+        ("12 k", 12_000),
+        (7, 7),
+        ("7", 7),
+        ("1,000,000", 10**6),
+        ("1_000", 1000),
+        (".5M", 500_000),
+        (".29G", 290_000_000),  # .29 is no binary number
+    ],
+)
+def test_counts(written, number):
+    assert parse_count("macs", written) == number
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("100MB", 10**8), ("100MiB", 100 * 2**20), ("1.5 GiB", 3 * 2**29), ("8gb", 8 * 10**9), ("512B", 512), (99, 99)],
+)
+def test_bytes(written, number):
+    assert parse_bytes("memory", written) == number
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("20ms", 0.02), ("0.02s", 0.02), ("500us", 5e-4), ("500 µs", 5e-4), (0.02, 0.02)]
+)
+def test_seconds(written, number):
+    assert parse_seconds("latency", written) == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
+    ("parse", "written", "words"),
+    [
+        (parse_count, "1X", "390M, 1G"),
+        (parse_count, "-1G", "390M, 1G"),
+        (parse_count, "", "390M, 1G"),
+        (parse_count, "0", "at least 1 and at most"),
+        (parse_count, True, "390M, 1G"),
+        (parse_count, None, "390M, 1G"),
+        (parse_bytes, "100", "100MB"),
+        (parse_bytes, "10M", "Did you mean 10MB"),
+        (parse_bytes, "100Mb", "A small b is a bit. Did you mean 100MB"),
+        (parse_bytes, "8Gib", "Did you mean 8GiB"),
+        (parse_count, "1GB", "Did you mean 1G"),
+        (parse_count, "0.5", "at least 1"),
+        (parse_count, "1e400", "at most"),
+        (parse_bytes, "10Gi", "Did you mean 10GiB"),
+        (parse_seconds, "20", "20ms"),
+        (parse_seconds, "20m", "Did you mean 20ms"),
+        (parse_seconds, float("inf"), "20ms"),
+        (parse_seconds, "1e999s", "at most"),
+    ],
+)
+def test_wrong_amounts_list_the_right_ones(parse, written, words):
+    with pytest.raises(ArgumentError, match=words) as caught:
+        parse("limit", written)
+    assert "`limit`" in str(caught.value)

@@ -1,0 +1,70 @@
+"""`effnet train` as it is typed: its options, what it prints, how it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from tiny import draw_images, write_spec
+
+COMMAND = "train"
+QUICK = ("--batch", 8, "--epochs", 1, "--workers", 0, "--threads", 1, "--recipe", "scratch")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("typed")
+    draw_images(root / "shapes")
+    write_spec(root / "tiny.yaml")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def test_a_run_and_its_next_command(run, folder):
+    code, out, err = run(
+        "shapes", "--model", "tiny.yaml", *QUICK, "--set", "mixup=0.2", "--set", "augmentation=randaugment"
+    )
+    assert code == 0
+    assert "On the 9 images of test" in out
+    assert "Memory of a step: forecast" in out
+    assert "tiny.yaml starts from scratch" in err
+    assert err.endswith("Next: effnet predict PHOTO --model runs/train/shapes-tiny/best\n")
+    assert (folder / "runs" / "train" / "latest").resolve().name == "shapes-tiny"
+    recipe = yaml.safe_load((folder / "runs/train/latest/args.yaml").read_text())["recipe"]
+    assert (recipe["mixup"], recipe["augmentation"], recipe["name"]) == (0.2, "randaugment", "scratch")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "must be a folder of class folders or a manifest; or give --resume RUN"),
+        (["shapse"], "Did you mean 'shapes'?"),
+        (["shapes", "--model", "b99"], "b99"),
+        (["shapes", "--recipe", "scrach"], "Did you mean 'scratch'?"),
+        (["shapes", "--epochs", 3, "--minutes", 3], "give one of them"),
+        (["shapes", "--minutes", 0], "`minutes`"),
+        (["shapes", "--seed", -1], "seed"),
+        (["shapes", "--set", "mixup=abc"], "`mixup` (='abc') must be a number"),
+        (["shapes", "--set", "mixpu=1"], "mixpu"),
+        (["shapes", "--set", "mixup"], "`set` (='mixup') must be NAME=VALUE"),
+        (["shapes", "--set", "model=b0"], "`set` (='model') is not known"),
+        (["shapes", "--batch", 8, "--set", "batch=9"], "gives batch for the second time"),
+        (["shapes", "--set", "class_weights=maybe"], "must be true or false"),
+        (["shapes", "--device", "cuda"], "torch sees no GPU"),
+        (["shapes", "--model", "tiny.yaml", "--recipe", "few"], "needs weights, and tiny.yaml has none"),
+        (["shapes", "--train-memory", "1kB", "--model", "tiny.yaml"], "is too little for"),
+        (["--resume", "nothing"], "nothing is no run"),
+        (["--resume", "shapes", "--model", "b0"], "`model` (='b0') cannot be changed"),
+        (["shapes", "--resume", "shapes"], "`data`"),
+    ],
+)
+def test_wrong_usage(run, folder, words, message):
+    before = sorted(folder.rglob("*"))
+    code, out, err = run(*words)
+    assert code in (1, 2)
+    assert message in err
+    assert out == ""
+    assert sorted(folder.rglob("*")) in (before, sorted({*before, folder / "runs", folder / "runs" / "train"}))

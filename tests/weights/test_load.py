@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import effnet
+from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.errors import ArgumentError, CheckpointError, MismatchError, UnknownNameError
+from effnet.weights.bundle import save
+from effnet.weights.load import create, open_model
+
+TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=64, num_classes=3)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    network = effnet.EfficientNet(TINY, policy=NumericPolicy(1e-4, 0.05, "same"))
+    return save(network, tmp_path / "tiny", classes=["a", "b", "c"], input=InputSpec(64, 64, fit="squash"))
+
+
+def test_fresh_networks_train_and_pretrained_ones_evaluate(bundle: Path) -> None:
+    assert create("b0", num_classes=4, in_channels=1).spec == effnet.spec("b0", num_classes=4, in_channels=1)
+    assert create("b0").training
+    assert create(TINY).spec == TINY
+    assert not create(TINY, weights=bundle).training
+
+
+def test_lite0_is_inside() -> None:
+    network = create("lite0", weights="lite0")
+    assert network.policy == NumericPolicy(1e-3, 0.01, "same")
+    assert torch.equal(create("lite0", weights="default").classifier.weight, network.classifier.weight)
+
+
+def test_a_new_classifier_keeps_the_rest_and_says_so(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "effnet"):
+        network = create(TINY, weights=bundle, num_classes=7)
+    assert "classifier.weight, classifier.bias starts fresh" in caplog.text
+    assert network.classifier.out_features == 7
+    old = open_model(bundle).network.state_dict()
+    for key, tensor in network.state_dict().items():
+        assert key.startswith("classifier") or torch.equal(tensor, old[key]), key
+
+
+def test_a_spec_that_asks_for_other_classes_must_say_it_aloud(bundle: Path) -> None:
+    with pytest.raises(MismatchError, match="num_classes"):
+        create(effnet.spec(TINY, num_classes=7), weights=bundle)
+    assert create(effnet.spec(TINY, num_classes=7), weights=bundle, num_classes=7).classifier.out_features == 7
+
+
+def test_one_channel_sees_what_three_equal_ones_saw(bundle: Path) -> None:
+    colour, grey = create(TINY, weights=bundle), create(TINY, weights=bundle, in_channels=1)
+    image = torch.randn(2, 1, 64, 64)
+    torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)))
+
+
+def test_more_channels_see_the_same_where_all_are_equal(bundle: Path) -> None:
+    colour, five = create(TINY, weights=bundle), create(TINY, weights=bundle, in_channels=5)
+    image = torch.randn(2, 1, 64, 64)
+    weight = colour.stem.conv.weight
+    expected = torch.cat([weight, weight[:, :2]], 1) * 3 / 5
+    torch.testing.assert_close(five.stem.conv.weight, expected)
+    assert five(image.expand(-1, 5, -1, -1)).shape == (2, 3)
+
+
+def test_the_policy_of_a_bundle_is_kept(bundle: Path) -> None:
+    network = create(TINY, weights=bundle)
+    assert network.policy == NumericPolicy(1e-4, 0.05, "same")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(network(images), open_model(bundle).network(images))
+
+
+def test_frozen_norms_take_the_weights_and_group_norms_do_not(bundle: Path) -> None:
+    frozen = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d
+    network = create(TINY, weights=bundle, norm=lambda channels: frozen(channels, eps=1e-4))
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(network(images), create(TINY, weights=bundle)(images))
+    with pytest.raises(CheckpointError, match="does not fit this norm"):
+        create(TINY, weights=bundle, norm=lambda channels: nn.GroupNorm(8, channels))
+
+
+def test_a_norm_of_ones_own_computes_with_the_constants_of_the_weights() -> None:
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = create("lite0", weights="lite0")(images)
+    for norm in (pytest.importorskip("torchvision").ops.FrozenBatchNorm2d, nn.SyncBatchNorm):
+        torch.testing.assert_close(create("lite0", weights="lite0", norm=norm)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_momentum(bundle: Path, tmp_path: Path) -> None:
+    network = create(TINY, weights=bundle)
+    network.use_policy(NumericPolicy(1e-4, 0.1, "same"))
+    assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+    assert open_model(save(network, tmp_path / "x")).config.policy.bn_momentum == 0.1
+    with pytest.raises(ArgumentError, match="is built in"):
+        network.use_policy(NumericPolicy())
+
+
+def test_what_is_left_over_or_assumed_is_said(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = create(TINY, weights=bundle).state_dict() | {"extra.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "bare.pth")
+    with caplog.at_level(logging.WARNING, "effnet"):
+        open_model(tmp_path / "bare.pth")
+    assert "extra.weight is not used" in caplog.text
+    assert "numeric policy" in caplog.text
+
+
+def test_a_source_that_contradicts_the_registry() -> None:
+    with pytest.raises(ArgumentError, match="comes from lukemelas"):
+        create("lite0", weights="lite0", source="timm")
+
+
+def test_another_variant_than_asked_for() -> None:
+    with pytest.raises(MismatchError, match="holds a lite0, but b0 was asked for"):
+        create("b0", weights="lite0")
+
+
+def test_open_model_knows_the_context(bundle: Path) -> None:
+    lite0 = open_model("lite0").config
+    assert lite0.classes is not None
+    assert lite0.classes[967] == "espresso"
+    assert lite0.input == InputSpec(224, 256, (127 / 255,) * 3, (128 / 255,) * 3)
+    tiny = open_model(str(bundle)).config
+    assert tiny.classes == ("a", "b", "c")
+    assert tiny.input.fit == "squash"
+
+
+@pytest.mark.parametrize("name", ["no/such.pth", "gone.pth", "no/folder"])
+def test_a_file_that_is_not_there(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} does not exist"):
+        open_model(name)
+
+
+@pytest.mark.parametrize(("name", "words"), [("lit0", "Did you mean 'lite0'"), ("b9", "b8|b1|b0")])
+def test_unknown_weights(name: str, words: str) -> None:
+    with pytest.raises(UnknownNameError, match=words):
+        open_model(name)
