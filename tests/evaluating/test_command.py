@@ -185,7 +185,7 @@ def test_two_models(run, folder) -> None:
     _, out, err = run("good", "plain", "photos")
     assert "No difference can be told: B minus A is +0.0 points" in out
     assert "p = 1." in out
-    assert "plain brings no split.csv that knows these images" in err
+    assert "plain has no split.csv that lists these images" in err
 
 
 def test_models_with_their_classes_in_another_order(run, folder) -> None:
@@ -205,7 +205,7 @@ def test_unsplit_data_needs_a_word(run, folder) -> None:
     code, out, err = run("plain", "photos")
     assert code == 2
     assert out == ""
-    assert "photos is not split, and plain brings no split.csv" in err
+    assert "photos is not split, and plain has no split.csv" in err
     assert "--split all evaluates all 72 images" in err
     code, out, _ = run("plain", "photos", "--split", "all", "--json")
     assert (code, json.loads(out)["n"]) == (0, 72)

@@ -11,8 +11,18 @@ from torch import nn
 
 import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.data.dataset import Dataset, Sample
 from effnet.errors import ArgumentError, BundleError
-from effnet.weights.bundle import Calibration, Record, open_bundle, read_config, read_record, read_split, save
+from effnet.weights.bundle import (
+    Calibration,
+    Record,
+    open_bundle,
+    read_config,
+    read_parts,
+    read_record,
+    read_split,
+    save,
+)
 
 SPEC = effnet.spec("b0", width=0.25, depth=0.4, resolution=64, num_classes=3)
 
@@ -262,6 +272,19 @@ def test_a_changed_split_is_noticed(network: effnet.EfficientNet, tmp_path: Path
     with pytest.raises(BundleError, match=r"split\.csv cannot be read"):
         read_split(folder)
     assert open_bundle(folder).config.calibration == CALIBRATION
+
+
+def test_the_parts_of_images_are_read_for_a_bundle_with_a_split(
+    network: effnet.EfficientNet, folder: Path, tmp_path: Path
+) -> None:
+    text = 'path,label,split,group\n"a, b/1.jpg",a,train,\nb/2.jpg,b,test,7\n'
+    trained = save(network, tmp_path / "x", record=Record(provenance={"data": "x"}, files={"split.csv": text}))
+    data = Dataset(tmp_path, ("a", "b"), (Sample("a, b/1.jpg", 0), Sample("b/2.jpg", 1)))
+    parts = read_parts(str(trained), data)
+    assert parts is not None
+    assert [parts.get(sample.path) for sample in data.samples] == ["train", "test"]
+    assert read_parts(str(folder), data) is None
+    assert read_parts("lite0", data) is None
 
 
 def test_a_changed_calibration_is_noticed(network: effnet.EfficientNet, tmp_path: Path) -> None:

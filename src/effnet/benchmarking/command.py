@@ -17,7 +17,7 @@ from effnet.fields import positive_int
 if TYPE_CHECKING:
     from effnet.benchmarking.report import Lap, Row, Standings
     from effnet.benchmarking.subjects import Subject
-    from effnet.evaluating.parts import Chosen
+    from effnet.data.held_out import HeldOut
     from effnet.exporting.int8 import Guard
     from effnet.metrics.intervals import Interval
 
@@ -79,14 +79,14 @@ def bench(
     if plot is not None:
         _draw(found, plot)
     if json:
-        about = {"data": data, "split": chosen and chosen.split, "seen_in_training": chosen.seen if chosen else 0}
+        about = {"data": data, "split": chosen and chosen.split, "seen_in_training": chosen.trained if chosen else 0}
         sys.stdout.write(console.json_text(found.to_dict() | about))
     else:
         _show(found, f"{'all' if chosen.split == 'all' else f'the {chosen.split} part'} of {data}" if chosen else "")
     for note in chosen.notes if chosen else ():
         console.remark(f"Note: {note}.")
     _finish(found, plot, data)
-    return FINDING if found.unreadable or (chosen and chosen.seen) else OK
+    return FINDING if found.unreadable or (chosen and chosen.trained) else OK
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -96,21 +96,22 @@ def _batches(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _images(subject: Subject, data: str, split: str | None, *, int8: bool) -> tuple[Chosen, Guard | None]:
+def _images(subject: Subject, data: str, split: str | None, *, int8: bool) -> tuple[HeldOut, Guard | None]:
     """The images to judge on, and those that int8 is calibrated and judged on before it takes part."""
     from effnet.data.dataset import match_classes, read_data
-    from effnet.evaluating.parts import choose, halves, learned_parts
+    from effnet.data.held_out import hold_out, train_and_val
     from effnet.exporting.int8 import Guard
+    from effnet.weights.bundle import read_parts
 
     model, classes = subject.model, subject.config.classes
     if classes is None:
         raise DataError(f"{model} does not name its outputs, so it cannot be judged on images with known classes")
     dataset = match_classes(read_data(data), classes, f"{model}'s")
-    learned = learned_parts(model, dataset)
-    chosen = choose(dataset, {model: learned}, split)
+    known = read_parts(model, dataset)
+    chosen = hold_out(dataset, {model: known}, split)
     if not int8:
         return chosen, None
-    found = halves(dataset, model, learned)
+    found = train_and_val(dataset, model, known)
     if chosen.split == "val":
         words = f"int8 was let in by its accuracy on {model}'s val images: that flatters it a little here"
         chosen = dataclasses.replace(chosen, notes=(*chosen.notes, words))

@@ -16,7 +16,7 @@ from effnet.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from effnet.data.dataset import Dataset
-    from effnet.evaluating.parts import Chosen
+    from effnet.data.held_out import HeldOut
     from effnet.metrics.evaluate import Evaluation, Predicted
     from effnet.metrics.intervals import Difference, Interval
     from effnet.runtime.classifier import AnyPrecision, Classifier
@@ -83,12 +83,13 @@ def val(
         raise ArgumentError("arguments", models[0], "stands twice; name two models.")
     _check(out, error, two=len(models) > 1)
     from effnet.data.dataset import read_data
-    from effnet.evaluating.parts import choose, learned_parts
+    from effnet.data.held_out import hold_out
+    from effnet.weights.bundle import read_parts
 
     how: Any = {"source": source, "engine": engine, "precision": precision, "batch": batch, "threads": threads}
     with console.Display(f"reading {data}"):
         dataset = read_data(data)
-        chosen = choose(dataset, {model: learned_parts(model, dataset) for model in models}, split)
+        chosen = hold_out(dataset, {model: read_parts(model, dataset) for model in models}, split)
         classifiers = {model: _open(model, **how) for model in models}
         named = {
             model: _named(chosen.data, model, classifier, by_order=by_order)
@@ -113,7 +114,7 @@ def val(
             _draw(judged[0], evaluation, out)
         if json:
             values = {"model": models[0], "data": data, "split": chosen.split, **evaluation.to_dict()}
-            values |= {"calibrated_on": fitted or None, "seen_in_training": chosen.seen, "unreadable": unreadable}
+            values |= {"calibrated_on": fitted or None, "seen_in_training": chosen.trained, "unreadable": unreadable}
             sys.stdout.write(console.json_text(values))
         else:
             _show(judged[0], data, chosen, evaluation)
@@ -128,7 +129,7 @@ def val(
     if out is not None:
         console.remark(f"Written: {', '.join(str(out / name) for name in FILES)}")
     console.remark(f"Next: {following}")
-    return FINDING if unreadable or chosen.seen else OK
+    return FINDING if unreadable or chosen.trained else OK
 
 
 def _check(out: Path | None, error: float | None, *, two: bool) -> None:
@@ -220,7 +221,7 @@ def _draw(judged: Judged, evaluation: Evaluation, out: Path) -> None:
     run_plots.mistakes_sheet(judged.data, judged.predicted, mistakes, temperature=temperature)
 
 
-def _show(judged: Judged, data: str, chosen: Chosen, evaluation: Evaluation) -> None:
+def _show(judged: Judged, data: str, chosen: HeldOut, evaluation: Evaluation) -> None:
     """The figures, then the classes."""
     lines = [
         (name, f"{figure.value:.2%}", _bounds(figure))

@@ -89,15 +89,16 @@ def export(
 def _guard(model: str, bundle: Bundle, data: str, max_drop: float | None) -> tuple[Guard, tuple[str, ...]]:
     """The images that calibrate int8 and those that judge it, and what there is to say of them."""
     from effnet.data.dataset import match_classes, read_data
-    from effnet.evaluating.parts import halves, learned_parts
+    from effnet.data.held_out import train_and_val
     from effnet.exporting.int8 import MAX_DROP, Guard
+    from effnet.weights.bundle import read_parts
 
     with console.Display(f"reading {data}"):
         classes = bundle.config.classes
         if classes is None:
             raise DataError(f"{model} does not name its outputs, so int8 cannot be judged on images with known classes")
         dataset = match_classes(read_data(data), classes, f"{model}'s")
-        found = halves(dataset, model, learned_parts(model, dataset))
+        found = train_and_val(dataset, model, read_parts(model, dataset))
     watch = partial(console.counting, every=1)
     return Guard(found.train, found.val, MAX_DROP if max_drop is None else max_drop, watch), found.notes
 

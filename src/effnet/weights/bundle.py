@@ -23,6 +23,8 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import VARIANTS
 from effnet.arch.variants import spec as make_spec
+from effnet.data.dataset import Dataset
+from effnet.data.held_out import Parts, match_split
 from effnet.errors import ArgumentError, BundleError
 from effnet.fields import positive_float, positive_int, read_fields
 from effnet.files import MARK, appearing_folder
@@ -265,6 +267,19 @@ def read_split(folder: str | Path) -> str | None:
     if hashlib.sha256(blob).hexdigest() != expected:
         raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
     return blob.decode()
+
+
+def read_parts(model: str, dataset: Dataset) -> Parts | None:
+    """The part of each image of `dataset` in the training of a MODEL, by path; None where it is not known.
+
+    Raises:
+        BundleError: its split.csv was changed since it was written.
+    """
+    text = read_split(model) if is_bundle(Path(model)) else None
+    if text is None:
+        return None
+    data = Path(str(read_config(model).provenance.get("data", "")))
+    return match_split(text, data if data.is_dir() else data.parent, dataset)
 
 
 def read_record(folder: str | Path) -> Record:

@@ -4,13 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-import effnet
 from effnet.data.dataset import Dataset, Sample, split_data
-from effnet.errors import BundleError, DataError, UnknownNameError
-from effnet.evaluating.parts import choose, halves, learned_parts
-from effnet.weights.bundle import Record
+from effnet.data.held_out import hold_out, match_split, train_and_val
+from effnet.errors import DataError, UnknownNameError
 
 
 def dataset(**parts: str) -> Dataset:
@@ -20,7 +17,7 @@ def dataset(**parts: str) -> Dataset:
 
 SPLIT = dataset(t1="train", t2="train", v1="val", e1="test", e2="test")
 PLAIN = dataset(t1="", t2="", v1="", e1="", e2="", n1="")
-LEARNED = {"t1": "train", "t2": "train", "v1": "val", "e1": "test", "e2": "test"}
+KNOWN = {"t1": "train", "t2": "train", "v1": "val", "e1": "test", "e2": "test"}
 
 
 def paths(data: Dataset | None) -> list[str]:
@@ -38,133 +35,118 @@ def paths(data: Dataset | None) -> list[str]:
     ],
 )
 def test_the_datas_own_parts(split: str | None, judged: list[str], val: list[str]) -> None:
-    chosen = choose(SPLIT, {"lite0": None}, split)
+    chosen = hold_out(SPLIT, {"lite0": None}, split)
     assert chosen.split == (split or "test")
     assert paths(chosen.data) == judged
     assert paths(chosen.val) == val
     assert chosen.notes == ()
-    assert chosen.seen == 0
+    assert chosen.trained == 0
 
 
 def test_without_a_test_part_the_val_part_is_judged() -> None:
-    chosen = choose(dataset(t1="train", v1="val"), {"m": None})
+    chosen = hold_out(dataset(t1="train", v1="val"), {"m": None})
     assert (chosen.split, paths(chosen.data), chosen.val) == ("val", ["v1"], None)
     with pytest.raises(DataError, match="only train; --split train evaluates that, --split all everything"):
-        choose(dataset(t1="train"), {"m": None})
+        hold_out(dataset(t1="train"), {"m": None})
     with pytest.raises(UnknownNameError, match="choose from train, val, all"):
-        choose(dataset(t1="train", v1="val"), {"m": None}, "test")
+        hold_out(dataset(t1="train", v1="val"), {"m": None}, "test")
 
 
 @pytest.mark.parametrize(
-    ("data", "learned", "train", "val"),
+    ("data", "known", "train", "val"),
     [
-        (SPLIT, LEARNED, ["t1", "t2"], ["v1"]),
-        (PLAIN, LEARNED, ["t1", "t2"], ["v1"]),
+        (SPLIT, KNOWN, ["t1", "t2"], ["v1"]),
+        (PLAIN, KNOWN, ["t1", "t2"], ["v1"]),
         (SPLIT, None, ["t1", "t2"], ["v1"]),
         (SPLIT, {"x": "train"}, ["t1", "t2"], ["v1"]),  # of other images
         # training took v1 out of the train part; what it does not know, n1, is in the data's train part
-        (dataset(t1="train", v1="train", n1="train", e1="test"), LEARNED, ["t1", "n1"], ["v1"]),
+        (dataset(t1="train", v1="train", n1="train", e1="test"), KNOWN, ["t1", "n1"], ["v1"]),
         # trained on v2 and v3: they cannot judge, and what the data calls val or test does not calibrate
-        (dataset(t1="train", v1="val", v2="val", v3="test"), LEARNED | {"v2": "train", "v3": "train"}, ["t1"], ["v1"]),
-        (dataset(t1="train", v1="test", v2="val"), LEARNED, ["t1"], ["v2"]),
+        (dataset(t1="train", v1="val", v2="val", v3="test"), KNOWN | {"v2": "train", "v3": "train"}, ["t1"], ["v1"]),
+        (dataset(t1="train", v1="test", v2="val"), KNOWN, ["t1"], ["v2"]),
     ],
 )
-def test_what_calibrates_and_what_judges(data: Dataset, learned: dict | None, train: list[str], val: list[str]) -> None:
-    found = halves(data, "best", learned)
+def test_what_calibrates_and_what_judges(data: Dataset, known: dict | None, train: list[str], val: list[str]) -> None:
+    found = train_and_val(data, "best", known)
     assert paths(found.train) == train
     assert paths(found.val) == val
-    known = learned is not None and "t1" in learned
-    assert [note.partition(" brings")[0] for note in found.notes] == ([] if known else ["best"])
+    listed = known is not None and "t1" in known
+    assert [note.partition(" has no split.csv")[0] for note in found.notes] == ([] if listed else ["best"])
 
 
 def test_unsplit_data_is_split_as_in_training() -> None:
     whole = dataset(**{f"i{number}": "" for number in range(40)})
-    found = halves(whole, "lite0", None)
+    found = train_and_val(whole, "lite0", None)
     parts = split_data(whole)
     assert paths(found.train) == paths(parts.part("train"))
     assert paths(found.val) == paths(parts.part("val"))
     assert (len(found.train), len(found.val)) == (28, 6)
-    with pytest.raises(DataError, match="has no image to judge best with: none is of its val part"):
-        halves(dataset(t1="", e1=""), "best", LEARNED)
-    with pytest.raises(DataError, match="has no image to calibrate best with: none is of its train part"):
-        halves(dataset(v1="", e1=""), "best", LEARNED)
+    with pytest.raises(DataError, match="has no image to judge best with: its val part is empty"):
+        train_and_val(dataset(t1="", e1=""), "best", KNOWN)
+    with pytest.raises(DataError, match="has no image to calibrate best with: its train part is empty"):
+        train_and_val(dataset(v1="", e1=""), "best", KNOWN)
     with pytest.raises(DataError, match="has 'test' and no train part"):
-        halves(dataset(e1="test"), "lite0", None)
+        train_and_val(dataset(e1="test"), "lite0", None)
 
 
 def test_a_models_own_parts_where_the_data_has_none() -> None:
-    chosen = choose(PLAIN, {"best": LEARNED})
+    chosen = hold_out(PLAIN, {"best": KNOWN})
     assert (chosen.split, paths(chosen.data), paths(chosen.val)) == ("test", ["e1", "e2"], ["v1"])
     assert chosen.notes == (
         "the parts are those of split.csv in best",
         "1 image of photos is not in it and left out; --split new evaluates them",
     )
-    new = choose(PLAIN, {"best": LEARNED}, "new")
-    assert (paths(new.data), paths(new.val), new.seen) == (["n1"], ["v1"], 0)
+    new = hold_out(PLAIN, {"best": KNOWN}, "new")
+    assert (paths(new.data), paths(new.val), new.trained) == (["n1"], ["v1"], 0)
 
 
 def test_images_that_are_gone_are_said() -> None:
-    chosen = choose(dataset(t1="", e1=""), {"best": LEARNED})
+    chosen = hold_out(dataset(t1="", e1=""), {"best": KNOWN})
     assert paths(chosen.data) == ["e1"]
     assert "1 image of its test part is not in photos any more" in chosen.notes
 
 
 def test_training_images_are_judged_only_where_somebody_asks() -> None:
     for split, count in (("train", 2), ("all", 2)):
-        chosen = choose(PLAIN, {"best": LEARNED}, split)
+        chosen = hold_out(PLAIN, {"best": KNOWN}, split)
         assert f"trained on {count} of these {len(chosen.data)} images: the figures are too good" in chosen.notes
-        assert chosen.seen == 0  # no finding: it was asked for
+        assert chosen.trained == 0  # no finding: it was asked for
     leaking = dataset(t1="test", e1="test", t2="val", v1="val", n1="train")
-    chosen = choose(leaking, {"best": LEARNED})
-    assert chosen.seen == 1
+    chosen = hold_out(leaking, {"best": KNOWN})
+    assert chosen.trained == 1
     assert "trained on 1 of these 2 images: the figures are too good" in chosen.notes
     assert paths(chosen.val) == ["v1"]  # a temperature is not fitted on what it was trained on
 
 
 def test_images_that_chose_the_model_flatter_it() -> None:
-    assert choose(PLAIN, {"best": LEARNED}, "val").notes[-1] == (
-        "best was chosen and calibrated on 1 of these images: that flatters it a little"
-    )
+    (*_, note) = hold_out(PLAIN, {"best": KNOWN}, "val").notes
+    assert note.startswith("best was selected and calibrated on 1 of these images")
 
 
-@pytest.mark.parametrize("learned", [None, {"other/1.jpg": "test"}])
-def test_unsplit_data_that_nobody_knows(learned: dict[str, str] | None) -> None:
-    words = "brings no split.csv" if learned is None else "split.csv in m knows none of its images"
+@pytest.mark.parametrize("known", [None, {"other/1.jpg": "test"}])
+def test_unsplit_data_that_nobody_knows(known: dict[str, str] | None) -> None:
+    words = "has no split.csv" if known is None else "split.csv in m lists none of its images"
     for split in (None, "test"):
         with pytest.raises(DataError, match=f"photos is not split, and .*{words}") as caught:
-            choose(PLAIN, {"m": learned}, split)
+            hold_out(PLAIN, {"m": known}, split)
         for way in ("--split all evaluates all 6 images", "folders train, val and test", "a column split"):
             assert way in str(caught.value)
-    chosen = choose(PLAIN, {"m": learned}, "all")
+    chosen = hold_out(PLAIN, {"m": known}, "all")
     assert len(chosen.data) == 6
     assert chosen.val is None
 
 
 def test_two_models_are_judged_on_what_neither_has_seen() -> None:
     other = {"t1": "test", "t2": "train", "v1": "test", "e1": "train", "e2": "test", "n1": "test"}
-    chosen = choose(PLAIN, {"a": LEARNED, "b": other})
+    chosen = hold_out(PLAIN, {"a": KNOWN, "b": other})
     assert paths(chosen.data) == ["e2", "n1"]
-    assert chosen.seen == 0
-    stranger = choose(PLAIN, {"a": LEARNED, "lite0": None})
+    assert chosen.trained == 0
+    stranger = hold_out(PLAIN, {"a": KNOWN, "lite0": None})
     assert paths(stranger.data) == ["e1", "e2"]
-    assert stranger.notes[-1].startswith("lite0 brings no split.csv that knows these images")
+    assert stranger.notes[-1].startswith("lite0 has no split.csv that lists these images")
 
 
-def test_a_bundle_says_what_it_learned(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = effnet.EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=2))
-    text = 'path,label,split,group\n"a, b/1.jpg",a,train,\nb/2.jpg,b,test,7\n'
-    folder = effnet.save(network, tmp_path / "x", record=Record(files={"split.csv": text}))
-    data = Dataset(tmp_path, ("a", "b"), (Sample("a, b/1.jpg", 0), Sample("b/2.jpg", 1)))
-    assert learned_parts(str(folder), data) == {"a, b/1.jpg": "train", "b/2.jpg": "test"}
-    assert learned_parts(str(effnet.save(network, tmp_path / "y")), data) is None
-    assert learned_parts("lite0", data) is None
-    (folder / "split.csv").write_text(text.replace("train", "test"))
-    with pytest.raises(BundleError, match="changed"):
-        learned_parts(str(folder), data)
-
-
-def test_images_are_known_by_where_they_lie_or_by_path_and_size(tmp_path: Path) -> None:
+def test_images_are_matched_by_absolute_path_or_by_path_and_size(tmp_path: Path) -> None:
     for folder in ("old", "new"):
         for number in range(3):
             file = tmp_path / folder / "a" / f"{number}.jpg"
@@ -175,15 +157,9 @@ def test_images_are_known_by_where_they_lie_or_by_path_and_size(tmp_path: Path) 
     for root in (tmp_path, tmp_path / "old"):  # by a manifest beside the folder, and by the folder itself
         text = "path,label,split,group,bytes\n"
         text += "".join(f"{os.path.relpath(tmp_path / path, root)},a,{part},,10\n" for path, part in rows)
-        network = effnet.EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=1))
-        data = str(root if root.name == "old" else root / "clean.csv")
-        model = effnet.save(
-            network, tmp_path / "model", record=Record(provenance={"data": data}, files={"split.csv": text})
-        )
         for folder in ("old", "new"):
             here = Dataset(tmp_path / folder, ("a",), tuple(Sample(f"a/{number}.jpg", 0) for number in range(3)))
-            found = learned_parts(str(model), here)
-            assert found is not None
+            found = match_split(text, root, here)
             parts[root.name == "old", folder] = [found.get(sample.path) for sample in here.samples]
     assert parts[False, "old"] == parts[True, "old"] == ["train", "val", "test"]
     assert parts[False, "new"] == [None, None, None]
