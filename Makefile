@@ -50,6 +50,7 @@ bench: .venv/.dev
 	.venv/bin/python benchmarks/networks.py
 	.venv/bin/python benchmarks/scaling.py
 	.venv/bin/python benchmarks/times.py
+	.venv/bin/python benchmarks/paper.py
 	.venv/bin/python benchmarks/memory.py plans
 	.venv/bin/python benchmarks/memory.py forecast
 	.venv/bin/python benchmarks/memory.py large

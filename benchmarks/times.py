@@ -1,8 +1,8 @@
-"""Time of the family beside networks of other kinds, and the paper's Table 4, as rows for a document.
+"""Time of the family beside networks of other families, as rows for a document.
 
-    python benchmarks/times.py [--threads 1] [--batch 1] [--runs 9] [--paper-runs 20]
+    python benchmarks/times.py [--threads 1] [--batch 1] [--runs 9]
 
-`effnet profile --compare` and `--paper` show the same figures on a terminal; nothing is measured twice over.
+`effnet profile --compare` shows the same figures on a terminal; benchmarks/paper.py repeats the paper's Table 4.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import argparse
 from collections.abc import Iterable
 
 from effnet.metrics.conditions import Conditions
-from effnet.profiling.compare import GPIPE, TABLE_4, TABLE_4_RUNS, Comparison, Repeated, compare, paper_protocol
+from effnet.profiling.compare import Comparison, compare_networks
+from effnet.profiling.profile import TimingOptions
 
 
 def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:
@@ -48,27 +49,11 @@ def print_comparison(measured: Comparison) -> None:
     print_rows("fewer multiply-adds, more, slower by, spreads apart", pairs)
 
 
-def print_paper(measured: tuple[Repeated, ...]) -> None:
-    """The published row, and the same here in each memory layout."""
-    ours, seconds, theirs, their_seconds = TABLE_4
-    print_conditions("Table 4 of the paper", measured[0].conditions, "both layouts")
-    print(f"Mean and standard deviation of {len(measured[0].ours.seconds)} runs, random weights.")
-    rows = [
-        ("paper, Xeon E5-2690", f"{1e3 * seconds:.0f}", f"{1e3 * their_seconds:.0f}", f"{their_seconds / seconds:.2f}")
-    ]
-    for row in measured:
-        times = (f"{time.mean_ms:.1f} ± {time.stdev_ms:.1f}" for time in (row.ours, row.theirs))
-        rows.append((f"here, {row.conditions.layout}", *times, f"{row.ratio:.2f}"))
-    print_rows(f"machine, {ours} ms, {theirs} ms, ratio", rows)
-    print(f"\n{GPIPE}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int)
-    parser.add_argument("--paper-runs", type=int, default=TABLE_4_RUNS)
     options = parser.parse_args()
-    print_comparison(compare(batch=options.batch, threads=options.threads, runs=options.runs))
-    print_paper(paper_protocol(runs=options.paper_runs))
+    timing = TimingOptions(options.batch, options.threads, options.runs)
+    print_comparison(compare_networks(options=timing))

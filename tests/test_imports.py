@@ -38,7 +38,6 @@ STILL = {  # arrows that the rebuilding has yet to remove
     ("plots", "scaling"),
     ("plots", "metrics"),
     ("plots", "describing"),
-    ("plots", "profiling"),
     ("benchmarking", "exporting"),
     ("training", "bars"),
     ("searching", "bars"),

@@ -12,21 +12,13 @@ import torchvision
 
 import effnet
 from effnet.arch.cost import Cost
-from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
+from effnet.errors import ArgumentError, UnknownNameError
 from effnet.machine import Machine
 from effnet.metrics.conditions import Conditions
 from effnet.metrics.timing import Timing
-from effnet.plots.figures import compare_times
-from effnet.profiling.compare import (
-    COMPARED,
-    RIVALS,
-    Comparison,
-    Contestant,
-    compare,
-    correlation,
-    count,
-    paper_protocol,
-)
+from effnet.profiling.compare import COMPARED, RIVALS, Comparison, Contestant, compare_networks, count, log_correlation
+from effnet.profiling.plots import draw_comparison
+from effnet.profiling.profile import TimingOptions
 
 CONDITIONS = Conditions(Machine("Processor X", 2, None, ("avx2",)), 1, 2, "channels_last", ("torch 9",), None)
 
@@ -71,16 +63,16 @@ def test_ours_count_as_everywhere() -> None:
 def test_correlation_is_pearsons_of_logarithms() -> None:
     xs, ys = [1.0, 10.0, 30.0, 500.0], [3.0, 8.0, 70.0, 60.0]
     x, y = np.log(xs) - np.log(xs).mean(), np.log(ys) - np.log(ys).mean()
-    assert correlation(xs, ys) == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
-    assert correlation(xs, [5 * x**0.6 for x in xs]) == pytest.approx(1)
-    assert correlation(xs, [1 / x for x in xs]) == pytest.approx(-1)
+    assert log_correlation(xs, ys) == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+    assert log_correlation(xs, [5 * x**0.6 for x in xs]) == pytest.approx(1)
+    assert log_correlation(xs, [1 / x for x in xs]) == pytest.approx(-1)
 
 
 def test_correlations_are_of_the_right_columns() -> None:
     times = [row.time.median_ms for row in MADE_UP.rows]
     assert MADE_UP.correlations == {
-        "macs": correlation([100, 200, 400, 800], times),
-        "activations": correlation([900, 300, 300, 500], times),
+        "macs": log_correlation([100, 200, 400, 800], times),
+        "activations": log_correlation([900, 300, 300, 500], times),
     }
 
 
@@ -95,16 +87,14 @@ def test_images_per_second_are_the_batchs() -> None:
 
 
 def test_networks_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, asked, rounds = torch.get_num_threads(), [], []
+    threads, asked = torch.get_num_threads(), []
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)  # more threads than cores take long
-    names = "ShuffleNetV2", "lite0", "lite0"
-    measured = compare(names, threads=7, runs=1, progress=lambda *seen: rounds.append(seen))
+    measured = compare_networks(("ShuffleNetV2", "lite0", "lite0"), TimingOptions(threads=7, runs=1))
     assert [(row.cost.name, row.ours, row.resolution) for row in measured.rows] == [
         ("ShuffleNetV2", False, 224),
         ("lite0", True, 224),
     ]
-    assert rounds == [(1, 1)]
     assert asked == [7, threads]
     assert [version.split()[0] for version in measured.conditions.versions] == ["torch", "torchvision"]
     values = json.loads(json.dumps(measured.to_dict()))
@@ -119,35 +109,21 @@ def test_the_small_half_and_five_others() -> None:
 
 def test_wrong_names() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'ResNet-50'"):
-        compare(("b0", "ResNet-51"))
+        compare_networks(("b0", "ResNet-51"))
     with pytest.raises(ArgumentError, match="at least two networks"):
-        compare(("b0", "b0"))
+        compare_networks(("b0", "b0"))
 
 
-def test_torchvision_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_is_needed_only_for_its_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torchvision", "torchvision.models"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"ResNet-50.*effnet\[compare\]"):
-        compare(("b0", "ResNet-50"))
-    assert len(compare(("b0", "lite0"), runs=1).conditions.versions) == 1
-
-
-def test_table_4_is_repeated_in_both_layouts() -> None:
-    threads = torch.get_num_threads()
-    rows = paper_protocol(runs=1)
-    assert [row.conditions.layout for row in rows] == ["NCHW", "channels_last"]
-    assert {(row.conditions.threads, row.conditions.batch) for row in rows} == {(1, 1)}
-    assert torch.get_num_threads() == threads
-    for row in rows:
-        assert row.ratio == row.theirs.mean_ms / row.ours.mean_ms
-        values = json.loads(json.dumps(row.to_dict()))
-        # Table 4 of the paper: 0.554 s and 0.098 s, printed as 5.7x
-        assert values["published"]["ratio"] == pytest.approx(5.7, abs=0.05)
-        assert (values["ours"]["name"], values["theirs"]["name"]) == ("b1", "ResNet-152")
+    with pytest.raises(ImportError, match="torchvision"):
+        compare_networks(("b0", "ResNet-50"))
+    assert len(compare_networks(("b0", "lite0"), TimingOptions(runs=1)).conditions.versions) == 1
 
 
 def test_the_picture_names_every_network(tmp_path: Path) -> None:
-    compare_times(MADE_UP, tmp_path / "times.svg")
+    draw_comparison(MADE_UP, tmp_path / "times.svg")
     texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "times.svg").read_text("utf-8"))
     for row in MADE_UP.rows:
         assert texts.count(row.cost.name) == 2

@@ -1,4 +1,4 @@
-"""A network's profile: its rows, what they add up to, and that the network is left alone. No test asserts a time."""
+"""A network's profile: its rows, what they add up to, and that torch is left as it was. No test asserts a time."""
 
 import json
 import re
@@ -9,27 +9,27 @@ import torch
 
 import effnet
 from effnet.errors import ArgumentError
+from effnet.exporting.export import export
 from effnet.models.efficientnet import EfficientNet
-from effnet.plots.figures import profile_blocks
-from effnet.profiling.profile import _parts, profile
+from effnet.profiling.plots import draw_profile
+from effnet.profiling.profile import TimingOptions, _blocks, profile
+from effnet.runtime.artifact import open_artifact
+from effnet.weights.bundle import open_bundle
 
 SMALL = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=7, in_channels=1)
+NAMES = ["stem", *(block.name for block in SMALL.blocks), "head", "classifier"]
 
 
 @pytest.fixture(scope="module")
 def measured():
-    return profile(EfficientNet(SMALL), batch=3, threads=1, runs=2, warmup=1)
+    return profile(SMALL, TimingOptions(batch=3, threads=1, runs=2))
 
 
-def test_rows_are_the_blocks(measured) -> None:
-    names = [block.row.name for block in measured.blocks]
-    assert names == ["stem", *(block.name for block in SMALL.blocks), "head", "classifier"]
+def test_rows_are_the_blocks_and_add_up_to_the_network(measured) -> None:
+    price = effnet.cost(SMALL)
+    assert [block.row.name for block in measured.blocks] == NAMES
     assert {len(block.time.seconds) for block in measured.blocks} == {2} == {len(measured.whole.seconds)}
     assert (measured.name, measured.resolution) == (SMALL.name, 32)
-
-
-def test_macs_and_bytes_add_up_to_the_networks(measured) -> None:
-    price = effnet.cost(SMALL)
     assert sum(block.macs for block in measured.blocks) == 3 * price.macs == measured.macs
     assert sum(block.bytes for block in measured.blocks) == 4 * (price.params + 3 * 2 * price.activations)
 
@@ -42,25 +42,45 @@ def test_shares_and_speed(measured) -> None:
     assert head.gmacs_per_second == pytest.approx(head.macs / (head.time.median_ms / 1e3) / 1e9)
 
 
-def test_the_parts_are_the_network() -> None:
+def test_the_timed_blocks_are_the_network() -> None:
     network = EfficientNet(SMALL).eval()
-    images = torch.randn(2, 1, 32, 32)
+    x = images = torch.randn(2, 1, 32, 32)
     with torch.inference_mode():
-        x = images
-        for part in _parts(network):
-            x = part(x)
+        for block in _blocks(network):
+            x = block(x)
         torch.testing.assert_close(x, network(images))
 
 
-def test_the_network_and_torch_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, threads, asked = EfficientNet(SMALL).train().double(), torch.get_num_threads(), []
+def test_threads_are_torchs_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, asked = torch.get_num_threads(), []
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)  # more threads than cores take long
-    profile(network, threads=7, runs=1, warmup=1)
-    assert network.training
-    assert network.stem.conv.weight.dtype == torch.float64
-    assert network.stem.conv.weight.is_contiguous()
+    profile(SMALL, TimingOptions(threads=7, runs=1))
     assert asked == [7, threads]
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")])
+def test_a_network_inside_an_engine(engine, precision) -> None:
+    found = profile(SMALL, TimingOptions(threads=1, runs=3), engine=engine, precision=precision)
+    assert (found.conditions.dtype, found.conditions.threads, len(found.whole.seconds)) == (precision, 1, 3)
+    assert [block.row.name for block in found.blocks] == NAMES
+    assert all(block.time.median_ms > 0 and len(block.time.seconds) == 3 for block in found.blocks)
+
+
+def test_an_artifact_inside_its_engine(tmp_path: Path) -> None:
+    bundle = open_bundle(effnet.save(effnet.create(SMALL), tmp_path / "small", classes=None))
+    export(bundle, tmp_path / "small.onnx", format="onnx", batch=2)
+    export(bundle, tmp_path / "small.pt2", format="torch")
+    artifact = open_artifact(tmp_path / "small.onnx")
+    found = profile(artifact, TimingOptions(runs=1))
+    assert (found.conditions.batch, found.macs) == (2, 2 * effnet.cost(SMALL).macs)
+    assert "OpenVINO" in str(profile(artifact, TimingOptions(runs=1), engine="openvino").conditions)
+    with pytest.raises(ArgumentError, match=r"`batch` .*=3.* exported for 2"):
+        profile(artifact, TimingOptions(batch=3))
+    with pytest.raises(ArgumentError, match="onnxruntime or openvino"):
+        profile(artifact, engine="torch")
+    with pytest.raises(ArgumentError, match="blocks"):
+        profile(open_artifact(tmp_path / "small.pt2"))
 
 
 def test_json(measured) -> None:
@@ -72,13 +92,14 @@ def test_json(measured) -> None:
     assert sum(block["median_ms"] for block in values["blocks"]) == pytest.approx(values["blocks_sum_ms"])
 
 
-def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"`batch` \(=0\)"):
-        profile(EfficientNet(SMALL), batch=0)
+@pytest.mark.parametrize("name", ["batch", "threads", "runs"])
+def test_options_are_positive(name) -> None:
+    with pytest.raises(ArgumentError, match=rf"`{name}` \(=0\)"):
+        TimingOptions(**{name: 0})
 
 
 def test_the_picture_names_every_block(measured, tmp_path: Path) -> None:
-    profile_blocks(measured, tmp_path / "profile.svg")
+    draw_profile(measured, tmp_path / "profile.svg")
     texts = " ".join(re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "profile.svg").read_text("utf-8")))
     for block in measured.blocks:
         assert block.row.name in texts

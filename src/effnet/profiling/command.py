@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from effnet import console
-from effnet.console import MACS, OK, Flag, Whole
-from effnet.errors import ArgumentError, MissingExtraError
-from effnet.fields import positive_int
+from effnet.console import MACS, OK, Flag
+from effnet.errors import ArgumentError
+from effnet.plots.figures import drawable
+from effnet.profiling.profile import DEFAULTS, Profile, TimingOptions
+from effnet.profiling.profile import profile as profile_blocks
+from effnet.runtime.artifact import artifact_path, open_artifact
+from effnet.runtime.engines import EngineName
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
     from effnet.metrics.conditions import Conditions
     from effnet.metrics.timing import Timing
-    from effnet.profiling.compare import Comparison, Repeated
-    from effnet.profiling.profile import Profile
+    from effnet.profiling.compare import Comparison
 
 PAIRS = 12  # inversions that are listed; --json has them all
 
@@ -27,13 +30,10 @@ PAIRS = 12  # inversions that are listed; --json has them all
 def profile(
     model: str | None = None,
     *,
-    batch: Whole | None = None,
-    threads: Whole | None = None,
-    engine: Literal["torch", "openvino", "onnxruntime"] | None = None,
+    options: Annotated[TimingOptions, Parameter(name="*")] = DEFAULTS,
+    engine: EngineName | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
-    runs: Whole | None = None,
     compare: Flag = False,
-    paper: Flag = False,
     plot: Path | None = None,
     json: Flag = False,
 ) -> int:
@@ -43,83 +43,58 @@ def profile(
 
     Args:
         model: A variant (b0 ..., lite0 ...), a bundle, a spec.yaml, or an artifact of effnet export.
-        batch: Images that go through together. Default: 1, or as an artifact was exported.
-        threads: That the engine may use. Default: as many as it takes by itself.
-        engine: What runs the network: torch (eagerly, the default), openvino or onnxruntime; an artifact's own.
-        precision: fp32 (the default), or bf16, which is OpenVINO's; an artifact's own.
-        runs: How many count, after a warm-up. Default: as many as fit into 20 seconds (7 to 30); 20 with --paper.
-        compare: Instead of MODEL: small EfficientNets in turn with networks of other kinds, and how well multiply-adds
-            and activations predict their times.
-        paper: Instead of MODEL: the paper's Table 4, B1 against ResNet-152 on one thread.
+        options: How it is timed.
+        engine: What runs the network. Default: torch, eagerly; an artifact runs in its own engine.
+        precision: What it computes with. Default: fp32, or an artifact's own precision; only OpenVINO computes in bf16.
+        compare: Instead of MODEL, time small EfficientNets in turn with networks of other families, and show how well
+            multiply-adds and activations predict their times.
         plot: Draw the profile or the comparison into this .png, .svg or .pdf file.
-        json: JSON instead of a table.
+        json: Print JSON instead of a table.
     """
-    given = {"batch": batch, "threads": threads, "runs": runs}
-    numbers = {name: positive_int(name, value) for name, value in given.items() if value is not None}
-    how = {name: value for name, value in (("engine", engine), ("precision", precision)) if value is not None}
-    _check(model, compare=compare, paper=paper, fixed=numbers.keys() - {"runs"}, plot=plot)
-    if how and model is None:
-        option, value = next(iter(how.items()))
-        raise ArgumentError(option, value, "is for a MODEL; networks are compared in torch.")
+    if (model is None) != compare:
+        rule = "and --compare exclude each other." if model else "must name a network: effnet profile b0; or --compare."
+        raise ArgumentError("model", model or "", rule)
+    for option, value in (("engine", engine), ("precision", precision)):
+        if compare and value is not None:
+            raise ArgumentError(option, value, "needs a MODEL; --compare runs every network in torch.")
     if plot is not None:
-        from effnet.plots.figures import drawable
-
         drawable(plot)
-    if find_spec("torch") is None:
-        raise MissingExtraError("measuring", "torch")
-    if paper:
-        return _repeat_paper(numbers, as_json=json)
     if model is None:
-        return _compare(numbers, plot, as_json=json)
-    return _profile(model, numbers, how, plot, as_json=json)
-
-
-def _check(model: str | None, *, compare: bool, paper: bool, fixed: set[str], plot: Path | None) -> None:
-    """Refuse options that contradict each other."""
-    if compare and paper:
-        raise ArgumentError("paper", paper, "does not go with --compare: choose one.")
-    if model is None and not compare and not paper:
-        raise ArgumentError("model", "", "must name a network, as in: effnet profile b0; or add --compare or --paper.")
-    if model is not None and (compare or paper):
-        rule = f"does not go with --{'compare' if compare else 'paper'}, which has networks of its own."
-        raise ArgumentError("model", model, rule)
-    if paper and plot is not None:
-        raise ArgumentError("plot", str(plot), "draws a profile or a comparison: leave it or --paper out.")
-    if paper and fixed:
-        raise ArgumentError("paper", paper, f"fixes batch 1 and one thread: leave out {' and '.join(sorted(fixed))}.")
-
-
-def _profile(model: str, numbers: dict[str, Any], how: Mapping[str, Any], plot: Path | None, *, as_json: bool) -> int:
-    """One network, block by block."""
-    from effnet.runtime.artifact import artifact_path
-
-    if artifact_path(model) is None and how.get("engine", "torch") == "torch":
-        from effnet.models.efficientnet import EfficientNet
-        from effnet.profiling.profile import profile as measure
-        from effnet.runtime.engines import Way
-
-        Way("torch", how.get("precision", "fp32"))  # which refuses what torch cannot do
-        spec = read_network(model)
-        with console.counting(f"measuring {spec.name}", "rounds", 1) as progress:
-            measured = measure(EfficientNet(spec), progress=progress, **numbers)
-    else:
-        from effnet.profiling import engine_blocks as blocks
-
-        source = blocks.of_artifact if artifact_path(model) else blocks.of_network
-        subject: Any = model if artifact_path(model) else read_network(model)
-        with console.counting(f"measuring {model}", "rounds", 1) as progress:
-            measured = source(subject, progress=progress, **numbers, **how)
+        return _compare(options, plot, as_json=json)
+    with console.Display(f"measuring {model}") as progress:
+        opened = read_network(model) if artifact_path(model) is None else open_artifact(model, threads=options.threads)
+        measured = profile_blocks(opened, options, engine=engine, precision=precision, progress=progress)
     if plot is not None:
-        from effnet.plots.figures import profile_blocks
+        from effnet.profiling.plots import draw_profile
 
-        profile_blocks(measured, plot)
-    if as_json:
+        draw_profile(measured, plot)
+    if json:
         sys.stdout.write(console.json_text(measured.to_dict()))
     else:
         _show_profile(measured)
-    words = " ".join(f"--{name} {value}" for name, value in how.items())
-    again = " ".join(filter(None, ("effnet profile", shlex.quote(model), words, "--plot profile.png")))
+    words = ["effnet", "profile", model]
+    for option, value in (("--engine", engine), ("--precision", precision)):
+        words += [option, value] if value else []
+    again = shlex.join([*words, "--plot", "profile.png"])
     _finish(measured.conditions, plot, again if plot is None else "effnet profile --compare")
+    return OK
+
+
+def _compare(options: TimingOptions, plot: Path | None, *, as_json: bool) -> int:
+    """Time networks of many families in turn."""
+    from effnet.profiling.compare import compare_networks
+
+    with console.Display("measuring the networks in turn") as progress:
+        measured = compare_networks(options=options, progress=progress)
+    if plot is not None:
+        from effnet.profiling.plots import draw_comparison
+
+        draw_comparison(measured, plot)
+    if as_json:
+        sys.stdout.write(console.json_text(measured.to_dict()))
+    else:
+        _show_comparison(measured)
+    _finish(measured.conditions, plot, f"effnet profile {'b0' if plot else '--compare --plot times.png'}")
     return OK
 
 
@@ -147,31 +122,12 @@ def _show_profile(measured: Profile) -> None:
     lines.append(("sum", "", "", macs, megabytes, f"{measured.sum_ms:.2f}", "", "100.0", "100.0", ""))
     lines.append(("whole", "", "", macs, "", f"{whole:.2f}", _spread(measured.whole), "", "", speed))
     note = (
-        f"Medians of {len(measured.whole.seconds)} runs, random weights; everything is of a batch of "
+        f"Medians of {len(measured.whole.seconds)} runs with random weights; all figures are of a batch of "
         f"{measured.conditions.batch}.\n"
         f"The blocks add up to {measured.sum_ms / whole:.1%} of the whole, which is timed by itself.\n"
         f"MB: the least that moves, each weight read once,\neach activation written once and read once.\n{MACS}"
     )
     console.table(columns, lines, title=f"{measured.name}, {measured.resolution} px\n{measured.conditions}", note=note)
-
-
-def _compare(numbers: dict[str, Any], plot: Path | None, *, as_json: bool) -> int:
-    """Networks of many kinds in turn."""
-    from effnet.profiling.compare import compare
-
-    with console.counting("measuring the networks in turn", "rounds", 1) as progress:
-        measured = compare(progress=progress, **numbers)
-    if plot is not None:
-        from effnet.plots.figures import compare_times
-
-        compare_times(measured, plot)
-    if as_json:
-        sys.stdout.write(console.json_text(measured.to_dict()))
-    else:
-        _show_comparison(measured)
-    again = "effnet profile --compare --plot times.png"
-    _finish(measured.conditions, plot, again if plot is None else "effnet profile --paper")
-    return OK
 
 
 def _show_comparison(measured: Comparison) -> None:
@@ -200,58 +156,16 @@ def _show_comparison(measured: Comparison) -> None:
     pairs = measured.inversions
     if not pairs:
         return
-    inverted = [
-        (
-            pair.fewer.cost.name,
-            console.billions(pair.fewer.cost.macs),
-            f"{pair.fewer.time.median_ms:.1f}",
-            pair.more.cost.name,
-            console.billions(pair.more.cost.macs),
-            f"{pair.more.time.median_ms:.1f}",
-            f"{pair.slowdown:.2f}x",
-            "yes" if pair.clear else "",
-        )
-        for pair in pairs[:PAIRS]
-    ]
+    inverted = []
+    for pair in pairs[:PAIRS]:
+        cells: list[str] = []
+        for one in (pair.fewer, pair.more):
+            cells += [one.cost.name, console.billions(one.cost.macs), f"{one.time.median_ms:.1f}"]
+        inverted.append((*cells, f"{pair.slowdown:.2f}x", "yes" if pair.clear else ""))
     count = f"{len(pairs)}" if len(pairs) <= PAIRS else f"{PAIRS} of {len(pairs)}"
-    note = "Clear: the one's 10th percentile lies above the other's 90th;\nthe rest may turn round next time."
+    note = "Clear: the 10th percentile of one lies above the 90th of the other;\nother pairs may be reversed next time."
     heads = "<fewer MACs", "MACs", "ms", "<more MACs", "MACs", "ms", "slower by", "clear"
     console.table(heads, inverted, title=f"Fewer multiply-adds, and yet slower: {count} pairs", note=note)
-
-
-def _repeat_paper(numbers: dict[str, Any], *, as_json: bool) -> int:
-    """Table 4 on this machine."""
-    from effnet.profiling.compare import TABLE_4_RUNS, paper_protocol
-
-    with console.counting("measuring b1 and ResNet-152 on one thread", "rounds", 1) as progress:
-        rows = paper_protocol(runs=numbers.get("runs", TABLE_4_RUNS), progress=progress)
-    if as_json:
-        sys.stdout.write(console.json_text([row.to_dict() for row in rows]))
-    else:
-        _show_paper(rows)
-    _finish(rows[0].conditions, None, "effnet profile --compare")
-    return OK
-
-
-def _show_paper(rows: tuple[Repeated, ...]) -> None:
-    """The published row, and ours in each memory layout."""
-    from effnet.profiling.compare import GPIPE, TABLE_4
-
-    ours, seconds, theirs, their_seconds = TABLE_4
-    columns = "<", f"{ours}, ms", f"{theirs}, ms", "ratio"
-    published = f"{1e3 * seconds:.0f}", f"{1e3 * their_seconds:.0f}", f"{their_seconds / seconds:.2f}x"
-    lines: list[tuple[object, ...]] = [("paper, Xeon E5-2690", *published)]
-    for row in rows:
-        times = (f"{time.mean_ms:.1f} ± {time.stdev_ms:.1f}" for time in (row.ours, row.theirs))
-        lines.append((f"here, {row.conditions.layout}", *times, f"{row.ratio:.2f}x"))
-    first = rows[0].conditions
-    note = (
-        f"Here: mean ± standard deviation of {len(rows[0].ours.seconds)} runs, random weights; "
-        f"{theirs} is torchvision's.\n{GPIPE}\n"
-    )
-    title = f"Table 4 of the paper: batch 1, one thread\n{first.machine}\n{first.dtype}, {', '.join(first.versions)}"
-    console.table(columns, lines, title=title)
-    sys.stdout.write(note)
 
 
 def _spread(time: Timing) -> str:
@@ -262,14 +176,11 @@ def _spread(time: Timing) -> str:
 def _finish(conditions: Conditions, plot: Path | None, command: str) -> None:
     """What may have disturbed the measurement, where the picture is, and what to type next."""
     if conditions.crowded:
-        words = f"Other programs were busy before this began (load {conditions.load:.1f}): the times may be "
-        if conditions.threads == 1:
-            words += "too long. Measure again when it is quiet."
-        else:
-            words += (
-                "far too long, as torch's threads wait for each other. Measure when it is quiet, or with --threads 1."
-            )
-        console.remark(words)
+        advice = "again when it is quiet" + ("" if conditions.threads == 1 else ", or with --threads 1")
+        console.remark(
+            f"Other programs were busy before this began (load {conditions.load:.1f}), so the times may be far too "
+            f"long: measure {advice}."
+        )
     if plot is not None:
         console.remark(f"Drawn: {plot}")
     console.remark(f"Next: {command}")

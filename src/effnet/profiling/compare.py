@@ -1,9 +1,7 @@
-"""Measured time of many networks in turn: how well multiply-adds and activations predict it, and Table 4 of the paper.
+"""Measured time of many networks in turn: how well multiply-adds and activations predict it.
 
 Everything runs eagerly in float32 on the processor, in eval mode, with random weights, on which time does not depend.
 The networks of other kinds are torchvision's.
-
-Departure from the paper: Table 4's processor is another one, and its memory layout is not known, so both are measured.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from effnet.arch.cost import Cost, cost
 from effnet.arch.variants import VARIANTS, spec
-from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
-from effnet.fields import positive_int
-from effnet.metrics.conditions import LAYOUTS, Conditions, random_images, torch_threads
-from effnet.metrics.timing import Progress, Timing, measure_in_turn
+from effnet.errors import ArgumentError, UnknownNameError
+from effnet.metrics.conditions import Conditions, random_images, torch_threads
+from effnet.metrics.timing import Timing, measure_in_turn
 from effnet.models.efficientnet import EfficientNet
+from effnet.profiling.profile import DEFAULTS, TimingOptions
+from effnet.progress import SILENT, Progress
 
-# The other networks: their names in the paper's spelling, and torchvision's. All see 224 px.
+# The other networks: their names in the paper's spelling, and torchvision's. All take 224 px.
 RIVALS = {
     "ResNet-50": "resnet50",
     "ResNet-152": "resnet152",
@@ -38,13 +37,6 @@ RIVALS = {
     "ShuffleNetV2": "shufflenet_v2_x1_0",
 }
 COMPARED = ("b0", "b1", "b2", "b3", "lite0", *(name for name in RIVALS if name != "ResNet-152"))
-# Table 4 of the paper, one core of a Xeon E5-2690, batch 1, mean of 20 runs: ours, seconds, theirs, seconds.
-TABLE_4 = ("b1", 0.098, "ResNet-152", 0.554)
-TABLE_4_RUNS = 20
-GPIPE = (
-    "The table's other row is published and cannot be repeated:\n"
-    "GPipe 19.0 s, B7 3.1 s, 6.1x. GPipe's network of 557 M parameters is not available."
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class Inversion:
 
     @property
     def clear(self) -> bool:
-        """Whether even the spreads lie apart; where they overlap, the next run may turn the pair round."""
+        """Whether the spreads do not overlap; where they do, another run may find the reverse."""
         return self.fewer.time.spread_ms[0] > self.more.time.spread_ms[1]
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,12 +98,13 @@ class Comparison:
         """Pearson's r of the logarithm of time with those of the multiply-adds and of the activations."""
         times = [row.time.median_ms for row in self.rows]
         return {
-            key: correlation([getattr(row.cost, key) for row in self.rows], times) for key in ("macs", "activations")
+            key: log_correlation([getattr(row.cost, key) for row in self.rows], times)
+            for key in ("macs", "activations")
         }
 
     @property
     def inversions(self) -> tuple[Inversion, ...]:
-        """The pairs where fewer multiply-adds took longer, the most striking first."""
+        """The pairs where fewer multiply-adds took longer, the largest slowdown first."""
         pairs = [
             Inversion(fewer, more)
             for fewer, more in itertools.permutations(self.rows, 2)
@@ -126,89 +119,47 @@ class Comparison:
         return self.conditions.to_dict() | {"rows": rows, "correlations": self.correlations, "inversions": inversions}
 
 
-@dataclass(frozen=True)
-class Repeated:
-    """Table 4's pair on this machine, both networks in one memory layout."""
-
-    conditions: Conditions
-    ours: Timing
-    theirs: Timing
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster ours is, by the means as in the paper."""
-        return self.theirs.mean_ms / self.ours.mean_ms
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every figure, the published ones among them."""
-        ours, ours_seconds, theirs, their_seconds = TABLE_4
-        measured = {"ours": {"name": ours} | self.ours.to_dict(), "theirs": {"name": theirs} | self.theirs.to_dict()}
-        published = {"ours_ms": 1e3 * ours_seconds, "theirs_ms": 1e3 * their_seconds}
-        published |= {"ratio": their_seconds / ours_seconds}
-        return self.conditions.to_dict() | measured | {"ratio": self.ratio, "published": published}
-
-
-def compare(
-    names: Sequence[str] = COMPARED,
-    *,
-    batch: int = 1,
-    threads: int | None = None,
-    runs: int | None = None,
-    progress: Progress | None = None,
+def compare_networks(
+    names: Sequence[str] = COMPARED, options: TimingOptions = DEFAULTS, *, progress: Progress = SILENT
 ) -> Comparison:
     """Time networks in turn, each at its own resolution and in channels_last.
 
     Args:
         names: of variants, and of RIVALS, which torchvision builds.
-        batch: images that go through together.
-        threads: of torch; its present number by default. The present number is back in place afterwards.
-        runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
-        progress: called with the number of rounds done and of all, after each round.
+        options: batch, threads and rounds.
+        progress: follows the rounds.
 
     Raises:
-        ArgumentError: there are fewer than two networks, or a number is no positive whole number.
-        UnknownNameError: a network has another name.
-        MissingExtraError: torchvision is not installed.
+        ArgumentError: there are fewer than two networks.
+        UnknownNameError: a name is neither a variant's nor among RIVALS.
+        ImportError: torchvision is not installed, and a network of its own is named.
     """
-    batch, names = positive_int("batch", batch), tuple(dict.fromkeys(names))
+    batch, names = options.batch or 1, tuple(dict.fromkeys(names))
     if len(names) < 2:
         raise ArgumentError("names", names, "must hold at least two networks.")
-    counted = {name: count(name) for name in names}
+    costs = {name: count(name) for name in names}
     libraries = ("torchvision",) if set(names) & set(RIVALS) else ()
-    with torch_threads(threads):
+    with torch_threads(options.threads):
         conditions = Conditions.now(batch, "channels_last", *libraries)
-        functions = {name: _forward(name, px, batch, "channels_last") for name, (_, px) in counted.items()}
-        times = measure_in_turn(functions, runs=runs, progress=progress)
-    rows = (Contestant(*counted[name], name in VARIANTS, batch, times[name]) for name in names)
+        functions = {}
+        for name, (_, resolution) in costs.items():
+            network = build_network(name).to(memory_format=torch.channels_last)
+            functions[name] = partial(network, random_images(batch, resolution))
+        times = measure_in_turn(
+            functions, runs=options.runs, progress=lambda done, total: progress.update("rounds", done, total)
+        )
+    rows = (Contestant(*costs[name], name in VARIANTS, batch, times[name]) for name in names)
     return Comparison(conditions, tuple(rows))
-
-
-def paper_protocol(*, runs: int = TABLE_4_RUNS, progress: Progress | None = None) -> tuple[Repeated, ...]:
-    """Table 4 of the paper on this machine: batch 1, one thread, the mean of 20 runs; once in each memory layout.
-
-    All four contestants take turns. The paper's layout is not known, so neither is left out, and both networks of a
-    row have the same.
-
-    Raises:
-        MissingExtraError: torchvision is not installed.
-    """
-    pair = TABLE_4[0], TABLE_4[2]
-    sizes = {name: count(name)[1] for name in pair}
-    with torch_threads(1):
-        conditions = [Conditions.now(1, layout, "torchvision") for layout in LAYOUTS]
-        functions = {f"{name} {layout}": _forward(name, sizes[name], 1, layout) for layout in LAYOUTS for name in pair}
-        times = measure_in_turn(functions, runs=runs, progress=progress)
-    return tuple(Repeated(here, *(times[f"{name} {here.layout}"] for name in pair)) for here in conditions)
 
 
 def count(name: str) -> tuple[Cost, int]:
     """What one image costs in a variant or a network of RIVALS, and the resolution in pixels.
 
-    Ours is counted from its spec; for a rival torch counts on its meta device, where nothing is computed.
+    A variant is counted from its spec; a rival by torch on the meta device, where nothing is computed.
 
     Raises:
-        UnknownNameError: a network has another name.
-        MissingExtraError: torchvision is not installed.
+        UnknownNameError: a name is neither a variant's nor among RIVALS.
+        ImportError: torchvision is not installed.
     """
     if name in VARIANTS:
         return cost(spec(name)), spec(name).resolution
@@ -219,7 +170,7 @@ def count(name: str) -> tuple[Cost, int]:
         activations += output.numel()
 
     with torch.device("meta"):
-        network = _rival(name)
+        network = build_network(name)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_hook(add)
@@ -229,30 +180,18 @@ def count(name: str) -> tuple[Cost, int]:
     return Cost(name, params, counter.get_total_flops() // 2, activations), 224
 
 
-def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Pearson's r of the logarithms: 1 where one is a power of the other."""
-    return statistics.correlation([math.log(x) for x in xs], [math.log(y) for y in ys])
-
-
-def _forward(name: str, resolution: int, batch: int, layout: str) -> Callable[[], Tensor]:
-    """A function that runs a fresh network on one batch."""
-    network = (EfficientNet(spec(name)) if name in VARIANTS else _rival(name)).eval()
-    network.to(memory_format=LAYOUTS[layout])
-    images = random_images(batch, resolution, layout=layout)
-
-    def run() -> Tensor:
-        logits: Tensor = network(images)
-        return logits
-
-    return run
-
-
-def _rival(name: str) -> nn.Module:
+def build_network(name: str) -> nn.Module:
+    """A variant or a network of RIVALS with random weights, in eval mode."""
+    if name in VARIANTS:
+        return EfficientNet(spec(name)).eval()
     if name not in RIVALS:
         raise UnknownNameError("name", name, (*VARIANTS, *RIVALS))
-    try:
-        models = import_module("torchvision.models")
-    except ImportError as error:
-        raise MissingExtraError(f"{name}, a network of torchvision,", "compare") from error
-    network: nn.Module = getattr(models, RIVALS[name])()
+    import torchvision
+
+    network: nn.Module = getattr(torchvision.models, RIVALS[name])()
     return network.eval()
+
+
+def log_correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Pearson's r of the logarithms: 1 where one is a power of the other."""
+    return statistics.correlation([math.log(x) for x in xs], [math.log(y) for y in ys])

@@ -1,26 +1,62 @@
-"""Measured time of one network, block by block, beside its multiply-adds.
+"""Time per block of one network beside its multiply-adds, in torch or inside OpenVINO or ONNX Runtime.
 
-Multiply-adds say how much arithmetic there is, not how long a processor takes for it: this shows where the time goes.
-Everything runs eagerly in float32 on the processor, in eval mode. Weights may be random: time does not depend on them.
+Multiply-adds say how much arithmetic there is, not how long a processor takes for it: a profile shows where the time
+goes. Weights are random where MODEL has none, since time does not depend on their values.
+
+torch runs the blocks eagerly in float32, one after the other, with a look at the clock between them. The engines report
+how long each node of their graph took. Nodes are named after the layers that they compute (runtime/graph.py); what an
+engine adds, such as a change of memory layout, counts for the block before it.
 """
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import Row, block_rows
+from effnet.console import Whole
+from effnet.errors import ArgumentError
 from effnet.fields import positive_int
-from effnet.metrics.conditions import Conditions, random_images, torch_threads
-from effnet.metrics.timing import Progress, Timing, measure, seconds, time_rounds
-from effnet.models.efficientnet import EfficientNet
+from effnet.machine import this_machine
+from effnet.metrics.timing import Timing, measure, seconds, time_rounds
+from effnet.progress import SILENT, Progress
+from effnet.runtime.artifact import Artifact
+from effnet.runtime.engines import NAMES, EngineName, Precision, Way
+
+if TYPE_CHECKING:
+    from effnet.metrics.conditions import Conditions
+
+WARMUP = 2  # rounds that allocate memory and choose kernels
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """How long something is timed, and under which conditions."""
+
+    batch: Whole | None = None
+    """Images that go through together. Default: 1, or the batch that an artifact was exported for."""
+    threads: Whole | None = None
+    """Threads that the engine may use. Default: as many as it takes by itself."""
+    runs: Whole | None = None
+    """Rounds that count, after a warm-up. Default: as many as fit into 20 seconds, from 7 to 30."""
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is not a positive whole number.
+        """
+        for name in ("batch", "threads", "runs"):
+            if (value := getattr(self, name)) is not None:
+                positive_int(name, value)
+
+
+DEFAULTS = TimingOptions()
 
 
 @dataclass(frozen=True)
@@ -49,7 +85,7 @@ class BlockTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """A network's time, block by block, beside its own time when nobody looks inside."""
+    """A network's time block by block, and the time of the whole network when no clock is read between blocks."""
 
     name: str
     resolution: int
@@ -89,65 +125,148 @@ class Profile:
 
 
 def profile(
-    network: EfficientNet,
+    model: NetworkSpec | Artifact,
+    options: TimingOptions = DEFAULTS,
     *,
-    batch: int = 1,
-    threads: int | None = None,
-    runs: int | None = None,
-    warmup: int = 2,
-    progress: Progress | None = None,
+    engine: EngineName | None = None,
+    precision: Precision | None = None,
+    progress: Progress = SILENT,
 ) -> Profile:
-    """Time every block of `network`, and the network as a whole, on the processor.
-
-    Each round runs the parts one after the other with a look at the clock between them, then the whole without. The
-    network stays as it is: a copy in float32 and channels_last is timed.
+    """Time every block of a network, and the network as a whole, on the processor.
 
     Args:
-        network: what to time, at its spec's resolution.
-        batch: images that go through together.
-        threads: of torch; its present number by default. The present number is back in place afterwards.
-        runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
-        warmup: rounds before them, which allocate memory and choose kernels.
-        progress: called with the number of rounds done and of all, after each round.
+        model: a network, which gets random weights, or an artifact.
+        options: batch, threads and rounds.
+        engine: what runs it; by default torch, or an artifact's own engine.
+        precision: what it computes with; by default fp32, or an artifact's own precision.
+        progress: follows the rounds.
 
     Raises:
-        ArgumentError: a number is no positive whole number.
+        ArgumentError: the engine cannot compute so, or the artifact takes another batch or says nothing of its blocks.
+        MissingExtraError: the engine is not installed.
     """
-    batch = positive_int("batch", batch)
-    network = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.channels_last).eval()
-    images = random_images(batch, network.spec.resolution, network.spec.in_channels)
-    parts = _parts(network)
+    if isinstance(model, Artifact):
+        return _profile_artifact(model, options, engine, precision, progress)
+    way = Way(engine or "torch", precision or "fp32")
+    if way.engine == "torch":
+        return _profile_torch(model, options, progress)
+    from effnet.runtime.engines import compiler, network_of
+    from effnet.runtime.latency import fresh
 
-    def turn() -> list[float]:
-        laps, x = [], images
-        for part in parts:
+    network, batch = network_of(fresh(model)), options.batch or 1
+    plain, recording = (
+        compiler(network, way, threads=options.threads, recording=each)(batch) for each in (False, True)
+    )
+    return _profile_session(model, way, plain, recording, batch, options, progress)
+
+
+def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress) -> Profile:
+    """Each round runs the blocks one after the other, then the whole network."""
+    import torch
+
+    from effnet.metrics.conditions import Conditions, random_images, torch_threads
+    from effnet.models.efficientnet import EfficientNet
+
+    batch = options.batch or 1
+    network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
+    images = random_images(batch, spec.resolution, spec.in_channels)
+    blocks = _blocks(network)
+
+    def run_round() -> list[float]:
+        times, x = [], images
+        for block in blocks:
             started = time.perf_counter()
-            x = part(x)
-            laps.append(time.perf_counter() - started)
-        return [*laps, seconds(lambda: network(images))]
+            x = block(x)
+            times.append(time.perf_counter() - started)
+        return [*times, seconds(lambda: network(images))]
 
-    with torch_threads(threads):
+    with torch_threads(options.threads):
         conditions = Conditions.now(batch, "channels_last")
-        *laps, whole = time_rounds(turn, runs=runs, warmup=warmup, progress=progress)
-    rows = block_rows(network.spec)
-    blocks = tuple(BlockTime(row, batch, lap) for row, lap in zip(rows, laps, strict=True))
-    return Profile(network.spec.name, network.spec.resolution, conditions, blocks, whole)
+        *times, whole = _time(run_round, options, progress)
+    return Profile(spec.name, spec.resolution, conditions, _block_times(spec, batch, times), whole)
+
+
+def _blocks(network: Any) -> list[Any]:
+    """The modules of `block_rows`, in their order."""
+    from torch import nn
+
+    blocks = (network.get_submodule(block.name) for block in network.spec.blocks)
+    classify = nn.Sequential(network.pool, nn.Flatten(1), network.dropout, network.classifier).eval()
+    return [nn.Sequential(network.stem, network.stem_pool), *blocks, network.head, classify]
+
+
+def _profile_artifact(
+    artifact: Artifact,
+    options: TimingOptions,
+    engine: EngineName | None,
+    precision: Precision | None,
+    progress: Progress,
+) -> Profile:
+    way, exported = artifact.way(engine, precision), artifact.form.batch
+    if way.engine == "torch":
+        rule = "is a torch.export program, which does not report the time of its blocks; name its bundle."
+        raise ArgumentError("model", str(artifact.path), rule)
+    if exported is not None and options.batch not in (None, exported):
+        raise ArgumentError("batch", options.batch, f"cannot be chosen: {artifact.path} was exported for {exported}.")
+    plain, recording = (artifact.session(way, recording=each) for each in (False, True))
+    batch = exported or options.batch or 1
+    return _profile_session(artifact.config.spec, way, plain, recording, batch, options, progress)
+
+
+def _profile_session(
+    spec: NetworkSpec, way: Way, plain: Any, recording: Any, batch: int, options: TimingOptions, progress: Progress
+) -> Profile:
+    """Rounds of a session that records its nodes, and of one that does not: that one counts as the whole."""
+    from effnet.metrics.conditions import Conditions
+    from effnet.runtime.choice import version_of
+
+    shape = batch, spec.resolution, spec.resolution, spec.in_channels
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def run_round() -> list[float]:
+        recording(pixels)
+        return [seconds(lambda: plain(pixels))]
+
+    (whole,) = _time(run_round, options, progress)
+    names = [row.name for row in block_rows(spec)]
+    rounds = [_sum_by_block(nodes, names) for nodes in recording.recorded()[WARMUP:]]
+    times = [Timing(tuple(taken[name] for taken in rounds)) for name in names]
+    threads, versions = options.threads or this_machine().cores, (f"{NAMES[way.engine]} {version_of(way.engine)}",)
+    conditions = Conditions.of(threads, batch, "uint8", versions, way.precision)
+    return Profile(spec.name, spec.resolution, conditions, _block_times(spec, batch, times), whole)
+
+
+def _time(run_round: Any, options: TimingOptions, progress: Progress) -> list[Timing]:
+    def count(done: int, total: int) -> None:
+        progress.update("rounds", done, total)
+
+    return time_rounds(run_round, runs=options.runs, warmup=WARMUP, progress=count)
+
+
+def _block_times(spec: NetworkSpec, batch: int, times: Sequence[Timing]) -> tuple[BlockTime, ...]:
+    return tuple(BlockTime(row, batch, taken) for row, taken in zip(block_rows(spec), times, strict=True))
+
+
+def _sum_by_block(nodes: Iterable[tuple[str, float]], blocks: Iterable[str]) -> Mapping[str, float]:
+    """The seconds of each block; those of the pixels' nodes, which come first, count for the first block."""
+    found = dict.fromkeys(blocks, 0.0)
+    current = next(iter(found))
+    for name, taken in nodes:
+        pieces = name.split(".")
+        prefixes = (".".join(pieces[:size]) for size in (3, 1))
+        current = next((prefix for prefix in prefixes if prefix in found), current)
+        found[current] += taken
+    return found
 
 
 def time_image(spec: NetworkSpec, *, threads: int | None = None, runs: int = 15) -> Timing:
-    """How long a network of random weights takes for one image: eval mode, channels_last, float32.
+    """How long a network of random weights takes for one image: eval mode, channels_last, float32."""
+    import torch
 
-    Raises:
-        ArgumentError: `threads` or `runs` is no positive whole number.
-    """
+    from effnet.metrics.conditions import random_images, torch_threads
+    from effnet.models.efficientnet import EfficientNet
+
     network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
     image = random_images(1, spec.resolution, spec.in_channels)
     with torch_threads(threads):
         return measure(lambda: network(image), runs=runs, warmup=3)
-
-
-def _parts(network: EfficientNet) -> list[Callable[[Tensor], Tensor]]:
-    """The parts of `block_rows`, in their order."""
-    blocks = (network.get_submodule(block.name) for block in network.spec.blocks)
-    classify = nn.Sequential(network.pool, nn.Flatten(1), network.dropout, network.classifier).eval()
-    return [nn.Sequential(network.stem, network.stem_pool), *blocks, network.head, classify]
