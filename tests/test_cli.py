@@ -1,23 +1,27 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
 import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from cyclopts import App
 from PIL import Image
 from ran import Run
 
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS
-from effnet.cli import main
+from effnet.cli import COMMANDS, main
 from effnet.weights.bundle import Calibration, Record, read_record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
@@ -39,6 +43,48 @@ def material(tmp_path: Path, photos: Path) -> Path:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 cut")
     (tmp_path / "notes.txt").write_text("no photo")
     return tmp_path
+
+
+# the table of commands
+
+
+def test_root_help_imports_no_command() -> None:
+    code = (
+        "import sys\nfrom effnet.cli import COMMANDS, main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in sys.modules if name.startswith('effnet.') and name.count('.') > 1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    *shown, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    for name in COMMANDS:
+        assert f" {name} " in "\n".join(shown)
+
+
+def functions(names: Iterable[str]) -> Iterator[tuple[str, Callable[..., int]]]:
+    """Every command and subcommand, and its function."""
+    for name in names:
+        command = getattr(importlib.import_module(f"effnet.{COMMANDS[name][0]}"), name)
+        if isinstance(command, App):
+            yield from ((f"{name} {sub}", command[sub].default_command) for sub in command if not sub.startswith("-"))
+        else:
+            yield name, command
+
+
+STILL = {"info", "predict", "profile", "train", "val", "bench", "scale", "search run"}  # to be rebuilt
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), list(functions(COMMANDS)), ids=lambda value: value if type(value) is str else ""
+)
+def test_more_than_six_options_are_a_dataclass(
+    name: str, function: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    plain = [option.name for option in options if 'Parameter(name="*"' not in option.annotation]
+    assert len(plain) <= 6 or name in STILL, plain
+    out = Run(capsys, *name.split(), "--help").out
+    assert function.__doc__ is not None
+    assert function.__doc__.split()[:4] == out.split("\n\n")[1].split()[:4]  # its own words, not the table's
 
 
 # info

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
+from pathlib import Path
 
 import pytest
 
 from effnet import errors
-from effnet.errors import ArgumentError, EffnetError, MissingExtraError, UnknownNameError, nearest
+from effnet.errors import ArgumentError, EffnetError, MissingExtraError, UnknownNameError, missing, nearest, translated
 
 
 def test_argument_value_rule() -> None:
@@ -25,10 +28,46 @@ def test_nearest(word: str, expected: str) -> None:
     assert nearest(word, ("b0", "lite0")) == expected
 
 
-def test_a_missing_extra_names_the_command() -> None:
-    error = MissingExtraError("reading x.h5", "keras")
+def fails_to_import(name: str) -> ImportError:
+    with pytest.raises(ImportError) as failure:
+        importlib.import_module(name)
+    return failure.value
+
+
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    error = translated(fails_to_import("h5py"), "reading x.h5")
+    assert isinstance(error, MissingExtraError)
+    assert "reading x.h5" in str(error)
     assert "pip install 'effnet[keras]'" in str(error)
-    assert isinstance(error, ImportError)
+    assert translated(error) is error
+    assert str(missing("reading x.h5", "h5py")) == str(error)
+
+
+def test_torch_is_installed_by_the_extra_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "effnet[torch]" in str(translated(fails_to_import("torch")))
+    assert "effnet[train]" in str(translated(fails_to_import("torch"), "train", with_torch="train"))
+
+
+@pytest.mark.parametrize("line", ["raise ImportError('libx.so is missing')", "import nowhere", "from h5py import x"])
+def test_an_installed_package_that_cannot_be_loaded_is_not_called_missing(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "h5py.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "h5py", raising=False)
+    cause = fails_to_import("h5py")
+    error = translated(cause, "reading x.h5")
+    assert isinstance(error, MissingExtraError)
+    assert "h5py, which is installed but cannot be loaded" in str(error)
+    assert str(error).endswith(str(cause))
+    assert "pip install" not in str(error)
+
+
+def test_other_failed_imports_are_left_alone() -> None:
+    error = fails_to_import("nowhere.at_all")
+    assert translated(error) is error
 
 
 @pytest.mark.parametrize(
@@ -37,6 +76,7 @@ def test_a_missing_extra_names_the_command() -> None:
         ArgumentError("width", 0, "must be positive."),
         UnknownNameError("network", "b9", ("b8",)),
         MissingExtraError("drawing", "plots"),
+        MissingExtraError("reading", "keras", "h5py", "libhdf5.so is missing"),
         errors.ImageError("is empty"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Container
 
 from cyclopts import App, CycloptsError
 
@@ -15,36 +16,32 @@ from effnet import console
 from effnet.errors import EffnetError, RefusedError, translated
 from effnet.version import __version__
 
-# name, what it does, where its function lives; a command's module is imported when the command runs
-COMMANDS = (
-    (
-        "info",
-        "A network: its stages, costs and memory; without a model, the whole family.",
-        "describing.command",
+COMMANDS = {
+    # name: where its function lives, the extra that it needs, what it does
+    "info": ("describing.command", "", "A network: its stages, costs and memory; without a model, the whole family."),
+    "predict": ("predicting.command", "torch", "Name what photos show."),
+    "convert": ("converting.command", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),
+    "scale": ("scaling.command", "", "Compound scaling: the network of a phi, or the one that fits a budget."),
+    "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
+    "check": ("checking.command", "train", "Unreadable images, copies and leaks between the splits of a data set."),
+    "train": ("training.command", "train", "Train a network on a folder of images."),
+    "val": (
+        "evaluating.command",
+        "torch",
+        "Evaluate a model on labelled images, with intervals; or compare two models.",
     ),
-    ("predict", "Name what photos show.", "predicting.command"),
-    ("convert", "Turn a checkpoint of one library into another's, or into a bundle.", "converting.command"),
-    ("scale", "Compound scaling: the network of a phi, or the one that fits a budget.", "scaling.command"),
-    ("profile", "Where a network's time goes on this machine.", "profiling.command"),
-    (
-        "check",
-        "Find unreadable images, copies and leaks between the splits of a data set.",
-        "checking.command",
-    ),
-    ("train", "Train a network on a folder of images.", "training.command"),
-    ("val", "Evaluate a model on labelled images, with intervals; or compare two models.", "evaluating.command"),
-    ("export", "Write a model as a file that OpenVINO, ONNX Runtime or torch.export runs.", "exporting.command"),
-    (
-        "bench",
-        "Time every engine and precision on this machine, and compare their answers.",
+    "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),
+    "bench": (
         "benchmarking.command",
+        "torch",
+        "Time every engine and precision on this machine; compare their answers.",
     ),
-    ("search", "Search alpha, beta and gamma for a baseline on your images.", "searching.command"),
-)
+    "search": ("searching.command", "search", "Search alpha, beta and gamma for a baseline on your images."),
+}
 
 
-def build_app(summaries: bool) -> App:
-    """The application; its root help takes each command's line from the table, so that none is imported for it."""
+def build_app(words: Container[str] = ()) -> App:
+    """The application; only a command among the typed `words` is imported, the others show their line of the table."""
     app = App(
         name="effnet",
         help="EfficientNet: exact networks, verified weights, and the network that fits your budget.\n\n"
@@ -54,8 +51,9 @@ def build_app(summaries: bool) -> App:
         exit_on_error=False,
         print_error=False,
     )
-    for name, summary, module in COMMANDS:
-        app.command(f"effnet.{module}:{name}", help=summary if summaries else None)
+    for place, (name, (module, _, summary)) in enumerate(COMMANDS.items()):
+        help_text = None if name in words else summary  # None: the command's own docstring
+        app.command(f"effnet.{module}:{name}", help=help_text, sort_key=place)
     return app
 
 
@@ -63,9 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code; `--traceback` shows where an error came from."""
     words = sys.argv[1:] if arguments is None else arguments
     code = console.ERROR
-    app = build_app(summaries=not set(words) & {name for name, _, _ in COMMANDS})
     try:
-        code = app([console.STDIN if word == "-" else word for word in words if word != "--traceback"]) or console.OK
+        typed = [console.STDIN if word == "-" else word for word in words if word != "--traceback"]
+        code = build_app(words)(typed) or console.OK
     except KeyboardInterrupt:
         code = console.INTERRUPTED
     except BrokenPipeError:  # the reader of the pipe has left, so there is nobody to tell
@@ -74,7 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
         if "--traceback" in words:
             raise
         if isinstance(error, ImportError):
-            error = translated(error)
+            name = next((word for word in words if word in COMMANDS), "")
+            error = translated(error, name, COMMANDS[name][1] or "torch") if name else error
         expected = isinstance(error, (EffnetError, CycloptsError, OSError))
         console.remark(f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}")
         code = console.FINDING if isinstance(error, RefusedError) else console.ERROR

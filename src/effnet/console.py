@@ -1,18 +1,29 @@
 """How results look on a terminal, in JSON lines and in CSV, and how waiting looks.
 
 Results go to standard output; progress, remarks and the next command to standard error, so output can be piped.
+
+A command with more than six options takes them as a frozen dataclass, the one that the library function takes:
+
+    def scale(*, options: Annotated[ScaleOptions, Parameter(name="*")] = ScaleOptions()) -> int: ...
+
+The docstring under a field is its help text: a phrase, with "Default: ..." where the field's default is None. Whole
+numbers are `Whole`, switches `Flag`, amounts such as 8GB `Amount | None`; a field that is not called like its option is
+Annotated[str, Parameter(name="--from")]. `__post_init__` checks values; its errors reach the user as they are.
+A group of options that may be left out altogether is a parameter `Budget | None = None` of the same kind.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from cyclopts import Parameter, Token
 
@@ -32,7 +43,7 @@ SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def _whole(_: type, tokens: Sequence[Token]) -> int:
-    """A whole number as it is written; cyclopts would cut 1.5 down to 1."""
+    """A whole number as it is written; cyclopts would round 1.5 to 2."""
     try:
         return int(tokens[0].value)
     except ValueError as error:
@@ -40,7 +51,24 @@ def _whole(_: type, tokens: Sequence[Token]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
-Flag = Annotated[bool, Parameter(negative=())]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Amount = Annotated[str | float, Parameter(metavar="AMOUNT")]  # text first: a typed 8 has no unit and is refused
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The fields of an options dataclass that differ from their defaults."""
+    values = ((field, getattr(options, field.name)) for field in dataclasses.fields(options))
+    return {field.name: value for field, value in values if value != field.default}
+
+
+def command_line(command: str, options: Mapping[str, Any]) -> str:
+    """A command with options as a person types it: `from_` is --from, True a switch, a list the option repeated."""
+    words = ["effnet", *command.split()]
+    for name, value in options.items():
+        option = "--" + name.strip("_").replace("_", "-")
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            words += [option] if item is True else [option, f"{item:g}" if isinstance(item, float) else str(item)]
+    return shlex.join(words)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str = "") -> None:
@@ -129,8 +157,8 @@ class Display:
             self._bar.start()
         if task not in self._tasks:
             self._tasks[task] = self._bar.add_task(task, total=total)
-        words = f"{task}, {detail}" if detail else task
-        self._bar.update(self._tasks[task], completed=done, total=total, description=words)
+        description = f"{task}, {detail}" if detail else task
+        self._bar.update(self._tasks[task], completed=done, total=total, description=description)
         if done >= total:
             self._bar.remove_task(self._tasks.pop(task))
 
@@ -142,10 +170,10 @@ def counting(doing: str, of: str = "images", every: int = 1) -> Iterator[Callabl
         yield lambda done, total: display.update(doing, done, total)
 
 
-def remark(words: str) -> None:
-    """Something a person may want to know, beside the results."""
+def remark(text: str) -> None:
+    """Write a line to standard error, beside the results."""
     sys.stdout.flush()
-    sys.stderr.write(f"{words}\n")
+    sys.stderr.write(f"{text}\n")
 
 
 def json_text(value: object) -> str:

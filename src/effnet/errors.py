@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -113,14 +114,26 @@ class DownloadError(EffnetError):
 
 
 class MissingExtraError(EffnetError, ImportError):
-    """An optional dependency is not installed, or it is and cannot be loaded."""
+    """An optional dependency is not installed, or it is installed and cannot be loaded.
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional part of effnet; install it with: pip install 'effnet[{extra}]'")
-        self.what, self.extra = what, extra
+    Args:
+        what: what needs it, such as "reading x.h5".
+        extra: the extra of effnet that installs it.
+        package: the package, where it is one.
+        reason: why a package that is installed cannot be loaded.
+    """
+
+    def __init__(self, what: str, extra: str, package: str = "", reason: str = "") -> None:
+        if reason:
+            message = f"{what} needs {package}, which is installed but cannot be loaded: {reason}"
+        else:
+            needs = f"{package}, which is not installed" if package else "an optional part of effnet"
+            message = f"{what} needs {needs}; install it with: pip install 'effnet[{extra}]'"
+        super().__init__(message)
+        self.what, self.extra, self.package, self.reason = what, extra, package, reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.what, self.extra)
+        return type(self), (self.what, self.extra, self.package, self.reason)
 
 
 def nearest(value: object, known: Iterable[str]) -> str:
@@ -129,23 +142,34 @@ def nearest(value: object, known: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def translated(error: ImportError) -> ImportError:
-    """The error to raise for a failed import: where an optional dependency failed, the extra that installs it.
+def translated(error: ImportError, what: str = "this", with_torch: str = "torch") -> ImportError:
+    """The error to raise for a failed import: where an optional dependency failed, a MissingExtraError.
 
-    A package that is there but cannot be loaded is not called missing: its own words are passed on.
+    A package that is installed but raises while it is loaded is not called missing: its own message is passed on.
+
+    Args:
+        error: what an import raised.
+        what: what needs the package, such as "effnet train".
+        with_torch: the extra to name where torch is missing; every extra that needs torch installs it.
     """
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, ImportError) and cause.name):
-        cause = cause.__cause__ or cause.__context__
-    package = (getattr(cause, "name", None) or "").partition(".")[0]
-    if isinstance(error, MissingExtraError) or package not in EXTRAS:
+    if isinstance(error, MissingExtraError):
         return error
-    return missing(package, package, cause)
+    cause: BaseException | None = error
+    while cause is not None:
+        package = (getattr(cause, "name", None) or "").partition(".")[0]
+        if package in EXTRAS:
+            result = missing(what, package, cause)
+            is_torch = package == "torch" and not result.reason
+            return MissingExtraError(what, with_torch, package) if is_torch else result
+        cause = cause.__cause__ or cause.__context__
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package in EXTRAS:
+            return missing(what, package, error)
+    return error
 
 
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:
     """The error that says what needs `package`, and how to install it or why it cannot be loaded."""
-    result = MissingExtraError(what, EXTRAS[package])
-    if importlib.util.find_spec(package) is not None and error is not None:
-        result.args = (f"{what} needs {package}, which is installed but cannot be loaded: {error}",)
-    return result
+    installed = error is not None and importlib.util.find_spec(package) is not None
+    return MissingExtraError(what, EXTRAS[package], package, str(error) if installed else "")

@@ -1,84 +1,86 @@
 """What the plain install promises, without torch: run by `make check` in a virtual environment of its own."""
 
+import contextlib
 import importlib
 import importlib.resources
+import io
 import sys
+from pathlib import Path
 
 import numpy as np
 
 import effnet
+from effnet.cli import COMMANDS, main
+from effnet.errors import EXTRAS
 
+SOURCE = Path(effnet.__file__).parent
 PROMISED = (
-    "effnet.arch.baselines",
-    "effnet.arch.cost",
-    "effnet.arch.memory",
-    "effnet.arch.ops",
-    "effnet.arch.recompute",
-    "effnet.arch.shape",
-    "effnet.describing.rivals",
-    "effnet.arch.spec",
-    "effnet.arch.specfile",
-    "effnet.arch.table",
-    "effnet.arch.variants",
-    "effnet.cli",
-    "effnet.benchmarking.command",
-    "effnet.scaling.budget_command",
-    "effnet.checking.command",
-    "effnet.converting.command",
-    "effnet.exporting.command",
-    "effnet.describing.command",
-    "effnet.predicting.command",
-    "effnet.profiling.command",
-    "effnet.scaling.command",
-    "effnet.searching.command",
-    "effnet.training.command",
-    "effnet.evaluating.command",
-    "effnet.console",
-    "effnet.checking.check",
-    "effnet.data.duplicates",
-    "effnet.data.dataset",
-    "effnet.data.photo",
-    "effnet.data.preprocess",
-    "effnet.data.paths",
-    "effnet.runtime.artifact",
-    "effnet.benchmarking.bench",
-    "effnet.runtime.engines",
-    "effnet.runtime.graph",
-    "effnet.runtime.onnx",
-    "effnet.runtime.openvino",
-    "effnet.runtime.classifier",
-    "effnet.errors",
-    "effnet.machine",
-    "effnet.scaling.budget",
-    "effnet.searching.claim",
-    "effnet.scaling.compound",
-    "effnet.scaling.fitting",
-    "effnet.scaling.laws",
-    "effnet.searching.halving",
-    "effnet.searching.candidates",
-    "effnet.fields",
-    "effnet.weights.bundle",
-    "effnet.weights.layouts",
-    "effnet.weights.registry",
+    "arch",
+    "scaling",
+    "describing",
+    "checking",
+    "cli",
+    "console",
+    "errors",
+    "fields",
+    "files",
+    "machine",
+    "native",
 )
+PROMISED += ("data/image", "data/paths", "data/dataset", "runtime/classifier", "runtime/artifact", "runtime/openvino")
+PROMISED += ("runtime/onnx", "weights/bundle", "weights/layouts", "weights/registry")
 
-for module in PROMISED:
-    importlib.import_module(module)
+# Every module that promises it is imported; the others may miss optional packages and nothing else.
+for path in sorted(SOURCE.rglob("*.py")):
+    place = path.relative_to(SOURCE).with_suffix("")
+    promised = place.as_posix().startswith(PROMISED) or place.name == "command"
+    try:
+        importlib.import_module(".".join(("effnet", *place.parts)).removesuffix(".__init__"))
+    except ImportError as error:
+        if promised or (error.name or "").partition(".")[0] not in EXTRAS:
+            raise
 assert sys.modules.get("torch") is None, "torch is installed here, so this run shows nothing"
 
-from effnet.data.preprocess import preprocess  # noqa: E402
-from effnet.runtime.classifier import Classifier  # noqa: E402
 
-spec = effnet.spec("b0")
-print(spec.name, effnet.cost(spec).params)
+def run(*words: str) -> tuple[object, str]:
+    """The exit code of a command, and what it wrote to standard error."""
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(list(words))
+        except SystemExit as left:
+            return left.code, errors.getvalue()
+    raise AssertionError("main always exits")
+
 
 photo = importlib.resources.files("effnet") / "data" / "photos" / "coffee.png"
-see = effnet.InputSpec()
 with importlib.resources.as_file(photo) as path:
-    assert preprocess(path, see).shape == (3, 224, 224)
+    for words in (
+        ("train", str(path.parent)),
+        ("convert", str(path)),
+        ("predict", str(path)),
+        ("bench", "b0"),
+        ("profile", "b0"),
+        ("search", "run", str(path.parent)),
+        ("export", "lite0"),
+    ):
+        code, said = run(*words)
+        assert (code, said.count("\n")) == (2, 1), (words, code, said)
+        extra = COMMANDS[words[0]][1]
+        assert f"pip install 'effnet[{extra}]'" in said, (words, said)
+    for words in (("info", "b0"), ("scale", "--macs", "300M"), ("--help",), *((name, "--help") for name in COMMANDS)):
+        assert run(*words)[0] == 0, words
+
+    from effnet.data.preprocess import preprocess
+    from effnet.runtime.classifier import Classifier
+
+    input_spec = effnet.InputSpec()
+    assert preprocess(path, input_spec).shape == (3, 224, 224)
     # an engine without torch: any function from pixels to logits
     classifier = Classifier(
-        lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]], spec=spec, input=see, classes=None
+        lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]],
+        spec=effnet.spec("b0"),
+        input=input_spec,
+        classes=None,
     )
     print(classifier.predict(path).label)
 
@@ -88,3 +90,4 @@ try:
 except effnet.EffnetError as error:
     refusal = str(error)
 assert "pip install 'effnet[torch]'" in refusal, refusal
+print("b0", effnet.cost(effnet.spec("b0")).params)
