@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and never take the place of somebody else's.
 
-What effnet writes as a folder has a config.json with an entry "effnet", and a bundle's one with a "format", too. Only
-such a folder, with no other files than effnet's in it, or an empty one, is ever replaced.
+A folder that effnet wrote has a config.json with an entry "effnet" (a bundle's has "format" as well), or a model.xml that
+mentions effnet. Only such a folder, with nothing else in it, or an empty one is ever replaced.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from effnet.errors import ArgumentError
 
-MARK = "effnet"  # the entry of config.json: the version that wrote the folder
+Content = Literal["bundle", "hub", "artifact"]  # hub: a folder for timm or transformers
+
+MARK = "effnet"  # in config.json, the version that wrote the folder
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
-ARTIFACT = {"model.xml", "model.bin"}  # what an exported folder holds
-OURS = {"config.json", "preprocessor_config.json", "model.safetensors", "split.csv"}
+ARTIFACT_FILES = {"model.xml", "model.bin"}
+OTHER_FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "split.csv"}
 
 
 @contextmanager
-def appearing_file(target: Path) -> Iterator[Path]:
+def write_file(target: Path) -> Iterator[Path]:
     """A temporary path, with the same suffix, that takes the place of `target` when the block ends without an error.
 
     Raises:
@@ -31,48 +34,26 @@ def appearing_file(target: Path) -> Iterator[Path]:
     """
     if target.is_dir():
         raise ArgumentError("out", str(target), "is a folder; name a file.")
-    with _beside(target) as temporary:
+    with _folder_beside(target) as temporary:
         yield temporary / target.name
         (temporary / target.name).replace(target)
 
 
 @contextmanager
-def appearing_folder(target: Path, *, bundle: bool) -> Iterator[Path]:
+def write_folder(target: Path, content: Content) -> Iterator[Path]:
     """An empty temporary folder that takes the place of `target` when the block ends without an error.
 
-    A bundle takes the place of a bundle alone, another library's folder that of another one. What was there is moved
-    aside first and deleted last, so one of the two is whole at any time.
+    Only a folder with the same content is replaced. It is moved aside first and deleted last, so one of the two is
+    whole at any time; `restore_folder` undoes the move after a crash.
 
     Raises:
-        ArgumentError: something else than a folder of effnet's is in the way, or `target` has the name of a file.
+        ArgumentError: something else is in the way, or `target` has the name of a file.
     """
     if target.suffix in FILE_SUFFIXES:
         raise ArgumentError("out", str(target), f"must name a folder; {target.suffix} is the name of a file.")
-    if target.exists() and not _is_ours(target, bundle):
+    if target.exists() and not _may_replace(target, content):
         raise ArgumentError("out", str(target), "exists and holds something else; choose another folder.")
-    with _replacing(target) as new:
-        yield new
-
-
-@contextmanager
-def appearing_artifact(target: Path) -> Iterator[Path]:
-    """The same for an exported network of several files.
-
-    Raises:
-        ArgumentError: something else than such a folder is in the way.
-    """
-    held = {file.name for file in target.iterdir()} if target.is_dir() else set()
-    mine = held <= ARTIFACT and "model.xml" in held and mentions_us(target / "model.xml")
-    ours = target.is_dir() and (mine or not held)
-    if target.exists() and not ours:
-        raise ArgumentError("out", str(target), "exists and holds something else; choose another folder.")
-    with _replacing(target) as new:
-        yield new
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    with _beside(target) as temporary:
+    with _folder_beside(target) as temporary:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
         yield new
@@ -86,8 +67,16 @@ def _replacing(target: Path) -> Iterator[Path]:
             raise
 
 
-def mentions_us(file: Path) -> bool:
-    """Whether a file holds MARK, as every exported one does."""
+def restore_folder(target: Path) -> None:
+    """Put back what `write_folder` moved aside, where the process was killed before the new folder took its place."""
+    aside = None if target.exists() else next(iter(sorted(target.parent.glob(f".{target.name}.*/old"))), None)
+    if aside:
+        aside.replace(target)
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def has_mark(file: Path) -> bool:
+    """Whether a file mentions effnet, as every exported one does."""
     with file.open("rb") as content:
         if not file.stat().st_size:
             return False
@@ -95,17 +84,9 @@ def mentions_us(file: Path) -> bool:
             return pages.find(MARK.encode()) >= 0
 
 
-def restore_folder(target: Path) -> None:
-    """Put back what was moved aside where a process was killed while `appearing_folder` replaced it."""
-    for aside in [] if target.exists() else sorted(target.parent.glob(f".{target.name}.*/old")):
-        aside.replace(target)
-        shutil.rmtree(aside.parent, ignore_errors=True)
-        return
-
-
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder on the same disk as `target`, gone in the end."""
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk as `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -114,15 +95,18 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_ours(folder: Path, bundle: bool) -> bool:
+def _may_replace(folder: Path, content: Content) -> bool:
     """Whether a folder is empty, or holds what effnet wrote and nothing else."""
     if not folder.is_dir():
         return False
     names = {file.name for file in folder.iterdir()}
     if not names:
         return True
+    if content == "artifact":
+        return names <= ARTIFACT_FILES and "model.xml" in names and has_mark(folder / "model.xml")
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
-    return names <= OURS and isinstance(config, dict) and MARK in config and ("format" in config) == bundle
+    ours = isinstance(config, dict) and MARK in config and ("format" in config) == (content == "bundle")
+    return ours and names <= OTHER_FILES

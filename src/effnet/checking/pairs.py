@@ -10,7 +10,7 @@ from effnet.checking.findings import KINDS, Finding, Findings
 from effnet.data.dataset import Dataset
 from effnet.data.photo import open_photo
 from effnet.errors import ArgumentError, ImageError
-from effnet.files import appearing_file
+from effnet.files import write_file
 
 SHOWN = ("label_conflict", "leak", "mirrored_label", "duplicate")  # the worst first
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -49,7 +49,7 @@ def draw_pairs(dataset: Dataset, findings: Findings, out: Path) -> int:
     sheet = Image.new("RGB", (ACROSS * WIDE, rows * HIGH), "white")
     for number, finding in enumerate(shown):
         _draw(sheet, (number % ACROSS * WIDE, number // ACROSS * HIGH), dataset, finding)
-    with appearing_file(out) as temporary:
+    with write_file(out) as temporary:
         sheet.save(temporary, form)
     return len(shown)
 

@@ -33,7 +33,7 @@ def convert(
         num_classes: Another number of classes than the file's lets the classifier start fresh.
     """
     with console.Display(f"reading {file}"):
-        from effnet.files import appearing_file, appearing_folder
+        from effnet.files import write_file, write_folder
         from effnet.weights.bundle import is_bundle, read_record, save
         from effnet.weights.load import build, read
         from effnet.weights.verify import logit_difference
@@ -53,7 +53,7 @@ def convert(
         )
 
     target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
-    place = appearing_file(target) if to in FILES else appearing_folder(target, bundle=to == "bundle")
+    place = write_file(target) if to in FILES else write_folder(target, "bundle" if to == "bundle" else "hub")
     with place as temporary:
         notes: tuple[str, ...] = ()
         if to == "bundle":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import one_of, positive_int
-from effnet.files import FILE_SUFFIXES, appearing_artifact, appearing_file, mentions_us
+from effnet.files import FILE_SUFFIXES, has_mark, write_file, write_folder
 from effnet.runtime.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Int8, about, open_artifact
 from effnet.runtime.choice import PHOTOS
 from effnet.runtime.engines import Precision, network_of
@@ -109,9 +109,9 @@ def export(
     if format == "openvino" and path.suffix in (*SUFFIXES, *FILE_SUFFIXES):
         other = f", as --format {SUFFIXES[path.suffix]} writes one" if path.suffix in (".onnx", ".pt2") else ""
         raise ArgumentError("out", str(path), f"must name a folder; {path.suffix} is the name of a file{other}.")
-    if path.is_file() and not mentions_us(path):
+    if path.is_file() and not has_mark(path):
         raise ArgumentError("out", str(path), "exists, and effnet did not write it; choose another name.")
-    place: AbstractContextManager[Path] = appearing_file(path) if format != "openvino" else appearing_artifact(path)
+    place: AbstractContextManager[Path] = write_file(path) if format != "openvino" else write_folder(path, "artifact")
     bundle.network.eval()
     with place as temporary:
         if guard is not None:

@@ -19,7 +19,7 @@ from effnet.data.dataset import Dataset
 from effnet.data.photo import open_photo
 from effnet.errors import ArgumentError, ImageError, MissingExtraError
 from effnet.fields import positive_int
-from effnet.files import appearing_file
+from effnet.files import write_file
 from effnet.metrics.calibration import BINS, Reliability, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted
 from effnet.plots.figures import BLUE, GREY, INK, ORANGE, PALE, RED, picture
@@ -189,14 +189,14 @@ def mistakes_sheet(dataset: Dataset, predicted: Predicted, out: Path, n: int = 2
             ((f"is: {true}", INK), (f"said: {name}", RED), (f"{sure[i]:.1%} sure, {Path(samples[i].path).name}", GREY))
         ):
             draw.text((left, top + TILE + 3 + 18 * line), _fitting(words, fonts[0]), colour, fonts[0])
-    with appearing_file(out) as temporary:
+    with write_file(out) as temporary:
         sheet.save(temporary, format="JPEG", quality=90)
 
 
 def write_per_class(evaluation: Evaluation, out: Path) -> None:
     """Write a CSV line for each class, in order; what is not defined is empty."""
     columns = "class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1"
-    with appearing_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with write_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for score in evaluation.scores:

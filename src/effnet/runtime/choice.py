@@ -36,7 +36,7 @@ from effnet.data.photo import open_photo
 from effnet.data.preprocess import colour_mode, fit_photo
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.fields import positive_int, read_fields
-from effnet.files import appearing_file
+from effnet.files import write_file
 from effnet.machine import cache_folder, load_average, this_machine
 from effnet.metrics.intervals import wilson
 from effnet.metrics.timing import TURN, turn
@@ -185,7 +185,7 @@ def choose(question: Question, open: Callable[[Way, int], Batches]) -> Choice:
     choice = dataclasses.replace(_measure(question, open), busy=busy)
     with suppress(OSError):  # a home that cannot be written to costs the measurement each time
         file.parent.mkdir(parents=True, exist_ok=True)
-        with appearing_file(file) as temporary:
+        with write_file(file) as temporary:
             temporary.write_text(json.dumps({"conditions": conditions, "choice": dataclasses.asdict(choice)}, indent=1))
     return choice
 

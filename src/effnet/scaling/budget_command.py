@@ -15,7 +15,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import spec_text
 from effnet.console import OK
 from effnet.errors import MissingExtraError
-from effnet.files import appearing_file
+from effnet.files import write_file
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
 from effnet.scaling.fitting import MORE, Fit, Use, fit_spec
@@ -85,7 +85,7 @@ def stopwatch(baseline: NetworkSpec, engine: EngineName | None, threads: int | N
 def show_fit(fit: Fit, command: str, *, save: Path | None, plot: Path | None, as_json: bool) -> int:
     """Print the report; on request write the network and draw the candidates."""
     if save is not None:
-        with appearing_file(save) as temporary:
+        with write_file(save) as temporary:
             temporary.write_text(spec_text(fit.spec), encoding="utf-8")
     if plot is not None:
         from effnet.plots.figures import budget_candidates

@@ -19,7 +19,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES, spec_text
 from effnet.console import MACS, OK, Flag, Whole
 from effnet.errors import ArgumentError
-from effnet.files import appearing_file
+from effnet.files import write_file
 from effnet.machine import precision as best_precision
 from effnet.scaling import compound
 from effnet.scaling.budget import Budget
@@ -169,7 +169,7 @@ def scale(
     if phi is None:
         return _show_table(baseline, growth, rows, command, as_json=json)
     if save is not None:
-        with appearing_file(save) as temporary:
+        with write_file(save) as temporary:
             temporary.write_text(spec_text(rows[0].network), encoding="utf-8")
         command = f"effnet info {shlex.quote(str(save))}"
     else:

@@ -20,7 +20,7 @@ from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset
 from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, DataError, ImageError
-from effnet.files import appearing_file
+from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
 from effnet.training.optimizer import make_optimizer, set_rate
@@ -113,7 +113,7 @@ class Scorer:
         if not file.exists():
             see = dataclasses.replace(self.see, size=size, resize=size)
             samples = self.data.part(part).samples
-            with appearing_file(file) as temporary:
+            with write_file(file) as temporary:
                 shape = (len(samples), size, size, see.channels)
                 rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 for row, sample in zip(rows, samples, strict=True):

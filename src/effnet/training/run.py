@@ -23,7 +23,7 @@ import yaml
 
 from effnet.data.dataset import SIZE
 from effnet.errors import TrainingError
-from effnet.files import appearing_file
+from effnet.files import write_file
 
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
 RUNS = Path("runs") / "train"
@@ -68,7 +68,7 @@ def _is_unborn(folder: Path) -> bool:
 def write_args(folder: Path, values: Mapping[str, Any]) -> None:
     """Write args.yaml."""
     plain = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
-    with appearing_file(folder / ARGS) as temporary:
+    with write_file(folder / ARGS) as temporary:
         temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -102,7 +102,7 @@ def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    with appearing_file(path) as temporary:
+    with write_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ from effnet.data.dataset import Dataset
 from effnet.data.held_out import Parts, match_split
 from effnet.errors import ArgumentError, BundleError
 from effnet.fields import positive_float, positive_int, read_fields
-from effnet.files import MARK, appearing_folder
+from effnet.files import MARK, write_folder
 from effnet.version import __version__
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def save(
     values["digest"] = _digest(values)
 
     target = Path(folder)
-    with appearing_folder(target, bundle=True) as temporary:
+    with write_folder(target, "bundle") as temporary:
         (temporary / WEIGHTS).write_bytes(blob)
         for name, text in record.files.items():
             (temporary / name).write_bytes(text.encode())

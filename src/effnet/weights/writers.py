@@ -25,7 +25,7 @@ from effnet.arch.shape import round_channels
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
-from effnet.files import FILE_SUFFIXES, MARK, appearing_file, appearing_folder
+from effnet.files import FILE_SUFFIXES, MARK, write_file, write_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.version import __version__
 from effnet.weights.context import RESAMPLE, TIMM_FITS
@@ -90,7 +90,7 @@ def write_checkpoint(
         notes = _file_notes(spec, policy, to)
     foreign = {key: tensor.contiguous() for key, tensor in foreign_state(state, spec, layout_of(to)).items()}
     if to in FILES:
-        with appearing_file(target) as temporary:
+        with write_file(target) as temporary:
             save_file(foreign, temporary) if target.suffix == ".safetensors" else torch.save(foreign, temporary)
         return WriteReport(target, to, notes)
 
@@ -104,7 +104,7 @@ def write_checkpoint(
     else:
         configs = {"config.json": _timm_config(spec, policy, to, see, classes)}
     configs["config.json"][MARK] = __version__
-    with appearing_folder(target, bundle=False) as temporary:
+    with write_folder(target, "hub") as temporary:
         save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, values in configs.items():
             (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
