@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and never take the place of somebody else's.
 
-A folder that effnet wrote has a config.json with an entry "effnet" (a bundle's has "format" as well), or a model.xml that
-mentions effnet. Only such a folder, with nothing else in it, or an empty one is ever replaced.
+A folder that effnet wrote has a config.json with an entry "effnet" (a bundle's has "format" as well), or a model.xml
+that mentions effnet. Only such a folder, with nothing else in it, or an empty one is ever replaced.
 """
 
 from __future__ import annotations
