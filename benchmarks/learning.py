@@ -43,8 +43,7 @@ from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.data.photo import open_photo
 from effnet.data.preprocess import load_pixels
 from effnet.machine import this_machine
-from effnet.metrics.conditions import random_images
-from effnet.metrics.timing import seconds
+from effnet.metrics.timing import random_images, seconds
 from effnet.training.choices import augment_of
 from effnet.training.module import Normalise
 from effnet.training.recipe import read_recipe

@@ -24,8 +24,7 @@ import torch
 import effnet
 from effnet import console
 from effnet.machine import this_machine
-from effnet.metrics.conditions import random_images
-from effnet.metrics.timing import seconds
+from effnet.metrics.timing import random_images, seconds
 from effnet.searching.candidates import candidates, grid
 from effnet.searching.halving import ladder
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from effnet import console
 from effnet.arch.memory import Keep, Plan
-from effnet.metrics.conditions import LAYOUTS, Conditions, random_images, torch_threads
-from effnet.metrics.timing import Timing, seconds
+from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds, torch_threads
 from effnet.models.depthwise import choose_kernels, use_kernels
 
 BATCHES = {224: 16, 128: 32, 96: 64, 64: 128, 32: 128}  # images a step, by pixels

@@ -9,8 +9,15 @@ import torch
 from effnet.errors import ArgumentError
 from effnet.machine import Machine
 from effnet.metrics import timing
-from effnet.metrics.conditions import Conditions, random_images, torch_threads
-from effnet.metrics.timing import Timing, measure, measure_in_turn, time_rounds
+from effnet.metrics.timing import (
+    Conditions,
+    Timing,
+    measure,
+    measure_in_turn,
+    random_images,
+    time_rounds,
+    torch_threads,
+)
 
 SECONDS = (0.004, 0.001, 0.010, 0.002, 0.003)
 MACHINE = Machine("Processor X", 2, None, ("avx2",))

@@ -1,25 +1,33 @@
-"""How long a function takes: in turn with others, round after round.
+"""How long a function takes, and under which conditions that was measured. Torch is imported only where it is timed.
 
-Contestants take turns in one process, so that a disturbance meets all of them; the figure is the median. Needs no
-torch.
+Contestants take turns in one process, round after round, so that a disturbance meets all of them; the figure is the
+median.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from effnet.errors import ArgumentError
 from effnet.fields import positive_int
+from effnet.machine import Machine, load_average, this_machine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
 TURN, CALLS = 0.08, 200  # seconds that a turn of short calls lasts, and how many it has at most
 FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
+LAYOUTS = ("NCHW", "channels_last")  # of images in memory; see `memory_format`
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,84 @@ class Timing:
         return values | {"mean_ms": self.mean_ms, "stdev_ms": self.stdev_ms, "runs": len(self.seconds)}
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a time depends on beside the network."""
+
+    machine: Machine
+    threads: int
+    batch: int
+    layout: str
+    versions: tuple[str, ...]  # torch 2.14.1
+    load: float | None  # the system's average over the minute before: programs that wanted to run; None on Windows
+    dtype: str = "float32"
+
+    @classmethod
+    def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
+        """This machine, torch's present number of threads, and the versions of torch and of other `libraries`."""
+        import torch
+
+        versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
+        return cls.of(torch.get_num_threads(), batch, layout, versions)
+
+    @classmethod
+    def of(cls, threads: int, batch: int, layout: str, versions: tuple[str, ...], dtype: str = "float32") -> Conditions:
+        """This machine now, with whatever computes on it."""
+        return cls(this_machine(), threads, batch, layout, versions, load_average(), dtype)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there were more programs and threads than cores: torch's threads then wait for the slowest."""
+        return self.machine.crowded(self.threads, self.load)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts under the names of the attributes."""
+        values = {name: getattr(self, name) for name in ("threads", "batch", "dtype", "layout", "load")}
+        return {"machine": self.machine.to_dict(), **values, "versions": list(self.versions)}
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return "\n".join(
+            (str(self.machine), ", ".join((threads, f"batch {self.batch}", self.dtype, self.layout, *self.versions)))
+        )
+
+
+def memory_format(layout: str) -> Any:
+    """Torch's memory format for one of LAYOUTS."""
+    import torch
+
+    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+
+def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str = "channels_last") -> Tensor:
+    """Images (N, channels, H, W) float32, normally distributed, in one of LAYOUTS."""
+    import torch
+
+    return torch.randn(batch, channels, resolution, resolution).contiguous(memory_format=memory_format(layout))
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Torch with that many threads, and with its former number afterwards; None: as it is.
+
+    Raises:
+        ArgumentError: `threads` is not a positive whole number, or more than the machine's cores.
+    """
+    import torch
+
+    if threads is None:
+        yield
+        return
+    before, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if positive_int("threads", threads) > cores:
+        raise ArgumentError("threads", threads, f"must be at most {cores}, the cores of this machine.")
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:
     """Time `function`; see `time_rounds` for the other arguments."""
     return time_rounds(lambda: [seconds(function)], runs=runs, warmup=warmup)[0]
@@ -93,7 +179,7 @@ def time_rounds(
         progress: called with the number of rounds done and of all, after each round.
 
     Raises:
-        ArgumentError: `runs` or `warmup` is no positive whole number.
+        ArgumentError: `runs` or `warmup` is not a positive whole number.
     """
     rounds = None if runs is None else positive_int("runs", runs)
     warmup = positive_int("warmup", warmup)
@@ -101,21 +187,21 @@ def time_rounds(
     with torch.inference_mode() if torch else nullcontext():
         once = [seconds(turn) for _ in range(warmup)][-1]  # the first one also allocates
         rounds = rounds or min(MOST, max(FEWEST, int(ENOUGH / once)))
-        laps = []
+        times = []
         for number in range(1, rounds + 1):
-            laps.append(turn())
+            times.append(turn())
             if progress:
                 progress(number, rounds)
-    return [Timing(contestant) for contestant in zip(*laps, strict=True)]
+    return [Timing(contestant) for contestant in zip(*times, strict=True)]
 
 
 def turn(function: Callable[[], object]) -> float:
     """The median seconds of a call, of as many as fit into TURN, after one that wakes threads and fills caches."""
     function()
-    laps = [seconds(function)]
-    while sum(laps) < TURN and len(laps) < CALLS:
-        laps.append(seconds(function))
-    return statistics.median(laps)
+    times = [seconds(function)]
+    while sum(times) < TURN and len(times) < CALLS:
+        times.append(seconds(function))
+    return statistics.median(times)
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -20,9 +20,15 @@ from effnet.runtime.engines import EngineName
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
-    from effnet.metrics.conditions import Conditions
+<<<<<<< HEAD
+    from effnet.metrics.timing import Conditions
     from effnet.metrics.timing import Timing
     from effnet.profiling.compare import Comparison
+=======
+    from effnet.metrics.timing import Conditions, Timing
+    from effnet.profiling.compare import Comparison, Repeated
+    from effnet.profiling.profile import Profile
+>>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
 
 PAIRS = 12  # inversions that are listed; --json has them all
 

@@ -22,6 +22,7 @@ from effnet.arch.table import Row, block_rows
 from effnet.console import Whole
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
+<<<<<<< HEAD
 from effnet.machine import this_machine
 from effnet.metrics.timing import Timing, measure, seconds, time_rounds
 from effnet.progress import SILENT, Progress
@@ -29,7 +30,7 @@ from effnet.runtime.artifact import Artifact
 from effnet.runtime.engines import NAMES, EngineName, Precision, Way
 
 if TYPE_CHECKING:
-    from effnet.metrics.conditions import Conditions
+    from effnet.metrics.timing import Conditions
 
 WARMUP = 2  # rounds that allocate memory and choose kernels
 
@@ -57,6 +58,19 @@ class TimingOptions:
 
 
 DEFAULTS = TimingOptions()
+=======
+from effnet.metrics.timing import (
+    Conditions,
+    Progress,
+    Timing,
+    measure,
+    random_images,
+    seconds,
+    time_rounds,
+    torch_threads,
+)
+from effnet.models.efficientnet import EfficientNet
+>>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,7 @@ def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress
     """Each round runs the blocks one after the other, then the whole network."""
     import torch
 
-    from effnet.metrics.conditions import Conditions, random_images, torch_threads
+    from effnet.metrics.timing import Conditions, random_images, torch_threads
     from effnet.models.efficientnet import EfficientNet
 
     batch = options.batch or 1
@@ -217,7 +231,7 @@ def _profile_session(
     spec: NetworkSpec, way: Way, plain: Any, recording: Any, batch: int, options: TimingOptions, progress: Progress
 ) -> Profile:
     """Rounds of a session that records its nodes, and of one that does not: that one counts as the whole."""
-    from effnet.metrics.conditions import Conditions
+    from effnet.metrics.timing import Conditions
     from effnet.runtime.choice import version_of
 
     shape = batch, spec.resolution, spec.resolution, spec.in_channels
@@ -263,7 +277,7 @@ def time_image(spec: NetworkSpec, *, threads: int | None = None, runs: int = 15)
     """How long a network of random weights takes for one image: eval mode, channels_last, float32."""
     import torch
 
-    from effnet.metrics.conditions import random_images, torch_threads
+    from effnet.metrics.timing import random_images, torch_threads
     from effnet.models.efficientnet import EfficientNet
 
     network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)

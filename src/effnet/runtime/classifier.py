@@ -360,7 +360,7 @@ def torch_engine(network: EfficientNet, see: InputSpec, threads: int | None = No
     """
     import torch
 
-    from effnet.metrics.conditions import torch_threads
+    from effnet.metrics.timing import torch_threads
 
     mean, std = torch.tensor(see.mean).view(-1, 1, 1), torch.tensor(see.std).view(-1, 1, 1)
 

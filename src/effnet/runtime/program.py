@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from effnet.arch.spec import InputSpec
 from effnet.errors import ArtifactError
 from effnet.files import MARK
-from effnet.metrics.conditions import torch_threads
+from effnet.metrics.timing import torch_threads
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.graph import Array
 
