@@ -28,9 +28,9 @@ def main() -> None:
     with torch_threads(1):
         conditions = Conditions.now(1, "channels_last", "torchvision")
         functions = {}
-        for layout, memory_format in LAYOUTS.items():
+        for layout in LAYOUTS:
             for name in (OURS, THEIRS):
-                network = build_network(name).to(memory_format=memory_format)
+                network = build_network(name).to(memory_format=memory_format(layout))
                 functions[name, layout] = partial(network, random_images(1, count(name)[1], layout=layout))
         times = measure_in_turn(functions, runs=options.runs)
     print_conditions("Table 4 of the paper", conditions, "both layouts")

@@ -10,14 +10,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-<<<<<<< HEAD
 from effnet.metrics.timing import Conditions
 from effnet.profiling.compare import Comparison, compare_networks
 from effnet.profiling.profile import TimingOptions
-=======
-from effnet.metrics.timing import Conditions
-from effnet.profiling.compare import GPIPE, TABLE_4, TABLE_4_RUNS, Comparison, Repeated, compare, paper_protocol
->>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
 
 
 def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:

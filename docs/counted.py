@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from effnet.arch.cost import cost
 from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch
 from effnet.arch.spec import NetworkSpec
-from effnet.arch.variants import B0, VARIANTS, spec
+from effnet.arch.variants import B0, PAPER, VARIANTS, spec
 from effnet.describing.rivals import RIVALS
-from effnet.plots.figures import PAPER_FAMILY
 from effnet.scaling.compound import RULES, implied, nominal, realised, scale
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 
-FAMILY = tuple(VARIANTS[name].spec for name in PAPER_FAMILY)
+FAMILY = tuple(row.spec for row in VARIANTS.values() if row.source == PAPER)
 SHOWN = next(block for block in B0.blocks if block.name == "stages.4.1")  # the example: a block with all its parts
 MIB = 2**20
 FLOAT = 4  # bytes

@@ -22,8 +22,9 @@ import studied
 from counted import FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
 
 from effnet.arch.cost import cost
-from effnet.arch.variants import B0
-from effnet.plots.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, compare_rivals, picture
+from effnet.arch.variants import B0, VARIANTS
+from effnet.describing.rivals import RIVALS
+from effnet.plots.style import BLUE, GREEN, GREY, INK, LEFT, ORANGE, PALE, RED, RIGHT, SKY, name_point, picture
 from effnet.scaling.compound import nominal
 
 if TYPE_CHECKING:
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).resolve().parent
 BLOCKS = counted.BLOCKS | studied.BLOCKS
+# Where the name of another network stands: the side of its point, and how many points of type above its middle.
+NAMES_STAND = {
+    "DenseNet-169": (LEFT, 0),
+    "DenseNet-264": (LEFT, 0),
+    "Inception-v3": (LEFT, -2),
+    "Xception": (RIGHT, 2),
+    "Inception-v4": (LEFT, -3),
+    "Inception-resnet-v2": (RIGHT, 4),
+    "ResNeXt-101": (RIGHT, -3),
+    "PolyNet": (RIGHT, 3),
+    "PNASNet": (LEFT, 4),
+    "AmoebaNet-A": (LEFT, -10),
+    "NASNet-A": (RIGHT, -12),
+}
 MARKED = re.compile(r"(<!-- begin: ([\w-]+) -->)(.*?)(<!-- end: \2 -->)", re.DOTALL)
 
 
@@ -196,13 +211,38 @@ def stages(out: Path) -> None:
             axes.grid(visible=False, axis="x")
 
 
+def rivals(out: Path) -> None:
+    """Figure 1 of the paper: accuracy against parameters, and beside it against multiply-adds.
+
+    Accuracies and the rivals' sizes are published ones (Table 2, v5); the family's sizes are counted from its specs.
+    """
+    costs = [cost(network) for network in FAMILY]
+    top1 = [VARIANTS[network.name].top1 for network in FAMILY]
+    others = [(rival.params_millions, rival.macs_billions, rival.top1, rival.name) for rival in RIVALS]
+    with picture(out, 13, 6.6, "ImageNet top-1: published figures, not measured here") as figure:
+        size, work = figure.subplots(1, 2, sharey=True)
+        _scatter(size, [price.params / 1e6 for price in costs], top1, [(x, y, name) for x, _, y, name in others])
+        _scatter(work, [price.macs / 1e9 for price in costs], top1, [(x, y, name) for _, x, y, name in others if x])
+        size.set(xlabel="parameters, millions", ylabel="top-1 accuracy, %", xlim=(3.4, 1300), ylim=(75.6, 84.9))
+        work.set(xlabel="multiply-adds per image, billions", xlim=(0.23, 150))
+        work.legend(loc="lower right", frameon=False)
+        figure.supxlabel(
+            "Accuracies, and the sizes of the other networks: Table 2 of the paper (v5), single crop, single model. "
+            "Sizes of B0-B7: counted. GPipe's multiply-adds were not published.",
+            x=0.012,
+            ha="left",
+            fontsize=10,
+            color=GREY,
+        )
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "mbconv": mbconv,
     "squeeze": squeeze,
     "scaling": scaling,
     "promised": promised,
     "stages": stages,
-    "rivals": compare_rivals,
+    "rivals": rivals,
 }
 
 
@@ -214,6 +254,22 @@ def _diagram(out: Path, width: float, height: float, title: str) -> Iterator[Axe
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
         axes.axis("off")
         yield axes
+
+
+def _scatter(axes: Axes, xs: list[float], top1: list[float], others: list[tuple[float, float, str]]) -> None:
+    """One panel: the family as a line, its rivals as points, everything named."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.plot(xs, top1, "o-", color=BLUE, linewidth=2.5, markersize=7, zorder=3, label="EfficientNet")
+    for network, x, y in zip(FAMILY, xs, top1, strict=True):
+        name_point(axes, network.name.upper(), (x, y), (LEFT, 5), color=BLUE, fontweight="bold")
+    across, up, _ = zip(*others, strict=True)
+    axes.scatter(across, up, 36, "white", marker="D", edgecolors=RED, linewidths=1.5, label="other networks")
+    for x, y, name in others:
+        name_point(axes, name, (x, y), NAMES_STAND.get(name, (RIGHT, 0)), color=INK, fontsize=11)
 
 
 def _rectangle(x: float, y: float, width: float, height: float, face: Any, edge: str = "none") -> Any:

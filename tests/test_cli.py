@@ -157,13 +157,12 @@ def test_info_of_a_bundle(capsys: pytest.CaptureFixture[str], tiny: Path) -> Non
     assert json.loads(Run(capsys, "info", tiny, "--json").out)["params"] == effnet.cost(TINY).params
 
 
-def test_info_rivals(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run = Run(capsys, "info", "--rivals", "--plot", tmp_path / "figure1.svg")
+def test_info_rivals(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "info", "--rivals")
     assert run.code == 0
     assert "GPipe" in run.out
     assert "8.4x" in run.out
     assert "published" in run.out
-    assert (tmp_path / "figure1.svg").stat().st_size > 1000
     groups = json.loads(Run(capsys, "info", "--rivals", "--json").out)
     assert groups[0]["rivals"][0]["name"] == "ResNet-50"
 
@@ -193,9 +192,7 @@ def test_convert_keeps_what_a_training_left(tmp_path: Path, capsys: pytest.Captu
         (["info", "--rivals", "--width", "3"], "is about one network"),
         (["info", "b0", "--width", "1e308"], "must be at most 100"),
         (["convert", "lite0", "--source", "timm"], "comes from lukemelas"),
-        (["info", "--rivals", "--plot", "x.gif"], ".png, .svg, .pdf"),
         (["predict", "x.jpg", "--batch", "0"], "`batch` (=0)"),
-        (["info", "--plot", "x.png"], "add --rivals"),
         (["inof"], 'Did you mean "info"?'),
         (["predict"], "must name a file, a folder"),
         (["predict", "x.jpg", "--model", "lite9"], "Did you mean 'lite"),

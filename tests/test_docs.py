@@ -13,8 +13,10 @@ from types import ModuleType
 import pytest
 import torch
 import torchvision
+from matplotlib.figure import Figure
 
 from effnet.arch.spec import NetworkSpec
+from effnet.describing.rivals import RIVALS
 from effnet.profiling.compare import count
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -104,3 +106,23 @@ def test_the_pages_code_runs_and_its_names_exist() -> None:
     assert printed.getvalue().splitlines()[-1] == "385814752"
     fields = {field.name for field in dataclasses.fields(NetworkSpec)}
     assert set(re.findall(r"`NetworkSpec\.(\w+)`", page)) <= fields
+
+
+def test_figure_1_has_the_papers_points(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kw: (drawn.append(figure), save(figure, *args, **kw))
+    )
+    draw.rivals(tmp_path / "rivals.svg")
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "rivals.svg").read_text("utf-8"))
+    for name in [f"B{i}" for i in range(8)] + [rival.name for rival in RIVALS]:
+        assert texts.count(name) == (1 if name == "GPipe" else 2), name
+    printed = [77.1, 79.1, 80.1, 81.6, 82.9, 83.6, 84.0, 84.3]  # top-1 of B0 ... B7 in Table 2 (v5)
+    params, macs = [5.3, 7.8, 9.2, 12, 19, 30, 43, 66], [0.39, 0.70, 1.0, 1.8, 4.2, 9.9, 19, 37]  # millions, billions
+    for axes, column, others in zip(drawn[0].axes, (params, macs), (16, 15), strict=True):
+        (line,) = axes.lines
+        assert list(line.get_ydata()) == printed
+        assert list(line.get_xdata()) == pytest.approx(column, rel=0.05)
+        (points,) = axes.collections
+        assert len(points.get_offsets()) == others

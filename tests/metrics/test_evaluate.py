@@ -1,5 +1,6 @@
 """The report of a model against torchmetrics, by its formulas, and on real images."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from effnet.data.dataset import Dataset, Sample, match_classes, read_data
 from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, CheckpointError
 from effnet.metrics.calibration import answer, reliability
-from effnet.metrics.evaluate import Mistake, evaluate, predict_logits
+from effnet.metrics.evaluate import Mistake, evaluate, predict_logits, write_per_class
 from effnet.metrics.intervals import wilson
 from effnet.runtime.classifier import load
 
@@ -256,3 +257,19 @@ def test_a_bound_of_macro_f1_where_nothing_is_right() -> None:
     found = evaluate(np.eye(2)[[1, 1, 0, 0]], [0, 0, 1, 1], ["a", "b"])
     assert found.macro_f1.value == 0
     assert found.macro_f1.high == found.top1.high > 0.4
+
+
+def test_per_class(tmp_path: Path) -> None:
+    found = evaluate(np.eye(3)[[0, 0, 1]], [0, 0, 0], ["a, b", "c", "d"])
+    write_per_class(found, tmp_path / "per_class.csv")
+    with (tmp_path / "per_class.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["a, b", "c", "d"]
+    assert [row["images"] for row in rows] == ["3", "0", "0"]
+    assert [row["named"] for row in rows] == ["2", "1", "0"]
+    assert float(rows[0]["recall"]) == pytest.approx(2 / 3)
+    recall = found.scores[0].recall
+    assert recall is not None
+    assert (float(rows[0]["recall_low"]), float(rows[0]["recall_high"])) == (recall.low, recall.high)
+    assert (rows[1]["precision"], rows[1]["recall"], rows[1]["f1"]) == ("0.0", "", "")
+    assert rows[2]["precision"] == ""

@@ -14,26 +14,10 @@ import effnet
 from effnet.arch.cost import Cost
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.machine import Machine
-<<<<<<< HEAD
-from effnet.metrics.timing import Conditions
-from effnet.metrics.timing import Timing
+from effnet.metrics.timing import Conditions, Timing
 from effnet.profiling.compare import COMPARED, RIVALS, Comparison, Contestant, compare_networks, count, log_correlation
 from effnet.profiling.plots import draw_comparison
 from effnet.profiling.profile import TimingOptions
-=======
-from effnet.metrics.timing import Conditions, Timing
-from effnet.plots.figures import compare_times
-from effnet.profiling.compare import (
-    COMPARED,
-    RIVALS,
-    Comparison,
-    Contestant,
-    compare,
-    correlation,
-    count,
-    paper_protocol,
-)
->>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
 
 CONDITIONS = Conditions(Machine("Processor X", 2, None, ("avx2",)), 1, 2, "channels_last", ("torch 9",), None)
 

@@ -64,7 +64,7 @@ def bench(
         if given and data is None:
             raise ArgumentError(option, given, f"needs images: effnet bench {model} DATA --{option}")
     if plot is not None:
-        from effnet.plots.figures import drawable
+        from effnet.plots.style import drawable
 
         drawable(plot)
     from effnet.benchmarking.bench import Plan

@@ -1,6 +1,6 @@
 """The picture of a bench: contestants below each other, their figures in panels.
 
-Needs the extra `plots`; see plots.py for what all pictures have in common.
+Needs the extra `plots`; see plots.style for what all pictures have in common.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effnet.errors import ArgumentError
-from effnet.plots.figures import BLUE, GREY, INK, SKY, picture
+from effnet.plots.style import BLUE, GREY, INK, SKY, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from effnet import console
@@ -36,7 +35,6 @@ def info(
     *,
     blocks: Flag = False,
     rivals: Flag = False,
-    plot: Path | None = None,
     json: Flag = False,
     width: float | None = None,
     depth: float | None = None,
@@ -57,7 +55,6 @@ def info(
         model: A variant (b0 ... b8, l2, lite0 ... lite4), a bundle or a spec.yaml; without it, the whole family.
         blocks: Every block instead of every stage.
         rivals: The paper's Table 2: the family beside the networks that it is compared with, all figures published.
-        plot: With --rivals, draw the paper's Figure 1 into this .png, .svg or .pdf file.
         json: JSON instead of a table.
         width: Factor on the baseline's channels, in place of the variant's.
         depth: Factor on the baseline's layers, in place of the variant's.
@@ -72,8 +69,6 @@ def info(
     changes: dict[str, Any] = {"width": width, "depth": depth, "resolution": resolution, "num_classes": num_classes}
     changes |= {"stem_stride": stem_stride}
     given = {name: value for name, value in changes.items() if value is not None}
-    if plot is not None and not rivals:
-        raise ArgumentError("plot", str(plot), "draws the rivals: add --rivals.")
     training = {"batch": batch, "train_memory": train_memory, "optimizer": optimizer, "precision": precision}
     asked: dict[str, Any] = {name: value for name, value in training.items() if value is not None}
     if model is not None and not rivals and asked:
@@ -88,7 +83,7 @@ def info(
         raise ArgumentError(name, value, f"is about one network; name it, as in: effnet info b0 --{option} {value}")
     if model is not None:
         raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
-    return _info_rivals(plot, as_json=json) if rivals else _info_family(as_json=json)
+    return _info_rivals(as_json=json) if rivals else _info_family(as_json=json)
 
 
 def _info_family(*, as_json: bool) -> int:
@@ -204,12 +199,8 @@ def _info_training(
     return OK
 
 
-def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
-    """Table 2 of the paper, group by group, and on request Figure 1."""
-    if plot is not None:
-        from effnet.plots.figures import compare_rivals
-
-        compare_rivals(plot)
+def _info_rivals(*, as_json: bool) -> int:
+    """Table 2 of the paper, group by group."""
     groups = [(row, [rival for rival in RIVALS if rival.compared_with == row.name]) for row in VARIANTS.values()]
     groups = [(ours, rivals) for ours, rivals in groups if ours.source == PAPER]
     if as_json:
@@ -235,7 +226,7 @@ def _info_rivals(plot: Path | None, *, as_json: bool) -> int:
                 lines.append((f"  {rival.name}", rival.top1, rival.top5, *sizes))
         note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
         console.table(columns, lines, title="The family beside the networks of its time", note=note)
-    console.remark(f"Figure 1: {plot}" if plot else "Next: effnet info --rivals --plot figure1.png")
+    console.remark("Next: effnet info b0")
     return OK
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -140,7 +139,7 @@ def _check(out: Path | None, error: float | None, *, two: bool) -> None:
         option, value = ("error", error) if out is None else ("out", str(out))
         raise ArgumentError(option, value, "is for one model; leave it or the second model out.")
     if out is not None:
-        from effnet.plots.figures import drawable
+        from effnet.plots.style import drawable
 
         if out.exists() and not out.is_dir():
             raise ArgumentError("out", str(out), "is a file; name a folder.")
@@ -178,8 +177,7 @@ def _judge(model: str, classifier: Classifier, dataset: Dataset, batch: int | No
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
         raise DataError(f"none of the {len(dataset):,} images can be read; {path}: {reason}")
-    readable = tuple(sample for sample in dataset.samples if sample.path not in predicted.unreadable)
-    return Judged(model, classifier, dataclasses.replace(dataset, samples=readable), predicted)
+    return Judged(model, classifier, predicted.readable(dataset), predicted)
 
 
 def _calibration(
@@ -211,14 +209,16 @@ def _evaluate(judged: Judged, calibration: Calibration | None) -> Evaluation:
 
 
 def _draw(judged: Judged, evaluation: Evaluation, out: Path) -> None:
-    from effnet.plots import run as run_plots
+    from effnet.metrics.calibration import confidence
+    from effnet.metrics.evaluate import write_per_class
+    from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
 
     confusion, classes, reliable, mistakes = (out / name for name in FILES)
-    run_plots.draw_confusion(evaluation, confusion)
-    run_plots.write_per_class(evaluation, classes)
-    run_plots.draw_reliability(evaluation.before, evaluation.after, reliable)
-    temperature = evaluation.after.temperature
-    run_plots.mistakes_sheet(judged.data, judged.predicted, mistakes, temperature=temperature)
+    draw_confusion(evaluation.confusion, evaluation.classes, confusion)
+    write_per_class(evaluation, classes)
+    draw_reliability(evaluation.reliability_curves, reliable)
+    logits = judged.predicted.logits
+    draw_mistakes(judged.data, logits.argmax(1), confidence(logits, evaluation.after.temperature), mistakes)
 
 
 def _show(judged: Judged, data: str, chosen: HeldOut, evaluation: Evaluation) -> None:

@@ -13,11 +13,14 @@ the world's.
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +32,7 @@ from effnet.data.paths import read_ahead
 from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, CheckpointError, ImageError
 from effnet.fields import positive_int
+from effnet.files import write_file
 from effnet.metrics.calibration import Abstention, Reliability, answer, reliability
 from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, checked, wilson
 
@@ -56,6 +60,11 @@ class Predicted(NamedTuple):
     logits: NDArray[np.float32]  # (N, K), raw
     labels: Labels  # (N,)
     unreadable: dict[str, str]  # reason by path
+
+    def readable(self, dataset: Dataset) -> Dataset:
+        """The images of `dataset` that the logits are of."""
+        samples = tuple(sample for sample in dataset.samples if sample.path not in self.unreadable)
+        return dataclasses.replace(dataset, samples=samples)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,17 @@ class Evaluation:
     def n(self) -> int:
         """Images."""
         return int(self.confusion.sum())
+
+    @property
+    def reliability_curves(self) -> dict[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]:
+        """Counts, confidence and accuracy of each bin by a title, before and after the temperature where there is one.
+
+        For `plots.run.draw_reliability`.
+        """
+        titles = {f"uncalibrated: ECE {self.before.ece:.1%}": self.before}
+        if self.after.temperature != self.before.temperature:
+            titles[f"divided by T = {self.after.temperature:.3g}: ECE {self.after.ece:.1%}"] = self.after
+        return {title: (bins.counts, bins.confidence, bins.accuracy) for title, bins in titles.items()}
 
     @cached_property
     def scores(self) -> tuple[ClassScore, ...]:
@@ -226,6 +246,18 @@ def predict_logits(
             progress(len(labels) + len(unreadable), len(dataset))
     logits = np.concatenate(outputs) if outputs else np.empty((0, len(dataset.classes)), np.float32)
     return Predicted(logits, np.array(labels, np.int64), unreadable)
+
+
+def write_per_class(evaluation: Evaluation, out: Path) -> None:
+    """Write a CSV line for each class, in order; what is not defined is empty."""
+    columns = "class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1"
+    with write_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for score in evaluation.scores:
+            recall = score.recall
+            bounds = (recall.value, recall.low, recall.high) if recall else ("", "", "")
+            writer.writerow((score.name, score.n, score.named, score.precision, *bounds, score.f1))
 
 
 def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:

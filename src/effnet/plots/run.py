@@ -1,12 +1,11 @@
 """The pictures of a trained model: how it learned, what it mixes up, how far its confidence can be believed.
 
-Needs the extra `plots`; see plots.py for what all pictures have in common. The sheet of mistakes is a JPEG, for it
+Needs the extra `plots`; see plots.style for what all pictures have in common. The sheet of mistakes is a JPEG, for it
 holds photos, and is drawn by Pillow.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +19,21 @@ from effnet.data.photo import open_photo
 from effnet.errors import ArgumentError, ImageError, MissingExtraError
 from effnet.fields import positive_int
 from effnet.files import write_file
-from effnet.metrics.calibration import BINS, Reliability, confidence
-from effnet.metrics.evaluate import Evaluation, Predicted
-from effnet.plots.figures import BLUE, GREY, INK, ORANGE, PALE, RED, picture
+from effnet.plots.style import BLUE, GREY, INK, ORANGE, PALE, RED, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Bins = tuple[Sequence[int], Sequence[float], Sequence[float]]  # counts, mean confidence and accuracy of each bin
 
 COUNTED, NAMED = 20, 30  # classes up to which the cells of a confusion matrix have counts, and its sides names
 CELLS = 400  # of a side of the matrix, at most: the darkest of several classes is drawn for all of them
 PAIRS = 16  # that are listed beside a matrix without names
 LETTERS = 24  # of a name
-ROOM = 8  # letters to an inch of the lower side, beyond which names stand upright
-WORDS = 5.0  # inches for that list
+LETTERS_PER_INCH = 8  # of the lower side, beyond which names stand upright
+LIST_WIDTH = 5.0  # inches
 
-TILE, CAPTION, GAP = 200, 58, 10  # pixels of a mistake: its photo, the words below it, the space around both
+HEAD, TILE, CAPTION, GAP = 48, 200, 58, 10  # pixels: the title, a photo, the text below it, the space around both
 ACROSS = 6
 
 # What the panels of `draw_results` show of the columns of results.csv.
@@ -81,24 +80,27 @@ def draw_results(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 axes.legend(frameon=False)
 
 
-def draw_confusion(evaluation: Evaluation, out: Path) -> None:
-    """Draw the confusion matrix, each row as shares of its class, with counts, names or the worst pairs as they fit.
+def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
+    """Draw a confusion matrix, each row as shares of its class, with counts, names or the worst pairs as they fit.
 
-    Classes that have neither images nor answers are left out.
+    Args:
+        confusion: (K, K), images of class i that were named j; classes with neither images nor answers are left out.
+        classes: K names.
+        out: the picture.
 
     Raises:
         ArgumentError: `out` has another suffix than .png, .svg or .pdf.
         MissingExtraError: matplotlib is not installed.
     """
-    matrix = evaluation.confusion
-    used = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
-    counts, names = matrix[np.ix_(used, used)], [_short(evaluation.classes[i]) for i in used]
+    used = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+    counts, names = confusion[np.ix_(used, used)], [_short(classes[i]) for i in used.tolist()]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(max(0.5 * len(used), 4.0), 9.0)
     small = len(used) <= NAMED
-    title = f"{evaluation.n:,} images, {evaluation.top1.value:.1%} named right"
-    with picture(out, size + (2.5 if small else WORDS), size + (2.0 if small else 0.8), title) as figure:
-        axes, *beside = figure.subplots(1, 1 if small else 2, squeeze=False, width_ratios=(size, WORDS)[: 2 - small])[0]
+    title = f"{counts.sum():,} images, {np.trace(counts) / counts.sum():.1%} named correctly"
+    with picture(out, size + (2.5 if small else LIST_WIDTH), size + (2.0 if small else 0.8), title) as figure:
+        widths = (size,) if small else (size, LIST_WIDTH)
+        axes, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         axes.grid(visible=False)
         # the square root of the share: a class that loses 1 % of its images to another is seen
         axes.imshow(np.sqrt(_pooled(shares)), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest")
@@ -106,11 +108,12 @@ def draw_confusion(evaluation: Evaluation, out: Path) -> None:
         for panel in beside:
             axes.set(xticks=[], yticks=[], xlabel=f"named: {len(used)} classes")
             panel.set_axis_off()
-            panel.text(0, 1, "\n".join(_pairs(evaluation)), va="top", fontsize=10, linespacing=1.7, parse_math=False)
+            pairs = "\n".join(_commonest_mistakes(counts, names))
+            panel.text(0, 1, pairs, va="top", fontsize=10, linespacing=1.7, parse_math=False)
         if not small:
             return
-        turned = 90 if sum(map(len, names)) > ROOM * size else 0
-        axes.set_xticks(range(len(used)), names, rotation=turned, fontsize=10, parse_math=False)
+        rotation = 90 if sum(map(len, names)) > LETTERS_PER_INCH * size else 0
+        axes.set_xticks(range(len(used)), names, rotation=rotation, fontsize=10, parse_math=False)
         axes.set_yticks(range(len(used)), names, fontsize=10, parse_math=False)
         if len(used) <= COUNTED:
             for (i, j), count in np.ndenumerate(counts):
@@ -119,90 +122,74 @@ def draw_confusion(evaluation: Evaluation, out: Path) -> None:
                     axes.text(j, i, f"{count}", ha="center", va="center", color=colour, fontsize=9)
 
 
-def draw_reliability(before: Reliability, after: Reliability, out: Path) -> None:
-    """Draw accuracy over confidence, before and after the temperature; one panel where there is none.
+def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
+    """Draw accuracy over confidence, and how many images are in each bin: a panel for each title.
 
     Raises:
         ArgumentError: `out` has another suffix than .png, .svg or .pdf.
         MissingExtraError: matplotlib is not installed.
     """
-    shown = (before,) if after.temperature == before.temperature else (before, after)
-    middles = (np.arange(BINS) + 0.5) / BINS
-    with picture(out, 1 + 5 * len(shown), 6.4, f"Confidence and accuracy of {sum(before.counts):,} images") as figure:
-        panels = figure.subplots(2, len(shown), sharex=True, squeeze=False, height_ratios=(3, 1))
-        for (upper, lower), found in zip(panels.T, shown, strict=True):
-            upper.plot((0, 1), (0, 1), "--", color=GREY, linewidth=1.5, label="as it should be")
-            upper.bar(middles, found.accuracy, 0.9 / BINS, color=BLUE, label="accuracy")
-            filled = np.array(found.counts) > 0
-            upper.plot(
-                np.array(found.confidence)[filled],
-                np.array(found.accuracy)[filled],
-                "o",
-                color=RED,
-                zorder=3,
-                label="means",
-            )
+    total = sum(next(iter(curves.values()))[0])
+    with picture(out, 1 + 5 * len(curves), 6.4, f"Confidence and accuracy of {total:,} images") as figure:
+        panels = figure.subplots(2, len(curves), sharex=True, squeeze=False, height_ratios=(3, 1))
+        for (upper, lower), (title, (counts, confidence, accuracy)) in zip(panels.T, curves.items(), strict=True):
+            n = len(counts)
+            middles = (np.arange(n) + 0.5) / n
+            filled = np.flatnonzero(counts)
+            upper.plot((0, 1), (0, 1), "--", color=GREY, linewidth=1.5, label="ideal")
+            upper.bar(middles, accuracy, 0.9 / n, color=BLUE, label="accuracy")
+            means = np.array(confidence)[filled], np.array(accuracy)[filled]
+            upper.plot(*means, "o", color=RED, zorder=3, label="means")
             upper.set(xlim=(0, 1), ylim=(0, 1.02))
-            words = "as it is" if found is before else f"divided by T = {found.temperature:.3g}"
-            upper.set_title(f"{words}: ECE {found.ece:.1%}", loc="left", fontsize=12)
-            lower.bar(middles, found.counts, 0.9 / BINS, color=GREY)
+            upper.set_title(title, loc="left", fontsize=12)
+            lower.bar(middles, counts, 0.9 / n, color=GREY)
             lower.set(xlabel="confidence")
         panels[0, 0].set(ylabel="accuracy")
         panels[1, 0].set(ylabel="images")
         panels[0, 0].legend(frameon=False, loc="upper left")
 
 
-def mistakes_sheet(dataset: Dataset, predicted: Predicted, out: Path, n: int = 24, *, temperature: float = 1.0) -> None:
-    """A sheet of the mistakes that the model was surest of: the photo, its class, what was said, and how sure it was.
+def draw_mistakes(
+    dataset: Dataset, named: NDArray[np.int64], confidence: NDArray[np.float64], out: Path, n: int = 24
+) -> None:
+    """A sheet of the most confident mistakes: the photo, its class, the answer and its confidence.
 
     Args:
-        dataset: what was predicted.
-        predicted: its logits.
+        dataset: N images.
+        named: the class that each was given, (N,).
+        confidence: of the answers, (N,).
         out: a .jpg file.
         n: mistakes at most.
-        temperature: of the confidence.
 
     Raises:
-        ArgumentError: `out` has another suffix, or the images are not the data set's.
-        MissingExtraError: matplotlib is not installed, which brings the letters.
+        ArgumentError: `out` has another suffix, or the answers are not those of the data set.
+        MissingExtraError: matplotlib is not installed, whose font is used.
     """
     if out.suffix.lower() not in (".jpg", ".jpeg"):
         raise ArgumentError("out", str(out), "must end in .jpg: it holds photos.")
-    samples = [sample for sample in dataset.samples if sample.path not in predicted.unreadable]
-    if len(samples) != len(predicted.labels):
-        raise ArgumentError("predicted", f"{len(predicted.labels)} images", f"must be the data's {len(samples)}.")
-    said, sure = predicted.logits.argmax(1), confidence(predicted.logits, temperature)
-    wrong = np.flatnonzero(said != predicted.labels)
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][: positive_int("n", n)].tolist()
-    fonts = _font(13), _font(18)
+    if len(named) != len(dataset):
+        raise ArgumentError("named", f"{len(named)} images", f"must be the data's {len(dataset)}.")
+    wrong = np.flatnonzero(named != [sample.label for sample in dataset.samples])
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: positive_int("n", n)].tolist()
+    small, large = _font(13), _font(18)
     rows = max(1, -(-len(worst) // ACROSS))
-    head = 48
-    sheet = Image.new("RGB", (ACROSS * (TILE + GAP) + GAP, head + rows * (TILE + CAPTION + GAP)), "white")
+    sheet = Image.new("RGB", (ACROSS * (TILE + GAP) + GAP, HEAD + rows * (TILE + CAPTION + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    title = f"{len(wrong):,} of {len(samples):,} images named wrong" + (", the surest first" if worst else "")
-    draw.text((GAP, 14), title, INK, fonts[1])
+    title = f"{len(wrong):,} of {len(dataset):,} images named wrong" + (", the most confident first" if worst else "")
+    draw.text((GAP, 14), title, INK, large)
     for place, i in enumerate(worst):
-        left, top = GAP + place % ACROSS * (TILE + GAP), head + place // ACROSS * (TILE + CAPTION + GAP)
-        sheet.paste(_tile(dataset.file(samples[i])), (left, top))
-        true, name = dataset.classes[predicted.labels[i]], dataset.classes[said[i]]
-        for line, (words, colour) in enumerate(
-            ((f"is: {true}", INK), (f"said: {name}", RED), (f"{sure[i]:.1%} sure, {Path(samples[i].path).name}", GREY))
-        ):
-            draw.text((left, top + TILE + 3 + 18 * line), _fitting(words, fonts[0]), colour, fonts[0])
+        left, top = GAP + place % ACROSS * (TILE + GAP), HEAD + place // ACROSS * (TILE + CAPTION + GAP)
+        sample = dataset.samples[i]
+        sheet.paste(_tile(dataset.file(sample)), (left, top))
+        lines = (
+            (f"true: {dataset.classes[sample.label]}", INK),
+            (f"named: {dataset.classes[named[i]]}", RED),
+            (f"{confidence[i]:.1%} confident, {Path(sample.path).name}", GREY),
+        )
+        for line, (text, colour) in enumerate(lines):
+            draw.text((left, top + TILE + 3 + 18 * line), _shortened(text, small), colour, small)
     with write_file(out) as temporary:
         sheet.save(temporary, format="JPEG", quality=90)
-
-
-def write_per_class(evaluation: Evaluation, out: Path) -> None:
-    """Write a CSV line for each class, in order; what is not defined is empty."""
-    columns = "class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1"
-    with write_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for score in evaluation.scores:
-            recall = score.recall
-            bounds = (recall.value, recall.low, recall.high) if recall else ("", "", "")
-            writer.writerow((score.name, score.n, score.named, score.precision, *bounds, score.f1))
 
 
 def _whole_numbers(axes: Axes) -> None:
@@ -221,10 +208,13 @@ def _pooled(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     return pooled
 
 
-def _pairs(evaluation: Evaluation) -> list[str]:
-    """The commonest mistakes in words."""
-    worst = evaluation.mistakes[:PAIRS]
-    return ["Mixed up most often:", *(f"{each.count} x {_short(each.true)}: {_short(each.named)}" for each in worst)]
+def _commonest_mistakes(counts: NDArray[np.int64], names: Sequence[str]) -> list[str]:
+    """The pairs that were mixed up most often, a line each."""
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    places = [divmod(place, len(counts)) for place in worst.tolist()]
+    lines = (f"{wrong[i, j]} x {names[i]}: {names[j]}" for i, j in places if wrong[i, j])
+    return ["Mixed up most often:", *lines]
 
 
 def _short(name: str) -> str:
@@ -250,10 +240,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
-def _fitting(words: str, font: ImageFont.FreeTypeFont) -> str:
-    """As much of the words as is not wider than a photo."""
-    if font.getlength(words) <= TILE:
-        return words
-    while words and font.getlength(f"{words}…") > TILE:
-        words = words[:-1]
-    return f"{words}…"
+def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """As much of the text as is not wider than a photo."""
+    if font.getlength(text) <= TILE:
+        return text
+    while text and font.getlength(f"{text}…") > TILE:
+        text = text[:-1]
+    return f"{text}…"

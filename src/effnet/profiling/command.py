@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from effnet import console
 from effnet.console import MACS, OK, Flag
 from effnet.errors import ArgumentError
-from effnet.plots.figures import drawable
+from effnet.plots.style import drawable
 from effnet.profiling.profile import DEFAULTS, Profile, TimingOptions
 from effnet.profiling.profile import profile as profile_blocks
 from effnet.runtime.artifact import artifact_path, open_artifact
@@ -20,15 +20,8 @@ from effnet.runtime.engines import EngineName
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from effnet.metrics.timing import Conditions
-    from effnet.metrics.timing import Timing
-    from effnet.profiling.compare import Comparison
-=======
     from effnet.metrics.timing import Conditions, Timing
-    from effnet.profiling.compare import Comparison, Repeated
-    from effnet.profiling.profile import Profile
->>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
+    from effnet.profiling.compare import Comparison
 
 PAIRS = 12  # inversions that are listed; --json has them all
 

@@ -20,24 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from effnet.arch.cost import Cost, cost
 from effnet.arch.variants import VARIANTS, spec
-<<<<<<< HEAD
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.metrics.timing import Conditions, random_images, torch_threads
-from effnet.metrics.timing import Timing, measure_in_turn
-=======
-from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
-from effnet.fields import positive_int
-from effnet.metrics.timing import (
-    LAYOUTS,
-    Conditions,
-    Progress,
-    Timing,
-    measure_in_turn,
-    memory_format,
-    random_images,
-    torch_threads,
-)
->>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
+from effnet.metrics.timing import Conditions, Timing, measure_in_turn, random_images, torch_threads
 from effnet.models.efficientnet import EfficientNet
 from effnet.profiling.profile import DEFAULTS, TimingOptions
 from effnet.progress import SILENT, Progress
@@ -195,32 +179,10 @@ def count(name: str) -> tuple[Cost, int]:
     return Cost(name, params, counter.get_total_flops() // 2, activations), 224
 
 
-<<<<<<< HEAD
 def build_network(name: str) -> nn.Module:
     """A variant or a network of RIVALS with random weights, in eval mode."""
     if name in VARIANTS:
         return EfficientNet(spec(name)).eval()
-=======
-def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Pearson's r of the logarithms: 1 where one is a power of the other."""
-    return statistics.correlation([math.log(x) for x in xs], [math.log(y) for y in ys])
-
-
-def _forward(name: str, resolution: int, batch: int, layout: str) -> Callable[[], Tensor]:
-    """A function that runs a fresh network on one batch."""
-    network = (EfficientNet(spec(name)) if name in VARIANTS else _rival(name)).eval()
-    network.to(memory_format=memory_format(layout))
-    images = random_images(batch, resolution, layout=layout)
-
-    def run() -> Tensor:
-        logits: Tensor = network(images)
-        return logits
-
-    return run
-
-
-def _rival(name: str) -> nn.Module:
->>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
     if name not in RIVALS:
         raise UnknownNameError("name", name, (*VARIANTS, *RIVALS))
     import torchvision

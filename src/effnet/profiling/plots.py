@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effnet.plots.figures import BLUE, GREY, ORANGE, RED, picture
+from effnet.plots.style import BLUE, GREY, ORANGE, RED, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,6 @@ from effnet.arch.table import Row, block_rows
 from effnet.console import Whole
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
-<<<<<<< HEAD
 from effnet.machine import this_machine
 from effnet.metrics.timing import Timing, measure, seconds, time_rounds
 from effnet.progress import SILENT, Progress
@@ -58,19 +57,6 @@ class TimingOptions:
 
 
 DEFAULTS = TimingOptions()
-=======
-from effnet.metrics.timing import (
-    Conditions,
-    Progress,
-    Timing,
-    measure,
-    random_images,
-    seconds,
-    time_rounds,
-    torch_threads,
-)
-from effnet.models.efficientnet import EfficientNet
->>>>>>> 722eb70 (Conditions of a timing stand beside the timing, and need no torch until torch is timed)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def show_fit(fit: Fit, command: str, *, save: Path | None, plot: Path | None, as
         with write_file(save) as temporary:
             temporary.write_text(spec_text(fit.spec), encoding="utf-8")
     if plot is not None:
-        from effnet.plots.figures import budget_candidates
+        from effnet.scaling.plots import budget_candidates
 
         budget_candidates(fit, plot)
         console.remark(f"drew {plot}")

@@ -193,7 +193,7 @@ def _scale_to_budget(
             raise ArgumentError(option, {**given, **limits}[option], words)
     plot, save = (Path(path) if path else None for path in (around.get("plot"), given.get("save")))
     if plot is not None:
-        from effnet.plots.figures import drawable
+        from effnet.plots.style import drawable
 
         drawable(plot)
         if "pretrained" in around or not budget.limits:

@@ -1,6 +1,6 @@
 """The pictures of a search for alpha, beta and gamma, and of the comparison of compound scaling with its rivals.
 
-Needs the extra `plots`; see plots.py for what all pictures have in common.
+Needs the extra `plots`; see plots.style for what all pictures have in common.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effnet.plots.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, picture
+from effnet.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, picture
 from effnet.searching.candidates import Candidate
 from effnet.searching.claim import BASELINE, COMPOUND, SINGLE, Contestant
 from effnet.searching.halving import CONFIDENCE, Rung, Scores, Verdict

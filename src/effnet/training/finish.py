@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from effnet.data.dataset import Dataset, manifest
 from effnet.machine import peak_memory
-from effnet.metrics.calibration import calibrate
-from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits
+from effnet.metrics.calibration import calibrate, confidence
+from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.plots import run as run_plots
 from effnet.training.choices import Choices
 from effnet.training.module import Answering
@@ -123,7 +123,8 @@ def _draw(going: Loop, evaluation: Evaluation, found: Predicted, part: Dataset, 
     """The pictures of a run."""
     folder = going.folder
     run_plots.draw_results(going.rows, folder / "results.png")
-    run_plots.draw_confusion(evaluation, folder / "confusion_matrix.png")
-    run_plots.draw_reliability(evaluation.before, evaluation.after, folder / "reliability.png")
-    run_plots.write_per_class(evaluation, folder / "per_class.csv")
-    run_plots.mistakes_sheet(part, found, folder / "mistakes.jpg", temperature=temperature)
+    run_plots.draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
+    run_plots.draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
+    write_per_class(evaluation, folder / "per_class.csv")
+    named, sure = found.logits.argmax(1), confidence(found.logits, temperature)
+    run_plots.draw_mistakes(found.readable(part), named, sure, folder / "mistakes.jpg")

@@ -1,0 +1,109 @@
+"""What every picture has in common: files, colours, type. Png, svg or pdf by the suffix.
+
+Needs the extra `plots`. No window is opened and no state of matplotlib's is left changed; a picture appears under its
+name when it is complete. No date or version goes in, so the same numbers give the same bytes; text in svg stays text.
+
+Colours are from the palette of Okabe and Ito, which colour-blind readers tell apart; shapes and labels differ as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effnet.errors import ArgumentError, MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
+BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 12,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "xtick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.color": GREY,
+    "ytick.labelcolor": INK,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "effnet",
+}
+UNDATED: dict[str, dict[str, Any]] = {  # what matplotlib writes of itself and of the time, switched off
+    ".png": {"Software": None},
+    ".svg": {"Creator": None, "Date": None},
+    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+
+LEFT, RIGHT = -1, 1
+
+
+def drawable(out: Path) -> str:
+    """The suffix of `out`, small; asked before a long measurement, so that its picture is not refused afterwards.
+
+    Raises:
+        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
+        MissingExtraError: matplotlib is not installed.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in UNDATED:
+        raise ArgumentError("out", str(out), f"must end in {', '.join(UNDATED)}.")
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("drawing", "plots")
+    return suffix
+
+
+@contextmanager
+def picture(out: Path, width: float, height: float, title: str) -> Iterator[Figure]:
+    """A figure of that size in inches with a title; when the block ends without an error it is written to `out`.
+
+    Raises:
+        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
+        MissingExtraError: matplotlib is not installed.
+    """
+    suffix = drawable(out)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
+        yield figure
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+        try:
+            figure.savefig(unfinished, format=suffix[1:], metadata=UNDATED[suffix])
+            unfinished.replace(out)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def decades(axes: Axes) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade of two logarithmic axes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def name_point(axes: Axes, text: str, point: tuple[float, float], stand: tuple[int, float], **font: Any) -> None:
+    """Write `text` beside its point: on the side LEFT or RIGHT, so many points of type above its middle."""
+    side, above = stand
+    offset, align = (side * 7, above), "left" if side == RIGHT else "right"
+    axes.annotate(text, point, offset, textcoords="offset points", ha=align, va="center", **font)
