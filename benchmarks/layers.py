@@ -37,7 +37,7 @@ import torch
 from inference import Row, network_of, photo_pixels
 from numpy.typing import NDArray
 
-from effnet.arch.shape import BlockSpec
+from effnet.arch.blocks import BlockSpec
 from effnet.arch.spec import NetworkSpec
 from effnet.machine import this_machine
 from effnet.runtime.engines import network_of as graph_network_of

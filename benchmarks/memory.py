@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import effnet
-from effnet.arch.memory import Keep, Plan, training_memory
-from effnet.arch.recompute import find_plan
+from effnet.arch.memory import Keep, training_memory
+from effnet.arch.recompute import RecomputePlan, find_plan
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.machine import this_machine
 
@@ -68,7 +68,7 @@ def batch_of(spec: NetworkSpec, batch: int) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def train(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> None:
+def train(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int) -> None:
     """Steps of RMSProp with momentum and a moving average of the weights."""
     network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
     network.recompute(plan)
@@ -84,7 +84,7 @@ def train(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> None:
                 mean.lerp_(new, 0.1)
 
 
-def grow(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> float:
+def grow(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int) -> float:
     """MiB that training takes in this process, which must be fresh. A tiny network goes first: torch loads on use."""
     train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2)
     if DEVICE == "cuda":
@@ -97,7 +97,7 @@ def grow(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int) -> float:
     return memory_of("VmHWM") - before
 
 
-def measured(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int = 2) -> float:
+def measured(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int = 2) -> float:
     """The same in a fresh process."""
     task = {"spec": spec.to_dict(), "plan": plan and plan.to_dict(), "batch": batch, "steps": steps}
     command = [sys.executable, __file__, "child", json.dumps(task)]
@@ -107,7 +107,7 @@ def measured(spec: NetworkSpec, plan: Plan | None, batch: int, steps: int = 2) -
 
 def child(task: dict[str, Any]) -> None:
     """What the fresh process does."""
-    plan = task["plan"] and Plan({name: Keep[level.upper()] for name, level in task["plan"].items()})
+    plan = task["plan"] and RecomputePlan({name: Keep[level.upper()] for name, level in task["plan"].items()})
     print(grow(NetworkSpec.from_dict(task["spec"]), plan, task["batch"], task["steps"]))
 
 
@@ -116,7 +116,7 @@ def forecast() -> None:
     print("| network | px | batch | plan | forecast, MiB | measured, MiB | ratio |\n|---|---|---|---|---|---|---|")
     for spec in NETWORKS:
         batch = 16 if spec.resolution < 300 else 8
-        for plan in (None, Plan.uniform(spec, Keep.BOTTLENECKS)):
+        for plan in (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)):
             said, found = training_memory(spec, batch, plan=plan).peak / MIB, measured(spec, plan, batch)
             row = (
                 spec.name,
@@ -135,7 +135,7 @@ def large() -> None:
     spec = effnet.spec("b7")
     held = training_memory(spec, 1)
     base = (held.weights + held.optimizer + held.ema + held.images) / MIB
-    for plan in (None, Plan.uniform(spec, Keep.BOTTLENECKS)):
+    for plan in (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)):
         said, found = training_memory(spec, 1, plan=plan).peak / MIB, measured(spec, plan, 1)
         over = f"{found - base:.0f} MiB over the base, {said - base:.0f} forecast"
         print(f"b7, 600 px, 1 image, {plan or 'no plan'}: {over}")
@@ -162,8 +162,8 @@ def plans(batch: int = 16, rounds: int = 9) -> None:
     spec = effnet.spec("b0")
     plain = training_memory(spec, batch)
     fixed = plain.weights + plain.optimizer + plain.ema + plain.images
-    chosen: dict[str, Plan | None] = {"none": None}
-    chosen |= {keep.name.lower(): Plan.uniform(spec, keep) for keep in sorted(Keep, reverse=True)}
+    chosen: dict[str, RecomputePlan | None] = {"none": None}
+    chosen |= {keep.name.lower(): RecomputePlan.uniform(spec, keep) for keep in sorted(Keep, reverse=True)}
     for share in (0.75, 0.5, 0.32):
         chosen[f"find_plan {share}x"] = find_plan(spec, int(fixed + share * (plain.peak - fixed)), batch)
     network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)

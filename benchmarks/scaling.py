@@ -19,7 +19,6 @@ import numpy as np
 import effnet
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import file_bytes, inference_memory, training_memory
-from effnet.arch.shape import shape_of
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
 from effnet.machine import this_machine
@@ -75,7 +74,7 @@ def pricing(count: int = 10_000, rounds: int = 9) -> None:
     times: dict[str, list[float]] = {"parameters, multiply-adds, activations": [], "memory and file size as well": []}
     for _ in range(rounds):
         started = time.perf_counter()
-        shape = shape_of(B0, width, depth, resolution)
+        shape = B0.shape_at(width, depth, resolution)
         total_cost(shape)
         times["parameters, multiply-adds, activations"].append(time.perf_counter() - started)
         inference_memory(shape), training_memory(shape, 16), file_bytes(shape)

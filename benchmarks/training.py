@@ -19,7 +19,8 @@ from networks import contestants, training_step
 from torch import Tensor, nn
 
 from effnet import console
-from effnet.arch.memory import Keep, Plan
+from effnet.arch.memory import Keep
+from effnet.arch.recompute import RecomputePlan
 from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds, torch_threads
 from effnet.models.depthwise import choose_kernels, use_kernels
 
@@ -33,7 +34,7 @@ def networks_of(layout: str, resolution: int, batch: int) -> dict[str, nn.Module
     ours = named.pop("effnet")
     timed, planned, plain = (copy.deepcopy(ours) for _ in range(3))
     use_kernels(timed, choose_kernels(ours, batch, resolution, channels_last=layout == "channels_last"))
-    planned.recompute(Plan.uniform(ours.spec, Keep.ACTIVATIONS))
+    planned.recompute(RecomputePlan.uniform(ours.spec, Keep.ACTIVATIONS))
     use_kernels(plain, dict.fromkeys(choose_kernels(ours, 1, 32), "torch"))
     mine = {"effnet": ours, "kernels timed": timed, "plan: activations": planned, "torch's kernels": plain}
     return named | mine

@@ -19,10 +19,10 @@ from PIL import Image
 from ran import Run
 
 import effnet
-from effnet.arch.spec import InputSpec
+from effnet.arch.spec import Calibration, InputSpec
 from effnet.arch.variants import VARIANTS
 from effnet.cli import COMMANDS, main
-from effnet.weights.bundle import Calibration, Record, read_record
+from effnet.weights.bundle import Record, read_record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from effnet.version import __version__
 
 if TYPE_CHECKING:
+    from effnet.arch.blocks import BlockSpec as BlockSpec
     from effnet.arch.cost import Cost as Cost
     from effnet.arch.cost import NetworkCost as NetworkCost
     from effnet.arch.cost import cost as cost
-    from effnet.arch.shape import BlockSpec as BlockSpec
     from effnet.arch.spec import InputSpec as InputSpec
     from effnet.arch.spec import NetworkSpec as NetworkSpec
     from effnet.arch.spec import NumericPolicy as NumericPolicy
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "effnet.arch.cost": ("Cost", "NetworkCost", "cost"),
-    "effnet.arch.shape": ("BlockSpec",),
+    "effnet.arch.blocks": ("BlockSpec",),
     "effnet.arch.spec": ("InputSpec", "NetworkSpec", "NumericPolicy", "StageSpec"),
     "effnet.arch.variants": ("spec",),
     "effnet.runtime.classifier": ("Classifier", "Prediction", "load"),

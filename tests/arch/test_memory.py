@@ -5,15 +5,8 @@ import torch
 from alive import Alive
 
 import effnet
-from effnet.arch.memory import (
-    Keep,
-    Plan,
-    file_bytes,
-    inference_memory,
-    kept_per_image,
-    largest_batch,
-    training_memory,
-)
+from effnet.arch.memory import Keep, file_bytes, inference_memory, kept_per_image, largest_batch, training_memory
+from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
@@ -58,7 +51,7 @@ def built(spec: NetworkSpec, batch: int) -> tuple[EfficientNet, torch.Tensor]:
         return EfficientNet(spec), torch.empty(batch, spec.in_channels, spec.resolution, spec.resolution)
 
 
-def alive_after_forward(spec: NetworkSpec, plan: Plan | None, batch: int) -> int:
+def alive_after_forward(spec: NetworkSpec, plan: RecomputePlan | None, batch: int) -> int:
     """Bytes that wait for the backward pass, the images among them and the logits not."""
     network, images = built(spec, batch)
     network.train().recompute(plan)
@@ -71,7 +64,7 @@ def alive_after_forward(spec: NetworkSpec, plan: Plan | None, batch: int) -> int
 @by_name
 @pytest.mark.parametrize("keep", LEVELS)
 def test_kept_activations_are_what_torch_keeps(spec, keep):
-    plan = None if keep is None else Plan.uniform(spec, keep)
+    plan = None if keep is None else RecomputePlan.uniform(spec, keep)
     per_image = alive_after_forward(spec, plan, 2) - alive_after_forward(spec, plan, 1)
     said = training_memory(spec, 1, plan=plan)
     assert said.activations + said.images == pytest.approx(per_image, rel=1e-3)
@@ -111,7 +104,7 @@ def test_the_peak_covers_the_backward_pass(spec, keep):
     spec = effnet.spec(spec, resolution=64)
     batch = 8
     network = EfficientNet(spec).train()
-    network.recompute(None if keep is None else Plan.uniform(spec, keep))
+    network.recompute(None if keep is None else RecomputePlan.uniform(spec, keep))
     images = torch.randn(batch, spec.in_channels, 64, 64)
     network(images).sum().backward()  # gradients and caches are there
     network.zero_grad()
@@ -166,7 +159,7 @@ def test_bf16_as_autocast_keeps_it(keep):
 
     def alive(batch):
         network, images = EfficientNet(spec).train(), torch.randn(batch, 3, 64, 64)
-        network.recompute(keep if keep is None else Plan.uniform(spec, keep))
+        network.recompute(keep if keep is None else RecomputePlan.uniform(spec, keep))
         with Alive() as counter, torch.autocast("cpu", torch.bfloat16):
             logits = network(images)
             return counter.bytes - logits.untyped_storage().nbytes()
@@ -194,10 +187,10 @@ def test_largest_batch():
 
 def test_plans_of_levels():
     spec = effnet.spec("b0")
-    plan = Plan.uniform(spec, "convolutions")
-    assert plan == Plan.uniform(spec, Keep.CONVOLUTIONS)
+    plan = RecomputePlan.uniform(spec, "convolutions")
+    assert plan == RecomputePlan.uniform(spec, Keep.CONVOLUTIONS)
     assert str(plan) == "convolutions"
-    mixed = Plan({**plan.keeps, "stem": Keep.BOTTLENECKS})
+    mixed = RecomputePlan({**plan.keeps, "stem": Keep.BOTTLENECKS})
     assert str(mixed) == "convolutions 17, bottlenecks 1"
     assert mixed.to_dict()["stem"] == "bottlenecks"
     assert training_memory(spec, 2, plan=plan) == training_memory(spec, 2, plan=Keep.CONVOLUTIONS)
@@ -209,7 +202,7 @@ def test_plans_of_levels():
         ({"batch": 0}, "`batch`"),
         ({"optimizer": "adm"}, "Did you mean 'adam'"),
         ({"precision": "fp16"}, "`precision`"),
-        ({"plan": Plan({"stem": Keep.BOTTLENECKS})}, "`plan`"),
+        ({"plan": RecomputePlan({"stem": Keep.BOTTLENECKS})}, "`plan`"),
     ],
 )
 def test_wrong_arguments(arguments, words):
@@ -219,4 +212,4 @@ def test_wrong_arguments(arguments, words):
 
 def test_unknown_level():
     with pytest.raises(UnknownNameError, match="Did you mean 'bottlenecks'"):
-        Plan.uniform(effnet.spec("b0"), "bottleneck")
+        RecomputePlan.uniform(effnet.spec("b0"), "bottleneck")

@@ -1,8 +1,8 @@
 import pytest
 
 import effnet
-from effnet.arch.memory import Keep, Plan, training_memory
-from effnet.arch.recompute import extra_work, find_plan
+from effnet.arch.memory import Keep, training_memory
+from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
 from effnet.errors import ArgumentError
 
 
@@ -20,7 +20,7 @@ def test_plans_fit_and_use_what_they_may(name, batch, share):
     # each part that could still keep more would not fit
     for part, keep in plan.keeps.items():
         if keep < Keep.ACTIVATIONS:
-            richer = Plan({**plan.keeps, part: Keep(keep + 1)})
+            richer = RecomputePlan({**plan.keeps, part: Keep(keep + 1)})
             cheaper = extra_work(spec, richer).weighed < extra_work(spec, plan).weighed
             assert not cheaper or peak(spec, batch, richer) > limit
 
@@ -43,10 +43,10 @@ def test_work_of_the_levels_by_hand():
     """One block: stage 3's first, 112 px, 16 -> 96 channels, k3 stride 2, from the paper's Table 1."""
     spec = effnet.spec("b0")
     name, expanded, wide = "stages.3.0", 96 * 112**2, 96 * 56**2
-    quiet = Plan.uniform(spec, Keep.ACTIVATIONS)
+    quiet = RecomputePlan.uniform(spec, Keep.ACTIVATIONS)
 
     def added(keep):
-        plan = Plan({**quiet.keeps, name: keep})
+        plan = RecomputePlan({**quiet.keeps, name: keep})
         more, less = extra_work(spec, plan), extra_work(spec, quiet)
         return more.macs - less.macs, more.elements - less.elements
 

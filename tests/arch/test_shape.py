@@ -6,7 +6,6 @@ import pytest
 import effnet
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memory
-from effnet.arch.shape import shape_of
 from effnet.arch.variants import B0, LITE0
 
 generator = np.random.default_rng(0)
@@ -17,7 +16,7 @@ RESOLUTION = generator.integers(8, 700, 200)
 
 @pytest.mark.parametrize("base", [B0, LITE0, effnet.spec("b0", depth_rounding="nearest")], ids=lambda spec: spec.name)
 def test_two_hundred_at_once_are_two_hundred_alone(base):
-    many = shape_of(base, WIDTH, DEPTH, RESOLUTION)
+    many = base.shape_at(WIDTH, DEPTH, RESOLUTION)
     price, file = total_cost(many), file_bytes(many)
     inference = inference_memory(many)
     training = {keep: training_memory(many, 3, plan=keep) for keep in (None, *Keep)}
@@ -33,6 +32,6 @@ def test_two_hundred_at_once_are_two_hundred_alone(base):
 
 
 def test_arrays_stay_whole_numbers():
-    many = shape_of(B0, WIDTH, DEPTH, RESOLUTION)
+    many = B0.shape_at(WIDTH, DEPTH, RESOLUTION)
     for number in (many.head_channels, total_cost(many).macs, inference_memory(many), training_memory(many, 2).peak):
         assert number.dtype == np.int64

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import effnet
-from effnet.arch.shape import round_channels, round_layers
+from effnet.arch.blocks import round_channels, round_layers
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0_STAGES, VARIANTS
 from effnet.errors import ArgumentError, EffnetError

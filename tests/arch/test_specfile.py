@@ -134,7 +134,7 @@ def test_a_row_by_its_shorter_names(file):
             r"line 6: `stride` \(=3\) must be 1 or 2",
         ),
         (OWN.replace("mbconv", "mbcon"), r"line 6: `op` .*Did you mean 'mbconv'"),
-        (OWN.replace("expansion: 1", "expansion: 2"), r"line 5: `expansion` \(=2\) must be 1: separable"),
+        (OWN.replace("expansion: 1", "expansion: 2"), r"line 5: `expansion` \(=2\) must be 1 for separable"),
         (
             OWN.replace("expansion: 1", "expansion: 1, se: 0.25"),
             r"line 5: `se` \(=0.25\) must be 0: separable",

@@ -6,8 +6,7 @@ import re
 import pytest
 
 import effnet
-from effnet.arch.baselines import BASELINES
-from effnet.arch.variants import VARIANTS, variant
+from effnet.arch.variants import BASELINES, VARIANTS, variant
 from effnet.errors import UnknownNameError
 
 # Official builders (efficientnet_builder.py, lite/efficientnet_lite_builder.py): width, depth, resolution, dropout

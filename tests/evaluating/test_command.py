@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import effnet
-from effnet.arch.spec import InputSpec
+from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.dataset import manifest, match_classes, read_data, split_data
 from effnet.data.preprocess import preprocess
 from effnet.metrics.evaluate import evaluate, predict_logits
-from effnet.weights.bundle import Calibration, Record
+from effnet.weights.bundle import Record
 
 COMMAND = "val"  # what `run` runs
 

@@ -23,14 +23,14 @@ import torch
 from random_weights import shaken
 
 import effnet
-from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.arch.spec import Calibration, InputSpec, NumericPolicy
 from effnet.errors import ArgumentError, ArtifactError, RefusedError
 from effnet.exporting import export as exporting
 from effnet.exporting.export import export
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import open_artifact
 from effnet.runtime.engines import Way
-from effnet.weights.bundle import Bundle, Calibration, Record, open_bundle, save
+from effnet.weights.bundle import Bundle, Record, open_bundle, save
 
 NAMES = {"openvino": "model", "onnx": "model.onnx", "torch": "model.pt2"}
 CLASSES = tuple("abcde")

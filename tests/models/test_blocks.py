@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 import effnet
-from effnet.arch.shape import BlockSpec
+from effnet.arch.blocks import BlockSpec
 from effnet.models.blocks import ConvNormAct, MBConv, SamePad, SqueezeExcitation, StochasticDepth, batch_norm
 from effnet.models.efficientnet import EfficientNet
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import effnet
-from effnet.arch.memory import Keep, Plan
+from effnet.arch.memory import Keep
+from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import NumericPolicy
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.models.depthwise import DepthwiseConv2d, choose_kernels, use_kernels
@@ -310,7 +311,7 @@ def choose_names(network):
 def test_networks_with_and_without_a_plan(kernel, keep, padding):
     plain, ours = (network.double() for network in networks(kernel, padding))
     if keep is not None:
-        ours.recompute(Plan.uniform(SMALL, keep))
+        ours.recompute(RecomputePlan.uniform(SMALL, keep))
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     for network in (plain, ours):
         network(images).square().sum().backward()
@@ -324,7 +325,7 @@ def test_a_kernel_keeps_what_torch_keeps(keep):
     """The map that is saved for a gradient must be the very one that a plan replaces."""
     held = []
     for network in networks("columns"):
-        network.recompute(keep if keep is None else Plan.uniform(SMALL, keep))
+        network.recompute(keep if keep is None else RecomputePlan.uniform(SMALL, keep))
         network(torch.randn(4, 3, 32, 32)).sum().backward()  # statistics and caches are there
         network.zero_grad()
         with Alive() as alive:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import effnet
-from effnet.arch.memory import Keep, Plan, training_memory
-from effnet.arch.recompute import find_plan
+from effnet.arch.memory import Keep, training_memory
+from effnet.arch.recompute import RecomputePlan, find_plan
 from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
@@ -36,12 +36,12 @@ each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 each_level = pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.name)
 
 
-def plan_of(spec: NetworkSpec, keep: Keep | str) -> Plan:
+def plan_of(spec: NetworkSpec, keep: Keep | str) -> RecomputePlan:
     """A level everywhere, or with "mixed" a new one for each part."""
     if keep != "mixed":
-        return Plan.uniform(spec, keep)
-    parts = Plan.uniform(spec, Keep.ACTIVATIONS).keeps
-    return Plan({name: Keep(number % len(Keep)) for number, name in enumerate(parts)})
+        return RecomputePlan.uniform(spec, keep)
+    parts = RecomputePlan.uniform(spec, Keep.ACTIVATIONS).keeps
+    return RecomputePlan({name: Keep(number % len(Keep)) for number, name in enumerate(parts)})
 
 
 def learn(network: EfficientNet, *, seed: int = 3, device_dtype: torch.dtype = torch.float64):
@@ -88,7 +88,7 @@ def test_a_plan_changes_nothing_but_memory(spec, keep, padding):
 def test_first_outputs_and_statistics_to_the_bit_in_float32(keep):
     network = fresh(SMALL).float()
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, keep))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
     images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     results = []
     for each in (network, under_plan):
@@ -105,7 +105,7 @@ def test_frozen_normalisation(keep):
     """Fine-tuning often leaves batch normalisation in eval mode."""
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, keep))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
     for each in (network, under_plan):
         for module in each.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -124,7 +124,7 @@ def test_frozen_weights(keep):
     """The head first: only part of the network needs gradients."""
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, keep))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     results = []
     for each in (network, under_plan):
@@ -144,7 +144,7 @@ def test_momentum_none_averages_over_all_batches():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, Keep.CONVOLUTIONS))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, Keep.CONVOLUTIONS))
     state, state_too = learn(network)[2], learn(under_plan)[2]
     torch.testing.assert_close(state_too["head.norm.running_var"], state["head.norm.running_var"])
 
@@ -153,7 +153,7 @@ def test_inference_and_eval_ignore_the_plan():
     network = fresh(SMALL).float().eval()
     images = torch.randn(2, 3, 64, 64)
     before = network(images)
-    network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     assert torch.equal(network(images), before)
     with torch.no_grad():
         assert torch.equal(network(images), before)
@@ -162,7 +162,7 @@ def test_inference_and_eval_ignore_the_plan():
 
 def test_none_takes_the_plan_back():
     network = fresh(SMALL)
-    network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     network.recompute(None)
     logits = network(torch.randn(2, 3, 64, 64, dtype=torch.float64)).sum()
     logits.backward(retain_graph=True)
@@ -171,7 +171,7 @@ def test_none_takes_the_plan_back():
 
 def test_twice_backward_is_refused_in_words():
     network = fresh(SMALL)
-    network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     logits = network(torch.randn(2, 3, 64, 64, dtype=torch.float64)).sum()
     logits.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="retain_graph does not work"):
@@ -182,7 +182,7 @@ def test_writing_into_a_map_is_seen():
     """A recipe would make the map anew, without what somebody wrote into it."""
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, Keep.CONVOLUTIONS))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, Keep.CONVOLUTIONS))
     gradients = []
     for each in (network, under_plan):
         each.stem.register_forward_hook(lambda module, inputs, output: output.mul_(2))
@@ -194,7 +194,7 @@ def test_writing_into_a_map_is_seen():
 
 def test_copies_and_pickles_follow_the_plan():
     network = fresh(SMALL)
-    network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert twin.stem.recomputed is not None
         assert twin.state_dict().keys() == network.state_dict().keys()
@@ -204,7 +204,7 @@ def test_copies_and_pickles_follow_the_plan():
 def test_pyramid_under_a_plan():
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     weights = []
     for each in (network, under_plan):
@@ -218,7 +218,7 @@ def test_pyramid_under_a_plan():
 def test_bf16_autocast(keep):
     network = fresh(SMALL).float()
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, keep))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
     images = torch.randn(4, 3, 64, 64)
     results = []
     for each in (network, under_plan):
@@ -245,7 +245,7 @@ def test_a_found_plan_is_followed():
 
 def test_another_networks_plan_is_refused():
     with pytest.raises(ArgumentError, match="part of only one"):
-        EfficientNet(SMALL).recompute(Plan.uniform(effnet.spec("b1"), Keep.BOTTLENECKS))
+        EfficientNet(SMALL).recompute(RecomputePlan.uniform(effnet.spec("b1"), Keep.BOTTLENECKS))
 
 
 class Doubled(nn.BatchNorm2d):
@@ -260,13 +260,13 @@ class Doubled(nn.BatchNorm2d):
 def test_another_norm_is_refused(norm):
     network = EfficientNet(SMALL, norm=norm)
     with pytest.raises(ArgumentError, match="BatchNorm2d with weight and bias"):
-        network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+        network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     network.recompute(None)
 
 
 def test_a_norm_that_came_later_is_refused_too():
     network = EfficientNet(SMALL)
-    network.recompute(Plan.uniform(SMALL, Keep.BOTTLENECKS))
+    network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     with pytest.raises(ArgumentError, match="BatchNorm2d"):
         network.train()(torch.randn(2, 3, 64, 64))
@@ -277,7 +277,7 @@ def test_weights_that_are_passed_in(keep):
     """torch.func.functional_call takes its weights out of the module before the backward pass."""
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
-    under_plan.recompute(Plan.uniform(SMALL, keep))
+    under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
     others = {name: (1.1 * weight).detach().requires_grad_() for name, weight in network.named_parameters()}
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     gradients = []
@@ -293,6 +293,6 @@ def test_weights_that_are_passed_in(keep):
 @each_level
 def test_one_value_per_channel_is_refused_as_torch_does(keep):
     network = fresh(SMALL)
-    network.recompute(Plan.uniform(SMALL, keep))
+    network.recompute(RecomputePlan.uniform(SMALL, keep))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         network(torch.randn(1, 3, 32, 32, dtype=torch.float64))

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import effnet
-from effnet.arch.spec import InputSpec
+from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.preprocess import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
 from effnet.runtime.classifier import Classifier, Prediction, load
-from effnet.weights.bundle import Calibration, Record
+from effnet.weights.bundle import Record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 

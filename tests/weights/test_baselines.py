@@ -12,8 +12,8 @@ from random_weights import shaken
 from torch import nn
 
 import effnet
-from effnet.arch.baselines import BASELINES
 from effnet.arch.cost import cost
+from effnet.arch.variants import BASELINES
 from effnet.errors import ArgumentError, MismatchError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import read_checkpoint

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 import effnet
-from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.arch.spec import Calibration, InputSpec, NumericPolicy
 from effnet.data.dataset import Dataset, Sample
 from effnet.errors import ArgumentError, BundleError
 from effnet.weights.bundle import (
-    Calibration,
     Record,
     open_bundle,
     read_config,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from effnet.arch.shape import BlockSpec, Shape
+from effnet.arch.blocks import BlockSpec, Shape
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 
@@ -85,9 +85,9 @@ def block_cost(block: BlockSpec) -> Cost:
         _convolution(1 if layer.depthwise else layer.inputs, layer.outputs, layer.kernel_size, layer.output_size)
         for layer in block.layers
     ]
-    expanded, squeezed = block.expanded_channels, block.squeeze_channels
-    weights = expanded * squeezed  # two layers on a 1 x 1 map, with biases
-    outputs = squeezed + expanded * (squeezed > 0)
+    scaled, squeezed = block.scaled_channels, block.squeeze_channels
+    weights = scaled * squeezed  # two layers on a 1 x 1 map, with biases
+    outputs = squeezed + scaled * (squeezed > 0)
     return _sum(block.name, *layers, Cost("", 2 * weights + outputs, 2 * weights, outputs))
 
 

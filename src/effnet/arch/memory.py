@@ -2,7 +2,7 @@
 
 Inference: weights, the image, and the feature maps that are alive together at the worst moment, in eager torch.
 Training: weights, gradients, the optimizer's state, the moving average, the images, and what autograd keeps of each
-image until the backward pass has read it. That last part is nearly all of it, and it is what a plan saves.
+image until the backward pass has read it. That last part is nearly all of it, and it is what a RecomputePlan saves.
 
 What is kept of an MBConv block, in feature maps: E at the size of its expand convolution's output, D of the depthwise
 one's, P of the projected one's. The reason is what each step's gradient reads:
@@ -25,23 +25,22 @@ convolution's kernel, and what the allocator cannot reuse.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
+from effnet.arch.blocks import OPS, Activation, BlockRun, BlockSpec, Layer, Shape, strided
 from effnet.arch.cost import block_cost, total_cost
-from effnet.arch.ops import OPS, Layer
-from effnet.arch.shape import Activation, BlockSpec, Run, Shape, largest, strided
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import one_of, positive_int
-
-Precision = Literal["fp32", "bf16"]
+from effnet.machine import Precision
 
 FLOAT = 4  # bytes of a weight, a gradient or a state, in either precision
 ACTIVATION = {"fp32": 4, "bf16": 2}  # bytes of an element of a feature map
-COUNTER = 8  # bytes of a normalisation's counter of batches
+COUNTER = 8  # bytes of a normalisation's counter of batches, and of a place that max pooling remembers
 TENSOR_ENTRY = 144  # bytes, at most, of a tensor's name, type, shape and place in a safetensors file
 # Numbers that an optimizer of torch remembers for every weight
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
@@ -50,37 +49,24 @@ OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
 class Keep(IntEnum):
     """What a part keeps of its forward pass for the backward pass: each level what the ones below it keep, and more."""
 
-    BOTTLENECKS = 0  # its input and the output of its project convolution; stem and head: only the input
-    DEPTHWISE = 1  # the output of the depthwise convolution
-    CONVOLUTIONS = 2  # the output of the expand convolution; stem and head: of their only one
+    BOTTLENECKS = 0  # its input and the output of its last convolution; stem and head: only the input
+    DEPTHWISE = 1  # the output of the convolution before, in an MBConv the depthwise one
+    CONVOLUTIONS = 2  # the outputs of all convolutions
     ACTIVATIONS = 3  # the outputs of activations and of squeeze-and-excitation
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How much each part of a network keeps: the stem, each block by its name, and the head."""
-
-    keeps: Mapping[str, Keep]
-
     @classmethod
-    def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> Plan:
-        """The same level everywhere.
+    def parse(cls, name: Keep | str) -> Keep:
+        """The level of that name, in lower case.
 
         Raises:
-            UnknownNameError: no level has that name.
+            UnknownNameError: there is none.
         """
-        names = ("stem", *(block.name for block in spec.blocks), "head")
-        return cls(dict.fromkeys(names, level(keep)))
-
-    def to_dict(self) -> dict[str, str]:
-        """The parts and the names of their levels."""
-        return {name: keep.name.lower() for name, keep in self.keeps.items()}
-
-    def __str__(self) -> str:
-        """How many parts have which level, in words."""
-        levels = list(self.keeps.values())
-        counts = [(keep.name.lower(), levels.count(keep)) for keep in reversed(Keep) if keep in levels]
-        return ", ".join(f"{name} {count}" if len(counts) > 1 else name for name, count in counts)
+        if isinstance(name, Keep):
+            return name
+        names = {level.name.lower(): level for level in cls}
+        if name not in names:
+            raise UnknownNameError("keep", name, names)
+        return names[name]
 
 
 @dataclass(frozen=True)
@@ -97,8 +83,8 @@ class TrainingMemory:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Equal parts in a row, in elements per image."""
+class PartMemory:
+    """Equal parts of a network in a row, in elements per image."""
 
     count: int
     params: int
@@ -107,55 +93,39 @@ class Part:
     again: int  # what it takes to compute the last one's output again, for the part behind
 
 
-def level(keep: Keep | str) -> Keep:
-    """The level of that name.
-
-    Raises:
-        UnknownNameError: there is none.
-    """
-    if isinstance(keep, Keep):
-        return keep
-    names = {each.name.lower(): each for each in Keep}
-    if keep not in names:
-        raise UnknownNameError("keep", keep, names)
-    return names[keep]
-
-
 def inference_memory(network: NetworkSpec | Shape) -> int:
     """Bytes of weights, one image and the feature maps beside them at the worst moment, fp32.
 
     As eager torch runs it in eval mode without gradients: a block's input waits for the shortcut, the stage's input for
     its end, and batch normalisation reads one map while it writes the next.
     """
-    shape = network.shape if isinstance(network, NetworkSpec) else network
-    image = shape.in_channels * shape.resolution**2
+    shape = _shape(network)
     peaks = [2 * shape.stem_channels * shape.stem_size**2]
-    waiting = 0
+    stage = waiting = 0
     for run in shape.runs:
-        block = run.block
-        entered = block.input_size**2 * block.in_channels
-        if block.index == 0:
+        entered = run.block.input_size**2 * run.block.in_channels
+        if run.block.index == 0:
             stage, waiting = entered, 0
         else:
             waiting = stage
-        steps, map_ = [], 0
-        for layer in block.layers:
-            steps.append(map_ + 2 * layer.map)
-            map_ = layer.map
-        peaks.append((waiting + entered + largest(steps)) * (run.count > 0))
+        read, steps = 0, []
+        for layer in run.block.layers:
+            steps.append(read + 2 * layer.elements)
+            read = layer.elements
+        peaks.append((waiting + entered + _largest(steps)) * (run.count > 0))
     peaks.append(shape.final_size**2 * (shape.features + 2 * shape.head_channels * shape.head))
-    return FLOAT * (total_cost(shape).params + image + largest(peaks))
+    return FLOAT * (total_cost(shape).params + shape.in_channels * shape.resolution**2 + _largest(peaks))
 
 
 def file_bytes(network: NetworkSpec | Shape) -> int:
     """At most the bytes of the network's weights in a bundle: a safetensors file of fp32 tensors and their names."""
-    shape = network.shape if isinstance(network, NetworkSpec) else network
+    shape = _shape(network)
     channels, layers, squeezes = shape.stem_channels + shape.head_channels * shape.head, 1 + shape.head, 0
     for run in shape.runs:
         channels = channels + run.count * sum(layer.outputs for layer in run.block.layers)
         layers = layers + run.count * len(run.block.layers)
         squeezes = squeezes + run.count * (run.block.squeeze_channels > 0)
-    tensors = 6 * layers + 4 * squeezes + 2  # each layer: a filter, and normalisation's four vectors and counter
+    tensors = 6 * layers + 4 * squeezes + 2  # each layer: a weight, and normalisation's four vectors and counter
     return FLOAT * (total_cost(shape).params + 2 * channels) + COUNTER * layers + TENSOR_ENTRY * tensors
 
 
@@ -166,7 +136,7 @@ def training_memory(
     optimizer: str = "rmsprop",
     ema: bool = True,
     precision: Precision = "fp32",
-    plan: Plan | Keep | None = None,
+    plan: Mapping[str, Keep] | Keep | None = None,
 ) -> TrainingMemory:
     """What a training step of `batch` images holds.
 
@@ -176,23 +146,22 @@ def training_memory(
         optimizer: "sgd" (without momentum), "momentum", "rmsprop" (with momentum, as the paper), "adam", "adamw".
         ema: whether a moving average of the weights is kept.
         precision: "bf16" halves the activations; weights, gradients and states stay fp32.
-        plan: what is kept of each part (one network), or the same level everywhere; None keeps everything.
+        plan: what each part keeps (a RecomputePlan; for one network), or one level for all; None keeps everything.
 
     Raises:
-        ArgumentError: a value is outside its range or unknown, or the plan is another network's.
+        ArgumentError: a value is outside its range or unknown, or the network cannot follow the plan.
     """
     batch = positive_int("batch", batch)
     one_of("precision", precision, Precision)
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
-    shape = network.shape if isinstance(network, NetworkSpec) else network
-    parts = _planned(network, plan) if isinstance(plan, Plan) else _alike(shape, plan)
+    shape = _shape(network)
+    parts = _parts(network, plan)
     params, element = total_cost(shape).params, ACTIVATION[precision]
     copies = 0 if precision == "fp32" else element * params
     images = FLOAT * batch * shape.in_channels * shape.resolution**2
     states = OPTIMIZERS[optimizer], int(ema)
     cast = 0 if precision == "fp32" else images * element // FLOAT  # the stem's convolution keeps its own copy
-    activations = element * batch * sum(part.count * part.kept for part in parts) + cast
     fixed = FLOAT * params * (1 + sum(states)) + copies + images
     return TrainingMemory(
         weights=FLOAT * params + copies,
@@ -200,26 +169,26 @@ def training_memory(
         optimizer=FLOAT * params * states[0],
         ema=FLOAT * params * states[1],
         images=images,
-        activations=activations,
+        activations=element * batch * sum(part.count * part.kept for part in parts) + cast,
         peak=fixed + cast + _peak(parts, element * batch),
     )
 
 
 def kept_per_image(network: NetworkSpec | Shape) -> int:
     """Bytes that one more image of the batch costs in training: itself and what is kept of it, fp32, without a plan."""
-    shape = network.shape if isinstance(network, NetworkSpec) else network
-    elements = shape.in_channels * shape.resolution**2 + sum(part.count * part.kept for part in _alike(shape, None))
-    return FLOAT * elements
+    shape = _shape(network)
+    kept = sum(part.count * part.kept for part in _parts(shape, None))
+    return FLOAT * (shape.in_channels * shape.resolution**2 + kept)
 
 
-def largest_batch(spec: NetworkSpec, limit: int, **how: Any) -> int:
+def largest_batch(spec: NetworkSpec, limit: int, **settings: Any) -> int:
     """The most images per step whose training memory stays within `limit` bytes; 0 if not even one fits.
 
-    `how` are the keyword arguments of training_memory.
+    `settings` are the keyword arguments of training_memory.
     """
 
     def fits(batch: int) -> bool:
-        return training_memory(spec, batch, **how).peak <= limit
+        return training_memory(spec, batch, **settings).peak <= limit
 
     high = 1
     while fits(high):
@@ -231,49 +200,86 @@ def largest_batch(spec: NetworkSpec, limit: int, **how: Any) -> int:
     return low
 
 
-def stem_part(shape: Shape, keep: Keep | None) -> Part:
+def check_plan(spec: NetworkSpec, plan: Mapping[str, Keep]) -> None:
+    """Raise ArgumentError unless the plan has exactly the parts of this network, and all of them can be recomputed."""
+    names = {"stem", "head", *(block.name for block in spec.blocks)}
+    if wrong := sorted(names ^ plan.keys()):
+        raise ArgumentError("plan", wrong[0], f"is a part of only one of the plan and the network {spec.name}.")
+    _check_ops(spec.shape)
+
+
+def keeps_output(block: BlockSpec, layer: Layer, keep: Keep) -> bool:
+    """Whether the output of this convolution is kept: of the last always, the ones before from the next levels on."""
+    names = [each.name for each in block.path]
+    distance = 0 if layer.shortcut else len(names) - 1 - names.index(layer.name)
+    return keep >= min(distance, Keep.CONVOLUTIONS)
+
+
+def stem_memory(shape: Shape, keep: Keep | None) -> PartMemory:
     """The stem: convolution, normalisation, activation. Its input is the image, which is counted elsewhere."""
-    map_ = shape.stem_channels * shape.stem_size**2
-    kept = {None: _copies(shape.activation), Keep.ACTIVATIONS: 2, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1}.get(keep, 0)
+    elements = shape.stem_channels * shape.stem_size**2
     params = shape.stem_channels * (shape.stem_kernel**2 * shape.in_channels + 2)
-    again = {None: 0, Keep.ACTIVATIONS: 0, Keep.CONVOLUTIONS: 1, Keep.DEPTHWISE: 1}.get(keep, 2)
-    working = (2 if kept else 3) * map_
+    if keep is None or keep is Keep.ACTIVATIONS:
+        kept, again = (_copies(shape.activation) if keep is None else 2), 0
+    else:
+        kept, again = (0, 2) if keep is Keep.BOTTLENECKS else (1, 1)
+    working = (2 if kept else 3) * elements
     if not shape.stem_pool:
-        return Part(1, params, kept * map_, working, again * map_)
-    # Pooling reads the activation itself, and remembers a place of eight bytes for each of its outputs
+        return PartMemory(1, params, kept * elements, working, again * elements)
+    # Pooling reads the activation itself, and remembers the place of each of its outputs
     pooled = shape.stem_channels * strided(shape.stem_size, 2) ** 2
-    return Part(1, params, (kept + (again > 0)) * map_ + pooled * (1 + COUNTER // FLOAT), working, 0)
+    return PartMemory(1, params, (kept + (again > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
 
 
-def head_part(shape: Shape, keep: Keep | None) -> Part:
-    """Head and classifier. Pooling reads no values, so the map before it is not kept by anybody."""
-    map_ = shape.head_channels * shape.final_size**2
+def head_memory(shape: Shape, keep: Keep | None) -> PartMemory:
+    """Head and classifier. Pooling reads no values, so nothing keeps the map before it."""
+    elements = shape.head_channels * shape.final_size**2
     classifier = (shape.head_channels + 1) * shape.num_classes
     if not shape.head:
         last = shape.runs[-1].block
-        return Part(1, classifier, 2 * shape.head_channels - _read(last, keep, shape.activation), map_, 0)
-    kept = {None: _copies(shape.activation) - 1, Keep.BOTTLENECKS: 0}.get(keep, 1)
+        return PartMemory(1, classifier, 2 * shape.head_channels - _read(last, keep, shape.activation), elements, 0)
+    kept = _copies(shape.activation) - 1 if keep is None else int(keep > Keep.BOTTLENECKS)
     params = shape.head_channels * (shape.features + 2) + classifier
-    return Part(1, params, kept * map_ + 2 * shape.head_channels, (2 if kept else 3) * map_, 0)
+    return PartMemory(1, params, kept * elements + 2 * shape.head_channels, (2 if kept else 3) * elements, 0)
 
 
-def block_part(run: Run, keep: Keep | None, activation: Activation) -> Part:
+def block_memory(run: BlockRun, keep: Keep | None, activation: Activation) -> PartMemory:
     """Equal blocks; the module's docstring has the table."""
     block = run.block
-    wide = block.expanded_channels * block.output_size**2
+    full = keep is None or keep is Keep.ACTIVATIONS
     squeezes = block.squeeze_channels > 0
-    product = wide * squeezes
-    kept = 2 * (block.squeeze_channels + block.expanded_channels) * squeezes
-    if keep is None or keep is Keep.ACTIVATIONS:
-        kept = kept + product
+    kept = (2 * (block.squeeze_channels + block.scaled_channels) + _scaled(block) * full) * squeezes
     for layer in block.layers:
-        kept = kept + layer.map * _kept(layer, keep, activation)
-    narrow, ending = block.out_channels * block.output_size**2, OPS[block.op].ending
-    if ending != "activated":  # whose output is its last layer's, which is counted
-        kept = kept + _read(block, keep, activation) + narrow * (ending == "sum")
-    again = 0 if ending == "sum" else narrow - _read(block, keep, activation)
-    working = WORKING.get(block.op, _one_by_one)(block, keep, activation)
-    return Part(run.count, block_cost(block).params, kept, largest(working), again)
+        kept = kept + layer.elements * _maps(block, layer, keep, activation)
+    summed, read = OPS[block.op].activates_sum, _read(block, keep, activation)
+    if summed or not block.path[-1].activation:  # else the output is the last layer's, which is counted
+        kept = kept + read + block.output_elements * summed
+    again = 0 if summed else block.output_elements - read
+    return PartMemory(run.count, block_cost(block).params, kept, _working(block, keep, activation), again)
+
+
+def _shape(network: NetworkSpec | Shape) -> Shape:
+    return network.shape if isinstance(network, NetworkSpec) else network
+
+
+def _parts(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None) -> list[PartMemory]:
+    shape = _shape(network)
+    if isinstance(plan, Mapping):
+        if not isinstance(network, NetworkSpec):
+            raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
+        check_plan(network, plan)
+        blocks = [block_memory(BlockRun(each, 1), plan[each.name], shape.activation) for each in network.blocks]
+        return [stem_memory(shape, plan["stem"]), *blocks, head_memory(shape, plan["head"])]
+    if plan is not None:
+        _check_ops(shape)
+    blocks = [block_memory(run, plan, shape.activation) for run in shape.runs]
+    return [stem_memory(shape, plan), *blocks, head_memory(shape, plan)]
+
+
+def _check_ops(shape: Shape) -> None:
+    for block in (run.block for run in shape.runs):
+        if not OPS[block.op].recomputes:
+            raise ArgumentError("plan", block.name, f"is a {block.op} block, which cannot be recomputed.")
 
 
 def _copies(activation: Activation) -> int:
@@ -281,81 +287,50 @@ def _copies(activation: Activation) -> int:
     return 2 if activation == "relu" else 3
 
 
-def _kept(layer: Layer, keep: Keep | None, activation: Activation) -> int:
+def _maps(block: BlockSpec, layer: Layer, keep: Keep | None, activation: Activation) -> int:
     """How many maps of a layer are kept, its output among them where it has an activation."""
     if keep is None:
         return _copies(activation) if layer.activation else 1
     if keep is Keep.ACTIVATIONS:
         return 2 if layer.activation else 1
-    return int(keep >= layer.level)
+    return int(keeps_output(block, layer, keep))
 
 
 def _read(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
     """Elements of a block's output that are kept only because the next part reads them."""
-    narrow, full = block.out_channels * block.output_size**2, keep is None or keep is Keep.ACTIVATIONS
-    return {
-        "linear": narrow * (full or 1 * block.has_shortcut),
-        "activated": narrow * (full and not (keep is None and activation == "relu")),
-        "sum": narrow * (activation != "relu"),
-    }[OPS[block.op].ending]
+    full = keep is None or keep is Keep.ACTIVATIONS
+    if OPS[block.op].activates_sum:
+        return block.output_elements * (activation != "relu")
+    if block.path[-1].activation:
+        return block.output_elements * (full and not (keep is None and activation == "relu"))
+    return block.output_elements * (full or 1 * block.has_shortcut)
 
 
-def _one_by_one(block: BlockSpec, keep: Keep | None, activation: Activation) -> tuple[int, ...]:
-    """What the backward pass of a block holds beside what is kept, at its worst moment: at most a layer's two maps."""
-    del keep, activation
-    maps = [block.in_channels * block.input_size**2, *(layer.map for layer in block.layers)]
-    return (block.out_channels * block.output_size**2 + 2 * largest(maps),)
+def _scaled(block: BlockSpec) -> int:
+    """Elements of the map that squeeze-and-excitation scales."""
+    return block.scaled_channels * block.path[-1].input_size ** 2
 
 
-def _inverted(block: BlockSpec, keep: Keep | None, activation: Activation) -> tuple[int, ...]:
-    """The same of an MBConv, at its two worst moments."""
-    narrow = block.out_channels * block.output_size**2
-    wide = block.expanded_channels * block.output_size**2
-    expand, depthwise = block.layers[0], block.layers[-2]
-    expanded = expand.map * (block.expand_ratio != 1)
-    product = wide * (block.squeeze_channels > 0)
-    kept_wide = depthwise.map * _kept(depthwise, keep, activation)
-    if keep is None or keep is Keep.ACTIVATIONS:
-        kept_wide = kept_wide + product
-    passed = 2 * wide + product  # gradients on their way through squeeze-and-excitation
-    behind = wide - kept_wide - narrow  # the depthwise convolution's, when all that lies behind it is gone
-    return {
-        None: (passed, behind + 2 * expanded),
-        Keep.ACTIVATIONS: (passed, behind + 2 * expanded),
-        Keep.CONVOLUTIONS: (passed + product, behind + 2 * expanded),
-        Keep.DEPTHWISE: (passed + product, behind + 3 * expanded),
-        Keep.BOTTLENECKS: (passed + product + wide + 2 * expanded, behind + 3 * expanded),
-    }[keep]
+def _working(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
+    """What the backward pass of a block holds beside what is kept, at its worst moment."""
+    path = block.path
+    if len(path) < 2 or not path[-2].depthwise or path[-1].activation:
+        maps = [block.in_channels * block.input_size**2, *(layer.elements for layer in block.layers)]
+        return block.output_elements + 2 * _largest(maps)  # at most, with a layer's two maps
+    # Of an inverted bottleneck two moments can be the worst
+    full = keep is None or keep is Keep.ACTIVATIONS
+    wide, expanded = path[-2], path[0].elements if len(path) > 2 else 0
+    product = wide.elements * (block.squeeze_channels > 0)
+    kept = wide.elements * _maps(block, wide, keep, activation) + product * full
+    passed = 2 * wide.elements + product * (1 if full else 2)  # gradients on their way through squeeze-and-excitation
+    if keep is Keep.BOTTLENECKS:
+        passed = passed + wide.elements + 2 * expanded
+    # the depthwise convolution's, when all that lies behind it is gone
+    behind = wide.elements - kept - block.output_elements
+    return _largest((passed, behind + (2 if keep is None or keep >= Keep.CONVOLUTIONS else 3) * expanded))
 
 
-WORKING = {"mbconv": _inverted}  # for the kinds of blocks whose worst moments are known better than _one_by_one's
-
-
-def _alike(shape: Shape, keep: Keep | None) -> list[Part]:
-    return [
-        stem_part(shape, keep),
-        *(block_part(run, keep, shape.activation) for run in shape.runs),
-        head_part(shape, keep),
-    ]
-
-
-def _planned(network: NetworkSpec | Shape, plan: Plan) -> list[Part]:
-    if not isinstance(network, NetworkSpec):
-        raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
-    check_plan(network, plan)
-    blocks = [block_part(Run(block, 1), plan.keeps[block.name], network.activation) for block in network.blocks]
-    ends = stem_part(network.shape, plan.keeps["stem"]), head_part(network.shape, plan.keeps["head"])
-    return [ends[0], *blocks, ends[1]]
-
-
-def check_plan(spec: NetworkSpec, plan: Plan) -> None:
-    """Raise ArgumentError unless the plan has exactly the parts of this network."""
-    names = {"stem", "head", *(block.name for block in spec.blocks)}
-    if wrong := sorted(names ^ plan.keeps.keys()):
-        raise ArgumentError("plan", wrong[0], f"is a part of only one of the plan and the network {spec.name}.")
-
-
-def _peak(parts: list[Part], scale: int) -> int:
+def _peak(parts: list[PartMemory], scale: int) -> int:
     """The most bytes of activations and gradients together, as the backward pass goes from the last part to the first.
 
     `scale`: bytes of one element of each image of the batch.
@@ -370,4 +345,17 @@ def _peak(parts: list[Part], scale: int) -> int:
         last = scale * (kept + part.working + again * (part.count == 1)) + FLOAT * (gradients + part.params)
         moments += [first * (part.count > 0), last * (part.count > 0)]
         again = part.again * (part.count > 0) + again * (part.count == 0)
-    return largest(moments)
+    return _largest(moments)
+
+
+def _largest(values: Iterable[int]) -> int:
+    """The largest value, for each network where there are many."""
+    return functools.reduce(_larger, values)
+
+
+def _larger(a: int, b: int) -> int:
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    import numpy as np
+
+    return np.maximum(a, b)

@@ -8,30 +8,71 @@ is raised until the plan that is cheapest at this price fits; then single parts 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from effnet.arch.blocks import BlockRun, BlockSpec
 from effnet.arch.cost import cost
 from effnet.arch.memory import (
     Keep,
-    Part,
-    Plan,
-    Precision,
-    block_part,
-    head_part,
-    stem_part,
+    PartMemory,
+    block_memory,
+    head_memory,
+    keeps_output,
+    stem_memory,
     training_memory,
 )
-from effnet.arch.shape import Run
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
+from effnet.machine import Precision
 
 # Multiply-adds that are worth an element kept, from the least to more than any convolution costs
 PRICES = (0.0, *(2 ** (step / 4) for step in range(72)))
 # Multiply-adds of a pointwise convolution in the time in which one element of a map is written (24 to 96 channels, 56
 # and 112 px, an AVX2 processor)
 WRITTEN = 50
+
+
+@dataclass(frozen=True)
+class RecomputePlan(Mapping[str, Keep]):
+    """How much each part of a network keeps for the backward pass: the stem, each block by its name, and the head."""
+
+    keeps: Mapping[str, Keep]
+
+    @classmethod
+    def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> RecomputePlan:
+        """The same level everywhere.
+
+        Raises:
+            UnknownNameError: no level has that name.
+        """
+        names = ("stem", *(block.name for block in spec.blocks), "head")
+        return cls(dict.fromkeys(names, Keep.parse(keep)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> RecomputePlan:
+        """The plan that `to_dict` wrote."""
+        return cls({name: Keep.parse(keep) for name, keep in values.items()})
+
+    def to_dict(self) -> dict[str, str]:
+        """The parts and the names of their levels."""
+        return {name: keep.name.lower() for name, keep in self.keeps.items()}
+
+    def __getitem__(self, part: str) -> Keep:
+        return self.keeps[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keeps)
+
+    def __len__(self) -> int:
+        return len(self.keeps)
+
+    def __str__(self) -> str:
+        """How many parts have which level, in words."""
+        levels = list(self.keeps.values())
+        counts = [(keep.name.lower(), levels.count(keep)) for keep in reversed(Keep) if keep in levels]
+        return ", ".join(f"{name} {count}" if len(counts) > 1 else name for name, count in counts)
 
 
 @dataclass(frozen=True)
@@ -47,9 +88,9 @@ class Work:
         return self.macs + WRITTEN * self.elements
 
 
-def extra_work(spec: NetworkSpec, plan: Plan) -> Work:
+def extra_work(spec: NetworkSpec, plan: RecomputePlan) -> Work:
     """What a plan computes twice."""
-    works = [_work(spec, name, keep) for name, keep in plan.keeps.items()]
+    works = [work(plan[name]) for name, (work, _) in _functions(spec).items()]
     return Work(sum(work.macs for work in works), sum(work.elements for work in works))
 
 
@@ -61,24 +102,28 @@ def find_plan(
     optimizer: str = "rmsprop",
     ema: bool = True,
     precision: Precision = "fp32",
-) -> Plan:
+) -> RecomputePlan:
     """The plan with the least extra work under which a step of `batch` images holds at most `limit` bytes.
 
     Raises:
-        ArgumentError: the limit is below what the smallest plan needs, which the message says.
+        ArgumentError: the limit is below what the smallest plan needs, which the message says, or the network has a
+            kind of block that cannot be recomputed.
     """
-    levels = _levels(spec)
+    levels = {  # extra work and elements kept at each level, those that keep most first
+        name: {keep: (work(keep).weighed, memory(keep).kept) for keep in sorted(Keep, reverse=True)}
+        for name, (work, memory) in _functions(spec).items()
+    }
 
-    def peak(plan: Plan) -> int:
+    def peak(plan: RecomputePlan) -> int:
         return training_memory(spec, batch, optimizer=optimizer, ema=ema, precision=precision, plan=plan).peak
 
-    def cheapest(price: float) -> Plan:
-        return Plan(
+    def cheapest(price: float) -> RecomputePlan:
+        return RecomputePlan(
             # on a tie the level that keeps more, which min meets first
             {name: min(rows, key=lambda keep: rows[keep][0] + price * rows[keep][1]) for name, rows in levels.items()}
         )
 
-    plans = [*(cheapest(price) for price in PRICES), Plan.uniform(spec, Keep.BOTTLENECKS)]
+    plans = [*(cheapest(price) for price in PRICES), RecomputePlan.uniform(spec, Keep.BOTTLENECKS)]
     plan = next((plan for plan in plans if peak(plan) <= limit), None)
     if plan is None:
         least = min(peak(plan) for plan in plans)
@@ -86,43 +131,45 @@ def find_plan(
             "limit", limit, f"is too little for {spec.name} at batch {batch}: {least:,} bytes at least."
         )
     fitting = plan
-    for name in sorted(levels, key=lambda name: levels[name][plan.keeps[name]], reverse=True):
+    for name in sorted(levels, key=lambda name: levels[name][plan[name]], reverse=True):
         for keep, (work, _) in levels[name].items():
-            richer = Plan({**fitting.keeps, name: keep})
-            if work < levels[name][fitting.keeps[name]][0] and peak(richer) <= limit:
+            richer = RecomputePlan({**fitting, name: keep})
+            if work < levels[name][fitting[name]][0] and peak(richer) <= limit:
                 fitting = richer
                 break
     return fitting
 
 
-def _levels(spec: NetworkSpec) -> dict[str, dict[Keep, tuple[int, int]]]:
-    """Extra work and elements kept of each part at each level, those that keep most first."""
-    parts: dict[str, Callable[[Keep], Part]] = {"stem": partial(stem_part, spec.shape)}
-    parts |= {block.name: partial(block_part, Run(block, 1), activation=spec.activation) for block in spec.blocks}
-    parts["head"] = partial(head_part, spec.shape)
-    order = sorted(Keep, reverse=True)
+def _functions(spec: NetworkSpec) -> dict[str, tuple[Callable[[Keep], Work], Callable[[Keep], PartMemory]]]:
+    """Extra work and memory of each part, from its level."""
     return {
-        name: {keep: (_work(spec, name, keep).weighed, part(keep).kept) for keep in order}
-        for name, part in parts.items()
+        "stem": (partial(_end_work, spec, "stem"), partial(stem_memory, spec.shape)),
+        **{
+            block.name: (
+                partial(_block_work, block),
+                partial(block_memory, BlockRun(block, 1), activation=spec.activation),
+            )
+            for block in spec.blocks
+        },
+        "head": (partial(_end_work, spec, "head"), partial(head_memory, spec.shape)),
     }
 
 
-def _work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
-    """What a part computes again, per image."""
-    if name == "head" and not spec.head:
-        return Work(0, 0)
-    if name in ("stem", "head"):
-        part = cost(spec).blocks[0 if name == "stem" else -2]
-        passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # nobody reads the head's activation again
-        again = keep is Keep.BOTTLENECKS
-        return Work(part.macs * again, part.activations * (passes + again))
-    block = next(block for block in spec.blocks if block.name == name)
+def _end_work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
+    """What stem or head compute again, per image."""
+    part = cost(spec).blocks[0 if name == "stem" else -2]
+    passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # nobody reads the head's activation again
+    again = keep is Keep.BOTTLENECKS
+    return Work(part.macs * again, part.activations * (passes + again))
+
+
+def _block_work(block: BlockSpec, keep: Keep) -> Work:
+    """What a block computes again, per image."""
     elements = macs = 0
     for layer in block.layers:
-        activated = layer.map * layer.activation
-        elements += activated * (1 + (keep < Keep.ACTIVATIONS))  # normalised again at every level
-        if keep < layer.level:
-            elements, macs = elements + layer.map, macs + layer.map * math.prod(layer.filter[1:])
+        elements += layer.elements * layer.activation * (1 + (keep < Keep.ACTIVATIONS))  # normalised at every level
+        if not keeps_output(block, layer, keep):
+            elements, macs = elements + layer.elements, macs + layer.elements * math.prod(layer.weight_shape[1:])
     if block.squeeze_channels and keep < Keep.ACTIVATIONS:
-        elements += block.expanded_channels * block.output_size**2
+        elements += block.scaled_channels * block.path[-1].input_size ** 2
     return Work(macs, elements)

@@ -1,8 +1,9 @@
 """A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
 
 StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its
-scaling coefficients; shape.py tells how it is built, ops.py what blocks there are beside MBConv. InputSpec says how a
-photo is prepared, NumericPolicy how a set of weights computes; both belong to weights and not to an architecture.
+scaling coefficients; blocks.py says which kinds of blocks there are. InputSpec says how a photo is prepared,
+NumericPolicy how a set of weights computes, Calibration how far to believe its confidence: all three belong to weights
+and not to an architecture.
 
 Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
 - scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
@@ -19,8 +20,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-from effnet.arch.ops import OPS
-from effnet.arch.shape import Activation, BlockSpec, DepthRounding, Shape, round_layers, shape_of
+from effnet.arch.blocks import (
+    FIRST_STAGE,
+    OPS,
+    Activation,
+    BlockRun,
+    BlockSpec,
+    DepthRounding,
+    Shape,
+    round_channels,
+    round_layers,
+    squeezed_channels,
+    strided,
+)
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
     finite_floats,
@@ -35,7 +47,7 @@ from effnet.fields import (
 )
 
 Padding = Literal["symmetric", "same"]
-Fit = Literal["crop", "pad", "squash"]
+FitMode = Literal["crop", "pad", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 T = TypeVar("T")
 
@@ -51,7 +63,7 @@ class StageSpec:
     stride: int  # of the first block; the others have stride 1
     channels: int  # output channels
     layers: int  # how many blocks
-    op: str = "mbconv"  # the kind of block, see ops.py
+    op: str = "mbconv"  # the kind of block, a name in blocks.OPS
     squeeze_ratio: float | None = None  # of this stage; None: the network's
 
     def __post_init__(self) -> None:
@@ -72,7 +84,7 @@ class StageSpec:
             raise UnknownNameError("op", self.op, OPS)
         if self.squeeze_ratio is not None:
             set_field(self, "squeeze_ratio", ratio("squeeze_ratio", self.squeeze_ratio))
-        OPS[self.op].check(self)
+        OPS[self.op].check(self.expand_ratio, self.squeeze_ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers; what only some networks have is left out where this one has not."""
@@ -143,7 +155,56 @@ class NetworkSpec:
     @cached_property
     def shape(self) -> Shape:
         """Channels, layers and sizes as built."""
-        return shape_of(self, self.width, self.depth, self.resolution)
+        return self.shape_at(self.width, self.depth, self.resolution)
+
+    def shape_at(self, width: float, depth: float, resolution: int) -> Shape:
+        """The shape at another width, depth and resolution, each a number or an array of numbers."""
+        stem = self.stem if self.fixed_ends else round_channels(self.stem * width)
+        channels, size = stem, strided(resolution, self.stem_stride * (1 + self.stem_pool))
+        runs = []
+        layers = self.scaled_layers(depth, self.depth_rounding)
+        for number, (row, count) in enumerate(zip(self.stages, layers, strict=True), start=FIRST_STAGE):
+            ratio = self.squeeze_ratio if row.squeeze_ratio is None else row.squeeze_ratio
+            ratio = ratio if OPS[row.op].squeezes else 0.0
+            first = BlockSpec(
+                name=f"stages.{number}.0",
+                stage=number,
+                index=0,
+                in_channels=channels,
+                out_channels=round_channels(row.channels * width),
+                kernel_size=row.kernel_size,
+                stride=row.stride,
+                expand_ratio=row.expand_ratio,
+                squeeze_channels=squeezed_channels(channels, ratio),
+                drop_rate=0.0,
+                input_size=size,
+                op=row.op,
+            )
+            channels, size = first.out_channels, first.output_size
+            others = dataclasses.replace(
+                first,
+                name=f"stages.{number}.1",
+                index=1,
+                in_channels=channels,
+                stride=1,
+                squeeze_channels=squeezed_channels(channels, ratio),
+                input_size=size,
+            )
+            runs += [BlockRun(first, 1), BlockRun(others, count - 1)]
+        head = (self.head if self.fixed_ends else round_channels(self.head * width)) if self.head else channels
+        return Shape(
+            in_channels=self.in_channels,
+            resolution=resolution,
+            stem_channels=stem,
+            stem_stride=self.stem_stride,
+            stem_kernel=self.stem_kernel,
+            stem_pool=self.stem_pool,
+            runs=tuple(runs),
+            head=self.head > 0,
+            head_channels=head,
+            num_classes=self.num_classes,
+            activation=self.activation,
+        )
 
     @property
     def stem_channels(self) -> int:
@@ -216,7 +277,9 @@ class InputSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bicubic"
-    fit: Fit = "crop"  # crop: cut the sides off; pad: add borders of the mean colour; squash: ignore the aspect ratio
+    fit: FitMode = (
+        "crop"  # crop: cut the sides off; pad: add borders of the mean colour; squash: ignore the aspect ratio
+    )
 
     def __post_init__(self) -> None:
         """Check every number; see the class for their meaning.
@@ -237,7 +300,7 @@ class InputSpec:
         if len(self.std) != len(self.mean) or not all(value > 0 for value in self.std):
             raise ArgumentError("std", self.std, f"must have {len(self.mean)} positive values, as many as `mean`.")
         one_of("interpolation", self.interpolation, Interpolation)
-        one_of("fit", self.fit, Fit)
+        one_of("fit", self.fit, FitMode)
 
     @property
     def channels(self) -> int:
@@ -278,3 +341,26 @@ class NumericPolicy:
         if self.bn_momentum > 1:
             raise ArgumentError("bn_momentum", self.bn_momentum, "must be at most 1; TensorFlow's .99 is .01 here.")
         one_of("padding", self.padding, Padding)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a network's confidence can be believed, fitted on images that it was not trained on."""
+
+    temperature: float  # logits are divided by it before they become probabilities
+    threshold: float | None  # confidence below which to abstain; 0 never, None always: no answer is sure enough
+    error: float  # share of wrong answers that the threshold was chosen for
+    n: int  # images that both were fitted on
+    split: str  # the part of the data that these are
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        positive_float("temperature", self.temperature)
+        for name, value in (("threshold", self.threshold), ("error", self.error)):
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise ArgumentError(name, value, "must be from 0 to 1.")
+        positive_int("n", self.n)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from effnet.arch.blocks import OPS, BlockSpec
 from effnet.arch.cost import Cost, cost
-from effnet.arch.ops import OPS
-from effnet.arch.shape import BlockSpec
 from effnet.arch.spec import NetworkSpec
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """A stage or a block."""
 
     name: str  # the stage's number, or the block's path in the module
@@ -34,7 +33,7 @@ class Row:
         }
 
 
-def stage_rows(spec: NetworkSpec) -> tuple[Row, ...]:
+def stage_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
     """The stages of `spec`, 1 to 9 for the family."""
     firsts = [block for block in spec.blocks if block.index == 0]
     stages = cost(spec).stages
@@ -42,24 +41,24 @@ def stage_rows(spec: NetworkSpec) -> tuple[Row, ...]:
     for block, layers, price in zip(firsts, spec.layers, stages[1:-1], strict=True):
         rows.append(_block(str(block.stage), block, layers, price))
     head = "Conv1x1 & Pooling & FC" if spec.head else "Pooling & FC"
-    rows.append(Row(str(len(stages)), head, spec.final_size, spec.head_channels, 1, 1, stages[-1]))
+    rows.append(StageRow(str(len(stages)), head, spec.final_size, spec.head_channels, 1, 1, stages[-1]))
     return tuple(rows)
 
 
-def block_rows(spec: NetworkSpec) -> tuple[Row, ...]:
+def block_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
     """The stem, every block, the head and the classifier of `spec`."""
     stem, *blocks, head, classifier = cost(spec).blocks
     rows = [_stem("stem", spec, stem)]
     rows += [_block(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
-    rows.append(Row("head", "Conv1x1" if spec.head else "none", spec.final_size, spec.head_channels, 1, 1, head))
-    rows.append(Row("classifier", "Pooling & FC", spec.final_size, spec.num_classes, 1, 1, classifier))
+    rows.append(StageRow("head", "Conv1x1" if spec.head else "none", spec.final_size, spec.head_channels, 1, 1, head))
+    rows.append(StageRow("classifier", "Pooling & FC", spec.final_size, spec.num_classes, 1, 1, classifier))
     return tuple(rows)
 
 
-def _stem(name: str, spec: NetworkSpec, price: Cost) -> Row:
+def _stem(name: str, spec: NetworkSpec, price: Cost) -> StageRow:
     operator = f"Conv{spec.stem_kernel}x{spec.stem_kernel}" + (" & MaxPool" if spec.stem_pool else "")
-    return Row(name, operator, spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
+    return StageRow(name, operator, spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
 
 
-def _block(name: str, block: BlockSpec, layers: int, price: Cost) -> Row:
-    return Row(name, OPS[block.op].title(block), block.input_size, block.out_channels, layers, block.stride, price)
+def _block(name: str, block: BlockSpec, layers: int, price: Cost) -> StageRow:
+    return StageRow(name, OPS[block.op].title(block), block.input_size, block.out_channels, layers, block.stride, price)

@@ -8,16 +8,8 @@ from typing import Any
 
 from effnet import console
 from effnet.arch.cost import Cost, cost
-from effnet.arch.memory import (
-    Keep,
-    Plan,
-    Precision,
-    inference_memory,
-    kept_per_image,
-    largest_batch,
-    training_memory,
-)
-from effnet.arch.recompute import extra_work, find_plan
+from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch, training_memory
+from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import block_rows, stage_rows
 from effnet.arch.variants import PAPER, VARIANTS, spec
@@ -25,7 +17,7 @@ from effnet.console import MACS, OK, PUBLISHED, Flag, Whole
 from effnet.describing.rivals import RIVALS
 from effnet.errors import ArgumentError
 from effnet.fields import parse_bytes
-from effnet.machine import Choice
+from effnet.machine import Choice, Precision
 from effnet.machine import precision as best_precision
 from effnet.weights.bundle import read_network
 
@@ -152,11 +144,13 @@ def _info_training(
     levels += [(keep.name.lower(), keep) for keep in sorted(Keep, reverse=True)]
     fitting = {} if limit is None else {name: largest_batch(network, limit, plan=keep, **how) for name, keep in levels}
     images = max(1, *fitting.values()) if batch is None else batch
-    plans: dict[str, Plan | Keep | None] = dict(levels)
+    plans: dict[str, RecomputePlan | Keep | None] = dict(levels)
     if batch is not None and limit is not None and fitting["bottlenecks"] >= batch:
         plans["least work"] = find_plan(network, limit, batch, **how)
     held = {name: training_memory(network, images, plan=plan, **how) for name, plan in plans.items()}
-    whole = {name: Plan.uniform(network, plan) if isinstance(plan, Keep) else plan for name, plan in plans.items()}
+    whole = {
+        name: RecomputePlan.uniform(network, plan) if isinstance(plan, Keep) else plan for name, plan in plans.items()
+    }
     again = {name: extra_work(network, plan).macs for name, plan in whole.items() if plan is not None}
     share = {name: again.get(name, 0) / cost(network).macs for name in plans}
     if as_json:
@@ -189,7 +183,7 @@ def _info_training(
     note = (
         f"{choice.value}: {choice.reason}.\n"
         "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
-        "the sum. To keep less: network.recompute(Plan.uniform(spec, 'convolutions')). Torch itself is not counted."
+        "the sum. To keep less: network.recompute(RecomputePlan.uniform(spec, 'convolutions')). Torch is not counted."
     )
     if "least work" in plans:
         note += f"\nLeast work: find_plan(spec, limit, batch) for {train_memory}: {plans['least work']}."

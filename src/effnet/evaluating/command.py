@@ -14,12 +14,12 @@ from effnet.console import FINDING, OK, Flag, Whole
 from effnet.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
+    from effnet.arch.spec import Calibration
     from effnet.data.dataset import Dataset
     from effnet.data.held_out import HeldOut
     from effnet.metrics.evaluate import Evaluation, Predicted
     from effnet.metrics.intervals import Difference, Interval
     from effnet.runtime.classifier import AnyPrecision, Classifier
-    from effnet.weights.bundle import Calibration
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen where nobody says another
 LISTED, WORST = 20, 10  # classes up to which all are shown, and how many where there are more

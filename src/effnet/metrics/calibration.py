@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from effnet.arch.spec import Calibration
 from effnet.errors import ArgumentError
 from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, binomial_tail, checked, wilson
-from effnet.weights.bundle import Calibration
 
 BINS = 15  # of equal width, as Guo et al. and torchmetrics have them
 SHARES = 20  # of the images that `abstain` may test

@@ -1,4 +1,4 @@
-"""The building blocks: ConvNormAct, SqueezeExcitation, StochasticDepth, and a module for each kind in arch/ops.py.
+"""The building blocks: ConvNormAct, SqueezeExcitation, StochasticDepth, and a module for each kind in arch/blocks.py.
 
 Attribute names follow the paper's words, in the order of computation, so a state dict reads like the network.
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from effnet.arch.shape import Activation, BlockSpec
+from effnet.arch.blocks import Activation, BlockSpec
 from effnet.arch.spec import Padding
 from effnet.models.depthwise import DepthwiseConv2d
 

@@ -18,7 +18,7 @@ from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
 
-from effnet.arch.memory import Plan
+from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import NetworkSpec, NumericPolicy
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
@@ -153,7 +153,7 @@ class EfficientNet(nn.Module):
                 norm.momentum = policy.bn_momentum  # type: ignore[assignment]  # as above
         self.policy = policy
 
-    def recompute(self, plan: Plan | None) -> None:
+    def recompute(self, plan: RecomputePlan | None) -> None:
         """Keep less for the backward pass from now on; None keeps everything. See effnet.models.recompute.
 
         Raises:

@@ -29,7 +29,8 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from effnet.arch.memory import Keep, Plan, check_plan
+from effnet.arch.memory import Keep, check_plan
+from effnet.arch.recompute import RecomputePlan
 from effnet.errors import ArgumentError
 from effnet.models.blocks import Bottleneck, ConvNormAct, MBConv, SeparableConv, SqueezeExcitation
 
@@ -59,7 +60,7 @@ class Source:
         self.recipe = self.value = None
 
 
-def recompute(network: EfficientNet, plan: Plan | None) -> None:
+def recompute(network: EfficientNet, plan: RecomputePlan | None) -> None:
     """Follow `plan` in every training step from now on; None keeps everything, as a fresh network does.
 
     Raises:

@@ -7,7 +7,7 @@ import time
 from typing import Any, Literal
 
 from effnet import console
-from effnet.arch.spec import Fit
+from effnet.arch.spec import FitMode
 from effnet.arch.variants import VARIANTS
 from effnet.console import FINDING, OK, STDIN, Flag, Whole
 from effnet.errors import ArgumentError, ImageError
@@ -18,7 +18,7 @@ def predict(
     model: str = "lite0",
     topk: Whole = 5,
     batch: Whole | None = None,
-    fit: Fit | None = None,
+    fit: FitMode | None = None,
     source: str | None = None,
     engine: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effnet.arch.spec import NetworkSpec
-from effnet.arch.table import Row, block_rows
+from effnet.arch.table import StageRow, block_rows
 from effnet.console import Whole
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
@@ -63,7 +63,7 @@ DEFAULTS = TimingOptions()
 class BlockTime:
     """A block, what it has to do for the whole batch, and how long that took."""
 
-    row: Row
+    row: StageRow
     batch: int
     time: Timing
 

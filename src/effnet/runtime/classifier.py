@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from effnet.arch.spec import Fit, InputSpec, NetworkSpec
+from effnet.arch.spec import Calibration, FitMode, InputSpec, NetworkSpec
 from effnet.data.paths import read_ahead
 from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
@@ -30,7 +30,6 @@ from effnet.runtime.artifact import ENGINES, Artifact, about, artifact_path, ope
 from effnet.runtime.choice import Choice, Question, choose, ways_of_network
 from effnet.runtime.engines import EngineName, Precision
 from effnet.runtime.engines import engine as open_engine
-from effnet.weights.bundle import Calibration
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -240,7 +239,7 @@ def load(
     *,
     model: str | NetworkSpec | None = None,
     source: str | None = None,
-    fit: Fit | None = None,
+    fit: FitMode | None = None,
     engine: AnyEngine = "auto",
     precision: AnyPrecision = "auto",
     batch: int | None = None,

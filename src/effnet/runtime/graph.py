@@ -22,8 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from effnet.arch.ops import OPS, Layer
-from effnet.arch.shape import Activation, BlockSpec
+from effnet.arch.blocks import OPS, Activation, BlockSpec, Layer
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, Padding
 
 Array = NDArray[np.float32]
@@ -109,21 +108,20 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
 
 def _block(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
     """Its layers in order; then the sum with its input, or with what its shortcut layer makes of it."""
-    spec, entered = network.spec, x
+    spec, given, entered = network.spec, x, x
     for layer in block.layers:
-        if layer.name == "shortcut":
+        if layer.shortcut:
             entered = _layer(network, builder, entered, block, layer)
             continue
+        if block.squeeze_channels and layer == block.path[-1]:
+            x = builder.multiply(x, _gate(network, builder, x, block))
         x = _layer(network, builder, x, block, layer)
         if layer.activation:
             x = builder.activate(x, spec.activation)
-        if layer.depthwise and block.squeeze_channels:
-            x = builder.multiply(x, _gate(network, builder, x, block))
-    summed = OPS[block.op].ending == "sum"
-    if summed or block.has_shortcut:
+    if block.has_shortcut or entered is not given:
         builder.begin(block.name)
         x = builder.add(entered, x)
-    return builder.activate(x, spec.activation) if summed else x
+    return builder.activate(x, spec.activation) if OPS[block.op].activates_sum else x
 
 
 def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: Layer) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from effnet.arch.shape import Activation
+from effnet.arch.blocks import Activation
 from effnet.errors import ArtifactError, MissingExtraError
 from effnet.files import MARK
 from effnet.machine import this_machine

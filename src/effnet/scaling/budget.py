@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+from effnet.arch.blocks import Shape
 from effnet.arch.cost import total_cost
-from effnet.arch.memory import OPTIMIZERS, Keep, Precision, file_bytes, inference_memory, level, training_memory
-from effnet.arch.shape import Shape
+from effnet.arch.memory import OPTIMIZERS, Keep, file_bytes, inference_memory, training_memory
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import one_of, parse_bytes, parse_count, parse_seconds, positive_float, positive_int
+from effnet.machine import Precision
 
 SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
 RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # priced by formula
@@ -84,7 +85,7 @@ class Budget:
             )
 
     def _check_training(self) -> None:
-        keep = None if self.keep is None else level(self.keep)
+        keep = None if self.keep is None else Keep.parse(self.keep)
         one_of("precision", self.precision, Precision)
         if self.optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)

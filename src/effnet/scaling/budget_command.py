@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from effnet import console
 from effnet.arch.cost import cost
-from effnet.arch.memory import level
+from effnet.arch.memory import Keep
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import spec_text
 from effnet.console import OK
@@ -124,7 +124,7 @@ def _print(fit: Fit) -> None:
     origin = "" if fit.candidates is None else f": the best of {len(fit.candidates):,} networks near the rule's curve"
     lines = [f"{len(spec.blocks)} blocks, dropout {spec.dropout:g}, phi {fit.phi:.2f} by MACs{origin}."]
     if budget.batch is not None:
-        kept = "everything" if budget.keep is None else level(budget.keep).name.lower()
+        kept = "everything" if budget.keep is None else Keep.parse(budget.keep).name.lower()
         average = ", moving average" if budget.ema else ""
         how = f"{budget.batch} images a step, {budget.optimizer}{average}, {budget.precision}, {kept} kept"
         lines.append(f"Training memory: {how}. Plans that keep less: effnet info --batch {budget.batch}.")

@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
 from effnet.arch.memory import kept_per_image
-from effnet.arch.shape import DepthRounding, shape_of
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.fields import one_of, positive_int
@@ -226,7 +226,7 @@ class Search:
 
     def _prices(self, depth: Floats, width: Floats, resolution: Ints, rounding: DepthRounding) -> dict[str, Ints]:
         base = dataclasses.replace(self.baseline, depth_rounding=rounding)
-        shape = shape_of(base, cast(float, width), cast(float, depth), cast(int, resolution))
+        shape = base.shape_at(cast(float, width), cast(float, depth), cast(int, resolution))
         names = tuple(dict.fromkeys(("macs", "params", *self.budget.limits)))
         return cast("dict[str, Ints]", tell(shape, self.budget, names))
 

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from effnet import console
+from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
-from effnet.arch.memory import Precision
-from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES, spec_text
 from effnet.console import MACS, OK, Flag, Whole
 from effnet.errors import ArgumentError
 from effnet.files import write_file
+from effnet.machine import Precision
 from effnet.machine import precision as best_precision
 from effnet.scaling import compound
 from effnet.scaling.budget import Budget

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
-from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.arch.specfile import SUFFIXES, read_mapping
 from effnet.arch.variants import B0, LITE, LITE0, PAPER, VARIANTS

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
-from effnet.arch.shape import DepthRounding
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS, Variant, variant
 from effnet.arch.variants import spec as make_spec

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+from effnet.arch.blocks import Shape
 from effnet.arch.cost import cost
-from effnet.arch.shape import Shape
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.scaling import compound

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from effnet.arch.blocks import CHANNEL_DIVISOR
 from effnet.arch.cost import cost
-from effnet.arch.shape import CHANNEL_DIVISOR
 from effnet.arch.spec import NetworkSpec
 
 SHOWN = 5e-4  # smaller effects vanish when they are rounded to thousandths

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet.arch.cost import cost, total_cost
-from effnet.arch.shape import shape_of
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
 from effnet.fields import positive_float, positive_int
@@ -76,7 +75,7 @@ class Limits:
         widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
         widths = widths[(widths >= baseline.width * (1 - 1e-9)) | (wide < 1)]
         w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
-        macs = np.asarray(total_cost(shape_of(base, w, np.full_like(w, depth), r)).macs)
+        macs = np.asarray(total_cost(base.shape_at(w, np.full_like(w, depth), r)).macs)
         moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
         fits = np.abs(macs / (self.ratio * cost(baseline).macs) - 1) <= WITHIN
         if not fits.any():

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from effnet import console
 from effnet.arch.cost import cost
-from effnet.arch.spec import Fit, NetworkSpec
+from effnet.arch.spec import FitMode, NetworkSpec
 from effnet.bars import Bars
 from effnet.console import FINDING, INTERRUPTED, OK, Flag, Whole
 from effnet.errors import MissingExtraError
@@ -62,7 +62,7 @@ class Options:
     out: Path | None = None
     resolution: Whole | None = None
     recipe: str = "scratch"
-    fit: Fit = "squash"
+    fit: FitMode = "squash"
     images: Whole | None = None
     val: float = 0.15
     seed: Whole = 0

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from effnet.arch.cost import cost
-from effnet.arch.spec import Fit, InputSpec, NetworkSpec
+from effnet.arch.spec import FitMode, InputSpec, NetworkSpec
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import Dataset, Sample, manifest, read_data, read_manifest, split_data
 from effnet.errors import ArgumentError, DataError
@@ -67,7 +67,7 @@ class Terms:
     out: str | Path | None = None  # None: runs/search and a name
     resolution: int | None = None  # of the baseline; None: see `suited`
     recipe: str = "scratch"
-    fit: Fit = "squash"  # how images become square
+    fit: FitMode = "squash"  # how images become square
     images: int | None = None  # of the training part, evenly over the classes; None: all
     val: float = 0.15  # share of data without a val part
     seed: int = 0
@@ -84,7 +84,7 @@ class Terms:
         Raises:
             ArgumentError: a value is outside its range.
         """
-        one_of("fit", self.fit, Fit)
+        one_of("fit", self.fit, FitMode)
         for field in ("epochs", "minutes"):
             if getattr(self, field) is not None:
                 positive_float(field, getattr(self, field))

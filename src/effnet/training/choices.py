@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from effnet import machine
-from effnet.arch.memory import Keep, Plan, Precision, training_memory
-from effnet.arch.recompute import find_plan
+from effnet.arch.memory import Keep, training_memory
+from effnet.arch.recompute import RecomputePlan, find_plan
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.augment import Augment
 from effnet.data.loader import Loader, Order, TrainingImages, may_start_unasked
 from effnet.errors import ArgumentError, TrainingError
+from effnet.machine import Precision
 from effnet.models.depthwise import choose_kernels, use_kernels
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import Learner
@@ -68,9 +69,9 @@ class Choices:
         use_kernels(network, self.kernels)
 
 
-def read_plan(values: dict[str, str] | None) -> Plan | None:
+def read_plan(values: dict[str, str] | None) -> RecomputePlan | None:
     """A plan from the names of its levels."""
-    return None if values is None else Plan({part: Keep[name.upper()] for part, name in values.items()})
+    return None if values is None else RecomputePlan.from_dict(values)
 
 
 def augment_of(recipe: Recipe, see: InputSpec) -> Augment:
@@ -80,7 +81,7 @@ def augment_of(recipe: Recipe, see: InputSpec) -> Augment:
 
 def fit_memory(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision, world: int
-) -> tuple[int, Plan | None, int]:
+) -> tuple[int, RecomputePlan | None, int]:
     """Images at once, plan and forecast in bytes, for the recipe's batch within the memory limit.
 
     Parts stay as large as they can be: a plan costs a little time, a smaller part costs batch statistics.
@@ -97,7 +98,7 @@ def fit_memory(
         "precision": precision,
     }
 
-    def forecast(part: int, plan: Plan | None) -> int:
+    def forecast(part: int, plan: RecomputePlan | None) -> int:
         return training_memory(spec, part, plan=plan, **how).peak
 
     limit = settings.train_memory
@@ -112,7 +113,7 @@ def fit_memory(
             continue
         if forecast(part, plan) <= limit:
             return part, plan, forecast(part, plan)
-    least = forecast(1, Plan.uniform(spec, Keep.BOTTLENECKS) if planned else None)
+    least = forecast(1, RecomputePlan.uniform(spec, Keep.BOTTLENECKS) if planned else None)
     raise ArgumentError("train_memory", limit, f"is too little for {spec.name}: one image takes {least:,} bytes.")
 
 
@@ -149,7 +150,7 @@ def choose(
     state = copy.deepcopy(learner.state_dict())
     reasons: list[str] = []
 
-    def timed(threads: int, plan: Plan | None, rounds: int = ROUNDS) -> float:
+    def timed(threads: int, plan: RecomputePlan | None, rounds: int = ROUNDS) -> float:
         torch.set_num_threads(threads)
         network.recompute(plan)
         step(learner, loader)
@@ -161,7 +162,7 @@ def choose(
         kernels = choose_kernels(network, part, spec.resolution)
         use_kernels(network, kernels)
 
-    def tried(plan: Plan | None) -> float | None:
+    def tried(plan: RecomputePlan | None) -> float | None:
         try:
             return timed(threads, plan)
         except RuntimeError as error:
@@ -169,7 +170,7 @@ def choose(
                 raise
             return None
 
-    def forecast_of(plan: Plan | None) -> int:
+    def forecast_of(plan: RecomputePlan | None) -> int:
         optimizer = OPTIMIZER[recipe.optimizer]
         return training_memory(spec, part, optimizer=optimizer, ema=recipe.ema > 0, precision=precision, plan=plan).peak
 
@@ -180,7 +181,7 @@ def choose(
         reasons.append("memory ran out in the first step that was tried: each step keeps less and computes more")
         taken = tried(plan)
     elif plan is None and not settings.sync_bn and not _other_norms(network):
-        other_plan = Plan.uniform(spec, Keep.ACTIVATIONS)
+        other_plan = RecomputePlan.uniform(spec, Keep.ACTIVATIONS)
         other = timed(threads, other_plan)
         reasons.append(f"a step that keeps activations alone takes {other / taken:.2f} of one that keeps everything")
         if other < taken:
@@ -223,10 +224,10 @@ def stricter(choices: Choices, spec: NetworkSpec) -> Choices:
     return replace(choices, plan=leaner(read_plan(choices.plan), spec).to_dict())
 
 
-def leaner(plan: Plan | None, spec: NetworkSpec) -> Plan:
+def leaner(plan: RecomputePlan | None, spec: NetworkSpec) -> RecomputePlan:
     """A plan that keeps less than this one."""
     lowest = min(plan.keeps.values()) if plan else Keep.ACTIVATIONS
-    return Plan.uniform(spec, Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS)
+    return RecomputePlan.uniform(spec, Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS)
 
 
 def ran_out(error: RuntimeError) -> bool:

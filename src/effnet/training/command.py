@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from effnet import console
-from effnet.arch.spec import Fit
+from effnet.arch.spec import FitMode
 from effnet.bars import Bars
 from effnet.console import INTERRUPTED, OK, Flag, Whole
 from effnet.errors import ArgumentError, UnknownNameError
@@ -34,7 +34,7 @@ def train(
     batch: Whole | None = None,
     lr: float | None = None,
     resolution: Whole | None = None,
-    fit: Fit | None = None,
+    fit: FitMode | None = None,
     stem_stride: Whole | None = None,
     train_memory: str | None = None,
     init: str | None = None,

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from effnet.arch.spec import Fit
+from effnet.arch.spec import FitMode
 from effnet.errors import ArgumentError
 from effnet.fields import one_of, positive_float, positive_int
 
@@ -24,7 +24,7 @@ class Settings:
     minutes: float | None = None  # of everything, from the first reading to the last picture; None: the recipe's epochs
     train_memory: int | None = None  # bytes that a training step may hold, torch itself apart
     resolution: int | None = None  # pixels; None: the model's own
-    fit: Fit | None = None  # how photos become square: crop, pad or squash; None: as the weights want it
+    fit: FitMode | None = None  # how photos become square: crop, pad or squash; None: as the weights want it
     stem_stride: int | None = None  # 1 keeps the size of small images in the stem; None: the model's own
     freeze: int = 0  # stages 1 ... N of Table 1 keep their weights; 9 leaves the classifier alone
     seed: int = 0
@@ -46,7 +46,7 @@ class Settings:
         """
         one_of("precision", self.precision, PrecisionChoice)
         if self.fit is not None:
-            one_of("fit", self.fit, Fit)
+            one_of("fit", self.fit, FitMode)
         if self.minutes is not None:
             positive_float("minutes", self.minutes)
         for field in ("train_memory", "resolution", "threads"):

@@ -7,10 +7,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from effnet.arch.baselines import BASELINES
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
-from effnet.arch.variants import VARIANTS
+from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.checking.check import natural_resolution
 from effnet.data.dataset import Dataset

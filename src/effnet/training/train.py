@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effnet import machine
-from effnet.arch.memory import Precision
 from effnet.errors import ArgumentError, MissingExtraError, TrainingError
 from effnet.fields import parse_bytes
+from effnet.machine import Precision
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.settings import Settings
 

@@ -18,15 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effnet.arch.baselines import BASELINES
-from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.arch.spec import Calibration, InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
-from effnet.arch.variants import VARIANTS
+from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import Parts, match_split
 from effnet.errors import ArgumentError, BundleError
-from effnet.fields import positive_float, positive_int, read_fields
+from effnet.fields import read_fields
 from effnet.files import MARK, write_folder
 from effnet.version import __version__
 
@@ -36,29 +35,6 @@ if TYPE_CHECKING:
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
 CONFIG, WEIGHTS, SPLIT = "config.json", "model.safetensors", "split.csv"
 BESIDE = (SPLIT,)  # texts that a bundle may hold beside the two
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far a network's confidence can be believed, fitted on images that it was not trained on."""
-
-    temperature: float  # logits are divided by it before they become probabilities
-    threshold: float | None  # confidence below which to abstain; 0 never, None always: no answer is sure enough
-    error: float  # share of wrong answers that the threshold was chosen for
-    n: int  # images that both were fitted on
-    split: str  # the part of the data that these are
-
-    def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
-        positive_float("temperature", self.temperature)
-        for name, value in (("threshold", self.threshold), ("error", self.error)):
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-                raise ArgumentError(name, value, "must be from 0 to 1.")
-        positive_int("n", self.n)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from effnet.arch.shape import Activation
-from effnet.arch.spec import Fit, InputSpec, Interpolation, NetworkSpec, NumericPolicy, Padding
+from effnet.arch.blocks import Activation
+from effnet.arch.spec import FitMode, InputSpec, Interpolation, NetworkSpec, NumericPolicy, Padding
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError, MissingExtraError
 from effnet.fields import read_fields
@@ -27,7 +27,7 @@ from effnet.weights.registry import assumed_for, crop_input
 IMAGENET_CLASSES = 1000
 CROP_FRACTION = 0.875  # of the resized image, what the official code keeps at 224 px
 RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-TIMM_FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}
+TIMM_FITS: dict[str, FitMode] = {"center": "crop", "squash": "squash", "border": "pad"}
 TIMM_PLAIN = {  # arguments that make another network of timm's, with the value that does not
     **dict.fromkeys(("act_layer", "norm_layer", "aa_layer", "se_layer"), None),
     "global_pool": "avg",

@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from effnet.arch.shape import FIRST_STAGE, Activation, BlockSpec
+from effnet.arch.blocks import FIRST_STAGE, Activation, BlockSpec
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.models.blocks import ACTIVATIONS
@@ -45,7 +45,7 @@ LINEAR = ("project", "widen", "shortcut")  # layers without an activation
 
 
 @dataclass(frozen=True)
-class Part:
+class InheritedPart:
     """What became of the stem, a block, the head or the classifier."""
 
     name: str
@@ -58,7 +58,7 @@ class Inheritance:
     """What a network took over, and what not."""
 
     source: str  # the name of the network that it came from
-    parts: tuple[Part, ...]  # from input to output
+    parts: tuple[InheritedPart, ...]  # from input to output
     dropped: tuple[str, ...]  # the source's blocks that have no place here
     rewired: tuple[str, ...]  # blocks taken over whose input is added to their output in one of the networks only
 
@@ -130,7 +130,7 @@ def inherit(
                 if key in state and key in old:  # a frozen normalisation counts no batches
                     tensor = lineage.tensor(step, old[key])
                     state[key].copy_(lineage.disturbed(step, tensor, noise, random) if key == keys[0] else tensor)
-    parts = (Part(name, min(found, key=KINDS.index), sizes[name]) for name, found in kinds.items())
+    parts = (InheritedPart(name, min(found, key=KINDS.index), sizes[name]) for name, found in kinds.items())
     return Inheritance(source.spec.name, tuple(parts), lineage.dropped, lineage.rewired)
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from effnet.arch.baselines import BASELINES
-from effnet.arch.shape import BlockSpec
+from effnet.arch.blocks import BlockSpec
 from effnet.arch.spec import NetworkSpec, NumericPolicy
-from effnet.arch.variants import B0, VARIANTS
+from effnet.arch.variants import B0, BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError
 
@@ -25,7 +24,7 @@ from effnet.errors import CheckpointError
 class Step:
     """A convolution or fully connected layer, with its normalisation or its bias."""
 
-    role: str  # stem, head, classifier, or within a block squeeze, excite or the name of a layer of arch/ops.py
+    role: str  # stem, head, classifier, or within a block squeeze, excite or the name of a layer of arch/blocks.py
     shape: tuple[int, ...]  # of the weight, as torch has it: (out, in / groups, kernel, kernel) or (out, in)
     block: BlockSpec | None = None
     number: int = 0  # of the block, counted through the network from 0
@@ -53,7 +52,7 @@ class Layout:
     names: Callable[[Step], tuple[str, str]]
     weight: tuple[str, str] = (".weight", ".bias")
     norm: tuple[str, ...] = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
-    baseline: str = ""  # the only network that is named so, see arch/baselines.py; "": networks of the family
+    baseline: str = ""  # the only network that is named so, see arch/variants.py; "": networks of the family
     mark: str = ""  # a key that tells the layout; by default the weight of its stem
     lacks: str = ""  # a key of another layout with that mark
 
@@ -96,12 +95,12 @@ def walk(spec: NetworkSpec) -> Iterator[Step]:
 def _steps(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], BlockSpec | None, int]]:
     yield "stem", (spec.stem_channels, spec.in_channels, spec.stem_kernel, spec.stem_kernel), None, 0
     for number, block in enumerate(spec.blocks):
-        wide, squeezed = block.expanded_channels, block.squeeze_channels
+        scaled, squeezed = block.scaled_channels, block.squeeze_channels
         for layer in block.layers:
-            if squeezed and layer.name == "project":
-                yield "squeeze", (squeezed, wide, 1, 1), block, number
-                yield "excite", (wide, squeezed, 1, 1), block, number
-            yield layer.name, layer.filter, block, number
+            if squeezed and layer == block.path[-1]:
+                yield "squeeze", (squeezed, scaled, 1, 1), block, number
+                yield "excite", (scaled, squeezed, 1, 1), block, number
+            yield layer.name, layer.weight_shape, block, number
     if spec.head:
         yield "head", (spec.head_channels, spec.blocks[-1].out_channels, 1, 1), None, 0
     yield "classifier", (spec.num_classes, spec.head_channels), None, 0

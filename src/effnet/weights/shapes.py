@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
-from effnet.arch.shape import DepthRounding, round_channels
+from effnet.arch.blocks import DepthRounding, round_channels
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, LITE0, VARIANTS, spec
 from effnet.errors import MismatchError

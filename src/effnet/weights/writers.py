@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from effnet.arch.shape import round_channels
+from effnet.arch.blocks import round_channels
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
