@@ -41,7 +41,7 @@ from PIL import Image, ImageEnhance, ImageOps, features
 
 import effnet
 from effnet.arch.spec import InputSpec
-from effnet.data.preprocess import fit_photo
+from effnet.data.image import fit_photo
 from effnet.machine import this_machine
 from effnet.metrics.intervals import Interval, Z, compare, wilson
 from effnet.metrics.timing import measure_in_turn

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import effnet
-from effnet.data.photo import open_photo
+from effnet.data.image import open_photo
 from effnet.machine import this_machine
 from effnet.runtime.choice import ways_of_network
 from effnet.runtime.engines import engine

@@ -39,9 +39,8 @@ from effnet import console
 from effnet.arch.spec import InputSpec
 from effnet.arch.specfile import spec_text
 from effnet.data.dataset import read_data
+from effnet.data.image import load_pixels, open_photo
 from effnet.data.loader import Loader, Order, TrainingImages
-from effnet.data.photo import open_photo
-from effnet.data.preprocess import load_pixels
 from effnet.machine import this_machine
 from effnet.metrics.timing import random_images, seconds
 from effnet.training.choices import augment_of

@@ -45,7 +45,7 @@ from torchvision import transforms
 
 import effnet
 from effnet.arch.spec import InputSpec
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ImageError
 from effnet.machine import resident_memory, this_machine
 from effnet.runtime.classifier import SPARE

@@ -33,7 +33,6 @@ LINES = (*((module,) for module in GROUND), *KERNEL, tuple(FEATURES), ("cli",), 
 LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}
 STILL = {  # arrows that the rebuilding has yet to remove
     ("runtime", "metrics"),
-    ("training", "checking"),
     ("searching", "profiling"),
     ("benchmarking", "exporting"),
     ("training", "bars"),
@@ -46,7 +45,7 @@ WITHOUT_TORCH = (
     "scaling",
     "describing",
     "checking",
-    *(f"data/{name}" for name in ("image", "photo", "preprocess", "paths", "dataset", "duplicates")),
+    *(f"data/{name}" for name in ("image", "paths", "dataset", "duplicates")),
     "cli",
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base"}

@@ -23,7 +23,7 @@ from effnet.benchmarking.bench import Plan, bench
 from effnet.benchmarking.cold_start import Start, start
 from effnet.benchmarking.subjects import INT8, Kept, open_subject
 from effnet.data.dataset import read_data
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.exporting.export import export, size_of
 from effnet.exporting.int8 import Guard

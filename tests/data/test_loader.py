@@ -103,7 +103,7 @@ def test_a_dead_worker_is_an_error_and_no_wait(photos: Dataset) -> None:
 
 
 def test_whole_images_are_prepared_as_in_evaluation(photos: Dataset) -> None:
-    from effnet.data.preprocess import load_pixels
+    from effnet.data.image import load_pixels
 
     plain = Augment(SEE, crop_area=1, flip=0)
     file = photos.file(photos.samples[0])

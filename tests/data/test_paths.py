@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effnet.data import paths as module
+from effnet.data.image import open_photo
 from effnet.data.paths import expand, read_ahead
-from effnet.data.photo import open_photo
 from effnet.errors import ArgumentError, ImageError
 
 # fmt: off

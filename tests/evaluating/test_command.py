@@ -13,7 +13,7 @@ from PIL import Image
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.dataset import manifest, match_classes, read_data, split_data
-from effnet.data.preprocess import preprocess
+from effnet.data.image import preprocess
 from effnet.metrics.evaluate import evaluate, predict_logits
 from effnet.weights.bundle import Record
 

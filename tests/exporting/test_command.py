@@ -14,7 +14,7 @@ from tiny import CLASSES, draw_images, tiny_spec
 
 import effnet
 from effnet.data.dataset import manifest, read_data, split_data
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.exporting import int8 as quantize
 from effnet.metrics.evaluate import Predicted
 from effnet.runtime.artifact import open_artifact

@@ -20,7 +20,7 @@ from tiny import tiny_spec
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, read_data
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, ArtifactError, DataError, MissingExtraError, RefusedError
 from effnet.exporting import int8 as quantize
 from effnet.exporting.export import Exported, export, torch_logits

@@ -13,7 +13,7 @@ from torchmetrics.functional import classification as oracle
 
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, Sample, match_classes, read_data
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, CheckpointError
 from effnet.metrics.calibration import answer, reliability
 from effnet.metrics.evaluate import Mistake, evaluate, predict_logits, write_per_class

@@ -11,7 +11,7 @@ from PIL import Image
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
-from effnet.data.preprocess import preprocess
+from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
 from effnet.runtime.classifier import Classifier, Prediction, load
 from effnet.weights.bundle import Record

@@ -11,7 +11,7 @@ from tiny import draw_images, tiny_spec
 
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, read_data, split_data
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, DataError
 from effnet.searching.score import Scorer, _moved
 from effnet.training.recipe import read_recipe

@@ -70,7 +70,7 @@ with importlib.resources.as_file(photo) as path:
     for words in (("info", "b0"), ("scale", "--macs", "300M"), ("--help",), *((name, "--help") for name in COMMANDS)):
         assert run(*words)[0] == 0, words
 
-    from effnet.data.preprocess import preprocess
+    from effnet.data.image import preprocess
     from effnet.runtime.classifier import Classifier
 
     input_spec = effnet.InputSpec()

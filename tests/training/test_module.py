@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import effnet
 from effnet.arch.spec import InputSpec
-from effnet.data.preprocess import normalise
+from effnet.data.image import normalise
 from effnet.training.module import (
     Answering,
     Average,

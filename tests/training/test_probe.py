@@ -12,7 +12,7 @@ from tiny import draw_images, tiny_spec
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, read_data
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import TrainingError
 from effnet.training.module import Learner, class_weights
 from effnet.training.probe import fit_classifier

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.arch.variants import spec
-from effnet.data.preprocess import preprocess
+from effnet.data.image import preprocess
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.inherit import Inheritance, inherit

@@ -21,7 +21,7 @@ from torchvision.models.efficientnet import MBConvConfig
 
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.arch.variants import B0, spec
-from effnet.data.preprocess import preprocess
+from effnet.data.image import preprocess
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.bundle import save

@@ -19,6 +19,7 @@ from effnet.checking.findings import KINDS, Finding, Findings
 from effnet.data.dataset import SPLIT_NAMES, SPLITS, Dataset, Sample
 from effnet.data.duplicates import Duplicates, Progress, find_duplicates, united
 from effnet.data.fingerprint import Fingerprint
+from effnet.data.image import natural_resolution
 from effnet.data.paths import SUFFIXES
 from effnet.errors import ArgumentError, ImageError
 
@@ -27,7 +28,6 @@ IMBALANCE = 10  # times as many images in the largest class as in the smallest
 LONG = 3  # times as long as high, or the reverse
 ONE_COLOUR = 2.0  # levels of 255: less spread is noise
 SMALL = 40  # pixels; where images are smaller, a stride of 32 leaves one pixel or two
-STEP = 16  # pixels between resolutions that are advised: the stride of a network whose stem has a stride of 1
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")
 JPEG = {"MPO": "JPEG"}  # a JPEG with a second one behind it, as phones write for depth
 
@@ -229,11 +229,6 @@ def _sizes(looks: list[Fingerprint]) -> dict[str, tuple[int, int]]:
     ordered = sorted((look.width * look.height, look.width, look.height) for look in looks)
     median = tuple(round(statistics.median(getattr(look, side) for look in looks)) for side in ("width", "height"))
     return {"median": (median[0], median[1]), "smallest": ordered[0][1:], "largest": ordered[-1][1:]}
-
-
-def natural_resolution(short: int) -> int:
-    """The resolution in pixels at which images with that shorter side are shown without being made much larger."""
-    return max(2 * STEP, STEP * -(-short // STEP))
 
 
 def _size_findings(looks: list[Fingerprint], resolution: int | None) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from effnet.checking.findings import KINDS, Finding, Findings
 from effnet.data.dataset import Dataset
-from effnet.data.photo import open_photo
+from effnet.data.image import open_photo
 from effnet.errors import ArgumentError, ImageError
 from effnet.files import write_file
 

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 
 from effnet.arch.spec import InputSpec
-from effnet.data.photo import open_photo
-from effnet.data.preprocess import colour_mode, fit_photo
+from effnet.data.image import colour_mode, fit_photo, open_photo
 from effnet.errors import MissingExtraError, UnknownNameError
 
 POLICIES = {

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from effnet.data.photo import PIXEL_LIMIT, TURNS, identify, open_photo
+from effnet.data.image import PIXEL_LIMIT, TURNS, identify, open_photo
 from effnet.errors import ImageError, MissingExtraError
 
 SIDE = 32  # pixels of a thumbnail, as many as pHash looks at

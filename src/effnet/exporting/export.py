@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import one_of, positive_int
 from effnet.files import FILE_SUFFIXES, has_mark, write_file, write_folder

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset, Sample
+from effnet.data.image import load_pixels
 from effnet.data.paths import read_ahead
-from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, DataError, ImageError, MissingExtraError, RefusedError
 from effnet.metrics.evaluate import READERS, Predicted, predict_logits
 from effnet.metrics.intervals import Difference, Interval, compare, wilson

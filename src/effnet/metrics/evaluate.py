@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, Sample
+from effnet.data.image import load_pixels
 from effnet.data.paths import read_ahead
-from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, CheckpointError, ImageError
 from effnet.fields import positive_int
 from effnet.files import write_file

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from effnet.data.dataset import Dataset
-from effnet.data.photo import open_photo
+from effnet.data.image import open_photo
 from effnet.errors import ArgumentError, ImageError, MissingExtraError
 from effnet.fields import positive_int
 from effnet.files import write_file

@@ -32,8 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.arch.spec import InputSpec
-from effnet.data.photo import open_photo
-from effnet.data.preprocess import colour_mode, fit_photo
+from effnet.data.image import colour_mode, fit_photo, open_photo
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.fields import positive_int, read_fields
 from effnet.files import write_file

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from effnet.arch.spec import Calibration, FitMode, InputSpec, NetworkSpec
+from effnet.data.image import load_pixels
 from effnet.data.paths import read_ahead
-from effnet.data.preprocess import load_pixels
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
 from effnet.fields import one_of, positive_int
 from effnet.machine import this_machine

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset
-from effnet.data.preprocess import load_pixels
+from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet

@@ -16,7 +16,7 @@ import torch
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
 from effnet.data.duplicates import Progress, find_duplicates
-from effnet.data.photo import identify
+from effnet.data.image import identify
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
 from effnet.machine import this_machine

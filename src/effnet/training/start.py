@@ -11,9 +11,8 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.checking.check import natural_resolution
 from effnet.data.dataset import Dataset
-from effnet.data.photo import open_photo
+from effnet.data.image import natural_resolution, open_photo
 from effnet.errors import ArgumentError, DownloadError, ImageError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import init_classifier, set_momentum

@@ -21,8 +21,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from effnet.arch.spec import InputSpec
-from effnet.data import preprocess as module
-from effnet.data.preprocess import colour_mode, fit_photo, load_pixels, normalise, preprocess
+from effnet.data import image as module
+from effnet.data.image import colour_mode, fit_photo, load_pixels, normalise, preprocess
 from effnet.errors import ArgumentError, ImageError
 
 PHOTOS = sorted((Path(module.__file__).parent / "photos").glob("*.png"))
@@ -162,7 +162,7 @@ def test_3000_x_2_still_equals_torchvision() -> None:
     spec = InputSpec(size=40, resize=48)  # 72000 x 48 pixels in between
     for photo in (noise(3000, 2), noise(2, 3000)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "PLAIN_LIMIT", 0)
+            patch.setattr(module, "UNCUT_LIMIT", 0)
             found = preprocess(photo, spec)
         assert equal(found, torchvision_pixels(photo, spec))
 
@@ -180,7 +180,7 @@ def test_the_way_around_stays_within_two_levels(short: int, long: int, tall: boo
     spec = InputSpec(size=30 - cut, resize=30, interpolation=kind)
     plain = fit_photo(photo, spec).astype(int)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PLAIN_LIMIT", 0)
+        patch.setattr(module, "UNCUT_LIMIT", 0)
         assert np.abs(fit_photo(photo, spec) - plain).max() <= 2
 
 
@@ -247,7 +247,7 @@ def test_no_torch_is_needed() -> None:
         "import sys; sys.modules.update(torch=None, torchvision=None, timm=None)\n"
         "from effnet.arch.spec import InputSpec\n"
         "import effnet.data.paths\n"
-        "from effnet.data.preprocess import preprocess\n"
+        "from effnet.data.image import preprocess\n"
         "print(preprocess(sys.argv[1], InputSpec()).shape)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(PHOTOS[0])], capture_output=True, text=True, check=True)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from effnet.data import photo as photo_module
-from effnet.data.photo import PIXEL_LIMIT, open_photo
+from effnet.data import image as module
+from effnet.data.image import PIXEL_LIMIT, open_photo
 from effnet.errors import ArgumentError, ImageError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
@@ -89,7 +89,7 @@ def test_any_size(shape: tuple[int, int]) -> None:
 
 
 def test_a_photo_of_the_package_equals_its_plain_decoding() -> None:
-    path = Path(photo_module.__file__).parent / "photos" / "chelsea.png"
+    path = Path(module.__file__).parent / "photos" / "chelsea.png"
     assert (pixels(path) == np.asarray(Image.open(path))).all()
     assert pixels(path).shape == (300, 451, 3)
 
@@ -376,7 +376,7 @@ def test_large_photos_raise_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Image.DecompressionBombWarning):
         Image.open(encode(RGB))
     assert (pixels(encode(RGB)) == RGB).all()
-    monkeypatch.setattr(photo_module, "PIXEL_LIMIT", 53)
+    monkeypatch.setattr(module, "PIXEL_LIMIT", 53)
     for source in (encode(RGB), Image.fromarray(RGB)):
         with pytest.raises(ImageError, match="has 9 x 6 pixels; from 1 to 53"):
             open_photo(source)
@@ -410,5 +410,5 @@ def test_damaged_files_raise_nothing_but_image_errors(kind: str, changes: list[t
     for position, value in changes:
         data[position % len(data)] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photo_module, "PIXEL_LIMIT", 10**6)  # a damaged header may announce any size
+        patch.setattr(module, "PIXEL_LIMIT", 10**6)  # a damaged header may announce any size
         read_or_refuse(bytes(data))

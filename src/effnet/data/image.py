@@ -1,0 +1,347 @@
+"""A photo, from a file, a stream, a Pillow image or an array -> the array that a network sees. Pillow and numpy only.
+
+`open_photo` decodes it, upright and with 8 bits per channel:
+
+    EXIF orientation           applied, and forgotten; where the EXIF is unreadable the pixels stay as they are stored
+    transparency               composed over white, as paper shows it
+    CMYK, YCbCr, LAB, palette  converted to RGB by Pillow, which also knows Adobe's inverted CMYK
+    16 bits per channel        the high byte: exact whether 8 bits were widened by x 256 or by x 257
+    32-bit integers, floats    scaled from the smallest usual range that holds every value (RANGES); others are refused
+    an animation               its first frame; of a TIFF its first page
+
+torchvision's and timm's readers only call Pillow's `convert("RGB")`. So they see the photos of a turned phone on their
+side; they show the colour hidden beneath transparent pixels, mostly black; and they clip 16-bit, 32-bit and float
+pixels at 255 instead of scaling them. As there, colour profiles (ICC) are ignored, and of a 16-bit RGB PNG the one
+transparent colour, which Pillow misses.
+
+`preprocess` does the rest as an InputSpec says. From the same decoded image it is equal, bit for bit, to what
+torchvision and timm feed their networks in evaluation:
+
+    fit="crop"    torchvision's `ImageClassification` (Resize, CenterCrop, ToTensor, Normalize), and timm's transform
+                  with crop_mode="center", whose `resize` is floor(size / crop_pct)
+    fit="squash"  timm's crop_mode="squash" at crop_pct=1
+    fit="pad"     timm's crop_mode="border" at crop_pct=1, except that a photo so narrow that it would vanish keeps
+                  1 pixel where timm fails
+
+The paper does not say how ImageNet's photos were prepared. The official code crops the middle size / (size + 32) of the
+photo first and resizes it afterwards, bicubic without antialiasing; torchvision's and timm's weights belong to theirs.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageFile
+
+from effnet.arch.spec import InputSpec
+from effnet.errors import ArgumentError, ImageError
+from effnet.fields import one_of
+
+ColourMode = Literal["RGB", "L"]
+PhotoSource = str | PathLike[str] | BinaryIO | Image.Image | npt.NDArray[np.uint8]
+Size = tuple[int, int]  # width, height
+
+PIXEL_LIMIT = 178_956_970  # where Pillow too stops warning and refuses: 0.7 GB once decoded
+RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}  # the usual highest values, by Pillow's mode
+HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
+REFUSED = ("EPS",)  # Pillow would start Ghostscript, a program, on it
+UNCUT_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
+REACH = 4  # source pixels to either side that the widest filter, Lanczos, weighs when it enlarges, and one to spare
+RESOLUTION_STEP = 16  # pixels: the stride of a network whose stem has a stride of 1
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+
+
+def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
+    """`source` as the network sees it: (C, size, size) float32, normalised by `spec`.
+
+    Raises:
+        ImageError: the photo cannot be read.
+        ArgumentError: `source` is not a photo; see `open_photo`.
+    """
+    return normalise(load_pixels(source, spec), spec)
+
+
+def load_pixels(source: PhotoSource, spec: InputSpec, *, spare: float | None = None) -> npt.NDArray[np.uint8]:
+    """`source` before normalisation: (size, size, C) uint8, a quarter of the bytes of `preprocess`.
+
+    Args:
+        source: a photo; see `open_photo`.
+        spec: how it is prepared.
+        spare: a JPEG may be halved while it is decoded, which takes a fraction of the time, as long as it stays that
+            many times as large as it will be resized to. None: it is decoded in full, and only then equal to
+            torchvision's bit for bit.
+
+    Raises:
+        ImageError: the photo cannot be read.
+        ArgumentError: `source` is not a photo; see `open_photo`.
+    """
+    least = None if spare is None else spare * (spec.resize if spec.fit == "crop" else spec.size)
+    return fit_photo(open_photo(source, colour_mode(spec), least=least, longer=spec.fit == "pad"), spec)
+
+
+def open_photo(
+    source: PhotoSource, mode: ColourMode = "RGB", *, least: float | None = None, longer: bool = False
+) -> Image.Image:
+    """The photo in `source`, decoded, upright, 8 bits per channel; the module's docstring says how.
+
+    Args:
+        source: a path, an open binary file (read from its start where it can seek), a Pillow image, or an array
+            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8: grey, grey, RGB or RGBA.
+        mode: "RGB", or "L" for greyscale (ITU-R 601 luma).
+        least: pixels that the shorter side keeps when a JPEG is halved while it is decoded, up to three times, and
+            only while both sides stay whole; None: decoded in full.
+        longer: `least` is about the longer side.
+
+    Returns:
+        An image of that mode; `source` itself if it is one already and upright.
+
+    Raises:
+        ImageError: the photo cannot be read; the message is the reason without the file's name.
+        ArgumentError: `mode` is unknown, or `source` is not a photo at all, such as an array of another shape.
+    """
+    one_of("mode", mode, ColourMode)
+    try:
+        if isinstance(source, np.ndarray):
+            return _flatten(_from_array(source), mode)
+        if isinstance(source, Image.Image):
+            return _upright(source, mode)
+        if isinstance(source, (str, PathLike)):
+            with Path(source).open("rb") as file:
+                return _upright(_halved(identify(file), least, longer), mode)
+        if hasattr(source, "read"):
+            return _upright(_halved(identify(source), least, longer), mode)
+    except (ImageError, ArgumentError):
+        raise
+    except Exception as error:  # decoders meet arbitrary bytes, and fail with whatever comes up
+        raise ImageError(_reason(error)) from error
+    raise ArgumentError("source", source, "must be a path, an open binary file, a Pillow image or an array.")
+
+
+def identify(file: BinaryIO) -> ImageFile.ImageFile:
+    """The image in `file`, not yet decoded: `Image.open`, without its warning about large images and without REFUSED.
+
+    That warning can only be silenced for all threads at once; and without a file's name Pillow maps no memory onto it,
+    so a file that shrinks later cannot crash the process.
+
+    Raises:
+        ImageError: Pillow does not know it; other errors of Pillow's come up from damaged files.
+    """
+    if not file.seekable():
+        file = io.BytesIO(file.read())
+    file.seek(0)
+    prefix, complaint = file.read(16), "is not an image, or of a format that Pillow cannot read."
+    if not prefix:
+        raise ImageError("is empty: 0 bytes.")
+    Image.preinit()  # the five commonest formats are tried first
+    Image.init()
+    for name in [name for name in Image.ID if name not in REFUSED]:
+        factory, accepts = Image.OPEN[name]
+        try:
+            file.seek(0)
+            if accepts is None or accepts(prefix.ljust(16, b"\0")) is True:
+                return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            if accepts:  # its signature is right
+                complaint = f"is a damaged {name} file ({error})."
+    raise ImageError(complaint)
+
+
+def colour_mode(spec: InputSpec) -> ColourMode:
+    """The mode of the photos that `spec` prepares: "L" for one channel, "RGB" for three.
+
+    Raises:
+        ArgumentError: it prepares arrays of another number of channels, which no photo has.
+    """
+    if spec.channels not in (1, 3):
+        raise ArgumentError("input", f"{spec.channels} channels", "cannot be a photo's, which has 1 or 3: give arrays.")
+    return "L" if spec.channels == 1 else "RGB"
+
+
+def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """`photo` resized and cropped, padded or squashed to (size, size, C) uint8.
+
+    Args:
+        photo: an image of `colour_mode(spec)`, upright, such as `open_photo` returns.
+        spec: its `size`, `resize`, `interpolation`, `fit` and, for the border, `mean` are used.
+
+    Raises:
+        ArgumentError: the photo has another mode.
+    """
+    if photo.mode != colour_mode(spec):
+        raise ArgumentError("photo.mode", photo.mode, f"must be {colour_mode(spec)!r} for {spec.channels} channels.")
+    fits = {"crop": _crop, "pad": _pad, "squash": _squash}
+    pixels = np.array(fits[spec.fit](photo, spec))  # a copy: torch warns of arrays that may not be written
+    return pixels.reshape(spec.size, spec.size, spec.channels)
+
+
+def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """(pixels / 255 - mean) / std: (..., H, W, C) uint8 -> (..., C, H, W) float32.
+
+    Each step rounds to float32 in torch's order, so the values are torch's, bit for bit.
+
+    Raises:
+        ArgumentError: the array has another type or number of channels.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim < 3 or pixels.shape[-1] != spec.channels:
+        found = f"array of {pixels.dtype}, shape {pixels.shape}"
+        raise ArgumentError("pixels", found, f"must be uint8 of shape (..., H, W, {spec.channels}).")
+    planes = np.moveaxis(pixels, -1, -3)
+    values = np.empty(planes.shape, np.float32)  # contiguous; three passes, in place
+    np.divide(planes, np.float32(255), out=values)
+    values -= np.array(spec.mean, np.float32)[:, None, None]
+    values /= np.array(spec.std, np.float32)[:, None, None]
+    return values
+
+
+def natural_resolution(side: int) -> int:
+    """The resolution at which images with that shorter side, in pixels, are shown without being enlarged much."""
+    return max(2 * RESOLUTION_STEP, RESOLUTION_STEP * -(-side // RESOLUTION_STEP))
+
+
+def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype != np.uint8 or not pixels.size or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2:
+        found = f"array of {pixels.dtype}, shape {pixels.shape}"
+        raise ArgumentError("source", found, "must be uint8 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).")
+    return Image.fromarray(pixels)
+
+
+def _halved(image: ImageFile.ImageFile, least: float | None, longer: bool) -> ImageFile.ImageFile:
+    """A JPEG to be halved while it is decoded; the decoder rounds odd sides up, which would move the photo."""
+    if least is not None and image.format == "JPEG":
+        width, height = image.size
+        whole = ((width | height) & -(width | height)).bit_length() - 1
+        spare = (max if longer else min)(width, height) / least
+        halvings = min(HALVINGS, whole, math.floor(math.log2(max(1.0, spare))))
+        if halvings > 0:
+            image.draft(None, (width >> halvings, height >> halvings))
+    return image
+
+
+def _upright(image: Image.Image, mode: ColourMode) -> Image.Image:
+    width, height = image.size
+    if not 0 < width * height <= PIXEL_LIMIT:
+        raise ImageError(f"has {width} x {height} pixels; from 1 to {PIXEL_LIMIT} are read.")
+    image.load()
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # cameras and editors write broken EXIF beside sound pixels
+        turn = None
+    photo = _flatten(image, mode)
+    if turn is not None:
+        photo = photo.transpose(turn)
+        photo.info.clear()  # its EXIF would turn it again
+    return photo
+
+
+def _flatten(image: Image.Image, mode: ColourMode) -> Image.Image:
+    if image.mode in RANGES or image.mode.startswith("I;16"):
+        image = _narrow(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image, mask=image)
+        image = canvas
+    if image.mode != mode and image.mode not in ("1", "L"):
+        image = image.convert("RGB")  # the only conversion that LAB knows
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Mode I;16*, I or F to L or, where one value stands for transparent, to LA."""
+    values = np.asarray(image)
+    high, low = values.max(), values.min()
+    ranges = RANGES.get(image.mode, (65535,))
+    top = next((top for top in ranges if low >= 0 and high <= top), None)
+    if top is None:
+        usual = ", ".join(f"0 ... {top}" for top in ranges)
+        raise ImageError(f"holds values from {low} to {high}; a photo's lie in one of {usual}.")
+    grey = np.rint(values / top * 255) if image.mode == "F" else values // ((top + 1) // 256)
+    channels = [grey.astype(np.uint8)]
+    if "transparency" in image.info:
+        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    return Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
+
+
+def _reason(error: Exception) -> str:
+    """Why an image could not be read."""
+    match error:
+        case FileNotFoundError():
+            return "does not exist."
+        case IsADirectoryError():
+            return "is a folder, not an image."
+        case PermissionError():
+            return "cannot be opened: permission denied."
+        case MemoryError():
+            return "needs more memory than there is."
+        case Image.DecompressionBombError():
+            return f"has more than {PIXEL_LIMIT} pixels."
+        case OSError() if error.strerror:
+            return f"cannot be read: {error.strerror}."
+        case _:
+            return f"is damaged or cut short ({str(error) or type(error).__name__})."
+
+
+def _crop(photo: Image.Image, spec: InputSpec) -> Image.Image:
+    """The shorter side to `resize`, the longer rounded down; then the middle."""
+    shorter = min(photo.size)
+    width, height = (int(spec.resize * side / shorter) for side in photo.size)
+    left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)  # halves to even, as torchvision does
+    if width * height > UNCUT_LIMIT:
+        return _crop_first(photo, (width, height), (left, top), spec)
+    resized = photo.resize((width, height), _filter(spec))
+    return resized.crop((left, top, left + spec.size, top + spec.size))
+
+
+def _crop_first(photo: Image.Image, resized: Size, corner: Size, spec: InputSpec) -> Image.Image:
+    """The same from only those pixels that the crop looks at: bounded memory, within 2 levels where it enlarges.
+
+    Pillow keeps the box in float32, so its weights differ in the seventh digit: "nearest" may take the pixel next to
+    the right one. Where it shrinks, Pillow sometimes resizes the height first, which overshoots differently.
+    """
+    cuts, boxes = [], []
+    for side, resized_side, start in zip(photo.size, resized, corner, strict=True):
+        scale = side / resized_side
+        first, last = start * scale, min(side, (start + spec.size) * scale)
+        reach = math.ceil(REACH * max(1, scale))
+        cuts.append((max(0, math.floor(first) - reach), min(side, math.ceil(last) + reach)))
+        boxes.append((first - cuts[-1][0], last - cuts[-1][0]))
+    part = photo.crop((cuts[0][0], cuts[1][0], cuts[0][1], cuts[1][1]))
+    (left, right), (top, bottom) = boxes
+    part = part.resize((spec.size, part.height), _filter(spec), (left, 0, right, part.height))
+    return part.resize((spec.size, spec.size), _filter(spec), (0, top, spec.size, bottom))
+
+
+def _pad(photo: Image.Image, spec: InputSpec) -> Image.Image:
+    """The longer side to `size`, centred on the mean colour; an odd pixel of border goes right or below."""
+    ratio = max(photo.size) / spec.size
+    width, height = (max(1, round(side / ratio)) for side in photo.size)
+    colour = tuple(round(255 * value) for value in spec.mean)
+    canvas = Image.new(photo.mode, (spec.size, spec.size), colour if spec.channels > 1 else colour[0])
+    resized = photo.resize((width, height), _filter(spec))
+    canvas.paste(resized, ((spec.size - width) // 2, (spec.size - height) // 2))
+    return canvas
+
+
+def _squash(photo: Image.Image, spec: InputSpec) -> Image.Image:
+    return photo.resize((spec.size, spec.size), _filter(spec))
+
+
+def _filter(spec: InputSpec) -> Image.Resampling:
+    return Image.Resampling[spec.interpolation.upper()]
