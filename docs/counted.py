@@ -13,7 +13,7 @@ from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_b
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, PAPER, VARIANTS, spec
 from effnet.describing.rivals import RIVALS
-from effnet.scaling.compound import RULES, implied, nominal, realised, scale
+from effnet.scaling.compound import RULES, implied_phis, nominal_ratio, realised_ratio, scale
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 
 FAMILY = tuple(row.spec for row in VARIANTS.values() if row.source == PAPER)
@@ -52,7 +52,7 @@ def grown(depth: float, width: float, resolution: int) -> NetworkSpec:
 
 def ratio(network: NetworkSpec) -> float:
     """Its counted multiply-adds, B0's being 1."""
-    return realised(B0, network)
+    return realised_ratio(B0, network)
 
 
 def feature_maps(network: NetworkSpec) -> int:
@@ -175,8 +175,8 @@ def phi() -> str:
     """What the coefficients of B1-B7 promise, what is built, and the phi that each of them implies."""
     rows = []
     for network in FAMILY[1:]:
-        step, counted = implied(B0, network), ratio(network)
-        promise = nominal(B0, network)
+        step, counted = implied_phis(B0, network), ratio(network)
+        promise = nominal_ratio(B0, network)
         rows.append(
             (
                 network.name.upper(),

@@ -25,7 +25,7 @@ from effnet.arch.cost import cost
 from effnet.arch.variants import B0, VARIANTS
 from effnet.describing.rivals import RIVALS
 from effnet.plots.style import BLUE, GREEN, GREY, INK, LEFT, ORANGE, PALE, RED, RIGHT, SKY, name_point, picture
-from effnet.scaling.compound import nominal
+from effnet.scaling.compound import nominal_ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,7 +166,7 @@ def scaling(out: Path) -> None:
 def promised(out: Path) -> None:
     """What d w^2 r^2 promises, beside the multiply-adds that are counted."""
     names = [network.name.upper() for network in FAMILY]
-    rule, built = [nominal(B0, network) for network in FAMILY], [ratio(network) for network in FAMILY]
+    rule, built = [nominal_ratio(B0, network) for network in FAMILY], [ratio(network) for network in FAMILY]
     with picture(out, 13, 4.8, "Multiply-adds: what d·w²·r² promises and what is built") as figure:
         both, excess = figure.subplots(1, 2)
         both.plot(names, built, "o-", color=BLUE, linewidth=2.5, markersize=8, label="counted")

@@ -62,12 +62,15 @@ def given(options: Any) -> dict[str, Any]:
 
 
 def command_line(command: str, options: Mapping[str, Any]) -> str:
-    """A command with options as a person types it: `from_` is --from, True a switch, a list the option repeated."""
+    """A command with options as a person types it: `from_` is --from, False is --no-..., a list the option repeated."""
     words = ["effnet", *command.split()]
     for name, value in options.items():
-        option = "--" + name.strip("_").replace("_", "-")
+        option = name.strip("_").replace("_", "-")
         for item in value if isinstance(value, (list, tuple)) else [value]:
-            words += [option] if item is True else [option, f"{item:g}" if isinstance(item, float) else str(item)]
+            if isinstance(item, bool):
+                words.append(f"--{option}" if item else f"--no-{option}")
+            else:
+                words += [f"--{option}", f"{item:g}" if isinstance(item, float) else str(item)]
     return shlex.join(words)
 
 

@@ -129,7 +129,7 @@ def parse_count(argument: str, amount: str | float) -> int:
     """A number of multiply-adds or parameters: 390M, 1G, 1.5G, 1e9, or a plain number. B is a billion, too.
 
     Raises:
-        ArgumentError: it is no amount of at least 1.
+        ArgumentError: it is not an amount of at least 1.
     """
     return int(_parse(argument, amount, COUNTS, COUNT_FORMS, least=1))
 
@@ -140,7 +140,7 @@ def parse_bytes(argument: str, amount: str | float) -> int:
     Capitals do not matter, but a small b behind a capital is a bit: 100Mb is refused.
 
     Raises:
-        ArgumentError: it is no amount of at least 1, or it is written without a unit.
+        ArgumentError: it is not an amount of at least 1, or it is written without a unit.
     """
     return int(_parse(argument, amount, BYTES if isinstance(amount, str) else PLAIN, BYTE_FORMS, least=1))
 
@@ -149,9 +149,15 @@ def parse_seconds(argument: str, amount: str | float) -> float:
     """Seconds: 20ms, 0.02s, 500us; a plain number is seconds if it is not written.
 
     Raises:
-        ArgumentError: it is no positive amount, or it is written without a unit.
+        ArgumentError: it is not a positive amount, or it is written without a unit.
     """
     return float(_parse(argument, amount, SECONDS if isinstance(amount, str) else PLAIN, TIME_FORMS))
+
+
+def write_amount(value: float, units: Mapping[str, int | Decimal]) -> str:
+    """The shortest exact text of an amount in these units, which its parser reads back: 1G, 390M, 8GB, 20ms."""
+    exact = Decimal(str(value))
+    return min((f"{(exact / factor).normalize():f}{unit}" for unit, factor in units.items()), key=len)
 
 
 def _parse(

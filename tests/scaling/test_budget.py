@@ -1,11 +1,11 @@
 """A budget is never broken, hardly wasted, and its network lies by the curve."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
 import statistics
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +14,10 @@ from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memo
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError
+from effnet.machine import precision as fast_precision
 from effnet.scaling.budget import Budget
-from effnet.scaling.candidates import Search
-from effnet.scaling.compound import RULES, Rule
+from effnet.scaling.candidates import CurveSearch
+from effnet.scaling.compound import RULES, Rule, scale
 from effnet.scaling.fitting import fit_spec
 
 RANGES = {
@@ -30,9 +31,9 @@ RANGES = {
 
 def costs(spec: NetworkSpec, batch: int | None) -> dict[str, int]:
     """What a network costs, by the functions for one network."""
-    price = effnet.cost(spec)
-    told = {"macs": price.macs, "params": price.params, "memory": inference_memory(spec), "file_size": file_bytes(spec)}
-    return told if batch is None else told | {"train_memory": training_memory(spec, batch).peak}
+    counts = {name: getattr(effnet.cost(spec), name) for name in ("macs", "params")}
+    counts |= {"memory": inference_memory(spec), "file_size": file_bytes(spec)}
+    return counts if batch is None else counts | {"train_memory": training_memory(spec, batch).peak}
 
 
 def distance(spec: NetworkSpec, baseline: NetworkSpec, rule: Rule) -> float:
@@ -50,37 +51,40 @@ def distance(spec: NetworkSpec, baseline: NetworkSpec, rule: Rule) -> float:
     return min(off(step / 100) for step in range(-1200, 1500))
 
 
+def best(baseline=VARIANTS["b0"].spec, rounding=None, step=8, **limits):
+    """The network that makes most of a budget, without the alternatives that fit_spec reports."""
+    return CurveSearch(Budget(**limits), baseline, RULES["paper"], step, rounding).best()[0]
+
+
 def random_budgets(count: int):
     dice = random.Random(1)
     for _ in range(count):
         names = dice.sample(sorted(RANGES), dice.randint(1, 3))
         limits = {name: int(RANGES[name][0] * (RANGES[name][1] / RANGES[name][0]) ** dice.random()) for name in names}
-        batch = dice.choice((8, 16)) if "train_memory" in limits else None
-        yield limits, batch, dice.choice(("b0", "lite0")), dice.choice(("paper", "fast"))
+        training = {"batch": dice.choice((8, 16)), "precision": "fp32"} if "train_memory" in limits else {}
+        yield limits, training, dice.choice(("b0", "lite0")), dice.choice(("paper", "fast"))
 
 
 def test_random_budgets_are_kept_and_used():
     uses = []
-    for limits, batch, base, rule in random_budgets(30):
+    for limits, training, base, rule in random_budgets(24):
+        budget = Budget(**limits, **training)
+        search = CurveSearch(budget, VARIANTS[base].spec, RULES[rule], 8, None)
         try:
-            fit = fit_spec(Budget(**limits, batch=batch), base, rule)
+            spec, _ = search.best()
         except ArgumentError:
             continue  # this baseline is too large for the limits; test_impossible_budgets looks at the message
-        told = costs(fit.spec, batch)
-        for name, limit in limits.items():
-            assert told[name] <= limit, (limits, name)
-        for use in fit.uses:
-            assert use.value == told[use.resource]
-        assert fit.use == max(told[name] / limit for name, limit in limits.items())
-        uses.append(fit.use)
-        search = Search(Budget(**limits, batch=batch), VARIANTS[base].spec, RULES[rule], 8, None)
-        on_the_curve = [search.curve_spec(phi / 10) for phi in range(int(10 * search.ends[0]) + 1, 80)]
-        assert told["macs"] >= max(effnet.cost(spec).macs for spec in on_the_curve if spec), limits
-        half_a_step = 4 / fit.spec.resolution  # the curve itself is built at multiples of 8 pixels
-        assert (
-            distance(fit.spec, VARIANTS[base].spec, RULES[rule]) <= max(0.05, half_a_step) + 0.006
-        )  # of a step of phi
-    assert len(uses) >= 25
+        counts = costs(spec, budget.batch)
+        assert all(counts[name] <= limit for name, limit in limits.items()), limits
+        uses.append(max(counts[name] / limit for name, limit in limits.items()))
+        for phi, rounding in itertools.product(range(int(search.ends[0]), 9), ("ceil", "nearest")):
+            larger = scale(search.baseline, phi, search.rule, depth_rounding=rounding)
+            if effnet.cost(larger).macs > counts["macs"]:
+                assert any(costs(larger, budget.batch)[name] > limit for name, limit in limits.items()), limits
+        half_a_step = 4 / spec.resolution  # the curve itself is built at multiples of 8 pixels
+        step_of_phi = 0.006
+        assert distance(spec, VARIANTS[base].spec, RULES[rule]) <= max(0.05, half_a_step) + step_of_phi
+    assert len(uses) >= 20
     assert statistics.median(uses) >= 0.98
     assert min(uses) >= 0.8
 
@@ -97,8 +101,10 @@ def test_one_giga_of_macs():
 
 
 def test_more_and_better_are_within_their_budgets():
-    limits = {"train_memory": 8 * 10**9, "batch": 16}
-    fit = fit_spec(Budget(**limits))
+    fit = fit_spec(Budget(train_memory="8GB", batch=16, precision="fp32"))
+    counts = costs(fit.spec, 16)
+    assert {use.resource: use.value for use in fit.uses} == counts
+    assert fit.use == counts["train_memory"] / 8e9
     assert fit.better[0] == "fast"  # width costs fewer activations than resolution (Dollar et al.)
     assert training_memory(fit.better[1], 16).peak <= 8 * 10**9
     assert effnet.cost(fit.better[1]).macs > 1.02 * effnet.cost(fit.spec).macs
@@ -106,27 +112,31 @@ def test_more_and_better_are_within_their_budgets():
 
 
 def test_a_plan_makes_room():
-    plain = fit_spec(Budget(train_memory="4GB", batch=16))
-    spare = fit_spec(Budget(train_memory="4GB", batch=16, keep="bottlenecks"))
-    assert effnet.cost(spare.spec).macs > 2 * effnet.cost(plain.spec).macs
-    assert training_memory(spare.spec, 16, plan=Keep.BOTTLENECKS).peak <= 4 * 10**9
+    plain = best(train_memory="4GB", batch=16, precision="fp32")
+    spare = best(train_memory="4GB", batch=16, precision="fp32", keep="bottlenecks")
+    assert effnet.cost(spare).macs > 2 * effnet.cost(plain).macs
+    assert training_memory(spare, 16, plan=Keep.BOTTLENECKS).peak <= 4 * 10**9
+
+
+def test_training_memory_is_counted_in_the_precision_that_this_processor_trains_in():
+    assert Budget(train_memory="4GB", batch=16).precision == fast_precision().value
+    assert Budget(macs="1G").precision is None
 
 
 @pytest.mark.parametrize(
     "pins", [{"resolution": 224}, {"width": 1.0}, {"depth": 1.1}, {"width": 1.1, "depth": 1.2}, {"resolution": 225}]
 )
 def test_what_is_settled_stays(pins):
-    fit = fit_spec(Budget(macs="1G", **pins))
-    for name, value in pins.items():
-        assert getattr(fit.spec, name) == value
-    assert 0.9 <= fit.use <= 1
+    spec = best(macs="1G", **pins)
+    assert pins == {name: getattr(spec, name) for name in pins}
+    assert 0.9 <= effnet.cost(spec).macs / 1e9 <= 1
 
 
 def test_all_settled_is_checked():
     pins = {"width": 1.1, "depth": 1.2, "resolution": 260}
-    assert effnet.cost(fit_spec(Budget(macs="1G", **pins), depth_rounding="ceil").spec).macs == 993_561_872  # B2
+    assert effnet.cost(best(macs="1G", rounding="ceil", **pins)).macs == 993_561_872  # B2
     with pytest.raises(ArgumentError, match=r"`macs`.*with width and depth and resolution settled.*993,561,872"):
-        fit_spec(Budget(macs="900M", **pins), depth_rounding="ceil")
+        best(macs="900M", rounding="ceil", **pins)
 
 
 def test_the_resolution_ends_where_it_should():
@@ -138,9 +148,9 @@ def test_the_resolution_ends_where_it_should():
 
 def test_rounding_and_classes():
     for rounding in ("ceil", "nearest"):
-        assert fit_spec(Budget(macs="300M"), depth_rounding=rounding).spec.depth_rounding == rounding
+        assert best(macs="300M", rounding=rounding).depth_rounding == rounding
+    assert best(macs="300M", step=32).resolution % 32 == 0
     assert fit_spec(Budget(params="2M"), num_classes=7).spec.num_classes == 7
-    assert fit_spec(Budget(macs="300M"), resolution_step=32).spec.resolution % 32 == 0
 
 
 def test_published_networks_only():
@@ -154,50 +164,11 @@ def test_published_networks_only():
         fit_spec(Budget(params="1M"), among=["b0"])
 
 
-def stopwatch(log: list[NetworkSpec]):
-    """A device on which time is proportional to activations: 10 ms for B0."""
-
-    def measure(spec):
-        log.append(spec)
-        ms = 10 * effnet.cost(spec).activations / 6_747_036
-        return SimpleNamespace(median_ms=ms, spread_ms=(0.9 * ms, 1.2 * ms))
-
-    return measure
-
-
-@pytest.mark.parametrize("milliseconds", [0.8, 4, 9.99, 25, 120])
-def test_latency_is_met_by_measuring_a_handful(milliseconds):
-    log: list[NetworkSpec] = []
-    fit = fit_spec(Budget(latency=f"{milliseconds}ms"), measure=stopwatch(log))
-    assert fit.timed.median_ms <= milliseconds
-    assert fit.timed.median_ms >= 0.8 * milliseconds
-    assert fit.binding == "latency"
-    assert len(log) <= 20
-    assert len({spec.shape for spec in log}) == len(log)  # none twice
-    assert fit.to_dict()["latency_ms"] == fit.timed.median_ms
-    if fit.published:
-        at_that_size = effnet.spec(fit.published.variant.spec, resolution=fit.published.resolution)
-        assert 10 * effnet.cost(at_that_size).activations / 6_747_036 <= milliseconds
-
-
-def test_latency_beside_other_limits():
-    fit = fit_spec(Budget(latency=0.05, params="5M"), measure=stopwatch([]))
-    assert fit.binding == "params"
-    assert effnet.cost(fit.spec).params <= 5 * 10**6
-
-
-def test_latency_out_of_reach():
-    with pytest.raises(ArgumentError, match=r"`latency`.*the smallest takes"):
-        fit_spec(Budget(latency="1us"), measure=stopwatch([]))
-    with pytest.raises(ArgumentError, match="needs `measure`"):
-        fit_spec(Budget(latency="1ms"))
-
-
 def test_impossible_budgets_say_what_is_needed():
     with pytest.raises(ArgumentError, match=r"`params` \(=1000\) cannot be met.*needs ([\d,]+) params"):
-        fit_spec(Budget(params=1000))
+        best(params=1000)
     with pytest.raises(ArgumentError, match=r"`memory`.*bytes"):
-        fit_spec(Budget(memory="1kB", macs="1G"))
+        best(memory="1kB", macs="1G")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +194,7 @@ def test_wrong_budgets(arguments, words):
 
 
 def test_report_as_json():
-    fit = fit_spec(Budget(macs="1G", train_memory="8GB", batch=16))
+    fit = fit_spec(Budget(macs="1G", train_memory="8GB", batch=16, precision="fp32"))
     values = json.loads(json.dumps(fit.to_dict()))
     spec = fit.spec
     assert {name: values[name] for name in ("width", "depth", "resolution", "depth_rounding")} == {
@@ -247,3 +218,14 @@ def test_any_baseline():
 def test_not_a_budget():
     with pytest.raises(ArgumentError, match="must be a Budget"):
         fit_spec("1G")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"macs": "1G", "params": "5.3M", "memory": "100MiB", "latency": "20ms"},
+        {"train_memory": "8GB", "batch": 16, "precision": "fp32", "ema": False, "keep": "depthwise", "width": 1.1},
+    ],
+)
+def test_a_budget_as_it_was_typed(options):
+    assert Budget(**options).to_options() == options

@@ -1,4 +1,4 @@
-"""What a budget chooses from: exact prices, near the curve, under any rule, and never beyond what can be counted."""
+"""What a budget chooses from: exact counts, near the curve, under any rule, and never beyond what can be counted."""
 
 import random
 
@@ -16,8 +16,10 @@ LARGEST = 10**15
 
 
 @pytest.mark.parametrize("base", ["b0", "lite0"])
-def test_many_are_priced_as_one_is(base):
-    budget = Budget(macs="700M", params="9M", memory="60MB", train_memory="3GB", batch=12, file_size="40MB")
+def test_many_are_counted_as_one_is(base):
+    budget = Budget(
+        macs="700M", params="9M", memory="60MB", train_memory="3GB", batch=12, precision="fp32", file_size="40MB"
+    )
     found = fit_spec(budget, base).candidates
     for index in random.Random(0).sample(range(len(found)), 20):
         network = effnet.spec(
@@ -28,7 +30,7 @@ def test_many_are_priced_as_one_is(base):
             depth_rounding=found.roundings[found.rounding[index]],
         )
         price = effnet.cost(network)
-        assert {name: int(prices[index]) for name, prices in found.prices.items()} == {
+        assert {name: int(prices[index]) for name, prices in found.counts.items()} == {
             "macs": price.macs,
             "params": price.params,
             "memory": inference_memory(network),

@@ -1,12 +1,15 @@
 """effnet scale, as a person types it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import effnet
+from effnet.arch.memory import inference_memory
 from effnet.arch.specfile import read_spec
 from effnet.cli import main
+from effnet.machine import precision as best_precision
 from effnet.scaling.compound import RULES, scale
 
 COMMAND = "scale"  # what `run` runs
@@ -43,7 +46,7 @@ def test_one_network_as_json(run):
     code, out, err = run("--phi", 1, "--rule", "fast", "--json")
     network, price = scale(B0, 1, RULES["fast"]), effnet.cost(scale(B0, 1, RULES["fast"]))
     values = json.loads(out)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "Next: effnet scale --rule fast --phi 1 --save b0-phi1-fast.yaml\n")
     expected = {
         "width": network.width,
         "depth": network.depth,
@@ -146,6 +149,63 @@ def test_laws(run):
     assert values[0]["counted"]["macs"] == pytest.approx(1.855, abs=5e-4)
 
 
+# budgets
+
+
+def test_a_budget_and_its_reasons(run):
+    code, out, err = run("--macs", "1G", "--params", "10M")
+    shown = " ".join(out.split())
+    assert code == 0
+    assert "binds" in shown
+    assert "b2 at 260 px, 0.9936 GMACs, top-1 80.1 %" in shown
+    assert "10% more MACs would buy" in shown
+    assert "not measured here" in shown
+    assert "Next: effnet scale --macs 1G --params 10M --save b0-" in err
+
+
+def test_a_network_saved_for_a_budget_is_a_model(run, folder):
+    _, out, err = run("--macs", "100M", "--num-classes", "10", "--save", "small.yaml", "--json")
+    values, saved = json.loads(out), read_spec("small.yaml")
+    assert err.endswith("Next: effnet info small.yaml\n")
+    assert {name: values[name] for name in ("width", "depth", "resolution", "num_classes")} == {
+        name: getattr(saved, name) for name in ("width", "depth", "resolution", "num_classes")
+    }
+    assert (values["macs"], values["memory_bytes"]) == (effnet.cost(saved).macs, inference_memory(saved))
+
+
+def test_a_training_budget_and_its_picture(run):
+    words = "--train-memory", "2GB", "--batch", "8", "--no-ema", "--precision", "fp32", "--keep", "convolutions"
+    code, out, err = run(*words, "--plot", "budget.png")
+    assert code == 0
+    assert "8 images a step, rmsprop, fp32, convolutions kept" in " ".join(out.split())
+    assert Path("budget.png").stat().st_size > 10_000
+    assert f"effnet scale {' '.join(words)} --save" in err
+
+
+def test_the_precision_of_training_is_the_processors_choice(run):
+    limits = "--train-memory", "2GB", "--batch", "8"
+    assert run(*limits, "--json")[1] == run(*limits, "--precision", best_precision().value, "--json")[1]
+
+
+def test_published_networks_lead_to_their_weights(run):
+    _, out, err = run("--macs", "1G", "--pretrained", "--json")
+    assert json.loads(out)["name"] == "b2"
+    _, out, err = run("--macs", "200M", "--pretrained")
+    assert "top-1 77.1 % at 224 px" in " ".join(out.split())
+    assert "--pretrained" not in out
+    assert err.endswith("Next: effnet predict photo.jpg --model b0\n")
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_latency_on_this_machine(run, engine):
+    _, out, err = run("--latency", "1s", "--macs", "20M", "--threads", "1", "--engine", engine, "--json")
+    values = json.loads(out)
+    assert {"torch": "torch, fp32", "onnxruntime": "ONNX Runtime, fp32"}[engine] in err
+    assert 0 < values["latency_ms"] <= 1000
+    assert values["trials"]
+    assert values["macs"] <= 20e6
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -158,13 +218,31 @@ def test_laws(run):
         (["--phi", "nan"], "must be a finite number"),
         (["--phi", "40"], "must be between -25.3 and 25.3"),
         (["--phi", "1", "--resolution-step", "0"], "`resolution_step` (=0)"),
-        (["--phi", "1", "--resolution-step", "2.5"], "'2.5' is no whole number"),
+        (["--phi", "1", "--resolution-step", "2.5"], "'2.5' is not a whole number"),
         (["--rule", "fats"], "Did you mean 'fast'?"),
         (["--rule", "1,1,1"], "must not all be 1"),
         (["--phi", "1", "--depth-rounding", "up"], '"ceil", "nearest"'),
         (["--from", "b9"], "Did you mean 'b8'?"),
         (["--from", "nowhere.yaml"], "'nowhere.yaml') does not exist"),
-        (["--from", "."], "is no bundle"),
+        (["--from", "."], "is not a bundle"),
+        (["--batch", "16"], "needs `train_memory`"),
+        (["--macs", "lots"], "390M, 1G"),
+        (["--macs", "1k"], "cannot be met"),
+        (["--macs", "1G", "--phi", "1"], "`phi` (=1.0) does not go with a budget"),
+        (["--macs", "1G", "--laws"], "`laws` (=True) does not go with a budget"),
+        (["--threads", "1"], "`threads` (=1) is for a budget"),
+        (["--macs", "1G", "--threads", "1"], "`threads` (=1) is for --latency"),
+        (["--macs", "1G", "--engine", "torch"], "`engine` (='torch') is for --latency"),
+        (["--macs", "1G", "--save", "spec.txt"], "must end in .yaml"),
+        (["--macs", "1G", "--plot", "plot.gif"], "must end in .png"),
+        (["--macs", "1G", "--pretrained", "--plot", "plot.png"], "--pretrained"),
+        (["--macs", "1G", "--pretrained", "--rule", "fast"], "`rule` (='fast') does not go with --pretrained"),
+        (["--macs", "1G", "--pretrained", "--width", "1"], "does not go with --pretrained"),
+        (["--macs", "1G", "--keep", "bottlenecks"], "train_memory"),
+        (["--macs", "1G", "--max-resolution", "5"], "at least 32 pixels"),
+        (["--latency", "1s", "--plot", "plot.png"], "a latency alone"),
+        (["--latency", "1ms", "--engine", "openvio"], "openvino"),
+        (["--latency", "1s", "--threads", "100000"], "the cores of this machine"),
     ],
 )
 def test_wrong_usage_is_one_line_and_leaves_nothing(run, folder, words, message):

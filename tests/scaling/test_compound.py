@@ -11,7 +11,7 @@ import effnet
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.scaling import compound
-from effnet.scaling.compound import RULES, Rule, implied, nominal, read_rule, realised, scale, table
+from effnet.scaling.compound import RULES, Rule, implied_phis, nominal_ratio, read_rule, realised_ratio, scale, tabulate
 
 B0, LITE0 = effnet.spec("b0"), effnet.spec("lite0")
 PAPER = RULES["paper"]
@@ -65,9 +65,8 @@ def test_one_dimension_alone():
     assert sizes["depth"] == (4, 1, 224)
     assert sizes["width"] == (1, pytest.approx(2), 224)
     assert sizes["resolution"] == (1, 1, 448)
-    assert RULES["depth"].phi_of_width(1.5) is None
-    assert RULES["depth"].phi_of_resolution(1.5) is None
-    assert RULES["width"].phi_of_depth(1.5) is None
+    assert RULES["depth"].phis(4, 1.5, 1.5) == (2, None, None)
+    assert RULES["width"].phis(1.5, 2, 1.5) == (None, pytest.approx(2), None)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +93,11 @@ def test_phis_that_are_none(phi):
 
 @pytest.mark.parametrize("factor", [0, -1, math.nan])
 def test_factors_that_no_phi_gives(factor):
-    for method in (PAPER.phi_of_depth, PAPER.phi_of_width, PAPER.phi_of_resolution, PAPER.phi_of_macs):
+    for factors in ((factor, 1, 1), (1, factor, 1), (1, 1, factor)):
         with pytest.raises(ArgumentError):
-            method(factor)
+            PAPER.phis(*factors)
+    with pytest.raises(ArgumentError):
+        PAPER.phi_of_macs(factor)
 
 
 def test_read_rule(tmp_path):
@@ -146,18 +147,20 @@ def test_read_rule_names_what_is_wrong(tmp_path):
 def test_what_is_built(phi, rounding, resolution, blocks, ratio):
     network = scale(B0, phi, depth_rounding=rounding)
     assert (network.resolution, len(network.blocks)) == (resolution, blocks)
-    assert realised(B0, network) == pytest.approx(ratio, abs=0.006)
+    assert realised_ratio(B0, network) == pytest.approx(ratio, abs=0.006)
 
 
 @pytest.mark.parametrize(
     ("phi", "ratio"), [(1, 2.57), (2, 4.69), (3, 8.43), (4, 16.4), (5, 29.5), (6, 52.1), (7, 102.8)]
 )
 def test_whole_phis_to_the_pixel(phi, ratio):
-    assert realised(B0, scale(B0, phi, resolution_step=1)) == pytest.approx(ratio, rel=4e-3)
+    assert realised_ratio(B0, scale(B0, phi, resolution_step=1)) == pytest.approx(ratio, rel=4e-3)
 
 
 def test_nearest_depth_to_the_pixel_comes_closest_to_two():
-    assert realised(B0, scale(B0, 1, resolution_step=1, depth_rounding="nearest")) == pytest.approx(2.05, abs=0.005)
+    assert realised_ratio(B0, scale(B0, 1, resolution_step=1, depth_rounding="nearest")) == pytest.approx(
+        2.05, abs=0.005
+    )
 
 
 def test_depth_rounding_by_default():
@@ -228,7 +231,7 @@ def test_wrong_arguments():
 @pytest.mark.parametrize("name", ["b0", "b3", "b7", "lite0", "lite2", "lite4"])
 def test_published_coefficients_get_the_published_dropout(name):
     baseline = LITE0 if name.startswith("lite") else B0
-    assert compound.dropout(baseline, effnet.spec(name)) == (effnet.spec(name).dropout, (name,))
+    assert compound.interpolate_dropout(baseline, effnet.spec(name)) == (effnet.spec(name).dropout, (name,))
 
 
 def test_dropout_between_variants():
@@ -237,7 +240,7 @@ def test_dropout_between_variants():
     b1, b2 = 1.1 * (240 / 224) ** 2, 1.2 * 1.1**2 * (260 / 224) ** 2
     here = 1.2 * 1.1**2 * (240 / 224) ** 2
     expected = 0.2 + 0.1 * math.log(here / b1) / math.log(b2 / b1)
-    rate, names = compound.dropout(B0, network)
+    rate, names = compound.interpolate_dropout(B0, network)
     assert rate == pytest.approx(expected, abs=5e-4)
     assert names == ("b1", "b2")
 
@@ -254,7 +257,7 @@ def test_a_changed_dropout_is_the_users():
     own = effnet.spec("b0", dropout=0.1)
     assert scale(own, 5).dropout == 0.1
     assert scale(effnet.spec("b0", num_classes=10, drop_connect=0.1), 7).dropout == 0.5
-    assert compound.dropout(own, scale(own, 5)) == (0.1, ())
+    assert compound.interpolate_dropout(own, scale(own, 5)) == (0.1, ())
 
 
 # ratios and what they imply
@@ -264,9 +267,9 @@ def test_a_changed_dropout_is_the_users():
 def test_the_family_is_near_one_curve(name):
     promised, built, *phis = FAMILY[name]
     network = effnet.spec(name)
-    assert nominal(B0, network) == pytest.approx(promised, rel=5e-4)
-    assert realised(B0, network) == pytest.approx(built, rel=5e-4)
-    found = implied(B0, network)
+    assert nominal_ratio(B0, network) == pytest.approx(promised, rel=5e-4)
+    assert realised_ratio(B0, network) == pytest.approx(built, rel=5e-4)
+    found = implied_phis(B0, network)
     assert (found.depth, found.width, found.resolution) == pytest.approx(
         tuple(phis), abs=0.03 if name == "l2" else 0.006
     )
@@ -275,13 +278,13 @@ def test_the_family_is_near_one_curve(name):
 
 
 def test_implied_is_silent_where_nothing_grows():
-    found = implied(B0, effnet.spec("b3"), RULES["depth"])
+    found = implied_phis(B0, effnet.spec("b3"), RULES["depth"])
     assert (found.width, found.resolution) == (None, None)
     assert found.depth == pytest.approx(math.log2(1.4))
 
 
 def test_table():
-    rows = table(B0, (-2, 1), RULES["paper"])
+    rows = tabulate(B0, (-2, 1), RULES["paper"])
     assert [row.phi for row in rows] == [-2, 1]
     for row in rows:
         price = effnet.cost(row.network)
@@ -293,10 +296,10 @@ def test_table():
 
 def test_published_variants_of_a_baseline():
     ten = effnet.spec("b0", num_classes=10)
-    assert [network.name for network in compound.published(ten)] == [f"b{number}" for number in range(8)]
-    assert {network.num_classes for network in compound.published(ten)} == {10}
-    assert [network.name for network in compound.published(LITE0)] == [f"lite{number}" for number in range(5)]
-    assert compound.published(effnet.spec("b1")) == ()
+    assert [network.name for network in compound.published_variants(ten)] == [f"b{number}" for number in range(8)]
+    assert {network.num_classes for network in compound.published_variants(ten)} == {10}
+    assert [network.name for network in compound.published_variants(LITE0)] == [f"lite{number}" for number in range(5)]
+    assert compound.published_variants(effnet.spec("b1")) == ()
 
 
 rules = st.builds(Rule, *[st.floats(1.01, 1.5) for _ in range(3)])
@@ -308,7 +311,7 @@ phis = st.floats(-6, 6)
 def test_scaling_and_back(phi, rule, name, step):
     baseline = effnet.spec(name)
     network = scale(baseline, phi, rule, resolution_step=step)
-    found = implied(baseline, network, rule)
+    found = implied_phis(baseline, network, rule)
     assert found.depth == pytest.approx(phi, abs=1e-6)
     assert found.width == pytest.approx(phi, abs=1e-6)
     exact = baseline.resolution * rule.gamma**phi

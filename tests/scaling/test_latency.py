@@ -1,10 +1,11 @@
-"""A latency beside other limits: the network that makes most of those is asked first."""
+"""A latency is met by timing a handful of networks; beside other limits, the best network for those is timed first."""
 
 from types import SimpleNamespace
 
 import pytest
 
 import effnet
+from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
 from effnet.scaling.fitting import fit_spec
 
@@ -42,7 +43,35 @@ def test_time_that_does_not_grow_evenly_with_size():
 def test_every_trial_is_in_the_report():
     log = []
     fit = fit_spec(Budget(latency="9ms", macs="2G"), measure=stopwatch(log))
-    assert [trial.spec for trial in fit.trials] == log
+    assert [trial.spec for trial in fit.timings] == log
     assert fit.timed.macs == effnet.cost(fit.spec).macs
     for trial in fit.to_dict()["trials"]:
         assert trial["median_ms"] > 0
+
+
+@pytest.mark.parametrize("milliseconds", [0.6, 2.5, 6.7, 17, 80])
+def test_latency_is_met_by_measuring_a_handful(milliseconds):
+    log = []
+    fit = fit_spec(Budget(latency=f"{milliseconds}ms"), measure=stopwatch(log))
+    assert fit.timed.median_ms <= milliseconds
+    assert fit.timed.median_ms >= 0.8 * milliseconds
+    assert fit.binding == "latency"
+    assert len(log) <= 20
+    assert len({spec.shape for spec in log}) == len(log)  # none twice
+    assert fit.to_dict()["latency_ms"] == fit.timed.median_ms
+    if fit.published:
+        at_that_size = effnet.spec(fit.published.variant.spec, resolution=fit.published.resolution)
+        assert effnet.cost(at_that_size).activations / 1e6 <= milliseconds
+
+
+def test_latency_beside_other_limits():
+    fit = fit_spec(Budget(latency=0.05, params="5M"), measure=stopwatch([]))
+    assert fit.binding == "params"
+    assert effnet.cost(fit.spec).params <= 5 * 10**6
+
+
+def test_latency_out_of_reach():
+    with pytest.raises(ArgumentError, match=r"`latency`.*the smallest takes"):
+        fit_spec(Budget(latency="1us"), measure=stopwatch([]))
+    with pytest.raises(ArgumentError, match="needs `measure`"):
+        fit_spec(Budget(latency="1ms"))

@@ -1,60 +1,88 @@
-"""A budget: what a network may cost at most, and what a network costs of it.
+"""A budget: what a network may cost at most, and what is settled beforehand.
 
-The paper's equation 2 has a limit on memory and one on multiply-adds, and uses the second alone. Here both bind, and
-parameters, training memory, file size and latency beside them.
+The paper's equation 2 limits memory and multiply-adds, and the paper uses only the second. Here both bind, and so do
+parameters, training memory, file size and latency.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from cyclopts import Parameter
 
 from effnet.arch.blocks import Shape
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import OPTIMIZERS, Keep, file_bytes, inference_memory, training_memory
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
+from effnet.console import Amount, Whole, given
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.fields import one_of, parse_bytes, parse_count, parse_seconds, positive_float, positive_int
+from effnet.fields import (
+    BYTES,
+    COUNTS,
+    SECONDS,
+    one_of,
+    parse_bytes,
+    parse_count,
+    parse_seconds,
+    positive_float,
+    positive_int,
+    set_field,
+    write_amount,
+)
 from effnet.machine import Precision
+from effnet.machine import precision as fast_precision
 
 SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
-RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # priced by formula
-TRAINING = {"optimizer": "rmsprop", "ema": True, "precision": "fp32", "keep": None}  # what training memory depends on
+RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # counted by formula
+UNITS: dict[str, Any] = {"macs": COUNTS, "params": COUNTS, "latency": SECONDS}
+UNITS |= dict.fromkeys(("memory", "train_memory", "file_size"), BYTES)
+PARSERS: dict[str, Callable[[str, Any], float]] = {"macs": parse_count, "params": parse_count}
+PARSERS |= dict.fromkeys(("memory", "train_memory", "file_size"), parse_bytes) | {"latency": parse_seconds}
+PARSERS |= dict.fromkeys(("batch", "resolution", "max_resolution"), positive_int)
+PARSERS |= dict.fromkeys(("width", "depth"), positive_float)
+TRAINING = {"optimizer": "rmsprop", "ema": True, "precision": None, "keep": None}  # what training memory depends on
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost at most, and what is settled beforehand. Amounts are numbers or as people write them.
+    """What a network may cost at most, and what is settled beforehand.
 
-    Attributes:
-        macs: multiply-adds per image: "1G", "390M".
-        params: learned numbers: "10M".
-        memory: bytes of inference: weights, one image and the feature maps beside them, fp32: "100MB", "100MiB".
-        train_memory: bytes of a training step of `batch` images with all that training holds.
-        file_size: bytes of the file of weights.
-        latency: seconds for one image on this machine: "20ms", .02.
-        batch: images per training step.
-        optimizer, ema, precision, keep: how it is trained; see effnet.arch.memory.training_memory.
-        resolution, width, depth: fixed values; width and depth count from the baseline's rows.
-        max_resolution: the resolution does not grow beyond it.
+    Amounts are numbers (counts, bytes, seconds) or as people write them; afterwards they are numbers.
     """
 
-    macs: int | str | None = None
-    params: int | str | None = None
-    memory: int | str | None = None
-    train_memory: int | str | None = None
-    file_size: int | str | None = None
-    latency: float | str | None = None
-    batch: int | None = None
-    optimizer: str = "rmsprop"
-    ema: bool = True
-    precision: Precision = "fp32"
-    keep: Keep | str | None = None
-    resolution: int | None = None
+    macs: Amount | None = None
+    """Multiply-adds per image at most: 1G, 390M."""
+    params: Amount | None = None
+    """Parameters at most: 10M."""
+    memory: Amount | None = None
+    """Memory of inference at most: weights, one image and its feature maps, fp32: 100MB, 100MiB."""
+    train_memory: Amount | None = None
+    """Memory of a training step at most, with all that it holds for --batch images: 8GB."""
+    batch: Whole | None = None
+    """Images per training step, for --train-memory."""
+    file_size: Amount | None = None
+    """Size of the file of weights at most: 10MB."""
+    latency: Amount | None = None
+    """Time for one image on this machine at most: 20ms. Networks are timed, which takes a minute."""
+    resolution: Whole | None = None
+    """Settle the resolution in pixels."""
     width: float | None = None
+    """Settle the width factor, counted from the baseline's rows."""
     depth: float | None = None
-    max_resolution: int | None = None
+    """Settle the depth factor, counted from the baseline's rows."""
+    max_resolution: Whole | None = None
+    """Largest resolution in pixels."""
+    optimizer: str = "rmsprop"
+    """For --train-memory: rmsprop, sgd, momentum, adam or adamw."""
+    ema: Annotated[bool, Parameter(negative="--no-ema", show_default=False)] = True
+    """For --train-memory: a moving average of the weights is kept."""
+    precision: Precision | None = None
+    """For --train-memory: number format of the feature maps. Default: what this processor trains in faster."""
+    keep: Annotated[str | Keep | None, Parameter(metavar="LEVEL", show_choices=False)] = None
+    """For --train-memory: what is kept for the backward pass: activations, convolutions, depthwise or bottlenecks; the
+    rest is computed again. Default: everything is kept."""
 
     def __post_init__(self) -> None:
         """Turn amounts into numbers and check everything.
@@ -62,66 +90,68 @@ class Budget:
         Raises:
             ArgumentError: a value is outside its range, contradicts another, or there is no limit at all.
         """
-        parsers: dict[str, Callable[[str, Any], float]] = {"macs": parse_count, "params": parse_count}
-        parsers |= dict.fromkeys(("memory", "train_memory", "file_size"), parse_bytes) | {"latency": parse_seconds}
-        parsers |= dict.fromkeys(("batch", "resolution", "max_resolution"), positive_int)
-        parsers |= dict.fromkeys(("width", "depth"), positive_float)
-        for name, parse in parsers.items():
+        for name, parse in PARSERS.items():
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, parse(name, getattr(self, name)))
+                set_field(self, name, parse(name, getattr(self, name)))
         for name in ("width", "depth"):
             if (getattr(self, name) or 0) > LARGEST_FACTOR:
                 raise ArgumentError(name, getattr(self, name), f"must be at most {LARGEST_FACTOR}.")
         self._check_training()
         if not self.limits and self.latency is None:
             raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(RESOURCES)} or latency.")
-        if self.max_resolution is not None and self.max_resolution < SMALLEST_RESOLUTION:
-            raise ArgumentError(
-                "max_resolution", self.max_resolution, f"must be at least {SMALLEST_RESOLUTION} pixels."
-            )
-        if self.resolution and self.max_resolution and self.resolution > self.max_resolution:
-            raise ArgumentError(
-                "resolution", self.resolution, f"is more than `max_resolution` (={self.max_resolution})."
-            )
+        largest = self.max_resolution
+        if largest is not None and largest < SMALLEST_RESOLUTION:
+            raise ArgumentError("max_resolution", largest, f"must be at least {SMALLEST_RESOLUTION} pixels.")
+        if self.resolution and largest and self.resolution > largest:
+            raise ArgumentError("resolution", self.resolution, f"is more than `max_resolution` (={largest}).")
 
     def _check_training(self) -> None:
         keep = None if self.keep is None else Keep.parse(self.keep)
-        one_of("precision", self.precision, Precision)
+        if self.precision is not None:
+            one_of("precision", self.precision, Precision)
         if self.optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
         if (self.batch is None) != (self.train_memory is None):
-            given, missing = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
-            raise ArgumentError(given, getattr(self, given), f"needs `{missing}`: how much memory for how many images.")
-        for name, usual in TRAINING.items():
-            if self.train_memory is None and getattr(self, name) != usual:
+            name, lacks = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
+            raise ArgumentError(name, getattr(self, name), f"needs `{lacks}`: how much memory for how many images.")
+        for name, default in TRAINING.items():
+            if self.train_memory is None and getattr(self, name) != default:
                 raise ArgumentError(name, getattr(self, name), "belongs to `train_memory`, which is not limited.")
-        object.__setattr__(self, "keep", keep)
+        if self.train_memory is not None and self.precision is None:
+            set_field(self, "precision", fast_precision().value)
+        set_field(self, "keep", keep)
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits that are priced by formula, under the names of RESOURCES."""
+        """The limits on what is counted by formula, under the names of RESOURCES."""
         return {name: getattr(self, name) for name in RESOURCES if getattr(self, name) is not None}
 
     @property
-    def priced(self) -> tuple[str, ...]:
-        """The resources that can be told of a network: training memory only for a batch."""
+    def counted(self) -> tuple[str, ...]:
+        """The resources that can be counted for a network: training memory only for a batch."""
         return tuple(name for name in RESOURCES if name != "train_memory" or self.batch)
 
+    def to_options(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, amounts as a person types them: 1G, 8GB, 20ms."""
+        values = given(self)
+        values |= {name: write_amount(values[name], units) for name, units in UNITS.items() if name in values}
+        return values if self.keep is None else values | {"keep": Keep.parse(self.keep).name.lower()}
 
-def tell(network: NetworkSpec | Shape, budget: Budget, names: tuple[str, ...] = RESOURCES) -> dict[str, int]:
+
+def count_resources(network: NetworkSpec | Shape, budget: Budget, names: tuple[str, ...] = RESOURCES) -> dict[str, int]:
     """What a network, or each of many, costs of the named resources; training memory only for a batch."""
     shape = network.shape if isinstance(network, NetworkSpec) else network
     price = total_cost(shape)
-    prices: dict[str, Callable[[], int]] = {
+    counts: dict[str, Callable[[], int]] = {
         "macs": lambda: price.macs,
         "params": lambda: price.params,
         "memory": lambda: inference_memory(shape),
-        "train_memory": lambda: _training(shape, budget),
+        "train_memory": lambda: _training_peak(shape, budget),
         "file_size": lambda: file_bytes(shape),
     }
-    return {name: prices[name]() for name in names if name != "train_memory" or budget.batch}
+    return {name: counts[name]() for name in names if name != "train_memory" or budget.batch}
 
 
-def _training(shape: Shape, budget: Budget) -> int:
-    how: dict[str, Any] = {name: getattr(budget, name) for name in TRAINING}
-    return training_memory(shape, cast(int, budget.batch), plan=how.pop("keep"), **how).peak
+def _training_peak(shape: Shape, budget: Budget) -> int:
+    settings: dict[str, Any] = {name: getattr(budget, name) for name in TRAINING}
+    return training_memory(shape, cast(int, budget.batch), plan=settings.pop("keep"), **settings).peak

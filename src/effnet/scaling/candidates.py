@@ -1,4 +1,4 @@
-"""The networks among which a budget chooses: the curve of a rule and what lies near it, each priced exactly.
+"""The networks that a budget chooses from: the curve of a rule and what lies near it, each counted exactly.
 
 The largest network on the curve that meets every limit is found first. Rounding wastes a part of the budget there, so
 its neighbourhood is searched: of all networks whose depth, width and resolution each lie within 5 % of a point of the
@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
@@ -18,93 +22,103 @@ from effnet.arch.memory import kept_per_image
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.fields import one_of, positive_int
-from effnet.scaling import compound
-from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, tell
-from effnet.scaling.compound import Rule
+from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, count_resources
+from effnet.scaling.compound import Rule, interpolate_dropout, largest_phi
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 
 NEAR = 0.05  # how far depth, width and resolution may each be from the curve
 SMALLEST_FACTOR = 0.05  # of depth and width
-CURVE_STEP = 0.02  # between points of the curve, in doublings of what is promised
+CURVE_STEP = 0.02  # between points of the curve, in doublings of the nominal multiply-adds
 AROUND = 0.8  # doublings on either side of the best point whose neighbourhood is searched
 PLACES = 17  # points in there
 OFFSETS = 7  # of depth and of width in each neighbourhood
 RESOLUTIONS = 5  # in each neighbourhood
-LEVEL = 0.005  # shares of the binding limit that are as good as equal; then more multiply-adds win
-COUNTABLE = 1e17  # the curve ends before its prices outgrow whole numbers of 64 bits
+TIE = 0.005  # shares of the binding limit that count as equal; among those more multiply-adds win
+COUNTABLE = 1e17  # the curve ends before its counts outgrow whole numbers of 64 bits
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Realised networks, an entry each, and what they cost."""
+class CountedNetworks:
+    """Networks as they are built, one entry each, and what they cost."""
 
     width: Floats
     depth: Floats
     resolution: Ints
+    rounding: Ints  # index into `roundings`
+    counts: dict[str, Ints]  # by resource
     roundings: tuple[DepthRounding, ...]
-    rounding: Ints  # index into roundings
-    prices: dict[str, Ints]
 
     def __len__(self) -> int:
         return len(self.width)
 
+    def where(self, mask: NDArray[np.bool_]) -> CountedNetworks:
+        """The entries that a mask selects."""
+        return self._each(lambda name: getattr(self, name)[mask], lambda name: self.counts[name][mask])
 
-class Search:
-    """The candidates of one budget, baseline and rule."""
+    def __add__(self, other: CountedNetworks) -> CountedNetworks:
+        return self._each(
+            lambda name: np.concatenate([getattr(self, name), getattr(other, name)]),
+            lambda name: np.concatenate([self.counts[name], other.counts[name]]),
+        )
+
+    def _each(self, array: Callable[[str], Any], count: Callable[[str], Ints]) -> CountedNetworks:
+        """Others, made of the name of every array and the name of every resource."""
+        arrays = {name: array(name) for name in ("width", "depth", "resolution", "rounding")}
+        return dataclasses.replace(self, **arrays, counts={name: count(name) for name in self.counts})
+
+
+class CurveSearch:
+    """The networks of one budget, baseline and rule."""
 
     def __init__(
         self, budget: Budget, baseline: NetworkSpec, rule: Rule, step: int, rounding: DepthRounding | None
     ) -> None:
-        self.budget, self.baseline, self.rule = budget, baseline, rule
+        self.budget, self.baseline, self.rule, self.rounding = budget, baseline, rule, rounding
         self.step = positive_int("resolution_step", step)
-        self.given = rounding
         if rounding is not None:
             one_of("depth_rounding", rounding, DepthRounding)
         self.roundings: tuple[DepthRounding, ...] = (rounding,) if rounding else ("ceil", "nearest")
         if budget.max_resolution is not None and budget.resolution is None and budget.max_resolution < self.step:
             raise ArgumentError("max_resolution", budget.max_resolution, f"is less than one step (={self.step}).")
+        self.doubling = math.log(2) / math.log(rule.product)  # the phi that doubles the nominal multiply-adds
 
-    def best(self) -> tuple[NetworkSpec, Candidates]:
-        """The network that makes most of the budget, and everything that was looked at."""
-        import numpy as np
+    def with_changes(self, budget: Budget | None = None, rule: Rule | None = None) -> CurveSearch:
+        """The same search with another budget or rule."""
+        return CurveSearch(budget or self.budget, self.baseline, rule or self.rule, self.step, self.rounding)
 
+    def best(self) -> tuple[NetworkSpec, CountedNetworks]:
+        """The network that makes most of the budget, and everything that was considered.
+
+        Raises:
+            ArgumentError: the smallest network exceeds a limit.
+        """
         phis = self._phis()
-        curve = self._price(*self._curve(phis))
+        curve = self._count(*self._curve(phis))
         fits = self._fits(curve)
         if not fits.any():
             raise self._impossible()
-        # Along the curve of the first rounding and then the second: the point of largest macs.
-        top = int(np.where(fits, curve.prices["macs"], -1).argmax())
-        binding = self._binding(curve, top)
-        near = self._price(*self._neighbours(phis, float(np.tile(phis, len(self.roundings))[top])))
-        everything = _joined(curve, near)
-        allowed = self._fits(everything) & (everything.prices["macs"] >= curve.prices["macs"][top])
-        share = np.where(allowed, everything.prices[binding] / self.budget.limits[binding], 0)
-        best = allowed & (share >= share.max() - LEVEL)
-        chosen = int(np.where(best, everything.prices["macs"], -1).argmax())
-        return self.spec_at(everything, chosen), everything
+        limits = self.budget.limits
+        # The curve is there once for each rounding; the point with most multiply-adds.
+        top = int(np.where(fits, curve.counts["macs"], -1).argmax())
+        binding = max(limits, key=lambda name: float(curve.counts[name][top] / limits[name]))
+        everything = curve + self._count(*self._neighbours(phis, float(phis[top % len(phis)])))
+        allowed = self._fits(everything) & (everything.counts["macs"] >= curve.counts["macs"][top])
+        share = np.where(allowed, everything.counts[binding] / limits[binding], 0)
+        ties = allowed & (share >= share.max() - TIE)
+        return self.spec_at(everything, int(np.where(ties, everything.counts["macs"], -1).argmax())), everything
 
     def curve_spec(self, phi: float) -> NetworkSpec | None:
         """The larger of the curve's networks at this phi that meet the limits."""
-        import numpy as np
+        at = self._count(*self._curve(np.array([phi])))
+        fits = self._fits(at)
+        return self.spec_at(at, int(np.where(fits, at.counts["macs"], -1).argmax())) if fits.any() else None
 
-        at = self._price(*self._curve(np.array([phi])))
-        fits = self._fits(at) if self.budget.limits else np.ones(len(at), bool)
-        return self.spec_at(at, int(np.where(fits, at.prices["macs"], -1).argmax())) if fits.any() else None
-
-    def near(self, phi: float) -> Candidates:
+    def near(self, phi: float) -> CountedNetworks:
         """Every network near the curve around `phi` that meets the limits."""
-        networks = self._price(*self._neighbours(self._phis(), phi))
-        fits = self._fits(networks)
-        arrays = {name: getattr(networks, name)[fits] for name in ("width", "depth", "resolution", "rounding")}
-        prices = {name: values[fits] for name, values in networks.prices.items()}
-        return Candidates(roundings=networks.roundings, prices=prices, **arrays)
+        networks = self._count(*self._neighbours(self._phis(), phi))
+        return networks.where(self._fits(networks))
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -112,18 +126,13 @@ class Search:
         phis = self._phis()
         return float(phis[0]), float(phis[-1])
 
-    @property
-    def doubling(self) -> float:
-        """The phi that is promised to double the multiply-adds: 1.06 by the paper's rule."""
-        return math.log(2) / math.log(self.rule.product)
-
-    def spec_at(self, candidates: Candidates, index: int) -> NetworkSpec:
-        """One of the candidates as a spec."""
+    def spec_at(self, networks: CountedNetworks, index: int) -> NetworkSpec:
+        """One of the networks as a spec."""
         return self._spec(
-            float(candidates.depth[index]),
-            float(candidates.width[index]),
-            int(candidates.resolution[index]),
-            candidates.roundings[int(candidates.rounding[index])],
+            float(networks.depth[index]),
+            float(networks.width[index]),
+            int(networks.resolution[index]),
+            networks.roundings[int(networks.rounding[index])],
         )
 
     def _spec(self, depth: float, width: float, resolution: int, rounding: DepthRounding) -> NetworkSpec:
@@ -131,7 +140,7 @@ class Search:
             self.baseline, depth=depth, width=width, resolution=resolution, depth_rounding=rounding
         )
         name = f"{self.baseline.name}-{cost(network).macs / 1e6:.0f}m"
-        return dataclasses.replace(network, name=name, dropout=compound.dropout(self.baseline, network)[0])
+        return dataclasses.replace(network, name=name, dropout=interpolate_dropout(self.baseline, network)[0])
 
     def _phis(self) -> Floats:
         """The curve, as far as factors, resolution and whole numbers go, in steps of equal growth under any rule.
@@ -139,9 +148,7 @@ class Search:
         Raises:
             ArgumentError: with what is settled, not even the smallest network can be counted in 64 bits.
         """
-        import numpy as np
-
-        phis = np.arange(self._first(), compound.largest_phi(self.baseline, self.rule), CURVE_STEP * self.doubling)
+        phis = np.arange(self._first(), largest_phi(self.baseline, self.rule), CURVE_STEP * self.doubling)
         depth, width, pixels = self._curve(phis)
         growth = (depth / self.baseline.depth) * (width / self.baseline.width) ** 2
         growth = growth * (pixels / self.baseline.resolution) ** 2
@@ -160,8 +167,6 @@ class Search:
 
     def _curve(self, phis: Floats) -> tuple[Floats, Floats, Floats]:
         """Depth, width and resolution in pixels on the curve, not yet rounded; what is settled is settled."""
-        import numpy as np
-
         alpha, beta, gamma = self.rule.growths
         budget = self.budget
         depth = self.baseline.depth * alpha**phis if budget.depth is None else np.full_like(phis, budget.depth)
@@ -175,15 +180,14 @@ class Search:
 
     def _neighbours(self, phis: Floats, phi: float) -> tuple[Floats, Floats, Floats]:
         """Everything near the curve around `phi`: depth, width and resolution each within NEAR of a point of it."""
-        import numpy as np
-
         reach = AROUND * self.doubling
         depth, width, pixels = self._curve(np.linspace(max(phis[0], phi - reach), min(phis[-1], phi + reach), PLACES))
         offsets = np.linspace(1 - NEAR, 1 + NEAR, OFFSETS)
         deep = offsets if self.budget.depth is None else np.ones(1)
         wide = offsets if self.budget.width is None else np.ones(1)
-        grid = [(d, w, r) for d, w, r in zip(depth, width, pixels, strict=True) for r in self._resolutions(float(r))]
-        points = np.array(grid)
+        points = np.array(
+            [(d, w, r) for d, w, r in zip(depth, width, pixels, strict=True) for r in self._resolutions(float(r))]
+        )
         shape = (len(points), len(deep), len(wide))
         return (
             np.broadcast_to(np.minimum(points[:, 0, None, None] * deep[:, None], LARGEST_FACTOR), shape).ravel(),
@@ -202,69 +206,51 @@ class Search:
         numbers = inside[:: max(1, math.ceil(len(inside) / RESOLUTIONS))] or [max(1, round(pixels / self.step))]
         return [number * self.step for number in numbers]
 
-    def _price(self, depth: Floats, width: Floats, pixels: Floats) -> Candidates:
-        """Realised networks, for each way to round the depth, with all that the budget can tell of them."""
-        import numpy as np
-
+    def _round_pixels(self, pixels: Floats) -> Ints:
+        """The resolutions that are built for these."""
         if self.budget.resolution is not None:
-            resolution = np.full(len(pixels), self.budget.resolution, np.int64)
-        else:
-            steps = np.maximum(1, np.floor(pixels / self.step + 0.5))
-            if self.budget.max_resolution is not None:
-                steps = np.minimum(steps, self.budget.max_resolution // self.step)
-            resolution = (steps * self.step).astype(np.int64)
-        priced = [self._prices(depth, width, resolution, rounding) for rounding in self.roundings]
+            return np.full(len(pixels), self.budget.resolution, np.int64)
+        steps = np.maximum(1, np.floor(pixels / self.step + 0.5))
+        if self.budget.max_resolution is not None:
+            steps = np.minimum(steps, self.budget.max_resolution // self.step)
+        return (steps * self.step).astype(np.int64)
+
+    def _count(self, depth: Floats, width: Floats, pixels: Floats) -> CountedNetworks:
+        """The networks as they are built, for each way to round the depth, and what the budget limits of them."""
+        resolution = self._round_pixels(pixels)
+        names = tuple(dict.fromkeys(("macs", "params", *self.budget.limits)))
+        counted = []
+        for rounding in self.roundings:
+            base = dataclasses.replace(self.baseline, depth_rounding=rounding)
+            shape = base.shape_at(cast(float, width), cast(float, depth), cast(int, resolution))
+            counted.append(cast("dict[str, Ints]", count_resources(shape, self.budget, names)))
         times = len(self.roundings)
-        return Candidates(
+        return CountedNetworks(
             np.tile(width, times),
             np.tile(depth, times),
             np.tile(resolution, times),
-            self.roundings,
             np.repeat(np.arange(times), len(width)),
-            {name: np.concatenate([prices[name] for prices in priced]) for name in priced[0]},
+            {name: np.concatenate([counts[name] for counts in counted]) for name in names},
+            self.roundings,
         )
 
-    def _prices(self, depth: Floats, width: Floats, resolution: Ints, rounding: DepthRounding) -> dict[str, Ints]:
-        base = dataclasses.replace(self.baseline, depth_rounding=rounding)
-        shape = base.shape_at(cast(float, width), cast(float, depth), cast(int, resolution))
-        names = tuple(dict.fromkeys(("macs", "params", *self.budget.limits)))
-        return cast("dict[str, Ints]", tell(shape, self.budget, names))
-
-    def _fits(self, candidates: Candidates) -> NDArray[np.bool_]:
-        import numpy as np
-
-        fits = np.ones(len(candidates), bool)
+    def _fits(self, networks: CountedNetworks) -> NDArray[np.bool_]:
+        """Which networks meet every limit."""
+        fits = np.ones(len(networks), bool)
         for name, limit in self.budget.limits.items():
-            fits &= candidates.prices[name] <= limit
+            fits &= networks.counts[name] <= limit
         return fits
-
-    def _binding(self, candidates: Candidates, index: int) -> str:
-        """The limit of which a candidate uses most."""
-        shares = {name: candidates.prices[name][index] / limit for name, limit in self.budget.limits.items()}
-        return max(shares, key=lambda name: float(shares[name]))
 
     def _impossible(self) -> ArgumentError:
         """Which limit the smallest network exceeds most, and what it needs; in numbers that cannot overflow."""
-        import numpy as np
-
-        depth, width, pixels = (float(axis[0]) for axis in self._curve(np.array([self._first()])))
-        resolution = self.budget.resolution or max(1, math.floor(pixels / self.step + 0.5)) * self.step
-        network = self._spec(depth, width, resolution, self.roundings[-1])
-        prices, limits = tell(network, self.budget), self.budget.limits or {"macs": int(COUNTABLE)}
-        worst = max(limits, key=lambda name: prices[name] / limits[name])
-        needs = f"{prices[worst]:,} {worst if worst in ('macs', 'params') else 'bytes'}"
+        depth, width, pixels = self._curve(np.array([self._first()]))
+        resolution = int(self._round_pixels(pixels)[0])
+        network = self._spec(float(depth[0]), float(width[0]), resolution, self.roundings[-1])
+        counts, limits = count_resources(network, self.budget), self.budget.limits or {"macs": int(COUNTABLE)}
+        worst = max(limits, key=lambda name: counts[name] / limits[name])
+        needs = f"{counts[worst]:,} {worst if worst in ('macs', 'params') else 'bytes'}"
         settled = [name for name in ("width", "depth", "resolution") if getattr(self.budget, name) is not None]
         pins = f", with {' and '.join(settled)} settled" if settled else ""
         sizes = f"width {network.width:.3g}, depth {network.depth:.3g}, {network.resolution} px"
-        smallest_network = f"the smallest network of the rule {self.rule.name or 'given'} from {self.baseline.name}"
-        words = f"cannot be met{pins}: {smallest_network} needs {needs} ({sizes})."
-        return ArgumentError(worst, limits[worst], words)
-
-
-def _joined(first: Candidates, second: Candidates) -> Candidates:
-    import numpy as np
-
-    names = ("width", "depth", "resolution", "rounding")
-    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
-    prices = {name: np.concatenate([first.prices[name], second.prices[name]]) for name in first.prices}
-    return Candidates(roundings=first.roundings, prices=prices, **arrays)
+        smallest = f"the smallest network of the rule {self.rule.name or 'given'} from {self.baseline.name}"
+        return ArgumentError(worst, limits[worst], f"cannot be met{pins}: {smallest} needs {needs} ({sizes}).")

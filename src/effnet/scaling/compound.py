@@ -2,16 +2,16 @@
 
     d = alpha^phi, w = beta^phi, r = gamma^phi; the multiply-adds grow like d w^2 r^2 = (alpha beta^2 gamma^2)^phi
 
-The factors multiply what the baseline has. Depth multiplies the layers of the block stages alone: stem and head remain
-one convolution each at any depth, for they only enter and leave the network. Their channels grow with the width, and
+The factors multiply what the baseline has. Depth multiplies the layers of the block stages only: stem and head remain
+one convolution each at any depth. Their channels grow with the width, and
 their maps with the resolution, like everything else. EfficientNet-Lite's ends are fixed, so that scaled networks stay
 small: stem and head keep their channels, first and last stage their layers.
 
-Departures from the paper's equation 3, which is why every ratio here comes twice, as promised and as counted:
-- channels are rounded to multiples of 8 and layers to whole numbers, up where the official code's rule is kept;
-- the resolution is rounded to a multiple of 8, for a map that halves to an odd size costs up to 17 % more;
-- phi below 0, of which the paper does not speak, rounds layers to the nearest number: rounding up hardly shrinks;
-- B1-B7 lie near one curve and not on it, and L2 is far from it; `implied` says how far.
+Departures from the paper's equation 3, for which every ratio here is given twice, nominal and as counted:
+- channels are rounded to multiples of 8 and layers to whole numbers, up by the official code's rule;
+- the resolution is rounded to a multiple of 8, because a map that halves to an odd size costs up to 17 % more;
+- below phi 0, which the paper does not treat, layers are rounded to the nearest number: rounding up hardly shrinks;
+- B1-B7 lie near one curve but not on it, and L2 lies far from it; `implied_phis` says how far.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
@@ -29,7 +30,7 @@ from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.arch.specfile import SUFFIXES, read_mapping
 from effnet.arch.variants import B0, LITE, LITE0, PAPER, VARIANTS
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.fields import positive_float, positive_int
+from effnet.fields import positive_float, positive_int, set_field
 
 RESOLUTION_STEP = 8  # pixels
 
@@ -54,7 +55,7 @@ class Rule:
             if not 1 <= growth <= LARGEST_FACTOR:
                 rule = f"must be at least 1, as equation 3 of the paper demands, and at most {LARGEST_FACTOR}."
                 raise ArgumentError(field, getattr(self, field), rule)
-            object.__setattr__(self, field, growth)  # once, while it is made
+            set_field(self, field, growth)
         if self.product == 1:
             raise ArgumentError("alpha, beta, gamma", self.growths, "must not all be 1: nothing would grow.")
 
@@ -72,7 +73,7 @@ class Rule:
         """The factors on depth, width and resolution.
 
         Raises:
-            ArgumentError: `phi` is no finite number, or a factor would be too large for one.
+            ArgumentError: `phi` is not a finite number, or a factor would overflow.
         """
         if isinstance(phi, (bool, str)) or not hasattr(phi, "__float__") or not math.isfinite(phi):
             raise ArgumentError("phi", phi, "must be a finite number.")
@@ -83,24 +84,18 @@ class Rule:
         return depth, width, resolution
 
     def nominal(self, phi: float) -> float:
-        """What the multiply-adds are promised to grow by: d w^2 r^2."""
+        """What the multiply-adds grow by before rounding: d w^2 r^2."""
         depth, width, resolution = self.factors(phi)
         return depth * width**2 * resolution**2
 
-    def phi_of_depth(self, factor: float) -> float | None:
-        """The phi that multiplies depth by `factor`; None where depth does not grow."""
-        return _exponent("factor", factor, self.alpha)
-
-    def phi_of_width(self, factor: float) -> float | None:
-        """The phi that multiplies width by `factor`; None where width does not grow."""
-        return _exponent("factor", factor, self.beta)
-
-    def phi_of_resolution(self, factor: float) -> float | None:
-        """The phi that multiplies resolution by `factor`; None where resolution does not grow."""
-        return _exponent("factor", factor, self.gamma)
+    def phis(self, depth: float, width: float, resolution: float) -> tuple[float | None, ...]:
+        """The phi that multiplies each dimension by its factor; None where the rule does not grow that dimension."""
+        factors = (positive_float("factor", factor) for factor in (depth, width, resolution))
+        pairs = zip(factors, self.growths, strict=True)
+        return tuple(math.log(factor) / math.log(growth) if growth > 1 else None for factor, growth in pairs)
 
     def phi_of_macs(self, ratio: float) -> float:
-        """The phi that is promised to multiply the multiply-adds by `ratio`."""
+        """The phi whose nominal multiply-adds are `ratio` times the baseline's."""
         return math.log(positive_float("ratio", ratio)) / math.log(self.product)
 
 
@@ -110,7 +105,7 @@ RULES = {
         # alpha, beta, gamma, name
         Rule(1.2, 1.1, 1.15, "paper"),  # found by the paper's grid search on B0
         Rule(2**0.1, 2 ** (0.8 / 2), 2 ** (0.1 / 2), "fast"),  # Dollar, Singh, Girshick 2021, arXiv 2103.06877: dWr
-        Rule(1, 2 ** (1 / 2), 1, "width"),  # one dimension alone, as in the paper's Figure 3
+        Rule(1, 2 ** (1 / 2), 1, "width"),  # one dimension only, as in the paper's Figure 3
         Rule(2, 1, 1, "depth"),
         Rule(1, 1, 2 ** (1 / 2), "resolution"),
     )
@@ -118,26 +113,26 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class Step:
+class ScalingStep:
     """A network beside its baseline."""
 
     network: NetworkSpec
     phi: float | None  # None for a published variant, which no phi gives
-    nominal_ratio: float  # what the multiply-adds are promised to be, the baseline's being 1
-    realised_ratio: float  # what they are
+    nominal_ratio: float  # its multiply-adds before rounding, the baseline's being 1
+    realised_ratio: float  # its multiply-adds as counted
     params: int
     macs: int
     activations: int
 
     @property
     def excess(self) -> float:
-        """How much more is built than promised: .34 is 34 % more."""
+        """How much more is built than is nominal: .34 is 34 % more."""
         return self.realised_ratio / self.nominal_ratio - 1
 
 
 @dataclass(frozen=True)
-class Implied:
-    """The phi that each of a network's numbers speaks for; None where the rule does not grow that number."""
+class ImpliedPhis:
+    """The phi that each of a network's numbers corresponds to; None where the rule does not grow that number."""
 
     depth: float | None
     width: float | None
@@ -148,8 +143,8 @@ class Implied:
 def read_rule(text: str | Path | Rule) -> Rule:
     """A rule by its name, from three numbers such as "1.2,1.1,1.15", or from a YAML file.
 
-    The file names alpha, beta and gamma. It may hold more, such as how they were found, which is not read; without a
-    `name` the rule has the file's.
+    The file names alpha, beta and gamma; its other fields, such as how they were found, are not read. Without a `name`
+    in it, the rule is called like the file.
 
     Raises:
         UnknownNameError: no rule has that name.
@@ -168,7 +163,7 @@ def read_rule(text: str | Path | Rule) -> Rule:
         try:
             return Rule(values["alpha"], values["beta"], values["gamma"], str(values.get("name") or path.stem))
         except ArgumentError as error:
-            raise ArgumentError("rule", str(path), f"holds no rule: {error}") from error
+            raise ArgumentError("rule", str(path), f"is not a rule: {error}") from error
     if "," not in str(text):
         raise UnknownNameError("rule", str(text), RULES)
     try:
@@ -189,15 +184,15 @@ def scale(
     """The network that `phi` makes of a baseline, with every number rounded as it is built.
 
     Args:
-        baseline: what the factors multiply.
-        phi: 1 for about twice the multiply-adds; below 0 it shrinks. On the curve, 0 gives the baseline.
+        baseline: what the factors multiply; phi 0 gives it back.
+        phi: 1 for about twice the multiply-adds; below 0 the network shrinks.
         rule: what depth, width and resolution grow by.
         resolution_step: the resolution is the nearest multiple of this many pixels, and at least one step.
         depth_rounding: None keeps the baseline's, which is "ceil" in the official code, for a phi of 0 or more, and
             takes "nearest" below. Multiply-adds of B0 at phi -2: .45 times B0's with "ceil", .34 with "nearest", where
             .27 are promised; at phi 1: 2.23 with "ceil", 1.78 with "nearest", where 1.92 are promised.
 
-    `dropout` says where the dropout comes from. drop_connect is .2 in every published variant, so it stays as it is.
+    The dropout is that of `interpolate_dropout`. drop_connect is .2 in every published variant, so it stays as it is.
 
     Raises:
         ArgumentError: a value is outside its range, or the network would be.
@@ -221,7 +216,7 @@ def scale(
         resolution=max(1, math.floor(baseline.resolution * resolution / pixels + 0.5)) * pixels,
         depth_rounding=depth_rounding or usual,
     )
-    return dataclasses.replace(network, dropout=dropout(baseline, network)[0])
+    return dataclasses.replace(network, dropout=interpolate_dropout(baseline, network)[0])
 
 
 def largest_phi(baseline: NetworkSpec, rule: Rule) -> float:
@@ -230,20 +225,19 @@ def largest_phi(baseline: NetworkSpec, rule: Rule) -> float:
     return min(math.log(LARGEST_FACTOR / factor) / math.log(growth) for factor, growth in built if growth > 1)
 
 
-def dropout(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, tuple[str, ...]]:
+def interpolate_dropout(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, tuple[str, ...]]:
     """The dropout for a network scaled from `baseline`, and the names of the variants that it was taken from.
 
-    The paper says only that dropout grows linearly from .2 to .5 between B0 and B7. Here it lies on straight lines
-    between the published variants of the baseline's family, over the logarithm of d w^2 r^2, and does not go beyond
-    the first and the last of them; to thousandths. One name: that variant's own. No name: the baseline belongs to no
-    family, or has another dropout than published, and keeps its own.
+    The paper says only that dropout grows linearly from .2 to .5 between B0 and B7. Here it is interpolated between the
+    published variants of the baseline's family, linearly over the logarithm of d w^2 r^2, and does not go beyond the
+    first and the last of them; to thousandths. One name: that variant's own dropout. No name: the baseline belongs to
+    no family, or its dropout is not the published one, and stays.
     """
-    variants = published(baseline)
+    variants = published_variants(baseline)
     if not variants:
         return baseline.dropout, ()
-    points = [(math.log(nominal(baseline, variant)), variant) for variant in variants]
-    place = math.log(nominal(baseline, network))
-    place = min(max(place, points[0][0]), points[-1][0])
+    points = [(math.log(nominal_ratio(baseline, variant)), variant) for variant in variants]
+    place = min(max(math.log(nominal_ratio(baseline, network)), points[0][0]), points[-1][0])
     for (left, lower), (right, upper) in pairwise(points):
         if place in (left, right):
             variant = lower if place == left else upper
@@ -254,8 +248,8 @@ def dropout(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, tuple[s
     raise AssertionError("a family has at least two variants")
 
 
-def published(baseline: NetworkSpec) -> tuple[NetworkSpec, ...]:
-    """The published variants scaled from `baseline` and itself, for its number of classes; none if it is no baseline.
+def published_variants(baseline: NetworkSpec) -> tuple[NetworkSpec, ...]:
+    """`baseline` and the variants published as scaled from it, with its number of classes; none if it is no baseline.
 
     B0 has B1-B7, Lite0 has Lite1-4. B8 and L2 came after the paper and leave its curve.
     """
@@ -266,52 +260,57 @@ def published(baseline: NetworkSpec) -> tuple[NetworkSpec, ...]:
     return ()
 
 
-def nominal(baseline: NetworkSpec, network: NetworkSpec) -> float:
-    """What a network's coefficients promise its multiply-adds to be, the baseline's being 1: d w^2 r^2."""
+def nominal_ratio(baseline: NetworkSpec, network: NetworkSpec) -> float:
+    """A network's multiply-adds by its coefficients, d w^2 r^2, the baseline's being 1."""
     depth, width, resolution = _factors(baseline, network)
     return depth * width**2 * resolution**2
 
 
-def realised(baseline: NetworkSpec, network: NetworkSpec) -> float:
-    """What a network's multiply-adds are, the baseline's being 1."""
+def realised_ratio(baseline: NetworkSpec, network: NetworkSpec) -> float:
+    """A network's multiply-adds as counted, the baseline's being 1."""
     return cost(network).macs / cost(baseline).macs
 
 
-def step(baseline: NetworkSpec, network: NetworkSpec, promised: float, phi: float | None = None) -> Step:
-    """A network beside its baseline; `promised` is the ratio of multiply-adds that was to be expected."""
+def compare_with_baseline(
+    baseline: NetworkSpec, network: NetworkSpec, nominal: float | None = None, phi: float | None = None
+) -> ScalingStep:
+    """A network beside its baseline.
+
+    Args:
+        baseline: what it was scaled from.
+        network: the scaled network.
+        nominal: the ratio of multiply-adds that a rule promises; by default by the network's own coefficients.
+        phi: how far it was scaled.
+    """
     price = cost(network)
-    return Step(network, phi, promised, price.macs / cost(baseline).macs, price.params, price.macs, price.activations)
+    promised = nominal_ratio(baseline, network) if nominal is None else nominal
+    ratio = realised_ratio(baseline, network)
+    return ScalingStep(network, phi, promised, ratio, price.params, price.macs, price.activations)
 
 
-def table(
+def tabulate(
     baseline: NetworkSpec,
     phis: Iterable[float],
     rule: Rule = RULES["paper"],
     *,
     resolution_step: int = RESOLUTION_STEP,
     depth_rounding: DepthRounding | None = None,
-) -> tuple[Step, ...]:
-    """What each phi promises and what it builds.
+) -> tuple[ScalingStep, ...]:
+    """The network of each phi beside the baseline.
 
     Raises:
         ArgumentError: a value is outside its range.
     """
-    rows = []
-    for phi in phis:
-        network = scale(baseline, phi, rule, resolution_step=resolution_step, depth_rounding=depth_rounding)
-        rows.append(step(baseline, network, rule.nominal(phi), phi))
-    return tuple(rows)
-
-
-def implied(baseline: NetworkSpec, network: NetworkSpec, rule: Rule = RULES["paper"]) -> Implied:
-    """The phi that a network's depth, width, resolution and counted multiply-adds each speak for."""
-    depth, width, resolution = _factors(baseline, network)
-    return Implied(
-        rule.phi_of_depth(depth),
-        rule.phi_of_width(width),
-        rule.phi_of_resolution(resolution),
-        rule.phi_of_macs(realised(baseline, network)),
+    rounding: dict[str, Any] = {"resolution_step": resolution_step, "depth_rounding": depth_rounding}
+    return tuple(
+        compare_with_baseline(baseline, scale(baseline, phi, rule, **rounding), rule.nominal(phi), phi) for phi in phis
     )
+
+
+def implied_phis(baseline: NetworkSpec, network: NetworkSpec, rule: Rule = RULES["paper"]) -> ImpliedPhis:
+    """The phi that a network's depth, width, resolution and counted multiply-adds each correspond to."""
+    depth, width, resolution = rule.phis(*_factors(baseline, network))
+    return ImpliedPhis(depth, width, resolution, rule.phi_of_macs(realised_ratio(baseline, network)))
 
 
 def _factors(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float, float]:
@@ -321,8 +320,3 @@ def _factors(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float,
         network.width / baseline.width,
         network.resolution / baseline.resolution,
     )
-
-
-def _exponent(argument: str, factor: float, growth: float) -> float | None:
-    """The phi for which growth^phi = factor."""
-    return math.log(positive_float(argument, factor)) / math.log(growth) if growth > 1 else None

@@ -8,11 +8,11 @@ from effnet.arch.cost import cost
 from effnet.arch.variants import PAPER, VARIANTS
 from effnet.errors import ArgumentError
 from effnet.plots.style import BLUE, INK, PALE, RED, RIGHT, decades, name_point, picture
-from effnet.scaling.budget import tell
-from effnet.scaling.fitting import Fit
+from effnet.scaling.budget import count_resources
+from effnet.scaling.fitting import FittedSpec
 
 
-def budget_candidates(fit: Fit, out: Path) -> None:
+def draw_candidates(fit: FittedSpec, out: Path) -> None:
     """Draw what a budget was chosen from: the binding resource over multiply-adds, with the limits as lines.
 
     Raises:
@@ -21,16 +21,16 @@ def budget_candidates(fit: Fit, out: Path) -> None:
     """
     if fit.candidates is None:
         raise ArgumentError("fit", fit.spec.name, "was chosen among published networks and has no candidates to draw.")
-    drawn = fit.binding if fit.binding in fit.candidates.prices and fit.binding != "macs" else "params"
+    drawn = fit.binding if fit.binding in fit.candidates.counts and fit.binding != "macs" else "params"
     scales = {"params": (1e6, "parameters, millions")}
     factor, label = scales.get(drawn, (1e6, f"{drawn.replace('_', ' ')}, MB"))
     chosen = {use.resource: use.value for use in fit.uses}
     with picture(out, 10, 6.4, f"{fit.spec.name}: the budget and its candidates") as figure:
         axes = figure.subplots()
-        macs, prices = fit.candidates.prices["macs"] / 1e9, fit.candidates.prices[drawn] / factor
+        macs, prices = fit.candidates.counts["macs"] / 1e9, fit.candidates.counts[drawn] / factor
         axes.scatter(macs, prices, 4, PALE, label=f"{len(fit.candidates):,} candidates", rasterized=True)
         family = [(row.spec, cost(row.spec)) for row in VARIANTS.values() if row.source == PAPER]
-        points = [(price.macs / 1e9, tell(spec, fit.budget)[drawn] / factor) for spec, price in family]
+        points = [(price.macs / 1e9, count_resources(spec, fit.budget)[drawn] / factor) for spec, price in family]
         axes.plot(*zip(*points, strict=True), "D-", color=RED, markerfacecolor="white", label="published")
         here = chosen["macs"] / 1e9, chosen[drawn] / factor
         axes.plot(*here, "o", color=BLUE, markersize=11, zorder=4, label="chosen")

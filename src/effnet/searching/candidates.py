@@ -23,7 +23,7 @@ from effnet.arch.cost import cost, total_cost
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
 from effnet.fields import positive_float, positive_int
-from effnet.scaling.budget import Budget, tell
+from effnet.scaling.budget import Budget, count_resources
 from effnet.scaling.compound import Rule
 
 PRODUCT = 2.0  # what alpha beta^2 gamma^2 should be
@@ -189,7 +189,7 @@ def candidates(
         )
     fit = [each for each in found.values() if budget is None or _meets(each[0], budget)]
     if not fit and budget is not None:
-        prices = [tell(network, budget, budget.priced) for network, _ in found.values()]
+        prices = [count_resources(network, budget, budget.counted) for network, _ in found.values()]
         least = ", ".join(f"{min(price[name] for price in prices):,} {name}" for name in budget.limits)
         words = f"is met by none of the {len(found)} networks: they take at least {least}."
         raise ArgumentError("budget", budget.limits, words)
@@ -218,5 +218,5 @@ def effective(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float
 
 
 def _meets(network: NetworkSpec, budget: Budget) -> bool:
-    prices = tell(network, budget, budget.priced)
+    prices = count_resources(network, budget, budget.counted)
     return all(prices[name] <= limit for name, limit in budget.limits.items())

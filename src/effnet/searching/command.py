@@ -231,7 +231,7 @@ def _show_found(found: Found, *, as_json: bool) -> None:
 
 def _show_family(baseline: NetworkSpec, rule: compound.Rule) -> None:
     rows = [(baseline.name, *_built(baseline))]
-    steps = compound.table(baseline, FAMILY, rule, resolution_step=1, depth_rounding="nearest")
+    steps = compound.tabulate(baseline, FAMILY, rule, resolution_step=1, depth_rounding="nearest")
     rows += [(f"phi {row.phi:g}", *_built(row.network)) for row in steps]
     sys.stdout.write("\n")
     title = f"The family of alpha {rule.alpha:g}, beta {rule.beta:g}, gamma {rule.gamma:g}"

@@ -1,0 +1,207 @@
+"""What effnet scale prints: a network beside its baseline, a rule, the doubling laws, a budget's network."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+from effnet import console
+from effnet.arch.cost import cost
+from effnet.arch.memory import Keep
+from effnet.arch.spec import NetworkSpec
+from effnet.console import MACS
+from effnet.scaling.budget import Budget
+from effnet.scaling.compound import (
+    Rule,
+    ScalingStep,
+    compare_with_baseline,
+    implied_phis,
+    interpolate_dropout,
+    published_variants,
+)
+from effnet.scaling.fitting import MORE, FittedSpec, PublishedFit, ResourceUse
+from effnet.scaling.laws import Law
+
+RATIOS = "MACs: nominal is what d w^2 r^2 promises, counted what is built, excess how much more that is."
+FEW_PHOTOS = "With few photos its pretrained weights usually win over a better fit: --pretrained."
+NAMES = {
+    "macs": "MACs",
+    "params": "params",
+    "memory": "inference memory",
+    "train_memory": "training memory",
+    "file_size": "file",
+    "latency": "latency, 1 image",
+}
+QUANTITIES = (
+    # label, value, how it is written
+    ("width", lambda network: network.width, "{:.4g}".format),
+    ("depth", lambda network: network.depth, "{:.4g}".format),
+    ("resolution, px", lambda network: network.resolution, str),
+    ("blocks", lambda network: len(network.blocks), str),
+    ("params", lambda network: cost(network).params, console.millions),
+    ("MACs", lambda network: cost(network).macs, console.billions),
+    ("FLOPs", lambda network: cost(network).flops, console.billions),
+    ("activations", lambda network: cost(network).activations, console.millions),
+)
+
+
+def show_step(baseline: NetworkSpec, rule: Rule, step: ScalingStep, *, as_json: bool) -> None:
+    """One network beside its baseline."""
+    if as_json:
+        sys.stdout.write(console.json_text(_values(step) | {"rule": _growths(rule)}))
+        return
+    network = step.network
+    lines = []
+    for label, value, write in QUANTITIES:
+        before, after = value(baseline), value(network)
+        lines.append((label, write(before), write(after), f"{after / before:.3f}x"))
+    console.table(("<", baseline.name, network.name, "ratio"), lines, title=f"{baseline.name} at phi {step.phi:g}")
+    rate, sources = interpolate_dropout(baseline, network)
+    origin = f"interpolated between {' and '.join(sources)}" if sources[1:] else f"as {(*sources, baseline.name)[0]}"
+    implied = implied_phis(baseline, network, rule).macs
+    console.paragraphs(
+        (
+            f"By the rule {_describe(rule)}.",
+            f"Depth rounding: {network.depth_rounding}. Dropout {rate:g}, {origin}; "
+            f"drop-connect {network.drop_connect:g}.",
+            f"MACs: d w^2 r^2 promises {step.nominal_ratio:.3f}x, "
+            f"{step.realised_ratio:.3f}x is built ({step.excess:+.0%}), which is phi {implied:.2f}.",
+            MACS,
+        )
+    )
+
+
+def show_rule(baseline: NetworkSpec, rule: Rule, steps: tuple[ScalingStep, ...], *, as_json: bool) -> None:
+    """What a rule promises and builds at each phi, and where the published variants lie."""
+    variants = published_variants(baseline)[1:]
+    family = [(compare_with_baseline(baseline, one), implied_phis(baseline, one, rule)) for one in variants]
+    if as_json:
+        published = [_values(step) | {"implied_phi": dataclasses.asdict(implied)} for step, implied in family]
+        values = {"rule": _growths(rule), "steps": [_values(step) for step in steps], "published": published}
+        sys.stdout.write(console.json_text(values))
+        return
+    sizes, ratios = ("width", "depth", "px", "blocks"), ("nominal", "counted", "excess")
+    columns: tuple[str, ...] = ("phi", *sizes, "<layers", "dropout", "params", "MACs", "FLOPs", "activations", *ratios)
+    lines: list[tuple[object, ...]] = []
+    for step in steps:
+        rates = step.network.depth_rounding, f"{step.network.dropout:g}"
+        costs = console.millions(step.params), console.billions(step.macs), console.billions(2 * step.macs)
+        shown = *_sizes(step.network), *rates, *costs, console.millions(step.activations), *_ratios(step)
+        lines.append((f"{step.phi:g}", *shown))
+    console.table(columns, lines, title=f"{baseline.name} by the rule {_describe(rule)}")
+    if family:
+        lines = []
+        for step, implied in family:
+            phis = ("-" if phi is None else f"{phi:.2f}" for phi in dataclasses.astuple(implied))
+            lines.append((step.network.name, *_sizes(step.network), *_ratios(step), *phis))
+        columns = "<name", *sizes, *ratios, *(f"phi by\n{number}" for number in ("depth", "width", "px", "MACs"))
+        console.table(columns, lines, title="The published variants by the same rule")
+    console.paragraphs((RATIOS, MACS))
+
+
+def show_laws(baseline: NetworkSpec, laws: tuple[Law, ...], *, as_json: bool) -> None:
+    """What doubling one dimension costs."""
+    if as_json:
+        sys.stdout.write(console.json_text([dataclasses.asdict(law) | {"reason": law.reason} for law in laws]))
+        return
+    resources = {"MACs": "macs", "params": "params", "activations": "activations"}
+    columns = ["<doubled", *(f"{label}\n{source}" for label in resources for source in ("counted", "textbook"))]
+    lines = []
+    for law in laws:
+        pairs = [(getattr(law.counted, name), getattr(law.textbook, name)) for name in resources.values()]
+        lines.append((law.dimension, *(text for counted, book in pairs for text in (f"{counted:.2f}x", f"{book:g}x"))))
+    console.table(columns, lines, title=f"{baseline.name} with one dimension doubled")
+    reasons = (f"{law.dimension}: {law.reason}." for law in laws)
+    console.paragraphs(("Why the MACs are not the textbook's:", *reasons, MACS))
+
+
+def show_fit(fit: FittedSpec, *, as_json: bool) -> None:
+    """The network that fits a budget, every cost beside its limit, and the alternatives."""
+    if as_json:
+        sys.stdout.write(console.json_text(fit.to_dict()))
+        return
+    spec = fit.spec
+    rows = []
+    for use in fit.uses:
+        label = NAMES[use.resource] + " (FLOPs / 2)" * (use.resource == "macs")
+        limits = "", "", ""
+        if use.limit is not None:
+            limits = _write(use, use.limit), f"{use.share:.1%}", _write(use, use.limit - use.value)
+        rows.append((label, _write(use, use.value), *limits, "binds" if use.resource == fit.binding else ""))
+    console.table(("<", "value", "limit", "used", "slack", "<"), rows, title=f"{spec.name}: {_describe_sizes(spec)}")
+    origin = "" if fit.candidates is None else f": the best of {len(fit.candidates):,} networks near the rule's curve"
+    lines = [f"{len(spec.blocks)} blocks, dropout {spec.dropout:g}, phi {fit.phi:.2f} by MACs{origin}."]
+    if fit.budget.batch is not None:
+        lines.append(_describe_training(fit.budget))
+    if timed := fit.timed:
+        low, high = timed.spread_ms
+        lines.append(f"Measured on this machine: median {timed.median_ms:.1f} ms, {low:.1f} to {high:.1f} ms.")
+    if fit.published is None:
+        lines.append("No published network meets this budget.")
+    else:
+        lines.append(_describe_published(fit.published) + f" {FEW_PHOTOS}" * (not fit.is_published))
+    macs = cost(spec).macs
+    if fit.more is not None:
+        gain = f"{cost(fit.more).macs / macs - 1:+.0%} MACs: {_describe_sizes(fit.more)}"
+        lines.append(f"{MORE - 1:.0%} more {NAMES[fit.binding]} would buy {gain}.")
+    if fit.better is not None:
+        name, network = fit.better
+        gain = f"{cost(network).macs / macs - 1:+.0%} MACs of the same budget: {_describe_sizes(network)}"
+        lines.append(f"--rule {name} makes {gain}. The paper grows accuracy with MACs; MACs are not an accuracy.")
+    console.paragraphs(lines)
+
+
+def _describe_training(budget: Budget) -> str:
+    kept = "everything" if budget.keep is None else Keep.parse(budget.keep).name.lower()
+    average = ", moving average" if budget.ema else ""
+    settings = f"{budget.batch} images a step, {budget.optimizer}{average}, {budget.precision}, {kept} kept"
+    return f"Training memory: {settings}. Plans that keep less: effnet info --batch {budget.batch}."
+
+
+def _describe_published(published: PublishedFit) -> str:
+    row = published.variant
+    place = "" if published.as_published else f" at {row.resolution} px"
+    return (
+        f"Published within this budget: {row.name} at {published.resolution} px, "
+        f"{console.billions(published.macs)}MACs, top-1 {row.top1} %{place} "
+        f"({row.source}; on ImageNet, not measured here)."
+    )
+
+
+def _describe_sizes(spec: NetworkSpec) -> str:
+    return f"width {spec.width:.4g}, depth {spec.depth:.4g} ({spec.depth_rounding}), {spec.resolution} px"
+
+
+def _describe(rule: Rule) -> str:
+    growths = ", ".join(f"{name} {growth:.4g}" for name, growth in _growths(rule).items())
+    return f"{f'{rule.name}: ' if rule.name else ''}{growths}; alpha beta^2 gamma^2 = {rule.product:.4g} per phi"
+
+
+def _write(use: ResourceUse, value: float) -> str:
+    if use.resource == "latency":
+        return f"{1e3 * value:.2f} ms"
+    if use.resource in ("macs", "params"):
+        return console.billions(value) if use.resource == "macs" else console.millions(value)
+    return console.size(value)
+
+
+def _values(step: ScalingStep) -> dict[str, Any]:
+    """A step under the names of the attributes."""
+    network = step.network
+    sizes = "name", "width", "depth", "resolution", "depth_rounding", "dropout", "drop_connect"
+    counts = "phi", "params", "macs", "activations", "nominal_ratio", "realised_ratio"
+    values = {name: getattr(network, name) for name in sizes} | {name: getattr(step, name) for name in counts}
+    return values | {"blocks": len(network.blocks), "flops": 2 * step.macs}
+
+
+def _growths(rule: Rule) -> dict[str, float]:
+    return {"alpha": rule.alpha, "beta": rule.beta, "gamma": rule.gamma}
+
+
+def _sizes(network: NetworkSpec) -> tuple[str, ...]:
+    return f"{network.width:.4g}", f"{network.depth:.4g}", str(network.resolution), str(len(network.blocks))
+
+
+def _ratios(step: ScalingStep) -> tuple[str, ...]:
+    return f"{step.nominal_ratio:.4g}x", f"{step.realised_ratio:.4g}x", f"{step.excess:+.0%}"
