@@ -22,22 +22,21 @@ from effnet import console
 from effnet.arch.memory import Keep
 from effnet.arch.recompute import RecomputePlan
 from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds, torch_threads
-from effnet.models.depthwise import choose_kernels, use_kernels
+from effnet.models.depthwise import DepthwiseConv2d
 
 BATCHES = {224: 16, 128: 32, 96: 64, 64: 128, 32: 128}  # images a step, by pixels
 SAME = 1e-3  # of the largest gradient of a tensor: float32, summed in other orders
 
 
-def networks_of(layout: str, resolution: int, batch: int) -> dict[str, nn.Module]:
-    """The rivals, and effnet as it comes, with timed kernels, under a plan, and with torch's own kernels."""
+def networks_of(layout: str) -> dict[str, nn.Module]:
+    """The rivals, and effnet as it comes, under a plan, and with torch's own depthwise convolutions."""
     named = {name.split()[0]: network for name, network in contestants("b0").items() if name.endswith(layout)}
-    ours = named.pop("effnet")
-    timed, planned, plain = (copy.deepcopy(ours) for _ in range(3))
-    use_kernels(timed, choose_kernels(ours, batch, resolution, channels_last=layout == "channels_last"))
-    planned.recompute(RecomputePlan.uniform(ours.spec, Keep.ACTIVATIONS))
-    use_kernels(plain, dict.fromkeys(choose_kernels(ours, 1, 32), "torch"))
-    mine = {"effnet": ours, "kernels timed": timed, "plan: activations": planned, "torch's kernels": plain}
-    return named | mine
+    planned, plain = copy.deepcopy(named["effnet"]), copy.deepcopy(named["effnet"])
+    planned.recompute(RecomputePlan.uniform(planned.spec, Keep.ACTIVATIONS))
+    for module in plain.modules():
+        if isinstance(module, DepthwiseConv2d):
+            module.__class__ = nn.Conv2d
+    return named | {"plan: activations": planned, "torch's kernels": plain}
 
 
 def difference(network: nn.Module, reference: nn.Module, images: Tensor) -> float:
@@ -66,7 +65,7 @@ def rounds_of(networks: dict[str, nn.Module], images: Tensor, rounds: int) -> di
 def compare(resolution: int, options: argparse.Namespace) -> list[dict[str, object]]:
     """One size: the rows of its table."""
     batch = BATCHES[resolution]
-    networks = networks_of(options.layout, resolution, batch)
+    networks = networks_of(options.layout)
     images = random_images(batch, resolution, layout=options.layout)
     reference = networks["torchvision"]
     differences = {name: difference(network, reference, images[:4]) for name, network in networks.items()}

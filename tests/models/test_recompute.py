@@ -15,10 +15,10 @@ from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 
-SMALL = effnet.spec("b0", width=0.25, depth=1.5, resolution=64, num_classes=5)
+SMALL = effnet.spec("b0", width=0.25, depth=0.5, depth_rounding="nearest", resolution=48, num_classes=5)
 SPECS = {
     "silu, squeeze-and-excitation": SMALL,
-    "relu6, none": effnet.spec("lite0", width=0.25, resolution=64, num_classes=5),
+    "relu6, none": effnet.spec("lite0", width=0.25, resolution=48, num_classes=5),
     "one channel, no expansion, dropout 0": NetworkSpec(
         "odd",
         (StageSpec(1, 5, 1, 8, 2), StageSpec(2, 3, 2, 16, 2)),
@@ -29,10 +29,14 @@ SPECS = {
         squeeze_ratio=0.5,
         head=24,
     ),
-    "separable": effnet.spec("mobilenetv1", width=0.25, resolution=64, num_classes=5),
-    "bottleneck": effnet.spec("resnet50", width=0.125, depth=0.5, resolution=64, num_classes=5, drop_connect=0.2),
+    "separable": effnet.spec("mobilenetv1", width=0.25, resolution=48, num_classes=5),
+    "bottleneck": effnet.spec("resnet50", width=0.125, depth=0.5, resolution=48, num_classes=5, drop_connect=0.2),
 }
-each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+CASES = [
+    *((name, "same") for name in SPECS),
+    ("silu, squeeze-and-excitation", "symmetric"),
+    ("bottleneck", "symmetric"),
+]
 each_level = pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.name)
 
 
@@ -66,10 +70,10 @@ def fresh(spec: NetworkSpec, policy: NumericPolicy | None = None) -> EfficientNe
     return EfficientNet(spec, policy=policy).double().train()
 
 
-@each_spec
+@pytest.mark.parametrize(("name", "padding"), CASES)
 @pytest.mark.parametrize("keep", [*Keep, "mixed"], ids=str)
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
-def test_a_plan_changes_nothing_but_memory(spec, keep, padding):
+def test_a_plan_changes_nothing_but_memory(name, keep, padding):
+    spec = SPECS[name]
     network = fresh(spec, NumericPolicy(padding=padding))
     under_plan = copy.deepcopy(network)
     under_plan.recompute(plan_of(spec, keep))
@@ -89,7 +93,7 @@ def test_first_outputs_and_statistics_to_the_bit_in_float32(keep):
     network = fresh(SMALL).float()
     under_plan = copy.deepcopy(network)
     under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
-    images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 48, 48).contiguous(memory_format=torch.channels_last)
     results = []
     for each in (network, under_plan):
         torch.manual_seed(1)
@@ -125,7 +129,7 @@ def test_frozen_weights(keep):
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
     under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
-    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(4, 3, 48, 48, dtype=torch.float64)
     results = []
     for each in (network, under_plan):
         for name, weight in each.named_parameters():
@@ -151,7 +155,7 @@ def test_momentum_none_averages_over_all_batches():
 
 def test_inference_and_eval_ignore_the_plan():
     network = fresh(SMALL).float().eval()
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 48, 48)
     before = network(images)
     network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     assert torch.equal(network(images), before)
@@ -164,7 +168,7 @@ def test_none_takes_the_plan_back():
     network = fresh(SMALL)
     network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     network.recompute(None)
-    logits = network(torch.randn(2, 3, 64, 64, dtype=torch.float64)).sum()
+    logits = network(torch.randn(2, 3, 48, 48, dtype=torch.float64)).sum()
     logits.backward(retain_graph=True)
     logits.backward()
 
@@ -172,7 +176,7 @@ def test_none_takes_the_plan_back():
 def test_twice_backward_is_refused_in_words():
     network = fresh(SMALL)
     network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
-    logits = network(torch.randn(2, 3, 64, 64, dtype=torch.float64)).sum()
+    logits = network(torch.randn(2, 3, 48, 48, dtype=torch.float64)).sum()
     logits.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="retain_graph does not work"):
         logits.backward()
@@ -187,7 +191,7 @@ def test_writing_into_a_map_is_seen():
     for each in (network, under_plan):
         each.stem.register_forward_hook(lambda module, inputs, output: output.mul_(2))
         torch.manual_seed(1)
-        each(torch.ones(2, 3, 64, 64, dtype=torch.float64).cumsum(3)).square().sum().backward()
+        each(torch.ones(2, 3, 48, 48, dtype=torch.float64).cumsum(3)).square().sum().backward()
         gradients.append(each.stages["2"][0].depthwise.conv.weight.grad)
     torch.testing.assert_close(*gradients)
 
@@ -196,16 +200,19 @@ def test_copies_and_pickles_follow_the_plan():
     network = fresh(SMALL)
     network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert twin.stem.recomputed is not None
         assert twin.state_dict().keys() == network.state_dict().keys()
         learn(twin)
+        logits = twin(torch.randn(2, 3, 48, 48, dtype=torch.float64)).sum()
+        logits.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="retain_graph"):
+            logits.backward()
 
 
 def test_pyramid_under_a_plan():
     network = fresh(SMALL)
     under_plan = copy.deepcopy(network)
     under_plan.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(2, 3, 48, 48, dtype=torch.float64)
     weights = []
     for each in (network, under_plan):
         torch.manual_seed(1)
@@ -219,7 +226,7 @@ def test_bf16_autocast(keep):
     network = fresh(SMALL).float()
     under_plan = copy.deepcopy(network)
     under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
-    images = torch.randn(4, 3, 64, 64)
+    images = torch.randn(4, 3, 48, 48)
     results = []
     for each in (network, under_plan):
         torch.manual_seed(1)
@@ -234,7 +241,7 @@ def test_bf16_autocast(keep):
 
 def test_a_found_plan_is_followed():
     spec = SMALL
-    limit = training_memory(spec, 4).peak * 7 // 10
+    limit = training_memory(spec, 4).peak * 17 // 20
     plan = find_plan(spec, limit, 4)
     assert len(set(plan.keeps.values())) > 1
     network = fresh(spec)
@@ -269,7 +276,7 @@ def test_a_norm_that_came_later_is_refused_too():
     network.recompute(RecomputePlan.uniform(SMALL, Keep.BOTTLENECKS))
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     with pytest.raises(ArgumentError, match="BatchNorm2d"):
-        network.train()(torch.randn(2, 3, 64, 64))
+        network.train()(torch.randn(2, 3, 48, 48))
 
 
 @each_level
@@ -279,7 +286,7 @@ def test_weights_that_are_passed_in(keep):
     under_plan = copy.deepcopy(network)
     under_plan.recompute(RecomputePlan.uniform(SMALL, keep))
     others = {name: (1.1 * weight).detach().requires_grad_() for name, weight in network.named_parameters()}
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(2, 3, 48, 48, dtype=torch.float64)
     gradients = []
     for each in (network, under_plan):
         torch.manual_seed(1)

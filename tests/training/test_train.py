@@ -161,7 +161,6 @@ def test_few_images_make_small_batches(images: int, world: int, batch: int) -> N
 
 
 def test_a_run_is_repeatable(shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("effnet.training.choices.choose_kernels", lambda *_, **__: {})  # timed, so not repeatable
     monkeypatch.setattr("effnet.training.choices._other_norms", lambda _: True)
     for name in ("a", "b"):
         train(shapes, spec_file, "scratch", out=tmp_path / name, seed=3, **QUICK)

@@ -50,7 +50,7 @@ def snapshot(network: nn.Module) -> dict[str, Tensor]:
 
 
 def kinds(report: Inheritance) -> dict[str, str]:
-    return {part.name: part.kind for part in report.parts}
+    return {part.name: part.outcome for part in report.parts}
 
 
 # the same network

@@ -20,7 +20,6 @@ from effnet.arch.spec import Padding
 from effnet.models.depthwise import DepthwiseConv2d
 
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
-Recomputed = Callable[[nn.Module, Tensor], Tensor]  # a module's forward pass that keeps less, set by recompute.py
 
 
 class SiLU(nn.SiLU):
@@ -82,15 +81,6 @@ class ConvNormAct(nn.Sequential):
         self.norm = norm(channels[1])
         if activation is not None:
             self.act = ACTIVATIONS[activation](inplace=True)
-        self.recomputed: Recomputed | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        if self.recomputed and self.training and torch.is_grad_enabled():
-            return self.recomputed(self, x)
-        for module in self:
-            x = module(x)
-        return x
 
 
 class SqueezeExcitation(nn.Module):
@@ -174,12 +164,9 @@ class MBConv(nn.Module):
         # shortcut
         self.has_shortcut = block.has_shortcut
         self.drop = StochasticDepth(block.drop_rate) if block.has_shortcut else nn.Identity()
-        self.recomputed: Recomputed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        if self.recomputed and self.training and torch.is_grad_enabled():
-            return self.recomputed(self, x)
         y = self.expand(x)
         y = self.depthwise(y)
         y = self.se(y)
@@ -206,12 +193,9 @@ class SeparableConv(nn.Module):
         self.pointwise = ConvNormAct(
             (block.in_channels, block.out_channels), norm=norm, activation=activation, padding=padding
         )
-        self.recomputed: Recomputed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        if self.recomputed and self.training and torch.is_grad_enabled():
-            return self.recomputed(self, x)
         return self.pointwise(self.depthwise(x))
 
 
@@ -235,12 +219,9 @@ class Bottleneck(nn.Module):
             channels = block.in_channels, block.out_channels
             self.shortcut = ConvNormAct(channels, stride=block.stride, activation=None, **how)
         self.act = ACTIVATIONS[activation](inplace=True)
-        self.recomputed: Recomputed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        if self.recomputed and self.training and torch.is_grad_enabled():
-            return self.recomputed(self, x)
         y = self.reduce(x)
         y = self.conv(y)
         y = self.widen(y)

@@ -1,9 +1,21 @@
-"""The depthwise convolution, with gradients computed the way the processor does best.
+"""The depthwise convolution, whose weight gradient is computed by the kernel that is fast for its shape.
 
-Torch's weight gradient of a depthwise convolution is slow on small maps; kernels.py has faster ways to the same
-numbers. Each layer has a `kernel`: "auto", which goes by a fixed rule, or the name of one. It is used where torch
-trains eagerly on a CPU in float32, and nowhere else: inference, export, tracing, compiling, torch.func and other
-devices have torch's own convolution. A second derivative is there as well.
+Torch leaves this gradient to oneDNN, whose kernel for it takes filters up to three columns wide and maps that are no
+smaller than the filter. Everything else falls back to one that is slow on large maps and very slow on small ones: a 5x5
+filter on a 4x4 map takes 30 times as long as its forward pass. So the gradient is asked for in a form that is fast:
+
+| kernel | how | where |
+|---|---|---|
+| torch | as torch does it | 3x3 filters on all but tiny maps; large maps in channels_last |
+| columns | two or three columns of the filter at a time, on maps with zeros around | channels_last, not large |
+| maps | all maps of the batch as channels of one image, their gradients as its filters: a forward pass | NCHW |
+
+A filter's rim that touches nothing but padding has no gradient and is left out by all of them but torch.
+
+They agree up to rounding. `select_kernel` is a fixed rule, so the same seed gives the same weights to the bit;
+benchmarks/kernels.py measures what the rule loses against the best kernel of each layer. It is followed where torch
+trains eagerly on a CPU, and nowhere else: inference, export, tracing, compiling, torch.func and other devices have
+torch's own convolution. A second derivative is there as well.
 
 Inside bfloat16 autocast on a CPU the forward pass stays in bfloat16 and the gradients are computed in float32: the
 bfloat16 ones took 249 of the 493 ms of a B0 step on a processor with AMX, the float32 ones 87.
@@ -11,169 +23,146 @@ bfloat16 ones took 249 of the 493 ms of a B0 step on a processor with AMX, the f
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from effnet.errors import UnknownNameError
-from effnet.fields import positive_int
-from effnet.models.kernels import AUTO, KERNELS, Filter, check_kernel, input_gradient, weight_gradient
+from effnet.machine import this_machine
 
-if TYPE_CHECKING:
-    from effnet.models.efficientnet import EfficientNet
+WIDEST = 3  # columns of a filter that oneDNN's kernel takes
+# Pixels, times the stride squared, of the largest map for which copies in columns pay, measured on both
+MIDDLE, MIDDLE_AVX512 = 16 * 16, 28 * 28
+TINY = 2  # height and width in pixels up to which `maps` has no fast forward pass to use
 
-ENOUGH = 2**22  # elements of a map on which a kernel is timed: more images tell nothing new
-ROUNDS = 3  # that count, behind one that warms up
-HOPELESS = 4.0  # times as slow as the best while warming up: not timed again
-CLEARLY = 0.9  # of torch's own time, at most, to be taken in its place
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The geometry of a square filter."""
+
+    size: int
+    stride: int
+    padding: int
+
+    def rim(self, rows: int, columns: int) -> int:
+        """How many of the filter's outer rings touch nothing but padding on a map of that size."""
+        return max(0, self.padding - max(rows, columns) + 1)
+
+    def without(self, rim: int) -> Filter:
+        """The same without that many outer rings, and without the padding that they need."""
+        return Filter(self.size - 2 * rim, self.stride, self.padding - rim)
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """One filter per channel, without bias; weights (C, 1, K, K)."""
-
-    kernel: str = AUTO  # how its weight gradient is computed: "auto" or a name among kernels.KERNELS
 
     def __init__(self, channels: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__(channels, channels, kernel_size, stride, padding, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H', W')."""
-        if not (torch.is_grad_enabled() and _eager(x)):
+        if not (torch.is_grad_enabled() and _is_eager(x)):
             return super().forward(x)
+        kernel = select_kernel(x, self.filter, this_machine().features)
         if torch.is_autocast_enabled("cpu"):
-            ours = torch.get_autocast_dtype("cpu") == torch.bfloat16
+            own = torch.get_autocast_dtype("cpu") == torch.bfloat16
         else:
-            known = (torch.float32,) if self.kernel == AUTO else (torch.float32, torch.float64)
-            ours = self.weight.requires_grad and self.weight.dtype == x.dtype in known and self.kernel != "torch"
-        return _OwnGradients.apply(x, self.weight, self.shape, self.kernel) if ours else super().forward(x)
+            known = self.weight.dtype == x.dtype in (torch.float32, torch.float64)
+            own = known and self.weight.requires_grad and kernel != "torch"
+        return _OwnGradients.apply(x, self.weight, self.filter, kernel) if own else super().forward(x)
 
     @property
-    def shape(self) -> Filter:
+    def filter(self) -> Filter:
         """The filter's geometry."""
         return Filter(self.kernel_size[0], self.stride[0], cast(int, self.padding[0]))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """In training without the filter's rim: torch takes 100 times as long for a 5x5 filter on one pixel."""
-        if self.training and _eager(input):
-            return _convolve(input, weight, self.shape)
+        if self.training and _is_eager(input):
+            return _convolve(input, weight, self.filter)
         return super()._conv_forward(input, weight, bias)
+
+
+def select_kernel(x: Tensor, filter: Filter, features: Collection[str]) -> str:
+    """The name in KERNELS of the weight gradient's kernel, from shape, memory layout and processor alone.
+
+    Args:
+        x: the convolution's input (N, C, H, W).
+        filter: its geometry.
+        features: the processor's, as in machine.Machine.
+    """
+    rows, columns = x.shape[-2:]
+    size, wide, avx512 = min(rows, columns), filter.size > WIDEST, "avx512f" in features
+    small, tiny = size < filter.size, size <= TINY
+    if x.stride(1) != 1:  # NCHW
+        return "columns" if tiny and small else "maps" if wide else "torch"
+    if small:
+        return "maps" if avx512 and not tiny and filter.stride == 1 else "columns"
+    middle = rows * columns * filter.stride**2 <= (MIDDLE_AVX512 if avx512 else MIDDLE)
+    return "columns" if wide and middle else "torch"
+
+
+def weight_gradient(kernel: str, x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
+    """The gradient (C, 1, K, K) of a depthwise filter.
+
+    Args:
+        kernel: a name in KERNELS.
+        x: the convolution's input (N, C, H, W).
+        grad: the gradient of its output (N, C, H', W').
+        filter: the filter's geometry.
+    """
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[1], 1, filter.size, filter.size)
+    rim = 0 if kernel == "torch" else filter.rim(*x.shape[-2:])
+    inner = KERNELS[kernel](x, grad, filter.without(rim))
+    return functional.pad(inner, (rim,) * 4) if rim else inner
 
 
 class _OwnGradients(torch.autograd.Function):
     """The convolution, in autocast's precision where that is on; gradients in float32 or float64."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, shape: Filter, kernel: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, filter: Filter, kernel: str) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.shape, ctx.kernel = shape, kernel
-        return _convolve(x, weight, shape)
+        ctx.filter, ctx.kernel = filter, kernel
+        return _convolve(x, weight, filter)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x = of_weight = None
+        x_gradient = filter_gradient = None
         dtype = torch.promote_types(weight.dtype, torch.float32)
         grad, wide = grad.to(dtype), x.to(dtype)
         if ctx.needs_input_grad[0]:
-            rim = ctx.shape.rim(*x.shape[-2:])
-            of_x = input_gradient(wide, grad, _inner(weight.to(dtype), rim), ctx.shape.without(rim)).to(x.dtype)
+            rim = ctx.filter.rim(*x.shape[-2:])
+            inner, weight_inside = ctx.filter.without(rim), _inside(weight.to(dtype), rim)
+            x_gradient = _backward(wide, grad, weight_inside, inner.stride, (inner.padding,) * 2, "input").to(x.dtype)
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(ctx.kernel, wide, grad, ctx.shape).to(weight.dtype)
-        return of_x, of_weight, None, None
+            filter_gradient = weight_gradient(ctx.kernel, wide, grad, ctx.filter).to(weight.dtype)
+        return x_gradient, filter_gradient, None, None
 
 
-def choose_kernels(
-    network: EfficientNet, batch: int, resolution: int | None = None, *, channels_last: bool = True
-) -> dict[str, str]:
-    """Time the kernels of each depthwise layer here, with the threads of now: a second or two for B0.
-
-    Args:
-        network: its depthwise layers are timed, each shape once; nothing of it is changed.
-        batch: images of a training step.
-        resolution: height and width of the images in pixels; by default the network's.
-        channels_last: the memory layout of the training.
-
-    Returns:
-        The fastest kernel of each layer, by the layer's name: torch's own unless another is clearly faster.
-
-    Raises:
-        ArgumentError: `batch` or `resolution` is no positive whole number.
-    """
-    batch = positive_int("batch", batch)
-    spec = network.spec if resolution is None else dataclasses.replace(network.spec, resolution=resolution)
-    chosen: dict[tuple[int, int, int, Filter], str] = {}
-    result = {}
-    for block in spec.blocks:
-        if not any(layer.depthwise for layer in block.layers):
-            continue
-        layer = network.get_submodule(f"{block.name}.depthwise")
-        conv = cast(DepthwiseConv2d, layer.conv)
-        image = torch.ones(1, block.expanded_channels, block.input_size, block.input_size)
-        padded = layer.pad(image) if hasattr(layer, "pad") else image  # type: ignore[operator]  # torch types it as Tensor
-        rows, columns = padded.shape[-2:]
-        key = conv.in_channels, rows, columns, conv.shape
-        if key not in chosen:
-            images = min(batch, max(1, ENOUGH // (conv.in_channels * rows * columns)))
-            chosen[key] = _fastest((images, conv.in_channels, rows, columns), conv.shape, channels_last)
-        result[f"{block.name}.depthwise.conv"] = chosen[key]
-    return result
+def _convolve(x: Tensor, weight: Tensor, filter: Filter) -> Tensor:
+    rim = filter.rim(*x.shape[-2:])
+    inner = filter.without(rim)
+    return functional.conv2d(x, _inside(weight, rim), None, inner.stride, inner.padding, 1, x.shape[1])
 
 
-def use_kernels(network: nn.Module, kernels: Mapping[str, str]) -> None:
-    """Compute the weight gradients of these layers with these kernels from now on; the other layers stay.
-
-    Raises:
-        UnknownNameError: no depthwise layer, or no kernel, has that name; then nothing is changed.
-    """
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, DepthwiseConv2d)}
-    for name, kernel in kernels.items():
-        if name not in layers:
-            raise UnknownNameError("layer", name, layers)
-        if kernel != AUTO:
-            check_kernel(kernel)
-    for name, kernel in kernels.items():
-        layers[name].kernel = kernel
-
-
-def _fastest(size: tuple[int, int, int, int], shape: Filter, channels_last: bool) -> str:
-    """The kernel for one layer."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.ones(size).contiguous(memory_format=layout)
-    with torch.no_grad():
-        grad = _convolve(x, x.new_ones(size[1], 1, shape.size, shape.size), shape)
-        times: dict[str, list[float]] = {name: [] for name in KERNELS}
-        for turn in range(1 + ROUNDS):
-            for name, taken in times.items():
-                if turn and min(taken) > HOPELESS * min(map(min, times.values())):
-                    continue
-                started = time.perf_counter()
-                weight_gradient(name, x, grad, shape)
-                taken.append(time.perf_counter() - started)
-    best = {name: min(taken[1:] or taken) for name, taken in times.items()}
-    fastest = min(best, key=best.__getitem__)
-    return fastest if best[fastest] < CLEARLY * best["torch"] else "torch"
-
-
-def _convolve(x: Tensor, weight: Tensor, shape: Filter) -> Tensor:
-    rim = shape.rim(*x.shape[-2:])
-    inner = shape.without(rim)
-    return functional.conv2d(x, _inner(weight, rim), None, inner.stride, inner.padding, 1, x.shape[1])
-
-
-def _inner(weight: Tensor, rim: int) -> Tensor:
+def _inside(weight: Tensor, rim: int) -> Tensor:
     return weight[..., rim:-rim, rim:-rim] if rim else weight
 
 
-def _eager(x: Tensor) -> bool:
-    """Whether `x` is a plain tensor on a CPU, and nobody looks on who wants torch's own operations.
+def _is_eager(x: Tensor) -> bool:
+    """Whether `x` is a plain tensor on a CPU, outside of anything that expects torch's own operations.
 
-    The type is asked first: a tracer has no answer to the rest.
+    The type comes first: a tracer's tensor has no answer to the rest.
     """
     return (
         type(x) in (Tensor, nn.Parameter)
@@ -183,3 +172,62 @@ def _eager(x: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def _torch(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
+    return _gradient(x, grad, (filter.size, filter.size), filter.stride, (filter.padding, filter.padding))
+
+
+def _columns(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
+    """Columns are split evenly, because a filter of one column may not be strided."""
+    if filter.size == 1 and filter.stride == 1 and not filter.padding:
+        return (x * grad).sum((0, 2, 3)).view(-1, 1, 1, 1)
+    pieces = -(-filter.size // WIDEST)
+    bounds = [number * filter.size // pieces for number in range(pieces + 1)]
+    return torch.cat([_piece(x, grad, filter, *edges) for edges in pairwise(bounds)], 3)
+
+
+def _piece(x: Tensor, grad: Tensor, filter: Filter, first: int, end: int) -> Tensor:
+    """Columns `first` to `end` of the gradient. All zeros around the map that they reach are written out.
+
+    Above and below, the kernel itself pads as long as the map is no smaller than the filter.
+    """
+    rows, columns = (filter.stride * (size - 1) for size in grad.shape[-2:])  # first to last output
+    left = filter.padding - first
+    right = columns + end - first - x.shape[-1] - left
+    if min(left, right) < -x.shape[-1]:  # on a narrow map these columns touch nothing but padding
+        return x.new_zeros(x.shape[1], 1, filter.size, end - first)
+    above = below = 0
+    inside = filter.padding
+    if x.shape[-2] < filter.size + -filter.padding % filter.stride:
+        above, below = filter.padding, rows + filter.size - x.shape[-2] - filter.padding
+        inside = 0
+    wide = functional.pad(x, (left, right, above, below))
+    return _gradient(wide, grad, (filter.size, end - first), filter.stride, (inside, 0))
+
+
+def _maps(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
+    """Where an output's gradient is a filter's tap, a stride between outputs is a dilation."""
+    batch, channels = x.shape[:2]
+    filters = grad.reshape(batch * channels, 1, *grad.shape[-2:])
+    image = x.reshape(1, batch * channels, *x.shape[-2:])
+    found = functional.conv2d(image, filters, None, 1, filter.padding, filter.stride, batch * channels)
+    found = found[..., : filter.size, : filter.size]  # the rows and columns behind the last output lie outside
+    return found.reshape(batch, channels, 1, filter.size, filter.size).sum(0)
+
+
+def _gradient(x: Tensor, grad: Tensor, size: tuple[int, int], stride: int, padding: tuple[int, int]) -> Tensor:
+    shapeless = x.new_empty(1).expand(x.shape[1], 1, *size)  # only its shape is read
+    return _backward(x, grad, shapeless, stride, padding, "weight")
+
+
+def _backward(x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], of: str) -> Tensor:
+    needs = [of == "input", of == "weight", False]
+    strides, none = [stride, stride], [0, 0]
+    found: Tensor = aten.convolution_backward(
+        grad, x, weight, None, strides, list(padding), [1, 1], False, none, x.shape[1], needs
+    )[needs.index(True)]
+    return found
+
+
+KERNELS: dict[str, Callable[[Tensor, Tensor, Filter], Tensor]] = {"torch": _torch, "columns": _columns, "maps": _maps}

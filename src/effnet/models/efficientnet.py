@@ -24,7 +24,7 @@ from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.models.blocks import BLOCKS, ConvNormAct, Norm, batch_norm, initialise
-from effnet.models.recompute import recompute
+from effnet.models.recompute import follow_plan
 
 
 class ParameterGroup(TypedDict):
@@ -157,9 +157,9 @@ class EfficientNet(nn.Module):
         """Keep less for the backward pass from now on; None keeps everything. See effnet.models.recompute.
 
         Raises:
-            ArgumentError: the plan is another network's, or a normalisation is not BatchNorm2d.
+            ArgumentError: the plan is another network's, or a block or a normalisation cannot be recomputed.
         """
-        recompute(self, plan)
+        follow_plan(self, self.spec, plan)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""

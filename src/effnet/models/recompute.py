@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,12 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from effnet.arch.memory import Keep, check_plan
+from effnet.arch.blocks import OPS, BlockSpec
+from effnet.arch.memory import Keep, check_plan, keeps_output
 from effnet.arch.recompute import RecomputePlan
+from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
-from effnet.models.blocks import Bottleneck, ConvNormAct, MBConv, SeparableConv, SqueezeExcitation
-
-if TYPE_CHECKING:
-    from effnet.models.efficientnet import EfficientNet
+from effnet.models.blocks import ConvNormAct, SqueezeExcitation
 
 aten = torch.ops.aten
 
@@ -60,23 +59,33 @@ class Source:
         self.recipe = self.value = None
 
 
-def recompute(network: EfficientNet, plan: RecomputePlan | None) -> None:
+def follow_plan(network: nn.Module, spec: NetworkSpec, plan: RecomputePlan | None) -> None:
     """Follow `plan` in every training step from now on; None keeps everything, as a fresh network does.
 
     Raises:
-        ArgumentError: the plan is another network's, or a normalisation is not BatchNorm2d, which cannot be recomputed.
+        ArgumentError: the plan is another network's, or a block or a normalisation cannot be recomputed.
     """
-    parts: dict[str, Any] = {"stem": network.stem}
-    parts |= {block.name: network.get_submodule(block.name) for block in network.spec.blocks}
-    if network.spec.head:
-        parts["head"] = network.head
+    forwards: dict[str, Callable[..., Tensor]] = {"stem": _end}
+    forwards |= {block.name: partial(_block, block) for block in spec.blocks}
+    if spec.head:
+        forwards["head"] = _end
     if plan is not None:
-        check_plan(network.spec, plan)
+        check_plan(spec, plan)
         for module in network.modules():
             if isinstance(module, ConvNormAct):
                 _check_norm(module.norm)
-    for name, part in parts.items():
-        part.recomputed = None if plan is None else partial(STEPS[type(part)], keep=plan.keeps[name])
+    for name, forward in forwards.items():
+        part = network.get_submodule(name)
+        vars(part).pop("forward", None)
+        if plan is not None:  # the part's own method stays its class's
+            vars(part)["forward"] = partial(_forward, part, partial(forward, part, plan[name]))
+
+
+def _forward(part: nn.Module, planned: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A part's forward pass: under its plan where something would be kept."""
+    if part.training and torch.is_grad_enabled():
+        return planned(x)
+    return cast(Tensor, type(part).forward(part, x))
 
 
 def _check_norm(norm: nn.Module) -> None:
@@ -87,46 +96,28 @@ def _check_norm(norm: nn.Module) -> None:
         )
 
 
-def _layer(part: ConvNormAct, x: Tensor, keep: Keep) -> Tensor:
+def _end(part: ConvNormAct, keep: Keep, x: Tensor) -> Tensor:
     """Stem or head."""
-    return _conv_norm_act(part, x, conv=keep > Keep.BOTTLENECKS, act=keep == Keep.ACTIVATIONS)
+    return _conv_norm_act(part, x, conv=keep > Keep.BOTTLENECKS, act=keep is Keep.ACTIVATIONS)
 
 
-def _mbconv(block: MBConv, x: Tensor, keep: Keep) -> Tensor:
-    """As the block's own forward does, and so do the others."""
-    act = keep == Keep.ACTIVATIONS
+def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
+    """A block by its description in arch/blocks.py, which is what its module's own forward pass computes."""
+    full = keep is Keep.ACTIVATIONS
+    *before, last = block.path
+    shortcuts = [layer.name for layer in block.layers if layer.shortcut]
     y = x
-    if isinstance(block.expand, ConvNormAct):
-        y = _conv_norm_act(block.expand, y, conv=keep >= Keep.CONVOLUTIONS, act=act)
-    y = _conv_norm_act(block.depthwise, y, conv=keep >= Keep.DEPTHWISE, act=act)
-    if isinstance(block.se, SqueezeExcitation):
-        y = _squeeze_excite(block.se, y, keep=act)
-    y = _conv_norm_act(block.project, y, conv=True, act=act or block.has_shortcut)
-    return x + block.drop(y) if block.has_shortcut else y
-
-
-def _separable(block: SeparableConv, x: Tensor, keep: Keep) -> Tensor:
-    act = keep == Keep.ACTIVATIONS
-    y = _conv_norm_act(block.depthwise, x, conv=keep >= Keep.DEPTHWISE, act=act)
-    return _conv_norm_act(block.pointwise, y, conv=True, act=act)
-
-
-def _bottleneck(block: Bottleneck, x: Tensor, keep: Keep) -> Tensor:
-    act = keep == Keep.ACTIVATIONS
-    y = _conv_norm_act(block.reduce, x, conv=keep >= Keep.CONVOLUTIONS, act=act)
-    y = _conv_norm_act(block.conv, y, conv=keep >= Keep.DEPTHWISE, act=act)
-    y = _conv_norm_act(block.widen, y, conv=True, act=True)  # what it says of its output: a sum keeps nothing
-    if isinstance(block.shortcut, ConvNormAct):
-        x = _conv_norm_act(block.shortcut, x, conv=True, act=True)
-    return cast(Tensor, block.act(x + block.drop(y)))
-
-
-STEPS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    ConvNormAct: _layer,
-    MBConv: _mbconv,
-    SeparableConv: _separable,
-    Bottleneck: _bottleneck,
-}
+    for layer in before:
+        y = _conv_norm_act(getattr(module, layer.name), y, conv=keeps_output(block, layer, keep), act=full)
+    if block.squeeze_channels:
+        y = _squeeze_excite(module.se, y, keep=full)
+    summed = bool(shortcuts) or block.has_shortcut  # a sum keeps nothing of what it adds
+    y = _conv_norm_act(getattr(module, last.name), y, conv=True, act=full or summed)
+    for name in shortcuts:
+        x = _conv_norm_act(getattr(module, name), x, conv=True, act=True)
+    if summed:
+        y = x + module.drop(y)
+    return cast(Tensor, module.act(y)) if OPS[block.op].activates_sum else y
 
 
 def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """What is chosen by measuring before the first step, and used again by a resumed run and by every process.
 
 Precision follows from the processor (machine.precision). The plan and the size of a part follow from the memory
-forecast. Kernels, threads, worker processes and the number of steps follow from timing the run's own network on its own
+forecast. Threads, worker processes and the number of steps follow from timing the run's own network on its own
 images for a few seconds; the weights are put back afterwards.
 """
 
@@ -24,7 +24,6 @@ from effnet.data.augment import Augment
 from effnet.data.loader import Loader, Order, TrainingImages, may_start_unasked
 from effnet.errors import ArgumentError, TrainingError
 from effnet.machine import Precision
-from effnet.models.depthwise import choose_kernels, use_kernels
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import Learner
 from effnet.training.recipe import Recipe
@@ -47,7 +46,6 @@ class Choices:
     part: int  # images that a process puts through the network at once
     parts: int  # of them one after another in a step
     plan: dict[str, str] | None  # what each part of the network keeps; None: everything
-    kernels: dict[str, str]  # of the depthwise convolutions that do not use the default
     threads: int
     workers: int
     forecast_bytes: int  # of a step, weights and states included
@@ -66,7 +64,6 @@ class Choices:
     def apply(self, network: EfficientNet) -> None:
         """Make the network compute as chosen."""
         network.recompute(read_plan(self.plan))
-        use_kernels(network, self.kernels)
 
 
 def read_plan(values: dict[str, str] | None) -> RecomputePlan | None:
@@ -157,10 +154,6 @@ def choose(
         return min(_seconds(lambda: step(learner, loader)) for _ in range(rounds))
 
     torch.set_num_threads(threads)
-    kernels: dict[str, str] = {}
-    if settings.device == "cpu":
-        kernels = choose_kernels(network, part, spec.resolution)
-        use_kernels(network, kernels)
 
     def tried(plan: RecomputePlan | None) -> float | None:
         try:
@@ -210,7 +203,6 @@ def choose(
         part=part,
         parts=order.parts,
         plan=None if plan is None else plan.to_dict(),
-        kernels=kernels,
         threads=threads,
         workers=workers,
         forecast_bytes=forecast,

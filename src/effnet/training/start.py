@@ -82,7 +82,7 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
         unnamed = tuple(f"output {number}" for number in range(given.config.spec.num_classes))
         report = inherit(network, given.network, classes=(data.classes, given.config.classes or unnamed))
         source = given.config.source or str(settings.init or settings.model)
-        words.append(report.words())
+        words.append(str(report))
     else:
         if not recipe.bn_momentum:
             raise ArgumentError("recipe", recipe.name, f"needs weights, and {settings.model} has none: take scratch.")

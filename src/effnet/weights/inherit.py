@@ -22,7 +22,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -35,13 +35,14 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import COUNTER, adapt_stem
 from effnet.weights.layouts import NATIVE, Step, walk
 
-Kind = Literal["fresh", "added", "sliced", "grown", "copied"]
-KINDS: tuple[Kind, ...] = get_args(Kind)  # a part is of the first kind that one of its tensors is of
-TAKEN = KINDS[2:]
+# fresh: as it was; added: an identity; sliced: channels left out; grown: channels repeated and none left out
+Outcome = Literal["fresh", "added", "sliced", "grown", "copied"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # a part has the first one that one of its tensors has
+TAKEN = OUTCOMES[2:]
 
 NOISE = 0.001  # of a tensor's standard deviation: after 80 steps of AdamW, copies differ as much as with 0.01
 STEM = FIRST_STAGE - 1
-LINEAR = ("project", "widen", "shortcut")  # layers without an activation
+SHOWN = 6  # names in the line that a report prints
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class InheritedPart:
     """What became of the stem, a block, the head or the classifier."""
 
     name: str
-    kind: Kind  # sliced: channels are left out; grown: channels are repeated, none left out; added: an identity
+    outcome: Outcome
     params: int
 
 
@@ -65,25 +66,25 @@ class Inheritance:
     @property
     def share(self) -> float:
         """Parameters that came from the source, of all."""
-        taken = sum(part.params for part in self.parts if part.kind in TAKEN)
+        taken = sum(part.params for part in self.parts if part.outcome in TAKEN)
         return taken / sum(part.params for part in self.parts)
 
-    def names(self, kind: Kind) -> tuple[str, ...]:
-        """The parts of one kind."""
-        return tuple(part.name for part in self.parts if part.kind == kind)
+    def names(self, outcome: Outcome) -> tuple[str, ...]:
+        """The parts with this outcome."""
+        return tuple(part.name for part in self.parts if part.outcome == outcome)
 
-    def words(self) -> str:
+    def __str__(self) -> str:
         """The report in one line."""
-        kinds = Counter(part.kind for part in self.parts)
-        counts = [f"{count} {kind}" for kind in reversed(KINDS) if kind != "fresh" and (count := kinds[kind])]
-        lists = (("fresh", self.names("fresh")), ("left out", self.dropped), ("other shortcut", self.rewired))
-        phrases = [f"parts: {', '.join(counts)}"] if counts else []
-        phrases += [f"{words}: {_few(names)}" for words, names in lists if names]
+        counts = Counter(part.outcome for part in self.parts)
+        taken = [f"{counts[outcome]} {outcome}" for outcome in reversed(OUTCOMES[1:]) if counts[outcome]]
+        lists = {"fresh": self.names("fresh"), "left out": self.dropped, "other shortcut": self.rewired}
+        phrases = [f"parts: {', '.join(taken)}"] if taken else []
+        for title, names in lists.items():
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            phrases += [f"{title}: {', '.join(names[:SHOWN])}{more}"] if names else []
         total = sum(part.params for part in self.parts) / 1e6
         share = f"{math.floor(100 * self.share)} % of {total:.3g} M parameters"
         return f"inherited from {self.source}: {share} ({'; '.join(phrases)})"
-
-    __str__ = words
 
 
 def inherit(
@@ -100,7 +101,7 @@ def inherit(
         network: of any width, depth, resolution, classes and input channels, built with the source's padding.
         source: where the weights come from; it stays as it is.
         classes: the names of the classes of `network` and of `source`. The classifier is taken over where the source
-            knows all of them; without names, where their numbers agree.
+            has all of them; without names, where their numbers agree.
         noise: on the weights of repeated channels, as a share of their tensor's standard deviation. With 0 the logits
             are the source's up to rounding, and copies never learn anything of their own.
         seed: of the noise.
@@ -111,26 +112,26 @@ def inherit(
     """
     old = {key: tensor.detach() for key, tensor in source.state_dict().items()}
     _check(network, source, noise)
-    rows = _rows(network.spec, source.spec, classes)
+    matched = _match_classes(network.spec, source.spec, classes)
     network.use_policy(source.policy)
-    lineage = _Lineage(network.spec, source, old, rows)
+    lineage = _Lineage(network.spec, source, old, matched)
     random = torch.Generator().manual_seed(seed)
     state = network.state_dict()  # the network's own tensors
-    kinds, sizes = defaultdict[str, set[Kind]](set), Counter[str]()
+    outcomes, sizes = defaultdict[str, set[Outcome]](set), Counter[str]()
     for step in walk(network.spec):
-        name, kind = step.block.name if step.block else step.role, lineage.kind(step)
+        name, outcome = step.block.name if step.block else step.role, lineage.outcome(step)
         keys = [key for key, _ in NATIVE.keys(step)]
-        kinds[name].add(kind)
+        outcomes[name].add(outcome)
         sizes[name] += sum(state[key].numel() for key in keys[: 3 if step.has_norm else 2])
-        if kind == "added" and step.role in LINEAR:
+        if outcome == "added" and step.block and step.role == step.block.path[-1].name:
             for key in keys[1:3]:  # weight and bias of its normalisation
                 state[key].zero_()
-        elif kind in TAKEN:
+        elif outcome in TAKEN:
             for key in keys:
                 if key in state and key in old:  # a frozen normalisation counts no batches
                     tensor = lineage.tensor(step, old[key])
-                    state[key].copy_(lineage.disturbed(step, tensor, noise, random) if key == keys[0] else tensor)
-    parts = (InheritedPart(name, min(found, key=KINDS.index), sizes[name]) for name, found in kinds.items())
+                    state[key].copy_(lineage.add_noise(step, tensor, noise, random) if key == keys[0] else tensor)
+    parts = (InheritedPart(name, min(found, key=OUTCOMES.index), sizes[name]) for name, found in outcomes.items())
     return Inheritance(source.spec.name, tuple(parts), lineage.dropped, lineage.rewired)
 
 
@@ -142,23 +143,24 @@ class _Channels:
     old: int  # channels of the source
 
     @property
-    def kind(self) -> Kind:
+    def outcome(self) -> Outcome:
         """Whether some are left out or repeated."""
-        return _change(len(self.index), self.old)
+        return _compare_sizes(len(self.index), self.old)
 
-    def written(self, tensor: Tensor) -> Tensor:
+    def take_rows(self, tensor: Tensor) -> Tensor:
         """A tensor with these channels as rows, from the source's."""
         return tensor[self.index.to(tensor.device)]
 
-    def read(self, weight: Tensor) -> Tensor:
+    def take_columns(self, weight: Tensor) -> Tensor:
         """A weight with these channels as columns, from the source's, shared out between the copies of a channel."""
         copies = torch.bincount(self.index, minlength=self.old)[self.index]
         weight = weight[:, self.index.to(weight.device)]
-        return weight / copies.to(weight).view(1, -1, *[1] * (weight.dim() - 2)) if self.kind == "grown" else weight
+        divide = self.outcome == "grown"
+        return weight / copies.to(weight).view(1, -1, *[1] * (weight.dim() - 2)) if divide else weight
 
 
 class _Lineage:
-    """Where everything in a network comes from."""
+    """Which block and which channels of the source each tensor of a network comes from."""
 
     def __init__(
         self, new: NetworkSpec, source: EfficientNet, state: Mapping[str, Tensor], classes: _Channels | None
@@ -173,13 +175,13 @@ class _Lineage:
         self.streams = {STEM: STEM} | {stage: stage for stage in ends}
         for block in new.blocks:
             parent = known.get((block.stage, block.index))
-            if parent and (parent.stride, *_row(parent)) == (block.stride, *_row(block)):
+            if parent and (parent.stride, *_make(parent)) == (block.stride, *_make(block)):
                 self.kept.add(block.name)
                 if block.has_shortcut != parent.has_shortcut:
                     rewired.append(block.name)
                 elif block.has_shortcut and block.index == 0:  # two stages that add to one stream
                     self.streams[block.stage] = self.streams[block.stage - 1]
-            elif not parent and block.has_shortcut and block.stage in ends and _row(ends[block.stage]) == _row(block):
+            elif not parent and block.has_shortcut and block.stage in ends and _make(ends[block.stage]) == _make(block):
                 self.added.add(block.name)
         heirs = {block.name for block in new.blocks}
         self.dropped = tuple(block.name for block in old.blocks if block.name not in heirs)
@@ -189,47 +191,51 @@ class _Lineage:
         self.end, self.same_end = self.streams[old.blocks[-1].stage], new.blocks[-1].stage == old.blocks[-1].stage
         sizes = [{self.groups(step)[0]: step.shape[0] for step in walk(spec)} for spec in (new, old)]
         shrunk = any(sizes[0][group] < size for group, size in sizes[1].items() if group in sizes[0])
-        weighed = self._importance(state, heirs) if shrunk else {}
+        importance = self._importance(state, heirs) if shrunk else {}
         self.channels: dict[Hashable, _Channels] = {}
         for group in sizes[0].keys() & sizes[1].keys() - {"classes"}:
             many, few = sizes[1][group], sizes[0][group]
-            chosen = weighed[group].topk(few).indices.sort().values.cpu() if few < many else torch.arange(few) % many
-            self.channels[group] = _Channels(chosen, many)
+            best = importance[group].topk(few).indices.sort().values.cpu() if few < many else torch.arange(few) % many
+            self.channels[group] = _Channels(best, many)
         if classes:
             self.channels["classes"] = classes
 
     def groups(self, step: Step) -> tuple[Hashable, Hashable]:
-        """The groups of channels that a step writes and reads; None where it reads each of them alone, or the image."""
+        """The groups of channels that a step writes and reads; None where it reads each of them alone, or the image.
+
+        Within a block each layer writes a group of its own, but for depthwise ones, which write what they read, and for
+        the last and the shortcut's, which write the stage's stream.
+        """
         if step.block is None:
             pooled = "head" if self.old.head else self.end
             return {"stem": (STEM, None), "head": ("head", self.end), "classifier": ("classes", pooled)}[step.role]
-        stage, name = step.block.stage, step.block.name
-        writes, reads = (self.streams.get(number, number) for number in (stage, stage - (step.block.index == 0)))
-        inside: Hashable = reads if step.block.layers[0].name == "depthwise" else name
-        return {
-            "pointwise": (writes, inside),
-            "reduce": (inside, reads),
-            "conv": ((name, "middle"), inside),
-            "widen": (writes, (name, "middle")),
-            "shortcut": (writes, reads),
-            "expand": (inside, reads),
-            "depthwise": (inside, None),
-            "squeeze": ((name, "squeezed"), inside),
-            "excite": (inside, (name, "squeezed")),
-            "project": (writes, inside),
-        }[step.role]
+        block = step.block
+        stages = block.stage, block.stage - (block.index == 0)
+        writes, reads = (cast(Hashable, self.streams.get(stage, stage)) for stage in stages)
+        groups: dict[str, tuple[Hashable, Hashable]] = {
+            layer.name: (writes, reads) for layer in block.layers if layer.shortcut
+        }
+        *before, last = block.path
+        for layer in before:
+            group = reads if layer.depthwise else (block.name, layer.name)
+            groups[layer.name] = group, None if layer.depthwise else reads
+            reads = group
+        squeezed = (block.name, "squeeze")
+        return (groups | {"squeeze": (squeezed, reads), "excite": (reads, squeezed), last.name: (writes, reads)})[
+            step.role
+        ]
 
-    def kind(self, step: Step) -> Kind:
+    def outcome(self, step: Step) -> Outcome:
         """What becomes of a step."""
         if step.block and step.block.name not in self.kept:
             return "added" if step.block.name in self.added else "fresh"
         found = [self.channels.get(group) for group in self.groups(step) if group is not None]
         if None in found or (step.role in ("head", "classifier") and not self.same_end):
             return "fresh"
-        kinds = [channels.kind for channels in found if channels]
+        outcomes = [channels.outcome for channels in found if channels]
         if step.role == "stem":
-            kinds.append(_change(step.shape[1], self.old.in_channels))
-        return min(kinds, key=KINDS.index)
+            outcomes.append(_compare_sizes(step.shape[1], self.old.in_channels))
+        return min(outcomes, key=OUTCOMES.index)
 
     def tensor(self, step: Step, tensor: Tensor) -> Tensor:
         """One of a step's tensors, from the source's."""
@@ -238,15 +244,15 @@ class _Lineage:
             return tensor
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
-        tensor = self.channels[writes].written(tensor)
+        tensor = self.channels[writes].take_rows(tensor)
         if tensor.dim() > 1 and step.role == "stem" and step.shape[1] != tensor.shape[1]:
             return adapt_stem(tensor, step.shape[1])
-        return self.channels[reads].read(tensor) if tensor.dim() > 1 and reads is not None else tensor
+        return self.channels[reads].take_columns(tensor) if tensor.dim() > 1 and reads is not None else tensor
 
-    def disturbed(self, step: Step, weight: Tensor, noise: float, random: torch.Generator) -> Tensor:
+    def add_noise(self, step: Step, weight: Tensor, noise: float, random: torch.Generator) -> Tensor:
         """A step's weight with noise on its repeated rows."""
         written = self.channels[self.groups(step)[0]]
-        if noise and written.kind == "grown":
+        if noise and written.outcome == "grown":
             drawn = torch.randn(weight[written.old :].shape, generator=random).to(weight)
             weight[written.old :] += noise * weight.std() * drawn
         return weight
@@ -260,13 +266,18 @@ class _Lineage:
             writes, reads = self.groups(step)
             weight, *rest = (state[key].float() for key, _ in NATIVE.keys(step) if not key.endswith(COUNTER))
             weight = weight.reshape(*weight.shape[:2], -1)  # (out, in / groups, kernel^2)
+            layers = step.block.layers if step.block else ()
+            names = [layer.name for layer in layers]
             if step.has_norm:
                 scale, shift, _, variance = rest
                 weight = weight * (scale / (variance + self.eps).sqrt())[:, None, None]
-                spread = _spread(scale, shift, None if step.role in LINEAR else self.old.activation)
+                activated = step.role not in names or layers[names.index(step.role)].activation
+                spread = _spread(scale, shift, self.old.activation if activated else None)
             else:
                 spread = weight.norm(dim=(1, 2))
-            if step.role not in ("expand", "excite"):  # what these write is normalised or scaled once more
+            followers = layers[names.index(step.role) + 1 :] if step.role in names else ()
+            again = followers[0].depthwise if followers else step.role == "excite"
+            if not again:  # else what it writes is normalised or scaled once more
                 spreads[writes].append(spread)
             if reads is not None:
                 weights[reads].append(weight.norm(dim=(0, 2)))
@@ -281,10 +292,9 @@ def _check(network: EfficientNet, source: EfficientNet, noise: float) -> None:
         raise ArgumentError(
             "padding", ours, f"is built in, and the source has {theirs!r}: EfficientNet(spec, policy=source.policy)."
         )
-    if network.spec.activation != source.spec.activation:
-        raise ArgumentError(
-            "activation", network.spec.activation, f"differs from the source's {source.spec.activation}."
-        )
+    activation, other = network.spec.activation, source.spec.activation
+    if activation != other:
+        raise ArgumentError("activation", activation, f"differs from the source's {other}.")
     for argument, each in (("network", network), ("source", source)):
         state = each.state_dict()
         if lost := [key for key in NATIVE.shapes(each.spec) if key not in state and not key.endswith(COUNTER)]:
@@ -293,7 +303,9 @@ def _check(network: EfficientNet, source: EfficientNet, noise: float) -> None:
         raise ArgumentError("noise", noise, "must be at least 0 and finite.")
 
 
-def _rows(new: NetworkSpec, old: NetworkSpec, classes: tuple[Sequence[str], Sequence[str]] | None) -> _Channels | None:
+def _match_classes(
+    new: NetworkSpec, old: NetworkSpec, classes: tuple[Sequence[str], Sequence[str]] | None
+) -> _Channels | None:
     """Where in the source's classifier each class is; None where it is not taken over.
 
     Raises:
@@ -310,12 +322,12 @@ def _rows(new: NetworkSpec, old: NetworkSpec, classes: tuple[Sequence[str], Sequ
     return _Channels(torch.tensor([places[name] for name in classes[0]]), old.num_classes)
 
 
-def _row(block: BlockSpec) -> tuple[str, int, int, bool]:
+def _make(block: BlockSpec) -> tuple[str, int, int, bool]:
     """What blocks of a stage have in common, beside their channels."""
     return block.op, block.kernel_size, block.expand_ratio, block.squeeze_channels > 0
 
 
-def _change(new: int, old: int) -> Kind:
+def _compare_sizes(new: int, old: int) -> Outcome:
     return "copied" if new == old else "sliced" if new < old else "grown"
 
 
@@ -333,7 +345,3 @@ def _spread(scale: Tensor, shift: Tensor, activation: Activation | None) -> Tens
 def _norm(rows: Sequence[Tensor]) -> Tensor:
     """The root of the sum of squares."""
     return torch.stack(tuple(rows)).square().sum(0).sqrt()
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
