@@ -12,7 +12,7 @@ from effnet.arch.cost import cost
 from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, PAPER, VARIANTS, spec
-from effnet.describing.rivals import RIVALS
+from effnet.describing import RIVALS
 from effnet.scaling.compound import RULES, implied_phis, nominal_ratio, realised_ratio, scale
 from effnet.weights.layouts import LAYOUTS, NATIVE, walk
 

@@ -23,7 +23,7 @@ from counted import FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
 
 from effnet.arch.cost import cost
 from effnet.arch.variants import B0, VARIANTS
-from effnet.describing.rivals import RIVALS
+from effnet.describing import RIVALS
 from effnet.plots.style import BLUE, GREEN, GREY, INK, LEFT, ORANGE, PALE, RED, RIGHT, SKY, name_point, picture
 from effnet.scaling.compound import nominal_ratio
 

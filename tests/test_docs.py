@@ -16,7 +16,7 @@ import torchvision
 from matplotlib.figure import Figure
 
 from effnet.arch.spec import NetworkSpec
-from effnet.describing.rivals import RIVALS
+from effnet.describing import RIVALS
 from effnet.profiling.compare import count
 
 DOCS = Path(__file__).parents[1] / "docs"

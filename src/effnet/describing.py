@@ -1,0 +1,263 @@
+"""effnet info: the family, one network with its costs and training memory, and the networks of the paper's Table 2."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from effnet import console
+from effnet.arch.cost import Cost, cost
+from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch, training_memory
+from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.table import block_rows, stage_rows
+from effnet.arch.variants import PAPER, VARIANTS, spec
+from effnet.console import MACS, OK, PUBLISHED, Amount, Flag, Whole
+from effnet.errors import ArgumentError
+from effnet.fields import parse_bytes
+from effnet.machine import Choice, Precision
+from effnet.machine import precision as best_precision
+from effnet.weights.bundle import read_network
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A published network of Table 2 (v5) of the paper, in the group of the EfficientNet that it is compared with."""
+
+    name: str
+    compared_with: str
+    top1: float  # per cent on the ImageNet validation set, single crop, single model
+    top5: float
+    params_millions: float
+    macs_billions: float | None  # the paper leaves GPipe's out
+
+
+# Nothing here was measured by us. The paper calls the multiply-adds FLOPS.
+RIVALS = (
+    # name, compared with, top-1, top-5, parameters (M), multiply-adds (B)
+    Rival("ResNet-50", "b0", 76.0, 93.0, 26, 4.1),
+    Rival("DenseNet-169", "b0", 76.2, 93.2, 14, 3.5),
+    Rival("ResNet-152", "b1", 77.8, 93.8, 60, 11),
+    Rival("DenseNet-264", "b1", 77.9, 93.9, 34, 6.0),
+    Rival("Inception-v3", "b1", 78.8, 94.4, 24, 5.7),
+    Rival("Xception", "b1", 79.0, 94.5, 23, 8.4),
+    Rival("Inception-v4", "b2", 80.0, 95.0, 48, 13),
+    Rival("Inception-resnet-v2", "b2", 80.1, 95.1, 56, 13),
+    Rival("ResNeXt-101", "b3", 80.9, 95.6, 84, 32),
+    Rival("PolyNet", "b3", 81.3, 95.8, 92, 35),
+    Rival("SENet", "b4", 82.7, 96.2, 146, 42),
+    Rival("NASNet-A", "b4", 82.7, 96.2, 89, 24),
+    Rival("AmoebaNet-A", "b4", 82.8, 96.1, 87, 23),
+    Rival("PNASNet", "b4", 82.9, 96.2, 86, 23),
+    Rival("AmoebaNet-C", "b5", 83.5, 96.5, 155, 41),
+    Rival("GPipe", "b7", 84.3, 97.0, 557, None),
+)
+
+
+@dataclass(frozen=True)
+class SpecChanges:
+    """What differs from the named network."""
+
+    width: float | None = None
+    """Factor on the baseline's channels, in place of the variant's."""
+    depth: float | None = None
+    """Factor on the baseline's layers, in place of the variant's."""
+    resolution: Whole | None = None
+    """Height and width of the input in pixels."""
+    num_classes: Whole | None = None
+    """Outputs of the classifier."""
+    stem_stride: Whole | None = None
+    """1 for small images, which makes every map twice as high and wide; 2 in every published network."""
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A training step whose memory is to be shown."""
+
+    batch: Whole | None = None
+    """Images per training step. Default: as many as fit into --train-memory."""
+    train_memory: Amount | None = None
+    """Memory for training, such as 8GB: shows the largest batch that fits."""
+    optimizer: str = "rmsprop"
+    """rmsprop, sgd, momentum, adam or adamw."""
+    precision: Precision | None = None
+    """Number format of the feature maps. Default: what this processor trains in faster."""
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError without a batch or a memory."""
+        if self.batch is None and self.train_memory is None:
+            raise ArgumentError("batch", self.batch, "is missing: name the images per step, or --train-memory.")
+
+
+def info(
+    model: str | None = None,
+    *,
+    blocks: Flag = False,
+    rivals: Flag = False,
+    json: Flag = False,
+    changes: Annotated[SpecChanges, Parameter(name="*", group="Changes")] = SpecChanges(),
+    step: Annotated[TrainingStep | None, Parameter(name="*", group="Training memory")] = None,
+) -> int:
+    """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
+
+    With --batch or --train-memory: what training that network holds in memory, with and without a plan that computes
+    part of it again.
+
+    Args:
+        model: A variant (b0 ... b8, l2, lite0 ... lite4), a bundle or a spec.yaml. Default: the whole family.
+        blocks: Every block instead of every stage.
+        rivals: The paper's Table 2: the family beside the networks that it is compared with, all figures published.
+        json: JSON instead of a table.
+    """
+    given = console.given(changes)
+    if model is None or rivals:
+        of_one = given | ({"blocks": True} if blocks else {}) | ({} if step is None else console.given(step))
+        if of_one:
+            example = console.command_line("info b0", dict([next(iter(of_one.items()))]))
+            name, value = next(iter(of_one.items()))
+            raise ArgumentError(name, value, f"is about one network; name it, as in: {example}")
+        if model is not None:
+            raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
+        _show_rivals(as_json=json) if rivals else _show_family(as_json=json)
+        return OK
+    network = spec(read_network(model), **given)
+    if step is None:
+        _show_network(network, model, blocks=blocks, as_json=json)
+    elif blocks:
+        raise ArgumentError("blocks", blocks, "does not go with --batch or --train-memory.")
+    else:
+        _show_training(network, model, step, as_json=json)
+    return OK
+
+
+def _show_family(*, as_json: bool) -> None:
+    """The published variants side by side."""
+    if as_json:
+        sys.stdout.write(console.json_text([_values(row.spec) for row in VARIANTS.values()]))
+        return
+    columns = "<name", "width", "depth", "px", "dropout", "drop\nconnect", "params", "MACs", "FLOPs", "top-1\n%"
+    rows = []
+    sources: dict[str, list[str]] = {}
+    for row in VARIANTS.values():
+        network, price = row.spec, cost(row.spec)
+        sizes = row.name, row.width, row.depth, row.resolution, row.dropout, network.drop_connect
+        costs = console.millions(price.params), console.billions(price.macs), console.billions(price.flops)
+        rows.append((*sizes, *costs, row.top1))
+        sources.setdefault(row.source, []).append(row.name)
+    published = [f"{names[0]}{' ... ' + names[-1] if names[1:] else ''}: {source}" for source, names in sources.items()]
+    note = "\n".join((MACS, f"{PUBLISHED} Sources:", *published))
+    console.table(columns, rows, title="The EfficientNet family, one image each", note=note)
+    console.remark("Next: effnet info b4")
+
+
+def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bool) -> None:
+    """One network as the paper's Table 1 has it, with what each row costs."""
+    rows = block_rows(network) if blocks else stage_rows(network)
+    if as_json:
+        parts = [row.to_dict() for row in rows]
+        sys.stdout.write(console.json_text(_values(network) | {"blocks" if blocks else "stages": parts}))
+        return
+    price = cost(network)
+    columns = ("<block" if blocks else "<stage", "<operator", "input px", "channels", "layers", "stride")
+    costs = "params", "MACs", "activations"
+    lines: list[tuple[object, ...]] = [
+        (row.name, row.operator, row.input_size, row.channels, row.layers, row.stride, *_costs(row.cost))
+        for row in rows
+    ]
+    layers = sum(row.layers for row in stage_rows(network))
+    lines.append(("total", "", "", "", layers, "", *_costs(price)))
+    title = (
+        f"{network.name}: width {network.width:g}, depth {network.depth:g}, {network.resolution} px, "
+        f"dropout {network.dropout:g}, drop-connect {network.drop_connect:g}, {network.num_classes} classes"
+    )
+    console.table((*columns, *costs), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}")
+    console.remark(f"Next: effnet info {model} --blocks" if not blocks else "Next: effnet info --rivals")
+
+
+def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:
+    """What a training step holds, in its parts, at each level of keeping."""
+    limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
+    choice = best_precision() if step.precision is None else Choice(step.precision, "as --precision says")
+    settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": choice.value}
+    levels: dict[str, Keep | None] = {"everything": None}
+    levels |= {keep.name.lower(): keep for keep in sorted(Keep, reverse=True)}
+    largest = {}
+    if limit is not None:
+        largest = {name: largest_batch(network, limit, plan=keep, **settings) for name, keep in levels.items()}
+    images = max(1, *largest.values()) if step.batch is None else step.batch
+    plans = {name: None if keep is None else RecomputePlan.uniform(network, keep) for name, keep in levels.items()}
+    if step.batch is not None and limit is not None and largest["bottlenecks"] >= step.batch:
+        plans["least work"] = find_plan(network, limit, step.batch, **settings)
+    held = {name: training_memory(network, images, plan=plan, **settings) for name, plan in plans.items()}
+    macs = cost(network).macs
+    again = {name: 0 if plan is None else extra_work(network, plan).macs / macs for name, plan in plans.items()}
+    if as_json:
+        rows = [
+            {"keep": name, "extra_macs_share": again[name], "largest_batch": largest.get(name)} | vars(held[name])
+            for name in plans
+        ]
+        values = {"batch": images, "train_memory_bytes": limit, **settings, "precision_because": choice.reason}
+        sys.stdout.write(console.json_text(_values(network) | values | {"training": rows}))
+        return
+    parts = "weights", "gradients", "optimizer", "ema", "images", "activations", "peak"
+    columns = ["<kept", *parts[:3], "EMA", *parts[4:6], "at the peak", "MACs again", *["largest batch"] * bool(largest)]
+    lines = []
+    for name, memory in held.items():
+        sizes = (console.size(getattr(memory, part)) for part in parts)
+        lines.append((name, *sizes, f"{again[name]:.0%}", *[largest.get(name, images) or "none"] * bool(largest)))
+    title = f"Training {network.name} at {network.resolution} px, {step.optimizer}, {choice.value}: "
+    note = (
+        f"{choice.value}: {choice.reason}.\n"
+        "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
+        "the sum. To keep less: network.recompute(RecomputePlan.uniform(spec, 'convolutions')). Torch is not counted."
+    )
+    if "least work" in plans:
+        note += f"\nLeast work: find_plan(spec, limit, batch) for {step.train_memory}: {plans['least work']}."
+    console.table(columns, lines, title=f"{title}{images:,} image{'s' * (images > 1)} a step", note=note)
+    options = {"from_": model, "train_memory": step.train_memory or "8GB", "batch": images}
+    console.remark(f"Next: {console.command_line('scale', options)}")
+
+
+def _show_rivals(*, as_json: bool) -> None:
+    """Table 2 of the paper, group by group."""
+    groups = [(row, [rival for rival in RIVALS if rival.compared_with == row.name]) for row in VARIANTS.values()]
+    groups = [(ours, rivals) for ours, rivals in groups if ours.source == PAPER]
+    if as_json:
+        values = [_values(ours.spec) | {"rivals": [vars(rival) for rival in rivals]} for ours, rivals in groups]
+        sys.stdout.write(console.json_text(values))
+    else:
+        columns = "<name", "top-1\n%", "top-5\n%", "params", "", "MACs", "FLOPs", ""
+        lines: list[tuple[object, ...]] = []
+        for ours, theirs in groups:
+            price = cost(ours.spec)
+            counted = console.millions(price.params), "", console.billions(price.macs), console.billions(price.flops)
+            lines.append((f"EfficientNet-{ours.name.upper()}", ours.top1, ours.top5, *counted, ""))
+            for rival in theirs:
+                params, macs = rival.params_millions, rival.macs_billions
+                sizes = [f"{params:g} M", f"{1e6 * params / price.params:.1f}x"]
+                sizes += [f"{macs:g} G", f"{2 * macs:g} G", f"{1e9 * macs / price.macs:.1f}x"] if macs else ["-"] * 3
+                lines.append((f"  {rival.name}", rival.top1, rival.top5, *sizes))
+        note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
+        console.table(columns, lines, title="The family beside the networks of its time", note=note)
+    console.remark("Next: effnet info b0")
+
+
+def _values(network: NetworkSpec) -> dict[str, Any]:
+    """A network's sizes and costs under the names of the attributes."""
+    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect", "num_classes"
+    built = "in_channels", "stem_stride"
+    price = cost(network)
+    values = {name: getattr(network, name) for name in (*sizes, *built)}
+    values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
+    values["inference_memory_bytes"] = inference_memory(network)
+    values["training_memory_bytes_per_image"] = kept_per_image(network)
+    if row := VARIANTS.get(network.name):
+        values |= {"published_top1": row.top1, "published_top5": row.top5, "published_in": row.source}
+    return values
+
+
+def _costs(part: Cost) -> tuple[str, str, str]:
+    return f"{part.params:,}", f"{part.macs:,}", f"{part.activations:,}"

@@ -1,1 +1,0 @@
-"""effnet info: the family, one network, the networks of Table 2."""
