@@ -25,8 +25,8 @@ from effnet.fields import one_of, positive_int
 from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, count_resources
 from effnet.scaling.compound import Rule, interpolate_dropout, largest_phi
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
 
 NEAR = 0.05  # how far depth, width and resolution may each be from the curve
 SMALLEST_FACTOR = 0.05  # of depth and width
@@ -43,11 +43,11 @@ COUNTABLE = 1e17  # the curve ends before its counts outgrow whole numbers of 64
 class CountedNetworks:
     """Networks as they are built, one entry each, and what they cost."""
 
-    width: Floats
-    depth: Floats
-    resolution: Ints
-    rounding: Ints  # index into `roundings`
-    counts: dict[str, Ints]  # by resource
+    width: FloatArray
+    depth: FloatArray
+    resolution: IntArray
+    rounding: IntArray  # index into `roundings`
+    counts: dict[str, IntArray]  # by resource
     roundings: tuple[DepthRounding, ...]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class CountedNetworks:
             lambda name: np.concatenate([self.counts[name], other.counts[name]]),
         )
 
-    def _each(self, array: Callable[[str], Any], count: Callable[[str], Ints]) -> CountedNetworks:
+    def _each(self, array: Callable[[str], Any], count: Callable[[str], IntArray]) -> CountedNetworks:
         """Others, made of the name of every array and the name of every resource."""
         arrays = {name: array(name) for name in ("width", "depth", "resolution", "rounding")}
         return dataclasses.replace(self, **arrays, counts={name: count(name) for name in self.counts})
@@ -142,7 +142,7 @@ class CurveSearch:
         name = f"{self.baseline.name}-{cost(network).macs / 1e6:.0f}m"
         return dataclasses.replace(network, name=name, dropout=interpolate_dropout(self.baseline, network)[0])
 
-    def _phis(self) -> Floats:
+    def _phis(self) -> FloatArray:
         """The curve, as far as factors, resolution and whole numbers go, in steps of equal growth under any rule.
 
         Raises:
@@ -165,7 +165,7 @@ class CurveSearch:
         ends = zip(floors, self.rule.growths, strict=True)
         return max(min(0.0, math.log(floor) / math.log(growth)) for floor, growth in ends if growth > 1)
 
-    def _curve(self, phis: Floats) -> tuple[Floats, Floats, Floats]:
+    def _curve(self, phis: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Depth, width and resolution in pixels on the curve, not yet rounded; what is settled is settled."""
         alpha, beta, gamma = self.rule.growths
         budget = self.budget
@@ -178,7 +178,7 @@ class CurveSearch:
             pixels = np.minimum(pixels, budget.max_resolution)
         return depth, width, pixels
 
-    def _neighbours(self, phis: Floats, phi: float) -> tuple[Floats, Floats, Floats]:
+    def _neighbours(self, phis: FloatArray, phi: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Everything near the curve around `phi`: depth, width and resolution each within NEAR of a point of it."""
         reach = AROUND * self.doubling
         depth, width, pixels = self._curve(np.linspace(max(phis[0], phi - reach), min(phis[-1], phi + reach), PLACES))
@@ -206,7 +206,7 @@ class CurveSearch:
         numbers = inside[:: max(1, math.ceil(len(inside) / RESOLUTIONS))] or [max(1, round(pixels / self.step))]
         return [number * self.step for number in numbers]
 
-    def _round_pixels(self, pixels: Floats) -> Ints:
+    def _round_pixels(self, pixels: FloatArray) -> IntArray:
         """The resolutions that are built for these."""
         if self.budget.resolution is not None:
             return np.full(len(pixels), self.budget.resolution, np.int64)
@@ -215,7 +215,7 @@ class CurveSearch:
             steps = np.minimum(steps, self.budget.max_resolution // self.step)
         return (steps * self.step).astype(np.int64)
 
-    def _count(self, depth: Floats, width: Floats, pixels: Floats) -> CountedNetworks:
+    def _count(self, depth: FloatArray, width: FloatArray, pixels: FloatArray) -> CountedNetworks:
         """The networks as they are built, for each way to round the depth, and what the budget limits of them."""
         resolution = self._round_pixels(pixels)
         names = tuple(dict.fromkeys(("macs", "params", *self.budget.limits)))
@@ -223,7 +223,7 @@ class CurveSearch:
         for rounding in self.roundings:
             base = dataclasses.replace(self.baseline, depth_rounding=rounding)
             shape = base.shape_at(cast(float, width), cast(float, depth), cast(int, resolution))
-            counted.append(cast("dict[str, Ints]", count_resources(shape, self.budget, names)))
+            counted.append(cast("dict[str, IntArray]", count_resources(shape, self.budget, names)))
         times = len(self.roundings)
         return CountedNetworks(
             np.tile(width, times),
