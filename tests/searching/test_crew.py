@@ -34,10 +34,10 @@ class Heard:
         self.words, self.then, self.progress = list[str](), then, list[float]()
         self.decoded = list[tuple[float, float]]()
 
-    def said(self, words: str) -> None:
+    def message(self, words: str) -> None:
         self.words.append(words)
 
-    def counted(self, doing: str, done: float, total: float) -> None:
+    def update(self, doing: str, done: float, total: float, detail: str = "") -> None:
         if doing == "decoded images":
             self.decoded.append((done, total))
             return

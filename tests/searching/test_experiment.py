@@ -15,13 +15,13 @@ from tiny import draw_images
 from effnet.arch.cost import cost
 from effnet.arch.specfile import read_spec
 from effnet.errors import ArgumentError, DataError
+from effnet.progress import SILENT
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, read_rule, scale
 from effnet.searching import experiment as contest
 from effnet.searching.compare import compare
 from effnet.searching.experiment import Contest, Terms, _some
 from effnet.searching.search import Question, search
-from effnet.training.listener import Silent
 
 BASE = read_spec(Path(__file__).parents[2] / "examples" / "baselines" / "separable.yaml")
 QUESTION = Question(step=0.2, tolerance=0.2, rungs=2, seeds=2, finalists=2)
@@ -111,7 +111,7 @@ def test_the_minutes_become_epochs(shapes: Path, tmp_path: Path, monkeypatch: py
     question = Question(triples=(Rule(1, 1.4, 1), Rule(1.7, 1.1, 1)), rungs=1, seeds=1)
     terms = {"val": 0.3, "workers": 1, "trials": 1}
     search(shapes, BASE, question=question, out=tmp_path / "s", minutes=0.2, **terms)
-    epochs = Contest(Terms(str(shapes), BASE, out=tmp_path / "s"), "search", Silent()).study.about["epochs"]  # type: ignore[index]
+    epochs = Contest(Terms(str(shapes), BASE, out=tmp_path / "s"), "search", SILENT).study.about["epochs"]  # type: ignore[index]
     assert epochs > 1
     found = search(shapes, BASE, question=question, out=tmp_path / "s", minutes=0.1, **terms)
     assert found.verdict is not None  # it went on with the epochs that it began with
@@ -120,7 +120,7 @@ def test_the_minutes_become_epochs(shapes: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_images_are_taken_evenly(shapes: Path, tmp_path: Path) -> None:
-    contest = Contest(Terms(str(shapes), BASE, out=tmp_path / "s", images=12, val=0.3), "search", Silent())
+    contest = Contest(Terms(str(shapes), BASE, out=tmp_path / "s", images=12, val=0.3), "search", SILENT)
     assert contest.data.part("train").counts == (4, 4, 4)
     assert contest.data.part("val").counts == (4, 4, 4)
     samples = contest.data.part("train").samples

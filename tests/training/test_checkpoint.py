@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from effnet.errors import TrainingError
-from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from effnet.training.checkpoint import load_checkpoint, save_checkpoint
+from effnet.training.run import LAST, PREVIOUS
 
 
 def written(folder: Path, *steps: int) -> Path:

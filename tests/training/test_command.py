@@ -40,7 +40,7 @@ def test_a_run_and_its_next_command(run, folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "must be a folder of class folders or a manifest; or give --resume RUN"),
+        ([], "--resume RUN"),
         (["shapse"], "Did you mean 'shapes'?"),
         (["shapes", "--model", "b99"], "b99"),
         (["shapes", "--recipe", "scrach"], "Did you mean 'scratch'?"),
@@ -56,7 +56,7 @@ def test_a_run_and_its_next_command(run, folder):
         (["shapes", "--device", "cuda"], "torch sees no GPU"),
         (["shapes", "--model", "tiny.yaml", "--recipe", "few"], "needs weights, and tiny.yaml has none"),
         (["shapes", "--train-memory", "1kB", "--model", "tiny.yaml"], "is too little for"),
-        (["--resume", "nothing"], "nothing is no run"),
+        (["--resume", "nothing"], "nothing is not a run"),
         (["--resume", "shapes", "--model", "b0"], "`model` (='b0') cannot be changed"),
         (["shapes", "--resume", "shapes"], "`data`"),
     ],

@@ -1,4 +1,4 @@
-"""The loss, the average, what is frozen, and batch statistics over processes."""
+"""The loss, the average, what is frozen, and answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 import effnet
 from effnet.arch.spec import InputSpec
@@ -22,9 +21,8 @@ from effnet.training.module import (
     spread,
 )
 from effnet.training.recipe import Recipe
-from effnet.training.sync import synchronise
 
-SEE = InputSpec(32, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+INPUT = InputSpec(32, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 PLAIN = Recipe(label_smoothing=0.1)
 
 
@@ -41,13 +39,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_normalising_is_preprocessings(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ours = Normalise(SEE)(batch[0])
-    np.testing.assert_allclose(ours.numpy(), normalise(batch[0].numpy(), SEE), rtol=1e-6, atol=1e-6)
+    ours = Normalise(INPUT)(batch[0])
+    np.testing.assert_allclose(ours.numpy(), normalise(batch[0].numpy(), INPUT), rtol=1e-6, atol=1e-6)
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_label_smoothing_by_its_formula(network: effnet.EfficientNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    loss, logits = Learner(network.eval(), PLAIN, SEE).eval()(*batch, False)
+    loss, logits = Learner(network.eval(), PLAIN, INPUT).eval()(*batch, False)
     log = logits.log_softmax(1)
     wanted = -(0.9 * log[range(6), batch[1]] + 0.1 * log.mean(1)).mean()
     torch.testing.assert_close(loss, wanted)
@@ -58,7 +56,7 @@ def test_parts_of_equal_size_average_to_the_whole(
 ) -> None:
     weights = class_weights((30, 20, 10))
     assert weights.tolist() == pytest.approx([60 / 90, 1, 2])
-    learner = Learner(network, PLAIN, SEE, weights).eval()
+    learner = Learner(network, PLAIN, INPUT, weights).eval()
     pixels, labels = batch
     whole = learner(pixels, labels, False)[0]
     parts = [learner(pixels[i : i + 3], labels[i : i + 3], False)[0] for i in (0, 3)]
@@ -72,7 +70,7 @@ def test_a_class_without_images_weighs_nothing() -> None:
 def test_only_the_classifier_has_gradients_at_first(
     network: effnet.EfficientNet, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    learner = Learner(network, PLAIN, SEE)
+    learner = Learner(network, PLAIN, INPUT)
     learner(*batch, True)[0].backward()
     assert {name for name, param in network.named_parameters() if param.grad is not None} == {
         "classifier.weight",
@@ -84,7 +82,7 @@ def test_only_the_classifier_has_gradients_at_first(
 def test_frozen_stages_neither_learn_nor_count(
     network: effnet.EfficientNet, batch: tuple[torch.Tensor, torch.Tensor], frozen: int
 ) -> None:
-    learner = Learner(network, PLAIN, SEE, frozen=frozen).train()
+    learner = Learner(network, PLAIN, INPUT, frozen=frozen).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     learner(*batch, False)[0].backward()
     still = [network.stem, *network.stages.values(), network.head][:frozen]
@@ -118,7 +116,7 @@ def test_the_average_by_its_formula(network: effnet.EfficientNet) -> None:
 def test_mixing_changes_images_and_targets(
     network: effnet.EfficientNet, batch: tuple[torch.Tensor, torch.Tensor], more: dict[str, float]
 ) -> None:
-    learner = Learner(network, Recipe(**more), SEE).eval()
+    learner = Learner(network, Recipe(**more), INPUT).eval()
     torch.manual_seed(1)
     mixed = learner(*batch, False)[0]
     torch.manual_seed(1)
@@ -130,10 +128,10 @@ def test_mixing_changes_images_and_targets(
 def test_answers_leave_the_network_as_it_was(network: effnet.EfficientNet) -> None:
     network.train()
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
-    logits = Answering(network, SEE, ("a", "b", "c")).logits(pixels)
+    logits = Answering(network, INPUT, ("a", "b", "c")).logits(pixels)
     assert network.training
     with torch.no_grad():
-        wanted = network.eval()(Normalise(SEE)(torch.from_numpy(pixels)))
+        wanted = network.eval()(Normalise(INPUT)(torch.from_numpy(pixels)))
     np.testing.assert_array_equal(logits, wanted.numpy())
 
 
@@ -149,15 +147,6 @@ def test_momentum_is_set_where_there_is_one() -> None:
     set_momentum(effnet.create("b0", num_classes=2, norm=lambda channels: nn.GroupNorm(8, channels)), 0.3)
 
 
-def test_synchronised_norm_alone_is_batch_norm(network: effnet.EfficientNet) -> None:
-    keys = list(network.state_dict())
-    x = torch.randn(4, 3, 32, 32)
-    wanted = network(x).detach() if not network.training else functional.relu(network.stem(x)).detach()
-    synchronise(network)
-    assert list(network.state_dict()) == keys
-    torch.testing.assert_close(functional.relu(network.stem(x)), wanted)
-
-
 def test_without_momentum_batch_normalisation_stays_as_in_evaluation(
     network: effnet.EfficientNet, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -165,7 +154,7 @@ def test_without_momentum_batch_normalisation_stays_as_in_evaluation(
     set_momentum(network, few.bn_momentum)
     before = {name: tensor.clone() for name, tensor in network.named_buffers()}
     network.dropout.p = 0.0
-    learner = Learner(network, few, SEE).train()
+    learner = Learner(network, few, INPUT).train()
     assert network.training
     loss, _ = learner(*batch, False)
     loss.backward()

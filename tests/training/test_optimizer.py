@@ -1,14 +1,18 @@
-"""Optimizers against timm's RMSpropTF and a formula; which parameters decay."""
+"""Optimizers against timm's RMSpropTF and a formula; which parameters decay; schedules whose end a budget moves."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.optim import RMSpropTF
 from torch import nn
 
 import effnet
-from effnet.training.optimizer import RMSPropTF, make_optimizer, parameter_groups, set_rate
+from effnet.training.optimizer import ENDING, Horizon, RMSPropTF, TimeBudget, make_optimizer, parameter_groups, set_rate
 from effnet.training.recipe import RECIPES, Recipe
 
 
@@ -81,3 +85,44 @@ def test_every_parameter_learns_once_at_its_share(name: str) -> None:
     assert rates == {2.0, 0.2}
     head = {group["lr"] for group in optimizer.param_groups for p in group["params"] if p is network.classifier.weight}
     assert head == {2.0}
+
+
+def test_progress_is_even_without_changes() -> None:
+    horizon = Horizon.of(8)
+    assert [horizon.progress(step) for step in (0, 2, 8)] == [0, 0.25, 1]
+
+
+def test_a_moved_end_never_jumps() -> None:
+    horizon = Horizon.of(100).moved(50, 75)
+    assert horizon.progress(50) == Horizon.of(100).progress(50) == 0.5
+    assert horizon.progress(62.5) == pytest.approx(0.75)  # type: ignore[arg-type]  # halfway between steps
+    assert horizon.progress(75) == 1
+    assert horizon.total == 75
+
+
+@given(st.integers(1, 200), st.lists(st.tuples(st.integers(1, 300), st.integers(0, 400)), max_size=4))
+def test_progress_grows_to_one(total: int, moves: list[tuple[int, int]]) -> None:
+    horizon = Horizon.of(total)
+    for step, end in sorted(moves):
+        if step < horizon.total:
+            horizon = horizon.moved(step, end)
+    shares = [horizon.progress(step) for step in range(horizon.total + 1)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(1)
+
+
+def test_a_budget_pays_for_validation_and_the_end() -> None:
+    budget = TimeBudget(100 + ENDING, steps_per_epoch=10, validation_steps=4, final_steps=10)
+    # 100 - 10 - 15 s of final evaluation - 6 s of validation, for steps of 1.5 s and a tenth of a validation
+    assert budget.steps(used=10, per_step=1.5) == int(69 / 2.1)
+    timed = dataclasses.replace(budget, validation=1.0)
+    assert timed.steps(used=10, per_step=1.5) == int(74 / 1.6)
+
+
+def test_small_drifts_are_left_alone() -> None:
+    budget = TimeBudget(100 + ENDING, 1000, 0, 0, 0.0)
+    horizon = Horizon.of(100)
+    assert budget.replan(horizon, 50, used=50.5, per_step=1.0) is horizon
+    assert budget.replan(horizon, 50, used=50, per_step=2.0).total == 75
+    assert budget.replan(horizon, 50, used=200, per_step=2.0).total == 50

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from effnet.training.listener import Silent
+from effnet.training.prepare import Plan, read_split
+from effnet.training.validation import score
 from PIL import Image
 from tiny import same, weights
 from torch.nn.functional import cross_entropy
@@ -24,13 +27,10 @@ from effnet.errors import ArgumentError, DataError, TrainingError, UnknownNameEr
 from effnet.metrics.evaluate import predict_logits
 from effnet.training import choices
 from effnet.training.checkpoint import LAST, PREVIOUS, load_checkpoint
-from effnet.training.listener import Silent
 from effnet.training.loop import Loop
 from effnet.training.module import Answering
-from effnet.training.prepare import Plan, read_split
 from effnet.training.recipe import Recipe
 from effnet.training.train import ENDING, batch_for, plan_steps, resume, sort_settings, train
-from effnet.training.validation import score
 from effnet.weights.bundle import open_bundle
 
 QUICK: dict[str, Any] = {"batch": 8, "epochs": 3, "workers": 0, "threads": 1, "lr": 0.02, "save_seconds": 0.0}

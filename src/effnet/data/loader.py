@@ -11,11 +11,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -152,16 +150,6 @@ class Loader:
             if errors:
                 raise DataError(f"{errors[0]} Find all such files with: effnet check DATA --fix clean.csv")
             yield pixels, labels
-
-
-def may_start_unasked() -> bool:
-    """Whether worker processes may be chosen without asking: each imports the program's main file once more.
-
-    That begins everything anew in a script whose lines are not below `if __name__ == "__main__":`. effnet's own command
-    and a notebook have no such lines.
-    """
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    return file is None or Path(file).parent.name == "effnet" or Path(file).stem == "effnet"
 
 
 def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[str]]:

@@ -16,8 +16,7 @@ from cyclopts import App, Parameter
 from effnet import console
 from effnet.arch.cost import cost
 from effnet.arch.spec import FitMode, NetworkSpec
-from effnet.bars import Bars
-from effnet.console import FINDING, INTERRUPTED, OK, Flag, Whole
+from effnet.console import FINDING, INTERRUPTED, OK, Display, Flag, Whole
 from effnet.errors import MissingExtraError
 from effnet.scaling import compound
 from effnet.scaling.budget import Budget
@@ -117,11 +116,11 @@ def run(
     budget = Budget(memory=memory, params=params, latency=latency) if limited else None
     begin, question = _training("search"), _training("search", "Question")
     asked = question(step, tolerance, phi, rules, budget, rungs, seeds, finalists)
-    with Bars() as bars:
+    with Display() as display:
         try:
-            found = begin(data, baseline, question=asked, onlooker=bars, **vars(options))
+            found = begin(data, baseline, question=asked, progress=display, **vars(options))
         except KeyboardInterrupt:
-            return _interrupted(bars)
+            return _interrupted(display)
     if found.verdict is None:
         return _unfinished(len(found.scores))
     _show_found(found, as_json=json)
@@ -156,11 +155,11 @@ def compare(
         json: JSON instead of tables.
     """
     baseline, growth, begin = read_network(from_), compound.read_rule(rule), _training("compare")
-    with Bars() as bars:
+    with Display() as display:
         try:
-            found = begin(data, baseline, factor=factor, rule=growth, seeds=seeds, onlooker=bars, **vars(options))
+            found = begin(data, baseline, factor=factor, rule=growth, seeds=seeds, progress=display, **vars(options))
         except KeyboardInterrupt:
-            return _interrupted(bars)
+            return _interrupted(display)
     if found.standings is None:
         return _unfinished(len(found.scores))
     _show_compared(found, as_json=json)
@@ -177,8 +176,8 @@ def _training(module: str, name: str | None = None) -> Any:
         raise MissingExtraError("a search", "search") from error
 
 
-def _interrupted(bars: Bars) -> int:
-    bars.close()
+def _interrupted(display: Display) -> int:
+    display.close()
     console.remark("Stopped; the finished trainings are kept, and the same command goes on.")
     return INTERRUPTED
 

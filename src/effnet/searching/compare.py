@@ -18,11 +18,11 @@ from typing import Any
 
 from effnet.arch.spec import NetworkSpec
 from effnet.fields import positive_int
+from effnet.progress import SILENT, Progress
 from effnet.scaling.compound import Rule, read_rule
 from effnet.searching.claim import Contestant, Standing, contestants, jobs, standings
 from effnet.searching.experiment import Contest, Terms, described
 from effnet.searching.halving import Job
-from effnet.training.listener import Onlooker, Silent
 from effnet.training.run import write_text
 
 VERDICT, PICTURE = "verdict.json", "compare.png"
@@ -51,7 +51,7 @@ def compare(
     factor: float = 4.0,
     rule: str | Path | Rule = "paper",
     seeds: int = 5,
-    onlooker: Onlooker | None = None,
+    progress: Progress = SILENT,
     **terms: Any,
 ) -> Compared:
     """Compare ways to scale a baseline; called again with the same arguments, it goes on where it was.
@@ -62,7 +62,7 @@ def compare(
         factor: what the multiply-adds grow by; its square root is the step between.
         rule: of compound scaling, such as the rule.yaml of a search.
         seeds: trainings of each network.
-        onlooker: who is told how it goes.
+        progress: who is told how it goes.
         terms: fields of contest.Terms, such as minutes=60 or out="folder".
 
     Raises:
@@ -71,10 +71,10 @@ def compare(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept.
     """
     growth, seeds = read_rule(rule), positive_int("seeds", seeds)
-    contest = Contest(Terms(str(data), baseline, **terms), "compare", onlooker or Silent())
+    contest = Contest(Terms(str(data), baseline, **terms), "compare", progress)
     if contest.moved:
-        contest.onlooker.said(contest.moved)
-    told = functools.partial(contest.onlooker.counted, "networks built")
+        contest.progress.message(contest.moved)
+    told = functools.partial(contest.progress.update, "networks built")
     found = contestants(contest.baseline, growth, factor, largest=contest.native, progress=told)
     rows = [
         {"line": each.line, "ratio": round(each.ratio, 4)} | described(place, each.network, each.effective)

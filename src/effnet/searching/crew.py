@@ -24,10 +24,10 @@ import torch
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset
 from effnet.errors import EffnetError, TrainingError
+from effnet.progress import Progress
 from effnet.searching.halving import Job, Plan, Scores
 from effnet.searching.score import Scorer
 from effnet.searching.study import GRACE, HEARTBEAT, Study
-from effnet.training.listener import Onlooker
 from effnet.training.recipe import Recipe
 
 LOOKS = 0.5  # seconds between two looks at what is done
@@ -70,14 +70,14 @@ class Task:
 
 
 def together(
-    task: Task, workers: int, onlooker: Onlooker, *, minutes: float | None = None, until: int | None = None
+    task: Task, workers: int, progress: Progress, *, minutes: float | None = None, until: int | None = None
 ) -> bool:
     """Let workers do what there is to do; whether all is done.
 
     Args:
         task: what they do.
         workers: how many there are.
-        onlooker: is told of each finished training.
+        progress: told of each finished training.
         minutes: no training begins after so many.
         until: no training begins when so many are finished.
 
@@ -97,7 +97,7 @@ def together(
                 process.start()
                 theirs.close()
                 members.append((process, ours))
-            return _follow(task, study, members, done, onlooker)
+            return _follow(task, study, members, done, progress)
         finally:
             for process, _ in members:
                 if process.is_alive():
@@ -108,7 +108,7 @@ def together(
 
 
 def _follow(
-    task: Task, study: Study, members: Sequence[tuple[Any, Connection]], done: Done, onlooker: Onlooker
+    task: Task, study: Study, members: Sequence[tuple[Any, Connection]], done: Done, progress: Progress
 ) -> bool:
     """Tell what is finished until no worker is left."""
     known, buried, names = set(study.scores()), set[int](), [network.name for network in task.networks]
@@ -117,14 +117,14 @@ def _follow(
         alive = [process.is_alive() for process, _ in members]
         scores = study.scores()
         for job in sorted(scores.keys() - known):
-            onlooker.said(f"{names[job.candidate]}, rung {job.rung + 1}, seed {job.seed + 1}: {scores[job]:.2%}")
+            progress.message(f"{names[job.candidate]}, rung {job.rung + 1}, seed {job.seed + 1}: {scores[job]:.2%}")
         if scores.keys() - known:
             known = set(scores)
             study.write(names)
-        onlooker.counted("trainings", len(scores) + sum(done.shares), task.total)
+        progress.update("trainings", len(scores) + sum(done.shares), task.total)
         if images:
             decoded = min(images, sum(done.images))  # two workers may decode the same ones
-            onlooker.counted("decoded images", decoded, images)
+            progress.update("decoded images", decoded, images)
             images = images if decoded < images else 0
         for place, (process, pipe) in enumerate(members):
             if pipe.poll():
@@ -135,7 +135,7 @@ def _follow(
             if not alive[place] and place not in buried:
                 buried.add(place)
                 if process.exitcode not in (0, STOPPED):
-                    onlooker.said(f"a worker died (exit code {process.exitcode}); the others do its training again")
+                    progress.message(f"a worker died (exit code {process.exitcode}); the others do its training again")
         if not any(alive):
             left = bool(task.plan(study.scores()))
             if left and all(process.exitcode not in (0, STOPPED) for process, _ in members):

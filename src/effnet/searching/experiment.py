@@ -39,12 +39,12 @@ from effnet.data.dataset import Dataset, Sample, manifest, read_data, read_manif
 from effnet.errors import ArgumentError, DataError
 from effnet.fields import one_of, positive_float, positive_int
 from effnet.machine import this_machine
+from effnet.progress import Progress
 from effnet.searching.candidates import suited
 from effnet.searching.crew import CACHE, Task, together
 from effnet.searching.halving import Job, Plan
 from effnet.searching.score import PARTS, Scorer
 from effnet.searching.study import Study
-from effnet.training.listener import Onlooker
 from effnet.training.recipe import read_recipe
 from effnet.training.run import ARGS, SPLIT, write_text
 from effnet.training.start import short_side
@@ -104,7 +104,7 @@ class Contest:
     Args:
         terms: what the user says.
         kind: "search" or "compare", the name of its folder's.
-        onlooker: who is told.
+        progress: told of trainings and of what the user should know.
 
     Raises:
         DataError: the data cannot be used.
@@ -112,8 +112,8 @@ class Contest:
         MissingExtraError: Optuna is not installed.
     """
 
-    def __init__(self, terms: Terms, kind: str, onlooker: Onlooker) -> None:
-        self.terms, self.onlooker = terms, onlooker
+    def __init__(self, terms: Terms, kind: str, progress: Progress) -> None:
+        self.terms, self.progress = terms, progress
         baseline = make_spec(terms.baseline)
         self.out = self._folder(f"{kind}-{Path(terms.data).resolve().stem}-{baseline.name}")
         self.recipe = read_recipe(terms.recipe)
@@ -191,7 +191,7 @@ class Contest:
         )
         _write_rows(self.out / CANDIDATES, rows)
         done = len(self.study.scores())
-        self.onlooker.said(
+        self.progress.message(
             f"{len(jobs)} trainings of {len(networks)} networks, the longest {epochs:.3g} epochs of "
             f"{len(self.data.part('train')):,} images; {done} are done. All in {self.out}"
         )
@@ -201,7 +201,7 @@ class Contest:
             terms.seed, terms.device,
         )  # fmt: skip
         until = None if terms.trials is None else done + terms.trials
-        if not together(task, self.workers, self.onlooker, minutes=terms.minutes, until=until):
+        if not together(task, self.workers, self.progress, minutes=terms.minutes, until=until):
             return None
         shutil.rmtree(self.out / CACHE, ignore_errors=True)
         return self.study.scores()
@@ -271,7 +271,7 @@ class Contest:
 
                 def mark(done: int, total: int) -> None:
                     marks.append(time.perf_counter())
-                    self.onlooker.counted("steps timed", done, total)
+                    self.progress.update("steps timed", done, total)
 
                 scorer(network, TIMED, 0, mark)
             return statistics.median(b - a for a, b in pairwise(marks)) / scorer.batch

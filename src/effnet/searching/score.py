@@ -23,10 +23,9 @@ from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
-from effnet.training.optimizer import make_optimizer, set_rate
+from effnet.training.optimizer import Horizon, make_optimizer, set_rate
 from effnet.training.recipe import Recipe
-from effnet.training.schedule import Horizon
-from effnet.training.watch import Watch
+from effnet.training.sanity_checks import SanityChecks
 
 PARTS = ("train", "val")
 MOVED = 1 / 8  # of its side, by which an image is moved at most
@@ -68,7 +67,7 @@ class Scorer:
         """The val accuracy of `spec` after a training of so many epochs.
 
         Raises:
-            TrainingError: it cannot come to anything, see watch.py.
+            TrainingError: it cannot come to anything, see sanity_checks.py.
             DataError: an image cannot be read.
         """
         pixels, labels = self.pixels(spec.resolution, "train"), self.labels["train"]
@@ -80,7 +79,7 @@ class Scorer:
         learner = Learner(network, self.recipe, self.see).to(self.device).train()
         optimizer = make_optimizer(network, self.recipe)
         average = Average(network) if self.recipe.ema else None
-        watch = Watch(len(self.data.classes))
+        sanity_checks = SanityChecks(len(self.data.classes))
         per_epoch = len(labels) // self.batch
         horizon = Horizon.of(max(1, round(epochs * per_epoch)))
         for step in range(horizon.total):
@@ -93,7 +92,7 @@ class Scorer:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), self.recipe.clip or float("inf"))
-            watch.look(step, float(loss.detach()), spread(logits), float(norm))
+            sanity_checks.check(step, float(loss.detach()), spread(logits), float(norm))
             optimizer.step()
             if average:
                 average.update(network, self.recipe.ema_at(step))

@@ -26,12 +26,12 @@ from effnet.arch.specfile import spec_text
 from effnet.errors import ArgumentError
 from effnet.machine import this_machine
 from effnet.profiling.profile import time_image
+from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
 from effnet.searching.candidates import PRODUCT, Candidate, candidates, grid
 from effnet.searching.experiment import Contest, Terms, described
 from effnet.searching.halving import Job, Rung, Verdict, jobs_in_all, ladder, open_jobs, verdict
-from effnet.training.listener import Onlooker, Silent
 from effnet.training.run import write_text
 
 RULE, VERDICT, PICTURE, BASELINE = "rule.yaml", "verdict.json", "search.png", "baseline.yaml"
@@ -95,7 +95,7 @@ def search(
     baseline: str | NetworkSpec = "b0",
     *,
     question: Question | None = None,
-    onlooker: Onlooker | None = None,
+    progress: Progress = SILENT,
     **terms: Any,
 ) -> Found:
     """Search alpha, beta and gamma for a baseline; called again with the same arguments, it goes on where it was.
@@ -104,7 +104,7 @@ def search(
         data: a folder of class folders or a manifest.
         baseline: a variant, another baseline's name, a spec.yaml or a NetworkSpec.
         question: the candidates and the rungs.
-        onlooker: who is told how it goes.
+        progress: who is told how it goes.
         terms: fields of contest.Terms, such as minutes=60 or out="folder".
 
     Raises:
@@ -113,9 +113,9 @@ def search(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept.
     """
     asked = question or Question()
-    contest = Contest(Terms(str(data), baseline, **terms), "search", onlooker or Silent())
+    contest = Contest(Terms(str(data), baseline, **terms), "search", progress)
     if contest.moved:
-        contest.onlooker.said(contest.moved)
+        contest.progress.message(contest.moved)
     rules = asked.triples or grid(asked.step, asked.tolerance)
     found = candidates(
         contest.baseline, _counted(rules, contest), phi=asked.phi, largest=contest.native, budget=asked.budget
@@ -124,7 +124,7 @@ def search(
         found = _fast_enough(found, float(asked.budget.latency), contest)
     used = sum(len(each.triples) for each in found)
     others = "" if used == len(rules) else f"; {len(rules) - used} more build none of that cost, or exceed the budget"
-    contest.onlooker.said(
+    contest.progress.message(
         f"{used} triples are {len(found)} networks of {2**asked.phi:.3g} times the baseline's multiply-adds{others}"
     )
     rungs = ladder(len(found), rungs=asked.rungs, seeds=asked.seeds, finalists=asked.finalists)
@@ -141,10 +141,10 @@ def search(
 
 
 def _counted(rules: Sequence[Rule], contest: Contest) -> Iterator[Rule]:
-    """The triples, while the onlooker is told how many are built."""
+    """The triples, while the progress counts them."""
     for place, rule in enumerate(rules, start=1):
         yield rule
-        contest.onlooker.counted("triples built", place, len(rules))
+        contest.progress.update("triples built", place, len(rules))
 
 
 def _fast_enough(found: tuple[Candidate, ...], latency: float, contest: Contest) -> tuple[Candidate, ...]:
@@ -154,9 +154,9 @@ def _fast_enough(found: tuple[Candidate, ...], latency: float, contest: Contest)
         return tuple(each for each in found if json.loads(json.dumps(each.network.to_dict())) in known["networks"])
     times = []
     for place, each in enumerate(found):
-        contest.onlooker.counted("timing candidates", place, len(found))
+        contest.progress.update("timing candidates", place, len(found))
         times.append(time_image(each.network).median_ms / 1e3)
-    contest.onlooker.counted("timing candidates", len(found), len(found))
+    contest.progress.update("timing candidates", len(found), len(found))
     kept = tuple(each for each, seconds in zip(found, times, strict=True) if seconds <= latency)
     if not kept:
         raise ArgumentError("latency", latency, f"is met by no candidate: the fastest takes {1e3 * min(times):.3g} ms.")

@@ -1,7 +1,7 @@
-"""The state of a run in a file, whole or not at all, and the one before it.
+"""Checkpoints: the state of a run in a file, whole or not at all, and the one before it.
 
 A file is a line with the sha256 of what follows, then what torch.save writes. So a file that was cut short or changed
-is known as such, and the one before it is taken.
+is recognised, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from effnet.errors import TrainingError
+from effnet.training.run import LAST, PREVIOUS
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FORMAT = 1
 MARK = b"effnet checkpoint 1 "
 
@@ -49,22 +49,22 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
-    """The newest whole state in a run's folder, and what is to be said about it.
+    """The newest whole state in a run's folder, and why it is not the last one, if so.
 
     Raises:
         TrainingError: there is none.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
     for name in (LAST, PREVIOUS):
         try:
-            return _read(folder / name), "; ".join(complaints)
+            return _read(folder / name), "; ".join(problems)
         except FileNotFoundError:
-            complaints.append(f"there is no {name}")
+            problems.append(f"there is no {name}")
         except ValueError as error:
-            complaints.append(f"{name} is damaged ({error})")
+            problems.append(f"{name} is damaged ({error})")
         except OSError as error:
-            complaints.append(f"{name} cannot be read ({error.strerror})")
-    raise TrainingError(f"{folder} cannot be resumed: {', '.join(complaints)}")
+            problems.append(f"{name} cannot be read ({error.strerror})")
+    raise TrainingError(f"{folder} cannot be resumed: {', '.join(problems)}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,33 @@ from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import TrainingError
 from effnet.machine import forget_peak
 from effnet.models.efficientnet import EfficientNet
+from effnet.progress import Progress
 from effnet.training.checkpoint import FORMAT, save_checkpoint
-from effnet.training.choices import LESS, augment_of, ran_out, stricter
-from effnet.training.listener import Interrupted, Listener, listening
-from effnet.training.module import Answering, Average, Learner, spread
-from effnet.training.optimizer import make_optimizer, set_rate
-from effnet.training.prepare import Plan
-from effnet.training.run import BEST, write_rows
-from effnet.training.schedule import Budget, Horizon
-from effnet.training.sync import synchronise
-from effnet.training.validation import score
-from effnet.training.watch import Watch
+from effnet.training.module import Answering, Average, Learner, augment_of, score, spread
+from effnet.training.optimizer import FORWARD, Horizon, TimeBudget, make_optimizer, set_rate
+from effnet.training.rules import ADVICE, ran_out
+from effnet.training.run import BEST, RunPlan, write_rows
+from effnet.training.sanity_checks import SanityChecks
 from effnet.weights.bundle import save
 
-REPLAN_EVERY = 0.05  # of a time budget, or of the steps that are planned for it
+FIRST_REPLAN = 5  # steps after which a time budget is first planned by the pace of the steps
+REPLAN_EVERY = 0.05  # of a time budget, or of the steps that are planned for it, from then on
 SMOOTH = 0.98  # of the loss that is shown
+COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
+    ("epoch", 6, "d"),
+    ("step", 8, "d"),
+    ("lr", 10, ".2g"),
+    ("train_loss", 12, ".4f"),
+    ("val_loss", 10, ".4f"),
+    ("val_top1", 10, ".2%"),
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; its state was saved."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(f"stopped and saved after {step} steps; go on with: effnet train --resume {folder}")
 
 
 class Loop:
@@ -49,33 +62,32 @@ class Loop:
 
     Args:
         fabric: processes, device and precision.
-        plan: what was asked for and chosen.
+        plan: settings, recipe, and how steps are computed.
         learner: the network where it starts, with its loss; a resumed run's weights come from its checkpoint.
         data: in parts, its labels in the order of the network's outputs.
         folder: of the run.
-        listener: who is told.
+        progress: told of steps, epochs, and what the user should know.
         started: when the command began, by time.monotonic; a time budget counts from there.
-        budget: of time, if there is one.
     """
 
     def __init__(
         self,
         fabric: Fabric,
-        plan: Plan,
+        plan: RunPlan,
         learner: Learner,
         data: Dataset,
         folder: Path,
-        listener: Listener,
+        progress: Progress,
         started: float,
-        budget: Budget | None = None,
     ) -> None:
-        self.fabric, self.plan, self.choices, self.folder, self.listener = fabric, plan, plan.choices, folder, listener
-        self.recipe, self.data, self.budget, self.started = plan.recipe, data, budget, started
+        self.fabric, self.plan, self.folder, self.progress = fabric, plan, folder, progress
+        self.recipe, self.execution, self.data, self.started = plan.recipe, plan.execution, data, started
+        self.budget = time_budget(plan, data)
         self.network = learner.network
         if plan.settings.sync_bn:
-            synchronise(self.network)
-        self.choices.apply(self.network)
-        torch.set_num_threads(self.choices.threads)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+        self.network.recompute(self.execution.plan)
+        torch.set_num_threads(self.execution.threads)
         optimizer = make_optimizer(self.network, self.recipe)
         self.learner: Any
         self.optimizer: Any
@@ -83,17 +95,18 @@ class Loop:
         self.average = Average(self.network) if self.recipe.ema else None
         train = data.part("train")
         rank, world = fabric.global_rank, fabric.world_size
-        order = Order(len(train), self.recipe.batch, self.choices.part, plan.settings.seed, rank, world)
-        self.images = TrainingImages(train, augment_of(self.recipe, plan.see), plan.settings.seed)
-        self.loader = Loader(self.images, order, self.choices.workers)
-        self.watch = Watch(plan.spec.num_classes)
+        order = Order(len(train), self.recipe.batch, self.execution.part, plan.settings.seed, rank, world)
+        images = TrainingImages(train, augment_of(self.recipe, plan.input), plan.settings.seed)
+        self.loader = Loader(images, order, self.execution.workers)
+        self.sanity_checks = SanityChecks(plan.spec.num_classes)
         self.horizon = Horizon.of(plan.steps)
         self.step, self.since_best = 0, 0
         self.best = self.kept = -1.0  # val accuracy: the highest so far, and that of the weights in best/
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
-        self.eased = False  # whether memory ran out once
-        self.pace = (0.0, 0)  # seconds and steps since the time budget was looked at
+        self.ran_out = False  # whether memory ran out once
+        self.pace = (0.0, 0)  # seconds and steps since the time budget was last planned
+        self.headed = False  # whether the names of the columns were shown
         self.logger = tensorboard(folder) if plan.settings.tensorboard and fabric.is_global_zero else None
 
     # state
@@ -113,9 +126,9 @@ class Loop:
             "best": self.best,
             "kept": self.kept,
             "since_best": self.since_best,
-            "plan": self.choices.plan,
-            "eased": self.eased,
-            "watch": self.watch.state(),
+            "recompute": self.execution.recompute,
+            "ran_out": self.ran_out,
+            "sanity_checks": self.sanity_checks.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -128,10 +141,10 @@ class Loop:
         self.best, self.kept = state["best"], state["kept"]
         self.started = time.monotonic() - state["seconds"]
         self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
-        self.rows, self.losses, self.eased = list(state["rows"]), list(state["losses"]), state["eased"]
-        self.watch.restore(state["watch"])
-        self.choices = dataclasses.replace(self.choices, plan=state["plan"])
-        self.choices.apply(self.network)
+        self.rows, self.losses, self.ran_out = list(state["rows"]), list(state["losses"]), state["ran_out"]
+        self.sanity_checks.restore(state["sanity_checks"])
+        self.execution = dataclasses.replace(self.execution, recompute=state["recompute"])
+        self.network.recompute(self.execution.plan)
 
     @property
     def elapsed(self) -> float:
@@ -154,8 +167,8 @@ class Loop:
         """
         if self.step == 0:
             self.save()
-        forget_peak()  # of what was measured before the first step
-        with listening() as stop, warnings.catch_warnings():
+        forget_peak()  # of what was read before the first step
+        with caught_signals() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
             while self.step < self.horizon.total and not self._exhausted:
                 self._epoch(stop)
@@ -184,7 +197,7 @@ class Loop:
             self.losses.append(loss)
             shown = loss if shown is None else SMOOTH * shown + (1 - SMOOTH) * loss
             self.step += 1
-            self.listener.steps(self.step, self.horizon.total, shown)
+            self.progress.update("training", self.step, self.horizon.total, f"loss {shown:.3f}")
             stopping, late = self._any(bool(stop), self._is_time_to_plan)
             if late:
                 self._replan()
@@ -203,8 +216,8 @@ class Loop:
 
     def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
         """One step of the optimizer, from all parts of its images; the mean loss over all processes."""
-        taken = [part for _, part in zip(range(self.choices.parts), parts, strict=False)]
-        if len(taken) < self.choices.parts:
+        taken = [part for _, part in zip(range(self.execution.parts), parts, strict=False)]
+        if len(taken) < self.execution.parts:
             raise TrainingError("the images of a step did not arrive; a process that loads them may have stopped")
         while True:
             try:
@@ -213,11 +226,11 @@ class Loop:
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
-                if self.eased or self.fabric.world_size > 1:
-                    raise TrainingError(f"memory ran out at step {self.step}: {LESS}") from error
-                self._ease()
+                if self.ran_out or self.fabric.world_size > 1:
+                    raise TrainingError(f"memory ran out at step {self.step}: {ADVICE}") from error
+                self._keep_less()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
-        self.watch.look(self.step, loss, gap, float(norm))
+        self.sanity_checks.check(self.step, loss, gap, float(norm))
         set_rate(self.optimizer, self.recipe.scaled_lr * self.recipe.lr_at(self.horizon.progress(self.step + 1)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -249,12 +262,14 @@ class Loop:
             total /= self.fabric.world_size
         return float(total), gap
 
-    def _ease(self) -> None:
+    def _keep_less(self) -> None:
         """Keep less from now on: memory ran out for the first time."""
-        self.eased = True
-        self.choices = stricter(self.choices, self.plan.spec)
-        self.choices.apply(self.network)
-        self.listener.said(f"memory ran out at step {self.step}; from here on each step keeps less and computes more")
+        self.ran_out = True
+        self.execution = self.execution.with_less_memory(self.plan.spec)
+        self.network.recompute(self.execution.plan)
+        self.progress.message(
+            f"memory ran out at step {self.step}; from here on each step keeps less and computes more"
+        )
 
     @property
     def _is_time_to_plan(self) -> bool:
@@ -262,27 +277,30 @@ class Loop:
         if self.budget is None or not self.fabric.is_global_zero:
             return False
         seconds, steps = self.pace
-        return seconds > REPLAN_EVERY * self.budget.seconds or steps > REPLAN_EVERY * self.horizon.total
+        late = seconds > REPLAN_EVERY * self.budget.seconds or steps > REPLAN_EVERY * self.horizon.total
+        return late or self.step == FIRST_REPLAN
 
     def _replan(self) -> None:
         """Move the end of the run to where the time budget ends at the present pace."""
         assert self.budget is not None
         per_step = self.pace[0] / self.pace[1]
+        if self.horizon.progress(self.step) < self.recipe.head_first:
+            per_step /= FORWARD  # so far there was no backward pass
         self.pace = (0.0, 0)
         if self.fabric.is_global_zero:
             self.horizon = self.budget.replan(self.horizon, self.step, self.elapsed, per_step)
         self.horizon = Horizon(self.fabric.broadcast(self.horizon.marks))
 
-    def _any(self, *wishes: bool) -> list[bool]:
-        """For each wish whether any process has it; all of them answer alike."""
+    def _any(self, *flags: bool) -> list[bool]:
+        """Each flag's value on any of the processes; all of them get the same answer."""
         if self.fabric.world_size == 1:
-            return list(wishes)
-        asked = torch.tensor([float(wish) for wish in wishes])
-        return [bool(wished) for wished in self.fabric.all_reduce(asked, reduce_op="sum")]
+            return list(flags)
+        sums = self.fabric.all_reduce(torch.tensor([float(flag) for flag in flags]), reduce_op="sum")
+        return [bool(total) for total in sums]
 
     # validation
 
-    def evaluated(self) -> EfficientNet:
+    def averaged_network(self) -> EfficientNet:
         """The network that is evaluated and kept: the average where there is one."""
         return self.average.network if self.average else self.network
 
@@ -290,12 +308,12 @@ class Loop:
         """Accuracy on the val part, a row of results, and the best weights."""
         began = time.monotonic()
         correct, val_loss = score(
-            Answering(self.evaluated(), self.plan.see, self.plan.classes),
+            Answering(self.averaged_network(), self.plan.input, self.plan.classes),
             self.data.part("val"),
-            batch=self.choices.part,
+            batch=self.execution.part,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
-            progress=partial(self.listener.counted, "validating"),
+            progress=self.progress,
         )
         if self.budget:
             self.budget = dataclasses.replace(self.budget, validation=time.monotonic() - began)
@@ -319,10 +337,10 @@ class Loop:
             self.kept = correct
             if self.fabric.is_global_zero:
                 save(
-                    self.evaluated(),
+                    self.averaged_network(),
                     self.folder / BEST,
                     classes=self.plan.classes,
-                    input=self.plan.see,
+                    input=self.plan.input,
                     source=f"effnet train from {self.plan.source}",
                     metrics={"val_top1": correct, "epoch": epoch + 1},
                 )
@@ -330,7 +348,43 @@ class Loop:
             write_rows(self.folder, self.rows)
         if self.logger:
             self.logger.log_metrics({name: value for name, value in row.items() if name != "step"}, self.step)
-        self.listener.epoch(row)
+        if not self.headed:
+            self.progress.message("".join(f"{name.replace('_', ' '):>{width}}" for name, width, _ in COLUMNS))
+            self.headed = True
+        self.progress.message("".join(f"{row[name]:>{width}{form}}" for name, width, form in COLUMNS))
+
+
+def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
+    """The run's time budget, if it has one."""
+    if plan.settings.minutes is None:
+        return None
+    train, val, test = (len(data.part(part)) if part in data.splits else 0 for part in ("train", "val", "test"))
+    image = FORWARD / plan.recipe.batch  # training steps that its evaluation takes, on all processes together
+    seconds, final = 60 * plan.settings.minutes, (val + test) * image * plan.processes  # rank 0 does the final one
+    return TimeBudget(seconds, train // plan.recipe.batch, val * image, final)
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """A list to which SIGTERM and Ctrl-C are added; the second of one kind acts as it would without this block."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: object) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number)
+            signal.signal(number, note)
+    except ValueError:  # only the main thread receives signals
+        before.clear()
+    try:
+        yield caught
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:

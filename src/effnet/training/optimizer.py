@@ -1,8 +1,13 @@
-"""The optimizer of a recipe: which parameters decay, which learn slower, and RMSProp as TensorFlow computes it."""
+"""The optimizer of a recipe, and how far a run is in its schedule, also where a time budget moves its end.
+
+Which parameters decay and which learn slower stands here, and RMSProp as TensorFlow computes it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +18,9 @@ from effnet.training.recipe import Recipe
 
 DECAY = 0.9  # of RMSProp's mean square (paper, section 5.2)
 EPSILON = 1e-3  # of RMSProp (official code)
+SLACK = 0.02  # of the time budget: a smaller drift of the expected end is left alone
+FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
+ENDING = 8.0  # seconds for pictures and files
 
 
 class RMSPropTF(torch.optim.Optimizer):
@@ -104,3 +112,61 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its share of the learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["share"]
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """The planned end of a run, and the steps at which the plan was changed.
+
+    The share of the schedule that is done grows evenly between two changes, so a changed end never makes it jump.
+    """
+
+    marks: tuple[tuple[int, int], ...]  # (step from which it holds, steps in all)
+
+    @classmethod
+    def of(cls, total: int) -> Horizon:
+        """A run of `total` steps."""
+        return cls(((0, max(1, total)),))
+
+    @property
+    def total(self) -> int:
+        """Steps in all, by the latest plan."""
+        return self.marks[-1][1]
+
+    def progress(self, step: int) -> float:
+        """The share of the schedule that is done before step `step`: 0 at the first, 1 behind the last."""
+        if step >= self.total:
+            return 1.0
+        done = 0.0
+        ends = [start for start, _ in self.marks[1:]] + [max(step, self.marks[-1][0])]
+        for (start, total), end in zip(self.marks, ends, strict=True):
+            done += (1 - done) * (min(step, end) - start) / max(1, total - start) if step > start else 0.0
+        return min(1.0, done)
+
+    def moved(self, step: int, total: int) -> Horizon:
+        """The same with another end, from step `step` on; what is done stays done."""
+        return dataclasses.replace(self, marks=(*self.marks, (step, max(total, step))))
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """A time budget, and what has to fit into it besides the steps: every epoch and the end are validated."""
+
+    seconds: float
+    steps_per_epoch: int
+    validation_steps: float  # training steps that take as long as one validation, until one was timed
+    final_steps: float  # training steps that take as long as the evaluation of the best weights
+    validation: float | None = None  # seconds that the last one took
+
+    def steps(self, used: float, per_step: float) -> int:
+        """How many more steps of `per_step` seconds fit when `used` seconds are gone, perhaps none."""
+        validation = self.validation_steps * per_step if self.validation is None else self.validation
+        left = self.seconds - used - ENDING - self.final_steps * per_step - validation
+        return max(0, int(left / (per_step + validation / self.steps_per_epoch)))
+
+    def replan(self, horizon: Horizon, step: int, used: float, per_step: float) -> Horizon:
+        """The horizon after `step` steps, moved where it would miss the budget by more than SLACK of it."""
+        total = step + self.steps(used, per_step)
+        if abs(total - horizon.total) * per_step <= SLACK * self.seconds:
+            return horizon
+        return horizon.moved(step, total)

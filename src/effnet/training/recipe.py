@@ -46,8 +46,9 @@ class Recipe:
     # and with a good one the network's features change less (Kumar et al. 2022)
     head_steps: int = 100  # but not more steps than these, of a long run
     head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
-    probe: float = 0.0  # with this penalty on its squared weights, summed over all images, the classifier is fitted
-    # before the first step, see probe.py; 0 for a drawn one
+    # Penalty on the squared weights, summed over all images, with which the classifier is fitted before the first step
+    # (linear_probe.py); 0 for a random one
+    linear_probe: float = 0.0
     schedule: Schedule = "cosine"
     warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data
     final_lr: float = 0.01  # share of `lr` where the schedule ends
@@ -155,7 +156,7 @@ RECIPES = {
         # classifier that is fitted to the features is most of what can be learned; the network follows in small steps
         #   effnet train tuxpaint --model lite0 --recipe few --fit squash
         #   95.8 % of 191 photo cut-outs, mean of five folds; 5 minutes of one core of an AMD EPYC each
-        Recipe(name="few", batch=16, head_first=0.0, probe=3.0, lr=5e-4, body_lr=0.05, bn_momentum=0.0),
+        Recipe(name="few", batch=16, head_first=0.0, linear_probe=3.0, lr=5e-4, body_lr=0.05, bn_momentum=0.0),
         # A network without weights, on tens of thousands of small images.
         #   effnet train fashion --model b0 --recipe scratch --resolution 32 --stem-stride 1 --minutes 30
         #   90.1 % of Fashion-MNIST's test images in 2.3 epochs, half an hour of one core

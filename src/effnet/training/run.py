@@ -1,6 +1,6 @@
-"""The folder of a run: what was asked for, what was chosen, what came of it. Every file in it is whole or absent.
+"""A run: its settings, its plan, and its folder, in which every file is whole or absent.
 
-args.yaml              settings, recipe, network, choices, versions: all that a resumed run needs
+args.yaml              settings, recipe, network, how steps are computed, versions: all that a resumed run needs
 split.csv              which image is in which part
 results.csv, .png      a row for each epoch
 best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
@@ -11,40 +11,260 @@ confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, metrics.json
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
+import importlib.metadata
 import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import yaml
+from cyclopts import Parameter
 
+from effnet.arch.memory import Keep
+from effnet.arch.recompute import RecomputePlan
+from effnet.arch.spec import FitMode, InputSpec, NetworkSpec, NumericPolicy
+from effnet.console import Flag, Whole
 from effnet.data.dataset import SIZE
-from effnet.errors import TrainingError
+from effnet.errors import ArgumentError, TrainingError
+from effnet.fields import one_of, parse_bytes, positive_float, positive_int, read_fields
 from effnet.files import write_file
+from effnet.machine import Precision, this_machine
+from effnet.training.recipe import Recipe
+from effnet.version import __version__
 
+PrecisionOption = Literal["auto", "fp32", "bf16"]
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RUNS = Path("runs") / "train"
+STAGES = 9  # of the paper's Table 1
 
 
-def new_folder(out: str | Path | None, name: str) -> Path:
-    """An empty folder for a run: `out`, or runs/train/NAME with the next number that is free.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """What is trained and within which limits; what the network learns by stands in the recipe.
+
+    These are options of `effnet train` and keyword arguments of `effnet.train`. `given` holds the names of the fields
+    that were named when an instance was made, by which `like` tells them from defaults.
+    """
+
+    model: str = "lite0"
+    """A variant with weights, a bundle, a file of weights, a spec.yaml, or a variant to train from scratch."""
+
+    minutes: float | None = None
+    """Time for everything, in place of epochs: the schedule is made to fit. Such a run depends on the clock, so
+    it does not end with the same bits twice."""
+
+    resolution: Whole | None = None
+    """Height and width in pixels. Default: the model's own."""
+
+    fit: FitMode | None = None
+    """How photos become square. Default: as the weights expect, mostly crop. For objects that fill the frame, pad or
+    squash cut nothing off."""
+
+    stem_stride: Whole | None = None
+    """1 for images of 28 to 64 px, of which a stride of 2 leaves a last map of one pixel. Default: the model's own."""
+
+    init: str | None = None
+    """Weights of another network to start from, as far as its blocks match or can be sliced or grown."""
+
+    freeze: Whole = 0
+    """Stages 1 to N of the network keep their weights; with 9 only the classifier learns."""
+
+    train_memory: str | int | None = None
+    """Memory that a training step may take, such as 4GB, without what torch itself takes. Parts of the network are
+    then computed twice instead of kept, and a batch goes through in parts."""
+
+    seed: Whole = 0
+    """Seed of the split, the weights, the order and the augmentation."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 or mps."""
+
+    precision: PrecisionOption = "auto"
+    """Number format of the feature maps; auto follows from the processor."""
+
+    workers: Whole | None = None
+    """Processes that load images. Default: by a rule of image size, network and cores."""
+
+    threads: Whole | None = None
+    """Threads that torch may use. Default: one for each core without a worker."""
+
+    val: float = 0.15
+    """Share of the data to choose the best epoch with, where it has no val part."""
+
+    test: float = 0.15
+    """Share of unsplit data for the final evaluation."""
+
+    sync_bn: Flag = False
+    """Batch statistics over all processes of torchrun, on CUDA."""
+
+    tensorboard: Flag = False
+    """Write curves for TensorBoard, too."""
+
+    save_seconds: float = 60.0
+    """Time between two checkpoints, at most."""
+
+    def __new__(cls, *_: Any, **named: Any) -> Self:
+        """Note the names of the fields that are given."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "given", frozenset(named))
+        return self
+
+    given = frozenset[str]()  # without an annotation, so that it is not a field
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        one_of("precision", self.precision, PrecisionOption)
+        if self.fit is not None:
+            one_of("fit", self.fit, FitMode)
+        if self.minutes is not None:
+            positive_float("minutes", self.minutes)
+        for field in ("resolution", "threads"):
+            if getattr(self, field) is not None:
+                positive_int(field, getattr(self, field))
+        if self.train_memory is not None:
+            object.__setattr__(self, "train_memory", parse_bytes("train_memory", self.train_memory))
+        for field, least in (("workers", None), ("seed", 0)):
+            value = getattr(self, field)
+            if value is not least and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ArgumentError(field, value, "must be a whole number from 0 on.")
+        if self.freeze not in range(STAGES + 1):
+            raise ArgumentError("freeze", self.freeze, f"must be a number of stages, 0 to {STAGES}.")
+        if self.save_seconds < 0:
+            raise ArgumentError("save_seconds", self.save_seconds, "must be at least 0.")
+        if self.sync_bn and not self.device.startswith("cuda"):
+            raise ArgumentError("sync_bn", True, "needs --device cuda: torch synchronises batch statistics only there.")
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`train_memory` in bytes."""
+        return None if self.train_memory is None else int(self.train_memory)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the steps of a run are computed."""
+
+    precision: Precision
+    part: int  # images that a process puts through the network at once
+    parts: int  # of them one after another in a step
+    recompute: dict[str, str] | None  # what each part of the network keeps; None: everything
+    threads: int
+    workers: int
+    forecast_bytes: int  # memory of a step, with weights and optimizer states
+
+    @property
+    def plan(self) -> RecomputePlan | None:
+        """What each part of the network keeps for the backward pass; None: everything."""
+        return None if self.recompute is None else RecomputePlan.from_dict(self.recompute)
+
+    def with_less_memory(self, spec: NetworkSpec) -> Execution:
+        """The same with a plan that keeps less, for a device whose memory ran out."""
+        lowest = min(self.plan.keeps.values()) if self.plan else Keep.ACTIVATIONS
+        plan = RecomputePlan.uniform(spec, Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS)
+        return dataclasses.replace(self, recompute=plan.to_dict())
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that decides what a run does, as args.yaml has it."""
+
+    data: str  # a folder or a manifest, as an absolute path
+    settings: Settings
+    recipe: Recipe
+    spec: NetworkSpec
+    policy: NumericPolicy
+    input: InputSpec
+    classes: tuple[str, ...]
+    source: str  # where the weights came from
+    data_sha256: str
+    processes: int
+    execution: Execution
+    steps: int  # of the whole run; with --minutes a first guess
+
+    def write(self, folder: Path) -> None:
+        """Write args.yaml."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {name: dataclasses.asdict(values[name]) for name in PLAIN}
+        values |= {"spec": self.spec.to_dict(), "versions": versions()}
+        plain = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
+        write_text(folder / ARGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> tuple[RunPlan, dict[str, str]]:
+        """The plan of a run, and the versions that it was begun with.
+
+        Raises:
+            TrainingError: there is no run in that folder, or another version wrote it.
+        """
+        path = Path(folder) / ARGS
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            began = values.pop("versions")
+            values |= {name: read_fields(cls_, values[name]) for name, cls_ in PLAIN.items()}
+            values |= {"spec": NetworkSpec.from_dict(values["spec"]), "classes": tuple(values["classes"])}
+            return read_fields(cls, values), began
+        except FileNotFoundError as error:
+            raise TrainingError(f"{folder} is not a run: it has no {ARGS}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            raise TrainingError(f"{path} is not what this version of effnet train writes: {error}") from error
+
+
+PLAIN = {  # parts of a plan that are mappings of plain values
+    "settings": Settings,
+    "recipe": Recipe,
+    "policy": NumericPolicy,
+    "input": InputSpec,
+    "execution": Execution,
+}
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its arguments; `code` is a hash of effnet's own source."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(file.read_bytes())
+    names = {"effnet": __version__, "code": code.hexdigest()[:12], "torch": importlib.metadata.version("torch")}
+    return names | {"machine": str(this_machine())}
+
+
+# the folder
+
+
+@contextmanager
+def new_folder(out: str | Path | None, name: str) -> Iterator[Path]:
+    """An empty folder for a run: `out`, or runs/train/NAME with the next free number; gone if the block fails.
 
     Raises:
         TrainingError: `out` holds a run already, or something else.
     """
-    if out is not None:
-        folder = Path(out)
-        from effnet.training.checkpoint import LAST
+    folder = _numbered(name) if out is None else Path(out)
+    if (folder / LAST).exists():
+        raise TrainingError(f"{folder} holds a run; go on with it: effnet train --resume {folder}")
+    if folder.exists() and not _is_unborn(folder):
+        raise TrainingError(f"{folder} exists and is not empty; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        (folder / SPLIT).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
-        if (folder / LAST).exists():
-            raise TrainingError(f"{folder} holds a run; go on with it: effnet train --resume {folder}")
-        if folder.exists() and not _is_unborn(folder):
-            raise TrainingError(f"{folder} exists and is not empty; choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+
+def _numbered(name: str) -> Path:
     RUNS.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -65,29 +285,16 @@ def _is_unborn(folder: Path) -> bool:
     return not names or (names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0])
 
 
-def write_args(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write args.yaml."""
-    plain = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
-    with write_file(folder / ARGS) as temporary:
-        temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def read_args(folder: str | Path) -> dict[str, Any]:
-    """What args.yaml says.
-
-    Raises:
-        TrainingError: there is no run in that folder.
-    """
-    path = Path(folder) / ARGS
+def link_latest(folder: Path) -> None:
+    """runs/train/latest -> the newest run there; where links cannot be made there is none."""
+    if folder.parent != RUNS:
+        return
+    temporary = folder.parent / f".latest.{os.getpid()}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TrainingError(f"{folder} is no run: it has no {ARGS}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict) or "settings" not in values:
-        raise TrainingError(f"{path} is not what effnet train writes")
-    return values
+        temporary.symlink_to(folder.name, target_is_directory=True)
+        temporary.replace(folder.parent / "latest")
+    except OSError:
+        temporary.unlink(missing_ok=True)
 
 
 def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -104,38 +311,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     with write_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two mappings, in words; names that only one of them has count as different."""
-    words = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            words.append(f"{name} was {old!r} and is {new!r}")
-    return words
-
-
-@contextmanager
-def undone(folder: Path) -> Iterator[None]:
-    """Take the folder of a run away again if it fails before its first step."""
-    try:
-        yield
-    except BaseException:
-        (folder / SPLIT).unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-
-
-def link_latest(folder: Path) -> None:
-    """runs/train/latest -> the newest run there; where links cannot be made there is none."""
-    if folder.parent != RUNS:
-        return
-    link = folder.parent / "latest"
-    temporary = folder.parent / f".latest.{os.getpid()}"
-    try:
-        temporary.symlink_to(folder.name, target_is_directory=True)
-        temporary.replace(link)
-    except OSError:
-        temporary.unlink(missing_ok=True)

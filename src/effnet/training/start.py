@@ -1,9 +1,11 @@
-"""Where a run starts: the network, its weights, how it sees images, and its classes in order."""
+"""Where a run starts: the data in parts, and the network with its weights, input and classes."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +13,15 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.data.dataset import Dataset
-from effnet.data.image import natural_resolution, open_photo
-from effnet.errors import ArgumentError, DownloadError, ImageError, UnknownNameError
+from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.data.duplicates import find_duplicates
+from effnet.data.image import identify, natural_resolution, open_photo
+from effnet.errors import ArgumentError, DataError, DownloadError, ImageError, TrainingError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet
+from effnet.progress import Progress
 from effnet.training.module import init_classifier, set_momentum
 from effnet.training.recipe import Recipe
-from effnet.training.settings import Settings
+from effnet.training.run import SPLIT, RunPlan, Settings, versions, write_text
 from effnet.weights.bundle import Bundle, is_bundle
 from effnet.weights.inherit import inherit
 from effnet.weights.load import open_model
@@ -26,36 +30,34 @@ SAMPLED = 60  # images whose size is looked at
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """What a run starts from."""
 
     network: EfficientNet
-    see: InputSpec
-    source: str  # where the weights came from, in words
-    words: tuple[str, ...]  # what a user should know
+    input: InputSpec
+    source: str  # where the weights came from
+    notes: tuple[str, ...]  # what the user should know
     trained: bool  # whether it has weights from elsewhere
+    image_side: int  # the shorter side of the images in pixels, the median
 
 
-def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
+def find_start(settings: Settings, recipe: Recipe, data: Dataset) -> StartingPoint:
     """The network to train, its outputs in the order of the data's classes.
 
     Args:
         settings: the model, the weights to start from, the resolution.
-        recipe: its rates and momentum.
-        data: the data set, split.
+        recipe: rates of dropout and stochastic depth, momentum; whether weights are looked for.
+        data: its classes, and images whose sizes are looked at.
 
     Raises:
-        ArgumentError: a bundle and weights from elsewhere are both given, or the recipe needs weights.
-        UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
+        ArgumentError, UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
         DataError: the data has no images.
     """
     bundle = is_bundle(Path(settings.model))
     if bundle and settings.init:
-        raise ArgumentError("init", settings.init, f"is one start too many: {settings.model} has weights of its own.")
-    unknown = Path(settings.model).suffix.lower() in SUFFIXES or settings.model.lower() in BASELINES
-    untrained = unknown or (recipe.fresh and not bundle)
-    words: list[str] = []
-    if untrained or settings.init:
+        raise ArgumentError("init", settings.init, f"cannot be used with {settings.model}, which has weights.")
+    no_weights = Path(settings.model).suffix.lower() in SUFFIXES or settings.model.lower() in BASELINES
+    if no_weights or settings.init or (recipe.fresh and not bundle):
         base = make_spec(settings.model)
         given = None if settings.init is None else _open(settings.init)
     else:
@@ -69,27 +71,26 @@ def begin(settings: Settings, recipe: Recipe, data: Dataset) -> Start:
         dropout=recipe.dropout,
         drop_connect=recipe.drop_connect,
     )
-    see = InputSpec() if given is None else given.config.input
+    input_spec = InputSpec() if given is None else given.config.input
     if settings.fit is not None:
-        see = dataclasses.replace(see, fit=settings.fit)
-    see, said = _input(spec, see, data)
-    words += said
-    policy = NumericPolicy() if given is None else given.config.policy
-    network = EfficientNet(spec, policy=policy)
+        input_spec = dataclasses.replace(input_spec, fit=settings.fit)
+    side = short_side(data)
+    network = EfficientNet(spec, policy=NumericPolicy() if given is None else given.config.policy)
     init_classifier(network)
     source = f"from scratch ({spec.name})"
+    notes = _size_notes(spec, side)
     if given is not None:
         unnamed = tuple(f"output {number}" for number in range(given.config.spec.num_classes))
         report = inherit(network, given.network, classes=(data.classes, given.config.classes or unnamed))
         source = given.config.source or str(settings.init or settings.model)
-        words.append(str(report))
+        notes.append(str(report))
     else:
         if not recipe.bn_momentum:
             raise ArgumentError("recipe", recipe.name, f"needs weights, and {settings.model} has none: take scratch.")
-        why = "it has no weights" if unknown else f"the recipe {recipe.name} uses none"
-        words.append(f"{settings.model} starts from scratch: {why}")
+        why = "it has no weights" if no_weights else f"the recipe {recipe.name} uses none"
+        notes.append(f"{settings.model} starts from scratch: {why}")
     set_momentum(network, recipe.bn_momentum)
-    return Start(network, see, source, tuple(words), given is not None)
+    return StartingPoint(network, _input(spec, input_spec, side), source, tuple(notes), given is not None, side)
 
 
 def _open(model: str) -> Bundle:
@@ -101,27 +102,28 @@ def _open(model: str) -> Bundle:
         raise UnknownNameError("model", model, (*VARIANTS, "a bundle", "a spec.yaml")) from error
 
 
-def _input(spec: NetworkSpec, see: InputSpec, data: Dataset) -> tuple[InputSpec, list[str]]:
-    """How images are prepared: the same at the run's resolution, without enlarging before a crop."""
-    see = see.with_channels(spec.in_channels)
+def _input(spec: NetworkSpec, input_spec: InputSpec, side: int) -> InputSpec:
+    """How images are prepared: as the weights expect, at the run's resolution, not enlarged only to be cropped."""
     size = spec.resolution
-    see = dataclasses.replace(see, size=size, resize=max(size, round(size * see.resize / see.size)))
-    short = short_side(data)
-    words = []
-    if see.fit == "crop" and short <= size:
-        see = dataclasses.replace(see, resize=size)
-    if short * 2 <= size:
-        natural = natural_resolution(short)
-        words.append(
-            f"the images are small: {short} px on their shorter side, enlarged to {size} px. That costs "
+    enlarged = input_spec.fit == "crop" and side <= size
+    resize = size if enlarged else max(size, round(size * input_spec.resize / input_spec.size))
+    return dataclasses.replace(input_spec.with_channels(spec.in_channels), size=size, resize=resize)
+
+
+def _size_notes(spec: NetworkSpec, side: int) -> list[str]:
+    size, notes = spec.resolution, []
+    if side * 2 <= size:
+        natural = natural_resolution(side)
+        notes.append(
+            f"the images are small: {side} px on their shorter side, enlarged to {size} px. That costs "
             f"{(size / natural) ** 2:.0f} times the work of --resolution {natural}"
         )
     if spec.final_size == 1:
-        words.append(
+        notes.append(
             f"at {size} px the last feature map has one pixel, from which little is learned; with --stem-stride 1 it "
             "has four"
         )
-    return see, words
+    return notes
 
 
 def short_side(data: Dataset) -> int:
@@ -134,3 +136,90 @@ def short_side(data: Dataset) -> int:
         except ImageError:
             continue
     return round(statistics.median(sides)) if sides else 0
+
+
+def write_split(path: str, settings: Settings, folder: Path, progress: Progress) -> tuple[str, ...]:
+    """Put the data in parts, near-duplicates and groups together, write split.csv, and return the classes.
+
+    Raises:
+        DataError: the data cannot be trained with.
+    """
+    data = read_data(path)
+    if "val" in data.splits:
+        _refuse_broken(list(_unreadable(data, progress)), path)
+    else:
+        files = [data.file(sample) for sample in data.samples]
+        found = find_duplicates(
+            files, progress=lambda done, total: progress.update("comparing the images", done, total)
+        )
+        broken = [f"{found.files[n]} {look}" for n, look in enumerate(found.prints) if isinstance(look, ImageError)]
+        _refuse_broken(broken, path)
+        data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
+        groups = len(set(found.groups))
+        parts = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
+        if groups < len(data):
+            text = f"{len(data) - groups} images are near-duplicates of others; they stay in one part with them"
+            leaks = len(parts) - groups
+            progress.message(
+                f"{text}, except {leaks} groups that the data itself divides, which flatters the figures"
+                if leaks
+                else text
+            )
+    if "val" not in data.splits:
+        raise DataError(
+            f"{path} leaves no image for validation at --val {settings.val:g}: more images, or a larger share"
+        )
+    if len(data.part("train").classes) < 2:
+        raise DataError(f"{path} has one class; there is nothing to tell apart")
+    write_text(folder / SPLIT, manifest(data, sizes=True))
+    return data.classes
+
+
+def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
+    """The files whose first bytes already show that they are not images, each with the reason."""
+    for done, sample in enumerate(data.samples, start=1):
+        try:
+            with data.file(sample).open("rb") as file:
+                identify(file)
+        except (ImageError, OSError) as error:
+            yield f"{data.file(sample)} {error}"
+        progress.update("reading the images", done, len(data))
+
+
+def _refuse_broken(broken: Sequence[str], data: str) -> None:
+    if broken:
+        others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0]}{others}. A list without what cannot be read: effnet check {data} --fix clean.csv")
+
+
+def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
+    """The data of a run by its split.csv, with the run's order of classes."""
+    root = Path(path)
+    data = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
+    return match_classes(data, classes, "the run's")
+
+
+def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: Dataset, world: int) -> list[str]:
+    """What differs from when the run began, in sentences.
+
+    Raises:
+        TrainingError: images are gone, or the number of processes changed, so the run cannot go on.
+    """
+    if world != plan.processes:
+        raise TrainingError(
+            f"the run was begun with {plan.processes} process{'es' * (plan.processes > 1)} and is resumed with {world}"
+        )
+    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
+        sizes = {row["path"]: row.get(SIZE) for row in csv.DictReader(file)}
+    now = {sample.path: file_size(data.file(sample)) for sample in data.samples}
+    if gone := [path for path, size in now.items() if size < 0]:
+        raise TrainingError(f"{len(gone):,} images of {plan.data} are gone, such as {gone[0]}: put them back")
+    current = versions()
+    differences = [
+        f"{name} was {began.get(name)!r} and is {current.get(name)!r}"
+        for name in sorted(began.keys() | current.keys())
+        if began.get(name) != current.get(name)
+    ]
+    if changed := [path for path, size in now.items() if sizes[path] not in (None, str(size))]:
+        differences.append(f"{len(changed):,} images have another size than when the run began, such as {changed[0]}")
+    return differences

@@ -5,58 +5,63 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import logging
+import os
 import time
+from contextlib import nullcontext
 from datetime import timedelta
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from effnet import machine
-from effnet.errors import ArgumentError, MissingExtraError, TrainingError
-from effnet.fields import parse_bytes
-from effnet.machine import Precision
+from effnet.arch.spec import InputSpec
+from effnet.data.dataset import Dataset
+from effnet.errors import ArgumentError, TrainingError
+from effnet.files import restore_folder
+from effnet.models.efficientnet import EfficientNet
+from effnet.progress import SILENT, Progress
+from effnet.training.checkpoint import load_checkpoint
+from effnet.training.linear_probe import fit_classifier
+from effnet.training.loop import Loop, time_budget
+from effnet.training.module import Learner, class_weights
 from effnet.training.recipe import Recipe, read_recipe
-from effnet.training.settings import Settings
+from effnet.training.result import Result, finish
+from effnet.training.rules import Images, choose_execution, guess_step_seconds
+from effnet.training.run import BEST, Execution, RunPlan, Settings, link_latest, new_folder
+from effnet.training.start import check_resumed, find_start, read_split, write_split
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-    from effnet.data.dataset import Dataset
-    from effnet.training.choices import Choices
-    from effnet.training.finish import Result
-    from effnet.training.listener import Listener
-    from effnet.training.prepare import Plan
-    from effnet.training.schedule import Budget
-
-VALIDATION_SHARE = (
-    3.0  # an image in training takes as long as this many in validation: forward, and twice that backward
-)
 FEW = 500  # images to learn from, below which another recipe is advised
 PART = 8  # images: a batch that was made smaller is a multiple, so that it can go through in parts
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
-ENDING = 8.0  # seconds of pictures and files
+SAME_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}  # decide its memory
 
 
 def train(
     data: str | Path,
-    model: str | Path = "lite0",
-    recipe: str | Path | Recipe = "finetune",
+    model: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
     *,
     out: str | Path | None = None,
-    listener: Listener | None = None,
+    like: str | Path | None = None,
+    progress: Progress = SILENT,
     **settings: Any,
 ) -> Result:
     """Train a network on a folder of images or a manifest, and evaluate it.
 
+    The same call with the same seed gives the same weights to the bit on the same machine, unless `minutes` are given.
+
     Args:
         data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
-        model: a variant ("lite0"), a bundle, a spec.yaml, or a file of weights.
-        recipe: "finetune", "few", "scratch", "paper", a YAML file, or a Recipe.
+        model: a variant, a bundle, a spec.yaml, or a file of weights; by default "lite0".
+        recipe: "finetune" (default), "few", "scratch", "paper", a YAML file, or a Recipe.
         out: the run's folder; by default runs/train/ and a name.
-        listener: who is told how it goes.
+        like: the folder of another run, whose settings, recipe and ways to compute are used again where the other
+            arguments say nothing else.
+        progress: told of steps, of epochs, and of what the user should know.
         settings: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
 
     Returns:
@@ -66,190 +71,90 @@ def train(
         DataError, ArgumentError, TrainingError, CheckpointError: it cannot begin or go on, and why.
     """
     started = time.monotonic()
-    asked, cooked = sort_settings(str(data), str(model), recipe, settings)
-    if asked.tensorboard and find_spec("tensorboard") is None:
+    if model is not None:
+        settings["model"] = str(model)
+    other = None if like is None else RunPlan.read(like)[0]
+    chosen, learned = sort_settings(recipe, settings, other)
+    if chosen.tensorboard and find_spec("tensorboard") is None:
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
-    fabric, loop = _fabric(asked, asked.precision)
-    from effnet.training import run
-    from effnet.training.finish import finish
-
-    told = _told(fabric, listener)
-    name = f"{Path(data).resolve().stem}-{Path(model).name.removesuffix('.yaml')}"
-    folder: Path = fabric.broadcast(run.new_folder(out, name) if fabric.is_global_zero else Path())
-    with run.undone(folder):
-        plan, learner, dataset, budget, base = _prepared(fabric, asked, cooked, folder, told, started)
-    going = loop.Loop(fabric, plan, learner, dataset, folder, told, started, budget)
-    going.run()
-    return finish(going, base)
-
-
-def _prepared(
-    fabric: Fabric, asked: Settings, cooked: Recipe, folder: Path, told: Listener, started: float
-) -> tuple[Plan, Any, Dataset, Budget | None, int]:
-    """Everything that comes before the first step; and the memory that the process held before there was a network."""
-    from effnet.training import prepare, run, start
-
-    classes: tuple[str, ...] = ()
-    if fabric.is_global_zero:
-        classes, words = prepare.split(asked, folder, partial(told.counted, "comparing the images"))
-        if words:
-            told.said(words)
-    # every process, and a resumed run, reads it from there: the same images in the same order
-    dataset = prepare.read_split(asked, folder, fabric.broadcast(classes))
-    base = machine.resident_memory()
-    fabric.seed_everything(asked.seed, verbose=False)
-    begun = start.begin(asked, cooked, dataset)
-    for words in begun.words:
-        told.said(words)
-    count = len(dataset.part("train"))
-    if count < FEW and cooked.name == "finetune" and begun.trained:
-        told.said(f"{count} images to learn from: --recipe few changes less of what the weights know")
-    batch = batch_for(cooked, count, fabric.world_size)
-    if batch != cooked.batch:
-        told.said(f"{count} images: a batch of {batch} in place of {cooked.batch}")
-    cooked = dataclasses.replace(cooked, batch=batch)
-    learner = _learner(begun.network, cooked, asked, begun.see, dataset)
-    plan = prepare.Plan(
-        settings=asked,
-        recipe=cooked,
-        spec=begun.network.spec,
-        policy=begun.network.policy,
-        see=begun.see,
-        classes=dataset.classes,
-        source=begun.source,
-        digest=dataset.digest,
-        world=fabric.world_size,
-        choices=_choices(fabric, learner, dataset, cooked, asked, begun.see),
-        steps=1,
-    )
-    for words in plan.choices.reasons:
-        told.said(words)
-    if cooked.probe and fabric.is_global_zero:  # the others take over rank 0's weights
-        from effnet.training.probe import fit_classifier
-
-        progress = partial(told.counted, "fitting the classifier")
-        right, seen = fit_classifier(learner, dataset.part("train"), batch=plan.choices.part, progress=progress)
-        told.said(f"a classifier fitted to the features of {seen} images names {right:.1%} of them rightly")
-    budget = _budget(plan, dataset)
-    used = time.monotonic() - started
-    steps = fabric.broadcast(plan_steps(plan, count, budget, used))
-    first = min(cooked.head_first, cooked.head_steps / steps)
-    plan = dataclasses.replace(plan, steps=steps, recipe=dataclasses.replace(cooked, head_first=first))
-    if budget is not None and used + plan.steps * plan.choices.step_seconds > budget.seconds:
-        told.said(f"{asked.minutes} minutes are too short: reading and measuring took {used:.0f} s of them")
-    if fabric.is_global_zero:
-        plan.write(folder)
-        run.link_latest(folder)
-    return plan, learner, dataset, budget, base
+    path = Path(data).absolute()
+    fabric = _fabric(chosen, chosen.precision)
+    progress = progress if fabric.is_global_zero else SILENT
+    name = f"{path.resolve().stem}-{Path(chosen.model).name.removesuffix('.yaml')}"
+    with new_folder(out, name) if fabric.is_global_zero else nullcontext(Path()) as mine:
+        folder: Path = fabric.broadcast(mine)
+        # every process, and a resumed run, reads the parts from there: the same images in the same order
+        classes = write_split(str(path), chosen, folder, progress) if fabric.is_global_zero else ()
+        dataset = read_split(str(path), folder, fabric.broadcast(classes))
+        base = machine.resident_memory()
+        like_execution = other.execution if other and not SAME_STEP & set(settings) else None
+        plan, learner = _prepare(fabric, str(path), chosen, learned, dataset, progress, like_execution)
+        if chosen.minutes is not None:
+            plan = _plan_time(plan, dataset, progress, time.monotonic() - started)
+        plan = fabric.broadcast(plan)
+        if fabric.is_global_zero:
+            plan.write(folder)
+            link_latest(folder)
+    loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
+    loop.run()
+    return finish(loop, base)
 
 
-def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
+def resume(folder: str | Path, *, progress: Progress = SILENT) -> Result:
     """Go on with a run that was interrupted, with the arguments that it was begun with.
 
     Raises:
         TrainingError: there is no run, it has no whole checkpoint, or images are gone.
     """
     started = time.monotonic()
-    from effnet.files import restore_folder
-    from effnet.models.efficientnet import EfficientNet
-    from effnet.training import prepare
-    from effnet.training.checkpoint import load_checkpoint
-    from effnet.training.finish import finish
-    from effnet.training.run import BEST
-
     folder = Path(folder)
     restore_folder(folder / BEST)
-    plan, began = prepare.Plan.read(folder)
-    fabric, loop = _fabric(plan.settings, plan.choices.precision)
-    told = _told(fabric, listener)
-    data = prepare.read_split(plan.settings, folder, plan.classes)
-    for words in prepare.check_resumed(plan, folder, began, data, fabric.world_size):
-        told.said(f"{words}; the result may differ from an undisturbed run's in its last digits")
-    state, complaint = load_checkpoint(folder)
-    if complaint:
-        told.said(f"{complaint}: the checkpoint before it is used")
+    plan, began = RunPlan.read(folder)
+    fabric = _fabric(plan.settings, plan.execution.precision)
+    progress = progress if fabric.is_global_zero else SILENT
+    data = read_split(plan.data, folder, plan.classes)
+    for difference in check_resumed(plan, folder, began, data, fabric.world_size):
+        progress.message(f"{difference}; the result may differ from an undisturbed run's in its last digits")
+    state, problem = load_checkpoint(folder)
+    if problem:
+        progress.message(f"{problem}: the checkpoint before it is used")
     base = machine.resident_memory()
-    learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan.recipe, plan.settings, plan.see, data)
-    budget = _budget(plan, data)
-    going = loop.Loop(fabric, plan, learner, data, folder, told, started, budget)
-    going.restore(state)
-    told.said(f"going on after step {going.step:,} of {going.horizon.total:,}")
-    going.run()
-    return finish(going, base)
+    network = EfficientNet(plan.spec, policy=plan.policy)
+    learner = _learner(network, plan.recipe, plan.settings, plan.input, data)
+    loop = Loop(fabric, plan, learner, data, folder, progress, started)
+    loop.restore(state)
+    progress.message(f"going on after step {loop.step:,} of {loop.horizon.total:,}")
+    loop.run()
+    return finish(loop, base)
 
 
-def sort_settings(data: str, model: str, recipe: str | Path | Recipe, given: dict[str, Any]) -> tuple[Settings, Recipe]:
-    """What belongs to the settings, and the recipe with the rest.
+def sort_settings(
+    recipe: str | Path | Recipe | None, named: dict[str, Any], like: RunPlan | None = None
+) -> tuple[Settings, Recipe]:
+    """What of the named values belongs to the settings, and the recipe with the rest; None stands for not named.
 
     Raises:
         ArgumentError: a name is unknown, or a value outside its range.
     """
+    named = {name: value for name, value in named.items() if value is not None}
     fields = {field.name for field in dataclasses.fields(Settings)}
-    own = {name: value for name, value in given.items() if name in fields and value is not None}
-    rest = {name: value for name, value in given.items() if name not in fields and value is not None}
-    if "train_memory" in own:
-        own["train_memory"] = parse_bytes("train_memory", own["train_memory"])
-    settings = Settings(data=str(Path(data).absolute()), model=model, **own)
-    if settings.minutes is not None and "epochs" in rest:
-        raise ArgumentError("minutes", settings.minutes, f"excludes --epochs (={rest['epochs']}): give one of them.")
+    own = {name: value for name, value in named.items() if name in fields}
+    changes = {name: value for name, value in named.items() if name not in fields}
+    if "minutes" in own and "epochs" in changes:
+        raise ArgumentError("minutes", own["minutes"], f"excludes --epochs (={changes['epochs']}): give one of them.")
+    # Steps follow from the data where the recipe says so; what the user or another run says is left as it is.
     for name, rule in (("epochs", "least_steps"), ("batch", "epoch_steps")):
-        if name in rest:
-            rest.setdefault(rule, 0)
-    return settings, read_recipe(recipe, **rest)
-
-
-def plan_steps(plan: Plan, images: int, budget: Any, used: float) -> int:
-    """Steps of the run: of its epochs, or as many as fit into the time that is left."""
-    if budget is not None:
-        return max(1, int(budget.steps(used, plan.choices.step_seconds)))
-    return max(1, plan.recipe.least_steps, round(plan.recipe.epochs * (images // plan.recipe.batch)))
-
-
-def _fabric(settings: Settings, precision: str) -> tuple[Fabric, Any]:
-    """Processes, device and precision; and the loop's module, which needs the extra."""
-    try:
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies.ddp import DDPStrategy
-
-        from effnet.training import loop
-    except ImportError as error:
-        raise MissingExtraError("training", "train") from error
-    from effnet.training.prepare import environment
-
-    chosen = machine.precision(settings.device).value if precision == "auto" else precision
-    _, world, local = environment()
-    kind, _, index = settings.device.partition(":")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("device", settings.device, "is not there: torch sees no GPU.")
-    # rank 0 alone splits the data, measures and evaluates, and the others wait for it
-    several = DDPStrategy(
-        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
-    )
-    fabric = Fabric(
-        accelerator="gpu" if kind == "cuda" else kind,
-        devices=local if world > 1 else [int(index)] if index else 1,
-        num_nodes=max(1, world // local),
-        strategy=several if world > 1 else "auto",
-        precision="bf16-mixed" if chosen == "bf16" else "32-true",
-    )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of every process
-    fabric.launch()
-    if world > 1:
-        atexit.register(_leave)
-    return fabric, loop
-
-
-def _leave() -> None:
-    """End the process group's threads while Python still runs: one that outlives it aborts the process at its exit."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _told(fabric: Fabric, listener: Listener | None) -> Listener:
-    """The listener on rank 0, nobody on the others."""
-    from effnet.training.listener import Silent
-
-    return listener if listener is not None and fabric.is_global_zero else Silent()
+        if name in changes:
+            changes.setdefault(rule, 0)
+    if like is None:
+        return Settings(**own), read_recipe(recipe or "finetune", **changes)
+    used: dict[str, Any] = {name: getattr(like.execution, name) for name in ("precision", "workers", "threads")}
+    if "epochs" in changes:
+        used["minutes"] = None
+    settings = dataclasses.replace(like.settings, **{**used, **own})
+    if recipe is not None:
+        return settings, read_recipe(recipe, **changes)
+    return settings, read_recipe(dataclasses.replace(like.recipe, epoch_steps=0), **changes)
 
 
 def batch_for(recipe: Recipe, images: int, world: int) -> int:
@@ -269,51 +174,109 @@ def batch_for(recipe: Recipe, images: int, world: int) -> int:
     return batch
 
 
-def _learner(network: Any, recipe: Recipe, settings: Settings, see: Any, data: Dataset) -> Any:
-    from effnet.training.module import Learner, class_weights
+def _prepare(
+    fabric: Fabric,
+    data: str,
+    settings: Settings,
+    recipe: Recipe,
+    dataset: Dataset,
+    progress: Progress,
+    like: Execution | None,
+) -> tuple[RunPlan, Learner]:
+    """The plan, and the network with its weights before the first step."""
+    fabric.seed_everything(settings.seed, verbose=False)
+    start = find_start(settings, recipe, dataset)
+    count, world = len(dataset.part("train")), fabric.world_size
+    notes = list(start.notes)
+    if count < FEW and recipe.name == "finetune" and start.trained:
+        notes.append(f"{count} images to learn from: --recipe few changes less of what the weights know")
+    batch = batch_for(recipe, count, world)
+    if batch != recipe.batch:
+        notes.append(f"{count} images: a batch of {batch} in place of {recipe.batch}")
+    recipe = dataclasses.replace(recipe, batch=batch)
+    execution = choose_execution(
+        start.network.spec, recipe, settings, Images(count, start.image_side), world=world, like=like
+    )
+    if execution.parts > 1 and settings.train_memory is None:
+        notes.append(f"a batch of {batch} does not fit into this machine's memory: it goes in {execution.parts} parts")
+    for note in notes:
+        progress.message(note)
+    torch.set_num_threads(execution.threads)
+    learner = _learner(start.network, recipe, settings, start.input, dataset)
+    if recipe.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
+        learner.to(fabric.device)
+        accuracy, seen = fit_classifier(learner, dataset.part("train"), batch=execution.part, progress=progress)
+        progress.message(f"a classifier fitted to the features of {seen} images names {accuracy:.1%} of them correctly")
+    plan = RunPlan(
+        data=data,
+        settings=settings,
+        recipe=recipe,
+        spec=start.network.spec,
+        policy=start.network.policy,
+        input=start.input,
+        classes=dataset.classes,
+        source=start.source,
+        data_sha256=dataset.digest,
+        processes=world,
+        execution=execution,
+        steps=max(1, recipe.least_steps, round(recipe.epochs * (count // batch))),
+    )
+    return limit_head(plan), learner
 
+
+def limit_head(plan: RunPlan) -> RunPlan:
+    """The same with a share of the steps for the classifier that is at most the recipe's number of steps."""
+    share = min(plan.recipe.head_first, plan.recipe.head_steps / plan.steps)
+    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, head_first=share))
+
+
+def _plan_time(plan: RunPlan, dataset: Dataset, progress: Progress, used: float) -> RunPlan:
+    """A first guess of the steps that fit into the time budget; the loop corrects it after its first steps."""
+    progress.message("--minutes follows the clock, so such a run does not end with the same bits twice; --epochs does")
+    budget = time_budget(plan, dataset)
+    assert budget is not None
+    steps = budget.steps(used, guess_step_seconds(plan))
+    if not steps:
+        progress.message(f"{plan.settings.minutes} minutes are too short: reading the images took {used:.0f} s of them")
+    return limit_head(dataclasses.replace(plan, steps=max(1, steps)))
+
+
+def _fabric(settings: Settings, precision: str) -> Fabric:
+    """Processes, device and precision."""
+    if precision == "auto":
+        precision = machine.precision(settings.device).value
+    world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
+    world, local = world or 1, local or world or 1
+    kind, _, index = settings.device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("device", settings.device, "is not there: torch sees no GPU.")
+    # only rank 0 splits the data and evaluates, and the others wait for it
+    several = DDPStrategy(
+        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
+    )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of precision and every process
+    fabric = Fabric(
+        accelerator="gpu" if kind == "cuda" else kind,
+        devices=local if world > 1 else [int(index)] if index else 1,
+        num_nodes=max(1, world // local),
+        strategy=several if world > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    if world > 1:
+        atexit.register(_leave)
+    return fabric
+
+
+def _leave() -> None:
+    """End the process group's threads while Python still runs: one that outlives it aborts the process at its exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _learner(
+    network: EfficientNet, recipe: Recipe, settings: Settings, input_spec: InputSpec, data: Dataset
+) -> Learner:
     network.to(memory_format=torch.channels_last)
     weights = class_weights(data.part("train").counts) if recipe.class_weights else None
-    return Learner(network, recipe, see, weights, frozen=settings.freeze).train()
-
-
-def _choices(fabric: Fabric, learner: Any, data: Dataset, recipe: Recipe, settings: Settings, see: Any) -> Choices:
-    """What rank 0 measures, on every process."""
-    from effnet.data.loader import TrainingImages
-    from effnet.training import choices
-    from effnet.training.loop import seed_step
-
-    precision: Precision = "bf16" if str(fabric._precision.precision).startswith("bf16") else "fp32"
-    images = TrainingImages(data.part("train"), choices.augment_of(recipe, see), settings.seed)
-    device = fabric.device
-    learner.to(device)
-
-    def step(learner: Any, loader: Any) -> None:
-        parts = loader.epoch(0)
-        for number, (pixels, labels) in zip(range(loader.order.parts), parts, strict=False):
-            seed_step(settings.seed, 0, number, 0)
-            with fabric.autocast():
-                loss, _ = learner(pixels.to(device), labels.to(device), False)
-            loss.backward()
-        learner.zero_grad(set_to_none=True)
-
-    chosen: Any = None
-    if fabric.is_global_zero:
-        chosen = choices.choose(
-            learner, images, recipe, settings, precision=precision, world=fabric.world_size, step=step
-        )
-    result: Choices = fabric.broadcast(chosen)
-    return result
-
-
-def _budget(plan: Plan, data: Dataset) -> Budget | None:
-    """The time budget, with an estimate of what validation and the end take."""
-    from effnet.training.schedule import Budget
-
-    if plan.settings.minutes is None:
-        return None
-    per_image = plan.choices.step_seconds / plan.recipe.batch * plan.world / VALIDATION_SHARE
-    val, test = (len(data.part(split)) if split in data.splits else 0 for split in ("val", "test"))
-    validation = per_image * val / plan.world
-    ending = per_image * (val + test) + ENDING
-    return Budget(60 * plan.settings.minutes, validation, ending, len(data.part("train")) // plan.recipe.batch)
+    return Learner(network, recipe, input_spec, weights, frozen=settings.freeze).train()

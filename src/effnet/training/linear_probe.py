@@ -1,4 +1,4 @@
-"""A classifier fitted to the features of a network that is not moved: where training starts when images are few.
+"""A classifier fitted to the features of a network that stays as it is: where training starts when images are few.
 
 A fresh classifier pulls at the features until it has settled; one that is settled before the first step leaves them
 what they know (Kumar et al. 2022, "Fine-tuning can distort pretrained features"). The problem is convex, and of a few
@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from effnet.data.dataset import Dataset
-from effnet.metrics.evaluate import Progress
-from effnet.training.module import Answering, Learner
-from effnet.training.validation import answers
+from effnet.progress import SILENT, Progress
+from effnet.training.module import Answering, Learner, predict_part
 
 ITERATIONS = 200  # of L-BFGS, at most
 MOST = 2000  # images: more would take more time and memory than they are worth for a start
@@ -33,28 +32,27 @@ class Features(Answering):
         return torch.cat([self.network.embed(view) for view in views], 1)
 
 
-def fit_classifier(
-    learner: Learner, part: Dataset, *, batch: int, progress: Progress | None = None
-) -> tuple[float, int]:
+def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Progress = SILENT) -> tuple[float, int]:
     """Fit the classifier to images as they are evaluated, mirrored too if the recipe mirrors, by the learner's loss.
 
     Args:
-        learner: the network with its loss and its recipe, whose `probe` is the weight of the penalty.
+        learner: the network with its loss and its recipe, whose `linear_probe` is the weight of the penalty.
         part: the images to learn from; of more than MOST, as many, evenly spread over their order.
         batch: images that go through the network together.
-        progress: called with images done and images in all.
+        progress: told how many images are done.
 
     Returns:
-        The share of the images that it names rightly, and how many they are.
+        Its accuracy on these images, and how many they are.
 
     Raises:
         TrainingError: an image cannot be read.
     """
     network, recipe = learner.network, learner.recipe
-    features = Features(network, learner.see, part.classes)
+    features = Features(network, learner.input, part.classes)
     features.mirrored = recipe.flip > 0
     some = part.samples[:: -(-len(part) // MOST)]
-    found = answers(features, dataclasses.replace(part, samples=some), batch=batch, progress=progress)
+    fitted = dataclasses.replace(part, samples=some)
+    found = predict_part(features, fitted, "fitting the classifier", batch=batch, progress=progress)
     width = network.classifier.in_features
     learned = torch.from_numpy(found.logits).double().reshape(-1, width)
     labels = torch.from_numpy(found.labels).repeat_interleave(len(learned) // len(found.labels))
@@ -73,7 +71,7 @@ def fit_classifier(
             label_smoothing=recipe.label_smoothing,
             reduction="sum",
         )
-        loss = (loss + recipe.probe * weight.square().sum()) / len(labels)
+        loss = (loss + recipe.linear_probe * weight.square().sum()) / len(labels)
         torch.autograd.backward(loss)
         return loss
 

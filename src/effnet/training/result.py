@@ -1,31 +1,26 @@
-"""The end of a run: the best weights evaluated and calibrated, the bundle, the pictures."""
+"""The result of a run: the best weights evaluated and calibrated, the bundle, the pictures."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from effnet.data.dataset import Dataset, manifest
 from effnet.machine import peak_memory
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.plots import run as run_plots
-from effnet.training.choices import Choices
+from effnet.training.loop import Loop
 from effnet.training.module import Answering
-from effnet.training.prepare import versions
-from effnet.training.run import BEST, METRICS, SPLIT, write_text
+from effnet.training.run import BEST, METRICS, SPLIT, Execution, versions, write_text
 from effnet.weights.bundle import Record, open_bundle, save
-
-if TYPE_CHECKING:
-    from effnet.training.loop import Loop
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run."""
+    """How good a finished run is, and what it took."""
 
     folder: Path
     steps: int
@@ -33,8 +28,8 @@ class Result:
     seconds: float
     split: str  # the part that `evaluation` is of: test where there is one, else val
     evaluation: Evaluation
-    choices: Choices
-    taken_bytes: int  # of memory, beyond what the process held before the network was made
+    execution: Execution
+    taken_bytes: int  # memory, beyond what the process held before the network was made
     rank: int = 0  # of this process
 
     @property
@@ -43,36 +38,36 @@ class Result:
         return self.folder / "best"
 
 
-def finish(going: Loop, base: int) -> Result:
+def finish(loop: Loop, base: int) -> Result:
     """Evaluate the best weights on test, else val, fit the temperature on val, and write what the folder still lacks.
 
     Rank 0 does; the others wait and return the same figures.
     """
     result: Result | None = None
-    if going.fabric.is_global_zero:
-        result = _finish(going, peak_memory() - base)
-    answer: Result = going.fabric.broadcast(result)  # type: ignore[assignment]  # rank 0 has one
-    return replace(answer, rank=going.fabric.global_rank)
+    if loop.fabric.is_global_zero:
+        result = _finish(loop, peak_memory() - base)
+    answer: Result = loop.fabric.broadcast(result)  # type: ignore[assignment]  # rank 0 has one
+    return replace(answer, rank=loop.fabric.global_rank)
 
 
-def _finish(going: Loop, taken: int) -> Result:
-    plan, folder, data = going.plan, going.folder, going.data
+def _finish(loop: Loop, taken: int) -> Result:
+    plan, folder, data = loop.plan, loop.folder, loop.data
     bundle = open_bundle(folder / BEST)
-    network = bundle.network.to(going.fabric.device)
-    answering = Answering(network, plan.see, plan.classes)
-    how: dict[str, Any] = {
-        "batch": going.choices.part,
-        "progress": partial(going.listener.counted, "evaluating the best weights"),
+    network = bundle.network.to(loop.fabric.device)
+    answering = Answering(network, plan.input, plan.classes)
+    options: dict[str, Any] = {
+        "batch": loop.execution.part,
+        "progress": lambda done, total: loop.progress.update("evaluating the best weights", done, total),
     }
-    val = predict_logits(answering, data.part("val"), **how)
+    val = predict_logits(answering, data.part("val"), **options)
     calibration = calibrate(val.logits, val.labels)
     split = "test" if "test" in data.splits else "val"
     part = data.part(split)
-    found = val if split == "val" else predict_logits(answering, part, **how)
+    found = val if split == "val" else predict_logits(answering, part, **options)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
-        going.listener.said(f"{count} images of {split} cannot be read and do not count, such as {path}: {reason}")
+        loop.progress.message(f"{count} images of {split} cannot be read and do not count, such as {path}: {reason}")
     evaluation = evaluate(
         found.logits,
         found.labels,
@@ -80,13 +75,13 @@ def _finish(going: Loop, taken: int) -> Result:
         temperature=calibration.temperature,
         threshold=calibration.threshold,
     )
-    epochs = going.step / going.loader.order.steps
-    seconds = going.elapsed
+    epochs = loop.step / loop.loader.order.steps
+    seconds = loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
-    metrics |= {"val_top1": going.kept, f"{split}_ece": evaluation.after.ece}
+    metrics |= {"val_top1": loop.kept, f"{split}_ece": evaluation.after.ece}
     provenance: dict[str, Any] = {
-        "data": plan.settings.data,
-        "data_sha256": plan.digest,
+        "data": plan.data,
+        "data_sha256": plan.data_sha256,
         "recipe": plan.recipe.to_dict(),
         "epochs": epochs,
         "seconds": seconds,
@@ -97,32 +92,32 @@ def _finish(going: Loop, taken: int) -> Result:
         network,
         folder / BEST,
         classes=plan.classes,
-        input=plan.see,
+        input=plan.input,
         source=f"effnet train from {plan.source}",
         metrics=metrics,
         record=Record(calibration, json.loads(json.dumps(provenance)), {SPLIT: manifest(data, sizes=True)}),
     )
-    cost = {"steps": going.step, "epochs": epochs, "seconds": seconds}
-    cost |= {"forecast_bytes": going.choices.forecast_bytes, "taken_bytes": taken}
+    cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds}
+    cost |= {"forecast_bytes": loop.execution.forecast_bytes, "taken_bytes": taken}
     written = {"split": split, **evaluation.to_dict(), "unreadable": len(found.unreadable), "cost": cost}
     write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
-    _draw(going, evaluation, found, part, calibration.temperature)
+    _draw(loop, evaluation, found, part, calibration.temperature)
     return Result(
         folder=folder,
-        steps=going.step,
+        steps=loop.step,
         epochs=epochs,
-        seconds=going.elapsed,
+        seconds=loop.elapsed,
         split=split,
         evaluation=evaluation,
-        choices=going.choices,
+        execution=loop.execution,
         taken_bytes=taken,
     )
 
 
-def _draw(going: Loop, evaluation: Evaluation, found: Predicted, part: Dataset, temperature: float) -> None:
+def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, part: Dataset, temperature: float) -> None:
     """The pictures of a run."""
-    folder = going.folder
-    run_plots.draw_results(going.rows, folder / "results.png")
+    folder = loop.folder
+    run_plots.draw_results(loop.rows, folder / "results.png")
     run_plots.draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
     run_plots.draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")

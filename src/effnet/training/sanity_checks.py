@@ -1,4 +1,4 @@
-"""Watching a run learn: what goes wrong in the first hundred steps is found there, with its likely cause."""
+"""Sanity checks of every step: a hopeless run stops within its first hundred steps, and says the likely cause."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from statistics import fmean
 
 from effnet.errors import TrainingError
 
-WATCHED = 100  # steps
+CHECKED = 100  # steps from the first; later ones only have to be finite
 CONSTANT = 1e-6  # spread of the outputs over a batch, against their size
 PATIENCE = 5  # steps in a row with outputs that are constant, or gradients that are zero
 RECENT = 20  # steps over which the loss is averaged
 DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 
 
-class Watch:
-    """Looks at every step and stops the run where it cannot come to anything.
+class SanityChecks:
+    """Stops a run that cannot come to anything.
 
     Args:
         num_classes: a network that guesses has the loss ln(num_classes).
@@ -28,7 +28,7 @@ class Watch:
         self.constant = self.still = 0
 
     def state(self) -> tuple[list[float], int, int]:
-        """What it has seen, for a checkpoint."""
+        """What it remembers, for a checkpoint."""
         return list(self.recent), self.constant, self.still
 
     def restore(self, state: tuple[list[float], int, int]) -> None:
@@ -36,8 +36,8 @@ class Watch:
         recent, self.constant, self.still = state
         self.recent.extend(recent)
 
-    def look(self, step: int, loss: float, spread: float, gradient: float) -> None:
-        """Judge a step.
+    def check(self, step: int, loss: float, spread: float, gradient: float) -> None:
+        """Check a step.
 
         Args:
             step: its number, from 0.
@@ -52,7 +52,7 @@ class Watch:
             raise TrainingError(f"the loss is {loss} at step {step}: {DIVERGED}")
         if not math.isfinite(gradient):
             raise TrainingError(f"the gradients are not finite at step {step}, the loss is {loss:.3g}: {DIVERGED}")
-        if step >= WATCHED:
+        if step >= CHECKED:
             return
         self.recent.append(loss)
         self.constant = self.constant + 1 if spread < CONSTANT else 0
@@ -60,14 +60,14 @@ class Watch:
         if self.constant >= PATIENCE:
             raise TrainingError(
                 f"the network gives the same answer to every image at step {step}: are the images all alike or empty? "
-                "Look at them with effnet check; weights that were damaged do this, too"
+                "Look at them with effnet check; weights that were damaged do the same"
             )
         if self.still >= PATIENCE:
             raise TrainingError(
                 f"the gradients are zero at step {step}: all activations are zero; the weights may be damaged"
             )
-        if step == WATCHED - 1 and fmean(self.recent) > self.guessing + 1:
+        if step == CHECKED - 1 and fmean(self.recent) > self.guessing + 1:
             raise TrainingError(
-                f"after {WATCHED} steps the loss is {fmean(self.recent):.2f}, and guessing has ln(K) = "
+                f"after {CHECKED} steps the loss is {fmean(self.recent):.2f}, and guessing has ln(K) = "
                 f"{self.guessing:.2f}: {DIVERGED}"
             )

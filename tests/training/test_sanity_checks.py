@@ -7,18 +7,18 @@ import math
 import pytest
 
 from effnet.errors import TrainingError
-from effnet.training.watch import WATCHED, Watch
+from effnet.training.sanity_checks import CHECKED, SanityChecks
 
 
 def feed(steps: int, *, loss: float = 1.0, spread: float = 0.1, gradient: float = 1.0, start: int = 0) -> None:
-    watch = Watch(10)
+    checks = SanityChecks(10)
     for step in range(start, start + steps):
-        watch.look(step, loss, spread, gradient)
+        checks.check(step, loss, spread, gradient)
 
 
 def test_learning_and_guessing_go_on() -> None:
-    feed(WATCHED, loss=1.0)
-    feed(WATCHED, loss=math.log(10) + 0.5)
+    feed(CHECKED, loss=1.0)
+    feed(CHECKED, loss=math.log(10) + 0.5)
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_learning_and_guessing_go_on() -> None:
 )
 def test_what_cannot_come_to_anything_stops(values: dict[str, float], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
-        feed(WATCHED, **values)
+        feed(CHECKED, **values)
 
 
 def test_later_only_numbers_that_are_none_stop() -> None:
-    feed(200, spread=0.0, gradient=0.0, loss=99, start=WATCHED)
+    feed(200, spread=0.0, gradient=0.0, loss=99, start=CHECKED)
     with pytest.raises(TrainingError, match="nan at step 500"):
         feed(1, loss=math.nan, start=500)

@@ -1,0 +1,182 @@
+"""How a run's steps are computed, by rules from facts that do not change between two runs, without a stopwatch.
+
+The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and what
+the user said. So the same command on the same machine computes the same bits, and the first step comes at once.
+
+precision   by machine.precision: bf16 where the processor multiplies it and training in it was measured to be faster
+recompute   everything is kept, unless --train-memory asks for less
+part        the whole batch, or the largest share of it that fits into --train-memory, or else into the machine's memory
+workers     processes that load images beside the training, where by an estimate they save a tenth of the time
+threads     one for each core that has no worker
+kernels     of the depthwise convolutions: by a rule of their own, see models.depthwise
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effnet import machine
+from effnet.arch.cost import cost
+from effnet.arch.memory import Keep, training_memory
+from effnet.arch.recompute import RecomputePlan, find_plan
+from effnet.arch.spec import NetworkSpec
+from effnet.errors import ArgumentError
+from effnet.machine import Precision
+from effnet.training.recipe import Recipe
+from effnet.training.run import Execution, RunPlan, Settings
+
+OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
+SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so memory is first sought in a plan
+USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+ADVICE = "give a limit with --train-memory, or a smaller --batch or --resolution"
+
+# What one core needs, in seconds; measured on EPYC (AVX-512) and Xeon. Only their ratios matter.
+MAC_SECONDS = 1e-10  # a multiply-add of a training step
+BACKWARD = 3  # times the multiply-adds of a forward pass are those of a step
+IMAGE_SECONDS = 3e-4  # an image, whatever its size
+DECODED_SECONDS = 12e-9  # a pixel of the file
+SEEN_SECONDS = {
+    "none": 6e-9,
+    "autoaugment": 16e-9,
+    "randaugment": 36e-9,
+    "trivialaugment": 20e-9,
+}  # a pixel of the crop
+LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
+START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the images of a run cost to load."""
+
+    count: int  # in the training part
+    side: int  # the shorter one of the files in pixels, the median
+
+
+def choose_execution(
+    spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, world: int, like: Execution | None = None
+) -> Execution:
+    """How to train `spec` with a recipe on this machine.
+
+    Args:
+        spec: the network at the run's resolution.
+        recipe: its batch, optimizer and augmentation.
+        settings: limits, and what the user chose.
+        images: what there is to load.
+        world: processes that train together on this machine.
+        like: how a run of the same network computed; its parts and plan are taken again, if it has the same batch.
+
+    Raises:
+        ArgumentError: the batch does not divide among the processes, or not even one image fits into the memory.
+    """
+    precision: Precision = (
+        machine.precision(settings.device).value if settings.precision == "auto" else settings.precision
+    )
+    cores = max(1, machine.this_machine().cores // world)
+    workers = settings.workers
+    if workers is None:
+        workers = choose_workers(spec, recipe, settings, Images(images.count // world, images.side), cores=cores)
+    if like is not None and like.part * like.parts * world == recipe.batch:
+        part, plan = like.part, like.plan
+        forecast = _forecast(spec, recipe, precision, part, plan)
+    else:
+        part, plan, forecast = fit_memory(spec, recipe, settings, precision, world)
+    return Execution(
+        precision=precision,
+        part=part,
+        parts=recipe.batch // world // part,
+        recompute=None if plan is None else plan.to_dict(),
+        threads=settings.threads or max(1, cores - workers),
+        workers=workers,
+        forecast_bytes=forecast,
+    )
+
+
+def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, cores: int) -> int:
+    """Processes that load images beside the training: as many as make a step shortest, none where that saves little.
+
+    With none, all cores train and load in turn: c / cores + l seconds for an image that takes c to train on and l to
+    load on one core. With w of them, training and loading go on side by side: max(c / (cores - w), l / w). Small images
+    have a short l, so on few cores they get none. A GPU has a short c, so it gets many.
+    """
+    if cores == 1 or not workers_are_safe():
+        return 0
+    load = IMAGE_SECONDS + DECODED_SECONDS * images.side**2 * 4 / 3  # photos are 4:3
+    load += SEEN_SECONDS[recipe.augmentation] * spec.resolution**2
+    train = BACKWARD * cost(spec).macs * MAC_SECONDS if settings.device == "cpu" else 0.0
+
+    def seconds(workers: int) -> float:
+        threads = settings.threads or cores - workers
+        return max(train / threads, load / workers) if workers else train / (settings.threads or cores) + load
+
+    best = min(range(1, min(cores - 1, MOST_WORKERS) + 1), key=seconds)
+    run = seconds(0) * images.count * recipe.epochs if settings.minutes is None else 60 * settings.minutes
+    saved = 1 - seconds(best) / seconds(0)
+    return best if saved > LEAST_SAVED and saved * run > START_SECONDS else 0
+
+
+def guess_step_seconds(plan: RunPlan) -> float:
+    """What a step takes on a processor, roughly; the first plan of a time budget follows from it."""
+    cores = plan.execution.threads * plan.processes
+    return BACKWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
+
+
+def workers_are_safe() -> bool:
+    """Whether worker processes may be started unless the user says so: each imports the program's main file again.
+
+    That begins everything anew in a script whose lines are not below `if __name__ == "__main__":`. effnet's own command
+    and a notebook have no such lines.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is None or Path(file).parent.name == "effnet" or Path(file).stem == "effnet"
+
+
+def fit_memory(
+    spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision, world: int
+) -> tuple[int, RecomputePlan | None, int]:
+    """Images at once, plan and forecast in bytes, for the recipe's batch within the memory limit.
+
+    Parts stay as large as they can be: a plan costs a little time, a smaller part makes batch statistics noisier.
+    Without --train-memory the limit is the machine's memory, and no plan is sought.
+
+    Raises:
+        ArgumentError: the batch does not divide among the processes, or not even one image fits.
+    """
+    share, rest = divmod(recipe.batch, world)
+    if rest:
+        raise ArgumentError("batch", recipe.batch, f"must be a multiple of {world}, the number of processes.")
+    sizes = [share // parts for parts in range(1, share + 1) if share % parts == 0]
+    asked = settings.memory_limit
+    planned = asked is not None and not settings.sync_bn  # whose statistics a plan cannot compute again
+    limit = asked
+    if asked is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
+        limit = int(USABLE * memory / world)
+    if limit is None or _forecast(spec, recipe, precision, share, None) <= limit:
+        return share, None, _forecast(spec, recipe, precision, share, None)
+    for part in sorted(sizes, key=lambda size: (size < SMALLEST_PART, -size)):
+        how: dict[str, Any] = {"optimizer": OPTIMIZER[recipe.optimizer], "ema": recipe.ema > 0, "precision": precision}
+        try:
+            plan = find_plan(spec, limit, part, **how) if planned else None
+        except ArgumentError:
+            continue
+        if (forecast := _forecast(spec, recipe, precision, part, plan)) <= limit:
+            return part, plan, forecast
+    least = _forecast(spec, recipe, precision, 1, RecomputePlan.uniform(spec, Keep.BOTTLENECKS) if planned else None)
+    if asked is None:
+        return 1, None, least  # the system may still swap
+    raise ArgumentError("train_memory", asked, f"is too little for {spec.name}: one image takes {least:,} bytes.")
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a processor or a GPU."""
+    return any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def _forecast(spec: NetworkSpec, recipe: Recipe, precision: Precision, part: int, plan: RecomputePlan | None) -> int:
+    optimizer = OPTIMIZER[recipe.optimizer]
+    return training_memory(spec, part, optimizer=optimizer, ema=recipe.ema > 0, precision=precision, plan=plan).peak
