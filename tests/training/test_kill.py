@@ -18,14 +18,15 @@ from tiny import same, weights
 
 from effnet.errors import TrainingError
 from effnet.training.checkpoint import load_checkpoint
+from effnet.training.train import train
 
 COMMAND = [sys.executable, "-m", "effnet", "train"]
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "effnet", "train"]
 HARD = shlex.split(
-    "--epochs 12 --batch 8 --lr 0.02 --threads 1 --train-memory 1.3MB --save-seconds 0 --recipe scratch "
+    "--epochs 6 --batch 8 --lr 0.02 --threads 1 --train-memory 1.3MB --save-seconds 0 --recipe scratch "
     "--set augmentation=autoaugment --set mixup=0.2 --set head-first=0.1 --class-weights"
 )
-STEPS = 12 * (42 // 8)
+STEPS = 6 * (42 // 8)
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -63,12 +64,10 @@ def finish(command: list[str], folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", ["alone", "workers", "pair", "pair synchronised"])
-def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, case: str) -> None:
-    command = PAIR if case.startswith("pair") else COMMAND
-    more = ["--workers", 1 if case == "workers" else 0, *(["--sync-bn"] if case.endswith("synchronised") else [])]
+@pytest.mark.parametrize(("command", "workers"), [(COMMAND, 1), (PAIR, 0)], ids=["workers", "pair"])
+def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, command: list[str], workers: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = start(command, shapes, "--model", spec_file, "--out", whole, *HARD, *more)
+    undisturbed = start(command, shapes, "--model", spec_file, "--out", whole, *HARD, "--workers", workers)
     deadline = time.monotonic() + 170
     while step_of(whole) < 0 and undisturbed.poll() is None:
         assert time.monotonic() < deadline, "no progress"
@@ -80,9 +79,9 @@ def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, cas
     assert undisturbed.returncode == 0, said
     assert step_of(broken) < 42 // 8  # no best weights yet
     kills = 0
-    for _ in range(3):
+    for _ in range(2):
         before = step_of(broken)
-        kill_after(start(command, "--resume", broken), broken, before + random.randint(1, 15))
+        kill_after(start(command, "--resume", broken), broken, before + random.randint(1, 12))
         kills += step_of(broken) < STEPS
     assert kills
     finish(command, broken)
@@ -92,7 +91,7 @@ def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, cas
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 def test_a_polite_signal_saves_first(shapes: Path, spec_file: Path, tmp_path: Path, number: int, workers: int) -> None:
     out = tmp_path / "run"
     long = ["--epochs", "2000", "--batch", "8", "--threads", "1", "--workers", workers, "--save-seconds", "9999"]
@@ -110,17 +109,16 @@ def test_a_polite_signal_saves_first(shapes: Path, spec_file: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_with_synchronised_statistics_are_as_good_as_one(
-    shapes: Path, spec_file: Path, tmp_path: Path
-) -> None:
-    calm = shlex.split("--epochs 2 --batch 8 --threads 1 --workers 0 --sync-bn --recipe scratch --lr 1e-3")
-    calm += shlex.split("--set dropout=0 --set drop-connect=0 --set probe=1")
+def test_two_processes_are_as_good_as_one(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    trained = train(shapes, spec_file, "scratch", out=tmp_path / "start", epochs=1, batch=8, workers=0, threads=1)
+    calm = shlex.split("--epochs 2 --batch 8 --threads 1 --workers 0 --precision fp32 --recipe few --lr 1e-3")
+    calm += shlex.split("--set dropout=0 --set drop-connect=0")  # batch statistics stay in this recipe
     rows = {}
     for name, command in (("one", COMMAND), ("two", PAIR)):
-        process = start(command, shapes, "--model", spec_file, "--out", tmp_path / name, *calm)
+        process = start(command, shapes, "--model", trained.bundle, "--out", tmp_path / name, *calm)
         said = process.communicate(timeout=170)[0]
         assert process.returncode == 0, said
         rows[name] = list(csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines()))
     for one, two in zip(rows["one"], rows["two"], strict=True):
         for figure in ("train_loss", "val_loss"):
-            assert float(two[figure]) == pytest.approx(float(one[figure]), rel=2e-3)
+            assert float(two[figure]) == pytest.approx(float(one[figure]), rel=1e-4)
