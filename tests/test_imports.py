@@ -40,9 +40,6 @@ STILL = {  # arrows that the rebuilding has yet to remove
     ("runtime", "metrics"),
     ("searching", "profiling"),
     ("benchmarking", "exporting"),
-    ("training", "bars"),
-    ("searching", "bars"),
-    ("bars", "console"),
 }
 WITHOUT_TORCH = (
     *GROUND,

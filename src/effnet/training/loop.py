@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
 from effnet.data.dataset import Dataset
@@ -31,8 +32,8 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
 from effnet.training.checkpoint import FORMAT, save_checkpoint
 from effnet.training.module import Answering, Average, Learner, augment_of, score, spread
-from effnet.training.optimizer import FORWARD, Horizon, TimeBudget, make_optimizer, set_rate
-from effnet.training.rules import ADVICE, ran_out
+from effnet.training.optimizer import FORWARD, Horizon, make_optimizer, set_rate
+from effnet.training.rules import ADVICE, ran_out, time_budget
 from effnet.training.run import BEST, RunPlan, write_rows
 from effnet.training.sanity_checks import SanityChecks
 from effnet.weights.bundle import save
@@ -107,7 +108,8 @@ class Loop:
         self.ran_out = False  # whether memory ran out once
         self.pace = (0.0, 0)  # seconds and steps since the time budget was last planned
         self.headed = False  # whether the names of the columns were shown
-        self.logger = tensorboard(folder) if plan.settings.tensorboard and fabric.is_global_zero else None
+        writes = plan.settings.tensorboard and fabric.is_global_zero
+        self.logger = TensorBoardLogger(folder, name="tensorboard", version="") if writes else None
 
     # state
 
@@ -170,14 +172,10 @@ class Loop:
         forget_peak()  # of what was read before the first step
         with caught_signals() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
-            while self.step < self.horizon.total and not self._exhausted:
+            patience = self.recipe.patience or math.inf
+            while self.step < self.horizon.total and self.since_best < patience:
                 self._epoch(stop)
         self.save()
-
-    @property
-    def _exhausted(self) -> bool:
-        """Whether early stopping ends the run."""
-        return bool(self.recipe.patience) and self.since_best >= self.recipe.patience
 
     def _epoch(self, stop: list[int]) -> None:
         """The rest of the current epoch, or of the run, and its validation."""
@@ -354,16 +352,6 @@ class Loop:
         self.progress.message("".join(f"{row[name]:>{width}{form}}" for name, width, form in COLUMNS))
 
 
-def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
-    """The run's time budget, if it has one."""
-    if plan.settings.minutes is None:
-        return None
-    train, val, test = (len(data.part(part)) if part in data.splits else 0 for part in ("train", "val", "test"))
-    image = FORWARD / plan.recipe.batch  # training steps that its evaluation takes, on all processes together
-    seconds, final = 60 * plan.settings.minutes, (val + test) * image * plan.processes  # rank 0 does the final one
-    return TimeBudget(seconds, train // plan.recipe.batch, val * image, final)
-
-
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """A list to which SIGTERM and Ctrl-C are added; the second of one kind acts as it would without this block."""
@@ -393,10 +381,3 @@ def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(value)
-
-
-def tensorboard(folder: Path) -> Any:
-    """A logger for TensorBoard in the run's folder."""
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-    return TensorBoardLogger(folder, name="tensorboard", version="")

@@ -23,8 +23,10 @@ from effnet.arch.cost import cost
 from effnet.arch.memory import Keep, training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
 from effnet.arch.spec import NetworkSpec
+from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
+from effnet.training.optimizer import FORWARD, TimeBudget
 from effnet.training.recipe import Recipe
 from effnet.training.run import Execution, RunPlan, Settings
 
@@ -124,6 +126,16 @@ def guess_step_seconds(plan: RunPlan) -> float:
     """What a step takes on a processor, roughly; the first plan of a time budget follows from it."""
     cores = plan.execution.threads * plan.processes
     return BACKWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
+
+
+def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
+    """The run's time budget, if it has one."""
+    if plan.settings.minutes is None:
+        return None
+    train, val, test = (len(data.part(part)) if part in data.splits else 0 for part in ("train", "val", "test"))
+    image = FORWARD / plan.recipe.batch  # training steps that its evaluation takes, on all processes together
+    seconds, final = 60 * plan.settings.minutes, (val + test) * image * plan.processes  # rank 0 does the final one
+    return TimeBudget(seconds, train // plan.recipe.batch, val * image, final)
 
 
 def workers_are_safe() -> bool:

@@ -26,11 +26,11 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.training.checkpoint import load_checkpoint
 from effnet.training.linear_probe import fit_classifier
-from effnet.training.loop import Loop, time_budget
+from effnet.training.loop import Loop
 from effnet.training.module import Learner, class_weights
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
-from effnet.training.rules import Images, choose_execution, guess_step_seconds
+from effnet.training.rules import Images, choose_execution, guess_step_seconds, time_budget
 from effnet.training.run import BEST, Execution, RunPlan, Settings, link_latest, new_folder
 from effnet.training.start import check_resumed, find_start, read_split, write_split
 
