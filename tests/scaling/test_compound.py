@@ -287,10 +287,8 @@ def test_table():
     rows = tabulate(B0, (-2, 1), RULES["paper"])
     assert [row.phi for row in rows] == [-2, 1]
     for row in rows:
-        price = effnet.cost(row.network)
-        assert (row.params, row.macs, row.activations) == (price.params, price.macs, price.activations)
         assert row.nominal_ratio == pytest.approx(1.92027**row.phi)
-        assert row.realised_ratio == price.macs / effnet.cost(B0).macs
+        assert row.realised_ratio == effnet.cost(row.network).macs / effnet.cost(B0).macs
         assert row.excess == pytest.approx(row.realised_ratio / 1.92027**row.phi - 1)
 
 

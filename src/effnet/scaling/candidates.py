@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -26,8 +24,12 @@ from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, count_resources
 from effnet.scaling.compound import Rule, interpolate_dropout, largest_phi
 
 FloatArray: TypeAlias = NDArray[np.float64]
-IntArray: TypeAlias = NDArray[np.int64]
+# Networks as they are built, an entry each: width, depth, resolution, rounding (index into ROUNDINGS) and, under its
+# name, each resource that was counted.
+CountedNetworks: TypeAlias = dict[str, NDArray[Any]]
 
+ROUNDINGS: tuple[DepthRounding, ...] = ("ceil", "nearest")
+BUILT = ("width", "depth", "resolution", "rounding")
 NEAR = 0.05  # how far depth, width and resolution may each be from the curve
 SMALLEST_FACTOR = 0.05  # of depth and width
 CURVE_STEP = 0.02  # between points of the curve, in doublings of the nominal multiply-adds
@@ -37,36 +39,6 @@ OFFSETS = 7  # of depth and of width in each neighbourhood
 RESOLUTIONS = 5  # in each neighbourhood
 TIE = 0.005  # shares of the binding limit that count as equal; among those more multiply-adds win
 COUNTABLE = 1e17  # the curve ends before its counts outgrow whole numbers of 64 bits
-
-
-@dataclass(frozen=True)
-class CountedNetworks:
-    """Networks as they are built, one entry each, and what they cost."""
-
-    width: FloatArray
-    depth: FloatArray
-    resolution: IntArray
-    rounding: IntArray  # index into `roundings`
-    counts: dict[str, IntArray]  # by resource
-    roundings: tuple[DepthRounding, ...]
-
-    def __len__(self) -> int:
-        return len(self.width)
-
-    def where(self, mask: NDArray[np.bool_]) -> CountedNetworks:
-        """The entries that a mask selects."""
-        return self._each(lambda name: getattr(self, name)[mask], lambda name: self.counts[name][mask])
-
-    def __add__(self, other: CountedNetworks) -> CountedNetworks:
-        return self._each(
-            lambda name: np.concatenate([getattr(self, name), getattr(other, name)]),
-            lambda name: np.concatenate([self.counts[name], other.counts[name]]),
-        )
-
-    def _each(self, array: Callable[[str], Any], count: Callable[[str], IntArray]) -> CountedNetworks:
-        """Others, made of the name of every array and the name of every resource."""
-        arrays = {name: array(name) for name in ("width", "depth", "resolution", "rounding")}
-        return dataclasses.replace(self, **arrays, counts={name: count(name) for name in self.counts})
 
 
 class CurveSearch:
@@ -79,7 +51,6 @@ class CurveSearch:
         self.step = positive_int("resolution_step", step)
         if rounding is not None:
             one_of("depth_rounding", rounding, DepthRounding)
-        self.roundings: tuple[DepthRounding, ...] = (rounding,) if rounding else ("ceil", "nearest")
         if budget.max_resolution is not None and budget.resolution is None and budget.max_resolution < self.step:
             raise ArgumentError("max_resolution", budget.max_resolution, f"is less than one step (={self.step}).")
         self.doubling = math.log(2) / math.log(rule.product)  # the phi that doubles the nominal multiply-adds
@@ -94,31 +65,31 @@ class CurveSearch:
         Raises:
             ArgumentError: the smallest network exceeds a limit.
         """
-        phis = self._phis()
+        phis, limits = self._phis(), self.budget.limits
         curve = self._count(*self._curve(phis))
         fits = self._fits(curve)
         if not fits.any():
             raise self._impossible()
-        limits = self.budget.limits
         # The curve is there once for each rounding; the point with most multiply-adds.
-        top = int(np.where(fits, curve.counts["macs"], -1).argmax())
-        binding = max(limits, key=lambda name: float(curve.counts[name][top] / limits[name]))
-        everything = curve + self._count(*self._neighbours(phis, float(phis[top % len(phis)])))
-        allowed = self._fits(everything) & (everything.counts["macs"] >= curve.counts["macs"][top])
-        share = np.where(allowed, everything.counts[binding] / limits[binding], 0)
-        ties = allowed & (share >= share.max() - TIE)
-        return self.spec_at(everything, int(np.where(ties, everything.counts["macs"], -1).argmax())), everything
+        top = int(np.where(fits, curve["macs"], -1).argmax())
+        binding = max(limits, key=lambda name: float(curve[name][top] / limits[name]))
+        near = self._count(*self._neighbours(phis, float(phis[top % len(phis)])))
+        everything = {name: np.concatenate([curve[name], near[name]]) for name in curve}
+        allowed = self._fits(everything) & (everything["macs"] >= curve["macs"][top])
+        share = np.where(allowed, everything[binding] / limits[binding], 0)
+        return self._largest(everything, allowed & (share >= share.max() - TIE)), everything
 
     def curve_spec(self, phi: float) -> NetworkSpec | None:
         """The larger of the curve's networks at this phi that meet the limits."""
         at = self._count(*self._curve(np.array([phi])))
         fits = self._fits(at)
-        return self.spec_at(at, int(np.where(fits, at.counts["macs"], -1).argmax())) if fits.any() else None
+        return self._largest(at, fits) if fits.any() else None
 
     def near(self, phi: float) -> CountedNetworks:
         """Every network near the curve around `phi` that meets the limits."""
         networks = self._count(*self._neighbours(self._phis(), phi))
-        return networks.where(self._fits(networks))
+        fits = self._fits(networks)
+        return {name: values[fits] for name, values in networks.items()}
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -128,14 +99,14 @@ class CurveSearch:
 
     def spec_at(self, networks: CountedNetworks, index: int) -> NetworkSpec:
         """One of the networks as a spec."""
-        return self._spec(
-            float(networks.depth[index]),
-            float(networks.width[index]),
-            int(networks.resolution[index]),
-            networks.roundings[int(networks.rounding[index])],
-        )
+        width, depth, resolution, rounding = (networks[name][index] for name in BUILT)
+        return self._spec(float(width), float(depth), int(resolution), ROUNDINGS[rounding])
 
-    def _spec(self, depth: float, width: float, resolution: int, rounding: DepthRounding) -> NetworkSpec:
+    def _largest(self, networks: CountedNetworks, allowed: NDArray[np.bool_]) -> NetworkSpec:
+        """The allowed network with most multiply-adds."""
+        return self.spec_at(networks, int(np.where(allowed, networks["macs"], -1).argmax()))
+
+    def _spec(self, width: float, depth: float, resolution: int, rounding: DepthRounding) -> NetworkSpec:
         network = dataclasses.replace(
             self.baseline, depth=depth, width=width, resolution=resolution, depth_rounding=rounding
         )
@@ -206,7 +177,7 @@ class CurveSearch:
         numbers = inside[:: max(1, math.ceil(len(inside) / RESOLUTIONS))] or [max(1, round(pixels / self.step))]
         return [number * self.step for number in numbers]
 
-    def _round_pixels(self, pixels: FloatArray) -> IntArray:
+    def _round_pixels(self, pixels: FloatArray) -> NDArray[np.int64]:
         """The resolutions that are built for these."""
         if self.budget.resolution is not None:
             return np.full(len(pixels), self.budget.resolution, np.int64)
@@ -219,33 +190,27 @@ class CurveSearch:
         """The networks as they are built, for each way to round the depth, and what the budget limits of them."""
         resolution = self._round_pixels(pixels)
         names = tuple(dict.fromkeys(("macs", "params", *self.budget.limits)))
-        counted = []
-        for rounding in self.roundings:
-            base = dataclasses.replace(self.baseline, depth_rounding=rounding)
-            shape = base.shape_at(cast(float, width), cast(float, depth), cast(int, resolution))
-            counted.append(cast("dict[str, IntArray]", count_resources(shape, self.budget, names)))
-        times = len(self.roundings)
-        return CountedNetworks(
-            np.tile(width, times),
-            np.tile(depth, times),
-            np.tile(resolution, times),
-            np.repeat(np.arange(times), len(width)),
-            {name: np.concatenate([counts[name] for counts in counted]) for name in names},
-            self.roundings,
-        )
+        parts = []
+        for index, rounding in enumerate(ROUNDINGS):
+            if self.rounding in (None, rounding):
+                base = dataclasses.replace(self.baseline, depth_rounding=rounding)
+                shape = base.shape_at(cast(float, width), cast(float, depth), cast(int, resolution))
+                built = zip(BUILT, (width, depth, resolution, np.full(len(width), index)), strict=True)
+                parts.append(dict(built) | cast(CountedNetworks, count_resources(shape, self.budget, names)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _fits(self, networks: CountedNetworks) -> NDArray[np.bool_]:
         """Which networks meet every limit."""
-        fits = np.ones(len(networks), bool)
+        fits = np.ones(len(networks["macs"]), bool)
         for name, limit in self.budget.limits.items():
-            fits &= networks.counts[name] <= limit
+            fits &= networks[name] <= limit
         return fits
 
     def _impossible(self) -> ArgumentError:
         """Which limit the smallest network exceeds most, and what it needs; in numbers that cannot overflow."""
         depth, width, pixels = self._curve(np.array([self._first()]))
         resolution = int(self._round_pixels(pixels)[0])
-        network = self._spec(float(depth[0]), float(width[0]), resolution, self.roundings[-1])
+        network = self._spec(float(width[0]), float(depth[0]), resolution, self.rounding or "nearest")
         counts, limits = count_resources(network, self.budget), self.budget.limits or {"macs": int(COUNTABLE)}
         worst = max(limits, key=lambda name: counts[name] / limits[name])
         needs = f"{counts[worst]:,} {worst if worst in ('macs', 'params') else 'bytes'}"

@@ -3,9 +3,9 @@
     d = alpha^phi, w = beta^phi, r = gamma^phi; the multiply-adds grow like d w^2 r^2 = (alpha beta^2 gamma^2)^phi
 
 The factors multiply what the baseline has. Depth multiplies the layers of the block stages only: stem and head remain
-one convolution each at any depth. Their channels grow with the width, and
-their maps with the resolution, like everything else. EfficientNet-Lite's ends are fixed, so that scaled networks stay
-small: stem and head keep their channels, first and last stage their layers.
+one convolution each at any depth. Their channels grow with the width, and their maps with the resolution, like
+everything else. EfficientNet-Lite's ends are fixed, so that scaled networks stay small: stem and head keep their
+channels, first and last stage their layers.
 
 Departures from the paper's equation 3, for which every ratio here is given twice, nominal and as counted:
 - channels are rounded to multiples of 8 and layers to whole numbers, up by the official code's rule;
@@ -67,7 +67,7 @@ class Rule:
     @property
     def product(self) -> float:
         """What the multiply-adds grow by per phi before rounding; the paper wants it near 2."""
-        return self.alpha * self.beta**2 * self.gamma**2
+        return self.nominal(1)
 
     def factors(self, phi: float) -> tuple[float, float, float]:
         """The factors on depth, width and resolution.
@@ -120,9 +120,6 @@ class ScalingStep:
     phi: float | None  # None for a published variant, which no phi gives
     nominal_ratio: float  # its multiply-adds before rounding, the baseline's being 1
     realised_ratio: float  # its multiply-adds as counted
-    params: int
-    macs: int
-    activations: int
 
     @property
     def excess(self) -> float:
@@ -198,7 +195,7 @@ def scale(
         ArgumentError: a value is outside its range, or the network would be.
     """
     depth, width, resolution = rule.factors(phi)
-    pixels = positive_int("resolution_step", resolution_step)
+    step = positive_int("resolution_step", resolution_step)
     if abs(phi) > (limit := largest_phi(baseline, rule)):
         allowed = f"must be between {-limit:.1f} and {limit:.1f} here, so that no factor goes beyond {LARGEST_FACTOR}."
         raise ArgumentError("phi", phi, allowed)
@@ -213,7 +210,7 @@ def scale(
         name="-".join(pieces),
         depth=baseline.depth * depth,
         width=baseline.width * width,
-        resolution=max(1, math.floor(baseline.resolution * resolution / pixels + 0.5)) * pixels,
+        resolution=max(1, math.floor(baseline.resolution * resolution / step + 0.5)) * step,
         depth_rounding=depth_rounding or usual,
     )
     return dataclasses.replace(network, dropout=interpolate_dropout(baseline, network)[0])
@@ -274,18 +271,9 @@ def realised_ratio(baseline: NetworkSpec, network: NetworkSpec) -> float:
 def compare_with_baseline(
     baseline: NetworkSpec, network: NetworkSpec, nominal: float | None = None, phi: float | None = None
 ) -> ScalingStep:
-    """A network beside its baseline.
-
-    Args:
-        baseline: what it was scaled from.
-        network: the scaled network.
-        nominal: the ratio of multiply-adds that a rule promises; by default by the network's own coefficients.
-        phi: how far it was scaled.
-    """
-    price = cost(network)
+    """A network beside its baseline; `nominal` is the ratio that its rule promises, if not its coefficients."""
     promised = nominal_ratio(baseline, network) if nominal is None else nominal
-    ratio = realised_ratio(baseline, network)
-    return ScalingStep(network, phi, promised, ratio, price.params, price.macs, price.activations)
+    return ScalingStep(network, phi, promised, realised_ratio(baseline, network))
 
 
 def tabulate(
@@ -315,8 +303,6 @@ def implied_phis(baseline: NetworkSpec, network: NetworkSpec, rule: Rule = RULES
 
 def _factors(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float, float]:
     """A network's depth, width and resolution as factors on the baseline's."""
-    return (
-        network.depth / baseline.depth,
-        network.width / baseline.width,
-        network.resolution / baseline.resolution,
-    )
+    sizes = ((spec.depth, spec.width, spec.resolution) for spec in (network, baseline))
+    depth, width, resolution = (new / old for new, old in zip(*sizes, strict=True))
+    return depth, width, resolution

@@ -94,6 +94,11 @@ class FittedSpec:
         return max(use.share for use in self.uses if use.share is not None)
 
     @property
+    def considered(self) -> int:
+        """How many networks were counted to choose this one."""
+        return 0 if self.candidates is None else len(self.candidates["macs"])
+
+    @property
     def is_published(self) -> bool:
         """Whether the chosen network is the published one, for which there may be weights."""
         return self.published is not None and self.published.spec.shape == self.spec.shape
@@ -131,7 +136,7 @@ class FittedSpec:
                 "trials": [
                     _brief(one.spec) | {"median_ms": one.median_ms, "spread_ms": one.spread_ms} for one in self.timings
                 ],
-                "candidates": 0 if self.candidates is None else len(self.candidates),
+                "candidates": self.considered,
             }
         )
 

@@ -106,7 +106,7 @@ def _close_in(networks: CountedNetworks, search: CurveSearch, limit: float, time
 
     What was timed is in the timer.
     """
-    macs = networks.counts["macs"]
+    macs = networks["macs"]
     for _ in range(MOST_BETWEEN):
         every = [timed for timed in timer.timed.values() if timed.median_ms > 0]
         fast = max((timed for timed in every if timed.median_ms <= limit), key=lambda timed: timed.macs)

@@ -21,14 +21,14 @@ def draw_candidates(fit: FittedSpec, out: Path) -> None:
     """
     if fit.candidates is None:
         raise ArgumentError("fit", fit.spec.name, "was chosen among published networks and has no candidates to draw.")
-    drawn = fit.binding if fit.binding in fit.candidates.counts and fit.binding != "macs" else "params"
+    drawn = fit.binding if fit.binding in fit.candidates and fit.binding != "macs" else "params"
     scales = {"params": (1e6, "parameters, millions")}
     factor, label = scales.get(drawn, (1e6, f"{drawn.replace('_', ' ')}, MB"))
     chosen = {use.resource: use.value for use in fit.uses}
     with picture(out, 10, 6.4, f"{fit.spec.name}: the budget and its candidates") as figure:
         axes = figure.subplots()
-        macs, prices = fit.candidates.counts["macs"] / 1e9, fit.candidates.counts[drawn] / factor
-        axes.scatter(macs, prices, 4, PALE, label=f"{len(fit.candidates):,} candidates", rasterized=True)
+        macs, prices = fit.candidates["macs"] / 1e9, fit.candidates[drawn] / factor
+        axes.scatter(macs, prices, 4, PALE, label=f"{fit.considered:,} candidates", rasterized=True)
         family = [(row.spec, cost(row.spec)) for row in VARIANTS.values() if row.source == PAPER]
         points = [(price.macs / 1e9, count_resources(spec, fit.budget)[drawn] / factor) for spec, price in family]
         axes.plot(*zip(*points, strict=True), "D-", color=RED, markerfacecolor="white", label="published")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from effnet import console
@@ -33,7 +34,7 @@ NAMES = {
     "file_size": "file",
     "latency": "latency, 1 image",
 }
-QUANTITIES = (
+QUANTITIES: tuple[tuple[str, Callable[[NetworkSpec], Any], Callable[[Any], str]], ...] = (
     # label, value, how it is written
     ("width", lambda network: network.width, "{:.4g}".format),
     ("depth", lambda network: network.depth, "{:.4g}".format),
@@ -86,9 +87,8 @@ def show_rule(baseline: NetworkSpec, rule: Rule, steps: tuple[ScalingStep, ...],
     lines: list[tuple[object, ...]] = []
     for step in steps:
         rates = step.network.depth_rounding, f"{step.network.dropout:g}"
-        costs = console.millions(step.params), console.billions(step.macs), console.billions(2 * step.macs)
-        shown = *_sizes(step.network), *rates, *costs, console.millions(step.activations), *_ratios(step)
-        lines.append((f"{step.phi:g}", *shown))
+        costs = (write(value(step.network)) for _, value, write in QUANTITIES[4:])
+        lines.append((f"{step.phi:g}", *_sizes(step.network), *rates, *costs, *_ratios(step)))
     console.table(columns, lines, title=f"{baseline.name} by the rule {_describe(rule)}")
     if family:
         lines = []
@@ -130,7 +130,7 @@ def show_fit(fit: FittedSpec, *, as_json: bool) -> None:
             limits = _write(use, use.limit), f"{use.share:.1%}", _write(use, use.limit - use.value)
         rows.append((label, _write(use, use.value), *limits, "binds" if use.resource == fit.binding else ""))
     console.table(("<", "value", "limit", "used", "slack", "<"), rows, title=f"{spec.name}: {_describe_sizes(spec)}")
-    origin = "" if fit.candidates is None else f": the best of {len(fit.candidates):,} networks near the rule's curve"
+    origin = f": the best of {fit.considered:,} networks near the rule's curve" if fit.considered else ""
     lines = [f"{len(spec.blocks)} blocks, dropout {spec.dropout:g}, phi {fit.phi:.2f} by MACs{origin}."]
     if fit.budget.batch is not None:
         lines.append(_describe_training(fit.budget))
@@ -188,11 +188,11 @@ def _write(use: ResourceUse, value: float) -> str:
 
 def _values(step: ScalingStep) -> dict[str, Any]:
     """A step under the names of the attributes."""
-    network = step.network
     sizes = "name", "width", "depth", "resolution", "depth_rounding", "dropout", "drop_connect"
-    counts = "phi", "params", "macs", "activations", "nominal_ratio", "realised_ratio"
-    values = {name: getattr(network, name) for name in sizes} | {name: getattr(step, name) for name in counts}
-    return values | {"blocks": len(network.blocks), "flops": 2 * step.macs}
+    sources = (step.network, sizes), (cost(step.network), ("params", "macs", "flops", "activations"))
+    values = {name: getattr(source, name) for source, names in sources for name in names}
+    ratios = {"nominal_ratio": step.nominal_ratio, "realised_ratio": step.realised_ratio}
+    return values | ratios | {"blocks": len(step.network.blocks), "phi": step.phi}
 
 
 def _growths(rule: Rule) -> dict[str, float]:
