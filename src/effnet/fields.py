@@ -9,7 +9,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
@@ -123,6 +123,12 @@ def finite_floats(argument: str, values: Any) -> tuple[float, ...]:
 def set_field(instance: object, field: str, value: object) -> None:
     """Set a field of a frozen dataclass from its own `__post_init__`, which may convert a value once."""
     object.__setattr__(instance, field, value)
+
+
+def check_fields(instance: object, check: Callable[[str, Any], object], *fields: str) -> None:
+    """Convert fields of a frozen dataclass by one of the checks here, from its own `__post_init__`."""
+    for field in fields:
+        set_field(instance, field, check(field, getattr(instance, field)))
 
 
 def parse_count(argument: str, amount: str | float) -> int:

@@ -36,9 +36,10 @@ ODD = (
     ),
 )
 NETWORKS = (
-    *(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0")),
+    effnet.spec("b0"),
+    effnet.spec("lite0"),
     effnet.spec("b0", resolution=64, stem_stride=1),
-    *(effnet.spec(name) for name in ("mobilenetv1", "mobilenetv2", "resnet50")),
+    *(effnet.spec(name) for name in ("mobilenetv1", "resnet50")),
     *ODD,
 )
 LEVELS = (None, *Keep)

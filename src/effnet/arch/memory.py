@@ -25,6 +25,7 @@ convolution's kernel, and what the allocator cannot reuse.
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -101,13 +102,12 @@ def inference_memory(network: NetworkSpec | Shape) -> int:
     """
     shape = _shape(network)
     peaks = [2 * shape.stem_channels * shape.stem_size**2]
-    stage = waiting = 0
+    stage = 0
     for run in shape.runs:
         entered = run.block.input_size**2 * run.block.in_channels
         if run.block.index == 0:
-            stage, waiting = entered, 0
-        else:
-            waiting = stage
+            stage = entered
+        waiting = stage * (run.block.index > 0)
         read, steps = 0, []
         for layer in run.block.layers:
             steps.append(read + 2 * layer.elements)
@@ -187,17 +187,13 @@ def largest_batch(spec: NetworkSpec, limit: int, **settings: Any) -> int:
     `settings` are the keyword arguments of training_memory.
     """
 
-    def fits(batch: int) -> bool:
-        return training_memory(spec, batch, **settings).peak <= limit
+    def is_too_large(batch: int) -> bool:
+        return training_memory(spec, batch, **settings).peak > limit
 
-    high = 1
-    while fits(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    beyond = 1
+    while not is_too_large(beyond):
+        beyond *= 2
+    return bisect.bisect_left(range(1, beyond + 1), True, key=is_too_large)
 
 
 def check_plan(spec: NetworkSpec, plan: Mapping[str, Keep]) -> None:

@@ -9,7 +9,7 @@ Departures from the paper, all of them the official code's (tensorflow/tpu, mode
 - scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
 - scaled depths are rounded up; `depth_rounding="nearest"` is ours, because rounding up hardly shrinks a network;
 - EfficientNet-Lite keeps its stem, its head and the depth of its first and last stage (`fixed_ends`).
-Ours alone: `stem_stride=1` keeps the size of small images in the stem. No tensor has another shape for it.
+Only here: `stem_stride=1` keeps the size of small images in the stem. No tensor has another shape for it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from effnet.arch.blocks import (
 )
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
+    check_fields,
     finite_floats,
     mapping,
     one_of,
@@ -51,7 +52,7 @@ FitMode = Literal["crop", "pad", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 T = TypeVar("T")
 
-LARGEST_FACTOR = 100  # of width and depth: a slip of the keyboard shall not fill the memory
+LARGEST_FACTOR = 100  # of width and depth: a slip of the keyboard must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,15 @@ class StageSpec:
     squeeze_ratio: float | None = None  # of this stage; None: the network's
 
     def __post_init__(self) -> None:
-        """Check every number; see the class for their meaning.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
-        for field in ("expand_ratio", "kernel_size", "stride", "channels", "layers"):
-            set_field(self, field, positive_int(field, getattr(self, field)))
-        if self.kernel_size % 2 == 0:
-            raise ArgumentError("kernel_size", self.kernel_size, "must be odd, so that a pixel is its own centre.")
-        if self.stride > 2:
-            raise ArgumentError("stride", self.stride, "must be 1 or 2.")
+        """Raise ArgumentError where a value is outside its range."""
+        check_fields(self, positive_int, "expand_ratio", "kernel_size", "stride", "channels", "layers")
+        _check_geometry("kernel_size", self.kernel_size, "stride", self.stride)
         if not isinstance(self.op, str):
             raise ArgumentError("op", self.op, f"must be one of {', '.join(OPS)}.")
         if self.op not in OPS:
             raise UnknownNameError("op", self.op, OPS)
         if self.squeeze_ratio is not None:
-            set_field(self, "squeeze_ratio", ratio("squeeze_ratio", self.squeeze_ratio))
+            check_fields(self, ratio, "squeeze_ratio")
         OPS[self.op].check(self.expand_ratio, self.squeeze_ratio)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,33 +113,23 @@ class NetworkSpec:
     stem_pool: bool = False  # 3x3 max pooling of stride 2 behind the stem, as in ResNet
 
     def __post_init__(self) -> None:
-        """Check every number; see the class for their meaning.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
+        """Raise ArgumentError where a value is outside its range."""
+        check_fields(self, positive_float, "width", "depth")
         for field in ("width", "depth"):
-            set_field(self, field, positive_float(field, getattr(self, field)))
-            if getattr(self, field) > LARGEST_FACTOR:
-                raise ArgumentError(
-                    field, getattr(self, field), f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3."
-                )
-        for field in ("resolution", "num_classes", "in_channels", "stem", "stem_stride", "stem_kernel"):
-            set_field(self, field, positive_int(field, getattr(self, field)))
+            if (value := getattr(self, field)) > LARGEST_FACTOR:
+                raise ArgumentError(field, value, f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3.")
+        check_fields(self, positive_int, "resolution", "num_classes", "in_channels", "stem")
+        check_fields(self, positive_int, "stem_stride", "stem_kernel")
         if self.head != 0 or isinstance(self.head, bool):
-            set_field(self, "head", positive_int("head", self.head))
-        if self.stem_kernel % 2 == 0:
-            raise ArgumentError("stem_kernel", self.stem_kernel, "must be odd, so that a pixel is its own centre.")
+            check_fields(self, positive_int, "head")
+        _check_geometry("stem_kernel", self.stem_kernel, "stem_stride", self.stem_stride)
         for field in ("stem_pool", "fixed_ends"):
-            if not isinstance(getattr(self, field), bool):
-                raise ArgumentError(field, getattr(self, field), "must be true or false.")
-        if self.stem_stride > 2:
-            raise ArgumentError("stem_stride", self.stem_stride, "must be 1 or 2.")
-        for field in ("dropout", "drop_connect"):
-            set_field(self, field, rate(field, getattr(self, field)))
+            if not isinstance(value := getattr(self, field), bool):
+                raise ArgumentError(field, value, "must be true or false.")
+        check_fields(self, rate, "dropout", "drop_connect")
         one_of("depth_rounding", self.depth_rounding, DepthRounding)
         one_of("activation", self.activation, Activation)
-        set_field(self, "squeeze_ratio", ratio("squeeze_ratio", self.squeeze_ratio))
+        check_fields(self, ratio, "squeeze_ratio")
         stages = tuple(self.stages or ())
         if not stages or not all(isinstance(row, StageSpec) for row in stages):
             raise ArgumentError("stages", self.stages, "must hold at least one StageSpec and nothing else.")
@@ -165,32 +148,23 @@ class NetworkSpec:
         layers = self.scaled_layers(depth, self.depth_rounding)
         for number, (row, count) in enumerate(zip(self.stages, layers, strict=True), start=FIRST_STAGE):
             ratio = self.squeeze_ratio if row.squeeze_ratio is None else row.squeeze_ratio
-            ratio = ratio if OPS[row.op].squeezes else 0.0
-            first = BlockSpec(
-                name=f"stages.{number}.0",
-                stage=number,
-                index=0,
-                in_channels=channels,
-                out_channels=round_channels(row.channels * width),
-                kernel_size=row.kernel_size,
-                stride=row.stride,
-                expand_ratio=row.expand_ratio,
-                squeeze_channels=squeezed_channels(channels, ratio),
-                drop_rate=0.0,
-                input_size=size,
-                op=row.op,
-            )
-            channels, size = first.out_channels, first.output_size
-            others = dataclasses.replace(
-                first,
-                name=f"stages.{number}.1",
-                index=1,
-                in_channels=channels,
-                stride=1,
-                squeeze_channels=squeezed_channels(channels, ratio),
-                input_size=size,
-            )
-            runs += [BlockRun(first, 1), BlockRun(others, count - 1)]
+            for index, blocks in enumerate((1, count - 1)):  # the first block, and the equal ones behind it
+                block = BlockSpec(
+                    name=f"stages.{number}.{index}",
+                    stage=number,
+                    index=index,
+                    in_channels=channels,
+                    out_channels=round_channels(row.channels * width),
+                    kernel_size=row.kernel_size,
+                    stride=row.stride if index == 0 else 1,
+                    expand_ratio=row.expand_ratio,
+                    squeeze_channels=squeezed_channels(channels, ratio if OPS[row.op].squeezes else 0.0),
+                    drop_rate=0.0,
+                    input_size=size,
+                    op=row.op,
+                )
+                runs.append(BlockRun(block, blocks))
+                channels, size = block.out_channels, block.output_size
         head = (self.head if self.fixed_ends else round_channels(self.head * width)) if self.head else channels
         return Shape(
             in_channels=self.in_channels,
@@ -282,19 +256,12 @@ class InputSpec:
     )
 
     def __post_init__(self) -> None:
-        """Check every number; see the class for their meaning.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
-        for field in ("size", "resize"):
-            set_field(self, field, positive_int(field, getattr(self, field)))
+        """Raise ArgumentError where a value is outside its range."""
+        check_fields(self, positive_int, "size", "resize")
         if self.fit == "crop" and self.resize < self.size:
-            raise ArgumentError(
-                "resize", self.resize, f"must be at least `size` (={self.size}), which is cut out of it."
-            )
-        for field in ("mean", "std"):
-            set_field(self, field, finite_floats(field, getattr(self, field)))
+            rule = f"must be at least `size` (={self.size}), which is cut out of it."
+            raise ArgumentError("resize", self.resize, rule)
+        check_fields(self, finite_floats, "mean", "std")
         if not self.mean:
             raise ArgumentError("mean", self.mean, "must have a value for each channel: 1 for greyscale, 3 for RGB.")
         if len(self.std) != len(self.mean) or not all(value > 0 for value in self.std):
@@ -331,13 +298,8 @@ class NumericPolicy:
     padding: Padding = "symmetric"
 
     def __post_init__(self) -> None:
-        """Check every value; see the class for their meaning.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
-        set_field(self, "bn_eps", positive_float("bn_eps", self.bn_eps))
-        set_field(self, "bn_momentum", positive_float("bn_momentum", self.bn_momentum))
+        """Raise ArgumentError where a value is outside its range."""
+        check_fields(self, positive_float, "bn_eps", "bn_momentum")
         if self.bn_momentum > 1:
             raise ArgumentError("bn_momentum", self.bn_momentum, "must be at most 1; TensorFlow's .99 is .01 here.")
         one_of("padding", self.padding, Padding)
@@ -354,13 +316,17 @@ class Calibration:
     split: str  # the part of the data that these are
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
+        """Raise ArgumentError where a value is outside its range."""
         positive_float("temperature", self.temperature)
         for name, value in (("threshold", self.threshold), ("error", self.error)):
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
                 raise ArgumentError(name, value, "must be from 0 to 1.")
         positive_int("n", self.n)
+
+
+def _check_geometry(kernel: str, kernel_size: int, step: str, stride: int) -> None:
+    """Raise ArgumentError where a convolution has another filter or stride than the formulas know."""
+    if kernel_size % 2 == 0:
+        raise ArgumentError(kernel, kernel_size, "must be odd, so that a pixel is its own centre.")
+    if stride > 2:
+        raise ArgumentError(step, stride, "must be 1 or 2.")

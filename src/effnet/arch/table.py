@@ -27,10 +27,8 @@ class StageRow:
 
     def to_dict(self) -> dict[str, Any]:
         """The columns under the names of the attributes, costs among them."""
-        columns = ("name", "operator", "input_size", "channels", "layers", "stride")
-        return {column: getattr(self, column) for column in columns} | {
-            key: value for key, value in self.cost.to_dict().items() if key != "name"
-        }
+        columns = {name: value for name, value in vars(self).items() if name != "cost"}
+        return self.cost.to_dict() | columns
 
 
 def stage_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:

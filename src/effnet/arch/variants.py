@@ -3,8 +3,13 @@
 Coefficients: official code (tensorflow/tpu, efficientnet_builder.py and lite/efficientnet_lite_builder.py). Accuracies
 are published ones on the ImageNet validation set and were not measured here.
 
-Departures from the paper: B8, L2 and Lite0-4 came after it; the paper itself has B0-B7. B1's width is 1.0, which no phi
-gives: B1-B7 lie near one curve of compound scaling and not on it.
+The paper's other baselines (section 5.1, Table 3) are here as well: MobileNetV1 (Howard et al. 2017, Table 1),
+MobileNetV2 (Sandler et al. 2018, Table 2) and ResNet-50 (He et al. 2016, Table 1), built as in torchvision and timm, to
+the unit. Their own papers train them without stochastic depth, and so does effnet by default.
+
+Departures from the papers: B8, L2 and Lite0-4 came after the first; it has B0-B7. B1's width is 1.0, which no phi
+gives: B1-B7 lie near one curve of compound scaling and not on it. MobileNetV1's layers of one width are one stage, as
+its blocks of stride 2 begin the stages here.
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from effnet.arch.blocks import DepthRounding
 from effnet.arch.spec import NetworkSpec, StageSpec
@@ -179,19 +183,9 @@ def spec(
         UnknownNameError: no network has that name.
         ArgumentError: a value is outside its range.
     """
+    changes = {name: value for name, value in locals().items() if name != "network" and value is not None}
     base = network if isinstance(network, NetworkSpec) else _named(network)
-    given: dict[str, Any] = {
-        "width": width,
-        "depth": depth,
-        "resolution": resolution,
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "dropout": dropout,
-        "drop_connect": drop_connect,
-        "depth_rounding": depth_rounding,
-        "stem_stride": stem_stride,
-    }
-    changed = dataclasses.replace(base, **{field: value for field, value in given.items() if value is not None})
+    changed = dataclasses.replace(base, **changes)
     return dataclasses.replace(changed, name=_name(base, changed))
 
 
@@ -205,9 +199,8 @@ def variant(name: str) -> Variant:
         raise ArgumentError("network", name, "must be a name such as 'b0', or a NetworkSpec.")
     short = name.lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
     if short not in VARIANTS:
-        raise UnknownNameError(
-            "network", short or name, (*VARIANTS, *BASELINES)
-        )  # without its prefix the nearest name is found
+        # without its prefix the nearest name is found
+        raise UnknownNameError("network", short or name, (*VARIANTS, *BASELINES))
     return VARIANTS[short]
 
 

@@ -14,7 +14,7 @@ eps 1e-3, shortcut only where stride is 1 and channels agree, stochastic depth g
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from torch import Tensor, nn
 
@@ -32,6 +32,13 @@ class ParameterGroup(TypedDict):
 
     name: str
     params: list[nn.Parameter]
+
+
+class NetworkOptions(TypedDict, total=False):
+    """What EfficientNet takes beside its spec."""
+
+    policy: NumericPolicy | None
+    norm: Norm | None
 
 
 class EfficientNet(nn.Module):
@@ -169,57 +176,41 @@ class EfficientNet(nn.Module):
         return [{"name": name, "params": list(part.parameters())} for name, part in parts]
 
 
-def efficientnet_b0(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b0(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B0, freshly initialised; `effnet.create("b0", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b0", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b0", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b1(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b1(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B1, freshly initialised; `effnet.create("b1", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b1", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b1", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b2(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b2(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B2, freshly initialised; `effnet.create("b2", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b2", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b2", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b3(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b3(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B3, freshly initialised; `effnet.create("b3", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b3", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b3", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b4(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b4(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B4, freshly initialised; `effnet.create("b4", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b4", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b4", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b5(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b5(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B5, freshly initialised; `effnet.create("b5", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b5", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b5", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b6(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b6(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B6, freshly initialised; `effnet.create("b6", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b6", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b6", num_classes=num_classes, in_channels=in_channels), **options)
 
 
-def efficientnet_b7(
-    num_classes: int = 1000, in_channels: int = 3, *, policy: NumericPolicy | None = None, norm: Norm | None = None
-) -> EfficientNet:
+def efficientnet_b7(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
     """EfficientNet-B7, freshly initialised; `effnet.create("b7", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b7", num_classes=num_classes, in_channels=in_channels), policy=policy, norm=norm)
+    return EfficientNet(make_spec("b7", num_classes=num_classes, in_channels=in_channels), **options)
