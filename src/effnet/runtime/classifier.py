@@ -1,14 +1,9 @@
-"""Classifier: one interface over every engine. It needs torch only for networks that run in torch.
-
-An engine is a function from pixels (N, size, size, C) uint8 to logits (N, K) float32, both numpy; it normalises itself.
-"""
+"""Classifier: photos in, class names out, whatever engine runs the network. It needs torch only for weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,25 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from effnet.arch.spec import Calibration, FitMode, InputSpec, NetworkSpec
-from effnet.data.image import load_pixels
+from effnet.arch.spec import FitMode, NetworkSpec
 from effnet.data.paths import read_ahead
-from effnet.errors import ArgumentError, CheckpointError, ImageError, MissingExtraError
+from effnet.data.image import load_pixels
+from effnet.errors import ArgumentError, CheckpointError, ImageError, translated
 from effnet.fields import one_of, positive_int
-from effnet.machine import this_machine
-from effnet.runtime import choice
-from effnet.runtime.artifact import ENGINES, Artifact, about, artifact_path, open_artifact
-from effnet.runtime.choice import Choice, Question, choose, ways_of_network
-from effnet.runtime.engines import EngineName, Precision
-from effnet.runtime.engines import engine as open_engine
+from effnet.runtime.artifact import artifact_path, read_artifact
+from effnet.runtime.select import Model, Selection, open_session, select_for
+from effnet.runtime.session import Logits, Pixels
+from effnet.weights.bundle import Bundle, BundleConfig
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
-    from effnet.weights.bundle import Bundle
 
-Pixels = NDArray[np.uint8]
-Logits = NDArray[np.float32]
-Engine = Callable[[Pixels], Logits]
 AnyEngine = Literal["auto", "torch", "openvino", "onnxruntime"]
 AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
 Decode = Literal["fast", "exact"]
@@ -97,36 +86,42 @@ class Classifier:
         spec: the network as plain numbers.
         input: how images are prepared.
         classes: the names of the outputs, or None.
-        network: the torch module; None where another engine runs.
-        group: images that are best asked for together.
         calibration: the temperature of its probabilities and the confidence below which to abstain, or None.
-        chosen: what runs it and why, where that is known.
+        network: the torch module; None where another engine runs.
+        selection: what runs it and why; None where it was not chosen by `load`.
+        group: images that are best predicted together.
         decode: "fast": large JPEGs are halved while they are decoded; "exact": decoded in full.
 
-    Threads may share one. `close`, or a with statement, lets its engine go.
+    Threads may share one. `close`, or a with statement, releases its engine.
+
+    Args:
+        session: a Session, or any function from pixels (N, size, size, C) uint8 to logits (N, K) float32.
+        config: the network, and how images are prepared.
+        network, selection, decode: see above.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        session: Callable[[Pixels], Logits],
+        config: BundleConfig,
         *,
-        spec: NetworkSpec,
-        input: InputSpec,
-        classes: Sequence[str] | None,
         network: EfficientNet | None = None,
-        calibration: Calibration | None = None,
-        batch: int = 1,
-        chosen: Choice | None = None,
-        threads: int | None = None,
+        selection: Selection | None = None,
         decode: Decode = "fast",
     ) -> None:
-        self.spec, self.input, self.network, self.calibration = spec, input, network, calibration
         one_of("decode", decode, Decode)
-        self.chosen, self.decode = chosen, decode
-        self._readers = READERS if threads is None else min(threads, READERS)
-        self.classes = None if classes is None else tuple(classes)
+        self.spec, self.input, self.classes, self.calibration = (
+            config.spec,
+            config.input,
+            config.classes,
+            config.calibration,
+        )
+        self.network, self.selection, self.decode = network, selection, decode
+        batch = getattr(session, "batch", 1)
         self.group = batch * max(1, GROUP // batch)
-        self._engine = engine
+        threads = selection.backend.threads if selection else None
+        self._readers = READERS if threads is None else min(threads, READERS)
+        self._session = session
 
     def __enter__(self) -> Classifier:
         return self
@@ -135,8 +130,8 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Let the engine go, with its threads and its memory; a closed classifier refuses images."""
-        getattr(self._engine, "close", lambda: None)()
+        """Release the engine with its threads and its memory; a closed classifier refuses images."""
+        getattr(self._session, "close", lambda: None)()
 
     def logits(self, images: Pixels) -> Logits:
         """The raw outputs (N, K) float32 of pixels (N, size, size, C) uint8 at `input.size`, not normalised.
@@ -151,7 +146,7 @@ class Classifier:
             raise ArgumentError("images", found, f"must be (N, {size}, {size}, {channels}) uint8.")
         if not len(images):
             return np.empty((0, self.spec.num_classes), np.float32)
-        return self._engine(images)
+        return self._session(images)
 
     @overload
     def predict(self, images: Photo, topk: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -253,13 +248,12 @@ def load(
             another library, "timm/NAME" or "hf:ORG/NAME". OpenVINO's and ONNX artifacts run without torch.
         model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
         source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
-        fit: how a photo is made square, in place of the weights' own way: crop, pad or squash.
-        engine: what runs it: torch, openvino or onnxruntime. auto: the fastest of those that are installed, measured
-            once and remembered; an artifact is run by what knows its format.
-        precision: what it computes with: fp32, or bf16, which is OpenVINO's alone. auto: bf16 where that is faster and
-            names photos as fp32 does; an artifact's own.
-        batch: images of a full batch, which may go through the network in parts; None: as many as take a second, at
-            most 16.
+        fit: how a photo is made square, instead of as the weights say: crop, pad or squash.
+        engine: what runs it: torch, openvino or onnxruntime. auto: what `effnet bench --keep` found fastest here, else
+            by rule (effnet.runtime.select): OpenVINO or ONNX Runtime where installed, else torch.
+        precision: what it computes with: fp32 or bf16, which only OpenVINO has. auto: bf16 where the processor
+            multiplies it and OpenVINO runs the model; an artifact's own.
+        batch: images of a full batch, which may go through the network in parts; None: 16, fewer of a large network.
         threads: how many the engine and the decoding of photos may use; None: one for each core.
         decode: fast: a large JPEG is halved while it is decoded, as long as it stays four times as large as the network
             sees it. exact: decoded in full, equal to torchvision's bit for bit.
@@ -274,103 +268,34 @@ def load(
         raise ArgumentError("weights", weights, "must be a name or a path.")
     one_of("engine", engine, AnyEngine)
     one_of("precision", precision, AnyPrecision)
-    named_engine, named_precision = None if engine == "auto" else engine, None if precision == "auto" else precision
-    batch, threads = (
-        None if value is None else positive_int(name, value) for name, value in (("batch", batch), ("threads", threads))
-    )
-    if threads is not None and threads > this_machine().cores:
-        raise ArgumentError("threads", threads, f"must be at most {this_machine().cores}, the cores of this machine.")
-    network = None
     if artifact_path(weights) is not None:
         if source is not None or model is not None:
             raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
-        artifact = open_artifact(weights, threads=threads)
-        config, question = artifact.config, _of_artifact(artifact, named_engine, named_precision, batch)
-        chosen = choose(question, artifact.open)
-        run = artifact.open(chosen.way, chosen.batch)
+        opened: Model = read_artifact(weights)
     else:
-        ways = ways_of_network(named_engine, named_precision)
-        bundle = _bundle(weights, model, source)
-        config = bundle.config
-        question = Question(_digest(bundle), config.input, ways, batch, threads=threads)
-        chosen = choose(question, lambda way, size: open_engine(bundle, way, batch=size, threads=threads))
-        run = open_engine(bundle, chosen.way, batch=chosen.batch, threads=threads)
-        network = bundle.network if chosen.way.engine == "torch" else None
-    return Classifier(
-        run,
-        spec=config.spec,
-        input=config.input if fit is None else dataclasses.replace(config.input, fit=fit),
-        classes=config.classes,
-        network=network,
-        calibration=config.calibration,
-        batch=run.batch,
-        chosen=chosen,
+        opened = _read_bundle(weights, model, source)
+    selection = select_for(
+        opened,
+        engine=None if engine == "auto" else engine,
+        precision=None if precision == "auto" else precision,
+        batch=batch,
         threads=threads,
-        decode=decode,
     )
+    config = opened.config
+    if fit is not None:
+        config = dataclasses.replace(config, input=dataclasses.replace(config.input, fit=fit))
+    network = opened.network if isinstance(opened, Bundle) and selection.backend.engine == "torch" else None
+    session = open_session(opened, selection)
+    return Classifier(session, config, network=network, selection=selection, decode=decode)
 
 
-def _bundle(weights: str | Path, model: str | NetworkSpec | None, source: str | None) -> Bundle:
+def _read_bundle(weights: str | Path, model: str | NetworkSpec | None, source: str | None) -> Bundle:
     try:
         import torch
 
         from effnet.weights.load import open_model
     except ImportError as error:
-        raise MissingExtraError(f"running {str(weights)!r}", "torch") from error
+        raise translated(error) from error
     bundle = open_model(weights, network=model, source=source)
     bundle.network.to(memory_format=torch.channels_last)
     return bundle
-
-
-def _digest(bundle: Bundle) -> str:
-    """Of all that a network's answers follow from."""
-    config = bundle.config
-    numbers = [dataclasses.asdict(each) for each in (config.spec, config.policy, config.input)]
-    found = hashlib.sha256(json.dumps(numbers).encode())
-    for tensor in bundle.network.state_dict().values():
-        found.update(tensor.detach().cpu().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _of_artifact(
-    artifact: Artifact, engine: EngineName | None, precision: Precision | None, batch: int | None
-) -> Question:
-    """What there is to choose between for an artifact: the engines that know its format."""
-    form, known = artifact.form, ENGINES[artifact.form.format]
-    if form.batch is not None and batch is not None and batch % form.batch:
-        rule = f"cannot be chosen: {artifact.path} was exported for {form.batch}; it takes a multiple of that."
-        raise ArgumentError("batch", batch, rule)
-    engines = [engine] if engine else list(filter(choice.installed, known)) or [known[0]]
-    if precision == "bf16" and not engine:
-        engines = [name for name in engines if name == "openvino"] or engines
-    ways = tuple(artifact.way(name, precision) for name in engines)
-    subject = hashlib.sha256(json.dumps(about(artifact.config, form)).encode()).hexdigest()
-    return Question(subject, artifact.config.input, ways, batch, form.batch or 1, artifact.threads, artifact.fixed)
-
-
-def torch_engine(network: EfficientNet, see: InputSpec, threads: int | None = None) -> Engine:
-    """The network on the device where its parameters are, normalising there.
-
-    Args:
-        network: in eval mode.
-        see: how images are prepared.
-        threads: of torch while it computes; None: as many as it takes by itself. They are the process's own number:
-            another thread that begins to use torch meanwhile inherits it.
-    """
-    import torch
-
-    from effnet.metrics.timing import torch_threads
-
-    mean, std = torch.tensor(see.mean).view(-1, 1, 1), torch.tensor(see.std).view(-1, 1, 1)
-
-    @torch.inference_mode()
-    def run(pixels: Pixels) -> Logits:
-        weight = network.classifier.weight
-        pixels = np.require(pixels, requirements=["C", "W"])
-        images = torch.from_numpy(pixels).to(weight.device).permute(0, 3, 1, 2)  # a view: channels_last as it is
-        with torch_threads(threads):
-            images = images.to(torch.float32).div_(255).sub_(mean.to(weight.device)).div_(std.to(weight.device))
-            logits: Logits = network(images.to(weight.dtype)).float().cpu().numpy()
-        return logits
-
-    return run

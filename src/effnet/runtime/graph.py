@@ -1,11 +1,11 @@
 """A trained network as the graph of an engine: one walk over its blocks, whatever the engine calls its nodes.
 
 The graph takes pixels as a photo has them, (N, H, W, C) uint8, and returns logits (N, K) float32. What an engine would
-have to find out is settled here, in float64, so that every engine starts from the same few nodes:
+otherwise work out by itself is settled here, in float64, so that every engine starts from the same few nodes:
 
 - Batch normalisation is folded into its convolution.
-- The InputSpec's division by 255 and by std are folded into the stem's filters. Its mean is subtracted before, for the
-  stem pads with the mean colour.
+- The InputSpec's division by 255 and by std are folded into the stem's filters. Its mean is subtracted first, because
+  the stem pads with the mean colour.
 - SAME padding, which torch computes when an image arrives, is a constant: an artifact has one image size.
 
 Every node is named after its layer, as in stages.3.0.expand.convolution, so that a layer can be found again.
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from effnet.arch.blocks import OPS, Activation, BlockSpec, Layer
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, Padding
+from effnet.weights.bundle import Bundle
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, NDArray[Any]]  # native names
@@ -36,7 +37,7 @@ class Builder(Protocol):
     """What makes the nodes of an engine's graph."""
 
     def begin(self, layer: str) -> None:
-        """The nodes that follow belong to this layer, and are called `layer` and their kind; none has two of a kind."""
+        """The nodes that follow belong to this layer and are named after it and their type; a layer has one of each."""
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
         """The input (N, size, size, C) uint8 as (N, C, size, size) float32, less `mean` (C); None: any batch."""
@@ -76,17 +77,24 @@ class Network:
     weights: Weights
 
 
+def network_of(bundle: Bundle) -> Network:
+    """What the graph of a bundle's network is made of."""
+    config = bundle.config
+    weights = {name: tensor.detach().cpu().numpy() for name, tensor in bundle.network.state_dict().items()}
+    return Network(config.spec, config.policy, config.input, weights)
+
+
 def build(network: Network, builder: Builder, batch: int | None) -> Any:
     """The logits' node of a graph that takes `batch` images, or any number of them."""
-    spec, see = network.spec, network.input
-    mean, std = (np.array(values, np.float64) for values in (see.mean, see.std))
+    spec, pixels = network.spec, network.input
+    mean, std = (np.array(values, np.float64) for values in (pixels.mean, pixels.std))
     builder.begin("pixels")
-    x = builder.pixels(batch, see.size, see.channels, (PIXEL * mean).astype(np.float32))
+    x = builder.pixels(batch, pixels.size, pixels.channels, (PIXEL * mean).astype(np.float32))
 
     # stage 1: convolution
     builder.begin("stem")
     filters, bias = _folded(network, "stem")
-    pads = _pads(spec.stem_kernel, spec.stem_stride, see.size, network.policy.padding)
+    pads = _pads(spec.stem_kernel, spec.stem_stride, pixels.size, network.policy.padding)
     x = _convolve(builder, x, (filters / (PIXEL * std)[:, None, None], bias), spec.stem_stride, pads)
     x = builder.activate(x, spec.activation)
     if spec.stem_pool:

@@ -7,52 +7,57 @@ import json
 import sys
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from effnet.arch.blocks import Activation
-from effnet.errors import ArtifactError, MissingExtraError
+from effnet.errors import ArtifactError
 from effnet.files import MARK
-from effnet.runtime.engines import Precision, in_parts
 from effnet.runtime.graph import Array, Network, Pads, build
+from effnet.runtime.session import EnginePrecision, Logits, Pixels
 
-_MAKING = threading.Lock()  # two threads that ask at once for a Core would each make one
-# What it computes with, whatever its own default for the processor; int8 is in the graph, and the rest of it is fp32.
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_MAKING = threading.Lock()  # without it, two threads that need the Core at once would each make one
+# Its own default depends on the processor. An int8 graph names its 8-bit layers itself; the rest of it is fp32.
+HINTS: dict[EnginePrecision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-def make(network: Network, batch: int | None, about: Mapping[str, Any]) -> Any:
-    """The network as an OpenVINO model that says what `about` says.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
-    """
-    ov = _openvino()
+def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> Any:
+    """The network as an OpenVINO model for `batch` images (None: any number), with its metadata."""
     builder = OpenVinoBuilder()
     logits = build(network, builder, batch)
-    model = ov.Model([logits], [builder.parameter], network.spec.name)
-    describe(model, about)
+    model = _openvino().Model([logits], [builder.parameter], network.spec.name)
+    describe(model, metadata)
     return model
 
 
-def describe(model: Any, about: Mapping[str, Any]) -> None:
-    """Have a model say what `about` says."""
-    model.set_rt_info(json.dumps(about), [MARK])
+def describe(model: Any, metadata: Mapping[str, Any]) -> None:
+    """Give a model its metadata."""
+    model.set_rt_info(json.dumps(metadata), [MARK])
 
 
 def for_batch(model: Any, batch: int | None) -> Any:
-    """A copy of a model, one that takes `batch` images, or any number of them."""
+    """A copy of a model that takes `batch` images; None: any number."""
     model = model.clone()
     shape = model.input(0).partial_shape
     shape[0] = -1 if batch is None else batch
     model.reshape(shape)
     return model
+
+
+def read(file: Path) -> Any:
+    """The model in a file, .xml or .onnx.
+
+    Raises:
+        ArtifactError: OpenVINO cannot read it.
+    """
+    try:
+        return core().read_model(file)
+    except RuntimeError as error:
+        raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
 
 
 def write(model: Any, file: Path) -> None:
@@ -69,11 +74,11 @@ class OpenVinoBuilder:
         self.layer = ""
 
     def begin(self, layer: str) -> None:
-        """See Builder, as with all that follows."""
+        """See Builder, as for all methods below."""
         self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
-        """The input, converted, channels first, less the mean: in this order a single image of B0 takes two thirds."""
+        """Converted, transposed, less the mean: in this order a single image of B0 takes two thirds of the time."""
         self.parameter = self.ops.parameter([-1 if batch is None else batch, size, size, channels], np.uint8, "images")
         x = self._named(self.ops.convert(self.parameter, np.float32))
         x = self._named(self.ops.transpose(x, np.array([0, 3, 1, 2])))
@@ -123,29 +128,15 @@ class OpenVinoBuilder:
         return node
 
 
-def read(file: Path) -> tuple[Any, str]:
-    """The model in a file, .xml or .onnx, and what it says of itself where effnet wrote it as OpenVINO's.
-
-    Raises:
-        ArtifactError: it is no such file.
-        MissingExtraError: OpenVINO is not installed.
-    """
-    try:
-        model = core().read_model(file)
-    except RuntimeError as error:
-        raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
-    return model, str(model.get_rt_info(MARK).value) if model.has_rt_info([MARK]) else ""
-
-
-class OpenVinoSession:
-    """A network in OpenVINO, compiled for this processor.
+class OpenVinoGraph:
+    """A model that OpenVINO compiled for this processor.
 
     Args:
-        model: an OpenVINO model; it takes any number of images, or a number of them.
-        threads: how many it may use; None: as many as there are cores.
+        model: an OpenVINO model, for a certain number of images or any number.
+        threads: how many it may use; None: one for each core.
         precision: what it computes with where the graph does not say int8.
-        streams: requests that are computed side by side, each by its share of the threads.
-        recording: whether it remembers how long each node took, which costs time.
+        streams: calls that are computed side by side, each on its share of the threads.
+        recording: whether it records how long each node took, which costs time.
     """
 
     def __init__(
@@ -153,7 +144,7 @@ class OpenVinoSession:
         model: Any,
         threads: int | None = None,
         *,
-        precision: Precision = "fp32",
+        precision: EnginePrecision = "fp32",
         streams: int = 1,
         recording: bool = False,
     ) -> None:
@@ -165,22 +156,16 @@ class OpenVinoSession:
         if recording:
             hints["PERF_COUNT"] = True
         self._recorded: list[list[tuple[str, float]]] | None = [] if recording else None
-        images = model.input(0).partial_shape[0]
-        self._images = None if images.is_dynamic else images.get_length()
         compiled = core().compile_model(model, "CPU", hints)
         self._free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
-        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Array:
-        """Logits (N, K) of pixels (N, size, size, C), N a multiple of the model's own number of images."""
-        return in_parts(self._run, pixels, self._images, self._pool)
-
-    def _run(self, pixels: NDArray[np.uint8]) -> Array:
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Logits (N, K) float32 of pixels (N, size, size, C) uint8, N as the graph has it."""
         request = self._free.get()
         try:
-            logits: Array = np.array(request.infer([pixels], share_inputs=True, share_outputs=True)[0])
+            logits: Logits = np.array(request.infer([pixels], share_inputs=True, share_outputs=True)[0])
             if self._recorded is not None:
                 nodes = request.get_profiling_info()
                 self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
@@ -189,24 +174,16 @@ class OpenVinoSession:
             self._free.put(request)
 
     def recorded(self) -> list[list[tuple[str, float]]]:
-        """For each call its nodes in order, and their seconds."""
+        """The nodes of each call in order, and their seconds."""
         return self._recorded or []
 
 
-def require() -> None:
-    """Raise MissingExtraError unless a network can be written and run."""
-    _openvino()
-
-
 def core() -> Any:
-    """This process's Core. It is never let go, for two of them can be the end of the process.
+    """This process's only Core. It is never released, because two of them can crash the process.
 
-    A Core brings a stack for signals. It takes that away when it goes, and puts back the one that it found. Of two that
-    go in the order in which they came, the second one puts back the stack that went with the first, and the next signal
-    that Python listens to, Ctrl-C among them, is a segmentation fault (OpenVINO 2026.4 on Linux).
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
+    A Core installs an alternative stack for signals. When it goes, it removes that stack and restores the one that it
+    found. If two Cores go in the order in which they came, the second one restores the stack that went with the first,
+    and the next signal that Python listens to, Ctrl-C among them, is a segmentation fault (OpenVINO 2026.4 on Linux).
     """
     with _MAKING:
         return _core()
@@ -218,14 +195,12 @@ def _core() -> Any:
 
 
 def _openvino() -> Any:
-    """OpenVINO, without the report of its use that is sent where it is imported, which takes time, too."""
+    """The package, imported without its telemetry, which sends a report at import and takes time."""
     silenced = not {"openvino", "openvino_telemetry"} & sys.modules.keys()
     if silenced:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
         return import_module("openvino")
-    except ImportError as error:
-        raise MissingExtraError("OpenVINO", "openvino") from error
     finally:
         if silenced:
             del sys.modules["openvino_telemetry"]

@@ -1,0 +1,424 @@
+"""Which engine runs a model, by rule, and the one place where models are opened. Nothing is timed here.
+
+The rules, and why. What they cost against the measured best: `python benchmarks/rules.py`, in benchmarks/results.
+
+- Engine of a network: OpenVINO where the processor has AVX-512 or is not known to lack it, else ONNX Runtime first.
+  torch, 2 to 4 times as slow as either, where there is nothing else.
+- Engine of an artifact: its format's own, which starts sooner; of an .onnx file both are level.
+- Precision: bf16 where the processor multiplies it (AMX, AVX-512 BF16) and OpenVINO computes, else fp32; an artifact
+  is run in the precision that it was exported for. bf16 takes 0.6 to 0.7 of fp32's time with AVX-512 BF16.
+- Streams: a request for each core, as many as the batch has. A core that works alone waits for no other.
+- Part: as many images as keep the network's largest feature map within CACHE of a core.
+- Batch: 16 images, fewer of large networks: about a second of work, so that answers come soon and memory stays small.
+
+`effnet bench MODEL --keep` measures on this machine; what it kept is used in place of the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effnet.arch.cost import cost
+from effnet.arch.spec import InputSpec, NetworkSpec
+from effnet.data.image import colour_mode, fit_photo, open_photo
+from effnet.errors import ArgumentError, translated
+from effnet.fields import positive_int, read_fields
+from effnet.files import write_file
+from effnet.machine import Machine, cache_folder, this_machine
+from effnet.runtime.artifact import ENGINES, Artifact, metadata
+from effnet.runtime.graph import network_of
+from effnet.runtime.session import (
+    TITLES,
+    Backend,
+    BatchedSession,
+    Compile,
+    EngineName,
+    EnginePrecision,
+    Pixels,
+    Run,
+    Session,
+)
+from effnet.version import __version__
+from effnet.weights.bundle import Bundle
+
+Model = Bundle | Artifact
+
+NEEDED: dict[EngineName, tuple[str, ...]] = {  # packages for a network in memory; for an artifact only the first
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "torch": ("torch",),
+}
+BATCH, BATCH_MACS = 16, 64e9  # images and multiply-adds of a full batch, at most
+KEPT = "selections"  # a folder in the cache
+CACHE = 10 * 2**20  # bytes of a part's largest feature map
+PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+VIEWS = 64  # of the packaged photos
+AGREE = 0.95  # share of the views that a lower precision has to name as fp32 does, to be kept
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What runs a model, and why."""
+
+    backend: Backend
+    batch: int  # images of a full batch
+    reason: str
+    kept: bool = False  # whether `effnet bench --keep` measured it on this machine
+
+    def __post_init__(self) -> None:
+        """Check what may have been read from a file.
+
+        Raises:
+            ArgumentError: a value is outside its range.
+        """
+        positive_int("batch", self.batch)
+
+    def __str__(self) -> str:
+        return f"{self.backend}, batches of {self.batch}: {self.reason}"
+
+
+def installed(name: str) -> bool:
+    """Whether a package can be imported."""
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # something without a spec stands in for it
+        return False
+
+
+def select(
+    spec: NetworkSpec,
+    *,
+    engine: EngineName | None = None,
+    precision: EnginePrecision | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    machine: Machine | None = None,
+    installed: Collection[EngineName] | None = None,
+    artifact: Artifact | None = None,
+) -> Selection:
+    """What runs a network or an artifact, by the rules above. The same arguments give the same selection.
+
+    Args:
+        spec: the network, at the resolution of its images.
+        engine: the only one that may run it; None: by rule.
+        precision: the only one that it may compute with; None: by rule.
+        batch: images of a full batch; None: by rule.
+        threads: how many the engine may use; None: one for each core.
+        machine: None: this one.
+        installed: the engines that there are; None: those that are installed here.
+        artifact: where the network is in an exported file.
+
+    Raises:
+        ArgumentError: a value is outside its range, or the network or artifact cannot be run so.
+        MissingExtraError: no engine that is installed computes in this precision.
+    """
+    machine = machine or this_machine()
+    if threads is not None and positive_int("threads", threads) > machine.cores:
+        raise ArgumentError("threads", threads, f"must be at most {machine.cores}, the cores of this machine.")
+    engines = _installed_engines(artifact) if installed is None else installed
+    if artifact is None:
+        engine, precision, reasons = _of_network(engine, precision, engines, machine)
+    else:
+        engine, precision, reasons = _of_artifact(artifact, engine, precision, engines, machine)
+    least = _least(engine, precision, artifact)
+    step = max(1, least)
+    if batch is not None and positive_int("batch", batch) % step:
+        rule = f"cannot be chosen: the artifact was exported for {step} images; it takes a multiple of that."
+        raise ArgumentError("batch", batch, rule)
+    if batch is None:
+        batch = max(1, min(BATCH, int(BATCH_MACS / cost(spec).macs)))
+        batch = max(step, batch - batch % step)
+    backend = Backend(engine, precision, threads)
+    part, streams = _parts(spec, backend, batch, least, machine)
+    if part < batch:
+        backend = dataclasses.replace(backend, part=part, streams=streams)
+    return Selection(backend, batch, "; ".join(reasons))
+
+
+def open_session(
+    model: Model,
+    selection: Selection | None = None,
+    *,
+    engine: EngineName | None = None,
+    precision: EnginePrecision | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Open a model: the only place where this is done.
+
+    Args:
+        model: a network with its context, in eval mode, or an artifact.
+        selection: how it is run; None: see `select_for`, which takes the other arguments.
+        engine, precision, batch, threads: see `select`; not with a selection.
+
+    Raises:
+        ArgumentError: see `select`.
+        ArtifactError: the artifact is damaged.
+        MissingExtraError: the engine is not installed.
+    """
+    if selection is None:
+        selection = select_for(model, engine=engine, precision=precision, batch=batch, threads=threads)
+    backend = selection.backend
+    least = _least(backend.engine, backend.precision, model if isinstance(model, Artifact) else None)
+    return BatchedSession(compiler(model, backend), backend, selection.batch, least=least)
+
+
+def select_for(
+    model: Model,
+    *,
+    engine: EngineName | None = None,
+    precision: EnginePrecision | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Selection:
+    """What `effnet bench --keep` kept for a model on this machine, where it fits the arguments; else by rule."""
+    artifact = model if isinstance(model, Artifact) else None
+    pins: Any = {"engine": engine, "precision": precision}
+    selection = select(model.config.spec, batch=batch, threads=threads, artifact=artifact, **pins)
+    kept = kept_selection(model, selection.batch, threads=threads)
+    if kept and engine in (None, kept.backend.engine) and precision in (None, kept.backend.precision):
+        return kept
+    return selection
+
+
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
+    """The function that compiles a model's graphs: images and streams -> a graph; images 0: any number.
+
+    Args:
+        model: see `open_session`.
+        backend: how it is run; its part and streams are not looked at.
+        recording: whether a graph records the time of its nodes, in `recorded()`; OpenVINO and ONNX Runtime only.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        MissingExtraError: the engine is not installed.
+    """
+    try:
+        if backend.engine == "openvino":
+            return _openvino_compiler(model, backend, recording)
+        if backend.engine == "onnxruntime":
+            return _onnx_compiler(model, backend, recording)
+        from effnet.runtime import torch
+
+        if isinstance(model, Artifact):
+            run = torch.compile_artifact(model.path, backend.threads)
+        else:
+            run = torch.compile_network(model.network, model.config.input, backend.threads)
+    except ImportError as error:
+        raise translated(error) from error
+    return lambda images, streams: run
+
+
+def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> Selection | None:
+    """What `effnet bench --keep` measured for a model on this machine, for the batch nearest to this one.
+
+    None where nothing was kept, or with another version of an engine or of effnet, or the file is damaged.
+    """
+    folder = cache_folder() / KEPT
+    if not folder.is_dir():  # else the weights would be read for nothing
+        return None
+    try:
+        values = json.loads((folder / _kept_name(model, threads)).read_text())["selections"]
+        found = [
+            Selection(read_fields(Backend, value["backend"]), value["batch"], value["reason"], kept=True)
+            for value in values
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    fitting = [each for each in found if (each.backend.part or 1) * each.backend.streams <= batch]
+    nearest = min(fitting, key=lambda each: max(each.batch / batch, batch / each.batch), default=None)
+    return nearest and dataclasses.replace(nearest, batch=batch)
+
+
+def keep_selection(model: Model, selections: Sequence[Selection], *, threads: int | None = None) -> Path:
+    """Write what was measured for a model on this machine, one selection for each batch; `load` follows it.
+
+    Returns:
+        The file, in machine.cache_folder(); it replaces what was kept before.
+    """
+    file = cache_folder() / KEPT / _kept_name(model, threads)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = [dataclasses.asdict(selection) for selection in selections]
+    with write_file(file) as temporary:
+        temporary.write_text(json.dumps({"conditions": _conditions(threads), "selections": values}, indent=1))
+    return file
+
+
+def agreement(session: Session, reference: Session, input_spec: InputSpec, count: int = VIEWS) -> int:
+    """Of `count` views of the packaged photos, how many two sessions give the same class: AGREE of them are enough."""
+    pixels = views(input_spec, count)
+    return int((session(pixels).argmax(1) == reference(pixels).argmax(1)).sum())
+
+
+def views(input_spec: InputSpec, count: int) -> Pixels:
+    """(count, size, size, C) uint8: parts of the packaged photos, or noise where the network does not see photos."""
+    random = np.random.default_rng(0)
+    if input_spec.channels not in (1, 3):
+        shape = count, input_spec.size, input_spec.size, input_spec.channels
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    photos = [open_photo(file, colour_mode(input_spec)) for file in sorted(PHOTOS.glob("*.png"))]
+    found = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        share = random.uniform(0.6, 1)  # of the sides
+        left, top = (random.uniform(0, side * (1 - share)) for side in photo.size)
+        box = round(left), round(top), round(left + share * photo.width), round(top + share * photo.height)
+        part = fit_photo(photo.crop(box), input_spec)
+        found.append(part[:, ::-1] if random.random() < 0.5 else part)
+    return np.stack(found)
+
+
+def version_of(engine: str) -> str:
+    """The version of the package that an engine is named after; "unknown" where it was installed under another name."""
+    try:
+        return version(engine)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _of_network(
+    engine: EngineName | None, precision: EnginePrecision | None, engines: Collection[EngineName], machine: Machine
+) -> tuple[EngineName, EnginePrecision, list[str]]:
+    """Engine, precision and the reasons for a network in memory."""
+    if precision == "int8":
+        rule = "takes images to calibrate on: effnet export MODEL DATA --precision int8 makes an artifact of them."
+        raise ArgumentError("precision", precision, rule)
+    reasons = ["as asked"] if engine else []
+    if engine is None and precision == "bf16":
+        engine, reasons = "openvino", ["the engine that computes in bf16"]
+    if engine is None:
+        known_to_lack = "avx2" in machine.features and "avx512f" not in machine.features
+        order: list[EngineName] = ["onnxruntime", "openvino"] if known_to_lack else ["openvino", "onnxruntime"]
+        engine = next((name for name in order if name in engines), "torch")
+        reasons = [f"{TITLES[engine]} is the first installed of {', '.join(TITLES[name] for name in order)}, torch"]
+    if precision is None:
+        precision = "bf16" if engine == "openvino" and machine.bf16 else "fp32"
+        if engine == "openvino":
+            reasons.append(f"the processor {'multiplies' if machine.bf16 else 'does not multiply'} bf16")
+    return engine, precision, reasons
+
+
+def _of_artifact(
+    artifact: Artifact,
+    engine: EngineName | None,
+    precision: EnginePrecision | None,
+    engines: Collection[EngineName],
+    machine: Machine,
+) -> tuple[EngineName, EnginePrecision, list[str]]:
+    """Engine, precision and the reasons for an artifact."""
+    form, known = artifact.form, ENGINES[artifact.form.format]
+    if engine not in (None, *known):
+        rule = f"cannot be chosen: {artifact.path} can be run by {' or '.join(known)}, by its format."
+        raise ArgumentError("engine", engine, rule)
+    if precision not in (None, form.precision) and "int8" in (precision, form.precision):
+        rule = f"cannot be chosen: {artifact.path} was exported in {form.precision}; export it again with --precision."
+        raise ArgumentError("precision", precision, rule)
+    reasons = ["as asked"]
+    if engine is None:
+        order = sorted(known, key=lambda name: precision == "bf16" and name != "openvino")
+        engine = next((name for name in order if name in engines), order[0])
+        reasons = [f"{TITLES[engine]} runs files of the format {form.format}"]
+    if precision is None:
+        precision = form.precision
+        reasons.append(f"exported in {precision}")
+        if precision == "bf16" and not machine.bf16:
+            precision = "fp32"
+            reasons.append("which the processor does not multiply")
+    return engine, precision, reasons
+
+
+def _least(engine: EngineName, precision: EnginePrecision, artifact: Artifact | None) -> int:
+    """Images of the smallest graph; 0 where one graph takes any number.
+
+    OpenVINO changes the batch of an artifact; in int8 other batches are rounded otherwise than the one evaluated.
+    """
+    own = artifact.form.batch if artifact else None
+    if engine == "torch":
+        return own or 0
+    return own if own and (engine == "onnxruntime" or precision == "int8") else 1
+
+
+def _parts(spec: NetworkSpec, backend: Backend, batch: int, least: int, machine: Machine) -> tuple[int, int]:
+    """Images of a request, and requests side by side, for full batches."""
+    if not least:
+        return batch, 1
+    streams = min(backend.threads or machine.cores, batch // least)
+    fitting = max(1, CACHE // largest_map(spec, backend.precision))
+    part = min(fitting // least * least or least, batch // streams // least * least)
+    return part, streams
+
+
+def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
+    """Bytes of the largest feature map of one image."""
+    shape = spec.shape
+    maps = [shape.stem_channels * shape.stem_size**2, *(layer.map for block in spec.blocks for layer in block.layers)]
+    return max(maps) * {"fp32": 4, "bf16": 2, "int8": 1}[precision]
+
+
+def _openvino_compiler(model: Model, backend: Backend, recording: bool) -> Compile:
+    from effnet.runtime import openvino
+
+    make = partial(openvino.OpenVinoGraph, threads=backend.threads, precision=backend.precision, recording=recording)
+    if isinstance(model, Artifact):
+        own, form = openvino.read(model.path), model.form
+
+        def compile_artifact(images: int, streams: int) -> Run:
+            graph = own if images == (form.batch or 0) else openvino.for_batch(own, images or None)
+            return make(graph, streams=streams)
+
+        return compile_artifact
+    openvino.core()  # an engine that is missing is missed here, not with the first image
+    network = network_of(model)
+    return lambda images, streams: make(openvino.make(network, images or None, {}), streams=streams)
+
+
+def _onnx_compiler(model: Model, backend: Backend, recording: bool) -> Compile:
+    from effnet.runtime import onnx
+
+    for package in NEEDED["onnxruntime"][: 1 if isinstance(model, Artifact) else None]:
+        import_module(package)  # one that is missing is missed here, not with the first image
+    make = partial(onnx.OnnxGraph, threads=backend.threads, recording=recording)
+    if isinstance(model, Artifact):
+        whole = cache(partial(make, model.path))  # the file's own graph, whatever the number of images
+        return lambda images, streams: whole(streams=streams)
+    network = network_of(model)
+    return lambda images, streams: make(onnx.make(network, images or None, {}), streams=streams)
+
+
+def _installed_engines(artifact: Artifact | None) -> list[EngineName]:
+    """The engines that can run a network, or this artifact, here."""
+    if artifact is not None:
+        return [name for name in ENGINES[artifact.form.format] if installed(name)]
+    return [name for name, packages in NEEDED.items() if name == "torch" or all(map(installed, packages))]
+
+
+def _conditions(threads: int | None) -> dict[str, Any]:
+    """What a measurement depends on beside the model."""
+    versions = {name: version_of(name) for name in NEEDED} | {"effnet": __version__}
+    limits = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}  # torch's
+    return {"machine": this_machine().to_dict(), "versions": versions, "limits": limits, "threads": threads}
+
+
+def _kept_name(model: Model, threads: int | None) -> str:
+    """The name of the file for a model under these conditions."""
+    config = model.config
+    form = metadata(config, model.form) if isinstance(model, Artifact) else None
+    numbers = [form, *(dataclasses.asdict(each) for each in (config.spec, config.policy, config.input))]
+    found = hashlib.sha256(json.dumps([config.sha256, numbers, _conditions(threads)], sort_keys=True).encode())
+    if isinstance(model, Bundle) and not config.sha256:
+        for tensor in model.network.state_dict().values():
+            found.update(tensor.detach().cpu().numpy().tobytes())
+    return f"{found.hexdigest()[:24]}.json"

@@ -1,0 +1,156 @@
+"""Sessions: the one protocol by which every model answers, and the class that makes one of an engine's graphs.
+
+A Backend says how a model is run. OpenVINO and ONNX Runtime compile a graph for a certain number of images, so a
+full batch goes through as a whole or in parts of a few images, several parts side by side. Needs no engine, no torch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.errors import ArgumentError
+from effnet.fields import one_of, positive_int
+
+EngineName = Literal["torch", "openvino", "onnxruntime"]
+EnginePrecision = Literal["fp32", "bf16", "int8"]
+Pixels = NDArray[np.uint8]  # (N, size, size, C)
+Logits = NDArray[np.float32]  # (N, K)
+Run = Callable[[Pixels], Logits]
+Compile = Callable[[int, int], Run]  # images of a graph (0: any number), requests side by side -> the graph
+
+TITLES: dict[EngineName, str] = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+FEW = 4  # images: up to here, those left over go one by one, each on all threads, rather than in a padded part
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How a model is run.
+
+    Attributes:
+        engine: what computes.
+        precision: what it computes with; weights are stored in fp32 unless this is int8.
+        threads: the most that it may use; None: one for each core.
+        part: images of one request; None: a full batch.
+        streams: requests that are computed side by side, each on its share of the threads.
+    """
+
+    engine: EngineName
+    precision: EnginePrecision = "fp32"
+    threads: int | None = None
+    part: int | None = None
+    streams: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ArgumentError: a value is unknown or outside its range, or the engine cannot compute so.
+        """
+        one_of("engine", self.engine, EngineName)
+        one_of("precision", self.precision, EnginePrecision)
+        for name, value in (("threads", self.threads), ("part", self.part), ("streams", self.streams)):
+            if value is not None:
+                positive_int(name, value)
+        if self.streams > 1 and self.part is None:
+            raise ArgumentError("streams", self.streams, "needs `part`, the images of each request.")
+        if self.precision == "bf16" and self.engine != "openvino":
+            raise ArgumentError("precision", self.precision, f"needs engine openvino; {self.engine} does not have it.")
+
+    def __str__(self) -> str:
+        pieces = [TITLES[self.engine], self.precision]
+        if self.part is not None:
+            streams = "parts" if self.streams == 1 else f"{self.streams} streams"
+            pieces.append(f"{streams} of {self.part} image{'' if self.part == 1 else 's'}")
+        if self.threads is not None:
+            pieces.append(f"{self.threads} thread{'' if self.threads == 1 else 's'}")
+        return ", ".join(pieces)
+
+
+class Session(Protocol):
+    """A model that is ready to answer. Threads may share one."""
+
+    @property
+    def backend(self) -> Backend:
+        """How the model is run."""
+
+    @property
+    def batch(self) -> int:
+        """Images of a full batch: multiples of it are computed fastest."""
+
+    def __call__(self, pixels: Pixels, /) -> Logits:
+        """Logits (N, K) float32 of pixels (N, size, size, C) uint8, not normalised; N is at least 1."""
+
+    def close(self) -> None:
+        """Release the engine's graphs, threads and memory."""
+
+
+class BatchedSession:
+    """A session for any number of images, made of graphs that are compiled when they are first needed.
+
+    Images go through in waves of `backend.streams` parts. What is left over goes through the smallest graph one by one
+    where it is little, else through padded parts. One call is computed at a time.
+
+    Args:
+        compile: gives the graph for a number of images; called once for the same two numbers. A graph for several
+            streams may be called by as many threads at once.
+        backend: how the model is run.
+        batch: images of a full batch, rounded down to whole waves.
+        least: images of the smallest graph; 0: one graph takes any number of images.
+    """
+
+    def __init__(self, compile: Compile, backend: Backend, batch: int, *, least: int = 1) -> None:
+        self.backend, self._least = backend, least
+        self._part = backend.part or batch
+        self._wave = self._part * backend.streams
+        self.batch = max(self._wave, batch - batch % self._wave)
+        self._compile: Compile | None = compile
+        self._graphs: dict[tuple[int, int], Run] = {}
+        self._pool = ThreadPoolExecutor(backend.streams) if backend.streams > 1 else None  # starts threads when used
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels: Pixels, /) -> Logits:
+        """See Session.
+
+        Raises:
+            ArgumentError: the session is closed.
+        """
+        rest = len(pixels) % self._wave if self._least else 0
+        whole, logits = len(pixels) - rest, []
+        with self._lock:
+            if whole:
+                logits.append(self._run(pixels[:whole], self._part, self.backend.streams))
+            if rest:
+                few = rest <= max(FEW, self._least)
+                size, streams = (self._least, 1) if few else (self._part, self.backend.streams)
+                padding = np.zeros((-rest % size, *pixels.shape[1:]), np.uint8)
+                logits.append(self._run(np.concatenate([pixels[whole:], padding]), size, streams)[:rest])
+        return _joined(logits)
+
+    def close(self) -> None:
+        """See Session."""
+        with self._lock:
+            self._compile = None
+            self._graphs.clear()
+            if self._pool:
+                self._pool.shutdown()
+
+    def _run(self, pixels: Pixels, images: int, streams: int) -> Logits:
+        if self._compile is None:
+            raise ArgumentError("session", "closed", "cannot answer any more.")
+        key = (images if self._least else 0, streams)
+        if key not in self._graphs:
+            self._graphs[key] = self._compile(*key)
+        parts = [np.ascontiguousarray(pixels[start : start + images]) for start in range(0, len(pixels), images)]
+        mapped = self._pool.map if self._pool and streams > 1 and len(parts) > 1 else map
+        return _joined([*mapped(self._graphs[key], parts)])
+
+
+def _joined(logits: list[Logits]) -> Logits:
+    return logits[0] if len(logits) == 1 else np.concatenate(logits)
