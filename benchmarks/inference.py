@@ -46,8 +46,8 @@ from torch import Tensor, nn
 import effnet
 from effnet.data.image import open_photo
 from effnet.machine import this_machine
-from effnet.runtime.choice import ways_of_network
-from effnet.runtime.engines import engine
+from effnet.runtime.select import Selection, installed_engines, open_session
+from effnet.runtime.session import Backend
 from effnet.weights.load import open_model
 
 ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8"
@@ -236,8 +236,8 @@ def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
     """What effnet chooses, and what it chooses in fp32 where that was another."""
     for precision in ("auto", "fp32"):
         classifier = effnet.load(file, engine="auto", precision=precision, batch=len(pixels))
-        print(f"effnet, {precision}: {classifier.chosen}", flush=True)
-        found = classifier.chosen.way.precision
+        print(f"effnet, {precision}: {classifier.selection}", flush=True)
+        found = classifier.selection.backend.precision
         yield Contestant(f"effnet, {precision}", found, lambda classifier=classifier: classifier.logits(pixels))
         if found == "fp32":
             break
@@ -246,11 +246,14 @@ def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
 def in_parts(file: Path, pixels: Pixels, sizes: Iterable[int]) -> Iterable[Contestant]:
     """OpenVINO's and ONNX Runtime's sessions, a batch in parts of each size."""
     bundle, cores = open_model(file), this_machine().cores
-    for first in (way for way in ways_of_network(None, None) if way.engine != "torch"):
+    engines = [Backend(name) for name in installed_engines(None) if name != "torch"]
+    if Backend("openvino") in engines and this_machine().bf16:
+        engines.append(Backend("openvino", "bf16"))
+    for first in engines:
         for part in (size for size in sizes if size * cores <= len(pixels)):
-            way = dataclasses.replace(first, streams=cores, part=part)
-            run = engine(bundle, way, batch=len(pixels))
-            yield Contestant(f"effnet, {way}", way.precision, lambda run=run: run(pixels))
+            backend = dataclasses.replace(first, streams=cores, part=part)
+            session = open_session(bundle, Selection(backend, len(pixels), ""))
+            yield Contestant(f"effnet, {backend}", backend.precision, lambda session=session: session(pixels))
 
 
 def turn(call: Call) -> float:
@@ -287,7 +290,7 @@ def compare(row: Row, rounds: int, compiled: bool, parts: Sequence[int] = ()) ->
         return again.eval()
 
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["EFFNET_CACHE"] = folder  # choices are measured now, whatever was chosen at another time
+        os.environ["EFFNET_CACHE"] = folder  # by rule, whatever was kept
         file = Path(folder) / "torchvision.pth"
         torch.save(state, file)
         contestants = [

@@ -23,8 +23,9 @@ from networks import training_step
 import effnet
 from effnet import console
 from effnet.machine import this_machine
-from effnet.metrics.timing import LAYOUTS, random_images, seconds, torch_threads
+from effnet.metrics.timing import LAYOUTS, random_images, seconds
 from effnet.models.depthwise import KERNELS, DepthwiseConv2d, Filter, select_kernel, weight_gradient
+from effnet.runtime.torch import torch_threads
 
 AVX2 = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
 FEATURES = ("avx2",) if AVX2 else this_machine().features

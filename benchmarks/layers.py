@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 from effnet.arch.blocks import BlockSpec
 from effnet.arch.spec import NetworkSpec
 from effnet.machine import this_machine
-from effnet.runtime.engines import network_of as graph_network_of
 from effnet.runtime.graph import Network
+from effnet.runtime.graph import network_of as graph_network_of
 from effnet.runtime.openvino import HINTS, core, make
 from effnet.weights.load import open_model
 

@@ -14,8 +14,9 @@ from functools import partial
 
 from times import print_conditions, print_rows
 
-from effnet.metrics.timing import LAYOUTS, Conditions, measure_in_turn, memory_format, random_images, torch_threads
+from effnet.metrics.timing import LAYOUTS, Conditions, measure_in_turn, memory_format, random_images
 from effnet.profiling.compare import build_network, count
+from effnet.runtime.torch import torch_threads
 
 OURS, SECONDS, THEIRS, THEIR_SECONDS = "b1", 0.098, "ResNet-152", 0.554  # one core of a Xeon E5-2690
 

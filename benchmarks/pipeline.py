@@ -149,7 +149,7 @@ def passes(network: nn.Module, weights: Path, files: Sequence[Path]) -> dict[str
     """Every contestant, ready to go over the files."""
     classifier = effnet.load(weights, batch=BATCH)
     exact = effnet.load(weights, batch=BATCH, decode="exact")
-    print(f"effnet's engine: {classifier.chosen}")
+    print(f"effnet's engine: {classifier.selection}")
     see, last = classifier.input, network_of(Row("b0", 224, BATCH)).to(memory_format=torch.channels_last)
     tutorial, read = Tutorial(see), partial(load_pixels, spec=see, spare=SPARE)
     loaders: list[DataLoader[Tensor]] = [
@@ -170,7 +170,7 @@ def compare(kind: str, count: int, rounds: int) -> dict[str, object]:
     """One kind of files: seconds of each pass, and what it named."""
     network = network_of(Row("b0", 224, BATCH))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["EFFNET_CACHE"] = folder  # the engine is chosen now, whatever was chosen at another time
+        os.environ["EFFNET_CACHE"] = folder  # by rule, whatever was kept
         weights = Path(folder) / "torchvision.pth"
         torch.save(network.state_dict(), weights)
         files = make_files(Path(folder), kind, count)

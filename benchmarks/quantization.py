@@ -26,7 +26,7 @@ import numpy as np
 from effnet import console
 from effnet.exporting.export import size_of, turn_about
 from effnet.machine import this_machine
-from effnet.runtime.artifact import open_artifact
+from effnet.runtime.artifact import read_artifact
 
 ROOT = Path(__file__).resolve().parent
 UNGUARDED = 99  # points that every version keeps within
@@ -58,7 +58,7 @@ def exported(bundle: Path, options: argparse.Namespace) -> dict[str, Path]:
             if code:
                 continue
         made[name] = artifact
-        if not open_artifact(artifact).form.int8.kept:
+        if not read_artifact(artifact).form.int8.kept:
             break
     return made
 
@@ -66,7 +66,7 @@ def exported(bundle: Path, options: argparse.Namespace) -> dict[str, Path]:
 def rows_of(bundle: Path, options: argparse.Namespace) -> list[tuple[Any, ...]]:
     """A row for each artifact: accuracy on the test part, the difference from fp32, size, time, parts in float."""
     made = exported(bundle, options)
-    opened = {name: open_artifact(path) for name, path in made.items()}
+    opened = {name: read_artifact(path) for name, path in made.items()}
     see = opened["fp32"].config.input
     pixels = np.random.default_rng(0).integers(0, 256, (options.batch, see.size, see.size, see.channels), np.uint8)
     times = turn_about(opened, pixels)

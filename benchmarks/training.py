@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from effnet import console
 from effnet.arch.memory import Keep
 from effnet.arch.recompute import RecomputePlan
-from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds, torch_threads
+from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds
 from effnet.models.depthwise import DepthwiseConv2d
+from effnet.runtime.torch import torch_threads
 
 BATCHES = {224: 16, 128: 32, 96: 64, 64: 128, 32: 128}  # images a step, by pixels
 SAME = 1e-3  # of the largest gradient of a tensor: float32, summed in other orders

@@ -20,15 +20,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What is measured while tests run is no choice for the user's own networks.
+# What tests keep is not kept for the user's own networks.
 os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def nothing_to_choose() -> Iterator[None]:
-    """Networks run in torch and artifacts in their own engine, unmeasured; tests/runtime/test_choice.py measures."""
+def run_networks_in_torch() -> Iterator[None]:
+    """In fp32 and to the bit on every processor; the engines that the rules would take are tested in tests/runtime."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("effnet.runtime.choice.installed", lambda name: False)
+        patch.setattr("effnet.runtime.select.installed", lambda name: False)
         yield
 
 

@@ -30,14 +30,14 @@ from effnet.exporting.int8 import Guard
 from effnet.machine import Machine
 from effnet.metrics.intervals import compare, wilson
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime import choice, openvino
-from effnet.runtime.artifact import open_artifact
-from effnet.runtime.choice import Choice, views
-from effnet.runtime.engines import Batches, Way
+from effnet.runtime import select
+from effnet.runtime.artifact import read_artifact
+from effnet.runtime.select import Selection, open_session, views
+from effnet.runtime.session import Backend, BatchedSession
 from effnet.weights.bundle import WEIGHTS, open_bundle, read_config
 
 CLASSES = ("a", "b", "c")
-TORCH, ONNX, FP32, BF16 = Way("torch"), Way("onnxruntime"), Way("openvino"), Way("openvino", "bf16")
+TORCH, ONNX, FP32, BF16 = Backend("torch"), Backend("onnxruntime"), Backend("openvino"), Backend("openvino", "bf16")
 ALL = (TORCH, FP32, BF16, ONNX)
 
 
@@ -53,7 +53,6 @@ def everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One start each."""
     have_every_engine(monkeypatch, tmp_path / "cache")
     monkeypatch.setattr(benching, "STARTS", 1)
-    monkeypatch.setattr(choice, "PATIENCE", 0.1)
 
 
 @pytest.fixture
@@ -71,20 +70,24 @@ def data(tmp_path: Path) -> Path:
 class Fake:
     """A model that any function is, in any way."""
 
-    model, source, step, left_out, fixed = "fake", None, 1, ("Nothing else",), ()
+    model, source, step, left_out = "fake", None, 1, ("Nothing else",)
 
-    def __init__(self, model: str, runs: dict[Way, object]) -> None:
+    def __init__(self, model: str, runs: dict[Backend, object]) -> None:
         self.config, self.runs, self.ways = read_config(model), runs, tuple(runs)
-        self.opened: list[tuple[Way, int]] = []
+        self.opened: list[tuple[Backend, int]] = []
         self.closed = 0
 
-    def keep(self, way: Way, folder: Path, guard: object) -> Kept:
+    def divided(self, way: Backend, batch: int) -> Backend:
+        twos = dataclasses.replace(way, streams=2, part=2)
+        return twos if batch == 8 and way == FP32 else way
+
+    def keep(self, way: Backend, folder: Path, guard: object) -> Kept:
         (folder / str(way)).touch()
         return Kept(str(folder / str(way)), 7)
 
-    def open(self, way: Way, batch: int, kept: Kept | None) -> Batches:
+    def open(self, way: Backend, batch: int, kept: Kept | None) -> BatchedSession:
         self.opened.append((way, batch))
-        batches = Batches(lambda *_: self.runs[Way(way.engine, way.precision)], batch, rest="together")
+        batches = BatchedSession(lambda *_: self.runs[Backend(way.engine, way.precision)], way, batch, least=0)
         close = batches.close
 
         def closing() -> None:
@@ -105,7 +108,7 @@ def no_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         files.append(model)
         return Start(len(files), 100 * len(files))
 
-    classifier = SimpleNamespace(chosen=Choice(ONNX, 16))
+    classifier = SimpleNamespace(selection=Selection(ONNX, 16, ""))
     monkeypatch.setattr(benching, "start", started)
     monkeypatch.setattr(benching, "load", lambda *_, **__: nullcontext(classifier))
     return files
@@ -142,8 +145,8 @@ def test_every_way_of_a_network(model: str, tmp_path: Path) -> None:
     assert found.rows[3].kept.bytes == sizes[1]
     assert not Path(found.rows[3].kept.model).parent.exists()
     for batch in (1, 2):
-        way = effnet.load(model, batch=batch).chosen.way  # remembered
-        assert found.chosen[batch].way == way
+        way = effnet.load(model, batch=batch).selection.backend
+        assert found.chosen[batch].backend == way
         kinds = [(row.way.engine, row.way.precision) for row in found.rows if found.takes(row, batch)]
         assert kinds == [(way.engine, way.precision)]
     assert [version.split()[0] for version in found.scene.versions] == ["torch", "openvino", "onnxruntime"]
@@ -152,7 +155,7 @@ def test_every_way_of_a_network(model: str, tmp_path: Path) -> None:
 def test_the_report_as_plain_values(model: str, no_starts: list[str]) -> None:
     found = bench(Fake(model, {TORCH: says, ONNX: says}), Plan((1, 4), rounds=3))
     values = json.loads(json.dumps(found.to_dict()))
-    assert values["reference"] == {"engine": "torch", "precision": "fp32", "streams": 1, "part": None}
+    assert values["reference"] == {"engine": "torch", "precision": "fp32", "threads": None, "part": None, "streams": 1}
     assert [each["batch"] for each in values["chosen"]] == [1, 4]
     assert (values["views"], values["images"], values["notes"]) == (64, 0, ["Nothing else"])
     assert {"machine", "threads", "load", "crowded", "versions"} <= values.keys()
@@ -169,37 +172,17 @@ def test_the_report_as_plain_values(model: str, no_starts: list[str]) -> None:
 def test_batches_go_in_parts_and_as_effnet_load_divides_them(
     model: str, no_starts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ones, twos, fours = (dataclasses.replace(FP32, streams=2, part=part) for part in (1, 2, 4))
-    chosen = {8: Choice(fours, 8)}
+    twos, fours = (dataclasses.replace(FP32, streams=2, part=part) for part in (2, 4))
+    chosen = {8: Selection(fours, 8, "")}
     monkeypatch.setattr(
-        benching, "load", lambda *_, batch, **__: nullcontext(SimpleNamespace(chosen=chosen.get(batch)))
+        benching, "load", lambda *_, batch, **__: nullcontext(SimpleNamespace(selection=chosen.get(batch)))
     )
     subject = Fake(model, {TORCH: says, FP32: says})
     found = bench(subject, Plan((1, 3, 8), rounds=1, threads=2))
-    opened = [(TORCH, 1), (FP32, 1), (TORCH, 3), (FP32, 3), (ones, 3), (TORCH, 8), (twos, 8), (fours, 8)]
+    opened = [(TORCH, 1), (FP32, 1), (TORCH, 3), (FP32, 3), (TORCH, 8), (twos, 8), (fours, 8)]
     assert subject.opened == opened
     assert subject.closed == len(opened)
     assert [lap.batch for lap in found.rows[1].laps] == [1, 3, 8]
-
-
-def test_the_fastest_division_stays(model: str, no_starts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("effnet.metrics.timing.time.perf_counter", lambda: now)
-    for quick in (1, 2):
-
-        class Slow(Fake):
-            def open(self, way: Way, batch: int, kept: Kept | None, quick: int = quick) -> Batches:
-                def run(pixels: np.ndarray) -> np.ndarray:
-                    nonlocal now
-                    now += 0.5 if way.streams == quick else 2.0
-                    return says(pixels)
-
-                return Batches(lambda *_: run, batch, rest="together")
-
-        (row,) = bench(Slow(model, {FP32: says}), Plan((4,), rounds=3, threads=2)).rows
-        (lap,) = row.laps
-        assert (lap.way.streams, lap.time.median_ms, lap.images_per_second) == (quick, 500, 8)
-        assert row.way == FP32
 
 
 def test_who_fails_says_why_and_the_others_go_on(model: str, no_starts: list[str]) -> None:
@@ -290,11 +273,12 @@ def test_what_is_left_out_is_told(model: str, tmp_path: Path, monkeypatch: pytes
     exported = str(export(open_bundle(model), tmp_path / "m.onnx", format="onnx").path)
     assert open_subject(exported).ways == (ONNX, FP32, BF16)
     plain = Machine("Processor Y", 2, None, ("avx2",))
-    for module in ("runtime.choice", "benchmarking.subjects"):
+    for module in ("runtime.select", "benchmarking.subjects"):
         monkeypatch.setattr(f"effnet.{module}.this_machine", lambda: plain)
     assert open_subject(model, int8=True).left_out == ("No bf16: this processor does not multiply it",)
     assert open_subject(exported).ways == (ONNX, FP32)
-    monkeypatch.setattr(choice, "installed", lambda name: False)
+    monkeypatch.setattr(select, "installed", lambda name: False)
+    monkeypatch.setattr("effnet.benchmarking.subjects.installed", lambda name: False)
     assert open_subject(model, int8=True).ways == (TORCH, INT8)
     assert open_subject(model, int8=True).left_out == (
         "OpenVINO is not installed: pip install 'effnet[openvino]'",
@@ -304,9 +288,7 @@ def test_what_is_left_out_is_told(model: str, tmp_path: Path, monkeypatch: pytes
     assert open_subject(exported).left_out == ("OpenVINO is not installed: pip install 'effnet[openvino]'",)
 
 
-def test_int8_is_opened_for_a_batch_as_its_file_answers(
-    model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_is_opened_as_its_file_answers(model: str, data: Path, tmp_path: Path) -> None:
     (data / "a" / "broken.png").unlink()
     images = read_data(data)
     halves = (dataclasses.replace(images, samples=images.samples[start::2]) for start in (0, 1))
@@ -314,19 +296,8 @@ def test_int8_is_opened_for_a_batch_as_its_file_answers(
     kept = subject.keep(INT8, tmp_path, Guard(*halves, max_drop=99))
     assert kept.bytes == size_of(Path(kept.model))
     pixels = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    expected, opened = open_artifact(kept.model)(pixels), []
-
-    class Session(openvino.OpenVinoSession):
-        def __init__(self, model: object, threads: int | None, **how: object) -> None:
-            opened.append((model.input(0).partial_shape[0].get_length(), how["streams"]))
-            super().__init__(model, threads, **how)
-
-    monkeypatch.setattr(openvino, "OpenVinoSession", Session)
-    for way in (INT8, dataclasses.replace(INT8, streams=2, part=2)):
-        batches = subject.open(way, 4, kept)
-        assert np.abs(batches(pixels) - expected).max() <= 0.02 * np.abs(expected).max()
-        batches.close()
-    assert opened == [(4, 1), (1, 1), (2, 2), (1, 1)]  # 4 images at once or 2 times 2, and the one that is left
+    expected = open_session(read_artifact(kept.model))(pixels)
+    assert np.abs(subject.open(INT8, 4, kept)(pixels) - expected).max() <= 0.02 * np.abs(expected).max()
     with pytest.raises(ArgumentError, match="could not be calibrated"):
         subject.open(INT8, 4, None)
 
@@ -352,9 +323,8 @@ def test_an_artifact_without_torch(model: str, tmp_path: Path) -> None:
     code = (
         "import json, sys; sys.modules['torch'] = None\n"
         "from effnet.benchmarking import bench\n"
-        "from effnet.runtime import choice\n"
         "from effnet.benchmarking.subjects import open_subject\n"
-        "bench.STARTS, choice.PATIENCE = 1, 0.1\n"
+        "bench.STARTS = 1\n"
         f"found = bench.bench(open_subject({str(exported)!r}), bench.Plan((2, 4), rounds=1, threads=1))\n"
         "print(json.dumps(found.to_dict()))"
     )

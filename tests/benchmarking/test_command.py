@@ -21,8 +21,7 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.benchmarking.cold_start import Start
 from effnet.data.dataset import manifest, read_data, split_data
-from effnet.runtime import choice
-from effnet.runtime.engines import NAMES
+from effnet.runtime.session import TITLES
 from effnet.weights.bundle import Record
 
 COMMAND = "bench"  # what `run` runs
@@ -53,7 +52,6 @@ def folder(made, tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     have_every_engine(monkeypatch, tmp_path / "cache")
-    monkeypatch.setattr(choice, "PATIENCE", 0.1)
     made_up = Start(0.5, 90_000_000)
     monkeypatch.setattr("effnet.benchmarking.bench.start", lambda *_: made_up)  # real ones: deploy/test_bench.py
     return tmp_path
@@ -77,9 +75,9 @@ def test_every_engine_side_by_side(run, folder):
     assert words[4][:5] == [f"{size / 1e3:#.4g}", "kB", "90.00", "MB", "0.50"]
     assert out.count("* ") == 3  # the ways for two batches, and what that means
     for batch, place in ((1, 0), (2, 1)):
-        chosen = effnet.load("m", batch=batch).chosen.way
+        chosen = effnet.load("m", batch=batch).selection.backend
         marked = [name for name, row in zip(names[:4], words[:4], strict=True) if _marked(row)[place]]
-        assert marked == [[NAMES[chosen.engine], chosen.precision]]
+        assert marked == [[TITLES[chosen.engine], chosen.precision]]
     assert "int8 is calibrated first, which takes minutes: effnet bench m DATA --int8." in out
     assert "Drawn: m.svg" in err
     drawing = (folder / "m.svg").read_text()

@@ -17,7 +17,7 @@ from effnet.data.dataset import manifest, read_data, split_data
 from effnet.data.image import load_pixels
 from effnet.exporting import int8 as quantize
 from effnet.metrics.evaluate import Predicted
-from effnet.runtime.artifact import open_artifact
+from effnet.runtime.artifact import read_artifact
 from effnet.weights.bundle import Record
 
 COMMAND = "export"
@@ -91,7 +91,7 @@ def test_int8_beside_fp32(run, folder, monkeypatch):
     rows = csv.DictReader((folder / "learned" / "split.csv").read_text().splitlines())
     parts = {folder / "shapes" / row["path"]: row["split"] for row in rows}
     assert {parts[folder / file] for file in opened} == {"train"}
-    said = open_artifact("learned-openvino").form
+    said = read_artifact("learned-openvino").form
     assert (said.precision, said.int8.calibration_images, said.int8.val_images) == ("int8", 18, 9)
 
 

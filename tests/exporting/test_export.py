@@ -28,8 +28,9 @@ from effnet.errors import ArgumentError, ArtifactError, RefusedError
 from effnet.exporting import export as exporting
 from effnet.exporting.export import export
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime.artifact import open_artifact
-from effnet.runtime.engines import Way
+from effnet.runtime.artifact import read_artifact
+from effnet.runtime.select import Selection, open_session
+from effnet.runtime.session import Backend
 from effnet.weights.bundle import Bundle, Record, open_bundle, save
 
 NAMES = {"openvino": "model", "onnx": "model.onnx", "torch": "model.pt2"}
@@ -59,14 +60,15 @@ def made(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("format", NAMES)
 def test_the_same_answers_for_any_number_of_photos(bundle, made, photos, format) -> None:
-    artifact = open_artifact(made / NAMES[format])
+    artifact = read_artifact(made / NAMES[format])
+    session = open_session(artifact)
     assert (artifact.form.format, artifact.form.precision, artifact.form.batch) == (format, "fp32", 2)
     pixels = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
     expected = exporting.torch_logits(bundle, pixels)
-    assert np.abs(artifact(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert artifact(pixels[:1]).shape == (1, 5)
+    assert np.abs(session(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert session(pixels[:1]).shape == (1, 5)
     pixels.flags.writeable = False
-    assert artifact(pixels).shape == (5, 5)
+    assert session(pixels).shape == (5, 5)
     classifier = effnet.load(made / NAMES[format])
     assert (classifier.classes, classifier.input) == (CLASSES, bundle.config.input)
     assert classifier.calibration == bundle.config.calibration
@@ -80,26 +82,18 @@ def test_the_same_answers_for_any_number_of_photos(bundle, made, photos, format)
 
 
 def exporting_classifier(bundle: Bundle) -> effnet.Classifier:
-    from effnet.runtime.classifier import torch_engine
-
-    config = bundle.config
-    return effnet.Classifier(
-        torch_engine(bundle.network, config.input),
-        spec=config.spec,
-        input=config.input,
-        classes=config.classes,
-        calibration=config.calibration,
-    )
+    return effnet.Classifier(open_session(bundle, engine="torch"), bundle.config)
 
 
 def test_any_batch_is_opt_in(bundle, tmp_path) -> None:
     for format, name in NAMES.items():
         export(bundle, tmp_path / name, format=format, batch=None)
-        artifact = open_artifact(tmp_path / name)
+        artifact = read_artifact(tmp_path / name)
+        session = open_session(artifact)
         pixels = np.random.default_rng(1).integers(0, 256, (70, 64, 64, 3), dtype=np.uint8)
         assert artifact.form.batch is None
-        assert artifact(pixels).shape == (70, 5)
-        assert np.allclose(artifact(pixels)[-1], artifact(pixels[-1:])[0], rtol=1e-4, atol=1e-4)
+        assert session(pixels).shape == (70, 5)
+        assert np.allclose(session(pixels)[-1], session(pixels[-1:])[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
@@ -110,22 +104,22 @@ def test_batches_go_through_in_parts(bundle, tmp_path, monkeypatch, format, engi
     """Requests are of a part, or of what a file for ONNX Runtime was exported for; answers are the network's."""
     name, asked = "m" if format == "openvino" else "m.onnx", []
     export(bundle, tmp_path / name, format=format, batch=batch)
-    artifact, fixed = open_artifact(tmp_path / name, threads=2), engine == "onnxruntime" and batch is not None
+    artifact, fixed = read_artifact(tmp_path / name), engine == "onnxruntime" and batch is not None
     alone, part = (batch, batch) if fixed else (1, 3)
-    kind = "OnnxSession" if engine == "onnxruntime" else "OpenVinoSession"
+    cls = "OnnxGraph" if engine == "onnxruntime" else "OpenVinoGraph"
     module = import_module(f"effnet.runtime.{'onnx' if engine == 'onnxruntime' else engine}")
 
-    class Session(getattr(module, kind)):
+    class Graph(getattr(module, cls)):
         def __call__(self, pixels):
-            asked.append((self._images, len(pixels)))
+            asked.append(len(pixels))
             return super().__call__(pixels)
 
-    monkeypatch.setattr(module, kind, Session)
+    monkeypatch.setattr(module, cls, Graph)
     pixels = np.random.default_rng(2).integers(0, 256, (19, 64, 64, 3), dtype=np.uint8)
     expected = exporting.torch_logits(bundle, pixels)
     for streams in (1, 2):
-        run = artifact.open(Way(engine, streams=streams, part=part), 12)
-        for count, requests in ((12, [(part, 12)]), (1, [(alone, alone)]), (5, None), (17, None), (19, None)):
+        run = open_session(artifact, Selection(Backend(engine, threads=2, streams=streams, part=part), 12, ""))
+        for count, requests in ((12, [part] * (12 // part)), (1, [alone]), (5, None), (17, None), (19, None)):
             asked.clear()
             assert np.abs(run(pixels[:count]) - expected[:count]).max() <= 5e-5 * np.abs(expected).max()
             assert requests in (None, asked)
@@ -149,16 +143,16 @@ def test_other_readers_open_them(made) -> None:
 def test_threads_may_share_one(bundle, made) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
     for name in NAMES.values():
-        artifact = open_artifact(made / name, threads=None if name.endswith("pt2") else 1)
-        alone = [artifact(part) for part in np.split(pixels, 8)]
+        session = open_session(read_artifact(made / name), threads=None if name.endswith("pt2") else 1)
+        alone = [session(part) for part in np.split(pixels, 8)]
         with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(artifact, np.split(pixels, 8)))
+            together = list(pool.map(session, np.split(pixels, 8)))
         assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_bf16_is_openvinos(bundle, tmp_path) -> None:
     found = export(bundle, tmp_path / "model", precision="bf16")
-    assert found.form.precision == open_artifact(tmp_path / "model").form.precision == "bf16"
+    assert found.form.precision == read_artifact(tmp_path / "model").form.precision == "bf16"
     assert found.difference < 0.1
     with pytest.raises(ArgumentError, match=r"`precision` \(='bf16'\) is OpenVINO's alone; onnx computes in fp32"):
         export(bundle, tmp_path / "model.onnx", format="onnx", precision="bf16")
@@ -194,7 +188,7 @@ def test_a_file_that_would_run_code_is_refused(made, tmp_path) -> None:
         for name in half.namelist():
             whole.writestr(name, blob if name == place else half.read(name))
     with pytest.raises(ArtifactError, match=r"whole\.pt2 cannot be read by torch\.export"):
-        open_artifact(tmp_path / "whole.pt2")
+        open_session(read_artifact(tmp_path / "whole.pt2"))
     assert not touched.exists()
 
 
@@ -221,7 +215,7 @@ def test_what_is_in_the_way_is_kept(bundle, made, tmp_path) -> None:
             export(bundle, tmp_path / name)
     shutil.copy(made / "model.onnx", tmp_path)
     export(bundle, tmp_path / "model.onnx", format="onnx", batch=3)
-    assert open_artifact(tmp_path / "model.onnx").form.batch == 3
+    assert read_artifact(tmp_path / "model.onnx").form.batch == 3
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(ArgumentError, match="exists and holds something else"):
@@ -237,7 +231,7 @@ def test_what_is_in_the_way_is_kept(bundle, made, tmp_path) -> None:
     with pytest.raises(ArgumentError, match="holds something else"):
         export(bundle, tmp_path / "strangers")
     assert (tmp_path / "strangers" / "model.bin").read_text() == "hello"
-    assert open_artifact(tmp_path / "model").form.batch == 3
+    assert read_artifact(tmp_path / "model").form.batch == 3
 
 
 def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
@@ -245,21 +239,21 @@ def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(ArtifactError, match=r"foreign\.onnx was not exported by effnet: it does not say how images"):
-        open_artifact(tmp_path / "foreign.onnx")
+        read_artifact(tmp_path / "foreign.onnx")
     for name in ("cut.onnx", "cut.pt2", "cut.xml"):
         (tmp_path / name).write_bytes(b"cut")
         with pytest.raises(ArtifactError, match=rf"{name} cannot be read (by|as)"):
-            open_artifact(tmp_path / name)
+            read_artifact(tmp_path / name)
     whole = (made / "model.onnx").read_bytes()
     for part in (b"", whole[: len(whole) // 2], whole[:-1]):
         (tmp_path / "cut.onnx").write_bytes(part)
-        with pytest.raises(ArtifactError, match="cannot be read as ONNX"):
-            open_artifact(tmp_path / "cut.onnx")
+        with pytest.raises(ArtifactError, match="cannot be read as onnx"):
+            read_artifact(tmp_path / "cut.onnx")
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(ArtifactError, match="is a folder, not a file"):
-        open_artifact(tmp_path / "folder.onnx")
+        read_artifact(tmp_path / "folder.onnx")
     with pytest.raises(ArtifactError, match="does not exist"):
-        open_artifact(tmp_path / "none.onnx")
+        read_artifact(tmp_path / "none.onnx")
     about = json.loads(next(p.value for p in onnx.load(made / "model.onnx").metadata_props if p.key == "effnet"))
     precise = about["form"] | {"precision": "fp8"}
     changes = (
@@ -273,16 +267,16 @@ def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
         onnx.helper.set_model_props(model, {"effnet": changed})
         onnx.save(model, tmp_path / "changed.onnx")
         with pytest.raises(ArtifactError, match=words):
-            open_artifact(tmp_path / "changed.onnx")
-    with pytest.raises(ArgumentError, match="is no artifact"):
-        open_artifact(tmp_path)
+            read_artifact(tmp_path / "changed.onnx")
+    with pytest.raises(ArgumentError, match="must be a file"):
+        read_artifact(tmp_path)
 
 
 def test_threads_may_open_programs_together(made) -> None:
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     with ThreadPoolExecutor(4) as pool:
-        opened = list(pool.map(lambda _: open_artifact(made / "model.pt2"), range(4)))
-    assert {artifact.config.classes for artifact in opened} == {tuple(CLASSES)}
+        opened = list(pool.map(lambda _: open_session(read_artifact(made / "model.pt2")), range(4)))
+    assert {session(np.zeros((2, 64, 64, 3), np.uint8)).shape for session in opened} == {(2, 5)}
     assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == before
 
 

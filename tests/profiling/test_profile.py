@@ -13,7 +13,7 @@ from effnet.exporting.export import export
 from effnet.models.efficientnet import EfficientNet
 from effnet.profiling.plots import draw_profile
 from effnet.profiling.profile import TimingOptions, _blocks, profile
-from effnet.runtime.artifact import open_artifact
+from effnet.runtime.artifact import read_artifact
 from effnet.weights.bundle import open_bundle
 
 SMALL = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=7, in_channels=1)
@@ -71,7 +71,7 @@ def test_an_artifact_inside_its_engine(tmp_path: Path) -> None:
     bundle = open_bundle(effnet.save(effnet.create(SMALL), tmp_path / "small", classes=None))
     export(bundle, tmp_path / "small.onnx", format="onnx", batch=2)
     export(bundle, tmp_path / "small.pt2", format="torch")
-    artifact = open_artifact(tmp_path / "small.onnx")
+    artifact = read_artifact(tmp_path / "small.onnx")
     found = profile(artifact, TimingOptions(runs=1))
     assert (found.conditions.batch, found.macs) == (2, 2 * effnet.cost(SMALL).macs)
     assert "OpenVINO" in str(profile(artifact, TimingOptions(runs=1), engine="openvino").conditions)
@@ -80,7 +80,7 @@ def test_an_artifact_inside_its_engine(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="onnxruntime or openvino"):
         profile(artifact, engine="torch")
     with pytest.raises(ArgumentError, match="blocks"):
-        profile(open_artifact(tmp_path / "small.pt2"))
+        profile(read_artifact(tmp_path / "small.pt2"))
 
 
 def test_json(measured) -> None:

@@ -13,12 +13,12 @@ from random_weights import shaken
 import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime.classifier import torch_engine
 from effnet.runtime.graph import Network
-from effnet.runtime.onnx import OnnxSession
+from effnet.runtime.onnx import OnnxGraph
 from effnet.runtime.onnx import make as make_onnx
-from effnet.runtime.openvino import OpenVinoSession
+from effnet.runtime.openvino import OpenVinoGraph
 from effnet.runtime.openvino import make as make_openvino
+from effnet.runtime.torch import compile_network
 
 BASELINES = Path(__file__).parents[2] / "examples" / "baselines"
 SPECS = [
@@ -40,14 +40,16 @@ def test_it_computes_what_the_network_computes(name: str, changes: dict, padding
     spec = effnet.spec(name, num_classes=7, **changes)
     policy = NumericPolicy(padding=padding)
     network = shaken(EfficientNet(spec, policy=policy))
-    see = InputSpec(spec.resolution, spec.resolution).with_channels(spec.in_channels)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, see.size, see.size, see.channels), dtype=np.uint8)
-    expected = torch_engine(network, see)(pixels)
+    input_spec = InputSpec(spec.resolution, spec.resolution).with_channels(spec.in_channels)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (2, spec.resolution, spec.resolution, spec.in_channels), dtype=np.uint8
+    )
+    expected = compile_network(network, input_spec)(pixels)
     weights = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
-    description = Network(spec, policy, see, weights)
+    description = Network(spec, policy, input_spec, weights)
     graph = make_onnx(description, 2, {})
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
-    for session in (OnnxSession(graph, 1), OpenVinoSession(make_openvino(description, 2, {}), 1)):
+    for session in (OnnxGraph(graph, 1), OpenVinoGraph(make_openvino(description, 2, {}), 1)):
         assert np.abs(session(pixels) - expected).max() <= 5e-5 * np.abs(expected).max()
 
 
@@ -84,10 +86,10 @@ def test_nodes_are_called_by_their_layers() -> None:
 def test_nothing_is_left_to_find_out() -> None:
     """No normalisation, no padding, no shape arithmetic: what SAME padding needs is a constant of a convolution."""
     spec = effnet.spec("b0", num_classes=7, resolution=64)
-    policy, see = NumericPolicy(padding="same"), InputSpec(64, 64)
+    policy, input_spec = NumericPolicy(padding="same"), InputSpec(64, 64)
     network = EfficientNet(spec, policy=policy)
     weights = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
-    description = Network(spec, policy, see, weights)
+    description = Network(spec, policy, input_spec, weights)
     model = onnx.load_from_string(make_onnx(description, 1, {}))
     kinds = {node.op_type for node in model.graph.node}
     assert kinds == {

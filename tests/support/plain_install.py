@@ -72,16 +72,13 @@ with importlib.resources.as_file(photo) as path:
 
     from effnet.data.image import preprocess
     from effnet.runtime.classifier import Classifier
+    from effnet.weights.bundle import BundleConfig
 
     input_spec = effnet.InputSpec()
     assert preprocess(path, input_spec).shape == (3, 224, 224)
     # an engine without torch: any function from pixels to logits
-    classifier = Classifier(
-        lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]],
-        spec=effnet.spec("b0"),
-        input=input_spec,
-        classes=None,
-    )
+    config = BundleConfig(effnet.spec("b0"), effnet.NumericPolicy(), input_spec)
+    classifier = Classifier(lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]], config)
     print(classifier.predict(path).label)
 
 refusal = ""

@@ -1,7 +1,7 @@
 """Every engine and precision side by side: how fast, how large, how soon, and whether it still answers the same.
 
 - Speed: all ways take the same batch in turn, round after round, so that a disturbance meets all of them. A batch is
-  divided as Way.divided does, and the way that effnet.load takes also as effnet.load found it fastest; the fastest
+  divided as Backend.divided does, and the way that effnet.load takes also as effnet.load found it fastest; the fastest
   counts.
 - Answers: logits and classes beside those of the first way, on views of two photos and, where there are any, on images
   with known classes, which all of them see decoded once.
@@ -37,16 +37,16 @@ from effnet.machine import load_average, this_machine
 from effnet.metrics.evaluate import predict_logits
 from effnet.metrics.intervals import compare, wilson
 from effnet.metrics.timing import time_rounds, turn
-from effnet.runtime.choice import VIEWS, Choice, version_of, views
 from effnet.runtime.classifier import load
-from effnet.runtime.engines import Batches, Way
 from effnet.runtime.graph import Array
+from effnet.runtime.select import VIEWS, Selection, version_of, views
+from effnet.runtime.session import Backend, Session
 
 BATCHES = 1, 32
 STARTS = 3  # processes for each way
 TOGETHER = 16  # images with known classes that go together, or a full batch where that is more
 
-Attempt = Callable[[Way], AbstractContextManager[None]]  # what fails in it is the way's problem
+Attempt = Callable[[Backend], AbstractContextManager[None]]  # what fails in it is the way's problem
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Measuring:
         self.batches = _batches(plan.batches, subject)
         self.rows = {way: Row(way) for way in subject.ways}
         self.notes = list(subject.left_out)
-        self.reference: Way | None = None
+        self.reference: Backend | None = None
         self.images, self.unreadable = 0, dict[str, str]()
 
     def standings(self) -> Standings:
@@ -130,16 +130,16 @@ class _Measuring:
             with self._attempt(way), self.watch(f"writing {way}", "files"):
                 self._note(way, kept=self.subject.keep(way, folder, self.plan.guard))
 
-    def _race(self, batch: int, chosen: Mapping[int, Choice]) -> None:
+    def _race(self, batch: int, chosen: Mapping[int, Selection]) -> None:
         """All ways in turn; after the last batch they answer, while they are open."""
         pixels = np.resize(views(self.see, min(batch, VIEWS)), (batch, self.see.size, self.see.size, self.see.channels))
-        runs: dict[Way, Batches] = {}
+        runs: dict[Backend, Session] = {}
         try:
-            known = [chosen[batch].way] if batch in chosen else []
+            known = [chosen[batch].backend] if batch in chosen else []
             ways = self._open(batch, pixels, runs, known)
             left = set(ways)
 
-            def lap(way: Way) -> float:
+            def lap(way: Backend) -> float:
                 return turn(lambda: runs[way](pixels))
 
             def round_of_all() -> list[float]:
@@ -163,13 +163,12 @@ class _Measuring:
             for run in runs.values():
                 run.close()
 
-    def _open(self, batch: int, pixels: NDArray[np.uint8], runs: dict[Way, Batches], known: Sequence[Way]) -> list[Way]:
+    def _open(
+        self, batch: int, pixels: NDArray[np.uint8], runs: dict[Backend, Session], known: Sequence[Backend]
+    ) -> list[Backend]:
         """Open every way, divided as it may be and as it is known to be fast, into `runs`; those that work."""
-        working: list[Way] = []
-        how: Any = {"step": self.subject.step, "threads": self.plan.threads}
-        divided = [
-            way for each in self.rows for way in each.divided(batch, fixed=each.engine in self.subject.fixed, **how)
-        ]
+        working: list[Backend] = []
+        divided = [self.subject.divided(each, batch) for each in self.rows]
         ways = list(dict.fromkeys([*divided, *(way for way in known if _whole(way) in self.rows)]))
         with self.watch(f"batch {batch}: compiling", "ways") as progress:
             for done, way in enumerate(ways, start=1):
@@ -180,9 +179,9 @@ class _Measuring:
                 progress(done, len(ways))
         return working
 
-    def _compare(self, runs: Mapping[Way, Batches]) -> None:
+    def _compare(self, runs: Mapping[Backend, Session]) -> None:
         """Answers of every way beside those of the first that gives any."""
-        seen, logits = views(self.see, VIEWS), dict[Way, Array]()
+        seen, logits = views(self.see, VIEWS), dict[Backend, Array]()
         with self.watch("comparing answers", "ways") as progress:
             for done, (way, run) in enumerate(runs.items(), start=1):
                 with self._attempt(way):
@@ -200,7 +199,7 @@ class _Measuring:
             with self._attempt(self.reference):
                 self._judge(self.plan.data, self.reference, {way: runs[way] for way in logits})
 
-    def _judge(self, data: Dataset, reference: Way, runs: Mapping[Way, Batches]) -> None:
+    def _judge(self, data: Dataset, reference: Backend, runs: Mapping[Backend, Session]) -> None:
         """Accuracy of every way, on images that are decoded once."""
         asked = _Together(self.see, reference, runs, self._attempt)
         with self.watch(f"{len(runs)} ways on images with known classes", "images") as progress:
@@ -210,15 +209,15 @@ class _Measuring:
             logits = np.concatenate([answers[way] for answers in asked.said])
             self._note(way, accuracy=compare(found.logits, logits, found.labels))
 
-    def _ask(self) -> dict[int, Choice]:
+    def _ask(self) -> dict[int, Selection]:
         """What effnet.load takes by itself."""
-        chosen: dict[int, Choice] = {}
+        chosen: dict[int, Selection] = {}
         how: Any = {"source": self.subject.source, "threads": self.plan.threads}
         with self.watch("asking effnet.load what it takes", "batches") as progress:
             for done, batch in enumerate(self.batches, start=1):
                 try:
                     with load(self.subject.model, batch=batch, **how) as classifier:
-                        chosen |= {batch: classifier.chosen} if classifier.chosen else {}
+                        chosen |= {batch: classifier.selection} if classifier.selection else {}
                 except Exception as error:  # of an engine, as everywhere here
                     self.notes.append(f"effnet.load(..., batch={batch}) fails: {_reason(error)}")
                 progress(done, len(self.batches))
@@ -235,16 +234,16 @@ class _Measuring:
                         self._note(way, starts=(*row.starts, start(row.kept.model, self.see, how)))
                 progress(done, len(left) * STARTS)
 
-    def _how(self, way: Way) -> dict[str, Any]:
+    def _how(self, way: Backend) -> dict[str, Any]:
         """What effnet.load is told in a fresh process; the artifacts that were written need no source."""
         how = {"engine": way.engine, "precision": way.precision, "batch": self.subject.step}
         source = self.subject.source if way.engine == "torch" else None
         return how | {"threads": self.plan.threads, "source": source}
 
-    def _note(self, way: Way, **values: Any) -> None:
+    def _note(self, way: Backend, **values: Any) -> None:
         self.rows[way] = dataclasses.replace(self.rows[way], **values)
 
-    def _note_lap(self, way: Way, lap: Lap) -> None:
+    def _note_lap(self, way: Backend, lap: Lap) -> None:
         """The faster one for each batch stays."""
         others = tuple(each for each in self.rows[way].laps if each.batch != lap.batch)
         known = self.rows[way].lap(lap.batch)
@@ -252,7 +251,7 @@ class _Measuring:
         self._note(way, laps=(*others, best))
 
     @contextmanager
-    def _attempt(self, way: Way) -> Iterator[None]:
+    def _attempt(self, way: Backend) -> Iterator[None]:
         """What fails here is the way's problem; the first one is told."""
         try:
             yield
@@ -264,10 +263,10 @@ class _Measuring:
 class _Together:
     """What predict_logits asks: every way at once, though it sees the reference's answers alone."""
 
-    def __init__(self, see: InputSpec, reference: Way, runs: Mapping[Way, Batches], attempt: Attempt) -> None:
+    def __init__(self, see: InputSpec, reference: Backend, runs: Mapping[Backend, Session], attempt: Attempt) -> None:
         self.input, self.reference, self.attempt = see, reference, attempt
         self.left = dict(runs)
-        self.said: list[dict[Way, Array]] = []
+        self.said: list[dict[Backend, Array]] = []
 
     def logits(self, images: NDArray[np.uint8], /) -> Array:
         """The reference's; those of all are kept."""
@@ -299,9 +298,9 @@ def _batches(wanted: Sequence[int] | None, subject: Subject) -> tuple[int, ...]:
     return tuple(sorted(set(wanted)))
 
 
-def _whole(way: Way) -> Way:
+def _whole(way: Backend) -> Backend:
     """The way of whole batches, which its row is about."""
-    return dataclasses.replace(way, streams=1, part=None)
+    return dataclasses.replace(way, streams=1, part=None, threads=None)
 
 
 def _reason(error: Exception) -> str:

@@ -183,9 +183,9 @@ def _show_rest(found: Standings, part: str) -> None:
 
 
 def _way(row: Row) -> tuple[str, str]:
-    from effnet.runtime.engines import NAMES
+    from effnet.runtime.session import TITLES
 
-    return NAMES[row.way.engine], row.way.precision
+    return TITLES[row.way.engine], row.way.precision
 
 
 def _size(row: Row) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from effnet.benchmarking.subjects import Kept
 from effnet.machine import Machine
 from effnet.metrics.intervals import Difference, Interval
 from effnet.metrics.timing import Timing
-from effnet.runtime.choice import AGREE, Choice
-from effnet.runtime.engines import Way
+from effnet.runtime.select import AGREE, Selection
+from effnet.runtime.session import Backend
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Lap:
     """How long a way took for a batch."""
 
     batch: int
-    way: Way  # in which it was fastest
+    way: Backend  # in which it was fastest
     time: Timing
 
     @property
@@ -74,7 +74,7 @@ class Answers:
 class Row:
     """All that was measured of a way."""
 
-    way: Way  # of whole batches
+    way: Backend  # of whole batches
     laps: tuple[Lap, ...] = ()  # one for each batch
     answers: Answers | None = None
     accuracy: Difference | None = None  # a is the reference, b this way; None where there was no data
@@ -126,16 +126,16 @@ class Standings:
     scene: Scene
     batches: tuple[int, ...]  # smallest first
     rows: tuple[Row, ...]
-    reference: Way | None  # whose answers the others' are compared with; None where nothing answered
+    reference: Backend | None  # whose answers the others' are compared with; None where nothing answered
     views: int  # parts of photos on which they are
-    chosen: Mapping[int, Choice]  # what effnet.load takes by itself, by batch
+    chosen: Mapping[int, Selection]  # what effnet.load takes by itself, by batch
     notes: tuple[str, ...]  # what could not be measured here, and why
     images: int = 0  # with known classes that were read
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reason by path
 
     def takes(self, row: Row, batch: int) -> bool:
         """Whether effnet.load takes this way for a batch, in whatever parts."""
-        way = self.chosen[batch].way if batch in self.chosen else None
+        way = self.chosen[batch].backend if batch in self.chosen else None
         return way is not None and (way.engine, way.precision) == (row.way.engine, row.way.precision)
 
     def fastest(self, batch: int) -> Row | None:
@@ -145,7 +145,7 @@ class Standings:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
-        chosen = [{"batch": batch, **dataclasses.asdict(found.way)} for batch, found in self.chosen.items()]
+        chosen = [{"batch": batch, **dataclasses.asdict(found.backend)} for batch, found in self.chosen.items()]
         return {
             "model": self.model,
             "resolution": self.resolution,

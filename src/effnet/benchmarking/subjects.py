@@ -6,24 +6,25 @@ effnet.exporting.export, or for torch the weights themselves. Needs torch only f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.exporting.export import export, size_of
 from effnet.machine import this_machine
-from effnet.runtime import choice
-from effnet.runtime.artifact import ENGINES, OPENVINO_FILE, Artifact, Format, artifact_path, open_artifact
-from effnet.runtime.engines import NAMES, Batches, EngineName, Precision, Way, engine
+from effnet.runtime.artifact import ENGINES, Artifact, Format, artifact_path, read_artifact
+from effnet.runtime.select import NEEDED, Selection, installed, installed_engines, open_session, select
+from effnet.runtime.session import TITLES, Backend, EngineName, EnginePrecision, Session
 from effnet.weights.bundle import BundleConfig
 
 if TYPE_CHECKING:
     from effnet.exporting.int8 import Guard
     from effnet.weights.bundle import Bundle
 
-INT8 = Way("openvino", "int8")
+INT8 = Backend("openvino", "int8")
 EXTRAS = {"openvino": "openvino", "onnxruntime": "export"}  # what installs an engine so that it can take a network
 FORMATS: dict[EngineName, tuple[Format, str]] = {  # what is exported for an engine, and its suffix
     "openvino": ("openvino", ""),
@@ -55,7 +56,7 @@ class Subject(Protocol):
         """What it knows beside its weights."""
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[Backend, ...]:
         """The ways that can be taken here, of whole batches; the first is what the others are compared with."""
 
     @property
@@ -66,14 +67,13 @@ class Subject(Protocol):
     def step(self) -> int:
         """Images that the smallest session takes."""
 
-    @property
-    def fixed(self) -> tuple[EngineName, ...]:
-        """Engines whose requests take so many images and no other number."""
+    def divided(self, way: Backend, batch: int) -> Backend:
+        """The same for full batches, in the parts that effnet.load would take."""
 
-    def keep(self, way: Way, folder: Path, guard: Guard | None) -> Kept:
+    def keep(self, way: Backend, folder: Path, guard: Guard | None) -> Kept:
         """The file of a way, written into an empty folder where there is none yet."""
 
-    def open(self, way: Way, batch: int, kept: Kept | None) -> Batches:
+    def open(self, way: Backend, batch: int, kept: Kept | None) -> Session:
         """Itself, run in a way; `kept` is what `keep` gave, None where that failed."""
 
 
@@ -87,7 +87,6 @@ class NetworkSubject:
     threads: int | None
     int8: bool = False  # whether it is calibrated and measured in int8, too
     step: int = 1
-    fixed: tuple[EngineName, ...] = ()
 
     @property
     def config(self) -> BundleConfig:
@@ -95,26 +94,29 @@ class NetworkSubject:
         return self.bundle.config
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[Backend, ...]:
         """What effnet.load chooses between, and int8 where it was asked for."""
-        return _ordered([*choice.ways_of_network(None, None), *([INT8] if self.int8 else [])])
+        found = [Backend(name) for name in installed_engines(None)]
+        if Backend("openvino") in found and this_machine().bf16:
+            found.append(Backend("openvino", "bf16"))
+        return _ordered([*found, *([INT8] if self.int8 else [])])
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """Engines that are not installed, precisions that the processor or nobody asked for."""
         here = {way.engine for way in self.ways if way != INT8}
         words = [
-            f"{NAMES[name]} is not installed: pip install 'effnet[{EXTRAS[name]}]'"
-            for name in choice.NEEDED
+            f"{TITLES[name]} is not installed: pip install 'effnet[{EXTRAS[name]}]'"
+            for name in NEEDED
             if name not in here
         ]
-        if "openvino" in here and Way("openvino", "bf16") not in self.ways:
+        if "openvino" in here and Backend("openvino", "bf16") not in self.ways:
             words.append("No bf16: this processor does not multiply it")
         if not self.int8:
             words.append(f"int8 is calibrated first, which takes minutes: effnet bench {self.model} DATA --int8")
         return tuple(words)
 
-    def keep(self, way: Way, folder: Path, guard: Guard | None) -> Kept:
+    def keep(self, way: Backend, folder: Path, guard: Guard | None) -> Kept:
         """An artifact for one image at a time; for torch the weights as they lie there."""
         if way.engine == "torch":
             return Kept(self.model, _weights(self.model, self.source).stat().st_size)
@@ -124,20 +126,20 @@ class NetworkSubject:
         made = export(self.bundle, out, format=format, precision=way.precision, guard=how)
         return Kept(str(made.path), made.bytes)
 
-    def open(self, way: Way, batch: int, kept: Kept | None) -> Batches:
+    def open(self, way: Backend, batch: int, kept: Kept | None) -> Session:
         """Compiled for the batch; int8 from its file, which is of one image, made one of so many."""
         if way.precision != "int8":
-            return engine(self.bundle, way, batch=batch, threads=self.threads)
-        from effnet.runtime import openvino
-
+            return open_session(self.bundle, Selection(way, batch, ""))
         if kept is None:
             raise ArgumentError("precision", way.precision, "could not be calibrated.")
-        model = openvino.read(Path(kept.model) / OPENVINO_FILE)[0]
+        return open_session(read_artifact(kept.model), batch=batch, threads=self.threads)
 
-        def opener(images: int, streams: int) -> openvino.OpenVinoSession:
-            return openvino.OpenVinoSession(openvino.for_batch(model, images), self.threads, streams=streams)
-
-        return Batches(opener, batch, part=way.part, streams=way.streams)
+    def divided(self, way: Backend, batch: int) -> Backend:
+        """See Subject."""
+        how: Any = {"engine": way.engine, "precision": way.precision}
+        if way.precision == "int8":
+            return dataclasses.replace(way, threads=self.threads)
+        return select(self.config.spec, batch=batch, threads=self.threads, **how).backend
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class ArtifactSubject:
 
     model: str
     artifact: Artifact
+    threads: int | None
     source: None = None
 
     @property
@@ -154,15 +157,15 @@ class ArtifactSubject:
         return self.artifact.config
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[Backend, ...]:
         """Its own engine and the others that know its format; OpenVINO in both precisions where it is in either."""
         form = self.artifact.form
         own, *others = ENGINES[form.format]
-        own = own if choice.installed(own) or not any(map(choice.installed, others)) else others.pop(0)
-        ways = [self.artifact.way(name) for name in (own, *filter(choice.installed, others))]
+        own = own if installed(own) or not any(map(installed, others)) else others.pop(0)
+        ways = [Backend(name, form.precision) for name in (own, *filter(installed, others))]
         if form.precision != "int8" and any(way.engine == "openvino" for way in ways):
-            ways += [self.artifact.way("openvino", "fp32")]
-            ways += [self.artifact.way("openvino", "bf16")] if this_machine().bf16 else []
+            ways += [Backend("openvino", "fp32")]
+            ways += [Backend("openvino", "bf16")] if this_machine().bf16 else []
         return _ordered(ways, first=own)
 
     @property
@@ -170,7 +173,7 @@ class ArtifactSubject:
         """Engines that know its format and are not installed, and bf16 where the processor has none."""
         form, here = self.artifact.form, {way.engine for way in self.ways}
         words = [
-            f"{NAMES[name]} is not installed: pip install 'effnet[{name}]'"
+            f"{TITLES[name]} is not installed: pip install 'effnet[{name}]'"
             for name in ENGINES[form.format]
             if name not in here
         ]
@@ -183,20 +186,20 @@ class ArtifactSubject:
         """Images that it was exported for; 1 where that is any number."""
         return self.artifact.form.batch or 1
 
-    @property
-    def fixed(self) -> tuple[EngineName, ...]:
+    def divided(self, way: Backend, batch: int) -> Backend:
         """See Subject."""
-        return self.artifact.fixed
+        how: Any = {"engine": way.engine, "precision": way.precision, "threads": self.threads}
+        return select(self.config.spec, batch=batch, artifact=self.artifact, **how).backend
 
-    def keep(self, way: Way, folder: Path, guard: Guard | None) -> Kept:
+    def keep(self, way: Backend, folder: Path, guard: Guard | None) -> Kept:
         """The artifact itself, and its weights where they lie beside it."""
         path = self.artifact.path
         beside = [path.with_suffix(".bin")] if self.artifact.form.format == "openvino" else []
         return Kept(self.model, sum(size_of(file) for file in (path, *beside)))
 
-    def open(self, way: Way, batch: int, kept: Kept | None) -> Batches:
+    def open(self, way: Backend, batch: int, kept: Kept | None) -> Session:
         """As effnet.load runs it."""
-        return self.artifact.open(way, batch)
+        return open_session(self.artifact, Selection(way, batch, ""))
 
 
 def open_subject(model: str, *, source: str | None = None, threads: int | None = None, int8: bool = False) -> Subject:
@@ -218,7 +221,7 @@ def open_subject(model: str, *, source: str | None = None, threads: int | None =
             raise ArgumentError("source", source, f"is not to be said of {model}, an artifact.")
         if int8:
             raise ArgumentError("int8", int8, f"is made of a network, and {model} is an artifact.")
-        return ArtifactSubject(model, open_artifact(model, threads=threads))
+        return ArtifactSubject(model, read_artifact(model), threads)
     try:
         import torch
 
@@ -230,9 +233,9 @@ def open_subject(model: str, *, source: str | None = None, threads: int | None =
     return NetworkSubject(model, source, bundle, threads, int8)
 
 
-def _ordered(ways: Sequence[Way], first: str = "torch") -> tuple[Way, ...]:
+def _ordered(ways: Sequence[Backend], first: str = "torch") -> tuple[Backend, ...]:
     """Each way once: by engine, `first` before the others, then from the highest precision down."""
-    engines, precisions = [first, *NAMES], get_args(Precision)
+    engines, precisions = [first, *TITLES], get_args(EnginePrecision)
     return tuple(sorted(set(ways), key=lambda way: (engines.index(way.engine), precisions.index(way.precision))))
 
 

@@ -17,9 +17,10 @@ from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import one_of, positive_int
 from effnet.files import FILE_SUFFIXES, has_mark, write_file, write_folder
-from effnet.runtime.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Int8, about, open_artifact
-from effnet.runtime.choice import PHOTOS
-from effnet.runtime.engines import Precision, network_of
+from effnet.runtime.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Int8, metadata, read_artifact
+from effnet.runtime.graph import network_of
+from effnet.runtime.select import PHOTOS, open_session
+from effnet.runtime.session import EnginePrecision
 
 if TYPE_CHECKING:
     from effnet.exporting.int8 import Attempt, Guard
@@ -72,7 +73,7 @@ def export(
     out: str | Path,
     *,
     format: Format = "openvino",
-    precision: Precision = "fp32",
+    precision: EnginePrecision = "fp32",
     batch: int | None = 1,
     guard: Guard | None = None,
 ) -> Exported:
@@ -95,7 +96,7 @@ def export(
         MissingExtraError: the format's package is not installed, or NNCF for int8.
     """
     one_of("format", format, Format)
-    one_of("precision", precision, Precision)
+    one_of("precision", precision, EnginePrecision)
     batch = None if batch is None else positive_int("batch", batch)
     if precision != "fp32" and format != "openvino":
         reason = ELSEWHERE[format] if precision == "int8" else f"{format} computes in fp32"
@@ -119,7 +120,7 @@ def export(
             return Exported(path, form, size_of(temporary), found.difference, found.agreement, found.images, beside)
         form = Form(format, precision, batch)
         _write(bundle, form, temporary)
-        found = compare(bundle, open_artifact(temporary), _images(bundle))
+        found = compare(bundle, read_artifact(temporary), _images(bundle))
         if not found.difference <= LIMITS[precision]:
             raise RefusedError(f"{path} was not written: {found}, more than {LIMITS[precision]:g}")
     return Exported(path, form, size_of(path), found.difference, found.agreement, found.images)
@@ -127,7 +128,7 @@ def export(
 
 def compare(bundle: Bundle, artifact: Artifact, pixels: NDArray[np.uint8]) -> Exported:
     """How an artifact's answers differ from the network's, for pixels (N, size, size, C) uint8."""
-    expected, got = torch_logits(bundle, pixels), artifact(pixels)
+    expected, got = torch_logits(bundle, pixels), open_session(artifact)(pixels)
     difference = float(np.abs(got - expected).max() / np.abs(expected).max())
     agreement = int((got.argmax(1) == expected.argmax(1)).sum())
     return Exported(artifact.path, artifact.form, 0, difference, agreement, len(pixels))
@@ -147,9 +148,9 @@ def turn_about(
 
 def torch_logits(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the network itself answers."""
-    from effnet.runtime.classifier import torch_engine
+    from effnet.runtime.torch import compile_network
 
-    return torch_engine(bundle.network, bundle.config.input)(pixels)
+    return compile_network(bundle.network, bundle.config.input)(pixels)
 
 
 def size_of(path: Path) -> int:
@@ -158,11 +159,11 @@ def size_of(path: Path) -> int:
 
 
 def _write(bundle: Bundle, form: Form, target: Path) -> None:
-    config, words = bundle.config, about(bundle.config, form)
+    config, words = bundle.config, metadata(bundle.config, form)
     if form.format == "torch":
-        from effnet.runtime import program
+        from effnet.runtime import torch
 
-        program.write(bundle.network, config.input, form.batch, words, target)
+        torch.write(bundle.network, config.input, form.batch, words, target)
         return
     network = network_of(bundle)
     if form.format == "onnx":
@@ -186,16 +187,17 @@ def _write_int8(bundle: Bundle, guard: Guard, batch: int | None, target: Path) -
     judged = quantize.answers(made.model)(pixels)
     said = Int8(made.calibrated, last.kept, last.drop, *last.bounds, last.found.n, len(made.attempts))
     form, twin = Form("openvino", "int8", batch, said), Form("openvino", "fp32", batch)
-    openvino.describe(made.model, about(bundle.config, form))
+    openvino.describe(made.model, metadata(bundle.config, form))
     openvino.write(made.model, target / OPENVINO_FILE)
-    artifact = open_artifact(target)
-    if not np.abs(artifact(pixels) - judged).max() <= REWRITTEN * np.abs(judged).max():
+    artifact = read_artifact(target)
+    session = open_session(artifact)
+    if not np.abs(session(pixels) - judged).max() <= REWRITTEN * np.abs(judged).max():
         raise RefusedError("int8 was not written: the file answers otherwise than the model that was judged")
     with tempfile.TemporaryDirectory() as folder, guard.watch("timing fp32 and int8 in turn", "rounds") as progress:
         _write(bundle, twin, Path(folder))
-        size, reference = size_of(Path(folder)), open_artifact(folder)
+        size, reference = size_of(Path(folder)), open_session(read_artifact(folder))
         together = np.resize(pixels, (batch or 1, *pixels.shape[1:]))
-        times = turn_about({"fp32": reference, "int8": artifact}, together, progress)
+        times = turn_about({"fp32": reference, "int8": session}, together, progress)
     found = compare(bundle, artifact, pixels)
     unreadable, eight = made.unreadable, sum(layers.values())
     return (

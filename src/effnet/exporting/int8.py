@@ -286,11 +286,13 @@ def listed(kept: Sequence[str]) -> str:
 
 def answers(model: Any) -> Callable[[Pixels], Array]:
     """A model as a function of any number of images, whatever number it takes."""
-    session, taken = openvino.OpenVinoSession(model), _taken(model)
+    graph, taken = openvino.OpenVinoGraph(model), _taken(model)
 
     def run(pixels: Pixels) -> Array:
         missing = np.zeros((-len(pixels) % taken, *pixels.shape[1:]), np.uint8)
-        return session(np.concatenate([pixels, missing]))[: len(pixels)]
+        padded = np.concatenate([pixels, missing])
+        parts = np.split(padded, len(padded) // taken)
+        return np.concatenate([graph(part) for part in parts])[: len(pixels)]
 
     return run
 

@@ -6,17 +6,15 @@ median.
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import Machine, load_average, this_machine
 
@@ -120,28 +118,6 @@ def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str
     import torch
 
     return torch.randn(batch, channels, resolution, resolution).contiguous(memory_format=memory_format(layout))
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Torch with that many threads, and with its former number afterwards; None: as it is.
-
-    Raises:
-        ArgumentError: `threads` is not a positive whole number, or more than the machine's cores.
-    """
-    import torch
-
-    if threads is None:
-        yield
-        return
-    before, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if positive_int("threads", threads) > cores:
-        raise ArgumentError("threads", threads, f"must be at most {cores}, the cores of this machine.")
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:

@@ -72,7 +72,7 @@ def predict(
     seconds = time.perf_counter() - started
     console.remark(
         f"{photos:,} photo{'' if photos == 1 else 's'}, {unreadable} unreadable, {seconds:.1f} s with {model}\n"
-        f"{classifier.chosen}"
+        f"{classifier.selection}"
     )
     console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
     return FINDING if unreadable else OK

@@ -15,8 +15,8 @@ from effnet.errors import ArgumentError
 from effnet.plots.style import drawable
 from effnet.profiling.profile import DEFAULTS, Profile, TimingOptions
 from effnet.profiling.profile import profile as profile_blocks
-from effnet.runtime.artifact import artifact_path, open_artifact
-from effnet.runtime.engines import EngineName
+from effnet.runtime.artifact import artifact_path, read_artifact
+from effnet.runtime.session import EngineName
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def profile(
     if model is None:
         return _compare(options, plot, as_json=json)
     with console.Display(f"measuring {model}") as progress:
-        opened = read_network(model) if artifact_path(model) is None else open_artifact(model, threads=options.threads)
+        opened = read_network(model) if artifact_path(model) is None else read_artifact(model)
         measured = profile_blocks(opened, options, engine=engine, precision=precision, progress=progress)
     if plot is not None:
         from effnet.profiling.plots import draw_profile

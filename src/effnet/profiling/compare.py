@@ -21,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from effnet.arch.cost import Cost, cost
 from effnet.arch.variants import VARIANTS, spec
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.metrics.timing import Conditions, Timing, measure_in_turn, random_images, torch_threads
+from effnet.metrics.timing import Conditions, Timing, measure_in_turn, random_images
 from effnet.models.efficientnet import EfficientNet
 from effnet.profiling.profile import DEFAULTS, TimingOptions
 from effnet.progress import SILENT, Progress
+from effnet.runtime.torch import torch_threads
 
 # The other networks: their names in the paper's spelling, and torchvision's. All take 224 px.
 RIVALS = {

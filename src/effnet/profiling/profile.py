@@ -23,10 +23,11 @@ from effnet.console import Whole
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
-from effnet.metrics.timing import Timing, measure, seconds, time_rounds
+from effnet.metrics.timing import Timing, seconds, time_rounds
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact
-from effnet.runtime.engines import NAMES, EngineName, Precision, Way
+from effnet.runtime.select import Model, compiler, select, version_of
+from effnet.runtime.session import TITLES, Backend, EngineName, EnginePrecision
 
 if TYPE_CHECKING:
     from effnet.metrics.timing import Conditions
@@ -129,7 +130,7 @@ def profile(
     options: TimingOptions = DEFAULTS,
     *,
     engine: EngineName | None = None,
-    precision: Precision | None = None,
+    precision: EnginePrecision | None = None,
     progress: Progress = SILENT,
 ) -> Profile:
     """Time every block of a network, and the network as a whole, on the processor.
@@ -147,25 +148,21 @@ def profile(
     """
     if isinstance(model, Artifact):
         return _profile_artifact(model, options, engine, precision, progress)
-    way = Way(engine or "torch", precision or "fp32")
-    if way.engine == "torch":
+    backend = Backend(engine or "torch", precision or "fp32", options.threads)
+    if backend.engine == "torch":
         return _profile_torch(model, options, progress)
-    from effnet.runtime.engines import compiler, network_of
-    from effnet.runtime.latency import fresh
+    from effnet.metrics.latency import random_bundle
 
-    network, batch = network_of(fresh(model)), options.batch or 1
-    plain, recording = (
-        compiler(network, way, threads=options.threads, recording=each)(batch) for each in (False, True)
-    )
-    return _profile_session(model, way, plain, recording, batch, options, progress)
+    return _profile_session(random_bundle(model), backend, options.batch or 1, options, progress)
 
 
 def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress) -> Profile:
     """Each round runs the blocks one after the other, then the whole network."""
     import torch
 
-    from effnet.metrics.timing import Conditions, random_images, torch_threads
+    from effnet.metrics.timing import Conditions, random_images
     from effnet.models.efficientnet import EfficientNet
+    from effnet.runtime.torch import torch_threads
 
     batch = options.batch or 1
     network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
@@ -199,27 +196,27 @@ def _profile_artifact(
     artifact: Artifact,
     options: TimingOptions,
     engine: EngineName | None,
-    precision: Precision | None,
+    precision: EnginePrecision | None,
     progress: Progress,
 ) -> Profile:
-    way, exported = artifact.way(engine, precision), artifact.form.batch
-    if way.engine == "torch":
+    how: Any = {"engine": engine, "precision": precision, "threads": options.threads}
+    backend, exported = select(artifact.config.spec, artifact=artifact, **how).backend, artifact.form.batch
+    if backend.engine == "torch":
         rule = "is a torch.export program, which does not report the time of its blocks; name its bundle."
         raise ArgumentError("model", str(artifact.path), rule)
     if exported is not None and options.batch not in (None, exported):
         raise ArgumentError("batch", options.batch, f"cannot be chosen: {artifact.path} was exported for {exported}.")
-    plain, recording = (artifact.session(way, recording=each) for each in (False, True))
-    batch = exported or options.batch or 1
-    return _profile_session(artifact.config.spec, way, plain, recording, batch, options, progress)
+    return _profile_session(artifact, backend, exported or options.batch or 1, options, progress)
 
 
-def _profile_session(
-    spec: NetworkSpec, way: Way, plain: Any, recording: Any, batch: int, options: TimingOptions, progress: Progress
-) -> Profile:
+def _profile_session(model: Model, backend: Backend, batch: int, options: TimingOptions, progress: Progress) -> Profile:
     """Rounds of a session that records its nodes, and of one that does not: that one counts as the whole."""
     from effnet.metrics.timing import Conditions
-    from effnet.runtime.choice import version_of
 
+    spec = model.config.spec
+    plain: Any
+    recording: Any
+    plain, recording = (compiler(model, backend, recording=each)(batch, 1) for each in (False, True))
     shape = batch, spec.resolution, spec.resolution, spec.in_channels
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
@@ -231,8 +228,11 @@ def _profile_session(
     names = [row.name for row in block_rows(spec)]
     rounds = [_sum_by_block(nodes, names) for nodes in recording.recorded()[WARMUP:]]
     times = [Timing(tuple(taken[name] for taken in rounds)) for name in names]
-    threads, versions = options.threads or this_machine().cores, (f"{NAMES[way.engine]} {version_of(way.engine)}",)
-    conditions = Conditions.of(threads, batch, "uint8", versions, way.precision)
+    threads, versions = (
+        options.threads or this_machine().cores,
+        (f"{TITLES[backend.engine]} {version_of(backend.engine)}",),
+    )
+    conditions = Conditions.of(threads, batch, "uint8", versions, backend.precision)
     return Profile(spec.name, spec.resolution, conditions, _block_times(spec, batch, times), whole)
 
 
@@ -257,16 +257,3 @@ def _sum_by_block(nodes: Iterable[tuple[str, float]], blocks: Iterable[str]) -> 
         current = next((prefix for prefix in prefixes if prefix in found), current)
         found[current] += taken
     return found
-
-
-def time_image(spec: NetworkSpec, *, threads: int | None = None, runs: int = 15) -> Timing:
-    """How long a network of random weights takes for one image: eval mode, channels_last, float32."""
-    import torch
-
-    from effnet.metrics.timing import random_images, torch_threads
-    from effnet.models.efficientnet import EfficientNet
-
-    network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
-    image = random_images(1, spec.resolution, spec.in_channels)
-    with torch_threads(threads):
-        return measure(lambda: network(image), runs=runs, warmup=3)

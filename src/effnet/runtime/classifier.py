@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from effnet.arch.spec import FitMode, NetworkSpec
-from effnet.data.paths import read_ahead
 from effnet.data.image import load_pixels
+from effnet.data.paths import read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError, translated
 from effnet.fields import one_of, positive_int
 from effnet.runtime.artifact import artifact_path, read_artifact

@@ -128,13 +128,13 @@ def select(
     machine = machine or this_machine()
     if threads is not None and positive_int("threads", threads) > machine.cores:
         raise ArgumentError("threads", threads, f"must be at most {machine.cores}, the cores of this machine.")
-    engines = _installed_engines(artifact) if installed is None else installed
+    engines = installed_engines(artifact) if installed is None else installed
     if artifact is None:
         engine, precision, reasons = _of_network(engine, precision, engines, machine)
     else:
         engine, precision, reasons = _of_artifact(artifact, engine, precision, engines, machine)
-    least = _least(engine, precision, artifact)
-    step = max(1, least)
+    fixed = _fixed(engine, precision, artifact)
+    step = fixed or 1
     if batch is not None and positive_int("batch", batch) % step:
         rule = f"cannot be chosen: the artifact was exported for {step} images; it takes a multiple of that."
         raise ArgumentError("batch", batch, rule)
@@ -142,7 +142,7 @@ def select(
         batch = max(1, min(BATCH, int(BATCH_MACS / cost(spec).macs)))
         batch = max(step, batch - batch % step)
     backend = Backend(engine, precision, threads)
-    part, streams = _parts(spec, backend, batch, least, machine)
+    part, streams = _parts(spec, backend, batch, fixed, machine)
     if part < batch:
         backend = dataclasses.replace(backend, part=part, streams=streams)
     return Selection(backend, batch, "; ".join(reasons))
@@ -172,8 +172,8 @@ def open_session(
     if selection is None:
         selection = select_for(model, engine=engine, precision=precision, batch=batch, threads=threads)
     backend = selection.backend
-    least = _least(backend.engine, backend.precision, model if isinstance(model, Artifact) else None)
-    return BatchedSession(compiler(model, backend), backend, selection.batch, least=least)
+    fixed = _fixed(backend.engine, backend.precision, model if isinstance(model, Artifact) else None)
+    return BatchedSession(compiler(model, backend), backend, selection.batch, least=1 if fixed is None else fixed)
 
 
 def select_for(
@@ -296,19 +296,21 @@ def _of_network(
     if precision == "int8":
         rule = "takes images to calibrate on: effnet export MODEL DATA --precision int8 makes an artifact of them."
         raise ArgumentError("precision", precision, rule)
-    reasons = ["as asked"] if engine else []
-    if engine is None and precision == "bf16":
-        engine, reasons = "openvino", ["the engine that computes in bf16"]
-    if engine is None:
-        known_to_lack = "avx2" in machine.features and "avx512f" not in machine.features
-        order: list[EngineName] = ["onnxruntime", "openvino"] if known_to_lack else ["openvino", "onnxruntime"]
-        engine = next((name for name in order if name in engines), "torch")
-        reasons = [f"{TITLES[engine]} is the first installed of {', '.join(TITLES[name] for name in order)}, torch"]
+    if engine is not None:
+        chosen, reasons = engine, ["as asked"]
+    elif precision == "bf16":
+        chosen, reasons = "openvino", ["the engine that computes in bf16"]
+    else:
+        lacks_avx512 = "avx2" in machine.features and "avx512f" not in machine.features
+        order: list[EngineName] = ["openvino", "onnxruntime"]
+        order = [*(reversed(order) if lacks_avx512 else order), "torch"]
+        chosen = next((name for name in order if name in engines), order[-1])
+        reasons = [f"the first that is installed of {', '.join(TITLES[name] for name in order)}"]
     if precision is None:
-        precision = "bf16" if engine == "openvino" and machine.bf16 else "fp32"
-        if engine == "openvino":
+        precision = "bf16" if chosen == "openvino" and machine.bf16 else "fp32"
+        if chosen == "openvino":
             reasons.append(f"the processor {'multiplies' if machine.bf16 else 'does not multiply'} bf16")
-    return engine, precision, reasons
+    return chosen, precision, reasons
 
 
 def _of_artifact(
@@ -326,39 +328,37 @@ def _of_artifact(
     if precision not in (None, form.precision) and "int8" in (precision, form.precision):
         rule = f"cannot be chosen: {artifact.path} was exported in {form.precision}; export it again with --precision."
         raise ArgumentError("precision", precision, rule)
-    reasons = ["as asked"]
-    if engine is None:
+    if engine is not None:
+        chosen, reasons = engine, ["as asked"]
+    else:
         order = sorted(known, key=lambda name: precision == "bf16" and name != "openvino")
-        engine = next((name for name in order if name in engines), order[0])
-        reasons = [f"{TITLES[engine]} runs files of the format {form.format}"]
-    if precision is None:
-        precision = form.precision
-        reasons.append(f"exported in {precision}")
-        if precision == "bf16" and not machine.bf16:
-            precision = "fp32"
-            reasons.append("which the processor does not multiply")
-    return engine, precision, reasons
+        chosen = next((name for name in order if name in engines), order[0])
+        reasons = [f"runs files of the format {form.format}"]
+    if precision is not None:
+        return chosen, precision, reasons
+    if form.precision == "bf16" and not machine.bf16:
+        return chosen, "fp32", [*reasons, "the processor does not multiply bf16, in which it was exported"]
+    return chosen, form.precision, [*reasons, f"exported in {form.precision}"]
 
 
-def _least(engine: EngineName, precision: EnginePrecision, artifact: Artifact | None) -> int:
-    """Images of the smallest graph; 0 where one graph takes any number.
+def _fixed(engine: EngineName, precision: EnginePrecision, artifact: Artifact | None) -> int | None:
+    """Images that every graph takes, 0: any number; None where a graph is compiled for each number.
 
     OpenVINO changes the batch of an artifact; in int8 other batches are rounded otherwise than the one evaluated.
     """
     own = artifact.form.batch if artifact else None
     if engine == "torch":
         return own or 0
-    return own if own and (engine == "onnxruntime" or precision == "int8") else 1
+    return own if engine == "onnxruntime" or precision == "int8" else None
 
 
-def _parts(spec: NetworkSpec, backend: Backend, batch: int, least: int, machine: Machine) -> tuple[int, int]:
+def _parts(spec: NetworkSpec, backend: Backend, batch: int, fixed: int | None, machine: Machine) -> tuple[int, int]:
     """Images of a request, and requests side by side, for full batches."""
-    if not least:
+    if fixed == 0:
         return batch, 1
-    streams = min(backend.threads or machine.cores, batch // least)
+    streams = min(backend.threads or machine.cores, batch // (fixed or 1))
     fitting = max(1, CACHE // largest_map(spec, backend.precision))
-    part = min(fitting // least * least or least, batch // streams // least * least)
-    return part, streams
+    return fixed or min(fitting, batch // streams), streams
 
 
 def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
@@ -398,7 +398,7 @@ def _onnx_compiler(model: Model, backend: Backend, recording: bool) -> Compile:
     return lambda images, streams: make(onnx.make(network, images or None, {}), streams=streams)
 
 
-def _installed_engines(artifact: Artifact | None) -> list[EngineName]:
+def installed_engines(artifact: Artifact | None) -> list[EngineName]:
     """The engines that can run a network, or this artifact, here."""
     if artifact is not None:
         return [name for name in ENGINES[artifact.form.format] if installed(name)]

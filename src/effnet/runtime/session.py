@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,11 @@ class Session(Protocol):
         """Logits (N, K) float32 of pixels (N, size, size, C) uint8, not normalised; N is at least 1."""
 
     def close(self) -> None:
-        """Release the engine's graphs, threads and memory."""
+        """Release the engine's graphs, threads and memory; a with statement does so, too."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class BatchedSession:
@@ -140,6 +144,12 @@ class BatchedSession:
             self._graphs.clear()
             if self._pool:
                 self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _run(self, pixels: Pixels, images: int, streams: int) -> Logits:
         if self._compile is None:

@@ -163,16 +163,17 @@ def _save(network: NetworkSpec, path: Path | None, command: str) -> str:
 
 def _stopwatch(baseline: NetworkSpec, options: ScaleOptions) -> Callable[[NetworkSpec], Timing]:
     """A function that times networks of random weights, one image at a time, in the engine that runs the baseline."""
-    from effnet.runtime.latency import choose_for, time_network
+    from effnet.metrics.latency import time_network
+    from effnet.runtime.select import select
 
-    with console.Display("choosing an engine"):
-        chosen = choose_for(baseline, None if options.engine == "auto" else options.engine, options.threads)
-    console.remark(f"timed in {chosen}")
+    engine = None if options.engine == "auto" else options.engine
+    selection = select(baseline, engine=engine, batch=1, threads=options.threads)
+    console.remark(f"timed in {selection}")
 
     def time(spec: NetworkSpec) -> Timing:
         with console.Display(f"timing {spec.name}: {console.billions(cost(spec).macs)}MACs"):
-            timing = time_network(spec, chosen.way, threads=options.threads)
-        console.remark(f"{spec.name}: {timing.median_ms:.1f} ms in {chosen.way}")
+            timing = time_network(spec, selection)
+        console.remark(f"{spec.name}: {timing.median_ms:.1f} ms in {selection.backend}")
         return timing
 
     return time

@@ -25,7 +25,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import spec_text
 from effnet.errors import ArgumentError
 from effnet.machine import this_machine
-from effnet.profiling.profile import time_image
+from effnet.metrics.latency import time_network
 from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule
@@ -155,7 +155,7 @@ def _fast_enough(found: tuple[Candidate, ...], latency: float, contest: Contest)
     times = []
     for place, each in enumerate(found):
         contest.progress.update("timing candidates", place, len(found))
-        times.append(time_image(each.network).median_ms / 1e3)
+        times.append(time_network(each.network).median_ms / 1e3)
     contest.progress.update("timing candidates", len(found), len(found))
     kept = tuple(each for each, seconds in zip(found, times, strict=True) if seconds <= latency)
     if not kept:
