@@ -84,7 +84,7 @@ def test_every_engine_side_by_side(run, folder):
     assert all(text in drawing for text in ("OpenVINO bf16", "images per second, 2 at a time", "same class as torch"))
     assert re.search(r"Next: effnet export m --format (torch|openvino|onnx) --precision (fp32|bf16) --batch 1\n$", err)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["cache", "m", "m.onnx", "m.svg", "nameless", "shapes"]
+        ["m", "m.onnx", "m.svg", "nameless", "shapes"]
     )
 
 
@@ -127,13 +127,13 @@ def test_an_artifact(run):
 def test_who_fails_is_told_below_the_row(run, monkeypatch):
     from effnet.benchmarking import subjects
 
-    def engine(bundle, way, **how):
-        if way.engine == "onnxruntime":
+    def failing(bundle, selection):
+        if selection.backend.engine == "onnxruntime":
             raise RuntimeError("not today")
-        return opened(bundle, way, **how)
+        return open_session(bundle, selection)
 
-    opened = subjects.engine
-    monkeypatch.setattr(subjects, "engine", engine)
+    open_session = subjects.open_session
+    monkeypatch.setattr(subjects, "open_session", failing)
     code, out, _ = run("m", "--rounds", 1, "--batch", 1)
     assert code == 0
     names, words = rows_of(out)

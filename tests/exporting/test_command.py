@@ -70,7 +70,7 @@ def test_predict_takes_an_engine(folder, photos, capsys):
     ran = Run(capsys, "predict", photos, "--model", "again.onnx", "--engine", "onnxruntime", "--json")
     assert (ran.code, len(ran.out.splitlines())) == (0, 2)
     ran = Run(capsys, "predict", photos, "--model", "mine", "--threads", 1)
-    assert (ran.code, "torch, fp32: there was nothing to choose between" in ran.err) == (0, True)
+    assert (ran.code, "torch, fp32, 1 thread" in ran.err) == (0, True)
     ran = Run(capsys, "predict", photos, "--model", "mine", "--engine", "openvino", "--precision", "bf16")
     assert (ran.code, "OpenVINO, bf16" in ran.err) == (0, True)
 
