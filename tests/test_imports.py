@@ -118,7 +118,6 @@ def test_imports_point_down() -> None:
     assert not wrong
 
 
-@pytest.mark.xfail(strict=True, reason="circles that the rebuilding has yet to remove")
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {
         name: {m for i in imported(path) for m in (i, i.rpartition(".")[0]) if m in NAMES and m != name}

@@ -83,9 +83,7 @@ def test_every_engine_side_by_side(run, folder):
     drawing = (folder / "m.svg").read_text()
     assert all(text in drawing for text in ("OpenVINO bf16", "images per second, 2 at a time", "same class as torch"))
     assert re.search(r"Next: effnet export m --format (torch|openvino|onnx) --precision (fp32|bf16) --batch 1\n$", err)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["m", "m.onnx", "m.svg", "nameless", "shapes"]
-    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["m", "m.onnx", "m.svg", "nameless", "shapes"])
 
 
 def _marked(row):

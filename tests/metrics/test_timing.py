@@ -11,13 +11,13 @@ from effnet.machine import Machine
 from effnet.metrics import timing
 from effnet.metrics.timing import (
     Conditions,
-from effnet.runtime.torch import torch_threads
     Timing,
     measure,
     measure_in_turn,
     random_images,
     time_rounds,
 )
+from effnet.runtime.torch import torch_threads
 
 SECONDS = (0.004, 0.001, 0.010, 0.002, 0.003)
 MACHINE = Machine("Processor X", 2, None, ("avx2",))

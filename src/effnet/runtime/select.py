@@ -364,8 +364,12 @@ def _parts(spec: NetworkSpec, backend: Backend, batch: int, fixed: int | None, m
 def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
     """Bytes of the largest feature map of one image."""
     shape = spec.shape
-    maps = [shape.stem_channels * shape.stem_size**2, *(layer.map for block in spec.blocks for layer in block.layers)]
-    return max(maps) * {"fp32": 4, "bf16": 2, "int8": 1}[precision]
+    maps = [
+        shape.stem_channels * shape.stem_size**2,
+        *(layer.elements for block in spec.blocks for layer in block.layers),
+    ]
+    sizes = {"fp32": 4, "bf16": 2, "int8": 1}
+    return max(maps) * sizes[precision]
 
 
 def _openvino_compiler(model: Model, backend: Backend, recording: bool) -> Compile:
