@@ -18,7 +18,7 @@ import effnet
 from effnet import console
 from effnet.machine import this_machine
 from effnet.metrics.timing import Timing, seconds
-from effnet.runtime.select import views
+from effnet.runtime.agreement import views
 
 BUSY = "while True: sum(range(10000))"
 PARTS = 4  # of a measurement

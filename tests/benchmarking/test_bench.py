@@ -31,8 +31,9 @@ from effnet.machine import Machine
 from effnet.metrics.intervals import compare, wilson
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime import select
+from effnet.runtime.agreement import views
 from effnet.runtime.artifact import read_artifact
-from effnet.runtime.select import Selection, open_session, views
+from effnet.runtime.select import Selection, open_session
 from effnet.runtime.session import Backend, BatchedSession
 from effnet.weights.bundle import WEIGHTS, open_bundle, read_config
 

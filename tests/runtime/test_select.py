@@ -18,16 +18,15 @@ from effnet.exporting.export import export
 from effnet.machine import Machine
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime import select as selecting
+from effnet.runtime.agreement import agreement, views
 from effnet.runtime.artifact import Artifact, Form, Int8, read_artifact
 from effnet.runtime.select import (
     Selection,
-    agreement,
     keep_selection,
     kept_selection,
     open_session,
     select,
     select_for,
-    views,
 )
 from effnet.runtime.session import Backend
 from effnet.weights.bundle import Bundle, BundleConfig, open_bundle

@@ -37,9 +37,10 @@ from effnet.machine import load_average, this_machine
 from effnet.metrics.evaluate import predict_logits
 from effnet.metrics.intervals import compare, wilson
 from effnet.metrics.timing import time_rounds, turn
+from effnet.runtime.agreement import VIEWS, views
 from effnet.runtime.classifier import load
 from effnet.runtime.graph import Array
-from effnet.runtime.select import VIEWS, Selection, version_of, views
+from effnet.runtime.select import Selection, version_of
 from effnet.runtime.session import Backend, Session
 
 BATCHES = 1, 32

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from effnet.arch.spec import InputSpec
-from effnet.runtime.select import PHOTOS
+from effnet.runtime.agreement import PHOTOS
 
 # Nothing is imported that a user's program would not import.
 PROGRAM = """

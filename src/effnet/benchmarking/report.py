@@ -13,7 +13,8 @@ from effnet.benchmarking.subjects import Kept
 from effnet.machine import Machine
 from effnet.metrics.intervals import Difference, Interval
 from effnet.metrics.timing import Timing
-from effnet.runtime.select import AGREE, Selection
+from effnet.runtime.agreement import AGREE
+from effnet.runtime.select import Selection
 from effnet.runtime.session import Backend
 
 

@@ -17,9 +17,10 @@ from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import one_of, positive_int
 from effnet.files import FILE_SUFFIXES, has_mark, write_file, write_folder
+from effnet.runtime.agreement import PHOTOS
 from effnet.runtime.artifact import OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, Int8, metadata, read_artifact
 from effnet.runtime.graph import network_of
-from effnet.runtime.select import PHOTOS, open_session
+from effnet.runtime.select import open_session
 from effnet.runtime.session import EnginePrecision
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.metrics.timing import Timing, measure
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime.select import Selection, open_session, select, views
+from effnet.runtime.agreement import views
+from effnet.runtime.select import Selection, open_session, select
 from effnet.weights.bundle import Bundle, BundleConfig
 
 RUNS, WARMUP = 15, 3

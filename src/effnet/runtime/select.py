@@ -29,11 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from effnet.arch.cost import cost
-from effnet.arch.spec import InputSpec, NetworkSpec
-from effnet.data.image import colour_mode, fit_photo, open_photo
+from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, translated
 from effnet.fields import positive_int, read_fields
 from effnet.files import write_file
@@ -47,7 +44,6 @@ from effnet.runtime.session import (
     Compile,
     EngineName,
     EnginePrecision,
-    Pixels,
     Run,
     Session,
 )
@@ -64,9 +60,6 @@ NEEDED: dict[EngineName, tuple[str, ...]] = {  # packages for a network in memor
 BATCH, BATCH_MACS = 16, 64e9  # images and multiply-adds of a full batch, at most
 KEPT = "selections"  # a folder in the cache
 CACHE = 10 * 2**20  # bytes of a part's largest feature map
-PHOTOS = Path(__file__).parents[1] / "data" / "photos"
-VIEWS = 64  # of the packaged photos
-AGREE = 0.95  # share of the views that a lower precision has to name as fp32 does, to be kept
 
 
 @dataclass(frozen=True)
@@ -255,30 +248,6 @@ def keep_selection(model: Model, selections: Sequence[Selection], *, threads: in
     with write_file(file) as temporary:
         temporary.write_text(json.dumps({"conditions": _conditions(threads), "selections": values}, indent=1))
     return file
-
-
-def agreement(session: Session, reference: Session, input_spec: InputSpec, count: int = VIEWS) -> int:
-    """Of `count` views of the packaged photos, how many two sessions give the same class: AGREE of them are enough."""
-    pixels = views(input_spec, count)
-    return int((session(pixels).argmax(1) == reference(pixels).argmax(1)).sum())
-
-
-def views(input_spec: InputSpec, count: int) -> Pixels:
-    """(count, size, size, C) uint8: parts of the packaged photos, or noise where the network does not see photos."""
-    random = np.random.default_rng(0)
-    if input_spec.channels not in (1, 3):
-        shape = count, input_spec.size, input_spec.size, input_spec.channels
-        return random.integers(0, 256, shape, dtype=np.uint8)
-    photos = [open_photo(file, colour_mode(input_spec)) for file in sorted(PHOTOS.glob("*.png"))]
-    found = []
-    for number in range(count):
-        photo = photos[number % len(photos)]
-        share = random.uniform(0.6, 1)  # of the sides
-        left, top = (random.uniform(0, side * (1 - share)) for side in photo.size)
-        box = round(left), round(top), round(left + share * photo.width), round(top + share * photo.height)
-        part = fit_photo(photo.crop(box), input_spec)
-        found.append(part[:, ::-1] if random.random() < 0.5 else part)
-    return np.stack(found)
 
 
 def version_of(engine: str) -> str:
