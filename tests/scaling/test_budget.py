@@ -94,7 +94,7 @@ def test_one_giga_of_macs():
     assert fit.binding == "macs"
     assert 0.99 <= fit.use <= 1
     # B2: 0.994 G, 9.11 M; the paper's Table 2 has 80.1 % for it, and B3 has 1.8 G
-    assert (fit.published.variant.name, fit.published.resolution, fit.published.variant.top1) == ("b2", 260, 80.1)
+    assert (fit.published.variant.name, fit.published.spec.resolution, fit.published.variant.top1) == ("b2", 260, 80.1)
     assert fit.phi == pytest.approx(math.log(effnet.cost(fit.spec).macs / 385_814_752) / math.log(1.92027), abs=0.01)
     assert effnet.cost(fit.more).macs > effnet.cost(fit.spec).macs
     assert effnet.cost(fit.more).macs <= 1.1e9
@@ -143,7 +143,7 @@ def test_the_resolution_ends_where_it_should():
     fit = fit_spec(Budget(macs="20G", max_resolution=300))
     assert fit.spec.resolution <= 300
     assert 0.95 <= fit.use <= 1
-    assert fit.published.resolution <= 300
+    assert fit.published.spec.resolution <= 300
 
 
 def test_rounding_and_classes():

@@ -60,7 +60,7 @@ def test_latency_is_met_by_measuring_a_handful(milliseconds):
     assert len({spec.shape for spec in log}) == len(log)  # none twice
     assert fit.to_dict()["latency_ms"] == fit.timed.median_ms
     if fit.published:
-        at_that_size = effnet.spec(fit.published.variant.spec, resolution=fit.published.resolution)
+        at_that_size = effnet.spec(fit.published.variant.spec, resolution=fit.published.spec.resolution)
         assert effnet.cost(at_that_size).activations / 1e6 <= milliseconds
 
 

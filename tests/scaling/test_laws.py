@@ -66,8 +66,8 @@ def test_shares_are_what_the_module_shows(of_b0):
     assert linear.effect == pytest.approx(-2 * (depthwise + stem + classifier) / total)
     (same,) = of_b0["resolution"].reasons
     assert same.effect == pytest.approx(-3 * pooled / total)
-    assert "12.1% of the MACs" in linear.words
-    assert "0.49% of the MACs" in same.words
+    assert "12.1% of the MACs" in linear.text
+    assert "0.49% of the MACs" in same.text
 
 
 def test_depth_has_two_reasons(of_b0):
@@ -75,9 +75,9 @@ def test_depth_has_two_reasons(of_b0):
     price = effnet.cost(effnet.spec("b0"))
     stem, *_, head, classifier = price.blocks
     assert ends.effect == pytest.approx(-(stem.macs + head.macs + classifier.macs) / price.macs)
-    assert ends.words.startswith("stem, head and classifier, 8.3% of the MACs")
+    assert ends.text.startswith("stem, head and classifier, 8.3% of the MACs")
     assert repeats.effect > 0
-    assert "more in stages 4, 5, 6, 7 and 8 and less in stages 2 and 3" in repeats.words
+    assert "more in stages 4, 5, 6, 7 and 8 and less in stages 2 and 3" in repeats.text
 
 
 def test_lites_fixed_ends_are_named():
@@ -102,7 +102,7 @@ def test_the_reasons_leave_nothing_to_the_rounding(name, width, depth, size, gre
         name, width=width, depth=depth, resolution=32 * size, num_classes=7, in_channels=1 if grey else 3
     )
     for law in laws(network):
-        assert not any("rounded" in reason.words for reason in law.reasons)
+        assert not any("rounded" in reason.text for reason in law.reasons)
         assert law.counted.macs - law.textbook.macs == pytest.approx(sum(r.effect for r in law.reasons), abs=1e-9)
 
 
@@ -111,7 +111,7 @@ def test_the_rounding_has_the_rest(name):
     for law in laws(effnet.spec(name)):
         assert law.counted.macs - law.textbook.macs == pytest.approx(sum(r.effect for r in law.reasons))
         assert all(f"({reason.effect:+.3f})" in law.reason for reason in law.reasons if abs(reason.effect) > 1e-3)
-    assert any("rounded" in reason.words for law in laws(effnet.spec(name)) for reason in law.reasons)
+    assert any("rounded" in reason.text for law in laws(effnet.spec(name)) for reason in law.reasons)
 
 
 def test_stages_that_rounding_keeps_do_not_deepen():

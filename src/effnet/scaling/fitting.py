@@ -51,24 +51,20 @@ class PublishedFit:
     spec: NetworkSpec  # at the resolution at which it meets the budget, with the baseline's classes and input channels
 
     @property
-    def resolution(self) -> int:
-        """At which it meets the budget."""
-        return self.spec.resolution
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds at that resolution."""
-        return cost(self.spec).macs
-
-    @property
     def share(self) -> float:
         """Of the resolution that its accuracy was published at."""
-        return self.resolution / self.variant.resolution
+        return self.spec.resolution / self.variant.resolution
 
     @property
     def as_published(self) -> bool:
         """Whether its accuracy was published at this resolution."""
-        return self.resolution == self.variant.resolution
+        return self.share == 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        row = self.variant
+        published = {"published_top1": row.top1, "published_resolution": row.resolution, "source": row.source}
+        return {"name": row.name, "resolution": self.spec.resolution, "macs": cost(self.spec).macs} | published
 
 
 @dataclass(frozen=True)
@@ -110,35 +106,28 @@ class FittedSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        price, published, timed = cost(self.spec), self.published, self.timed
-        values = {name: getattr(self.spec, name) for name in ("name", "dropout", "drop_connect", "num_classes")}
-        values |= _brief(self.spec) | {"phi": self.phi, "binding": self.binding, "baseline": self.baseline.name}
-        values |= {name: getattr(price, name) for name in ("params", "flops", "activations")}
+        names = "name", "dropout", "drop_connect", "num_classes"
+        values = {name: getattr(self.spec, name) for name in names} | _brief(self.spec)
+        values |= {name: getattr(cost(self.spec), name) for name in ("params", "flops", "activations")}
         in_bytes = "memory", "train_memory", "file_size"
         values |= {f"{use.resource}_bytes": use.value for use in self.uses if use.resource in in_bytes}
-        if timed is not None:
-            values |= {"latency_ms": timed.median_ms, "latency_spread_ms": timed.spread_ms}
-        if published is not None:
-            row = published.variant
-            values["published"] = {"name": row.name, "resolution": published.resolution, "macs": published.macs} | {
-                "published_top1": row.top1,
-                "published_resolution": row.resolution,
-                "source": row.source,
-            }
-        return (
-            {"published": None}
-            | values
-            | {
-                "uses": [dataclasses.asdict(use) | {"share": use.share} for use in self.uses],
-                "rule": dataclasses.asdict(self.rule),
-                "more": self.more and _brief(self.more),
-                "better_rule": self.better and {"rule": self.better[0]} | _brief(self.better[1]),
-                "trials": [
-                    _brief(one.spec) | {"median_ms": one.median_ms, "spread_ms": one.spread_ms} for one in self.timings
-                ],
-                "candidates": self.considered,
-            }
-        )
+        if self.timed is not None:
+            values |= {"latency_ms": self.timed.median_ms, "latency_spread_ms": self.timed.spread_ms}
+        return values | {
+            "phi": self.phi,
+            "binding": self.binding,
+            "uses": [dataclasses.asdict(use) | {"share": use.share} for use in self.uses],
+            "baseline": self.baseline.name,
+            "rule": dataclasses.asdict(self.rule),
+            "published": self.published and self.published.to_dict(),
+            "more": self.more and _brief(self.more),
+            "better_rule": self.better and {"rule": self.better[0]} | _brief(self.better[1]),
+            "trials": [
+                _brief(timed.spec) | {"median_ms": timed.median_ms, "spread_ms": timed.spread_ms}
+                for timed in self.timings
+            ],
+            "candidates": self.considered,
+        }
 
 
 def fit_spec(
@@ -171,39 +160,42 @@ def fit_spec(
     if not isinstance(budget, Budget):
         raise ArgumentError("budget", budget, "must be a Budget, as in effnet.Budget(macs='1G').")
     if budget.latency is not None and measure is None:
-        rule_of_use = "is measured, so fit_spec needs `measure`, a function that times a network; effnet scale has one."
-        raise ArgumentError("latency", budget.latency, rule_of_use)
-    search = CurveSearch(
-        budget, make_spec(from_, num_classes=num_classes), read_rule(rule), resolution_step, depth_rounding
-    )
+        raise ArgumentError(
+            "latency", budget.latency, "is measured: fit_spec needs `measure`, as effnet scale has one."
+        )
+    baseline = make_spec(from_, num_classes=num_classes)
+    search = CurveSearch(budget, baseline, read_rule(rule), resolution_step, depth_rounding)
     timer = NetworkTimer(measure)
+    everything = None
     if among is not None:
-        published = _only_published(search, tuple(among), timer)
-        return _report(search, published.spec, None, published, timer)
-    if budget.latency is not None:
-        chosen, considered = within_latency(search, cast(float, budget.latency), timer)
-        published_or_none = _best_published(search, tuple(VARIANTS), timer, SMALLER * cost(chosen).macs)
-        return _report(search, chosen, considered, published_or_none, timer)
-    chosen, considered = search.best()
-    report = _report(search, chosen, considered, _best_published(search, tuple(VARIANTS), timer), timer)
-    return dataclasses.replace(report, more=_more(search, report), better=_better_rule(search, chosen))
-
-
-def _report(
-    search: CurveSearch,
-    chosen: NetworkSpec,
-    considered: CountedNetworks | None,
-    published: PublishedFit | None,
-    timer: NetworkTimer,
-) -> FittedSpec:
-    budget, baseline = search.budget, search.baseline
+        published: PublishedFit | None = _only_published(search, tuple(among), timer)
+        chosen = cast(PublishedFit, published).spec
+    elif budget.latency is not None:
+        chosen, everything = within_latency(search, cast(float, budget.latency), timer)
+        published = _best_published(search, tuple(VARIANTS), timer, SMALLER * cost(chosen).macs)
+    else:
+        chosen, everything = search.best()
+        published = _best_published(search, tuple(VARIANTS), timer)
     counts = count_resources(chosen, budget)
     uses = [ResourceUse(name, counts[name], budget.limits.get(name)) for name in budget.counted]
     if budget.latency is not None:
         uses.append(ResourceUse("latency", timer(chosen).median_ms / 1e3, cast(float, budget.latency)))
     binding = max(uses, key=lambda use: use.share or 0).resource
-    phi, timings = implied_phis(baseline, chosen, search.rule).macs, tuple(timer.timed.values())
-    return FittedSpec(chosen, phi, baseline, search.rule, budget, tuple(uses), binding, published, timings, considered)
+    only_counted = among is None and budget.latency is None
+    return FittedSpec(
+        spec=chosen,
+        phi=implied_phis(baseline, chosen, search.rule).macs,
+        baseline=baseline,
+        rule=search.rule,
+        budget=budget,
+        uses=tuple(uses),
+        binding=binding,
+        published=published,
+        timings=tuple(timer.timed.values()),
+        candidates=everything,
+        more=_more(search, binding, chosen) if only_counted else None,
+        better=_better_rule(search, chosen) if only_counted else None,
+    )
 
 
 def _only_published(search: CurveSearch, among: Sequence[str], timer: NetworkTimer) -> PublishedFit:
@@ -266,8 +258,8 @@ def _fast_enough(
         return timer(fit.spec).median_ms > 1e3 * cast(float, search.budget.latency)
 
     passed, slow = [], 0
-    for fit in sorted(found, key=lambda fit: fit.macs):
-        if not fit.as_published or fit.macs < floor:
+    for fit in sorted(found, key=lambda fit: cost(fit.spec).macs):
+        if not fit.as_published or cost(fit.spec).macs < floor:
             continue
         slow = slow + 1 if too_slow(fit) else 0
         if slow == 0:
@@ -278,15 +270,15 @@ def _fast_enough(
         return passed
     if floor:
         return _fast_enough(found, search, timer, 0)
-    smaller = _fitting(min(found, key=lambda fit: (-fit.share, fit.macs)).variant, search)
+    smaller = _fitting(min(found, key=lambda fit: (-fit.share, cost(fit.spec).macs)).variant, search)
     return smaller[: bisect_left(smaller, True, key=too_slow)][-1:]
 
 
-def _more(search: CurveSearch, report: FittedSpec) -> NetworkSpec | None:
+def _more(search: CurveSearch, binding: str, chosen: NetworkSpec) -> NetworkSpec | None:
     """The network that a little more of the binding resource would buy, if it buys anything."""
-    limit: dict[str, Any] = {report.binding: min(LARGEST, int(MORE * search.budget.limits[report.binding]))}
+    limit: dict[str, Any] = {binding: min(LARGEST, int(MORE * search.budget.limits[binding]))}
     bought, _ = search.with_changes(budget=dataclasses.replace(search.budget, **limit)).best()
-    return bought if cost(bought).macs > cost(report.spec).macs else None
+    return bought if cost(bought).macs > cost(chosen).macs else None
 
 
 def _better_rule(search: CurveSearch, chosen: NetworkSpec) -> tuple[str, NetworkSpec] | None:

@@ -1,8 +1,8 @@
-"""What doubling one dimension costs: by the book, as counted, and why they differ (section 3.2 of the paper).
+"""What doubling one dimension costs: by the textbook, as counted, and why they differ (section 3.2 of the paper).
 
 A convolution's multiply-adds grow like d w^2 r^2. A network's do not quite, and each reason is a share of them that can
-be counted: parts that do not grow, parts that grow with the width and not with its square, and at last rounding. The
-effects of a law's reasons add up to all of the difference.
+be counted: parts that do not grow, parts that grow with the width and not with its square, and finally rounding. The
+effects of a law's reasons add up to the whole difference.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from effnet.arch.blocks import CHANNEL_DIVISOR
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 
-SHOWN = 5e-4  # smaller effects vanish when they are rounded to thousandths
-NOISE = 1e-9  # of the arithmetic
+SHOWN = 5e-4  # effects below this round to 0 thousandths
+NOISE = 1e-9  # effects below this are errors of floating point
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why the multiply-adds do not grow by the book."""
+    """Why the multiply-adds do not grow as the textbook says."""
 
     effect: float  # on their ratio
-    words: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Law:
     @property
     def reason(self) -> str:
         """The reasons in one sentence, each with its effect."""
-        shown = [f"{reason.words} ({reason.effect:+.3f})" for reason in self.reasons if abs(reason.effect) >= SHOWN]
+        shown = [f"{reason.text} ({reason.effect:+.3f})" for reason in self.reasons if abs(reason.effect) >= SHOWN]
         return "; ".join(shown) or "as the textbook has it"
 
 
@@ -69,7 +69,7 @@ def laws(baseline: NetworkSpec) -> tuple[Law, ...]:
 
 
 def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, doubled: NetworkSpec, reasons: list[Reason]) -> Law:
-    """A law from its reasons; the last one is rounding, which has what the others leave."""
+    """A law from its reasons; the last one is rounding, which accounts for what the others leave."""
     before, after = cost(baseline), cost(doubled)
     counted = Growth(*(getattr(after, name) / getattr(before, name) for name in ("macs", "params", "activations")))
     *known, rounding = reasons
@@ -79,7 +79,7 @@ def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, doubled: Netwo
 
 
 def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
-    """The ends do not deepen, and stages gain repeats, which do not cost what a first block does."""
+    """The ends do not deepen, and stages gain only repeats, which do not cost what a first block does."""
     price = cost(baseline)
     stages = dict(zip((block.stage for block in baseline.blocks if block.index == 0), price.stages[1:-1], strict=True))
     macs = {block.name: block.macs for block in cost(deeper).blocks}
@@ -94,7 +94,11 @@ def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
             gains[str(number)] = macs[f"stages.{number}.1"] - macs[f"stages.{number}.0"]
     share = sum(part.macs for part in shallow) / price.macs
     dearer, cheaper = ([stage for stage, gain in gains.items() if sign * gain > 0] for sign in (1, -1))
-    costs = [f"{word} in {_stages(which)}" for word, which in (("more", dearer), ("less", cheaper)) if which]
+    costs = [
+        f"{amount} in stage{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+        for amount, numbers in (("more", dearer), ("less", cheaper))
+        if numbers
+    ]
     rule = "up" if baseline.depth_rounding == "ceil" else "to the nearest whole number"
     return [
         Reason(-share, f"{_listed(names)}, {share:.1%} of the MACs, do not deepen"),
@@ -135,13 +139,9 @@ def _resolution(baseline: NetworkSpec) -> list[Reason]:
     share = (squeezing + price.blocks[-1].macs) / price.macs
     names = f"{'squeeze-and-excitation and ' if squeezing else ''}classifier"
     return [
-        Reason(-3 * share, f"{names}, {share:.2%} of the MACs, see pooled features and do not grow"),
+        Reason(-3 * share, f"{names}, {share:.2%} of the MACs, read pooled features and do not grow"),
         Reason(0, "maps of an odd size are rounded up when they are halved"),
     ]
-
-
-def _stages(numbers: list[str]) -> str:
-    return f"stage{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
 
 
 def _listed(names: Iterable[str]) -> str:

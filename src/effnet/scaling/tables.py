@@ -163,8 +163,8 @@ def _describe_published(published: PublishedFit) -> str:
     row = published.variant
     place = "" if published.as_published else f" at {row.resolution} px"
     return (
-        f"Published within this budget: {row.name} at {published.resolution} px, "
-        f"{console.billions(published.macs)}MACs, top-1 {row.top1} %{place} "
+        f"Published within this budget: {row.name} at {published.spec.resolution} px, "
+        f"{console.billions(cost(published.spec).macs)}MACs, top-1 {row.top1} %{place} "
         f"({row.source}; on ImageNet, not measured here)."
     )
 
