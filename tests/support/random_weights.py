@@ -29,7 +29,7 @@ def golden(key: str, shape: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def shaken(network: nn.Module, size: int = 96) -> nn.Module:
+def shaken(network: nn.Module, size: int = 96, images: int = 8) -> nn.Module:
     """Weights as stable as trained ones: statistics are those of real maps, then disturbed.
 
     Drawn at random, the statistics would let the maps grow or vanish, and the logits would hardly tell what came in.
@@ -47,7 +47,7 @@ def shaken(network: nn.Module, size: int = 96) -> nn.Module:
         if module.bias is not None:
             nn.init.normal_(module.bias, 0, 0.2)
     with torch.no_grad():
-        network.train()(torch.randn(8, convs[0].in_channels, size, size))
+        network.train()(torch.randn(images, convs[0].in_channels, size, size))
     for norm, momentum in momenta.items():
         norm.momentum = momentum
         norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)

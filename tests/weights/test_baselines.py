@@ -16,6 +16,7 @@ from effnet.arch.cost import cost
 from effnet.arch.variants import BASELINES
 from effnet.errors import ArgumentError, MismatchError
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import open_bundle
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.load import build
 from effnet.weights.verify import logit_difference
@@ -49,38 +50,38 @@ def counted(network: nn.Module, size: int) -> int:
 
 @by_name
 def test_counts_to_the_unit(name: str) -> None:
-    theirs, price = THEIRS[name](), cost(effnet.spec(name))
-    assert price.params == sum(weight.numel() for weight in theirs.parameters())
-    assert price.macs == counted(theirs, 224) == pytest.approx(PAPER[name], rel=1e-3)
-    ours = EfficientNet(effnet.spec(name, resolution=96, width=1.3, depth=1.5))
-    assert cost(ours.spec).params == sum(weight.numel() for weight in ours.parameters())
-    assert cost(ours.spec).macs == counted(ours, 96)
+    with torch.device("meta"):
+        theirs, price = THEIRS[name](), cost(effnet.spec(name))
+        assert price.params == sum(weight.numel() for weight in theirs.parameters())
+        assert price.macs == counted(theirs, 224) == pytest.approx(PAPER[name], rel=1e-3)
+        ours = EfficientNet(effnet.spec(name, resolution=96, width=1.3, depth=1.5))
+        assert cost(ours.spec).params == sum(weight.numel() for weight in ours.parameters())
+        assert cost(ours.spec).macs == counted(ours, 96)
 
 
 @by_name
 def test_logits(name: str, tmp_path: Path) -> None:
-    theirs = shaken(THEIRS[name]()).eval()
-    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    torch.save(shaken(THEIRS[name](), images=2).state_dict(), tmp_path / "theirs.pth")
     read = read_checkpoint(tmp_path / "theirs.pth")
     assert read.report.spec.name == name
     assert read.report.left_over == read.report.fresh == ()
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        a, b = theirs(images), build(read).eval()(images)
-    assert float((a - b).abs().max() / a.abs().max()) < 1e-5
-    difference = logit_difference(tmp_path / "theirs.pth", read.report.source)
+    difference = logit_difference(read, build(read))
     assert difference.relative < 1e-5
     assert difference.against.split()[0] in ("torchvision", "timm")
 
 
-@by_name
-def test_what_is_cut_short_or_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
-    state = THEIRS[name]().state_dict()
+def test_what_is_cut_short_is_refused(tmp_path: Path) -> None:
+    state = THEIRS["mobilenetv1"]().state_dict()
     del state[next(key for key in state if "running_mean" in key and key != "bn1.running_mean")]
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(MismatchError, match="lacks 1 of"):
         read_checkpoint(tmp_path / "short.pth")
+
+
+@by_name
+def test_it_is_written_as_a_bundle_only(name: str, tmp_path: Path) -> None:
+    network = effnet.create(name, num_classes=7)
     with pytest.raises(ArgumentError, match="Write a bundle"):
-        write_checkpoint(effnet.create(name), "torchvision", tmp_path / "no.pth", see=effnet.InputSpec())
-    folder = effnet.save(effnet.create(name, num_classes=7), tmp_path / "bundle")
-    assert effnet.load(folder).network.spec == effnet.spec(name, num_classes=7)
+        write_checkpoint(network, "torchvision", tmp_path / "no.pth", input_spec=effnet.InputSpec())
+    folder = effnet.save(network, tmp_path / "bundle")
+    assert read_checkpoint(folder).report.spec == open_bundle(folder).network.spec == network.spec

@@ -125,7 +125,7 @@ def test_folders(tmp_path):
     save_file(tiny(2), tmp_path / "model.safetensors")
     assert open_weights(tmp_path).tensors["conv_stem.weight"].unique().item() == 2
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is no JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         open_weights(tmp_path)
 
 
@@ -163,17 +163,17 @@ NO_WEIGHTS = {
     "empty.pth": (b"", "is empty"),
     "empty.safetensors": (b"", "is empty"),
     "empty.h5": (b"", "is empty"),
-    "text.pth": (b"hello world, this is a text\n", "is damaged or no file of weights"),
+    "text.pth": (b"hello world, this is a text\n", "is damaged"),
     "page.pth": (b"<!DOCTYPE html><html>not found</html>", "neither torch.save nor safetensors wrote it"),
     "pickle.pth": (pickle.dumps([1, 2, 3]), "neither torch.save nor safetensors wrote it"),
-    "half.pth": (saved(TINY)[:900], "is damaged or no file of weights"),
+    "half.pth": (saved(TINY)[:900], "is damaged"),
     "zeros.pth": (bytes(1000), "opening it would run what is inside"),
-    "zip.pth": (zipped(), "is damaged or no file of weights"),
+    "zip.pth": (zipped(), "is damaged"),
     "list.pth": (saved([torch.ones(2)]), "no tensors under names"),
-    "text.safetensors": (b"hello world", "is damaged or no file of weights"),
-    "text.h5": (b"hello world", "is damaged or no file of weights"),
-    "text.keras": (b"hello world", "is damaged or no file of weights"),
-    "zip.keras": (zipped(), "is damaged or no file of weights"),
+    "text.safetensors": (b"hello world", "is damaged"),
+    "text.h5": (b"hello world", "is damaged"),
+    "text.keras": (b"hello world", "is damaged"),
+    "zip.keras": (zipped(), "is damaged"),
 }
 
 

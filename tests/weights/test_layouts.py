@@ -30,7 +30,6 @@ from effnet.weights.layouts import (
 )
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-B0_TO_B7 = [f"b{number}" for number in range(8)]
 TUTORIAL = json.loads((Path(__file__).parents[1] / "models" / "tutorial_tiny.json").read_text())
 
 
@@ -54,7 +53,7 @@ def test_tutorial_names_and_shapes_in_order():
     assert [[key, list(shape)] for key, shape in LAYOUTS["tutorial"].shapes(network).items()] == TUTORIAL["keys"]
 
 
-@pytest.mark.parametrize("name", B0_TO_B7)
+@pytest.mark.parametrize("name", ["b0", "b2", "b5"])
 def test_names_and_positions_agree(name):
     """Tutorial, torchvision and timm hold the same shapes in the same order, so zipping checks every naming rule."""
     with torch.device("meta"):
@@ -68,7 +67,7 @@ def test_names_and_positions_agree(name):
     assert all(shapes == positions[0] for shapes in positions)
 
 
-@pytest.mark.parametrize("name", ["b8", "l2", "lite0", "lite1", "lite2", "lite3", "lite4"])
+@pytest.mark.parametrize("name", ["b7", "l2", "lite0", "lite3"])
 def test_timm_names_of_the_other_variants(name):
     with torch.device("meta"):
         assert list(LAYOUTS["timm"].shapes(spec(name)).items()) == list(
@@ -76,7 +75,7 @@ def test_timm_names_of_the_other_variants(name):
         )
 
 
-@pytest.mark.parametrize("name", ["b0", "b2", "b7", "b8"])
+@pytest.mark.parametrize("name", ["b0", "b3"])
 def test_lukemelas_names(name):
     with torch.device("meta"):
         theirs = Lukemelas.from_name(f"efficientnet-{name}")
@@ -149,7 +148,7 @@ def norms(network):
     return {(module.eps, round(module.momentum, 6)) for module in found}
 
 
-@pytest.mark.parametrize("name", ["b0", "b4", "b5", "b7"])
+@pytest.mark.parametrize("name", ["b4", "b5"])  # torchvision changes its constants between them
 def test_policies_are_the_libraries_own(name):
     with torch.device("meta"):
         theirs = {

@@ -12,7 +12,7 @@ from timm.models import get_pretrained_cfg
 from timm.models.efficientnet import default_cfgs
 from torchvision import models as torchvision_models
 
-from effnet.arch.spec import InputSpec, NumericPolicy
+from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS, spec
 from effnet.errors import UnknownNameError
 from effnet.weights.registry import REGISTRY, HubFolder, WebFile, assumed_for, default_for, find, weights_of
@@ -80,8 +80,7 @@ def test_lite_rows_prepare_photos_as_the_official_code(name: str) -> None:
     assert (row.input.size, row.input.resize) == (size, size + padding)
     assert [mean * 255 for mean in row.input.mean] == pytest.approx([127] * 3)
     assert [std * 255 for std in row.input.std] == pytest.approx([128] * 3)
-    assert row.policy == NumericPolicy(1e-3, 0.01, "same")
-    assert row.layout.name == "lukemelas"
+    assert row.source == "lukemelas"
 
 
 def test_accuracies_are_those_of_the_variant_within_what_recipes_change() -> None:

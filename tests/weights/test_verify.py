@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 
 import pytest
@@ -11,26 +10,33 @@ import timm
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet as Lukemelas
+from foreign import ALLOWED, saved, tiny
 from random_weights import shaken
 from safetensors.torch import load_file, save_file
 
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.arch.variants import VARIANTS, spec
-from effnet.errors import CheckpointError
+from effnet.errors import CheckpointError, MismatchError
 from effnet.models.efficientnet import EfficientNet
-from effnet.weights import layouts
-from effnet.weights.convert import foreign_state
+from effnet.weights import layouts, verify
+from effnet.weights.bundle import save
+from effnet.weights.convert import foreign_state, read_checkpoint
 from effnet.weights.layouts import LAYOUTS
+from effnet.weights.load import build
 from effnet.weights.verify import LogitDifference, check_size, logit_difference
 from effnet.weights.writers import write_checkpoint
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
-ALLOWED = 1e-4
 SAME = NumericPolicy(padding="same")
+INPUT = InputSpec(64, 64)
 
 
 def make(policy=None, **changes) -> EfficientNet:
     return shaken(EfficientNet(spec("b0", num_classes=5, **changes), policy=policy))
+
+
+def check(path, source=None, network=None, **options) -> LogitDifference:
+    checkpoint = read_checkpoint(path, source=source, **options)
+    return logit_difference(checkpoint, network or build(checkpoint))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -57,34 +63,21 @@ READ = {
 
 @pytest.mark.parametrize("source", READ)
 def test_what_was_read(tmp_path, source):
-    torch.save(shaken(READ[source](), 224).state_dict(), tmp_path / "a.pth")
-    check = logit_difference(tmp_path / "a.pth", source)
+    path = saved(tmp_path / "a.pth", shaken(READ[source](), 64).state_dict())
+    found = check(path, source)
     package = {"timm-tf": "timm", "lukemelas": "efficientnet-pytorch"}.get(source, source)
-    assert check.against.startswith(f"{package} ")
-    assert (check.size, check.note) == (224, "")
-    assert check.absolute >= 0
-    assert check.relative < ALLOWED
+    assert found.against.startswith(f"{package} ")
+    assert (found.size, found.note) == (224, "")
+    assert found.absolute >= 0
+    assert found.relative < ALLOWED
 
 
 def test_transformers_file_without_its_config(tmp_path):
     network = make(SAME)
-    torch.save(foreign_state(network.state_dict(), network.spec, LAYOUTS["hf"]), tmp_path / "a.pth")
-    check = logit_difference(tmp_path / "a.pth", "hf")
-    assert check.against.startswith("transformers ")
-    assert check.relative < ALLOWED
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' way to numpy
-def test_keras(tmp_path):
-    keras = pytest.importorskip("keras")
-    theirs = keras.applications.EfficientNetB0(weights=None, input_shape=(64, 64, 3), classes=5)
-    for layer in theirs.layers:  # fresh filters are so small that nothing would arrive at the logits
-        if type(layer).__name__ == "DepthwiseConv2D":
-            layer.set_weights([weights * 20 for weights in layer.get_weights()])
-    theirs.save_weights(tmp_path / "a.weights.h5")
-    check = logit_difference(tmp_path / "a.weights.h5", "keras")
-    assert check.against.startswith("keras ")
-    assert check.relative < ALLOWED
+    path = saved(tmp_path / "a.pth", foreign_state(network.state_dict(), network.spec, LAYOUTS["hf"]))
+    found = check(path, "hf")
+    assert found.against.startswith("transformers ")
+    assert found.relative < ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -93,116 +86,120 @@ def test_keras(tmp_path):
 )
 def test_what_was_written(tmp_path, to, policy, suffix):
     network = make(policy, resolution=96)
-    write_checkpoint(network, to, tmp_path / f"a{suffix}", see=InputSpec(70, 80))
-    check = logit_difference(tmp_path / f"a{suffix}", to, network)
-    assert not check.against.startswith("round trip")
-    assert check.size == (70 if to == "hf" else 96)  # its padding is written for what the network sees
-    assert check.relative < ALLOWED
-    path = tmp_path / f"a{suffix}" / ("" if suffix else "model.safetensors")
-    state = torch.load(path, weights_only=True) if suffix else load_file(path)
+    path = tmp_path / f"a{suffix}"
+    write_checkpoint(network, to, path, input_spec=InputSpec(70, 80))
+    found = check(path, to, network)
+    assert not found.against.startswith("round trip")
+    assert found.size == (70 if to == "hf" else 96)  # its padding is written for what the network sees
+    assert found.relative < ALLOWED
+    weights = path if suffix else path / "model.safetensors"
+    state = torch.load(weights, weights_only=True) if suffix else load_file(weights)
     key = next(key for key in state if key.endswith("running_mean"))
     state[key] += 1
-    torch.save(state, path) if suffix else save_file(state, path)
-    assert logit_difference(tmp_path / f"a{suffix}", to, network).relative > 100 * ALLOWED
+    torch.save(state, weights) if suffix else save_file(state, weights)
+    assert check(path, to, network).relative > 100 * ALLOWED
     del state[key]
-    torch.save(state, path) if suffix else save_file(state, path)
-    with pytest.raises(CheckpointError, match=rf"(?s)refuses.*{key}"):
-        logit_difference(tmp_path / f"a{suffix}", to, network)
+    torch.save(state, weights) if suffix else save_file(state, weights)
+    with pytest.raises(MismatchError, match=key):
+        check(path, to, network)
+
+
+def test_what_was_written_without_a_library(tmp_path):
+    network = make(NumericPolicy(bn_eps=1e-5), width=0.5, depth=0.4)
+    write_checkpoint(network, "tutorial", tmp_path / "a.pth", input_spec=INPUT)
+    save(network, tmp_path / "bundle")
+    for path, same in ((tmp_path / "a.pth", 1e-5), (tmp_path / "bundle", 0)):
+        found = check(path, network=network)
+        assert (found.against, found.size) == ("round trip", 224)
+        assert found.relative <= same
+    network.stem.norm.running_mean += 1
+    assert check(tmp_path / "bundle", network=network).relative > 100 * ALLOWED
+    with pytest.raises(CheckpointError, match="bundle describes another network"):
+        check(tmp_path / "bundle", network=make(width=0.5, depth=0.4, stem_stride=1))
 
 
 def test_custom_networks(tmp_path):
     network = make(SAME, width=0.6, depth=1.3, resolution=100)
-    write_checkpoint(network, "hf", tmp_path / "hf", see=InputSpec(100, 100))
-    checks = [logit_difference(tmp_path / "hf", "hf", network), logit_difference(tmp_path / "hf", "hf")]
-    for layout in ("lukemelas", "timm"):
-        foreign = foreign_state(network.state_dict(), network.spec, LAYOUTS[layout])
-        torch.save(foreign, tmp_path / f"{layout}.pth")
-    checks.append(logit_difference(tmp_path / "lukemelas.pth", "lukemelas"))
-    assert [check.against.partition(" ")[0] for check in checks] == [
-        "transformers",
-        "transformers",
-        "efficientnet-pytorch",
+    write_checkpoint(network, "hf", tmp_path / "hf", input_spec=InputSpec(100, 100))
+    lukemelas, timms = (
+        saved(tmp_path / f"{name}.pth", foreign_state(network.state_dict(), network.spec, LAYOUTS[name]))
+        for name in ("lukemelas", "timm")
+    )
+    wide = make(width=0.51, depth=0.4)
+    write_checkpoint(wide, "torchvision", tmp_path / "a.pth", input_spec=INPUT)
+    checks = [
+        check(tmp_path / "hf", network=network),
+        check(lukemelas),
+        check(tmp_path / "a.pth", network=wide),
+        check(timms, "timm-tf"),
     ]
-    checks.append(logit_difference(tmp_path / "timm.pth", "timm-tf"))
-    assert (checks[-1].against, checks[-1].note) == ("round trip", "timm builds its named networks alone")
-    network = make(width=0.51)
-    write_checkpoint(network, "torchvision", tmp_path / "a.pth", see=InputSpec(64, 64))
-    checks.append(logit_difference(tmp_path / "a.pth", "torchvision", network))
-    assert max(check.relative for check in checks) < ALLOWED
+    libraries = ["transformers", "efficientnet-pytorch", "torchvision", "round"]
+    assert [found.against.partition(" ")[0] for found in checks] == libraries
+    assert "only its named networks" in checks[-1].note
+    assert max(found.relative for found in checks) < ALLOWED
 
 
 def test_a_wrong_name_is_seen(tmp_path, monkeypatch):
     """Two names swapped in our rule: the round trip cannot see it, the library can."""
-    network = shaken(torchvision.models.efficientnet_b0(num_classes=5))
-    torch.save(network.state_dict(), tmp_path / "a.pth")
+    path = saved(tmp_path / "a.pth", shaken(torchvision.models.efficientnet_b0(num_classes=5), 64).state_dict())
     rule = LAYOUTS["torchvision"]
 
     def swapped(step):
         conv, norm = rule.names(step)
-        return conv, norm.replace("block.1.", "block.0.") if step.role == "depthwise" else norm
+        old, new = {"depthwise": ("block.1.", "block.0."), "expand": ("block.0.", "block.1.")}.get(step.role, ("", ""))
+        return conv, norm.replace(old, new, 1)
 
-    def crossed(step):
-        conv, norm = swapped(step)
-        return conv, norm.replace("block.0.", "block.1.") if step.role == "expand" else norm
-
-    monkeypatch.setitem(layouts.LAYOUTS, "torchvision", dataclasses.replace(rule, names=crossed))
-    assert logit_difference(tmp_path / "a.pth", "torchvision").relative > 100 * ALLOWED
+    monkeypatch.setitem(layouts.LAYOUTS, "torchvision", dataclasses.replace(rule, names=swapped))
+    assert check(path).relative > 100 * ALLOWED
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    check = logit_difference(tmp_path / "a.pth", "torchvision")
-    assert (check.against, check.note) == ("round trip", "torchvision is not installed")
-    assert check.relative == 0
+    found = check(path)
+    assert (found.against, found.note) == ("round trip", "torchvision is not installed")
+    assert found.relative == 0
 
 
 def test_a_wrong_policy_is_seen(tmp_path):
-    torch.save(shaken(timm.create_model("tf_efficientnet_b0")).state_dict(), tmp_path / "a.pth")
-    assert logit_difference(tmp_path / "a.pth", "timm-tf").relative < ALLOWED
     network = make(resolution=64)
-    write_checkpoint(network, "timm", tmp_path / "timm", see=InputSpec(64, 64))
+    write_checkpoint(network, "timm", tmp_path / "timm", input_spec=INPUT)
     other = EfficientNet(network.spec, policy=SAME)
     other.load_state_dict(network.state_dict())
-    assert logit_difference(tmp_path / "timm", "timm", other).relative > 100 * ALLOWED
+    assert check(tmp_path / "timm", network=other).relative > 100 * ALLOWED
 
 
-def test_the_tutorial_has_no_library(tmp_path):
-    network = make(width=0.5, depth=0.4)
-    write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=InputSpec(64, 64))
-    for check in (
-        logit_difference(tmp_path / "a.pth", "tutorial"),
-        logit_difference(tmp_path / "a.pth", "tutorial", network),
-    ):
-        assert check == LogitDifference("round trip", 224, 0, 0)
+def test_a_library_that_refuses_the_tensors(tmp_path, monkeypatch):
+    monkeypatch.setitem(verify._BUILDERS, "torchvision", lambda *_: torch.nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match=r"torchvision refuses .*a\.pth"):
+        check(saved(tmp_path / "a.pth", tiny("torchvision")))
 
 
-def test_without_a_classifier(tmp_path):
-    state = shaken(timm.create_model("efficientnet_b0")).state_dict()
-    torch.save({key: tensor for key, tensor in state.items() if "classifier" not in key}, tmp_path / "a.pth")
-    assert logit_difference(tmp_path / "a.pth", "timm").relative < ALLOWED
+def test_a_fresh_classifier(tmp_path):
+    state = shaken(timm.create_model("efficientnet_b0"), 64).state_dict()
+    path = saved(tmp_path / "a.pth", {key: tensor for key, tensor in state.items() if "classifier" not in key})
+    assert check(path, "timm", num_classes=2).relative < ALLOWED
+    write_checkpoint(make(), "timm", tmp_path / "timm", input_spec=INPUT)
+    found = check(tmp_path / "timm", num_classes=7)
+    assert found.against.startswith("timm ")
+    assert found.relative < ALLOWED
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_never_the_same(tmp_path, value):
+def test_weights_that_are_not_numbers_are_never_the_same(tmp_path, value):
     network = make(width=0.5, depth=0.4)
     network.classifier.bias.data[0] = value
-    write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=InputSpec(64, 64))
-    assert logit_difference(tmp_path / "a.pth", "tutorial").relative == float("inf")
+    write_checkpoint(network, "tutorial", tmp_path / "a.pth", input_spec=INPUT)
+    assert check(tmp_path / "a.pth").relative == float("inf")
 
 
 def test_the_network_is_left_as_it_was(tmp_path):
     network = make(width=0.5, depth=0.4).train()
-    write_checkpoint(network, "tutorial", tmp_path / "a.pth", see=InputSpec(64, 64))
-    counts = network.stem.norm.num_batches_tracked.item()
-    logit_difference(tmp_path / "a.pth", "tutorial", network)
+    write_checkpoint(network, "tutorial", tmp_path / "a.pth", input_spec=INPUT)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    check(tmp_path / "a.pth", network=network)
     assert network.training
-    assert network.stem.norm.num_batches_tracked.item() == counts
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
-def test_keys_of_another_library(tmp_path):
-    torch.save(make(width=0.5, depth=0.4).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="does not have the keys of timm"):
-        logit_difference(tmp_path / "a.pth", "timm")
-
-
-def test_in_words():
-    words = str(LogitDifference("timm 1.0.31", 284, 1.5e-6, 2.1e-7, "a note"))
-    assert words == "against timm 1.0.31 at 284 px: logits differ by at most 1.5e-06 (2.1e-07 of the largest); a note"
+def test_the_text_of_a_result():
+    text = str(LogitDifference("timm 1.0.31", 284, 1.5e-6, 2.1e-7, "a note"))
+    for fact in ("timm 1.0.31", "284 px", "1.5e-06", "2.1e-07", "a note"):
+        assert fact in text

@@ -30,6 +30,8 @@ from effnet.files import MARK, write_folder
 from effnet.version import __version__
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from effnet.models.efficientnet import EfficientNet
 
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
@@ -110,14 +112,14 @@ def save(
         raise ArgumentError(
             "network", type(network).__name__, "must have the tensors of its spec; another norm has not."
         )
-    see = input or InputSpec(spec.resolution, round(spec.resolution * 8 / 7)).with_channels(spec.in_channels)
-    _check_channels(see, spec)
-    spec = make_spec(spec, resolution=see.size)
+    input_spec = input or default_input(spec)
+    _check_channels(input_spec, spec)
+    spec = make_spec(spec, resolution=input_spec.size)
     blob, record = serialise(state), _checked_record(record or Record())
     config = BundleConfig(
         spec,
         _built_policy(network),
-        see,
+        input_spec,
         _checked_classes(classes, spec),
         source,
         {name: float(value) for name, value in (metrics or {}).items()},
@@ -140,6 +142,11 @@ def save(
             (temporary / name).write_bytes(text.encode())
         (temporary / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     return target
+
+
+def default_input(spec: NetworkSpec) -> InputSpec:
+    """At the resolution of `spec`, cropped from 8/7 of it as the official 224 from 256; ImageNet's mean and std."""
+    return InputSpec(spec.resolution, round(spec.resolution * 8 / 7)).with_channels(spec.in_channels)
 
 
 def read_config(folder: str | Path) -> BundleConfig:
@@ -178,13 +185,13 @@ def parse_config(values: Mapping[str, Any]) -> BundleConfig:
     """
     config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
     spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
-    see = read_fields(InputSpec, values["input"])
-    _check_channels(see, spec)
+    input_spec = read_fields(InputSpec, values["input"])
+    _check_channels(input_spec, spec)
     return dataclasses.replace(
         config,
         spec=spec,
         policy=read_fields(NumericPolicy, values["policy"]),
-        input=see,
+        input=input_spec,
         classes=_checked_classes(values.get("classes"), spec),
         calibration=calibration and read_fields(Calibration, calibration),
     )
@@ -200,30 +207,37 @@ def read_network(model: str) -> NetworkSpec:
     return make_spec(model)
 
 
-def open_bundle(folder: str | Path) -> Bundle:
-    """The network of a bundle, in eval mode, with its context.
+def read_bundle(folder: str | Path) -> tuple[dict[str, Tensor], BundleConfig]:
+    """The tensors of a bundle under native names, and its config.
 
     Raises:
-        BundleError: it is no bundle, was changed or cut short, or comes from a newer effnet.
+        BundleError: it is not a bundle, was changed or cut short, or comes from a newer effnet.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    config = read_config(folder)
+    blob = _read_checked(Path(folder) / WEIGHTS, config.sha256)
+    try:
+        return load(blob), config
+    except SafetensorError as error:
+        raise BundleError(f"{Path(folder) / WEIGHTS} is not a file of safetensors: {error}") from error
+
+
+def open_bundle(folder: str | Path) -> Bundle:
+    """The network of a bundle, in eval mode, with its context.
+
+    Raises:
+        BundleError: it is not a bundle, was changed or cut short, or comes from a newer effnet.
+    """
     from effnet.models.efficientnet import EfficientNet
 
-    config = read_config(folder)
-    path = Path(folder) / WEIGHTS
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(blob).hexdigest() != config.sha256:
-        raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
+    tensors, config = read_bundle(folder)
     network = EfficientNet(config.spec, policy=config.policy)
     try:
-        network.load_state_dict(load(blob))
-    except (SafetensorError, RuntimeError) as error:
-        raise BundleError(f"{path} does not hold the network that {CONFIG} describes") from error
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes") from error
     return Bundle(network.eval(), config)
 
 
@@ -233,16 +247,8 @@ def read_split(folder: str | Path) -> str | None:
     Raises:
         BundleError: it is no bundle, or its split.csv was changed since it was written.
     """
-    expected, path = read_config(folder).files.get(SPLIT), Path(folder) / SPLIT
-    if expected is None:
-        return None
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(blob).hexdigest() != expected:
-        raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
-    return blob.decode()
+    expected = read_config(folder).files.get(SPLIT)
+    return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode()
 
 
 def read_parts(model: str, dataset: Dataset) -> Parts | None:
@@ -274,6 +280,17 @@ def is_bundle(path: Path) -> bool:
         return bool(json.loads((path / CONFIG).read_text()).keys() >= {"format", MARK})
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _read_checked(path: Path, sha256: str) -> bytes:
+    """A file of a bundle, unless it was changed."""
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(blob).hexdigest() != sha256:
+        raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
+    return blob
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -319,6 +336,6 @@ def _checked_record(record: Record) -> Record:
     return dataclasses.replace(record, provenance=provenance)
 
 
-def _check_channels(see: InputSpec, spec: NetworkSpec) -> None:
-    if see.channels != spec.in_channels:
-        raise ArgumentError("input", f"{see.channels} channels", f"must have the network's {spec.in_channels}.")
+def _check_channels(input_spec: InputSpec, spec: NetworkSpec) -> None:
+    if input_spec.channels != spec.in_channels:
+        raise ArgumentError("input", f"{input_spec.channels} channels", f"must have the network's {spec.in_channels}.")

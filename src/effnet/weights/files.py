@@ -1,11 +1,14 @@
-"""Opens a file or folder of weights, whichever library wrote it, as flat tensors and what stands beside them.
+"""Opens a file or folder of weights, whichever library wrote it: flat tensors, and how images are prepared for them.
 
 Pickles are opened with weights_only=True and in no other way. What training wrappers put around a state dict (DDP,
-torch.compile, Lightning, EMA) is taken off, and said. Keras kernels are turned into torch's order of dimensions.
+torch.compile, Lightning, EMA) is taken off and noted. Keras kernels are turned into torch's order of dimensions.
+A hub folder states how images are prepared (timm: config.json; transformers: preprocessor_config.json), a Keras file
+holds it as a layer, and a bundle knows all about its network.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -25,8 +28,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from effnet.errors import CheckpointError, MissingExtraError
+from effnet.arch.spec import FitMode, InputSpec, Interpolation
+from effnet.errors import CheckpointError, optional_import
+from effnet.weights.bundle import BundleConfig, is_bundle, read_bundle
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS
+from effnet.weights.registry import crop_input
 
 if TYPE_CHECKING:
     import h5py
@@ -36,12 +42,30 @@ INNER = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
 )
-STEMS = tuple(layout.told_by for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS.values()))
-NESTED = 6  # dictionaries inside one another that are looked into
+STEMS = tuple(layout.mark for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS.values()))
+MAX_DEPTH = 6  # of dictionaries inside one another
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 HEADLESS_HF = "embeddings.convolution.weight"  # the stem of transformers' EfficientNetModel, which has no classifier
-DAMAGED = (  # what torch, safetensors, zipfile and h5py raise over files that are none of theirs
+CROP_FRACTION = 0.875  # timm's where its config names none: what is kept of the resized image
+RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+TIMM_FITS: dict[str, FitMode] = {"center": "crop", "squash": "squash", "border": "pad"}
+HF_DEFAULTS: dict[str, Any] = {  # of EfficientNetImageProcessor
+    "size": {"height": 346, "width": 346},
+    "resample": 3,
+    "do_center_crop": False,
+    "crop_size": {"height": 289, "width": 289},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "rescale_offset": False,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "include_top": True,
+}
+# How a Keras network prepares its images: mean, variance and their count, by name and by number.
+KERAS_INPUT = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "count", "0", "1", "2"))
+DAMAGED = (  # what torch, safetensors, zipfile and h5py raise over files that are not theirs
     *(SafetensorError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError),
     *(AttributeError, OverflowError, AssertionError, struct.error),
 )
@@ -53,44 +77,75 @@ class WeightFile:
 
     path: Path
     tensors: dict[str, Tensor]
-    config: dict[str, Any] = field(default_factory=dict)  # a hub folder's config.json
-    preprocessor: dict[str, Any] = field(default_factory=dict)  # a transformers folder's preprocessor_config.json
+    config: dict[str, Any] = field(default_factory=dict)  # config.json of a hub folder
+    preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a transformers folder
+    bundle: BundleConfig | None = None
     notes: tuple[str, ...] = ()  # what was taken off
-    beside: tuple[str, ...] = ()  # names of tensors that stand beside the network's
+    beside: tuple[str, ...] = ()  # names of tensors that do not belong to the network
+
+    @property
+    def timm_config(self) -> dict[str, Any]:
+        """timm's pretrained_cfg; empty where there is none."""
+        config = self.config.get("pretrained_cfg", self.config)  # older folders have all in one
+        return config if isinstance(config, dict) and "input_size" in config else {}
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Read a .pth, .pt, .bin, .safetensors, .h5 or .keras file, or a folder of timm's or transformers' hub layout.
+    """Read a .pth, .pt, .bin, .safetensors, .h5 or .keras file, a bundle, or a hub folder of timm or transformers.
 
     Raises:
         CheckpointError: it is missing, damaged, or holds no tensors.
+        BundleError: a bundle that was changed or cut short.
         MissingExtraError: a Keras file, and h5py is not installed.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    config: dict[str, Any] = {}
-    preprocessor: dict[str, Any] = {}
-    file = path
+    if is_bundle(path):
+        tensors, bundle = read_bundle(path)
+        return WeightFile(path, tensors, bundle=bundle)
+    config, preprocessor, file = {}, {}, path
     if path.is_dir():
         file = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
         if file is path:
             hint = f"; the model of this run is {path / 'best'}" if (path / "best").is_dir() else ""
             raise CheckpointError(f"the folder {path} holds none of {', '.join(FOLDER_FILES)}{hint}")
-        config, preprocessor = _json(path / "config.json"), _json(path / "preprocessor_config.json")
+        config, preprocessor = _read_json(path / "config.json"), _read_json(path / "preprocessor_config.json")
     if not file.stat().st_size:
         raise CheckpointError(f"{file} is empty")
     try:
         if file.suffix.lower() in KERAS_SUFFIXES:
-            return WeightFile(path, _open_keras(file), config, preprocessor)
+            return WeightFile(path, _load_keras(file), config, preprocessor)
         loaded = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except DAMAGED as error:
         reason = re.split(r"\n|\. ", str(error))[0]
-        raise CheckpointError(f"{file} is damaged or no file of weights ({type(error).__name__}: {reason})") from error
+        raise CheckpointError(f"{file} is damaged or not a weight file ({type(error).__name__}: {reason})") from error
     try:
         tensors, beside, notes = unwrap(loaded)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    return WeightFile(path, tensors, config, preprocessor, notes, beside)
+    return WeightFile(path, tensors, config, preprocessor, notes=notes, beside=beside)
+
+
+def stated_input(file: WeightFile, resolution: int) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """How images are prepared, by what the file says, and notes on it; None where it says nothing.
+
+    Args:
+        file: the file and what stands beside it.
+        resolution: of the network; Keras does not state one.
+
+    Raises:
+        CheckpointError: what it says is not understood.
+    """
+    try:
+        if file.bundle:
+            return file.bundle.input, ()
+        if file.timm_config:
+            return _timm_input(file.timm_config), ()
+        if file.preprocessor:
+            return _hf_input(HF_DEFAULTS | file.preprocessor)
+        return _keras_input(file, resolution)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.path}: how it prepares images is not understood ({error})") from error
 
 
 def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
@@ -101,7 +156,7 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[st
     """
     path = _path_to_tensors(loaded)
     if path is None:
-        raise CheckpointError("it holds no tensors under names, so it is no state dict")
+        raise CheckpointError("it holds no tensors under names, so it is not a state dict")
     notes = []
     for name in path:
         assert isinstance(loaded, Mapping)
@@ -123,7 +178,7 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[st
 
 def _path_to_tensors(loaded: object, depth: int = 0) -> tuple[str, ...] | None:
     """The names that lead to the first dictionary that holds tensors itself."""
-    if not isinstance(loaded, Mapping) or depth > NESTED:
+    if not isinstance(loaded, Mapping) or depth > MAX_DEPTH:
         return None
     for name in INNER:
         if (path := _path_to_tensors(loaded.get(name), depth + 1)) is not None:
@@ -148,37 +203,35 @@ def _load_pickle(file: Path) -> object:
             warnings.simplefilter("ignore")  # torch's hints on odd files, which all end in an error that says more
             return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        alone = "Where you trust it, save its state dict alone: torch.save(model.state_dict(), path)"
+        advice = "If you trust it, save only its state dict: torch.save(model.state_dict(), path)"
         if isinstance(error, RuntimeError):
             if "weights_only" not in str(error):
                 raise
             raise CheckpointError(
                 f"{file} is a TorchScript archive or of torch's oldest format: opening it would run what is inside. "
-                + alone
+                + advice
             ) from error
         if "Unsupported operand" in str(error):
             raise CheckpointError(f"{file} is damaged, or neither torch.save nor safetensors wrote it") from error
-        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
-            f"{file} holds Python objects beside its tensors{f' ({kind[1]})' if kind else ''}, and opening those can "
-            f"run anybody's code. {alone}"
+            f"{file} holds Python objects beside its tensors{f' ({found[1]})' if found else ''}, and opening those can "
+            f"run anybody's code. {advice}"
         ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _open_keras(path: Path) -> dict[str, Tensor]:
-    """Keras: layers by name in older files, by class and running number in newer ones."""
-    try:
+def _load_keras(path: Path) -> dict[str, Tensor]:
+    """Layers by name in older files, by class and running number in newer ones."""
+    with optional_import(f"reading {path.name}"):
         import h5py
-    except ImportError as error:
-        raise MissingExtraError(f"reading {path.name}", "keras") from error
 
     content: Path | io.BytesIO = path
     if path.suffix.lower() == ".keras":
@@ -224,3 +277,61 @@ def _torch_order(layer: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, An
             values.transpose((2, 3, 0, 1) if "dw" in layer or "depthwise" in layer else (3, 2, 0, 1))
         )
     return np.ascontiguousarray(values.T) if values.ndim == 2 else values
+
+
+def _timm_input(config: Mapping[str, Any]) -> InputSpec:
+    result = crop_input(
+        int(config["input_size"][-1]),
+        config.get("crop_pct", CROP_FRACTION),
+        tuple(config.get("mean", InputSpec.mean)),
+        tuple(config.get("std", InputSpec.std)),
+        config.get("interpolation", "bicubic"),
+    )
+    return dataclasses.replace(result, fit=TIMM_FITS.get(config.get("crop_mode", "center"), "crop"))
+
+
+def _hf_input(config: Mapping[str, Any]) -> tuple[InputSpec, tuple[str, ...]]:
+    """transformers: pixels * factor - offset, minus mean, by std, and by std once more where `include_top` is set.
+
+    The published ones set it, because they hold the square root of the std.
+    """
+    factor = config["rescale_factor"] * 255 if config["do_rescale"] else 255
+    offset = float(config["do_rescale"] and config["rescale_offset"])
+    mean, std = config["image_mean"], config["image_std"]
+    ones = [1.0] * len(std)
+    first, second = (std if config["do_normalize"] else ones), (std if config["include_top"] else ones)
+    mean = mean if config["do_normalize"] else [0.0] * len(std)
+    result = InputSpec(
+        _side(config["size"]),
+        _side(config["size"]),
+        tuple((value + offset) / factor for value in mean),
+        tuple(a * b / factor for a, b in zip(first, second, strict=True)),
+        RESAMPLE[config["resample"]],
+        "squash",
+    )
+    if not config["do_center_crop"]:
+        return result, ()
+    result = dataclasses.replace(result, size=_side(config["crop_size"]), fit="crop")
+    if "shortest_edge" in config["size"]:
+        return result, ()
+    return result, ("its processor squashes photos before it crops them: here they keep their aspect ratio",)
+
+
+def _side(size: Mapping[str, int] | int) -> int:
+    return size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+
+
+def _keras_input(file: WeightFile, resolution: int) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """Keras normalises inside the network, by the square root of the variance.
+
+    Where that variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
+    """
+    stated = [file.tensors[key] for key in KERAS_INPUT if key in file.tensors]
+    if len(stated) < 2:
+        return None, ()
+    mean, variance = (tensor.flatten().float() for tensor in stated[:2])
+    std, notes = variance.sqrt(), tuple[str, ...]()
+    if variance.shape == (3,) and torch.allclose(variance, torch.tensor(InputSpec.std)):
+        std = variance
+        notes = ("its variance is ImageNet's std, as in Keras' published weights, and was read as the std",)
+    return InputSpec(resolution, resolution, tuple(mean.tolist()), tuple(std.tolist()), "bilinear", "squash"), notes

@@ -33,7 +33,7 @@ from effnet.errors import ArgumentError
 from effnet.models.blocks import ACTIVATIONS
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import COUNTER, adapt_stem
-from effnet.weights.layouts import NATIVE, Step, walk
+from effnet.weights.layouts import NATIVE, LayoutStep, walk
 
 # fresh: as it was; added: an identity; sliced: channels left out; grown: channels repeated and none left out
 Outcome = Literal["fresh", "added", "sliced", "grown", "copied"]
@@ -200,7 +200,7 @@ class _Lineage:
         if classes:
             self.channels["classes"] = classes
 
-    def groups(self, step: Step) -> tuple[Hashable, Hashable]:
+    def groups(self, step: LayoutStep) -> tuple[Hashable, Hashable]:
         """The groups of channels that a step writes and reads; None where it reads each of them alone, or the image.
 
         Within a block each layer writes a group of its own, but for depthwise ones, which write what they read, and for
@@ -225,7 +225,7 @@ class _Lineage:
             step.role
         ]
 
-    def outcome(self, step: Step) -> Outcome:
+    def outcome(self, step: LayoutStep) -> Outcome:
         """What becomes of a step."""
         if step.block and step.block.name not in self.kept:
             return "added" if step.block.name in self.added else "fresh"
@@ -237,7 +237,7 @@ class _Lineage:
             outcomes.append(_compare_sizes(step.shape[1], self.old.in_channels))
         return min(outcomes, key=OUTCOMES.index)
 
-    def tensor(self, step: Step, tensor: Tensor) -> Tensor:
+    def tensor(self, step: LayoutStep, tensor: Tensor) -> Tensor:
         """One of a step's tensors, from the source's."""
         writes, reads = self.groups(step)
         if tensor.dim() == 0:
@@ -249,7 +249,7 @@ class _Lineage:
             return adapt_stem(tensor, step.shape[1])
         return self.channels[reads].take_columns(tensor) if tensor.dim() > 1 and reads is not None else tensor
 
-    def add_noise(self, step: Step, weight: Tensor, noise: float, random: torch.Generator) -> Tensor:
+    def add_noise(self, step: LayoutStep, weight: Tensor, noise: float, random: torch.Generator) -> Tensor:
         """A step's weight with noise on its repeated rows."""
         written = self.channels[self.groups(step)[0]]
         if noise and written.outcome == "grown":

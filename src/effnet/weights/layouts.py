@@ -21,7 +21,7 @@ from effnet.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Step:
+class LayoutStep:
     """A convolution or fully connected layer, with its normalisation or its bias."""
 
     role: str  # stem, head, classifier, or within a block squeeze, excite or the name of a layer of arch/blocks.py
@@ -49,24 +49,24 @@ class Layout:
     """A library's naming rule: `names` gives a step's prefixes, of its convolution and of its normalisation (or "")."""
 
     name: str
-    names: Callable[[Step], tuple[str, str]]
+    names: Callable[[LayoutStep], tuple[str, str]]
     weight: tuple[str, str] = (".weight", ".bias")
     norm: tuple[str, ...] = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
-    baseline: str = ""  # the only network that is named so, see arch/variants.py; "": networks of the family
-    mark: str = ""  # a key that tells the layout; by default the weight of its stem
-    lacks: str = ""  # a key of another layout with that mark
+    baseline: str = ""  # the only network that is named so, one of variants.BASELINES; "": EfficientNets
+    own_key: str = ""  # a key that only this layout has, where it is not the weight of the stem
+    other_key: str = ""  # a key of another layout that has `mark` as well
 
     @property
-    def written_by(self) -> str:
+    def library(self) -> str:
         """Whose naming rule it is."""
         return self.name.removesuffix("-numbered").removesuffix(f"-{self.baseline}")
 
     @property
-    def told_by(self) -> str:
-        """The key that tells the layout."""
-        return self.mark or self.names(Step("stem", ()))[0] + self.weight[0]
+    def mark(self) -> str:
+        """The key that identifies the layout."""
+        return self.own_key or self.names(LayoutStep("stem", ()))[0] + self.weight[0]
 
-    def keys(self, step: Step) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def keys(self, step: LayoutStep) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The keys of a step in order, each with its shape."""
         conv, norm = self.names(step)
         outputs = step.shape[:1]
@@ -82,11 +82,11 @@ class Layout:
         return {key: shape for step in walk(spec) for key, shape in self.keys(step)}
 
 
-def walk(spec: NetworkSpec) -> Iterator[Step]:
+def walk(spec: NetworkSpec) -> Iterator[LayoutStep]:
     """The steps of `spec` that hold tensors, in the order of computation."""
     convs = norms = 0
     for role, shape, block, number in _steps(spec):
-        step = Step(role, shape, block, number, convs, norms, spec.dropout > 0)
+        step = LayoutStep(role, shape, block, number, convs, norms, spec.dropout > 0)
         yield step
         convs += role != "depthwise"
         norms += step.has_norm
@@ -106,7 +106,7 @@ def _steps(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], BlockSpec 
     yield "classifier", (spec.num_classes, spec.head_channels), None, 0
 
 
-def _native(step: Step) -> tuple[str, str]:
+def _native(step: LayoutStep) -> tuple[str, str]:
     if step.role == "classifier":
         return "classifier", ""
     if step.block is None:
@@ -116,7 +116,7 @@ def _native(step: Step) -> tuple[str, str]:
     return f"{step.block.name}.se.{step.role}", ""
 
 
-def _tutorial(step: Step) -> tuple[str, str]:
+def _tutorial(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return f"classifier.{1 if step.dropout else 0}", ""  # no dropout layer is built for a rate of 0
@@ -132,7 +132,7 @@ def _tutorial(step: Step) -> tuple[str, str]:
     return f"{place}.0", f"{place}.1"
 
 
-def _torchvision(step: Step) -> tuple[str, str]:
+def _torchvision(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "classifier.1", ""
@@ -147,7 +147,7 @@ def _torchvision(step: Step) -> tuple[str, str]:
     return f"{place}.0", f"{place}.1"
 
 
-def _timm(step: Step) -> tuple[str, str]:
+def _timm(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "classifier", ""
@@ -166,7 +166,7 @@ def _timm(step: Step) -> tuple[str, str]:
             return f"{place}.{conv}", f"{place}.bn{steps.index(role) + 1}"
 
 
-def _lukemelas(step: Step) -> tuple[str, str]:
+def _lukemelas(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "_fc", ""
@@ -185,7 +185,7 @@ def _lukemelas(step: Step) -> tuple[str, str]:
             return f"_blocks.{step.number}.{conv}", f"_blocks.{step.number}.{norm}"
 
 
-def _hf(step: Step) -> tuple[str, str]:
+def _hf(step: LayoutStep) -> tuple[str, str]:
     block = f"efficientnet.encoder.blocks.{step.number}"
     match step.role:
         case "classifier":
@@ -205,7 +205,7 @@ def _hf(step: Step) -> tuple[str, str]:
             return f"{block}.{conv}", f"{block}.{norm}"
 
 
-def _keras(step: Step) -> tuple[str, str]:
+def _keras(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "predictions", ""
@@ -224,7 +224,7 @@ def _keras(step: Step) -> tuple[str, str]:
             return block + conv, norm and block + norm
 
 
-def _keras_numbered(step: Step) -> tuple[str, str]:
+def _keras_numbered(step: LayoutStep) -> tuple[str, str]:
     def numbered(kind: str, number: int) -> str:
         return f"{kind}_{number}" if number else kind
 
@@ -236,7 +236,7 @@ def _keras_numbered(step: Step) -> tuple[str, str]:
     return numbered("conv2d", step.convs), norm
 
 
-def _torchvision_mobilenetv2(step: Step) -> tuple[str, str]:
+def _torchvision_mobilenetv2(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "classifier.1", ""
@@ -251,7 +251,7 @@ def _torchvision_mobilenetv2(step: Step) -> tuple[str, str]:
             return f"{place}.0", f"{place}.1"
 
 
-def _torchvision_resnet50(step: Step) -> tuple[str, str]:
+def _torchvision_resnet50(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "fc", ""
@@ -265,7 +265,7 @@ def _torchvision_resnet50(step: Step) -> tuple[str, str]:
             return f"{place}.conv{number}", f"{place}.bn{number}"
 
 
-def _timm_mobilenetv1(step: Step) -> tuple[str, str]:
+def _timm_mobilenetv1(step: LayoutStep) -> tuple[str, str]:
     match step.role:
         case "classifier":
             return "classifier", ""
@@ -293,8 +293,8 @@ LAYOUTS = {
     )
 }
 BASELINE_LAYOUTS = {
-    f"{library}-{network}": Layout(f"{library}-{network}", names, baseline=network, mark=mark, lacks=lacks)
-    for library, network, names, mark, lacks in (
+    f"{library}-{network}": Layout(f"{library}-{network}", names, baseline=network, own_key=own, other_key=other)
+    for library, network, names, own, other in (
         ("torchvision", "mobilenetv2", _torchvision_mobilenetv2, "features.1.conv.0.0.weight", ""),
         ("torchvision", "resnet50", _torchvision_resnet50, "layer1.0.downsample.0.weight", ""),
         # an EfficientNet's block has an expansion there
@@ -368,13 +368,13 @@ def baseline_of(spec: NetworkSpec) -> str | None:
 
 
 def detect(keys: Mapping[str, object]) -> Layout:
-    """The layout that is told by a key among `keys`.
+    """The layout that `keys` belong to.
 
     Raises:
         CheckpointError: none is.
     """
     for layout in (*BASELINE_LAYOUTS.values(), *LAYOUTS.values()):
-        if layout.told_by in keys and layout.lacks not in keys:
+        if layout.mark in keys and layout.other_key not in keys:
             return layout
     some = ", ".join(list(keys)[:4]) or "nothing"
     raise CheckpointError(

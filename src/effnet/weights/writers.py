@@ -28,8 +28,8 @@ from effnet.errors import ArgumentError
 from effnet.files import FILE_SUFFIXES, MARK, write_file, write_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.version import __version__
-from effnet.weights.context import RESAMPLE, TIMM_FITS
 from effnet.weights.convert import foreign_state, with_eps
+from effnet.weights.files import RESAMPLE, TIMM_FITS
 from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
 
 WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
@@ -55,7 +55,7 @@ def write_checkpoint(
     to: str,
     out: str | Path,
     *,
-    see: InputSpec,
+    input_spec: InputSpec,
     classes: Sequence[str] | None = None,
 ) -> WriteReport:
     """Write a network in the form of another library.
@@ -65,7 +65,7 @@ def write_checkpoint(
         to: the library, one of WRITTEN.
         out: the file, or the folder where the library wants one; what this function wrote before is replaced, a folder
             with anything else in it is left alone. Either appears whole or not at all.
-        see: how images are prepared; a folder states it.
+        input_spec: how images are prepared; a folder states it.
         classes: the names of the outputs, in order; a folder holds them.
 
     Raises:
@@ -75,10 +75,15 @@ def write_checkpoint(
         raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(WRITTEN)}.")
     if classes is not None and len(classes) != network.spec.num_classes:
         raise ArgumentError("classes", f"{len(classes)} names", f"must be {network.spec.num_classes} names.")
-    if reason := next(_obstacles(network, to, see), None):
+    if reason := next(_obstacles(network, to, input_spec), None):
         raise ArgumentError("to", to, f"cannot hold this network ({network.spec.name}): {reason}")
 
-    target, spec, policy, see = Path(out), network.spec, network.policy, see.with_channels(network.spec.in_channels)
+    target, spec, policy, input_spec = (
+        Path(out),
+        network.spec,
+        network.policy,
+        input_spec.with_channels(network.spec.in_channels),
+    )
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     notes: tuple[str, ...] = ()
@@ -96,13 +101,13 @@ def write_checkpoint(
 
     if to == "hf":
         configs = {
-            "config.json": hf_config(dataclasses.replace(spec, resolution=see.size), policy, classes),
-            "preprocessor_config.json": _hf_preprocessor(see),
+            "config.json": hf_config(dataclasses.replace(spec, resolution=input_spec.size), policy, classes),
+            "preprocessor_config.json": _hf_preprocessor(input_spec),
         }
-        if see.fit == "pad":
+        if input_spec.fit == "pad":
             notes = ("transformers' processor adds no borders: it squashes photos to the size instead",)
     else:
-        configs = {"config.json": _timm_config(spec, policy, to, see, classes)}
+        configs = {"config.json": _timm_config(spec, policy, to, input_spec, classes)}
     configs["config.json"][MARK] = __version__
     with write_folder(target, "hub") as temporary:
         save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -144,7 +149,7 @@ def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] |
     }
 
 
-def _obstacles(network: EfficientNet, to: str, see: InputSpec) -> Iterator[str]:
+def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterator[str]:
     """Reasons why a library cannot compute what this network computes, each with what to do."""
     spec, policy = network.spec, network.policy
     hf, torchvision = (", hf", ", torchvision") if spec.squeeze_ratio else ("", "")
@@ -183,8 +188,8 @@ def _obstacles(network: EfficientNet, to: str, see: InputSpec) -> Iterator[str]:
         yield "its stem or head has not the official number of channels. Write torchvision or a bundle."
     if to == "tutorial" and _official_depth(spec) is None:
         yield "it does not round its depth up, as the tutorial does. Write torchvision or a bundle."
-    if to == "hf" and see.size % 2:
-        yield f"transformers pads its stem for even sizes alone, and it sees {see.size} px. Write timm-tf or a bundle."
+    if to == "hf" and input_spec.size % 2:
+        yield f"transformers pads only even sizes right, and it sees {input_spec.size} px. Write timm-tf or a bundle."
     if to == "hf" and (lone := lone_shortcuts(spec)):
         yield f"transformers has no shortcut in the first block of a stage, and it has in {lone[0]}. Write a bundle."
 
@@ -218,7 +223,7 @@ def _file_notes(spec: NetworkSpec, policy: NumericPolicy, to: str) -> tuple[str,
 
 
 def _timm_config(
-    spec: NetworkSpec, policy: NumericPolicy, to: str, see: InputSpec, classes: Sequence[str] | None
+    spec: NetworkSpec, policy: NumericPolicy, to: str, input_spec: InputSpec, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     theirs = policy_of(to, spec)
     arguments = {
@@ -234,13 +239,13 @@ def _timm_config(
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [spec.in_channels, see.size, see.size],
+            "input_size": [spec.in_channels, input_spec.size, input_spec.size],
             "fixed_input_size": False,
-            "interpolation": see.interpolation,
-            "crop_pct": _crop_fraction(see) if see.fit == "crop" else 1.0,
-            "crop_mode": next(mode for mode, fit in TIMM_FITS.items() if fit == see.fit),
-            "mean": see.mean,
-            "std": see.std,
+            "interpolation": input_spec.interpolation,
+            "crop_pct": _crop_fraction(input_spec) if input_spec.fit == "crop" else 1.0,
+            "crop_mode": next(mode for mode, fit in TIMM_FITS.items() if fit == input_spec.fit),
+            "mean": input_spec.mean,
+            "std": input_spec.std,
             "num_classes": spec.num_classes,
             "first_conv": "conv_stem",
             "classifier": "classifier",
@@ -249,26 +254,28 @@ def _timm_config(
     }
 
 
-def _crop_fraction(see: InputSpec) -> float:
+def _crop_fraction(input_spec: InputSpec) -> float:
     """The shortest decimal number of which timm makes floor(size / fraction) == resize."""
-    fractions = [round(see.size / see.resize, digits) for digits in range(3, 17)] + [see.size / (see.resize + 0.5)]
-    return next(fraction for fraction in fractions if fraction and int(see.size / fraction) == see.resize)
+    fractions = [round(input_spec.size / input_spec.resize, digits) for digits in range(3, 17)] + [
+        input_spec.size / (input_spec.resize + 0.5)
+    ]
+    return next(fraction for fraction in fractions if fraction and int(input_spec.size / fraction) == input_spec.resize)
 
 
-def _hf_preprocessor(see: InputSpec) -> dict[str, Any]:
-    square = {"height": see.size, "width": see.size}
+def _hf_preprocessor(input_spec: InputSpec) -> dict[str, Any]:
+    square = {"height": input_spec.size, "width": input_spec.size}
     return {
         "image_processor_type": "EfficientNetImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": see.resize} if see.fit == "crop" else square,
-        "resample": next(number for number, name in RESAMPLE.items() if name == see.interpolation),
-        "do_center_crop": see.fit == "crop",
+        "size": {"shortest_edge": input_spec.resize} if input_spec.fit == "crop" else square,
+        "resample": next(number for number, name in RESAMPLE.items() if name == input_spec.interpolation),
+        "do_center_crop": input_spec.fit == "crop",
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "rescale_offset": False,
         "do_normalize": True,
-        "image_mean": see.mean,
-        "image_std": see.std,
+        "image_mean": input_spec.mean,
+        "image_std": input_spec.std,
         "include_top": False,  # would divide by the std once more
     }

@@ -143,7 +143,7 @@ def test_transformers_padding_that_is_not_tensorflows(tmp_path, config):
     "changes", [{"resample": 5}, {"size": {"longest_edge": 64}}, {"image_std": [0, 1, 1]}, {"size": "big"}]
 )
 def test_processors_that_are_not_understood(tmp_path, changes):
-    with pytest.raises(CheckpointError, match="way to prepare images is not understood"):
+    with pytest.raises(CheckpointError, match="prepares images is not understood"):
         read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=PROCESSOR | changes))
 
 

@@ -32,20 +32,21 @@ def convert(
         out: The file or folder to write; by default named after the input, in the working folder.
         num_classes: Another number of classes than the file's lets the classifier start fresh.
     """
-    with console.Display(f"reading {file}"):
+    with console.Display(f"reading {file}") as progress:
         from effnet.files import write_file, write_folder
-        from effnet.weights.bundle import is_bundle, read_record, save
+        from effnet.weights.bundle import read_record, save
+        from effnet.weights.convert import read_checkpoint
         from effnet.weights.load import build, read
         from effnet.weights.verify import logit_difference
         from effnet.weights.writers import FILES, WRITTEN, write_checkpoint
 
         if to not in ("bundle", *WRITTEN):
             raise UnknownNameError("to", to, ("bundle", *WRITTEN))
-        checkpoint = read(file, model, source=source, num_classes=num_classes)
+        checkpoint = read(file, model, source=source, num_classes=num_classes, progress=progress)
         network, report = build(checkpoint), checkpoint.report
     sys.stdout.write(f"{report}\n")
     with console.Display(f"comparing logits with {report.source}"):
-        difference = logit_difference(report.path, report.source)
+        difference = logit_difference(checkpoint, network)
     sys.stdout.write(f"read: {difference}\n")
     if not difference.relative <= SAME:
         raise RefusedError(
@@ -54,17 +55,15 @@ def convert(
 
     target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
     place = write_file(target) if to in FILES else write_folder(target, "bundle" if to == "bundle" else "hub")
-    with place as temporary:
+    with place as temporary, console.Display(f"writing {target} and comparing logits"):
         notes: tuple[str, ...] = ()
         if to == "bundle":
-            words = f"{file} ({report.source})"
-            record = read_record(file) if is_bundle(Path(file)) and num_classes is None else None
-            save(network, temporary, classes=checkpoint.classes, input=report.input, source=words, record=record)
+            origin = f"{file} ({report.source})"
+            record = read_record(file) if checkpoint.file.bundle and num_classes is None else None
+            save(network, temporary, classes=checkpoint.classes, input=report.input, source=origin, record=record)
         else:
-            written = write_checkpoint(network, to, temporary, see=report.input, classes=checkpoint.classes)
-            notes = written.notes
-        with console.Display(f"comparing logits with {to}"):
-            difference = logit_difference(temporary, to, network)
+            notes = write_checkpoint(network, to, temporary, input_spec=report.input, classes=checkpoint.classes).notes
+        difference = logit_difference(read_checkpoint(temporary, source=to), network)
         if not difference.relative <= SAME:
             raise RefusedError(f"{target} was not written: {difference}")
     sys.stdout.write("\n".join((f"wrote {target} for {to}", *notes, f"written: {difference}")) + "\n")

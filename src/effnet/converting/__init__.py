@@ -1,1 +1,0 @@
-"""effnet convert: a checkpoint of one library as another's, or as a bundle."""
