@@ -38,7 +38,6 @@ EXTRAS = {
     "h5py": "keras",
     "matplotlib": "plots",
     "torchvision": "train",
-    "imagehash": "train",
     "lightning_fabric": "train",
     "scipy": "search",
     "ray": "ray",

@@ -143,7 +143,7 @@ def test_a_manifest_is_data(run, spoiled):
         (["photos", "--pictures", "pairs.gif"], "must end in .jpg, .jpeg, .png"),
         (["photos", "--limit", "0"], "`limit`"),
         (["photos", "--resolution", "0"], "`resolution`"),
-        (["photos", "--resolution", "big"], "no whole number"),
+        (["photos", "--resolution", "big"], "'big'"),
         (["photos", "--model", "b9"], "Did you mean 'b8'?"),
         ([], "data"),
     ],

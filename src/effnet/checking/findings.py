@@ -1,15 +1,29 @@
-"""What can be wrong with a data set, how bad it is and what to do about it; and what was found in one.
+"""What can be wrong with a data set, how it is found, and the same data without it. No torch.
 
 An error makes a training fail or its figures wrong; a warning probably costs accuracy; a note is good to know.
+
+A mirror image counts as a copy, for training flips images anyway. Where it has another label, that may be right: a "d"
+is a mirrored "b". So that is a warning, and both images stay.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from effnet.data.duplicates import Duplicates
+from PIL import Image
+
+from effnet.data.dataset import SPLIT_NAMES, SPLITS, Dataset, Sample
+from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
+from effnet.data.image import natural_resolution
+from effnet.data.paths import SUFFIXES
+from effnet.errors import ArgumentError, ImageError
+from effnet.progress import SILENT, Progress
 
 Severity = Literal["error", "warning", "note"]
 
@@ -27,7 +41,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
         "Figures on images that were trained on are too good; --fix keeps them in test, else in val.",
     ),
     "missing_class": ("warning", "class(es) missing from a part", "Add images: it is not learned or not measured."),
-    "empty_class": ("warning", "class folder(s) without images", "Passed over; add images or remove the folder."),
+    "empty_class": ("warning", "class folder(s) without images", "Ignored; add images or remove the folder."),
     "tiny_class": (
         "warning",
         "tiny class(es)",
@@ -36,7 +50,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "unbalanced": (
         "warning",
         "imbalance(s)",
-        "Read each class's figures, not accuracy alone; train with --class-weights.",
+        "Read each class's figures, not only accuracy; train with --class-weights.",
     ),
     "resolution": ("warning", "resolution(s) too high", "Enlarging adds work and no detail."),
     "mirrored_label": (
@@ -49,13 +63,22 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
         "image(s) with copies in the same class",
         "Each copy counts again in training and in figures; --fix keeps one.",
     ),
-    "one_colour": ("warning", "image(s) of one colour", "There is nothing to see: look at them, leave them out."),
+    "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, leave them out."),
     "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),
     "turned": ("note", "image(s) turned by EXIF", "effnet shows them upright; other programs may not."),
     "misnamed": ("note", "image(s) named as another format", "effnet looks inside; programs that do not will fail."),
     "animated": ("note", "image(s) with several frames", "Only the first one is used."),
     "deep": ("note", "image(s) of a rare pixel type", "Converted to 8 bits of RGB; other programs may clip them."),
 }
+COPIES = ("label_conflict", "leak", "mirrored_label", "duplicate")  # kinds about several images, the worst first
+
+TINY_CLASS = 10  # images
+IMBALANCE = 10  # times as many images in the largest class as in the smallest
+LONG = 3  # times as long as high, or the reverse
+ONE_COLOUR = 2.0  # levels of 255: less spread is noise
+SMALL = 40  # pixels; where images are smaller, a stride of 32 leaves one pixel or two
+PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")
+JPEG = {"MPO": "JPEG"}  # a JPEG with a second one behind it, as phones write for depth
 
 
 @dataclass(frozen=True)
@@ -111,3 +134,208 @@ class Findings:
         ]
         numbers = {"images": self.images, "errors": self.errors, "resolution": self.resolution}
         return numbers | {"classes": self.classes, "sizes": self.sizes, "findings": rows}
+
+
+def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress = SILENT) -> Findings:
+    """Look at every file and every class.
+
+    Args:
+        dataset: the data, split or not.
+        resolution: of the network that will see it, in pixels; None: sizes are not judged.
+        progress: follows the reading of the files.
+    """
+    found = find_duplicates([dataset.file(sample) for sample in dataset.samples], progress=progress)
+    parts = dataset.splits or ("",)
+    counts = Counter((sample.label, sample.split) for sample in dataset.samples)
+    classes = {name: {part: counts[label, part] for part in parts} for label, name in enumerate(dataset.classes)}
+    prints = [print for print in found.fingerprints if isinstance(print, Fingerprint)]
+    findings = [
+        *_file_findings(dataset, found),
+        *_copy_findings(dataset, found),
+        *_class_findings(dataset, classes),
+        *_size_findings(prints, resolution),
+    ]
+    findings.sort(key=lambda finding: list(KINDS).index(finding.kind))  # the order within a kind stays
+    return Findings(len(dataset), classes, _sizes(prints), resolution, tuple(findings), found)
+
+
+def clean(dataset: Dataset, findings: Findings) -> Dataset:
+    """The data set without unreadable files, contradictions, leaks and copies; what is still alike shares a group.
+
+    Of copies the one stays that is in test, else in val, else in train; there the one with the most pixels, then bytes,
+    then the first by name. An image is only left out where one that it is directly a copy of stays, so of a film whose
+    every frame resembles the next, some frames stay. All copies of an image with several labels are left out.
+
+    Raises:
+        ArgumentError: the findings are another data set's.
+    """
+    found = findings.duplicates
+    if found.files != tuple(dataset.file(sample) for sample in dataset.samples):
+        raise ArgumentError("findings", f"of {len(found.files)} files", "are of another data set; check this one.")
+    bad = {path for kind in ("unreadable", "label_conflict") for finding in findings.of(kind) for path in finding.files}
+    alike = defaultdict(set)
+    for first, second, _ in _links(found):
+        alike[first].add(second)
+        alike[second].add(first)
+
+    def rank(place: int) -> tuple[Any, ...]:
+        sample, print = dataset.samples[place], found.fingerprints[place]
+        assert isinstance(print, Fingerprint)
+        part = SPLITS.index(sample.split) if sample.split else 0
+        return -part, -print.width * print.height, -print.size_bytes, sample.path
+
+    kept: dict[int, set[int]] = defaultdict(set)  # the labels that are kept of each content
+    places = []
+    for place in sorted((p for p, s in enumerate(dataset.samples) if s.path not in bad), key=rank):
+        content, label = found.contents[place], dataset.samples[place].label
+        if not any(label in kept[other] for other in (content, *alike[content])):
+            kept[content].add(label)
+            places.append(place)
+    return dataclasses.replace(dataset, samples=tuple(_grouped(dataset, found, sorted(places))))
+
+
+def _grouped(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iterator[Sample]:
+    """The samples at `places`, those that are alike or had one group with one group's name."""
+    samples = [dataset.samples[place] for place in places]
+    first: dict[object, int] = {}
+    links = []
+    for at, (place, sample) in enumerate(zip(places, samples, strict=True)):
+        links += [(at, first.setdefault(name, at)) for name in (found.groups[place], sample.group) if name != ""]
+    roots = connect(len(samples), links)
+    sizes, names = Counter(roots), dict[int, str]()
+    for root, sample in zip(roots, samples, strict=True):
+        if sample.group:
+            names.setdefault(root, sample.group)
+    for root, sample in zip(roots, samples, strict=True):
+        yield dataclasses.replace(sample, group=names.get(root) or (samples[root].path if sizes[root] > 1 else ""))
+
+
+def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
+    """What is wrong with single files."""
+    formats = Image.registered_extensions()
+    for sample, print in zip(dataset.samples, found.fingerprints, strict=True):
+        file = (sample.path,)
+        if isinstance(print, ImageError):
+            yield Finding("unreadable", file, str(print))
+            continue
+        named = formats.get(Path(sample.path).suffix.lower())
+        format = JPEG.get(print.format, print.format)
+        if print.spread < ONE_COLOUR:
+            yield Finding("one_colour", file, f"its colours vary by {print.spread:.1f} of 255 levels")
+        if max(print.width, print.height) > LONG * min(print.width, print.height):
+            yield Finding("long", file, f"{print.width} x {print.height} pixels")
+        if print.turned:
+            yield Finding("turned", file, f"upright it has {print.width} x {print.height} pixels")
+        if named is not None and format != JPEG.get(named, named):
+            yield Finding("misnamed", file, f"is {format}, its name says {named}")
+        if print.frames > 1 and print.format not in JPEG:
+            yield Finding("animated", file, f"{print.frames} frames")
+        if print.mode not in PLAIN_MODES:
+            yield Finding("deep", file, f"{print.mode} pixels")
+
+
+def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
+    """Contents that are alike, each with itself where it has copies, and whether one is mirrored."""
+    yield from ((content, content, False) for content, places in found.copies.items() if len(places) > 1)
+    yield from ((pair.first, pair.second, pair.mirrored) for pair in found.pairs)
+
+
+def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
+    """Copies with several labels, in several parts, in one class and part: one finding for each connected group."""
+    gathered: dict[tuple[str, int, str, int], dict[int, None]] = defaultdict(dict)
+    for first, second, mirrored in _links(found):
+        both = [*found.copies[first], *(found.copies[second] if second != first else ())]
+        labels = {dataset.samples[place].label for place in both}
+        group = found.groups[first]
+        if len(labels) > 1:
+            gathered["mirrored_label" if mirrored else "label_conflict", group, "", -1] |= dict.fromkeys(both)
+            if not mirrored:
+                continue
+        for label in sorted(labels):
+            own = [place for place in both if dataset.samples[place].label == label]
+            parts = Counter(dataset.samples[place].split for place in own)
+            if len(parts) > 1:
+                gathered["leak", group, "", label] |= dict.fromkeys(own)
+            for part, count in parts.items():
+                if count > 1:
+                    inside = [place for place in own if dataset.samples[place].split == part]
+                    gathered["duplicate", group, part, label] |= dict.fromkeys(inside)
+    pairs = {(pair.first, pair.second): pair for pair in found.pairs}
+    for (kind, *_), places in gathered.items():
+        ordered = _in_order(dataset, kind, list(places))
+        first, second = sorted(found.contents[place] for place in ordered[:2])
+        pair = pairs.get((first, second))
+        message = "mirrored" if pair and pair.mirrored else "alike"
+        message += f" ({pair.similarity:.3f})" if pair else ""
+        message = "the same file" if found.is_exact(ordered[:2]) else message
+        yield Finding(kind, tuple(dataset.samples[place].path for place in ordered), message)
+
+
+def _in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
+    """The places in the order of their names, but the first two differ in what is wrong."""
+    ordered = sorted(places, key=lambda place: dataset.samples[place].path)
+    quality = "label" if kind in ("label_conflict", "mirrored_label") else "split"
+    first = getattr(dataset.samples[ordered[0]], quality)
+    other = next((place for place in ordered if getattr(dataset.samples[place], quality) != first), ordered[1])
+    return [ordered[0], other, *(place for place in ordered[1:] if place != other)]
+
+
+def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
+    """Classes that are missing, empty, tiny or far from as large as others."""
+    for name in _empty_folders(dataset):
+        yield Finding("empty_class", (name,), "holds no image")
+    learned = "train" if "train" in dataset.splits else ""
+    counts = {name: parts.get(learned, sum(parts.values())) for name, parts in classes.items()}
+    for name, parts in classes.items():
+        lacking = [part for part, count in parts.items() if not count]
+        if lacking == list(parts):
+            yield Finding("empty_class", (name,), "has no image")
+        elif lacking:
+            yield Finding("missing_class", (name,), f"not in {' and '.join(lacking)}")
+        if 0 < counts[name] < TINY_CLASS:
+            yield Finding("tiny_class", (name,), f"{counts[name]} image{'s' if counts[name] > 1 else ''}")
+    filled = [name for name in counts if counts[name]]
+    if filled:
+        few, many = min(filled, key=counts.__getitem__), max(filled, key=counts.__getitem__)
+        if counts[many] > IMBALANCE * counts[few]:
+            message = f"{counts[many]:,} and {counts[few]:,} images: 1 in {counts[many] / counts[few]:.0f}"
+            yield Finding("unbalanced", (many, few), message)
+
+
+def _empty_folders(dataset: Dataset) -> Iterator[str]:
+    """Class folders without an image, where the data set is one of folders."""
+    parents = set()
+    for sample in dataset.samples:
+        *above, label = Path(sample.path).parts[:-1][: 2 if sample.split else 1] or ("",)
+        is_part = [SPLIT_NAMES.get(name.lower()) for name in above] == ([sample.split] if sample.split else [])
+        if not is_part or label != dataset.classes[sample.label]:
+            return
+        parents.add(Path(*above))
+    known = {Path(sample.path).parts[: 2 if sample.split else 1] for sample in dataset.samples}
+    for parent in sorted(parents):
+        for folder in sorted((dataset.root / parent).iterdir()):
+            path = parent / folder.name
+            candidate = folder.is_dir() and not folder.name.startswith(".") and path.parts not in known
+            if candidate and not any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*")):
+                yield path.as_posix()
+
+
+def _sizes(prints: Sequence[Fingerprint]) -> dict[str, tuple[int, int]]:
+    if not prints:
+        return {}
+    sizes = sorted(((print.width, print.height) for print in prints), key=lambda size: (size[0] * size[1], size))
+    width, height = (round(statistics.median(sides)) for sides in zip(*sizes, strict=True))
+    return {"median": (width, height), "smallest": sizes[0], "largest": sizes[-1]}
+
+
+def _size_findings(prints: Sequence[Fingerprint], resolution: int | None) -> Iterator[Finding]:
+    """Images that are far smaller than what the network sees."""
+    if resolution is None or not prints:
+        return
+    short = round(statistics.median(min(print.width, print.height) for print in prints))
+    if short < resolution / 2:
+        message = f"half of the images have a shorter side of at most {short} px, the network sees {resolution}: train "
+        message += f"with --resolution {natural_resolution(short)}"
+        if short <= SMALL:
+            message += " --stem-stride 1, which keeps the size in the stem"
+        yield Finding("resolution", (), message)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from effnet.checking.findings import KINDS, Finding, Findings
+from effnet.checking.findings import COPIES, KINDS, Finding, Findings
 from effnet.data.dataset import Dataset
 from effnet.data.image import open_photo
 from effnet.errors import ArgumentError, ImageError
 from effnet.files import write_file
 
-SHOWN = ("label_conflict", "leak", "mirrored_label", "duplicate")  # the worst first
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 MOST = 60  # pairs on a sheet
 ACROSS = 3  # pairs in a row
 SIDE, GAP, LINE = 200, 8, 17  # pixels of an image, between things, of a line of text
-WIDE, HIGH = 2 * SIDE + 3 * GAP, SIDE + 3 * LINE + 2 * GAP  # of a pair with its lines
+WIDTH, HEIGHT = 2 * SIDE + 3 * GAP, SIDE + 3 * LINE + 2 * GAP  # of a pair with its lines
 INK, GREY, PALE, RED = "#222222", "#666666", "#DDDDDD", "#D55E00"
 
 
 def sheet_format(out: Path) -> str:
-    """Pillow's format for `out`; asked before a long check, so that its sheet is not refused afterwards.
+    """Pillow's format for `out`; called before a long check, so that its sheet is not refused afterwards.
 
     Raises:
-        ArgumentError: `out` has another suffix than .jpg, .jpeg or .png.
+        ArgumentError: `out` has another suffix than .jpg, .jpeg or .png, or is a folder.
     """
     if out.suffix.lower() not in FORMATS:
         raise ArgumentError("pictures", str(out), f"must end in {', '.join(FORMATS)}.")
+    if out.is_dir():
+        raise ArgumentError("pictures", str(out), "is a folder; name a file.")
     return FORMATS[out.suffix.lower()]
 
 
@@ -39,18 +40,17 @@ def draw_pairs(dataset: Dataset, findings: Findings, out: Path) -> int:
         How many pairs were drawn. Without any no file is written.
 
     Raises:
-        ArgumentError: `out` has another suffix than .jpg, .jpeg or .png.
+        ArgumentError: see `sheet_format`.
     """
-    form = sheet_format(out)
-    shown = [finding for kind in SHOWN for finding in findings.of(kind)][:MOST]
+    format = sheet_format(out)
+    shown = [finding for kind in COPIES for finding in findings.of(kind)][:MOST]
     if not shown:
         return 0
-    rows = -(-len(shown) // ACROSS)
-    sheet = Image.new("RGB", (ACROSS * WIDE, rows * HIGH), "white")
+    sheet = Image.new("RGB", (ACROSS * WIDTH, -(-len(shown) // ACROSS) * HEIGHT), "white")
     for number, finding in enumerate(shown):
-        _draw(sheet, (number % ACROSS * WIDE, number // ACROSS * HIGH), dataset, finding)
+        _draw(sheet, (number % ACROSS * WIDTH, number // ACROSS * HEIGHT), dataset, finding)
     with write_file(out) as temporary:
-        sheet.save(temporary, form)
+        sheet.save(temporary, format)
     return len(shown)
 
 
@@ -59,34 +59,25 @@ def _draw(sheet: Image.Image, corner: tuple[int, int], dataset: Dataset, finding
     left, top = corner
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for number, path in enumerate(finding.files[:2]):
-        place = left + GAP + number * (SIDE + GAP), top + GAP
-        image = _small(dataset.root / path)
-        if image is None:
-            pen.rectangle((*place, place[0] + SIDE, place[1] + SIDE), PALE)
-        else:
-            sheet.paste(image, (place[0] + (SIDE - image.width) // 2, place[1] + (SIDE - image.height) // 2))
-        words = f"{number + 1}: {path}"
-        pen.text((left + GAP, top + SIDE + 2 * GAP + (number + 1) * LINE), _fitted(words, font), GREY, font)
+        x, y = left + GAP + number * (SIDE + GAP), top + GAP
+        try:
+            image = ImageOps.contain(open_photo(dataset.root / path), (SIDE, SIDE))
+            sheet.paste(image, (x + (SIDE - image.width) // 2, y + (SIDE - image.height) // 2))
+        except ImageError:  # it was there a moment ago
+            pen.rectangle((x, y, x + SIDE, y + SIDE), PALE)
+        text = _shortened(f"{number + 1}: {path}", font)
+        pen.text((left + GAP, top + SIDE + 2 * GAP + (number + 1) * LINE), text, GREY, font)
+    name = KINDS[finding.kind][1].replace("(s)", "").replace("(es)", "")
     more = f", {len(finding.files)} files" if len(finding.files) > 2 else ""
-    words = f"{KINDS[finding.kind][1].replace('(s)', '').replace('(es)', '')}: {finding.message}{more}"
     colour = RED if finding.severity == "error" else INK
-    pen.text((left + GAP, top + SIDE + 2 * GAP), _fitted(words, font), colour, font)
+    text = _shortened(f"{name}: {finding.message}{more}", font)
+    pen.text((left + GAP, top + SIDE + 2 * GAP), text, colour, font)
 
 
-def _small(file: Path) -> Image.Image | None:
-    try:
-        image = open_photo(file)
-    except ImageError:  # it was there a moment ago
-        return None
-    ratio = SIDE / max(image.size)
-    return image.resize(tuple(max(1, round(side * ratio)) for side in image.size), reducing_gap=3.0)  # type: ignore[arg-type]  # two sides
-
-
-def _fitted(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The words, without their middle where they are too wide for a pair."""
-    kept = len(words)
-    fitted = words
-    while font.getlength(fitted) > WIDE - 2 * GAP and kept > 2:
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, without its middle where it is wider than a pair."""
+    kept, short = len(text), text
+    while font.getlength(short) > WIDTH - 2 * GAP and kept > 2:
         kept -= 1
-        fitted = f"{words[: kept // 2]}...{words[len(words) - (kept - kept // 2) :]}"
-    return fitted
+        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    return short

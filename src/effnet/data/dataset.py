@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from effnet.data.duplicates import united
+from effnet.data.duplicates import connect
 from effnet.data.paths import SUFFIXES
 from effnet.errors import DataError, UnknownNameError, nearest
 
@@ -225,7 +225,7 @@ def split_data(
     own = [("group", sample.group) if sample.group else ("path", sample.path) for sample in dataset.samples]
     links = [(place, seen.setdefault(name, place)) for place, name in enumerate(own)]
     links += [(place, seen.setdefault(("given", name), place)) for place, name in enumerate(groups or ())]
-    units = united(len(dataset), links)
+    units = connect(len(dataset), links)
     members: dict[int, list[int]] = defaultdict(list)
     for place, sample in enumerate(dataset.samples):
         if sample.split == whole:

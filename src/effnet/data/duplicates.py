@@ -1,60 +1,74 @@
 """Which images are copies of each other: re-compressed, resized, converted, brightened or mirrored. No torch.
 
-    1  files with the same bytes, and images with the same thumbnail, are one content with several copies
-    2  contents whose hashes, or mirrored hashes, differ in at most BITS of 64 bits are candidates
-    3  candidates are compared by the slopes of their thumbnails (`likeness`): a JPEG's noise and a change of size make
-       them a little less alike (SAME), another photo is far from it
-    4  their colours must agree, unless one of them is grey
-    5  an image of nearly one colour has no slopes to compare, and is no near-duplicate of anything
+    1  each file is read and decoded once, a large JPEG at a fraction of its size, and leaves a `Fingerprint`: the
+       sha256 of its bytes, a thumbnail of 32 x 32 grey levels, and 8 x 8 values of blue and red chroma
+    2  files with the same bytes, and images with the same thumbnail and chroma, are one content with several copies
+    3  a perceptual hash (pHash: which of the 8 x 8 lowest frequencies of the thumbnail are above their median) proposes
+       the CANDIDATES nearest contents of each, and of its mirror image, that differ in at most BITS of 64 bits
+    4  they are near-duplicates if the slopes of their thumbnails correlate by SAME or more, and their colours agree
+       unless one of them is grey
 
-Plain objects before a plain background have many look-alikes that are no copies: of Fashion-MNIST's 60,000 pieces of
-clothing 18,800 pairs correlate by 0.95. Hence two more steps:
+Slopes are the differences between neighbouring pixels, slightly blurred: brightness does not change them, contrast only
+their strength. An image of nearly one colour has none and is not a near-duplicate of anything.
 
-    6  below SURE, a pair counts only where both images have few look-alikes, copies of one another counted once
-    7  what is left is read again and compared at up to LARGE pixels, where different trousers differ
-
-The thresholds were set on 3,384 disjoint parts of 42 photographs and wallpapers, 796 cut-outs and Fashion-MNIST, each
-with copies made of 600. Crops are found seldom, those of 1 % of each side in 4 of 10 cases: to find more of them,
-different trousers would have to be the same.
+Crops are not found: cut by 2 % a side, a photo correlates with itself no more than with others of the kind. Plain
+objects before a plain background may be called near-duplicates where they differ by less than a JPEG of them does.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
-from effnet.data import likeness
-from effnet.data.fingerprint import COLOUR_SIDE, SIDE, Fingerprint, fingerprint, read_small, require_hashing
-from effnet.data.likeness import Bytes, Floats, Places
+from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
 from effnet.data.paths import read_ahead
 from effnet.errors import ImageError
 from effnet.machine import this_machine
+from effnet.progress import SILENT, Progress
 
-BITS = 12  # 95 % of the copies at quality 30, 99 % at quality 60; 1 pair in 300 of Fashion-MNIST
-COARSE = 0.97  # correlation of 8 x 8 grey levels, quick to ask; 99.8 % of the copies have 0.98
-LOOK_ALIKE = 0.9  # correlation of slopes, here and below
-SAME = 0.97
-SAME_TINY = 0.99
-TINY = 40  # pixels of the shorter side up to which a thumbnail shows all that there is
-NOISE, NOISE_LARGE = 0.5, 1.0  # levels of the slopes that a JPEG of quality 30 adds: what is flat correlates less
-SURE = 0.995
-CROWD = 5  # look-alikes of an image, at most, for a pair below SURE
+SIDE, COLOUR_SIDE, HASH_SIDE = 32, 8, 8  # pixels of a thumbnail and of its colours, frequencies of a hash
+DRAFT = 4  # times as many pixels a side as a thumbnail has are decoded of a JPEG, at least; less would show
+BITS = 12  # 95 % of the copies at JPEG quality 30, 99 % at quality 60
+CANDIDATES = 32  # of each content, not counting those before it; a film of a still scene would have millions
+SAME = 0.985  # correlation of slopes
+NOISE = 0.5  # levels that a JPEG of quality 30 adds to the slopes: what is flat correlates less
 FLAT = 0.8  # levels of the slopes; below it, noise is all that remains
-SAME_COLOURS = 0.25  # of the colours' strength; brightened copies reach 0.2, where recoloured ones begin
-LARGE, LARGER = 128, 1.5  # pixels of the last comparison, if that is so many times more than a thumbnail has
-MOST = 32  # pairs that are kept of each image, the likest; a film of a still scene has millions
+SAME_COLOURS = 0.25  # of the stronger chroma; brightened copies reach 0.2, where recoloured ones begin
+GREY, FAINT = 1.0, 2.0  # mean levels of chroma: below the one an image is grey, and the other may always differ
+CELLS = 2**24  # hashes that are compared at a time, 64 MB
+BLOCK = 256  # images whose slopes are compared at a time: they stay in the cache
 WINDOW = 64  # files that are read ahead
-KEPT = 1024  # images that are kept in memory while pairs are compared again
 
-Progress: TypeAlias = Callable[[int, int], None]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What one image file holds."""
+
+    sha256: str
+    size_bytes: int
+    format: str  # Pillow's name: JPEG, PNG
+    mode: str  # Pillow's name of the pixels' type as they are stored: RGB, CMYK, I;16
+    width: int  # upright
+    height: int
+    turned: bool  # by its EXIF orientation
+    frames: int
+    spread: float  # standard deviation of the thumbnail's colours, of the channel that varies most, in levels of 255
+    thumbnail: bytes  # (SIDE, SIDE) uint8
+    colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Pair:
 
     first: int  # place among the files
     second: int
-    likeness: float  # correlation of the thumbnails' slopes
+    similarity: float  # correlation of the thumbnails' slopes
     mirrored: bool
 
 
@@ -72,9 +86,9 @@ class Duplicates:
     """What was found among some files; every number is a place among them."""
 
     files: tuple[Path, ...]
-    prints: tuple[Fingerprint | ImageError, ...]  # what each file is, or why it could not be read
-    contents: tuple[int, ...]  # for each file the first one with the same content: bytes, or thumbnail and colours
-    pairs: tuple[Pair, ...]  # between contents; of each image the MOST that are likest
+    fingerprints: tuple[Fingerprint | ImageError, ...]  # or why a file could not be read
+    contents: tuple[int, ...]  # for each file the first one with the same content
+    pairs: tuple[Pair, ...]  # between contents
     groups: tuple[int, ...]  # for each file the first one that it is connected with, over pairs and contents
 
     @cached_property
@@ -87,39 +101,69 @@ class Duplicates:
 
     def is_exact(self, places: Sequence[int]) -> bool:
         """Whether these files have the same bytes."""
-        looks = [self.prints[place] for place in places]
-        return len({look.sha256 for look in looks if isinstance(look, Fingerprint)}) == 1
+        prints = [self.fingerprints[place] for place in places]
+        return len({print.sha256 for print in prints if isinstance(print, Fingerprint)}) == 1
 
 
-def find_duplicates(
-    files: Sequence[Path], *, threads: int | None = None, progress: Progress | None = None
-) -> Duplicates:
+def find_duplicates(files: Sequence[Path], *, threads: int | None = None, progress: Progress = SILENT) -> Duplicates:
     """Read every file and find the copies.
 
     Args:
-        files: images. One that cannot be read is in nobody's group.
-        threads: that read and decode; as many as there are cores by default.
-        progress: called with the number of files read and of all.
-
-    Raises:
-        MissingExtraError: ImageHash is not installed.
+        files: images. One that cannot be read is in a group of its own.
+        threads: that read and decode; by default one for each core.
+        progress: follows the reading.
     """
-    require_hashing()
     prints: list[Fingerprint | ImageError] = []
     workers = this_machine().cores if threads is None else threads
     for _, answer in read_ahead(files, fingerprint, threads=workers, window=max(WINDOW, workers)):
         prints.append(answer)
-        if progress:
-            progress(len(prints), len(files))
-    contents = _contents(prints)
-    firsts = [place for place, content in enumerate(contents) if place == content]
-    pairs = tuple(pair for pair in _find_pairs(firsts, prints) if _is_confirmed(pair, files, prints))
-    _small.cache_clear()
-    groups = united(len(files), [*enumerate(contents), *((pair.first, pair.second) for pair in pairs)])
+        progress.update("reading images", len(prints), len(files))
+    known = [(place, print) for place, print in enumerate(prints) if isinstance(print, Fingerprint)]
+    contents = _contents(len(files), known)
+    pairs = tuple(_find_pairs([(place, print) for place, print in known if contents[place] == place]))
+    groups = connect(len(files), [*enumerate(contents), *((pair.first, pair.second) for pair in pairs)])
     return Duplicates(tuple(files), tuple(prints), tuple(contents), pairs, tuple(groups))
 
 
-def united(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
+def fingerprint(file: Path) -> Fingerprint:
+    """The fingerprint of one image file.
+
+    Raises:
+        ImageError: it cannot be read; the message is the reason without the file's name.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ImageError(explain_error(error)) from error
+    image = identify(BytesIO(data))
+    format, mode, (width, height) = image.format or "", image.mode, image.size
+    if format in ("JPEG", "MPO") and width * height <= PIXEL_LIMIT:
+        image.draft(None, (DRAFT * SIDE, DRAFT * SIDE))
+    small = open_photo(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    turn, frames = None, 1
+    with suppress(Exception):  # cameras and editors write broken EXIF beside sound pixels, as `open_photo` knows
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    with suppress(Exception):
+        frames = int(getattr(image, "n_frames", 1))
+    if turn is not None and turn >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180:
+        width, height = height, width
+    colours = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).convert("YCbCr")
+    return Fingerprint(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        format=format,
+        mode=mode,
+        width=width,
+        height=height,
+        turned=turn is not None,
+        frames=frames,
+        spread=float(np.asarray(small, np.float32).std(axis=(0, 1)).max()),
+        thumbnail=small.convert("L").tobytes(),
+        colours=np.asarray(colours)[..., 1:].tobytes(),
+    )
+
+
+def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
     """For each of `count` places the first that it is connected with, over any number of links."""
     parent = list(range(count))
 
@@ -130,128 +174,103 @@ def united(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
         return place
 
     for one, two in links:
-        low, high = sorted((root(int(one)), root(int(two))))
+        low, high = sorted((root(one), root(two)))
         parent[high] = low
     return [root(place) for place in range(count)]
 
 
-@dataclass(frozen=True)
-class _Links:
-    """Pairs of look-alikes, one array for each of their qualities."""
-
-    one: Places
-    two: Places
-    likeness: Floats
-    mirrored: NDArray[np.bool_]
-
-
-def _contents(prints: Sequence[Fingerprint | ImageError]) -> list[int]:
+def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]:
     """For each file the first with the same bytes, or with the same thumbnail where that shows something."""
-    known = [(place, look) for place, look in enumerate(prints) if isinstance(look, Fingerprint)]
     first: dict[object, int] = {}
-    same = []
-    for (place, look), strength in zip(known, likeness.strengths(_thumbnails(known)), strict=True):
-        same.append((place, first.setdefault(look.sha256, place)))
+    links = []
+    for (place, print), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
+        links.append((place, first.setdefault(print.sha256, place)))
         if strength >= FLAT:
-            same.append((place, first.setdefault((look.thumbnail, look.colours), place)))
-    return united(len(prints), same)
+            links.append((place, first.setdefault((print.thumbnail, print.colours), place)))
+    return connect(count, links)
 
 
-def _find_pairs(places: Sequence[int], prints: Sequence[Fingerprint | ImageError]) -> list[Pair]:
-    """What steps 2 to 6 take for near-duplicates among the files at `places`."""
-    known = [(place, look) for place in places if isinstance(look := prints[place], Fingerprint)]
+def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
+    """The near-duplicates among contents, each pair once, in the order of their places."""
     thumbnails = _thumbnails(known)
-    strengths = likeness.strengths(thumbnails)
-    links = _join(_look_alikes([look for _, look in known], thumbnails, strengths))
-    one, two = links.one, links.two
-    tiny = np.array([min(look.width, look.height) <= TINY for _, look in known], bool)
-    demanded = likeness.demanded(SAME, NOISE, np.minimum(strengths[one], strengths[two]))
-    demanded[tiny[one] | tiny[two]] = SAME_TINY
     shape = len(known), COLOUR_SIDE, COLOUR_SIDE, 2
-    colours = np.frombuffer(b"".join(look.colours for _, look in known), np.uint8).reshape(shape)
-    alike = likeness.colours_agree(colours, one, two, links.mirrored, SAME_COLOURS)
-    sure = alike & (links.likeness >= SURE)
-    crowd = _crowds(links, united(len(known), zip(one[sure], two[sure], strict=True)))
-    chosen = sure | (alike & (links.likeness >= demanded) & (np.maximum(crowd[one], crowd[two]) <= CROWD))
+    chroma = np.frombuffer(b"".join(print.colours for _, print in known), np.uint8).reshape(shape)
+    strengths = _strengths(thumbnails)
     best: dict[tuple[int, int], Pair] = {}
-    had = Counter[int]()
-    order = np.flatnonzero(chosen)
-    for at in order[np.argsort(-links.likeness[order], kind="stable")].tolist():
-        ends = known[one[at]][0], known[two[at]][0]
-        if ends not in best and min(had[ends[0]], had[ends[1]]) < MOST:  # else it is there, not mirrored or mirrored
-            best[ends] = Pair(*ends, min(1.0, round(float(links.likeness[at]), 4)), bool(links.mirrored[at]))
-            had.update(ends)
-    return [best[ends] for ends in sorted(best)]
+    for mirrored in (False, True):
+        others, other_chroma = (thumbnails[..., ::-1], chroma[:, :, ::-1]) if mirrored else (thumbnails, chroma)
+        for one, two in _propose(_hashes(thumbnails), _hashes(others), strengths >= FLAT):
+            found = np.einsum("ij,ij->i", _unit_slopes(thumbnails[one]), _unit_slopes(others[two]))
+            noise = NOISE / np.minimum(strengths[one], strengths[two])
+            least = np.sqrt(1 - np.maximum(1 - SAME**2, noise**2))
+            kept = np.flatnonzero((found >= least) & _colours_agree(chroma[one], other_chroma[two]))
+            for at in kept.tolist():
+                ends = known[one[at]][0], known[two[at]][0]
+                pair = Pair(*ends, min(1.0, round(float(found[at]), 4)), mirrored)
+                best[ends] = max(pair, best.get(ends, pair), key=lambda pair: pair.similarity)
+    for ends in sorted(best):
+        yield best[ends]
 
 
-def _look_alikes(looks: Sequence[Fingerprint], thumbnails: Bytes, strengths: Floats) -> Iterator[_Links]:
-    """The pairs whose slopes correlate by LOOK_ALIKE or more, each with a later one.
-
-    A block of rows is compared with all others in three steps, each on what the one before has left.
-    """
-    signs, coarse = likeness.signs([look.hash for look in looks]), likeness.coarse(thumbnails)
-    flipped, flipped_signs = thumbnails[..., ::-1], likeness.signs([look.mirrored_hash for look in looks])
-    seconds = (signs, coarse, thumbnails, False), (flipped_signs, likeness.coarse(flipped), flipped, True)
-    rows = max(1, likeness.CELLS // max(1, len(looks)))
-    for start in range(0, len(looks), rows):
-        for other_signs, other_coarse, other_thumbnails, mirrored in seconds:
-            one, two = np.nonzero(signs[start : start + rows] @ other_signs[start:].T >= 64 - 2 * BITS)
-            one, two = one + start, two + start
-            kept = (two > one) & (strengths[one] >= FLAT) & (strengths[two] >= FLAT)
-            one, two = one[kept], two[kept]
-            kept = likeness.dots(coarse, other_coarse, one, two) >= COARSE
-            one, two = one[kept], two[kept]
-            found = likeness.correlate(thumbnails, other_thumbnails, one, two)
-            kept = found >= LOOK_ALIKE
-            yield _Links(one[kept], two[kept], found[kept], np.full(np.count_nonzero(kept), mirrored))
+def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterator[tuple[Places, Places]]:
+    """Places of each usable image and of its CANDIDATES nearest later ones by their hashes, some at a time."""
+    rows = max(1, CELLS // max(1, len(signs)))
+    for start in range(0, len(signs), rows):
+        differing = (64 - signs[start : start + rows] @ others[start:].T) / 2
+        one, two = np.nonzero(differing <= BITS)
+        bits = differing[one, two]
+        one, two = one + start, two + start
+        kept = (two > one) & usable[one] & usable[two]
+        one, two, bits = one[kept], two[kept], bits[kept]
+        order = np.lexsort((two, bits, one))
+        one, two = one[order], two[order]
+        rank = np.arange(len(one)) - np.searchsorted(one, one)
+        one, two = one[rank < CANDIDATES], two[rank < CANDIDATES]
+        for first in range(0, len(one), BLOCK):
+            yield one[first : first + BLOCK], two[first : first + BLOCK]
 
 
-def _join(links: Iterable[_Links]) -> _Links:
-    none = np.zeros(0, np.int64)
-    parts = [_Links(none, none, none.astype(np.float32), none.astype(bool)), *links]
-    return _Links(
-        np.concatenate([part.one for part in parts]),
-        np.concatenate([part.two for part in parts]),
-        np.concatenate([part.likeness for part in parts]),
-        np.concatenate([part.mirrored for part in parts]),
-    )
+def _hashes(grey: Bytes) -> Floats:
+    """The pHash of images (N, S, S) as 64 numbers, -1 or 1: the product of two is 64 - 2 * the bits that differ."""
+    waves = np.arange(HASH_SIDE)[:, None] * (2 * np.arange(SIDE) + 1)
+    cosines = np.cos(np.pi / (2 * SIDE) * waves).astype(np.float32)  # DCT-II
+    frequencies = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(len(grey), HASH_SIDE**2)
+    signs: Floats = np.where(frequencies > np.median(frequencies, axis=1, keepdims=True), np.float32(1), np.float32(-1))
+    return signs
 
 
-def _crowds(links: _Links, roots: Sequence[int]) -> Places:
-    """For each image how many look-alikes it has, those that are copies of one another counted once."""
-    root = np.array(roots, np.int64)
-    apart = root[links.one] != root[links.two]
-    one, two = links.one[apart], links.two[apart]
-    ends = np.stack((np.concatenate((one, two)), root[np.concatenate((two, one))]))
-    return np.bincount(np.unique(ends, axis=1)[0], minlength=len(root))
+def _slopes(grey: Bytes) -> Floats:
+    """Differences to the right and downwards of images (N, S, S), blurred by 1 2 1 both ways: (N, 2 * (S - 1) ** 2)."""
+    soft: Floats = np.pad(grey.astype(np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    quarter = np.float32(0.25)
+    soft = quarter * (soft[:, :-2] + soft[:, 2:]) + 2 * quarter * soft[:, 1:-1]
+    soft = quarter * (soft[:, :, :-2] + soft[:, :, 2:]) + 2 * quarter * soft[:, :, 1:-1]
+    corner = soft[:, :-1, :-1]
+    both = np.stack((soft[:, :-1, 1:] - corner, soft[:, 1:, :-1] - corner), axis=1)
+    return both.reshape(len(grey), -1)
 
 
-def _is_confirmed(pair: Pair, files: Sequence[Path], prints: Sequence[Fingerprint | ImageError]) -> bool:
-    """Whether a pair is as alike when more of it is seen; the smaller of the two says how much there is to see."""
-    sides = [side for place in (pair.first, pair.second) for side in _sides(prints[place])]
-    side = min(LARGE, *sides)
-    if side < LARGER * SIDE:
-        return True
-    try:
-        both = np.stack([_small(files[place], side) for place in (pair.first, pair.second)])
-    except ImageError:  # it was there a moment ago
-        return False
-    if pair.mirrored:
-        both[1] = both[1, :, ::-1].copy()
-    strength = likeness.strengths(both).min(keepdims=True)
-    one, two = np.array([0]), np.array([1])
-    return bool(likeness.correlate(both, both, one, two) >= likeness.demanded(SAME, NOISE_LARGE, strength))
+def _unit_slopes(grey: Bytes) -> Floats:
+    slopes = _slopes(grey)
+    unit: Floats = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
+    return unit
 
 
-@lru_cache(KEPT)
-def _small(file: Path, side: int) -> Bytes:
-    return np.asarray(read_small(file, side).convert("L").resize((side, side), Image.Resampling.LANCZOS))
+def _strengths(grey: Bytes) -> Floats:
+    """Root mean square of each image's slopes, in levels."""
+    parts = (_slopes(grey[start : start + BLOCK]) for start in range(0, len(grey), BLOCK))
+    return np.concatenate([np.zeros(0, np.float32), *(np.sqrt(np.square(part).mean(axis=1)) for part in parts)])
 
 
-def _sides(look: Fingerprint | ImageError) -> tuple[int, ...]:
-    return (look.width, look.height) if isinstance(look, Fingerprint) else ()
+def _colours_agree(chroma: Bytes, others: Bytes) -> NDArray[np.bool_]:
+    """Whether images (N, S, S, 2) have the same colours, or one of the two none."""
+    one, two = chroma.astype(np.float32) - 128, others.astype(np.float32) - 128
+    first, second, apart = (np.abs(each).mean(axis=(1, 2, 3)) for each in (one, two, one - two))
+    agree: NDArray[np.bool_] = apart <= SAME_COLOURS * (FAINT + np.maximum(first, second))
+    agree |= np.minimum(first, second) < GREY
+    return agree
 
 
 def _thumbnails(known: Sequence[tuple[int, Fingerprint]]) -> Bytes:
-    pixels = np.frombuffer(b"".join(look.thumbnail for _, look in known), np.uint8)
+    pixels = np.frombuffer(b"".join(print.thumbnail for _, print in known), np.uint8)
     return pixels.reshape(len(known), SIDE, SIDE)

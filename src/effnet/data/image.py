@@ -128,7 +128,7 @@ def open_photo(
     except (ImageError, ArgumentError):
         raise
     except Exception as error:  # decoders meet arbitrary bytes, and fail with whatever comes up
-        raise ImageError(_reason(error)) from error
+        raise ImageError(explain_error(error)) from error
     raise ArgumentError("source", source, "must be a path, an open binary file, a Pillow image or an array.")
 
 
@@ -139,7 +139,7 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
     so a file that shrinks later cannot crash the process.
 
     Raises:
-        ImageError: Pillow does not know it; other errors of Pillow's come up from damaged files.
+        ImageError: it is not an image, or a damaged one.
     """
     if not file.seekable():
         file = io.BytesIO(file.read())
@@ -158,6 +158,8 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             if accepts:  # its signature is right
                 complaint = f"is a damaged {name} file ({error})."
+        except Exception as error:
+            raise ImageError(explain_error(error)) from error
     raise ImageError(complaint)
 
 
@@ -279,7 +281,7 @@ def _narrow(image: Image.Image) -> Image.Image:
     return Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
 
 
-def _reason(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """Why an image could not be read."""
     match error:
         case FileNotFoundError():

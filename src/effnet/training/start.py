@@ -148,11 +148,9 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
     if "val" in data.splits:
         _refuse_broken(list(_unreadable(data, progress)), path)
     else:
-        files = [data.file(sample) for sample in data.samples]
-        found = find_duplicates(
-            files, progress=lambda done, total: progress.update("comparing the images", done, total)
-        )
-        broken = [f"{found.files[n]} {look}" for n, look in enumerate(found.prints) if isinstance(look, ImageError)]
+        found = find_duplicates([data.file(sample) for sample in data.samples], progress=progress)
+        prints = zip(found.files, found.fingerprints, strict=True)
+        broken = [f"{file} {error}" for file, error in prints if isinstance(error, ImageError)]
         _refuse_broken(broken, path)
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
-from planted import jpeg, scaled, textures, tiles, trousers
+from planted import jpeg, scaled, textures, tiles
 
-from effnet.checking.check import check, clean
-from effnet.checking.findings import KINDS, Findings
+from effnet.checking.findings import KINDS, Findings, check, clean
 from effnet.data.dataset import Dataset, read_data, write_manifest
 from effnet.errors import ArgumentError
 
@@ -187,8 +186,8 @@ def test_classes(tmp_path: Path) -> None:
 )
 def test_images_smaller_than_the_network_sees(side: int, words: str | None, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    for number, image in enumerate(trousers(12, side)):
-        image.save(tmp_path / "a" / f"{number}.png")
+    for number, image in enumerate(textures(12)):
+        image.resize((side, side)).save(tmp_path / "a" / f"{number}.png")
     findings = check(read_data(tmp_path), resolution=224)
     assert [words in finding.message for finding in findings.of("resolution")] == ([True] if words else [])
     assert findings.sizes == dict.fromkeys(("median", "smallest", "largest"), (side, side))
