@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -18,6 +18,7 @@ from effnet.arch.specfile import SUFFIXES, spec_text
 from effnet.console import OK, Flag, Whole
 from effnet.errors import ArgumentError
 from effnet.files import write_file
+from effnet.runtime.session import EngineName
 from effnet.scaling import tables
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RESOLUTION_STEP, largest_phi, read_rule, tabulate
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from effnet.metrics.timing import Timing
 
 PHIS = (-2, -1, 1, 2, 3, 4, 5, 6, 7)
-LatencyEngine: TypeAlias = Literal["auto", "torch", "openvino", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ScaleOptions:
     """For a budget: outputs of the classifier. Default: as in what is scaled."""
     pretrained: Flag = False
     """For a budget: choose only among published networks that have weights."""
-    engine: LatencyEngine = "auto"
+    engine: EngineName | None = None
     """For --latency: what runs the networks. Default: the engine that would run what is scaled."""
     threads: Whole | None = None
     """For --latency: threads of the engine. Default: one per core."""
@@ -166,8 +166,7 @@ def _stopwatch(baseline: NetworkSpec, options: ScaleOptions) -> Callable[[Networ
     from effnet.metrics.latency import time_network
     from effnet.runtime.select import select
 
-    engine = None if options.engine == "auto" else options.engine
-    selection = select(baseline, engine=engine, batch=1, threads=options.threads)
+    selection = select(baseline, engine=options.engine, batch=1, threads=options.threads)
     console.remark(f"timed in {selection}")
 
     def time(spec: NetworkSpec) -> Timing:

@@ -1,7 +1,7 @@
 """The largest network near a rule's curve that is fast enough. Latency is measured, never modelled.
 
 The function that times a network is passed in, so that nothing here needs an engine; `effnet scale --latency` passes
-one that times random weights in the engine that runs the baseline.
+metrics.latency.time_network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_BETWEEN = 6  # networks that are timed between the two that enclose a laten
 AIM = 0.985  # of a latency: what a network that is to be timed next should take
 ENOUGH = 0.97  # of a latency: nothing closer is looked for
 
-Measure: TypeAlias = Callable[[NetworkSpec], Any]  # returns a Timing, or what has its median_ms and spread_ms
+Measure: TypeAlias = Callable[[NetworkSpec], Any]  # returns what has median_ms and spread_ms: a Timing
 
 
 @dataclass(frozen=True)
