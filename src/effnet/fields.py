@@ -59,7 +59,7 @@ def positive_int(argument: str, value: SupportsIndex) -> int:
 
 
 def one_of(argument: str, value: str, choices: Any) -> None:
-    """Raise UnknownNameError unless `value` is among the words of the Literal type `choices`."""
+    """Raise UnknownNameError unless `value` is among the values of the Literal type `choices`."""
     if value not in choices.__args__:
         raise UnknownNameError(argument, value, choices.__args__)
 
@@ -141,7 +141,7 @@ def parse_count(argument: str, amount: str | float) -> int:
 
 
 def parse_bytes(argument: str, amount: str | float) -> int:
-    """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a plain number is bytes if it is not written.
+    """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a number that is not text counts bytes.
 
     Capitals do not matter, but a small b behind a capital is a bit: 100Mb is refused.
 
@@ -152,7 +152,7 @@ def parse_bytes(argument: str, amount: str | float) -> int:
 
 
 def parse_seconds(argument: str, amount: str | float) -> float:
-    """Seconds: 20ms, 0.02s, 500us; a plain number is seconds if it is not written.
+    """Seconds: 20ms, 0.02s, 500us; a number that is not text counts seconds.
 
     Raises:
         ArgumentError: it is not a positive amount, or it is written without a unit.

@@ -115,9 +115,9 @@ def test_a_row_by_its_shorter_names(file):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("name: [b0", "is no YAML: .*line 1"),
-        ("day: 2021-99-99", "is no YAML"),
-        ("!!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
+        ("name: [b0", "is not YAML: .*line 1"),
+        ("day: 2021-99-99", "is not YAML"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
         ("", "must hold names and values"),
         ("- 1\n- 2", "must hold names and values"),
         ("1: 2", "must hold names and values"),

@@ -87,8 +87,7 @@ def is_in(name: str, report: Inheritance, kind: str = "added") -> bool:
 
 # wider and deeper: the same function
 
-GROWTHS = [(SMALL, 0.8, 0.6), (SMALL, 0.5, 1.3), (SMALL, 0.8, 1.3), (SMALL, 1.6, 0.6)]
-GROWTHS += [(LITE, 0.8, 0.6), (LITE, 0.5, 1.3), (LITE, 0.8, 1.3), (TIED, 0.9, 0.6), (TIED, 0.9, 1.8)]
+GROWTHS = [(SMALL, 0.5, 1.3), (SMALL, 0.8, 1.3), (SMALL, 1.6, 0.6), (LITE, 0.8, 1.3), (TIED, 0.9, 1.8)]
 
 
 @pytest.mark.parametrize(("network", "width", "depth"), GROWTHS)

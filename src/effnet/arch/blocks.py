@@ -99,7 +99,7 @@ class BlockSpec:
     @property
     def output_size(self) -> int:
         """Height and width of its output in pixels."""
-        return strided(self.input_size, self.stride)
+        return strided_size(self.input_size, self.stride)
 
     @property
     def output_elements(self) -> int:
@@ -139,7 +139,7 @@ class Shape:
     @property
     def stem_size(self) -> int:
         """Height and width in pixels of the stem's output."""
-        return strided(self.resolution, self.stem_stride)
+        return strided_size(self.resolution, self.stem_stride)
 
     @property
     def features(self) -> int:
@@ -186,7 +186,7 @@ def round_layers(layers: float, rule: DepthRounding) -> int:
     return _whole(rounded + (rounded < 1))
 
 
-def squeezed_channels(channels: int, ratio: float) -> int:
+def round_squeeze(channels: int, ratio: float) -> int:
     """Channels inside squeeze-and-excitation, from those of the block's input; 0 without it."""
     if not ratio:
         return 0
@@ -194,7 +194,7 @@ def squeezed_channels(channels: int, ratio: float) -> int:
     return _whole(squeezed + (squeezed < 1))
 
 
-def strided(size: int, stride: int) -> int:
+def strided_size(size: int, stride: int) -> int:
     """The output size of a convolution of `stride`, which is the same for both kinds of padding."""
     return -(-size // stride)
 

@@ -57,7 +57,7 @@ def cost(spec: NetworkSpec) -> NetworkCost:
     """The cost of `spec` at its resolution, per block, per stage and in total.
 
     Raises:
-        ArgumentError: it is no NetworkSpec.
+        ArgumentError: `spec` is not a NetworkSpec.
     """
     if not isinstance(spec, NetworkSpec):
         raise ArgumentError("spec", spec, "must be a NetworkSpec; effnet.spec('b0') makes one.")

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from effnet.arch.blocks import OPS, Activation, BlockRun, BlockSpec, Layer, Shape, strided
+from effnet.arch.blocks import OPS, Activation, BlockRun, BlockSpec, Layer, Shape, strided_size
 from effnet.arch.cost import block_cost, total_cost
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, UnknownNameError
@@ -91,7 +91,7 @@ class PartMemory:
     params: int
     kept: int  # by each of them
     working: int  # what its backward pass holds beside what is kept
-    again: int  # what it takes to compute the last one's output again, for the part behind
+    recomputed: int  # what it takes to compute the last one's output recomputed, for the part behind
 
 
 def inference_memory(network: NetworkSpec | Shape) -> int:
@@ -216,15 +216,15 @@ def stem_memory(shape: Shape, keep: Keep | None) -> PartMemory:
     elements = shape.stem_channels * shape.stem_size**2
     params = shape.stem_channels * (shape.stem_kernel**2 * shape.in_channels + 2)
     if keep is None or keep is Keep.ACTIVATIONS:
-        kept, again = (_copies(shape.activation) if keep is None else 2), 0
+        kept, recomputed = (_maps_without_plan(shape.activation) if keep is None else 2), 0
     else:
-        kept, again = (0, 2) if keep is Keep.BOTTLENECKS else (1, 1)
+        kept, recomputed = (0, 2) if keep is Keep.BOTTLENECKS else (1, 1)
     working = (2 if kept else 3) * elements
     if not shape.stem_pool:
-        return PartMemory(1, params, kept * elements, working, again * elements)
+        return PartMemory(1, params, kept * elements, working, recomputed * elements)
     # Pooling reads the activation itself, and remembers the place of each of its outputs
-    pooled = shape.stem_channels * strided(shape.stem_size, 2) ** 2
-    return PartMemory(1, params, (kept + (again > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
+    pooled = shape.stem_channels * strided_size(shape.stem_size, 2) ** 2
+    return PartMemory(1, params, (kept + (recomputed > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
 
 
 def head_memory(shape: Shape, keep: Keep | None) -> PartMemory:
@@ -233,8 +233,10 @@ def head_memory(shape: Shape, keep: Keep | None) -> PartMemory:
     classifier = (shape.head_channels + 1) * shape.num_classes
     if not shape.head:
         last = shape.runs[-1].block
-        return PartMemory(1, classifier, 2 * shape.head_channels - _read(last, keep, shape.activation), elements, 0)
-    kept = _copies(shape.activation) - 1 if keep is None else int(keep > Keep.BOTTLENECKS)
+        return PartMemory(
+            1, classifier, 2 * shape.head_channels - _kept_for_next(last, keep, shape.activation), elements, 0
+        )
+    kept = _maps_without_plan(shape.activation) - 1 if keep is None else int(keep > Keep.BOTTLENECKS)
     params = shape.head_channels * (shape.features + 2) + classifier
     return PartMemory(1, params, kept * elements + 2 * shape.head_channels, (2 if kept else 3) * elements, 0)
 
@@ -244,14 +246,14 @@ def block_memory(run: BlockRun, keep: Keep | None, activation: Activation) -> Pa
     block = run.block
     full = keep is None or keep is Keep.ACTIVATIONS
     squeezes = block.squeeze_channels > 0
-    kept = (2 * (block.squeeze_channels + block.scaled_channels) + _scaled(block) * full) * squeezes
+    kept = (2 * (block.squeeze_channels + block.scaled_channels) + _scaled_elements(block) * full) * squeezes
     for layer in block.layers:
-        kept = kept + layer.elements * _maps(block, layer, keep, activation)
-    summed, read = OPS[block.op].activates_sum, _read(block, keep, activation)
+        kept = kept + layer.elements * _kept_maps(block, layer, keep, activation)
+    summed, read = OPS[block.op].activates_sum, _kept_for_next(block, keep, activation)
     if summed or not block.path[-1].activation:  # else the output is the last layer's, which is counted
         kept = kept + read + block.output_elements * summed
-    again = 0 if summed else block.output_elements - read
-    return PartMemory(run.count, block_cost(block).params, kept, _working(block, keep, activation), again)
+    recomputed = 0 if summed else block.output_elements - read
+    return PartMemory(run.count, block_cost(block).params, kept, _working_elements(block, keep, activation), recomputed)
 
 
 def _shape(network: NetworkSpec | Shape) -> Shape:
@@ -278,21 +280,21 @@ def _check_ops(shape: Shape) -> None:
             raise ArgumentError("plan", block.name, f"is a {block.op} block, which cannot be recomputed.")
 
 
-def _copies(activation: Activation) -> int:
+def _maps_without_plan(activation: Activation) -> int:
     """Maps that a layer keeps without a plan: convolved, normalised, activated; relu writes over the second one."""
     return 2 if activation == "relu" else 3
 
 
-def _maps(block: BlockSpec, layer: Layer, keep: Keep | None, activation: Activation) -> int:
+def _kept_maps(block: BlockSpec, layer: Layer, keep: Keep | None, activation: Activation) -> int:
     """How many maps of a layer are kept, its output among them where it has an activation."""
     if keep is None:
-        return _copies(activation) if layer.activation else 1
+        return _maps_without_plan(activation) if layer.activation else 1
     if keep is Keep.ACTIVATIONS:
         return 2 if layer.activation else 1
     return int(keeps_output(block, layer, keep))
 
 
-def _read(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
+def _kept_for_next(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
     """Elements of a block's output that are kept only because the next part reads them."""
     full = keep is None or keep is Keep.ACTIVATIONS
     if OPS[block.op].activates_sum:
@@ -302,12 +304,12 @@ def _read(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
     return block.output_elements * (full or 1 * block.has_shortcut)
 
 
-def _scaled(block: BlockSpec) -> int:
+def _scaled_elements(block: BlockSpec) -> int:
     """Elements of the map that squeeze-and-excitation scales."""
     return block.scaled_channels * block.path[-1].input_size ** 2
 
 
-def _working(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
+def _working_elements(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
     """What the backward pass of a block holds beside what is kept, at its worst moment."""
     path = block.path
     if len(path) < 2 or not path[-2].depthwise or path[-1].activation:
@@ -317,7 +319,7 @@ def _working(block: BlockSpec, keep: Keep | None, activation: Activation) -> int
     full = keep is None or keep is Keep.ACTIVATIONS
     wide, expanded = path[-2], path[0].elements if len(path) > 2 else 0
     product = wide.elements * (block.squeeze_channels > 0)
-    kept = wide.elements * _maps(block, wide, keep, activation) + product * full
+    kept = wide.elements * _kept_maps(block, wide, keep, activation) + product * full
     passed = 2 * wide.elements + product * (1 if full else 2)  # gradients on their way through squeeze-and-excitation
     if keep is Keep.BOTTLENECKS:
         passed = passed + wide.elements + 2 * expanded
@@ -332,15 +334,15 @@ def _peak(parts: list[PartMemory], scale: int) -> int:
     `scale`: bytes of one element of each image of the batch.
     """
     moments = []
-    kept, again, gradients = 0, 0, sum(part.count * part.params for part in parts)
+    kept, recomputed, gradients = 0, 0, sum(part.count * part.params for part in parts)
     for part in parts:
         # Within equal parts the sum changes evenly, so its largest value is at one of their ends.
-        first = scale * (kept + part.kept + part.working + again) + FLOAT * gradients
+        first = scale * (kept + part.kept + part.working + recomputed) + FLOAT * gradients
         kept = kept + part.count * part.kept
         gradients = gradients - part.count * part.params
-        last = scale * (kept + part.working + again * (part.count == 1)) + FLOAT * (gradients + part.params)
+        last = scale * (kept + part.working + recomputed * (part.count == 1)) + FLOAT * (gradients + part.params)
         moments += [first * (part.count > 0), last * (part.count > 0)]
-        again = part.again * (part.count > 0) + again * (part.count == 0)
+        recomputed = part.recomputed * (part.count > 0) + recomputed * (part.count == 0)
     return _largest(moments)
 
 

@@ -83,8 +83,8 @@ class Work:
     elements: int  # of normalised maps, activations and products
 
     @property
-    def weighed(self) -> int:
-        """Both in multiply-adds."""
+    def equivalent_macs(self) -> int:
+        """Both together, in multiply-adds."""
         return self.macs + WRITTEN * self.elements
 
 
@@ -110,7 +110,7 @@ def find_plan(
             kind of block that cannot be recomputed.
     """
     levels = {  # extra work and elements kept at each level, those that keep most first
-        name: {keep: (work(keep).weighed, memory(keep).kept) for keep in sorted(Keep, reverse=True)}
+        name: {keep: (work(keep).equivalent_macs, memory(keep).kept) for keep in sorted(Keep, reverse=True)}
         for name, (work, memory) in _functions(spec).items()
     }
 
@@ -158,7 +158,7 @@ def _functions(spec: NetworkSpec) -> dict[str, tuple[Callable[[Keep], Work], Cal
 def _end_work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
     """What stem or head compute again, per image."""
     part = cost(spec).blocks[0 if name == "stem" else -2]
-    passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # nobody reads the head's activation again
+    passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # the head's activation is never read again
     again = keep is Keep.BOTTLENECKS
     return Work(part.macs * again, part.activations * (passes + again))
 

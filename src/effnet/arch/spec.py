@@ -30,8 +30,8 @@ from effnet.arch.blocks import (
     Shape,
     round_channels,
     round_layers,
-    squeezed_channels,
-    strided,
+    round_squeeze,
+    strided_size,
 )
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
@@ -143,7 +143,7 @@ class NetworkSpec:
     def shape_at(self, width: float, depth: float, resolution: int) -> Shape:
         """The shape at another width, depth and resolution, each a number or an array of numbers."""
         stem = self.stem if self.fixed_ends else round_channels(self.stem * width)
-        channels, size = stem, strided(resolution, self.stem_stride * (1 + self.stem_pool))
+        channels, size = stem, strided_size(resolution, self.stem_stride * (1 + self.stem_pool))
         runs = []
         layers = self.scaled_layers(depth, self.depth_rounding)
         for number, (row, count) in enumerate(zip(self.stages, layers, strict=True), start=FIRST_STAGE):
@@ -158,7 +158,7 @@ class NetworkSpec:
                     kernel_size=row.kernel_size,
                     stride=row.stride if index == 0 else 1,
                     expand_ratio=row.expand_ratio,
-                    squeeze_channels=squeezed_channels(channels, ratio if OPS[row.op].squeezes else 0.0),
+                    squeeze_channels=round_squeeze(channels, ratio if OPS[row.op].squeezes else 0.0),
                     drop_rate=0.0,
                     input_size=size,
                     op=row.op,
@@ -289,7 +289,7 @@ class NumericPolicy:
     The defaults are those of a fresh network. `bn_momentum` is in torch's terms, the share of the newest batch in the
     running statistics: .01 is what TensorFlow calls .99. It averages over hundreds of steps, so after a short run of
     fewer steps the statistics still hold their starting values: train briefly with .1, or estimate them anew.
-    `padding`: "symmetric" pads both sides by (kernel - 1) / 2; "same" is TensorFlow's rule, which pads a strided
+    `padding`: "symmetric" pads both sides by (kernel - 1) / 2; "same" is TensorFlow's rule, which pads a strided_size
     convolution's even input more at the end, and costs about 14 % of the speed (timm's published figures, RTX 4090).
     """
 

@@ -43,20 +43,20 @@ def read_spec(path: str | Path) -> NetworkSpec:
     """The network in a file.
 
     Raises:
-        ArgumentError: the file does not exist, is no YAML or holds no network; it and the reason are named.
+        ArgumentError: the file does not exist, is not YAML or does not describe a network: line and reason.
     """
     values, place = read_mapping(path), list[Any]()
     try:
         return _network(values, place)
     except ArgumentError as error:
-        lines, words = _lines(Path(path).read_text(encoding="utf-8")), str(error)
+        lines, reason = _lines(Path(path).read_text(encoding="utf-8")), str(error)
         named = next((key for key in (error.argument, error.value) if _is_line((*place, key), lines)), None)
         line = lines.get((*place, named) if named is not None else tuple(place))
         where = f"line {line}: " if line else ""
         for short, long in SHORT.items() if place else ():
             if isinstance(row := values["stages"][place[1]], Mapping) and short in row:  # as the user wrote it
-                words = words.replace(f"`{long}`", f"`{short}`")
-        raise ArgumentError("file", str(path), f"holds no network: {where}{words}") from error
+                reason = reason.replace(f"`{long}`", f"`{short}`")
+        raise ArgumentError("file", str(path), f"does not describe a network: {where}{reason}") from error
 
 
 def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
@@ -120,7 +120,7 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
     """The names and values in a YAML file; nothing in it is ever executed.
 
     Raises:
-        ArgumentError: the file does not exist, is no YAML or holds something else than names and values.
+        ArgumentError: the file does not exist, is not YAML or holds something else than names and values.
     """
     import yaml
 
@@ -132,11 +132,11 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError("file", str(path), f"cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2021-99-99
-        raise ArgumentError("file", str(path), f"is no YAML: {' '.join(str(error).split())}") from error
+        raise ArgumentError("file", str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ArgumentError("file", str(path), "must hold names and values, such as `width: 1.2`.")
     try:
         _lines(text)
     except ArgumentError as error:
-        raise ArgumentError("file", str(path), f"is no use: {error}") from error
+        raise ArgumentError("file", str(path), f"cannot be used: {error}") from error
     return values

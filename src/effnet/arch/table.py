@@ -35,9 +35,9 @@ def stage_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
     """The stages of `spec`, 1 to 9 for the family."""
     firsts = [block for block in spec.blocks if block.index == 0]
     stages = cost(spec).stages
-    rows = [_stem("1", spec, stages[0])]
+    rows = [_stem_row("1", spec, stages[0])]
     for block, layers, price in zip(firsts, spec.layers, stages[1:-1], strict=True):
-        rows.append(_block(str(block.stage), block, layers, price))
+        rows.append(_block_row(str(block.stage), block, layers, price))
     head = "Conv1x1 & Pooling & FC" if spec.head else "Pooling & FC"
     rows.append(StageRow(str(len(stages)), head, spec.final_size, spec.head_channels, 1, 1, stages[-1]))
     return tuple(rows)
@@ -46,17 +46,17 @@ def stage_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
 def block_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
     """The stem, every block, the head and the classifier of `spec`."""
     stem, *blocks, head, classifier = cost(spec).blocks
-    rows = [_stem("stem", spec, stem)]
-    rows += [_block(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
+    rows = [_stem_row("stem", spec, stem)]
+    rows += [_block_row(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
     rows.append(StageRow("head", "Conv1x1" if spec.head else "none", spec.final_size, spec.head_channels, 1, 1, head))
     rows.append(StageRow("classifier", "Pooling & FC", spec.final_size, spec.num_classes, 1, 1, classifier))
     return tuple(rows)
 
 
-def _stem(name: str, spec: NetworkSpec, price: Cost) -> StageRow:
+def _stem_row(name: str, spec: NetworkSpec, price: Cost) -> StageRow:
     operator = f"Conv{spec.stem_kernel}x{spec.stem_kernel}" + (" & MaxPool" if spec.stem_pool else "")
     return StageRow(name, operator, spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
 
 
-def _block(name: str, block: BlockSpec, layers: int, price: Cost) -> StageRow:
+def _block_row(name: str, block: BlockSpec, layers: int, price: Cost) -> StageRow:
     return StageRow(name, OPS[block.op].title(block), block.input_size, block.out_channels, layers, block.stride, price)

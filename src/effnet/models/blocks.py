@@ -1,6 +1,6 @@
 """The building blocks: ConvNormAct, SqueezeExcitation, StochasticDepth, and a module for each kind in arch/blocks.py.
 
-Attribute names follow the paper's words, in the order of computation, so a state dict reads like the network.
+Attribute names are the paper's terms, in the order of computation, so a state dict reads like the network.
 
 Departures from the tutorial's blocks: squeeze-and-excitation and stochastic depth are modules of their own; nothing is
 added in place, so a feature map that a caller keeps is never changed behind its back.
@@ -9,7 +9,7 @@ added in place, so a feature map that a caller keeps is never changed behind its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class ConvNormAct(nn.Sequential):
     ) -> None:
         super().__init__()
         symmetric = (kernel_size - 1) // 2
-        # Both kinds of padding are one where nothing is strided: SAME then needs no pass of its own.
+        # Where nothing is strided both kinds of padding are the same, and SAME needs no pass of its own.
         if padding == "same" and stride > 1:
             self.pad = SamePad(kernel_size, stride)
             symmetric = 0
@@ -135,31 +135,21 @@ class MBConv(nn.Module):
 
     def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
         super().__init__()
-        expanded = block.expanded_channels
+        conv = partial(ConvNormAct, norm=norm, padding=padding)
+        inputs, wide, outputs = block.in_channels, block.expanded_channels, block.out_channels
 
         # expand: 1x1, left out where nothing is widened
-        self.expand: nn.Module = nn.Identity()
-        if block.expand_ratio != 1:
-            self.expand = ConvNormAct((block.in_channels, expanded), norm=norm, activation=activation, padding=padding)
+        self.expand = conv((inputs, wide), activation=activation) if block.expand_ratio != 1 else nn.Identity()
 
         # depthwise: one filter per channel
-        self.depthwise = ConvNormAct(
-            (expanded, expanded),
-            block.kernel_size,
-            stride=block.stride,
-            groups=expanded,
-            norm=norm,
-            activation=activation,
-            padding=padding,
-        )
+        self.depthwise = conv((wide, wide), block.kernel_size, stride=block.stride, groups=wide, activation=activation)
 
         # squeeze and excitation
-        self.se: nn.Module = nn.Identity()
-        if block.squeeze_channels:
-            self.se = SqueezeExcitation(expanded, block.squeeze_channels, activation)
+        squeezed = block.squeeze_channels
+        self.se = SqueezeExcitation(wide, squeezed, activation) if squeezed else nn.Identity()
 
         # project: 1x1, linear
-        self.project = ConvNormAct((expanded, block.out_channels), norm=norm, activation=None, padding=padding)
+        self.project = conv((wide, outputs), activation=None)
 
         # shortcut
         self.has_shortcut = block.has_shortcut
@@ -181,22 +171,15 @@ class SeparableConv(nn.Module):
 
     def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
         super().__init__()
-        self.depthwise = ConvNormAct(
-            (block.in_channels, block.in_channels),
-            block.kernel_size,
-            stride=block.stride,
-            groups=block.in_channels,
-            norm=norm,
-            activation=activation,
-            padding=padding,
-        )
-        self.pointwise = ConvNormAct(
-            (block.in_channels, block.out_channels), norm=norm, activation=activation, padding=padding
-        )
+        conv = partial(ConvNormAct, norm=norm, padding=padding, activation=activation)
+        inputs = block.in_channels
+        self.depthwise = conv((inputs, inputs), block.kernel_size, stride=block.stride, groups=inputs)
+        self.pointwise = conv((inputs, block.out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        return self.pointwise(self.depthwise(x))
+        x = self.depthwise(x)
+        return self.pointwise(x)
 
 
 class Bottleneck(nn.Module):
@@ -204,20 +187,18 @@ class Bottleneck(nn.Module):
 
     def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
         super().__init__()
-        how: dict[str, Any] = {"norm": norm, "padding": padding}
-        inner = block.layers[0].outputs
+        conv = partial(ConvNormAct, norm=norm, padding=padding)
+        inputs, inner, outputs = block.in_channels, block.layers[0].outputs, block.out_channels
 
         # to the inner channels, between them, and out of them
-        self.reduce = ConvNormAct((block.in_channels, inner), activation=activation, **how)
-        self.conv = ConvNormAct((inner, inner), block.kernel_size, stride=block.stride, activation=activation, **how)
-        self.widen = ConvNormAct((inner, block.out_channels), activation=None, **how)
+        self.reduce = conv((inputs, inner), activation=activation)
+        self.conv = conv((inner, inner), block.kernel_size, stride=block.stride, activation=activation)
+        self.widen = conv((inner, outputs), activation=None)
 
         # shortcut
-        self.shortcut: nn.Module = nn.Identity()
-        self.drop = StochasticDepth(block.drop_rate) if block.has_shortcut else nn.Identity()
-        if not block.has_shortcut:
-            channels = block.in_channels, block.out_channels
-            self.shortcut = ConvNormAct(channels, stride=block.stride, activation=None, **how)
+        identity = block.has_shortcut
+        self.shortcut = nn.Identity() if identity else conv((inputs, outputs), stride=block.stride, activation=None)
+        self.drop = StochasticDepth(block.drop_rate) if identity else nn.Identity()
         self.act = ACTIVATIONS[activation](inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,6 +209,8 @@ class Bottleneck(nn.Module):
         return self.act(self.shortcut(x) + self.drop(y))
 
 
+# The module of each kind in arch/blocks.py. A kind that `recomputes` names each layer's ConvNormAct as its entry does,
+# squeeze-and-excitation `se`, the stochastic depth before a sum `drop`, and the sum's activation `act`.
 BLOCKS: dict[str, type[nn.Module]] = {"mbconv": MBConv, "separable": SeparableConv, "bottleneck": Bottleneck}
 
 

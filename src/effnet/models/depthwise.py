@@ -91,7 +91,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def select_kernel(x: Tensor, filter: Filter, features: Collection[str]) -> str:
-    """The name in KERNELS of the weight gradient's kernel, from shape, memory layout and processor alone.
+    """The name in KERNELS of the weight gradient's kernel, from nothing but shape, memory layout and processor.
 
     Args:
         x: the convolution's input (N, C, H, W).

@@ -135,7 +135,7 @@ class EfficientNet(nn.Module):
         """Replace the classifier by a fresh one for `num_classes` classes; everything else stays.
 
         Raises:
-            ArgumentError: `num_classes` is no positive whole number.
+            ArgumentError: `num_classes` is not a positive whole number.
         """
         num_classes = positive_int("num_classes", num_classes)
         old = self.classifier

@@ -1,4 +1,4 @@
-"""Training that keeps less: a network follows a plan (arch.memory) part by part.
+"""Training that keeps less: a network follows a plan (arch/recompute.py) part by part.
 
 Autograd keeps every tensor that the backward pass will read. Most of them can be computed again from a few others: a
 normalised map from the convolution's output, an activation from that, a whole block from its input. A part under a plan
@@ -40,7 +40,7 @@ aten = torch.ops.aten
 
 
 class Source:
-    """A tensor of the forward pass: kept, or computed again when it is asked for, and held until it is released."""
+    """A tensor of the forward pass: kept, or computed again when it is needed, and held until it is released."""
 
     def __init__(self, recipe: Callable[[], Tensor] | None = None, kept: Tensor | None = None) -> None:
         self.recipe, self.value = recipe, kept
@@ -92,7 +92,7 @@ def _check_norm(norm: nn.Module) -> None:
     """Refuse what computes something else than torch's batch normalisation with weight and bias."""
     if type(norm).forward is not nn.BatchNorm2d.forward or getattr(norm, "weight", None) is None:
         raise ArgumentError(
-            "norm", str(norm), "is not BatchNorm2d with weight and bias; a plan recomputes nothing else."
+            "norm", str(norm), "is not BatchNorm2d with weight and bias, which is all that a plan can recompute."
         )
 
 
@@ -122,7 +122,7 @@ def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
 
 def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
     """One layer. `conv` and `act`: whether the outputs of its convolution and of its activation are kept."""
-    source, precision = _source(x), _autocast(x)
+    source, precision = _source_of(x), _autocast(x)
     pad: nn.Module | None = getattr(part, "pad", None)
     # The weights of this forward pass: the module may hold others by then, as under torch.func.functional_call.
     weight, bias = cast(Tensor, part.norm.weight), cast(Tensor, part.norm.bias)
@@ -136,14 +136,14 @@ def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Te
             return conv2d(padded())
 
     entering = x if pad is None else pad(x)
-    with nullcontext() if x is entering and source.recipe is None else _replacing(entering, padded):
+    with nullcontext() if x is entering and source.recipe is None else _replace_saved(entering, padded):
         z = part.conv(entering)
     after_conv = Source(kept=z.detach()) if conv else Source(convolved)
     after_act = Source()
     y, mean, scale = _NormAct.apply(z, weight, bias, part, after_conv, after_act)
     affine = weight.detach(), bias.detach()
     after_act.recipe = lambda: _act(part, _norm(after_conv.get(), mean, scale, *affine))
-    return y if act else _from(y, after_act)
+    return y if act else _attach(y, after_act)
 
 
 def _squeeze_excite(se: SqueezeExcitation, x: Tensor, *, keep: bool) -> Tensor:
@@ -151,16 +151,16 @@ def _squeeze_excite(se: SqueezeExcitation, x: Tensor, *, keep: bool) -> Tensor:
     scale = se.scale(x)
     if keep:
         return x * scale
-    source, factor = _source(x), scale.detach()
+    source, factor = _source_of(x), scale.detach()
     product = Source(lambda: source.get() * factor)
 
     def again() -> Tensor:
         product.release()  # the projection, which reads it, comes first in the backward pass
         return source.get()
 
-    with _replacing(x, again):
+    with _replace_saved(x, again):
         y = x * scale
-    return _from(y, product)
+    return _attach(y, product)
 
 
 class _NormAct(torch.autograd.Function):
@@ -219,11 +219,11 @@ class _NormAct(torch.autograd.Function):
         _, by_weight, by_bias = aten.native_batch_norm_backward(grad, z, weight, *arguments, [False, True, True])
         slope = scale * weight
         if not batch:
-            return grad.mul_(_wide(slope)), by_weight, by_bias, None, None, None
+            return grad.mul_(_per_channel(slope)), by_weight, by_bias, None, None, None
         count = z.numel() // z.shape[1]
         tilt = slope * scale * by_weight / -count
         shift = slope * by_bias / -count - tilt * mean
-        grad = grad.mul_(_wide(slope)).addcmul_(z, _wide(tilt).to(z.dtype)).add_(_wide(shift))
+        grad = grad.mul_(_per_channel(slope)).addcmul_(z, _per_channel(tilt).to(z.dtype)).add_(_per_channel(shift))
         return grad, by_weight, by_bias, None, None, None
 
 
@@ -247,23 +247,23 @@ def _act_backward(part: ConvNormAct, grad: Tensor, x: Tensor) -> Tensor:
     return aten.silu_backward.grad_input(grad, x, grad_input=x)
 
 
-def _wide(channels: Tensor) -> Tensor:
+def _per_channel(channels: Tensor) -> Tensor:
     return channels.view(1, -1, 1, 1)
 
 
-def _from(x: Tensor, source: Source) -> Tensor:
+def _attach(x: Tensor, source: Source) -> Tensor:
     """`x` with its source attached, for the layer that reads it."""
     x.source = source, x._version  # type: ignore[attr-defined]  # an attribute of our own
     return x
 
 
-def _source(x: Tensor) -> Source:
-    """Where `x` comes from: from the layer before, or it is kept anyway, as it is where somebody wrote into it."""
+def _source_of(x: Tensor) -> Source:
+    """Where `x` comes from: the layer before, or the map itself, which is kept anyway or was written into since."""
     source, version = getattr(x, "source", (None, None))
     return source if source is not None and version == x._version else Source(kept=x.detach())
 
 
-def _replacing(kept: Tensor, again: Callable[[], Tensor]) -> AbstractContextManager[None]:
+def _replace_saved(kept: Tensor, again: Callable[[], Tensor]) -> AbstractContextManager[None]:
     """Autograd keeps `again` where it would keep this tensor."""
     address, shape = kept.untyped_storage()._cdata, kept.shape  # the tensor itself in a closure would stay in memory
     return saved_tensors_hooks(
