@@ -18,12 +18,15 @@ from effnet.arch.specfile import SUFFIXES, spec_text
 from effnet.console import OK, Flag, Whole
 from effnet.errors import ArgumentError
 from effnet.files import write_file
+from effnet.plots.style import drawable
+from effnet.runtime.select import select
 from effnet.runtime.session import EngineName
 from effnet.scaling import tables
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RESOLUTION_STEP, largest_phi, read_rule, tabulate
 from effnet.scaling.fitting import fit_spec
 from effnet.scaling.laws import laws
+from effnet.scaling.plots import draw_candidates
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
@@ -123,9 +126,6 @@ def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOption
         fixed = "does not go with --pretrained: a published network is as it is."
         _refuse({**given, **limits}, ("rule", "depth_rounding", "width", "depth"), fixed)
     if options.plot is not None:
-        from effnet.plots.style import drawable
-        from effnet.scaling.plots import draw_candidates
-
         drawable(options.plot)
         if options.pretrained or not budget.limits:
             rule = "draws the networks near the curve, of which neither --pretrained nor a latency alone counts any."
@@ -163,8 +163,7 @@ def _save(network: NetworkSpec, path: Path | None, command: str) -> str:
 
 def _stopwatch(baseline: NetworkSpec, options: ScaleOptions) -> Callable[[NetworkSpec], Timing]:
     """A function that times networks of random weights, one image at a time, in the engine that runs the baseline."""
-    from effnet.metrics.latency import time_network
-    from effnet.runtime.select import select
+    from effnet.metrics.latency import time_network  # needs torch
 
     selection = select(baseline, engine=options.engine, batch=1, threads=options.threads)
     console.remark(f"timed in {selection}")
