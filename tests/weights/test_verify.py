@@ -143,13 +143,9 @@ def test_a_wrong_name_is_seen(tmp_path, monkeypatch):
     """Two names swapped in our rule: the round trip cannot see it, the library can."""
     path = saved(tmp_path / "a.pth", shaken(torchvision.models.efficientnet_b0(num_classes=5), 64).state_dict())
     rule = LAYOUTS["torchvision"]
-
-    def swapped(step):
-        conv, norm = rule.names(step)
-        old, new = {"depthwise": ("block.1.", "block.0."), "expand": ("block.0.", "block.1.")}.get(step.role, ("", ""))
-        return conv, norm.replace(old, new, 1)
-
-    monkeypatch.setitem(layouts.LAYOUTS, "torchvision", dataclasses.replace(rule, names=swapped))
+    swapped = {"expand": "0.0 1.1", "depthwise": "{at1}.0 0.1"}  # of a block with an expansion, the normalisations
+    roles = {**rule.roles, **swapped}
+    monkeypatch.setitem(layouts.LAYOUTS, "torchvision", dataclasses.replace(rule, roles=roles))
     assert check(path).relative > 100 * ALLOWED
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)

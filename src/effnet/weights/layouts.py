@@ -1,8 +1,8 @@
-"""How each library names the tensors of this network: one walk over the blocks, one naming rule per library.
+"""How each library names the tensors of this network: one walk over the blocks, one table of names per library.
 
 `walk` visits the steps that hold tensors in the order of computation, which is also the order of the state dicts. A
-Layout turns a step into the names of its convolution and its normalisation, so the same rule reads and writes. Sources
-add what keys cannot tell: batch normalisation's constants and the kind of padding belong to the library that trained.
+Layout turns a step into the names of its convolution and its normalisation, so the same names read and write. A source
+adds what keys cannot tell: batch normalisation's constants and the padding belong to the library that trained.
 
 Read from: tutorial (WZMIAOMIAO's code), torchvision 0.29, timm 1.0, efficientnet-pytorch 0.7 (lukemelas),
 transformers 5 (hf), Keras 3 (layers by name in older files, by number in newer ones).
@@ -10,7 +10,7 @@ transformers 5 (hf), Keras 3 (layers by name in older files, by number in newer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from effnet.arch.blocks import BlockSpec
@@ -30,7 +30,7 @@ class LayoutStep:
     number: int = 0  # of the block, counted through the network from 0
     convs: int = 0  # convolutions before this one, depthwise ones apart
     norms: int = 0  # normalisations before this one
-    dropout: bool = True  # whether the network has a dropout rate above 0; the tutorial's classifier moves without
+    dropout: bool = True  # whether the network has a dropout rate above 0
 
     @property
     def has_norm(self) -> bool:
@@ -38,18 +38,33 @@ class LayoutStep:
         return self.role not in ("squeeze", "excite", "classifier")
 
     @property
-    def place(self) -> BlockSpec:
-        """The block that this step is part of."""
-        assert self.block is not None, self.role
-        return self.block
+    def fields(self) -> dict[str, object]:
+        """What the names of a layout are made of."""
+        counts = {"_convs": self.convs, "_norms": self.norms, "_number": self.number}  # Keras writes no 0
+        fields: dict[str, object] = {name: f"_{count}" if count else "" for name, count in counts.items()}
+        fields |= {"role": self.role, "dropout": str(int(self.dropout))}
+        if (block := self.block) is None:
+            return fields
+        expands = block.expand_ratio != 1
+        return fields | {
+            "block": block.name,
+            "number": self.number,
+            "number1": self.number + 1,
+            "stage0": block.stage - 2,  # stages with blocks, counted from 0
+            "stage1": block.stage - 1,  # and from 1
+            "index": block.index,
+            "letter": chr(ord("a") + block.index),  # runs on past z into { | } ~
+            "l": "l" if expands else "",  # timm's conv_pwl, where a conv_pw was before
+            **{f"at{place}": place - (not expands) for place in (1, 2, 3)},  # in blocks whose expansion is at 0
+        }
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A library's naming rule: `names` gives a step's prefixes, of its convolution and of its normalisation (or "")."""
+    """A library's names: of each role a convolution and a normalisation, as templates of LayoutStep.fields."""
 
     name: str
-    names: Callable[[LayoutStep], tuple[str, str]]
+    roles: Mapping[str, str]  # "conv norm" by role, or "conv"; within a block behind the prefix "block"
     weight: tuple[str, str] = (".weight", ".bias")
     norm: tuple[str, ...] = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
     baseline: str = ""  # the only network that is named so, one of variants.BASELINES; "": EfficientNets
@@ -58,17 +73,28 @@ class Layout:
 
     @property
     def library(self) -> str:
-        """Whose naming rule it is."""
+        """Whose names they are."""
         return self.name.removesuffix("-numbered").removesuffix(f"-{self.baseline}")
 
     @property
     def mark(self) -> str:
         """The key that identifies the layout."""
-        return self.own_key or self.names(LayoutStep("stem", ()))[0] + self.weight[0]
+        return self.own_key or self.weight_key(LayoutStep("stem", ()))
+
+    def prefixes(self, step: LayoutStep) -> tuple[str, str]:
+        """The prefixes of a step's convolution and of its normalisation, which is "" where it has none."""
+        block = self.roles["block"] if step.block else ""
+        conv, _, norm = (self.roles.get(step.role) or self.roles["layer"]).partition(" ")
+        fields = step.fields
+        return (block + conv).format_map(fields), norm and (block + norm).format_map(fields)
+
+    def weight_key(self, step: LayoutStep) -> str:
+        """The key of a step's weight."""
+        return self.prefixes(step)[0] + self.weight[0]
 
     def keys(self, step: LayoutStep) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The keys of a step in order, each with its shape."""
-        conv, norm = self.names(step)
+        conv, norm = self.prefixes(step)
         outputs = step.shape[:1]
         yield conv + self.weight[0], step.shape
         if step.has_norm:
@@ -106,199 +132,133 @@ def _steps(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], BlockSpec 
     yield "classifier", (spec.num_classes, spec.head_channels), None, 0
 
 
-def _native(step: LayoutStep) -> tuple[str, str]:
-    if step.role == "classifier":
-        return "classifier", ""
-    if step.block is None:
-        return f"{step.role}.conv", f"{step.role}.norm"
-    if step.has_norm:
-        return f"{step.block.name}.{step.role}.conv", f"{step.block.name}.{step.role}.norm"
-    return f"{step.block.name}.se.{step.role}", ""
-
-
-def _tutorial(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return f"classifier.{1 if step.dropout else 0}", ""  # no dropout layer is built for a rate of 0
-        case "stem" | "head":
-            place = "features.stem_conv" if step.role == "stem" else "features.top"
-        case role:
-            letter = chr(ord("a") + step.place.index)  # the tutorial runs past z into { | } ~
-            part = {"expand": "expand_conv", "depthwise": "dwconv", "project": "project_conv"}
-            part |= {"squeeze": "se.fc1", "excite": "se.fc2"}
-            place = f"features.{step.place.stage - 1}{letter}.block.{part[role]}"
-            if not step.has_norm:
-                return place, ""
-    return f"{place}.0", f"{place}.1"
-
-
-def _torchvision(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "classifier.1", ""
-        case "stem" | "head":
-            place = "features.0" if step.role == "stem" else "features.8"
-        case role:
-            position = ("expand", "depthwise", "squeeze", "project").index("squeeze" if role == "excite" else role)
-            position -= step.place.expand_ratio == 1
-            place = f"features.{step.place.stage - 1}.{step.place.index}.block.{position}"
-            if not step.has_norm:
-                return f"{place}.{'fc1' if role == 'squeeze' else 'fc2'}", ""
-    return f"{place}.0", f"{place}.1"
-
-
-def _timm(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "classifier", ""
-        case "stem":
-            return "conv_stem", "bn1"
-        case "head":
-            return "conv_head", "bn2"
-        case "squeeze" | "excite":
-            place = f"blocks.{step.place.stage - 2}.{step.place.index}.se."
-            return place + ("conv_reduce" if step.role == "squeeze" else "conv_expand"), ""
-        case role:
-            steps = ("expand", "depthwise", "project") if step.place.expand_ratio != 1 else ("depthwise", "project")
-            pointwise = "conv_pwl" if step.place.expand_ratio != 1 else "conv_pw"
-            conv = {"expand": "conv_pw", "depthwise": "conv_dw", "project": pointwise}[role]
-            place = f"blocks.{step.place.stage - 2}.{step.place.index}"
-            return f"{place}.{conv}", f"{place}.bn{steps.index(role) + 1}"
-
-
-def _lukemelas(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "_fc", ""
-        case "stem":
-            return "_conv_stem", "_bn0"
-        case "head":
-            return "_conv_head", "_bn1"
-        case "squeeze" | "excite":
-            return f"_blocks.{step.number}._se_{'reduce' if step.role == 'squeeze' else 'expand'}", ""
-        case role:
-            conv, norm = {
-                "expand": ("_expand_conv", "_bn0"),
-                "depthwise": ("_depthwise_conv", "_bn1"),
-                "project": ("_project_conv", "_bn2"),
-            }[role]
-            return f"_blocks.{step.number}.{conv}", f"_blocks.{step.number}.{norm}"
-
-
-def _hf(step: LayoutStep) -> tuple[str, str]:
-    block = f"efficientnet.encoder.blocks.{step.number}"
-    match step.role:
-        case "classifier":
-            return "classifier", ""
-        case "stem":
-            return "efficientnet.embeddings.convolution", "efficientnet.embeddings.batchnorm"
-        case "head":
-            return "efficientnet.encoder.top_conv", "efficientnet.encoder.top_bn"
-        case "squeeze" | "excite":
-            return f"{block}.squeeze_excite.{'reduce' if step.role == 'squeeze' else 'expand'}", ""
-        case role:
-            conv, norm = {
-                "expand": ("expansion.expand_conv", "expansion.expand_bn"),
-                "depthwise": ("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm"),
-                "project": ("projection.project_conv", "projection.project_bn"),
-            }[role]
-            return f"{block}.{conv}", f"{block}.{norm}"
-
-
-def _keras(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "predictions", ""
-        case "stem" | "head":
-            place = "stem" if step.role == "stem" else "top"
-            return f"{place}_conv", f"{place}_bn"
-        case role:
-            block = f"block{step.place.stage - 1}{chr(ord('a') + step.place.index)}_"
-            conv, norm = {
-                "expand": ("expand_conv", "expand_bn"),
-                "depthwise": ("dwconv", "bn"),
-                "squeeze": ("se_reduce", ""),
-                "excite": ("se_expand", ""),
-                "project": ("project_conv", "project_bn"),
-            }[role]
-            return block + conv, norm and block + norm
-
-
-def _keras_numbered(step: LayoutStep) -> tuple[str, str]:
-    def numbered(kind: str, number: int) -> str:
-        return f"{kind}_{number}" if number else kind
-
-    norm = numbered("batch_normalization", step.norms)
-    if step.role == "classifier":
-        return "dense", ""
-    if step.role == "depthwise":
-        return numbered("depthwise_conv2d", step.number), norm
-    return numbered("conv2d", step.convs), norm
-
-
-def _torchvision_mobilenetv2(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "classifier.1", ""
-        case "stem" | "head":
-            place = "features.0" if step.role == "stem" else "features.18"
-            return f"{place}.0", f"{place}.1"
-        case role:
-            place, narrow = f"features.{step.number + 1}.conv", step.place.expand_ratio == 1
-            if role == "project":
-                return f"{place}.{2 - narrow}", f"{place}.{3 - narrow}"
-            place = f"{place}.{1 - narrow if role == 'depthwise' else 0}"
-            return f"{place}.0", f"{place}.1"
-
-
-def _torchvision_resnet50(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "fc", ""
-        case "stem":
-            return "conv1", "bn1"
-        case role:
-            place = f"layer{step.place.stage - 1}.{step.place.index}"
-            if role == "shortcut":
-                return f"{place}.downsample.0", f"{place}.downsample.1"
-            number = ("reduce", "conv", "widen").index(role) + 1
-            return f"{place}.conv{number}", f"{place}.bn{number}"
-
-
-def _timm_mobilenetv1(step: LayoutStep) -> tuple[str, str]:
-    match step.role:
-        case "classifier":
-            return "classifier", ""
-        case "stem":
-            return "conv_stem", "bn1"
-        case role:
-            place = f"blocks.{step.place.stage - 2}.{step.place.index}"
-            return (f"{place}.conv_dw", f"{place}.bn1") if role == "depthwise" else (f"{place}.conv_pw", f"{place}.bn2")
-
-
-_KERAS_NORM = ("/gamma", "/beta", "/moving_mean", "/moving_variance")
-
-NATIVE = Layout("native", _native)
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        NATIVE,
-        Layout("tutorial", _tutorial),
-        Layout("torchvision", _torchvision),
-        Layout("timm", _timm),
-        Layout("lukemelas", _lukemelas),
-        Layout("hf", _hf),
-        Layout("keras", _keras, ("/kernel", "/bias"), _KERAS_NORM),
-        Layout("keras-numbered", _keras_numbered, ("/0", "/1"), ("/0", "/1", "/2", "/3")),
-    )
+# Convolution and normalisation of each role. Where there is one rule for all layers of a block, it stands as "layer".
+_ROLES = {
+    "native": {
+        "stem": "stem.conv stem.norm",
+        "head": "head.conv head.norm",
+        "classifier": "classifier",
+        "block": "{block}.",
+        "squeeze": "se.squeeze",
+        "excite": "se.excite",
+        "layer": "{role}.conv {role}.norm",
+    },
+    "tutorial": {
+        "stem": "features.stem_conv.0 features.stem_conv.1",
+        "head": "features.top.0 features.top.1",
+        "classifier": "classifier.{dropout}",  # no dropout layer is built for a rate of 0
+        "block": "features.{stage1}{letter}.block.",
+        "expand": "expand_conv.0 expand_conv.1",
+        "depthwise": "dwconv.0 dwconv.1",
+        "squeeze": "se.fc1",
+        "excite": "se.fc2",
+        "project": "project_conv.0 project_conv.1",
+    },
+    "torchvision": {
+        "stem": "features.0.0 features.0.1",
+        "head": "features.8.0 features.8.1",
+        "classifier": "classifier.1",
+        "block": "features.{stage1}.{index}.block.",
+        "expand": "0.0 0.1",
+        "depthwise": "{at1}.0 {at1}.1",
+        "squeeze": "{at2}.fc1",
+        "excite": "{at2}.fc2",
+        "project": "{at3}.0 {at3}.1",
+    },
+    "timm": {
+        "stem": "conv_stem bn1",
+        "head": "conv_head bn2",
+        "classifier": "classifier",
+        "block": "blocks.{stage0}.{index}.",
+        "expand": "conv_pw bn1",
+        "depthwise": "conv_dw bn{at2}",
+        "squeeze": "se.conv_reduce",
+        "excite": "se.conv_expand",
+        "project": "conv_pw{l} bn{at3}",
+    },
+    "lukemelas": {
+        "stem": "_conv_stem _bn0",
+        "head": "_conv_head _bn1",
+        "classifier": "_fc",
+        "block": "_blocks.{number}.",
+        "expand": "_expand_conv _bn0",
+        "depthwise": "_depthwise_conv _bn1",
+        "squeeze": "_se_reduce",
+        "excite": "_se_expand",
+        "project": "_project_conv _bn2",
+    },
+    "hf": {
+        "stem": "efficientnet.embeddings.convolution efficientnet.embeddings.batchnorm",
+        "head": "efficientnet.encoder.top_conv efficientnet.encoder.top_bn",
+        "classifier": "classifier",
+        "block": "efficientnet.encoder.blocks.{number}.",
+        "expand": "expansion.expand_conv expansion.expand_bn",
+        "depthwise": "depthwise_conv.depthwise_conv depthwise_conv.depthwise_norm",
+        "squeeze": "squeeze_excite.reduce",
+        "excite": "squeeze_excite.expand",
+        "project": "projection.project_conv projection.project_bn",
+    },
+    "keras": {
+        "stem": "stem_conv stem_bn",
+        "head": "top_conv top_bn",
+        "classifier": "predictions",
+        "block": "block{stage1}{letter}_",
+        "expand": "expand_conv expand_bn",
+        "depthwise": "dwconv bn",
+        "squeeze": "se_reduce",
+        "excite": "se_expand",
+        "project": "project_conv project_bn",
+    },
+    "keras-numbered": {
+        "classifier": "dense",
+        "block": "",
+        "depthwise": "depthwise_conv2d{_number} batch_normalization{_norms}",
+        "layer": "conv2d{_convs} batch_normalization{_norms}",
+    },
+    "torchvision-mobilenetv2": {
+        "stem": "features.0.0 features.0.1",
+        "head": "features.18.0 features.18.1",
+        "classifier": "classifier.1",
+        "block": "features.{number1}.conv.",
+        "expand": "0.0 0.1",
+        "depthwise": "{at1}.0 {at1}.1",
+        "project": "{at2} {at3}",
+    },
+    "torchvision-resnet50": {
+        "stem": "conv1 bn1",
+        "classifier": "fc",
+        "block": "layer{stage1}.{index}.",
+        "reduce": "conv1 bn1",
+        "conv": "conv2 bn2",
+        "widen": "conv3 bn3",
+        "shortcut": "downsample.0 downsample.1",
+    },
+    "timm-mobilenetv1": {
+        "stem": "conv_stem bn1",
+        "classifier": "classifier",
+        "block": "blocks.{stage0}.{index}.",
+        "depthwise": "conv_dw bn1",
+        "layer": "conv_pw bn2",
+    },
 }
+_LEAVES = {  # of weight and bias, and of a normalisation, where they are not torch's
+    "keras": (("/kernel", "/bias"), ("/gamma", "/beta", "/moving_mean", "/moving_variance")),
+    "keras-numbered": (("/0", "/1"), ("/0", "/1", "/2", "/3")),
+}
+
+LAYOUTS = {
+    name: Layout(name, roles, *_LEAVES.get(name, ()))
+    for name, roles in _ROLES.items()
+    if name.partition("-")[2] not in BASELINES
+}
+NATIVE = LAYOUTS["native"]
 BASELINE_LAYOUTS = {
-    f"{library}-{network}": Layout(f"{library}-{network}", names, baseline=network, own_key=own, other_key=other)
-    for library, network, names, own, other in (
-        ("torchvision", "mobilenetv2", _torchvision_mobilenetv2, "features.1.conv.0.0.weight", ""),
-        ("torchvision", "resnet50", _torchvision_resnet50, "layer1.0.downsample.0.weight", ""),
+    name: Layout(name, _ROLES[name], baseline=name.partition("-")[2], own_key=own, other_key=other)
+    for name, own, other in (
+        ("torchvision-mobilenetv2", "features.1.conv.0.0.weight", ""),
+        ("torchvision-resnet50", "layer1.0.downsample.0.weight", ""),
         # an EfficientNet's block has an expansion there
-        ("timm", "mobilenetv1", _timm_mobilenetv1, "blocks.1.0.conv_dw.weight", "blocks.1.0.conv_pwl.weight"),
+        ("timm-mobilenetv1", "blocks.1.0.conv_dw.weight", "blocks.1.0.conv_pwl.weight"),
     )
 }
 
@@ -353,7 +313,7 @@ def lone_shortcuts(spec: NetworkSpec) -> list[str]:
 
 
 def layout_of(source: str, spec: NetworkSpec | None = None) -> Layout:
-    """The naming rule of a source, for `spec` or for the family.
+    """The names of a source, for `spec` or for the family.
 
     timm's networks with TensorFlow's weights are named as its own.
     """

@@ -56,9 +56,7 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
 
 def _baseline(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None) -> NetworkSpec:
     """The one network of a layout that has but one, at its own width and depth."""
-    stem, classifier = (
-        shapes.get(layout.names(LayoutStep(role, ()))[0] + ".weight", ()) for role in ("stem", "classifier")
-    )
+    stem, classifier = (shapes.get(layout.weight_key(LayoutStep(role, ())), ()) for role in ("stem", "classifier"))
     if len(stem) == 4 and (classifier or num_classes):
         found = spec(layout.baseline, num_classes=(*classifier, num_classes)[0], in_channels=stem[1])
         if _fits(found, shapes, layout):
@@ -121,7 +119,7 @@ def _ends(shapes: Shapes, layout: Layout) -> Iterator[str]:
         if role == "head":  # in Keras' numbered layout, the last convolution
             numbers = (re.fullmatch(r"conv2d_(\d+)/0", key) for key in shapes)
             convs = max((int(number[1]) for number in numbers if number), default=0)
-        yield layout.names(LayoutStep(role, (), dropout=dropout, convs=convs))[0] + layout.weight[0]
+        yield layout.weight_key(LayoutStep(role, (), dropout=dropout, convs=convs))
 
 
 def _fits(candidate: NetworkSpec, shapes: Shapes, layout: Layout) -> bool:
