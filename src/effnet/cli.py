@@ -19,7 +19,7 @@ from effnet.version import __version__
 COMMANDS = {
     # name: where its function lives, the extra that it needs, what it does
     "info": ("describing", "", "A network: its stages, costs and memory; without a model, the whole family."),
-    "predict": ("predicting.command", "torch", "Name what photos show."),
+    "predict": ("predicting", "torch", "Name what photos show."),
     "convert": ("converting", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),
     "scale": ("scaling.command", "", "Compound scaling: the network of a phi, or the one that fits a budget."),
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),

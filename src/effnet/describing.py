@@ -18,8 +18,7 @@ from effnet.arch.variants import PAPER, VARIANTS, spec
 from effnet.console import MACS, OK, PUBLISHED, Amount, Flag, Whole
 from effnet.errors import ArgumentError
 from effnet.fields import parse_bytes
-from effnet.machine import Choice, Precision
-from effnet.machine import precision as best_precision
+from effnet.machine import Precision, choose_precision
 from effnet.weights.bundle import read_network
 
 
@@ -180,8 +179,8 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
 def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:
     """What a training step holds, in its parts, at each level of keeping."""
     limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
-    choice = best_precision() if step.precision is None else Choice(step.precision, "as --precision says")
-    settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": choice.value}
+    precision, reason = choose_precision() if step.precision is None else (step.precision, "as --precision says")
+    settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
     levels: dict[str, Keep | None] = {"everything": None}
     levels |= {keep.name.lower(): keep for keep in sorted(Keep, reverse=True)}
     largest = {}
@@ -199,7 +198,7 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
             {"keep": name, "extra_macs_share": again[name], "largest_batch": largest.get(name)} | vars(held[name])
             for name in plans
         ]
-        values = {"batch": images, "train_memory_bytes": limit, **settings, "precision_because": choice.reason}
+        values = {"batch": images, "train_memory_bytes": limit, **settings, "precision_because": reason}
         sys.stdout.write(console.json_text(_values(network) | values | {"training": rows}))
         return
     parts = "weights", "gradients", "optimizer", "ema", "images", "activations", "peak"
@@ -208,9 +207,9 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
     for name, memory in held.items():
         sizes = (console.size(getattr(memory, part)) for part in parts)
         lines.append((name, *sizes, f"{again[name]:.0%}", *[largest.get(name, images) or "none"] * bool(largest)))
-    title = f"Training {network.name} at {network.resolution} px, {step.optimizer}, {choice.value}: "
+    title = f"Training {network.name} at {network.resolution} px, {step.optimizer}, {precision}: "
     note = (
-        f"{choice.value}: {choice.reason}.\n"
+        f"{precision}: {reason}.\n"
         "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
         "the sum. To keep less: network.recompute(RecomputePlan.uniform(spec, 'convolutions')). Torch is not counted."
     )

@@ -14,7 +14,7 @@ from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memo
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError
-from effnet.machine import precision as fast_precision
+from effnet.machine import choose_precision
 from effnet.scaling.budget import Budget
 from effnet.scaling.candidates import CurveSearch
 from effnet.scaling.compound import RULES, Rule, scale
@@ -119,7 +119,7 @@ def test_a_plan_makes_room():
 
 
 def test_training_memory_is_counted_in_the_precision_that_this_processor_trains_in():
-    assert Budget(train_memory="4GB", batch=16).precision == fast_precision().value
+    assert Budget(train_memory="4GB", batch=16).precision == choose_precision()[0]
     assert Budget(macs="1G").precision is None
 
 

@@ -9,7 +9,7 @@ import effnet
 from effnet.arch.memory import inference_memory
 from effnet.arch.specfile import read_spec
 from effnet.cli import main
-from effnet.machine import precision as best_precision
+from effnet.machine import choose_precision
 from effnet.scaling.compound import RULES, scale
 
 COMMAND = "scale"  # what `run` runs
@@ -184,7 +184,7 @@ def test_a_training_budget_and_its_picture(run):
 
 def test_the_precision_of_training_is_the_processors_choice(run):
     limits = "--train-memory", "2GB", "--batch", "8"
-    assert run(*limits, "--json")[1] == run(*limits, "--precision", best_precision().value, "--json")[1]
+    assert run(*limits, "--json")[1] == run(*limits, "--precision", choose_precision()[0], "--json")[1]
 
 
 def test_published_networks_lead_to_their_weights(run):

@@ -20,6 +20,7 @@ from effnet.console import Amount, Whole, given
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
     BYTES,
+from effnet.machine import Precision, choose_precision
     COUNTS,
     SECONDS,
     one_of,
@@ -31,8 +32,6 @@ from effnet.fields import (
     set_field,
     write_amount,
 )
-from effnet.machine import Precision
-from effnet.machine import precision as fast_precision
 
 SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
 RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # counted by formula
@@ -118,7 +117,7 @@ class Budget:
             if self.train_memory is None and getattr(self, name) != default:
                 raise ArgumentError(name, getattr(self, name), "belongs to `train_memory`, which is not limited.")
         if self.train_memory is not None and self.precision is None:
-            set_field(self, "precision", fast_precision().value)
+            set_field(self, "precision", choose_precision()[0])
         set_field(self, "keep", keep)
 
     @property

@@ -3,7 +3,7 @@
 The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and what
 the user said. So the same command on the same machine computes the same bits, and the first step comes at once.
 
-precision   by machine.precision: bf16 where the processor multiplies it and training in it was measured to be faster
+precision   by machine.choose_precision: bf16 where the processor multiplies it and training in it is known to be faster
 recompute   everything is kept, unless --train-memory asks for less
 part        the whole batch, or the largest share of it that fits into --train-memory, or else into the machine's memory
 workers     processes that load images beside the training, where by an estimate they save a tenth of the time
@@ -77,7 +77,7 @@ def choose_execution(
         ArgumentError: the batch does not divide among the processes, or not even one image fits into the memory.
     """
     precision: Precision = (
-        machine.precision(settings.device).value if settings.precision == "auto" else settings.precision
+        machine.choose_precision(settings.device)[0] if settings.precision == "auto" else settings.precision
     )
     cores = max(1, machine.this_machine().cores // world)
     workers = settings.workers

@@ -244,7 +244,7 @@ def _plan_time(plan: RunPlan, dataset: Dataset, progress: Progress, used: float)
 def _fabric(settings: Settings, precision: str) -> Fabric:
     """Processes, device and precision."""
     if precision == "auto":
-        precision = machine.precision(settings.device).value
+        precision = machine.choose_precision(settings.device)[0]
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
     world, local = world or 1, local or world or 1
     kind, _, index = settings.device.partition(":")

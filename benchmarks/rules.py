@@ -1,0 +1,121 @@
+"""What the rules of runtime/select.py cost against the measured best: every engine, precision and part, in turn.
+
+    python benchmarks/rules.py [--rows b0@224x1,b0@224x32,...] [--rounds 7] [--busy] [--out FILE]
+
+A row is a variant, its pixels and its batch; weights are random, since time does not depend on them. All contestants of
+a row take turns in every round. A turn is the fastest of the calls that fit into a twentieth of a second, after one
+that wakes threads; a contestant's figure is the median of its turns. On a machine that others use as well, --busy counts
+the processor's time of one thread, to which they add little; with more threads, each waits for the others. Who takes more than twice as long as the best of the same precision leaves after the first round. The loss
+compares what the rule selects with the fastest: in any precision, and in fp32, which it selects without bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import effnet
+from effnet.machine import this_machine
+from effnet.metrics.latency import random_bundle
+from effnet.runtime.agreement import views
+from effnet.runtime.select import Selection, installed_engines, open_session, select, version_of
+from effnet.runtime.session import Backend, Session
+from effnet.weights.bundle import Bundle
+
+ROWS = "b0@224x1,b0@224x32,lite0@224x1,lite0@224x32,b4@380x1,b4@380x8,b0@64x1,b0@64x32,lite0@64x32"
+PARTS = 1, 2, 4, 8, 16
+TURN, BEHIND = 0.05, 2.0
+
+
+def contestants(bundle: Bundle, batch: int, threads: int | None) -> dict[Backend, Session]:
+    """Every engine and precision, with a batch as a whole and in parts of each size, a stream for each core."""
+    cores = threads or this_machine().cores
+    whole = [Backend(engine, threads=threads) for engine in installed_engines(None)]
+    if Backend("openvino", threads=threads) in whole and this_machine().bf16:
+        whole.append(Backend("openvino", "bf16", threads))
+    found = list(whole)
+    for first in whole:
+        if first.engine != "torch":
+            sizes = [part for part in PARTS if part * cores <= batch]
+            found += [dataclasses.replace(first, part=part, streams=cores) for part in sizes]
+    return {backend: open_session(bundle, Selection(backend, batch, "")) for backend in found}
+
+
+def turn(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of a few calls."""
+    call()
+    taken: list[float] = []
+    while sum(taken) < TURN:
+        started = clock()
+        call()
+        taken.append(clock() - started)
+    return min(taken)
+
+
+def measure(sessions: dict[Backend, Session], pixels: np.ndarray, rounds: int, figure: Figure) -> dict[Backend, float]:
+    """Milliseconds of each contestant that stays until the end."""
+    turns: dict[Backend, list[float]] = {backend: [] for backend in sessions}
+    for number in range(rounds):
+        for backend, taken in turns.items():
+            taken.append(turn(lambda backend=backend: sessions[backend](pixels), clock))
+        if not number:
+            best = {each.precision: min(turns[b][0] for b in turns if b.precision == each.precision) for each in turns}
+            turns = {backend: t for backend, t in turns.items() if t[0] <= BEHIND * best[backend.precision]}
+    return {backend: 1e3 * statistics.median(taken) for backend, taken in turns.items()}
+
+
+def compare(row: str, rounds: int, busy: bool) -> list[str]:
+    """The lines of a row: what the rule selects and loses, for all precisions and for fp32, then every time."""
+    name, _, rest = row.partition("@")
+    pixels_text, _, batch_text = rest.partition("x")
+    spec, batch = effnet.spec(name, resolution=int(pixels_text)), int(batch_text)
+    bundle = random_bundle(spec)
+    pixels = np.resize(views(bundle.config.input, min(batch, 8)), (batch, spec.resolution, spec.resolution, 3))
+    threads = 1 if busy else None
+    sessions = contestants(bundle, batch, threads)
+    times = measure(sessions, pixels, rounds, time.process_time if busy else time.perf_counter)
+    for session in sessions.values():
+        session.close()
+    lines = []
+    for precision in (None, "fp32"):
+        mine = select(spec, batch=batch, precision=precision, threads=threads).backend
+        fair = {backend: ms for backend, ms in times.items() if precision in (None, backend.precision)}
+        best = min(fair, key=fair.__getitem__)
+        loss = f"{fair[mine] / fair[best] - 1:+.1%}" if mine in fair else "more than twice"
+        cells = row, precision or "any", mine, f"{fair.get(mine, float('nan')):.2f}", best, f"{fair[best]:.2f}", loss
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    details = ", ".join(f"{backend} {ms:.2f}" for backend, ms in sorted(times.items(), key=lambda item: item[1]))
+    print("\n".join(lines), flush=True)
+    return [*lines, f"    {details}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every row and print the losses."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--busy", action="store_true", help="count the processor's time of one thread")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    versions = ", ".join(f"{name} {version_of(name)}" for name in installed_engines(None))
+    heads = [f"{this_machine()}; {versions}; {options.rounds} rounds", ""]
+    heads += ["| row | precision | rule | ms | best | ms | loss |", "|---|---|---|---:|---|---:|---:|"]
+    print("\n".join(heads), flush=True)
+    found = [compare(row, options.rounds, options.busy) for row in options.rows.split(",")]
+    if options.out:
+        table = [line for lines in found for line in lines[:-1]]
+        details = [f"- {lines[0].split(' | ')[0].strip('| ')}: {lines[-1].strip()}" for lines in found]
+        options.out.write_text(
+            "\n".join([f"# {' '.join(sys.argv)}", "", *heads, *table, "", "All, ms:", "", *details, ""])
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""effnet predict: photos in, class names out, as a table for a person, as JSON lines or as CSV."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from effnet import console
+from effnet.arch.spec import FitMode
+from effnet.arch.variants import VARIANTS
+from effnet.console import FINDING, OK, STDIN, Flag, Whole, csv_lines, json_line
+from effnet.data.paths import expand
+from effnet.errors import ArgumentError, ImageError
+from effnet.runtime.classifier import AnyEngine, AnyPrecision, Decode, Prediction, load
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is opened: the arguments of effnet.load."""
+
+    engine: AnyEngine = "auto"
+    """What runs the model. Default: what effnet bench --keep found fastest here, else OpenVINO or ONNX Runtime where
+    installed, else torch; an artifact runs in the engine of its format."""
+    precision: AnyPrecision = "auto"
+    """What it computes with. Default: bf16 where the processor multiplies it and OpenVINO runs the model, else fp32; an
+    artifact's own."""
+    batch: Whole | None = None
+    """Photos that are read and named together. Default: 16, fewer for a large network."""
+    threads: Whole | None = None
+    """Threads that the engine and the decoding may use. Default: one for each core."""
+    fit: FitMode | None = None
+    """How a photo is made square, instead of as the weights say: crop its sides, pad it, or squash it."""
+    source: str | None = None
+    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+    decode: Decode = "fast"
+    """fast: large JPEGs are halved while they are decoded, as long as they stay four times as large as the network
+    sees them. exact: decoded in full."""
+
+
+def predict(
+    *sources: str,
+    model: str = "lite0",
+    topk: Whole = 5,
+    json: Flag = False,
+    csv: Flag = False,
+    options: Annotated[LoadOptions, Parameter(name="*")] = LoadOptions(),
+) -> int:
+    """Name what photos show. Every file gets exactly one answer, in order.
+
+    Args:
+        sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
+            (answered once two batches of it were read, or all of it).
+        model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
+            folder, timm/NAME, hf:ORG/NAME.
+        topk: How many classes to name for each photo.
+        json: One JSON object a line.
+        csv: CSV, one line for each class.
+    """
+    if not sources:
+        raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
+    if json and csv:
+        raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
+    format = JsonFormat() if json else CsvFormat() if csv else TableFormat()
+    started, photos, unreadable = time.perf_counter(), 0, 0
+    with console.Display(f"opening {model}"):
+        classifier = load(model, **asdict(options))
+    paths = expand(["-" if source == STDIN else source for source in sources], sys.stdin)
+    answers = classifier.stream(paths, topk=topk, batch=options.batch)
+    sys.stdout.write(format.head)
+    for photo, answer in answers:
+        photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
+        sys.stdout.write(format(str(photo), answer))
+        sys.stdout.flush()
+    seconds = time.perf_counter() - started
+    plural = "" if photos == 1 else "s"
+    console.remark(f"{photos:,} photo{plural}, {unreadable} unreadable, {seconds:.1f} s with {model}")
+    console.remark(f"{classifier.selection}")
+    console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
+    return FINDING if unreadable else OK
+
+
+class TableFormat:
+    """A line for each class, for a person."""
+
+    head = f"{'file':<40} {'probability':>11}  class\n"
+
+    def __call__(self, file: str, answer: Prediction | ImageError) -> str:
+        """The lines of one file; a long name gets a line of its own."""
+        first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
+        if isinstance(answer, ImageError):
+            return f"{first} {'-':>11}  unreadable: {answer}\n"
+        lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
+        return f"{first} " + f"\n{'':<40} ".join(lines) + "\n"
+
+
+class JsonFormat:
+    """One object a line: {"file", "predictions": [{"index", "label", "probability"}]} or {"file", "error"}."""
+
+    head = ""
+
+    def __call__(self, file: str, answer: Prediction | ImageError) -> str:
+        """The line of one file."""
+        if isinstance(answer, ImageError):
+            return json_line({"file": file, "error": str(answer)})
+        return json_line({"file": file, "predictions": [vars(score) for score in answer]})
+
+
+class CsvFormat:
+    """A line for each class, ranked from 1, or one line with the error."""
+
+    head = csv_lines([("file", "rank", "index", "label", "probability", "error")])
+
+    def __call__(self, file: str, answer: Prediction | ImageError) -> str:
+        """The lines of one file."""
+        if isinstance(answer, ImageError):
+            return csv_lines([(file, "", "", "", "", answer)])
+        return csv_lines((file, rank, s.index, s.label, s.probability, "") for rank, s in enumerate(answer, start=1))

@@ -1,1 +1,0 @@
-"""effnet predict: photos in, class names out."""
