@@ -4,9 +4,12 @@
 
 A row is a variant, its pixels and its batch; weights are random, since time does not depend on them. All contestants of
 a row take turns in every round. A turn is the fastest of the calls that fit into a twentieth of a second, after one
-that wakes threads; a contestant's figure is the median of its turns. On a machine that others use as well, --busy counts
-the processor's time of one thread, to which they add little; with more threads, each waits for the others. Who takes more than twice as long as the best of the same precision leaves after the first round. The loss
-compares what the rule selects with the fastest: in any precision, and in fp32, which it selects without bf16.
+that wakes threads; a contestant's figure is the median of its turns. Who takes more than twice as long as the best of
+the same precision leaves after the first round. The loss compares what the rule selects with the fastest: in any
+precision, and in fp32, which it selects where there is no bf16.
+
+On a machine that others use as well, --busy gives every contestant one thread and counts the processor time of this
+process, to which the others add little. Several threads would wait for each other most of the time.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ ROWS = "b0@224x1,b0@224x32,lite0@224x1,lite0@224x32,b4@380x1,b4@380x8,b0@64x1,b0
 PARTS = 1, 2, 4, 8, 16
 TURN, BEHIND = 0.05, 2.0
 
+Clock = Callable[[], float]  # seconds
+
 
 def contestants(bundle: Bundle, batch: int, threads: int | None) -> dict[Backend, Session]:
     """Every engine and precision, with a batch as a whole and in parts of each size, a stream for each core."""
@@ -48,7 +53,7 @@ def contestants(bundle: Bundle, batch: int, threads: int | None) -> dict[Backend
     return {backend: open_session(bundle, Selection(backend, batch, "")) for backend in found}
 
 
-def turn(call: Callable[[], object], clock: Callable[[], float]) -> float:
+def turn(call: Callable[[], object], clock: Clock) -> float:
     """Seconds of the fastest of a few calls."""
     call()
     taken: list[float] = []
@@ -59,7 +64,7 @@ def turn(call: Callable[[], object], clock: Callable[[], float]) -> float:
     return min(taken)
 
 
-def measure(sessions: dict[Backend, Session], pixels: np.ndarray, rounds: int, figure: Figure) -> dict[Backend, float]:
+def measure(sessions: dict[Backend, Session], pixels: np.ndarray, rounds: int, clock: Clock) -> dict[Backend, float]:
     """Milliseconds of each contestant that stays until the end."""
     turns: dict[Backend, list[float]] = {backend: [] for backend in sessions}
     for number in range(rounds):

@@ -20,7 +20,6 @@ from effnet.console import Amount, Whole, given
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
     BYTES,
-from effnet.machine import Precision, choose_precision
     COUNTS,
     SECONDS,
     one_of,
@@ -32,6 +31,7 @@ from effnet.machine import Precision, choose_precision
     set_field,
     write_amount,
 )
+from effnet.machine import Precision, choose_precision
 
 SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
 RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # counted by formula
