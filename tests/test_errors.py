@@ -84,10 +84,3 @@ def test_errors_travel_between_processes(error: EffnetError) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is type(error)
     assert str(back) == str(error)
-
-
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, EffnetError)]
-    assert errors.__doc__ is not None
-    for value in classes:
-        assert value.__name__ in errors.__doc__

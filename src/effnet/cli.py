@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Container
 
 from cyclopts import App, CycloptsError
 
@@ -16,6 +15,9 @@ from effnet import console
 from effnet.errors import EffnetError, RefusedError, translated
 from effnet.version import __version__
 
+HELP = """EfficientNet: exact networks, verified weights, and the network that fits your budget.
+
+An error is one line; --traceback shows where it came from."""
 COMMANDS = {
     # name: where its function lives, the extra that it needs, what it does
     "info": ("describing", "", "A network: its stages, costs and memory; without a model, the whole family."),
@@ -25,35 +27,26 @@ COMMANDS = {
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
     "check": ("checking.command", "train", "Unreadable images, copies and leaks between the splits of a data set."),
     "train": ("training.command", "train", "Train a network on a folder of images."),
-    "val": (
-        "evaluating.command",
-        "torch",
-        "Evaluate a model on labelled images, with intervals; or compare two models.",
-    ),
+    "val": ("evaluating.command", "torch", "Evaluate a model on labelled images, or compare two models."),
     "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),
-    "bench": (
-        "benchmarking.command",
-        "torch",
-        "Time every engine and precision on this machine; compare their answers.",
-    ),
+    "bench": ("benchmarking.command", "torch", "Time every engine and precision on this machine."),
     "search": ("searching.command", "search", "Search alpha, beta and gamma for a baseline on your images."),
 }
 
 
-def build_app(words: Container[str] = ()) -> App:
-    """The application; only a command among the typed `words` is imported, the others show their line of the table."""
+def build_app(words: list[str]) -> App:
+    """The application; only a command among the typed words is imported, the others show their line of the table."""
     app = App(
         name="effnet",
-        help="EfficientNet: exact networks, verified weights, and the network that fits your budget.\n\n"
-        "An error is one line; --traceback shows where it came from.",
+        help=HELP,
         version=__version__,
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
     )
     for place, (name, (module, _, summary)) in enumerate(COMMANDS.items()):
-        help_text = None if name in words else summary  # None: the command's own docstring
-        app.command(f"effnet.{module}:{name}", help=help_text, sort_key=place)
+        own = name in words  # then its docstring is its help
+        app.command(f"effnet.{module}:{name}", help=None if own else summary, sort_key=place)
     return app
 
 
@@ -66,17 +59,21 @@ def main(arguments: list[str] | None = None) -> None:
         code = build_app(words)(typed) or console.OK
     except KeyboardInterrupt:
         code = console.INTERRUPTED
-    except BrokenPipeError:  # the reader of the pipe has left, so there is nobody to tell
+    except BrokenPipeError:  # the reader of the pipe has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if "--traceback" in words:
             raise
-        if isinstance(error, ImportError):
-            name = next((word for word in words if word in COMMANDS), "")
-            error = translated(error, name, COMMANDS[name][1] or "torch") if name else error
-        expected = isinstance(error, (EffnetError, CycloptsError, OSError))
-        console.remark(f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}")
         code = console.FINDING if isinstance(error, RefusedError) else console.ERROR
-        if isinstance(error, CycloptsError):
-            console.remark("effnet --help lists the commands, effnet COMMAND --help the options of one.")
+        _print_error(error, next((word for word in words if word in COMMANDS), ""))
     sys.exit(code)
+
+
+def _print_error(error: Exception, command: str) -> None:
+    """One line for what went wrong; a missing package is named with the extra that the command needs."""
+    if isinstance(error, ImportError) and command:
+        error = translated(error, command, COMMANDS[command][1] or "torch")
+    expected = isinstance(error, (EffnetError, CycloptsError, OSError))
+    console.remark(f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}")
+    if isinstance(error, CycloptsError):
+        console.remark("effnet --help lists the commands, effnet COMMAND --help the options of one.")

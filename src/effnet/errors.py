@@ -1,19 +1,4 @@
-"""Every error that effnet raises on purpose.
-
-    EffnetError
-    ├── ArgumentError (ValueError)      an argument, its value and the rule that it broke
-    │   └── UnknownNameError            a name that nobody knows, with the nearest one that is known
-    ├── CheckpointError                 a file of weights that cannot be used as asked
-    │   ├── AmbiguousSourceError        its keys fit several libraries that compute different things
-    │   └── MismatchError               its tensors do not fit the network
-    ├── RefusedError                    a result that did not pass its check and was not kept
-    ├── BundleError                     a bundle that was changed, cut short or written by a newer version
-    ├── ArtifactError                   an exported file that is damaged, or not effnet's
-    ├── DataError                       a data set that is not laid out as asked, or whose classes do not match
-    ├── TrainingError                   a training that cannot begin, go on or be resumed, with the likely cause
-    ├── ImageError                      one image that cannot be read
-    ├── DownloadError                   a known file that is neither here nor within reach
-    └── MissingExtraError (ImportError) an optional dependency, and the command that installs it
+"""Every error that effnet raises on purpose, and where a missing optional dependency comes from.
 
 A message names the argument or file, its value, what is allowed and, for names, the nearest match.
 """
@@ -77,11 +62,11 @@ class UnknownNameError(ArgumentError):
 
 
 class CheckpointError(EffnetError):
-    """A file of weights cannot be used as asked."""
+    """A file of weights cannot be used."""
 
 
 class AmbiguousSourceError(CheckpointError):
-    """The keys fit several libraries whose networks compute different things; `source` must say which."""
+    """A checkpoint's keys fit several libraries whose networks compute different things; `source` must say which."""
 
 
 class MismatchError(CheckpointError):
@@ -101,11 +86,11 @@ class ArtifactError(EffnetError):
 
 
 class DataError(EffnetError):
-    """A data set is not laid out as asked, or its classes do not match."""
+    """A data set does not have the expected layout, or its classes do not match."""
 
 
 class TrainingError(EffnetError):
-    """A training cannot begin, go on or be resumed; the message gives the likely cause."""
+    """A training cannot start, continue or be resumed; the message gives the likely cause."""
 
 
 class ImageError(EffnetError):
@@ -113,7 +98,7 @@ class ImageError(EffnetError):
 
 
 class DownloadError(EffnetError):
-    """A known file is neither on this machine nor within reach."""
+    """A known file is not on this machine and cannot be fetched."""
 
 
 class MissingExtraError(EffnetError, ImportError):
