@@ -26,8 +26,7 @@ def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:
 def print_conditions(title: str, conditions: Conditions, layouts: str) -> None:
     """What was measured on what, as a heading and a line."""
     words = str(conditions).replace("\n", "; ").replace(conditions.layout, layouts)
-    load = "" if conditions.load is None else f", load before {conditions.load:.1f}"
-    print(f"\n### {title}\n{words}{load}")
+    print(f"\n### {title}\n{words}")
 
 
 def print_comparison(measured: Comparison) -> None:

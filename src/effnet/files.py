@@ -75,6 +75,11 @@ def restore_folder(target: Path) -> None:
         shutil.rmtree(aside.parent, ignore_errors=True)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+
+
 def has_mark(file: Path) -> bool:
     """Whether a file mentions effnet, as every exported one does."""
     with file.open("rb") as content:

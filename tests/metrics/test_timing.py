@@ -1,6 +1,7 @@
 """The clock: statistics against formulas, rounds that take turns, threads that come back. No test asserts a time."""
 
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,12 +43,13 @@ def test_a_single_run_has_no_spread() -> None:
 
 
 def test_contestants_take_turns() -> None:
-    called, rounds = [], []
+    called, shown = [], []
+    progress = SimpleNamespace(update=lambda *update: shown.append(update))
     functions = {name: (lambda name=name: called.append(name)) for name in "ab"}
-    taken = measure_in_turn(functions, runs=3, warmup=2, progress=lambda *seen: rounds.append(seen))
+    taken = measure_in_turn(functions, runs=3, warmup=2, progress=progress, task="a and b")
     assert "".join(called) == "ababababab"
     assert {name: len(times.seconds) for name, times in taken.items()} == {"a": 3, "b": 3}
-    assert rounds == [(1, 3), (2, 3), (3, 3)]
+    assert shown == [("a and b", done, 3) for done in (1, 2, 3)]
 
 
 def test_each_contestant_gets_its_own_times() -> None:

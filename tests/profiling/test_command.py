@@ -1,7 +1,6 @@
 """effnet profile, as a person types it. No test asserts a time."""
 
 import json
-import sys
 
 import pytest
 
@@ -74,10 +73,3 @@ def test_wrong_usage_is_reported_before_anything_is_measured(run, words, facts, 
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert all(fact in err for fact in facts), err
-
-
-def test_without_torch_the_extra_is_named(run, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    code, _, err = run("b0")
-    assert code == 2
-    assert "pip install 'effnet[torch]'" in err

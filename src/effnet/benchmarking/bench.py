@@ -1,64 +1,88 @@
 """Every engine and precision side by side: how fast, how large, how soon, and whether it still answers the same.
 
-- Speed: all ways take the same batch in turn, round after round, so that a disturbance meets all of them. A batch is
-  divided as Backend.divided does, and the way that effnet.load takes also as effnet.load found it fastest; the fastest
-  counts.
-- Answers: logits and classes beside those of the first way, on views of two photos and, where there are any, on images
-  with known classes, which all of them see decoded once.
-- Starts: fresh processes in turn, the files in the system's cache; starts.py.
-- Which of them effnet.load takes by itself is asked of effnet.load first, so that the very same takes part.
+- Speed: all backends run the same batch in turn, round after round, so that a disturbance meets all of them. A batch
+  goes through each in parts as the rule of runtime/select.py says, and in parts of half and of twice as many images;
+  the fastest counts.
+- Answers: logits and classes beside those of the first backend, on views of two photos and on images of known classes.
+- Cold start: fresh processes in turn, the files in the system's cache.
 
-A way that fails keeps what was measured of it until then, and says why. Needs torch only for networks.
+Models are opened in memory, as effnet.load does it; files are what would be shipped: artifacts, or for torch the
+weights. A backend that fails keeps what was measured of it until then, and says why. Needs torch only for networks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from cyclopts import Parameter, Token
 
-from effnet.arch.spec import InputSpec
-from effnet.benchmarking.cold_start import start
-from effnet.benchmarking.report import Answers, Lap, Row, Scene, Standings
-from effnet.benchmarking.subjects import Subject
+from effnet.benchmarking.cold_start import measure_cold_start
+from effnet.benchmarking.report import Answers, BatchTime, BenchReport, BenchRow
+from effnet.benchmarking.subject import Subject
+from effnet.console import Flag, Whole
 from effnet.data.dataset import Dataset
+from effnet.data.held_out import TrainVal
 from effnet.errors import ArgumentError, CheckpointError, EffnetError
-from effnet.exporting.int8 import Guard, Watch, unwatched
 from effnet.fields import positive_int
-from effnet.machine import load_average, this_machine
-from effnet.metrics.evaluate import predict_logits
+from effnet.machine import this_machine
+from effnet.metrics.evaluate import FunctionPredictor, Predicted, predict_logits
 from effnet.metrics.intervals import compare, wilson
-from effnet.metrics.timing import time_rounds, turn
+from effnet.metrics.timing import Conditions, time_rounds, turn
+from effnet.progress import SILENT, Progress
 from effnet.runtime.agreement import VIEWS, views
-from effnet.runtime.classifier import load
-from effnet.runtime.graph import Array
-from effnet.runtime.select import Selection, version_of
-from effnet.runtime.session import Backend, Session
+from effnet.runtime.artifact import Artifact, Format, read_artifact
+from effnet.runtime.select import (
+    Model,
+    Selection,
+    keep_selection,
+    open_session,
+    select,
+    select_for,
+    version_of,
+)
+from effnet.runtime.session import Backend, EngineName, Logits, Session
+
+T = TypeVar("T")
 
 BATCHES = 1, 32
-STARTS = 3  # processes for each way
-TOGETHER = 16  # images with known classes that go together, or a full batch where that is more
+COLD_STARTS = 3  # processes for each backend
+GROUP = 16  # images with known classes that go together, or a full batch where that is more
+FORMATS: dict[EngineName, tuple[Format, str]] = {  # what is exported for an engine, and its suffix
+    "openvino": ("openvino", ""),
+    "onnxruntime": ("onnx", ".onnx"),
+}
 
-Attempt = Callable[[Backend], AbstractContextManager[None]]  # what fails in it is the way's problem
+
+def _read_batches(_: type, tokens: Sequence[Token]) -> tuple[int, ...]:
+    pieces = tokens[0].value.split(",")
+    if not all(piece.strip().isdecimal() and int(piece) for piece in pieces):
+        raise ValueError(f"{tokens[0].value!r} must be positive whole numbers, separated by commas: 1,32.")
+    return tuple(map(int, pieces))
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured."""
 
-    batches: tuple[int, ...] | None = None  # None: BATCHES, or what is next below them for an artifact
-    rounds: int | None = None  # None: as many as fit into 20 seconds, at least 7 and at most 30
-    threads: int | None = None  # None: one for each core
-    data: Dataset | None = None  # images with known classes, labels in the order of the model's outputs
-    guard: Guard | None = None  # what int8 is calibrated and judged on
+    batches: Annotated[tuple[int, ...], Parameter(name="--batch", converter=_read_batches, n_tokens=1)] = ()
+    """Images that go through together, separated by commas. Default: 1,32, or the next multiples below them for an
+    artifact that was exported for several."""
+    threads: Whole | None = None
+    """Threads that an engine may use. Default: one for each core."""
+    rounds: Whole | None = None
+    """Rounds that count, for each batch. Default: as many as fit into 20 seconds, from 7 to 30."""
+    int8: Flag = False
+    """Measure OpenVINO's int8, too. It is calibrated on DATA's training images first, which takes minutes."""
+    keep: Flag = False
+    """Remember the fastest backend that agrees with fp32: effnet.load uses it for this model on this machine."""
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -69,242 +93,221 @@ class Plan:
         for name, value in (("rounds", self.rounds), ("threads", self.threads)):
             if value is not None:
                 positive_int(name, value)
-        for batch in self.batches or ():
+        for batch in self.batches:
             positive_int("batch", batch)
 
 
-def bench(subject: Subject, plan: Plan, *, watch: Watch = unwatched) -> Standings:
-    """Measure a model in every way that it can be run here.
+DEFAULTS = BenchPlan()
+
+
+def bench(
+    subject: Subject,
+    plan: BenchPlan,
+    *,
+    images: Dataset | None = None,
+    calibration: TrainVal | None = None,
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Measure a model on every backend that can run it here.
 
     Args:
-        subject: as open_subject gives it, opened for the threads of the plan.
+        subject: the model.
         plan: what is measured.
-        watch: is told what is being done and what is counted; gives a function that is told how many of how many.
+        images: images with known classes, labels in the order of the model's outputs.
+        calibration: what int8 is calibrated and evaluated on.
+        progress: follows each step.
 
     Raises:
-        ArgumentError: an artifact does not take such a batch.
+        ArgumentError: an artifact does not take such a batch, or int8 is asked of one.
     """
-    return _Measuring(subject, plan, watch).standings()
+    with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder:
+        return _Bench(subject, plan, progress).run(Path(folder), images, calibration)
 
 
-class _Measuring:
-    """One bench, step by step; what fails goes on without its way."""
+class _Bench:
+    """One bench, step by step; where a backend fails, the others go on."""
 
-    def __init__(self, subject: Subject, plan: Plan, watch: Watch) -> None:
-        self.subject, self.plan, self.watch = subject, plan, watch
-        self.see = subject.config.input
-        self.batches = _batches(plan.batches, subject)
-        self.rows = {way: Row(way) for way in subject.ways}
-        self.notes = list(subject.left_out)
+    def __init__(self, subject: Subject, plan: BenchPlan, progress: Progress) -> None:
+        self.subject, self.plan, self.progress = subject, plan, progress
+        self.input = subject.model.config.input
+        self.batches = _choose_batches(plan.batches, subject)
+        self.rows = {backend: BenchRow(backend) for backend in subject.list_backends(int8=plan.int8)}
+        self.models: dict[Backend, Model] = dict.fromkeys(self.rows, subject.model)
         self.reference: Backend | None = None
-        self.images, self.unreadable = 0, dict[str, str]()
+        self.expected: Logits | None = None  # the reference's, on views
+        self.found: Predicted | None = None  # the reference's, on images with known classes
 
-    def standings(self) -> Standings:
+    def run(self, folder: Path, images: Dataset | None, calibration: TrainVal | None) -> BenchReport:
         """All steps."""
-        engines = dict.fromkeys(way.engine for way in self.rows)  # they are named as their packages are
+        engines = dict.fromkeys(backend.engine for backend in self.rows)  # they are named as their packages are
         versions = tuple(f"{name} {version_of(name)}" for name in engines)
-        machine, before = this_machine(), load_average()
-        scene = Scene(machine, self.plan.threads or machine.cores, before, versions)
-        with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder:
-            self._keep(Path(folder))
-            chosen = self._ask()
-            for batch in self.batches:
-                self._race(batch, chosen)
-            self._start()
-        return Standings(
-            self.subject.model,
-            self.see.size,
-            scene,
-            self.batches,
-            tuple(self.rows.values()),
-            self.reference,
-            VIEWS,
-            chosen,
-            tuple(self.notes),
-            self.images,
-            self.unreadable,
+        conditions = Conditions.of(self.plan.threads or this_machine().cores, versions)
+        for row in self.rows:
+            self._try(row, partial(self._write_file, row, folder, calibration))
+        selected = self._select()
+        for batch in self.batches:
+            self._measure(batch, selected[batch].backend, images)
+        starts = [row for row in self.rows if self.rows[row].file] * COLD_STARTS
+        for done, row in enumerate(starts, start=1):
+            self._try(row, partial(self._start, row))
+            self.progress.update("starting fresh processes in turn", done, len(starts))
+        report = BenchReport(
+            model=self.subject.name,
+            resolution=self.input.size,
+            conditions=conditions,
+            batches=self.batches,
+            rows=tuple(self.rows.values()),
+            reference=self.reference,
+            selected=selected,
+            notes=self.subject.list_absent(self.rows),
+            images=len(self.found.labels) if self.found else 0,
+            unreadable=self.found.unreadable if self.found else {},
         )
+        return self._keep(report) if self.plan.keep else report
 
-    def _keep(self, folder: Path) -> None:
-        """The file of each way."""
-        for way in self.rows:
-            with self._attempt(way), self.watch(f"writing {way}", "files"):
-                self._note(way, kept=self.subject.keep(way, folder, self.plan.guard))
+    def _write_file(self, row: Backend, folder: Path, calibration: TrainVal | None) -> None:
+        """What a fresh process opens: an artifact for single images; for torch the weights where they are."""
+        model = self.subject.model
+        if isinstance(model, Artifact) or row.engine == "torch":
+            self._set(row, file=self.subject.name, file_bytes=self.subject.file_bytes)
+        else:
+            from effnet.exporting.export import export
+            from effnet.exporting.int8 import export_int8
 
-    def _race(self, batch: int, chosen: Mapping[int, Selection]) -> None:
-        """All ways in turn; after the last batch they answer, while they are open."""
-        pixels = np.resize(views(self.see, min(batch, VIEWS)), (batch, self.see.size, self.see.size, self.see.channels))
-        runs: dict[Backend, Session] = {}
+            format, suffix = FORMATS[row.engine]
+            out = folder / f"{row.engine}-{row.precision}{suffix}"
+            if row.precision != "int8":
+                size = export(model, out, format=format, precision=row.precision).bytes
+            elif calibration is None:
+                raise ArgumentError("calibration", None, "must be given for int8.")
+            else:
+                size = export_int8(model, out, calibration, progress=self.progress).bytes
+                self.models[row] = read_artifact(out)
+            self._set(row, file=str(out), file_bytes=size)
+
+    def _measure(self, batch: int, selected: Backend, images: Dataset | None) -> None:
+        """All backends in turn; after the last batch their answers are compared, while they are open."""
+        size, channels = self.input.size, self.input.channels
+        pixels = np.resize(views(self.input, min(batch, VIEWS)), (batch, size, size, channels))
+        sessions: dict[Backend, Session] = {}
+
+        def open_parts(row: Backend) -> None:
+            for backend in self._divide(row, batch, selected):
+                sessions[backend] = open_session(self.models[row], Selection(backend, batch, "measured"))
+                sessions[backend](pixels)  # compiles
+
+        def run_round() -> list[float]:
+            return [self._try(backend, partial(turn, partial(run, pixels))) or nan for backend, run in sessions.items()]
+
         try:
-            known = [chosen[batch].backend] if batch in chosen else []
-            ways = self._open(batch, pixels, runs, known)
-            left = set(ways)
-
-            def lap(way: Backend) -> float:
-                return turn(lambda: runs[way](pixels))
-
-            def round_of_all() -> list[float]:
-                laps = dict.fromkeys(ways, math.nan)
-                for way in [way for way in ways if way in left]:
-                    left.discard(way)
-                    with self._attempt(way):
-                        laps[way] = lap(way)
-                        left.add(way)
-                return list(laps.values())
-
-            with self.watch(f"batch {batch}: {len(ways)} ways in turn", "rounds") as progress:
-                timings = time_rounds(round_of_all, runs=self.plan.rounds, warmup=1, progress=progress) if ways else []
-            for way, timing in zip(ways, timings, strict=True):
-                if way in left:
-                    self._note_lap(_whole(way), Lap(batch, way, timing))
-            if batch == self.batches[-1]:
-                laps = {row: each.lap(batch) for row, each in self.rows.items()}
-                self._compare({row: runs[lap.way] for row, lap in laps.items() if lap and lap.way in left})
+            for done, row in enumerate(self.rows, start=1):
+                self._try(row, partial(open_parts, row))
+                self.progress.update(f"batch {batch}: compiling", done, len(self.rows))
+            best: dict[Backend, tuple[BatchTime, Session]] = {}
+            rounds: Any = {"runs": self.plan.rounds, "warmup": 1, "progress": self.progress}
+            timings = time_rounds(run_round, task=f"batch {batch}, rounds", **rounds) if sessions else []
+            for backend, timing in zip(sessions, timings, strict=True):
+                row, time = _row(backend), BatchTime(batch, backend, timing)
+                if not self.rows[row].problem and (row not in best or timing.median_ms < best[row][0].time.median_ms):
+                    best[row] = time, sessions[backend]
+            for row, (time, _) in best.items():
+                self._set(row, times=(*self.rows[row].times, time))
+            for done, (row, (_, session)) in enumerate(best.items() if batch == self.batches[-1] else (), start=1):
+                self._try(row, partial(self._compare, row, session, images))
+                self.progress.update("comparing answers", done, len(best))
         finally:
-            for run in runs.values():
-                run.close()
+            for session in sessions.values():
+                session.close()
 
-    def _open(
-        self, batch: int, pixels: NDArray[np.uint8], runs: dict[Backend, Session], known: Sequence[Backend]
-    ) -> list[Backend]:
-        """Open every way, divided as it may be and as it is known to be fast, into `runs`; those that work."""
-        working: list[Backend] = []
-        divided = [self.subject.divided(each, batch) for each in self.rows]
-        ways = list(dict.fromkeys([*divided, *(way for way in known if _whole(way) in self.rows)]))
-        with self.watch(f"batch {batch}: compiling", "ways") as progress:
-            for done, way in enumerate(ways, start=1):
-                with self._attempt(way):
-                    run = runs[way] = self.subject.open(way, batch, self.rows[_whole(way)].kept)
-                    run(pixels)  # compiles
-                    working.append(way)
-                progress(done, len(ways))
-        return working
+    def _divide(self, row: Backend, batch: int, selected: Backend) -> list[Backend]:
+        """The backend in parts by rule, in half and twice as large ones where the batch has them, and as selected."""
+        model = self.models[row]
+        artifact = model if isinstance(model, Artifact) else None
+        pins: Any = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}
+        rule = select(model.config.spec, batch=batch, artifact=artifact, **pins).backend
+        tried = [rule, selected] if _row(selected) == row else [rule]
+        if rule.part and not (artifact and artifact.form.batch):  # else its own batch is the part
+            parts = [part for part in (rule.part // 2, rule.part * 2) if 1 <= part <= batch // rule.streams]
+            tried += [dataclasses.replace(rule, part=part) for part in parts]
+        return list(dict.fromkeys(tried))
 
-    def _compare(self, runs: Mapping[Backend, Session]) -> None:
-        """Answers of every way beside those of the first that gives any."""
-        seen, logits = views(self.see, VIEWS), dict[Backend, Array]()
-        with self.watch("comparing answers", "ways") as progress:
-            for done, (way, run) in enumerate(runs.items(), start=1):
-                with self._attempt(way):
-                    logits[way] = _finite(run(seen))
-                progress(done, len(runs))
-        if not logits:
+    def _compare(self, row: Backend, session: Session, images: Dataset | None) -> None:
+        """Answers of a backend beside those of the reference, which is the first that gives any."""
+        logits = session(views(self.input, VIEWS))
+        if not np.isfinite(logits).all():
+            raise CheckpointError("its outputs are not finite numbers")
+        if self.expected is None:
+            self.reference, self.expected = row, logits
+        expected = self.expected
+        difference, same = float(np.abs(logits - expected).max()), logits.argmax(1) == expected.argmax(1)
+        share = difference / (float(np.abs(expected).max()) or 1.0)
+        self._set(row, answers=Answers(difference, share, wilson(int(same.sum()), VIEWS)))
+        if images is None or (self.found is None and row != self.reference):
             return
-        self.reference = next(iter(logits))
-        expected = logits[self.reference]
-        for way, got in logits.items():
-            difference, same = float(np.abs(got - expected).max()), int((got.argmax(1) == expected.argmax(1)).sum())
-            share = difference / (float(np.abs(expected).max()) or 1.0)
-            self._note(way, answers=Answers(difference, share, wilson(same, VIEWS)))
-        if self.plan.data is not None:
-            with self._attempt(self.reference):
-                self._judge(self.plan.data, self.reference, {way: runs[way] for way in logits})
 
-    def _judge(self, data: Dataset, reference: Backend, runs: Mapping[Backend, Session]) -> None:
-        """Accuracy of every way, on images that are decoded once."""
-        asked = _Together(self.see, reference, runs, self._attempt)
-        with self.watch(f"{len(runs)} ways on images with known classes", "images") as progress:
-            found = predict_logits(asked, data, batch=max(TOGETHER, *self.batches), progress=progress)
-        self.images, self.unreadable = len(found.labels), found.unreadable
-        for way in asked.left if self.images else ():
-            logits = np.concatenate([answers[way] for answers in asked.said])
-            self._note(way, accuracy=compare(found.logits, logits, found.labels))
+        def count(done: int, total: int) -> None:
+            self.progress.update(f"{row}: images with known classes", done, total)
 
-    def _ask(self) -> dict[int, Selection]:
-        """What effnet.load takes by itself."""
-        chosen: dict[int, Selection] = {}
-        how: Any = {"source": self.subject.source, "threads": self.plan.threads}
-        with self.watch("asking effnet.load what it takes", "batches") as progress:
-            for done, batch in enumerate(self.batches, start=1):
-                try:
-                    with load(self.subject.model, batch=batch, **how) as classifier:
-                        chosen |= {batch: classifier.selection} if classifier.selection else {}
-                except Exception as error:  # of an engine, as everywhere here
-                    self.notes.append(f"effnet.load(..., batch={batch}) fails: {_reason(error)}")
-                progress(done, len(self.batches))
-        return chosen
+        predictor, batch = FunctionPredictor(self.input, session), max(GROUP, *self.batches)
+        found = predict_logits(predictor, images, batch=batch, progress=count)
+        self.found = self.found or found
+        if len(found.labels):
+            self._set(row, accuracy=compare(self.found.logits, found.logits, found.labels))
 
-    def _start(self) -> None:
-        """Fresh processes in turn."""
-        left = [way for way, row in self.rows.items() if row.kept]
-        with self.watch("starting fresh processes in turn", "starts") as progress:
-            for done, way in enumerate(left * STARTS, start=1):
-                row, how = self.rows[way], self._how(way)
-                if row.kept and not row.problem:
-                    with self._attempt(way):
-                        self._note(way, starts=(*row.starts, start(row.kept.model, self.see, how)))
-                progress(done, len(left) * STARTS)
+    def _start(self, row: Backend) -> None:
+        """A fresh process."""
+        pins = {"engine": row.engine, "precision": row.precision, "batch": self.subject.step}
+        source = self.subject.source if row.engine == "torch" else None  # artifacts need none
+        how = {**pins, "threads": self.plan.threads, "source": source}
+        start = measure_cold_start(self.rows[row].file, self.input, how)
+        self._set(row, cold_starts=(*self.rows[row].cold_starts, start))
 
-    def _how(self, way: Backend) -> dict[str, Any]:
-        """What effnet.load is told in a fresh process; the artifacts that were written need no source."""
-        how = {"engine": way.engine, "precision": way.precision, "batch": self.subject.step}
-        source = self.subject.source if way.engine == "torch" else None
-        return how | {"threads": self.plan.threads, "source": source}
+    def _keep(self, report: BenchReport) -> BenchReport:
+        """Have effnet.load follow the fastest backend that agrees with the reference, for each batch."""
+        rows = tuple(row for row in report.rows if self.models[row.backend] is self.subject.model)  # not int8's
+        loadable, kept = dataclasses.replace(report, rows=rows), []
+        for batch in self.batches:
+            if (row := loadable.fastest(batch)) and (time := row.time(batch)) and row.answers:
+                agreement = f"the same class as {self.reference} for {row.answers.agreement.value:.0%} of {VIEWS} views"
+                reason = f"the fastest that effnet bench measured here, {time.time.median_ms:.2f} ms; {agreement}"
+                kept.append(Selection(time.backend, batch, reason))
+        if not kept:
+            return report
+        file = keep_selection(self.subject.model, kept, threads=self.plan.threads)
+        return dataclasses.replace(report, selected=self._select(), kept=file)
 
-    def _note(self, way: Backend, **values: Any) -> None:
-        self.rows[way] = dataclasses.replace(self.rows[way], **values)
+    def _select(self) -> dict[int, Selection]:
+        """What effnet.load uses for each batch when nothing is pinned."""
+        model, threads = self.subject.model, self.plan.threads
+        return {batch: select_for(model, batch=batch, threads=threads) for batch in self.batches}
 
-    def _note_lap(self, way: Backend, lap: Lap) -> None:
-        """The faster one for each batch stays."""
-        others = tuple(each for each in self.rows[way].laps if each.batch != lap.batch)
-        known = self.rows[way].lap(lap.batch)
-        best = lap if known is None else min(known, lap, key=lambda each: each.time.median_ms)
-        self._note(way, laps=(*others, best))
+    def _set(self, row: Backend, **values: Any) -> None:
+        self.rows[row] = dataclasses.replace(self.rows[row], **values)
 
-    @contextmanager
-    def _attempt(self, way: Backend) -> Iterator[None]:
-        """What fails here is the way's problem; the first one is told."""
+    def _try(self, backend: Backend, step: Callable[[], T]) -> T | None:
+        """The result of a step; None where the backend has failed, in this step or before."""
+        row = _row(backend)
+        if self.rows[row].problem:
+            return None
         try:
-            yield
-        except Exception as error:  # of engines: there is no common kind
-            whole = _whole(way)
-            self._note(whole, problem=self.rows[whole].problem or _reason(error))
+            return step()
+        except Exception as error:  # engines have no common exception
+            text = " ".join(str(error).split())
+            clear = text and isinstance(error, (EffnetError, ChildProcessError))
+            self._set(row, problem=text if clear else f"{type(error).__name__}: {text}")
+            return None
 
 
-class _Together:
-    """What predict_logits asks: every way at once, though it sees the reference's answers alone."""
-
-    def __init__(self, see: InputSpec, reference: Backend, runs: Mapping[Backend, Session], attempt: Attempt) -> None:
-        self.input, self.reference, self.attempt = see, reference, attempt
-        self.left = dict(runs)
-        self.said: list[dict[Backend, Array]] = []
-
-    def logits(self, images: NDArray[np.uint8], /) -> Array:
-        """The reference's; those of all are kept."""
-        answers = {self.reference: self.left[self.reference](images)}
-        for way, run in self.left.items():
-            if way != self.reference:
-                with self.attempt(way):
-                    answers[way] = _finite(run(images))
-        self.left = {way: run for way, run in self.left.items() if way in answers}
-        self.said.append(answers)
-        return answers[self.reference]
-
-
-def _finite(logits: Array) -> Array:
-    if not np.isfinite(logits).all():
-        raise CheckpointError("its outputs are not finite numbers")
-    return logits
-
-
-def _batches(wanted: Sequence[int] | None, subject: Subject) -> tuple[int, ...]:
+def _choose_batches(wanted: Sequence[int], subject: Subject) -> tuple[int, ...]:
     """Every batch once, the smallest first."""
     step = subject.step
-    if wanted is None:
-        wanted = [max(step, batch - batch % step) for batch in BATCHES]
     for batch in wanted:
         if batch % step:
-            rule = f"cannot be measured: {subject.model} was exported for {step}; it takes a multiple of that."
+            rule = f"cannot be measured: {subject.name} was exported for {step}; it takes a multiple of that."
             raise ArgumentError("batch", batch, rule)
-    return tuple(sorted(set(wanted)))
+    return tuple(sorted(set(wanted or (max(step, batch - batch % step) for batch in BATCHES))))
 
 
-def _whole(way: Backend) -> Backend:
-    """The way of whole batches, which its row is about."""
-    return dataclasses.replace(way, streams=1, part=None, threads=None)
-
-
-def _reason(error: Exception) -> str:
-    """An error on one line."""
-    words, told = " ".join(str(error).split()), isinstance(error, (EffnetError, ChildProcessError))
-    return words if told and words else f"{type(error).__name__}: {words}"
+def _row(backend: Backend) -> Backend:
+    """The backend for whole batches, which its row is about."""
+    return Backend(backend.engine, backend.precision)

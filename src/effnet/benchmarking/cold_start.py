@@ -16,42 +16,42 @@ from effnet.runtime.agreement import PHOTOS
 PROGRAM = """
 import json, sys, time
 import numpy, effnet
-model, how, photo = json.loads(sys.argv[1])
-classifier = effnet.load(model, **how)
-see = classifier.input
+model, pins, photo = json.loads(sys.argv[1])
+classifier = effnet.load(model, **pins)
 if photo:
     classifier.predict(photo)
 else:
-    classifier.logits(numpy.zeros((1, see.size, see.size, see.channels), numpy.uint8))
+    size, channels = classifier.input.size, classifier.input.channels
+    classifier.logits(numpy.zeros((1, size, size, channels), numpy.uint8))
 answered = time.monotonic()
 from effnet.machine import peak_memory
 print(json.dumps([answered, peak_memory()]))
 """
 
 
-class Start(NamedTuple):
+class ColdStart(NamedTuple):
     """One fresh process."""
 
     seconds: float  # from its beginning to its first answer
     bytes: int  # the most that it held, Python and all libraries included; 0 where the system does not tell
 
 
-def start(model: str, see: InputSpec, how: Mapping[str, Any]) -> Start:
+def measure_cold_start(model: str, input_spec: InputSpec, pins: Mapping[str, Any]) -> ColdStart:
     """Start Python, load a model and have it answer once: to a packaged photo, or to zeros where it sees no photos.
 
     Args:
         model: as effnet.load takes it.
-        see: its own.
-        how: of effnet.load, too.
+        input_spec: how its images are prepared.
+        pins: effnet.load's other arguments.
 
     Raises:
-        ChildProcessError: it failed; the message is the last line that it said.
+        ChildProcessError: it failed; the message is the last line that it wrote.
     """
-    photo = str(next(PHOTOS.glob("*.png"))) if see.channels in (1, 3) else None
-    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(how), photo])]
-    begun = time.monotonic()  # which the system counts for all processes
+    photo = str(next(PHOTOS.glob("*.png"))) if input_spec.channels in (1, 3) else None
+    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(pins), photo])]
+    started = time.monotonic()  # the same clock for all processes
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ChildProcessError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])
     answered, held = json.loads(done.stdout.splitlines()[-1])
-    return Start(answered - begun, held)
+    return ColdStart(answered - started, held)

@@ -1,101 +1,99 @@
-"""The picture of a bench: contestants below each other, their figures in panels.
-
-Needs the extra `plots`; see plots.style for what all pictures have in common.
-"""
+"""The picture of a bench: the backends below each other, their figures in panels. Needs the extra `plots`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from effnet.errors import ArgumentError
+from effnet.benchmarking.report import BenchReport
 from effnet.plots.style import BLUE, GREY, INK, SKY, picture
+from effnet.runtime.session import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Bounds = tuple[float, float]
-
 ACROSS = 3  # panels beside each other, at most
-NAMES, PANEL = 1.6, 3.4  # inches of the names, and of a panel
-ROW = 0.4  # inches of a contestant
+NAMES_WIDTH, PANEL_WIDTH, ROW_HEIGHT = 1.6, 3.4, 0.4  # inches
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One figure of all contestants; None where it is missing."""
+class Bar(NamedTuple):
+    """A figure of one backend, its spread, and whether it stands out."""
 
-    title: str
-    values: Sequence[float | None]
-    bounds: Sequence[Bounds | None] = ()  # whiskers; none at all where it is empty
-    marked: Sequence[bool] = ()  # those that stand out
-    share: bool = False  # per cent, all of which may be near each other: points with whiskers, not bars from 0
+    value: float
+    low: float
+    high: float
+    dark: bool = False
 
 
-def draw_panels(names: Sequence[str], panels: Sequence[Panel], out: Path, *, title: str, note: str) -> None:
-    """Draw every panel's bars beside the names, first one on top.
-
-    Args:
-        names: of the contestants.
-        panels: at least one, each with a value for each name.
-        out: the picture.
-        title: above all of it.
-        note: below all of it.
+def draw_bench(report: BenchReport, out: Path) -> None:
+    """Draw speed, cold start, memory and answers of every backend, the reference on top.
 
     Raises:
-        ArgumentError: a panel has another number of values, or `out` has another suffix than .png, .svg or .pdf.
+        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
         MissingExtraError: matplotlib is not installed.
     """
-    for panel in panels:
-        if len(panel.values) != len(names):
-            raise ArgumentError("panels", panel.title, f"has {len(panel.values)} values for {len(names)} names.")
+    names = [f"{TITLES[row.backend.engine]} {row.backend.precision}" for row in report.rows]
+    panels = _panels(report)
     across = min(len(panels), ACROSS)
     down = -(-len(panels) // across)
-    size = NAMES + across * PANEL, 1.4 + down * (0.9 + ROW * len(names))
-    with picture(out, *size, title) as figure:
+    size = NAMES_WIDTH + across * PANEL_WIDTH, 1.4 + down * (0.9 + ROW_HEIGHT * len(names))
+    with picture(out, *size, f"{report.model}, {report.resolution} px: every engine and precision in turn") as figure:
         sides = figure.subplots(down, across, squeeze=False).flatten()
-        for place, (axes, panel) in enumerate(zip(sides, panels, strict=False)):
-            _draw(axes, panel)
+        for place, (axes, (title, bars)) in enumerate(zip(sides, panels.items(), strict=False)):
+            _draw(axes, title, bars)
             axes.set_yticks(range(len(names)), names if place % across == 0 else [""] * len(names))
             axes.set_ylim(len(names) - 0.4, -0.6)
         for axes in sides[len(panels) :]:
             axes.set_visible(False)
-        figure.supxlabel(note, x=0.012, ha="left", fontsize=10, color=GREY)
+        note = "Dark: what effnet.load uses. Whiskers: 10 to 90 % of the rounds; of shares the 95 % interval."
+        figure.supxlabel(f"{report.conditions}\n{note}", x=0.012, ha="left", fontsize=10, color=GREY)
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=11)
+def _panels(report: BenchReport) -> dict[str, list[Bar | None]]:
+    """The bars of each panel by its title; None where a figure is missing."""
+    panels: dict[str, list[Bar | None]] = {}
+    for batch in report.batches:
+        bars: list[Bar | None] = []
+        for row in report.rows:
+            time = row.time(batch)
+            low, high = time.time.spread_ms if time else (0.0, 0.0)
+            rates = (time.images_per_second, 1e3 * batch / high, 1e3 * batch / low) if time else None
+            bars.append(Bar(*rates, report.uses(row, batch)) if rates else None)
+        panels[f"images per second, {batch} at a time"] = bars
+    starts, peaks = ([row.start_seconds for row in report.rows], [row.peak_bytes for row in report.rows])
+    panels["seconds until a new process answers"] = [Bar(value, value, value) if value else None for value in starts]
+    panels["peak memory of that process, MB"] = [
+        Bar(peak / 1e6, peak / 1e6, peak / 1e6) if peak else None for peak in peaks
+    ]
+    if report.images:
+        title = f"top-1 of {report.images:,} images, %"
+        shares = [row.accuracy.accuracy_b if row.accuracy else None for row in report.rows]
+    else:
+        title = f"same class as {report.reference}, %"
+        shares = [row.answers.agreement if row.answers else None for row in report.rows]
+    panels[title] = [Bar(100 * each.value, 100 * each.low, 100 * each.high) if each else None for each in shares]
+    return panels
+
+
+def _draw(axes: Axes, title: str, bars: list[Bar | None]) -> None:
+    """Bars from 0; shares, which may be close to each other, as points with whiskers."""
+    share = title.endswith("%")
+    axes.set_title(title, loc="left", fontsize=11)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    known = [place for place, value in enumerate(panel.values) if value is not None]
-    for place in known:
-        value, (low, high) = panel.values[place] or 0.0, _whisker(panel, place)
-        colour = BLUE if panel.marked and panel.marked[place] else SKY
-        if panel.share:
-            axes.plot(value, place, "o", color=BLUE, markersize=7)
+    known = {place: bar for place, bar in enumerate(bars) if bar}
+    for place, bar in known.items():
+        text = f"{bar.value:.1f}" if share else f"{bar.value:.3g}" if bar.value < 1000 else f"{bar.value:,.0f}"
+        if share:
+            axes.plot(bar.value, place, "o", color=BLUE, markersize=7)
+            axes.annotate(text, (bar.value, place), (0, 7), textcoords="offset points", ha="center", fontsize=10)
         else:
-            axes.barh(place, value, 0.62, color=colour)
-        axes.plot((low, high), (place, place), color=INK, linewidth=1.2)
-        axes.annotate(
-            f"{value:.1f}" if panel.share else f"{value:.3g}" if value < 1000 else f"{value:,.0f}",
-            (value, place) if panel.share else (high, place),
-            (0, 7) if panel.share else (5, 0),
-            textcoords="offset points",
-            ha="center" if panel.share else "left",
-            va="bottom" if panel.share else "center",
-            fontsize=10,
-        )
-    ends = [end for place in known for end in _whisker(panel, place)]
-    if ends and panel.share:
-        room = max(0.5, 0.1 * (max(ends) - min(ends)))
-        axes.set_xlim(min(ends) - room, min(100.0, max(ends)) + room)
-    elif ends:
-        axes.set_xlim(0, 1.25 * max(ends) or 1.0)  # room for the number behind the longest bar
-
-
-def _whisker(panel: Panel, place: int) -> Bounds:
-    """The bounds of a value; itself twice where it has none."""
-    value = panel.values[place] or 0.0
-    return (panel.bounds[place] if panel.bounds else None) or (value, value)
+            axes.barh(place, bar.value, 0.62, color=BLUE if bar.dark else SKY)
+            axes.annotate(text, (bar.high, place), (5, 0), textcoords="offset points", va="center", fontsize=10)
+        axes.plot((bar.low, bar.high), (place, place), color=INK, linewidth=1.2)
+    low, high = (
+        min((bar.low for bar in known.values()), default=0),
+        max((bar.high for bar in known.values()), default=1),
+    )
+    room = max(0.5, 0.1 * (high - low))
+    axes.set_xlim(*(low - room, min(100.0, high) + room) if share else (0, 1.25 * high))  # room for the last number

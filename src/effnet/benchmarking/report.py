@@ -1,4 +1,4 @@
-"""What a bench found: a row for every engine and precision, and what all of it was measured on."""
+"""What a bench found: a row for every engine and precision, and what they were measured on."""
 
 from __future__ import annotations
 
@@ -6,49 +6,23 @@ import dataclasses
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from effnet.benchmarking.cold_start import Start
-from effnet.benchmarking.subjects import Kept
-from effnet.machine import Machine
+from effnet.benchmarking.cold_start import ColdStart
 from effnet.metrics.intervals import Difference, Interval
-from effnet.metrics.timing import Timing
-from effnet.runtime.agreement import AGREE
+from effnet.metrics.timing import Conditions, Timing
+from effnet.runtime.agreement import AGREE, VIEWS
 from effnet.runtime.select import Selection
 from effnet.runtime.session import Backend
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What times depend on beside the network."""
-
-    machine: Machine
-    threads: int
-    load: float | None  # the system's average over the minute before; None on Windows
-    versions: tuple[str, ...]  # torch 2.14.1
-
-    @property
-    def crowded(self) -> bool:
-        """Whether others kept the cores busy when this began."""
-        return self.machine.crowded(self.threads, self.load)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The facts under the names of the attributes."""
-        facts = {"threads": self.threads, "load": self.load, "crowded": self.crowded, "versions": list(self.versions)}
-        return {"machine": self.machine.to_dict(), **facts}
-
-    def __str__(self) -> str:
-        words = [f"{self.threads} thread{'' if self.threads == 1 else 's'}", *self.versions]
-        words += [] if self.load is None else [f"load {self.load:.1f} before"]
-        return f"{self.machine}\n{', '.join(words)}"
-
-
-@dataclass(frozen=True)
-class Lap:
-    """How long a way took for a batch."""
+class BatchTime:
+    """How long a backend took for a batch."""
 
     batch: int
-    way: Backend  # in which it was fastest
+    backend: Backend  # with the part and streams that were fastest
     time: Timing
 
     @property
@@ -58,109 +32,114 @@ class Lap:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures by name."""
-        way = {"streams": self.way.streams, "part": self.way.part or self.batch}
-        return {"batch": self.batch, **way, "images_per_second": self.images_per_second, **self.time.to_dict()}
+        parts = {"streams": self.backend.streams, "part": self.backend.part or self.batch}
+        return {"batch": self.batch, **parts, "images_per_second": self.images_per_second, **self.time.to_dict()}
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a way says of the views, beside the reference."""
+    """A backend's answers to views of photos, beside the reference's."""
 
-    difference: float  # largest of a logit
+    difference: float  # largest difference of a logit
     share: float  # the same, of the reference's largest logit
-    same: Interval  # share of the views of which both name the same class
+    agreement: Interval  # share of the views for which both name the same class
 
 
 @dataclass(frozen=True)
-class Row:
-    """All that was measured of a way."""
+class BenchRow:
+    """What was measured of one engine and precision."""
 
-    way: Backend  # of whole batches
-    laps: tuple[Lap, ...] = ()  # one for each batch
+    backend: Backend  # of whole batches
+    times: tuple[BatchTime, ...] = ()  # one for each batch
     answers: Answers | None = None
-    accuracy: Difference | None = None  # a is the reference, b this way; None where there was no data
-    kept: Kept | None = None
-    starts: tuple[Start, ...] = ()
+    accuracy: Difference | None = None  # a is the reference, b this backend; None without images of known classes
+    file: str = ""  # what a fresh process opens; empty where it could not be written
+    file_bytes: int = 0
+    cold_starts: tuple[ColdStart, ...] = ()
     problem: str = ""  # why something is missing
 
     @property
     def start_seconds(self) -> float | None:
-        """The median of its starts."""
-        return statistics.median(start.seconds for start in self.starts) if self.starts else None
+        """The median of its cold starts."""
+        return statistics.median(start.seconds for start in self.cold_starts) if self.cold_starts else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """The median of its starts."""
-        held = [start.bytes for start in self.starts if start.bytes]
+        """The median of its cold starts."""
+        held = [start.bytes for start in self.cold_starts if start.bytes]
         return round(statistics.median(held)) if held else None
 
-    def lap(self, batch: int) -> Lap | None:
+    @property
+    def agrees(self) -> bool:
+        """Whether it names nearly all views as the reference does."""
+        return self.answers is not None and self.answers.agreement.value >= AGREE
+
+    def time(self, batch: int) -> BatchTime | None:
         """How long it took for a batch."""
-        return next((lap for lap in self.laps if lap.batch == batch), None)
+        return next((time for time in self.times if time.batch == batch), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain values; what is missing is null."""
         answers, accuracy = self.answers, self.accuracy
         return {
-            "engine": self.way.engine,
-            "precision": self.way.precision,
-            "batches": [lap.to_dict() for lap in self.laps],
+            "engine": self.backend.engine,
+            "precision": self.backend.precision,
+            "batches": [time.to_dict() for time in self.times],
             "logit_difference": answers and answers.difference,
             "logit_difference_share": answers and answers.share,
-            "same_class": answers and answers.same.to_dict(),
+            "same_class": answers and answers.agreement.to_dict(),
             "top1": accuracy and accuracy.accuracy_b.to_dict(),
             "difference": accuracy and accuracy.to_dict(),
-            "file_bytes": self.kept and self.kept.bytes,
+            "file_bytes": self.file_bytes or None,
             "peak_memory_bytes": self.peak_bytes,
             "cold_start_seconds": self.start_seconds,
-            "starts": len(self.starts),
+            "starts": len(self.cold_starts),
             "problem": self.problem or None,
         }
 
 
 @dataclass(frozen=True)
-class Standings:
-    """The ways of running a model, side by side."""
+class BenchReport:
+    """The backends of a model, side by side."""
 
     model: str
     resolution: int
-    scene: Scene
+    conditions: Conditions
     batches: tuple[int, ...]  # smallest first
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     reference: Backend | None  # whose answers the others' are compared with; None where nothing answered
-    views: int  # parts of photos on which they are
-    chosen: Mapping[int, Selection]  # what effnet.load takes by itself, by batch
+    selected: Mapping[int, Selection]  # what effnet.load uses when nothing is pinned, by batch
     notes: tuple[str, ...]  # what could not be measured here, and why
     images: int = 0  # with known classes that were read
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reason by path
+    kept: Path | None = None  # the file that effnet.load follows from now on
 
-    def takes(self, row: Row, batch: int) -> bool:
-        """Whether effnet.load takes this way for a batch, in whatever parts."""
-        way = self.chosen[batch].backend if batch in self.chosen else None
-        return way is not None and (way.engine, way.precision) == (row.way.engine, row.way.precision)
+    def uses(self, row: BenchRow, batch: int) -> bool:
+        """Whether effnet.load uses this engine and precision for a batch, in whatever parts."""
+        if batch not in self.selected:
+            return False
+        backend = self.selected[batch].backend
+        return (backend.engine, backend.precision) == (row.backend.engine, row.backend.precision)
 
-    def fastest(self, batch: int) -> Row | None:
-        """The fastest for a batch among those that name the views as the reference does."""
-        laps = [(lap.time.median_ms, row) for row in self.rows if (lap := row.lap(batch)) and _agrees(row)]
-        return min(laps, key=lambda each: each[0])[1] if laps else None
+    def fastest(self, batch: int) -> BenchRow | None:
+        """The fastest for a batch among those that agree with the reference."""
+        found = [(time.time.median_ms, row) for row in self.rows if row.agrees and (time := row.time(batch))]
+        return min(found, key=lambda each: each[0])[1] if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
-        chosen = [{"batch": batch, **dataclasses.asdict(found.backend)} for batch, found in self.chosen.items()]
+        selected = [{"batch": batch, **dataclasses.asdict(each.backend)} for batch, each in self.selected.items()]
         return {
             "model": self.model,
             "resolution": self.resolution,
-            **self.scene.to_dict(),
+            **self.conditions.to_dict(),
             "batches": list(self.batches),
-            "views": self.views,
+            "views": VIEWS,
             "images": self.images,
             "unreadable": dict(self.unreadable),
             "reference": self.reference and dataclasses.asdict(self.reference),
-            "chosen": chosen,
+            "selected": selected,
+            "kept": self.kept and str(self.kept),
             "notes": list(self.notes),
             "rows": [row.to_dict() for row in self.rows],
         }
-
-
-def _agrees(row: Row) -> bool:
-    return row.answers is not None and row.answers.same.value >= AGREE

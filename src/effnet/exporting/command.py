@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from effnet import console
 from effnet.console import OK
-from effnet.errors import ArgumentError, DataError, MissingExtraError
+from effnet.errors import ArgumentError, DataError
+from effnet.runtime.artifact import Format, artifact_path
 
 if TYPE_CHECKING:
-    from effnet.exporting.export import Exported
-    from effnet.exporting.int8 import Guard
+    from effnet.data.held_out import TrainVal
+    from effnet.exporting.int8 import Int8Exported
     from effnet.weights.bundle import Bundle
 
 
@@ -22,7 +22,7 @@ def export(
     model: str,
     data: str | None = None,
     *,
-    format: Literal["openvino", "onnx", "torch"] = "openvino",
+    format: Format = "openvino",
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     max_drop: float | None = None,
     batch: str = "1",
@@ -37,103 +37,99 @@ def export(
 
     Args:
         model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
-        data: For int8 the images that the model was trained on, as in effnet train: its training images calibrate, its
-            val images judge, its test images stay unseen.
+        data: For int8, the images that the model was trained on, as for effnet train: its training images calibrate,
+            its val images decide, its test images are not used.
         format: openvino (a folder), onnx (a file .onnx) or torch (a torch.export program, .pt2).
-        precision: What it computes with: fp32, or bf16 or int8, which are OpenVINO's alone.
-        max_drop: Points of top-1 that int8 may have less than fp32 on the val images; by default 0.5. The drop counted
-            there has to hold it; its interval is shown.
+        precision: What it computes with; bf16 and int8 need OpenVINO.
+        max_drop: Points of top-1 that int8 may lose against fp32 on the val images. Default: 0.5. The loss counted
+            there has to keep within it; its interval is shown.
         batch: Images that it takes at once, or dynamic for any number, which some engines run more slowly.
-        out: Where to; by default named after the model, in the working folder.
+        out: The file or folder to write. Default: named after the model, in the working folder.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
     """
     if batch != "dynamic" and not (batch.isdecimal() and int(batch)):
         raise ArgumentError("batch", batch, "must be a positive whole number or dynamic.")
-    if precision == "int8" and data is None:
-        raise ArgumentError("data", data, f"must be named for int8: effnet export {model} DATA --precision int8")
+    if precision == "int8":
+        if data is None:
+            rule = f"must be given for int8: effnet export {model} DATA --precision int8"
+            raise ArgumentError("data", data, rule)
+        if format != "openvino":
+            slow = "ONNX Runtime takes longer for these networks in int8 than in fp32"
+            reason = slow if format == "onnx" else "a torch.export program would compute in fp32"
+            raise ArgumentError("precision", precision, f"needs format openvino; {reason}.")
     for option, value in (("data", data), ("max_drop", max_drop)):
         if value is not None and precision != "int8":
-            raise ArgumentError(option, value, "is for --precision int8 alone.")
-    from effnet.runtime.artifact import artifact_path
-
+            raise ArgumentError(option, value, "is only for --precision int8.")
     if artifact_path(model) is not None:
         raise ArgumentError("model", model, "is an artifact already; name the network that it was exported from.")
     with console.Display(f"opening {model}"):
-        try:
-            from effnet.exporting.export import export as write
-            from effnet.weights.load import open_model
-        except ImportError as error:
-            raise MissingExtraError("exporting", "export") from error
+        from effnet.exporting.export import export as write
+        from effnet.exporting.int8 import MAX_DROP, export_int8
+        from effnet.weights.load import open_model
+
         bundle = open_model(model, source=source)
     suffix = {"openvino": "-openvino", "onnx": ".onnx", "torch": ".pt2"}[format]
-    named = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
-    target = out or Path(f"{named}{suffix}")
-    taken = None if batch == "dynamic" else int(batch)
+    target = out or Path(f"{Path(model).resolve().name if Path(model).is_dir() else Path(model).stem}{suffix}")
+    images = None if batch == "dynamic" else int(batch)
     wrote = f"wrote {target}: {format}, {precision}, batch {batch}"
-    if data is None:
+    if precision != "int8":
         with console.Display(f"writing {target} and comparing its answers"):
-            made = write(bundle, target, format=format, precision=precision, batch=taken)
-        sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\nagainst the network in torch: {made}\n")
-        console.remark(f"Next: effnet predict photo.jpg --model {shlex.quote(str(made.path))}")
+            made = write(bundle, target, format=format, precision=precision, batch=images)
+        sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\nagainst the network in torch: {made.parity}\n")
+        console.remark(f"Next: effnet predict photo.jpg --model {shlex.quote(str(target))}")
         return OK
-    guard, notes = _guard(model, bundle, data, max_drop)
-    made = write(bundle, target, format=format, precision=precision, batch=taken, guard=guard)
-    sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\n")
-    _show(made, guard)
-    for note in notes:
+    limit = MAX_DROP if max_drop is None else max_drop
+    with console.Display(f"quantising {model}") as progress:
+        held_out = _read_images(model, bundle, str(data))
+        small = export_int8(bundle, target, held_out, max_drop=limit, batch=images, progress=progress)
+    sys.stdout.write(f"{wrote}, {console.size(small.bytes)}\n")
+    _show(small, limit)
+    for note in held_out.notes:
         console.remark(f"Note: {note}.")
-    console.remark(f"Next: effnet val {shlex.join((model, str(made.path), data))} --split test")
+    console.remark(f"Next: effnet val {shlex.join((model, str(target), str(data)))} --split test")
     return OK
 
 
-def _guard(model: str, bundle: Bundle, data: str, max_drop: float | None) -> tuple[Guard, tuple[str, ...]]:
-    """The images that calibrate int8 and those that judge it, and what there is to say of them."""
+def _read_images(model: str, bundle: Bundle, data: str) -> TrainVal:
+    """The training and val images of a model in DATA."""
     from effnet.data.dataset import match_classes, read_data
     from effnet.data.held_out import train_and_val
-    from effnet.exporting.int8 import MAX_DROP, Guard
     from effnet.weights.bundle import read_parts
 
-    with console.Display(f"reading {data}"):
-        classes = bundle.config.classes
-        if classes is None:
-            raise DataError(f"{model} does not name its outputs, so int8 cannot be judged on images with known classes")
-        dataset = match_classes(read_data(data), classes, f"{model}'s")
-        found = train_and_val(dataset, model, read_parts(model, dataset))
-    watch = partial(console.counting, every=1)
-    return Guard(found.train, found.val, MAX_DROP if max_drop is None else max_drop, watch), found.notes
+    if bundle.config.classes is None:
+        raise DataError(f"{model} does not name its outputs, so int8 cannot be evaluated on images with known classes")
+    dataset = match_classes(read_data(data), bundle.config.classes, f"{model}'s")
+    return train_and_val(dataset, model, read_parts(model, dataset))
 
 
-def _show(made: Exported, guard: Guard) -> None:
+def _show(made: Int8Exported, limit: float) -> None:
     """fp32 and int8 side by side, then what the difference says."""
-    beside, said = made.beside, made.form.int8
-    if beside is None or said is None:
-        return
-    last = beside.attempts[-1]
+    last, int8 = made.attempts[-1], made.form.int8
+    assert int8 is not None
     rows = [
-        (name, f"{top1.value:.2%}", f"{top1.low:.2%} to {top1.high:.2%}", console.size(size), f"{ms:.2f}")
-        for name, top1, size, ms in (
-            ("fp32", last.found.accuracy_a, beside.bytes, beside.fp32_ms),
-            ("int8", last.found.accuracy_b, made.bytes, beside.int8_ms),
+        (name, f"{top1.value:.2%}", f"{top1.low:.2%} to {top1.high:.2%}", console.size(size))
+        for name, top1, size in (
+            ("fp32", last.found.accuracy_a, made.fp32_bytes),
+            ("int8", last.found.accuracy_b, made.bytes),
         )
     ]
-    many = f"{beside.timed} image{'s' * (beside.timed > 1)}"
-    console.paragraphs((f"OpenVINO on the {last.found.n:,} val images; ms: median for {many}, in turn",))
-    console.table(("<", "top-1", "95 % interval", "size", "ms"), rows)
+    console.paragraphs((f"OpenVINO on the {last.found.n:,} val images",))
+    console.table(("<", "top-1", "95 % interval", "size"), rows)
     low, high = last.bounds
     lines = [
-        f"int8 loses {last.drop:+.2f} points of top-1 ({low:+.2f} to {high:+.2f}); the limit is {guard.max_drop:g}. "
+        f"int8 loses {last.drop:+.2f} points of top-1 ({low:+.2f} to {high:+.2f}); the limit is {limit:g}. "
         f"Both name the same class for {last.agreement.value:.1%} of the images ({last.agreement.low:.1%} to "
         f"{last.agreement.high:.1%}).",
-        f"Calibrated on {said.calibration_images:,} training images. {beside.eight_bits} of {beside.layers} layers "
-        f"have weights in 8 bits; parts sent back to float: {', '.join(said.kept) or 'none'}.",
+        f"Calibrated on {int8.calibration_images:,} training images. {made.eight_bits} of {made.layers} layers "
+        f"have weights in 8 bits; parts in float: {', '.join(int8.kept) or 'none'}.",
     ]
-    if len(beside.attempts) > 1:
-        tried = "; ".join(str(attempt) for attempt in beside.attempts)
+    if len(made.attempts) > 1:
+        tried = "; ".join(str(attempt) for attempt in made.attempts)
         lines.append(
-            f"{len(beside.attempts)} versions were judged on the same images, which flatters the last: {tried}."
+            f"{len(made.attempts)} versions were evaluated on the same images, which flatters the last: {tried}."
         )
-    if high > guard.max_drop:
+    if high > limit:
         lines.append(f"Images like these may show a drop beyond the limit: its interval ends at {high:.2f}.")
-    if beside.unreadable:
-        lines.append(f"{beside.unreadable:,} val images cannot be read and are not counted.")
+    if made.unreadable:
+        lines.append(f"{made.unreadable:,} val images cannot be read and are not counted.")
     console.paragraphs(lines)

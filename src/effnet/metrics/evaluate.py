@@ -54,6 +54,13 @@ class Predictor(Protocol):
         """Raw outputs (N, K) of pixels (N, size, size, C)."""
 
 
+class FunctionPredictor(NamedTuple):
+    """Any function of pixels, such as a session, as a Predictor."""
+
+    input: InputSpec
+    logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
 class Predicted(NamedTuple):
     """The images that could be read, in their order, and the reasons why others could not."""
 

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from effnet.fields import positive_int
 from effnet.machine import Machine, load_average, this_machine
+from effnet.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
 TURN, CALLS = 0.08, 200  # seconds that a turn of short calls lasts, and how many it has at most
 FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
@@ -66,15 +65,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a time depends on beside the network."""
+    """What a time depends on beside the network. Where several batches or precisions are timed, theirs are None."""
 
     machine: Machine
     threads: int
-    batch: int
-    layout: str
+    batch: int | None
+    layout: str | None
     versions: tuple[str, ...]  # torch 2.14.1
     load: float | None  # the system's average over the minute before: programs that wanted to run; None on Windows
-    dtype: str = "float32"
+    dtype: str | None = "float32"
 
     @classmethod
     def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
@@ -82,10 +81,18 @@ class Conditions:
         import torch
 
         versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
-        return cls.of(torch.get_num_threads(), batch, layout, versions)
+        return cls.of(torch.get_num_threads(), versions, batch=batch, layout=layout, dtype="float32")
 
     @classmethod
-    def of(cls, threads: int, batch: int, layout: str, versions: tuple[str, ...], dtype: str = "float32") -> Conditions:
+    def of(
+        cls,
+        threads: int,
+        versions: tuple[str, ...],
+        *,
+        batch: int | None = None,
+        layout: str | None = None,
+        dtype: str | None = None,
+    ) -> Conditions:
         """This machine now, with whatever computes on it."""
         return cls(this_machine(), threads, batch, layout, versions, load_average(), dtype)
 
@@ -96,14 +103,17 @@ class Conditions:
 
     def to_dict(self) -> dict[str, Any]:
         """The facts under the names of the attributes."""
-        values = {name: getattr(self, name) for name in ("threads", "batch", "dtype", "layout", "load")}
-        return {"machine": self.machine.to_dict(), **values, "versions": list(self.versions)}
+        details = {name: value for name in ("batch", "dtype", "layout") if (value := getattr(self, name)) is not None}
+        busy = {"load": self.load, "crowded": self.crowded}
+        versions = {"versions": list(self.versions)}
+        return {"machine": self.machine.to_dict(), "threads": self.threads, **details, **busy, **versions}
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return "\n".join(
-            (str(self.machine), ", ".join((threads, f"batch {self.batch}", self.dtype, self.layout, *self.versions)))
-        )
+        pieces = [f"{self.threads} thread{'' if self.threads == 1 else 's'}"]
+        pieces += [] if self.batch is None else [f"batch {self.batch}"]
+        pieces += [detail for detail in (self.dtype, self.layout) if detail]
+        load = [] if self.load is None else [f"load {self.load:.1f} before"]
+        return f"{self.machine}\n{', '.join((*pieces, *self.versions, *load))}"
 
 
 def memory_format(layout: str) -> Any:
@@ -130,11 +140,16 @@ def measure_in_turn(
     *,
     runs: int | None = None,
     warmup: int = 2,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
+    task: str = "rounds",
 ) -> dict[str, Timing]:
     """Time every function once in each round; see `time_rounds` for the other arguments."""
     timings = time_rounds(
-        lambda: [seconds(function) for function in functions.values()], runs=runs, warmup=warmup, progress=progress
+        lambda: [seconds(function) for function in functions.values()],
+        runs=runs,
+        warmup=warmup,
+        progress=progress,
+        task=task,
     )
     return dict(zip(functions, timings, strict=True))
 
@@ -144,7 +159,8 @@ def time_rounds(
     *,
     runs: int | None = None,
     warmup: int = 2,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
+    task: str = "rounds",
 ) -> list[Timing]:
     """Run rounds, without torch's gradients where torch is in use, and gather the times of every contestant.
 
@@ -152,7 +168,8 @@ def time_rounds(
         turn: one round; returns the seconds of each contestant.
         runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
         warmup: rounds before them, which allocate memory and choose kernels.
-        progress: called with the number of rounds done and of all, after each round.
+        progress: follows the rounds.
+        task: their name there.
 
     Raises:
         ArgumentError: `runs` or `warmup` is not a positive whole number.
@@ -166,8 +183,7 @@ def time_rounds(
         times = []
         for number in range(1, rounds + 1):
             times.append(turn())
-            if progress:
-                progress(number, rounds)
+            progress.update(task, number, rounds)
     return [Timing(contestant) for contestant in zip(*times, strict=True)]
 
 

@@ -145,9 +145,7 @@ def compare_networks(
         for name, (_, resolution) in costs.items():
             network = build_network(name).to(memory_format=torch.channels_last)
             functions[name] = partial(network, random_images(batch, resolution))
-        times = measure_in_turn(
-            functions, runs=options.runs, progress=lambda done, total: progress.update("rounds", done, total)
-        )
+        times = measure_in_turn(functions, runs=options.runs, progress=progress)
     rows = (Contestant(*costs[name], name in VARIANTS, batch, times[name]) for name in names)
     return Comparison(conditions, tuple(rows))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +23,11 @@ from effnet.console import Whole
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
-from effnet.metrics.timing import Timing, seconds, time_rounds
+from effnet.metrics.timing import Conditions, Timing, random_images, seconds, time_rounds
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact
 from effnet.runtime.select import Model, compiler, select, version_of
 from effnet.runtime.session import TITLES, Backend, EngineName, EnginePrecision
-
-if TYPE_CHECKING:
-    from effnet.metrics.timing import Conditions
 
 WARMUP = 2  # rounds that allocate memory and choose kernels
 
@@ -160,7 +157,6 @@ def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress
     """Each round runs the blocks one after the other, then the whole network."""
     import torch
 
-    from effnet.metrics.timing import Conditions, random_images
     from effnet.models.efficientnet import EfficientNet
     from effnet.runtime.torch import torch_threads
 
@@ -179,7 +175,7 @@ def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress
 
     with torch_threads(options.threads):
         conditions = Conditions.now(batch, "channels_last")
-        *times, whole = _time(run_round, options, progress)
+        *times, whole = time_rounds(run_round, runs=options.runs, warmup=WARMUP, progress=progress)
     return Profile(spec.name, spec.resolution, conditions, _block_times(spec, batch, times), whole)
 
 
@@ -211,8 +207,6 @@ def _profile_artifact(
 
 def _profile_session(model: Model, backend: Backend, batch: int, options: TimingOptions, progress: Progress) -> Profile:
     """Rounds of a session that records its nodes, and of one that does not: that one counts as the whole."""
-    from effnet.metrics.timing import Conditions
-
     spec = model.config.spec
     plain: Any
     recording: Any
@@ -224,23 +218,14 @@ def _profile_session(model: Model, backend: Backend, batch: int, options: Timing
         recording(pixels)
         return [seconds(lambda: plain(pixels))]
 
-    (whole,) = _time(run_round, options, progress)
+    (whole,) = time_rounds(run_round, runs=options.runs, warmup=WARMUP, progress=progress)
     names = [row.name for row in block_rows(spec)]
     rounds = [_sum_by_block(nodes, names) for nodes in recording.recorded()[WARMUP:]]
     times = [Timing(tuple(taken[name] for taken in rounds)) for name in names]
-    threads, versions = (
-        options.threads or this_machine().cores,
-        (f"{TITLES[backend.engine]} {version_of(backend.engine)}",),
-    )
-    conditions = Conditions.of(threads, batch, "uint8", versions, backend.precision)
+    versions = (f"{TITLES[backend.engine]} {version_of(backend.engine)}",)
+    threads = options.threads or this_machine().cores
+    conditions = Conditions.of(threads, versions, batch=batch, layout="uint8", dtype=backend.precision)
     return Profile(spec.name, spec.resolution, conditions, _block_times(spec, batch, times), whole)
-
-
-def _time(run_round: Any, options: TimingOptions, progress: Progress) -> list[Timing]:
-    def count(done: int, total: int) -> None:
-        progress.update("rounds", done, total)
-
-    return time_rounds(run_round, runs=options.runs, warmup=WARMUP, progress=count)
 
 
 def _block_times(spec: NetworkSpec, batch: int, times: Sequence[Timing]) -> tuple[BlockTime, ...]:
