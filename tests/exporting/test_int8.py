@@ -52,8 +52,8 @@ def torch_logits(bundle: Bundle, pixels: Pixels) -> Logits:
 
 
 def patches() -> Pixels:
-    """Pixels (300, 32, 32, 3) of coloured squares."""
-    coarse = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), dtype=np.uint8)
+    """Pixels (600, 32, 32, 3) of coloured squares."""
+    coarse = np.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
