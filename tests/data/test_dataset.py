@@ -65,7 +65,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         (("1.png",), "no sub-folders"),
         (("cat/1.txt",), "no image"),
         (("train/cat/1.png", "val/cat/1.png", "valid/cat/1.png"), "more than one val"),
-        (("train/cat/1.png", "val/cta/1.png"), r"not: 'cta'; train has 'cat'"),
+        (("train/cat/1.png", "val/cta/1.png"), r"lacks: 'cta'; train has 'cat'"),
     ],
 )
 def test_other_folders_are_refused(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
@@ -99,7 +99,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
         ("file,class\na,b\n", "needs the columns path and label.*file, class"),
         ("path,label\na.png,\n", "line 2: `label` is empty"),
         ("path,label\na.png,x\na.png,y\n", "line 3: a.png is 'x' and 'y'"),
-        ("path,label\na.png,x\na.png,x\n", "line 3: a.png stands twice"),
+        ("path,label\na.png,x\na.png,x\n", "line 3: a.png is listed twice"),
         ("path,label,split\na.png,x,trian\n", "line 2.*Did you mean 'train'"),
         ("path,label,split\na.png,x,train\nb.png,x,\n", "with and without a split"),
     ],
@@ -112,7 +112,7 @@ def test_broken_manifests_name_the_line(tmp_path: Path, text: str, words: str) -
 
 def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(DataError, match="is no manifest"):
+    with pytest.raises(DataError, match="is not a manifest"):
         read_data(tmp_path / "m.csv")
 
 

@@ -19,7 +19,7 @@ from effnet.data.dataset import Dataset, read_data
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import ArgumentError, DataError, TrainingError
 
-SEE = InputSpec(8, 8)
+INPUT = InputSpec(8, 8)
 
 
 @given(st.integers(12, 60), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2]), st.integers(0, 3), st.integers(0, 99))
@@ -62,57 +62,58 @@ def photos(tmp_path: Path) -> Dataset:
 
 @pytest.mark.parametrize("policy", ["none", "autoaugment", "randaugment", "trivialaugment"])
 def test_an_image_depends_on_seed_and_epoch_alone(photos: Dataset, policy: str) -> None:
-    images = TrainingImages(photos, Augment(SEE, policy=policy), seed=5)
+    images = TrainingImages(photos, Augment(INPUT, policy=policy), seed=5)
     first = images[(2, 3)][0]
     torch.manual_seed(123)
-    assert np.array_equal(first, TrainingImages(photos, Augment(SEE, policy=policy), seed=5)[(2, 3)][0])
+    assert np.array_equal(first, TrainingImages(photos, Augment(INPUT, policy=policy), seed=5)[(2, 3)][0])
     assert (first.shape, first.dtype) == ((8, 8, 3), np.uint8)
-    others = [images[(3, 3)][0], TrainingImages(photos, Augment(SEE, policy=policy), seed=6)[(2, 3)][0]]
+    others = [images[(3, 3)][0], TrainingImages(photos, Augment(INPUT, policy=policy), seed=6)[(2, 3)][0]]
     assert not any(np.array_equal(first, other) for other in others)
 
 
-def test_workers_give_the_same_batches(photos: Dataset) -> None:
+def test_workers_give_the_same_batches_and_end_with_an_error(photos: Dataset) -> None:
+    """One test of all that, for each worker takes seconds to start."""
     order = Order(12, 6, 3, 0)
-    images = TrainingImages(photos, Augment(SEE, policy="autoaugment"), 1)
-    alone = list(Loader(images, order, 0).epoch(1))
-    beside = Loader(images, order, 2)
+    images = TrainingImages(photos, Augment(INPUT, policy="autoaugment"), 1)
+    plain = list(Loader(images, order, 0).epoch(1))
+    loader = Loader(images, order, 2)
     for start in (0, 1):
-        for (pixels, labels), (others, names) in zip(alone[start * 2 :], beside.epoch(1, start), strict=True):
+        for (pixels, labels), (others, names) in zip(plain[start * 2 :], loader.epoch(1, start), strict=True):
             assert torch.equal(pixels, others)
             assert torch.equal(labels, names)
-    assert alone[0][0].shape == (3, 8, 8, 3)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named(photos: Dataset, workers: int) -> None:
+    assert plain[0][0].shape == (3, 8, 8, 3)
     (photos.root / "a" / "4.png").write_bytes(b"no image")
-    loader = Loader(TrainingImages(photos, Augment(SEE), 0), Order(12, 6, 6, 0), workers)
     with pytest.raises(DataError, match=r"a/4.png: is not an image.*effnet check"):
         list(loader.epoch(0))
-
-
-def test_a_dead_worker_is_an_error_and_no_wait(photos: Dataset) -> None:
-    loader = Loader(TrainingImages(photos, Augment(SEE), 0), Order(12, 1, 1, 0), 1)
-    parts = loader.epoch(0)
+    (photos.root / "a" / "4.png").write_bytes((photos.root / "a" / "2.png").read_bytes())
+    parts = loader.epoch(2)
     next(parts)
     iterator = loader._loader._iterator
     assert iterator is not None
     os.kill(iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(TrainingError, match="a process that loads images died"):
-        list(parts)
+        for epoch in range(3, 100):
+            list(loader.epoch(epoch))
+
+
+def test_an_unreadable_image_is_named(photos: Dataset) -> None:
+    (photos.root / "a" / "4.png").write_bytes(b"no image")
+    loader = Loader(TrainingImages(photos, Augment(INPUT), 0), Order(12, 6, 6, 0), 0)
+    with pytest.raises(DataError, match=r"a/4.png: is not an image.*effnet check"):
+        list(loader.epoch(0))
 
 
 def test_whole_images_are_prepared_as_in_evaluation(photos: Dataset) -> None:
     from effnet.data.image import load_pixels
 
-    plain = Augment(SEE, crop_area=1, flip=0)
+    plain = Augment(INPUT, crop_area=1, flip=0)
     file = photos.file(photos.samples[0])
-    assert np.array_equal(plain(file, 0), load_pixels(file, SEE))
+    assert np.array_equal(plain(file, 0), load_pixels(file, INPUT))
 
 
 def test_grey_images(photos: Dataset) -> None:
-    see = InputSpec(8, 8, (0.5,), (0.5,))
-    assert Augment(see, policy="autoaugment")(photos.file(photos.samples[0]), 0).shape == (8, 8, 1)
+    input_spec = InputSpec(8, 8, (0.5,), (0.5,))
+    assert Augment(input_spec, policy="autoaugment")(photos.file(photos.samples[0]), 0).shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize("fit", ["pad", "squash"])
@@ -121,12 +122,14 @@ def test_a_photo_that_is_not_cropped_is_seen_whole_but_for_its_rim(tmp_path: Pat
     pixels = np.zeros((40, 160, 3), np.uint8)
     pixels[:, :16] = pixels[:, -16:] = 255  # both ends of a long image
     Image.fromarray(pixels).save(tmp_path / "long.png")
-    see = InputSpec(64, 64, (0.0,) * channels, (1.0,) * channels, fit=fit)  # type: ignore[arg-type]  # from a parameter
+    input_spec = InputSpec(64, 64, (0.0,) * channels, (1.0,) * channels, fit=fit)  # type: ignore[arg-type]  # from a parameter
     for seed in range(8):
-        seen = Augment(see, crop_area=0.8, crop_ratio=1.1)(tmp_path / "long.png", seed)
+        seen = Augment(input_spec, crop_area=0.8, crop_ratio=1.1)(tmp_path / "long.png", seed)
         assert seen.shape == (64, 64, channels)
         middle = seen[20:44, :, 0].astype(float)
         assert middle[:, :8].max() > 200 or middle[:, -8:].max() > 200
         assert middle[:, 28:36].max() < 50
-    cropped = Augment(InputSpec(64, 64, see.mean, see.std), crop_area=0.8, crop_ratio=1.1)(tmp_path / "long.png", 0)
+    cropped = Augment(InputSpec(64, 64, input_spec.mean, input_spec.std), crop_area=0.8, crop_ratio=1.1)(
+        tmp_path / "long.png", 0
+    )
     assert cropped.max() < 50  # which sees the middle alone

@@ -1,7 +1,7 @@
 """A photo -> the array that a network sees in training: cropped, mirrored and, by a policy, changed at random.
 
-The transforms are torchvision's; what is drawn for an image follows from the run's seed, the epoch and the image alone,
-so it does not depend on the number of worker processes, on the batch, or on an interruption.
+The transforms are torchvision's; what is drawn for an image depends only on the run's seed, the epoch and the image:
+not on the number of worker processes, the batch or an interruption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 from effnet.arch.spec import InputSpec
 from effnet.data.image import colour_mode, fit_photo, open_photo
-from effnet.errors import MissingExtraError, UnknownNameError
+from effnet.errors import UnknownNameError
 
 POLICIES = {
     "none": None,
@@ -27,7 +27,7 @@ POLICIES = {
     "randaugment": "RandAugment",  # Cubuk et al. 2020: the official code's for larger variants
     "trivialaugment": "TrivialAugmentWide",  # Mueller & Hutter 2021: nothing to tune
 }
-ROOM = 8 / 7  # times the network's pixels a side from which a random crop is taken, as evaluation's 256 are to 224
+MARGIN = 8 / 7  # times the network's pixels a side from which a random crop is taken, as evaluation's 256 are to 224
 SEED_STEP = 1_000_003  # a prime: seeds of neighbouring epochs and images share no sequence
 
 
@@ -50,29 +50,27 @@ class Augment:
         image: Any = open_photo(photo, colour_mode(self.input))
         torch.default_generator.manual_seed(seed)  # torchvision's; torch.manual_seed is slower than a crop
         if self.input.fit != "crop" and self.crop_area < 1:
-            image = self._whole(image)
+            image = self._square(image)
         for transform in self._transforms:
             image = transform(image)
         if image.size != (self.input.size, self.input.size):
             return fit_photo(image, self.input)
         return np.array(image).reshape(self.input.size, self.input.size, self.input.channels)
 
-    def _whole(self, image: Image.Image) -> Image.Image:
-        """All of it as a square, padded or squashed as in evaluation, a little larger than what the network sees."""
-        pixels = fit_photo(image, dataclasses.replace(self.input, size=round(self.input.size * ROOM)))
+    def _square(self, image: Image.Image) -> Image.Image:
+        """The whole image, padded or squashed to a square as in evaluation, a little larger than the network's."""
+        pixels = fit_photo(image, dataclasses.replace(self.input, size=round(self.input.size * MARGIN)))
         return Image.fromarray(pixels[:, :, 0] if self.input.channels == 1 else pixels)
 
     @cached_property
     def _transforms(self) -> tuple[Any, ...]:
-        try:
-            from torchvision.transforms import InterpolationMode, v2
-        except ImportError as error:
-            raise MissingExtraError("augmentation", "train") from error
+        from torchvision.transforms import InterpolationMode, v2
+
         if self.policy not in POLICIES:
             raise UnknownNameError("augmentation", self.policy, POLICIES)
-        made: list[Any] = []
+        transforms: list[Any] = []
         if self.crop_area < 1:
-            made.append(
+            transforms.append(
                 v2.RandomResizedCrop(
                     self.input.size,
                     scale=(self.crop_area, 1.0),
@@ -81,11 +79,11 @@ class Augment:
                 )
             )
         if self.flip:
-            made.append(v2.RandomHorizontalFlip(self.flip))
+            transforms.append(v2.RandomHorizontalFlip(self.flip))
         if name := POLICIES[self.policy]:
             mean = [round(255 * value) for value in self.input.mean]
-            made.append(getattr(v2, name)(interpolation=InterpolationMode.BILINEAR, fill=mean))
-        return tuple(made)
+            transforms.append(getattr(v2, name)(interpolation=InterpolationMode.BILINEAR, fill=mean))
+        return tuple(transforms)
 
 
 def image_seed(seed: int, epoch: int, place: int) -> int:

@@ -24,12 +24,13 @@ from pathlib import Path
 from effnet.data.duplicates import connect
 from effnet.data.paths import SUFFIXES
 from effnet.errors import DataError, UnknownNameError, nearest
+from effnet.files import write_file
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split", "group")
 SIZE = "bytes"  # a column of a run's split.csv
-OUTPUT = {"args.yaml", "per_class.csv"}  # one of them lies in the folder of every run and evaluation
+OUTPUT = {"args.yaml", "per_class.csv"}  # one of them is in the folder of every run and evaluation
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,23 @@ def read_data(data: str | Path) -> Dataset:
 
 
 def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
-    """The data set of a CSV file with the columns path, label and perhaps split and group; others are passed over.
+    """The data set of a CSV file with the columns path, label and perhaps split and group; others are ignored.
 
     Args:
         path: the file.
         root: what its paths start from; by default the file's own folder.
 
     Raises:
-        DataError: it is no such file; the message names the line.
+        DataError: it is not such a file; the message names the line.
     """
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"{path} is no manifest ({error}); a manifest is a CSV file: path,label,split,group") from error
+        raise DataError(
+            f"{path} is not a manifest ({error}); a manifest is a CSV file: path,label,split,group"
+        ) from error
     if not rows or not {"path", "label"} <= rows[0].keys():
         found = ", ".join(str(name) for name in rows[0]) if rows else "no line below the first"
         raise DataError(f"{path} needs the columns path and label, and may have split and group; found: {found}")
@@ -134,7 +137,7 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
                 f"{path}, line {line}: {name} is {samples[name][0]!r} and {label!r}; an image has one class"
             )
         if name in samples:
-            raise DataError(f"{path}, line {line}: {name} stands twice")
+            raise DataError(f"{path}, line {line}: {name} is listed twice")
         samples[name] = label, SPLIT_NAMES.get(split.lower(), ""), group
     if len({bool(split) for _, split, _ in samples.values()}) > 1:
         raise DataError(f"{path} has lines with and without a split; give all of them one, or none")
@@ -165,12 +168,8 @@ def write_manifest(dataset: Dataset, path: Path) -> None:
         dataclasses.replace(s, path=Path(os.path.relpath(dataset.file(s).resolve(), folder)).as_posix())
         for s in dataset.samples
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with write_file(path) as temporary:
         temporary.write_text(manifest(dataclasses.replace(dataset, samples=moved)), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:
@@ -179,7 +178,7 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
     Args:
         dataset: the data.
         names: the classes in the order that is wanted.
-        whose: whose order that is, for the message: "the model's", "the run's".
+        whose: owner of that order, for the message: "the model's", "the run's".
 
     Raises:
         DataError: the data has a class that is not among `names`.
@@ -286,7 +285,7 @@ def _class_folders(root: Path, folder: Path, split: str) -> Iterator[tuple[str, 
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    """The images below a folder, but for the pictures of a run or an evaluation that lies there."""
+    """The images below a folder, without the pictures of a run or an evaluation."""
     for place, folders, files in os.walk(folder, followlinks=True):
         written_here = not OUTPUT.isdisjoint(files)
         folders[:] = [] if written_here else sorted(name for name in folders if not name.startswith("."))
@@ -316,7 +315,7 @@ def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) 
                 known = [dataset.classes[label] for label in sorted(trained)]
                 listed = _listed([dataset.classes[label] for label in sorted(strange)])
                 raise DataError(
-                    f"{where}: {split} has classes that the train part has not: {listed}; train has {_listed(known)}"
+                    f"{where}: {split} has classes that the train part lacks: {listed}; train has {_listed(known)}"
                 )
     return dataset
 

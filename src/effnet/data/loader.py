@@ -1,7 +1,7 @@
 """Batches for training in an order that can be resumed exactly, from any step, with any number of processes.
 
-An epoch is a permutation that follows from (seed, epoch) alone, cut into steps of `batch` images; the rest below a
-whole batch waits for the next epoch's permutation. Of each step, process r of w takes every w-th image from the r-th
+An epoch is a permutation that depends only on (seed, epoch), cut into steps of `batch` images; what is left over is
+not used in that epoch. Of each step, process r of w takes every w-th image from the r-th
 on, in parts of `part` images. So every number of processes, workers and parts sees the same images in the same steps,
 and a position is two numbers: epoch and step.
 """
@@ -114,13 +114,13 @@ class Loader:
         self.order, self._parts = order, Parts(order)
         more: dict[str, Any] = {}
         if workers:
-            # fork copies locks that threads of this process hold; a fork server has no threads. Windows has none
-            kinds = multiprocessing.get_all_start_methods()
+            # fork copies locks that threads of this process hold; a fork server has no threads. Windows lacks both
+            methods = multiprocessing.get_all_start_methods()
             more = {
-                "multiprocessing_context": "forkserver" if "forkserver" in kinds else "spawn",
+                "multiprocessing_context": "forkserver" if "forkserver" in methods else "spawn",
                 "persistent_workers": True,
                 "prefetch_factor": PREFETCH,
-                "worker_init_fn": _begin,
+                "worker_init_fn": _start_worker,
             }
         self._loader: DataLoader[Any] = DataLoader(
             images, batch_sampler=cast(Any, self._parts), num_workers=workers, collate_fn=collate, **more
@@ -161,19 +161,19 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
     return torch.from_numpy(pixels), torch.tensor([label for _, label in samples]), []
 
 
-def _begin(_: int) -> None:
-    """Set a worker up: one thread, and an end when the process that it works for is gone, even by kill -9.
+def _start_worker(_: int) -> None:
+    """Set a worker up: one thread, and an exit when the training process is gone, even by kill -9.
 
-    Ctrl-C reaches all processes of a terminal; the one that trains saves first, and needs its images for that.
+    Ctrl-C reaches all processes of a terminal; the one that trains saves first, and still needs its images.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_owner, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave_with_owner() -> None:
-    # torch's own watch looks at the fork server, which outlives its owner as long as a worker lives
-    owner = multiprocessing.parent_process()
-    if owner is not None:
-        owner.join()
+def _exit_with_parent() -> None:
+    # torch's own check looks at the fork server, which outlives the training process as long as a worker lives
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
         os._exit(1)

@@ -1,13 +1,17 @@
-"""What a user points at -> paths, one at a time, and their photos read ahead of the network.
+"""What a user names -> paths, one at a time, and their photos read ahead of the network.
 
-    photos/cat.jpg      a file: passed on as it is named, even where it is missing or no image; its reader will say so
+    photos/cat.jpg      a file: passed on as it is, even where it is missing or not an image; its reader will say so
     photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), hidden names left out
     photos/**/*.jpg     a pattern: the images that it matches, and other files only where it ends in their suffix;
-                        `**` stands for any depth; a name that exists as it is written is no pattern
-    -                   the list on standard input: one path a line, read as it comes and ahead
+                        `**` stands for any depth; a name that exists as it is written is not a pattern
+    -                   the list on standard input: one path a line, read as it comes
 
 A folder that cannot be listed is passed on too, for its reader to say why. Memory grows with the largest single folder
 and never with the number of files.
+
+Patterns are matched here, name by name with fnmatch, because `glob` has no order, follows links in circles and takes
+the brackets of an existing folder for a pattern. natsort's order is not used: it takes longer to import than a photo
+takes to be classified, and it reads "²5" as the number 2.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
 
     Args:
         sources: files, folders, patterns or "-"; the module's docstring says what each stands for.
-        listing: what "-" stands for, such as `sys.stdin`; its lines are passed on without a look at the disk.
+        listing: what "-" stands for, such as `sys.stdin`; its lines are passed on unchecked.
 
     Raises:
-        ArgumentError: a folder or a pattern holds no image, or "-" has no `listing`; raised when its turn comes.
+        ArgumentError: a folder or a pattern holds no image, or "-" has no `listing`; raised when it is reached.
     """
     for source in (sources,) if isinstance(sources, str) else sources:
         path = ""
@@ -52,7 +56,7 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
             if listing is None:
                 raise ArgumentError("sources", source, "needs a list of paths on standard input.")
             yield from filter(None, (line.rstrip("\r\n") for line in listing))
-        elif source and _is_folder(Path(source)):  # an empty name is no name for this folder
+        elif source and _is_folder(Path(source)):  # an empty name does not mean this folder
             for path in _walk(source, lambda path, is_folder: is_folder or _is_image(path)):
                 yield path
             if not path:
@@ -73,8 +77,8 @@ def read_ahead(
 ) -> Generator[tuple[P, R | ImageError], None, None]:
     """Each path with what `read` makes of it, in order, read by `threads` while the caller works on earlier ones.
 
-    An ImageError is an answer like any other; every other error of `read` or `paths` is raised in its turn, after the
-    answers before it. The first answer waits until `window` paths were drawn. Closing the generator, an error or Ctrl-C
+    An ImageError is an answer like any other; every other error of `read` or `paths` is raised after the answers before
+    it. The first answer waits until `window` paths were drawn. Closing the generator, an error or Ctrl-C
     drops what has not begun and waits for the at most `threads` calls of `read` that have.
 
     Args:
@@ -84,7 +88,7 @@ def read_ahead(
         window: the most answers held in memory; at least `threads` keeps all threads busy.
 
     Raises:
-        ArgumentError: `threads` or `window` is no positive whole number.
+        ArgumentError: `threads` or `window` is not a positive whole number.
     """
     threads, window = positive_int("threads", threads), positive_int("window", window)
     return _read_ahead(iter(paths), read, threads, window)
@@ -120,7 +124,7 @@ def _read_ahead(
 
 
 def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """The files below `folder` whose path is `wanted`, through those folders whose path is `wanted`."""
+    """The files below `folder` whose path is `wanted`; only folders whose path is `wanted` are entered."""
     try:
         status = Path(folder).stat()
         with os.scandir(folder or ".") as scan:
@@ -151,11 +155,11 @@ def _split(pattern: str) -> tuple[str, list[str]]:
 
 def _match(base: str, parts: list[str]) -> Iterator[str]:
     suffix = Path(parts[-1]).suffix
-    any_kind = bool(suffix) and not MAGIC.search(suffix)
+    any_file = bool(suffix) and not MAGIC.search(suffix)
 
     def wanted(path: str, is_folder: bool) -> bool:
         names = Path(path[len(base) :]).parts
-        return _fits(names, parts, partly=is_folder) and (is_folder or any_kind or _is_image(path))
+        return _fits(names, parts, partly=is_folder) and (is_folder or any_file or _is_image(path))
 
     return _walk(base, wanted) if _is_folder(Path(base)) else iter(())
 
@@ -170,7 +174,7 @@ def _fits(names: Sequence[str], parts: Sequence[str], *, partly: bool) -> bool:
 
 
 def _hint(base: str, name: str) -> str:
-    """The name nearest to what is missing, among its neighbours on the disk."""
+    """The existing name that is nearest to what is missing."""
     with suppress(OSError):
         for folder in (Path(base), *Path(base).parents):
             if _is_folder(folder):
@@ -193,5 +197,5 @@ def _is_image(path: str) -> bool:
 def _is_folder(entry: Path | os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except (OSError, ValueError):  # a link to itself, a name too long: whoever reads it says why
+    except (OSError, ValueError):  # a link to itself, a name too long: its reader says why
         return False
