@@ -30,12 +30,13 @@ from effnet.searching.halving import ladder
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"
-STUDIES = {  # what follows `effnet search`; {data} is the folder of Fashion-MNIST
-    "separable": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 0.75",
-    "mbconv": f"run {{data}} --from {BASELINES}/mbconv.yaml --epochs 0.75",
-    "compare": f"compare {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4",
+SEARCH, CLAIM = ("-m", "effnet", "search"), ("benchmarks/claim.py",)
+STUDIES = {  # what Python runs, and its options
+    "separable": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75"),
+    "mbconv": (SEARCH, f"--from {BASELINES}/mbconv.yaml --epochs 0.75"),
+    "compare": (CLAIM, f"--from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4"),
     # every candidate trained in full, to see what the halving of the first one lost
-    "separable-whole": f"run {{data}} --from {BASELINES}/separable.yaml --epochs 0.75 --rungs 1 --seeds 1",
+    "separable-whole": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75 --rungs 1 --seeds 1"),
 }
 KEPT = ("candidates.csv", "trials.csv", "verdict.json", "rule.yaml", "search.png", "compare.png")
 BATCH, LAPS = 16, 7
@@ -46,9 +47,12 @@ PUBLISHED = ("an RTX 3090, mixed precision", 1779.0)  # timm's train benchmark o
 
 def study(name: str, data: Path, out: Path, results: Path) -> None:
     """Run a study, or go on with it, and keep what it found."""
-    words = f"search {STUDIES[name].format(data=shown(data))} --out {shown(out / name)}"
-    console.remark(f"$ effnet {words}")
-    subprocess.run([sys.executable, "-m", "effnet", *shlex.split(words)], cwd=ROOT, check=True)
+    program, options = STUDIES[name]
+    words = [*program, str(shown(data)), *shlex.split(options), "--out", str(shown(out / name))]
+    if program == SEARCH and (out / name / "args.yaml").exists():
+        words = [*program, "--resume", str(shown(out / name))]
+    console.remark(f"$ python {shlex.join(words)}")
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
     (results / name).mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         if (out / name / file).exists():

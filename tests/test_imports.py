@@ -55,7 +55,6 @@ STILL_TWICE = {  # types whose name the rebuilding has yet to make their own
     "Budget",
     "Choice",
     "Contestant",
-    "Difference",
     "Logits",
     "Parts",
     "Pixels",

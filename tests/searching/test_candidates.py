@@ -9,7 +9,7 @@ from effnet.arch.cost import cost
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RULES, Rule, scale
-from effnet.searching.candidates import PRODUCT, WITHIN, Limits, candidates, effective, grid, suited
+from effnet.searching.candidates import PRODUCT, WITHIN, candidates, effective, grid, suited
 
 B0 = effnet.spec("b0")
 
@@ -79,23 +79,6 @@ def test_what_leaves_nothing_is_refused() -> None:
         grid(0.001)
     with pytest.raises(ArgumentError, match=r"misses 2 times the multiply-adds of b0 and at most 100 px"):
         candidates(B0, grid(0.1), largest=100)
-
-
-@pytest.mark.parametrize("name", list(RULES))
-def test_a_rule_reaches_a_cost_whatever_phi_that_takes(name: str) -> None:
-    network = Limits(4.0).reach(B0, RULES[name])
-    assert network is not None
-    assert cost(network).macs / cost(B0).macs == pytest.approx(4, rel=WITHIN)
-    alpha, beta, gamma = effective(B0, network)
-    grown = {"depth": alpha, "width": beta, "resolution": gamma}
-    if name in grown:
-        assert all(abs(growth - 1) < 0.05 for other, growth in grown.items() if other != name)
-    assert network.resolution >= B0.resolution
-
-
-def test_a_rule_that_cannot_reach_a_cost() -> None:
-    assert Limits(4.0, largest=300).reach(B0, RULES["resolution"]) is None
-    assert Limits(4.0, largest=300).reach(B0, RULES["width"]) is not None
 
 
 @pytest.mark.parametrize("name", ["b0", "mobilenetv1", "mobilenetv2", "resnet50"])

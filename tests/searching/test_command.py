@@ -1,11 +1,13 @@
-"""`effnet search run` and `compare` as they are typed: what they print, what they leave, how they refuse."""
+"""`effnet search` as it is typed: what it prints, what it leaves, how it refuses."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from ran import Run
 from tiny import draw_images
 
 COMMAND = "search"
@@ -39,49 +41,39 @@ def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-def test_a_search_its_answer_and_its_next_command(run, folder):
-    code, out, err = run("run", "shapes", *QUICK, *FEW, "--trials", 2)
-    assert (code, out) == (1, "")
+def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
+    code, out, err = run("shapes", *QUICK, *FEW, "--trials", 2)
+    assert code == 0
     assert "7 trainings of 3 networks, the longest 0.5 epochs of 84 images; 0 are done" in err
-    assert err.endswith("2 trainings are done and some are left; the same command goes on.\n")
-    code, out, err = run("run", "shapes", *QUICK, *FEW)
+    where = "runs/search/shapes-separable"
+    assert "1 of rung 1, 4 of rung 2" in err
+    assert f"Next: effnet search --resume {where} --minutes" in err
+    assert "Candidates at rung 1 of 2" in out
+    code, out, err = run("run", "--resume", where, "--workers", 1)
     assert code == 0
     assert "; 2 are done" in err
-    where = "runs/search/search-shapes-separable"
     assert err.endswith(f"Next: effnet scale --from {where}/baseline.yaml --rule {where}/rule.yaml --phi 2\n")
     assert "Finalists of 3 networks of separable" in out
     assert "Kendall's tau between the rankings of two rungs" in out
     assert "A seed moves a score by" in out
     assert "The family of alpha" in out
-    code, out, _ = run("run", "shapes", *QUICK, *FEW, "--json")
+    code, out, _ = run("--resume", where, "--json")
     assert code == 0
     assert json.loads(out) == json.loads((folder / where / "verdict.json").read_text())
-
-
-def test_the_rule_is_one_for_scale(run, folder, capsys, request):
-    from ran import Run
-
-    assert run("run", "shapes", *QUICK, *FEW, "--out", "found")[0] == 0
-    scaled = Run(capsys, "scale", "--from", "found/baseline.yaml", "--rule", "found/rule.yaml", "--phi", 2)
+    scaled = Run(capsys, "scale", "--from", f"{where}/baseline.yaml", "--rule", f"{where}/rule.yaml", "--phi", 2)
     assert scaled.code == 0
     assert "separable" in scaled.out
-
-
-def test_a_comparison_and_its_verdict(run):
-    code, out, err = run("compare", "shapes", *QUICK, "--seeds", 2, "--rule", "1.2,1.2,1.2")
-    assert code == 0
-    assert "separable: ways to scale" in out
-    lines = [line for line in out.splitlines() if line.startswith(("At 2x the multiply-adds", "At 4x"))]
-    assert len(lines) == 6
-    assert all("compound" in line for line in lines)
-    assert err.endswith(f"Next: effnet search run shapes --from {BASELINE}\n")
-    code, out, _ = run("compare", "shapes", *QUICK, "--seeds", 2, "--rule", "1.2,1.2,1.2", "--json")
-    assert {row["against"] for row in json.loads(out)["compound"]} == {"width", "depth", "resolution"}
+    code, _, err = run("--resume", where, "--seeds", 3)
+    assert code == 2
+    assert "`seeds` (=3)" in err
+    shutil.rmtree(folder / "runs")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ([], "`data`"),
+        (["--resume", "shapes"], "not the folder of a search"),
         (["run", "shapse"], "Did you mean 'shapes'?"),
         (["run", "shapes", "--from", "b99"], "b99"),
         (["run", "shapes", *QUICK, "--triple", "1,2"], "1,2"),
@@ -95,20 +87,14 @@ def test_a_comparison_and_its_verdict(run):
         (["run", "shapes", *QUICK, "--phi", "1e9"], "`phi` (=1000000000.0) must be more than 0 and at most 16"),
         (["run", "shapes", *QUICK, "--recipe", "finetune"], "`recipe` (='finetune') is for networks with weights"),
         (["run", "shapes", *QUICK, "--out", "shapes/disc/000.png"], "exists and holds something else"),
-        (["run", "shapes", *QUICK, "--out", "what?"], "must have no question mark"),
-        (["run", "shapes", *QUICK, "--storage", "postgresql://me:secret@nowhere/x"], "me:***@nowhere"),
         (["run", "shapes", *QUICK, "--finalists", "0"], "`finalists` (=0)"),
         (["run", "shapes", *QUICK, "--rungs", "0"], "`rungs`"),
         (["run", "shapes", *QUICK, "--recipe", "scrach"], "Did you mean 'scratch'?"),
-        (["run", "shapes", *QUICK, "--storage", "nonsense://x"], "`storage`"),
         (
             ["run", "shapes", "--from", BASELINE, "--out", "m", "--minutes", "0.001"],
             "fewer candidates or seeds, or a smaller baseline",
         ),
-        (["compare", "shapes", *QUICK, "--factor", "1"], "`factor` (=1.0) must be more than 1"),
-        (["compare", "shapes", *QUICK, "--factor", "40"], "cannot be reached by resolution"),
-        (["compare", "shapes", *QUICK, "--device", "cuda"], "`device` (='cuda') is not there"),
-        (["compare", "shapes", *QUICK, "--rule", "papre"], "Did you mean 'paper'?"),
+        (["shapes", *QUICK, "--device", "cuda"], "`device` (='cuda') is not there"),
     ],
 )
 def test_wrong_usage_leaves_nothing(run, folder, words, message):

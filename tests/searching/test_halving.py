@@ -14,11 +14,12 @@ from effnet.errors import ArgumentError
 from effnet.searching.halving import (
     Job,
     Rung,
+    Verdict,
+    all_jobs,
     differences_from,
-    jobs_in_all,
     ladder,
+    missing_trainings,
     open_jobs,
-    paired_difference,
     survivors,
     verdict,
 )
@@ -35,10 +36,16 @@ def play(rungs: tuple[Rung, ...], score: dict[int, float], noise: float = 0.0, o
     return done
 
 
+def judge(rungs: tuple[Rung, ...], scores: dict[Job, float]) -> Verdict:
+    found = verdict(rungs, scores)
+    assert found
+    return found
+
+
 def test_the_rungs() -> None:
     assert ladder(27, seeds=3, finalists=4) == (Rung(1 / 9, 27, 1), Rung(1 / 3, 9, 1), Rung(1, 4, 3))
     assert ladder(3, rungs=2, seeds=5) == (Rung(1 / 3, 3, 1), Rung(1, 3, 5))
-    assert len(jobs_in_all(ladder(27))) == 27 + 9 + 20
+    assert len(all_jobs(ladder(27))) == 27 + 9 + 20
     with pytest.raises(ArgumentError, match="candidates"):
         ladder(0)
 
@@ -47,10 +54,10 @@ def test_the_best_third_goes_on() -> None:
     rungs = ladder(27, seeds=3)
     score = {candidate: -abs(candidate - 13.2) for candidate in range(27)}
     done = play(rungs, score)
-    assert len(done) == len(jobs_in_all(rungs))
+    assert len(done) == len(all_jobs(rungs))
     assert survivors(rungs, 1, done) == (13, 14, 12, 15, 11, 16, 10, 17, 9)
     assert set(survivors(rungs, 2, done) or ()) == {12, 13, 14, 15}
-    found = verdict(rungs, done)
+    found = judge(rungs, done)
     assert (found.best, found.level) == (13, (13,))
     assert found.between_rungs == (1, 1)
     assert found.between_seeds == (1, 1)
@@ -69,17 +76,23 @@ def test_an_interrupted_search_goes_on_with_what_is_missing() -> None:
     lost = Job(1, 1, 2)
     del done[lost]
     assert open_jobs(rungs, done) == (lost,)
-    with pytest.raises(ArgumentError, match=r"must be all 15 of the search"):
-        verdict(rungs, done)
+    assert missing_trainings(rungs, done) == (0, 1)
+    judged = judge(rungs, done)
+    assert (judged.rung, judged.seeds, judged.complete) == (1, 1, False)
     early = {job: score for job, score in done.items() if job.rung == 0 and job.candidate != 4}
     assert open_jobs(rungs, early) == (Job(0, 0, 4),)
     assert survivors(rungs, 1, early) is None
+    assert missing_trainings(rungs, early) == (1, 6)
+    judged = judge(rungs, early)
+    assert (judged.rung, judged.best, len(judged.means), judged.between_rungs) == (0, 0, 8, ())
+    assert all(math.isinf(each.low) and each.level for each in judged.differences)
+    assert verdict(rungs, {}) is None
 
 
 def test_differences_are_paired_and_corrected_for_their_number() -> None:
     rungs = (Rung(1, 3, 4),)
     table = {0: (0.90, 0.91, 0.89, 0.92), 1: (0.89, 0.905, 0.88, 0.91), 2: (0.91, 0.88, 0.90, 0.90)}
-    found = verdict(rungs, {Job(0, seed, c): scores[seed] for c, scores in table.items() for seed in range(4)})
+    found = judge(rungs, {Job(0, seed, c): scores[seed] for c, scores in table.items() for seed in range(4)})
     assert found.best == 0
     assert list(found.means) == [0, 2, 1]
     grid = np.array([table[0], table[1], table[2]])
@@ -98,19 +111,16 @@ def test_who_left_within_the_noise_is_counted() -> None:
     last = {0: (0.90, 0.92), 1: (0.91, 0.91)}
     scores = {Job(0, 0, c): score for c, score in enumerate(first)}
     scores |= {Job(1, seed, c): values[seed] for c, values in last.items() for seed in range(2)}
-    found = verdict(rungs, scores)
+    found = judge(rungs, scores)
     assert found.noise == pytest.approx(0.01)  # residuals of half a point, one degree of freedom
     assert found.close_calls == (1,)  # .79 - 1.96 x 1.414 x .01 = .762
     assert math.isnan(verdict((Rung(1, 2, 1),), {Job(0, 0, c): 0.5 for c in range(2)}).noise)
 
 
-def test_two_candidates_are_compared_by_a_paired_t_test() -> None:
+def test_of_two_candidates_tukeys_interval_is_students() -> None:
     one, two = (0.90, 0.91, 0.89, 0.92), (0.89, 0.905, 0.88, 0.91)
     gaps = [b - a for a, b in zip(one, two, strict=True)]
-    found = paired_difference(1, gaps, 1)
     low, high = stats.t.interval(0.95, 3, statistics.fmean(gaps), stats.sem(gaps))
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert not found.level
     (chosen,) = differences_from(0, {0: one, 1: two})  # of two there is one pair
     assert (chosen.low, chosen.high) == pytest.approx((low, high))
 
@@ -118,9 +128,9 @@ def test_two_candidates_are_compared_by_a_paired_t_test() -> None:
 def test_a_training_that_came_to_nothing_hides_no_difference() -> None:
     table = {0: (0.90, 0.91, 0.89), 1: (0.80, 0.81, 0.80), 2: (0.89, 0.0, 0.89)}
     scores = {Job(0, seed, c): values[seed] for c, values in table.items() for seed in range(3)}
-    found = verdict((Rung(1, 3, 3),), scores)
+    found = judge((Rung(1, 3, 3),), scores)
     assert found.level == (0,)
-    without = verdict((Rung(1, 2, 3),), {job: score for job, score in scores.items() if job.candidate < 2})
+    without = judge((Rung(1, 2, 3),), {job: score for job, score in scores.items() if job.candidate < 2})
     assert found.noise == without.noise
     broken = next(each for each in found.differences if each.candidate == 2)
     assert broken.low == broken.value == broken.high < -0.3
@@ -134,7 +144,7 @@ def test_equal_candidates_are_seldom_found_worse() -> None:
     for trial in range(400):
         draw = random.Random(trial)
         scores = {Job(0, seed, c): 0.8 + draw.gauss(0, 0.01) for c in range(8) for seed in range(5)}
-        wrong += len(verdict((Rung(1, 8, 5),), scores).level) < 8
+        wrong += len(judge((Rung(1, 8, 5),), scores).level) < 8
     assert 0 < wrong <= 0.07 * 400
 
 
@@ -145,16 +155,16 @@ def test_the_level_set_holds_the_best_as_often_as_it_says() -> None:
         draw = random.Random(trial)
         true = (0.80, 0.80, 0.79, 0.78, 0.70)
         scores = {Job(0, seed, c): true[c] + draw.gauss(0, 0.01) for c in range(5) for seed in range(5)}
-        found = verdict(rungs, scores)
+        found = judge(rungs, scores)
         hits += {0, 1} <= set(found.level)
         assert 4 not in found.level
     assert hits >= 0.95 * 300
 
 
 def test_one_seed_tells_nothing_apart_and_one_candidate_has_no_order() -> None:
-    found = verdict((Rung(1, 3, 1),), {Job(0, 0, c): 0.1 + c for c in range(3)})
+    found = judge((Rung(1, 3, 1),), {Job(0, 0, c): 0.1 + c for c in range(3)})
     assert found.level == (2, 1, 0)
     assert all(math.isinf(each.low) for each in found.differences)
-    alone = verdict((Rung(1, 1, 2),), {Job(0, seed, 0): 0.5 for seed in range(2)})
+    alone = judge((Rung(1, 1, 2),), {Job(0, seed, 0): 0.5 for seed in range(2)})
     assert (alone.level, alone.differences) == ((0,), ())
     assert math.isnan(alone.between_seeds[0])

@@ -16,7 +16,7 @@ from effnet.errors import ArgumentError, DataError
 from effnet.searching.score import Scorer, _moved
 from effnet.training.recipe import read_recipe
 
-SEE = InputSpec(32, 32)
+INPUT = InputSpec(32, 32)
 RECIPE = read_recipe("scratch", batch=16)
 
 
@@ -26,12 +26,12 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_a_score_can_be_had_again(shapes: Dataset, tmp_path: Path) -> None:
-    scorer = Scorer(shapes, RECIPE, SEE, tmp_path)
-    counted: list[tuple[int, int]] = []
-    first = scorer(tiny_spec(), 1, 0, lambda done, total: counted.append((done, total)))
-    assert counted[-1] == (7, 7)
+    scorer = Scorer(shapes, RECIPE, INPUT, tmp_path)
+    shares = list[float]()
+    first = scorer(tiny_spec(), 1, 0, shares.append)
+    assert shares == [step / 7 for step in range(1, 8)]
     torch.rand(3)
-    assert Scorer(shapes, RECIPE, SEE, tmp_path / "anew")(tiny_spec(), 1, 0) == first
+    assert Scorer(shapes, RECIPE, INPUT, tmp_path / "anew")(tiny_spec(), 1, 0) == first
     assert {file.name for file in tmp_path.glob("*.npy")} == {"train-32.npy", "val-32.npy"}
     assert scorer(tiny_spec(), 1, 0) == first
     losses = {scorer(tiny_spec(), 1, seed) for seed in range(6)}
@@ -39,18 +39,18 @@ def test_a_score_can_be_had_again(shapes: Dataset, tmp_path: Path) -> None:
 
 
 def test_longer_trainings_score_better(shapes: Dataset, tmp_path: Path) -> None:
-    scorer = Scorer(shapes, RECIPE, SEE, tmp_path)
+    scorer = Scorer(shapes, RECIPE, INPUT, tmp_path)
     short, long = (scorer(tiny_spec(), epochs, 0) for epochs in (0.3, 12))
     assert long > max(short, 0.6)
 
 
 def test_each_network_sees_its_own_resolution(shapes: Dataset, tmp_path: Path) -> None:
-    scorer = Scorer(shapes, RECIPE, SEE, tmp_path)
+    scorer = Scorer(shapes, RECIPE, INPUT, tmp_path)
     scorer(dataclasses.replace(tiny_spec(), resolution=20), 0.3, 0)
     samples = shapes.part("val").samples
     pixels = scorer.pixels(20, "val")
     assert pixels.shape == (len(samples), 20, 20, 3)
-    photo = load_pixels(shapes.file(samples[4]), dataclasses.replace(SEE, size=20, resize=20))
+    photo = load_pixels(shapes.file(samples[4]), dataclasses.replace(INPUT, size=20, resize=20))
     assert (pixels[4].numpy() == photo).all()
     assert scorer.labels["val"].tolist() == [sample.label for sample in samples]
 
@@ -60,12 +60,12 @@ def test_a_broken_image_is_named(shapes: Dataset, tmp_path: Path) -> None:
     broken.write_bytes(b"no image")
     samples = (*shapes.samples, dataclasses.replace(shapes.part("train").samples[0], path=str(broken)))
     with pytest.raises(DataError, match=r"broken\.png"):
-        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, SEE, tmp_path)(tiny_spec(), 1, 0)
+        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, INPUT, tmp_path)(tiny_spec(), 1, 0)
     assert not list(tmp_path.glob("*.npy"))
 
 
 def test_the_recipe_s_rates_are_taken(shapes: Dataset, tmp_path: Path) -> None:
-    network = Scorer(shapes, RECIPE, SEE, tmp_path).suited(tiny_spec())
+    network = Scorer(shapes, RECIPE, INPUT, tmp_path).adapted(tiny_spec())
     assert (network.num_classes, network.drop_connect, network.dropout) == (3, 0.0, tiny_spec().dropout)
 
 
@@ -100,4 +100,4 @@ def test_networks_of_any_resolution_see_about_the_same() -> None:
 def test_unsplit_data_is_refused(shapes: Dataset, tmp_path: Path) -> None:
     samples = tuple(dataclasses.replace(sample, split="") for sample in shapes.samples)
     with pytest.raises(ArgumentError, match="needs a train part"):
-        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, SEE, tmp_path)
+        Scorer(dataclasses.replace(shapes, samples=samples), RECIPE, INPUT, tmp_path)

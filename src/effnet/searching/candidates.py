@@ -5,9 +5,9 @@ many of them one and the same network: with layers rounded up, every alpha from 
 B0. And those that differ cost from 1.9 to 3.3 times the baseline, so that the dearest would win. So here
 
 - layers are rounded to the nearest number,
-- width and resolution are moved until the multiply-adds are `ratio` times the baseline's, within 2 %, neither of them
-  below the baseline's, for beta and gamma are at least 1,
-- triples that build one network are one candidate, which knows them all, and what it grows in effect.
+- width and resolution are moved until the multiply-adds are 2^phi times the baseline's, within 2 %, neither of them
+  below the baseline's, since beta and gamma are at least 1,
+- triples that build one network are one candidate, which lists them all, and what it grows in effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from effnet.arch.cost import cost, total_cost
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
 from effnet.fields import positive_float, positive_int
+from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget, count_resources
 from effnet.scaling.compound import Rule
 
@@ -30,7 +31,6 @@ PRODUCT = 2.0  # what alpha beta^2 gamma^2 should be
 WITHIN = 0.02  # how far the multiply-adds of a candidate may be from the ratio
 REACH = 0.15  # how far width and resolution may each be moved for that
 WIDTHS = 121  # that are tried
-PHIS = 71  # around the one that promises the ratio
 LAST_MAP = 4  # pixels; the paper's networks end with 7 at 224 px
 LARGEST_GRID = 1_000_000  # triples
 
@@ -44,57 +44,16 @@ class Candidate:
     ratio: float  # its multiply-adds over the baseline's
     effective: tuple[float, float, float]  # its depth, width and resolution, by what each does to the multiply-adds
 
+    @classmethod
+    def of(cls, baseline: NetworkSpec, network: NetworkSpec, triples: Sequence[Rule]) -> Candidate:
+        """A network that these triples build on a baseline."""
+        ratio = cost(network).macs / cost(baseline).macs
+        return cls(network, tuple(triples), ratio, effective(baseline, network))
+
     @property
     def rule(self) -> Rule:
         """The triple that stands for it."""
         return self.triples[0]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What networks that are compared have in common."""
-
-    ratio: float  # of their multiply-adds to the baseline's
-    largest: int | None = None  # pixels of the images themselves, beyond which there is nothing to see
-
-    def build(self, baseline: NetworkSpec, rule: Rule, phi: float) -> tuple[NetworkSpec, float] | None:
-        """The network of a triple at the wanted cost, and how far width and resolution were moved; None: there is none.
-
-        How far is the sum of the absolute logarithms.
-        """
-        import numpy as np
-
-        deep, wide, fine = rule.factors(phi)
-        depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
-        base = dataclasses.replace(baseline, depth_rounding="nearest")
-        most = min(self.largest or math.inf, (1 + REACH) * pixels)
-        least = max(baseline.resolution if fine >= 1 else 1, (1 - REACH) * pixels)
-        sizes = list(range(math.ceil(least), math.floor(most) + 1))
-        if not sizes:
-            return None
-        widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
-        widths = widths[(widths >= baseline.width * (1 - 1e-9)) | (wide < 1)]
-        w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
-        macs = np.asarray(total_cost(base.shape_at(w, np.full_like(w, depth), r)).macs)
-        moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
-        fits = np.abs(macs / (self.ratio * cost(baseline).macs) - 1) <= WITHIN
-        if not fits.any():
-            return None
-        place = int(np.where(fits, moved, np.inf).argmin())
-        network = dataclasses.replace(base, depth=depth, width=round(float(w[place]), 6), resolution=int(r[place]))
-        return network, float(moved[place])
-
-    def reach(self, baseline: NetworkSpec, rule: Rule) -> NetworkSpec | None:
-        """The network that a rule makes of a baseline at the wanted cost, whatever phi that takes; None: there is none.
-
-        Of all, the one whose width and resolution had to be moved least.
-        """
-        import numpy as np
-
-        aim = rule.phi_of_macs(self.ratio)
-        built = [self.build(baseline, rule, float(phi)) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
-        networks = [each for each in built if each is not None]
-        return min(networks, key=lambda each: each[1])[0] if networks else None
 
 
 def suited(baseline: NetworkSpec, native: int, resolution: int | None = None) -> NetworkSpec:
@@ -156,11 +115,12 @@ def grid(step: float = 0.05, tolerance: float = 0.1, product: float = PRODUCT) -
 
 def candidates(
     baseline: NetworkSpec,
-    rules: Iterable[Rule],
+    rules: Sequence[Rule],
     *,
     phi: float = 1.0,
     largest: int | None = None,
     budget: Budget | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Candidate, ...]:
     """The networks that triples build on a baseline at equal cost, those with the most triples first.
 
@@ -168,19 +128,19 @@ def candidates(
         baseline: what is scaled.
         rules: the triples.
         phi: the exponent; the paper's step 1 has 1. All candidates have 2^phi times the baseline's multiply-adds.
-        largest: pixels: the images' own size, beyond which there is nothing to see.
-        budget: limits that a candidate has to meet.
+        largest: pixels: the images' own size; more of them carry nothing.
+        budget: limits that a candidate has to meet; a latency among them is left to the caller.
+        progress: follows the work.
 
     Raises:
         ArgumentError: a value is outside its range, or no candidate is left.
     """
     wanted = PRODUCT**phi
-    limits = Limits(wanted, largest)
     found: dict[object, tuple[NetworkSpec, list[tuple[float, Rule]]]] = {}
-    for rule in rules:
-        built = limits.build(baseline, rule, phi)
-        if built is not None:
-            network, moved = built
+    for place, rule in enumerate(rules, start=1):
+        progress.update("building triples", place, len(rules))
+        if made := build(baseline, rule, phi, wanted, largest):
+            network, moved = made
             found.setdefault(network.shape, (network, []))[1].append((moved, rule))
     if not found:
         why = "" if largest is None else f" and at most {largest} px"
@@ -198,9 +158,47 @@ def candidates(
         triples.sort(key=lambda row: row[0])
         name = f"{baseline.name}-" + "-".join(f"{growth:g}" for growth in triples[0][1].growths)
         network = dataclasses.replace(network, name=name)
-        ours = cost(network).macs / cost(baseline).macs
-        rows.append(Candidate(network, tuple(rule for _, rule in triples), ours, effective(baseline, network)))
+        rows.append(Candidate.of(baseline, network, [rule for _, rule in triples]))
     return tuple(sorted(rows, key=lambda row: (-len(row.triples), row.rule.growths)))
+
+
+def build(
+    baseline: NetworkSpec, rule: Rule, phi: float, ratio: float, largest: int | None = None
+) -> tuple[NetworkSpec, float] | None:
+    """The network of a triple at `ratio` times the baseline's multiply-adds, and how far it was moved for that.
+
+    Args:
+        baseline: what is scaled.
+        rule: the triple.
+        phi: the exponent.
+        ratio: what the multiply-adds grow by.
+        largest: pixels of the images themselves; more of them carry nothing.
+
+    Returns:
+        None where no network within WITHIN is found; how far is the sum of the absolute logarithms of the factors by
+        which width and resolution were moved.
+    """
+    import numpy as np
+
+    deep, wide, fine = rule.factors(phi)
+    depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
+    base = dataclasses.replace(baseline, depth_rounding="nearest")
+    most = min(largest or math.inf, (1 + REACH) * pixels)
+    least = max(baseline.resolution if fine >= 1 else 1, (1 - REACH) * pixels)
+    sizes = list(range(math.ceil(least), math.floor(most) + 1))
+    if not sizes:
+        return None
+    widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
+    widths = widths[(widths >= baseline.width * (1 - 1e-9)) | (wide < 1)]
+    w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
+    macs = np.asarray(total_cost(base.shape_at(w, np.full_like(w, depth), r)).macs)
+    moved = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
+    fits = np.abs(macs / (ratio * cost(baseline).macs) - 1) <= WITHIN
+    if not fits.any():
+        return None
+    place = int(np.where(fits, moved, np.inf).argmin())
+    network = dataclasses.replace(base, depth=depth, width=round(float(w[place]), 6), resolution=int(r[place]))
+    return network, float(moved[place])
 
 
 def effective(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float, float]:

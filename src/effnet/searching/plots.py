@@ -1,35 +1,22 @@
-"""The pictures of a search for alpha, beta and gamma, and of the comparison of compound scaling with its rivals.
-
-Needs the extra `plots`; see plots.style for what all pictures have in common.
-"""
+"""The picture of a search for alpha, beta and gamma. Needs the extra `plots`."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effnet.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, picture
+from effnet.plots.style import BLUE, GREY, INK, PALE, SKY, picture
 from effnet.searching.candidates import Candidate
-from effnet.searching.claim import BASELINE, COMPOUND, SINGLE, Contestant
-from effnet.searching.halving import CONFIDENCE, Rung, Scores, Verdict
+from effnet.searching.halving import Rung, Scores, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLOSE = 0.2, 0.06  # of the triangle's side, across and up: candidates that are so close are numbered together
 RUNG_COLOURS = (PALE, SKY, BLUE, INK)  # the last rung's is the darkest that is used
-LINES = {  # colour and mark of each way to scale
-    "width": (ORANGE, "s"),
-    "depth": (GREEN, "^"),
-    "resolution": (SKY, "D"),
-    COMPOUND: (RED, "o"),
-}
-SWEEPS = ((GREY, "o"), (GREEN, "^"), (SKY, "D"), (RED, "s"))
 
 
 def draw_search(
@@ -42,13 +29,14 @@ def draw_search(
         MissingExtraError: matplotlib is not installed.
     """
     reached: dict[int, tuple[int, float]] = {}
-    for place in range(len(candidates)):
-        last = max((job.rung for job in scores if job.candidate == place), default=0)
+    for place in sorted({job.candidate for job in scores}):
+        last = max(job.rung for job in scores if job.candidate == place)
         values = [score for job, score in scores.items() if job.candidate == place and job.rung == last]
         reached[place] = last, statistics.fmean(values)
     order = sorted(reached, key=lambda place: reached[place], reverse=True)
-    found = f"{len(verdict.level)} of the {len(verdict.means)} finalists may be the best of them"
-    title = f"{len(candidates)} networks of equal cost: {found}"
+    compared = "finalists" if verdict.complete else "candidates compared so far"
+    title = f"{len(candidates)} networks of equal cost: {len(verdict.level)} of the {len(verdict.means)} {compared} "
+    title += "may be the best"
     with picture(out, 14, max(5.0, 2.2 + 0.36 * len(candidates)), title) as figure:
         dots, triangle = figure.subplots(1, 2, width_ratios=(3, 2))
         colours = RUNG_COLOURS[-1 - len(rungs) : -1] if len(rungs) < len(RUNG_COLOURS) else RUNG_COLOURS
@@ -98,61 +86,3 @@ def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None
     axes.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.0), aspect="equal")
     axes.axis("off")
     axes.set_title("where the multiply-adds went; yellow: best", loc="left", fontsize=12)
-
-
-def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[float]], out: Path) -> None:
-    """Draw accuracy over multiply-adds: the four ways to scale with their intervals, and the sweeps of the width.
-
-    Args:
-        found: the networks.
-        scores: of each network, by its place, one for each seed.
-        out: the picture.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib or SciPy is not installed.
-    """
-    base = next(place for place, each in enumerate(found) if each.line == BASELINE)
-    title = f"{found[base].network.name}: ways to scale, at equal multiply-adds"
-    with picture(out, 13, 6, title) as figure:
-        lines, sweeps = figure.subplots(1, 2, sharey=True)
-        for name in (*SINGLE, COMPOUND):
-            colour, mark = LINES[name]
-            places = [base, *(place for place, each in enumerate(found) if each.line == name)]
-            means, reach = zip(*(_interval(scores[place]) for place in places), strict=True)
-            macs = [found[place].ratio for place in places]
-            label = name if name == COMPOUND else f"{name} alone"
-            width = 2.5 if name == COMPOUND else 1.5
-            lines.errorbar(macs, means, reach, marker=mark, color=colour, capsize=4, linewidth=width, label=label)
-        swept: dict[str, list[int]] = defaultdict(list)
-        for place, each in enumerate(found):
-            if each.line not in (*SINGLE, COMPOUND, BASELINE):
-                swept[each.line].append(place)
-        for (name, places), (colour, mark) in zip(swept.items(), SWEEPS, strict=False):
-            places = [base, *places] if name == "d=1, r=1" else places
-            macs = [found[place].ratio for place in places]
-            levels = [100 * statistics.fmean(scores[place]) for place in places]
-            sweeps.plot(macs, levels, marker=mark, color=colour, label=name)
-        lines.set_title("one dimension alone, and all together", loc="left", fontsize=12)
-        sweeps.set_title("the width swept at several depths and resolutions", loc="left", fontsize=12)
-        for axes in (lines, sweeps):
-            axes.set_xlabel("multiply-adds, the baseline's being 1")
-            axes.legend(frameon=False)  # where there is most room
-        lines.set_ylabel("accuracy on the val part, %")
-        count = min(len(scores[place]) for place, each in enumerate(found) if each.line == COMPOUND)
-        figure.supxlabel(
-            f"Means of {count} trainings with {CONFIDENCE:.0%} intervals (left), of {min(count, 2)} (right).",
-            x=0.012,
-            ha="left",
-            fontsize=10,
-            color=GREY,
-        )
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean in percent and how far its interval reaches; of one value nothing is known."""
-    mean = 100 * statistics.fmean(values)
-    if len(values) < 2:
-        return mean, 0.0
-    t = float(import_module("scipy.stats").t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return mean, 100 * t * statistics.stdev(values) / math.sqrt(len(values))

@@ -1,15 +1,15 @@
 """A short training that returns a score: what a search compares networks by.
 
-It is the loop of a run without its folder: no checkpoints, no time budget, one process. Images are decoded once for
-each resolution; they are mirrored and moved by up to an eighth, because a short training needs no more than that. The
-score is the accuracy on the val part. The same network, data, recipe, epochs, seed and threads give the same score.
+It has no checkpoints, no time budget and one process. Images are decoded once for each resolution; they are mirrored
+and moved by up to an eighth, because a short training needs no more than that. The score is the accuracy on the val
+part. The same network, data, recipe, epochs, seed and threads give the same score to the bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset
 from effnet.data.image import load_pixels
-from effnet.errors import ArgumentError, DataError, ImageError
+from effnet.errors import ArgumentError, DataError, EffnetError, ImageError, TrainingError
 from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet
+from effnet.searching.halving import FAILED, Job, Trial
+from effnet.searching.plan import SearchPlan
 from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
-from effnet.training.optimizer import Horizon, make_optimizer, set_rate
+from effnet.training.optimizer import make_optimizer, set_rate
 from effnet.training.recipe import Recipe
 from effnet.training.sanity_checks import SanityChecks
 
 PARTS = ("train", "val")
 MOVED = 1 / 8  # of its side, by which an image is moved at most
 BATCH = 256  # images that are evaluated together
-
-Steps = Callable[[int, int], None]  # steps done, steps in all
 
 
 class Scorer:
@@ -40,17 +40,17 @@ class Scorer:
     Args:
         data: split, with a train and a val part.
         recipe: how networks are trained.
-        see: how images are prepared; each network sees them at its own resolution.
-        cache: a folder for decoded images, which workers of one machine share.
+        input_spec: how images are prepared, but for their size: each network gets its own resolution.
+        cache: a folder for decoded images, which the workers of one machine share.
         device: where it trains.
-        decoded: is told of each decoded image.
+        decoded: called for each decoded image.
     """
 
     def __init__(
         self,
         data: Dataset,
         recipe: Recipe,
-        see: InputSpec,
+        input_spec: InputSpec,
         cache: Path,
         device: str = "cpu",
         decoded: Callable[[], None] = lambda: None,
@@ -58,35 +58,43 @@ class Scorer:
         for part in PARTS:
             if part not in data.splits:
                 raise ArgumentError("data", str(data.root), f"needs a {part} part.")
-        self.data, self.recipe, self.see, self.cache = data, recipe, see, cache
+        self.data, self.recipe, self.input_spec, self.cache = data, recipe, input_spec, cache
         self.device, self.decoded = torch.device(device), decoded
         self.labels = {name: torch.tensor([sample.label for sample in data.part(name).samples]) for name in PARTS}
         self.batch = min(recipe.batch, len(self.labels["train"]))
 
-    def __call__(self, spec: NetworkSpec, epochs: float, seed: int, progress: Steps | None = None) -> float:
+    def __call__(
+        self, spec: NetworkSpec, epochs: float, seed: int, on_step: Callable[[float], None] = lambda share: None
+    ) -> float:
         """The val accuracy of `spec` after a training of so many epochs.
 
+        Args:
+            spec: the network.
+            epochs: passes over the training part; parts of one count.
+            seed: of weights, order, mirroring and moving.
+            on_step: called after each step, with the share of the steps that are done.
+
         Raises:
-            TrainingError: it cannot come to anything, see sanity_checks.py.
+            TrainingError: the loss diverges, or the network does not learn.
             DataError: an image cannot be read.
         """
         pixels, labels = self.pixels(spec.resolution, "train"), self.labels["train"]
         torch.manual_seed(seed)
-        network = EfficientNet(self.suited(spec))
+        network = EfficientNet(self.adapted(spec))
         init_classifier(network)
         network.to(self.device).to(memory_format=torch.channels_last)
         set_momentum(network, self.recipe.bn_momentum)
-        learner = Learner(network, self.recipe, self.see).to(self.device).train()
+        learner = Learner(network, self.recipe, self.input_spec).to(self.device).train()
         optimizer = make_optimizer(network, self.recipe)
         average = Average(network) if self.recipe.ema else None
         sanity_checks = SanityChecks(len(self.data.classes))
         per_epoch = len(labels) // self.batch
-        horizon = Horizon.of(max(1, round(epochs * per_epoch)))
-        for step in range(horizon.total):
+        total = max(1, round(epochs * per_epoch))
+        for step in range(total):
             if step % per_epoch == 0:
                 order = torch.randperm(len(labels), generator=_generator(seed, step))
             chosen = order[step % per_epoch * self.batch :][: self.batch]
-            set_rate(optimizer, self.recipe.scaled_lr * self.recipe.lr_at(horizon.progress(step + 1)))
+            set_rate(optimizer, self.recipe.scaled_lr * self.recipe.lr_at((step + 1) / total))
             images = _moved(pixels[chosen], self.recipe.flip, _generator(seed, step, 1))
             loss, logits = learner(images.to(self.device), labels[chosen].to(self.device), False)
             optimizer.zero_grad(set_to_none=True)
@@ -96,11 +104,10 @@ class Scorer:
             optimizer.step()
             if average:
                 average.update(network, self.recipe.ema_at(step))
-            if progress:
-                progress(step + 1, horizon.total)
+            on_step((step + 1) / total)
         return self._accuracy(average.network if average else network)
 
-    def suited(self, spec: NetworkSpec) -> NetworkSpec:
+    def adapted(self, spec: NetworkSpec) -> NetworkSpec:
         """The network with the data's classes and the recipe's rates."""
         rates = {name: getattr(self.recipe, name) for name in ("dropout", "drop_connect")}
         given = {name: rate for name, rate in rates.items() if rate is not None}
@@ -108,41 +115,68 @@ class Scorer:
 
     def pixels(self, size: int, part: str) -> Tensor:
         """The images (N, size, size, C) uint8 of a part, decoded once and then mapped from the cache's file."""
-        file = self.file(size, part)
+        file = self.cache / f"{part}-{size}.npy"
         if not file.exists():
-            see = dataclasses.replace(self.see, size=size, resize=size)
+            input_spec = dataclasses.replace(self.input_spec, size=size, resize=size)
             samples = self.data.part(part).samples
             with write_file(file) as temporary:
-                shape = (len(samples), size, size, see.channels)
+                shape = (len(samples), size, size, input_spec.channels)
                 rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 for row, sample in zip(rows, samples, strict=True):
                     try:
-                        row[...] = load_pixels(self.data.file(sample), see)
+                        row[...] = load_pixels(self.data.file(sample), input_spec)
                     except ImageError as error:
                         raise DataError(f"{self.data.file(sample)} {error}") from error
                     self.decoded()
                 rows.flush()
         return torch.from_numpy(np.load(file, mmap_mode="c"))
 
-    def missing(self, specs: Iterable[NetworkSpec]) -> int:
-        """Images that have to be decoded before all of these networks are trained."""
-        sizes = itertools.product({spec.resolution for spec in specs}, PARTS)
-        return sum(len(self.labels[part]) for size, part in sizes if not self.file(size, part).exists())
-
-    def file(self, size: int, part: str) -> Path:
-        """Where the decoded images are kept."""
-        return self.cache / f"{part}-{size}.npy"
-
     @torch.inference_mode()
     def _accuracy(self, network: EfficientNet) -> float:
         pixels, labels = self.pixels(network.spec.resolution, "val"), self.labels["val"]
-        normalise = Normalise(self.see).to(self.device)
+        normalise = Normalise(self.input_spec).to(self.device)
         network.eval()
         right = 0
         for start in range(0, len(labels), BATCH):
             answers = network(normalise(pixels[start : start + BATCH].to(self.device))).argmax(1).cpu()
             right += int((answers == labels[start : start + BATCH]).sum())
         return right / len(labels)
+
+
+def attempt(
+    plan: SearchPlan,
+    job: Job,
+    cache: Path,
+    on_step: Callable[[float], None] = lambda share: None,
+    on_image: Callable[[], None] = lambda: None,
+) -> Trial | EffnetError:
+    """Train a candidate and score it, on one thread of a processor or on a GPU.
+
+    Args:
+        plan: the search.
+        job: which candidate, for how long, with which seed.
+        cache: a folder for decoded images.
+        on_step: called after each step, with the share of the training that is done.
+        on_image: called for each decoded image.
+
+    Returns:
+        The trial, with the score FAILED where the network cannot be trained; or the error for which no training can go
+        on, such as an image that cannot be read.
+    """
+    options = plan.options
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # the score depends on the number of threads
+    scorer = Scorer(plan.data, plan.recipe, plan.input_spec, cache, options.device, on_image)
+    seed = int(np.random.SeedSequence((options.seed, job.rung, job.seed)).generate_state(1)[0])
+    network, epochs = plan.candidates[job.candidate].network, plan.epochs * plan.rungs[job.rung].share
+    started = time.monotonic()
+    try:
+        score = scorer(network, epochs, seed, on_step)
+    except TrainingError as error:
+        return Trial(job, FAILED, time.monotonic() - started, str(error))
+    except EffnetError as error:
+        return error
+    return Trial(job, score, time.monotonic() - started)
 
 
 def _moved(pixels: Tensor, flip: float, random: torch.Generator) -> Tensor:

@@ -1,0 +1,349 @@
+"""The paper's claim in small: compound scaling beats scaling one dimension, at equal multiply-adds (Figures 3, 4, 8).
+
+    python benchmarks/claim.py DATA --from examples/baselines/separable.yaml --epochs 0.75 --seeds 4 --out runs/claim
+
+The paper's own comparison is not at equal cost: counted, its Table 7 sets 1.80 billion multiply-adds of compound
+scaling against 1.45 to 1.58 of the others. Here every network of one cost has that cost within 2 %, by its rule for as
+long as that goes, and the rest by width and resolution (effnet.searching.candidates). What a network grew in effect
+stands beside it.
+
+Compound scaling is compared with each other line seed by seed; the noise is not pooled as in a search, since the lines
+differ in it (deep plain networks are started well or badly). The intervals hold for all comparisons at once
+(Bonferroni).
+
+Of Figure 4, which sweeps the width at several depths and resolutions, the factors are the caption's: 1.3 on resolution,
+2 on depth (section 3.3 speaks of 2 on both).
+
+The folder --out has the networks (candidates.csv), their scores (trials.csv), the answer (verdict.json) and its picture
+(compare.png). The same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from effnet import console
+from effnet.arch.cost import cost
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.variants import spec as make_spec
+from effnet.data.dataset import manifest
+from effnet.errors import ArgumentError
+from effnet.fields import positive_float
+from effnet.plots.style import GREEN, GREY, ORANGE, RED, SKY, picture
+from effnet.progress import SILENT, Progress
+from effnet.scaling.compound import RULES, Rule, read_rule
+from effnet.searching.candidates import Candidate, build, suited
+from effnet.searching.halving import CONFIDENCE, Job, PairedDifference, Scores
+from effnet.searching.jobs import LocalExecutor, TrialRecord, interruptible, run_jobs
+from effnet.searching.plan import (
+    CANDIDATES,
+    TRIALS,
+    SearchOptions,
+    SearchPlan,
+    WorkOptions,
+    describe,
+    split_images,
+)
+from effnet.training.recipe import read_recipe
+from effnet.training.start import short_side
+
+SINGLE = ("width", "depth", "resolution")
+COMPOUND, BASELINE = "compound", "baseline"
+SWEPT_WIDTHS = (1.0, 1.4, 2.0)
+SWEPT = ((1.0, 1.0), (1.0, 1.3), (2.0, 1.0), (2.0, 1.3))  # factors on depth and resolution
+SLACK = 0.1  # by which a swept network may cost more than the lines' dearest
+SWEEP_SEEDS = 2  # trainings of a network that only a sweep needs
+PHIS = 71  # around the one that promises a cost
+LINES = {  # colour and mark of each way to scale
+    "width": (ORANGE, "s"),
+    "depth": (GREEN, "^"),
+    "resolution": (SKY, "D"),
+    COMPOUND: (RED, "o"),
+}
+SWEEPS = ((GREY, "o"), (GREEN, "^"), (SKY, "D"), (RED, "s"))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network of the comparison."""
+
+    line: str  # baseline, width, depth, resolution, compound, or of which sweep it is
+    factor: float  # what its multiply-adds were to be, the baseline's being 1
+    candidate: Candidate
+
+    @property
+    def network(self) -> NetworkSpec:
+        """What is trained."""
+        return self.candidate.network
+
+    @property
+    def ratio(self) -> float:
+        """Its multiply-adds over the baseline's."""
+        return self.candidate.ratio
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Compound scaling against one other line, at one cost."""
+
+    line: str
+    factor: float
+    difference: PairedDifference  # compound less the other
+
+    @property
+    def words(self) -> str:
+        """Who is better, if anybody is."""
+        if self.difference.low > 0:
+            return f"compound is better than {self.line} alone"
+        if self.difference.high < 0:
+            return f"{self.line} alone is better than compound"
+        return f"no difference between compound and {self.line} alone was found"
+
+
+def contestants(
+    baseline: NetworkSpec,
+    rule: Rule,
+    factor: float,
+    *,
+    largest: int | None = None,
+    progress: Progress = SILENT,
+) -> list[Contestant]:
+    """The baseline, the four lines at the square root of `factor` and at `factor`, then the sweeps of the width.
+
+    Args:
+        baseline: what is scaled.
+        rule: of compound scaling.
+        factor: what the multiply-adds grow by, more than 1.
+        largest: pixels of the images themselves; more of them carry nothing.
+        progress: follows the work, which takes its time with large baselines.
+
+    Raises:
+        ArgumentError: a line has no network of the wanted cost.
+    """
+    if positive_float("factor", factor) <= 1:
+        raise ArgumentError("factor", factor, "must be more than 1.")
+    found = [_contestant(BASELINE, 1.0, baseline, baseline)]
+    rules = {name: RULES[name] for name in SINGLE} | {COMPOUND: rule}
+    wanted = list(itertools.product((factor**0.5, factor), rules.items()))
+    for done, (ratio, (line, growth)) in enumerate(wanted):
+        progress.update("building networks", done, len(wanted))
+        network = reach(baseline, growth, ratio, largest)
+        if network is None:
+            seen = "" if largest is None else f" and at most {largest} px, which the images have"
+            words = (
+                f"cannot be reached by {line} from {baseline.name} at {baseline.resolution} px: no network within 2 %"
+            )
+            raise ArgumentError("factor", round(ratio, 3), f"{words}{seen}. Take another factor, or --resolution.")
+        found.append(_contestant(line, ratio, baseline, network))
+    progress.update("building networks", len(wanted), len(wanted))
+    for (deep, fine), wide in itertools.product(SWEPT, SWEPT_WIDTHS):
+        pixels = round(fine * baseline.resolution)
+        if (deep, fine, wide) == (1, 1, 1) or pixels > (largest or pixels):
+            continue
+        network = dataclasses.replace(
+            baseline,
+            depth=deep * baseline.depth,
+            width=wide * baseline.width,
+            resolution=pixels,
+            depth_rounding="nearest",
+        )
+        ratio = cost(network).macs / cost(baseline).macs
+        if ratio <= factor * (1 + SLACK):
+            found.append(_contestant(f"d={deep:g}, r={fine:g}", ratio, baseline, network))
+    return found
+
+
+def reach(baseline: NetworkSpec, rule: Rule, ratio: float, largest: int | None = None) -> NetworkSpec | None:
+    """The network that a rule makes of a baseline at `ratio` times its multiply-adds, whatever phi that takes.
+
+    Of all, the one whose width and resolution had to be moved least; None where there is none.
+    """
+    aim = rule.phi_of_macs(ratio)
+    built = [build(baseline, rule, float(phi), ratio, largest) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
+    networks = [each for each in built if each is not None]
+    return min(networks, key=lambda each: each[1])[0] if networks else None
+
+
+def _contestant(line: str, factor: float, baseline: NetworkSpec, network: NetworkSpec) -> Contestant:
+    network = dataclasses.replace(
+        network, name=f"{baseline.name} {line} x{factor:.3g}" if factor != 1 else baseline.name
+    )
+    return Contestant(line, factor, Candidate.of(baseline, network, ()))
+
+
+def jobs(found: Sequence[Contestant], seeds: int, scores: Scores) -> tuple[Job, ...]:
+    """The trainings that are missing: each seed of the lines in turn, then the sweeps."""
+    lines = (BASELINE, *SINGLE, COMPOUND)
+    main = [place for place, each in enumerate(found) if each.line in lines]
+    swept = [place for place, each in enumerate(found) if each.line not in lines]
+    wanted = [Job(0, seed, place) for seed in range(seeds) for place in main]
+    wanted += [Job(0, seed, place) for seed in range(min(seeds, SWEEP_SEEDS)) for place in swept]
+    return tuple(job for job in wanted if job not in scores)
+
+
+def paired_difference(candidate: int, gaps: Sequence[float], comparisons: int) -> PairedDifference:
+    """The mean of a candidate's gaps, seed by seed, with Student's interval as one of so many comparisons.
+
+    It assumes nothing of how noisy the two are; of a single seed nothing is known.
+    """
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return PairedDifference(candidate, mean, -math.inf, math.inf)
+    tail = (1 - CONFIDENCE) / 2 / comparisons
+    reach = float(stats.t.ppf(1 - tail, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return PairedDifference(candidate, mean, mean - reach, mean + reach)
+
+
+def standings(found: Sequence[Contestant], seeds: int, scores: Mapping[Job, float]) -> list[Standing]:
+    """Compound scaling against width, depth and resolution alone at each cost, intervals for all of them at once.
+
+    Raises:
+        ArgumentError: trainings are missing.
+    """
+    if missing := jobs(found, seeds, scores):
+        raise ArgumentError("scores", f"{len(scores)} trainings", f"lack {len(missing)} of the comparison.")
+    places = {(each.line, each.factor): place for place, each in enumerate(found)}
+    factors = sorted({each.factor for each in found if each.line == COMPOUND})
+    rows = []
+    for factor, line in itertools.product(factors, SINGLE):
+        ours, other = places[COMPOUND, factor], places[line, factor]
+        gaps = [scores[Job(0, seed, ours)] - scores[Job(0, seed, other)] for seed in range(seeds)]
+        rows.append(Standing(line, factor, paired_difference(other, gaps, len(factors) * len(SINGLE))))
+    return rows
+
+
+def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[float]], out: Path) -> None:
+    """Draw accuracy over multiply-adds: the four ways to scale with their intervals, and the sweeps of the width.
+
+    Args:
+        found: the networks.
+        scores: of each network, by its place, one for each seed.
+        out: the picture.
+    """
+    base = next(place for place, each in enumerate(found) if each.line == BASELINE)
+    title = f"{found[base].network.name}: ways to scale, at equal multiply-adds"
+    with picture(out, 13, 6, title) as figure:
+        lines, sweeps = figure.subplots(1, 2, sharey=True)
+        for name in (*SINGLE, COMPOUND):
+            colour, mark = LINES[name]
+            places = [base, *(place for place, each in enumerate(found) if each.line == name)]
+            means, reach = zip(*(_interval(scores[place]) for place in places), strict=True)
+            macs = [found[place].ratio for place in places]
+            label = name if name == COMPOUND else f"{name} alone"
+            width = 2.5 if name == COMPOUND else 1.5
+            lines.errorbar(macs, means, reach, marker=mark, color=colour, capsize=4, linewidth=width, label=label)
+        swept: dict[str, list[int]] = defaultdict(list)
+        for place, each in enumerate(found):
+            if each.line not in (*SINGLE, COMPOUND, BASELINE):
+                swept[each.line].append(place)
+        for (name, places), (colour, mark) in zip(swept.items(), SWEEPS, strict=False):
+            places = [base, *places] if name == "d=1, r=1" else places
+            macs = [found[place].ratio for place in places]
+            levels = [100 * statistics.fmean(scores[place]) for place in places]
+            sweeps.plot(macs, levels, marker=mark, color=colour, label=name)
+        lines.set_title("one dimension alone, and all together", loc="left", fontsize=12)
+        sweeps.set_title("the width swept at several depths and resolutions", loc="left", fontsize=12)
+        for axes in (lines, sweeps):
+            axes.set_xlabel("multiply-adds, the baseline's being 1")
+            axes.legend(frameon=False)  # where there is most room
+        lines.set_ylabel("accuracy on the val part, %")
+        count = min(len(scores[place]) for place, each in enumerate(found) if each.line == COMPOUND)
+        figure.supxlabel(
+            f"Means of {count} trainings with {CONFIDENCE:.0%} intervals (left), of {min(count, 2)} (right).",
+            x=0.012,
+            ha="left",
+            fontsize=10,
+            color=GREY,
+        )
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean in percent and how far its interval reaches; of one value nothing is known."""
+    mean = 100 * statistics.fmean(values)
+    if len(values) < 2:
+        return mean, 0.0
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return mean, 100 * t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def main() -> None:
+    """Train what is missing and write the answer."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="a folder with a sub-folder for each class, or a manifest")
+    parser.add_argument("--from", dest="baseline", default="b0", help="a variant, another baseline, or a spec.yaml")
+    parser.add_argument("--factor", type=float, default=4.0, help="growth of multiply-adds; its root is compared, too")
+    parser.add_argument("--rule", default="paper", help="of compound scaling: a name, three numbers, or a rule.yaml")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each network")
+    parser.add_argument("--epochs", type=float, required=True, help="length of a training")
+    parser.add_argument("--val", type=float, default=0.15, help="share of the data that networks are scored on")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
+    parser.add_argument("--workers", type=int, help="trainings at a time; default one for each core")
+    parser.add_argument("--minutes", type=float, help="no training begins after so many")
+    parser.add_argument("--out", type=Path, default=Path("runs/claim"))
+    given = parser.parse_args()
+    with console.Display("preparing the comparison") as display:
+        compare(given, display)
+
+
+def compare(given: argparse.Namespace, progress: Progress) -> None:
+    """Train what is missing and, when nothing is, write the answer."""
+    options = SearchOptions(rungs=1, epochs=given.epochs, val=given.val, seed=given.seed)
+    work = WorkOptions(minutes=given.minutes, workers=given.workers)
+    images = split_images(given.data, options)
+    native = short_side(images)
+    baseline = suited(make_spec(make_spec(given.baseline), num_classes=len(images.classes)), native)
+    found = contestants(baseline, read_rule(given.rule), given.factor, largest=native, progress=progress)
+    networks = tuple(each.candidate for each in found)
+    plan = SearchPlan(given.out, options, images, read_recipe("scratch"), baseline, networks, given.epochs)
+    given.out.mkdir(parents=True, exist_ok=True)
+    about = {name: value for name, value in vars(given).items() if name not in ("out", "workers", "minutes")}
+    settings = json.dumps(about | {"images": manifest(images, sizes=True)}, default=str, indent=2)
+    kept = given.out / "args.json"
+    if kept.exists() and kept.read_text() != settings:
+        raise SystemExit(f"{given.out} holds another comparison; choose another --out")
+    kept.write_text(settings)
+    rows = [{"line": each.line} | describe(place, each.candidate) for place, each in enumerate(found)]
+    (given.out / CANDIDATES).write_text(console.csv_lines([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
+    with TrialRecord(given.out / TRIALS, [each.network.name for each in found]) as record:
+        open_jobs = functools.partial(jobs, found, given.seeds)
+        with interruptible(), closing(LocalExecutor(plan, work.count_workers("cpu"))) as executor:
+            run_jobs(open_jobs, record, executor, progress, total=len(open_jobs({})), minutes=work.minutes)
+        if missing := open_jobs(record.scores):
+            raise SystemExit(f"{len(missing)} trainings are missing; the same command goes on.")
+        scores = record.scores
+    write_answer(given.out, found, standings(found, given.seeds, scores), scores)
+
+
+def write_answer(out: Path, found: Sequence[Contestant], stand: Sequence[Standing], scores: Scores) -> None:
+    """Write verdict.json and the picture, and print the verdict."""
+    rows = []
+    for each in stand:
+        gap = dataclasses.asdict(each.difference)
+        gap = {name: value if math.isfinite(value) else None for name, value in gap.items() if name != "candidate"}
+        rows.append({"against": each.line, "macs": each.factor, **gap, "words": each.words})
+        values = ("value", "low", "high")
+        shown = "{:+.2f} points ({:+.2f} to {:+.2f})".format(*(100 * getattr(each.difference, name) for name in values))
+        print(f"At {each.factor:.3g}x the multiply-adds {each.words}: {shown}.")
+    (out / "verdict.json").write_text(json.dumps({"compound": rows}, indent=2) + "\n")
+    by_place = {
+        place: [score for job, score in sorted(scores.items()) if job.candidate == place] for place in range(len(found))
+    }
+    draw_comparison(found, by_place, out / "compare.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A search from beginning to end, on tiny networks and images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import draw_images
+
+from effnet.arch.cost import cost
+from effnet.arch.specfile import read_spec
+from effnet.data.dataset import read_data
+from effnet.errors import ArgumentError, DataError
+from effnet.scaling.compound import read_rule, scale
+from effnet.searching.plan import SearchOptions, SearchPlan, WorkOptions, split_images
+from effnet.searching.search import SearchResult, resume, search
+
+BASELINE = Path(__file__).parents[2] / "examples" / "baselines" / "separable.yaml"
+BASE = read_spec(BASELINE)
+QUICK = {"epochs": 0.5, "val": 0.3}
+OPTIONS = SearchOptions(triple=("1,1.4,1", "1.7,1.1,1", "1,1,1.4"), rungs=2, seeds=2, finalists=2, **QUICK)
+ONE = WorkOptions(workers=1)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("shapes") / "shapes", 40)
+
+
+@pytest.fixture(scope="module")
+def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """An uninterrupted search."""
+    return search(shapes, BASE, OPTIONS, ONE, out=tmp_path_factory.mktemp("finished") / "s")
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def test_what_a_finished_search_leaves(finished: SearchResult) -> None:
+    out = finished.plan.folder
+    assert finished.verdict
+    assert finished.verdict.complete
+    assert finished.missing == (0, 0)
+    assert len(rows(out / "trials.csv")) == len(finished.scores) == 3 + 2 * 2
+    listed = rows(out / "candidates.csv")
+    assert [int(row["macs"]) for row in listed] == [cost(each.network).macs for each in finished.plan.candidates]
+    assert all(each.network.num_classes == 3 for each in finished.plan.candidates)
+    assert all(abs(float(row["ratio"]) - 2) <= 0.04 for row in listed)
+    assert {file.name for file in out.iterdir()} == {
+        *("args.yaml", "split.csv", "trials.csv", "candidates.csv"),
+        *("baseline.yaml", "rule.yaml", "verdict.json", "search.png"),
+    }
+    rule = read_rule(out / "rule.yaml")
+    assert rule == finished.rule
+    assert scale(read_spec(out / "baseline.yaml"), 1, rule).num_classes == 3
+    kept = yaml.safe_load((out / "rule.yaml").read_text())["found"]
+    assert (kept["candidates"], kept["trainings"], kept["complete"]) == (3, 7, True)
+    judged = json.loads((out / "verdict.json").read_text())
+    assert list(judged["means"].values()) == list(finished.verdict.means.values())
+    assert len(judged["kendall_tau_between_rungs"]) == 1
+    (out / "search.png").unlink()
+    again = resume(out)  # only the answer is written anew
+    assert (again.scores, again.plan.candidates) == (finished.scores, finished.plan.candidates)
+    assert (out / "search.png").exists()
+
+
+def test_the_verdict_of_a_search_whose_time_is_over(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    begun = search(shapes, BASE, OPTIONS, WorkOptions(workers=1, trials=2), out=out)
+    assert begun.verdict
+    assert (begun.verdict.complete, len(begun.verdict.means)) == (False, 2)
+    assert begun.missing == (1, 4)
+    taken = [float(row["seconds"]) for row in rows(out / "trials.csv")]
+    mean = sum(taken) / len(taken)
+    assert begun.minutes == pytest.approx((1 + 4 * 3) * mean / 60, abs=0.01)  # the last are 3 times as long
+    kept = yaml.safe_load((out / "rule.yaml").read_text())
+    assert kept["found"]["complete"] is False
+    assert read_rule(out / "rule.yaml") == begun.rule
+    assert (out / "search.png").exists()
+    before = rows(out / "trials.csv")
+    done = resume(out, ONE)
+    assert rows(out / "trials.csv")[:2] == before
+    assert (done.scores, repr(done.verdict)) == (finished.scores, repr(finished.verdict))  # nan is not nan
+
+
+def test_all_processes_killed(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
+    words = ["search", "run", str(shapes), "--from", str(BASELINE), "--out", str(tmp_path / "s"), "--workers", "1"]
+    words += ["--epochs", "0.5", "--val", "0.3", "--rungs", "2", "--seeds", "2", "--finalists", "2"]
+    words += [word for triple in OPTIONS.triple for word in ("--triple", triple)]
+    process = subprocess.Popen([sys.executable, "-m", "effnet", *words], start_new_session=True)
+    file, deadline = tmp_path / "s" / "trials.csv", time.monotonic() + 120
+    while not file.exists() or len(file.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = rows(file)
+    done = resume(tmp_path / "s", ONE)
+    assert rows(file)[: len(before)] == before
+    assert len(rows(file)) == len(done.scores)
+    assert done.scores == finished.scores
+
+
+def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=f"holds a search; .*--resume {finished.plan.folder}"):
+        search(shapes, BASE, OPTIONS, out=finished.plan.folder)
+    with pytest.raises(ArgumentError, match="is not the folder of a search"):
+        resume(tmp_path)
+    moved = tmp_path / "moved"
+    shapes_copy = draw_images(moved, 40)
+    assert resume(finished.plan.folder, data=shapes_copy).scores == finished.scores
+    next(shapes_copy.rglob("*.png")).write_bytes(b"changed")
+    with pytest.raises(DataError, match="not as it was"):
+        resume(finished.plan.folder, data=shapes_copy)
+
+
+def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
+    def options(**budget: object) -> SearchOptions:
+        return SearchOptions(triple=OPTIONS.triple, rungs=1, seeds=1, **QUICK, **budget)  # type: ignore[arg-type]
+
+    found = search(shapes, BASE, options(params=150_000), WorkOptions(workers=1, trials=1), out=tmp_path / "p")
+    assert 0 < len(found.plan.candidates) < 3
+    assert all(cost(each.network).params <= 150_000 for each in found.plan.candidates)
+    with pytest.raises(ArgumentError, match=r"`budget` .* none of the 3 networks: they take at least [\d,]+ params"):
+        search(shapes, BASE, options(params=1_000), out=tmp_path / "t")
+    with pytest.raises(ArgumentError, match=r"`latency` .* no candidate: the fastest takes"):
+        search(shapes, BASE, options(latency=1e-6), out=tmp_path / "l")
+    assert {path.name for path in tmp_path.iterdir()} == {"p"}
+
+
+def test_the_minutes_become_epochs(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet.searching.search.LEAST_STEPS", 5)  # which a busy machine does in the time, too
+    options = SearchOptions(triple=("1,1.4,1", "1.7,1.1,1"), rungs=1, seeds=1, val=0.3)
+    few = WorkOptions(minutes=0.2, workers=1, trials=1)
+    search(shapes, BASE, options, few, out=tmp_path / "s")
+    assert SearchPlan.read(tmp_path / "s", None).epochs > 1
+    with pytest.raises(ArgumentError, match=r"`minutes` \(=0.0001\) .* fewer than 5 steps"):
+        search(shapes, BASE, options, WorkOptions(minutes=0.0001, workers=1), out=tmp_path / "t")
+
+
+def test_images_are_taken_evenly(shapes: Path) -> None:
+    data = split_images(shapes, SearchOptions(images=12, val=0.3))
+    assert data.part("train").counts == data.part("val").counts == (4, 4, 4)
+    assert split_images(shapes, SearchOptions(images=1000, val=0.3)) == split_images(shapes, SearchOptions(val=0.3))
+    parts = [split_images(shapes, SearchOptions(images=7, seed=seed, val=0.3)).samples for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+    assert len(read_data(shapes)) == 120
+
+
+def test_what_is_in_the_way(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.csv").write_text("of a training")
+    with pytest.raises(ArgumentError, match=r"`out` .* exists and holds something else"):
+        search(shapes, BASE, out=tmp_path / "run")
+    assert (tmp_path / "run" / "split.csv").read_text() == "of a training"
+    with pytest.raises(DataError, match="does not exist"):
+        search(tmp_path / "nothing", BASE, out=tmp_path / "n")
+    with pytest.raises(ArgumentError, match=r"`device` \(='cuda'\) is not there"):
+        search(shapes, BASE, SearchOptions(device="cuda"), out=tmp_path / "n")
+    assert not (tmp_path / "n").exists()
