@@ -62,7 +62,7 @@ def convert(
             record = read_record(file) if checkpoint.file.bundle and num_classes is None else None
             save(network, temporary, classes=checkpoint.classes, input=report.input, source=origin, record=record)
         else:
-            notes = write_checkpoint(network, to, temporary, input_spec=report.input, classes=checkpoint.classes).notes
+            notes = write_checkpoint(network, to, temporary, input_spec=report.input, classes=checkpoint.classes)
         difference = logit_difference(read_checkpoint(temporary, source=to), network)
         if not difference.relative <= SAME:
             raise RefusedError(f"{target} was not written: {difference}")

@@ -84,13 +84,6 @@ def test_a_channels_last_half_trained_network_is_saved_too(network: effnet.Effic
         assert torch.equal(tensor, network.state_dict()[key]), key
 
 
-def test_files_of_a_bundle(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 1
-    assert config["spec"]["width"] == 0.25
-
-
 def test_saving_again_replaces_a_bundle_and_nothing_else(network: effnet.EfficientNet, folder: Path) -> None:
     save(network, folder, classes=["x", "y", "z"])
     assert read_config(folder).classes == ("x", "y", "z")
@@ -115,20 +108,13 @@ def test_nothing_half_written_stays(
 
 
 @pytest.mark.parametrize("where", ["model.safetensors", "config.json"])
-def test_cut_short(folder: Path, where: str) -> None:
+def test_damage_is_noticed(folder: Path, where: str) -> None:
     blob = (folder / where).read_bytes()
-    (folder / where).write_bytes(blob[: len(blob) // 2])
-    with pytest.raises(BundleError, match=where.replace(".", r"\.")) as caught:
-        open_bundle(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_one_changed_bit(folder: Path) -> None:
-    blob = bytearray((folder / "model.safetensors").read_bytes())
-    blob[-5] ^= 1
-    (folder / "model.safetensors").write_bytes(bytes(blob))
-    with pytest.raises(BundleError, match="changed or cut short"):
-        open_bundle(folder)
+    for damaged in (blob[: len(blob) // 2], blob[:-5] + bytes([blob[-5] ^ 1]) + blob[-4:]):
+        (folder / where).write_bytes(damaged)
+        with pytest.raises(BundleError, match=where.replace(".", r"\.")) as caught:
+            open_bundle(folder)
+        assert "\n" not in str(caught.value)
 
 
 def change(folder: Path, **values: object) -> None:
@@ -210,7 +196,7 @@ def test_a_class_name_means_one_class(network: effnet.EfficientNet, tmp_path: Pa
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is no bundle: it has no config\.json"):
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no config\.json"):
         open_bundle(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": []}')
     with pytest.raises(BundleError, match="not effnet's"):
@@ -317,8 +303,8 @@ def test_a_calibration_has_sensible_values(values: dict[str, float], words: str)
 
 def test_a_record_holds_what_a_bundle_can(network: effnet.EfficientNet, tmp_path: Path) -> None:
     for record, words in (
-        (Record(files={"notes.txt": "mine"}), r"'notes\.txt'.* is no text of a bundle; it may hold split\.csv"),
-        (Record(files={"../split.csv": ""}), "is no text of a bundle"),
+        (Record(files={"notes.txt": "mine"}), r"'notes\.txt'.* is not a text .*split\.csv"),
+        (Record(files={"../split.csv": ""}), "is not a text"),
         (Record(provenance={"folder": tmp_path}), "must be what JSON can hold"),
         (Record(provenance={"loss": float("nan")}), "must be what JSON can hold"),
     ):

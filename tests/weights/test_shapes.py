@@ -102,5 +102,5 @@ def test_another_network_is_refused(layout):
 def test_layers_of_another_distribution_are_refused():
     rows = list(B0.stages)
     rows[1], rows[2] = (dataclasses.replace(rows[i], layers=layers) for i, layers in ((1, 3), (2, 1)))
-    with pytest.raises(MismatchError, match="no EfficientNet of any width and depth"):
+    with pytest.raises(MismatchError, match="not an EfficientNet of any width and depth"):
         infer_spec(NATIVE.shapes(dataclasses.replace(B0, stages=tuple(rows))), NATIVE, FILE)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
 CONFIG, WEIGHTS, SPLIT = "config.json", "model.safetensors", "split.csv"
-BESIDE = (SPLIT,)  # texts that a bundle may hold beside the two
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Record:
 
     calibration: Calibration | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)  # values that JSON knows: data, recipe, versions
-    files: Mapping[str, str] = field(default_factory=dict)  # texts by name, of BESIDE
+    files: Mapping[str, str] = field(default_factory=dict)  # texts by name; only split.csv
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class BundleConfig:
     policy: NumericPolicy
     input: InputSpec
     classes: tuple[str, ...] | None = None
-    source: str = ""  # where the weights came from, in words
+    source: str = ""  # where the weights came from
     metrics: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""  # of the file of weights
     calibration: Calibration | None = None
@@ -86,11 +85,11 @@ def save(
 
     Args:
         network: what to save.
-        folder: where to; a bundle that is there already is replaced, a folder with anything else in it is left alone.
+        folder: where to; a bundle that is there already is replaced, a folder with anything else in it is refused.
         classes: the names of the outputs, in order.
         input: how images are prepared; by default at the spec's resolution, cut from 8/7 of it, with ImageNet's mean
             and std. The bundle's spec has its size as resolution.
-        source: where the weights came from, in words.
+        source: where the weights came from, as text.
         metrics: results worth keeping, by name.
         record: what its training leaves: calibration, provenance, the split.
 
@@ -99,8 +98,8 @@ def save(
 
     Raises:
         ArgumentError: the names do not match the outputs, `input` has other channels than the network, the network has
-            other tensors than its spec says, the record holds what a bundle cannot, or something that is no bundle is
-            in the way.
+            other tensors than its spec says, the record holds what a bundle cannot, or something that is not a bundle
+            is in the way.
     """
     from safetensors.torch import save as serialise
 
@@ -150,10 +149,10 @@ def default_input(spec: NetworkSpec) -> InputSpec:
 
 
 def read_config(folder: str | Path) -> BundleConfig:
-    """What a bundle says of itself, without opening its weights.
+    """The config of a bundle, without opening its weights.
 
     Raises:
-        BundleError: it is no bundle, comes from a newer effnet, or its config was damaged.
+        BundleError: it is not a bundle, comes from a newer effnet, or its config was damaged.
     """
     path = Path(folder) / CONFIG
     try:
@@ -161,7 +160,7 @@ def read_config(folder: str | Path) -> BundleConfig:
         digest, expected = values.pop("digest", None), _digest(values)
         written, version = values.pop("format"), values.pop(MARK)
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle: it has no {CONFIG}") from error
+        raise BundleError(f"{folder} is not a bundle: it has no {CONFIG}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{path} is damaged or not effnet's ({type(error).__name__}: {error})") from error
     if written != FORMAT:
@@ -245,7 +244,7 @@ def read_split(folder: str | Path) -> str | None:
     """The text of a bundle's split.csv: a manifest (path, label, split, group); None where it has none.
 
     Raises:
-        BundleError: it is no bundle, or its split.csv was changed since it was written.
+        BundleError: it is not a bundle, or its split.csv was changed since it was written.
     """
     expected = read_config(folder).files.get(SPLIT)
     return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode()
@@ -268,7 +267,7 @@ def read_record(folder: str | Path) -> Record:
     """What a training left in a bundle; `save` writes it again.
 
     Raises:
-        BundleError: it is no bundle, or it was changed since it was written.
+        BundleError: it is not a bundle, or it was changed since it was written.
     """
     config, split = read_config(folder), read_split(folder)
     return Record(config.calibration, config.provenance, {} if split is None else {SPLIT: split})
@@ -294,9 +293,8 @@ def _read_checked(path: Path, sha256: str) -> bytes:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """The sha256 of a config's entries, its own digest apart."""
-    entries = {name: value for name, value in values.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    """The sha256 of a config's entries."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _built_policy(network: EfficientNet) -> NumericPolicy:
@@ -327,8 +325,8 @@ def _checked_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[
 
 def _checked_record(record: Record) -> Record:
     """The record with its provenance as JSON gives it back."""
-    if unknown := [name for name in record.files if name not in BESIDE]:
-        raise ArgumentError("record.files", unknown[0], f"is no text of a bundle; it may hold {', '.join(BESIDE)}.")
+    if unknown := [name for name in record.files if name != SPLIT]:
+        raise ArgumentError("record.files", unknown[0], f"is not a text that a bundle holds; it holds {SPLIT}.")
     try:
         provenance = json.loads(json.dumps(dict(record.provenance), allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -187,7 +187,7 @@ def _path_to_tensors(loaded: object, depth: int = 0) -> tuple[str, ...] | None:
 
 
 def _prefix(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> str | None:
-    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), told from one of them."""
+    """The prefix of the network's own names (DDP: module., torch.compile: _orig_mod.), found by one of `marks`."""
     prefixes = {key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")}
     averaged = {prefix for prefix in prefixes if re.search(r"(^|[._])(ema|averag)", prefix.lower())}
     chosen = averaged if len(averaged) == 1 else prefixes

@@ -1,6 +1,6 @@
 """Networks with weights: from the registry, a file, a hub or a bundle.
 
-`create` gives the module alone, `open_model` the module with its context: how images are prepared, what its classes are
+`create` gives only the module, `open_model` the module with its context: how images are prepared, what its classes are
 called and where its weights came from.
 """
 
@@ -58,7 +58,7 @@ def create(
     if weights is None:
         return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
     if str(weights).lower() == "default":
-        weights = registry.default_for(spec(network).name).name
+        weights = registry.weights_of(spec(network).name)[0].name
     checkpoint = read(str(weights), network, source=source, num_classes=num_classes, in_channels=in_channels)
     _warn(checkpoint.report)
     return build(checkpoint, norm=norm)
@@ -77,7 +77,7 @@ def open_model(
         model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".
         network: the network that a file's tensors are of, where they cannot tell.
         source: the library that wrote a weight file, where its keys cannot tell.
-        progress: is told how much of a download has arrived.
+        progress: follows downloads.
 
     Raises:
         UnknownNameError: it is none of these.

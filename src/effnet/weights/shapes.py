@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to, told from the shapes of its tensors alone.
+"""Which network a state dict belongs to, by nothing but the shapes of its tensors.
 
 Published variants are tried first. Then width and depth are looked for on a grid of tenths, hundredths and thousandths:
 the head's 1280 channels change every .00625 of width, so thousandths tell every network apart, and the roundest number
@@ -50,7 +50,7 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
         if _fits(found, shapes, layout):
             return found
     raise MismatchError(
-        f"{path} is no EfficientNet of any width and depth: its {layout.name} tensors have other shapes"
+        f"{path} is not an EfficientNet of any width and depth: its {layout.name} tensors have other shapes"
     )
 
 

@@ -59,8 +59,8 @@ class LogitDifference:
 
     def __str__(self) -> str:
         """The result for a person."""
-        words = f"against {self.against} at {self.size} px: logits differ by at most {self.absolute:.2g}"
-        return f"{words} ({self.relative:.1e} of the largest)" + (f"; {self.note}" if self.note else "")
+        text = f"against {self.against} at {self.size} px: logits differ by at most {self.absolute:.2g}"
+        return f"{text} ({self.relative:.1e} of the largest)" + (f"; {self.note}" if self.note else "")
 
 
 def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDifference:
@@ -87,8 +87,9 @@ def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDiff
             if isinstance(theirs, nn.Module):
                 theirs.eval().load_state_dict(tensors, strict=True)
             against = f"{package} {version(package)}"
-    except ImportError:
-        notes.append(f"{package} is not installed")
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        notes.append(f"{package} is not installed" if missing else f"{package} cannot be loaded: {error}")
     except _NotBuiltError as error:
         notes.append(str(error))
     except RuntimeError as error:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,6 @@ FILES = ("tutorial", "torchvision")  # a file; the others are folders
 TORCHVISION_NAMES = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")
 
 
-@dataclass(frozen=True)
-class WriteReport:
-    """What was written, and what its reader should know."""
-
-    path: Path
-    to: str
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """The report for a person."""
-        return "\n".join([f"wrote {self.path} for {self.to}", *self.notes])
-
-
 def write_checkpoint(
     network: EfficientNet,
     to: str,
@@ -57,16 +43,19 @@ def write_checkpoint(
     *,
     input_spec: InputSpec,
     classes: Sequence[str] | None = None,
-) -> WriteReport:
+) -> tuple[str, ...]:
     """Write a network in the form of another library.
 
     Args:
         network: what to write, with all its weights in float32.
         to: the library, one of WRITTEN.
         out: the file, or the folder where the library wants one; what this function wrote before is replaced, a folder
-            with anything else in it is left alone. Either appears whole or not at all.
+            with anything else in it is refused. Either appears whole or not at all.
         input_spec: how images are prepared; a folder states it.
         classes: the names of the outputs, in order; a folder holds them.
+
+    Returns:
+        What the reader of the file should know, such as how to build the network there.
 
     Raises:
         ArgumentError: the library cannot compute this network, is only read, or `out` does not suit it.
@@ -97,7 +86,7 @@ def write_checkpoint(
     if to in FILES:
         with write_file(target) as temporary:
             save_file(foreign, temporary) if target.suffix == ".safetensors" else torch.save(foreign, temporary)
-        return WriteReport(target, to, notes)
+        return notes
 
     if to == "hf":
         configs = {
@@ -113,7 +102,7 @@ def write_checkpoint(
         save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, values in configs.items():
             (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
-    return WriteReport(target, to, notes)
+    return notes
 
 
 def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -162,15 +151,15 @@ def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterato
     if spec.stages != B0.stages:
         yield "its baseline is not EfficientNet's. Write a bundle."
     if spec.stem_stride != B0.stem_stride:
-        yield f"its stem has a stride of {spec.stem_stride}, and {to}'s {B0.stem_stride}. Write a bundle."
+        yield f"its stem has a stride of {spec.stem_stride}, and {to}'s has {B0.stem_stride}. Write a bundle."
         return
     if to in ("timm-tf", "hf") and policy.padding != "same":
-        yield f"it pads all sides alike, and {to} as TensorFlow (SAME). Write timm{torchvision} or a bundle."
+        yield f"it pads all sides alike, and {to} pads as TensorFlow (SAME). Write timm{torchvision} or a bundle."
     if to in ("timm", *FILES) and policy.padding == "same":
-        yield f"it pads as TensorFlow (SAME), and {to} all sides alike. Write timm-tf{hf} or a bundle."
+        yield f"it pads as TensorFlow (SAME), and {to} pads all sides alike. Write timm-tf{hf} or a bundle."
     if to in ("timm", "timm-tf"):
         if published(spec) is None:
-            yield "timm builds its named networks alone, B0-B8, L2 and Lite0-4. Write " + (
+            yield "timm builds only its named networks, B0-B8, L2 and Lite0-4. Write " + (
                 "hf or a bundle." if to == "timm-tf" else "torchvision, tutorial or a bundle."
             )
         return
