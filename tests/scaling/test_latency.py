@@ -49,7 +49,7 @@ def test_every_trial_is_in_the_report():
         assert trial["median_ms"] > 0
 
 
-@pytest.mark.parametrize("milliseconds", [0.6, 2.5, 6.7, 17, 80])
+@pytest.mark.parametrize("milliseconds", [0.6, 6.7, 80])
 def test_latency_is_met_by_measuring_a_handful(milliseconds):
     log = []
     fit = fit_spec(Budget(latency=f"{milliseconds}ms"), measure=stopwatch(log))

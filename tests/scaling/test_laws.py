@@ -89,7 +89,7 @@ def test_lites_fixed_ends_are_named():
 
 
 # At these sizes nothing is rounded, so reasons that leave a rest for the rounding are wrong.
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["b0", "lite0"]),
     st.integers(1, 3),
