@@ -19,8 +19,9 @@ from effnet.models.efficientnet import EfficientNet
 
 # All kinds of block, 10 of them, a quarter of the channels
 SMALL = effnet.spec("b0", width=0.25, depth=0.5, depth_rounding="nearest", resolution=64, num_classes=10)
-# The first 3 of them, for compilers
-TINY = dataclasses.replace(SMALL, stages=SMALL.stages[:2], depth=1.0, dropout=0.0, drop_connect=0.0)
+# Two of them, for compilers: one strided, one with a shortcut
+FEW = {"stages": SMALL.stages[1:2], "depth": 1.0}
+TINY = dataclasses.replace(SMALL, **FEW, dropout=0.0, drop_connect=0.0)
 
 # name: entries of the state dict, the same in the tutorial's, torchvision's and timm's networks
 STATE_ENTRIES = {"b0": 360, "b1": 508, "b2": 508, "b3": 574, "b4": 706, "b5": 854, "b6": 986, "b7": 1200}
@@ -88,13 +89,6 @@ def test_constructors(name):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in changed.modules())
 
 
-def test_buffers_of_b0():
-    with torch.device("meta"):
-        buffers = list(effnet.efficientnet_b0().buffers())
-    assert sum(buffer.numel() for buffer in buffers) == 42_065
-    assert sum(buffer.ndim == 0 for buffer in buffers) == 49
-
-
 def test_modules_stand_under_their_blocks_names():
     network = small()
     for block in SMALL.blocks:
@@ -140,11 +134,6 @@ def test_a_stem_stride_of_1_sees_every_pixel_as_the_strided_one_sees_every_other
     plain.load_state_dict(strided.state_dict())
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(plain.stem(images)[..., ::2, ::2], strided.stem(images))
-
-
-@pytest.mark.parametrize("in_channels", [1, 5])
-def test_other_numbers_of_input_channels(in_channels):
-    assert small(in_channels=in_channels)(torch.randn(2, in_channels, 40, 40)).shape == (2, 10)
 
 
 def test_logits_are_the_classifier_on_the_mean_of_the_features():
@@ -196,16 +185,13 @@ def test_reset_classifier_keeps_the_rest(dtype):
     assert (network.classifier.bias == 0).all()
 
 
-def test_reset_classifier_keeps_the_device():
+def test_reset_classifier_keeps_the_device_and_wants_classes():
     with torch.device("meta"):
         network = EfficientNet(SMALL)
     network.reset_classifier(3)
     assert network.classifier.weight.device.type == "meta"
-
-
-def test_reset_classifier_refuses_no_classes():
-    with pytest.raises(ArgumentError, match=r"`num_classes` \(=0\) must be a positive whole number"):
-        small().reset_classifier(0)
+    with pytest.raises(ArgumentError, match=r"`num_classes` \(=0\)"):
+        network.reset_classifier(0)
 
 
 def test_parameter_groups_hold_every_parameter_once_in_order():
@@ -287,15 +273,14 @@ def test_symbolic_trace_holds_for_any_size(padding):
 @pytest.mark.parametrize(
     ("dynamic", "shapes"),
     [
-        (None, [(2, 3, 64, 64)]),
         ({0: Dim.DYNAMIC}, [(2, 3, 64, 64), (1, 3, 64, 64), (5, 3, 64, 64)]),
         ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, [(2, 3, 64, 64), (1, 3, 65, 90), (3, 3, 97, 33)]),
     ],
-    ids=["static", "batch", "batch and size"],
+    ids=["batch", "batch and size"],
 )
 def test_export(padding, dynamic, shapes):
     """Sizes from 33 pixels on: below, the last map has a single pixel, which torch treats apart."""
-    network = small(padding)
+    network = small(padding, **FEW)
     exported = export(network, (torch.randn(*shapes[0]),), dynamic_shapes=(dynamic,)).module()
     for shape in shapes:
         images = torch.randn(*shape)
@@ -304,7 +289,7 @@ def test_export(padding, dynamic, shapes):
 
 @paddings
 def test_compile_in_one_graph(padding):
-    network, images = small(padding), torch.randn(2, 3, 64, 64)
+    network, images = small(padding, **FEW), torch.randn(2, 3, 64, 64)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), network(images))
 
