@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from every_engine import have_every_engine
 from PIL import Image
 from random_weights import shaken
@@ -141,6 +142,7 @@ def test_every_backend_of_a_network(model: str) -> None:
         assert [row.backend for row in found.rows if found.uses(row, batch)] == [BF16]
     assert [version.split()[0] for version in found.conditions.versions] == ["torch", "openvino", "onnxruntime"]
     assert found.kept is None
+    assert Subject.open(model).model.network.head.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_report_as_plain_values(model: str, fakes: Fakes) -> None:

@@ -244,11 +244,8 @@ class _Bench:
         self._set(row, answers=Answers(difference, share, wilson(int(same.sum()), VIEWS)))
         if images is None or (self.found is None and row != self.reference):
             return
-
-        def count(done: int, total: int) -> None:
-            self.progress.update(f"{row}: images with known classes", done, total)
-
         predictor, batch = FunctionPredictor(self.input, session), max(GROUP, *self.batches)
+        count = partial(self.progress.update, f"{row}: images with known classes")
         found = predict_logits(predictor, images, batch=batch, progress=count)
         self.found = self.found or found
         if len(found.labels):

@@ -34,9 +34,13 @@ class Subject:
             UnknownNameError, CheckpointError, BundleError, ArtifactError, DownloadError: see effnet.load.
         """
         if artifact_path(name) is None:
+            import torch
+
             from effnet.weights.load import open_model
 
-            return cls(name, open_model(name, source=source), source)
+            bundle = open_model(name, source=source)
+            bundle.network.to(memory_format=torch.channels_last)  # as effnet.load runs it
+            return cls(name, bundle, source)
         if source is not None:
             raise ArgumentError("source", source, f"does not apply to {name}, an artifact.")
         return cls(name, read_artifact(name))

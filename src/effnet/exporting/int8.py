@@ -29,6 +29,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -301,12 +302,12 @@ def _open(model: Any) -> Session:
 
 
 def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, progress: Progress) -> Predicted:
-    session, task = _open(model), f"{version}: evaluating on val images"
+    session, count = _open(model), partial(progress.update, f"{version}: evaluating on val images")
     found = predict_logits(
         FunctionPredictor(input_spec, session),
         val,
         batch=session.batch * -(-GROUP // session.batch),
-        progress=lambda done, total: progress.update(task, done, total),
+        progress=count,
     )
     if not len(found.labels):
         path, reason = next(iter(found.unreadable.items()))
