@@ -11,6 +11,8 @@ from ran import Run
 from tiny import draw_images
 
 COMMAND = "search"
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 BASELINE = str(Path(__file__).parents[2] / "examples" / "baselines" / "separable.yaml")
 QUICK = ("--from", BASELINE, "--epochs", 0.5, "--workers", 2, "--val", 0.3)
 FEW = (

@@ -34,7 +34,7 @@ def test_a_score_can_be_had_again(shapes: Dataset, tmp_path: Path) -> None:
     assert Scorer(shapes, RECIPE, INPUT, tmp_path / "anew")(tiny_spec(), 1, 0) == first
     assert {file.name for file in tmp_path.glob("*.npy")} == {"train-32.npy", "val-32.npy"}
     assert scorer(tiny_spec(), 1, 0) == first
-    losses = {scorer(tiny_spec(), 1, seed) for seed in range(6)}
+    losses = {scorer(tiny_spec(), 1, seed) for seed in range(1, 4)} | {first}
     assert len(losses) > 1
 
 

@@ -29,6 +29,8 @@ QUICK = {"epochs": 0.5, "val": 0.3}
 OPTIONS = SearchOptions(triple=("1,1.4,1", "1.7,1.1,1", "1,1,1.4"), rungs=2, seeds=2, finalists=2, **QUICK)
 ONE = WorkOptions(workers=1)
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +38,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+def finished(in_this_process: None, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """An uninterrupted search."""
     return search(shapes, BASE, OPTIONS, ONE, out=tmp_path_factory.mktemp("finished") / "s")
 
@@ -92,7 +94,7 @@ def test_the_verdict_of_a_search_whose_time_is_over(finished: SearchResult, shap
     assert (done.scores, repr(done.verdict)) == (finished.scores, repr(finished.verdict))  # nan is not nan
 
 
-def test_all_processes_killed(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
+def test_killed_with_all_its_processes(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
     words = ["search", "run", str(shapes), "--from", str(BASELINE), "--out", str(tmp_path / "s"), "--workers", "1"]
     words += ["--epochs", "0.5", "--val", "0.3", "--rungs", "2", "--seeds", "2", "--finalists", "2"]
     words += [word for triple in OPTIONS.triple for word in ("--triple", triple)]

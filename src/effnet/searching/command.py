@@ -118,7 +118,7 @@ def _sentences(verdict: Verdict) -> list[str]:
     others, level = len(verdict.means) - 1, len(verdict.level) - 1
     texts = []
     if not verdict.complete:
-        texts.append(f"Not all trainings are finished: this stands on {verdict.seeds} of each of these candidates.")
+        texts.append(f"Not all trainings are finished: this stands on {verdict.seeds} of each candidate.")
     if not others:
         texts.append("There was one candidate, and nothing to compare it with.")
     elif verdict.seeds == 1:
@@ -126,9 +126,9 @@ def _sentences(verdict: Verdict) -> list[str]:
     elif not level:
         texts.append("No other candidate is level with the best.")
     else:
-        texts.append(f"{level} of the {others} others may be as good as the best: their intervals hold 0.")
+        texts.append(f"{level} of {others} other candidates may be as good as the best: their intervals hold 0.")
         if level == others:
-            texts.append("No significant difference was found between them.")
+            texts.append("No significant difference was found.")
     for name, taus in (("rungs", verdict.between_rungs), ("seeds", verdict.between_seeds)):
         if taus and others:
             listed = ", ".join("all tied" if math.isnan(tau) else f"{tau:+.2f}" for tau in taus)

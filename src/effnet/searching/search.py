@@ -211,7 +211,8 @@ def _estimate_minutes(missing: Sequence[int], rungs: Sequence[Rung], record: Tri
     """How long the missing trainings take: as long as those of their rung did, or in proportion to those of another."""
     taken: dict[int, list[float]] = defaultdict(list)
     for job, trial in record.trials.items():
-        taken[job.rung].append(trial.seconds)
+        if trial.score is not None:
+            taken[job.rung].append(trial.seconds)
     if not taken:
         return None
     seconds = 0.0
