@@ -1,6 +1,6 @@
-"""How results look on a terminal, in JSON lines and in CSV, and how waiting looks.
+"""What commands print: tables, paragraphs, JSON and CSV; progress; and how their options are declared.
 
-Results go to standard output; progress, remarks and the next command to standard error, so output can be piped.
+Results go to standard output; progress, remarks and the next command to standard error, so that output can be piped.
 
 A command with more than six options takes them as a frozen dataclass, the one that the library function takes:
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes; see cli
-STDIN = "\0-"  # how a lone hyphen travels past cyclopts, which takes it for an option; no path can have this name
+STDIN = "\0-"  # a lone hyphen, which cyclopts would take for an option; no path can have this name
 
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
 PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
@@ -88,7 +88,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for row in rows:
         drawn.add_row(*(Text(str(value)) for value in row))
     terminal = Console(highlight=False)
-    # Wider than the terminal is better than cut off: the eye can follow a wrapped line, but not guess a number.
+    # A table that is too wide for the terminal wraps; cut off, its numbers would be lost.
     terminal.width = max(terminal.width, terminal.measure(drawn, options=terminal.options.update(width=WIDE)).maximum)
     terminal.print(drawn)
 
@@ -117,14 +117,14 @@ class Display:
     Messages stand above the bars; where standard error is not a terminal, only messages are written.
     """
 
-    def __init__(self, doing: str = "") -> None:
-        self._doing = f"{doing} ..." if doing else ""
+    def __init__(self, task: str = "") -> None:
+        self._line = f"{task} ..." if task else ""
         self._bar: Bar | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        if self._doing and sys.stderr.isatty():
-            sys.stderr.write(f"{self._doing}\r")
+        if self._line and sys.stderr.isatty():
+            sys.stderr.write(f"{self._line}\r")
             sys.stderr.flush()
         return self
 
@@ -132,12 +132,12 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Take line and bars away."""
+        """Remove the line and the bars."""
         if self._bar is not None:
             self._bar.stop()
             self._bar, self._tasks = None, {}
-        elif self._doing and sys.stderr.isatty():
-            sys.stderr.write(f"{'':{len(self._doing)}}\r")
+        elif self._line and sys.stderr.isatty():
+            sys.stderr.write(f"{'':{len(self._line)}}\r")
 
     def message(self, text: str) -> None:
         """A line that stays."""

@@ -240,7 +240,7 @@ def test_latency_on_this_machine(run, engine):
         (["--macs", "1G", "--pretrained", "--width", "1"], "does not go with --pretrained"),
         (["--macs", "1G", "--keep", "bottlenecks"], "train_memory"),
         (["--macs", "1G", "--max-resolution", "5"], "at least 32 pixels"),
-        (["--latency", "1s", "--plot", "plot.png"], "a latency alone"),
+        (["--latency", "1s", "--plot", "plot.png"], "only a latency"),
         (["--latency", "1ms", "--engine", "openvio"], "openvino"),
         (["--latency", "1s", "--threads", "100000"], "the cores of this machine"),
     ],

@@ -128,7 +128,9 @@ def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOption
     if options.plot is not None:
         drawable(options.plot)
         if options.pretrained or not budget.limits:
-            rule = "draws the networks near the curve, of which neither --pretrained nor a latency alone counts any."
+            rule = (
+                "draws the networks near the curve, which neither --pretrained nor a budget of only a latency counts."
+            )
             raise ArgumentError("plot", str(options.plot), rule)
     measure = None if budget.latency is None else _stopwatch(baseline, options)
     with console.Display("looking for the network that fits"):
