@@ -246,7 +246,7 @@ def interpolate_dropout(baseline: NetworkSpec, network: NetworkSpec) -> tuple[fl
 
 
 def published_variants(baseline: NetworkSpec) -> tuple[NetworkSpec, ...]:
-    """`baseline` and the variants published as scaled from it, with its number of classes; none if it is not a baseline.
+    """A baseline and the variants published as scaled from it, with its number of classes; none for other networks.
 
     B0 has B1-B7, Lite0 has Lite1-4. B8 and L2 came after the paper and leave its curve.
     """
