@@ -234,33 +234,36 @@ def compound(phi):
 
 
 @pytest.mark.parametrize(
-    ("changes", "ratio"),
+    ("changes", "ratio", "allowed"),
     [
         # depth scales a little more than linearly, width less than squared (depthwise and SE), resolution squared
-        ({"depth": 2}, 2.028),
-        ({"depth": 4}, 4.083),
-        ({"depth": 8}, 8.193),
-        ({"width": 2}, 3.758),
-        ({"width": 1.4}, 1.928),
-        ({"width": 0.5}, 0.311),
-        ({"resolution": 448}, 3.985),
-        ({"resolution": 256}, 1.305),
-        ({"resolution": 320}, 2.036),
-        ({"resolution": 600}, 7.275),
+        ({"depth": 2}, 2.028, 5e-4),
+        ({"depth": 4}, 4.083, 5e-4),
+        ({"depth": 8}, 8.193, 5e-4),
+        ({"width": 2}, 3.758, 5e-4),
+        ({"width": 1.4}, 1.928, 5e-4),
+        ({"width": 0.5}, 0.311, 5e-4),
+        ({"resolution": 448}, 3.985, 5e-4),
+        ({"resolution": 256}, 1.305, 5e-4),
+        ({"resolution": 320}, 2.036, 5e-4),
+        ({"resolution": 600}, 7.275, 5e-4),
         # rounding makes more than the 2^phi of the paper's equation 3, and to the nearest depth it comes closer
-        *((compound(phi), ratio) for phi, ratio in enumerate((2.57, 4.69, 8.43, 16.4, 29.5, 52.1, 102.8), start=1)),
-        (compound(1) | {"depth_rounding": "nearest"}, 2.05),
-        (compound(0.5) | {"depth_rounding": "nearest"}, 1.27),
-        (compound(0.5), 1.90),
+        *(
+            (compound(phi), ratio, 4e-3 * ratio)
+            for phi, ratio in enumerate((2.57, 4.69, 8.43, 16.4, 29.5, 52.1, 102.8), start=1)
+        ),
+        (compound(1) | {"depth_rounding": "nearest"}, 2.05, 5e-3),
+        (compound(0.5) | {"depth_rounding": "nearest"}, 1.27, 5e-3),
+        (compound(0.5), 1.90, 5e-3),
         # Table 7: of the paper's four networks of "1.8B", only the compound one has them
-        ({"depth": 4}, 1.575e9 / B0_MACS),
-        ({"width": 2}, 1.450e9 / B0_MACS),
-        ({"resolution": 448}, 1.538e9 / B0_MACS),
-        ({"depth": 1.4, "width": 1.2, "resolution": 291}, 1.800e9 / B0_MACS),
+        ({"depth": 4}, 1.575e9 / B0_MACS, 5e5 / B0_MACS),
+        ({"width": 2}, 1.450e9 / B0_MACS, 5e5 / B0_MACS),
+        ({"resolution": 448}, 1.538e9 / B0_MACS, 5e5 / B0_MACS),
+        ({"depth": 1.4, "width": 1.2, "resolution": 291}, 1.800e9 / B0_MACS, 5e5 / B0_MACS),
     ],
 )
-def test_scaling(changes, ratio):
-    assert effnet.cost(effnet.spec("b0", **changes)).macs / B0_MACS == pytest.approx(ratio, rel=4e-3)
+def test_scaling(changes, ratio, allowed):
+    assert effnet.cost(effnet.spec("b0", **changes)).macs / B0_MACS == pytest.approx(ratio, abs=allowed)
 
 
 def test_odd_maps_cost_a_jump():
