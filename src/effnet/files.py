@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from effnet.errors import ArgumentError
@@ -82,22 +82,18 @@ def size_of(path: Path) -> int:
 
 def has_mark(file: Path) -> bool:
     """Whether a file mentions effnet, as every exported one does."""
-    with file.open("rb") as content:
-        if not file.stat().st_size:
-            return False
-        with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-            return pages.find(MARK.encode()) >= 0
+    if not file.stat().st_size:
+        return False
+    with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        return pages.find(MARK.encode()) >= 0
 
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the same disk as `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _may_replace(folder: Path, content: Content) -> bool:
