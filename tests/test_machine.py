@@ -94,6 +94,15 @@ def test_the_processor_decides_the_precision(text: str, value: str, reason: str)
     assert reason in why
 
 
+def test_bf16_is_fast_with_amx_or_on_amd() -> None:
+    assert machine(ZEN4).fast_bf16
+    assert machine(SAPPHIRE_RAPIDS).fast_bf16
+    without_amx = Machine("Intel(R) Xeon(R)", 2, None, ("avx512f", "avx512_bf16"))
+    assert without_amx.bf16
+    assert not without_amx.fast_bf16
+    assert choose_precision("cpu", without_amx)[0] == "fp32"
+
+
 @pytest.mark.parametrize(("capability", "value"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
 def test_a_gpu_is_asked(capability: tuple[int, int], value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch

@@ -26,8 +26,8 @@ class LoadOptions:
     """What runs the model. Default: what effnet bench --keep found fastest here, else OpenVINO or ONNX Runtime where
     installed, else torch; an artifact runs in the engine of its format."""
     precision: AnyPrecision = "auto"
-    """What it computes with. Default: bf16 where the processor multiplies it and OpenVINO runs the model, else fp32; an
-    artifact's own."""
+    """What it computes with. Default: bf16 where OpenVINO runs the model and the processor is faster in it, else fp32;
+    an artifact's own."""
     batch: Whole | None = None
     """Photos that are read and named together. Default: 16, fewer for a large network."""
     threads: Whole | None = None

@@ -59,6 +59,7 @@ def of_form(format: str, precision: str = "fp32", batch: int | None = 1) -> Arti
     ("machine", "installed", "pins", "expected"),
     [
         (ZEN4, ALL, {}, ("openvino", "bf16")),
+        (Machine("Intel(R) Xeon(R)", 2, None, ZEN4.features), ALL, {}, ("openvino", "fp32")),
         (ZEN3, ALL, {}, ("onnxruntime", "fp32")),
         (ZEN3, ("openvino", "torch"), {}, ("openvino", "fp32")),
         (ZEN4, ("onnxruntime", "torch"), {}, ("onnxruntime", "fp32")),

@@ -25,8 +25,8 @@ from effnet.fields import positive_int
 from effnet.machine import this_machine
 from effnet.metrics.timing import Conditions, Timing, random_images, seconds, time_rounds
 from effnet.progress import SILENT, Progress
-from effnet.runtime.artifact import Artifact
-from effnet.runtime.select import Model, compiler, select, version_of
+from effnet.runtime.artifact import Artifact, Model
+from effnet.runtime.select import compiler, select, version_of
 from effnet.runtime.session import TITLES, Backend, EngineName, EnginePrecision
 
 WARMUP = 2  # rounds that allocate memory and choose kernels

@@ -27,7 +27,7 @@ from effnet.fields import one_of, positive_int, read_fields
 from effnet.files import MARK
 from effnet.runtime.session import EngineName, EnginePrecision
 from effnet.version import __version__
-from effnet.weights.bundle import BundleConfig, parse_config
+from effnet.weights.bundle import Bundle, BundleConfig, parse_config
 
 Format = Literal["openvino", "onnx", "torch"]
 
@@ -103,6 +103,9 @@ class Artifact:
     path: Path  # the file to open
     config: BundleConfig
     form: Form
+
+
+Model = Bundle | Artifact  # what can be run
 
 
 def artifact_path(model: str | Path) -> Path | None:

@@ -19,8 +19,8 @@ from effnet.data.image import load_pixels
 from effnet.data.paths import read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError, translated
 from effnet.fields import one_of, positive_int
-from effnet.runtime.artifact import artifact_path, read_artifact
-from effnet.runtime.select import Model, Selection, open_session, select_for
+from effnet.runtime.artifact import Model, artifact_path, read_artifact
+from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Logits, Pixels
 from effnet.weights.bundle import Bundle, BundleConfig
 
@@ -252,7 +252,7 @@ def load(
         engine: what runs it: torch, openvino or onnxruntime. auto: what `effnet bench --keep` found fastest here, else
             by rule (effnet.runtime.select): OpenVINO or ONNX Runtime where installed, else torch.
         precision: what it computes with: fp32 or bf16, which only OpenVINO has. auto: bf16 where the processor
-            multiplies it and OpenVINO runs the model; an artifact's own.
+            is faster in it and OpenVINO runs the model; an artifact's own.
         batch: images of a full batch, which may go through the network in parts; None: 16, fewer of a large network.
         threads: how many the engine and the decoding of photos may use; None: one for each core.
         decode: fast: a large JPEG is halved while it is decoded, as long as it stays four times as large as the network

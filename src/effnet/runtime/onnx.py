@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,27 @@ from effnet.arch.blocks import Activation
 from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.machine import this_machine
-from effnet.runtime.graph import Array, Network, Pads, build
-from effnet.runtime.session import Logits, Pixels
+from effnet.runtime.artifact import Model
+from effnet.runtime.graph import Array, Network, Pads, build, network_of
+from effnet.runtime.session import Backend, Compile, Logits, Pixels
+from effnet.weights.bundle import Bundle
 
 OPSET, IR = 17, 9  # what ONNX Runtime 1.16 and every later version reads
 INPUT, OUTPUT = "images", "logits"
+
+
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
+    """See runtime.select.compiler. An artifact is compiled as it is, for its batch or any number of images."""
+    import onnxruntime  # noqa: F401  # raises ImportError here, not with the first image
+
+    compile = partial(OnnxGraph, threads=backend.threads, recording=recording)
+    if not isinstance(model, Bundle):
+        whole = cache(partial(compile, model.path))
+        return lambda images, streams: whole(streams=streams)
+    import onnx  # noqa: F401
+
+    network = network_of(model)
+    return lambda images, streams: compile(make(network, images or None, {}), streams=streams)
 
 
 def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> bytes:

@@ -17,12 +17,27 @@ import numpy as np
 from effnet.arch.blocks import Activation
 from effnet.errors import ArtifactError
 from effnet.files import MARK
-from effnet.runtime.graph import Array, Network, Pads, build
-from effnet.runtime.session import EnginePrecision, Logits, Pixels
+from effnet.runtime.artifact import Model
+from effnet.runtime.graph import Array, Network, Pads, build, network_of
+from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
+from effnet.weights.bundle import Bundle
 
 _MAKING = threading.Lock()  # without it, two threads that need the Core at once would each make one
 # Its own default depends on the processor. An int8 graph names its 8-bit layers itself; the rest of it is fp32.
 HINTS: dict[EnginePrecision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
+    """See runtime.select.compiler. The batch of an artifact is changed to the number of images."""
+    compile = functools.partial(
+        OpenVinoGraph, threads=backend.threads, precision=backend.precision, recording=recording
+    )
+    if isinstance(model, Bundle):
+        core()  # raises ImportError here, not with the first image
+        network = network_of(model)
+        return lambda images, streams: compile(make(network, images or None, {}), streams=streams)
+    own, batch = read(model.path), model.form.batch or 0
+    return lambda images, streams: compile(own if images == batch else for_batch(own, images or None), streams=streams)
 
 
 def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> Any:

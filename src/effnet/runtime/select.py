@@ -2,13 +2,16 @@
 
 The rules, and why. What they cost against the measured best: `python benchmarks/rules.py`, in benchmarks/results.
 
-- Engine of a network: OpenVINO where the processor has AVX-512 or is not known to lack it, else ONNX Runtime first.
-  torch, 2 to 4 times as slow as either, where there is nothing else.
-- Engine of an artifact: its format's own, which starts sooner; of an .onnx file both are level.
-- Precision: bf16 where the processor multiplies it (AMX, AVX-512 BF16) and OpenVINO computes, else fp32; an artifact
-  is run in the precision that it was exported for. bf16 takes 0.6 to 0.7 of fp32's time with AVX-512 BF16.
+- Engine of a network: OpenVINO first, on x86 without AVX-512 ONNX Runtime first, torch last: it takes 2 to 4 times as
+  long. With AVX-512 OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (the 1.12: batches of B0 on Zen 4), and is
+  the only one with bf16; with AVX2 (Zen 3) ONNX Runtime took 0.9 to 1.04 of OpenVINO's. ARM was not measured.
+- Engine of an artifact: its format's own. ONNX Runtime starts sooner, too.
+- Precision: bf16 where OpenVINO runs a network and Machine.fast_bf16 holds (AMX, AMD's AVX-512 BF16): 0.6 to 0.7 of
+  fp32's time on Zen 4, Zen 5 and AMX. Else fp32. An artifact runs in the precision that it was exported for.
 - Streams: a request for each core, as many as the batch has. A core that works alone waits for no other.
-- Part: as many images as keep the network's largest feature map within CACHE of a core.
+- Part: as many images as have their largest feature maps in CACHE together. On Zen 4 that is the best of 1, 2, 4, 8 and
+  16 for B0 at 224 px and B4 at 380 px, in fp32 and bf16, in both engines; on a Xeon with twice the L2 cache the next
+  larger part of B0 was 1 % faster, so it does not grow with L2. A part twice as large costs 3 to 14 %.
 - Batch: 16 images, fewer of large networks: about a second of work, so that answers come soon and memory stays small.
 
 `effnet bench MODEL --keep` measures on this machine; what it kept is used in place of the rules.
@@ -22,8 +25,6 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,8 +36,7 @@ from effnet.errors import ArgumentError, translated
 from effnet.fields import positive_int, read_fields
 from effnet.files import write_file
 from effnet.machine import Machine, cache_folder, this_machine
-from effnet.runtime.artifact import ENGINES, Artifact, metadata
-from effnet.runtime.graph import network_of
+from effnet.runtime.artifact import ENGINES, Artifact, Model, metadata
 from effnet.runtime.session import (
     TITLES,
     Backend,
@@ -44,13 +44,10 @@ from effnet.runtime.session import (
     Compile,
     EngineName,
     EnginePrecision,
-    Run,
     Session,
 )
 from effnet.version import __version__
 from effnet.weights.bundle import Bundle
-
-Model = Bundle | Artifact
 
 NEEDED: dict[EngineName, tuple[str, ...]] = {  # packages for a network in memory; for an artifact only the first
     "openvino": ("openvino",),
@@ -59,7 +56,7 @@ NEEDED: dict[EngineName, tuple[str, ...]] = {  # packages for a network in memor
 }
 BATCH, BATCH_MACS = 16, 64e9  # images and multiply-adds of a full batch, at most
 KEPT = "selections"  # a folder in the cache
-CACHE = 10 * 2**20  # bytes of a part's largest feature map
+CACHE = 10 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -192,8 +189,8 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
 
     Args:
         model: see `open_session`.
-        backend: how it is run; its part and streams are not looked at.
-        recording: whether a graph records the time of its nodes, in `recorded()`; OpenVINO and ONNX Runtime only.
+        backend: how it is run; its part and streams do not matter here.
+        recording: whether a graph records the time of its nodes, in `recorded()`; only OpenVINO and ONNX Runtime.
 
     Raises:
         ArtifactError: the artifact is damaged.
@@ -201,18 +198,18 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
     """
     try:
         if backend.engine == "openvino":
-            return _openvino_compiler(model, backend, recording)
+            from effnet.runtime import openvino
+
+            return openvino.compiler(model, backend, recording=recording)
         if backend.engine == "onnxruntime":
-            return _onnx_compiler(model, backend, recording)
+            from effnet.runtime import onnx
+
+            return onnx.compiler(model, backend, recording=recording)
         from effnet.runtime import torch
 
-        if isinstance(model, Artifact):
-            run = torch.compile_artifact(model.path, backend.threads)
-        else:
-            run = torch.compile_network(model.network, model.config.input, backend.threads)
+        return torch.compiler(model, backend)
     except ImportError as error:
         raise translated(error) from error
-    return lambda images, streams: run
 
 
 def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> Selection | None:
@@ -276,9 +273,9 @@ def _of_network(
         chosen = next((name for name in order if name in engines), order[-1])
         reasons = [f"the first that is installed of {', '.join(TITLES[name] for name in order)}"]
     if precision is None:
-        precision = "bf16" if chosen == "openvino" and machine.bf16 else "fp32"
+        precision = "bf16" if chosen == "openvino" and machine.fast_bf16 else "fp32"
         if chosen == "openvino":
-            reasons.append(f"the processor {'multiplies' if machine.bf16 else 'does not multiply'} bf16")
+            reasons.append(f"the processor is {'faster' if machine.fast_bf16 else 'no faster'} in bf16")
     return chosen, precision, reasons
 
 
@@ -339,36 +336,6 @@ def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
     ]
     sizes = {"fp32": 4, "bf16": 2, "int8": 1}
     return max(maps) * sizes[precision]
-
-
-def _openvino_compiler(model: Model, backend: Backend, recording: bool) -> Compile:
-    from effnet.runtime import openvino
-
-    make = partial(openvino.OpenVinoGraph, threads=backend.threads, precision=backend.precision, recording=recording)
-    if isinstance(model, Artifact):
-        own, form = openvino.read(model.path), model.form
-
-        def compile_artifact(images: int, streams: int) -> Run:
-            graph = own if images == (form.batch or 0) else openvino.for_batch(own, images or None)
-            return make(graph, streams=streams)
-
-        return compile_artifact
-    openvino.core()  # an engine that is missing is missed here, not with the first image
-    network = network_of(model)
-    return lambda images, streams: make(openvino.make(network, images or None, {}), streams=streams)
-
-
-def _onnx_compiler(model: Model, backend: Backend, recording: bool) -> Compile:
-    from effnet.runtime import onnx
-
-    for package in NEEDED["onnxruntime"][: 1 if isinstance(model, Artifact) else None]:
-        import_module(package)  # one that is missing is missed here, not with the first image
-    make = partial(onnx.OnnxGraph, threads=backend.threads, recording=recording)
-    if isinstance(model, Artifact):
-        whole = cache(partial(make, model.path))  # the file's own graph, whatever the number of images
-        return lambda images, streams: whole(streams=streams)
-    network = network_of(model)
-    return lambda images, streams: make(onnx.make(network, images or None, {}), streams=streams)
 
 
 def installed_engines(artifact: Artifact | None) -> list[EngineName]:

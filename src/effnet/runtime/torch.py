@@ -19,10 +19,21 @@ from effnet.errors import ArgumentError, ArtifactError
 from effnet.fields import positive_int
 from effnet.files import MARK
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime.session import Logits, Pixels, Run
+from effnet.runtime.artifact import Model
+from effnet.runtime.session import Backend, Compile, Logits, Pixels, Run
+from effnet.weights.bundle import Bundle
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it
 READING = threading.Lock()  # torch.export reads one program at a time, and all threads share the environment
+
+
+def compiler(model: Model, backend: Backend) -> Compile:
+    """See runtime.select.compiler. There is one graph, whatever the number of images."""
+    if isinstance(model, Bundle):
+        run = compile_network(model.network, model.config.input, backend.threads)
+    else:
+        run = compile_artifact(model.path, backend.threads)
+    return lambda images, streams: run
 
 
 def compile_network(network: EfficientNet, input_spec: InputSpec, threads: int | None = None) -> Run:
