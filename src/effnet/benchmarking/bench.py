@@ -38,16 +38,8 @@ from effnet.metrics.intervals import compare, wilson
 from effnet.metrics.timing import Conditions, time_rounds, turn
 from effnet.progress import SILENT, Progress
 from effnet.runtime.agreement import VIEWS, views
-from effnet.runtime.artifact import Artifact, Format, read_artifact
-from effnet.runtime.select import (
-    Model,
-    Selection,
-    keep_selection,
-    open_session,
-    select,
-    select_for,
-    version_of,
-)
+from effnet.runtime.artifact import Artifact, Format, Model, read_artifact
+from effnet.runtime.select import Selection, keep_selection, open_session, select, select_for, version_of
 from effnet.runtime.session import Backend, EngineName, Logits, Session
 
 T = TypeVar("T")

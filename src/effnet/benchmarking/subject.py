@@ -10,8 +10,8 @@ from typing import get_args
 from effnet.errors import EXTRAS, ArgumentError
 from effnet.files import size_of
 from effnet.machine import this_machine
-from effnet.runtime.artifact import ENGINES, Artifact, artifact_path, read_artifact
-from effnet.runtime.select import NEEDED, Model, installed_engines
+from effnet.runtime.artifact import ENGINES, Artifact, Model, artifact_path, read_artifact
+from effnet.runtime.select import NEEDED, installed_engines
 from effnet.runtime.session import TITLES, Backend, EngineName, EnginePrecision
 
 INT8 = Backend("openvino", "int8")
