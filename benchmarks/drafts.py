@@ -43,7 +43,7 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.image import fit_photo
 from effnet.machine import this_machine
-from effnet.metrics.intervals import Interval, Z, compare, wilson
+from effnet.metrics.intervals import Interval, Z, compare_top1, wilson
 from effnet.metrics.timing import measure_in_turn
 
 PACKAGED = Path(effnet.__file__).parent / "data" / "photos"
@@ -194,7 +194,7 @@ def row(name: str, words: Sequence[str], tallies: Sequence[Tally], sure: float =
     kept = softmax(reference).max(1) >= sure
     reference = reference[kept]
     full, drafted = (np.concatenate([tally.decoded[each] for tally in tallies])[kept] for each in ("full", name))
-    found = compare(full, drafted, reference.argmax(1))
+    found = compare_top1(full, drafted, reference.argmax(1))
     named = [np.take_along_axis(softmax(reference), each.argmax(1)[:, None], 1) for each in (full, drafted)]
     same = int((full.argmax(1) == drafted.argmax(1)).sum())
     levels = np.concatenate([tally.pixels[name] for tally in tallies])[kept]

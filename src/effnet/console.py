@@ -21,8 +21,7 @@ import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from cyclopts import Parameter, Token
@@ -164,13 +163,6 @@ class Display:
         self._bar.update(self._tasks[task], completed=done, total=total, description=description)
         if done >= total:
             self._bar.remove_task(self._tasks.pop(task))
-
-
-@contextmanager
-def counting(doing: str, of: str = "images", every: int = 1) -> Iterator[Callable[[int, int], None]]:
-    """A bar for one task whose progress is reported by a function of done and total."""
-    with Display() as display:
-        yield lambda done, total: display.update(doing, done, total)
 
 
 def remark(text: str) -> None:

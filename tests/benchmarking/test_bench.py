@@ -28,7 +28,7 @@ from effnet.errors import ArgumentError, MissingExtraError
 from effnet.exporting.export import export
 from effnet.exporting.int8 import export_int8
 from effnet.machine import Machine
-from effnet.metrics.intervals import compare, wilson
+from effnet.metrics.intervals import compare_top1, wilson
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime import select
 from effnet.runtime.agreement import AGREE, VIEWS, views
@@ -238,8 +238,8 @@ def test_accuracy_and_what_fails_in_it(model: str, fakes: Fakes, data: Path) -> 
     found = bench(subject, BenchPlan((1,), rounds=1), images=part)
     assert found.images == len(readable) == 12
     assert list(found.unreadable) == ["a/broken.png"]
-    assert found.rows[0].accuracy == compare(outputs, outputs, labels)
-    assert found.rows[1].accuracy == compare(outputs, others, labels)
+    assert found.rows[0].accuracy == compare_top1(outputs, outputs, labels)
+    assert found.rows[1].accuracy == compare_top1(outputs, others, labels)
     row = json.loads(json.dumps(found.to_dict()))["rows"][1]
     assert row["top1"]["value"] == float((others.argmax(1) == labels).mean())
 

@@ -4,6 +4,7 @@ import csv
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,7 +211,9 @@ def colours(tmp_path: Path) -> Dataset:
 @pytest.mark.parametrize("batch", [1, 2, 3, 99])
 def test_every_readable_image_is_predicted_in_order(colours: Dataset, batch: int) -> None:
     model, seen = Brightness(), []
-    found = predict_logits(model, colours, batch=batch, progress=lambda *counts: seen.append(counts))
+    found = predict_logits(
+        model, colours, batch=batch, progress=SimpleNamespace(update=lambda task, *counts: seen.append(counts))
+    )
     assert list(found.unreadable) == ["x.jpg", "gone.jpg"]
     assert "not an image" in found.unreadable["x.jpg"]
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]

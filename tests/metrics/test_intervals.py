@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from effnet.errors import ArgumentError
-from effnet.metrics.intervals import Interval, binomial_tail, checked, compare, wilson
+from effnet.metrics.intervals import Interval, binomial_tail, checked, compare_top1, wilson
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (0, 40), (37, 40), (40, 40), (1, 1000), (77_123, 100_000)])
@@ -49,7 +49,7 @@ def made(both: int, only_a: int, only_b: int, neither: int):
 def test_a_comparison_is_of_the_same_images(cells: tuple[int, int, int, int]) -> None:
     both, only_a, only_b, _ = cells
     n = sum(cells)
-    found = compare(*made(*cells))
+    found = compare_top1(*made(*cells))
     assert (found.n, found.only_a, found.only_b) == (n, only_a, only_b)
     assert found.accuracy_a == wilson(both + only_a, n)
     assert found.accuracy_b == wilson(both + only_b, n)
@@ -65,14 +65,14 @@ def test_a_comparison_is_of_the_same_images(cells: tuple[int, int, int, int]) ->
 
 
 def test_what_can_be_told() -> None:
-    better = compare(*made(70, 3, 17, 10))
-    assert better.told
+    better = compare_top1(*made(70, 3, 17, 10))
+    assert better.significant
     assert better.accuracy.low > 0
-    worse = compare(*made(70, 17, 3, 10))
-    assert worse.told
+    worse = compare_top1(*made(70, 17, 3, 10))
+    assert worse.significant
     assert (worse.accuracy.low, worse.accuracy.high) == pytest.approx((-better.accuracy.high, -better.accuracy.low))
     assert worse.p == better.p
-    assert not compare(*made(70, 8, 12, 10)).told
+    assert not compare_top1(*made(70, 8, 12, 10)).significant
 
 
 def test_the_interval_of_a_difference_holds_as_often_as_it_says() -> None:
@@ -80,7 +80,7 @@ def test_the_interval_of_a_difference_holds_as_often_as_it_says() -> None:
     chances = (0.75, 0.05, 0.12, 0.08)
     held = []
     for cells in random.multinomial(150, chances, 400):
-        found = compare(*made(*cells.tolist())).accuracy
+        found = compare_top1(*made(*cells.tolist())).accuracy
         held.append(found.low <= 0.07 <= found.high)
     assert np.mean(held) >= 0.93
 
@@ -88,13 +88,13 @@ def test_the_interval_of_a_difference_holds_as_often_as_it_says() -> None:
 def test_models_may_have_other_classes_beyond_the_labels() -> None:
     a, b, labels = made(5, 1, 2, 2)
     wider = np.concatenate([b, np.full((10, 4), -9, np.float32)], 1)
-    assert compare(a, wider, labels) == compare(a, b, labels)
+    assert compare_top1(a, wider, labels) == compare_top1(a, b, labels)
 
 
 def test_other_images_cannot_be_compared() -> None:
     a, b, labels = made(5, 1, 2, 2)
     with pytest.raises(ArgumentError, match="must be of the same 10 images"):
-        compare(a, b[:9], labels)
+        compare_top1(a, b[:9], labels)
 
 
 GOOD = np.zeros((2, 3), np.float32)

@@ -34,7 +34,7 @@ from effnet.errors import ArgumentError, CheckpointError, EffnetError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
 from effnet.metrics.evaluate import FunctionPredictor, Predicted, predict_logits
-from effnet.metrics.intervals import compare, wilson
+from effnet.metrics.intervals import compare_top1, wilson
 from effnet.metrics.timing import Conditions, time_rounds, turn
 from effnet.progress import SILENT, Progress
 from effnet.runtime.agreement import VIEWS, views
@@ -237,11 +237,11 @@ class _Bench:
         if images is None or (self.found is None and row != self.reference):
             return
         predictor, batch = FunctionPredictor(self.input, session), max(GROUP, *self.batches)
-        count = partial(self.progress.update, f"{row}: images with known classes")
-        found = predict_logits(predictor, images, batch=batch, progress=count)
+        task = f"{row}: images with known classes"
+        found = predict_logits(predictor, images, batch=batch, progress=self.progress, task=task)
         self.found = self.found or found
         if len(found.labels):
-            self._set(row, accuracy=compare(self.found.logits, found.logits, found.labels))
+            self._set(row, accuracy=compare_top1(self.found.logits, found.logits, found.labels))
 
     def _start(self, row: Backend) -> None:
         """A fresh process."""

@@ -7,21 +7,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
 
 from effnet import console
+from effnet.arch.spec import Calibration
 from effnet.console import FINDING, OK, Flag, Whole
+from effnet.data.dataset import Dataset, match_classes, read_data
+from effnet.data.held_out import HeldOut, hold_out
 from effnet.errors import ArgumentError, DataError
+from effnet.metrics.calibration import calibrate, confidence
+from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
+from effnet.metrics.intervals import Difference, Interval, compare_top1
+from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
+from effnet.plots.style import drawable
+from effnet.runtime.artifact import artifact_path
+from effnet.runtime.classifier import AnyEngine, AnyPrecision, Classifier, load
+from effnet.weights.bundle import read_parts
 
-if TYPE_CHECKING:
-    from effnet.arch.spec import Calibration
-    from effnet.data.dataset import Dataset
-    from effnet.data.held_out import HeldOut
-    from effnet.metrics.evaluate import Evaluation, Predicted
-    from effnet.metrics.intervals import Difference, Interval
-    from effnet.runtime.classifier import AnyPrecision, Classifier
-
-ERROR = 0.05  # share of wrong answers for which a threshold is chosen where nobody says another
+ERROR = 0.05  # share of wrong answers for which a threshold is chosen where none is given
 LISTED, WORST = 20, 10  # classes up to which all are shown, and how many where there are more
 FILES = "confusion_matrix.png", "per_class.csv", "reliability.png", "mistakes.jpg"
 INTERVALS = (
@@ -32,7 +38,7 @@ INTERVALS = (
 
 @dataclass(frozen=True)
 class Judged:
-    """A model, and what it said of the images."""
+    """A model and its answers to the images."""
 
     model: str
     classifier: Classifier
@@ -40,38 +46,61 @@ class Judged:
     predicted: Predicted
 
 
+@dataclass(frozen=True)
+class ValOptions:
+    """What is evaluated, and how."""
+
+    split: str | None = None
+    """The part to evaluate: test (default), val (where there is no test), train, new (images that the model's split.csv
+    does not list), or all."""
+    error: float | None = None
+    """Share of wrong answers that may be given; below the confidence that keeps it the model abstains. Default: what
+    the bundle was calibrated for, else 0.05."""
+    by_order: Flag = False
+    """For a model without class names: its outputs are the data's classes in alphabetical order."""
+    source: str | None = None
+    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+    engine: AnyEngine = "auto"
+    """What runs the models: torch, openvino or onnxruntime. By default chosen by rule from what is installed."""
+    precision: AnyPrecision | None = None
+    """What they compute with: fp32 (the default), bf16 or auto; an artifact's own."""
+    batch: Whole | None = None
+    """Images that go through the network together; by default what the engine takes best."""
+    threads: Whole | None = None
+    """Threads that the engine may use; by default one for each core."""
+
+    def open(self, model: str) -> Classifier:
+        """The classifier of a MODEL."""
+
+        precision = self.precision or ("fp32" if artifact_path(model) is None else "auto")
+        return load(
+            model,
+            source=self.source,
+            engine=self.engine,
+            precision=precision,
+            batch=self.batch,
+            threads=self.threads,
+        )
+
+
+DEFAULTS = ValOptions()
+
+
 def val(
     *arguments: str,
-    split: str | None = None,
-    batch: Whole | None = None,
-    error: float | None = None,
-    by_order: Flag = False,
-    source: str | None = None,
-    engine: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto",
-    precision: Literal["auto", "fp32", "bf16", "int8"] | None = None,
-    threads: Whole | None = None,
+    options: Annotated[ValOptions, Parameter(name="*")] = DEFAULTS,
     out: Path | None = None,
     json: Flag = False,
 ) -> int:
     """How good a model is: accuracy with its interval, every class, calibration, and when it had better abstain.
 
-    With two models: which one is better, and whether that can be told. Classes are matched by name.
+    With two models: which one is better, and whether the images show it. Classes are matched by name.
 
     Args:
         arguments: MODEL DATA, or MODEL OTHER-MODEL DATA. A model is a bundle, registered weights (lite0, b0 ...), an
             artifact of effnet export or another library's file; data is a folder with a sub-folder for each class,
             split or not, or a manifest.
-        split: The part to evaluate: test (default), val (where there is no test), train, new (images that the model's
-            split.csv does not know), or all.
-        batch: Images that go through the network together; by default as many as take a second, at most 16.
-        error: Share of wrong answers that may be given; below the confidence that keeps it the model abstains. Default:
-            what the bundle was calibrated for, else 0.05.
-        by_order: For a model without class names: its outputs are the data's classes in alphabetical order.
-        source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
-        engine: What runs the models: torch, openvino or onnxruntime. By default the fastest that is installed, measured
-            once; an artifact is run by what knows its format.
-        precision: What they compute with: fp32 (the default), or bf16, which is OpenVINO's; an artifact's own.
-        threads: How many the engine may use; by default one for each core.
+        options: What is evaluated, and how.
         out: Write confusion_matrix.png, per_class.csv, reliability.png and mistakes.jpg into this folder.
         json: JSON instead of tables.
     """
@@ -79,24 +108,20 @@ def val(
         raise ArgumentError("arguments", " ".join(arguments), "must be MODEL DATA, or MODEL OTHER-MODEL DATA.")
     *models, data = arguments
     if models[1:] == models[:1]:
-        raise ArgumentError("arguments", models[0], "stands twice; name two models.")
-    _check(out, error, two=len(models) > 1)
-    from effnet.data.dataset import read_data
-    from effnet.data.held_out import hold_out
-    from effnet.weights.bundle import read_parts
+        raise ArgumentError("arguments", models[0], "is given twice; name two models.")
+    _check(out, options.error, two=len(models) > 1)
 
-    how: Any = {"source": source, "engine": engine, "precision": precision, "batch": batch, "threads": threads}
     with console.Display(f"reading {data}"):
         dataset = read_data(data)
-        chosen = hold_out(dataset, {model: read_parts(model, dataset) for model in models}, split)
-        classifiers = {model: _open(model, **how) for model in models}
+        chosen = hold_out(dataset, {model: read_parts(model, dataset) for model in models}, options.split)
+        classifiers = {model: options.open(model) for model in models}
         named = {
-            model: _named(chosen.data, model, classifier, by_order=by_order)
+            model: _named(chosen.data, model, classifier, by_order=options.by_order)
             for model, classifier in classifiers.items()
         }
-    judged = [_judge(model, classifiers[model], named[model], batch) for model in models]
+    judged = [_judge(model, classifiers[model], named[model], options.batch) for model in models]
     unreadable = judged[0].predicted.unreadable
-    command = f"effnet val {shlex.join(arguments)}" + (f" --split {split}" if split else "")
+    command = f"effnet val {shlex.join(arguments)}" + (f" --split {options.split}" if options.split else "")
     if len(judged) > 1:
         found = _compare(judged, chosen.data)
         if json:
@@ -106,8 +131,8 @@ def val(
             _show_difference(found, models, data, chosen.split)
         following = command.replace(shlex.join(arguments), shlex.join((models[1], data)))
     else:
-        rest = chosen.val and _named(chosen.val, models[0], judged[0].classifier, by_order=by_order)
-        calibration, fitted = _calibration(judged[0], rest, error, batch)
+        rest = chosen.val and _named(chosen.val, models[0], judged[0].classifier, by_order=options.by_order)
+        calibration, fitted = _calibration(judged[0], rest, options.error, options.batch)
         evaluation = _evaluate(judged[0], calibration)
         if out is not None:
             _draw(judged[0], evaluation, out)
@@ -139,23 +164,13 @@ def _check(out: Path | None, error: float | None, *, two: bool) -> None:
         option, value = ("error", error) if out is None else ("out", str(out))
         raise ArgumentError(option, value, "is for one model; leave it or the second model out.")
     if out is not None:
-        from effnet.plots.style import drawable
-
         if out.exists() and not out.is_dir():
             raise ArgumentError("out", str(out), "is a file; name a folder.")
         drawable(out / FILES[0])
 
 
-def _open(model: str, precision: AnyPrecision | None, **how: Any) -> Classifier:
-    from effnet.runtime.artifact import artifact_path
-    from effnet.runtime.classifier import load
-
-    return load(model, precision=precision or ("fp32" if artifact_path(model) is None else "auto"), **how)
-
-
 def _named(dataset: Dataset, model: str, classifier: Classifier, *, by_order: bool) -> Dataset:
     """The data with its labels in the order of the model's outputs."""
-    from effnet.data.dataset import match_classes
 
     if classifier.classes is not None:
         if by_order:
@@ -163,17 +178,16 @@ def _named(dataset: Dataset, model: str, classifier: Classifier, *, by_order: bo
         return match_classes(dataset, classifier.classes, f"{model}'s")
     outputs, found = classifier.spec.num_classes, len(dataset.classes)
     if not by_order or outputs != found:
-        way = "; if they are the data's in alphabetical order, say --by-order" if outputs == found else ""
-        raise DataError(f"{model} does not name its {outputs} outputs, and the data has {found} classes{way}")
+        advice = "; if they are the data's in alphabetical order, say --by-order" if outputs == found else ""
+        raise DataError(f"{model} does not name its {outputs} outputs, and the data has {found} classes{advice}")
     return dataset
 
 
 def _judge(model: str, classifier: Classifier, dataset: Dataset, batch: int | None) -> Judged:
-    from effnet.metrics.evaluate import predict_logits
 
-    with console.counting(model) as progress:
+    with console.Display() as progress:
         together = classifier.group if batch is None else batch
-        predicted = predict_logits(classifier, dataset, batch=together, progress=progress)
+        predicted = predict_logits(classifier, dataset, batch=together, progress=progress, task=model)
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
         raise DataError(f"none of the {len(dataset):,} images can be read; {path}: {reason}")
@@ -184,7 +198,6 @@ def _calibration(
     judged: Judged, rest: Dataset | None, error: float | None, batch: int | None
 ) -> tuple[Calibration | None, str]:
     """Temperature and threshold: the bundle's, or fitted on the val part where that is not evaluated; from where."""
-    from effnet.metrics.calibration import calibrate
 
     own = judged.classifier.calibration
     if own is not None and error in (None, own.error):
@@ -199,7 +212,6 @@ def _calibration(
 
 
 def _evaluate(judged: Judged, calibration: Calibration | None) -> Evaluation:
-    from effnet.metrics.evaluate import evaluate
 
     logits, labels, _ = judged.predicted
     if calibration is None:
@@ -209,9 +221,6 @@ def _evaluate(judged: Judged, calibration: Calibration | None) -> Evaluation:
 
 
 def _draw(judged: Judged, evaluation: Evaluation, out: Path) -> None:
-    from effnet.metrics.calibration import confidence
-    from effnet.metrics.evaluate import write_per_class
-    from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
 
     confusion, classes, reliable, mistakes = (out / name for name in FILES)
     draw_confusion(evaluation.confusion, evaluation.classes, confusion)
@@ -288,9 +297,6 @@ def _confidence(evaluation: Evaluation, calibration: Calibration | None, fitted:
 
 def _compare(judged: Sequence[Judged], dataset: Dataset) -> Difference:
     """Two models on the images that both could read, by the data's classes."""
-    import numpy as np
-
-    from effnet.metrics.intervals import compare
 
     paths = [[sample.path for sample in each.data.samples] for each in judged]
     shared = set(paths[0]) & set(paths[1])
@@ -300,7 +306,7 @@ def _compare(judged: Sequence[Judged], dataset: Dataset) -> Difference:
         place = {name: number for number, name in enumerate(each.data.classes)}
         columns.append([place.pop(name) for name in dataset.classes] + list(place.values()))
     logits = [each.predicted.logits[rows[i]][:, columns[i]] for i, each in enumerate(judged)]
-    return compare(logits[0], logits[1], np.argsort(columns[0])[judged[0].predicted.labels[rows[0]]])
+    return compare_top1(logits[0], logits[1], np.argsort(columns[0])[judged[0].predicted.labels[rows[0]]])
 
 
 def _show_difference(found: Difference, models: Sequence[str], data: str, split: str) -> None:
@@ -313,18 +319,18 @@ def _show_difference(found: Difference, models: Sequence[str], data: str, split:
         )
     ]
     console.paragraphs((f"Two models on {_part(split)} of {data}: {found.n:,} images",))
-    console.table(("<", "<model", "top-1", "95 % interval", "right alone"), rows)
+    console.table(("<", "<model", "top-1", "95 % interval", "only this right"), rows)
     gain, low, high = (100 * value for value in (found.accuracy.value, found.accuracy.low, found.accuracy.high))
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
-    if found.told and gain < 0:
+    if found.significant and gain < 0:
         words = f"A is better by {-gain:.1f} points ({-high:.1f} to {-low:.1f}), {p}."
-    elif found.told:
+    elif found.significant:
         words = f"B is better by {gain:.1f} points ({low:.1f} to {high:.1f}), {p}."
     else:
-        words = f"No difference can be told: B minus A is {gain:+.1f} points ({low:+.1f} to {high:+.1f}), {p}."
+        words = f"The images show no difference: B minus A is {gain:+.1f} points ({low:+.1f} to {high:+.1f}), {p}."
     test = (
-        "p is of McNemar's exact test on the images that just one of them names right; the interval of the difference "
-        "is Bonett and Price's, at 95 %, for models on the same images."
+        "p is of McNemar's exact test on the images that only one of them names correctly; the interval of the "
+        "difference is Bonett and Price's, at 95 %, for models on the same images."
     )
     console.paragraphs((words, test))
 

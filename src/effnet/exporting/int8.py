@@ -29,7 +29,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +45,7 @@ from effnet.exporting.export import artifact_logits, artifact_place, parity_pixe
 from effnet.fields import positive_int
 from effnet.files import size_of
 from effnet.metrics.evaluate import READERS, FunctionPredictor, Predicted, predict_logits
-from effnet.metrics.intervals import Difference, Interval, compare, wilson
+from effnet.metrics.intervals import Difference, Interval, compare_top1, wilson
 from effnet.progress import SILENT, Progress
 from effnet.runtime import openvino
 from effnet.runtime.artifact import OPENVINO_FILE, Form, Int8, metadata, read_artifact
@@ -302,12 +301,13 @@ def _open(model: Any) -> Session:
 
 
 def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, progress: Progress) -> Predicted:
-    session, count = _open(model), partial(progress.update, f"{version}: evaluating on val images")
+    session = _open(model)
     found = predict_logits(
         FunctionPredictor(input_spec, session),
         val,
         batch=session.batch * -(-GROUP // session.batch),
-        progress=count,
+        progress=progress,
+        task=f"{version}: evaluating on val images",
     )
     if not len(found.labels):
         path, reason = next(iter(found.unreadable.items()))
@@ -317,7 +317,7 @@ def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, pro
 
 def _attempt(kept: tuple[str, ...], reference: Predicted, found: Predicted) -> Attempt:
     same = int((reference.logits.argmax(1) == found.logits.argmax(1)).sum())
-    difference = compare(reference.logits, found.logits, found.labels)
+    difference = compare_top1(reference.logits, found.logits, found.labels)
     return Attempt(kept, difference, wilson(same, difference.n))
 
 

@@ -4,7 +4,7 @@
     macro F1       mean of 2 right / (images + answers) over the classes that have images; a bootstrap's interval
     recall         share of a class's images that are named so; Wilson's interval
     precision      share of the answers of a class that are right; none where the class is never named
-    calibration    see calibrate.py
+    calibration    see calibration.py
 
 A class without images in the evaluated part has no recall and no F1 and does not enter the mean; where its name is
 given to images of others, these lose recall. Accuracy and precision are of that part's mix of classes, which may not be
@@ -35,8 +35,7 @@ from effnet.fields import positive_int
 from effnet.files import write_file
 from effnet.metrics.calibration import Abstention, Reliability, answer, reliability
 from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, checked, wilson
-
-Progress = Callable[[int, int], None]  # images done, images in all
+from effnet.progress import SILENT, Progress
 
 TOP = 5
 RESAMPLES, DRAWN = 1000, 100  # of the bootstrap, and how many of them at a time
@@ -219,7 +218,12 @@ def evaluate(
 
 
 def predict_logits(
-    classifier: Predictor, dataset: Dataset, *, batch: int = 16, progress: Progress | None = None
+    classifier: Predictor,
+    dataset: Dataset,
+    *,
+    batch: int = 16,
+    progress: Progress = SILENT,
+    task: str = "evaluating",
 ) -> Predicted:
     """The logits of every image that can be read; photos are decoded in threads ahead of the network.
 
@@ -227,11 +231,12 @@ def predict_logits(
         classifier: a Classifier, or whatever has its `input` and `logits`.
         dataset: the images, with their labels in the order of the model's outputs (`match_classes`).
         batch: images that go through together.
-        progress: called with images done and images in all.
+        progress: follows the images.
+        task: what it calls that.
 
     Raises:
         CheckpointError: the outputs are not finite.
-        ArgumentError: the model sees arrays that no photo is.
+        ArgumentError: the model takes arrays of a number of channels that no photo has.
     """
 
     def read(sample: Sample) -> NDArray[np.uint8]:
@@ -249,8 +254,7 @@ def predict_logits(
             outputs.append(classifier.logits(np.stack(pixels)))
             if not np.isfinite(outputs[-1]).all():
                 raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
-        if progress:
-            progress(len(labels) + len(unreadable), len(dataset))
+        progress.update(task, len(labels) + len(unreadable), len(dataset))
     logits = np.concatenate(outputs) if outputs else np.empty((0, len(dataset.classes)), np.float32)
     return Predicted(logits, np.array(labels, np.int64), unreadable)
 

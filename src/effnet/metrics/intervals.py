@@ -1,4 +1,4 @@
-"""What a figure counted on n images says about images that nobody has seen: intervals, and whether two models differ.
+"""What a figure counted on n images says about other images: intervals, and whether two models differ.
 
     accuracy, recall, coverage   Wilson's interval for a share (Wilson 1927): never outside 0 ... 1, and not empty at 0
     difference of accuracies     the same images for both models: Bonett and Price's adjusted interval (2012), and
@@ -49,18 +49,18 @@ class Difference:
     accuracy_a: Interval
     accuracy_b: Interval
     accuracy: Interval  # accuracy of b minus accuracy of a
-    only_a: int  # images that a alone gets right: McNemar's b
-    only_b: int  # images that b alone gets right: McNemar's c
+    only_a: int  # images that only a gets right: McNemar's b
+    only_b: int  # images that only b gets right: McNemar's c
     p: float  # McNemar's exact test, two-sided: the chance of a split so uneven between equally good models
 
     @property
-    def told(self) -> bool:
-        """Whether the images tell the models apart: both the test and the interval say so."""
+    def significant(self) -> bool:
+        """Whether the models differ by both the test and the interval."""
         return self.p < 1 - CONFIDENCE and not self.accuracy.low <= 0 <= self.accuracy.high
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
-        return {**asdict(self), "told": self.told}
+        return {**asdict(self), "significant": self.significant}
 
 
 def wilson(count: int, n: int) -> Interval:
@@ -88,7 +88,7 @@ def binomial_tail(count: int, n: int, chance: float) -> float:
     return min(1.0, math.fsum(terms))
 
 
-def compare(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) -> Difference:
+def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) -> Difference:
     """Two models by their logits for the same images; the models may have other classes beyond the labels.
 
     Raises:
@@ -111,7 +111,7 @@ def compare(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) 
 
 
 def checked(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits, Labels]:
-    """The arrays, once it is sure that they fit: (N, K) finite numbers, and N labels from 0 to K - 1; N at least 1.
+    """The arrays, checked: (N, K) finite numbers, and N labels from 0 to K - 1; N at least 1.
 
     Raises:
         ArgumentError: they do not.

@@ -57,7 +57,8 @@ def _finish(loop: Loop, taken: int) -> Result:
     answering = Answering(network, plan.input, plan.classes)
     options: dict[str, Any] = {
         "batch": loop.execution.part,
-        "progress": lambda done, total: loop.progress.update("evaluating the best weights", done, total),
+        "progress": loop.progress,
+        "task": "evaluating the best weights",
     }
     val = predict_logits(answering, data.part("val"), **options)
     calibration = calibrate(val.logits, val.labels)
