@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 from tiny import draw_images, write_spec
@@ -68,3 +71,40 @@ def test_wrong_usage(run, folder, words, message):
     assert message in err
     assert out == ""
     assert sorted(folder.rglob("*")) in (before, sorted({*before, folder / "runs", folder / "runs" / "train"}))
+
+
+def typed(*words: object, blocked: str = "") -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with a package that cannot be imported."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked.split()}))\nfrom effnet.cli import main\nmain()"
+    command = [sys.executable, "-c", code, COMMAND, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+@pytest.mark.parametrize("blocked", ["torch torchvision", "lightning_fabric"])
+def test_what_is_not_installed_is_named_with_its_extra(blocked):
+    done = typed("shapes", blocked=blocked)
+    assert done.returncode == 2
+    assert "pip install 'effnet[train]'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workers", [None, 1])
+def test_the_same_command_gives_the_same_bits_and_prints_only_its_own_lines(folder, tmp_path, workers):
+    """Three fresh processes with what the rules choose; once more in the other number format, for its messages."""
+    options = ["--model", "tiny.yaml", "--recipe", "scratch", "--epochs", 2, "--set", "augmentation=randaugment"]
+    options += [] if workers is None else ["--workers", workers]
+    bits = set()
+    for number in range(3):
+        done = typed("shapes", "--out", tmp_path / str(number), *options)
+        assert done.returncode == 0, done.stderr
+        bits.add((tmp_path / str(number) / "best" / "model.safetensors").read_bytes())
+    assert len(bits) == 1
+    if workers is None:
+        for precision in ("bf16", "fp32"):
+            done = typed("shapes", "--out", tmp_path / precision, *options, "--precision", precision)
+            own = [line for line in done.stderr.splitlines() if line.split()[0].isdecimal() or "epoch" in line]
+            assert len(own) == 3  # the columns and two epochs
+            rest = [line for line in done.stderr.splitlines() if line not in own]
+            expected = ("batch of", "from scratch", "tmp", "Next: effnet predict")
+            assert all(any(word in line for word in expected) for line in rest), rest

@@ -1,6 +1,6 @@
 """The loop: steps, epochs, checkpoints, and the end of a run.
 
-Lightning's Fabric carries processes, devices, precision and gradient averaging. The loop is ours, because its state has
+Lightning's Fabric carries processes, devices and gradient averaging. The loop is ours, because its state has
 to be a handful of numbers for a resumed run to equal an undisturbed one to the bit: every random draw of a step follows
 from (seed, step, part, process), every image's from (seed, epoch, image), and checkpoints are written between steps.
 """
@@ -62,7 +62,7 @@ class Loop:
     """A run from its first step, or from where a checkpoint was written, to its last.
 
     Args:
-        fabric: processes, device and precision.
+        fabric: processes and device.
         plan: settings, recipe, and how steps are computed.
         learner: the network where it starts, with its loss; a resumed run's weights come from its checkpoint.
         data: in parts, its labels in the order of the network's outputs.
@@ -246,7 +246,8 @@ class Loop:
             seed_step(self.plan.settings.seed, self.step, number, self.fabric.global_rank)
             waits = head_only or number < len(taken) - 1
             with self.fabric.no_backward_sync(self.learner, enabled=waits):
-                loss, logits = self.learner(pixels.to(device), labels.to(device), head_only)
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.execution.precision == "bf16"):
+                    loss, logits = self.learner(pixels.to(device), labels.to(device), head_only)
                 self.fabric.backward(loss / len(taken))
             total += loss.detach().cpu() / len(taken)
             gap = min(gap, spread(logits))

@@ -20,7 +20,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from effnet import machine
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset
-from effnet.errors import ArgumentError, TrainingError
+from effnet.errors import ArgumentError, TrainingError, UnknownNameError
 from effnet.files import restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
@@ -78,7 +78,7 @@ def train(
     if chosen.tensorboard and find_spec("tensorboard") is None:
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
     path = Path(data).absolute()
-    fabric = _fabric(chosen, chosen.precision)
+    fabric = _fabric(chosen)
     progress = progress if fabric.is_global_zero else SILENT
     name = f"{path.resolve().stem}-{Path(chosen.model).name.removesuffix('.yaml')}"
     with new_folder(out, name) if fabric.is_global_zero else nullcontext(Path()) as mine:
@@ -110,7 +110,7 @@ def resume(folder: str | Path, *, progress: Progress = SILENT) -> Result:
     folder = Path(folder)
     restore_folder(folder / BEST)
     plan, began = RunPlan.read(folder)
-    fabric = _fabric(plan.settings, plan.execution.precision)
+    fabric = _fabric(plan.settings)
     progress = progress if fabric.is_global_zero else SILENT
     data = read_split(plan.data, folder, plan.classes)
     for difference in check_resumed(plan, folder, began, data, fabric.world_size):
@@ -241,26 +241,25 @@ def _plan_time(plan: RunPlan, dataset: Dataset, progress: Progress, used: float)
     return limit_head(dataclasses.replace(plan, steps=max(1, steps)))
 
 
-def _fabric(settings: Settings, precision: str) -> Fabric:
-    """Processes, device and precision."""
-    if precision == "auto":
-        precision = machine.choose_precision(settings.device)[0]
+def _fabric(settings: Settings) -> Fabric:
+    """Processes and device."""
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
     world, local = world or 1, local or world or 1
     kind, _, index = settings.device.partition(":")
+    if kind not in machine.DEVICES:
+        raise UnknownNameError("device", settings.device, machine.DEVICES)
     if kind == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("device", settings.device, "is not there: torch sees no GPU.")
     # only rank 0 splits the data and evaluates, and the others wait for it
     several = DDPStrategy(
         process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
     )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of precision and every process
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which reports every process
     fabric = Fabric(
         accelerator="gpu" if kind == "cuda" else kind,
         devices=local if world > 1 else [int(index)] if index else 1,
         num_nodes=max(1, world // local),
         strategy=several if world > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
     if world > 1:

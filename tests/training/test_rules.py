@@ -1,0 +1,113 @@
+"""The rules by which a run is computed: no clock, and what the user says wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from effnet import machine
+from effnet.arch.memory import training_memory
+from effnet.arch.variants import spec
+from effnet.errors import ArgumentError
+from effnet.training.recipe import Recipe
+from effnet.training.rules import Images, choose_execution, choose_workers
+from effnet.training.run import Settings
+
+RECIPE = Recipe(batch=32)
+SMALL, PHOTOS, HUGE = Images(60_000, 28), Images(60_000, 500), Images(60_000, 3000)
+
+
+@pytest.fixture(autouse=True)
+def from_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet.training.rules.workers_are_safe", lambda: True)
+
+
+def computer(monkeypatch: pytest.MonkeyPatch, cores: int = 2, memory: int = 8 * 10**9, *features: str) -> None:
+    monkeypatch.setattr(machine, "this_machine", lambda: machine.Machine("a processor", cores, memory, features))
+
+
+@pytest.mark.parametrize(
+    ("cores", "images", "resolution", "settings", "workers"),
+    [
+        (2, SMALL, 32, {}, 0),
+        (2, PHOTOS, 224, {}, 0),  # loading takes little of a core beside training
+        (2, HUGE, 224, {}, 1),  # here it takes as much
+        (1, HUGE, 224, {}, 0),
+        (16, HUGE, 224, {}, 8),
+        (16, PHOTOS, 224, {"device": "cuda"}, 8),
+        (2, Images(3, 3000), 224, {}, 0),  # over before a worker has started
+    ],
+)
+def test_workers(cores: int, images: Images, resolution: int, settings: dict[str, Any], workers: int) -> None:
+    network = spec("b0", resolution=resolution)
+    assert choose_workers(network, RECIPE, Settings(**settings), images, cores=cores) == workers
+
+
+def test_a_script_gets_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet.training.rules.workers_are_safe", lambda: False)
+    assert choose_workers(spec("b0"), RECIPE, Settings(), HUGE, cores=2) == 0
+
+
+def test_threads_are_the_cores_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer(monkeypatch, 4)
+    for settings, workers, threads in (
+        (Settings(), 0, 4),
+        (Settings(workers=1), 1, 3),
+        (Settings(workers=9), 9, 1),
+        (Settings(threads=2), 1, 2),  # a core would have nothing to do
+    ):
+        execution = choose_execution(spec("b0", resolution=32), RECIPE, settings, SMALL, world=1)
+        assert (execution.workers, execution.threads) == (workers, threads)
+    shared = choose_execution(spec("b0", resolution=32), RECIPE, Settings(), SMALL, world=2)
+    assert (shared.threads, shared.part) == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("features", "resolution", "precision"),
+    [
+        ((), 224, "fp32"),
+        (("amx_bf16",), 64, "bf16"),
+        (("avx512_bf16",), 224, "bf16"),
+        (("avx512_bf16",), 64, "fp32"),
+    ],
+)
+def test_precision_is_the_machines(
+    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], resolution: int, precision: str
+) -> None:
+    computer(monkeypatch, 2, 8 * 10**9, *features)
+    network = spec("b0", resolution=resolution)
+    assert choose_execution(network, RECIPE, Settings(), PHOTOS, world=1).precision == precision
+    assert choose_execution(spec("b0"), RECIPE, Settings(precision="fp32"), PHOTOS, world=1).precision == "fp32"
+
+
+def test_what_does_not_fit_goes_in_parts_and_only_a_limit_brings_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = spec("b0")
+    whole = training_memory(network, 32, optimizer="adamw", ema=True).peak
+    computer(monkeypatch, memory=2 * whole)
+    fits = choose_execution(network, RECIPE, Settings(precision="fp32"), PHOTOS, world=1)
+    assert (fits.part, fits.parts, fits.plan, fits.forecast_bytes) == (32, 1, None, whole)
+    computer(monkeypatch, memory=whole)  # of which a part is usable
+    parts = choose_execution(network, RECIPE, Settings(precision="fp32"), PHOTOS, world=1)
+    assert (parts.part, parts.parts, parts.plan) == (16, 2, None)
+    limited = choose_execution(network, RECIPE, Settings(precision="fp32", train_memory=whole // 2), PHOTOS, world=1)
+    assert limited.part == 32
+    assert limited.plan is not None
+    assert limited.forecast_bytes <= whole // 2
+    again = choose_execution(network, RECIPE, Settings(precision="fp32"), PHOTOS, world=1, like=limited)
+    assert again.recompute == limited.recompute
+    with pytest.raises(ArgumentError, match="train_memory"):
+        choose_execution(network, RECIPE, Settings(train_memory="1MB"), PHOTOS, world=1)
+    with pytest.raises(ArgumentError, match="multiple of 3"):
+        choose_execution(network, RECIPE, Settings(), PHOTOS, world=3)
+
+
+def test_synchronised_statistics_need_cuda() -> None:
+    with pytest.raises(ArgumentError, match=r"sync_bn.*cuda"):
+        Settings(sync_bn=True)
+    assert Settings(sync_bn=True, device="cuda:1").sync_bn
+
+
+def test_the_named_fields_are_known() -> None:
+    assert Settings(seed=0, model="lite0").given == {"seed", "model"}
+    assert Settings() == Settings(seed=0)
