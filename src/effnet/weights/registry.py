@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from effnet.errors import ArgumentError, DownloadError, UnknownNameError, missin
 from effnet.files import write_file
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
+
+logger = logging.getLogger("effnet")
 
 BLOCK, MB = 1 << 20, 1e6  # bytes: read at once, and the unit of progress
 
@@ -293,6 +296,7 @@ def _fetch_url(weights: KnownWeights, url: str, progress: Progress) -> Path:
             f"Delete it, and it is fetched again from {url}"
         )
     by_hand = f"fetch {url} elsewhere and put it here as {path}"
+    logger.warning("fetching %s from %s to %s", weights.name, url, path)
     try:
         with write_file(path) as temporary:
             request = Request(url, headers={"User-Agent": f"effnet/{__version__}"})
