@@ -36,7 +36,7 @@ USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 ADVICE = "give a limit with --train-memory, or a smaller --batch or --resolution"
 
-# What one core needs, in seconds; measured on EPYC (AVX-512) and Xeon. Only their ratios matter.
+# What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
 MAC_SECONDS = 1e-10  # a multiply-add of a training step
 BACKWARD = 3  # times the multiply-adds of a forward pass are those of a step
 IMAGE_SECONDS = 3e-4  # an image, whatever its size
@@ -50,7 +50,7 @@ SEEN_SECONDS = {
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
-LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 64 and gains at 224
+LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 64 and gains at 224; between is not measured
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def choose_execution(
 def precision_for(spec: NetworkSpec, settings: Settings) -> Precision:
     """The machine's number format; fp32 for small images where the processor multiplies bf16 without tiles (AMX).
 
-    There a step of B0 in bf16 takes 1.08 of fp32's processor time at 32 px and 1.30 at 64 px (EPYC with AVX-512 BF16,
-    8 images), because converting costs more than multiplying saves; at 224 px it takes 0.82.
+    There a step of B0 in bf16 took 1.08 of fp32's processor time at 32 px and 1.30 at 64 px (Xeon with AVX-512 BF16,
+    8 images, one thread), and 0.82 of its time at 224 px on another processor (EPYC Zen 5, 16 images).
     """
     tiles = "amx_bf16" in machine.this_machine().features
     if settings.device == "cpu" and not tiles and spec.resolution < LEAST_BF16:
