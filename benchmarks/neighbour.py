@@ -16,9 +16,9 @@ import time
 
 import effnet
 from effnet import console
+from effnet.data.views import views
 from effnet.machine import this_machine
 from effnet.metrics.timing import Timing, seconds
-from effnet.runtime.agreement import views
 
 BUSY = "while True: sum(range(10000))"
 PARTS = 4  # of a measurement

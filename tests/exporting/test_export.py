@@ -21,6 +21,7 @@ import openvino
 import pytest
 import torch
 from random_weights import shaken
+from tiny import tiny_spec
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec, NumericPolicy
@@ -46,7 +47,7 @@ def torch_logits(bundle: Bundle, pixels: Pixels) -> Logits:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.5, resolution=32, num_classes=5)))
+    network = shaken(EfficientNet(dataclasses.replace(tiny_spec(), num_classes=5)))
     record = Record(Calibration(1.7, 0.4, 0.01, 100, "val"), {"data": "shapes"})
     folder = tmp_path_factory.mktemp("bundle") / "b"
     save(network, folder, classes=CLASSES, input=InputSpec(32, 36), source="drawn", record=record)

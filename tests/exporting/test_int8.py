@@ -26,8 +26,9 @@ from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, ArtifactError, DataError, MissingExtraError, RefusedError
 from effnet.exporting import int8
 from effnet.exporting.export import export
-from effnet.exporting.int8 import Int8Exported, Ranking, export_int8, split_parts
+from effnet.exporting.int8 import Int8Exported, export_int8, split_parts
 from effnet.metrics import evaluate
+from effnet.metrics.evaluate import Predicted
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import Form, Int8, read_artifact
 from effnet.runtime.graph import network_of
@@ -55,6 +56,18 @@ def patches() -> Pixels:
     """Pixels (600, 32, 32, 3) of coloured squares."""
     coarse = np.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def eight_bit_layers(model: openvino.Model) -> dict[str, bool]:
+    """For every convolution and matrix product by name whether its weights are in 8 bits."""
+    found = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+            weights = op.input_value(1).get_node()
+            while weights.get_type_name() != "Constant":
+                weights = weights.input_value(0).get_node()
+            found[op.get_friendly_name().rpartition(".")[0]] = weights.get_element_type().size == 1
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +127,11 @@ def test_openvino_opens_it_and_finds_8_bits(written: Int8Exported, bundle: Bundl
     assert form["precision"] == "int8"
     assert form["int8"]["calibration_images"] == form["int8"]["val_images"] == IMAGES
     assert form["int8"]["kept"] == []
-    assert form["int8"]["drop"] == written.attempts[0].drop
+    assert form["int8"]["drop"] == written.attempts[0].drop.value
     assert openvino.compile_model(model)([np.zeros((4, 32, 32, 3), np.uint8)])[0].shape == (4, 3)
-    quantized = int8.eight_bit_layers(model)
+    quantized = eight_bit_layers(model)
     small = {f"{block.name}.se.{name}" for block in bundle.config.spec.blocks for name in ("squeeze", "excite")}
     assert {name for name, eight in quantized.items() if not eight} == small  # as NNCF leaves them
-    assert (written.eight_bits, written.layers) == (len(quantized) - len(small), len(quantized))
 
 
 def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, bundle: Bundle, data: Dataset) -> None:
@@ -134,53 +146,63 @@ def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, 
 
 def test_the_drop_and_its_interval(written: Int8Exported) -> None:
     (last,) = written.attempts
-    assert written.form.int8.attempts == 1
+    about = written.form.int8
+    assert about.attempts == 1
     assert last.found.n == last.found.accuracy_a.value * IMAGES == IMAGES
-    assert last.drop == pytest.approx(100 * (1 - last.found.accuracy_b.value))
+    assert last.drop.value == pytest.approx(100 * (1 - last.found.accuracy_b.value))
     assert last.agreement.value == last.found.accuracy_b.value  # fp32 is always right
-    low, high = written.form.int8.low, written.form.int8.high
-    assert low <= last.drop <= high
-    assert (low, high) == (-100 * last.found.accuracy.high, -100 * last.found.accuracy.low)
-    assert written.bytes > 0
-    assert written.fp32_bytes > 0
+    assert (about.low, about.high) == (-100 * last.found.accuracy.high, -100 * last.found.accuracy.low)
+    assert about.low <= about.drop <= about.high
+    assert written.fp32_bytes > 0 < written.bytes
 
 
 def test_the_part_that_breaks_goes_back_to_float(broken: Bundle, images: TrainVal, tmp_path: Path, monkeypatch) -> None:
-    rankings: list[Ranking] = []
+    found: list[dict[str, float]] = []
+    few = {part: layers for part, layers in split_parts(broken.config.spec).items() if part in ("stem", BROKEN, "head")}
+    monkeypatch.setattr(int8, "split_parts", lambda _: few)
     monkeypatch.setattr(int8, "RANKING", 8)
-    rank_parts = int8.rank_parts
-    monkeypatch.setattr(int8, "rank_parts", lambda *args: rankings.append(rank_parts(*args)) or rankings[0])
-    found = export_int8(broken, tmp_path / "m", images, max_drop=15, batch=None)
-    first, second = found.attempts
-    assert first.drop > 15 >= second.drop
-    assert (first.kept, second.kept, found.form.int8.kept) == ((), (BROKEN,), (BROKEN,))
-    (ranking,) = rankings
-    assert next(iter(ranking.parts)) == BROKEN
-    assert ranking.parts[BROKEN] < ranking.whole / 2
-    assert set(ranking.parts) <= set(split_parts(broken.config.spec))
-    assert list(ranking.parts.values()) == sorted(ranking.parts.values())
+    monkeypatch.setattr(int8, "CALIBRATION", 12)
+    measure = int8.measure_parts
+    monkeypatch.setattr(int8, "measure_parts", lambda *args: found.append(measure(*args)) or found[0])
+    exported = export_int8(broken, tmp_path / "m", images, max_drop=15, batch=None)
+    first, second = exported.attempts
+    assert first.drop.value > 15 >= second.drop.value
+    assert (first.kept, second.kept, exported.form.int8.kept) == ((), (BROKEN,), (BROKEN,))
+    (errors,) = found
+    assert errors.keys() == {"nothing", *few}
+    assert next(iter(errors)) == BROKEN
+    assert errors[BROKEN] < errors["nothing"] / 2
+    assert list(errors.values()) == sorted(errors.values())
     artifact = read_artifact(tmp_path / "m")
-    assert artifact.form == found.form
+    assert artifact.form == exported.form
     assert open_session(artifact)(np.zeros((5, 32, 32, 3), np.uint8)).shape == (5, 3)
-    eight = int8.eight_bit_layers(openvino.Core().read_model(tmp_path / "m" / "model.xml"))
+    eight = eight_bit_layers(openvino.Core().read_model(tmp_path / "m" / "model.xml"))
     assert not any(there for name, there in eight.items() if name.startswith(f"{BROKEN}."))
     assert eight["stages.3.0.expand"]
     assert eight["head"]
 
 
 @pytest.mark.parametrize(("most", "tried"), [(1, ["nothing"]), (3, ["nothing", "head", "head, stem"])])
-def test_a_refusal_says_what_was_tried_and_leaves_nothing(broken, images, tmp_path, monkeypatch, most, tried) -> None:
-    monkeypatch.setattr(int8, "rank_parts", lambda *_: Ranking(0.9, {"head": 0.8, "stem": 0.85, BROKEN: 0.88}))
+def test_a_refusal_says_what_was_tried_and_leaves_nothing(bundle, images, tmp_path, monkeypatch, most, tried) -> None:
+    """Whatever int8 answers is another class than fp32's, which is right."""
+
+    def evaluate(model, input_spec, val, version, progress) -> Predicted:
+        labels = np.array([sample.label for sample in val.samples])
+        return Predicted(np.eye(4, dtype=np.float32)[labels + (version != "fp32")], labels, {})
+
+    errors = {"head": 0.8, "stem": 0.85, BROKEN: 0.88, "nothing": 0.9, "classifier": 0.95}
+    monkeypatch.setattr(int8, "_evaluate", evaluate)
+    monkeypatch.setattr(int8, "quantize", lambda model, *_: model)
+    monkeypatch.setattr(int8, "measure_parts", lambda *_: errors)
     monkeypatch.setattr(int8, "ATTEMPTS", most)
     with pytest.raises(RefusedError) as refused:
-        export_int8(broken, tmp_path / "m", images, max_drop=15)
+        export_int8(bundle, tmp_path / "m", images, max_drop=15)
     message = str(refused.value)
     assert f"{IMAGES} val images" in message
     assert "more than 15 points" in message
-    lost = re.findall(r"([^;.]+) in float: \+(\d+\.\d\d) points lost \(\+", message)
-    assert [kept.removeprefix(" Tried:").strip() for kept, _ in lost] == tried
-    assert all(float(points) > 15 for _, points in lost)
-    assert f"head 80.0%, stem 85.0%, {BROKEN} 88.0%" in message
+    lost = re.findall(r"([^;.]+) in float: \+100\.00 points lost \(\+", message)
+    assert [kept.removeprefix(" Tried:").strip() for kept in lost] == tried
+    assert f"head 80.0%, stem 85.0%, {BROKEN} 88.0%, nothing 90.0%" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,11 +214,10 @@ def test_only_training_images_calibrate(bundle, images, data, tmp_path, monkeypa
     for module, opened in ((int8, calibrating), (evaluate, evaluated)):
         spy = partial(lambda opened, file, see: opened.append(file) or load_pixels(file, see), opened)
         monkeypatch.setattr(module, "load_pixels", spy)
-    monkeypatch.setattr(int8, "READERS", 2)  # which read ahead
     monkeypatch.setattr(int8, "CALIBRATION", 8)
     export_int8(bundle, tmp_path / "m", images, max_drop=99)
     train, val = ({data.file(sample) for sample in data.part(name).samples} for name in ("train", "val"))
-    assert 8 <= len(calibrating) < IMAGES
+    assert len(calibrating) == 8
     assert set(calibrating) <= train
     assert set(evaluated) & val == val
     assert not any("test" in file.relative_to(data.root).parts for file in (*calibrating, *evaluated))
@@ -239,8 +260,11 @@ def test_what_is_refused_before_anything_is_read(bundle, images, data, tmp_path,
     for limit in (-0.1, 100, float("nan")):
         with pytest.raises(ArgumentError, match="`max_drop`"):
             export_int8(bundle, tmp_path / "m", images, max_drop=limit)
-    for wrong in (TrainVal(data, images.val), TrainVal(images.train, dataclasses.replace(data, samples=()))):
-        with pytest.raises(DataError, match="int8"):
+    with pytest.raises(DataError, match="both calibrate int8 and decide"):
+        export_int8(bundle, tmp_path / "m", TrainVal(data, images.val))
+    empty = dataclasses.replace(data, samples=())
+    for wrong in (TrainVal(empty, images.val), TrainVal(images.train, empty)):
+        with pytest.raises(DataError, match="none of the 0"):
             export_int8(bundle, tmp_path / "m", wrong)
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(MissingExtraError, match=r"int8 needs .*pip install 'effnet\[int8\]'"):

@@ -3,14 +3,17 @@
 import json
 
 import pytest
+from tiny import tiny_spec
 
 import effnet
+from effnet.arch.cost import Cost
 from effnet.arch.specfile import spec_text
+from effnet.metrics.timing import Timing
 from effnet.profiling import compare as compared
 
 COMMAND = "profile"  # what `run` runs
 
-SMALL = effnet.spec("b0", width=0.25, depth=0.4, resolution=32)
+SMALL = tiny_spec()
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +49,14 @@ def test_json_in_an_engine(run) -> None:
 def test_networks_side_by_side(run, monkeypatch) -> None:
     names = "b0", "lite0", "ShuffleNetV2"
     monkeypatch.setattr(compared.compare_networks, "__defaults__", (names, *compared.compare_networks.__defaults__[1:]))
+    pair = (compared.Contestant(Cost(name, 1, 1, 1), 224, Timing((1.0,))) for name in "ab")
+    monkeypatch.setattr(compared.Comparison, "inversions", [(2.0, *pair)])
     code, out, err = run("--compare", "--threads", 1, "--runs", 1)
     assert code == 0
     order = [line.split()[0] for line in out.splitlines() if line.split()[1:2] == ["224"]]
     assert order == ["ShuffleNetV2", "lite0", "b0"]  # by multiply-adds
     assert "Pearson's r" in out
+    assert "yet slower: a than b (2.00x)" in out
     assert "torchvision" in out
     assert err.endswith("Next: effnet profile --compare --plot times.png\n")
 

@@ -1,22 +1,24 @@
 """A network's profile: its rows, what they add up to, and that torch is left as it was. No test asserts a time."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_spec
 
 import effnet
 from effnet.errors import ArgumentError
 from effnet.exporting.export import export
+from effnet.metrics.latency import random_bundle
 from effnet.models.efficientnet import EfficientNet
 from effnet.profiling.plots import draw_profile
 from effnet.profiling.profile import TimingOptions, _blocks, profile
-from effnet.runtime.artifact import read_artifact
-from effnet.weights.bundle import open_bundle
+from effnet.runtime.artifact import Form, read_artifact
 
-SMALL = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=7, in_channels=1)
+SMALL = dataclasses.replace(tiny_spec(), num_classes=7, in_channels=1)
 NAMES = ["stem", *(block.name for block in SMALL.blocks), "head", "classifier"]
 
 
@@ -68,10 +70,7 @@ def test_a_network_inside_an_engine(engine, precision) -> None:
 
 
 def test_an_artifact_inside_its_engine(tmp_path: Path) -> None:
-    bundle = open_bundle(effnet.save(effnet.create(SMALL), tmp_path / "small", classes=None))
-    export(bundle, tmp_path / "small.onnx", format="onnx", batch=2)
-    export(bundle, tmp_path / "small.pt2", format="torch")
-    artifact = read_artifact(tmp_path / "small.onnx")
+    artifact = read_artifact(export(random_bundle(SMALL), tmp_path / "small.onnx", format="onnx", batch=2).path)
     found = profile(artifact, TimingOptions(runs=1))
     assert (found.conditions.batch, found.macs) == (2, 2 * effnet.cost(SMALL).macs)
     assert "OpenVINO" in str(profile(artifact, TimingOptions(runs=1), engine="openvino").conditions)
@@ -80,7 +79,7 @@ def test_an_artifact_inside_its_engine(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="onnxruntime or openvino"):
         profile(artifact, engine="torch")
     with pytest.raises(ArgumentError, match="blocks"):
-        profile(read_artifact(tmp_path / "small.pt2"))
+        profile(dataclasses.replace(artifact, form=Form("torch", "fp32", None)))
 
 
 def test_json(measured) -> None:

@@ -18,7 +18,6 @@ from effnet.exporting.export import export
 from effnet.machine import Machine
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime import select as selecting
-from effnet.runtime.agreement import agreement, views
 from effnet.runtime.artifact import Artifact, Form, Int8, read_artifact
 from effnet.runtime.select import (
     Selection,
@@ -216,24 +215,3 @@ def test_what_was_kept_of_an_artifact(bundle: Bundle, tmp_path: Path, cache: Pat
 def test_a_damaged_file_is_passed_over(bundle: Bundle, cache: Path, damage: str) -> None:
     keep_selection(bundle, [SINGLE]).write_text(damage)
     assert kept_selection(bundle, 1) is None
-
-
-def test_agreement_counts_views_of_the_same_class(bundle: Bundle) -> None:
-    with open_session(bundle, engine="torch") as torch, open_session(bundle, engine="openvino") as openvino:
-        assert agreement(openvino, torch, bundle.config.input, 8) == 8
-    assert (
-        agreement(
-            lambda pixels: np.eye(3)[[0] * len(pixels)], lambda pixels: np.eye(3)[[1] * len(pixels)], InputSpec(32, 32)
-        )
-        == 0
-    )
-
-
-def test_views_are_photos_where_the_network_sees_photos() -> None:
-    input_spec = InputSpec(size=32, resize=32)
-    seen = views(input_spec, 9)
-    assert (seen.shape, seen.dtype) == ((9, 32, 32, 3), np.uint8)
-    assert np.array_equal(seen, views(input_spec, 9))
-    assert len({view.tobytes() for view in seen}) == 9
-    assert views(input_spec.with_channels(1), 2).shape == (2, 32, 32, 1)
-    assert views(input_spec.with_channels(5), 2).shape == (2, 32, 32, 5)

@@ -3,33 +3,39 @@
 - Speed: all backends run the same batch in turn, round after round, so that a disturbance meets all of them. A batch
   goes through each in parts as the rule of runtime/select.py says, and in parts of half and of twice as many images;
   the fastest counts.
-- Answers: logits and classes beside those of the first backend, on views of two photos and on images of known classes.
+- Answers: logits and classes are compared with those of the first backend, on views of two photos and on images of
+  known classes.
 - Cold start: fresh processes in turn, the files in the system's cache.
 
 Models are opened in memory, as effnet.load does it; files are what would be shipped: artifacts, or for torch the
-weights. A backend that fails keeps what was measured of it until then, and says why. Needs torch only for networks.
+weights. A backend that fails keeps what was measured of it until then, and its row says why. Only networks need torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
+from statistics import median
+from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from cyclopts import Parameter, Token
 
-from effnet.benchmarking.cold_start import measure_cold_start
-from effnet.benchmarking.report import Answers, BatchTime, BenchReport, BenchRow
+from effnet.benchmarking.cold_start import ColdStart, measure_cold_start
+from effnet.benchmarking.report import VIEWS, BatchTime, BenchReport, BenchRow, engine_and_precision
 from effnet.benchmarking.subject import Subject
 from effnet.console import Flag, Whole
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
+from effnet.data.views import views
 from effnet.errors import ArgumentError, CheckpointError, EffnetError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
@@ -37,7 +43,6 @@ from effnet.metrics.evaluate import FunctionPredictor, Predicted, predict_logits
 from effnet.metrics.intervals import compare_top1, wilson
 from effnet.metrics.timing import Conditions, time_rounds, turn
 from effnet.progress import SILENT, Progress
-from effnet.runtime.agreement import VIEWS, views
 from effnet.runtime.artifact import Artifact, Format, Model, read_artifact
 from effnet.runtime.select import Selection, keep_selection, open_session, select, select_for, version_of
 from effnet.runtime.session import Backend, EngineName, Logits, Session
@@ -50,6 +55,7 @@ GROUP = 16  # images with known classes that go together, or a full batch where 
 FORMATS: dict[EngineName, tuple[Format, str]] = {  # what is exported for an engine, and its suffix
     "openvino": ("openvino", ""),
     "onnxruntime": ("onnx", ".onnx"),
+    "torch": ("torch", ".pt2"),
 }
 
 
@@ -77,16 +83,13 @@ class BenchPlan:
     """Remember the fastest backend that agrees with fp32: effnet.load uses it for this model on this machine."""
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Check `rounds`; batches and threads are checked where a rule selects for them.
 
         Raises:
-            ArgumentError: a value is outside its range.
+            ArgumentError: it is not a positive whole number.
         """
-        for name, value in (("rounds", self.rounds), ("threads", self.threads)):
-            if value is not None:
-                positive_int(name, value)
-        for batch in self.batches:
-            positive_int("batch", batch)
+        if self.rounds is not None:
+            positive_int("rounds", self.rounds)
 
 
 DEFAULTS = BenchPlan()
@@ -110,21 +113,44 @@ def bench(
         progress: follows each step.
 
     Raises:
-        ArgumentError: an artifact does not take such a batch, or int8 is asked of one.
+        ArgumentError: the machine does not have so many threads, an artifact does not take such a batch, or int8 is
+            wanted of one.
     """
-    with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder:
-        return _Bench(subject, plan, progress).run(Path(folder), images, calibration)
+    with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder, _note_interrupts() as interrupts:
+        return _Bench(subject, plan, interrupts, progress).run(Path(folder), images, calibration)
+
+
+@contextmanager
+def _note_interrupts() -> Iterator[list[int]]:
+    """A list to which every Ctrl-C adds: an import may turn the KeyboardInterrupt into an ImportError."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    with suppress(ValueError):  # only the main thread may set handlers
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, before)
 
 
 class _Bench:
     """One bench, step by step; where a backend fails, the others go on."""
 
-    def __init__(self, subject: Subject, plan: BenchPlan, progress: Progress) -> None:
-        self.subject, self.plan, self.progress = subject, plan, progress
+    def __init__(self, subject: Subject, plan: BenchPlan, interrupts: list[int], progress: Progress) -> None:
+        self.subject, self.plan, self.interrupts, self.progress = subject, plan, interrupts, progress
         self.input = subject.model.config.input
-        self.batches = _choose_batches(plan.batches, subject)
+        smaller = (max(subject.step, batch - batch % subject.step) for batch in BATCHES)
+        self.batches = tuple(sorted({*(plan.batches or smaller)}))
+        self.selected = self._select()
         self.rows = {backend: BenchRow(backend) for backend in subject.list_backends(int8=plan.int8)}
         self.models: dict[Backend, Model] = dict.fromkeys(self.rows, subject.model)
+        self.files: dict[Backend, str] = {}  # what a fresh process opens
         self.reference: Backend | None = None
         self.expected: Logits | None = None  # the reference's, on views
         self.found: Predicted | None = None  # the reference's, on images with known classes
@@ -135,14 +161,10 @@ class _Bench:
         versions = tuple(f"{name} {version_of(name)}" for name in engines)
         conditions = Conditions.of(self.plan.threads or this_machine().cores, versions)
         for row in self.rows:
-            self._try(row, partial(self._write_file, row, folder, calibration))
-        selected = self._select()
+            self._try(row, self._write_file, row, folder, calibration)
         for batch in self.batches:
-            self._measure(batch, selected[batch].backend, images)
-        starts = [row for row in self.rows if self.rows[row].file] * COLD_STARTS
-        for done, row in enumerate(starts, start=1):
-            self._try(row, partial(self._start, row))
-            self.progress.update("starting fresh processes in turn", done, len(starts))
+            self._measure(batch, images)
+        self._start_processes()
         report = BenchReport(
             model=self.subject.name,
             resolution=self.input.size,
@@ -150,7 +172,7 @@ class _Bench:
             batches=self.batches,
             rows=tuple(self.rows.values()),
             reference=self.reference,
-            selected=selected,
+            selected=self.selected,
             notes=self.subject.list_absent(self.rows),
             images=len(self.found.labels) if self.found else 0,
             unreadable=self.found.unreadable if self.found else {},
@@ -158,82 +180,82 @@ class _Bench:
         return self._keep(report) if self.plan.keep else report
 
     def _write_file(self, row: Backend, folder: Path, calibration: TrainVal | None) -> None:
-        """What a fresh process opens: an artifact for single images; for torch the weights where they are."""
+        """Write what a fresh process opens: an artifact for single images; for torch the weights where they are."""
         model = self.subject.model
         if isinstance(model, Artifact) or row.engine == "torch":
-            self._set(row, file=self.subject.name, file_bytes=self.subject.file_bytes)
+            self.files[row] = self.subject.name
+            self._set(row, file_bytes=self.subject.file_bytes)
+            return
+        from effnet.exporting.export import export
+        from effnet.exporting.int8 import export_int8
+
+        format, suffix = FORMATS[row.engine]
+        out = folder / f"{row.engine}-{row.precision}{suffix}"
+        if row.precision != "int8":
+            size = export(model, out, format=format, precision=row.precision).bytes
+        elif calibration is None:
+            raise ArgumentError("calibration", None, "must be given for int8.")
         else:
-            from effnet.exporting.export import export
-            from effnet.exporting.int8 import export_int8
+            size = export_int8(model, out, calibration, progress=self.progress).bytes
+            self.models[row] = read_artifact(out)
+        self.files[row] = str(out)
+        self._set(row, file_bytes=size)
 
-            format, suffix = FORMATS[row.engine]
-            out = folder / f"{row.engine}-{row.precision}{suffix}"
-            if row.precision != "int8":
-                size = export(model, out, format=format, precision=row.precision).bytes
-            elif calibration is None:
-                raise ArgumentError("calibration", None, "must be given for int8.")
-            else:
-                size = export_int8(model, out, calibration, progress=self.progress).bytes
-                self.models[row] = read_artifact(out)
-            self._set(row, file=str(out), file_bytes=size)
-
-    def _measure(self, batch: int, selected: Backend, images: Dataset | None) -> None:
-        """All backends in turn; after the last batch their answers are compared, while they are open."""
+    def _measure(self, batch: int, images: Dataset | None) -> None:
+        """Time all backends in turn; after the last batch compare their answers, while they are open."""
         size, channels = self.input.size, self.input.channels
         pixels = np.resize(views(self.input, min(batch, VIEWS)), (batch, size, size, channels))
         sessions: dict[Backend, Session] = {}
 
         def open_parts(row: Backend) -> None:
-            for backend in self._divide(row, batch, selected):
+            for backend in self._divide(row, batch):
                 sessions[backend] = open_session(self.models[row], Selection(backend, batch, "measured"))
                 sessions[backend](pixels)  # compiles
 
         def run_round() -> list[float]:
-            return [self._try(backend, partial(turn, partial(run, pixels))) or nan for backend, run in sessions.items()]
+            return [self._try(backend, turn, partial(run, pixels)) or nan for backend, run in sessions.items()]
 
         try:
             for done, row in enumerate(self.rows, start=1):
-                self._try(row, partial(open_parts, row))
+                self._try(row, open_parts, row)
                 self.progress.update(f"batch {batch}: compiling", done, len(self.rows))
-            best: dict[Backend, tuple[BatchTime, Session]] = {}
             rounds: Any = {"runs": self.plan.rounds, "warmup": 1, "progress": self.progress}
             timings = time_rounds(run_round, task=f"batch {batch}, rounds", **rounds) if sessions else []
-            for backend, timing in zip(sessions, timings, strict=True):
-                row, time = _row(backend), BatchTime(batch, backend, timing)
-                if not self.rows[row].problem and (row not in best or timing.median_ms < best[row][0].time.median_ms):
-                    best[row] = time, sessions[backend]
-            for row, (time, _) in best.items():
-                self._set(row, times=(*self.rows[row].times, time))
-            for done, (row, (_, session)) in enumerate(best.items() if batch == self.batches[-1] else (), start=1):
-                self._try(row, partial(self._compare, row, session, images))
-                self.progress.update("comparing answers", done, len(best))
+            times = [BatchTime(batch, *each) for each in zip(sessions, timings, strict=True)]
+            for row, before in list(self.rows.items()):
+                own = [time for time in times if engine_and_precision(time.backend) == row]
+                if before.problem or not own:
+                    continue
+                fastest = max(own, key=lambda time: time.images_per_second)
+                self._set(row, times=(*before.times, fastest))
+                if batch == self.batches[-1]:
+                    self._try(row, self._compare, row, sessions[fastest.backend], images)
         finally:
             for session in sessions.values():
                 session.close()
 
-    def _divide(self, row: Backend, batch: int, selected: Backend) -> list[Backend]:
-        """The backend in parts by rule, in half and twice as large ones where the batch has them, and as selected."""
+    def _divide(self, row: Backend, batch: int) -> list[Backend]:
+        """The backend in parts by rule, and in half and twice as large ones where the batch has them."""
         model = self.models[row]
         artifact = model if isinstance(model, Artifact) else None
         pins: Any = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}
         rule = select(model.config.spec, batch=batch, artifact=artifact, **pins).backend
-        tried = [rule, selected] if _row(selected) == row else [rule]
-        if rule.part and not (artifact and artifact.form.batch):  # else its own batch is the part
-            parts = [part for part in (rule.part // 2, rule.part * 2) if 1 <= part <= batch // rule.streams]
-            tried += [dataclasses.replace(rule, part=part) for part in parts]
-        return list(dict.fromkeys(tried))
+        if rule.part is None or (artifact and artifact.form.batch):  # its own batch is the part
+            return [rule]
+        parts = [part for part in (rule.part // 2, rule.part * 2) if 1 <= part <= batch // rule.streams]
+        return [rule, *(dataclasses.replace(rule, part=part) for part in parts)]
 
     def _compare(self, row: Backend, session: Session, images: Dataset | None) -> None:
-        """Answers of a backend beside those of the reference, which is the first that gives any."""
+        """Compare a backend's answers with those of the reference, which is the first that gives any."""
         logits = session(views(self.input, VIEWS))
         if not np.isfinite(logits).all():
             raise CheckpointError("its outputs are not finite numbers")
         if self.expected is None:
             self.reference, self.expected = row, logits
         expected = self.expected
-        difference, same = float(np.abs(logits - expected).max()), logits.argmax(1) == expected.argmax(1)
-        share = difference / (float(np.abs(expected).max()) or 1.0)
-        self._set(row, answers=Answers(difference, share, wilson(int(same.sum()), VIEWS)))
+        difference = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1))
+        same = int((logits.argmax(1) == expected.argmax(1)).sum())
+        self._set(row, logit_difference=difference, same_class=wilson(same, VIEWS))
         if images is None or (self.found is None and row != self.reference):
             return
         predictor, batch = FunctionPredictor(self.input, session), max(GROUP, *self.batches)
@@ -243,21 +265,27 @@ class _Bench:
         if len(found.labels):
             self._set(row, accuracy=compare_top1(self.found.logits, found.logits, found.labels))
 
-    def _start(self, row: Backend) -> None:
-        """A fresh process."""
-        pins = {"engine": row.engine, "precision": row.precision, "batch": self.subject.step}
-        source = self.subject.source if row.engine == "torch" else None  # artifacts need none
-        how = {**pins, "threads": self.plan.threads, "source": source}
-        start = measure_cold_start(self.rows[row].file, self.input, how)
-        self._set(row, cold_starts=(*self.rows[row].cold_starts, start))
+    def _start_processes(self) -> None:
+        """Start fresh processes of all backends in turn."""
+        found: dict[Backend, list[ColdStart]] = {row: [] for row in self.files}
+        for done in range(COLD_STARTS):
+            for row, starts in found.items():
+                pins: dict[str, Any] = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}
+                source = self.subject.source if row.engine == "torch" else None  # artifacts need none
+                pins |= {"batch": self.subject.step, "source": source}
+                if start := self._try(row, measure_cold_start, self.files[row], pins):
+                    starts.append(start)
+                    seconds, held = (median(values) for values in zip(*starts, strict=True))
+                    self._set(row, cold_start_seconds=seconds, peak_memory_bytes=round(held) or None)
+            self.progress.update("starting fresh processes in turn", done + 1, COLD_STARTS)
 
     def _keep(self, report: BenchReport) -> BenchReport:
         """Have effnet.load follow the fastest backend that agrees with the reference, for each batch."""
         rows = tuple(row for row in report.rows if self.models[row.backend] is self.subject.model)  # not int8's
         loadable, kept = dataclasses.replace(report, rows=rows), []
         for batch in self.batches:
-            if (row := loadable.fastest(batch)) and (time := row.time(batch)) and row.answers:
-                agreement = f"the same class as {self.reference} for {row.answers.agreement.value:.0%} of {VIEWS} views"
+            if (row := loadable.fastest(batch)) and (time := row.time(batch)) and row.same_class:
+                agreement = f"the same class as {self.reference} for {row.same_class.value:.0%} of {VIEWS} views"
                 reason = f"the fastest that effnet bench measured here, {time.time.median_ms:.2f} ms; {agreement}"
                 kept.append(Selection(time.backend, batch, reason))
         if not kept:
@@ -273,30 +301,18 @@ class _Bench:
     def _set(self, row: Backend, **values: Any) -> None:
         self.rows[row] = dataclasses.replace(self.rows[row], **values)
 
-    def _try(self, backend: Backend, step: Callable[[], T]) -> T | None:
+    def _try(self, backend: Backend, step: Callable[..., T], *arguments: Any) -> T | None:
         """The result of a step; None where the backend has failed, in this step or before."""
-        row = _row(backend)
+        row = engine_and_precision(backend)
         if self.rows[row].problem:
             return None
         try:
-            return step()
+            return step(*arguments)
         except Exception as error:  # engines have no common exception
             text = " ".join(str(error).split())
             clear = text and isinstance(error, (EffnetError, ChildProcessError))
             self._set(row, problem=text if clear else f"{type(error).__name__}: {text}")
             return None
-
-
-def _choose_batches(wanted: Sequence[int], subject: Subject) -> tuple[int, ...]:
-    """Every batch once, the smallest first."""
-    step = subject.step
-    for batch in wanted:
-        if batch % step:
-            rule = f"cannot be measured: {subject.name} was exported for {step}; it takes a multiple of that."
-            raise ArgumentError("batch", batch, rule)
-    return tuple(sorted(set(wanted or (max(step, batch - batch % step) for batch in BATCHES))))
-
-
-def _row(backend: Backend) -> Backend:
-    """The backend for whole batches, which its row is about."""
-    return Backend(backend.engine, backend.precision)
+        finally:
+            if self.interrupts:
+                raise KeyboardInterrupt

@@ -9,20 +9,14 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from effnet.arch.spec import InputSpec
-from effnet.runtime.agreement import PHOTOS
-
-# Nothing is imported that a user's program would not import.
+# Only what a user's program would import is imported before the first answer.
 PROGRAM = """
 import json, sys, time
 import numpy, effnet
-model, pins, photo = json.loads(sys.argv[1])
+model, pins = json.loads(sys.argv[1])
 classifier = effnet.load(model, **pins)
-if photo:
-    classifier.predict(photo)
-else:
-    size, channels = classifier.input.size, classifier.input.channels
-    classifier.logits(numpy.zeros((1, size, size, channels), numpy.uint8))
+size, channels = classifier.input.size, classifier.input.channels
+classifier.logits(numpy.zeros((1, size, size, channels), numpy.uint8))
 answered = time.monotonic()
 from effnet.machine import peak_memory
 print(json.dumps([answered, peak_memory()]))
@@ -33,22 +27,20 @@ class ColdStart(NamedTuple):
     """One fresh process."""
 
     seconds: float  # from its beginning to its first answer
-    bytes: int  # the most that it held, Python and all libraries included; 0 where the system does not tell
+    bytes: int  # its peak memory, Python and all libraries included; 0 where the system does not report it
 
 
-def measure_cold_start(model: str, input_spec: InputSpec, pins: Mapping[str, Any]) -> ColdStart:
-    """Start Python, load a model and have it answer once: to a packaged photo, or to zeros where it sees no photos.
+def measure_cold_start(model: str, pins: Mapping[str, Any]) -> ColdStart:
+    """Start Python, load a model and have it answer once.
 
     Args:
         model: as effnet.load takes it.
-        input_spec: how its images are prepared.
         pins: effnet.load's other arguments.
 
     Raises:
-        ChildProcessError: it failed; the message is the last line that it wrote.
+        ChildProcessError: the process failed; the message is the last line that it wrote.
     """
-    photo = str(next(PHOTOS.glob("*.png"))) if input_spec.channels in (1, 3) else None
-    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(pins), photo])]
+    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(pins)])]
     started = time.monotonic()  # the same clock for all processes
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from effnet.benchmarking.cold_start import ColdStart
 from effnet.metrics.intervals import Difference, Interval
 from effnet.metrics.timing import Conditions, Timing
-from effnet.runtime.agreement import AGREE, VIEWS
 from effnet.runtime.select import Selection
 from effnet.runtime.session import Backend
+
+VIEWS = 64  # of the packaged photos, on which backends are compared
+AGREE = 0.95  # share of them for which a backend has to name the reference's class
 
 
 @dataclass(frozen=True)
@@ -30,72 +30,35 @@ class BatchTime:
         """By the median."""
         return 1e3 * self.batch / self.time.median_ms
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures by name."""
-        parts = {"streams": self.backend.streams, "part": self.backend.part or self.batch}
-        return {"batch": self.batch, **parts, "images_per_second": self.images_per_second, **self.time.to_dict()}
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A backend's answers to views of photos, beside the reference's."""
-
-    difference: float  # largest difference of a logit
-    share: float  # the same, of the reference's largest logit
-    agreement: Interval  # share of the views for which both name the same class
-
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What was measured of one engine and precision."""
+    """What was measured of one engine and precision; None where it is missing."""
 
-    backend: Backend  # of whole batches
+    backend: Backend  # without parts and streams
     times: tuple[BatchTime, ...] = ()  # one for each batch
-    answers: Answers | None = None
-    accuracy: Difference | None = None  # a is the reference, b this backend; None without images of known classes
-    file: str = ""  # what a fresh process opens; empty where it could not be written
-    file_bytes: int = 0
-    cold_starts: tuple[ColdStart, ...] = ()
+    logit_difference: float | None = None  # the largest, as a share of the reference's largest logit
+    same_class: Interval | None = None  # share of the views for which the reference names the same class
+    accuracy: Difference | None = None  # a is the reference, b this backend; only with images of known classes
+    file_bytes: int | None = None  # of what is shipped
+    cold_start_seconds: float | None = None  # median of a new process, until its first answer
+    peak_memory_bytes: int | None = None  # median of that process
     problem: str = ""  # why something is missing
-
-    @property
-    def start_seconds(self) -> float | None:
-        """The median of its cold starts."""
-        return statistics.median(start.seconds for start in self.cold_starts) if self.cold_starts else None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """The median of its cold starts."""
-        held = [start.bytes for start in self.cold_starts if start.bytes]
-        return round(statistics.median(held)) if held else None
-
-    @property
-    def agrees(self) -> bool:
-        """Whether it names nearly all views as the reference does."""
-        return self.answers is not None and self.answers.agreement.value >= AGREE
 
     def time(self, batch: int) -> BatchTime | None:
         """How long it took for a batch."""
         return next((time for time in self.times if time.batch == batch), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain values; what is missing is null."""
-        answers, accuracy = self.answers, self.accuracy
-        return {
-            "engine": self.backend.engine,
-            "precision": self.backend.precision,
-            "batches": [time.to_dict() for time in self.times],
-            "logit_difference": answers and answers.difference,
-            "logit_difference_share": answers and answers.share,
-            "same_class": answers and answers.agreement.to_dict(),
-            "top1": accuracy and accuracy.accuracy_b.to_dict(),
-            "difference": accuracy and accuracy.to_dict(),
-            "file_bytes": self.file_bytes or None,
-            "peak_memory_bytes": self.peak_bytes,
-            "cold_start_seconds": self.start_seconds,
-            "starts": len(self.cold_starts),
-            "problem": self.problem or None,
-        }
+        """The row as plain values."""
+        times = [
+            {"batch": each.batch, "streams": each.backend.streams, "part": each.backend.part or each.batch}
+            | {"images_per_second": each.images_per_second, **each.time.to_dict()}
+            for each in self.times
+        ]
+        name = {"engine": self.backend.engine, "precision": self.backend.precision}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("backend", "times")}
+        return name | values | {"batches": times}
 
 
 @dataclass(frozen=True)
@@ -116,30 +79,26 @@ class BenchReport:
 
     def uses(self, row: BenchRow, batch: int) -> bool:
         """Whether effnet.load uses this engine and precision for a batch, in whatever parts."""
-        if batch not in self.selected:
-            return False
-        backend = self.selected[batch].backend
-        return (backend.engine, backend.precision) == (row.backend.engine, row.backend.precision)
+        return engine_and_precision(self.selected[batch].backend) == row.backend
 
     def fastest(self, batch: int) -> BenchRow | None:
         """The fastest for a batch among those that agree with the reference."""
-        found = [(time.time.median_ms, row) for row in self.rows if row.agrees and (time := row.time(batch))]
-        return min(found, key=lambda each: each[0])[1] if found else None
+        found = {
+            time.time.median_ms: row
+            for row in self.rows
+            if row.same_class and row.same_class.value >= AGREE and (time := row.time(batch))
+        }
+        return found[min(found)] if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
         selected = [{"batch": batch, **dataclasses.asdict(each.backend)} for batch, each in self.selected.items()]
-        return {
-            "model": self.model,
-            "resolution": self.resolution,
-            **self.conditions.to_dict(),
-            "batches": list(self.batches),
-            "views": VIEWS,
-            "images": self.images,
-            "unreadable": dict(self.unreadable),
-            "reference": self.reference and dataclasses.asdict(self.reference),
-            "selected": selected,
-            "kept": self.kept and str(self.kept),
-            "notes": list(self.notes),
-            "rows": [row.to_dict() for row in self.rows],
-        }
+        kept = self.kept and str(self.kept)
+        rows = [row.to_dict() for row in self.rows]
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key != "conditions"}
+        return self.conditions.to_dict() | values | {"views": VIEWS, "selected": selected, "kept": kept, "rows": rows}
+
+
+def engine_and_precision(backend: Backend) -> Backend:
+    """The backend without its parts, streams and threads."""
+    return Backend(backend.engine, backend.precision)

@@ -54,9 +54,7 @@ def export(
             rule = f"must be given for int8: effnet export {model} DATA --precision int8"
             raise ArgumentError("data", data, rule)
         if format != "openvino":
-            slow = "ONNX Runtime takes longer for these networks in int8 than in fp32"
-            reason = slow if format == "onnx" else "a torch.export program would compute in fp32"
-            raise ArgumentError("precision", precision, f"needs format openvino; {reason}.")
+            raise ArgumentError("precision", precision, f"needs format openvino; {format} would not be faster in it.")
     for option, value in (("data", data), ("max_drop", max_drop)):
         if value is not None and precision != "int8":
             raise ArgumentError(option, value, "is only for --precision int8.")
@@ -103,7 +101,7 @@ def _read_images(model: str, bundle: Bundle, data: str) -> TrainVal:
 
 
 def _show(made: Int8Exported, limit: float) -> None:
-    """fp32 and int8 side by side, then what the difference says."""
+    """fp32 and int8 side by side, then what the difference means."""
     last, int8 = made.attempts[-1], made.form.int8
     assert int8 is not None
     rows = [
@@ -115,21 +113,18 @@ def _show(made: Int8Exported, limit: float) -> None:
     ]
     console.paragraphs((f"OpenVINO on the {last.found.n:,} val images",))
     console.table(("<", "top-1", "95 % interval", "size"), rows)
-    low, high = last.bounds
+    drop, same = last.drop, last.agreement
     lines = [
-        f"int8 loses {last.drop:+.2f} points of top-1 ({low:+.2f} to {high:+.2f}); the limit is {limit:g}. "
-        f"Both name the same class for {last.agreement.value:.1%} of the images ({last.agreement.low:.1%} to "
-        f"{last.agreement.high:.1%}).",
-        f"Calibrated on {int8.calibration_images:,} training images. {made.eight_bits} of {made.layers} layers "
-        f"have weights in 8 bits; parts in float: {', '.join(int8.kept) or 'none'}.",
+        f"int8 loses {drop.value:+.2f} points of top-1 ({drop.low:+.2f} to {drop.high:+.2f}); the limit is {limit:g}. "
+        f"Both name the same class for {same.value:.1%} of the images ({same.low:.1%} to {same.high:.1%}).",
+        f"Calibrated on {int8.calibration_images:,} training images; parts in float: {', '.join(int8.kept) or 'none'}.",
     ]
     if len(made.attempts) > 1:
         tried = "; ".join(str(attempt) for attempt in made.attempts)
-        lines.append(
-            f"{len(made.attempts)} versions were evaluated on the same images, which flatters the last: {tried}."
-        )
-    if high > limit:
-        lines.append(f"Images like these may show a drop beyond the limit: its interval ends at {high:.2f}.")
+        count = len(made.attempts)
+        lines.append(f"{count} versions were evaluated on the same images, which flatters the last: {tried}.")
+    if drop.high > limit:
+        lines.append(f"Images like these may show a drop beyond the limit: its interval ends at {drop.high:.2f}.")
     if made.unreadable:
         lines.append(f"{made.unreadable:,} val images cannot be read and are not counted.")
     console.paragraphs(lines)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from effnet.data.image import load_pixels
+from effnet.arch.spec import InputSpec
+from effnet.data.views import views
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import one_of, positive_int
 from effnet.files import FILE_SUFFIXES, has_mark, size_of, write_file, write_folder
 from effnet.machine import Precision
 from effnet.runtime import openvino
-from effnet.runtime.agreement import PHOTOS
 from effnet.runtime.artifact import ENGINES, OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, metadata, read_artifact
 from effnet.runtime.graph import network_of
 from effnet.runtime.select import Selection, open_session
@@ -23,7 +23,7 @@ from effnet.runtime.session import Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
 LIMITS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 0.1}  # largest Parity.difference
-NOISE = 6  # images of noise that are compared beside the photos
+PHOTOS, NOISE = 2, 6  # images on which answers are compared
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def export(
 
     Raises:
         ArgumentError: a value is outside its range, or `out` exists and effnet did not write it.
-        RefusedError: the artifact's answers differ too much.
+        RefusedError: the artifact's answers differ by more than LIMITS.
         MissingExtraError: the format's package is not installed.
     """
     one_of("format", format, Format)
@@ -83,7 +83,7 @@ def export(
     bundle.network.eval()
     with artifact_place(out, format) as temporary:
         write_artifact(bundle, form, temporary)
-        parity = check_parity(bundle, read_artifact(temporary), parity_pixels(bundle))
+        parity = check_parity(bundle, read_artifact(temporary))
         if not parity.difference <= LIMITS[precision]:
             raise RefusedError(f"{out} was not written: {parity}, more than {LIMITS[precision]:g}")
         size = size_of(temporary)
@@ -98,14 +98,11 @@ def artifact_place(out: str | Path, format: Format) -> Iterator[Path]:
         ArgumentError: `out` has the name of another format, or exists and effnet did not write it.
     """
     path = Path(out)
-    if format == "openvino":
-        if path.suffix in (*SUFFIXES, *FILE_SUFFIXES):
-            other = f", as --format {SUFFIXES[path.suffix]} writes one" if path.suffix in (".onnx", ".pt2") else ""
-            raise ArgumentError("out", str(path), f"must name a folder; {path.suffix} is the name of a file{other}.")
-    else:
-        suffix = next(suffix for suffix, name in SUFFIXES.items() if name == format)
-        if path.suffix != suffix:
-            raise ArgumentError("out", str(path), f"must end with {suffix}.")
+    suffix = next((suffix for suffix, name in SUFFIXES.items() if name == format), None)
+    if format == "openvino" and path.suffix in (*SUFFIXES, *FILE_SUFFIXES):
+        raise ArgumentError("out", str(path), f"must name a folder; {path.suffix} is the name of a file.")
+    if format != "openvino" and path.suffix != suffix:
+        raise ArgumentError("out", str(path), f"must end with {suffix}.")
     if path.is_file() and not has_mark(path):
         raise ArgumentError("out", str(path), "exists, and effnet did not write it; choose another name.")
     with write_folder(path, "artifact") if format == "openvino" else write_file(path) as temporary:
@@ -127,11 +124,11 @@ def write_artifact(bundle: Bundle, form: Form, target: Path) -> None:
         openvino.write(openvino.make(network_of(bundle), form.batch, about), target / OPENVINO_FILE)
 
 
-def check_parity(bundle: Bundle, artifact: Artifact, pixels: Pixels) -> Parity:
-    """How an artifact's answers differ from the network's in torch, for pixels (N, size, size, C) uint8."""
-    from effnet.runtime.torch import compile_network
-
-    expected = compile_network(bundle.network, bundle.config.input)(pixels)
+def check_parity(bundle: Bundle, artifact: Artifact) -> Parity:
+    """How an artifact's answers differ from those of the network in torch, on photos and on noise."""
+    pixels = parity_pixels(bundle.config.input)
+    with open_session(bundle, engine="torch", precision="fp32") as session:
+        expected = session(pixels)
     got = artifact_logits(artifact, pixels)
     difference = float(np.abs(got - expected).max() / np.abs(expected).max())
     return Parity(difference, int((got.argmax(1) == expected.argmax(1)).sum()), len(pixels))
@@ -141,19 +138,12 @@ def artifact_logits(artifact: Artifact, pixels: Pixels) -> Logits:
     """What an artifact answers in its own engine, precision and batch."""
     form = artifact.form
     backend = Backend(ENGINES[form.format][0], form.precision)
-    session = open_session(artifact, Selection(backend, form.batch or len(pixels), "as exported"))
-    try:
+    with open_session(artifact, Selection(backend, form.batch or len(pixels), "as exported")) as session:
         return session(pixels)
-    finally:
-        session.close()
 
 
-def parity_pixels(bundle: Bundle) -> Pixels:
-    """The packaged photos as the network sees them, where it sees photos, and noise."""
-    input_spec = bundle.config.input
-    shape = NOISE, input_spec.size, input_spec.size, input_spec.channels
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    if input_spec.channels not in (1, 3):
-        return noise
-    photos = [load_pixels(file, input_spec) for file in sorted(PHOTOS.glob("*.png"))]
-    return np.concatenate([np.stack(photos), noise])
+def parity_pixels(input_spec: InputSpec) -> Pixels:
+    """(N, size, size, C): views of the packaged photos, and noise."""
+    photos = views(input_spec, PHOTOS)
+    noise = np.random.default_rng(0).integers(0, 256, (NOISE, *photos.shape[1:]), dtype=np.uint8)
+    return np.concatenate([photos, noise])

@@ -4,16 +4,13 @@ NNCF, which is OpenVINO's own, finds the ranges, all of them symmetric: weights 
 each. Ranges that follow SiLU's, from -0.28 upwards, were no more accurate and 7 % slower on B0. NNCF leaves the two
 small convolutions of squeeze-and-excitation in float; the factors that they make, and the product, are in 8 bits.
 
-1. Only training images calibrate: the ranges are those of the maps that they make.
-2. fp32 and int8 are evaluated on the same val images, in the same engine. The drop is what int8 loses of top-1, in
-   points. It has to keep within the limit; its interval says what other images may show.
-3. Where it does not, every part is measured: int8 with only this part in float, by how far its logits are from fp32's
-   for calibration images. The part that leaves least goes back to float, and the network is evaluated again; then the
-   next one, too. Where ATTEMPTS versions or all parts are not enough, the network is refused.
-
-Every version is evaluated on the same val images, and the first that keeps within the limit is taken. So the drop of a
-later version is a little too small; the number of versions is always reported. The test images, used once, show the
-true drop.
+Only training images calibrate. fp32 and int8 are evaluated on the same val images, in the same engine; the drop is
+what int8 loses of top-1, in points. Where it exceeds the limit, every part is measured: how far int8's logits are from
+fp32's on calibration images when only this part stays in float. The part that leaves least goes back to float, and the
+network is evaluated again; then the next one, too. Where ATTEMPTS versions or all parts that help are not enough, the
+network is refused. Every version is evaluated on the same images and the first that keeps within the limit is taken,
+so the drop of a later one is a little too small. The number of versions is always reported; test images show the true
+drop.
 
 ONNX Runtime does not run int8: on a processor with VNNI, B0 and Lite0 at 32 and 96 px took it 2.3 to 3.7 times as long
 in NNCF's 8 bits as in fp32, where OpenVINO took 0.4 to 0.7 of the time.
@@ -26,25 +23,24 @@ import logging
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from effnet.arch.spec import InputSpec, NetworkSpec
-from effnet.data.dataset import Dataset, Sample
+from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels
-from effnet.data.paths import read_ahead
 from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, missing
 from effnet.exporting.export import artifact_logits, artifact_place, parity_pixels, write_artifact
 from effnet.fields import positive_int
 from effnet.files import size_of
-from effnet.metrics.evaluate import READERS, FunctionPredictor, Predicted, predict_logits
+from effnet.metrics.evaluate import FunctionPredictor, Predicted, predict_logits
 from effnet.metrics.intervals import Difference, Interval, compare_top1, wilson
 from effnet.progress import SILENT, Progress
 from effnet.runtime import openvino
@@ -60,9 +56,7 @@ RANKING = 64  # calibration images on which each part is measured
 ATTEMPTS = 6  # versions that are evaluated at most: more of them would choose by luck
 BLOCKS = 24  # up to which each block is a part; in deeper networks each stage is one
 REWRITTEN = 1e-4  # largest difference of a logit after writing and reading the file, as a share of the largest logit
-SQUEEZES = "squeeze-and-excitation"
-LOUD = "nncf", "torch.utils.cpp_extension"  # loggers; NNCF imports torch's, which reports where it looks for CUDA
-UNREPORTED = "NNCF_CI"  # with this in its environment NNCF sends no reports of its use
+SQUEEZES, NOTHING = "squeeze-and-excitation", "nothing"
 
 
 @dataclass(frozen=True)
@@ -74,32 +68,26 @@ class Attempt:
     agreement: Interval  # share of the images for which both name the same class
 
     @property
-    def drop(self) -> float:
+    def drop(self) -> Interval:
         """Points of top-1 that int8 loses against fp32; negative where it gains."""
-        return 100 * (self.found.only_a - self.found.only_b) / self.found.n
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The drop's interval at 95 %, in points."""
-        return -100 * self.found.accuracy.high, -100 * self.found.accuracy.low
+        gain = self.found.accuracy
+        return Interval(-100 * gain.value, -100 * gain.high, -100 * gain.low)
 
     def __str__(self) -> str:
-        low, high = self.bounds
-        return f"{_list(self.kept)} in float: {self.drop:+.2f} points lost ({low:+.2f} to {high:+.2f})"
+        drop = self.drop
+        return f"{_list(self.kept)} in float: {drop.value:+.2f} points lost ({drop.low:+.2f} to {drop.high:+.2f})"
 
 
 @dataclass(frozen=True)
 class Int8Exported:
-    """An int8 artifact that was written, and the same network in fp32 beside it."""
+    """An int8 artifact that was written."""
 
     path: Path
     form: Form
     bytes: int
-    fp32_bytes: int
+    fp32_bytes: int  # of the same network in fp32
     attempts: tuple[Attempt, ...]  # versions that were evaluated; the last one is the artifact
     unreadable: int  # val images that could not be read
-    eight_bits: int  # layers whose weights are in 8 bits
-    layers: int
 
 
 def export_int8(
@@ -131,7 +119,8 @@ def export_int8(
     if not 0 <= max_drop < 100:
         raise ArgumentError("max_drop", max_drop, "must be points of top-1: at least 0 and below 100.")
     batch = None if batch is None else positive_int("batch", batch)
-    _check_images(data)
+    if both := {data.train.file(each) for each in data.train.samples} & {data.val.file(s) for s in data.val.samples}:
+        raise DataError(f"{min(both)} would both calibrate int8 and decide about it")
     _nncf()  # imported before anything takes time
     network, spec = network_of(bundle), bundle.config.spec
     bundle.network.eval()
@@ -139,26 +128,30 @@ def export_int8(
         model = openvino.make(network, 1, {})
         pixels = read_calibration(data.train, network.input, progress)
         reference = _evaluate(openvino.for_batch(model, batch), network.input, data.val, "fp32", progress)
-        kept: tuple[str, ...] = ()
         attempts: list[Attempt] = []
-        ranking: Ranking | None = None
+        errors: dict[str, float] = {}
+        kept: tuple[str, ...] = ()
         while True:
             version = f"int8, {_list(kept)} in float"
             progress.update(f"{version}: calibrating", 0, 1)
             made = openvino.for_batch(quantize(model, pixels, spec, kept), batch)
             progress.update(f"{version}: calibrating", 1, 1)
-            attempts.append(_attempt(kept, reference, _evaluate(made, network.input, data.val, version, progress)))
-            if attempts[-1].drop <= max_drop:
+            found = _evaluate(made, network.input, data.val, version, progress)
+            same = int((reference.logits.argmax(1) == found.logits.argmax(1)).sum())
+            difference = compare_top1(reference.logits, found.logits, found.labels)
+            attempts.append(Attempt(kept, difference, wilson(same, difference.n)))
+            if attempts[-1].drop.value <= max_drop:
                 break
-            ranking = ranking or rank_parts(model, pixels[:RANKING], spec, progress)
-            if len(attempts) == ATTEMPTS or len(kept) == len(ranking.parts):
-                raise RefusedError(_refusal(attempts, ranking, max_drop))
-            kept = tuple(ranking.parts)[: len(kept) + 1]
+            errors = errors or measure_parts(model, pixels[:RANKING], spec, progress)
+            helpful = [part for part in errors if errors[part] < errors[NOTHING]]
+            if len(attempts) == ATTEMPTS or len(kept) == len(helpful):
+                raise RefusedError(_refusal(attempts, errors, max_drop))
+            kept = tuple(helpful[: len(kept) + 1])
 
-        last, layers = attempts[-1], eight_bit_layers(made)
-        int8 = Int8(len(pixels), last.kept, last.drop, *last.bounds, last.found.n, len(attempts))
+        drop = attempts[-1].drop
+        int8 = Int8(len(pixels), kept, drop.value, drop.low, drop.high, difference.n, len(attempts))
         form = Form("openvino", "int8", batch, int8)
-        shown = parity_pixels(bundle)
+        shown = parity_pixels(network.input)
         evaluated = _open(made)(shown)
         openvino.describe(made, metadata(bundle.config, form))
         openvino.write(made, target / OPENVINO_FILE)
@@ -167,9 +160,7 @@ def export_int8(
             raise RefusedError("int8 was not written: the file answers differently from the model that was evaluated")
         write_artifact(bundle, Form("openvino", "fp32", batch), Path(folder))
         sizes = size_of(target), size_of(Path(folder))
-    return Int8Exported(
-        Path(out), form, *sizes, tuple(attempts), len(reference.unreadable), sum(layers.values()), len(layers)
-    )
+    return Int8Exported(Path(out), form, *sizes, tuple(attempts), len(reference.unreadable))
 
 
 def split_parts(spec: NetworkSpec) -> dict[str, tuple[str, ...]]:
@@ -203,7 +194,7 @@ def quantize(model: Any, pixels: Pixels, spec: NetworkSpec, kept: Sequence[str] 
     nncf, parts = _nncf(), split_parts(spec)
     prefixes = tuple(f"{layer}." for part in kept for layer in parts[part])
     names = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name().startswith(prefixes)]
-    with _silenced(*LOUD):
+    with _silenced():
         return nncf.quantize(
             model.clone(),
             nncf.Dataset([image[None] for image in pixels]),
@@ -212,15 +203,10 @@ def quantize(model: Any, pixels: Pixels, spec: NetworkSpec, kept: Sequence[str] 
         )
 
 
-class Ranking(NamedTuple):
-    """Mean difference of int8's logits from fp32's, as a share of the mean logit."""
+def measure_parts(model: Any, pixels: Pixels, spec: NetworkSpec, progress: Progress = SILENT) -> dict[str, float]:
+    """What is left of int8's error when only this part stays in float, the least first; NOTHING: all in int8.
 
-    whole: float  # with no part in float
-    parts: dict[str, float]  # with only this part in float, least first; parts that do not help are left out
-
-
-def rank_parts(model: Any, pixels: Pixels, spec: NetworkSpec, progress: Progress = SILENT) -> Ranking:
-    """The parts of a network by what is left of int8's error when only this part stays in float.
+    The error is the mean difference of int8's logits from fp32's, as a share of the mean logit.
 
     Args:
         model: for one image, in fp32.
@@ -229,68 +215,31 @@ def rank_parts(model: Any, pixels: Pixels, spec: NetworkSpec, progress: Progress
         progress: follows the parts.
     """
     expected = _open(model)(pixels)
-    scale = float(np.abs(expected).mean()) or 1.0
-
-    def error(*kept: str) -> float:
-        return float(np.abs(_open(quantize(model, pixels, spec, kept))(pixels) - expected).mean()) / scale
-
-    names, whole = tuple(split_parts(spec)), error()
     errors: dict[str, float] = {}
-    for done, name in enumerate(names, start=1):
-        errors[name] = error(name)
-        progress.update("measuring what each part loses", done, len(names))
-    return Ranking(
-        whole, {name: errors[name] for name in sorted(names, key=errors.__getitem__) if errors[name] < whole}
-    )
+    parts = (NOTHING, *split_parts(spec))
+    for done, part in enumerate(parts, start=1):
+        logits = _open(quantize(model, pixels, spec, () if part == NOTHING else (part,)))(pixels)
+        errors[part] = float(np.abs(logits - expected).mean() / (np.abs(expected).mean() or 1))
+        progress.update("measuring what each part loses", done, len(parts))
+    return dict(sorted(errors.items(), key=lambda error: error[1]))
 
 
 def read_calibration(dataset: Dataset, input_spec: InputSpec, progress: Progress = SILENT) -> Pixels:
-    """At most CALIBRATION of the images, drawn with a fixed seed: (N, size, size, C) uint8.
-
-    Images that cannot be read are passed over.
+    """At most CALIBRATION of the images that can be read, drawn with a fixed seed: (N, size, size, C) uint8.
 
     Raises:
         DataError: none can be read.
     """
-
-    def read(sample: Sample) -> Pixels:
-        return load_pixels(dataset.file(sample), input_spec)
-
-    drawn = random.Random(0).sample(dataset.samples, len(dataset))
-    total = min(CALIBRATION, len(drawn))
     found: list[Pixels] = []
-    for _, pixels in read_ahead(drawn, read, threads=READERS, window=2 * READERS):
-        if not isinstance(pixels, ImageError):
-            found.append(pixels)
-            progress.update("reading training images", len(found), total)
-        if len(found) == total:
+    for sample in random.Random(0).sample(dataset.samples, len(dataset)):
+        with suppress(ImageError):
+            found.append(load_pixels(dataset.file(sample), input_spec))
+        progress.update("reading training images", len(found), min(CALIBRATION, len(dataset)))
+        if len(found) == CALIBRATION:
             break
     if not found:
         raise DataError(f"none of the {len(dataset):,} training images in {dataset.root} can be read")
     return np.stack(found)
-
-
-def eight_bit_layers(model: Any) -> dict[str, bool]:
-    """For every convolution and matrix product by name whether its weights are in 8 bits."""
-    found = {}
-    for op in model.get_ordered_ops():
-        if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
-            weights = op.input_value(1).get_node()
-            while weights.get_type_name() != "Constant":
-                weights = weights.input_value(0).get_node()
-            found[op.get_friendly_name().rpartition(".")[0]] = weights.get_element_type().size == 1
-    return found
-
-
-def _check_images(data: TrainVal) -> None:
-    """Refuse empty parts, and images that would both calibrate and decide."""
-    for purpose, part in (("calibrate", data.train), ("evaluate", data.val)):
-        if not len(part):
-            raise DataError(f"there is no image to {purpose} int8 with")
-    val = {data.val.file(sample) for sample in data.val.samples}
-    for sample in data.train.samples:
-        if (file := data.train.file(sample)) in val:
-            raise DataError(f"{file} would both calibrate int8 and decide about it")
 
 
 def _open(model: Any) -> Session:
@@ -310,56 +259,43 @@ def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, pro
         task=f"{version}: evaluating on val images",
     )
     if not len(found.labels):
-        path, reason = next(iter(found.unreadable.items()))
-        raise DataError(f"none of the {len(val):,} val images can be read; {path}: {reason}")
+        raise DataError(f"none of the {len(val):,} val images in {val.root} can be read")
     return found
 
 
-def _attempt(kept: tuple[str, ...], reference: Predicted, found: Predicted) -> Attempt:
-    same = int((reference.logits.argmax(1) == found.logits.argmax(1)).sum())
-    difference = compare_top1(reference.logits, found.logits, found.labels)
-    return Attempt(kept, difference, wilson(same, difference.n))
-
-
-def _refusal(attempts: Sequence[Attempt], ranking: Ranking, limit: float) -> str:
+def _refusal(attempts: Sequence[Attempt], errors: Mapping[str, float], limit: float) -> str:
     """What was tried, with each figure."""
-    n = attempts[0].found.n
     tried = "; ".join(str(attempt) for attempt in attempts)
-    left = ", ".join(f"{part} {error:.1%}" for part, error in ranking.parts.items()) or "none is closer"
+    left = ", ".join(f"{part} {error:.1%}" for part, error in errors.items())
     return (
-        f"int8 was not written: on {n:,} val images it loses more than {limit:g} points of top-1. Tried: {tried}. "
-        f"Its logits differ from fp32's by {ranking.whole:.1%} on average; with one part in float: {left}"
+        f"int8 was not written: on {attempts[0].found.n:,} val images it loses more than {limit:g} points of top-1. "
+        f"Tried: {tried}. Average difference of its logits from fp32's, by the part in float: {left}"
     )
 
 
 def _list(kept: Sequence[str]) -> str:
-    return ", ".join(kept) or "nothing"
+    return ", ".join(kept) or NOTHING
 
 
 def _nncf() -> Any:
-    """NNCF, without its telemetry."""
-    logger_class, reported = logging.getLoggerClass(), os.environ.get(UNREPORTED)
-    os.environ.setdefault(UNREPORTED, "1")
+    """NNCF, which sends no reports of its use."""
+    os.environ.setdefault("NNCF_CI", "1")
+    logger_class = logging.getLoggerClass()
     try:
         return import_module("nncf")
     except ImportError as error:
         raise missing("int8", "nncf", error) from error
     finally:
         logging.setLoggerClass(logger_class)  # NNCF replaces the whole process's
-        if reported is None:
-            del os.environ[UNREPORTED]
 
 
 @contextmanager
-def _silenced(*names: str) -> Iterator[None]:
-    """Without NNCF's bars and its loggers' messages: standard output is for results."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _silenced() -> Iterator[None]:
+    """Without the bars and the messages of NNCF and of what it imports: standard output is for results."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

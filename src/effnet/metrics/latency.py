@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 
 from effnet.arch.spec import InputSpec, NetworkSpec
+from effnet.data.views import views
 from effnet.metrics.timing import Timing, measure
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime.agreement import views
 from effnet.runtime.select import Selection, open_session, select
 from effnet.weights.bundle import Bundle, BundleConfig
 

@@ -101,6 +101,17 @@ class Conditions:
         """Whether there were more programs and threads than cores: torch's threads then wait for the slowest."""
         return self.machine.crowded(self.threads, self.load)
 
+    @property
+    def warning(self) -> str:
+        """What a crowded machine does to the times, for people; empty where it was quiet."""
+        if not self.crowded:
+            return ""
+        advice = "" if self.threads == 1 else ", or with --threads 1"
+        return (
+            f"Other programs were busy before this began (load {self.load:.1f}), so the times may be too long, some "
+            f"more than others: measure again when it is quiet{advice}."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The facts under the names of the attributes."""
         details = {name: value for name in ("batch", "dtype", "layout") if (value := getattr(self, name)) is not None}

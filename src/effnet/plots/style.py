@@ -92,6 +92,11 @@ def picture(out: Path, width: float, height: float, title: str) -> Iterator[Figu
             unfinished.unlink(missing_ok=True)
 
 
+def footnote(figure: Figure, text: str) -> None:
+    """Write small grey text below everything."""
+    figure.supxlabel(text, x=0.012, ha="left", fontsize=10, color=GREY)
+
+
 def decades(axes: Axes) -> None:
     """Plain numbers at 1, 2 and 5 of each decade of two logarithmic axes."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -20,10 +20,10 @@ from effnet.runtime.session import EngineName
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
-    from effnet.metrics.timing import Conditions, Timing
+    from effnet.metrics.timing import Timing
     from effnet.profiling.compare import Comparison
 
-PAIRS = 12  # inversions that are listed; --json has them all
+PAIRS = 8  # inversions that are listed; --json has them all
 
 
 def profile(
@@ -58,42 +58,39 @@ def profile(
             raise ArgumentError(option, value, "needs a MODEL; --compare runs every network in torch.")
     if plot is not None:
         drawable(plot)
-    if model is None:
-        return _compare(options, plot, as_json=json)
-    with console.Display(f"measuring {model}") as progress:
-        opened = read_network(model) if artifact_path(model) is None else read_artifact(model)
-        measured = profile_blocks(opened, options, engine=engine, precision=precision, progress=progress)
-    if plot is not None:
-        from effnet.profiling.plots import draw_profile
+    measured: Profile | Comparison
+    with console.Display(f"measuring {model or 'the networks in turn'}") as progress:
+        if model is None:
+            from effnet.profiling.compare import compare_networks
 
-        draw_profile(measured, plot)
+            measured = compare_networks(options=options, progress=progress)
+        else:
+            opened = read_network(model) if artifact_path(model) is None else read_artifact(model)
+            measured = profile_blocks(opened, options, engine=engine, precision=precision, progress=progress)
+    if plot is not None:
+        from effnet.profiling.plots import draw_comparison, draw_profile
+
+        if isinstance(measured, Profile):
+            draw_profile(measured, plot)
+        else:
+            draw_comparison(measured, plot)
+        console.remark(f"Drawn: {plot}")
     if json:
         sys.stdout.write(console.json_text(measured.to_dict()))
-    else:
+    elif isinstance(measured, Profile):
         _show_profile(measured)
-    words = ["effnet", "profile", model]
-    for option, value in (("--engine", engine), ("--precision", precision)):
-        words += [option, value] if value else []
-    again = shlex.join([*words, "--plot", "profile.png"])
-    _finish(measured.conditions, plot, again if plot is None else "effnet profile --compare")
-    return OK
-
-
-def _compare(options: TimingOptions, plot: Path | None, *, as_json: bool) -> int:
-    """Time networks of many families in turn."""
-    from effnet.profiling.compare import compare_networks
-
-    with console.Display("measuring the networks in turn") as progress:
-        measured = compare_networks(options=options, progress=progress)
-    if plot is not None:
-        from effnet.profiling.plots import draw_comparison
-
-        draw_comparison(measured, plot)
-    if as_json:
-        sys.stdout.write(console.json_text(measured.to_dict()))
     else:
         _show_comparison(measured)
-    _finish(measured.conditions, plot, f"effnet profile {'b0' if plot else '--compare --plot times.png'}")
+    if measured.conditions.warning:
+        console.remark(measured.conditions.warning)
+    if model is None:
+        following = "b0" if plot else "--compare --plot times.png"
+    elif plot is None:
+        pins = {"--engine": engine, "--precision": precision, "--plot": "profile.png"}
+        following = shlex.join([model, *(word for pin in pins.items() if pin[1] for word in map(str, pin))])
+    else:
+        following = "--compare"
+    console.remark(f"Next: effnet profile {following}")
     return OK
 
 
@@ -130,9 +127,9 @@ def _show_profile(measured: Profile) -> None:
 
 
 def _show_comparison(measured: Comparison) -> None:
-    """A row for each network, then what predicts time, then where it is not predicted."""
-    columns = "<name", "px", "params", "MACs", "FLOPs", "activations", "ms", "10 to 90 %", "images/s"
-    lines: list[tuple[object, ...]] = [
+    """A row for each network, then what predicts time, then where multiply-adds do not."""
+    columns = "<name", "px", "params", "MACs", "FLOPs", "activations", "ms", "10 to 90 %"
+    lines = [
         (
             row.cost.name,
             row.resolution,
@@ -142,7 +139,6 @@ def _show_comparison(measured: Comparison) -> None:
             console.millions(row.cost.activations),
             f"{row.time.median_ms:.1f}",
             _spread(row.time),
-            f"{row.images_per_second:.1f}",
         )
         for row in sorted(measured.rows, key=lambda row: row.cost.macs)
     ]
@@ -152,34 +148,11 @@ def _show_comparison(measured: Comparison) -> None:
         f"Pearson's r of log time with log MACs {found['macs']:.3f}, with log activations {found['activations']:.3f}."
     )
     console.table(columns, lines, title=f"Networks in turn, by multiply-adds\n{measured.conditions}", note=note)
-    pairs = measured.inversions
-    if not pairs:
-        return
-    inverted = []
-    for pair in pairs[:PAIRS]:
-        cells: list[str] = []
-        for one in (pair.fewer, pair.more):
-            cells += [one.cost.name, console.billions(one.cost.macs), f"{one.time.median_ms:.1f}"]
-        inverted.append((*cells, f"{pair.slowdown:.2f}x", "yes" if pair.clear else ""))
-    count = f"{len(pairs)}" if len(pairs) <= PAIRS else f"{PAIRS} of {len(pairs)}"
-    note = "Clear: the 10th percentile of one lies above the 90th of the other;\nother pairs may be reversed next time."
-    heads = "<fewer MACs", "MACs", "ms", "<more MACs", "MACs", "ms", "slower by", "clear"
-    console.table(heads, inverted, title=f"Fewer multiply-adds, and yet slower: {count} pairs", note=note)
+    if pairs := measured.inversions[:PAIRS]:
+        texts = (f"{fewer.cost.name} than {more.cost.name} ({slowdown:.2f}x)" for slowdown, fewer, more in pairs)
+        console.paragraphs([f"Fewer multiply-adds, yet slower: {', '.join(texts)}."])
 
 
 def _spread(time: Timing) -> str:
     low, high = time.spread_ms
     return f"{low:.2f} - {high:.2f}"
-
-
-def _finish(conditions: Conditions, plot: Path | None, command: str) -> None:
-    """What may have disturbed the measurement, where the picture is, and what to type next."""
-    if conditions.crowded:
-        advice = "again when it is quiet" + ("" if conditions.threads == 1 else ", or with --threads 1")
-        console.remark(
-            f"Other programs were busy before this began (load {conditions.load:.1f}), so the times may be far too "
-            f"long: measure {advice}."
-        )
-    if plot is not None:
-        console.remark(f"Drawn: {plot}")
-    console.remark(f"Next: {command}")

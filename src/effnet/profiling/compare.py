@@ -1,7 +1,7 @@
 """Measured time of many networks in turn: how well multiply-adds and activations predict it.
 
 Everything runs eagerly in float32 on the processor, in eval mode, with random weights, on which time does not depend.
-The networks of other kinds are torchvision's.
+The networks of other families are torchvision's.
 """
 
 from __future__ import annotations
@@ -45,50 +45,12 @@ class Contestant:
 
     cost: Cost
     resolution: int
-    ours: bool
-    batch: int
     time: Timing
-
-    @property
-    def images_per_second(self) -> float:
-        """At the median."""
-        return 1e3 * self.batch / self.time.median_ms
-
-    def to_dict(self) -> dict[str, Any]:
-        """The columns under the names of the attributes."""
-        head = self.cost.to_dict() | {"resolution": self.resolution, "ours": self.ours}
-        return head | self.time.to_dict() | {"images_per_second": self.images_per_second}
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Two networks, the one with fewer multiply-adds taking longer."""
-
-    fewer: Contestant
-    more: Contestant
-
-    @property
-    def slowdown(self) -> float:
-        """How many times as long the one with fewer takes."""
-        return self.fewer.time.median_ms / self.more.time.median_ms
-
-    @property
-    def clear(self) -> bool:
-        """Whether the spreads do not overlap; where they do, another run may find the reverse."""
-        return self.fewer.time.spread_ms[0] > self.more.time.spread_ms[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Both names, their multiply-adds and medians."""
-        pair = {
-            key: {"name": one.cost.name, "macs": one.cost.macs, "median_ms": one.time.median_ms}
-            for key, one in (("fewer", self.fewer), ("more", self.more))
-        }
-        return {**pair, "slowdown": self.slowdown, "clear": self.clear}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Networks of many kinds, timed in turn."""
+    """Networks of many families, timed in turn."""
 
     conditions: Conditions
     rows: tuple[Contestant, ...]
@@ -103,19 +65,25 @@ class Comparison:
         }
 
     @property
-    def inversions(self) -> tuple[Inversion, ...]:
-        """The pairs where fewer multiply-adds took longer, the largest slowdown first."""
+    def inversions(self) -> list[tuple[float, Contestant, Contestant]]:
+        """The pairs where fewer multiply-adds took longer: how many times as long, the one with fewer, the other.
+
+        The largest slowdown comes first.
+        """
         pairs = [
-            Inversion(fewer, more)
+            (fewer.time.median_ms / more.time.median_ms, fewer, more)
             for fewer, more in itertools.permutations(self.rows, 2)
             if fewer.cost.macs < more.cost.macs and fewer.time.median_ms > more.time.median_ms
         ]
-        return tuple(sorted(pairs, key=lambda pair: pair.slowdown, reverse=True))
+        return sorted(pairs, key=lambda pair: pair[0], reverse=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, and what it was measured on."""
-        inversions = [pair.to_dict() for pair in self.inversions]
-        rows = [row.to_dict() for row in self.rows]
+        rows = [{**row.cost.to_dict(), "resolution": row.resolution, **row.time.to_dict()} for row in self.rows]
+        inversions = [
+            {"fewer": fewer.cost.name, "more": more.cost.name, "slowdown": slowdown}
+            for slowdown, fewer, more in self.inversions
+        ]
         return self.conditions.to_dict() | {"rows": rows, "correlations": self.correlations, "inversions": inversions}
 
 
@@ -132,7 +100,7 @@ def compare_networks(
     Raises:
         ArgumentError: there are fewer than two networks.
         UnknownNameError: a name is neither a variant's nor among RIVALS.
-        ImportError: torchvision is not installed, and a network of its own is named.
+        ImportError: torchvision is not installed, and a network of RIVALS is named.
     """
     batch, names = options.batch or 1, tuple(dict.fromkeys(names))
     if len(names) < 2:
@@ -146,8 +114,7 @@ def compare_networks(
             network = build_network(name).to(memory_format=torch.channels_last)
             functions[name] = partial(network, random_images(batch, resolution))
         times = measure_in_turn(functions, runs=options.runs, progress=progress)
-    rows = (Contestant(*costs[name], name in VARIANTS, batch, times[name]) for name in names)
-    return Comparison(conditions, tuple(rows))
+    return Comparison(conditions, tuple(Contestant(*costs[name], times[name]) for name in names))
 
 
 def count(name: str) -> tuple[Cost, int]:

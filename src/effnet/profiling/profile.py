@@ -3,8 +3,8 @@
 Multiply-adds say how much arithmetic there is, not how long a processor takes for it: a profile shows where the time
 goes. Weights are random where MODEL has none, since time does not depend on their values.
 
-torch runs the blocks eagerly in float32, one after the other, with a look at the clock between them. The engines report
-how long each node of their graph took. Nodes are named after the layers that they compute (runtime/graph.py); what an
+torch runs the blocks eagerly in float32, one after the other, and reads the clock between them. The engines report how
+long each node of their graph took. Nodes are named after the layers that they compute (runtime/graph.py); what an
 engine adds, such as a change of memory layout, counts for the block before it.
 """
 
@@ -62,18 +62,9 @@ class BlockTime:
     """A block, what it has to do for the whole batch, and how long that took."""
 
     row: StageRow
-    batch: int
+    macs: int
+    bytes: int  # the least that moves in float32: each weight read once, each activation written once and read once
     time: Timing
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of the batch."""
-        return self.row.cost.macs * self.batch
-
-    @property
-    def bytes(self) -> int:
-        """The least that moves: each weight is read once, each activation written once and read once, in float32."""
-        return 4 * (self.row.cost.params + 2 * self.row.cost.activations * self.batch)
 
     @property
     def gmacs_per_second(self) -> float:
@@ -113,9 +104,8 @@ class Profile:
         """Every figure, and what it was measured on."""
         blocks = [
             {"name": block.row.name, "operator": block.row.operator, "macs": block.macs, "bytes": block.bytes}
-            | block.time.to_dict()
+            | {**block.time.to_dict(), "gmacs_per_second": block.gmacs_per_second}
             | {"time_share": self.time_share(block), "macs_share": self.macs_share(block)}
-            | {"gmacs_per_second": block.gmacs_per_second}
             for block in self.blocks
         ]
         head = {"name": self.name, "resolution": self.resolution, "macs": self.macs} | self.conditions.to_dict()
@@ -140,17 +130,25 @@ def profile(
         progress: follows the rounds.
 
     Raises:
-        ArgumentError: the engine cannot compute so, or the artifact takes another batch or says nothing of its blocks.
+        ArgumentError: the engine does not have this precision, the artifact was exported for another batch, or it is a
+            torch.export program.
         MissingExtraError: the engine is not installed.
     """
-    if isinstance(model, Artifact):
-        return _profile_artifact(model, options, engine, precision, progress)
-    backend = Backend(engine or "torch", precision or "fp32", options.threads)
-    if backend.engine == "torch":
-        return _profile_torch(model, options, progress)
-    from effnet.metrics.latency import random_bundle
+    if not isinstance(model, Artifact):
+        backend = Backend(engine or "torch", precision or "fp32", options.threads)
+        if backend.engine == "torch":
+            return _profile_torch(model, options, progress)
+        from effnet.metrics.latency import random_bundle
 
-    return _profile_session(random_bundle(model), backend, options.batch or 1, options, progress)
+        return _profile_session(random_bundle(model), backend, options.batch or 1, options, progress)
+    selection = select(model.config.spec, engine=engine, precision=precision, threads=options.threads, artifact=model)
+    if selection.backend.engine == "torch":
+        rule = "is a torch.export program, which does not report the time of its blocks; name its bundle."
+        raise ArgumentError("model", str(model.path), rule)
+    exported = model.form.batch
+    if exported is not None and options.batch not in (None, exported):
+        raise ArgumentError("batch", options.batch, f"cannot be chosen: {model.path} was exported for {exported}.")
+    return _profile_session(model, selection.backend, exported or options.batch or 1, options, progress)
 
 
 def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress) -> Profile:
@@ -180,7 +178,7 @@ def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress
 
 
 def _blocks(network: Any) -> list[Any]:
-    """The modules of `block_rows`, in their order."""
+    """The modules of `block_rows`, in the same order."""
     from torch import nn
 
     blocks = (network.get_submodule(block.name) for block in network.spec.blocks)
@@ -188,28 +186,9 @@ def _blocks(network: Any) -> list[Any]:
     return [nn.Sequential(network.stem, network.stem_pool), *blocks, network.head, classify]
 
 
-def _profile_artifact(
-    artifact: Artifact,
-    options: TimingOptions,
-    engine: EngineName | None,
-    precision: EnginePrecision | None,
-    progress: Progress,
-) -> Profile:
-    how: Any = {"engine": engine, "precision": precision, "threads": options.threads}
-    backend, exported = select(artifact.config.spec, artifact=artifact, **how).backend, artifact.form.batch
-    if backend.engine == "torch":
-        rule = "is a torch.export program, which does not report the time of its blocks; name its bundle."
-        raise ArgumentError("model", str(artifact.path), rule)
-    if exported is not None and options.batch not in (None, exported):
-        raise ArgumentError("batch", options.batch, f"cannot be chosen: {artifact.path} was exported for {exported}.")
-    return _profile_session(artifact, backend, exported or options.batch or 1, options, progress)
-
-
 def _profile_session(model: Model, backend: Backend, batch: int, options: TimingOptions, progress: Progress) -> Profile:
-    """Rounds of a session that records its nodes, and of one that does not: that one counts as the whole."""
+    """Rounds of a graph that records its nodes, and of one that does not: that one counts as the whole."""
     spec = model.config.spec
-    plain: Any
-    recording: Any
     plain, recording = (compiler(model, backend, recording=each)(batch, 1) for each in (False, True))
     shape = batch, spec.resolution, spec.resolution, spec.in_channels
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -220,7 +199,8 @@ def _profile_session(model: Model, backend: Backend, batch: int, options: Timing
 
     (whole,) = time_rounds(run_round, runs=options.runs, warmup=WARMUP, progress=progress)
     names = [row.name for row in block_rows(spec)]
-    rounds = [_sum_by_block(nodes, names) for nodes in recording.recorded()[WARMUP:]]
+    recorded: Any = recording
+    rounds = [_sum_by_block(nodes, names) for nodes in recorded.recorded()[WARMUP:]]
     times = [Timing(tuple(taken[name] for taken in rounds)) for name in names]
     versions = (f"{TITLES[backend.engine]} {version_of(backend.engine)}",)
     threads = options.threads or this_machine().cores
@@ -229,7 +209,10 @@ def _profile_session(model: Model, backend: Backend, batch: int, options: Timing
 
 
 def _block_times(spec: NetworkSpec, batch: int, times: Sequence[Timing]) -> tuple[BlockTime, ...]:
-    return tuple(BlockTime(row, batch, taken) for row, taken in zip(block_rows(spec), times, strict=True))
+    return tuple(
+        BlockTime(row, row.cost.macs * batch, 4 * (row.cost.params + 2 * row.cost.activations * batch), time)
+        for row, time in zip(block_rows(spec), times, strict=True)
+    )
 
 
 def _sum_by_block(nodes: Iterable[tuple[str, float]], blocks: Iterable[str]) -> Mapping[str, float]:

@@ -268,12 +268,7 @@ def load(
         raise ArgumentError("weights", weights, "must be a name or a path.")
     one_of("engine", engine, AnyEngine)
     one_of("precision", precision, AnyPrecision)
-    if artifact_path(weights) is not None:
-        if source is not None or model is not None:
-            raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
-        opened: Model = read_artifact(weights)
-    else:
-        opened = _read_bundle(weights, model, source)
+    opened = read_model(weights, model, source)
     selection = select_for(
         opened,
         engine=None if engine == "auto" else engine,
@@ -289,7 +284,12 @@ def load(
     return Classifier(session, config, network=network, selection=selection, decode=decode)
 
 
-def _read_bundle(weights: str | Path, model: str | NetworkSpec | None, source: str | None) -> Bundle:
+def read_model(weights: str | Path, model: str | NetworkSpec | None = None, source: str | None = None) -> Model:
+    """What `load` runs: an artifact, or a network with its context, in channels_last. See `load` for errors."""
+    if artifact_path(weights) is not None:
+        if source is not None or model is not None:
+            raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
+        return read_artifact(weights)
     try:
         import torch
 
