@@ -46,16 +46,16 @@ from effnet.fields import positive_float
 from effnet.plots.style import GREEN, GREY, ORANGE, RED, SKY, picture
 from effnet.progress import SILENT, Progress
 from effnet.scaling.compound import RULES, Rule, read_rule
-from effnet.searching.candidates import Candidate, build, suited
+from effnet.searching.candidates import Candidate, adapt_baseline, build_network
 from effnet.searching.halving import CONFIDENCE, Job, PairedDifference, Scores
-from effnet.searching.jobs import LocalExecutor, TrialRecord, interruptible, run_jobs
+from effnet.searching.jobs import LocalExecutor, interruptible, open_record, run_jobs
 from effnet.searching.plan import (
     CANDIDATES,
     TRIALS,
     SearchOptions,
     SearchPlan,
     WorkOptions,
-    describe,
+    candidate_row,
     split_images,
 )
 from effnet.training.recipe import read_recipe
@@ -173,7 +173,7 @@ def reach(baseline: NetworkSpec, rule: Rule, ratio: float, largest: int | None =
     Of all, the one whose width and resolution had to be moved least; None where there is none.
     """
     aim = rule.phi_of_macs(ratio)
-    built = [build(baseline, rule, float(phi), ratio, largest) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
+    built = [build_network(baseline, rule, float(phi), ratio, largest) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
     networks = [each for each in built if each is not None]
     return min(networks, key=lambda each: each[1])[0] if networks else None
 
@@ -305,7 +305,7 @@ def compare(given: argparse.Namespace, progress: Progress) -> None:
     work = WorkOptions(minutes=given.minutes, workers=given.workers)
     images = split_images(given.data, options)
     native = short_side(images)
-    baseline = suited(make_spec(make_spec(given.baseline), num_classes=len(images.classes)), native)
+    baseline = adapt_baseline(make_spec(make_spec(given.baseline), num_classes=len(images.classes)), native)
     found = contestants(baseline, read_rule(given.rule), given.factor, largest=native, progress=progress)
     networks = tuple(each.candidate for each in found)
     plan = SearchPlan(given.out, options, images, read_recipe("scratch"), baseline, networks, given.epochs)
@@ -316,9 +316,9 @@ def compare(given: argparse.Namespace, progress: Progress) -> None:
     if kept.exists() and kept.read_text() != settings:
         raise SystemExit(f"{given.out} holds another comparison; choose another --out")
     kept.write_text(settings)
-    rows = [{"line": each.line} | describe(place, each.candidate) for place, each in enumerate(found)]
+    rows = [{"line": each.line} | candidate_row(place, each.candidate) for place, each in enumerate(found)]
     (given.out / CANDIDATES).write_text(console.csv_lines([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
-    with TrialRecord(given.out / TRIALS, [each.network.name for each in found]) as record:
+    with open_record(given.out / TRIALS, plan.names) as record:
         open_jobs = functools.partial(jobs, found, given.seeds)
         with interruptible(), closing(LocalExecutor(plan, work.count_workers("cpu"))) as executor:
             run_jobs(open_jobs, record, executor, progress, total=len(open_jobs({})), minutes=work.minutes)

@@ -25,8 +25,8 @@ import effnet
 from effnet import console
 from effnet.machine import this_machine
 from effnet.metrics.timing import random_images, seconds
-from effnet.searching.candidates import candidates, grid
-from effnet.searching.halving import ladder
+from effnet.searching.candidates import build_candidates, grid
+from effnet.searching.halving import make_rungs
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"
@@ -71,9 +71,9 @@ def imagenet() -> None:
     network = effnet.create("b0").to(memory_format=torch.channels_last).train()
     pixels = random_images(BATCH, 224)
     here = BATCH / statistics.median([seconds(lambda: training_step(network, pixels)) for _ in range(LAPS)][1:])
-    found = candidates(effnet.spec("b0"), grid())
-    rungs = ladder(len(found), seeds=SEEDS)
-    trainings = 2 * sum(rung.share * rung.candidates * rung.seeds for rung in rungs)  # of twice B0's multiply-adds
+    found = build_candidates(effnet.spec("b0"), grid())
+    rungs = make_rungs(len(found), seeds=SEEDS)
+    trainings = 2 * sum(rung.share * rung.trainings for rung in rungs)  # of twice B0's multiply-adds
     rows = []
     for device, speed in ((f"this machine, float32 ({this_machine()})", here), PUBLISHED):
         one = IMAGES * EPOCHS / speed / 86_400

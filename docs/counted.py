@@ -236,8 +236,10 @@ def table_7() -> str:
 def keys() -> str:
     """The tutorial's names of the convolutions beside ours, in the order of computation."""
     shown = [step for step in walk(B0) if step.block in (None, SHOWN)]
-    names = (LAYOUTS["tutorial"].names, NATIVE.names)
-    return table("the tutorial's key | ours", ([f"`{name(step)[0]}`" for name in names] for step in shown), left=(1,))
+    layouts = (LAYOUTS["tutorial"], NATIVE)
+    return table(
+        "the tutorial's key | ours", ([f"`{each.prefixes(step)[0]}`" for each in layouts] for step in shown), left=(1,)
+    )
 
 
 def letters() -> str:

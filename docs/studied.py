@@ -16,7 +16,7 @@ from pathlib import Path
 from counted import table
 from scipy.stats import kendalltau
 
-from effnet.searching.halving import FACTOR, Job, Rung, Verdict, survivors, verdict
+from effnet.searching.halving import FACTOR, Job, Rung, Verdict, judge, survivors
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "search"
 SEARCHES = ("separable", "mbconv")
@@ -43,7 +43,7 @@ class Studied:
     @property
     def verdict(self) -> Verdict:
         """What it found."""
-        return verdict(self.rungs, self.scores)
+        return judge(self.rungs, self.scores)
 
     def effective(self, place: int) -> Growths:
         """What a candidate grows by in effect."""

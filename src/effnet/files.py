@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -75,6 +77,48 @@ def restore_folder(target: Path) -> None:
         shutil.rmtree(aside.parent, ignore_errors=True)
 
 
+@contextmanager
+def new_run(
+    out: str | Path | None, runs: Path, name: str, begun: str, is_leftover: Callable[[Path], bool] = lambda _: False
+) -> Iterator[Path]:
+    """A folder for a new run: `out`, or `runs`/`name` with the next free number, to which `runs`/latest then links.
+
+    It is removed if the block fails.
+
+    Args:
+        out: a folder that does not exist, or is empty.
+        runs: where the runs of a command are kept; it has the command's name.
+        name: of the run.
+        begun: the file by which a run that can be resumed is recognised.
+        is_leftover: whether a folder with files in it may be replaced.
+
+    Raises:
+        ArgumentError: `out` holds a run, or something else.
+    """
+    folder = _next_free(runs, re.sub(r"[^\w.-]+", "-", name)) if out is None else Path(out)
+    if (folder / begun).exists():
+        raise ArgumentError("out", str(folder), f"holds a run; go on with it: effnet {runs.name} --resume {folder}")
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or is_leftover(folder))):
+        raise ArgumentError("out", str(folder), "exists and holds something else; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if out is None:
+            with suppress(OSError):  # runs of others are there
+                os.removedirs(runs)
+        raise
+    if folder.parent == runs:
+        _link_latest(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with write_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
@@ -86,6 +130,30 @@ def has_mark(file: Path) -> bool:
         return False
     with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as pages:
         return pages.find(MARK.encode()) >= 0
+
+
+def _next_free(runs: Path, name: str) -> Path:
+    """Create `runs`/`name`, or the same with the first number that is free, from 2 on."""
+    runs.mkdir(parents=True, exist_ok=True)
+    number, folder = 1, runs / name
+    while True:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            folder = runs / f"{name}-{number}"
+        else:
+            return folder
+
+
+def _link_latest(folder: Path) -> None:
+    """Link `latest` to the folder beside it; where links cannot be made, there is none."""
+    temporary = folder.parent / f".latest.{os.getpid()}"
+    try:
+        temporary.symlink_to(folder.name, target_is_directory=True)
+        temporary.replace(folder.parent / "latest")
+    except OSError:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

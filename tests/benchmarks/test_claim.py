@@ -15,7 +15,7 @@ import effnet
 from effnet.arch.cost import cost
 from effnet.errors import ArgumentError
 from effnet.scaling.compound import RULES
-from effnet.searching.candidates import WITHIN, effective
+from effnet.searching.candidates import WITHIN, effective_growth
 from effnet.searching.halving import Job
 
 SPEC = importlib.util.spec_from_file_location("claim", Path(__file__).parents[2] / "benchmarks" / "claim.py")
@@ -103,7 +103,7 @@ def test_a_rule_reaches_a_cost_whatever_phi_that_takes(name: str) -> None:
     network = claim.reach(FULL, RULES[name], 4.0)
     assert network is not None
     assert cost(network).macs / cost(FULL).macs == pytest.approx(4, rel=WITHIN)
-    alpha, beta, gamma = effective(FULL, network)
+    alpha, beta, gamma = effective_growth(FULL, network)
     grown = {"depth": alpha, "width": beta, "resolution": gamma}
     if name in grown:
         assert all(abs(growth - 1) < 0.05 for other, growth in grown.items() if other != name)

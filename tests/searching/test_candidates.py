@@ -9,7 +9,7 @@ from effnet.arch.cost import cost
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RULES, Rule, scale
-from effnet.searching.candidates import PRODUCT, WITHIN, candidates, effective, grid, suited
+from effnet.searching.candidates import PRODUCT, WITHIN, adapt_baseline, build_candidates, effective_growth, grid
 
 B0 = effnet.spec("b0")
 
@@ -34,7 +34,7 @@ def test_the_grid_of_the_paper() -> None:
 def test_candidates_cost_the_same_and_differ(name: str) -> None:
     baseline = effnet.spec(name, resolution=112)
     rules = grid(0.1, 0.1)
-    found = candidates(baseline, rules)
+    found = build_candidates(baseline, rules)
     assert all(abs(each.ratio / 2 - 1) <= WITHIN for each in found)
     assert all(each.ratio == cost(each.network).macs / cost(baseline).macs for each in found)
     assert len({each.network.shape for each in found}) == len(found)
@@ -49,26 +49,26 @@ def test_candidates_cost_the_same_and_differ(name: str) -> None:
 
 def test_triples_that_rounding_makes_equal_are_one_candidate() -> None:
     small = effnet.spec("b0", resolution=224)
-    few = candidates(small, [Rule(1.0, 1.2, 1.15), Rule(1.05, 1.2, 1.15), Rule(1.4, 1.1, 1.1)])
+    few = build_candidates(small, [Rule(1.0, 1.2, 1.15), Rule(1.05, 1.2, 1.15), Rule(1.4, 1.1, 1.1)])
     assert [len(each.triples) for each in few] == [2, 1]
     assert few[0].rule == Rule(1.0, 1.2, 1.15)
 
 
 def test_effective_growth_has_the_rounding_in_it() -> None:
-    assert effective(B0, B0) == (1, 1, 1)
-    alpha, beta, gamma = effective(B0, effnet.spec("b0", depth=2.0))
+    assert effective_growth(B0, B0) == (1, 1, 1)
+    alpha, beta, gamma = effective_growth(B0, effnet.spec("b0", depth=2.0))
     assert (round(alpha, 3), beta, gamma) == (2.028, 1, 1)  # multiply-adds at depth 2, counted independently
-    assert effective(B0, effnet.spec("b0", resolution=448))[2] == pytest.approx(3.985**0.5, abs=1e-3)
+    assert effective_growth(B0, effnet.spec("b0", resolution=448))[2] == pytest.approx(3.985**0.5, abs=1e-3)
 
 
 def test_nothing_beyond_the_images_own_size_or_a_budget() -> None:
     base = effnet.spec("b0", resolution=112)
     rules = grid(0.1, 0.1)
-    assert max(each.network.resolution for each in candidates(base, rules)) > 128
-    assert max(each.network.resolution for each in candidates(base, rules, largest=128)) <= 128
+    assert max(each.network.resolution for each in build_candidates(base, rules)) > 128
+    assert max(each.network.resolution for each in build_candidates(base, rules, largest=128)) <= 128
     limit = 8_000_000
-    fit = candidates(base, rules, budget=Budget(params=limit))
-    assert 0 < len(fit) < len(candidates(base, rules))
+    fit = build_candidates(base, rules, budget=Budget(params=limit))
+    assert 0 < len(fit) < len(build_candidates(base, rules))
     assert all(cost(each.network).params <= limit for each in fit)
 
 
@@ -77,25 +77,25 @@ def test_what_leaves_nothing_is_refused() -> None:
         grid(0.7, 0.01)
     with pytest.raises(ArgumentError, match=r"more than 1,000,000 triples"):
         grid(0.001)
-    with pytest.raises(ArgumentError, match=r"misses 2 times the multiply-adds of b0 and at most 100 px"):
-        candidates(B0, grid(0.1), largest=100)
+    with pytest.raises(ArgumentError, match=r"builds no network of 2 times the multiply-adds of b0 and at most 100 px"):
+        build_candidates(B0, grid(0.1), largest=100)
 
 
 @pytest.mark.parametrize("name", ["b0", "mobilenetv1", "mobilenetv2", "resnet50"])
 def test_a_baseline_for_small_images(name: str) -> None:
     named = effnet.spec(name)
-    network = suited(named, 28)
+    network = adapt_baseline(named, 28)
     assert (network.resolution, network.final_size) == (14, 4)
     assert [row.channels for row in network.stages] == [row.channels for row in named.stages]
-    assert suited(named, 500) == named  # large images leave it as it is
-    assert suited(named, 300).resolution == 150
-    assert suited(named, 28, resolution=28).final_size == 4
+    assert adapt_baseline(named, 500) == named  # large images leave it as it is
+    assert adapt_baseline(named, 300).resolution == 150
+    assert adapt_baseline(named, 28, resolution=28).final_size == 4
     with pytest.raises(ArgumentError, match=r"`resolution` \(=29\) is beyond the images' own 28 px"):
-        suited(named, 28, resolution=29)
+        adapt_baseline(named, 28, resolution=29)
 
 
 def test_strides_are_given_up_from_the_front() -> None:
-    network = suited(B0, 28)
+    network = adapt_baseline(B0, 28)
     assert network.stem_stride == 1
     assert [row.stride for row in network.stages] == [1, 1, 1, 2, 1, 2, 1]
-    assert suited(effnet.spec("resnet50"), 28).stem_pool is False
+    assert adapt_baseline(effnet.spec("resnet50"), 28).stem_pool is False

@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from effnet.errors import ArgumentError
 from effnet.searching.halving import (
     Job,
     Rung,
-    Verdict,
-    all_jobs,
     differences_from,
-    ladder,
+    judge,
+    make_rungs,
     missing_trainings,
     open_jobs,
     survivors,
-    verdict,
 )
 
 
@@ -36,25 +33,17 @@ def play(rungs: tuple[Rung, ...], score: dict[int, float], noise: float = 0.0, o
     return done
 
 
-def judge(rungs: tuple[Rung, ...], scores: dict[Job, float]) -> Verdict:
-    found = verdict(rungs, scores)
-    assert found
-    return found
-
-
 def test_the_rungs() -> None:
-    assert ladder(27, seeds=3, finalists=4) == (Rung(1 / 9, 27, 1), Rung(1 / 3, 9, 1), Rung(1, 4, 3))
-    assert ladder(3, rungs=2, seeds=5) == (Rung(1 / 3, 3, 1), Rung(1, 3, 5))
-    assert len(all_jobs(ladder(27))) == 27 + 9 + 20
-    with pytest.raises(ArgumentError, match="candidates"):
-        ladder(0)
+    assert make_rungs(27, seeds=3, finalists=4) == (Rung(1 / 9, 27, 1), Rung(1 / 3, 9, 1), Rung(1, 4, 3))
+    assert make_rungs(3, rungs=2, seeds=5) == (Rung(1 / 3, 3, 1), Rung(1, 3, 5))
+    assert sum(rung.trainings for rung in make_rungs(27)) == 27 + 9 + 20
 
 
 def test_the_best_third_goes_on() -> None:
-    rungs = ladder(27, seeds=3)
+    rungs = make_rungs(27, seeds=3)
     score = {candidate: -abs(candidate - 13.2) for candidate in range(27)}
     done = play(rungs, score)
-    assert len(done) == len(all_jobs(rungs))
+    assert len(done) == sum(rung.trainings for rung in rungs)
     assert survivors(rungs, 1, done) == (13, 14, 12, 15, 11, 16, 10, 17, 9)
     assert set(survivors(rungs, 2, done) or ()) == {12, 13, 14, 15}
     found = judge(rungs, done)
@@ -64,14 +53,14 @@ def test_the_best_third_goes_on() -> None:
 
 
 def test_the_order_of_the_work_changes_nothing() -> None:
-    rungs = ladder(20)
+    rungs = make_rungs(20)
     score = {candidate: candidate / 20 for candidate in range(20)}
     runs = [play(rungs, score, noise=0.2, order=order) for order in range(4)]
     assert all(run == runs[0] for run in runs)
 
 
 def test_an_interrupted_search_goes_on_with_what_is_missing() -> None:
-    rungs = ladder(9, rungs=2, seeds=2, finalists=3)
+    rungs = make_rungs(9, rungs=2, seeds=2, finalists=3)
     done = play(rungs, {candidate: -candidate for candidate in range(9)})
     lost = Job(1, 1, 2)
     del done[lost]
@@ -86,7 +75,7 @@ def test_an_interrupted_search_goes_on_with_what_is_missing() -> None:
     judged = judge(rungs, early)
     assert (judged.rung, judged.best, len(judged.means), judged.between_rungs) == (0, 0, 8, ())
     assert all(math.isinf(each.low) and each.level for each in judged.differences)
-    assert verdict(rungs, {}) is None
+    assert judge(rungs, {}) is None
 
 
 def test_differences_are_paired_and_corrected_for_their_number() -> None:
@@ -114,7 +103,7 @@ def test_who_left_within_the_noise_is_counted() -> None:
     found = judge(rungs, scores)
     assert found.noise == pytest.approx(0.01)  # residuals of half a point, one degree of freedom
     assert found.close_calls == (1,)  # .79 - 1.96 x 1.414 x .01 = .762
-    assert math.isnan(verdict((Rung(1, 2, 1),), {Job(0, 0, c): 0.5 for c in range(2)}).noise)
+    assert math.isnan(judge((Rung(1, 2, 1),), {Job(0, 0, c): 0.5 for c in range(2)}).noise)
 
 
 def test_of_two_candidates_tukeys_interval_is_students() -> None:

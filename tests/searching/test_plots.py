@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import effnet
-from effnet.searching.candidates import candidates, grid
-from effnet.searching.halving import all_jobs, ladder, open_jobs, verdict
+from effnet.searching.candidates import build_candidates, grid
+from effnet.searching.halving import judge, make_rungs, open_jobs
 from effnet.searching.plots import draw_search
 
 B0 = effnet.spec("b0", resolution=112)
@@ -24,12 +24,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def test_every_candidate_is_ranked(tmp_path: Path, drawn: list[Figure]) -> None:
-    found = candidates(B0, grid(0.1, 0.1))
-    rungs, scores = ladder(len(found), seeds=2, finalists=3), {}
+    found = build_candidates(B0, grid(0.1, 0.1))
+    rungs, scores = make_rungs(len(found), seeds=2, finalists=3), {}
     while missing := open_jobs(rungs, scores):
         scores |= {job: 0.8 - job.candidate / 100 + job.seed / 1000 + job.rung / 50 for job in missing}
-    assert len(scores) == len(all_jobs(rungs))
-    draw_search(found, rungs, scores, verdict(rungs, scores), tmp_path / "search.png")
+    draw_search(found, rungs, scores, judge(rungs, scores), tmp_path / "search.png")
     dots, triangle = drawn[0].axes
     labels = [tick.get_text() for tick in dots.get_yticklabels()]
     assert labels == [

@@ -18,7 +18,7 @@ from tiny import draw_images
 from effnet.arch.cost import cost
 from effnet.arch.specfile import read_spec
 from effnet.data.dataset import read_data
-from effnet.errors import ArgumentError, DataError
+from effnet.errors import ArgumentError, DataError, TrainingError
 from effnet.scaling.compound import read_rule, scale
 from effnet.searching.plan import SearchOptions, SearchPlan, WorkOptions, split_images
 from effnet.searching.search import SearchResult, resume, search
@@ -33,11 +33,6 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_images(tmp_path_factory.mktemp("shapes") / "shapes", 40)
-
-
-@pytest.fixture(scope="module")
 def finished(in_this_process: None, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """An uninterrupted search."""
     return search(shapes, BASE, OPTIONS, ONE, out=tmp_path_factory.mktemp("finished") / "s")
@@ -49,7 +44,6 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def test_what_a_finished_search_leaves(finished: SearchResult) -> None:
     out = finished.plan.folder
-    assert finished.verdict
     assert finished.verdict.complete
     assert finished.missing == (0, 0)
     assert len(rows(out / "trials.csv")) == len(finished.scores) == 3 + 2 * 2
@@ -78,7 +72,6 @@ def test_what_a_finished_search_leaves(finished: SearchResult) -> None:
 def test_the_verdict_of_a_search_whose_time_is_over(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     begun = search(shapes, BASE, OPTIONS, WorkOptions(workers=1, trials=2), out=out)
-    assert begun.verdict
     assert (begun.verdict.complete, len(begun.verdict.means)) == (False, 2)
     assert begun.missing == (1, 4)
     taken = [float(row["seconds"]) for row in rows(out / "trials.csv")]
@@ -114,7 +107,7 @@ def test_killed_with_all_its_processes(finished: SearchResult, shapes: Path, tmp
 
 
 def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=f"holds a search; .*--resume {finished.plan.folder}"):
+    with pytest.raises(ArgumentError, match=f"holds a run; .*effnet search --resume {finished.plan.folder}"):
         search(shapes, BASE, OPTIONS, out=finished.plan.folder)
     with pytest.raises(ArgumentError, match="is not the folder of a search"):
         resume(tmp_path)
@@ -122,7 +115,7 @@ def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_p
     shapes_copy = draw_images(moved, 40)
     assert resume(finished.plan.folder, data=shapes_copy).scores == finished.scores
     next(shapes_copy.rglob("*.png")).write_bytes(b"changed")
-    with pytest.raises(DataError, match="not as it was"):
+    with pytest.raises(DataError, match="has changed since the search began"):
         resume(finished.plan.folder, data=shapes_copy)
 
 
@@ -133,21 +126,27 @@ def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
     found = search(shapes, BASE, options(params=150_000), WorkOptions(workers=1, trials=1), out=tmp_path / "p")
     assert 0 < len(found.plan.candidates) < 3
     assert all(cost(each.network).params <= 150_000 for each in found.plan.candidates)
-    with pytest.raises(ArgumentError, match=r"`budget` .* none of the 3 networks: they take at least [\d,]+ params"):
+    with pytest.raises(ArgumentError, match=r"`budget` .* all 3 networks: they take at least [\d,]+ params"):
         search(shapes, BASE, options(params=1_000), out=tmp_path / "t")
-    with pytest.raises(ArgumentError, match=r"`latency` .* no candidate: the fastest takes"):
+    with pytest.raises(ArgumentError, match=r"`latency` .* all candidates: the fastest takes"):
         search(shapes, BASE, options(latency=1e-6), out=tmp_path / "l")
     assert {path.name for path in tmp_path.iterdir()} == {"p"}
 
 
-def test_the_minutes_become_epochs(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("effnet.searching.search.LEAST_STEPS", 5)  # which a busy machine does in the time, too
-    options = SearchOptions(triple=("1,1.4,1", "1.7,1.1,1"), rungs=1, seeds=1, val=0.3)
-    few = WorkOptions(minutes=0.2, workers=1, trials=1)
-    search(shapes, BASE, options, few, out=tmp_path / "s")
-    assert SearchPlan.read(tmp_path / "s", None).epochs > 1
-    with pytest.raises(ArgumentError, match=r"`minutes` \(=0.0001\) .* fewer than 5 steps"):
+def test_the_length_of_trainings(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SearchOptions(triple=OPTIONS.triple, rungs=1, seeds=1, val=0.3)
+    monkeypatch.setattr("effnet.searching.search.STEPS", 3)
+    monkeypatch.setattr("effnet.searching.search.LEAST_STEPS", 2)
+    search(shapes, BASE, options, WorkOptions(trials=1), out=tmp_path / "r")
+    assert SearchPlan.read(tmp_path / "r").epochs == 3  # of 84 images, fewer than two batches, an epoch is a step
+    monkeypatch.setattr("effnet.searching.score.time_training", lambda plan: 0.001)
+    search(shapes, BASE, options, WorkOptions(minutes=0.05, workers=1, trials=1), out=tmp_path / "s")
+    seconds = 0.8 * 0.05 * 60 - 3 * 36 * 0.001 / 3  # of the minutes 80 %, without scoring 3 networks by 36 images
+    assert SearchPlan.read(tmp_path / "s").epochs == pytest.approx(seconds / (3 * 84 * 0.001), rel=0.005)
+    with pytest.raises(ArgumentError, match=r"`minutes` \(=0.0001\) .* fewer than 2 steps"):
         search(shapes, BASE, options, WorkOptions(minutes=0.0001, workers=1), out=tmp_path / "t")
+    with pytest.raises(TrainingError, match="no training is finished; go on: effnet search --resume"):
+        search(shapes, BASE, OPTIONS, WorkOptions(minutes=1e-9), out=tmp_path / "u")
 
 
 def test_images_are_taken_evenly(shapes: Path) -> None:
@@ -167,6 +166,6 @@ def test_what_is_in_the_way(shapes: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "split.csv").read_text() == "of a training"
     with pytest.raises(DataError, match="does not exist"):
         search(tmp_path / "nothing", BASE, out=tmp_path / "n")
-    with pytest.raises(ArgumentError, match=r"`device` \(='cuda'\) is not there"):
+    with pytest.raises(ArgumentError, match=r"`device` \(='cuda'\) is not available"):
         search(shapes, BASE, SearchOptions(device="cuda"), out=tmp_path / "n")
     assert not (tmp_path / "n").exists()

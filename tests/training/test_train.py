@@ -330,7 +330,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "split.csv").write_text("path,label,split,group\n")  # a manifest of the user's
-    with pytest.raises(TrainingError, match="is not empty"):
+    with pytest.raises(ArgumentError, match="holds something else"):
         train(mine / "split.csv", spec_file, "scratch", out=mine, **QUICK)
     assert (mine / "split.csv").exists()
     (folder / "best").rename(tmp_path / "old")  # killed while best was replaced
@@ -398,10 +398,10 @@ def test_what_cannot_begin_says_why(
 
 
 def test_a_folder_in_use_is_not_touched(shapes: Path, spec_file: Path, tmp_path: Path, finished: Any) -> None:
-    with pytest.raises(TrainingError, match="holds a run; go on with it: effnet train --resume"):
+    with pytest.raises(ArgumentError, match="holds a run; go on with it: effnet train --resume"):
         train(shapes, spec_file, out=finished.folder)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TrainingError, match="not empty"):
+    with pytest.raises(ArgumentError, match="holds something else"):
         train(shapes, spec_file, out=tmp_path)
     with pytest.raises(TrainingError, match="is not a run"):
         resume(tmp_path)

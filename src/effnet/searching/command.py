@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from effnet import console
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
-from effnet.console import FINDING, INTERRUPTED, OK, Flag
+from effnet.console import INTERRUPTED, OK, Flag
 from effnet.errors import ArgumentError
 from effnet.scaling import compound
 from effnet.searching.halving import Verdict
@@ -22,7 +22,7 @@ from effnet.searching.search import SearchResult, resume
 from effnet.searching.search import search as begin
 from effnet.weights.bundle import read_network
 
-FAMILY = (1, 2, 3, 4)  # phis of the family that a rule spans
+FAMILY = (1, 2, 3, 4)  # phis of the family to show
 NEW, WORK = SearchOptions(), WorkOptions()
 
 search = App(name="search", help="Search alpha, beta and gamma for a baseline on your images.")
@@ -34,7 +34,7 @@ def run(
     data: Path | None = None,
     /,
     *,
-    from_: Annotated[str, Parameter(name="--from")] = "b0",
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
     options: Annotated[SearchOptions, Parameter(name="*")] = NEW,
     work: Annotated[WorkOptions, Parameter(name="*")] = WORK,
     out: Path | None = None,
@@ -48,104 +48,92 @@ def run(
 
     Args:
         data: A folder with a sub-folder for each class, split or not, or a manifest.
-        from_: The baseline: a variant (b0 ...), mobilenetv1, mobilenetv2, resnet50, or a spec.yaml of your own rows.
+        from_: The baseline: a variant (b0 ...), mobilenetv1, mobilenetv2, resnet50, or a spec.yaml. Default: b0.
         options: What is compared, and how networks are trained.
         work: Who trains, and for how long.
-        out: The search's folder. Default: in runs/search.
-        resume_: The folder of a search, which goes on as it was begun. Only --minutes, --trials, --workers and --ray
-            can be given with it, and DATA where the images were moved.
+        out: The search's folder. Default: a new one in runs/search.
+        resume_: Folder of a search to go on with. Only --minutes, --trials, --workers and --ray can be given with it,
+            and DATA where the images were moved.
         json: Print the verdict as JSON instead of tables.
     """
     with console.Display("preparing the search") as display:
         try:
             if resume_ is not None:
-                changed = console.given(options) | {
-                    name: value for name, value in (("from", from_), ("out", out)) if value not in ("b0", None)
-                }
-                for name, value in changed.items():
-                    raise ArgumentError(name, value, "cannot be given with --resume: a search goes on as it was begun.")
+                for name, value in (console.given(options) | {"from": from_, "out": out}).items():
+                    if value is not None:
+                        raise ArgumentError(name, value, "cannot be changed by --resume.")
                 found = resume(resume_, work, data=data, progress=display)
             elif data is None:
                 raise ArgumentError("data", "", "must be a folder of class folders or a manifest; or give --resume.")
             else:
-                found = begin(data, read_network(from_), options, work, out=out, progress=display)
+                found = begin(data, read_network(from_ or "b0"), options, work, out=out, progress=display)
         except KeyboardInterrupt as stopped:
             display.close()
             console.remark(str(stopped) or "Stopped.")
             return INTERRUPTED
     plan, folder = found.plan, shlex.quote(str(found.plan.folder))
-    if found.verdict is None:
-        console.remark(f"No training is finished yet. Next: effnet search --resume {folder}")
-        return FINDING
     if json:
         sys.stdout.write((plan.folder / VERDICT).read_text(encoding="utf-8"))
     else:
-        _show(found, found.verdict)
+        _show_verdict(found)
+        _show_family(plan.baseline, found.rule)
     console.remark(f"{plan.folder}: rule.yaml, search.png, verdict.json, trials.csv, candidates.csv, baseline.yaml")
     if found.verdict.complete:
         console.remark(f"Next: effnet scale --from {folder}/baseline.yaml --rule {folder}/{RULE} --phi 2")
         return OK
-    minutes = found.minutes or 1
-    rungs = [f"{n} of rung {number}" for number, n in enumerate(found.missing, start=1) if n]
-    console.remark(f"Trainings that are missing: {', '.join(rungs)}; by what was measured about {minutes:.2g} minutes.")
-    console.remark(f"Next: effnet search --resume {folder} --minutes {math.ceil(minutes)}")
+    rungs = [f"{count} of rung {number}" for number, count in enumerate(found.missing, start=1) if count]
+    console.remark(f"Missing trainings: {', '.join(rungs)}; they take about {found.minutes:.2g} minutes.")
+    console.remark(f"Next: effnet search --resume {folder} --minutes {math.ceil(found.minutes)}")
     return OK
 
 
-def _show(found: SearchResult, verdict: Verdict) -> None:
-    """The compared candidates, the verdict in words, and the family that the rule spans."""
-    plan, gaps = found.plan, {each.candidate: each for each in verdict.differences}
+def _show_verdict(found: SearchResult) -> None:
+    """The compared candidates, and how certain their order is."""
+    plan, verdict = found.plan, found.verdict
+    gaps = {each.candidate: each for each in verdict.differences}
     rows = []
     for place, mean in verdict.means.items():
-        each, gap = plan.candidates[place], gaps.get(place)
-        judged = "best" if gap is None else "level with the best" if gap.level else "worse"
-        finite = gap is not None and math.isfinite(gap.low)
-        shown = f"{100 * gap.value:+.2f}" if gap else ""
-        shown += f" ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})" if gap and finite else ""
+        each, gap, shown, judged = plan.candidates[place], gaps.get(place), "", "best"
+        if gap:
+            judged = "level with the best" if gap.level else "worse"
+            interval = f" ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})" if math.isfinite(gap.low) else ""
+            shown = f"{100 * gap.value:+.2f}{interval}"
         growths = (f"{growth:.3g}" for growth in (*each.rule.growths, *each.effective))
         rows.append((*growths, each.network.resolution, len(each.network.blocks), f"{mean:.2%}", shown, judged))
     compared = "Finalists" if verdict.complete else f"Candidates at rung {verdict.rung + 1} of {len(plan.rungs)}"
     console.table(
-        ("alpha", "beta", "gamma", "depth", "width", "res.", "px", "blocks", "accuracy", "less the best", "<"),
+        ("alpha", "beta", "gamma", "depth", "width", "res.", "px", "blocks", "accuracy", "minus the best", "<"),
         rows,
-        title=f"{compared} of {len(plan.candidates)} networks of {plan.baseline.name}; growths asked, and in effect",
+        title=f"{compared} of {len(plan.candidates)} networks of {plan.baseline.name}; depth, width, res.: in effect",
     )
-    console.paragraphs(_sentences(verdict))
-    _show_family(plan.baseline, found.rule)
+    console.paragraphs(_describe(verdict))
 
 
-def _sentences(verdict: Verdict) -> list[str]:
+def _describe(verdict: Verdict) -> list[str]:
     others, level = len(verdict.means) - 1, len(verdict.level) - 1
-    texts = []
-    if not verdict.complete:
-        texts.append(f"Not all trainings are finished: this stands on {verdict.seeds} of each candidate.")
+    texts = [] if verdict.complete else [f"Trainings are missing; each candidate here has {verdict.seeds}."]
     if not others:
-        texts.append("There was one candidate, and nothing to compare it with.")
+        texts.append("There is only one candidate.")
     elif verdict.seeds == 1:
-        texts.append("Each was trained once, so nothing is known of how far luck moves a score: all may be the best.")
-    elif not level:
-        texts.append("No other candidate is level with the best.")
+        texts.append("With one training each, the noise of a seed is unknown: all may be the best.")
     else:
-        texts.append(f"{level} of {others} other candidates may be as good as the best: their intervals hold 0.")
-        if level == others:
-            texts.append("No significant difference was found.")
+        texts.append(f"{level or 'None'} of the {others} other candidates may be as good as the best.")
     for name, taus in (("rungs", verdict.between_rungs), ("seeds", verdict.between_seeds)):
         if taus and others:
             listed = ", ".join("all tied" if math.isnan(tau) else f"{tau:+.2f}" for tau in taus)
             texts.append(f"Kendall's tau between the rankings of two {name} (1: the same, 0: by chance): {listed}.")
     if not math.isnan(verdict.noise):
-        texts.append(f"A seed moves a score by {100 * verdict.noise:.2f} points (standard deviation).")
+        texts.append(f"Standard deviation of a score over seeds: {100 * verdict.noise:.2f} points.")
     if any(verdict.close_calls):
         listed = ", ".join(f"{count} at rung {rung}" for rung, count in enumerate(verdict.close_calls, start=1))
-        texts.append(f"Left after one training, though within that noise of one that went on: {listed}.")
+        texts.append(f"Candidates that left within this noise of one that went on: {listed}.")
     return texts
 
 
 def _show_family(baseline: NetworkSpec, rule: compound.Rule) -> None:
     steps = compound.tabulate(baseline, FAMILY, rule, resolution_step=1, depth_rounding="nearest")
-    networks = [(baseline.name, baseline), *((f"phi {row.phi:g}", row.network) for row in steps)]
     rows = []
-    for name, network in networks:
+    for name, network in [(baseline.name, baseline), *((f"phi {row.phi:g}", row.network) for row in steps)]:
         price = cost(network)
         sizes = f"{network.depth:.3g}", f"{network.width:.3g}", network.resolution, len(network.blocks)
         rows.append((name, *sizes, console.millions(price.params), console.millions(price.macs)))

@@ -1,13 +1,22 @@
-"""A search as it was begun: its options, images, candidates and the length of its trainings, kept in its folder."""
+"""The plan of a search: its options, images, candidates and length of trainings, kept in its folder.
+
+args.yaml              the options, the recipe and the networks; with the two files below, all that resuming needs
+split.csv              which image is in which part
+baseline.yaml          the baseline at the resolution of the search
+candidates.csv         the networks: alpha, beta and gamma, the growth in effect, and the cost
+trials.csv             a line for each training that ended
+rule.yaml              alpha, beta and gamma of the best candidate, and how they were found, for effnet scale --rule
+verdict.json           which candidates are level with the best, and how often the ranking changed
+search.png             the scores of all candidates
+pixels/                decoded images, until the search is over
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import random
-import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,69 +33,65 @@ from effnet.console import Amount, Whole, csv_lines
 from effnet.data.dataset import Dataset, Sample, manifest, read_data, read_manifest, split_data
 from effnet.errors import ArgumentError, DataError
 from effnet.fields import one_of, positive_float, positive_int, read_fields
+from effnet.files import write_text
 from effnet.machine import this_machine
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, read_rule
 from effnet.searching.candidates import PRODUCT, Candidate, grid
-from effnet.searching.halving import Rung, ladder
+from effnet.searching.halving import Rung, make_rungs
 from effnet.training.recipe import Recipe
-from effnet.training.run import write_text
 from effnet.version import __version__
 
 ARGS, SPLIT, BASELINE, CANDIDATES, TRIALS = "args.yaml", "split.csv", "baseline.yaml", "candidates.csv", "trials.csv"
 RULE, VERDICT, PICTURE, CACHE = "rule.yaml", "verdict.json", "search.png", "pixels"
-RUNS = Path("runs") / "search"
 DIMENSIONS = ("depth", "width", "resolution")
 LARGEST_PHI = 16  # 65,536 times the multiply-adds
+DECODING = "decoding images"  # a task of progress
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a search compares and how its networks are trained: settled once it has begun."""
+    """What a search compares and how its networks are trained; fixed once it has begun."""
 
     step: float = 0.05
-    """Step of the grid: alpha, beta and gamma are multiples of it from 1 on."""
+    """Step of the grid for alpha, beta and gamma, which starts at 1."""
     tolerance: float = 0.1
-    """How far alpha beta^2 gamma^2 may be from 2."""
+    """Largest difference of alpha beta^2 gamma^2 from 2."""
     phi: float = 1.0
     """1, as in the paper, compares networks of twice the multiply-adds, 2 of four times."""
     triple: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     """A candidate as alpha,beta,gamma, in place of the grid; may be given several times."""
     memory: Amount | None = None
-    """Memory of inference that candidates may take: 10MB. This is the paper's target_memory."""
+    """Limit on a candidate's memory of inference, the paper's target_memory: 10MB."""
     params: Amount | None = None
-    """Parameters that candidates may have: 1M."""
+    """Limit on a candidate's parameters: 1M."""
     latency: Amount | None = None
-    """Time for one image on this machine that candidates may take: 5ms. It is measured."""
+    """Limit on a candidate's measured time for one image on this machine: 5ms."""
     rungs: Whole = 3
-    """Stages; of each but the last the better third goes on, to trainings three times as long."""
+    """Stages; after each the better third goes on, to trainings three times as long."""
     seeds: Whole = 5
     """Trainings of each finalist."""
     finalists: Whole = 4
     """Candidates at the last rung, at least."""
     epochs: float | None = None
-    """Length of the longest training. Default: what fits into --minutes, or into an hour, by the time of a step."""
+    """Length of the longest training. Default: 600 steps; with --minutes, what fits by the measured time of a step."""
     resolution: Whole | None = None
     """Resolution of the baseline in pixels. Default: half the images' own, if that is less than the baseline's."""
     recipe: str = "scratch"
-    """How networks are trained: scratch, paper, or a YAML file. Images are only mirrored and moved."""
+    """How networks are trained: scratch, paper, or a YAML file. Images are only mirrored and shifted."""
     fit: FitMode = "squash"
     """How images become square: squash, pad or crop."""
     images: Whole | None = None
-    """Use only so many images for training, evenly over the classes, and at most so many for the scores."""
+    """Number of images to train with, evenly over the classes, and limit on those to score with. Default: all."""
     val: float = 0.15
-    """Share of the data that networks are scored on, where it has no val part."""
+    """Share of the data to score networks with, where it has no val part."""
     seed: Whole = 0
     """Seed of the split, the weights and the order."""
     device: str = "cpu"
     """Where networks are trained: cpu or cuda."""
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is outside its range, or a triple's product is too far from 2.
-        """
+        """Raise ArgumentError if a value is outside its range, or a triple's product too far from 2."""
         object.__setattr__(self, "triple", tuple(self.triple))
         one_of("fit", self.fit, FitMode)
         _check_positive(self, ("epochs",), ("images", "resolution", "rungs", "seeds", "finalists"))
@@ -96,41 +101,39 @@ class SearchOptions:
             raise ArgumentError("phi", self.phi, f"must be more than 0 and at most {LARGEST_PHI}.")
         for rule in map(read_rule, self.triple):
             if abs(rule.product - PRODUCT) > self.tolerance + 1e-9:
-                words = f"has alpha beta^2 gamma^2 = {rule.product:.3g}, more than {self.tolerance:g} from 2"
-                raise ArgumentError("triple", rule.growths, f"{words}: --tolerance.")
+                why = (
+                    f"has alpha beta^2 gamma^2 = {rule.product:.3g}, more than {self.tolerance:g} from 2: --tolerance."
+                )
+                raise ArgumentError("triple", rule.growths, why)
         _ = self.budget
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The triples: the named ones, or the grid's."""
+        """The given triples, or those of the grid."""
         return tuple(map(read_rule, self.triple)) or grid(self.step, self.tolerance)
 
     @property
     def budget(self) -> Budget | None:
-        """What every candidate has to keep."""
+        """The limits that every candidate keeps."""
         limits = {name: getattr(self, name) for name in ("memory", "params", "latency")}
         return Budget(**limits) if any(value is not None for value in limits.values()) else None
 
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """Who trains and for how long, this time."""
+    """Who trains and for how long, in this run of a search."""
 
     minutes: float | None = None
-    """No training begins after so many minutes; the verdict stands on those that are finished."""
+    """Time after which no training starts; the verdict uses those that are finished."""
     trials: Whole | None = None
-    """No more trainings than these, this time."""
+    """Limit on the trainings of this run."""
     workers: Whole | None = None
     """Trainings at a time, each on one thread. Default: one for each core, or what the Ray cluster has room for."""
     ray: str | None = None
-    """Address of a Ray cluster that trains: auto, ray://HOST:10001; local starts one here. Default: processes."""
+    """Address of a Ray cluster to train on: auto, ray://HOST:10001; local starts one here. Default: processes."""
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is not positive.
-        """
+        """Raise ArgumentError if a value is not positive."""
         _check_positive(self, ("minutes",), ("trials", "workers"))
 
     def count_workers(self, device: str) -> int:
@@ -146,7 +149,7 @@ def _check_positive(options: object, floats: Sequence[str], integers: Sequence[s
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A search as it was begun."""
+    """All that decides a search."""
 
     folder: Path
     options: SearchOptions
@@ -160,18 +163,23 @@ class SearchPlan:
     def rungs(self) -> tuple[Rung, ...]:
         """The stages."""
         options = self.options
-        return ladder(len(self.candidates), rungs=options.rungs, seeds=options.seeds, finalists=options.finalists)
+        return make_rungs(len(self.candidates), rungs=options.rungs, seeds=options.seeds, finalists=options.finalists)
+
+    @property
+    def names(self) -> list[str]:
+        """The candidates' names."""
+        return [each.network.name for each in self.candidates]
 
     @property
     def input_spec(self) -> InputSpec:
-        """How images are prepared, but for their size."""
+        """How images are prepared, except for their size."""
         return InputSpec(fit=self.options.fit).with_channels(self.baseline.in_channels)
 
     def write(self, data: Path) -> None:
-        """Write all files of a search that has no trial yet; args.yaml comes last."""
+        """Write the files of a search that has no trial yet, args.yaml last."""
         write_text(self.folder / SPLIT, manifest(self.data, sizes=True))
         write_text(self.folder / BASELINE, spec_text(self.baseline))
-        rows = [describe(place, each) for place, each in enumerate(self.candidates)]
+        rows = [candidate_row(place, each) for place, each in enumerate(self.candidates)]
         write_text(self.folder / CANDIDATES, csv_lines([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
         values = {
             "effnet": __version__,
@@ -185,13 +193,12 @@ class SearchPlan:
                 for each in self.candidates
             ],
         }
-        write_text(
-            self.folder / ARGS, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)
-        )
+        plain = json.loads(json.dumps(values))  # tuples as lists
+        write_text(self.folder / ARGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     @classmethod
-    def read(cls, folder: Path, data: Path | None) -> SearchPlan:
-        """The search of a folder.
+    def read(cls, folder: Path, data: Path | None = None) -> SearchPlan:
+        """The plan in a folder; `data` is where the images are now, if they were moved.
 
         Raises:
             ArgumentError: there is none.
@@ -202,7 +209,7 @@ class SearchPlan:
         root = data or Path(values["data"])
         images = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
         if images.digest != values["data_sha256"]:
-            raise DataError(f"{root} is not as it was when the search began: images differ from {folder / SPLIT}")
+            raise DataError(f"{root} has changed since the search began: images differ from {folder / SPLIT}")
         baseline = make_spec(str(folder / BASELINE))
         found = [
             Candidate.of(baseline, NetworkSpec.from_dict(each["network"]), [Rule(*row) for row in each["triples"]])
@@ -214,63 +221,43 @@ class SearchPlan:
 
 
 def split_images(data: Path, options: SearchOptions) -> Dataset:
-    """The data in a train and a val part, with as many images as were asked for.
+    """The data in a train and a val part, with as many images as the options say.
 
     Raises:
         DataError: a part would be empty, or a class without images.
     """
     whole = split_data(read_data(data), val=options.val, test=0.0, seed=options.seed)
     if options.images is not None and options.images < len(whole.classes):
-        raise DataError(f"{data} has {len(whole.classes)} classes, more than the --images {options.images} to be used")
+        raise DataError(f"{data} has {len(whole.classes)} classes, more than --images {options.images}")
     kept: list[Sample] = []
     for part in ("train", "val"):
         if part not in whole.splits:
             raise DataError(f"{data} leaves no image for {part} at --val {options.val:g}")
-        kept += _some(whole.part(part).samples, options.images, options.seed)
+        kept += _choose(whole.part(part).samples, options.images or len(whole), options.seed)
     return dataclasses.replace(whole, samples=tuple(sorted(kept, key=lambda sample: sample.path)))
 
 
-def _some(samples: Sequence[Sample], count: int | None, seed: int) -> Sequence[Sample]:
-    """`count` samples, evenly over the classes, in their order; all where there are no more."""
-    if count is None:
-        return samples
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, sample in enumerate(samples):
-        places[sample.label].append(place)
-    for label, some in sorted(places.items()):
-        random.Random(f"{seed} {label}").shuffle(some)
-    turns = [place for turn in itertools.zip_longest(*places.values()) for place in turn if place is not None]
-    return [samples[place] for place in sorted(turns[:count])]
+def _choose(samples: Sequence[Sample], count: int, seed: int) -> Sequence[Sample]:
+    """At most `count` random samples, evenly over the classes."""
+    seen = Counter[int]()
+
+    def turn(sample: Sample) -> int:
+        seen[sample.label] += 1
+        return seen[sample.label]
+
+    return sorted(random.Random(seed).sample(samples, len(samples)), key=turn)[:count]
 
 
 def check_device(device: str) -> None:
     """Raise ArgumentError unless torch can train there."""
     import torch
 
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ArgumentError("device", device, "is not there: cpu, or cuda if torch sees a GPU.")
+    name = device.partition(":")[0]
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise ArgumentError("device", device, "is not available: cpu, or cuda if torch finds a GPU.")
 
 
-def free_folder(out: str | Path | None, name: str) -> Path:
-    """A folder for a new search, which is not made yet: `out`, or one in runs/search with the next free number.
-
-    Raises:
-        ArgumentError: `out` holds something.
-    """
-    if out is None:
-        name = re.sub(r"[^\w.-]+", "-", name)
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        return next(RUNS / each for each in names if not (RUNS / each).exists())
-    folder = Path(out)
-    if (folder / TRIALS).exists():
-        raise ArgumentError("out", str(out), f"holds a search; go on with it: effnet search --resume {out}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArgumentError("out", str(out), "exists and holds something else; choose another folder.")
-    return folder
-
-
-def describe(place: int, candidate: Candidate) -> dict[str, Any]:
+def candidate_row(place: int, candidate: Candidate) -> dict[str, Any]:
     """A line of candidates.csv."""
     network, price = candidate.network, cost(candidate.network)
     row = {

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from effnet.data.dataset import Dataset, manifest
+from effnet.files import write_text
 from effnet.machine import peak_memory
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.plots import run as run_plots
 from effnet.training.loop import Loop
 from effnet.training.module import Answering
-from effnet.training.run import BEST, METRICS, SPLIT, Execution, versions, write_text
+from effnet.training.run import BEST, METRICS, SPLIT, Execution, versions
 from effnet.weights.bundle import Record, open_bundle, save
 
 

@@ -16,9 +16,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -33,7 +31,7 @@ from effnet.console import Flag, Whole
 from effnet.data.dataset import SIZE
 from effnet.errors import ArgumentError, TrainingError
 from effnet.fields import one_of, parse_bytes, positive_float, positive_int, read_fields
-from effnet.files import write_file
+from effnet.files import write_text
 from effnet.machine import Precision, this_machine
 from effnet.training.recipe import Recipe
 from effnet.version import __version__
@@ -239,62 +237,10 @@ def versions() -> dict[str, str]:
     return names | {"machine": str(this_machine())}
 
 
-# the folder
-
-
-@contextmanager
-def new_folder(out: str | Path | None, name: str) -> Iterator[Path]:
-    """An empty folder for a run: `out`, or runs/train/NAME with the next free number; gone if the block fails.
-
-    Raises:
-        TrainingError: `out` holds a run already, or something else.
-    """
-    folder = _numbered(name) if out is None else Path(out)
-    if (folder / LAST).exists():
-        raise TrainingError(f"{folder} holds a run; go on with it: effnet train --resume {folder}")
-    if folder.exists() and not _is_unborn(folder):
-        raise TrainingError(f"{folder} exists and is not empty; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except BaseException:
-        (folder / SPLIT).unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-
-
-def _numbered(name: str) -> Path:
-    RUNS.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = RUNS / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        return folder
-
-
-def _is_unborn(folder: Path) -> bool:
-    """Whether a folder is empty, or a run that was killed before its first checkpoint."""
-    if not folder.is_dir():
-        return False
+def is_unborn(folder: Path) -> bool:
+    """Whether a folder holds a run that was killed before its first checkpoint."""
     names = {each.name for each in folder.iterdir()}
-    return not names or (names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0])
-
-
-def link_latest(folder: Path) -> None:
-    """runs/train/latest -> the newest run there; where links cannot be made there is none."""
-    if folder.parent != RUNS:
-        return
-    temporary = folder.parent / f".latest.{os.getpid()}"
-    try:
-        temporary.symlink_to(folder.name, target_is_directory=True)
-        temporary.replace(folder.parent / "latest")
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    return {SPLIT} <= names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0]
 
 
 def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -305,9 +251,3 @@ def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_text(folder / RESULTS, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    with write_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -17,11 +17,12 @@ from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classe
 from effnet.data.duplicates import find_duplicates
 from effnet.data.image import identify, natural_resolution, open_photo
 from effnet.errors import ArgumentError, DataError, DownloadError, ImageError, TrainingError, UnknownNameError
+from effnet.files import write_text
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
 from effnet.training.module import init_classifier, set_momentum
 from effnet.training.recipe import Recipe
-from effnet.training.run import SPLIT, RunPlan, Settings, versions, write_text
+from effnet.training.run import SPLIT, RunPlan, Settings, versions
 from effnet.weights.bundle import Bundle, is_bundle
 from effnet.weights.inherit import inherit
 from effnet.weights.load import open_model

@@ -21,7 +21,7 @@ from effnet import machine
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError, TrainingError, UnknownNameError
-from effnet.files import restore_folder
+from effnet.files import new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.training.checkpoint import load_checkpoint
@@ -31,7 +31,7 @@ from effnet.training.module import Learner, class_weights
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
 from effnet.training.rules import Images, choose_execution, guess_step_seconds, time_budget
-from effnet.training.run import BEST, Execution, RunPlan, Settings, link_latest, new_folder
+from effnet.training.run import BEST, LAST, RUNS, Execution, RunPlan, Settings, is_unborn
 from effnet.training.start import check_resumed, find_start, read_split, write_split
 
 FEW = 500  # images to learn from, below which another recipe is advised
@@ -81,7 +81,7 @@ def train(
     fabric = _fabric(chosen)
     progress = progress if fabric.is_global_zero else SILENT
     name = f"{path.resolve().stem}-{Path(chosen.model).name.removesuffix('.yaml')}"
-    with new_folder(out, name) if fabric.is_global_zero else nullcontext(Path()) as mine:
+    with new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path()) as mine:
         folder: Path = fabric.broadcast(mine)
         # every process, and a resumed run, reads the parts from there: the same images in the same order
         classes = write_split(str(path), chosen, folder, progress) if fabric.is_global_zero else ()
@@ -94,7 +94,6 @@ def train(
         plan = fabric.broadcast(plan)
         if fabric.is_global_zero:
             plan.write(folder)
-            link_latest(folder)
     loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
     loop.run()
     return finish(loop, base)
