@@ -21,8 +21,8 @@ from effnet.searching.halving import Job, Trial, judge, make_rungs, open_jobs
 from effnet.searching.jobs import (
     ATTEMPTS,
     LocalExecutor,
-    Outcome,
     RayExecutor,
+    TrialOutcome,
     _WorkerProgress,
     interruptible,
     open_record,
@@ -130,8 +130,10 @@ def test_what_no_training_survives_ends_it(file: Path) -> None:
     def dying(job: Job) -> Trial:
         raise DiedError
 
-    def broken(job: Job) -> Outcome:
-        found: Outcome = pickle.loads(pickle.dumps(DataError("broken.png is not an image")))  # as a worker sends it
+    def broken(job: Job) -> TrialOutcome:
+        found: TrialOutcome = pickle.loads(
+            pickle.dumps(DataError("broken.png is not an image"))
+        )  # as a worker sends it
         return found
 
     with pytest.raises(TrainingError, match=f"died {ATTEMPTS} times"):

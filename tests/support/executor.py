@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from effnet.searching.halving import Job
-from effnet.searching.jobs import Outcome
+from effnet.searching.jobs import TrialOutcome
 
 
 class DiedError(Exception):
@@ -18,13 +18,13 @@ class InThisProcess:
 
     lost = (DiedError,)
 
-    def __init__(self, score: Callable[[Job], Outcome], slots: int = 2) -> None:
+    def __init__(self, score: Callable[[Job], TrialOutcome], slots: int = 2) -> None:
         self.score, self.slots, self.jobs = score, slots, list[Job]()
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: Job) -> Future[TrialOutcome]:
         """Run a job."""
         self.jobs.append(job)
-        future = Future[Outcome]()
+        future = Future[TrialOutcome]()
         try:
             future.set_result(self.score(job))
         except DiedError as error:

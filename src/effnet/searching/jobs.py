@@ -40,7 +40,7 @@ except ImportError:  # Windows
 ATTEMPTS = 3  # of a training whose worker dies
 TICK = 0.5  # seconds between two reports of progress
 COLUMNS = ("rung", "seed", "candidate", "network", "score", "seconds", "error")
-Outcome = Trial | EffnetError
+TrialOutcome = Trial | EffnetError
 
 
 class TrialRecord:
@@ -117,7 +117,7 @@ class Executor(Protocol):
     slots: int  # jobs at a time
     lost: tuple[type[BaseException], ...]  # what the future of a dead worker raises
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: Job) -> Future[TrialOutcome]:
         """Start a job."""
 
     def partial(self) -> tuple[float, str]:
@@ -155,7 +155,7 @@ def run_jobs(
         EffnetError: no training can succeed, for instance because an image cannot be read.
     """
     start, started, ended = time.monotonic(), 0, 0
-    deaths, running = Counter[Job](), dict[Future[Outcome], Job]()
+    deaths, running = Counter[Job](), dict[Future[TrialOutcome], Job]()
     while True:
         share, detail = executor.partial()
         progress.update("trainings", len(record.trials) + share, total, detail)
@@ -210,7 +210,7 @@ class LocalExecutor:
     def _pool(self, place: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, self._context, _begin, (self._plan, self._shared, place))
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: Job) -> Future[TrialOutcome]:
         """Start a job in a free process."""
         place = next(place for place, future in enumerate(self._futures) if future is None or future.done())
         self._shared[2 * place] = self._shared[2 * place + 1] = 0.0
@@ -259,7 +259,7 @@ def _begin(plan: SearchPlan, shared: Any, place: int) -> None:
     _worker = plan, _WorkerProgress(shared, place)
 
 
-def _attempt(job: Job) -> Outcome:
+def _attempt(job: Job) -> TrialOutcome:
     from effnet.searching.score import attempt
 
     plan, progress = _worker
@@ -317,11 +317,11 @@ class RayExecutor:
         self._plan = ray.put(plan)
         self._running: list[Any] = []
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: Job) -> Future[TrialOutcome]:
         """Start a job where there is room."""
         reference = self._attempt.remote(self._plan, job, self._cache)
         self._running.append(reference)
-        future: Future[Outcome] = reference.future()
+        future: Future[TrialOutcome] = reference.future()
         return future
 
     def partial(self) -> tuple[float, str]:
@@ -342,7 +342,7 @@ class RayExecutor:
             self._ray.shutdown()
 
 
-def _attempt_on_node(plan: SearchPlan, job: Job, cache: str) -> Outcome:
+def _attempt_on_node(plan: SearchPlan, job: Job, cache: str) -> TrialOutcome:
     from effnet.searching.score import attempt
 
     return attempt(plan, job, Path(tempfile.gettempdir()) / cache)
