@@ -58,7 +58,7 @@ def test_networks_side_by_side(run, monkeypatch) -> None:
     assert "Pearson's r" in out
     assert "yet slower: a than b (2.00x)" in out
     assert "torchvision" in out
-    assert err.endswith("Next: effnet profile --compare --plot times.png\n")
+    assert err.endswith("Next: effnet profile --compare --plot profile.png\n")
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,20 @@ import dataclasses
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
 from statistics import median
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from cyclopts import Parameter, Token
 
-from effnet.benchmarking.cold_start import ColdStart, measure_cold_start
+from effnet.benchmarking.cold_start import measure_cold_start
 from effnet.benchmarking.report import VIEWS, BatchTime, BenchReport, BenchRow, engine_and_precision
 from effnet.benchmarking.subject import Subject
 from effnet.console import Flag, Whole
@@ -129,14 +130,14 @@ def _note_interrupts() -> Iterator[list[int]]:
         interrupts.append(number)
         signal.default_int_handler(number, frame)
 
-    before = signal.getsignal(signal.SIGINT)
-    with suppress(ValueError):  # only the main thread may set handlers
-        signal.signal(signal.SIGINT, note)
+    if signal.getsignal(signal.SIGINT) != signal.default_int_handler or current_thread() != main_thread():
+        yield interrupts  # the interrupt is ignored or somebody else's, or this thread may not set a handler
+        return
+    signal.signal(signal.SIGINT, note)
     try:
         yield interrupts
     finally:
-        with suppress(ValueError):
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Bench:
@@ -267,7 +268,7 @@ class _Bench:
 
     def _start_processes(self) -> None:
         """Start fresh processes of all backends in turn."""
-        found: dict[Backend, list[ColdStart]] = {row: [] for row in self.files}
+        found: dict[Backend, list[tuple[float, int]]] = {row: [] for row in self.files}
         for done in range(COLD_STARTS):
             for row, starts in found.items():
                 pins: dict[str, Any] = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}

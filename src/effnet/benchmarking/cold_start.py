@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 # Only what a user's program would import is imported before the first answer.
 PROGRAM = """
@@ -23,19 +23,16 @@ print(json.dumps([answered, peak_memory()]))
 """
 
 
-class ColdStart(NamedTuple):
-    """One fresh process."""
-
-    seconds: float  # from its beginning to its first answer
-    bytes: int  # its peak memory, Python and all libraries included; 0 where the system does not report it
-
-
-def measure_cold_start(model: str, pins: Mapping[str, Any]) -> ColdStart:
+def measure_cold_start(model: str, pins: Mapping[str, Any]) -> tuple[float, int]:
     """Start Python, load a model and have it answer once.
 
     Args:
         model: as effnet.load takes it.
         pins: effnet.load's other arguments.
+
+    Returns:
+        Seconds until the first answer, and the bytes that the process held at most, Python and all libraries included;
+        0 where the system does not report that.
 
     Raises:
         ChildProcessError: the process failed; the message is the last line that it wrote.
@@ -46,4 +43,4 @@ def measure_cold_start(model: str, pins: Mapping[str, Any]) -> ColdStart:
     if done.returncode:
         raise ChildProcessError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])
     answered, held = json.loads(done.stdout.splitlines()[-1])
-    return ColdStart(answered - started, held)
+    return answered - started, held

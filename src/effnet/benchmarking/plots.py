@@ -17,12 +17,7 @@ ACROSS = 3  # panels in a row
 
 
 def draw_bench(report: BenchReport, out: Path) -> None:
-    """Draw speed, cold start, memory and answers of every backend, the reference on top.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw speed, cold start, memory and answers of every backend, the reference on top. See `picture` for errors."""
     names = [f"{TITLES[row.backend.engine]} {row.backend.precision}" for row in report.rows]
     panels = _panels(report)
     down = -(-len(panels) // ACROSS)

@@ -83,14 +83,11 @@ def profile(
         _show_comparison(measured)
     if measured.conditions.warning:
         console.remark(measured.conditions.warning)
-    if model is None:
-        following = "b0" if plot else "--compare --plot times.png"
-    elif plot is None:
-        pins = {"--engine": engine, "--precision": precision, "--plot": "profile.png"}
-        following = shlex.join([model, *(word for pin in pins.items() if pin[1] for word in map(str, pin))])
-    else:
-        following = "--compare"
-    console.remark(f"Next: effnet profile {following}")
+    again = shlex.join(["effnet", "profile", model or "--compare"])
+    for option, value in (("engine", engine), ("precision", precision)):
+        again += f" --{option} {value}" if value else ""
+    other = "effnet profile --compare" if model else "effnet profile b0"
+    console.remark(f"Next: {other if plot else f'{again} --plot profile.png'}")
     return OK
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effnet.arch.variants import VARIANTS
-from effnet.plots.style import BLUE, ORANGE, RED, RIGHT, decades, footnote, name_point, picture
+from effnet.plots.style import BLUE, LEFT, ORANGE, RED, RIGHT, decades, footnote, name_point, picture
 
 if TYPE_CHECKING:
     from effnet.profiling.compare import Comparison
@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_profile(profile: Profile, out: Path) -> None:
-    """Draw each block's share of the time beside its share of the multiply-adds, from the stem down to the classifier.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw each block's share of the time beside its share of the multiply-adds. See `picture` for errors."""
     blocks = profile.blocks
     title = (
         f"{profile.name}, {profile.resolution} px: where {profile.sum_ms:.1f} ms and {profile.macs / 1e9:.3g} GMACs go"
@@ -42,12 +37,7 @@ def draw_profile(profile: Profile, out: Path) -> None:
 
 
 def draw_comparison(comparison: Comparison, out: Path) -> None:
-    """Draw measured time against multiply-adds, and beside it against activations, with the name of each network.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw measured time against multiply-adds, and beside it against activations. See `picture` for errors."""
     rows = comparison.rows
     title = f"Measured time beside counted work: {len(rows)} networks, batch {comparison.conditions.batch}"
     with picture(out, 13, 6.6, title) as figure:
@@ -55,12 +45,12 @@ def draw_comparison(comparison: Comparison, out: Path) -> None:
         for axes, key, work in zip(panels, ("macs", "activations"), ("multiply-adds", "activations"), strict=True):
             axes.set(xscale="log", yscale="log", xlabel=f"{work} per image, millions")
             axes.set_title(f"log time with log {work}: r = {comparison.correlations[key]:.3f}", loc="left", fontsize=12)
-            for row in rows:
+            for number, row in enumerate(sorted(rows, key=lambda row: row.cost.macs)):
                 point = getattr(row.cost, key) / 1e6, row.time.median_ms
                 ours = row.cost.name in VARIANTS
                 axes.scatter(*point, 45, BLUE if ours else RED, marker="o" if ours else "D")
-                name_point(axes, row.cost.name, point, (RIGHT, 0), fontsize=11)
-            axes.margins(x=0.15)
+                name_point(axes, row.cost.name, point, ((LEFT, RIGHT)[number % 2], 0), fontsize=11)
+            axes.margins(x=0.25)
             decades(axes)
         for label, colour, mark in (("EfficientNet", BLUE, "o"), ("other networks", RED, "D")):
             panels[1].scatter([], [], 45, colour, marker=mark, label=label)
