@@ -1,48 +1,27 @@
-"""The pictures of a run: what is on them, that they appear whole, and the sheet of mistakes."""
+"""The pictures of a run: what is on them."""
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
 
 from effnet.data.dataset import Dataset, Sample
-from effnet.errors import ArgumentError, MissingExtraError
+from effnet.errors import ArgumentError
 from effnet.metrics.evaluate import Evaluation, evaluate
-from effnet.plots.run import (
-    CAPTION,
-    GAP,
-    HEAD,
-    TILE,
-    draw_confusion,
-    draw_mistakes,
-    draw_reliability,
-    draw_results,
-)
+from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability, draw_results
+from effnet.plots.sheet import Cell
 
-ROWS = [
-    {
-        "epoch": i + 1,
-        "step": 10 * i,
-        "seconds": 12.5 * (i + 1),
-        "lr": 1e-3 / (i + 1),
-        "train_loss": 2 / (i + 1),
-        "val_loss": 2.2 / (i + 1),
-        "val_top1": 1 - 0.5 / (i + 1),
-    }
-    for i in range(4)
-]
+COLUMNS = "epoch", "seconds", "lr", "train_loss", "val_loss", "val_top1"
+ROWS = [dict(zip(COLUMNS, (i, 12.5 * i, 1e-3 / i, 2 / i, 2.2 / i, 1 - 0.5 / i), strict=True)) for i in range(1, 5)]
 
 
-def evaluated(k: int, each: int = 5) -> Evaluation:
-    """Every class's last image is taken for the next class."""
-    labels = np.repeat(np.arange(k), each)
-    said = labels.copy()
-    said[each - 1 :: each] = (said[each - 1 :: each] + 1) % k
+def evaluated(k: int) -> Evaluation:
+    """Five images of each class, of which the last is taken for the next class."""
+    labels = np.repeat(np.arange(k), 5)
+    said = np.where(np.arange(5 * k) % 5 == 4, (labels + 1) % k, labels)
     return evaluate(np.eye(k)[said] * 3, labels, [f"kind {i}" for i in range(k)], temperature=1.5)
 
 
@@ -90,7 +69,7 @@ def test_learning_curves_from_the_file(tmp_path: Path) -> None:
         draw_results([], tmp_path / "none.svg")
 
 
-@pytest.mark.parametrize("k", [2, 20, 21, 30, 31, 1000])
+@pytest.mark.parametrize("k", [20, 21, 30, 31, 801])
 def test_confusion_is_readable_for_any_number_of_classes(tmp_path: Path, drawn: list[Figure], k: int) -> None:
     out = tmp_path / "confusion.svg"
     confuse(evaluated(k), out)
@@ -129,86 +108,20 @@ def test_reliability(tmp_path: Path, drawn: list[Figure]) -> None:
     assert len(drawn[1].axes) == 2
 
 
-Answers = tuple[Dataset, np.ndarray, np.ndarray]
-
-
-@pytest.fixture
-def photographed(tmp_path: Path) -> Answers:
-    """Photos of grey 0, 20, 40 ..., of three classes in turn, three of them named wrong."""
-    for i in range(9):
-        Image.new("RGB", (30, 20), (20 * i,) * 3).save(tmp_path / f"{i}.png")
+def test_mistakes_are_shown_the_most_confident_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheets: list[tuple[list[Cell], str]] = []
+    monkeypatch.setattr("effnet.plots.run.draw_sheet", lambda cells, title, *_, **__: sheets.append((cells, title)))
     data = Dataset(tmp_path, ("one", "two", "three"), tuple(Sample(f"{i}.png", i % 3) for i in range(9)))
-    named, confidence = np.arange(9) % 3, np.full(9, 0.99)
+    right = np.arange(9) % 3
+    named, confidence = right.copy(), np.full(9, 0.99)
     for place, sure in ((1, 0.8), (3, 0.9), (8, 0.4)):
-        named[place], confidence[place] = (named[place] + 1) % 3, sure
-    return data, named, confidence
-
-
-def tiles(path: Path) -> list[int]:
-    """The grey in the middle of each photo on a sheet."""
-    sheet = Image.open(path)
-    rows = (sheet.height - HEAD) // (TILE + CAPTION + GAP)
-    middles = [
-        (GAP + column * (TILE + GAP) + TILE // 2, HEAD + row * (TILE + CAPTION + GAP) + TILE // 2)
-        for row in range(rows)
-        for column in range(6)
-    ]
-    found = [sheet.getpixel(middle) for middle in middles]
-    return [red for red, green, blue in found if max(red, green, blue) < 250]
-
-
-def test_the_most_confident_mistakes_come_first(photographed: Answers, tmp_path: Path) -> None:
-    draw_mistakes(*photographed, tmp_path / "sheet.jpg")
-    assert tiles(tmp_path / "sheet.jpg") == pytest.approx([60, 20, 160], abs=3)  # photos 3, 1 and 8
-    draw_mistakes(*photographed, tmp_path / "one.jpg", n=1)
-    assert tiles(tmp_path / "one.jpg") == pytest.approx([60], abs=3)
-
-
-def test_the_text_below_a_mistake(photographed: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, *more: written.append(text))
-    data, *answers = photographed
-    draw_mistakes(data, *answers, tmp_path / "sheet.jpg")
-    assert written[0].startswith("3 of 9 images named wrong")
-    assert written[1:4] == ["true: one", "named: two", "90.0% confident, 3.png"]
-    written.clear()
-    long = dataclasses.replace(data, classes=tuple(40 * name for name in data.classes))
-    draw_mistakes(long, *answers, tmp_path / "sheet.jpg")
-    assert written[1].endswith("…")
-    assert len(written[1]) < 40
-
-
-def test_a_sheet_without_mistakes(photographed: Answers, tmp_path: Path) -> None:
-    data, _, confidence = photographed
-    draw_mistakes(data, np.arange(9) % 3, confidence, tmp_path / "sheet.jpg")
-    assert tiles(tmp_path / "sheet.jpg") == []
-
-
-def test_a_photo_that_is_gone_leaves_its_place_empty(photographed: Answers, tmp_path: Path) -> None:
-    (tmp_path / "3.png").unlink()
-    draw_mistakes(*photographed, tmp_path / "sheet.jpg")
-    assert tiles(tmp_path / "sheet.jpg")[1:] == pytest.approx([20, 160], abs=3)
-
-
-def test_a_sheet_is_refused(photographed: Answers, tmp_path: Path) -> None:
-    data, named, confidence = photographed
-    with pytest.raises(ArgumentError, match=r"must end in \.jpg"):
-        draw_mistakes(data, named, confidence, tmp_path / "sheet.png")
+        named[place], confidence[place] = (right[place] + 1) % 3, sure
+    for answers, most in ((named, 24), (named, 1), (right, 24)):
+        draw_mistakes(data, answers, confidence, tmp_path / "sheet.jpg", n=most)
+    (every, title), (first, _), (none, good) = sheets
+    assert title.startswith("3 of 9 images named wrong")
+    assert [cell.photos[0].name for cell in every] == ["3.png", "1.png", "8.png"]
+    assert [text for text, _ in every[0].lines] == ["true: one", "named: two", "90.0% confident, 3.png"]
+    assert (first, none, good) == (every[:1], [], "0 of 9 images named wrong")
     with pytest.raises(ArgumentError, match="must be the data's 9"):
         draw_mistakes(data, named[1:], confidence, tmp_path / "sheet.jpg")
-    assert not list(tmp_path.glob("sheet*"))
-
-
-def test_without_matplotlib_the_extra_is_named(
-    photographed: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"effnet\[plots\]"):
-        draw_mistakes(*photographed, tmp_path / "sheet.jpg")
-
-
-def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        confuse(evaluated(8), tmp_path / f"{name}.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]

@@ -1,4 +1,4 @@
-"""effnet check: what is wrong with a data set, and a manifest of it without that."""
+"""effnet check: what is wrong with a data set, and a manifest of it without those images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from effnet import console
 from effnet.checking.findings import COPIES, KINDS, Finding, Findings, clean
 from effnet.checking.findings import check as find
-from effnet.checking.pairs import draw_pairs, sheet_format
 from effnet.console import FINDING, OK, Flag, Whole
 from effnet.data.dataset import Dataset, read_data, write_manifest
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
+from effnet.plots.sheet import Cell, check_sheet, draw_sheet
+from effnet.plots.style import GREY, INK, RED
 from effnet.weights.bundle import read_network
 
-NAMED = 3  # files of one finding that are named
+NAMED = 3  # files of one finding in a line
+PAIRS = 60  # copies on a sheet, at most
 
 
 def check(
@@ -29,9 +31,9 @@ def check(
     limit: Whole = 3,
     json: Flag = False,
 ) -> int:
-    """What is wrong with a data set before it is trained on: broken files, copies, leaks, contradictions, sizes.
+    """Find what is wrong with a data set before training: broken files, copies, leaks, contradictions, sizes.
 
-    Copies are found where they were compressed again, resized, converted, brightened or mirrored.
+    Copies are found even if they were compressed again, resized, converted, brightened or mirrored.
 
     Args:
         data: A folder with a sub-folder for each class, split (train, val, test) or not, or a manifest.
@@ -48,7 +50,7 @@ def check(
     if fix is not None:
         _check_manifest(fix, data)
     if pictures is not None:
-        sheet_format(pictures)
+        check_sheet("pictures", pictures)
     with console.Display(f"reading {data}") as progress:
         dataset = read_data(data)
         findings = find(dataset, resolution=pixels, progress=progress)
@@ -62,14 +64,16 @@ def check(
         write_manifest(cleaned, fix)
         console.remark(f"Written: {fix}, {len(cleaned):,} of {len(dataset):,} images")
     if pictures is not None:
-        drawn = draw_pairs(dataset, findings, pictures)
-        console.remark(f"Drawn: {pictures}, {drawn} pairs" if drawn else "Nothing to draw: no copies.")
+        cells = _pair_copies(dataset, findings)
+        if cells:
+            draw_sheet(cells, f"{data}: copies, two of each", pictures, across=3)
+        console.remark(f"Drawn: {pictures}, {len(cells)} pairs" if cells else "Nothing to draw: no copies.")
     console.remark(f"Next: {_next(data, fix, pictures, findings)}")
     return FINDING if findings.errors else OK
 
 
 def _check_manifest(fix: Path, data: Path) -> None:
-    """Refuse what cannot be written before anything takes time."""
+    """Refuse a manifest that cannot be written, before the check takes time."""
     if fix.suffix.lower() != ".csv":
         raise ArgumentError("fix", str(fix), "must end in .csv: it is a manifest.")
     if fix.is_dir():
@@ -96,16 +100,33 @@ def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: i
         found = findings.of(kind)
         if not found:
             continue
-        plural = "es" if "(es)" in name else "s"
-        name = name.replace(f"({plural})", plural if len(found) > 1 else "")
         sys.stdout.write("\n")
-        console.paragraphs([f"{severity}: {len(found):,} {name}. {advice}"])
+        console.paragraphs([f"{severity}: {len(found):,} {_plural(name, len(found))}. {advice}"])
         for finding in found[:limit]:
             sys.stdout.write(f"  {_example(finding)}\n")
         if len(found) > limit:
             sys.stdout.write(f"  ... and {len(found) - limit:,} more\n")
     if not findings.findings:
         sys.stdout.write("Nothing was found: every file can be read, and there are no copies.\n")
+
+
+def _plural(name: str, count: int) -> str:
+    """A name such as image(s) or class(es) for that many."""
+    ending = "es" if "(es)" in name else "s"
+    return name.replace(f"({ending})", ending if count > 1 else "")
+
+
+def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
+    """Two images of each group of copies, the worst kinds first, with what is wrong and both names below them."""
+    cells = []
+    for finding in [finding for kind in COPIES for finding in findings.of(kind)][:PAIRS]:
+        pair = finding.files[:2]
+        more = f", {len(finding.files)} files" if len(finding.files) > 2 else ""
+        fault = f"{_plural(KINDS[finding.kind][1], 1)}: {finding.message}{more}"
+        names = [(f"{number}: {path}", GREY) for number, path in enumerate(pair, start=1)]
+        lines = (fault, RED if finding.severity == "error" else INK), *names
+        cells.append(Cell(tuple(dataset.root / path for path in pair), lines))
+    return cells
 
 
 def _example(finding: Finding) -> str:

@@ -2,8 +2,8 @@
 
 An error makes a training fail or its figures wrong; a warning probably costs accuracy; a note is good to know.
 
-A mirror image counts as a copy, for training flips images anyway. Where it has another label, that may be right: a "d"
-is a mirrored "b". So that is a warning, and both images stay.
+A mirror image counts as a copy, since training flips images anyway. Its label may differ rightly, as "d" is a mirrored
+"b": that is a warning, and both images stay.
 """
 
 from __future__ import annotations
@@ -30,39 +30,23 @@ Severity = Literal["error", "warning", "note"]
 KINDS: dict[str, tuple[Severity, str, str]] = {
     # kind: severity, what one or several are called, what to do
     "unreadable": ("error", "unreadable file(s)", "Replace them or leave them out: training needs every image."),
-    "label_conflict": (
-        "error",
-        "image(s) with more than one label",
-        "Decide which class is right; --fix leaves all copies out.",
-    ),
+    "label_conflict": ("error", "image(s) with several labels", "Decide which is right; --fix leaves all copies out."),
     "leak": (
         "error",
-        "image(s) in more than one part",
-        "Figures on images that were trained on are too good; --fix keeps them in test, else in val.",
+        "image(s) in several parts",
+        "They make figures too good; --fix keeps them in test, else in val.",
     ),
     "missing_class": ("warning", "class(es) missing from a part", "Add images: it is not learned or not measured."),
     "empty_class": ("warning", "class folder(s) without images", "Ignored; add images or remove the folder."),
-    "tiny_class": (
-        "warning",
-        "tiny class(es)",
-        "Add images or merge classes: so few teach little and measure nothing.",
-    ),
-    "unbalanced": (
-        "warning",
-        "imbalance(s)",
-        "Read each class's figures, not only accuracy; train with --class-weights.",
-    ),
+    "tiny_class": ("warning", "tiny class(es)", "So few images teach and measure little: add some, or merge classes."),
+    "unbalanced": ("warning", "imbalance(s)", "Read the figures of each class; train with --class-weights."),
     "resolution": ("warning", "resolution(s) too high", "Enlarging adds work and no detail."),
     "mirrored_label": (
         "warning",
         "mirror image(s) with another label",
         "Where left and right make the class, as in letters and arrows, train with --set flip=0.",
     ),
-    "duplicate": (
-        "warning",
-        "image(s) with copies in the same class",
-        "Each copy counts again in training and in figures; --fix keeps one.",
-    ),
+    "duplicate": ("warning", "image(s) with copies in the same class", "Each copy counts again; --fix keeps one."),
     "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, leave them out."),
     "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),
     "turned": ("note", "image(s) turned by EXIF", "effnet shows them upright; other programs may not."),
@@ -73,10 +57,10 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
 COPIES = ("label_conflict", "leak", "mirrored_label", "duplicate")  # kinds about several images, the worst first
 
 TINY_CLASS = 10  # images
-IMBALANCE = 10  # times as many images in the largest class as in the smallest
-LONG = 3  # times as long as high, or the reverse
-ONE_COLOUR = 2.0  # levels of 255: less spread is noise
-SMALL = 40  # pixels; where images are smaller, a stride of 32 leaves one pixel or two
+IMBALANCE = 10  # the largest class has that many times the images of the smallest
+LONG = 3  # ratio of the sides
+ONE_COLOUR = 2.0  # levels of 255: a smaller spread is noise
+SMALL = 40  # pixels; of smaller images a stride of 32 leaves one pixel or two
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")
 JPEG = {"MPO": "JPEG"}  # a JPEG with a second one behind it, as phones write for depth
 
@@ -87,7 +71,7 @@ class Finding:
 
     kind: str  # one of KINDS
     files: tuple[str, ...]  # paths as the data set has them; the first two show what is wrong
-    message: str  # what it is, of this one
+    message: str
 
     @property
     def severity(self) -> Severity:
@@ -122,28 +106,13 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the fingerprints, for JSON."""
-        rows = [
-            {
-                "kind": finding.kind,
-                "severity": finding.severity,
-                "files": list(finding.files),
-                "message": finding.message,
-                "advice": finding.advice,
-            }
-            for finding in self.findings
-        ]
+        rows = [vars(each) | {"severity": each.severity, "advice": each.advice} for each in self.findings]
         numbers = {"images": self.images, "errors": self.errors, "resolution": self.resolution}
         return numbers | {"classes": self.classes, "sizes": self.sizes, "findings": rows}
 
 
 def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress = SILENT) -> Findings:
-    """Look at every file and every class.
-
-    Args:
-        dataset: the data, split or not.
-        resolution: of the network that will see it, in pixels; None: sizes are not judged.
-        progress: follows the reading of the files.
-    """
+    """Check every file and every class; sizes only where `resolution`, of the network, in pixels, is given."""
     found = find_duplicates([dataset.file(sample) for sample in dataset.samples], progress=progress)
     parts = dataset.splits or ("",)
     counts = Counter((sample.label, sample.split) for sample in dataset.samples)
@@ -160,11 +129,11 @@ def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress
 
 
 def clean(dataset: Dataset, findings: Findings) -> Dataset:
-    """The data set without unreadable files, contradictions, leaks and copies; what is still alike shares a group.
+    """The data set without unreadable files, contradictions, leaks and copies; images still alike share a group.
 
-    Of copies the one stays that is in test, else in val, else in train; there the one with the most pixels, then bytes,
-    then the first by name. An image is only left out where one that it is directly a copy of stays, so of a film whose
-    every frame resembles the next, some frames stay. All copies of an image with several labels are left out.
+    Of copies one stays: in test, else in val, else in train; there the one with the most pixels, then bytes, then the
+    first by name. An image is left out only where a direct copy of it stays, so of a film whose every frame resembles
+    the next, some frames stay. All copies of an image with several labels are left out.
 
     Raises:
         ArgumentError: the findings are another data set's.
@@ -195,7 +164,7 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
 
 
 def _grouped(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iterator[Sample]:
-    """The samples at `places`, those that are alike or had one group with one group's name."""
+    """The samples at `places`; those that are alike, or were in one group, get the same group."""
     samples = [dataset.samples[place] for place in places]
     first: dict[object, int] = {}
     links = []
@@ -211,7 +180,7 @@ def _grouped(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iter
 
 
 def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
-    """What is wrong with single files."""
+    """Faults of single files."""
     formats = Image.registered_extensions()
     for sample, print in zip(dataset.samples, found.fingerprints, strict=True):
         file = (sample.path,)
@@ -235,7 +204,7 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
 
 
 def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
-    """Contents that are alike, each with itself where it has copies, and whether one is mirrored."""
+    """Pairs of contents that are alike, of a content with itself where it has copies; whether one is mirrored."""
     yield from ((content, content, False) for content, places in found.copies.items() if len(places) > 1)
     yield from ((pair.first, pair.second, pair.mirrored) for pair in found.pairs)
 
@@ -272,7 +241,7 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
 
 
 def _in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
-    """The places in the order of their names, but the first two differ in what is wrong."""
+    """The places by name, except that the first two differ in their label or their part, which is the fault."""
     ordered = sorted(places, key=lambda place: dataset.samples[place].path)
     quality = "label" if kind in ("label_conflict", "mirrored_label") else "split"
     first = getattr(dataset.samples[ordered[0]], quality)
@@ -303,7 +272,7 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]]) -> Ite
 
 
 def _empty_folders(dataset: Dataset) -> Iterator[str]:
-    """Class folders without an image, where the data set is one of folders."""
+    """Class folders without an image; none where the data set is a manifest of other paths."""
     parents = set()
     for sample in dataset.samples:
         *above, label = Path(sample.path).parts[:-1][: 2 if sample.split else 1] or ("",)
@@ -329,7 +298,7 @@ def _sizes(prints: Sequence[Fingerprint]) -> dict[str, tuple[int, int]]:
 
 
 def _size_findings(prints: Sequence[Fingerprint], resolution: int | None) -> Iterator[Finding]:
-    """Images that are far smaller than what the network sees."""
+    """Images that are far smaller than the network's resolution."""
     if resolution is None or not prints:
         return
     short = round(statistics.median(min(print.width, print.height) for print in prints))

@@ -1,44 +1,34 @@
-"""The pictures of a trained model: how it learned, what it mixes up, how far its confidence can be believed.
+"""The pictures of a trained model: learning curves, confusion matrix, reliability diagram, sheet of mistakes.
 
-Needs the extra `plots`; see plots.style for what all pictures have in common. The sheet of mistakes is a JPEG, for it
-holds photos, and is drawn by Pillow.
+All but the sheet need the extra `plots`; plots.style has what they share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from effnet.data.dataset import Dataset
-from effnet.data.image import open_photo
-from effnet.errors import ArgumentError, ImageError, MissingExtraError
+from effnet.errors import ArgumentError
 from effnet.fields import positive_int
-from effnet.files import write_file
-from effnet.plots.style import BLUE, GREY, INK, ORANGE, PALE, RED, picture
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from effnet.plots.sheet import Cell, draw_sheet
+from effnet.plots.style import BLUE, GREY, INK, ORANGE, RED, picture
 
 Bins = tuple[Sequence[int], Sequence[float], Sequence[float]]  # counts, mean confidence and accuracy of each bin
 
 COUNTED, NAMED = 20, 30  # classes up to which the cells of a confusion matrix have counts, and its sides names
-CELLS = 400  # of a side of the matrix, at most: the darkest of several classes is drawn for all of them
-PAIRS = 16  # that are listed beside a matrix without names
-LETTERS = 24  # of a name
-LETTERS_PER_INCH = 8  # of the lower side, beyond which names stand upright
+CELLS = 400  # a side of the drawn matrix, at most; of several classes that share a cell the darkest is drawn
+PAIRS = 16  # mistakes listed beside a matrix without names
+LETTERS = 24  # of a class's name
+LETTERS_PER_INCH = 8  # more than that along the lower side, and the names stand upright
 LIST_WIDTH = 5.0  # inches
 
-HEAD, TILE, CAPTION, GAP = 48, 200, 58, 10  # pixels: the title, a photo, the text below it, the space around both
-ACROSS = 6
-
-# What the panels of `draw_results` show of the columns of results.csv.
+# The panels of `draw_results`: label of the axis, columns of results.csv with their names, scale of the values.
 PANELS = (
-    # label of the axis, columns with their names, scale of the values
     ("loss", (("train_loss", "training"), ("val_loss", "validation")), 1.0),
     ("top-1 of the validation part, %", (("val_top1", "validation"),), 100.0),
     ("learning rate", (("lr", ""),), 1.0),
@@ -73,7 +63,7 @@ def draw_results(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 axes.plot(epochs, values, "o-", color=colour, markersize=4, label=name)
             axes.set(xlabel="epoch", ylabel=label)
             axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-            _whole_numbers(axes)
+            axes.locator_params(axis="x", integer=True, min_n_ticks=1)  # no half epochs
             if label == "seconds of the epoch":
                 axes.set_ylim(bottom=0)
             if len(columns) > 1:
@@ -102,7 +92,7 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Pa
         widths = (size,) if small else (size, LIST_WIDTH)
         axes, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         axes.grid(visible=False)
-        # the square root of the share: a class that loses 1 % of its images to another is seen
+        # the square root of the share makes visible that a class loses 1 % of its images to another
         axes.imshow(np.sqrt(_pooled(shares)), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest")
         axes.set(xlabel="named", ylabel="true")
         for panel in beside:
@@ -158,45 +148,26 @@ def draw_mistakes(
         dataset: N images.
         named: the class that each was given, (N,).
         confidence: of the answers, (N,).
-        out: a .jpg file.
+        out: a .jpg, .jpeg or .png file.
         n: mistakes at most.
 
     Raises:
         ArgumentError: `out` has another suffix, or the answers are not those of the data set.
-        MissingExtraError: matplotlib is not installed, whose font is used.
     """
-    if out.suffix.lower() not in (".jpg", ".jpeg"):
-        raise ArgumentError("out", str(out), "must end in .jpg: it holds photos.")
     if len(named) != len(dataset):
         raise ArgumentError("named", f"{len(named)} images", f"must be the data's {len(dataset)}.")
     wrong = np.flatnonzero(named != [sample.label for sample in dataset.samples])
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: positive_int("n", n)].tolist()
-    small, large = _font(13), _font(18)
-    rows = max(1, -(-len(worst) // ACROSS))
-    sheet = Image.new("RGB", (ACROSS * (TILE + GAP) + GAP, HEAD + rows * (TILE + CAPTION + GAP)), "white")
-    draw = ImageDraw.Draw(sheet)
-    title = f"{len(wrong):,} of {len(dataset):,} images named wrong" + (", the most confident first" if worst else "")
-    draw.text((GAP, 14), title, INK, large)
-    for place, i in enumerate(worst):
-        left, top = GAP + place % ACROSS * (TILE + GAP), HEAD + place // ACROSS * (TILE + CAPTION + GAP)
+    cells = []
+    for i in wrong[np.argsort(-confidence[wrong], kind="stable")][: positive_int("n", n)].tolist():
         sample = dataset.samples[i]
-        sheet.paste(_tile(dataset.file(sample)), (left, top))
         lines = (
             (f"true: {dataset.classes[sample.label]}", INK),
             (f"named: {dataset.classes[named[i]]}", RED),
             (f"{confidence[i]:.1%} confident, {Path(sample.path).name}", GREY),
         )
-        for line, (text, colour) in enumerate(lines):
-            draw.text((left, top + TILE + 3 + 18 * line), _shortened(text, small), colour, small)
-    with write_file(out) as temporary:
-        sheet.save(temporary, format="JPEG", quality=90)
-
-
-def _whole_numbers(axes: Axes) -> None:
-    """No half epochs."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        cells.append(Cell((dataset.file(sample),), lines))
+    title = f"{len(wrong):,} of {len(dataset):,} images named wrong" + (", the most confident first" if cells else "")
+    draw_sheet(cells, title, out, across=6)
 
 
 def _pooled(shares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -219,31 +190,3 @@ def _commonest_mistakes(counts: NDArray[np.int64], names: Sequence[str]) -> list
 
 def _short(name: str) -> str:
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
-
-
-def _tile(path: Path) -> Image.Image:
-    """The whole photo on a square; an empty one where it cannot be read any more."""
-    square = Image.new("RGB", (TILE, TILE), PALE)
-    try:
-        photo = ImageOps.contain(open_photo(path), (TILE, TILE))
-    except ImageError:
-        return square
-    square.paste(photo, ((TILE - photo.width) // 2, (TILE - photo.height) // 2))
-    return square
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    try:
-        from matplotlib import get_data_path
-    except ImportError as error:
-        raise MissingExtraError("drawing", "plots") from error
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """As much of the text as is not wider than a photo."""
-    if font.getlength(text) <= TILE:
-        return text
-    while text and font.getlength(f"{text}…") > TILE:
-        text = text[:-1]
-    return f"{text}…"

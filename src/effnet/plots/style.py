@@ -1,21 +1,21 @@
-"""What every picture has in common: files, colours, type. Png, svg or pdf by the suffix.
+"""What all pictures share: files, colours, fonts. The suffix chooses between png, svg and pdf.
 
-Needs the extra `plots`. No window is opened and no state of matplotlib's is left changed; a picture appears under its
-name when it is complete. No date or version goes in, so the same numbers give the same bytes; text in svg stays text.
+Needs the extra `plots`. No window is opened, and matplotlib's settings stay as they are. Neither a date nor a version
+is written, so the same numbers give the same bytes; text in svg stays text.
 
 Colours are from the palette of Okabe and Ito, which colour-blind readers tell apart; shapes and labels differ as well.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effnet.errors import ArgumentError, MissingExtraError
+from effnet.errors import ArgumentError, missing
+from effnet.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "effnet",
 }
-UNDATED: dict[str, dict[str, Any]] = {  # what matplotlib writes of itself and of the time, switched off
+UNDATED: dict[str, dict[str, Any]] = {  # switches off matplotlib's name and the date
     ".png": {"Software": None},
     ".svg": {"Creator": None, "Date": None},
     ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -53,7 +53,7 @@ LEFT, RIGHT = -1, 1
 
 
 def drawable(out: Path) -> str:
-    """The suffix of `out`, small; asked before a long measurement, so that its picture is not refused afterwards.
+    """The suffix of `out` in lower case; called before long work, so that its picture is not refused afterwards.
 
     Raises:
         ArgumentError: `out` has another suffix than .png, .svg or .pdf.
@@ -63,17 +63,16 @@ def drawable(out: Path) -> str:
     if suffix not in UNDATED:
         raise ArgumentError("out", str(out), f"must end in {', '.join(UNDATED)}.")
     if find_spec("matplotlib") is None:
-        raise MissingExtraError("drawing", "plots")
+        raise missing("drawing", "matplotlib")
     return suffix
 
 
 @contextmanager
 def picture(out: Path, width: float, height: float, title: str) -> Iterator[Figure]:
-    """A figure of that size in inches with a title; when the block ends without an error it is written to `out`.
+    """A figure of that size in inches with a title, written to `out` when the block ends without an error.
 
     Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
+        ArgumentError, MissingExtraError: see `drawable`.
     """
     suffix = drawable(out)
     from matplotlib import rc_context
@@ -83,13 +82,8 @@ def picture(out: Path, width: float, height: float, title: str) -> Iterator[Figu
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
         yield figure
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-        try:
-            figure.savefig(unfinished, format=suffix[1:], metadata=UNDATED[suffix])
-            unfinished.replace(out)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with write_file(out) as temporary:
+            figure.savefig(temporary, format=suffix[1:], metadata=UNDATED[suffix])
 
 
 def footnote(figure: Figure, text: str) -> None:
@@ -98,17 +92,17 @@ def footnote(figure: Figure, text: str) -> None:
 
 
 def decades(axes: Axes) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade of two logarithmic axes."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Mark two logarithmic axes at 1, 2 and 5 of each decade, in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
 
 
-def name_point(axes: Axes, text: str, point: tuple[float, float], stand: tuple[int, float], **font: Any) -> None:
-    """Write `text` beside its point: on the side LEFT or RIGHT, so many points of type above its middle."""
-    side, above = stand
+def name_point(axes: Axes, text: str, point: tuple[float, float], place: tuple[int, float], **font: Any) -> None:
+    """Write `text` beside its point; `place` is the side, LEFT or RIGHT, and typographic points above the middle."""
+    side, above = place
     offset, align = (side * 7, above), "left" if side == RIGHT else "right"
     axes.annotate(text, point, offset, textcoords="offset points", ha=align, va="center", **font)

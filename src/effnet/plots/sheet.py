@@ -1,0 +1,91 @@
+"""A sheet of photos with lines of text below them, for a person to look through. Drawn by Pillow.
+
+The font is matplotlib's DejaVu, which has Greek and Cyrillic letters; without matplotlib it is Pillow's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from effnet.data.image import open_photo
+from effnet.errors import ArgumentError, ImageError
+from effnet.files import write_file
+from effnet.plots.style import INK, PALE
+
+SHEET_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+HEAD, TILE, LINE, GAP = 48, 200, 18, 10  # pixels: the title, a photo, a line of text, the space around a cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Photos side by side, and the lines below them."""
+
+    photos: tuple[Path, ...]
+    lines: tuple[tuple[str, str], ...]  # text and colour
+
+
+def check_sheet(argument: str, out: Path) -> None:
+    """Check a sheet's path; called before long work, so that its sheet is not refused afterwards.
+
+    Raises:
+        ArgumentError: `out` has another suffix than .jpg, .jpeg or .png, or is a folder.
+    """
+    if out.suffix.lower() not in SHEET_FORMATS:
+        raise ArgumentError(argument, str(out), f"must end in {', '.join(SHEET_FORMATS)}.")
+    if out.is_dir():
+        raise ArgumentError(argument, str(out), "is a folder; name a file.")
+
+
+def draw_sheet(cells: Sequence[Cell], title: str, out: Path, *, across: int) -> None:
+    """Draw cells, which have the same number of photos and lines, in rows of `across`.
+
+    A photo that cannot be read any more leaves an empty square.
+
+    Raises:
+        ArgumentError: see `check_sheet`.
+    """
+    check_sheet("out", out)
+    photos, lines = (len(cells[0].photos), len(cells[0].lines)) if cells else (1, 0)
+    width, height = photos * (TILE + GAP), TILE + lines * LINE + GAP
+    sheet = Image.new("RGB", (across * width + GAP, HEAD + -(-len(cells) // across) * height), "white")
+    pen, font = ImageDraw.Draw(sheet), _font(13)
+    pen.text((GAP, 14), title, INK, _font(18))
+    for place, cell in enumerate(cells):
+        left, top = GAP + place % across * width, HEAD + place // across * height
+        for number, photo in enumerate(cell.photos):
+            sheet.paste(_tile(photo), (left + number * (TILE + GAP), top))
+        for number, (text, colour) in enumerate(cell.lines):
+            pen.text((left, top + TILE + 2 + number * LINE), _shorten(text, font, width - GAP), colour, font)
+    with write_file(out) as temporary:
+        sheet.save(temporary, SHEET_FORMATS[out.suffix.lower()], quality=90)
+
+
+def _tile(path: Path) -> Image.Image:
+    """The whole photo on a square."""
+    square = Image.new("RGB", (TILE, TILE), PALE)
+    with suppress(ImageError):
+        photo = ImageOps.contain(open_photo(path), (TILE, TILE))
+        square.paste(photo, ((TILE - photo.width) // 2, (TILE - photo.height) // 2))
+    return square
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    with suppress(ImportError):
+        from matplotlib import get_data_path
+
+        return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+    return ImageFont.load_default(size)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, without its middle where it is wider than that many pixels."""
+    kept, short = len(text), text
+    while font.getlength(short) > width:
+        kept -= 1
+        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return short
