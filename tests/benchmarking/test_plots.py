@@ -25,7 +25,7 @@ def row(backend: Backend, *milliseconds: float, agreement: float) -> BenchRow:
 
 def test_every_figure_is_drawn_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (row(TORCH, 2000, 2000, 2000, agreement=0.95), row(BF16, 200, 200, 200, agreement=0.75), BenchRow(ONNX))
-    conditions = Conditions(Machine("Processor X", 2, None, ()), 2, None, None, ("torch 9",), None, None)
+    conditions = Conditions(2, ("torch 9",), machine=Machine("Processor X", 2, None, ()), load=None)
     report = BenchReport("m", 32, conditions, (4,), rows, TORCH, {4: Selection(BF16, 4, "")}, ())
     figures = []
     save = Figure.savefig

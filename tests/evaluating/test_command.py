@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def expected(split="test", model="good", **more):
     text = (read_data("photos"), classifier.classes)
     data = match_classes(text[0], text[1], "")
     learned = split_data(data, val=0.25, test=0.25).part(split)
-    logits, labels, _ = predict_logits(classifier, learned)
+    logits, labels, _ = predict_logits(classifier.logits, classifier.input, learned)
     return evaluate(logits, labels, NAMES, **more)
 
 
@@ -123,7 +124,7 @@ def test_json_stands_alone(run, folder) -> None:
         "split": "val",
         "n": 18,
     }
-    assert values["top1"] == pytest.approx(found.top1.to_dict())
+    assert values["top1"] == pytest.approx(asdict(found.top1))
     assert values["temperature"] == 1.0
     assert values["calibrated_on"] is None  # val is what is evaluated
     assert values["unreadable"] == {}
@@ -171,8 +172,8 @@ def test_two_models(run, folder) -> None:
     values = json.loads(out)
     a, b = expected(model="poor"), expected()
     assert (values["a"], values["b"]) == ("poor", "good")
-    assert values["accuracy_a"] == pytest.approx(a.top1.to_dict())
-    assert values["accuracy_b"] == pytest.approx(b.top1.to_dict())
+    assert values["accuracy_a"] == pytest.approx(asdict(a.top1))
+    assert values["accuracy_b"] == pytest.approx(asdict(b.top1))
     assert values["accuracy"]["value"] == pytest.approx(b.top1.value - a.top1.value)
     assert values["only_b"] - values["only_a"] == round(18 * (b.top1.value - a.top1.value))
     assert values["significant"]
@@ -197,7 +198,7 @@ def test_models_with_their_classes_in_another_order(run, folder) -> None:
     for models in (("good", "turned"), ("turned", "good")):
         _, out, _ = run(*models, "photos", "--json")
         values = json.loads(out)
-        assert values["accuracy_a"] == values["accuracy_b"] == pytest.approx(expected().top1.to_dict())
+        assert values["accuracy_a"] == values["accuracy_b"] == pytest.approx(asdict(expected().top1))
         assert (values["only_a"], values["only_b"]) == (0, 0)
 
 
@@ -279,8 +280,8 @@ def test_a_model_without_names(run, folder) -> None:
 
 
 def test_the_worst_of_many_classes(run, folder, monkeypatch) -> None:
-    monkeypatch.setattr("effnet.evaluating.command.LISTED", 2)
-    monkeypatch.setattr("effnet.evaluating.command.WORST", 1)
+    monkeypatch.setattr("effnet.evaluating.tables.LISTED", 2)
+    monkeypatch.setattr("effnet.evaluating.tables.WORST", 1)
     _, out, _ = run("poor", "photos")
     worst = min(expected(model="poor").scores, key=lambda score: score.f1)
     assert "The 1 classes of lowest F1, of 3 classes" in out

@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from effnet.errors import ArgumentError
 from effnet.metrics import calibration as module
-from effnet.metrics.calibration import abstain, answer, calibrate, confidence, fit_temperature, reliability
+from effnet.metrics.calibration import abstain, apply_threshold, calibrate, confidence, fit_temperature, reliability
 from effnet.metrics.intervals import wilson
 
 
@@ -177,8 +177,8 @@ def test_a_threshold_is_used_as_it_was_chosen() -> None:
     logits, labels = made(2000, 4, 2.0, seed=2)
     temperature = fit_temperature(logits, labels)
     chosen = abstain(logits, labels, temperature, 0.1)
-    assert answer(logits, labels, temperature, chosen.threshold) == chosen
-    assert answer(logits, labels, temperature, None).error is None
+    assert apply_threshold(logits, labels, temperature, chosen.threshold) == chosen
+    assert apply_threshold(logits, labels, temperature, None).error is None
     fitted = calibrate(logits, labels, error=0.1)
     assert (fitted.temperature, fitted.threshold) == (temperature, chosen.threshold)
     assert (fitted.error, fitted.n, fitted.split) == (0.1, 2000, "val")

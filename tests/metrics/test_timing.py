@@ -25,7 +25,7 @@ MACHINE = Machine("Processor X", 2, None, ("avx2",))
 
 
 def conditions(threads: int, load: float | None) -> Conditions:
-    return Conditions(MACHINE, threads, 1, "NCHW", ("torch 9",), load)
+    return Conditions(threads, ("torch 9",), 1, "NCHW", "float32", MACHINE, load)
 
 
 def test_statistics() -> None:
@@ -46,10 +46,10 @@ def test_contestants_take_turns() -> None:
     called, shown = [], []
     progress = SimpleNamespace(update=lambda *update: shown.append(update))
     functions = {name: (lambda name=name: called.append(name)) for name in "ab"}
-    taken = measure_in_turn(functions, runs=3, warmup=2, progress=progress, task="a and b")
+    taken = measure_in_turn(functions, runs=3, warmup=2, progress=progress)
     assert "".join(called) == "ababababab"
     assert {name: len(times.seconds) for name, times in taken.items()} == {"a": 3, "b": 3}
-    assert shown == [("a and b", done, 3) for done in (1, 2, 3)]
+    assert shown == [("rounds", done, 3) for done in (1, 2, 3)]
 
 
 def test_each_contestant_gets_its_own_times() -> None:

@@ -19,7 +19,9 @@ from effnet.profiling.compare import RIVALS, Comparison, Contestant, compare_net
 from effnet.profiling.plots import draw_comparison
 from effnet.profiling.profile import TimingOptions
 
-CONDITIONS = Conditions(Machine("Processor X", 2, None, ("avx2",)), 1, 2, "channels_last", ("torch 9",), None)
+CONDITIONS = Conditions(
+    1, ("torch 9",), 2, "channels_last", "float32", Machine("Processor X", 2, None, ("avx2",)), None
+)
 
 
 def contestant(name: str, macs: int, activations: int, *milliseconds: float) -> Contestant:

@@ -40,7 +40,7 @@ from effnet.data.views import views
 from effnet.errors import ArgumentError, CheckpointError, EffnetError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
-from effnet.metrics.evaluate import FunctionPredictor, Predicted, predict_logits
+from effnet.metrics.evaluate import Predicted, predict_logits
 from effnet.metrics.intervals import compare_top1, wilson
 from effnet.metrics.timing import Conditions, time_rounds, turn
 from effnet.progress import SILENT, Progress
@@ -160,7 +160,7 @@ class _Bench:
         """All steps."""
         engines = dict.fromkeys(backend.engine for backend in self.rows)  # they are named as their packages are
         versions = tuple(f"{name} {version_of(name)}" for name in engines)
-        conditions = Conditions.of(self.plan.threads or this_machine().cores, versions)
+        conditions = Conditions(self.plan.threads or this_machine().cores, versions)
         for row in self.rows:
             self._try(row, self._write_file, row, folder, calibration)
         for batch in self.batches:
@@ -259,9 +259,8 @@ class _Bench:
         self._set(row, logit_difference=difference, same_class=wilson(same, VIEWS))
         if images is None or (self.found is None and row != self.reference):
             return
-        predictor, batch = FunctionPredictor(self.input, session), max(GROUP, *self.batches)
-        task = f"{row}: images with known classes"
-        found = predict_logits(predictor, images, batch=batch, progress=self.progress, task=task)
+        batch, task = max(GROUP, *self.batches), f"{row}: images with known classes"
+        found = predict_logits(session, self.input, images, batch=batch, progress=self.progress, task=task)
         self.found = self.found or found
         if len(found.labels):
             self._set(row, accuracy=compare_top1(self.found.logits, found.logits, found.labels))

@@ -40,7 +40,7 @@ from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, mi
 from effnet.exporting.export import artifact_logits, artifact_place, parity_pixels, write_artifact
 from effnet.fields import positive_int
 from effnet.files import size_of
-from effnet.metrics.evaluate import FunctionPredictor, Predicted, predict_logits
+from effnet.metrics.evaluate import Predicted, predict_logits
 from effnet.metrics.intervals import Difference, Interval, compare_top1, wilson
 from effnet.progress import SILENT, Progress
 from effnet.runtime import openvino
@@ -252,7 +252,8 @@ def _open(model: Any) -> Session:
 def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, progress: Progress) -> Predicted:
     session = _open(model)
     found = predict_logits(
-        FunctionPredictor(input_spec, session),
+        session,
+        input_spec,
         val,
         batch=session.batch * -(-GROUP // session.batch),
         progress=progress,

@@ -1,37 +1,36 @@
-"""Whether a model's confidence can be believed, how to mend it with one number, and when it had better say nothing.
+"""Calibration: how far confidence is from accuracy, the temperature that corrects it, the threshold for abstaining.
 
-The confidence is the largest probability. Temperature scaling (Guo et al. 2017) divides the logits by a number: the
-answers stay, their confidence moves. Both the temperature and the threshold are fitted on a validation part, never on
-the images that the final figures are of.
+The confidence is the largest probability. Temperature scaling (Guo et al. 2017) divides the logits by one number: the
+predictions stay, their confidence changes. Temperature and threshold are fitted on a validation part, never on the
+images of the final figures.
 
-What the threshold promises: with 95 % confidence over the draw of the validation images, at most `error` of the
-answers at or above it are wrong on images drawn alike. Shares of the most confident images are tested one after
-another, from a third of them up to all, each by its exact binomial tail, and the first that fails ends it: a fixed
-sequence of tests, so looking at many of them costs nothing. Choosing the best of all thresholds would promise more than
-it holds; beginning with fewer images would let a single wrong label among the surest end it at once.
+The threshold's guarantee: with 95 % confidence over the draw of the validation images, at most `error` of the
+predictions at or above it are wrong on images of the same population. The most confident images are tested, from a
+third of them up to all, each share by its exact binomial tail, until the first share fails. The sequence is fixed in
+advance, so no correction for multiple tests is needed. Choosing the best of all thresholds would break the guarantee;
+starting with fewer images would let a single wrong label among the most confident stop the sequence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effnet.arch.spec import Calibration
 from effnet.errors import ArgumentError
-from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, binomial_tail, checked, wilson
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, binomial_tail, check_arrays, wilson
 
-BINS = 15  # of equal width, as Guo et al. and torchmetrics have them
-SHARES = 20  # of the images that `abstain` may test
-FIRST, ENOUGH = 1 / 3, 10  # it begins with this share, or so many times the fewest that can pass, if those are less
+BINS = 15  # of equal width, as in Guo et al. and torchmetrics
+SHARES = 20  # of the images, which `abstain` tests in turn
+FIRST, ENOUGH = 1 / 3, 10  # `abstain` starts with this share, or with 10 times the fewest images that can pass if less
 ROWS = 4096  # images whose probabilities are in memory at once
 FARTHEST = 10.0  # a temperature is between exp(-10) and exp(10)
-CLOSE = 1e-6  # of the logarithm of the temperature
-ROUNDS = 100
+CLOSE = 1e-6  # precision of the logarithm of the temperature
+ROUNDS = 100  # of Newton's method, at most
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,20 @@ class Reliability:
 
     temperature: float
     loss: float  # mean cross-entropy, in nats
-    brier: float  # mean squared distance from the truth, all classes of an image summed: 0 to 2
-    ece: float  # mean distance of confidence from accuracy over the bins; above 0 by chance alone where n is small
+    brier: float  # mean squared error of the probabilities, summed over the classes: 0 to 2
+    ece: float  # mean distance of confidence from accuracy over the bins; with few images, chance alone puts it above 0
     counts: tuple[int, ...]  # images in each bin of the confidence
-    confidence: tuple[float, ...]  # mean of each bin; 0 where it is empty
-    accuracy: tuple[float, ...]  # of each bin; 0 where it is empty
+    confidence: tuple[float, ...]  # mean of each bin; 0 in an empty one
+    accuracy: tuple[float, ...]  # of each bin; 0 in an empty one
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """What becomes of images if answers of less confidence than the threshold are not given."""
+    """The effect of giving no answer below a threshold of the confidence."""
 
-    threshold: float | None  # None where no answer at all is sure enough
+    threshold: float | None  # None: no answer is confident enough
     coverage: Interval  # share of the images that are answered
-    error: Interval | None  # share of the answers that are wrong; None where there are none
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
+    error: Interval | None  # share of the answers that are wrong; None without answers
 
 
 def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0) -> Reliability:
@@ -66,7 +61,7 @@ def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: flo
     Raises:
         ArgumentError: the arrays do not fit each other, or the temperature is not above 0.
     """
-    outputs, truth = checked(logits, labels)
+    outputs, truth = check_arrays(logits, labels)
     confidence, loss, brier = (np.empty(len(outputs)) for _ in range(3))
     for rows, scaled in _scaled(outputs, temperature):
         powers, true = np.exp(scaled), np.take_along_axis(scaled, truth[rows, None], 1)[:, 0]
@@ -92,20 +87,16 @@ def confidence(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
 
 
 def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
-    """The temperature at which the labels are most probable.
+    """The temperature at which the labels of a validation part are most probable.
 
-    It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second part is worth less than one image, and keeps
-    the temperature within reason where no image is wrong and the cross-entropy alone would have it 0.
-
-    Args:
-        logits: (N, K) of a validation part, raw.
-        labels: (N,) whole numbers.
+    It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second part weighs less than one image; without it,
+    the temperature would go to 0 where no image is wrong.
 
     Raises:
         ArgumentError: the arrays do not fit each other.
     """
-    outputs, truth = checked(logits, labels)
-    low, high, place = -FARTHEST, FARTHEST, 0.0  # of -ln T; Newton's steps where they stay between, else halves
+    outputs, truth = check_arrays(logits, labels)
+    low, high, place = -FARTHEST, FARTHEST, 0.0  # of -ln T; Newton's method, with bisection where it would leave them
     for _ in range(ROUNDS):
         slope, curve = _slope(outputs, truth, place)
         low, high = (low, place) if slope > 0 else (place, high)
@@ -119,22 +110,22 @@ def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
 def abstain(
     logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0, error: float = 0.05
 ) -> Abstention:
-    """The confidence below which to abstain; the module's docstring says what it promises.
+    """Choose the confidence below which to abstain; the module's docstring has its guarantee.
 
     Returns:
-        The threshold, 0 where every answer may be given and None where no threshold keeps the promise (59 images are
-        the fewest that can, at 5 %); with what becomes of these images, on which it was chosen.
+        The threshold and its effect on these images: 0 where every answer may be given, None where no threshold keeps
+        the guarantee (at 5 % it takes at least 59 images).
 
     Raises:
-        ArgumentError: the arrays do not fit each other, or the error is no share.
+        ArgumentError: the arrays do not fit each other, or `error` is not between 0 and 1.
     """
-    outputs, truth = checked(logits, labels)
+    outputs, truth = check_arrays(logits, labels)
     if not 0 < error < 1:
         raise ArgumentError("error", error, "must be a share of the answers: above 0 and below 1.")
     sure = confidence(outputs, temperature)
     order = np.argsort(-sure, kind="stable")
     wrong = np.cumsum(outputs.argmax(1)[order] != truth[order])
-    fewest = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - error))  # that show it where none of them is wrong
+    fewest = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - error))  # images that pass if none of them is wrong
     threshold: float | None = None
     for step in range(1, SHARES + 1):
         value = float(sure[order[math.ceil(len(sure) * step / SHARES) - 1]])
@@ -144,16 +135,18 @@ def abstain(
         if binomial_tail(int(wrong[answered - 1]), answered, error) > 1 - CONFIDENCE:
             break
         threshold = value if answered < len(sure) else 0.0
-    return answer(outputs, truth, temperature, threshold)
+    return apply_threshold(outputs, truth, temperature, threshold)
 
 
-def answer(logits: Logits, labels: Sequence[int] | Labels, temperature: float, threshold: float | None) -> Abstention:
-    """What becomes of these images at a threshold.
+def apply_threshold(
+    logits: Logits, labels: Sequence[int] | Labels, temperature: float, threshold: float | None
+) -> Abstention:
+    """The effect of a threshold on these images.
 
     Raises:
         ArgumentError: the arrays do not fit each other.
     """
-    outputs, truth = checked(logits, labels)
+    outputs, truth = check_arrays(logits, labels)
     given = np.zeros(len(truth), bool) if threshold is None else confidence(outputs, temperature) >= threshold
     answers, wrong = int(given.sum()), int((outputs.argmax(1) != truth)[given].sum())
     return Abstention(threshold, wilson(answers, len(truth)), wilson(wrong, answers) if answers else None)
@@ -162,7 +155,7 @@ def answer(logits: Logits, labels: Sequence[int] | Labels, temperature: float, t
 def calibrate(
     logits: Logits, labels: Sequence[int] | Labels, *, split: str = "val", error: float = 0.05
 ) -> Calibration:
-    """Temperature and threshold for a bundle.
+    """Temperature and threshold of a model, for its bundle.
 
     Args:
         logits: (N, K) of a validation part, raw.
@@ -171,7 +164,7 @@ def calibrate(
         error: share of the answers that may be wrong.
 
     Raises:
-        ArgumentError: the arrays do not fit each other, or the error is no share.
+        ArgumentError: the arrays do not fit each other, or `error` is not between 0 and 1.
     """
     temperature = fit_temperature(logits, labels)
     threshold = abstain(logits, labels, temperature, error).threshold
@@ -179,7 +172,7 @@ def calibrate(
 
 
 def _scaled(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Some images at a time: logits by temperature in float64, the largest of each image 0."""
+    """ROWS images at a time: float64 logits divided by the temperature, shifted so that each image's largest is 0."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ArgumentError("temperature", temperature, "must be a positive finite number.")
     for first in range(0, len(logits), ROWS):
@@ -191,7 +184,7 @@ def _scaled(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray
 
 
 def _slope(logits: Logits, truth: Labels, place: float) -> tuple[float, float]:
-    """First and second derivative of what `fit_temperature` minimises, in `place`, which is -ln T."""
+    """First and second derivative of what `fit_temperature` minimises, at `place`, which is -ln T."""
     slope, curve = place, 1.0
     for rows, scaled in _scaled(logits, math.exp(-place)):
         chances = np.exp(scaled)

@@ -1,14 +1,13 @@
-"""How good a model is on images whose classes are known, and how sure that is. numpy only; any engine's logits do.
+"""How good a model is on images with known classes, with intervals. numpy only: any engine's logits will do.
 
     top-1, top-5   share of the images whose class is the most probable one, or among five; Wilson's interval
-    macro F1       mean of 2 right / (images + answers) over the classes that have images; a bootstrap's interval
-    recall         share of a class's images that are named so; Wilson's interval
-    precision      share of the answers of a class that are right; none where the class is never named
+    macro F1       mean of 2 right / (images + predictions) over the classes that have images; a bootstrap's interval
+    recall         share of a class's images that are predicted as it; Wilson's interval
+    precision      share of the predictions of a class that are right; none where it is never predicted
     calibration    see calibration.py
 
-A class without images in the evaluated part has no recall and no F1 and does not enter the mean; where its name is
-given to images of others, these lose recall. Accuracy and precision are of that part's mix of classes, which may not be
-the world's.
+A class without images in the evaluated part has neither recall nor F1 and does not enter the mean; predictions of it
+cost the true classes recall. Accuracy and precision hold for that part's mix of classes, which may not be the world's.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,35 +32,17 @@ from effnet.data.paths import read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError
 from effnet.fields import positive_int
 from effnet.files import write_file
-from effnet.metrics.calibration import Abstention, Reliability, answer, reliability
-from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, checked, wilson
+from effnet.metrics.calibration import Abstention, Reliability, apply_threshold, reliability
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, check_arrays, wilson
 from effnet.progress import SILENT, Progress
 
 TOP = 5
-RESAMPLES, DRAWN = 1000, 100  # of the bootstrap, and how many of them at a time
+RESAMPLES, DRAWN = 1000, 100  # samples of the bootstrap, and how many are drawn at a time
 READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network
 
 
-class Predictor(Protocol):
-    """What is evaluated: a Classifier, whatever engine runs it."""
-
-    @property
-    def input(self) -> InputSpec:
-        """How images are prepared."""
-
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """Raw outputs (N, K) of pixels (N, size, size, C)."""
-
-
-class FunctionPredictor(NamedTuple):
-    """Any function of pixels, such as a session, as a Predictor."""
-
-    input: InputSpec
-    logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-
 class Predicted(NamedTuple):
-    """The images that could be read, in their order, and the reasons why others could not."""
+    """Logits and labels of the images that could be read, in order, and why others could not be."""
 
     logits: NDArray[np.float32]  # (N, K), raw
     labels: Labels  # (N,)
@@ -75,7 +56,7 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True)
 class Mistake:
-    """How often images of one class were given the name of another."""
+    """How often images of class `true` were predicted as `named`."""
 
     true: str
     named: str
@@ -84,46 +65,46 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class."""
+    """The predictions of one class."""
 
     name: str
-    n: int  # images of it
-    named: int  # images that were given its name
+    n: int  # its images
+    named: int  # images predicted as it
     right: int
 
     @property
     def precision(self) -> float | None:
-        """Share of those named so that are; None where there are none."""
+        """Share of its predictions that are right; None without any."""
         return self.right / self.named if self.named else None
 
     @property
     def recall(self) -> Interval | None:
-        """Share of its images that were named so; None where there are none."""
+        """Share of its images that were predicted as it; None without any."""
         return wilson(self.right, self.n) if self.n else None
 
     @property
     def f1(self) -> float | None:
-        """Harmonic mean of the two, 0 where nothing is right; None where it has no images."""
+        """Harmonic mean of the two, 0 where nothing is right; None without images."""
         return 2 * self.right / (self.n + self.named) if self.n else None
 
     def to_dict(self) -> dict[str, Any]:
         """The class as plain values."""
-        recall = self.recall.to_dict() if self.recall else None
+        recall = self.recall and asdict(self.recall)
         return {"class": self.name, "n": self.n, "precision": self.precision, "recall": recall, "f1": self.f1}
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A model on n images."""
+    """A model's figures on n images."""
 
     classes: tuple[str, ...]
-    confusion: NDArray[np.int64]  # (K, K): images of class i that were named j
+    confusion: NDArray[np.int64]  # (K, K): images of class i that were predicted as j
     top1: Interval
     top5: Interval | None  # None for five classes and fewer, where it is 1 by definition
     macro_f1: Interval
     before: Reliability  # at temperature 1
-    after: Reliability  # at the temperature that was asked for
-    abstention: Abstention | None = None  # None where no threshold was given
+    after: Reliability  # at the given temperature
+    abstention: Abstention | None = None  # None without a threshold
 
     @property
     def n(self) -> int:
@@ -132,10 +113,7 @@ class Evaluation:
 
     @property
     def reliability_curves(self) -> dict[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]:
-        """Counts, confidence and accuracy of each bin by a title, before and after the temperature where there is one.
-
-        For `plots.run.draw_reliability`.
-        """
+        """For `draw_reliability`: counts, confidence and accuracy of the bins before and after the temperature."""
         titles = {f"uncalibrated: ECE {self.before.ece:.1%}": self.before}
         if self.after.temperature != self.before.temperature:
             titles[f"divided by T = {self.after.temperature:.3g}: ECE {self.after.ece:.1%}"] = self.after
@@ -149,7 +127,7 @@ class Evaluation:
 
     @cached_property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """Pairs of classes that were mixed up, the commonest first."""
+        """Pairs of classes that were confused, the most frequent first."""
         wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
         places = np.argwhere(wrong)
         order = np.argsort(-wrong[tuple(places.T)], kind="stable")
@@ -159,9 +137,9 @@ class Evaluation:
         """The report as plain values; `mistakes` and the classes' `n` are the whole confusion matrix."""
         return {
             "n": self.n,
-            "top1": self.top1.to_dict(),
-            "top5": self.top5.to_dict() if self.top5 else {"value": 1.0, "low": 1.0, "high": 1.0},
-            "macro_f1": self.macro_f1.to_dict(),
+            "top1": asdict(self.top1),
+            "top5": asdict(self.top5 or Interval(1.0, 1.0, 1.0)),
+            "macro_f1": asdict(self.macro_f1),
             "loss": self.before.loss,
             "loss_calibrated": self.after.loss,
             "brier": self.before.brier,
@@ -170,7 +148,7 @@ class Evaluation:
             "ece_calibrated": self.after.ece,
             "temperature": self.after.temperature,
             "threshold": self.abstention and self.abstention.threshold,
-            "abstention": self.abstention and self.abstention.to_dict(),
+            "abstention": self.abstention and asdict(self.abstention),
             "classes": [score.to_dict() for score in self.scores],
             "mistakes": [asdict(mistake) for mistake in self.mistakes],
         }
@@ -185,20 +163,20 @@ def evaluate(
     threshold: float | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """The report of a model on images whose classes are known.
+    """Evaluate a model's outputs for images whose classes are known.
 
     Args:
         logits: (N, K) raw outputs.
         labels: (N,) whole numbers from 0 to K - 1.
         classes: the names of the K outputs.
-        temperature: fitted on other images than these, see `fit_temperature`; 1 for none.
-        threshold: confidence at that temperature below which the model abstains, see `abstain`.
+        temperature: fitted on other images than these by `fit_temperature`; 1 for none.
+        threshold: confidence at that temperature below which the model abstains; `abstain` chooses it.
         seed: of the bootstrap of macro F1.
 
     Raises:
         ArgumentError: the arrays do not fit each other, there is no image, or a logit is not finite.
     """
-    outputs, truth = checked(logits, labels)
+    outputs, truth = check_arrays(logits, labels)
     n, k = outputs.shape
     if len(classes) != k:
         raise ArgumentError("classes", f"{len(classes)} names", f"must name the {k} outputs.")
@@ -213,12 +191,13 @@ def evaluate(
         _macro_f1(confusion, top1, seed),
         before,
         before if temperature == 1 else reliability(outputs, truth, temperature),
-        None if threshold is None else answer(outputs, truth, temperature, threshold),
+        None if threshold is None else apply_threshold(outputs, truth, temperature, threshold),
     )
 
 
 def predict_logits(
-    classifier: Predictor,
+    network: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    input_spec: InputSpec,
     dataset: Dataset,
     *,
     batch: int = 16,
@@ -228,19 +207,20 @@ def predict_logits(
     """The logits of every image that can be read; photos are decoded in threads ahead of the network.
 
     Args:
-        classifier: a Classifier, or whatever has its `input` and `logits`.
-        dataset: the images, with their labels in the order of the model's outputs (`match_classes`).
-        batch: images that go through together.
+        network: from pixels (N, size, size, C) to raw outputs (N, K): a session, or the `logits` of a Classifier.
+        input_spec: how images are prepared.
+        dataset: the images, with their labels in the order of the outputs (`match_classes`).
+        batch: images that go through the network together.
         progress: follows the images.
-        task: what it calls that.
+        task: the name of the work there.
 
     Raises:
         CheckpointError: the outputs are not finite.
-        ArgumentError: the model takes arrays of a number of channels that no photo has.
+        ArgumentError: the network takes arrays of a number of channels that no photo has.
     """
 
     def read(sample: Sample) -> NDArray[np.uint8]:
-        return load_pixels(dataset.file(sample), classifier.input)
+        return load_pixels(dataset.file(sample), input_spec)
 
     batch = positive_int("batch", batch)
     reading = read_ahead(dataset.samples, read, threads=READERS, window=2 * batch)
@@ -251,7 +231,7 @@ def predict_logits(
         unreadable |= {sample.path: str(found) for sample, found in group if isinstance(found, ImageError)}
         labels += [sample.label for sample, found in group if not isinstance(found, ImageError)]
         if pixels := [found for _, found in group if not isinstance(found, ImageError)]:
-            outputs.append(classifier.logits(np.stack(pixels)))
+            outputs.append(network(np.stack(pixels)))
             if not np.isfinite(outputs[-1]).all():
                 raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
         progress.update(task, len(labels) + len(unreadable), len(dataset))
@@ -260,7 +240,7 @@ def predict_logits(
 
 
 def write_per_class(evaluation: Evaluation, out: Path) -> None:
-    """Write a CSV line for each class, in order; what is not defined is empty."""
+    """Write a CSV line for each class; undefined figures are empty."""
     columns = "class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1"
     with write_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -272,7 +252,7 @@ def write_per_class(evaluation: Evaluation, out: Path) -> None:
 
 
 def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
-    """How many classes come before the true one; of equal logits the first class does, as in argmax."""
+    """How many classes rank above the true one; of equal logits the first ranks higher, as in argmax."""
     true = np.take_along_axis(logits, truth[:, None], 1)
     earlier = np.arange(logits.shape[1]) < truth[:, None]
     ranks: NDArray[np.int64] = ((logits > true) | ((logits == true) & earlier)).sum(1)
@@ -280,11 +260,10 @@ def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
 
 
 def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interval:
-    """Macro F1 with a bootstrap's interval: all n images are drawn again, with replacement and without strata.
+    """Macro F1 with a bootstrap's interval: n images are drawn from all n, with replacement and without strata.
 
-    A class that is not drawn is left out of that mean, as it would be of the value. The bounds are as far from the
-    value as the farther of the two percentiles: the lower one is right where few images are wrong, and with a handful
-    of images in a class both lie too low, mirrored too high. Where no image is wrong, or none is right, nothing
+    A class that is not drawn does not enter that sample's mean. Both bounds are as far from the value as the farther
+    percentile: with few images a class both percentiles lie too low. Where no image is wrong, or none right, nothing
     varies, and top-1's interval stands in.
     """
     true, named = np.nonzero(confusion)
@@ -303,7 +282,7 @@ def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interv
 def _mean_f1(
     counts: NDArray[np.int64], true: NDArray[np.int64], named: NDArray[np.int64], k: int
 ) -> NDArray[np.float64]:
-    """Macro F1 of each row of counts (B, D), of which column d counts images of class true[d] that were named[d]."""
+    """Macro F1 of each row of counts (B, D); column d counts images of class true[d] predicted as named[d]."""
     images, answers, right = _sums(counts, true, k), _sums(counts, named, k), np.zeros((len(counts), k))
     right[:, true[true == named]] = counts[:, true == named]
     f1 = np.divide(2 * right, images + answers, out=np.zeros_like(right), where=images > 0)
@@ -312,7 +291,7 @@ def _mean_f1(
 
 
 def _sums(counts: NDArray[np.int64], groups: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """The columns of counts (B, D) added up by the group of each, of k groups: (B, k)."""
+    """The columns of counts (B, D) summed by group, of k groups: (B, k)."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     sums = np.zeros((len(counts), k), np.int64)

@@ -1,11 +1,11 @@
-"""What a figure counted on n images says about other images: intervals, and whether two models differ.
+"""Confidence intervals of figures counted on n images, and whether two models differ.
 
     accuracy, recall, coverage   Wilson's interval for a share (Wilson 1927): never outside 0 ... 1, and not empty at 0
     difference of accuracies     the same images for both models: Bonett and Price's adjusted interval (2012), and
-                                 McNemar's exact test on the images that just one of them gets right
+                                 McNemar's exact test on the images that only one of them gets right
 
-All intervals are at 95 %. They hold for images drawn like those that were counted, one by one: frames of one film or
-near-duplicates are fewer images than they seem, and other cameras are other images.
+All intervals are at 95 %. They assume images drawn independently from one population: frames of one film and
+near-duplicates count for fewer images than they are, and another camera is another population.
 """
 
 from __future__ import annotations
@@ -30,15 +30,11 @@ Labels = NDArray[np.int64]  # (N,)
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and the bounds between which it may be expected elsewhere, at 95 %."""
+    """A figure with the bounds of its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
-
-    def to_dict(self) -> dict[str, float]:
-        """The three numbers by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Difference:
     accuracy: Interval  # accuracy of b minus accuracy of a
     only_a: int  # images that only a gets right: McNemar's b
     only_b: int  # images that only b gets right: McNemar's c
-    p: float  # McNemar's exact test, two-sided: the chance of a split so uneven between equally good models
+    p: float  # McNemar's exact test, two-sided
 
     @property
     def significant(self) -> bool:
@@ -59,7 +55,7 @@ class Difference:
         return self.p < 1 - CONFIDENCE and not self.accuracy.low <= 0 <= self.accuracy.high
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """The figures as plain values."""
         return {**asdict(self), "significant": self.significant}
 
 
@@ -67,19 +63,19 @@ def wilson(count: int, n: int) -> Interval:
     """The share count / n with Wilson's interval.
 
     Raises:
-        ArgumentError: there is nothing to count, or more was counted than there is.
+        ArgumentError: `n` is below 1, or `count` is not between 0 and `n`.
     """
     if n < 1 or not 0 <= count <= n:
-        raise ArgumentError("count", f"{count} of {n}", "must be at least 0 of at least 1, and no more than all.")
+        raise ArgumentError("count", f"{count} of {n}", "must be a count from 0 to n, of at least 1.")
     share, weight = count / n, Z * Z / n
     middle = (share + weight / 2) / (1 + weight)
     reach = Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    low = 0.0 if count == 0 else max(0.0, middle - reach)  # what rounding leaves of 0 and 1
+    low = 0.0 if count == 0 else max(0.0, middle - reach)  # exactly 0 and 1 in spite of rounding
     return Interval(share, low, 1.0 if count == n else min(1.0, middle + reach))
 
 
 def binomial_tail(count: int, n: int, chance: float) -> float:
-    """The probability of at most `count` successes in `n` trials; `chance` is of one, between 0 and 1."""
+    """The probability of at most `count` successes in `n` trials, each of probability `chance`, above 0, below 1."""
     whole, hit, miss = math.lgamma(n + 1), math.log(chance), math.log1p(-chance)
     terms = (
         math.exp(whole - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * hit + (n - i) * miss)
@@ -89,16 +85,16 @@ def binomial_tail(count: int, n: int, chance: float) -> float:
 
 
 def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) -> Difference:
-    """Two models by their logits for the same images; the models may have other classes beyond the labels.
+    """Compare the accuracy of two models on the same images; their classes may differ beyond those of the labels.
 
     Raises:
-        ArgumentError: the arrays do not fit each other; see `checked`.
+        ArgumentError: the arrays do not fit each other; see `check_arrays`.
     """
     if len(logits_a) != len(logits_b):
         raise ArgumentError("logits_b", f"{len(logits_b)} images", f"must be of the same {len(logits_a)} images.")
     right = []
     for logits in (logits_a, logits_b):
-        outputs, truth = checked(logits, labels)
+        outputs, truth = check_arrays(logits, labels)
         right.append(outputs.argmax(1) == truth)
     a, b = right
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
@@ -110,11 +106,11 @@ def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Lab
     return Difference(n, wilson(int(a.sum()), n), wilson(int(b.sum()), n), gain, only_a, only_b, p)
 
 
-def checked(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits, Labels]:
-    """The arrays, checked: (N, K) finite numbers, and N labels from 0 to K - 1; N at least 1.
+def check_arrays(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits, Labels]:
+    """The arrays, which must be (N, K) finite floats and N labels from 0 to K - 1; N at least 1.
 
     Raises:
-        ArgumentError: they do not.
+        ArgumentError: they are not.
     """
     outputs, truth = np.asarray(logits), np.asarray(labels)
     if outputs.ndim != 2 or not outputs.shape[1] or not np.issubdtype(outputs.dtype, np.floating):

@@ -1,6 +1,6 @@
-"""How long a network takes for one image on this machine, in the engine that would run it: what a latency limit means.
+"""Latency: the time of one image on this machine, in the engine that would run the network.
 
-Weights are random, since time does not depend on their values. Needs torch, which makes them.
+The weights are random, since time does not depend on their values. Needs torch, which makes them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ RUNS, WARMUP = 15, 3
 
 
 def time_network(spec: NetworkSpec, selection: Selection | None = None, *, runs: int = RUNS) -> Timing:
-    """How long a network of random weights takes for one image.
+    """Time a network of random weights with single images.
 
     Args:
         spec: the network.
-        selection: how it is run; None: as `runtime.select.select` says for single images.
-        runs: measurements that count, after WARMUP.
+        selection: how it is run; None: as the rules of `runtime.select` have it for single images.
+        runs: measurements, after WARMUP others.
 
     Raises:
         ArgumentError: `runs` is not a positive whole number.

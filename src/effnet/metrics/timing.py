@@ -1,7 +1,7 @@
-"""How long a function takes, and under which conditions that was measured. Torch is imported only where it is timed.
+"""How long functions take, and the conditions of the measurement. Only what needs torch imports it.
 
-Contestants take turns in one process, round after round, so that a disturbance meets all of them; the figure is the
-median.
+Functions that are compared take turns in one process, round after round, so that a disturbance affects all of them; the
+figure is the median.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,25 +22,25 @@ from effnet.progress import SILENT, Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-TURN, CALLS = 0.08, 200  # seconds that a turn of short calls lasts, and how many it has at most
-FEWEST, MOST, ENOUGH = 7, 30, 20.0  # rounds, and seconds to fill where nobody says how many
-LAYOUTS = ("NCHW", "channels_last")  # of images in memory; see `memory_format`
+TURN, CALLS = 0.08, 200  # a turn of short calls: seconds that it lasts, and calls at most
+FEWEST, MOST, ENOUGH = 7, 30, 20.0  # by default: at least 7 rounds, at most 30, and else as many as fit into 20 seconds
+LAYOUTS = ("NCHW", "channels_last")  # of images in memory
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one thing took, run after run."""
+    """How long each run of one function took."""
 
     seconds: tuple[float, ...]
 
     @property
     def median_ms(self) -> float:
-        """The run in the middle: a disturbed run does not move it."""
+        """The median: a disturbed run does not move it."""
         return 1e3 * statistics.median(self.seconds)
 
     @property
     def mean_ms(self) -> float:
-        """The average, disturbed runs included."""
+        """The mean, which includes disturbed runs."""
         return 1e3 * statistics.fmean(self.seconds)
 
     @property
@@ -57,7 +57,7 @@ class Timing:
         return 1e3 * tenths[0], 1e3 * tenths[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """The statistics, and how many runs they are of."""
+        """The statistics and the number of runs."""
         low, high = self.spread_ms
         values = {"median_ms": self.median_ms, "p10_ms": low, "p90_ms": high}
         return values | {"mean_ms": self.mean_ms, "stdev_ms": self.stdev_ms, "runs": len(self.seconds)}
@@ -65,40 +65,27 @@ class Timing:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a time depends on beside the network. Where several batches or precisions are timed, theirs are None."""
+    """What a time depends on besides the network; batch, layout and dtype are None where several are timed."""
 
-    machine: Machine
     threads: int
-    batch: int | None
-    layout: str | None
     versions: tuple[str, ...]  # torch 2.14.1
-    load: float | None  # the system's average over the minute before: programs that wanted to run; None on Windows
-    dtype: str | None = "float32"
+    batch: int | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    machine: Machine = field(default_factory=this_machine)
+    load: float | None = field(default_factory=load_average)  # of the system, the minute before; None on Windows
 
     @classmethod
     def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
-        """This machine, torch's present number of threads, and the versions of torch and of other `libraries`."""
+        """Those of torch in fp32 with its present number of threads; `libraries` are named with their versions."""
         import torch
 
         versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
-        return cls.of(torch.get_num_threads(), versions, batch=batch, layout=layout, dtype="float32")
-
-    @classmethod
-    def of(
-        cls,
-        threads: int,
-        versions: tuple[str, ...],
-        *,
-        batch: int | None = None,
-        layout: str | None = None,
-        dtype: str | None = None,
-    ) -> Conditions:
-        """This machine now, with whatever computes on it."""
-        return cls(this_machine(), threads, batch, layout, versions, load_average(), dtype)
+        return cls(torch.get_num_threads(), versions, batch, layout, "float32")
 
     @property
     def crowded(self) -> bool:
-        """Whether there were more programs and threads than cores: torch's threads then wait for the slowest."""
+        """Whether programs and threads outnumber the cores: torch's threads then wait for the slowest."""
         return self.machine.crowded(self.threads, self.load)
 
     @property
@@ -113,7 +100,7 @@ class Conditions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts under the names of the attributes."""
+        """The conditions as plain values."""
         details = {name: value for name in ("batch", "dtype", "layout") if (value := getattr(self, name)) is not None}
         busy = {"load": self.load, "crowded": self.crowded}
         versions = {"versions": list(self.versions)}
@@ -142,7 +129,7 @@ def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str
 
 
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:
-    """Time `function`; see `time_rounds` for the other arguments."""
+    """Time one function; see `time_rounds` for the other arguments."""
     return time_rounds(lambda: [seconds(function)], runs=runs, warmup=warmup)[0]
 
 
@@ -152,17 +139,13 @@ def measure_in_turn(
     runs: int | None = None,
     warmup: int = 2,
     progress: Progress = SILENT,
-    task: str = "rounds",
 ) -> dict[str, Timing]:
     """Time every function once in each round; see `time_rounds` for the other arguments."""
-    timings = time_rounds(
-        lambda: [seconds(function) for function in functions.values()],
-        runs=runs,
-        warmup=warmup,
-        progress=progress,
-        task=task,
-    )
-    return dict(zip(functions, timings, strict=True))
+
+    def run_round() -> list[float]:
+        return [seconds(function) for function in functions.values()]
+
+    return dict(zip(functions, time_rounds(run_round, runs=runs, warmup=warmup, progress=progress), strict=True))
 
 
 def time_rounds(
@@ -173,10 +156,10 @@ def time_rounds(
     progress: Progress = SILENT,
     task: str = "rounds",
 ) -> list[Timing]:
-    """Run rounds, without torch's gradients where torch is in use, and gather the times of every contestant.
+    """Run rounds and collect the times of each function; where torch is loaded, it records no gradients.
 
     Args:
-        turn: one round; returns the seconds of each contestant.
+        turn: one round; returns the seconds of each function.
         runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
         warmup: rounds before them, which allocate memory and choose kernels.
         progress: follows the rounds.
@@ -195,11 +178,11 @@ def time_rounds(
         for number in range(1, rounds + 1):
             times.append(turn())
             progress.update(task, number, rounds)
-    return [Timing(contestant) for contestant in zip(*times, strict=True)]
+    return [Timing(taken) for taken in zip(*times, strict=True)]
 
 
 def turn(function: Callable[[], object]) -> float:
-    """The median seconds of a call, of as many as fit into TURN, after one that wakes threads and fills caches."""
+    """The median seconds of as many calls as fit into TURN, after one that wakes threads and fills caches."""
     function()
     times = [seconds(function)]
     while sum(times) < TURN and len(times) < CALLS:

@@ -204,7 +204,7 @@ def _profile_session(model: Model, backend: Backend, batch: int, options: Timing
     times = [Timing(tuple(taken[name] for taken in rounds)) for name in names]
     versions = (f"{TITLES[backend.engine]} {version_of(backend.engine)}",)
     threads = options.threads or this_machine().cores
-    conditions = Conditions.of(threads, versions, batch=batch, layout="uint8", dtype=backend.precision)
+    conditions = Conditions(threads, versions, batch=batch, layout="uint8", dtype=backend.precision)
     return Profile(spec.name, spec.resolution, conditions, _block_times(spec, batch, times), whole)
 
 

@@ -211,7 +211,7 @@ def predict_part(
     Raises:
         TrainingError: an image cannot be read.
     """
-    found = predict_logits(answering, part, batch=batch, progress=progress, task=task)
+    found = predict_logits(answering.logits, answering.input, part, batch=batch, progress=progress, task=task)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")

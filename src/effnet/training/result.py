@@ -61,11 +61,11 @@ def _finish(loop: Loop, taken: int) -> Result:
         "progress": loop.progress,
         "task": "evaluating the best weights",
     }
-    val = predict_logits(answering, data.part("val"), **options)
+    val = predict_logits(answering.logits, answering.input, data.part("val"), **options)
     calibration = calibrate(val.logits, val.labels)
     split = "test" if "test" in data.splits else "val"
     part = data.part(split)
-    found = val if split == "val" else predict_logits(answering, part, **options)
+    found = val if split == "val" else predict_logits(answering.logits, answering.input, part, **options)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
