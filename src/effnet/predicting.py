@@ -1,4 +1,4 @@
-"""effnet predict: photos in, class names out, as a table for a person, as JSON lines or as CSV."""
+"""effnet predict: photos in, class names out, as a table, JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from effnet.data.paths import expand
 from effnet.errors import ArgumentError, ImageError
 from effnet.runtime.classifier import AnyEngine, AnyPrecision, Decode, Prediction, load
 
+CSV_COLUMNS = "file", "rank", "index", "label", "probability", "error"
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -29,11 +31,11 @@ class LoadOptions:
     """What it computes with. Default: bf16 where OpenVINO runs the model and the processor is faster in it, else fp32;
     an artifact's own."""
     batch: Whole | None = None
-    """Photos that are read and named together. Default: 16, fewer for a large network."""
+    """Photos that are read and classified together. Default: 16, fewer for a large network."""
     threads: Whole | None = None
     """Threads that the engine and the decoding may use. Default: one for each core."""
     fit: FitMode | None = None
-    """How a photo is made square, instead of as the weights say: crop its sides, pad it, or squash it."""
+    """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
     source: str | None = None
     """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
     decode: Decode = "fast"
@@ -49,14 +51,14 @@ def predict(
     csv: Flag = False,
     options: Annotated[LoadOptions, Parameter(name="*")] = LoadOptions(),
 ) -> int:
-    """Name what photos show. Every file gets exactly one answer, in order.
+    """Classify photos. Every file gets exactly one answer, in order.
 
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
-            (answered once two batches of it were read, or all of it).
+            (the first answers come after two batches of it).
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
-        topk: How many classes to name for each photo.
+        topk: How many classes to list for each photo.
         json: One JSON object a line.
         csv: CSV, one line for each class.
     """
@@ -64,13 +66,15 @@ def predict(
         raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
     if json and csv:
         raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
-    format = JsonFormat() if json else CsvFormat() if csv else TableFormat()
+    head, format = f"{'file':<40} {'probability':>11}  class\n", _table_lines
+    if json or csv:
+        head, format = ("", _json_line) if json else (csv_lines([CSV_COLUMNS]), _csv_lines)
     started, photos, unreadable = time.perf_counter(), 0, 0
     with console.Display(f"opening {model}"):
         classifier = load(model, **asdict(options))
     paths = expand(["-" if source == STDIN else source for source in sources], sys.stdin)
-    answers = classifier.stream(paths, topk=topk, batch=options.batch)
-    sys.stdout.write(format.head)
+    answers = classifier.stream(paths, topk=topk, batch=options.batch)  # checks topk before the head is written
+    sys.stdout.write(head)
     for photo, answer in answers:
         photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
         sys.stdout.write(format(str(photo), answer))
@@ -83,39 +87,24 @@ def predict(
     return FINDING if unreadable else OK
 
 
-class TableFormat:
-    """A line for each class, for a person."""
-
-    head = f"{'file':<40} {'probability':>11}  class\n"
-
-    def __call__(self, file: str, answer: Prediction | ImageError) -> str:
-        """The lines of one file; a long name gets a line of its own."""
-        first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
-        if isinstance(answer, ImageError):
-            return f"{first} {'-':>11}  unreadable: {answer}\n"
-        lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
-        return f"{first} " + f"\n{'':<40} ".join(lines) + "\n"
+def _table_lines(file: str, answer: Prediction | ImageError) -> str:
+    """A line for each class; a long name gets a line of its own."""
+    first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
+    if isinstance(answer, ImageError):
+        return f"{first} {'-':>11}  unreadable: {answer}\n"
+    lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
+    return f"{first} " + f"\n{'':<40} ".join(lines) + "\n"
 
 
-class JsonFormat:
-    """One object a line: {"file", "predictions": [{"index", "label", "probability"}]} or {"file", "error"}."""
-
-    head = ""
-
-    def __call__(self, file: str, answer: Prediction | ImageError) -> str:
-        """The line of one file."""
-        if isinstance(answer, ImageError):
-            return json_line({"file": file, "error": str(answer)})
-        return json_line({"file": file, "predictions": [vars(score) for score in answer]})
+def _json_line(file: str, answer: Prediction | ImageError) -> str:
+    """One object: {"file", "predictions": [{"index", "label", "probability"}]} or {"file", "error"}."""
+    if isinstance(answer, ImageError):
+        return json_line({"file": file, "error": str(answer)})
+    return json_line({"file": file, "predictions": [vars(score) for score in answer]})
 
 
-class CsvFormat:
+def _csv_lines(file: str, answer: Prediction | ImageError) -> str:
     """A line for each class, ranked from 1, or one line with the error."""
-
-    head = csv_lines([("file", "rank", "index", "label", "probability", "error")])
-
-    def __call__(self, file: str, answer: Prediction | ImageError) -> str:
-        """The lines of one file."""
-        if isinstance(answer, ImageError):
-            return csv_lines([(file, "", "", "", "", answer)])
-        return csv_lines((file, rank, s.index, s.label, s.probability, "") for rank, s in enumerate(answer, start=1))
+    if isinstance(answer, ImageError):
+        return csv_lines([(file, "", "", "", "", answer)])
+    return csv_lines((file, rank, s.index, s.label, s.probability, "") for rank, s in enumerate(answer, start=1))

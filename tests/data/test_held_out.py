@@ -81,7 +81,7 @@ def test_unsplit_data_is_split_as_in_training() -> None:
     assert paths(found.train) == paths(parts.part("train"))
     assert paths(found.val) == paths(parts.part("val"))
     assert (len(found.train), len(found.val)) == (28, 6)
-    with pytest.raises(DataError, match="has no image to judge best with: its val part is empty"):
+    with pytest.raises(DataError, match="has no image to evaluate best with: its val part is empty"):
         train_and_val(dataset(t1="", e1=""), "best", KNOWN)
     with pytest.raises(DataError, match="has no image to calibrate best with: its train part is empty"):
         train_and_val(dataset(v1="", e1=""), "best", KNOWN)

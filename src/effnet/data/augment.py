@@ -1,7 +1,7 @@
-"""A photo -> the array that a network sees in training: cropped, mirrored and, by a policy, changed at random.
+"""A photo -> the array that a network sees in training: cropped, mirrored and changed at random by a policy.
 
-The transforms are torchvision's; what is drawn for an image depends only on the run's seed, the epoch and the image:
-not on the number of worker processes, the batch or an interruption.
+The transforms are torchvision's. Their random numbers depend only on the run's seed, the epoch and the image: not on
+the number of workers, the batch or an interruption.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POLICIES = {
     "randaugment": "RandAugment",  # Cubuk et al. 2020: the official code's for larger variants
     "trivialaugment": "TrivialAugmentWide",  # Mueller & Hutter 2021: nothing to tune
 }
-MARGIN = 8 / 7  # times the network's pixels a side from which a random crop is taken, as evaluation's 256 are to 224
+MARGIN = 8 / 7  # the side that a random crop is taken from, as a multiple of the network's: evaluation's 256 / 224
 SEED_STEP = 1_000_003  # a prime: seeds of neighbouring epochs and images share no sequence
 
 
@@ -58,7 +58,7 @@ class Augment:
         return np.array(image).reshape(self.input.size, self.input.size, self.input.channels)
 
     def _square(self, image: Image.Image) -> Image.Image:
-        """The whole image, padded or squashed to a square as in evaluation, a little larger than the network's."""
+        """The whole image, padded or squashed to a square as in evaluation, larger by MARGIN."""
         pixels = fit_photo(image, dataclasses.replace(self.input, size=round(self.input.size * MARGIN)))
         return Image.fromarray(pixels[:, :, 0] if self.input.channels == 1 else pixels)
 

@@ -2,10 +2,10 @@
 
     photos/cat/1.jpg               unsplit: class folders; `split_data` makes the parts
     photos/train/cat/1.jpg         split: train, val (also valid, validation) and test, each with class folders
-    photos.csv                     a manifest: path,label and, where it says so, split and group; paths from its folder
+    photos.csv                     a manifest: path,label and perhaps split,group; paths relative to its folder
 
-Classes are in the alphabetical order of their names, as torchvision's ImageFolder has them, and are matched by name
-wherever two lists of them meet. Images are found at any depth of a class folder; hidden files are left out.
+Classes are in alphabetical order, as in torchvision's ImageFolder, and two lists of classes are matched by name. Images
+are found at any depth of a class folder; hidden files are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import os
 import random
 from collections import Counter, defaultdict
@@ -30,7 +31,7 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split", "group")
 SIZE = "bytes"  # a column of a run's split.csv
-OUTPUT = {"args.yaml", "per_class.csv"}  # one of them is in the folder of every run and evaluation
+OUTPUT = {"args.yaml", "per_class.csv"}  # every folder of a run or an evaluation has one of them
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Sample:
     path: str  # from the data set's root, with forward slashes; or absolute
     label: int  # place of its class in the data set's `classes`
     split: str = ""  # one of SPLITS; empty where the data is not split
-    group: str = ""  # images of one group (a patient, a film, near-duplicates) belong into one part
+    group: str = ""  # images of one group (a patient, a film, near-duplicates) stay in one part
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Dataset:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The parts that it has; none where it is not split."""
+        """Its parts; none where it is not split."""
         found = {sample.split for sample in self.samples}
         return tuple(name for name in SPLITS if name in found)
 
     def part(self, split: str) -> Dataset:
-        """The samples of one split; "" are those of an unsplit data set.
+        """The samples of one split; "" means those of an unsplit data set.
 
         Raises:
             UnknownNameError: there is no such part.
@@ -82,11 +83,9 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of all paths, classes, parts and file sizes: another one says that the data changed."""
-        lines = sorted(
-            f"{s.path}\t{self.classes[s.label]}\t{s.split}\t{file_size(self.file(s))}\n" for s in self.samples
-        )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        """The sha256 of all paths, classes, parts and file sizes, which changes with the data."""
+        rows = ((s.path, self.classes[s.label], s.split, str(file_size(self.file(s)))) for s in self.samples)
+        return hashlib.sha256("".join(sorted("\t".join(row) + "\n" for row in rows)).encode()).hexdigest()
 
 
 def read_data(data: str | Path) -> Dataset:
@@ -109,7 +108,7 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
 
     Args:
         path: the file.
-        root: what its paths start from; by default the file's own folder.
+        root: the folder that its paths are relative to; by default the file's own.
 
     Raises:
         DataError: it is not such a file; the message names the line.
@@ -119,9 +118,7 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(
-            f"{path} is not a manifest ({error}); a manifest is a CSV file: path,label,split,group"
-        ) from error
+        raise DataError(f"{path} is not a manifest ({error}), a CSV file: path,label,split,group") from error
     if not rows or not {"path", "label"} <= rows[0].keys():
         found = ", ".join(str(name) for name in rows[0]) if rows else "no line below the first"
         raise DataError(f"{path} needs the columns path and label, and may have split and group; found: {found}")
@@ -133,9 +130,7 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
         if split and split.lower() not in SPLIT_NAMES:
             raise DataError(f"{path}, line {line}: {UnknownNameError('split', split, SPLIT_NAMES)}")
         if name in samples and samples[name][0] != label:
-            raise DataError(
-                f"{path}, line {line}: {name} is {samples[name][0]!r} and {label!r}; an image has one class"
-            )
+            raise DataError(f"{path}, line {line}: {name} is {samples[name][0]!r} and {label!r}: two classes")
         if name in samples:
             raise DataError(f"{path}, line {line}: {name} is listed twice")
         samples[name] = label, SPLIT_NAMES.get(split.lower(), ""), group
@@ -145,10 +140,8 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
 
 
 def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
-    """The data set as the text of a manifest, in the order of its paths, perhaps with the bytes of each file."""
-    from io import StringIO
-
-    text = StringIO()
+    """The text of a manifest, sorted by path; with `sizes`, it has the bytes of each file."""
+    text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*COLUMNS, SIZE) if sizes else COLUMNS)
     for sample in sorted(dataset.samples, key=lambda sample: sample.path):
@@ -158,11 +151,7 @@ def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
 
 
 def write_manifest(dataset: Dataset, path: Path) -> None:
-    """Write the data set as a manifest that `read_data` reads; its paths start from the manifest's folder.
-
-    Raises:
-        OSError: the file cannot be written; what was there stays.
-    """
+    """Write the data set as a manifest that `read_data` reads, with paths relative to the manifest's folder."""
     folder = path.parent.resolve()
     moved = tuple(
         dataclasses.replace(s, path=Path(os.path.relpath(dataset.file(s).resolve(), folder)).as_posix())
@@ -173,11 +162,11 @@ def write_manifest(dataset: Dataset, path: Path) -> None:
 
 
 def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:
-    """The data set with its labels in the order of `names`, matched by name; classes that it lacks are empty.
+    """The data set with its labels in the order of `names`; classes that it lacks are empty.
 
     Args:
         dataset: the data.
-        names: the classes in the order that is wanted.
+        names: the classes in the new order.
         whose: owner of that order, for the message: "the model's", "the run's".
 
     Raises:
@@ -198,20 +187,20 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
 def split_data(
     dataset: Dataset, *, val: float = 0.15, test: float = 0.15, seed: int = 0, groups: Sequence[object] | None = None
 ) -> Dataset:
-    """The data set in parts: stratified by class, groups kept in one part, the same for the same seed.
+    """Split the data set: stratified by class, groups kept in one part, reproducible by the seed.
 
-    Unsplit data gets train, val and test; split data without a val part gets one out of its training part, and keeps
-    the rest as it is. A class with at least three groups of images is in every part.
+    Unsplit data gets train, val and test parts; split data without a val part gets one out of its training part. A
+    class with at least three groups of images is in every part.
 
     Args:
         dataset: the data.
         val: share of the images for choosing the best epoch and the temperature.
-        test: share of the images for the final figures; only taken where the data is not split.
+        test: share of the images for the final figures; only used where the data is not split.
         seed: of the shuffle.
-        groups: for every sample what it must stay together with, beside its own `group`: near-duplicates.
+        groups: a second group of every sample besides its own `group`, such as its near-duplicates.
 
     Raises:
-        DataError: there is nothing to train with, or a share leaves nothing.
+        DataError: there is no training part, or the shares are not at least 0 and below 1 together.
     """
     if dataset.splits and "train" not in dataset.splits:
         raise DataError(f"{dataset.root} has {_listed(dataset.splits)} and no train part")
@@ -247,7 +236,7 @@ def split_data(
 
 
 def _parts(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:
-    """The part of each unit of one class: each share is filled in turn, the rest becomes train."""
+    """The part of each unit of one class: shares are filled in turn, the rest becomes train."""
     sizes, parts = [len(unit) for unit in units], list[str]()
     for left, (split, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
         taken = 0
@@ -304,19 +293,14 @@ def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) 
         raise DataError(f"{where} holds no image; the names of images end in {', '.join(SUFFIXES)}")
     classes = tuple(sorted({label for _, label, _, _ in found}))
     number = {name: place for place, name in enumerate(classes)}
-    dataset = Dataset(
-        root, classes, tuple(Sample(path, number[label], split, group) for path, label, split, group in found)
-    )
-    if "train" in dataset.splits:
-        trained = {sample.label for sample in dataset.part("train").samples}
-        for split in dataset.splits:
-            strange = {s.label for s in dataset.part(split).samples} - trained
-            if strange:
-                known = [dataset.classes[label] for label in sorted(trained)]
-                listed = _listed([dataset.classes[label] for label in sorted(strange)])
-                raise DataError(
-                    f"{where}: {split} has classes that the train part lacks: {listed}; train has {_listed(known)}"
-                )
+    samples = (Sample(path, number[label], split, group) for path, label, split, group in found)
+    dataset = Dataset(root, classes, tuple(samples))
+    labels_of = {split: {name for _, name, part, _ in found if part == split} for split in dataset.splits}
+    trained = labels_of.get("train")
+    for split, labels in labels_of.items():
+        if trained and labels - trained:
+            lacking, known = _listed(sorted(labels - trained)), _listed(sorted(trained))
+            raise DataError(f"{where}: {split} has classes that the train part lacks: {lacking}; train has {known}")
     return dataset
 
 

@@ -1,18 +1,18 @@
 """Which images are copies of each other: re-compressed, resized, converted, brightened or mirrored. No torch.
 
-    1  each file is read and decoded once, a large JPEG at a fraction of its size, and leaves a `Fingerprint`: the
-       sha256 of its bytes, a thumbnail of 32 x 32 grey levels, and 8 x 8 values of blue and red chroma
+    1  each file is read and decoded once, a large JPEG at a fraction of its size, into a `Fingerprint`: the sha256 of
+       its bytes, a thumbnail of 32 x 32 grey levels, and 8 x 8 values of blue and red chroma
     2  files with the same bytes, and images with the same thumbnail and chroma, are one content with several copies
     3  a perceptual hash (pHash: which of the 8 x 8 lowest frequencies of the thumbnail are above their median) proposes
-       the CANDIDATES nearest contents of each, and of its mirror image, that differ in at most BITS of 64 bits
-    4  they are near-duplicates if the slopes of their thumbnails correlate by SAME or more, and their colours agree
+       for each content and its mirror image the CANDIDATES nearest ones that differ in at most BITS of 64 bits
+    4  they are near-duplicates if the slopes of their thumbnails correlate by SAME or more and their colours agree,
        unless one of them is grey
 
-Slopes are the differences between neighbouring pixels, slightly blurred: brightness does not change them, contrast only
-their strength. An image of nearly one colour has none and is not a near-duplicate of anything.
+Slopes are the differences between neighbouring pixels, slightly blurred: brightness does not change them, contrast
+changes only their strength. An image of nearly one colour has none and is never a near-duplicate.
 
-Crops are not found: cut by 2 % a side, a photo correlates with itself no more than with others of the kind. Plain
-objects before a plain background may be called near-duplicates where they differ by less than a JPEG of them does.
+Crops are not found: cropped by 2 % a side, a photo correlates with itself no more than with similar ones. Images of
+plain objects on a plain background may be called near-duplicates if they differ by less than JPEG noise.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
-from effnet.data.paths import read_ahead
+from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ImageError
-from effnet.machine import this_machine
 from effnet.progress import SILENT, Progress
 
 SIDE, COLOUR_SIDE, HASH_SIDE = 32, 8, 8  # pixels of a thumbnail and of its colours, frequencies of a hash
-DRAFT = 4  # times as many pixels a side as a thumbnail has are decoded of a JPEG, at least; less would show
-BITS = 12  # 95 % of the copies at JPEG quality 30, 99 % at quality 60
-CANDIDATES = 32  # of each content, not counting those before it; a film of a still scene would have millions
+DRAFT = 4  # a JPEG is decoded with at least that many times a thumbnail's pixels a side; fewer would change it
+BITS = 12  # finds 95 % of the copies at JPEG quality 30, 99 % at quality 60
+CANDIDATES = 32  # later contents that each is compared with, at most; a film of a still scene would have millions
 SAME = 0.985  # correlation of slopes
-NOISE = 0.5  # levels that a JPEG of quality 30 adds to the slopes: what is flat correlates less
-FLAT = 0.8  # levels of the slopes; below it, noise is all that remains
-SAME_COLOURS = 0.25  # of the stronger chroma; brightened copies reach 0.2, where recoloured ones begin
-GREY, FAINT = 1.0, 2.0  # mean levels of chroma: below the one an image is grey, and the other may always differ
-CELLS = 2**24  # hashes that are compared at a time, 64 MB
+NOISE = 0.5  # levels that JPEG at quality 30 adds to the slopes; it lowers the correlation of flat images
+FLAT = 0.8  # levels of the slopes; below it there is only noise
+SAME_COLOURS = 0.25  # difference as a share of the stronger chroma; brightened copies reach 0.2
+GREY, FAINT = 1.0, 2.0  # mean levels of chroma: an image below the first is grey; the second is always tolerated
+CELLS = 2**24  # hashes compared at a time, 64 MB
 BLOCK = 256  # images whose slopes are compared at a time: they stay in the cache
 WINDOW = 64  # files that are read ahead
 
@@ -56,17 +55,17 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What one image file holds."""
+    """One image file."""
 
     sha256: str
     size_bytes: int
     format: str  # Pillow's name: JPEG, PNG
-    mode: str  # Pillow's name of the pixels' type as they are stored: RGB, CMYK, I;16
+    mode: str  # Pillow's name of the type of the stored pixels: RGB, CMYK, I;16
     width: int  # upright
     height: int
     turned: bool  # by its EXIF orientation
     frames: int
-    spread: float  # standard deviation of the thumbnail's colours, of the channel that varies most, in levels of 255
+    spread: float  # standard deviation of the thumbnail's most varied channel, in levels of 255
     thumbnail: bytes  # (SIDE, SIDE) uint8
     colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
 
@@ -83,13 +82,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found among some files; every number is a place among them."""
+    """The copies among files; every number is a place among them."""
 
     files: tuple[Path, ...]
-    fingerprints: tuple[Fingerprint | ImageError, ...]  # or why a file could not be read
+    fingerprints: tuple[Fingerprint | ImageError, ...]  # an error where a file could not be read
     contents: tuple[int, ...]  # for each file the first one with the same content
     pairs: tuple[Pair, ...]  # between contents
-    groups: tuple[int, ...]  # for each file the first one that it is connected with, over pairs and contents
+    groups: tuple[int, ...]  # for each file the first one that pairs and contents connect it with
 
     @cached_property
     def copies(self) -> dict[int, tuple[int, ...]]:
@@ -105,17 +104,10 @@ class Duplicates:
         return len({print.sha256 for print in prints if isinstance(print, Fingerprint)}) == 1
 
 
-def find_duplicates(files: Sequence[Path], *, threads: int | None = None, progress: Progress = SILENT) -> Duplicates:
-    """Read every file and find the copies.
-
-    Args:
-        files: images. One that cannot be read is in a group of its own.
-        threads: that read and decode; by default one for each core.
-        progress: follows the reading.
-    """
+def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: Progress = SILENT) -> Duplicates:
+    """Read every image file and find the copies; a file that cannot be read is in a group of its own."""
     prints: list[Fingerprint | ImageError] = []
-    workers = this_machine().cores if threads is None else threads
-    for _, answer in read_ahead(files, fingerprint, threads=workers, window=max(WINDOW, workers)):
+    for _, answer in read_ahead(files, fingerprint, threads=threads, window=max(WINDOW, threads)):
         prints.append(answer)
         progress.update("reading images", len(prints), len(files))
     known = [(place, print) for place, print in enumerate(prints) if isinstance(print, Fingerprint)]
@@ -129,7 +121,7 @@ def fingerprint(file: Path) -> Fingerprint:
     """The fingerprint of one image file.
 
     Raises:
-        ImageError: it cannot be read; the message is the reason without the file's name.
+        ImageError: it cannot be read.
     """
     try:
         data = file.read_bytes()
@@ -141,7 +133,7 @@ def fingerprint(file: Path) -> Fingerprint:
         image.draft(None, (DRAFT * SIDE, DRAFT * SIDE))
     small = open_photo(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     turn, frames = None, 1
-    with suppress(Exception):  # cameras and editors write broken EXIF beside sound pixels, as `open_photo` knows
+    with suppress(Exception):  # cameras and editors write broken EXIF
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     with suppress(Exception):
         frames = int(getattr(image, "n_frames", 1))
@@ -164,7 +156,7 @@ def fingerprint(file: Path) -> Fingerprint:
 
 
 def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `count` places the first that it is connected with, over any number of links."""
+    """For each of `count` places the first one of its connected component."""
     parent = list(range(count))
 
     def root(place: int) -> int:
@@ -180,7 +172,7 @@ def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]:
-    """For each file the first with the same bytes, or with the same thumbnail where that shows something."""
+    """For each file the first with the same bytes, or with the same thumbnail if that is not flat."""
     first: dict[object, int] = {}
     links = []
     for (place, print), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
@@ -213,7 +205,7 @@ def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
 
 
 def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterator[tuple[Places, Places]]:
-    """Places of each usable image and of its CANDIDATES nearest later ones by their hashes, some at a time."""
+    """Places of usable images, each with its CANDIDATES nearest later ones by their hashes, BLOCK pairs at a time."""
     rows = max(1, CELLS // max(1, len(signs)))
     for start in range(0, len(signs), rows):
         differing = (64 - signs[start : start + rows] @ others[start:].T) / 2
@@ -231,7 +223,7 @@ def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterat
 
 
 def _hashes(grey: Bytes) -> Floats:
-    """The pHash of images (N, S, S) as 64 numbers, -1 or 1: the product of two is 64 - 2 * the bits that differ."""
+    """The pHash of images (N, S, S) as 64 numbers, -1 or 1: the product of two is 64 - 2 x differing bits."""
     waves = np.arange(HASH_SIDE)[:, None] * (2 * np.arange(SIDE) + 1)
     cosines = np.cos(np.pi / (2 * SIDE) * waves).astype(np.float32)  # DCT-II
     frequencies = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(len(grey), HASH_SIDE**2)
@@ -263,7 +255,7 @@ def _strengths(grey: Bytes) -> Floats:
 
 
 def _colours_agree(chroma: Bytes, others: Bytes) -> NDArray[np.bool_]:
-    """Whether images (N, S, S, 2) have the same colours, or one of the two none."""
+    """Whether images (N, S, S, 2) have the same colours, or one of the two is grey."""
     one, two = chroma.astype(np.float32) - 128, others.astype(np.float32) - 128
     first, second, apart = (np.abs(each).mean(axis=(1, 2, 3)) for each in (one, two, one - two))
     agree: NDArray[np.bool_] = apart <= SAME_COLOURS * (FAINT + np.maximum(first, second))

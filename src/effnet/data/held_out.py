@@ -1,11 +1,10 @@
 """Which images of DATA a model is evaluated on: never by accident those that it was trained on.
 
-DATA's own parts decide where it has any. Where it has none, the split.csv that a trained model carries does: its paths
-are looked up in DATA. Where two models' files disagree about an image, the stricter one counts: trained on before
-chosen on, chosen on before tested on.
+DATA's own parts decide. Where it has none, the split.csv of a trained model does: its paths are looked up in DATA. If
+the files of two models disagree about an image, train counts before val, and val before test.
 
-`train_and_val` are the images that a quantised model is calibrated and judged on. There the model's own split.csv comes
-first, for training takes a val part out of a train part and DATA does not show which.
+`train_and_val` chooses the images that a quantised model is calibrated and evaluated on. There the model's split.csv
+comes first, because training may have taken the val part out of DATA's train part.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ Parts = Mapping[str, str]  # train, val or test by path
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is evaluated, and what else there is."""
+    """What is evaluated."""
 
     split: str
     data: Dataset
-    val: Dataset | None  # images to fit a temperature on: another part than the evaluated one
-    trained: int = 0  # evaluated images that a model was trained on although nobody asked for those
+    val: Dataset | None  # images to fit a temperature on, none of them in `data`
+    trained: int = 0  # evaluated images that a model was trained on, unless --split train or all includes them
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainVal:
-    """What a model is calibrated on, and what it is judged on; never an image of a test part, or of both."""
+    """What a model is calibrated on and what it is evaluated on: disjoint, and without images of a test part."""
 
     train: Dataset
     val: Dataset
@@ -47,14 +46,14 @@ class TrainVal:
 
 
 def match_split(text: str, root: Path, dataset: Dataset) -> Parts:
-    """The parts that a split.csv gives to images, by their paths in `dataset`.
+    """The parts of images by a split.csv, keyed by their paths in `dataset`.
 
-    An image is found by its absolute path, or by its path within the folder if it has the same size. Images of the file
-    that are not found keep the path that they had.
+    An image is found by its absolute path, or by its path within the folder if it has the same size. Images that are
+    not found keep the path that they had.
 
     Args:
         text: the split.csv.
-        root: what its paths start from.
+        root: the folder that its paths are relative to.
         dataset: the images to find.
     """
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -71,15 +70,15 @@ def match_split(text: str, root: Path, dataset: Dataset) -> Parts:
 
 
 def hold_out(dataset: Dataset, known: Mapping[str, Parts | None], split: str | None = None) -> HeldOut:
-    """The images to evaluate.
+    """Choose the images to evaluate.
 
     Args:
         dataset: DATA.
-        known: for each model, by its name, the parts that its split.csv gives (`match_split`); None where it has none.
+        known: by model, the parts of its split.csv (`match_split`); None where it has none.
         split: train, val, test, new or all; by default test, else val.
 
     Raises:
-        DataError: nothing says which images the models were trained on, or there is no part to evaluate.
+        DataError: which images the models were trained on is not known, or there is no part to evaluate.
         UnknownNameError: there is no such part.
     """
     used = {model: parts for model, parts in known.items() if parts and _overlaps(dataset, parts)}
@@ -108,7 +107,7 @@ def hold_out(dataset: Dataset, known: Mapping[str, Parts | None], split: str | N
     notes += [_unknown(model) for model in known if (used or not split_of) and model not in used]
     for model, parts in used.items():
         if count := sum(parts.get(sample.path) == "val" for sample in data.samples):
-            notes.append(f"{model} was selected and calibrated on {count:,} of these images: a little too favourable")
+            notes.append(f"{model} was selected and calibrated on {count:,} of these images: figures slightly too good")
     if trained:
         notes.append(f"trained on {trained:,} of these {len(data):,} images: the figures are too good")
     val = _only(dataset, rest) if rest and name not in ("val", ALL) else None
@@ -118,13 +117,13 @@ def hold_out(dataset: Dataset, known: Mapping[str, Parts | None], split: str | N
 def train_and_val(dataset: Dataset, model: str, known: Parts | None) -> TrainVal:
     """The training and the validation images of a model in DATA.
 
-    They are those of its split.csv, less what DATA itself calls test, or calls val where they were trained on. Without
-    one they are DATA's; where DATA has no val part it is split as training would by default.
+    They follow its split.csv, without images of DATA's test part, and without trained images of DATA's val part.
+    Without a split.csv they are DATA's parts; where DATA has no val part, it is split as training would by default.
 
     Args:
         dataset: DATA.
         model: its name, for messages.
-        known: the parts that its split.csv gives (`match_split`); None where it has none.
+        known: the parts of its split.csv (`match_split`); None where it has none.
 
     Raises:
         DataError: one of the two is empty.
@@ -136,30 +135,27 @@ def train_and_val(dataset: Dataset, model: str, known: Parts | None) -> TrainVal
         split = dataset if "val" in dataset.splits else split_data(dataset)
         parts = [sample.split for sample in split.samples]
         notes = (_unknown(model),)
-    train, val = (
-        _only(dataset, [s for s, part in zip(dataset.samples, parts, strict=True) if part == name])
-        for name in ("train", "val")
-    )
-    for part, name, purpose in ((train, "train", "calibrate"), (val, "val", "judge")):
-        if not len(part):
+    found = []
+    for name, purpose in (("train", "calibrate"), ("val", "evaluate")):
+        found.append(_only(dataset, [s for s, part in zip(dataset.samples, parts, strict=True) if part == name]))
+        if not len(found[-1]):
             raise DataError(
                 f"{dataset.root} has no image to {purpose} {model} with: its {name} part is empty. Give the data that "
                 "it was trained on, or folders train and val, or a manifest with a column split"
             )
+    train, val = found
     return TrainVal(train, val, notes)
 
 
 def _safe_part(own: str, known: str) -> str:
-    """The part of an image by DATA and by a split.csv; none if it is neither safe to calibrate on nor to judge by."""
+    """The part of an image by DATA and by a split.csv; "" if using it as train or as val would bias the result."""
     if "test" in (own, known):
         return "test"
-    if (own, known) == ("val", "train"):
-        return ""
-    return known or own
+    return "" if (own, known) == ("val", "train") else known or own
 
 
 def _explain_split(dataset: Dataset, used: Mapping[str, Parts], split_of: Parts, name: str) -> list[str]:
-    """Where the parts come from, and which images differ from the split.csv."""
+    """Notes on where the parts come from, and which images the split.csv lacks or has too many."""
     notes = [f"the parts are those of split.csv in {' and '.join(used)}"]
     new = sum(part == NEW for part in split_of.values())
     if new and name not in (NEW, ALL):
@@ -172,14 +168,12 @@ def _explain_split(dataset: Dataset, used: Mapping[str, Parts], split_of: Parts,
 
 
 def _unsplit(dataset: Dataset, known: Mapping[str, Parts | None], split: str | None) -> str:
-    """Why nothing can be evaluated, and the ways out."""
+    """Why nothing can be evaluated, and what to do."""
     others = [model for model, parts in known.items() if parts]
-    reason = (
-        f"split.csv in {' and '.join(others)} lists none of its images"
-        if others
-        else f"{' and '.join(known)} has no split.csv"
-    )
-    effect = f"so there is no {split} part" if split else "so nothing says which images the model was not trained on"
+    reason = f"split.csv in {' and '.join(others)} lists none of its images"
+    if not others:
+        reason = f"{' and '.join(known)} has no split.csv"
+    effect = f"so there is no {split} part" if split else "so which images the model was trained on is not known"
     return (
         f"{dataset.root} is not split, and {reason}, {effect}. Either --split {ALL} evaluates all "
         f"{len(dataset):,} images, or split them: folders train, val and test, or a manifest with a column split"
@@ -195,7 +189,7 @@ def _overlaps(dataset: Dataset, parts: Parts) -> bool:
 
 
 def _strictest(sample: Sample, known: Collection[Parts]) -> str:
-    """The part of an image by all files that list it."""
+    """The part of an image by all files: train before val, val before test."""
     found = {parts.get(sample.path, NEW) for parts in known}
     return next(name for name in (*SPLITS, NEW) if name in found)
 

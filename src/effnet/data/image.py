@@ -2,26 +2,24 @@
 
 `open_photo` decodes it, upright and with 8 bits per channel:
 
-    EXIF orientation           applied, and forgotten; where the EXIF is unreadable the pixels stay as they are stored
-    transparency               composed over white, as paper shows it
+    EXIF orientation           applied; where the EXIF is unreadable the pixels stay as they are stored
+    transparency               composed over white
     CMYK, YCbCr, LAB, palette  converted to RGB by Pillow, which also knows Adobe's inverted CMYK
     16 bits per channel        the high byte: exact whether 8 bits were widened by x 256 or by x 257
     32-bit integers, floats    scaled from the smallest usual range that holds every value (RANGES); others are refused
     an animation               its first frame; of a TIFF its first page
 
-torchvision's and timm's readers only call Pillow's `convert("RGB")`. So they see the photos of a turned phone on their
-side; they show the colour hidden beneath transparent pixels, mostly black; and they clip 16-bit, 32-bit and float
-pixels at 255 instead of scaling them. As there, colour profiles (ICC) are ignored, and of a 16-bit RGB PNG the one
-transparent colour, which Pillow misses.
+torchvision's and timm's readers only call Pillow's `convert("RGB")`: they ignore the EXIF orientation, show the colour
+hidden beneath transparent pixels, mostly black, and clip 16-bit, 32-bit and float pixels at 255. Like them, effnet
+ignores colour profiles (ICC) and the one transparent colour of a 16-bit RGB PNG, which Pillow misses.
 
-`preprocess` does the rest as an InputSpec says. From the same decoded image it is equal, bit for bit, to what
-torchvision and timm feed their networks in evaluation:
+`preprocess` does the rest by an InputSpec. From the same decoded image it is equal, bit for bit, to the evaluation
+transforms of torchvision and timm:
 
     fit="crop"    torchvision's `ImageClassification` (Resize, CenterCrop, ToTensor, Normalize), and timm's transform
                   with crop_mode="center", whose `resize` is floor(size / crop_pct)
     fit="squash"  timm's crop_mode="squash" at crop_pct=1
-    fit="pad"     timm's crop_mode="border" at crop_pct=1, except that a photo so narrow that it would vanish keeps
-                  1 pixel where timm fails
+    fit="pad"     timm's crop_mode="border" at crop_pct=1, but very narrow photos keep 1 pixel where timm fails
 
 The paper does not say how ImageNet's photos were prepared. The official code crops the middle size / (size + 32) of the
 photo first and resizes it afterwards, bicubic without antialiasing; torchvision's and timm's weights belong to theirs.
@@ -48,12 +46,12 @@ ColourMode = Literal["RGB", "L"]
 PhotoSource = str | PathLike[str] | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
 
-PIXEL_LIMIT = 178_956_970  # where Pillow too stops warning and refuses: 0.7 GB once decoded
-RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}  # the usual highest values, by Pillow's mode
+PIXEL_LIMIT = 178_956_970  # Pillow's own limit: 0.7 GB once decoded
+RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}  # usual highest values, by Pillow's mode
 HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
-REFUSED = ("EPS",)  # Pillow would start Ghostscript, a program, on it
+REFUSED = ("EPS",)  # Pillow would start Ghostscript on it
 UNCUT_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
-REACH = 4  # source pixels to either side that the widest filter, Lanczos, weighs when it enlarges, and one to spare
+REACH = 4  # source pixels on either side that the widest filter, Lanczos, weighs when it enlarges, plus one
 RESOLUTION_STEP = 16  # pixels: the stride of a network whose stem has a stride of 1
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,25 +68,22 @@ def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
     """`source` as the network sees it: (C, size, size) float32, normalised by `spec`.
 
     Raises:
-        ImageError: the photo cannot be read.
-        ArgumentError: `source` is not a photo; see `open_photo`.
+        ImageError, ArgumentError: see `open_photo`.
     """
     return normalise(load_pixels(source, spec), spec)
 
 
 def load_pixels(source: PhotoSource, spec: InputSpec, *, spare: float | None = None) -> npt.NDArray[np.uint8]:
-    """`source` before normalisation: (size, size, C) uint8, a quarter of the bytes of `preprocess`.
+    """`source` before normalisation: (size, size, C) uint8.
 
     Args:
         source: a photo; see `open_photo`.
         spec: how it is prepared.
-        spare: a JPEG may be halved while it is decoded, which takes a fraction of the time, as long as it stays that
-            many times as large as it will be resized to. None: it is decoded in full, and only then equal to
-            torchvision's bit for bit.
+        spare: a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays that many
+            times as large as it will be resized to. None: decoded in full, equal to torchvision's bit for bit.
 
     Raises:
-        ImageError: the photo cannot be read.
-        ArgumentError: `source` is not a photo; see `open_photo`.
+        ImageError, ArgumentError: see `open_photo`.
     """
     least = None if spare is None else spare * (spec.resize if spec.fit == "crop" else spec.size)
     return fit_photo(open_photo(source, colour_mode(spec), least=least, longer=spec.fit == "pad"), spec)
@@ -97,7 +92,7 @@ def load_pixels(source: PhotoSource, spec: InputSpec, *, spare: float | None = N
 def open_photo(
     source: PhotoSource, mode: ColourMode = "RGB", *, least: float | None = None, longer: bool = False
 ) -> Image.Image:
-    """The photo in `source`, decoded, upright, 8 bits per channel; the module's docstring says how.
+    """The photo in `source`: decoded, upright, 8 bits per channel, as the module's docstring describes.
 
     Args:
         source: a path, an open binary file (read from its start where it can seek), a Pillow image, or an array
@@ -112,7 +107,7 @@ def open_photo(
 
     Raises:
         ImageError: the photo cannot be read; the message is the reason without the file's name.
-        ArgumentError: `mode` is unknown, or `source` is not a photo at all, such as an array of another shape.
+        ArgumentError: `mode` is unknown, or `source` is not a photo, such as an array of another shape.
     """
     one_of("mode", mode, ColourMode)
     try:
@@ -127,7 +122,7 @@ def open_photo(
             return _upright(_halved(identify(source), least, longer), mode)
     except (ImageError, ArgumentError):
         raise
-    except Exception as error:  # decoders meet arbitrary bytes, and fail with whatever comes up
+    except Exception as error:  # decoders of arbitrary bytes fail with any error
         raise ImageError(explain_error(error)) from error
     raise ArgumentError("source", source, "must be a path, an open binary file, a Pillow image or an array.")
 
@@ -135,8 +130,8 @@ def open_photo(
 def identify(file: BinaryIO) -> ImageFile.ImageFile:
     """The image in `file`, not yet decoded: `Image.open`, without its warning about large images and without REFUSED.
 
-    That warning can only be silenced for all threads at once; and without a file's name Pillow maps no memory onto it,
-    so a file that shrinks later cannot crash the process.
+    That warning could only be silenced for all threads at once. Without a file's name Pillow does not map it into
+    memory, so a file that shrinks later cannot crash the process.
 
     Raises:
         ImageError: it is not an image, or a damaged one.
@@ -167,7 +162,7 @@ def colour_mode(spec: InputSpec) -> ColourMode:
     """The mode of the photos that `spec` prepares: "L" for one channel, "RGB" for three.
 
     Raises:
-        ArgumentError: it prepares arrays of another number of channels, which no photo has.
+        ArgumentError: it has another number of channels.
     """
     if spec.channels not in (1, 3):
         raise ArgumentError("input", f"{spec.channels} channels", "cannot be a photo's, which has 1 or 3: give arrays.")
@@ -179,7 +174,7 @@ def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
     Args:
         photo: an image of `colour_mode(spec)`, upright, such as `open_photo` returns.
-        spec: its `size`, `resize`, `interpolation`, `fit` and, for the border, `mean` are used.
+        spec: its size, resize, interpolation, fit and, for the border, mean.
 
     Raises:
         ArgumentError: the photo has another mode.
@@ -187,14 +182,12 @@ def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if photo.mode != colour_mode(spec):
         raise ArgumentError("photo.mode", photo.mode, f"must be {colour_mode(spec)!r} for {spec.channels} channels.")
     fits = {"crop": _crop, "pad": _pad, "squash": _squash}
-    pixels = np.array(fits[spec.fit](photo, spec))  # a copy: torch warns of arrays that may not be written
+    pixels = np.array(fits[spec.fit](photo, spec))  # a copy: torch warns of read-only arrays
     return pixels.reshape(spec.size, spec.size, spec.channels)
 
 
 def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
-    """(pixels / 255 - mean) / std: (..., H, W, C) uint8 -> (..., C, H, W) float32.
-
-    Each step rounds to float32 in torch's order, so the values are torch's, bit for bit.
+    """(pixels / 255 - mean) / std: (..., H, W, C) uint8 -> (..., C, H, W) float32, bit for bit as torch computes it.
 
     Raises:
         ArgumentError: the array has another type or number of channels.
@@ -211,7 +204,7 @@ def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.
 
 
 def natural_resolution(side: int) -> int:
-    """The resolution at which images with that shorter side, in pixels, are shown without being enlarged much."""
+    """The resolution at which images with that shorter side, in pixels, are barely enlarged."""
     return max(2 * RESOLUTION_STEP, RESOLUTION_STEP * -(-side // RESOLUTION_STEP))
 
 
@@ -225,7 +218,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
 
 
 def _halved(image: ImageFile.ImageFile, least: float | None, longer: bool) -> ImageFile.ImageFile:
-    """A JPEG to be halved while it is decoded; the decoder rounds odd sides up, which would move the photo."""
+    """A JPEG, set to be halved while it is decoded; only while its sides are even, since rounding moves the photo."""
     if least is not None and image.format == "JPEG":
         width, height = image.size
         whole = ((width | height) & -(width | height)).bit_length() - 1
@@ -312,7 +305,7 @@ def _crop(photo: Image.Image, spec: InputSpec) -> Image.Image:
 
 
 def _crop_first(photo: Image.Image, resized: Size, corner: Size, spec: InputSpec) -> Image.Image:
-    """The same from only those pixels that the crop looks at: bounded memory, within 2 levels where it enlarges.
+    """The same from only those pixels that the crop needs: bounded memory, within 2 levels where it enlarges.
 
     Pillow keeps the box in float32, so its weights differ in the seventh digit: "nearest" may take the pixel next to
     the right one. Where it shrinks, Pillow sometimes resizes the height first, which overshoots differently.

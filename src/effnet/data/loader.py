@@ -1,9 +1,8 @@
 """Batches for training in an order that can be resumed exactly, from any step, with any number of processes.
 
-An epoch is a permutation that depends only on (seed, epoch), cut into steps of `batch` images; what is left over is
-not used in that epoch. Of each step, process r of w takes every w-th image from the r-th
-on, in parts of `part` images. So every number of processes, workers and parts sees the same images in the same steps,
-and a position is two numbers: epoch and step.
+An epoch is a permutation that depends only on (seed, epoch), cut into steps of `batch` images; the rest is not used in
+that epoch. Of each step, process r of w takes every w-th image from the r-th on, in parts of `part` images. So any
+number of processes, workers and parts sees the same images in the same steps, and a position is an epoch and a step.
 """
 
 from __future__ import annotations
@@ -42,15 +41,9 @@ class Order:
     world: int = 1
 
     def __post_init__(self) -> None:
-        """Check that the numbers divide.
-
-        Raises:
-            ArgumentError: they do not.
-        """
         if self.batch > self.images:
             raise ArgumentError("batch", self.batch, f"must be at most {self.images}, the images to train with.")
-        if self.batch % (self.world * self.part):
-            whole = self.world * self.part
+        if self.batch % (whole := self.world * self.part):
             rule = f"must be a multiple of {whole}: {self.world} processes, {self.part} images at once."
             raise ArgumentError("batch", self.batch, rule)
 
@@ -74,7 +67,7 @@ class Order:
 
 
 class TrainingImages(TorchDataset[Any]):
-    """The images of a data set as the recipe changes them; an image that cannot be read is returned as its error."""
+    """The images of a data set, augmented; in place of an image that cannot be read, its error as text."""
 
     def __init__(self, data: Dataset, augment: Augment, seed: int) -> None:
         self.files = [str(data.file(sample)) for sample in data.samples]
@@ -95,7 +88,7 @@ class TrainingImages(TorchDataset[Any]):
 
 
 class Parts:
-    """A batch sampler whose position is set before each epoch."""
+    """A batch sampler; its position is set before each epoch."""
 
     def __init__(self, order: Order) -> None:
         self.order, self.position = order, (0, 0)
@@ -114,7 +107,7 @@ class Loader:
         self.order, self._parts = order, Parts(order)
         more: dict[str, Any] = {}
         if workers:
-            # fork copies locks that threads of this process hold; a fork server has no threads. Windows lacks both
+            # fork copies locks that other threads hold; a fork server has no threads. Windows has neither
             methods = multiprocessing.get_all_start_methods()
             more = {
                 "multiprocessing_context": "forkserver" if "forkserver" in methods else "spawn",
@@ -162,9 +155,10 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
 
 
 def _start_worker(_: int) -> None:
-    """Set a worker up: one thread, and an exit when the training process is gone, even by kill -9.
+    """Give a worker one thread, and let it exit when the training process is gone, even by kill -9.
 
-    Ctrl-C reaches all processes of a terminal; the one that trains saves first, and still needs its images.
+    It ignores Ctrl-C, which reaches all processes of a terminal: the training process still needs images until it has
+    saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -172,8 +166,7 @@ def _start_worker(_: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    # torch's own check looks at the fork server, which outlives the training process as long as a worker lives
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    # torch only checks the fork server, which outlives the training process as long as a worker lives
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

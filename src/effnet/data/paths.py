@@ -1,17 +1,17 @@
-"""What a user names -> paths, one at a time, and their photos read ahead of the network.
+"""Files, folders and patterns -> paths, one at a time; and a reader that decodes photos ahead of the network.
 
-    photos/cat.jpg      a file: passed on as it is, even where it is missing or not an image; its reader will say so
-    photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), hidden names left out
-    photos/**/*.jpg     a pattern: the images that it matches, and other files only where it ends in their suffix;
-                        `**` stands for any depth; a name that exists as it is written is not a pattern
-    -                   the list on standard input: one path a line, read as it comes
+    photos/cat.jpg      a file: passed on unchanged, even if it is missing or not an image; its reader reports that
+    photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), without hidden ones
+    photos/**/*.jpg     a pattern: the images that match, and other files only if it ends in their suffix; `**` stands
+                        for any depth; a name that exists literally is not a pattern
+    -                   the list on standard input: one path a line, read line by line
 
-A folder that cannot be listed is passed on too, for its reader to say why. Memory grows with the largest single folder
+A folder that cannot be listed is passed on too, and its reader reports why. Memory grows with the largest single folder
 and never with the number of files.
 
 Patterns are matched here, name by name with fnmatch, because `glob` has no order, follows links in circles and takes
-the brackets of an existing folder for a pattern. natsort's order is not used: it takes longer to import than a photo
-takes to be classified, and it reads "²5" as the number 2.
+the brackets of an existing folder for a pattern. natsort takes longer to import than a photo takes to be classified,
+and reads "²5" as the number 2.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", "
 # fmt: on
 MAGIC = re.compile(r"[*?\[]")
 DIGITS = re.compile(r"([0-9]+)")
+READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
 
 
 def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[str]:
-    """The paths that `sources` name, in their order, spelled as the user spelled them.
+    """The paths that `sources` name, in their order and the user's spelling.
 
     Args:
-        sources: files, folders, patterns or "-"; the module's docstring says what each stands for.
-        listing: what "-" stands for, such as `sys.stdin`; its lines are passed on unchecked.
+        sources: files, folders, patterns or "-", as the module's docstring explains.
+        listing: lines for "-", such as `sys.stdin`; passed on unchecked.
 
     Raises:
         ArgumentError: a folder or a pattern holds no image, or "-" has no `listing`; raised when it is reached.
@@ -73,30 +74,24 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
 
 
 def read_ahead(
-    paths: Iterable[P], read: Callable[[P], R], *, threads: int, window: int
+    paths: Iterable[P], read: Callable[[P], R], *, window: int, threads: int = READERS
 ) -> Generator[tuple[P, R | ImageError], None, None]:
-    """Each path with what `read` makes of it, in order, read by `threads` while the caller works on earlier ones.
+    """Each path with the result of `read`, in order, read by threads while the caller works on earlier ones.
 
-    An ImageError is an answer like any other; every other error of `read` or `paths` is raised after the answers before
-    it. The first answer waits until `window` paths were drawn. Closing the generator, an error or Ctrl-C
-    drops what has not begun and waits for the at most `threads` calls of `read` that have.
+    An ImageError is a result like any other; every other error of `read` or `paths` is raised after the results before
+    it. The first result comes when `window` paths were drawn. Closing the generator, an error or Ctrl-C cancels the
+    calls of `read` that have not begun and waits for the others, at most one a thread.
 
     Args:
         paths: drawn one at a time, at most `window` ahead.
-        read: called in several threads at once; Pillow decodes and resizes outside Python's lock.
-        threads: as many as processors is best where photos are decoded.
-        window: the most answers held in memory; at least `threads` keeps all threads busy.
+        read: called in several threads at once.
+        window: the most results held in memory; at least `threads` keeps all threads busy.
+        threads: by default one for each processor.
 
     Raises:
         ArgumentError: `threads` or `window` is not a positive whole number.
     """
-    threads, window = positive_int("threads", threads), positive_int("window", window)
-    return _read_ahead(iter(paths), read, threads, window)
-
-
-def _read_ahead(
-    paths: Iterator[P], read: Callable[[P], R], threads: int, window: int
-) -> Generator[tuple[P, R | ImageError], None, None]:
+    threads, window, paths = positive_int("threads", threads), positive_int("window", window), iter(paths)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read_ahead")
     waiting: deque[tuple[P, Future[R]]] = deque()
     end: Exception | None = None
@@ -115,7 +110,7 @@ def _read_ahead(
                 try:
                     result = answer.result()
                 except ImageError as error:
-                    result = ImageError(*error.args)  # free of its traceback, whose frames hold on to pixels
+                    result = ImageError(*error.args)  # without its traceback, whose frames keep pixels in memory
                 yield path, result
         if end and not isinstance(end, StopIteration):
             raise end
@@ -124,13 +119,13 @@ def _read_ahead(
 
 
 def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """The files below `folder` whose path is `wanted`; only folders whose path is `wanted` are entered."""
+    """The files below `folder` that are `wanted`; only `wanted` folders are entered."""
     try:
         status = Path(folder).stat()
         with os.scandir(folder or ".") as scan:
             entries = sorted(scan, key=_natural)
     except OSError:
-        yield folder  # its reader says why
+        yield folder  # its reader reports why
         return
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -165,7 +160,7 @@ def _match(base: str, parts: list[str]) -> Iterator[str]:
 
 
 def _fits(names: Sequence[str], parts: Sequence[str], *, partly: bool) -> bool:
-    """Whether the path `names` matches the pattern `parts` or, `partly`, can be the start of a path that does."""
+    """Whether the path `names` matches the pattern `parts` or, `partly`, may be the start of a path that does."""
     if not names or not parts:
         return not names and (partly or not parts)
     if parts[0] == "**":
@@ -174,7 +169,7 @@ def _fits(names: Sequence[str], parts: Sequence[str], *, partly: bool) -> bool:
 
 
 def _hint(base: str, name: str) -> str:
-    """The existing name that is nearest to what is missing."""
+    """The existing name nearest to the missing one."""
     with suppress(OSError):
         for folder in (Path(base), *Path(base).parents):
             if _is_folder(folder):
@@ -184,7 +179,7 @@ def _hint(base: str, name: str) -> str:
 
 
 def _natural(entry: os.DirEntry[str]) -> tuple[list[str | int], str]:
-    """`entry`'s place in the order that people expect: letters in any case, numbers by value."""
+    """A sort key: letters in any case, numbers by value."""
     pieces: list[str | int] = [*DIGITS.split(entry.name.casefold())]
     pieces[1::2] = map(int, pieces[1::2])
     return pieces, entry.name
@@ -197,5 +192,5 @@ def _is_image(path: str) -> bool:
 def _is_folder(entry: Path | os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except (OSError, ValueError):  # a link to itself, a name too long: its reader says why
+    except (OSError, ValueError):  # a link to itself, a name too long: its reader reports why
         return False

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -38,7 +37,6 @@ from effnet.progress import SILENT, Progress
 
 TOP = 5
 RESAMPLES, DRAWN = 1000, 100  # samples of the bootstrap, and how many are drawn at a time
-READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network
 
 
 class Predicted(NamedTuple):
@@ -223,7 +221,7 @@ def predict_logits(
         return load_pixels(dataset.file(sample), input_spec)
 
     batch = positive_int("batch", batch)
-    reading = read_ahead(dataset.samples, read, threads=READERS, window=2 * batch)
+    reading = read_ahead(dataset.samples, read, window=2 * batch)
     outputs: list[NDArray[np.float32]] = []
     labels: list[int] = []
     unreadable: dict[str, str] = {}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from effnet.arch.spec import FitMode, NetworkSpec
 from effnet.data.image import load_pixels
-from effnet.data.paths import read_ahead
+from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError, translated
 from effnet.fields import one_of, positive_int
 from effnet.runtime.artifact import Model, artifact_path, read_artifact
@@ -36,7 +36,6 @@ GROUP = 16  # images that go together: as many of the engine's batches as fit in
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
 # fell by 1.0 points (-0.2 to 2.2) in benchmarks/drafts.py, at 4 it did not.
 SPARE = 4.0
-READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
 
 
 @dataclass(frozen=True)
