@@ -62,9 +62,7 @@ def test_a_file_is_opened_once_and_a_network_built_once(
 def test_a_bundle_is_opened_once(
     tmp_path: Path, calls: Counter[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = Record(
-        Calibration(1.5, 0.7, 0.05, 300, "val"), {"recipe": "finetune"}, {"split.csv": "path,label,split\n"}
-    )
+    record = Record(Calibration(1.5, 0.7, 0.05, 300, "val"), {"recipe": "finetune"}, "path,label,split\n")
     trained = effnet.save(small(), tmp_path / "trained", classes=list("abcde"), record=record)
     calls.clear()
     assert Run(capsys, "convert", trained, "--out", tmp_path / "copy").code == 0

@@ -37,7 +37,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     data = split_data(read_data(draw_images(folder / "shapes", 12)), val=0.25, test=0.25)
     network = shaken(effnet.EfficientNet(dataclasses.replace(tiny_spec(), num_classes=3)))
-    record = Record(files={"split.csv": manifest(data)})
+    record = Record(split=manifest(data))
     effnet.save(network, folder / "m", classes=CLASSES, input=InputSpec(32, 36), record=record)
     effnet.save(network, folder / "nameless", input=InputSpec(32, 36))
     export(open_bundle(folder / "m"), folder / "m.onnx", format="onnx", batch=2)

@@ -64,13 +64,13 @@ def made(tmp_path_factory):
     """photos; of the bundles "good" and "poor" with their split.csv, "plain" without, "nameless" without names."""
     folder = tmp_path_factory.mktemp("val")
     data = split_data(read_data(painted(folder / "photos")), val=0.25, test=0.25)
-    record = Record(files={"split.csv": manifest(data)})
+    record = Record(split=manifest(data))
     good, poor = trained(data, 8), trained(data, 0)
     effnet.save(good, folder / "good", classes=NAMES, input=SEE, record=record)
     effnet.save(poor, folder / "poor", classes=NAMES, input=SEE, record=record)
     effnet.save(good, folder / "plain", classes=NAMES, input=SEE)
     effnet.save(good, folder / "nameless", input=SEE)
-    own = Record(Calibration(2.0, 0.4, 0.1, 18, "val"), files={"split.csv": manifest(data)})
+    own = Record(Calibration(2.0, 0.4, 0.1, 18, "val"), split=manifest(data))
     effnet.save(good, folder / "calibrated", classes=NAMES, input=SEE, record=own)
     return folder
 

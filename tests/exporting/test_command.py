@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     small = effnet.create(tiny_spec(), num_classes=3)
     effnet.save(small, root / "mine", classes=["x", "y", "z"])
     data = split_data(read_data(draw_images(root / "shapes", 12)), val=0.25, test=0.25)
-    record = Record(provenance={"data": str(root / "shapes")}, files={"split.csv": manifest(data)})
+    record = Record(provenance={"data": str(root / "shapes")}, split=manifest(data))
     effnet.save(small, root / "learned", classes=CLASSES, record=record)
     effnet.save(small, root / "nameless")
     return root

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,10 @@ from effnet.weights.bundle import (
 )
 
 SPEC = effnet.spec("b0", width=0.25, depth=0.4, resolution=64, num_classes=3)
+INPUT = InputSpec(64, 72, interpolation="bilinear", fit="pad")
+CALIBRATION = Calibration(1.5, 0.7, 0.05, 300, "val")
+SPLIT = "path,label,split,group\ncat/ü 1.jpg,cat,train,\n"
+RECORD = Record(CALIBRATION, {"data": {"sha256": "ab", "n": 3}, "versions": ["0.1"]}, SPLIT)
 
 
 @pytest.fixture
@@ -34,30 +37,29 @@ def network() -> effnet.EfficientNet:
 
 @pytest.fixture
 def folder(network: effnet.EfficientNet, tmp_path: Path) -> Path:
-    see = InputSpec(64, 72, interpolation="bilinear", fit="pad")
-    return save(network, tmp_path / "bundle", classes=["a", "b", "c"], input=see, source="here", metrics={"top1": 0.5})
+    context = {"classes": ["a", "b", "c"], "input": INPUT, "source": "here", "metrics": {"top1": 0.5}}
+    return save(network, tmp_path / "bundle", **context)  # type: ignore[arg-type]
 
 
 def test_everything_comes_back(network: effnet.EfficientNet, folder: Path) -> None:
     bundle = open_bundle(folder)
     assert bundle.config == read_config(folder)
-    assert bundle.config.spec == SPEC
+    assert (bundle.config.spec, bundle.config.input, bundle.config.classes) == (SPEC, INPUT, ("a", "b", "c"))
     assert bundle.config.policy == network.policy == bundle.network.policy
-    assert bundle.config.input == InputSpec(64, 72, interpolation="bilinear", fit="pad")
-    assert bundle.config.classes == ("a", "b", "c")
-    assert bundle.config.source == "here"
-    assert bundle.config.metrics == {"top1": 0.5}
+    assert (bundle.config.source, bundle.config.metrics) == ("here", {"top1": 0.5})
     assert not bundle.network.training
     images = torch.randn(2, 3, 64, 50)
     assert torch.equal(network(images), bundle.network(images))
 
 
-def test_a_stem_stride_comes_back(tmp_path: Path) -> None:
-    network = effnet.create(effnet.spec(SPEC, stem_stride=1)).eval()
-    bundle = open_bundle(save(network, tmp_path / "x"))
+def test_a_stem_stride_comes_back(network: effnet.EfficientNet, folder: Path, tmp_path: Path) -> None:
+    plain = effnet.create(effnet.spec(SPEC, stem_stride=1), weights=folder)
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[key]), key
+    bundle = open_bundle(save(plain, tmp_path / "x"))
     assert bundle.config.spec.stem_stride == bundle.network.spec.stem_stride == 1
     images = torch.randn(1, 3, 32, 32)
-    assert torch.equal(network(images), bundle.network(images))
+    assert torch.equal(plain(images), bundle.network(images))
 
 
 def test_a_bundle_from_before_stem_strides_has_a_stride_of_2(folder: Path) -> None:
@@ -69,13 +71,6 @@ def test_a_bundle_from_before_stem_strides_has_a_stride_of_2(folder: Path) -> No
     assert open_bundle(folder).network.spec == SPEC
 
 
-def test_weights_of_a_strided_stem_fit_one_that_is_not(network: effnet.EfficientNet, folder: Path) -> None:
-    plain = effnet.create(effnet.spec(SPEC, stem_stride=1), weights=folder)
-    assert plain.spec.stem_stride == 1
-    for key, tensor in network.state_dict().items():
-        assert torch.equal(tensor, plain.state_dict()[key]), key
-
-
 def test_a_channels_last_half_trained_network_is_saved_too(network: effnet.EfficientNet, tmp_path: Path) -> None:
     network = network.to(memory_format=torch.channels_last).train()
     network(torch.randn(4, 3, 64, 64)).sum().backward()
@@ -84,15 +79,19 @@ def test_a_channels_last_half_trained_network_is_saved_too(network: effnet.Effic
         assert torch.equal(tensor, network.state_dict()[key]), key
 
 
-def test_saving_again_replaces_a_bundle_and_nothing_else(network: effnet.EfficientNet, folder: Path) -> None:
+def test_saving_replaces_a_bundle_and_nothing_else(network: effnet.EfficientNet, folder: Path) -> None:
     save(network, folder, classes=["x", "y", "z"])
     assert read_config(folder).classes == ("x", "y", "z")
-    other = folder.parent / "photos"
-    other.mkdir()
-    (other / "cat.jpg").write_bytes(b"")
-    with pytest.raises(ArgumentError, match="exists and holds something else"):
-        save(network, other)
-    assert [path.name for path in other.iterdir()] == ["cat.jpg"]
+    foreign = folder.parent / "foreign"
+    (foreign / "sub").mkdir(parents=True)
+    (foreign / "sub" / "data.txt").write_text("mine")
+    (foreign / "config.json").write_text('{"format": "voc"}')
+    (folder / "notes.txt").write_text("mine")
+    for taken in (folder, foreign):
+        with pytest.raises(ArgumentError, match="choose another folder"):
+            save(network, taken)
+    assert (folder / "notes.txt").exists()
+    assert (foreign / "sub" / "data.txt").exists()
 
 
 def test_nothing_half_written_stays(
@@ -117,52 +116,29 @@ def test_damage_is_noticed(folder: Path, where: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-def change(folder: Path, **values: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | values))
-
-
-def test_a_newer_format(folder: Path) -> None:
-    change(folder, format=2, effnet="9.0", anything="new")
-    with pytest.raises(BundleError, match=re.escape("has format 2, written by effnet 9.0")):
-        open_bundle(folder)
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"classes": ["a", "b"]}, "must name the network's 3 outputs"),
-        ({"input": {"size": -1}}, "`size` (=-1) must be"),
+        ({"input": {"size": -1}}, r"`size` \(=-1\) must be"),
         ({"policy": {"padding": "valid"}}, "Did you mean|choose from symmetric, same"),
         ({"sprec": 1}, "Did you mean 'spec'"),
         ({"spec": {"name": "x"}}, "was changed"),
         ({"spec": None}, "was changed"),
+        ({"spec": effnet.spec(SPEC, depth=1.0).to_dict()}, "was changed since it was written"),
+        ({"policy": vars(NumericPolicy(0.1))}, "was changed since it was written"),
+        ({"format": 2, "effnet": "9.0", "anything": "new"}, r"format 2 .*effnet 9\.0"),
+        ({"calibration": vars(CALIBRATION)}, "changed since it was written"),
+        ({"calibration": vars(CALIBRATION) | {"temperature": 0}}, "`temperature`"),
+        ({"calibration": {"temperature": 2}}, "is missing"),
+        ({"calibration": "hot"}, "must be a mapping"),
     ],
 )
 def test_a_changed_config(folder: Path, values: dict[str, object], words: str) -> None:
-    change(folder, **values)
-    with pytest.raises(BundleError, match=words.replace("(", r"\(").replace(")", r"\)")):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    with pytest.raises(BundleError, match=words):
         open_bundle(folder)
-
-
-def test_another_network_than_the_config_says(folder: Path) -> None:
-    for values in ({"spec": effnet.spec(SPEC, depth=1.0).to_dict()}, {"policy": vars(NumericPolicy(0.1))}):
-        change(folder, **values)
-        with pytest.raises(BundleError, match="was changed since it was written"):
-            open_bundle(folder)
-
-
-def test_a_folder_with_anything_else_in_it_is_left_alone(network: effnet.EfficientNet, folder: Path) -> None:
-    (folder / "notes.txt").write_text("mine")
-    foreign = folder.parent / "foreign"
-    (foreign / "sub").mkdir(parents=True)
-    (foreign / "sub" / "data.txt").write_text("mine")
-    (foreign / "config.json").write_text('{"format": "voc"}')
-    for taken in (folder, foreign):
-        with pytest.raises(ArgumentError, match="choose another folder"):
-            save(network, taken)
-    assert (folder / "notes.txt").exists()
-    assert (foreign / "sub" / "data.txt").exists()
 
 
 def test_what_the_layers_compute_is_what_is_saved(network: effnet.EfficientNet, tmp_path: Path) -> None:
@@ -182,17 +158,10 @@ def test_what_the_layers_compute_is_what_is_saved(network: effnet.EfficientNet, 
 def test_the_input_has_the_networks_channels(channels: int, tmp_path: Path) -> None:
     network = effnet.EfficientNet(effnet.spec(SPEC, in_channels=channels))
     assert read_config(save(network, tmp_path / "x")).input.channels == channels
+    larger = InputSpec(96, 96).with_channels(channels)
+    assert read_config(save(network, tmp_path / "x", input=larger)).spec.resolution == 96
     with pytest.raises(ArgumentError, match=f"must have the network's {channels}"):
         save(network, tmp_path / "y", input=InputSpec(64, 72))
-
-
-def test_the_spec_has_the_inputs_size(network: effnet.EfficientNet, tmp_path: Path) -> None:
-    assert read_config(save(network, tmp_path / "x", input=InputSpec(96, 96))).spec.resolution == 96
-
-
-def test_a_class_name_means_one_class(network: effnet.EfficientNet, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"'a'.* stands twice"):
-        save(network, tmp_path / "x", classes=["a", "b", "a"])
 
 
 def test_no_bundle(tmp_path: Path) -> None:
@@ -204,35 +173,24 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(network: effnet.EfficientNet, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="must name the network's 3 outputs"):
-        save(network, tmp_path / "x", classes=["one"])
-    with pytest.raises(ArgumentError, match="must be a sequence of names"):
-        save(network, tmp_path / "x", classes="abc")
+    for classes, words in ((["one"], "the network's 3 outputs"), ("abc", "a sequence of names"), (list("aba"), "'a'")):
+        with pytest.raises(ArgumentError, match=f"`classes`.*{words}"):
+            save(network, tmp_path / "x", classes=classes)
     grouped = effnet.EfficientNet(SPEC, norm=lambda channels: nn.GroupNorm(8, channels))
     with pytest.raises(ArgumentError, match="must have the tensors of its spec"):
         save(grouped, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
-CALIBRATION = Calibration(1.5, 0.7, 0.05, 300, "val")
-SPLIT = "path,label,split,group\ncat/ü 1.jpg,cat,train,\n"
-RECORD = Record(CALIBRATION, {"data": {"sha256": "ab", "n": 3}, "versions": ["0.1"]}, {"split.csv": SPLIT})
-
-
 def test_what_a_training_leaves_comes_back(network: effnet.EfficientNet, tmp_path: Path) -> None:
     folder = save(network, tmp_path / "x", classes=["a", "b", "c"], record=RECORD)
     config = open_bundle(folder).config
     assert config == read_config(folder)
-    assert config.calibration == CALIBRATION
-    assert config.provenance == RECORD.provenance
+    assert (config.calibration, config.provenance) == (CALIBRATION, RECORD.provenance)
     assert config.files == {"split.csv": hashlib.sha256(SPLIT.encode()).hexdigest()}
     assert read_split(folder) == SPLIT
     assert read_record(folder) == RECORD
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "split.csv"]
-
-
-def test_a_bundle_with_a_split_is_replaced_like_any_other(network: effnet.EfficientNet, tmp_path: Path) -> None:
-    save(network, tmp_path / "x", record=RECORD)
     assert read_split(save(network, tmp_path / "x")) is None
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.json", "model.safetensors"]
 
@@ -263,26 +221,13 @@ def test_the_parts_of_images_are_read_for_a_bundle_with_a_split(
     network: effnet.EfficientNet, folder: Path, tmp_path: Path
 ) -> None:
     text = 'path,label,split,group\n"a, b/1.jpg",a,train,\nb/2.jpg,b,test,7\n'
-    trained = save(network, tmp_path / "x", record=Record(provenance={"data": "x"}, files={"split.csv": text}))
+    trained = save(network, tmp_path / "x", record=Record(provenance={"data": "x"}, split=text))
     data = Dataset(tmp_path, ("a", "b"), (Sample("a, b/1.jpg", 0), Sample("b/2.jpg", 1)))
     parts = read_parts(str(trained), data)
     assert parts is not None
     assert [parts.get(sample.path) for sample in data.samples] == ["train", "test"]
     assert read_parts(str(folder), data) is None
     assert read_parts("lite0", data) is None
-
-
-def test_a_changed_calibration_is_noticed(network: effnet.EfficientNet, tmp_path: Path) -> None:
-    folder = save(network, tmp_path / "x", record=RECORD)
-    for values, words in (
-        (vars(CALIBRATION) | {"temperature": 2}, "changed since it was written"),
-        (vars(CALIBRATION) | {"temperature": 0}, "`temperature`"),
-        ({"temperature": 2}, "is missing"),
-        ("hot", "must be a mapping"),
-    ):
-        change(folder, calibration=values)
-        with pytest.raises(BundleError, match=words):
-            read_config(folder)
 
 
 @pytest.mark.parametrize(
@@ -301,15 +246,10 @@ def test_a_calibration_has_sensible_values(values: dict[str, float], words: str)
     assert Calibration(**{**vars(CALIBRATION), "threshold": None}).threshold is None
 
 
-def test_a_record_holds_what_a_bundle_can(network: effnet.EfficientNet, tmp_path: Path) -> None:
-    for record, words in (
-        (Record(files={"notes.txt": "mine"}), r"'notes\.txt'.* is not a text .*split\.csv"),
-        (Record(files={"../split.csv": ""}), "is not a text"),
-        (Record(provenance={"folder": tmp_path}), "must be what JSON can hold"),
-        (Record(provenance={"loss": float("nan")}), "must be what JSON can hold"),
-    ):
-        with pytest.raises(ArgumentError, match=words):
-            save(network, tmp_path / "x", record=record)
+def test_provenance_is_what_json_can_hold(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    for provenance in ({"folder": tmp_path}, {"loss": float("nan")}):
+        with pytest.raises(ArgumentError, match=r"`provenance`.*JSON"):
+            save(network, tmp_path / "x", record=Record(provenance=provenance))
     assert list(tmp_path.iterdir()) == []
     config = read_config(save(network, tmp_path / "x", record=Record(provenance={"sizes": (1, 2)})))
     assert config.provenance == {"sizes": [1, 2]}

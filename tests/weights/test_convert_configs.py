@@ -1,4 +1,4 @@
-"""What a library's folder tells beside the tensors, and what is assumed where nothing is told."""
+"""The configs of hub folders, read, and what is assumed for a file without one."""
 
 from __future__ import annotations
 
@@ -111,22 +111,22 @@ def test_transformers_processors(tmp_path, changes):
     transformers = pytest.importorskip("transformers")
     values = PROCESSOR | changes
     read = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=values))
-    see = read.report.input
-    side = see.resize if see.fit == "crop" else see.size
+    found = read.report.input
+    side = found.resize if found.fit == "crop" else found.size
     photo = np.random.RandomState(0).randint(0, 256, (side, side, 3), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         processor = transformers.EfficientNetImageProcessor(**values)
         theirs = processor(photo, return_tensors="pt")["pixel_values"][0]
-    start = (side - see.size) // 2 if see.fit == "crop" else 0
-    cut = photo[start : start + see.size, start : start + see.size]
-    ours = (cut / 255 - np.array(see.mean)) / np.array(see.std)
+    start = (side - found.size) // 2 if found.fit == "crop" else 0
+    cut = photo[start : start + found.size, start : start + found.size]
+    ours = (cut / 255 - np.array(found.mean)) / np.array(found.std)
     np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [({"hidden_act": "gelu"}, "asks for gelu"), ({"pooling_type": "max"}, "and max pooling")],
+    [({"hidden_act": "gelu"}, "gelu"), ({"pooling_type": "max"}, "and max pooling")],
 )
 def test_transformers_networks_that_compute_something_else(tmp_path, config, words):
     with pytest.raises(CheckpointError, match=words):
@@ -143,7 +143,7 @@ def test_transformers_padding_that_is_not_tensorflows(tmp_path, config):
     "changes", [{"resample": 5}, {"size": {"longest_edge": 64}}, {"image_std": [0, 1, 1]}, {"size": "big"}]
 )
 def test_processors_that_are_not_understood(tmp_path, changes):
-    with pytest.raises(CheckpointError, match="prepares images is not understood"):
+    with pytest.raises(CheckpointError, match="how it prepares images"):
         read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=PROCESSOR | changes))
 
 
@@ -154,4 +154,4 @@ def test_a_file_alone_gets_an_assumed_input(tmp_path):
     state = {key: torch.zeros(shape) for key, shape in LAYOUTS["torchvision"].shapes(spec("b2", num_classes=3)).items()}
     report = read_checkpoint(saved(tmp_path / "b.pth", state)).report
     assert report.input == InputSpec(288, 288)  # torchvision's own transforms of its B2
-    assert any("as for torchvision's b2" in note for note in report.notes)
+    assert any("that of torchvision's b2" in note for note in report.notes)

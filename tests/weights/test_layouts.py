@@ -21,11 +21,11 @@ from effnet.weights.layouts import (
     NATIVE,
     SOURCES,
     detect,
+    evenly_padded_blocks,
+    first_block_shortcuts,
     layout_of,
-    lone_shortcuts,
     policy_of,
-    published,
-    squarely_padded,
+    published_name,
     walk,
 )
 
@@ -138,7 +138,7 @@ def test_detect(layout):
 def test_detect_names_what_it_found():
     with pytest.raises(CheckpointError, match=r"has these tensors: layer1\.0\.conv1\.weight$"):
         detect({"layer1.0.conv1.weight": ()})
-    with pytest.raises(CheckpointError, match="nothing"):
+    with pytest.raises(CheckpointError, match="none"):
         detect({})
 
 
@@ -162,25 +162,25 @@ def test_policies_are_the_libraries_own(name):
         assert constants == {(policy.bn_eps, policy.bn_momentum)}
 
 
-def test_published():
+def test_published_name():
     for name, row in VARIANTS.items():
-        assert published(row.spec) == name
-    assert published(spec("b5", num_classes=3, in_channels=1, resolution=99, dropout=0)) == "b5"
-    assert published(spec("b0", width=1.1, depth=1.2)) == "b2"
-    assert published(spec("b0", width=1.3)) is None
-    assert published(spec("b0", stem_stride=1)) is None
-    assert published(spec("b0", depth=1.2, depth_rounding="nearest")) is None
+        assert published_name(row.spec) == name
+    assert published_name(spec("b5", num_classes=3, in_channels=1, resolution=99, dropout=0)) == "b5"
+    assert published_name(spec("b0", width=1.1, depth=1.2)) == "b2"
+    assert published_name(spec("b0", width=1.3)) is None
+    assert published_name(spec("b0", stem_stride=1)) is None
+    assert published_name(spec("b0", depth=1.2, depth_rounding="nearest")) is None
 
 
 def test_squarely_padded_are_the_lists_of_the_converted_weights():
     # transformers/models/efficientnet/convert_efficientnet_to_pytorch.py, dw_padding
     lists = {"b0": [], "b1": [16], "b2": [5, 8, 16], "b3": [5, 18], "b4": [6], "b5": [13, 27], "b6": [31], "b7": [18]}
-    assert {name: squarely_padded(spec(name)) for name in lists} == lists
+    assert {name: evenly_padded_blocks(spec(name)) for name in lists} == lists
 
 
 def test_lone_shortcuts():
-    assert lone_shortcuts(spec("b0")) == []
-    assert lone_shortcuts(spec("b0", width=0.25)) == ["stages.2.0"]  # 32 and 16 channels both shrink to 8
+    assert first_block_shortcuts(spec("b0")) == []
+    assert first_block_shortcuts(spec("b0", width=0.25)) == ["stages.2.0"]  # 32 and 16 channels both shrink to 8
 
 
 def test_every_source_has_a_layout():

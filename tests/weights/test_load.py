@@ -39,7 +39,7 @@ def test_the_default_weights_of_a_variant() -> None:
 def test_a_new_classifier_keeps_the_rest_and_says_so(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "effnet"):
         network = create(TINY, weights=bundle, num_classes=7)
-    assert "classifier.weight, classifier.bias starts fresh" in caplog.text
+    assert "start fresh: classifier.weight, classifier.bias" in caplog.text
     assert network.classifier.out_features == 7
     old = open_model(bundle).network.state_dict()
     for key, tensor in network.state_dict().items():
@@ -82,7 +82,7 @@ def test_what_is_left_over_or_assumed_is_said(bundle: Path, tmp_path: Path, capl
     torch.save(state, tmp_path / "bare.pth")
     with caplog.at_level(logging.WARNING, "effnet"):
         open_model(tmp_path / "bare.pth")
-    assert "extra.weight is not used" in caplog.text
+    assert "not used: extra.weight" in caplog.text
     assert "numeric policy" in caplog.text
 
 

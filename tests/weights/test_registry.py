@@ -15,7 +15,7 @@ from torchvision import models as torchvision_models
 from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS, spec
 from effnet.errors import UnknownNameError
-from effnet.weights.registry import REGISTRY, HubFolder, WebFile, assumed_for, find, weights_of
+from effnet.weights.registry import REGISTRY, assume_input, find, weights_of
 
 PLAIN = re.compile(r"(tf_)?efficientnet_(b\d|l2|lite\d)")
 
@@ -32,7 +32,7 @@ def test_every_file_of_torchvision_is_a_row() -> None:
     assert {name for name, row in REGISTRY.items() if row.source == "torchvision"} == set(theirs)
     for name, weights in theirs.items():
         row, preset = REGISTRY[name], weights.transforms()
-        assert row.place == WebFile(weights.url)
+        assert row.location == weights.url
         assert len(row.sha256) == 8
         assert weights.url.endswith(f"-{row.sha256}.pth")
         assert row.top1 == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
@@ -53,7 +53,7 @@ def test_every_plain_network_of_timm_on_1000_classes_is_a_row() -> None:
         for tag, cfg in tags.cfgs.items()
         if PLAIN.fullmatch(network) and cfg.hf_hub_id and cfg.num_classes == 1000
     }
-    assert {name for name, row in REGISTRY.items() if isinstance(row.place, HubFolder)} == theirs
+    assert {name for name, row in REGISTRY.items() if row.location.startswith("timm/")} == theirs
 
 
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name.startswith("timm/")])
@@ -63,7 +63,7 @@ def test_a_row_of_timm_prepares_photos_as_timm_validates(name: str) -> None:
     resize, crop, _, normalise = create_transform(
         **resolve_data_config(pretrained_cfg=cfg.to_dict(), use_test_size=True)
     ).transforms
-    assert row.place == HubFolder(name)
+    assert row.location == name
     assert row.source == ("timm-tf" if cfg.architecture.startswith("tf_") else "timm")
     assert cfg.architecture.endswith(f"efficientnet_{row.variant}")
     assert tuple(crop.size) == (row.input.size, row.input.size)
@@ -120,10 +120,10 @@ def test_every_variant_has_a_default_and_it_comes_first() -> None:
 
 
 def test_a_bare_file_is_assumed_to_want_what_the_first_row_wants() -> None:
-    assert assumed_for("torchvision", spec("b3", num_classes=10)) == REGISTRY["b3"].input
-    assert assumed_for("timm-tf", spec("l2")) == REGISTRY["timm/tf_efficientnet_l2.ns_jft_in1k"].input
-    assert assumed_for("torchvision", spec("lite0")) is None
-    assert assumed_for("torchvision", spec("b3", width=1.1)) is None
+    assert assume_input("torchvision", spec("b3", num_classes=10)) == REGISTRY["b3"].input
+    assert assume_input("timm-tf", spec("l2")) == REGISTRY["timm/tf_efficientnet_l2.ns_jft_in1k"].input
+    assert assume_input("torchvision", spec("lite0")) is None
+    assert assume_input("torchvision", spec("b3", width=1.1)) is None
 
 
 def test_the_table_needs_no_torch() -> None:

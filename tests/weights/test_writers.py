@@ -30,6 +30,8 @@ from effnet.weights.writers import WRITTEN, write_checkpoint
 
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 SYMMETRIC, SAME = NumericPolicy(), NumericPolicy(padding="same")
+INPUT = InputSpec(64, 64)
+CLASSES = [f"class {number}" for number in range(5)]
 
 
 def make(name="b0", policy=SYMMETRIC, *, size: int = 96, **changes) -> EfficientNet:
@@ -51,33 +53,28 @@ def assert_same(theirs: nn.Module, ours: EfficientNet, size: int) -> None:
     assert difference < ALLOWED
 
 
-def see(network: EfficientNet, size: int | None = None) -> InputSpec:
-    size = size or network.spec.resolution
-    return InputSpec(size, size + 9)
-
-
 @pytest.mark.parametrize(
     ("name", "eps", "suffix"),
-    [("b0", 1e-3, ".pth"), ("b0", 1e-5, ".safetensors"), ("b3", 1e-3, ".pt"), ("b5", 1e-3, ".pth")],
+    [("b0", 1e-3, ".pth"), ("b0", 1e-5, ".safetensors"), ("b5", 1e-3, ".pt")],
 )
 def test_torchvision_loads_it(tmp_path, name, eps, suffix):
-    size = 224 if name == "b0" else 76
+    size = 224 if suffix == ".pth" else 64
     network = make(name, NumericPolicy(bn_eps=eps), size=size)
     path = tmp_path / f"a{suffix}"
-    notes = write_checkpoint(network, "torchvision", path, input_spec=see(network))
+    notes = write_checkpoint(network, "torchvision", path, input_spec=INPUT)
     state = load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
     theirs = getattr(torchvision.models, f"efficientnet_{name}")(num_classes=5)
     theirs.load_state_dict(state, strict=True)
     assert_same(theirs, network, size)
     moved = eps != (1e-3 if name == "b5" else 1e-5)
-    assert any("moved into the running variances" in note for note in notes) == moved
+    assert any("running variances" in note for note in notes) == moved
 
 
 @pytest.mark.parametrize("changes", [{"width": 0.51}, {"depth": 1.2, "depth_rounding": "nearest"}, {"head": 1000}])
 def test_torchvisions_class_loads_what_its_builders_do_not_make(tmp_path, changes):
     network = shaken(EfficientNet(dataclasses.replace(spec("b0", num_classes=5), **changes)))
     path = tmp_path / "a.pth"
-    notes = write_checkpoint(network, "torchvision", path, input_spec=see(network))
+    notes = write_checkpoint(network, "torchvision", path, input_spec=INPUT)
     assert f"last_channel={network.spec.head_channels}" in notes[0]
     rows = [
         MBConvConfig(*(getattr(block, field) for field in ("expand_ratio", "kernel_size", "stride")), *channels, layers)
@@ -95,27 +92,24 @@ def test_torchvisions_class_loads_what_its_builders_do_not_make(tmp_path, change
     ("to", "name", "policy", "size"),
     [
         ("timm", "b0", SYMMETRIC, 224),
-        ("timm", "b2", NumericPolicy(1e-5, 0.1), 76),
         ("timm", "lite1", SYMMETRIC, 76),
         ("timm-tf", "b0", SAME, 224),
-        ("timm-tf", "b4", NumericPolicy(1e-3, 0.1, "same"), 75),
-        ("timm-tf", "lite0", SAME, 224),
+        ("timm-tf", "b2", NumericPolicy(1e-3, 0.1, "same"), 75),
         ("timm-tf", "lite3", NumericPolicy(1e-5, 0.1, "same"), 76),
     ],
 )
 def test_timm_loads_it(tmp_path, to, name, policy, size):
     network = make(name, policy, size=size)
-    classes = [f"class {number}" for number in range(5)]
-    write_checkpoint(network, to, tmp_path / "a", input_spec=see(network, size), classes=classes)
+    write_checkpoint(network, to, tmp_path / "a", input_spec=InputSpec(size, size + 9), classes=CLASSES)
     theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
     assert theirs.num_classes == 5
-    assert theirs.pretrained_cfg["label_names"] == classes
+    assert theirs.pretrained_cfg["label_names"] == CLASSES
     norms = [module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(policy.bn_eps, policy.bn_momentum)}
     assert_same(theirs, network, size)
     read = read_checkpoint(tmp_path / "a")
-    assert (read.report.source, read.report.policy, read.classes) == (to, policy, tuple(classes))
-    assert read.report.input == see(network, size)
+    assert (read.report.source, read.report.policy, read.classes) == (to, policy, tuple(CLASSES))
+    assert read.report.input == InputSpec(size, size + 9)
 
 
 def test_timm_loads_a_grey_network(tmp_path):
@@ -128,7 +122,7 @@ def test_timm_loads_a_grey_network(tmp_path):
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
-@pytest.mark.parametrize(("size", "resize"), [(64, 73), (224, 256), (240, 274), (61, 61), (33, 47)])
+@pytest.mark.parametrize(("size", "resize"), [(64, 73), (240, 274), (61, 61), (33, 47)])
 def test_timm_prepares_photos_as_we_do(tmp_path, fit, size, resize):
     network = EfficientNet(spec("b0", num_classes=5))
     wanted = InputSpec(size, resize, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", fit)
@@ -155,29 +149,28 @@ def from_pretrained(transformers, folder):
     [
         ("b0", 224, {}),
         ("b1", 112, {}),
-        ("b3", 76, {}),
+        ("b2", 76, {}),
         ("b0", 100, {"width": 0.6, "depth": 1.3}),
         ("b0", 64, {"depth": 1.2, "depth_rounding": "nearest"}),
         ("b0", 70, {"in_channels": 1}),
     ],
 )
 def test_transformers_loads_it(tmp_path, transformers, name, size, changes):
-    policy = NumericPolicy(1e-4 if name == "b3" else 1e-3, 0.02, "same")
+    policy = NumericPolicy(1e-4 if name == "b2" else 1e-3, 0.02, "same")
     network = make(name, policy, size=size, **changes)
-    classes = [f"class {number}" for number in range(5)]
-    write_checkpoint(network, "hf", tmp_path / "a", input_spec=see(network, size), classes=classes)
+    write_checkpoint(network, "hf", tmp_path / "a", input_spec=InputSpec(size, size + 9), classes=CLASSES)
     theirs = from_pretrained(transformers, tmp_path / "a")
-    assert theirs.config.id2label == dict(enumerate(classes))
+    assert theirs.config.id2label == dict(enumerate(CLASSES))
     assert theirs.config.label2id["class 3"] == 3
     assert_same(theirs, network, size)
     read = read_checkpoint(tmp_path / "a")
-    assert (read.report.policy, read.classes, read.report.spec.resolution) == (policy, tuple(classes), size)
+    assert (read.report.policy, read.classes, read.report.spec.resolution) == (policy, tuple(CLASSES), size)
     assert read.report.notes == ()
 
 
 def test_transformers_loads_relu6(tmp_path, transformers):
     network = shaken(EfficientNet(dataclasses.replace(spec("b0", num_classes=2), activation="relu6"), policy=SAME))
-    write_checkpoint(network, "hf", tmp_path / "a", input_spec=see(network, 64))
+    write_checkpoint(network, "hf", tmp_path / "a", input_spec=INPUT)
     assert_same(from_pretrained(transformers, tmp_path / "a"), network, 64)
     read = read_checkpoint(tmp_path / "a")
     assert read.report.spec.activation == "relu6"
@@ -201,14 +194,14 @@ def test_transformers_prepares_photos_as_we_do(tmp_path, transformers, fit):
 
 def test_transformers_cannot_pad_photos(tmp_path):
     notes = write_checkpoint(small(SAME), "hf", tmp_path / "a", input_spec=InputSpec(64, 64, fit="pad"))
-    assert "adds no borders" in notes[0]
+    assert "does not pad" in notes[0]
 
 
-@pytest.mark.parametrize(("dropout", "depth"), [(0.2, 0.4), (0.0, 0.4), (0.2, 8)])
+@pytest.mark.parametrize(("dropout", "depth"), [(0.2, 0.4), (0.0, 0.4), (0.2, 7)])
 def test_the_tutorials_names(tmp_path, dropout, depth):
     network = small(dropout=dropout, depth=depth, width=0.1)
     path = tmp_path / "a.pth"
-    notes = write_checkpoint(network, "tutorial", path, input_spec=see(network))
+    notes = write_checkpoint(network, "tutorial", path, input_spec=INPUT)
     state = torch.load(path, weights_only=True)
     assert {key: tuple(tensor.shape) for key, tensor in state.items()} == LAYOUTS["tutorial"].shapes(network.spec)
     assert notes[0] == f"build it with width_coefficient=0.1, depth_coefficient={depth:g}"
@@ -223,64 +216,58 @@ def test_the_tutorials_eps(tmp_path):
     with torch.no_grad():
         network.stem.norm.running_var[0] = 1e-5  # below the difference of the two eps
     path = tmp_path / "a.pth"
-    notes = write_checkpoint(network, "tutorial", path, input_spec=see(network))
-    assert "BN's eps 1e-05 is 0.001 there" in notes[1]
+    notes = write_checkpoint(network, "tutorial", path, input_spec=INPUT)
+    assert "from 1e-05 to 0.001" in notes[1]
     again = EfficientNet(network.spec)
     again.load_state_dict(read_checkpoint(path).state)
     assert_same(again, network, 64)
 
 
-REFUSED = [
-    (
-        "torchvision",
-        partial(small, SAME),
-        "pads as TensorFlow .SAME., and torchvision pads all sides alike. Write timm-tf, hf",
-    ),
-    ("tutorial", partial(small, SAME), "pads as TensorFlow"),
-    ("timm", partial(make, "b0", SAME), "Write timm-tf, hf"),
-    ("timm-tf", partial(make, "b0"), "it pads all sides alike, and timm-tf pads as TensorFlow .SAME.. Write timm"),
-    ("hf", small, "it pads all sides alike"),
-    ("timm", small, "only its named networks, B0-B8, L2 and Lite0-4. Write torchvision, tutorial"),
-    ("timm-tf", partial(small, SAME), "only its named networks, B0-B8, L2 and Lite0-4. Write hf"),
-    ("torchvision", partial(make, "lite0", depth=0.4), "no squeeze-and-excitation, which torchvision always builds"),
-    ("tutorial", partial(make, "lite0", depth=0.4), "Write timm or a bundle"),
-    ("hf", partial(make, "lite0", SAME, depth=0.4), "Write timm-tf or a bundle"),
-    ("tutorial", partial(small, in_channels=1), "sees 1 channels, and tutorial builds a stem for 3"),
-    ("torchvision", partial(small, in_channels=4), "sees 4 channels"),
-    ("tutorial", partial(small, depth=1.2, depth_rounding="nearest"), "does not round its depth up"),
-    ("hf", partial(small, SAME, width=0.25), r"no shortcut in the first block of a stage, and it has in stages\.2\.0"),
+OTHER_PADDING = "it pads all sides alike"
+REFUSED = [  # library, network, reason, what to write instead
+    ("torchvision", partial(small, SAME), "as TensorFlow (SAME)", "timm-tf, hf or"),
+    ("tutorial", partial(small, SAME), "as TensorFlow (SAME)", "timm-tf, hf or"),
+    ("timm", partial(make, "b0", SAME), "as TensorFlow (SAME)", "timm-tf, hf or"),
+    ("timm-tf", partial(make, "b0"), OTHER_PADDING, "timm, torchvision or"),
+    ("hf", small, OTHER_PADDING, "timm, torchvision or"),
+    ("timm", small, "only its named networks, B0-B8, L2 and Lite0-4", "torchvision, tutorial or"),
+    ("timm-tf", partial(small, SAME), "only its named networks, B0-B8, L2 and Lite0-4", "hf or"),
+    ("torchvision", partial(make, "lite0", depth=0.4), "no squeeze-and-excitation", "timm or"),
+    ("tutorial", partial(make, "lite0", depth=0.4), "no squeeze-and-excitation", "timm or"),
+    ("hf", partial(make, "lite0", SAME, depth=0.4), "no squeeze-and-excitation", "timm-tf or"),
+    ("tutorial", partial(small, in_channels=1), "1 input channels", "timm or"),
+    ("torchvision", partial(small, in_channels=4), "4 input channels", "timm or"),
+    ("tutorial", partial(small, depth=1.2, depth_rounding="nearest"), "depth is not rounded up", "torchvision or"),
+    ("hf", partial(small, SAME, width=0.25), "no shortcut in the first block of a stage, as in stages.2.0", ""),
+]
+CHANGED = [  # library, change to B0, reason
+    ("torchvision", {"activation": "relu6"}, "activation is relu6"),
+    ("tutorial", {"squeeze_ratio": 0.5}, "squeeze_ratio is 0.5"),
+    ("timm", {"activation": "relu6"}, "only its named networks"),
+    ("tutorial", {"head": 1000}, "head does not have the official number of channels"),
+    ("tutorial", {"stem": 48}, "stem or head does not have the official number of channels"),
+    ("torchvision", {"stages": B0.stages[:-1]}, "baseline is not EfficientNet's"),
+    *((to, {"stem_stride": 1}, f"its stem has a stride of 1, and {to}'s has 2") for to in WRITTEN),
+]
+CHANGED = [
+    (to, lambda changes=changes: EfficientNet(dataclasses.replace(spec("b0", depth=0.4), **changes)), reason, "")
+    for to, changes, reason in CHANGED
 ]
 
 
-@pytest.mark.parametrize(("to", "network", "reason"), REFUSED)
-def test_networks_that_a_library_does_not_compute(tmp_path, to, network, reason):
-    with pytest.raises(ArgumentError, match=rf"`to` \(='{to}'\) cannot hold this network \(.*\): .*{reason}"):
-        write_checkpoint(network(), to, tmp_path / "a.pth", input_spec=InputSpec(64, 64))
+@pytest.mark.parametrize(("to", "network", "reason", "instead"), REFUSED + CHANGED)
+def test_networks_that_a_library_does_not_compute(tmp_path, to, network, reason, instead):
+    with pytest.raises(ArgumentError) as caught:
+        write_checkpoint(network(), to, tmp_path / "a.pth", input_spec=INPUT)
+    message = str(caught.value)
+    assert message.startswith(f"`to` (='{to}') cannot hold this network (")
+    assert reason in message
+    assert f"Write {instead}" in message
+    assert message.endswith("a bundle.")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("to", "changes", "reason"),
-    [
-        ("torchvision", {"activation": "relu6"}, "its activation is relu6, and torchvision's SiLU"),
-        ("tutorial", {"squeeze_ratio": 0.5}, "squeezes to a share of 0.5, and tutorial to a quarter"),
-        ("timm", {"activation": "relu6"}, "only its named networks"),
-        ("tutorial", {"head": 1000}, "stem or head has not the official number of channels. Write torchvision"),
-        ("tutorial", {"stem": 48}, "stem or head has not the official number"),
-        ("torchvision", {"stages": B0.stages[:-1]}, "baseline is not EfficientNet's"),
-        *(
-            (to, {"stem_stride": 1}, rf"its stem has a stride of 1, and {to}'s has 2\. Write a bundle\.$")
-            for to in WRITTEN
-        ),
-    ],
-)
-def test_changed_baselines(tmp_path, to, changes, reason):
-    network = EfficientNet(dataclasses.replace(spec("b0", depth=0.4), **changes))
-    with pytest.raises(ArgumentError, match=reason):
-        write_checkpoint(network, to, tmp_path / "a.pth", input_spec=InputSpec(64, 64))
-
-
-def test_transformers_pads_for_even_sizes_alone(tmp_path):
+def test_transformers_pads_only_even_sizes_right(tmp_path):
     with pytest.raises(ArgumentError, match=r"transformers pads.*65 px"):
         write_checkpoint(small(SAME), "hf", tmp_path / "a", input_spec=InputSpec(65, 65))
 
@@ -289,25 +276,25 @@ def test_other_normalisations(tmp_path):
     for norm in (partial(nn.GroupNorm, 8), partial(nn.BatchNorm2d, eps=1e-2), torchvision.ops.FrozenBatchNorm2d):
         network = EfficientNet(spec("b0", width=0.5, depth=0.4), norm=norm)
         with pytest.raises(ArgumentError, match="normalisation is not BatchNorm2d with the eps of its policy"):
-            write_checkpoint(network, "torchvision", tmp_path / "a.pth", input_spec=InputSpec(64, 64))
+            write_checkpoint(network, "torchvision", tmp_path / "a.pth", input_spec=INPUT)
 
 
 @pytest.mark.parametrize("to", ["lukemelas", "keras", "bundle", "onnx"])
 def test_what_is_only_read(tmp_path, to):
     with pytest.raises(ArgumentError, match=f"'{to}'.*choose from {', '.join(WRITTEN)}"):
-        write_checkpoint(small(), to, tmp_path / "a", input_spec=InputSpec(64, 64))
+        write_checkpoint(small(), to, tmp_path / "a", input_spec=INPUT)
 
 
 def test_arguments(tmp_path):
     with pytest.raises(ArgumentError, match=r"`out` .*must end in \.pth, \.pt, \.safetensors for torchvision"):
-        write_checkpoint(small(), "torchvision", tmp_path / "a", input_spec=InputSpec(64, 64))
+        write_checkpoint(small(), "torchvision", tmp_path / "a", input_spec=INPUT)
     with pytest.raises(ArgumentError, match=r"`classes` \(='2 names'\) must be 5 names"):
-        write_checkpoint(small(), "torchvision", tmp_path / "a.pth", input_spec=InputSpec(64, 64), classes=["a", "b"])
+        write_checkpoint(small(), "torchvision", tmp_path / "a.pth", input_spec=INPUT, classes=["a", "b"])
 
 
 def test_files_appear_whole(tmp_path, monkeypatch):
     path = tmp_path / "new" / "a.pth"
-    write_checkpoint(small(), "tutorial", path, input_spec=InputSpec(64, 64))
+    write_checkpoint(small(), "tutorial", path, input_spec=INPUT)
     before = path.read_bytes()
 
     def full(state, file):
@@ -316,17 +303,17 @@ def test_files_appear_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="no space"):
-        write_checkpoint(small(), "tutorial", path, input_spec=InputSpec(64, 64))
+        write_checkpoint(small(), "tutorial", path, input_spec=INPUT)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["a.pth"]
     (tmp_path / "b.pth").mkdir()
     with pytest.raises(ArgumentError, match="is a folder; name a file"):
-        write_checkpoint(small(), "tutorial", tmp_path / "b.pth", input_spec=InputSpec(64, 64))
+        write_checkpoint(small(), "tutorial", tmp_path / "b.pth", input_spec=INPUT)
 
 
 def test_folders_of_others_are_left_alone(tmp_path):
     network, target = small(SAME), tmp_path / "a"
-    write_checkpoint(network, "hf", target, input_spec=InputSpec(64, 64))
+    write_checkpoint(network, "hf", target, input_spec=INPUT)
     write_checkpoint(network, "hf", target, input_spec=InputSpec(96, 96))  # its own is replaced
     assert json.loads((target / "config.json").read_text())["image_size"] == 96
 
@@ -339,16 +326,16 @@ def test_folders_of_others_are_left_alone(tmp_path):
     file.write_text("mine")
     for other in (target, downloaded, bundle, file):
         with pytest.raises(ArgumentError, match="exists and holds something else"):
-            write_checkpoint(network, "hf", other, input_spec=InputSpec(64, 64))
+            write_checkpoint(network, "hf", other, input_spec=INPUT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "bundle", "downloaded", "file"]
     assert (target / "notes.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    write_checkpoint(network, "hf", tmp_path / "empty", input_spec=InputSpec(64, 64))
+    write_checkpoint(network, "hf", tmp_path / "empty", input_spec=INPUT)
 
 
 def test_half_precision_is_written_in_float32(tmp_path):
     network = small()
-    write_checkpoint(network.half(), "torchvision", tmp_path / "a.pth", input_spec=InputSpec(64, 64))
+    write_checkpoint(network.half(), "torchvision", tmp_path / "a.pth", input_spec=INPUT)
     state = torch.load(tmp_path / "a.pth", weights_only=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
     assert next(network.parameters()).dtype == torch.float16

@@ -15,7 +15,7 @@ from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_log
 from effnet.plots import run as run_plots
 from effnet.training.loop import Loop
 from effnet.training.module import Answering
-from effnet.training.run import BEST, METRICS, SPLIT, Execution, versions
+from effnet.training.run import BEST, METRICS, Execution, versions
 from effnet.weights.bundle import Record, open_bundle, save
 
 
@@ -97,7 +97,7 @@ def _finish(loop: Loop, taken: int) -> Result:
         input=plan.input,
         source=f"effnet train from {plan.source}",
         metrics=metrics,
-        record=Record(calibration, json.loads(json.dumps(provenance)), {SPLIT: manifest(data, sizes=True)}),
+        record=Record(calibration, provenance, manifest(data, sizes=True)),
     )
     cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds}
     cost |= {"forecast_bytes": loop.execution.forecast_bytes, "taken_bytes": taken}

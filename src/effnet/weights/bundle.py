@@ -1,9 +1,9 @@
-"""A bundle: a folder that holds a network's weights and all that belongs to them.
+"""A bundle: a folder that holds a network's weights and what is needed to use them.
 
     config.json         format, spec, numeric policy, InputSpec, class names, source, metrics, calibration, provenance,
                         sha256 of the other files
     model.safetensors   the tensors under native names
-    split.csv           which images it was trained, chosen and tested on, where effnet trained it
+    split.csv           if effnet trained it: which images it was trained, chosen and tested on
 
 `read_config` needs no torch, so a bundle can be described and counted where it cannot be run.
 """
@@ -40,16 +40,16 @@ CONFIG, WEIGHTS, SPLIT = "config.json", "model.safetensors", "split.csv"
 
 @dataclass(frozen=True)
 class Record:
-    """What a training leaves in a bundle, beside the network and its names."""
+    """What a training adds to a bundle."""
 
     calibration: Calibration | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # values that JSON knows: data, recipe, versions
-    files: Mapping[str, str] = field(default_factory=dict)  # texts by name; only split.csv
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # data, recipe, versions, as JSON values
+    split: str | None = None  # the text of split.csv
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What a bundle knows beside its weights."""
+    """What a bundle holds beside its weights."""
 
     spec: NetworkSpec
     policy: NumericPolicy
@@ -60,7 +60,7 @@ class BundleConfig:
     sha256: str = ""  # of the file of weights
     calibration: Calibration | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of the texts beside the weights, by name
+    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of split.csv, where there is one
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,19 @@ def save(
 
     Args:
         network: what to save.
-        folder: where to; a bundle that is there already is replaced, a folder with anything else in it is refused.
+        folder: the folder to write; a bundle is replaced, a folder with anything else in it is refused.
         classes: the names of the outputs, in order.
-        input: how images are prepared; by default at the spec's resolution, cut from 8/7 of it, with ImageNet's mean
-            and std. The bundle's spec has its size as resolution.
+        input: how images are prepared; default: see `default_input`. Its size becomes the spec's resolution.
         source: where the weights came from, as text.
         metrics: results worth keeping, by name.
-        record: what its training leaves: calibration, provenance, the split.
+        record: what the training adds: calibration, provenance, the split.
 
     Returns:
         The folder.
 
     Raises:
         ArgumentError: the names do not match the outputs, `input` has other channels than the network, the network has
-            other tensors than its spec says, the record holds what a bundle cannot, or something that is not a bundle
-            is in the way.
+            other tensors than its spec, JSON cannot hold the provenance, or `folder` is not a bundle.
     """
     from safetensors.torch import save as serialise
 
@@ -108,27 +106,29 @@ def save(
     spec = network.spec
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     if {key: tuple(tensor.shape) for key, tensor in state.items()} != NATIVE.shapes(spec):
-        raise ArgumentError(
-            "network", type(network).__name__, "must have the tensors of its spec; another norm has not."
-        )
+        raise ArgumentError("network", type(network).__name__, "must have the tensors of its spec, as BatchNorm does.")
     input_spec = input or default_input(spec)
     _check_channels(input_spec, spec)
-    spec = make_spec(spec, resolution=input_spec.size)
-    blob, record = serialise(state), _checked_record(record or Record())
+    blob, record = serialise(state), record or Record()
+    split = None if record.split is None else record.split.encode()
+    try:
+        provenance = json.loads(json.dumps(dict(record.provenance), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("provenance", record.provenance, f"must be what JSON can hold: {error}.") from error
     config = BundleConfig(
-        spec,
+        make_spec(spec, resolution=input_spec.size),
         _built_policy(network),
         input_spec,
-        _checked_classes(classes, spec),
+        _check_classes(classes, spec),
         source,
         {name: float(value) for name, value in (metrics or {}).items()},
-        hashlib.sha256(blob).hexdigest(),
+        _sha256(blob),
         record.calibration,
-        record.provenance,
-        {name: hashlib.sha256(text.encode()).hexdigest() for name, text in record.files.items()},
+        provenance,
+        {} if split is None else {SPLIT: _sha256(split)},
     )
     entries = dataclasses.asdict(config)
-    for name in ("calibration", "provenance", "files"):  # absent where there is none: so older ones read and write
+    for name in ("calibration", "provenance", "files"):  # older versions of effnet do not know these entries
         if not entries[name]:
             del entries[name]
     values = {"format": FORMAT, MARK: __version__, **entries}
@@ -137,14 +137,14 @@ def save(
     target = Path(folder)
     with write_folder(target, "bundle") as temporary:
         (temporary / WEIGHTS).write_bytes(blob)
-        for name, text in record.files.items():
-            (temporary / name).write_bytes(text.encode())
+        if split is not None:
+            (temporary / SPLIT).write_bytes(split)
         (temporary / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     return target
 
 
 def default_input(spec: NetworkSpec) -> InputSpec:
-    """At the resolution of `spec`, cropped from 8/7 of it as the official 224 from 256; ImageNet's mean and std."""
+    """At the spec's resolution, cropped from 8/7 of it as the official 224 from 256; ImageNet's mean and std."""
     return InputSpec(spec.resolution, round(spec.resolution * 8 / 7)).with_channels(spec.in_channels)
 
 
@@ -152,7 +152,7 @@ def read_config(folder: str | Path) -> BundleConfig:
     """The config of a bundle, without opening its weights.
 
     Raises:
-        BundleError: it is not a bundle, comes from a newer effnet, or its config was damaged.
+        BundleError: it is not a bundle, its config was damaged, or a newer effnet wrote it.
     """
     path = Path(folder) / CONFIG
     try:
@@ -164,9 +164,7 @@ def read_config(folder: str | Path) -> BundleConfig:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{path} is damaged or not effnet's ({type(error).__name__}: {error})") from error
     if written != FORMAT:
-        raise BundleError(
-            f"{folder} has format {written}, written by effnet {version}; this effnet reads {FORMAT}: upgrade"
-        )
+        raise BundleError(f"{folder} has format {written} of effnet {version}; this effnet reads {FORMAT}: upgrade it")
     try:
         config = parse_config(values)
     except (ArgumentError, TypeError, ValueError) as error:
@@ -177,10 +175,10 @@ def read_config(folder: str | Path) -> BundleConfig:
 
 
 def parse_config(values: Mapping[str, Any]) -> BundleConfig:
-    """A config from plain values, as JSON gives them back.
+    """A config from JSON values.
 
     Raises:
-        ArgumentError, TypeError, ValueError, KeyError: it is none.
+        ArgumentError, TypeError, ValueError, KeyError: the values are not those of a config.
     """
     config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
     spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
@@ -191,7 +189,7 @@ def parse_config(values: Mapping[str, Any]) -> BundleConfig:
         spec=spec,
         policy=read_fields(NumericPolicy, values["policy"]),
         input=input_spec,
-        classes=_checked_classes(values.get("classes"), spec),
+        classes=_check_classes(values.get("classes"), spec),
         calibration=calibration and read_fields(Calibration, calibration),
     )
 
@@ -207,11 +205,7 @@ def read_network(model: str) -> NetworkSpec:
 
 
 def read_bundle(folder: str | Path) -> tuple[dict[str, Tensor], BundleConfig]:
-    """The tensors of a bundle under native names, and its config.
-
-    Raises:
-        BundleError: it is not a bundle, was changed or cut short, or comes from a newer effnet.
-    """
+    """The tensors of a bundle under native names, and its config; raises BundleError as `read_config` does."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -220,15 +214,11 @@ def read_bundle(folder: str | Path) -> tuple[dict[str, Tensor], BundleConfig]:
     try:
         return load(blob), config
     except SafetensorError as error:
-        raise BundleError(f"{Path(folder) / WEIGHTS} is not a file of safetensors: {error}") from error
+        raise BundleError(f"{Path(folder) / WEIGHTS} is not a safetensors file: {error}") from error
 
 
 def open_bundle(folder: str | Path) -> Bundle:
-    """The network of a bundle, in eval mode, with its context.
-
-    Raises:
-        BundleError: it is not a bundle, was changed or cut short, or comes from a newer effnet.
-    """
+    """The network of a bundle, in eval mode, with its context; raises BundleError as `read_config` does."""
     from effnet.models.efficientnet import EfficientNet
 
     tensors, config = read_bundle(folder)
@@ -241,21 +231,17 @@ def open_bundle(folder: str | Path) -> Bundle:
 
 
 def read_split(folder: str | Path) -> str | None:
-    """The text of a bundle's split.csv: a manifest (path, label, split, group); None where it has none.
+    """The text of a bundle's split.csv, a manifest (path, label, split, group); None where it has none.
 
     Raises:
-        BundleError: it is not a bundle, or its split.csv was changed since it was written.
+        BundleError: it is not a bundle, or its split.csv was changed.
     """
     expected = read_config(folder).files.get(SPLIT)
     return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode()
 
 
 def read_parts(model: str, dataset: Dataset) -> Parts | None:
-    """The part of each image of `dataset` in the training of a MODEL, by path; None where it is not known.
-
-    Raises:
-        BundleError: its split.csv was changed since it was written.
-    """
+    """The part of each image of `dataset` in a model's training, by path; None where it is not known."""
     text = read_split(model) if is_bundle(Path(model)) else None
     if text is None:
         return None
@@ -264,17 +250,13 @@ def read_parts(model: str, dataset: Dataset) -> Parts | None:
 
 
 def read_record(folder: str | Path) -> Record:
-    """What a training left in a bundle; `save` writes it again.
-
-    Raises:
-        BundleError: it is not a bundle, or it was changed since it was written.
-    """
-    config, split = read_config(folder), read_split(folder)
-    return Record(config.calibration, config.provenance, {} if split is None else {SPLIT: split})
+    """What the training of a bundle added to it, for `save`."""
+    config = read_config(folder)
+    return Record(config.calibration, config.provenance, read_split(folder))
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder says that it is a bundle."""
+    """Whether a folder has the config of a bundle."""
     try:
         return bool(json.loads((path / CONFIG).read_text()).keys() >= {"format", MARK})
     except (OSError, ValueError, AttributeError):
@@ -282,36 +264,37 @@ def is_bundle(path: Path) -> bool:
 
 
 def _read_checked(path: Path, sha256: str) -> bytes:
-    """A file of a bundle, unless it was changed."""
+    """A file of a bundle; raises BundleError where it was changed."""
     try:
         blob = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(blob).hexdigest() != sha256:
+    if _sha256(blob) != sha256:
         raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
     return blob
 
 
+def _sha256(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
 def _digest(values: Mapping[str, Any]) -> str:
-    """The sha256 of a config's entries."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(values, sort_keys=True).encode())
 
 
 def _built_policy(network: EfficientNet) -> NumericPolicy:
-    """What the network really computes with: its layers may have been changed since it was built."""
+    """What the network computes with; its layers may have been changed since it was built."""
     from torch import nn
 
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     built = {(norm.eps, norm.momentum) for norm in norms}
     if len(built) != 1:
-        raise ArgumentError(
-            "network", type(network).__name__, "must have one eps and momentum in all BatchNorm layers."
-        )
+        raise ArgumentError("network", type(network).__name__, "must have one eps and momentum in all BatchNorms.")
     eps, momentum = built.pop()
     return dataclasses.replace(network.policy, bn_eps=eps, bn_momentum=momentum or network.policy.bn_momentum)
 
 
-def _checked_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[str, ...] | None:
+def _check_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[str, ...] | None:
     if classes is None:
         return None
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
@@ -319,19 +302,8 @@ def _checked_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[
     if len(classes) != spec.num_classes:
         raise ArgumentError("classes", f"{len(classes)} names", f"must name the network's {spec.num_classes} outputs.")
     if twice := next((name for name in classes if classes.count(name) > 1), None):
-        raise ArgumentError("classes", twice, "stands twice; a name means one class.")
+        raise ArgumentError("classes", twice, "names two classes.")
     return tuple(classes)
-
-
-def _checked_record(record: Record) -> Record:
-    """The record with its provenance as JSON gives it back."""
-    if unknown := [name for name in record.files if name != SPLIT]:
-        raise ArgumentError("record.files", unknown[0], f"is not a text that a bundle holds; it holds {SPLIT}.")
-    try:
-        provenance = json.loads(json.dumps(dict(record.provenance), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ArgumentError("record.provenance", record.provenance, f"must be what JSON can hold: {error}.") from error
-    return dataclasses.replace(record, provenance=provenance)
 
 
 def _check_channels(input_spec: InputSpec, spec: NetworkSpec) -> None:

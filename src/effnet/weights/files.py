@@ -1,14 +1,11 @@
-"""Opens a file or folder of weights, whichever library wrote it: flat tensors, and how images are prepared for them.
+"""Opens a file or folder of weights, whichever library wrote it, and returns its tensors by name.
 
-Pickles are opened with weights_only=True and in no other way. What training wrappers put around a state dict (DDP,
-torch.compile, Lightning, EMA) is taken off and noted. Keras kernels are turned into torch's order of dimensions.
-A hub folder states how images are prepared (timm: config.json; transformers: preprocessor_config.json), a Keras file
-holds it as a layer, and a bundle knows all about its network.
+Pickles are only opened with weights_only=True. What training wrappers put around a state dict (DDP, torch.compile,
+Lightning, EMA) is removed and noted. Keras kernels are brought into torch's order of dimensions.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import pickle
@@ -28,44 +25,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from effnet.arch.spec import FitMode, InputSpec, Interpolation
+from effnet.arch.spec import InputSpec
 from effnet.errors import CheckpointError, optional_import
 from effnet.weights.bundle import BundleConfig, is_bundle, read_bundle
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS
-from effnet.weights.registry import crop_input
 
 if TYPE_CHECKING:
     import h5py
 
-# In this order: an average of the weights is what was evaluated, so it goes first.
+# Where a state dict is inside a checkpoint. Averages come first: they are what was evaluated.
 INNER = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
 )
 STEMS = tuple(layout.mark for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS.values()))
-MAX_DEPTH = 6  # of dictionaries inside one another
+MAX_DEPTH = 6  # of nested dictionaries
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 HEADLESS_HF = "embeddings.convolution.weight"  # the stem of transformers' EfficientNetModel, which has no classifier
-CROP_FRACTION = 0.875  # timm's where its config names none: what is kept of the resized image
-RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-TIMM_FITS: dict[str, FitMode] = {"center": "crop", "squash": "squash", "border": "pad"}
-HF_DEFAULTS: dict[str, Any] = {  # of EfficientNetImageProcessor
-    "size": {"height": 346, "width": 346},
-    "resample": 3,
-    "do_center_crop": False,
-    "crop_size": {"height": 289, "width": 289},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "rescale_offset": False,
-    "do_normalize": True,
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-    "include_top": True,
-}
-# How a Keras network prepares its images: mean, variance and their count, by name and by number.
+# The layer of a Keras network that normalises images: mean, variance and their count, by name and by number.
 KERAS_INPUT = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "count", "0", "1", "2"))
-DAMAGED = (  # what torch, safetensors, zipfile and h5py raise over files that are not theirs
+DAMAGED = (  # what torch, safetensors, zipfile and h5py raise for files that they cannot read
     *(SafetensorError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError),
     *(AttributeError, OverflowError, AssertionError, struct.error),
 )
@@ -80,13 +60,13 @@ class WeightFile:
     config: dict[str, Any] = field(default_factory=dict)  # config.json of a hub folder
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a transformers folder
     bundle: BundleConfig | None = None
-    notes: tuple[str, ...] = ()  # what was taken off
+    notes: tuple[str, ...] = ()  # what was removed around the tensors
     beside: tuple[str, ...] = ()  # names of tensors that do not belong to the network
 
     @property
     def timm_config(self) -> dict[str, Any]:
         """timm's pretrained_cfg; empty where there is none."""
-        config = self.config.get("pretrained_cfg", self.config)  # older folders have all in one
+        config = self.config.get("pretrained_cfg", self.config)  # older folders have one flat config
         return config if isinstance(config, dict) and "input_size" in config else {}
 
 
@@ -95,8 +75,8 @@ def open_weights(path: Path) -> WeightFile:
 
     Raises:
         CheckpointError: it is missing, damaged, or holds no tensors.
-        BundleError: a bundle that was changed or cut short.
-        MissingExtraError: a Keras file, and h5py is not installed.
+        BundleError: it is a bundle that was changed or cut short.
+        MissingExtraError: it is a Keras file, and h5py is not installed.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
@@ -126,37 +106,15 @@ def open_weights(path: Path) -> WeightFile:
     return WeightFile(path, tensors, config, preprocessor, notes=notes, beside=beside)
 
 
-def stated_input(file: WeightFile, resolution: int) -> tuple[InputSpec | None, tuple[str, ...]]:
-    """How images are prepared, by what the file says, and notes on it; None where it says nothing.
-
-    Args:
-        file: the file and what stands beside it.
-        resolution: of the network; Keras does not state one.
-
-    Raises:
-        CheckpointError: what it says is not understood.
-    """
-    try:
-        if file.bundle:
-            return file.bundle.input, ()
-        if file.timm_config:
-            return _timm_input(file.timm_config), ()
-        if file.preprocessor:
-            return _hf_input(HF_DEFAULTS | file.preprocessor)
-        return _keras_input(file, resolution)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file.path}: how it prepares images is not understood ({error})") from error
-
-
 def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """The network's tensors in what a training script saved, the names beside them, and a note on what was taken off.
+    """The network's tensors in what a training script saved, names of other tensors, and notes on what was removed.
 
     Raises:
-        CheckpointError: there are no tensors in it, or those of several networks.
+        CheckpointError: it holds no tensors, or those of several networks.
     """
     path = _path_to_tensors(loaded)
     if path is None:
-        raise CheckpointError("it holds no tensors under names, so it is not a state dict")
+        raise CheckpointError("it holds no named tensors, so it is not a state dict")
     notes = []
     for name in path:
         assert isinstance(loaded, Mapping)
@@ -172,12 +130,29 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[st
     if not prefix:
         return tensors, (), tuple(notes)
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    notes.append(f"took the prefix {prefix!r} off the keys")
+    notes.append(f"removed the prefix {prefix!r} from the keys")
     return inside, tuple(key for key in tensors if not key.startswith(prefix)), tuple(notes)
 
 
+def keras_input(file: WeightFile, resolution: int) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """How images are prepared by the normalisation in a Keras network, and notes; None where it has none.
+
+    Keras divides by the root of the variance. Where that variance is ImageNet's std, a known slip in Keras' published
+    weights, it divides by the root once more.
+    """
+    stated = [file.tensors[key] for key in KERAS_INPUT if key in file.tensors]
+    if len(stated) < 2:
+        return None, ()
+    mean, variance = (tensor.flatten().float() for tensor in stated[:2])
+    std, notes = variance.sqrt(), tuple[str, ...]()
+    if variance.shape == (3,) and torch.allclose(variance, torch.tensor(InputSpec.std)):
+        std = variance
+        notes = ("its variance is ImageNet's std, as in Keras' published weights: it was read as the std",)
+    return InputSpec(resolution, resolution, tuple(mean.tolist()), tuple(std.tolist()), "bilinear", "squash"), notes
+
+
 def _path_to_tensors(loaded: object, depth: int = 0) -> tuple[str, ...] | None:
-    """The names that lead to the first dictionary that holds tensors itself."""
+    """The names that lead to the first dictionary with tensors as values."""
     if not isinstance(loaded, Mapping) or depth > MAX_DEPTH:
         return None
     for name in INNER:
@@ -200,24 +175,20 @@ def _prefix(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> str | None
 def _load_pickle(file: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's hints on odd files, which all end in an error that says more
+            warnings.simplefilter("ignore")  # torch warns of odd files before it raises an error that says more
             return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         advice = "If you trust it, save only its state dict: torch.save(model.state_dict(), path)"
         if isinstance(error, RuntimeError):
             if "weights_only" not in str(error):
                 raise
-            raise CheckpointError(
-                f"{file} is a TorchScript archive or of torch's oldest format: opening it would run what is inside. "
-                + advice
-            ) from error
+            reason = "is a TorchScript archive or of torch's oldest format: opening it would run code in it"
+            raise CheckpointError(f"{file} {reason}. {advice}") from error
         if "Unsupported operand" in str(error):
             raise CheckpointError(f"{file} is damaged, or neither torch.save nor safetensors wrote it") from error
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise CheckpointError(
-            f"{file} holds Python objects beside its tensors{f' ({found[1]})' if found else ''}, and opening those can "
-            f"run anybody's code. {advice}"
-        ) from error
+        objects = f"Python objects{f' ({found[1]})' if found else ''}"
+        raise CheckpointError(f"{file} holds {objects}, and opening it would run their code. {advice}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -229,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_keras(path: Path) -> dict[str, Tensor]:
-    """Layers by name in older files, by class and running number in newer ones."""
+    """Layers go by name in older files, by class and running number in newer ones."""
     with optional_import(f"reading {path.name}"):
         import h5py
 
@@ -242,7 +213,7 @@ def _load_keras(path: Path) -> dict[str, Tensor]:
 
 
 def _keras_tensors(file: h5py.File) -> dict[str, Tensor]:
-    """The datasets as LAYER/LEAF, whatever models the layer is nested in; those of the optimizer are left out."""
+    """The datasets as LAYER/LEAF, however deep the layer is nested, without those of the optimizer."""
     import h5py
 
     datasets: dict[str, h5py.Dataset] = {}
@@ -261,77 +232,14 @@ def _keras_tensors(file: h5py.File) -> dict[str, Tensor]:
 
 
 def _keras_pieces(name: str) -> list[str]:
-    """`layers/conv2d_3/vars/0`, or in older files `stem_conv/stem_conv/kernel:0`, without what says nothing.
-
-    Older files number the normalisation of the input through all networks that one program made.
-    """
+    """The parts of `layers/conv2d_3/vars/0`, or in older files of `stem_conv/stem_conv/kernel:0`."""
     pieces = name.partition(":")[0].replace("depthwise_kernel", "kernel").split("/")
-    return [
-        re.sub(r"^normalization_\d+$", "normalization", piece) for piece in pieces if piece not in ("layers", "vars")
-    ]
+    # older files number the normalisation of the input through all networks of one program
+    pieces = [re.sub(r"^normalization_\d+$", "normalization", piece) for piece in pieces]
+    return [piece for piece in pieces if piece not in ("layers", "vars")]
 
 
 def _torch_order(layer: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if values.ndim == 4:  # (h, w, in, out), depthwise (h, w, channels, 1)
-        return np.ascontiguousarray(
-            values.transpose((2, 3, 0, 1) if "dw" in layer or "depthwise" in layer else (3, 2, 0, 1))
-        )
-    return np.ascontiguousarray(values.T) if values.ndim == 2 else values
-
-
-def _timm_input(config: Mapping[str, Any]) -> InputSpec:
-    result = crop_input(
-        int(config["input_size"][-1]),
-        config.get("crop_pct", CROP_FRACTION),
-        tuple(config.get("mean", InputSpec.mean)),
-        tuple(config.get("std", InputSpec.std)),
-        config.get("interpolation", "bicubic"),
-    )
-    return dataclasses.replace(result, fit=TIMM_FITS.get(config.get("crop_mode", "center"), "crop"))
-
-
-def _hf_input(config: Mapping[str, Any]) -> tuple[InputSpec, tuple[str, ...]]:
-    """transformers: pixels * factor - offset, minus mean, by std, and by std once more where `include_top` is set.
-
-    The published ones set it, because they hold the square root of the std.
-    """
-    factor = config["rescale_factor"] * 255 if config["do_rescale"] else 255
-    offset = float(config["do_rescale"] and config["rescale_offset"])
-    mean, std = config["image_mean"], config["image_std"]
-    ones = [1.0] * len(std)
-    first, second = (std if config["do_normalize"] else ones), (std if config["include_top"] else ones)
-    mean = mean if config["do_normalize"] else [0.0] * len(std)
-    result = InputSpec(
-        _side(config["size"]),
-        _side(config["size"]),
-        tuple((value + offset) / factor for value in mean),
-        tuple(a * b / factor for a, b in zip(first, second, strict=True)),
-        RESAMPLE[config["resample"]],
-        "squash",
-    )
-    if not config["do_center_crop"]:
-        return result, ()
-    result = dataclasses.replace(result, size=_side(config["crop_size"]), fit="crop")
-    if "shortest_edge" in config["size"]:
-        return result, ()
-    return result, ("its processor squashes photos before it crops them: here they keep their aspect ratio",)
-
-
-def _side(size: Mapping[str, int] | int) -> int:
-    return size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
-
-
-def _keras_input(file: WeightFile, resolution: int) -> tuple[InputSpec | None, tuple[str, ...]]:
-    """Keras normalises inside the network, by the square root of the variance.
-
-    Where that variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
-    """
-    stated = [file.tensors[key] for key in KERAS_INPUT if key in file.tensors]
-    if len(stated) < 2:
-        return None, ()
-    mean, variance = (tensor.flatten().float() for tensor in stated[:2])
-    std, notes = variance.sqrt(), tuple[str, ...]()
-    if variance.shape == (3,) and torch.allclose(variance, torch.tensor(InputSpec.std)):
-        std = variance
-        notes = ("its variance is ImageNet's std, as in Keras' published weights, and was read as the std",)
-    return InputSpec(resolution, resolution, tuple(mean.tolist()), tuple(std.tolist()), "bilinear", "squash"), notes
+        values = values.transpose((2, 3, 0, 1) if "dw" in layer or "depthwise" in layer else (3, 2, 0, 1))
+    return (values.T if values.ndim == 2 else values).copy()

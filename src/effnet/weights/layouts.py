@@ -10,7 +10,7 @@ transformers 5 (hf), Keras 3 (layers by name in older files, by number in newer 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from effnet.arch.blocks import BlockSpec
@@ -280,12 +280,16 @@ def policy_of(source: str, spec: NetworkSpec) -> NumericPolicy:
     """What the library `source` computes with a network like `spec`."""
     if source != "torchvision":
         return POLICIES[source]
-    if published(spec) in ("b5", "b6", "b7"):  # torchvision builds these, and no other, with TensorFlow's constants
+    if published_name(spec) in (
+        "b5",
+        "b6",
+        "b7",
+    ):  # torchvision builds these, and no other, with TensorFlow's constants
         return NumericPolicy(1e-3, 0.01, "symmetric")
     return NumericPolicy(1e-5, 0.1, "symmetric")
 
 
-def published(spec: NetworkSpec) -> str | None:
+def published_name(spec: NetworkSpec) -> str | None:
     """The published network with the same layers, whatever its name, its resolution and its number of classes."""
     if spec.stem_stride != B0.stem_stride:
         return None
@@ -299,7 +303,7 @@ def published(spec: NetworkSpec) -> str | None:
     return None
 
 
-def squarely_padded(spec: NetworkSpec) -> list[int]:
+def evenly_padded_blocks(spec: NetworkSpec) -> list[int]:
     """The strided blocks whose input has an odd size at the spec's resolution: there SAME pads all sides alike.
 
     transformers does not compute this from the size that arrives: its config lists them as `depthwise_padding`.
@@ -307,7 +311,7 @@ def squarely_padded(spec: NetworkSpec) -> list[int]:
     return [number for number, block in enumerate(spec.blocks) if block.stride == 2 and block.input_size % 2]
 
 
-def lone_shortcuts(spec: NetworkSpec) -> list[str]:
+def first_block_shortcuts(spec: NetworkSpec) -> list[str]:
     """First blocks of a stage whose input is added to their output; transformers and lukemelas leave these out."""
     return [block.name for block in spec.blocks if block.index == 0 and block.has_shortcut]
 
@@ -336,7 +340,9 @@ def detect(keys: Mapping[str, object]) -> Layout:
     for layout in (*BASELINE_LAYOUTS.values(), *LAYOUTS.values()):
         if layout.mark in keys and layout.other_key not in keys:
             return layout
-    some = ", ".join(list(keys)[:4]) or "nothing"
-    raise CheckpointError(
-        f"no EfficientNet of {', '.join(SOURCES)} has these tensors: {some}{', ...' if len(keys) > 4 else ''}"
-    )
+    raise CheckpointError(f"no EfficientNet of {', '.join(SOURCES)} has these tensors: {list_names(tuple(keys))}")
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first six names, and how many more there are."""
+    return (", ".join(names[:6]) or "none") + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,7 +1,7 @@
 """Networks with weights: from the registry, a file, a hub or a bundle.
 
-`create` gives only the module, `open_model` the module with its context: how images are prepared, what its classes are
-called and where its weights came from.
+`create` returns the module, `open_model` the module with its context: how images are prepared, the class names and
+where the weights came from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
-from effnet.weights.convert import Checkpoint, Report, listed, read_checkpoint
+from effnet.weights.convert import COUNTER, Checkpoint, Report, read_checkpoint
+from effnet.weights.layouts import list_names
 
 logger = logging.getLogger("effnet")
 
@@ -39,12 +40,12 @@ def create(
         network: "b0" ... "b8", "l2", "lite0" ... "lite4", a spec.yaml, or a NetworkSpec.
         weights: None for a fresh network; "default" for the registered weights of a variant; a name of the registry
             ("lite0", "b3", "timm/tf_efficientnet_b0.ns_jft_in1k"); a bundle; a file or hub folder of another library.
-        num_classes: outputs of the classifier. Another number than the weights' lets the classifier start fresh, which
-            is logged as a warning.
-        in_channels: input channels; a stem with weights is adapted to another number.
+        num_classes: outputs of the classifier. Where the weights have another number, the classifier starts fresh, and
+            a warning is logged.
+        in_channels: input channels; where the weights have another number, the stem is adapted.
         source: the library that wrote a weight file, where its keys cannot tell (timm or timm-tf).
-        norm: another normalisation layer, made from a number of channels; weights must have its tensors, and set its
-            eps and momentum.
+        norm: makes another normalisation layer from a number of channels; it must have the tensors of the weights, and
+            gets their eps and momentum.
 
     Returns:
         The module, in training mode when fresh, in eval mode with weights.
@@ -52,8 +53,8 @@ def create(
     Raises:
         UnknownNameError: no network or weights have that name.
         ArgumentError: a value is outside its range.
-        CheckpointError: the file cannot be used as asked.
-        DownloadError: registered weights are neither here nor within reach.
+        CheckpointError: the file cannot be used for this network.
+        DownloadError: registered weights cannot be fetched.
     """
     if weights is None:
         return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
@@ -71,23 +72,22 @@ def open_model(
     source: str | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """MODEL as every command takes it, with its context, in eval mode.
+    """A model with weights, in eval mode, with its context.
 
     Args:
         model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".
-        network: the network that a file's tensors are of, where they cannot tell.
+        network: the network of a file, where its tensors cannot tell.
         source: the library that wrote a weight file, where its keys cannot tell.
         progress: follows downloads.
 
     Raises:
-        UnknownNameError: it is none of these.
-        ArgumentError: `network` is given for a bundle, which knows its network.
-        CheckpointError, BundleError, DownloadError: it is one of these and cannot be used.
+        UnknownNameError: no weights have that name.
+        ArgumentError: `network` is given for a bundle, which states its network.
+        CheckpointError, BundleError, DownloadError: the weights cannot be used.
     """
     if is_bundle(Path(model)):
         if network is not None:
-            rule = f"must not be given for {model}, a bundle, which knows its network."
-            raise ArgumentError("model", str(network), rule)
+            raise ArgumentError("model", str(network), f"must not be given for {model}: a bundle states its network.")
         return open_bundle(model)
     checkpoint = read(str(model), network, source=source, progress=progress)
     _warn(checkpoint.report)
@@ -107,26 +107,22 @@ def read(
     in_channels: int | None = None,
     progress: Progress = SILENT,
 ) -> Checkpoint:
-    """The weights behind a name, opened once, with all that is known of them; see `create` for the arguments.
+    """The weights of a name, file or folder, opened once; see `create` for the arguments.
 
     Without a `network` the spec has the resolution that the weights were made for.
     """
     known = registry.REGISTRY.get(weights.lower().removeprefix("efficientnet_").removeprefix("efficientnet-"))
     if known and source not in (None, known.source):
         raise ArgumentError("source", source, f"is not {weights}'s, which comes from {known.source}.")
-    if known is None and Path(weights).suffix.lower() in SUFFIXES:
-        raise CheckpointError(
-            f"{weights} describes a network without weights; effnet.create({weights!r}) builds it fresh"
-        )
-    if known is None and Path(weights).exists():
-        path = Path(weights)
-    elif known is None and weights.startswith(("hf:", "timm/")):
-        path = registry.fetch_hub(weights, progress=progress)
-    elif known is None and (Path(weights).suffix or Path(weights).name != weights):
-        raise CheckpointError(f"{weights} does not exist")
-    else:
-        known = known or registry.find(weights)  # which raises with the nearest name
+    path = Path(weights)
+    if known:
         path, source = registry.fetch(known, progress=progress), known.source
+    elif path.suffix.lower() in SUFFIXES:
+        raise CheckpointError(f"{weights} describes a network without weights: effnet.create({weights!r}) builds it")
+    elif not path.exists() and weights.startswith(("hf:", "timm/")):
+        path = registry.fetch_hub(weights, progress=progress)
+    elif not path.exists() and not path.suffix and path.name == weights:
+        registry.find(weights)  # raises an error with the nearest name
     checkpoint = read_checkpoint(path, network, source=source, num_classes=num_classes, in_channels=in_channels)
     report = checkpoint.report
     if known:
@@ -144,23 +140,13 @@ def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
         missing, unexpected = network.load_state_dict(checkpoint.state, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{report.path} does not fit this norm: {error}") from error
-    wrong = [
-        key for key in (*missing, *unexpected) if key not in report.fresh and not key.endswith("num_batches_tracked")
-    ]
-    if wrong:
-        raise CheckpointError(f"{report.path} does not fit this norm: {', '.join(wrong[:4])}")
-    network.use_policy(report.policy)  # a norm that was passed in has its own constants, and the weights have theirs
+    allowed = (COUNTER, *report.fresh)
+    if wrong := [key for key in (*missing, *unexpected) if not key.endswith(allowed)]:
+        raise CheckpointError(f"{report.path} does not fit this norm: {list_names(wrong)}")
+    network.use_policy(report.policy)  # a norm that was passed in has its own constants
     return network.eval()
 
 
 def _warn(report: Report) -> None:
-    """Log what was not taken over as it stands, and what was assumed."""
-    for names, what in (
-        (report.fresh, "starts fresh"),
-        (report.adapted, "was adapted"),
-        (report.left_over, "is not used"),
-    ):
-        if names:
-            logger.warning("%s: %s %s", report.path.name, listed(names), what)
-    for note in report.notes:
-        logger.warning("%s: %s", report.path.name, note)
+    for warning in report.warnings:
+        logger.warning("%s: %s", report.path.name, warning)

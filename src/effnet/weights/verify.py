@@ -1,8 +1,8 @@
-"""The logit check: a network of ours beside the library that a file belongs to, on the same input.
+"""The logit check: our network against that of the library that a file belongs to, on the same input.
 
-The library builds its own network and loads the file's own tensors, strictly, so the check sees every mistake in names,
-shapes, transpositions, padding and batch normalisation. Where the library is not installed, or does not build such a
-network, a round trip takes its place: to the library's names and back. It sees less, and the result says so.
+The library builds its own network and loads the file's own tensors strictly, so the check finds every mistake in names,
+shapes, transpositions, padding and batch normalisation. Where the library is not installed or has no such network, the
+check is a round trip to the library's names and back. It finds less, and the result states it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.convert import Checkpoint, foreign_state, native_state
-from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, baseline_of, policy_of, published
-from effnet.weights.writers import TORCHVISION_NAMES, hf_config
+from effnet.weights.hub import hf_config
+from effnet.weights.layouts import baseline_of, policy_of, published_name
+from effnet.weights.writers import TORCHVISION_NAMES
 
 LARGEST = 300  # pixels; a larger network is compared at a smaller size
 PARITY = 32  # sizes that differ by it give every strided layer an input of the same parity, so the same padding
@@ -44,18 +45,18 @@ BASELINE_NAMES = {"mobilenetv2": "mobilenet_v2", "resnet50": "resnet50", "mobile
 
 
 class _NotBuiltError(Exception):
-    """The library has no network like this one; the message says what it lacks."""
+    """The library has no such network; the message tells what it lacks."""
 
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """How far the logits of two networks are apart on the same input."""
+    """How much the logits of two networks differ on the same input."""
 
     against: str  # "torchvision 0.29.1" or "round trip"
-    size: int  # height and width in pixels of what both saw
+    size: int  # pixels, height and width of the input
     absolute: float  # the largest difference
     relative: float  # the same as a share of the largest logit
-    note: str = ""  # why a round trip, why another size
+    note: str = ""  # the reason for a round trip or another size
 
     def __str__(self) -> str:
         """The result for a person."""
@@ -64,12 +65,11 @@ class LogitDifference:
 
 
 def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDifference:
-    """Compare a network with the library of a file, which computes with the file's own tensors.
+    """Compare a network with that of the file's library, which computes with the file's own tensors.
 
     Args:
-        checkpoint: the file that the network was built from, or the one that it was written to, as `read_checkpoint`
-            returns it.
-        network: what is compared; what the file does not hold (a fresh classifier) is handed to the library.
+        checkpoint: the file that the network was built from or written to.
+        network: its tensors that the file does not hold, such as a fresh classifier, are passed on to the library.
 
     Raises:
         CheckpointError: the library refuses the tensors, or a bundle describes another network.
@@ -102,38 +102,31 @@ def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDiff
         a, b = network.eval()(images), theirs(images)
     network.train(training)
     b = getattr(b, "logits", b)  # transformers wraps them
-    # Not a number differs from everything: it must not slip below a threshold.
-    absolute, largest = (a - b).abs().nan_to_num(math.inf).max().item(), a.abs().nan_to_num(0, posinf=0).max().item()
+    absolute = (a - b).abs().nan_to_num(math.inf).max().item()  # NaN would pass every threshold
+    largest = a.abs().nan_to_num(0, posinf=0).max().item()
     return LogitDifference(against, size, absolute, absolute / largest if largest else absolute, "; ".join(notes))
 
 
 def check_size(resolution: int) -> int:
-    """The size at which a network of this resolution is compared: its own up to 300, else one that pads alike."""
+    """The size at which a network of this resolution is compared: its own up to 300, else one with equal padding."""
     return resolution - max(0, -(-(resolution - LARGEST) // PARITY)) * PARITY
 
 
-def _layout(checkpoint: Checkpoint) -> Layout:
-    name = checkpoint.report.layout
-    return LAYOUTS.get(name) or BASELINE_LAYOUTS[name]
-
-
 def _library_tensors(checkpoint: Checkpoint, network: EfficientNet) -> dict[str, Tensor]:
-    """The file's tensors of the network, with the network's own where the file holds none that fits."""
+    """The file's tensors of the network, and the network's own where the file holds none that fits."""
     state, report = network.state_dict(), checkpoint.report
-    native = foreign_state({name: name for name in state}, network.spec, _layout(checkpoint))
-    made_here = {*report.fresh, *report.adapted}
-    return {
-        key: state[name] if name in made_here else checkpoint.file.tensors.get(key, state[name])
-        for key, name in native.items()
-    }
+    native = foreign_state({name: name for name in state}, network.spec, report.layout)
+    ours = {*report.fresh, *report.adapted}
+    theirs = checkpoint.file.tensors
+    return {key: state[name] if name in ours else theirs.get(key, state[name]) for key, name in native.items()}
 
 
 def _round_trip(checkpoint: Checkpoint, network: EfficientNet, tensors: dict[str, Tensor]) -> EfficientNet:
-    """A copy of the network that computes with tensors of the file's layout, and with its policy."""
+    """A copy of the network with tensors of the file's layout and the file's policy."""
     report = checkpoint.report
     if checkpoint.file.bundle and dataclasses.replace(report.spec, resolution=network.spec.resolution) != network.spec:
         raise CheckpointError(f"{report.path} describes another network")
-    state, _ = native_state(tensors, _layout(checkpoint), network.spec)
+    state, _ = native_state(tensors, report.layout, network.spec)
     result = copy.deepcopy(network)
     result.use_policy(report.policy)
     result.load_state_dict(network.state_dict() | state)
@@ -147,7 +140,7 @@ def _torchvision(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpe
         raise _NotBuiltError(f"torchvision builds no stem for {spec.in_channels} channels")
     if (baseline := baseline_of(spec)) in BASELINE_NAMES:
         return getattr(models, BASELINE_NAMES[baseline])(num_classes=spec.num_classes)
-    if (name := published(spec)) in TORCHVISION_NAMES:
+    if (name := published_name(spec)) in TORCHVISION_NAMES:
         return getattr(models, f"efficientnet_{name}")(num_classes=spec.num_classes)
     rows = [
         row(block.expand_ratio, block.kernel_size, block.stride, block.in_channels, block.out_channels, layers)
@@ -159,12 +152,12 @@ def _torchvision(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpe
 def _timm(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec, *, prefix: str = "") -> Any:
     timm = import_module("timm")
     file = checkpoint.file
-    # timm itself opens a folder that it can read: one with a config, and without a prefix before the keys
+    # timm itself opens a folder that it can read: one with a config, and without a prefix in the keys
     if "architecture" in file.config and file.config.get("num_classes") and not file.notes:
         return timm.create_model(f"local-dir:{file.path}", pretrained=True, num_classes=spec.num_classes)
     if (baseline := baseline_of(spec)) in BASELINE_NAMES:
         return timm.create_model(BASELINE_NAMES[baseline], num_classes=spec.num_classes, in_chans=spec.in_channels)
-    if (name := published(spec)) is None:
+    if (name := published_name(spec)) is None:
         raise _NotBuiltError("timm builds only its named networks")
     return timm.create_model(f"{prefix}efficientnet_{name}", num_classes=spec.num_classes, in_chans=spec.in_channels)
 
@@ -193,13 +186,13 @@ def _hf(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any
 
 
 def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
-    """Keras opens the file by itself; the pixels are those that its own preprocessing turns into `images`."""
+    """Keras opens the file itself, and gets the pixels that its own preprocessing turns into `images`."""
     if "keras" not in sys.modules:
         os.environ.setdefault("KERAS_BACKEND", "torch")  # torch is here, TensorFlow need not be
     keras = import_module("keras")
-    if (name := published(spec)) is None or not hasattr(keras.applications, f"EfficientNet{name.upper()}"):
+    if (name := published_name(spec)) is None or not hasattr(keras.applications, f"EfficientNet{name.upper()}"):
         raise _NotBuiltError("Keras builds only B0-B7")
-    classifier = next(checkpoint.file.tensors.get(key) for key in reversed(_layout(checkpoint).shapes(spec)))
+    classifier = next(checkpoint.file.tensors.get(key) for key in reversed(checkpoint.report.layout.shapes(spec)))
     if classifier is None:
         raise _NotBuiltError("the file has no classifier, and Keras' networks have one")
     theirs = getattr(keras.applications, f"EfficientNet{name.upper()}")(

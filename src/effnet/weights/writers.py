@@ -4,8 +4,8 @@
     timm, timm-tf           a folder for timm.create_model("local-dir:FOLDER", pretrained=True)
     hf                      a folder for EfficientNetForImageClassification.from_pretrained(FOLDER)
 
-A network that the library would compute differently is refused, with the reason. BN's eps is stated where a config.json
-can state it; elsewhere the difference to the library's own moves into the running variances.
+A network that the library would compute differently is refused, with the reason. A config.json states BN's eps; in a
+state dict the difference to the library's own eps moves into the running variances.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -27,9 +26,15 @@ from effnet.errors import ArgumentError
 from effnet.files import FILE_SUFFIXES, MARK, write_file, write_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.version import __version__
-from effnet.weights.convert import foreign_state, with_eps
-from effnet.weights.files import RESAMPLE, TIMM_FITS
-from effnet.weights.layouts import NATIVE, layout_of, lone_shortcuts, policy_of, published, squarely_padded
+from effnet.weights.convert import change_eps, foreign_state
+from effnet.weights.hub import hf_config, hf_processor, timm_config
+from effnet.weights.layouts import (
+    NATIVE,
+    first_block_shortcuts,
+    layout_of,
+    policy_of,
+    published_name,
+)
 
 WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
 FILES = ("tutorial", "torchvision")  # a file; the others are folders
@@ -47,18 +52,19 @@ def write_checkpoint(
     """Write a network in the form of another library.
 
     Args:
-        network: what to write, with all its weights in float32.
+        network: what to write, in float32.
         to: the library, one of WRITTEN.
-        out: the file, or the folder where the library wants one; what this function wrote before is replaced, a folder
-            with anything else in it is refused. Either appears whole or not at all.
+        out: the file or folder, which appears whole or not at all. One that effnet wrote is replaced; a folder with
+            anything else in it is refused.
         input_spec: how images are prepared; a folder states it.
         classes: the names of the outputs, in order; a folder holds them.
 
     Returns:
-        What the reader of the file should know, such as how to build the network there.
+        Notes for the reader of the file, such as how to build the network there.
 
     Raises:
-        ArgumentError: the library cannot compute this network, is only read, or `out` does not suit it.
+        ArgumentError: effnet does not write for this library, the library cannot compute this network, or `out` has the
+            wrong suffix or is taken.
     """
     if to not in WRITTEN:
         raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(WRITTEN)}.")
@@ -67,79 +73,38 @@ def write_checkpoint(
     if reason := next(_obstacles(network, to, input_spec), None):
         raise ArgumentError("to", to, f"cannot hold this network ({network.spec.name}): {reason}")
 
-    target, spec, policy, input_spec = (
-        Path(out),
-        network.spec,
-        network.policy,
-        input_spec.with_channels(network.spec.in_channels),
-    )
+    target, spec, policy = Path(out), network.spec, network.policy
+    input_spec = input_spec.with_channels(spec.in_channels)
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    notes: tuple[str, ...] = ()
-    if to in FILES:
-        if target.suffix not in FILE_SUFFIXES:
-            raise ArgumentError("out", str(out), f"must end in {', '.join(FILE_SUFFIXES)} for {to}.")
-        theirs = policy_of(to, spec)
-        state = with_eps(state, policy.bn_eps, theirs.bn_eps) if policy.bn_eps != theirs.bn_eps else state
-        notes = _file_notes(spec, policy, to)
+    if to in FILES and target.suffix not in FILE_SUFFIXES:
+        raise ArgumentError("out", str(out), f"must end in {', '.join(FILE_SUFFIXES)} for {to}.")
+    if to in FILES and (eps := policy_of(to, spec).bn_eps) != policy.bn_eps:
+        state = change_eps(state, policy.bn_eps, eps)
     foreign = {key: tensor.contiguous() for key, tensor in foreign_state(state, spec, layout_of(to)).items()}
     if to in FILES:
         with write_file(target) as temporary:
             save_file(foreign, temporary) if target.suffix == ".safetensors" else torch.save(foreign, temporary)
-        return notes
+        return _file_notes(spec, policy, to)
 
     if to == "hf":
-        configs = {
-            "config.json": hf_config(dataclasses.replace(spec, resolution=input_spec.size), policy, classes),
-            "preprocessor_config.json": _hf_preprocessor(input_spec),
-        }
-        if input_spec.fit == "pad":
-            notes = ("transformers' processor adds no borders: it squashes photos to the size instead",)
+        config = hf_config(dataclasses.replace(spec, resolution=input_spec.size), policy, classes)
+        configs = {"config.json": config, "preprocessor_config.json": hf_processor(input_spec)}
     else:
-        configs = {"config.json": _timm_config(spec, policy, to, input_spec, classes)}
-    configs["config.json"][MARK] = __version__
+        config = timm_config(spec, policy, to, input_spec, classes)
+        configs = {"config.json": config}
+    config[MARK] = __version__
     with write_folder(target, "hub") as temporary:
         save_file(foreign, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, values in configs.items():
             (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
-    return notes
-
-
-def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] | None = None) -> dict[str, Any]:
-    """The config.json of transformers' EfficientNetForImageClassification for a network at the spec's resolution."""
-    official = dataclasses.replace(spec, depth_rounding="ceil", fixed_ends=False).layers == spec.layers
-    names = list(classes or (f"LABEL_{number}" for number in range(spec.num_classes)))
-    return {
-        "architectures": ["EfficientNetForImageClassification"],
-        "model_type": "efficientnet",
-        "dtype": "float32",
-        "num_channels": spec.in_channels,
-        "image_size": spec.resolution,
-        "width_coefficient": spec.width,
-        "depth_coefficient": spec.depth if official else 1.0,
-        "depth_divisor": 8,
-        "kernel_sizes": [row.kernel_size for row in spec.stages],
-        "in_channels": [spec.stem, *(row.channels for row in spec.stages[:-1])],
-        "out_channels": [row.channels for row in spec.stages],
-        "depthwise_padding": squarely_padded(spec),
-        "strides": [row.stride for row in spec.stages],
-        "num_block_repeats": [row.layers for row in spec.stages] if official else list(spec.layers),
-        "expand_ratios": [row.expand_ratio for row in spec.stages],
-        "squeeze_expansion_ratio": spec.squeeze_ratio,
-        "hidden_act": {"silu": "swish"}.get(spec.activation, spec.activation),
-        "hidden_dim": spec.head_channels,
-        "pooling_type": "mean",
-        "batch_norm_eps": policy.bn_eps,
-        "batch_norm_momentum": policy.bn_momentum,  # transformers hands it to torch: TensorFlow's .99 would be wrong
-        "dropout_rate": spec.dropout,
-        "drop_connect_rate": spec.drop_connect,
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
+    if to == "hf" and input_spec.fit == "pad":
+        return ("transformers' processor does not pad: it squashes images to the size instead",)
+    return ()
 
 
 def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterator[str]:
-    """Reasons why a library cannot compute what this network computes, each with what to do."""
+    """Reasons why a library cannot compute this network's logits, each with what to write instead."""
     spec, policy = network.spec, network.policy
     hf, torchvision = (", hf", ", torchvision") if spec.squeeze_ratio else ("", "")
     official_stem = spec.stem_channels == round_channels(B0.stem * spec.width)
@@ -158,7 +123,7 @@ def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterato
     if to in ("timm", *FILES) and policy.padding == "same":
         yield f"it pads as TensorFlow (SAME), and {to} pads all sides alike. Write timm-tf{hf} or a bundle."
     if to in ("timm", "timm-tf"):
-        if published(spec) is None:
+        if published_name(spec) is None:
             yield "timm builds only its named networks, B0-B8, L2 and Lite0-4. Write " + (
                 "hf or a bundle." if to == "timm-tf" else "torchvision, tutorial or a bundle."
             )
@@ -170,101 +135,39 @@ def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterato
         if spec.activation != "silu":
             yield f"its activation is {spec.activation}, and {to}'s SiLU. Write a bundle."
         if any(block.squeeze_channels != block.in_channels // 4 for block in spec.blocks):
-            yield f"it squeezes to a share of {spec.squeeze_ratio:g}, and {to} to a quarter. Write a bundle."
+            yield f"its squeeze_ratio is {spec.squeeze_ratio:g}, and {to}'s 0.25. Write a bundle."
         if spec.in_channels != 3:
-            yield f"it sees {spec.in_channels} channels, and {to} builds a stem for 3. Write {tf} or a bundle."
+            yield f"it has {spec.in_channels} input channels, and {to}'s stem 3. Write {tf} or a bundle."
     if to in ("tutorial", "hf") and not (official_stem and official_head):
-        yield "its stem or head has not the official number of channels. Write torchvision or a bundle."
+        yield "its stem or head does not have the official number of channels. Write torchvision or a bundle."
     if to == "tutorial" and _official_depth(spec) is None:
-        yield "it does not round its depth up, as the tutorial does. Write torchvision or a bundle."
+        yield "its depth is not rounded up, as the tutorial's is. Write torchvision or a bundle."
     if to == "hf" and input_spec.size % 2:
-        yield f"transformers pads only even sizes right, and it sees {input_spec.size} px. Write timm-tf or a bundle."
-    if to == "hf" and (lone := lone_shortcuts(spec)):
-        yield f"transformers has no shortcut in the first block of a stage, and it has in {lone[0]}. Write a bundle."
+        yield f"transformers pads odd sizes wrongly, and its input has {input_spec.size} px. Write timm-tf or a bundle."
+    if to == "hf" and (lone := first_block_shortcuts(spec)):
+        yield f"transformers has no shortcut in the first block of a stage, as in {lone[0]}. Write a bundle."
 
 
 def _official_depth(spec: NetworkSpec) -> float | None:
-    """The depth that gives these layers when rounded up, the spec's own if it does."""
+    """The depth coefficient that gives these layers when rounded up; the spec's own where it does."""
     depths = (spec.depth, *(hundredths / 100 for hundredths in range(1, 1201)))
     return next((depth for depth in depths if B0.scaled_layers(depth, "ceil") == spec.layers), None)
 
 
 def _file_notes(spec: NetworkSpec, policy: NumericPolicy, to: str) -> tuple[str, ...]:
-    """What a state dict cannot say."""
-    theirs, name = policy_of(to, spec), published(spec)
-    notes = []
+    """What a state dict cannot state."""
+    theirs, notes = policy_of(to, spec), []
     if to == "tutorial":
-        depth = _official_depth(spec)
-        notes.append(f"build it with width_coefficient={spec.width:g}, depth_coefficient={depth:g}")
-    elif name not in TORCHVISION_NAMES:
+        notes.append(f"build it with width_coefficient={spec.width:g}, depth_coefficient={_official_depth(spec):g}")
+    elif published_name(spec) not in TORCHVISION_NAMES:
+        layers = ", ".join(map(str, spec.layers))
         notes.append(
-            f"torchvision has no builder of this network: make torchvision.models.EfficientNet of MBConvConfig rows "
-            f"with {', '.join(map(str, spec.layers))} layers and last_channel={spec.head_channels}"
+            "torchvision has no function that builds it: use torchvision.models.EfficientNet with MBConvConfig rows of "
+            f"{layers} layers and last_channel={spec.head_channels}"
         )
     if policy.bn_eps != theirs.bn_eps:
-        notes.append(
-            f"BN's eps {policy.bn_eps:g} is {theirs.bn_eps:g} there; the difference moved into the running variances, "
-            "which is exact in eval mode"
-        )
+        change = f"BN's eps changed from {policy.bn_eps:g} to {theirs.bn_eps:g}"
+        notes.append(f"{change}; the running variances make up for it, exactly in eval mode")
     if policy.bn_momentum != theirs.bn_momentum:
-        notes.append(f"{to} would train on with BN momentum {theirs.bn_momentum:g}, not {policy.bn_momentum:g}")
+        notes.append(f"{to} would train with BN momentum {theirs.bn_momentum:g}, not {policy.bn_momentum:g}")
     return tuple(notes)
-
-
-def _timm_config(
-    spec: NetworkSpec, policy: NumericPolicy, to: str, input_spec: InputSpec, classes: Sequence[str] | None
-) -> dict[str, Any]:
-    theirs = policy_of(to, spec)
-    arguments = {
-        field: getattr(policy, field)
-        for field in ("bn_eps", "bn_momentum")
-        if getattr(policy, field) != getattr(theirs, field)
-    }
-    return {
-        "architecture": f"{'tf_' if to == 'timm-tf' else ''}efficientnet_{published(spec)}",
-        "num_classes": spec.num_classes,
-        "num_features": spec.head_channels,
-        "global_pool": "avg",
-        **({"model_args": arguments} if arguments else {}),
-        "pretrained_cfg": {
-            "custom_load": False,
-            "input_size": [spec.in_channels, input_spec.size, input_spec.size],
-            "fixed_input_size": False,
-            "interpolation": input_spec.interpolation,
-            "crop_pct": _crop_fraction(input_spec) if input_spec.fit == "crop" else 1.0,
-            "crop_mode": next(mode for mode, fit in TIMM_FITS.items() if fit == input_spec.fit),
-            "mean": input_spec.mean,
-            "std": input_spec.std,
-            "num_classes": spec.num_classes,
-            "first_conv": "conv_stem",
-            "classifier": "classifier",
-            **({"label_names": list(classes)} if classes else {}),
-        },
-    }
-
-
-def _crop_fraction(input_spec: InputSpec) -> float:
-    """The shortest decimal number of which timm makes floor(size / fraction) == resize."""
-    fractions = [round(input_spec.size / input_spec.resize, digits) for digits in range(3, 17)] + [
-        input_spec.size / (input_spec.resize + 0.5)
-    ]
-    return next(fraction for fraction in fractions if fraction and int(input_spec.size / fraction) == input_spec.resize)
-
-
-def _hf_preprocessor(input_spec: InputSpec) -> dict[str, Any]:
-    square = {"height": input_spec.size, "width": input_spec.size}
-    return {
-        "image_processor_type": "EfficientNetImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": input_spec.resize} if input_spec.fit == "crop" else square,
-        "resample": next(number for number, name in RESAMPLE.items() if name == input_spec.interpolation),
-        "do_center_crop": input_spec.fit == "crop",
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "rescale_offset": False,
-        "do_normalize": True,
-        "image_mean": input_spec.mean,
-        "image_std": input_spec.std,
-        "include_top": False,  # would divide by the std once more
-    }
