@@ -55,4 +55,4 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int)
     options = parser.parse_args()
     timing = TimingOptions(options.batch, options.threads, options.runs)
-    print_comparison(compare_networks(options=timing))
+    print_comparison(compare_networks(timing))

@@ -20,9 +20,8 @@ import effnet
 from effnet.arch.spec import InputSpec
 from effnet.benchmarking import bench as benching
 from effnet.benchmarking.bench import BenchPlan, bench
-from effnet.benchmarking.cold_start import measure_cold_start
 from effnet.benchmarking.report import AGREE, VIEWS
-from effnet.benchmarking.subject import INT8, Subject
+from effnet.benchmarking.subject import INT8, Subject, measure_cold_start
 from effnet.data.dataset import read_data
 from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels

@@ -47,8 +47,7 @@ def test_json_in_an_engine(run) -> None:
 
 
 def test_networks_side_by_side(run, monkeypatch) -> None:
-    names = "b0", "lite0", "ShuffleNetV2"
-    monkeypatch.setattr(compared.compare_networks, "__defaults__", (names, *compared.compare_networks.__defaults__[1:]))
+    monkeypatch.setattr(compared, "COMPARED", ("b0", "lite0", "ShuffleNetV2"))
     pair = (compared.Contestant(Cost(name, 1, 1, 1), 224, Timing((1.0,))) for name in "ab")
     monkeypatch.setattr(compared.Comparison, "inversions", [(2.0, *pair)])
     code, out, err = run("--compare", "--threads", 1, "--runs", 1)

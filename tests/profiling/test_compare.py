@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ import torchvision
 
 import effnet
 from effnet.arch.cost import Cost
-from effnet.errors import ArgumentError, UnknownNameError
+from effnet.errors import UnknownNameError
 from effnet.machine import Machine
 from effnet.metrics.timing import Conditions, Timing
+from effnet.profiling import compare
 from effnet.profiling.compare import RIVALS, Comparison, Contestant, compare_networks, count, log_correlation
 from effnet.profiling.plots import draw_comparison
 from effnet.profiling.profile import TimingOptions
@@ -86,7 +86,8 @@ def test_networks_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, asked = torch.get_num_threads(), []
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)  # more threads than cores take long
-    measured = compare_networks(("ShuffleNetV2", "lite0", "lite0"), TimingOptions(threads=7, runs=1))
+    monkeypatch.setattr(compare, "COMPARED", ("ShuffleNetV2", "lite0"))
+    measured = compare_networks(TimingOptions(threads=7, runs=1))
     assert [(row.cost.name, row.resolution) for row in measured.rows] == [("ShuffleNetV2", 224), ("lite0", 224)]
     assert asked == [7, threads]
     assert [version.split()[0] for version in measured.conditions.versions] == ["torch", "torchvision"]
@@ -95,19 +96,9 @@ def test_networks_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(values["correlations"]) == {"macs", "activations"}
 
 
-def test_wrong_names() -> None:
+def test_a_network_that_is_not_known() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'ResNet-50'"):
-        compare_networks(("b0", "ResNet-51"))
-    with pytest.raises(ArgumentError, match="at least two networks"):
-        compare_networks(("b0", "b0"))
-
-
-def test_torchvision_is_needed_only_for_its_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torchvision", "torchvision.models"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match="torchvision"):
-        compare_networks(("b0", "ResNet-50"))
-    assert len(compare_networks(("b0", "lite0"), TimingOptions(runs=1)).conditions.versions) == 1
+        count("ResNet-51")
 
 
 def test_the_picture_names_every_network(tmp_path: Path) -> None:

@@ -30,9 +30,8 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from cyclopts import Parameter, Token
 
-from effnet.benchmarking.cold_start import measure_cold_start
 from effnet.benchmarking.report import VIEWS, BatchTime, BenchReport, BenchRow, engine_and_precision
-from effnet.benchmarking.subject import Subject
+from effnet.benchmarking.subject import Subject, measure_cold_start
 from effnet.console import Flag, Whole
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal

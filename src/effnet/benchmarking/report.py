@@ -78,7 +78,7 @@ class BenchReport:
     kept: Path | None = None  # the file that effnet.load follows from now on
 
     def uses(self, row: BenchRow, batch: int) -> bool:
-        """Whether effnet.load uses this engine and precision for a batch, in whatever parts."""
+        """Whether effnet.load uses this engine and precision for a batch."""
         return engine_and_precision(self.selected[batch].backend) == row.backend
 
     def fastest(self, batch: int) -> BenchRow | None:

@@ -1,9 +1,14 @@
-"""What is measured: a network or an artifact, and the backends that can run it here."""
+"""What is measured: a network or an artifact, the backends that can run it here, and a fresh process that opens it."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from effnet.errors import EXTRAS, ArgumentError
 from effnet.files import size_of
@@ -13,6 +18,19 @@ from effnet.runtime.select import NEEDED, installed_engines
 from effnet.runtime.session import TITLES, Backend, EnginePrecision
 
 INT8 = Backend("openvino", "int8")
+
+# Only what a user's program would import is imported before the first answer.
+PROGRAM = """
+import json, sys, time
+import numpy, effnet
+model, pins = json.loads(sys.argv[1])
+classifier = effnet.load(model, **pins)
+size, channels = classifier.input.size, classifier.input.channels
+classifier.logits(numpy.zeros((1, size, size, channels), numpy.uint8))
+answered = time.monotonic()
+from effnet.machine import peak_memory
+print(json.dumps([answered, peak_memory()]))
+"""
 
 
 @dataclass(frozen=True)
@@ -79,3 +97,26 @@ class Subject:
         if artifact is None and INT8 not in backends:
             notes.append(f"int8 is calibrated first, which takes minutes: effnet bench {self.name} DATA --int8")
         return tuple(notes)
+
+
+def measure_cold_start(model: str, pins: Mapping[str, Any]) -> tuple[float, int]:
+    """Start Python, load a model and have it answer once.
+
+    Args:
+        model: as effnet.load takes it.
+        pins: effnet.load's other arguments.
+
+    Returns:
+        Seconds until the first answer, and the bytes that the process held at most, Python and all libraries included;
+        0 where the system does not report that.
+
+    Raises:
+        ChildProcessError: the process failed; the message is the last line that it wrote.
+    """
+    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(pins)])]
+    started = time.monotonic()  # the same clock for all processes
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChildProcessError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])
+    answered, held = json.loads(done.stdout.splitlines()[-1])
+    return answered - started, held

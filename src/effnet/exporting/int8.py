@@ -243,7 +243,7 @@ def read_calibration(dataset: Dataset, input_spec: InputSpec, progress: Progress
 
 
 def _open(model: Any) -> Session:
-    """An OpenVINO model for any number of images, whatever its own batch."""
+    """An OpenVINO model for any number of images."""
     graph, images = openvino.OpenVinoGraph(model), model.input(0).partial_shape[0]
     batch = 0 if images.is_dynamic else int(images.get_length())
     return BatchedSession(lambda *_: graph, Backend("openvino"), batch or GROUP, least=batch)

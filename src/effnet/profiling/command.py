@@ -36,7 +36,7 @@ def profile(
     plot: Path | None = None,
     json: Flag = False,
 ) -> int:
-    """Time on this machine's processor: a network block by block beside its multiply-adds, or networks side by side.
+    """Time on this machine's processor: a network block by block, or networks side by side.
 
     Networks have random weights: time does not depend on their values.
 
@@ -63,7 +63,7 @@ def profile(
         if model is None:
             from effnet.profiling.compare import compare_networks
 
-            measured = compare_networks(options=options, progress=progress)
+            measured = compare_networks(options, progress=progress)
         else:
             opened = read_network(model) if artifact_path(model) is None else read_artifact(model)
             measured = profile_blocks(opened, options, engine=engine, precision=precision, progress=progress)
@@ -117,7 +117,7 @@ def _show_profile(measured: Profile) -> None:
     note = (
         f"Medians of {len(measured.whole.seconds)} runs with random weights; all figures are of a batch of "
         f"{measured.conditions.batch}.\n"
-        f"The blocks add up to {measured.sum_ms / whole:.1%} of the whole, which is timed by itself.\n"
+        f"The blocks add up to {measured.sum_ms / whole:.1%} of the whole, which is timed separately.\n"
         f"MB: the least that moves, each weight read once,\neach activation written once and read once.\n{MACS}"
     )
     console.table(columns, lines, title=f"{measured.name}, {measured.resolution} px\n{measured.conditions}", note=note)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from effnet.arch.cost import Cost, cost
 from effnet.arch.variants import VARIANTS, spec
-from effnet.errors import ArgumentError, UnknownNameError
+from effnet.errors import UnknownNameError
 from effnet.metrics.timing import Conditions, Timing, measure_in_turn, random_images
 from effnet.models.efficientnet import EfficientNet
 from effnet.profiling.profile import DEFAULTS, TimingOptions
@@ -87,34 +87,22 @@ class Comparison:
         return self.conditions.to_dict() | {"rows": rows, "correlations": self.correlations, "inversions": inversions}
 
 
-def compare_networks(
-    names: Sequence[str] = COMPARED, options: TimingOptions = DEFAULTS, *, progress: Progress = SILENT
-) -> Comparison:
-    """Time networks in turn, each at its own resolution and in channels_last.
-
-    Args:
-        names: of variants, and of RIVALS, which torchvision builds.
-        options: batch, threads and rounds.
-        progress: follows the rounds.
+def compare_networks(options: TimingOptions = DEFAULTS, *, progress: Progress = SILENT) -> Comparison:
+    """Time the networks of COMPARED in turn, each at its own resolution and in channels_last.
 
     Raises:
-        ArgumentError: there are fewer than two networks.
-        UnknownNameError: a name is neither a variant's nor among RIVALS.
-        ImportError: torchvision is not installed, and a network of RIVALS is named.
+        ImportError: torchvision is not installed.
     """
-    batch, names = options.batch or 1, tuple(dict.fromkeys(names))
-    if len(names) < 2:
-        raise ArgumentError("names", names, "must hold at least two networks.")
-    costs = {name: count(name) for name in names}
-    libraries = ("torchvision",) if set(names) & set(RIVALS) else ()
+    batch = options.batch or 1
+    costs = {name: count(name) for name in COMPARED}
     with torch_threads(options.threads):
-        conditions = Conditions.now(batch, "channels_last", *libraries)
+        conditions = Conditions.now(batch, "channels_last", "torchvision")
         functions = {}
         for name, (_, resolution) in costs.items():
             network = build_network(name).to(memory_format=torch.channels_last)
             functions[name] = partial(network, random_images(batch, resolution))
         times = measure_in_turn(functions, runs=options.runs, progress=progress)
-    return Comparison(conditions, tuple(Contestant(*costs[name], times[name]) for name in names))
+    return Comparison(conditions, tuple(Contestant(*costs[name], times[name]) for name in COMPARED))
 
 
 def count(name: str) -> tuple[Cost, int]:

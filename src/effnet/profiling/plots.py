@@ -1,4 +1,4 @@
-"""The pictures of profiling: each block's share of the time, and time beside counted work. Needs the extra `plots`."""
+"""The pictures of profiling: each block's share of the time, and time against counted work. Needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_profile(profile: Profile, out: Path) -> None:
-    """Draw each block's share of the time beside its share of the multiply-adds. See `picture` for errors."""
+    """Draw each block's share of the time and its share of the multiply-adds. See `picture` for errors."""
     blocks = profile.blocks
     title = (
         f"{profile.name}, {profile.resolution} px: where {profile.sum_ms:.1f} ms and {profile.macs / 1e9:.3g} GMACs go"
@@ -37,9 +37,9 @@ def draw_profile(profile: Profile, out: Path) -> None:
 
 
 def draw_comparison(comparison: Comparison, out: Path) -> None:
-    """Draw measured time against multiply-adds, and beside it against activations. See `picture` for errors."""
+    """Draw measured time against multiply-adds and against activations. See `picture` for errors."""
     rows = comparison.rows
-    title = f"Measured time beside counted work: {len(rows)} networks, batch {comparison.conditions.batch}"
+    title = f"Measured time against counted work: {len(rows)} networks, batch {comparison.conditions.batch}"
     with picture(out, 13, 6.6, title) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, key, work in zip(panels, ("macs", "activations"), ("multiply-adds", "activations"), strict=True):

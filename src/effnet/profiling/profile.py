@@ -1,4 +1,4 @@
-"""Time per block of one network beside its multiply-adds, in torch or inside OpenVINO or ONNX Runtime.
+"""Time and multiply-adds of each block of a network, in torch or inside OpenVINO or ONNX Runtime.
 
 Multiply-adds say how much arithmetic there is, not how long a processor takes for it: a profile shows where the time
 goes. Weights are random where MODEL has none, since time does not depend on their values.
@@ -39,7 +39,7 @@ class TimingOptions:
     batch: Whole | None = None
     """Images that go through together. Default: 1, or the batch that an artifact was exported for."""
     threads: Whole | None = None
-    """Threads that the engine may use. Default: as many as it takes by itself."""
+    """Threads that the engine may use. Default: the engine's own."""
     runs: Whole | None = None
     """Rounds that count, after a warm-up. Default: as many as fit into 20 seconds, from 7 to 30."""
 
