@@ -51,7 +51,7 @@ def test_triples_that_rounding_makes_equal_are_one_candidate() -> None:
     small = effnet.spec("b0", resolution=224)
     few = build_candidates(small, [Rule(1.0, 1.2, 1.15), Rule(1.05, 1.2, 1.15), Rule(1.4, 1.1, 1.1)])
     assert [len(each.triples) for each in few] == [2, 1]
-    assert few[0].rule == Rule(1.0, 1.2, 1.15)
+    assert few[0].triples[0] == Rule(1.0, 1.2, 1.15)
 
 
 def test_effective_growth_has_the_rounding_in_it() -> None:

@@ -36,15 +36,14 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
     code, out, err = run("run", "--resume", where, "--workers", 1)
     assert code == 0
     assert "; 2 are done" in err
-    assert err.endswith(f"Next: effnet scale --from {where}/baseline.yaml --rule {where}/rule.yaml --phi 2\n")
+    assert err.endswith(f"Next: effnet scale --from {where}/baseline.yaml --rule {where}/rule.yaml\n")
     assert "Finalists of 3 networks of separable" in out
     assert "Kendall's tau between the rankings of two rungs" in out
     assert "Standard deviation of a score over seeds" in out
-    assert "The family of alpha" in out
     code, out, _ = run("--resume", where, "--json")
     assert code == 0
     assert json.loads(out) == json.loads((folder / where / "verdict.json").read_text())
-    scaled = Run(capsys, "scale", "--from", f"{where}/baseline.yaml", "--rule", f"{where}/rule.yaml", "--phi", 2)
+    scaled = Run(capsys, "scale", "--from", f"{where}/baseline.yaml", "--rule", f"{where}/rule.yaml")
     assert scaled.code == 0
     assert "separable" in scaled.out
     code, _, err = run("--resume", where, "--seeds", 3)
@@ -74,10 +73,6 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
         (["run", "shapes", *QUICK, "--finalists", "0"], "`finalists` (=0)"),
         (["run", "shapes", *QUICK, "--rungs", "0"], "`rungs`"),
         (["run", "shapes", *QUICK, "--recipe", "scrach"], "Did you mean 'scratch'?"),
-        (
-            ["run", "shapes", "--from", BASELINE, "--out", "m", "--minutes", "0.001"],
-            "fewer candidates or seeds, or a smaller baseline",
-        ),
         (["shapes", *QUICK, "--device", "cuda"], "`device` (='cuda') is not available"),
     ],
 )

@@ -13,7 +13,7 @@ from effnet.errors import DataError
 from effnet.progress import Silent
 from effnet.searching.halving import Job
 from effnet.searching.plan import SearchPlan
-from effnet.searching.score import apply_recipe, attempt, load_part, mirror_and_shift, time_training, train_and_score
+from effnet.searching.score import apply_recipe, attempt, load_part, mirror_and_shift, train_and_score
 
 
 class Recorder(Silent):
@@ -35,12 +35,6 @@ def test_the_same_seed_gives_the_same_score(plan: SearchPlan, tmp_path: Path) ->
     assert train_and_score(plan, tiny_spec(), 1, 0, tmp_path / "new") == first
     assert train_and_score(plan, tiny_spec(), 1, 0, tmp_path) == first
     assert len({train_and_score(plan, tiny_spec(), 1, seed, tmp_path) for seed in range(1, 4)} | {first}) > 1
-
-
-def test_a_step_is_timed(plan: SearchPlan) -> None:
-    threads = torch.get_num_threads()
-    assert 0 < time_training(plan) < 1
-    assert torch.get_num_threads() == threads
 
 
 def test_longer_trainings_score_better(plan: SearchPlan, tmp_path: Path) -> None:

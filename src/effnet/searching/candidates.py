@@ -50,11 +50,6 @@ class Candidate:
         ratio = cost(network).macs / cost(baseline).macs
         return cls(network, tuple(triples), ratio, effective_growth(baseline, network))
 
-    @property
-    def rule(self) -> Rule:
-        """The triple that needed the smallest adjustment."""
-        return self.triples[0]
-
 
 def adapt_baseline(baseline: NetworkSpec, native: int, resolution: int | None = None) -> NetworkSpec:
     """The baseline at a resolution that leaves room to scale: at most half the images' own.
@@ -62,13 +57,8 @@ def adapt_baseline(baseline: NetworkSpec, native: int, resolution: int | None = 
     Upscaled images add no information, and four times the multiply-adds by resolution alone take twice the pixels.
     Strides become 1 from the stem on, until the last map has LAST_MAP pixels a side.
 
-    Args:
-        baseline: the network.
-        native: the images' shorter side in pixels.
-        resolution: in pixels; default: the smaller of the baseline's and half of `native`.
-
     Raises:
-        ArgumentError: `resolution` is more than `native`.
+        ArgumentError: `resolution` is more than `native`, the images' shorter side in pixels.
     """
     if resolution is not None and positive_int("resolution", resolution) > native:
         raise ArgumentError("resolution", resolution, f"is beyond the images' own {native} px: that adds nothing.")
@@ -120,13 +110,7 @@ def build_candidates(
 ) -> tuple[Candidate, ...]:
     """The networks that triples build at 2^phi times the baseline's multiply-adds; those with the most triples first.
 
-    Args:
-        baseline: the network to scale.
-        rules: the triples.
-        phi: the exponent; 1 in the paper's step 1.
-        largest: the images' own size in pixels, which no candidate exceeds.
-        budget: limits that every candidate keeps. A latency limit is not checked here.
-        progress: follows the work.
+    No candidate has more than `largest` pixels or exceeds a limit of `budget`; latency is not checked here.
 
     Raises:
         ArgumentError: a value is outside its range, or no candidate is left.
@@ -142,40 +126,31 @@ def build_candidates(
         limit = "" if largest is None else f" and at most {largest} px"
         why = f"builds no network of {ratio:g} times the multiply-adds of {baseline.name}{limit}."
         raise ArgumentError("rules", "every triple", why)
-    rows = []
+    rows, prices = [], []
+    limits = {} if budget is None else budget.limits
     for network, triples in found.values():
-        if budget is None or _keeps(network, budget):
-            triples.sort(key=lambda row: row[0])
-            name = "-".join([baseline.name, *(f"{growth:g}" for growth in triples[0][1].growths)])
-            network = dataclasses.replace(network, name=name)
-            rows.append(Candidate.of(baseline, network, [rule for _, rule in triples]))
-    if not rows and budget is not None:
-        prices = [count_resources(network, budget, tuple(budget.limits)) for network, _ in found.values()]
-        least = ", ".join(f"{min(price[name] for price in prices):,} {name}" for name in budget.limits)
-        raise ArgumentError("budget", budget.limits, f"excludes all {len(found)} networks: they take at least {least}.")
-    return tuple(sorted(rows, key=lambda row: (-len(row.triples), row.rule.growths)))
-
-
-def _keeps(network: NetworkSpec, budget: Budget) -> bool:
-    prices = count_resources(network, budget, tuple(budget.limits))
-    return all(prices[name] <= limit for name, limit in budget.limits.items())
+        if budget is not None:
+            prices.append(count_resources(network, budget, tuple(limits)))
+            if any(prices[-1][name] > limit for name, limit in limits.items()):
+                continue
+        triples.sort(key=lambda row: row[0])
+        name = "-".join([baseline.name, *(f"{growth:g}" for growth in triples[0][1].growths)])
+        network = dataclasses.replace(network, name=name)
+        rows.append(Candidate.of(baseline, network, [rule for _, rule in triples]))
+    if not rows:
+        least = ", ".join(f"{min(price[name] for price in prices):,} {name}" for name in limits)
+        raise ArgumentError("budget", limits, f"excludes all {len(found)} networks: they take at least {least}.")
+    return tuple(sorted(rows, key=lambda row: (-len(row.triples), row.triples[0].growths)))
 
 
 def build_network(
     baseline: NetworkSpec, rule: Rule, phi: float, ratio: float, largest: int | None = None
 ) -> tuple[NetworkSpec, float] | None:
-    """The network of a triple, with width and resolution adjusted as little as possible to reach a cost.
-
-    Args:
-        baseline: the network to scale.
-        rule: the triple.
-        phi: the exponent.
-        ratio: the wanted multiply-adds over the baseline's.
-        largest: limit on the resolution in pixels.
+    """The network of a triple, with width and resolution adjusted as little as possible to cost `ratio` baselines.
 
     Returns:
         The network and its adjustment: |log| of the factor on width plus |log| of the factor on resolution. None where
-        no network is within WITHIN of the wanted cost.
+        no network of at most `largest` pixels is within WITHIN of that cost.
     """
     import numpy as np
 

@@ -11,18 +11,14 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from effnet import console
-from effnet.arch.cost import cost
-from effnet.arch.spec import NetworkSpec
 from effnet.console import INTERRUPTED, OK, Flag
 from effnet.errors import ArgumentError
-from effnet.scaling import compound
 from effnet.searching.halving import Verdict
-from effnet.searching.plan import RULE, VERDICT, SearchOptions, WorkOptions
-from effnet.searching.search import SearchResult, resume
+from effnet.searching.plan import SearchOptions, WorkOptions
+from effnet.searching.search import RULE, VERDICT, SearchResult, resume
 from effnet.searching.search import search as begin
 from effnet.weights.bundle import read_network
 
-FAMILY = (1, 2, 3, 4)  # phis of the family to show
 NEW, WORK = SearchOptions(), WorkOptions()
 
 search = App(name="search", help="Search alpha, beta and gamma for a baseline on your images.")
@@ -76,10 +72,9 @@ def run(
         sys.stdout.write((plan.folder / VERDICT).read_text(encoding="utf-8"))
     else:
         _show_verdict(found)
-        _show_family(plan.baseline, found.rule)
     console.remark(f"{plan.folder}: rule.yaml, search.png, verdict.json, trials.csv, candidates.csv, baseline.yaml")
     if found.verdict.complete:
-        console.remark(f"Next: effnet scale --from {folder}/baseline.yaml --rule {folder}/{RULE} --phi 2")
+        console.remark(f"Next: effnet scale --from {folder}/baseline.yaml --rule {folder}/{RULE}")
         return OK
     rungs = [f"{count} of rung {number}" for number, count in enumerate(found.missing, start=1) if count]
     console.remark(f"Missing trainings: {', '.join(rungs)}; they take about {found.minutes:.2g} minutes.")
@@ -98,7 +93,7 @@ def _show_verdict(found: SearchResult) -> None:
             judged = "level with the best" if gap.level else "worse"
             interval = f" ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})" if math.isfinite(gap.low) else ""
             shown = f"{100 * gap.value:+.2f}{interval}"
-        growths = (f"{growth:.3g}" for growth in (*each.rule.growths, *each.effective))
+        growths = (f"{growth:.3g}" for growth in (*each.triples[0].growths, *each.effective))
         rows.append((*growths, each.network.resolution, len(each.network.blocks), f"{mean:.2%}", shown, judged))
     compared = "Finalists" if verdict.complete else f"Candidates at rung {verdict.rung + 1} of {len(plan.rungs)}"
     console.table(
@@ -128,15 +123,3 @@ def _describe(verdict: Verdict) -> list[str]:
         listed = ", ".join(f"{count} at rung {rung}" for rung, count in enumerate(verdict.close_calls, start=1))
         texts.append(f"Candidates that left within this noise of one that went on: {listed}.")
     return texts
-
-
-def _show_family(baseline: NetworkSpec, rule: compound.Rule) -> None:
-    steps = compound.tabulate(baseline, FAMILY, rule, resolution_step=1, depth_rounding="nearest")
-    rows = []
-    for name, network in [(baseline.name, baseline), *((f"phi {row.phi:g}", row.network) for row in steps)]:
-        price = cost(network)
-        sizes = f"{network.depth:.3g}", f"{network.width:.3g}", network.resolution, len(network.blocks)
-        rows.append((name, *sizes, console.millions(price.params), console.millions(price.macs)))
-    sys.stdout.write("\n")
-    title = f"The family of alpha {rule.alpha:g}, beta {rule.beta:g}, gamma {rule.gamma:g}"
-    console.table(("<", "depth", "width", "px", "blocks", "params", "MACs"), rows, title=title)

@@ -137,7 +137,7 @@ def run_jobs(
     minutes: float | None = None,
     trials: int | None = None,
 ) -> None:
-    """Run the open jobs until none is left, or the time or the number of trials is used up.
+    """Run the jobs that `plan` gives for the present scores, until none is left.
 
     A training whose worker dies is tried again, ATTEMPTS times in all; then its failure is recorded.
 
@@ -267,22 +267,16 @@ def _attempt(job: Job) -> TrialOutcome:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 
 class RayExecutor:
     """A Ray cluster: one training for each of its cores, or each of its GPUs.
 
-    Every machine needs effnet and the images, under the same path; each decodes into its own temporary folder.
-
-    Args:
-        plan: the search.
-        address: of the cluster, such as "auto" or "ray://head:10001"; "local" starts one on this machine. A cluster
-            to which this process is connected already is used in any case, and left running.
-        workers: trainings at a time; default: as many as the cluster has room for.
+    Every machine needs effnet and the images, under the same path; each decodes into its own temporary folder. A
+    cluster to which this process is connected already is used whatever the address, and left running.
 
     Raises:
         ArgumentError: the cluster cannot be reached, or has no room.
@@ -319,9 +313,8 @@ class RayExecutor:
 
     def submit(self, job: Job) -> Future[TrialOutcome]:
         """Start a job where there is room."""
-        reference = self._attempt.remote(self._plan, job, self._cache)
-        self._running.append(reference)
-        future: Future[TrialOutcome] = reference.future()
+        self._running.append(self._attempt.remote(self._plan, job, self._cache))
+        future: Future[TrialOutcome] = self._running[-1].future()
         return future
 
     def partial(self) -> tuple[float, str]:

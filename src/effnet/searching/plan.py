@@ -43,7 +43,7 @@ from effnet.training.recipe import Recipe
 from effnet.version import __version__
 
 ARGS, SPLIT, BASELINE, CANDIDATES, TRIALS = "args.yaml", "split.csv", "baseline.yaml", "candidates.csv", "trials.csv"
-RULE, VERDICT, PICTURE, CACHE = "rule.yaml", "verdict.json", "search.png", "pixels"
+CACHE = "pixels"
 DIMENSIONS = ("depth", "width", "resolution")
 LARGEST_PHI = 16  # 65,536 times the multiply-adds
 DECODING = "decoding images"  # a task of progress
@@ -74,7 +74,7 @@ class SearchOptions:
     finalists: Whole = 4
     """Candidates at the last rung, at least."""
     epochs: float | None = None
-    """Length of the longest training. Default: 600 steps; with --minutes, what fits by the measured time of a step."""
+    """Length of the longest training. Default: 600 steps."""
     resolution: Whole | None = None
     """Resolution of the baseline in pixels. Default: half the images' own, if that is less than the baseline's."""
     recipe: str = "scratch"
@@ -273,7 +273,7 @@ def candidate_row(place: int, candidate: Candidate) -> dict[str, Any]:
         "ratio": round(candidate.ratio, 4),
     }
     if candidate.triples:
-        row |= dict(zip(("alpha", "beta", "gamma"), candidate.rule.growths, strict=True))
+        row |= dict(zip(("alpha", "beta", "gamma"), candidate.triples[0].growths, strict=True))
         others = (" ".join(f"{growth:g}" for growth in rule.growths) for rule in candidate.triples[1:])
         row["others"] = "; ".join(others)
     return row

@@ -8,9 +8,6 @@ network, plan, epochs, seed and number of threads give the same score to the bit
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from effnet.data.image import load_pixels
 from effnet.errors import DataError, EffnetError, ImageError, TrainingError
 from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet
-from effnet.progress import SILENT, Progress, Silent
+from effnet.progress import SILENT, Progress
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import DECODING, SearchPlan
 from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
@@ -32,7 +29,6 @@ from effnet.training.sanity_checks import SanityChecks
 
 SHIFT = 1 / 8  # of the side: the largest shift of an image
 BATCH = 256  # images per batch of the evaluation
-TIMED = 8  # steps
 
 
 def attempt(plan: SearchPlan, job: Job, cache: Path, progress: Progress = SILENT) -> Trial | EffnetError:
@@ -152,30 +148,6 @@ def mirror_and_shift(pixels: Tensor, flip: float, random: torch.Generator) -> Te
     down, right = (side * shares).round().int().tolist()
     rows, columns = ((torch.arange(side) + by).clamp(0, side - 1) for by in (down, right))
     return pixels[:, rows][:, :, columns]
-
-
-def time_training(plan: SearchPlan) -> float:
-    """Seconds per image of a training step of the first candidate: the median of TIMED steps on one thread."""
-    few = tuple(sample for part in ("train", "val") for sample in plan.data.part(part).samples[: plan.recipe.batch])
-    clock, threads = _Clock(), torch.get_num_threads()
-    torch.set_num_threads(1 if plan.options.device == "cpu" else threads)
-    try:
-        with tempfile.TemporaryDirectory() as cache:  # of so few images an epoch is one step
-            small = dataclasses.replace(plan, data=dataclasses.replace(plan.data, samples=few))
-            train_and_score(small, plan.candidates[0].network, TIMED, 0, Path(cache), clock)
-    finally:
-        torch.set_num_threads(threads)
-    steps = [end - start for start, end in itertools.pairwise(clock.times)]
-    return statistics.median(steps) / len(small.data.part("train"))
-
-
-class _Clock(Silent):
-    def __init__(self) -> None:
-        self.times = list[float]()
-
-    def update(self, task: str, done: float, total: float, detail: str = "") -> None:
-        if task == "training":
-            self.times.append(time.perf_counter())
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,25 +24,13 @@ from effnet.scaling.compound import Rule
 from effnet.searching.candidates import Candidate, adapt_baseline, build_candidates
 from effnet.searching.halving import Job, Verdict, judge, missing_trainings, open_jobs
 from effnet.searching.jobs import Executor, LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
-from effnet.searching.plan import (
-    CACHE,
-    PICTURE,
-    RULE,
-    TRIALS,
-    VERDICT,
-    SearchOptions,
-    SearchPlan,
-    WorkOptions,
-    check_device,
-    split_images,
-)
+from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, check_device, split_images
 from effnet.training.recipe import read_recipe
 
 RUNS = Path("runs") / "search"
+RULE, VERDICT, PICTURE = "rule.yaml", "verdict.json", "search.png"
 STEPS = 600  # of the longest training by default; docs/search.md shows what that tells apart
-LEAST_STEPS = 50  # of the shortest training
-USED = 0.8  # of the minutes: workers share the memory's bandwidth, and images have to be decoded
-EVALUATION = 1 / 3  # time to score an image, over that of a training step
+LEAST_STEPS = 50  # of the shortest training by default
 
 
 @dataclass(frozen=True)
@@ -59,7 +46,7 @@ class SearchResult:
     @property
     def rule(self) -> Rule:
         """The best candidate's triple."""
-        return dataclasses.replace(self.plan.candidates[self.verdict.best].rule, name="found")
+        return dataclasses.replace(self.plan.candidates[self.verdict.best].triples[0], name="found")
 
 
 def search(
@@ -89,7 +76,7 @@ def search(
     """
     data, named = Path(data), make_spec(baseline)
     with new_run(out, RUNS, f"{data.resolve().stem}-{named.name}", TRIALS) as folder:
-        plan = _make_plan(folder, data, named, options, work, progress)
+        plan = _make_plan(folder, data, named, options, progress)
         plan.write(data)
     return _continue(plan, work, progress)
 
@@ -101,25 +88,13 @@ def resume(
     data: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> SearchResult:
-    """Go on with the search in a folder, without repeating what is finished.
-
-    Args:
-        folder: the search's.
-        work: who trains, and for how long.
-        data: where the images are, if they were moved.
-        progress: follows the work.
-
-    Raises:
-        As `search`.
-    """
+    """Go on with the search in a folder; `data` is where the images are, if they were moved. It raises as `search`."""
     plan = SearchPlan.read(Path(folder), None if data is None else Path(data))
     check_device(plan.options.device)
     return _continue(plan, work, progress)
 
 
-def _make_plan(
-    folder: Path, data: Path, named: NetworkSpec, options: SearchOptions, work: WorkOptions, progress: Progress
-) -> SearchPlan:
+def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOptions, progress: Progress) -> SearchPlan:
     """Split the images, build the candidates and choose the length of their trainings."""
     from effnet.training.start import short_side
 
@@ -146,7 +121,11 @@ def _make_plan(
         f"{used} triples are {len(found)} networks of {2**options.phi:.3g} times the baseline's multiply-adds{others}"
     )
     plan = SearchPlan(folder, options, images, recipe, baseline, found, options.epochs or 1.0)
-    return plan if options.epochs else dataclasses.replace(plan, epochs=_choose_epochs(plan, work, progress))
+    if options.epochs is None:
+        per_epoch = max(1, len(images.part("train")) // recipe.batch)
+        steps = max(STEPS, LEAST_STEPS / plan.rungs[0].share)
+        plan = dataclasses.replace(plan, epochs=float(f"{steps / per_epoch:.3g}"))
+    return plan
 
 
 def _fast_enough(found: tuple[Candidate, ...], latency: float, progress: Progress) -> tuple[Candidate, ...]:
@@ -163,32 +142,6 @@ def _fast_enough(found: tuple[Candidate, ...], latency: float, progress: Progres
             "latency", latency, f"excludes all candidates: the fastest takes {1e3 * min(times):.3g} ms."
         )
     return kept
-
-
-def _choose_epochs(plan: SearchPlan, work: WorkOptions, progress: Progress) -> float:
-    """The length of the longest training: STEPS steps; with --minutes, so that all trainings take USED of them.
-
-    Raises:
-        ArgumentError: the shortest training would have fewer than LEAST_STEPS steps.
-    """
-    rungs, train = plan.rungs, len(plan.data.part("train"))
-    steps = train // min(plan.recipe.batch, train)  # of an epoch
-    least = LEAST_STEPS / (rungs[0].share * steps)
-    if work.minutes is None:
-        return float(f"{max(STEPS / steps, least):.3g}")
-    from effnet.searching.score import time_training
-
-    seconds = time_training(plan)  # per image; all candidates cost the same
-    epoch = seconds * train * sum(rung.share * rung.candidates * rung.seeds for rung in rungs)  # of all trainings
-    scoring = seconds * EVALUATION * len(plan.data.part("val")) * sum(rung.trainings for rung in rungs)
-    minute = USED * 60 * work.count_workers(plan.options.device)
-    epochs = (minute * work.minutes - scoring) / epoch
-    if epochs < least:
-        needed = math.ceil((least * epoch + scoring) / minute)
-        why = f"leaves trainings of fewer than {LEAST_STEPS} steps: give about {needed}, fewer candidates or seeds, "
-        raise ArgumentError("minutes", work.minutes, f"{why}or a smaller baseline.")
-    progress.message(f"a step was timed; --epochs {epochs:.3g} repeats this search exactly")
-    return float(f"{epochs:.3g}")
 
 
 def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> SearchResult:
@@ -240,11 +193,8 @@ def _write_answer(found: SearchResult) -> None:
             "baseline": plan.baseline.name,
             "data": str(plan.data.root),
             "data_sha256": plan.data.digest,
-            "effective": [round(growth, 4) for growth in plan.candidates[verdict.best].effective],
             "score": round(verdict.means[verdict.best], 6),
-            "level_with_it": [list(plan.candidates[place].rule.growths) for place in verdict.level[1:]],
-            "candidates": len(plan.candidates),
-            "trainings": len(found.scores),
+            "level_with_it": [list(plan.candidates[place].triples[0].growths) for place in verdict.level[1:]],
             "epochs": plan.epochs,
             "recipe": plan.recipe.name,
             "seed": plan.options.seed,
@@ -253,6 +203,7 @@ def _write_answer(found: SearchResult) -> None:
     }
     text = yaml.safe_dump(rule, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_text(folder / RULE, text)
+    compared = ("value", "low", "high", "level")
     report = {
         "complete": verdict.complete,
         "rung": verdict.rung + 1,
@@ -260,8 +211,7 @@ def _write_answer(found: SearchResult) -> None:
         "best": names[verdict.best],
         "means": {names[place]: mean for place, mean in verdict.means.items()},
         "differences": [
-            {"network": names[each.candidate], "value": each.value, "low": each.low, "high": each.high}
-            | {"level": each.level}
+            {"network": names[each.candidate]} | {name: getattr(each, name) for name in compared}
             for each in verdict.differences
         ],
         "kendall_tau_between_rungs": verdict.between_rungs,
