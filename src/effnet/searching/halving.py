@@ -1,15 +1,13 @@
 """Successive halving: which trainings a search needs next, and what the finished ones show.
 
 The paper gives alpha, beta and gamma for B0 and no procedure (section 3.3). Here every candidate is trained briefly,
-the better third is trained three times as long, and the finalists are trained with several seeds (successive halving,
-Jamieson and Talwalkar 2016). What to train next depends only on the scores, so any number of workers may share the
-work, and an interrupted search goes on with what is missing.
+the better third is trained three times as long, and the finalists are trained with several seeds (Jamieson and
+Talwalkar 2016). What to train next depends only on the scores, so any number of workers may share the work.
 
 The verdict compares the candidates of the highest rung that has scores with the best of them, seed by seed. A candidate
 is level with the best if the interval of their difference contains 0. The intervals are Tukey's, which hold for all
-pairs at once, because the best of many is partly lucky. The noise of a seed is estimated from all candidates together
-(a randomised block design: the effects of candidate and seed add up, and the rest is noise, equally large for networks
-of equal cost).
+pairs at once, because the best of many is partly lucky. The noise is estimated from all candidates together: a
+randomised block design, in which the effects of candidate and seed add up and the rest is noise.
 """
 
 from __future__ import annotations
@@ -140,13 +138,10 @@ def missing_trainings(rungs: Sequence[Rung], scores: Scores) -> tuple[int, ...]:
 
 
 def judge(rungs: Sequence[Rung], scores: Scores) -> Verdict | None:
-    """The verdict on the finished trainings; None where there are none.
+    """The verdict on the finished trainings; None where there are none. Needs SciPy.
 
     It compares the candidates of the highest rung at which all were trained with at least one seed, by all such seeds;
     before that, those candidates of the first rung that were trained.
-
-    Raises:
-        MissingExtraError: SciPy is not installed.
     """
     rung, present, seeds = _reached(rungs, scores)
     if not present:
@@ -154,8 +149,7 @@ def judge(rungs: Sequence[Rung], scores: Scores) -> Verdict | None:
     table = {candidate: [scores[Job(rung, seed, candidate)] for seed in seeds] for candidate in present}
     means = {candidate: statistics.fmean(values) for candidate, values in table.items()}
     order = sorted(present, key=lambda candidate: (-means[candidate], candidate))
-    ranked = {candidate: table[candidate] for candidate in order}
-    noise = seed_noise(_sound(ranked))
+    noise = seed_noise(_sound(table))
     taus, close = [], []
     for upper in range(1, rung + 1):
         before, here = (survivors(rungs, each, scores) or () for each in (upper - 1, upper))
@@ -165,14 +159,14 @@ def judge(rungs: Sequence[Rung], scores: Scores) -> Verdict | None:
         if not math.isnan(noise):
             bar = min(below[c] for c in here) - SPREAD * math.sqrt(2) * noise
             close.append(sum(below[c] >= bar for c in before if c not in here))
-    columns = [[table[c][place] for c in present] for place in range(len(seeds))]
+    columns = zip(*(table[candidate] for candidate in present), strict=True)  # of each seed
     return Verdict(
         rung=rung,
         seeds=len(seeds),
         complete=not open_jobs(rungs, scores),
         best=order[0],
         means={candidate: means[candidate] for candidate in order},
-        differences=differences_from(order[0], ranked),
+        differences=differences_from(order[0], {candidate: table[candidate] for candidate in order}),
         between_rungs=tuple(taus),
         between_seeds=tuple(itertools.starmap(_tau, itertools.pairwise(columns))),
         noise=noise,
@@ -197,10 +191,7 @@ def differences_from(best: int, scores: Mapping[int, Sequence[float]]) -> tuple[
 
 
 def seed_noise(scores: Mapping[int, Sequence[float]]) -> float:
-    """The standard deviation of the candidates' scores over seeds, without the effect that a seed has on all of them.
-
-    It is nan for a single candidate or seed.
-    """
+    """The standard deviation of scores over seeds, less the effect of a seed on all candidates; nan for one of either."""
     table = np.array(list(scores.values()))
     if min(table.shape, default=0) < 2:
         return math.nan

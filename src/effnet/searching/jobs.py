@@ -44,14 +44,10 @@ TrialOutcome = Trial | EffnetError
 
 
 class TrialRecord:
-    """The trials that ended, in a file (trials.csv) to which whole lines are appended.
+    """The trials that ended, in an open file to which whole lines are appended.
 
-    Args:
-        file: open to read and append; its last line may have been cut off when a process was killed, and is removed.
-        names: of the candidates, for people who read the file.
-
-    Raises:
-        DataError: a line cannot be read.
+    A last line that was cut off when the process was killed is removed, so its job is open again. `names` are the
+    candidates', for people who read the file.
     """
 
     def __init__(self, file: BufferedRandom, names: Sequence[str]) -> None:
@@ -137,18 +133,10 @@ def run_jobs(
     minutes: float | None = None,
     trials: int | None = None,
 ) -> None:
-    """Run the jobs that `plan` gives for the present scores, until none is left.
+    """Run the jobs that `plan` finds open with the present scores, until none is left.
 
-    A training whose worker dies is tried again, ATTEMPTS times in all; then its failure is recorded.
-
-    Args:
-        plan: the open jobs, given the scores.
-        record: takes the trials as they end.
-        executor: runs the jobs.
-        progress: follows the work.
-        total: trainings of the whole search, for the progress.
-        minutes: no training starts later.
-        trials: trainings to start at most.
+    After `minutes` or when `trials` were started, none starts any more. A training whose worker dies is tried again,
+    ATTEMPTS times in all; then its failure is recorded. `total` is the number of trainings of the whole search.
 
     Raises:
         TrainingError: workers die, and no training has ended.

@@ -71,7 +71,6 @@ def search(
     Raises:
         ArgumentError, DataError: the data or a value cannot be used.
         TrainingError: workers die or the time is over, and no training has ended.
-        MissingExtraError: torch, SciPy or Ray is not installed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; finished trainings are kept.
     """
     data, named = Path(data), make_spec(baseline)
