@@ -191,7 +191,7 @@ def differences_from(best: int, scores: Mapping[int, Sequence[float]]) -> tuple[
 
 
 def seed_noise(scores: Mapping[int, Sequence[float]]) -> float:
-    """The standard deviation of scores over seeds, less the effect of a seed on all candidates; nan for one of either."""
+    """The standard deviation of scores over seeds, less a seed's effect on all candidates; nan for one of either."""
     table = np.array(list(scores.values()))
     if min(table.shape, default=0) < 2:
         return math.nan
