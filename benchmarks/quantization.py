@@ -29,7 +29,7 @@ from effnet.files import size_of
 from effnet.machine import this_machine
 from effnet.metrics.timing import time_rounds, turn
 from effnet.runtime.artifact import read_artifact
-from effnet.runtime.select import open_session
+from effnet.runtime.select import open_session, select_for
 
 ROOT = Path(__file__).resolve().parent
 UNGUARDED = 99  # points that every version keeps within
@@ -72,7 +72,9 @@ def rows_of(bundle: Path, options: argparse.Namespace) -> list[tuple[Any, ...]]:
     opened = {name: read_artifact(path) for name, path in made.items()}
     see = opened["fp32"].config.input
     pixels = np.random.default_rng(0).integers(0, 256, (options.batch, see.size, see.size, see.channels), np.uint8)
-    sessions = {name: open_session(artifact, batch=options.batch) for name, artifact in opened.items()}
+    sessions = {
+        name: open_session(artifact, select_for(artifact, batch=options.batch)) for name, artifact in opened.items()
+    }
     timings = time_rounds(lambda: [turn(partial(session, pixels)) for session in sessions.values()])
     times = {name: timing.median_ms for name, timing in zip(sessions, timings, strict=True)}
     rows = []

@@ -147,10 +147,6 @@ def test_predict_prints_csv(capsys: pytest.CaptureFixture[str], tiny: Path, mate
     assert rows[1]["error"]
 
 
-def test_predict_is_well_when_all_is_well(capsys: pytest.CaptureFixture[str], tiny: Path, photos: Path) -> None:
-    assert Run(capsys, "predict", photos, "--model", tiny).code == 0
-
-
 def test_predict_reads_a_list(
     capsys: pytest.CaptureFixture[str], tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

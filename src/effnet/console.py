@@ -9,7 +9,7 @@ A command with more than six options takes them as a frozen dataclass, the one t
 The docstring under a field is its help text: a phrase, with "Default: ..." where the field's default is None. Whole
 numbers are `Whole`, switches `Flag`, amounts such as 8GB `Amount | None`; a field that is not called like its option is
 Annotated[str, Parameter(name="--from")]. `__post_init__` checks values; its errors reach the user as they are.
-A group of options that may be left out altogether is a parameter `Budget | None = None` of the same kind.
+A group of options that may be absent altogether is a parameter `Budget | None = None` of the same form.
 """
 
 from __future__ import annotations
@@ -166,27 +166,27 @@ class Display:
 
 
 def remark(text: str) -> None:
-    """Write a line to standard error, beside the results."""
+    """Write a line to standard error, after the results so far."""
     sys.stdout.flush()
     sys.stderr.write(f"{text}\n")
 
 
 def json_text(value: object) -> str:
-    """Indented JSON, for eyes and for programs."""
+    """Indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def millions(number: float) -> str:
-    """Four digits that count, in millions: 5.289 M."""
+    """Four significant digits, in millions: 5.289 M."""
     return f"{number / 1e6:#.4g} M"
 
 
 def billions(number: float) -> str:
-    """Four digits that count, in billions: 0.3858 G."""
+    """Four significant digits, in billions: 0.3858 G."""
     return f"{number / 1e9:#.4g} G"
 
 
 def size(number: float) -> str:
-    """Four digits that count, in decimal units of bytes: 21.36 MB."""
+    """Four significant digits, in decimal units of bytes: 21.36 MB."""
     unit, factor = next(((unit, factor) for unit, factor in SIZES if number >= factor), SIZES[-1])
     return f"{number / factor:#.4g} {unit}"

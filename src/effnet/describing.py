@@ -86,7 +86,6 @@ class TrainingStep:
     """Number format of the feature maps. Default: what this processor trains in faster."""
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError without a batch or a memory."""
         if self.batch is None and self.train_memory is None:
             raise ArgumentError("batch", self.batch, "is missing: name the images per step, or --train-memory.")
 
@@ -114,26 +113,22 @@ def info(
     given = console.given(changes)
     if model is None or rivals:
         of_one = given | ({"blocks": True} if blocks else {}) | ({} if step is None else console.given(step))
-        if of_one:
-            example = console.command_line("info b0", dict([next(iter(of_one.items()))]))
-            name, value = next(iter(of_one.items()))
+        for name, value in of_one.items():
+            example = console.command_line("info b0", {name: value})
             raise ArgumentError(name, value, f"is about one network; name it, as in: {example}")
         if model is not None:
             raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
         _show_rivals(as_json=json) if rivals else _show_family(as_json=json)
-        return OK
-    network = spec(read_network(model), **given)
-    if step is None:
-        _show_network(network, model, blocks=blocks, as_json=json)
+    elif step is None:
+        _show_network(spec(read_network(model), **given), model, blocks=blocks, as_json=json)
     elif blocks:
         raise ArgumentError("blocks", blocks, "does not go with --batch or --train-memory.")
     else:
-        _show_training(network, model, step, as_json=json)
+        _show_training(spec(read_network(model), **given), model, step, as_json=json)
     return OK
 
 
 def _show_family(*, as_json: bool) -> None:
-    """The published variants side by side."""
     if as_json:
         sys.stdout.write(console.json_text([_values(row.spec) for row in VARIANTS.values()]))
         return
@@ -153,7 +148,6 @@ def _show_family(*, as_json: bool) -> None:
 
 
 def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bool) -> None:
-    """One network as the paper's Table 1 has it, with what each row costs."""
     rows = block_rows(network) if blocks else stage_rows(network)
     if as_json:
         parts = [row.to_dict() for row in rows]
@@ -177,7 +171,6 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
 
 
 def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:
-    """What a training step holds, in its parts, at each level of keeping."""
     limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
     precision, reason = choose_precision() if step.precision is None else (step.precision, "as --precision says")
     settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
@@ -221,7 +214,6 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
 
 
 def _show_rivals(*, as_json: bool) -> None:
-    """Table 2 of the paper, group by group."""
     groups = [(row, [rival for rival in RIVALS if rival.compared_with == row.name]) for row in VARIANTS.values()]
     groups = [(ours, rivals) for ours, rivals in groups if ours.source == PAPER]
     if as_json:
@@ -245,11 +237,9 @@ def _show_rivals(*, as_json: bool) -> None:
 
 
 def _values(network: NetworkSpec) -> dict[str, Any]:
-    """A network's sizes and costs under the names of the attributes."""
-    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect", "num_classes"
-    built = "in_channels", "stem_stride"
+    sizes = "name", "width", "depth", "resolution", "dropout", "drop_connect"
     price = cost(network)
-    values = {name: getattr(network, name) for name in (*sizes, *built)}
+    values = {name: getattr(network, name) for name in (*sizes, "num_classes", "in_channels", "stem_stride")}
     values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
     values["inference_memory_bytes"] = inference_memory(network)
     values["training_memory_bytes_per_image"] = kept_per_image(network)

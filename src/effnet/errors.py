@@ -1,4 +1,4 @@
-"""Every error that effnet raises on purpose, and where a missing optional dependency comes from.
+"""Every error that effnet raises on purpose, and which extra installs a missing optional dependency.
 
 A message names the argument or file, its value, what is allowed and, for names, the nearest match.
 """
@@ -53,9 +53,8 @@ class UnknownNameError(ArgumentError):
 
     def __init__(self, argument: str, value: object, known: Iterable[str]) -> None:
         self.known = tuple(known)
-        super().__init__(
-            argument, value, f"is not known; choose from {', '.join(self.known)}.{nearest(value, self.known)}"
-        )
+        rule = f"is not known; choose from {', '.join(self.known)}.{nearest(value, self.known)}"
+        super().__init__(argument, value, rule)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.value, self.known)
@@ -107,16 +106,15 @@ class MissingExtraError(EffnetError, ImportError):
     Args:
         what: what needs it, such as "reading x.h5".
         extra: the extra of effnet that installs it.
-        package: the package, where it is one.
+        package: the package, where it is only one.
         reason: why a package that is installed cannot be loaded.
     """
 
     def __init__(self, what: str, extra: str, package: str = "", reason: str = "") -> None:
+        needs = f"{package}, which is not installed" if package else "an optional part of effnet"
+        message = f"{what} needs {needs}; install it with: pip install 'effnet[{extra}]'"
         if reason:
             message = f"{what} needs {package}, which is installed but cannot be loaded: {reason}"
-        else:
-            needs = f"{package}, which is not installed" if package else "an optional part of effnet"
-            message = f"{what} needs {needs}; install it with: pip install 'effnet[{extra}]'"
         super().__init__(message)
         self.what, self.extra, self.package, self.reason = what, extra, package, reason
 
@@ -131,9 +129,7 @@ def nearest(value: object, known: Iterable[str]) -> str:
 
 
 def translated(error: ImportError, what: str = "this", with_torch: str = "torch") -> ImportError:
-    """The error to raise for a failed import: where an optional dependency failed, a MissingExtraError.
-
-    A package that is installed but raises while it is loaded is not called missing: its own message is passed on.
+    """The error to raise for a failed import: a MissingExtraError where an optional dependency failed.
 
     Args:
         error: what an import raised.
@@ -146,9 +142,9 @@ def translated(error: ImportError, what: str = "this", with_torch: str = "torch"
     while cause is not None:
         package = (getattr(cause, "name", None) or "").partition(".")[0]
         if package in EXTRAS:
-            result = missing(what, package, cause)
-            is_torch = package == "torch" and not result.reason
-            return MissingExtraError(what, with_torch, package) if is_torch else result
+            found = missing(what, package, cause)
+            is_missing_torch = package == "torch" and not found.reason
+            return MissingExtraError(what, with_torch, package) if is_missing_torch else found
         cause = cause.__cause__ or cause.__context__
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
@@ -159,17 +155,13 @@ def translated(error: ImportError, what: str = "this", with_torch: str = "torch"
 
 @contextmanager
 def optional_import(what: str) -> Iterator[None]:
-    """Around the imports that `what` needs: their ImportError becomes a MissingExtraError.
-
-    For functions that import an optional package when they are called, outside of any command.
-    """
+    """Around the imports that `what` needs in a function of the library: their ImportError is `translated`."""
     try:
         yield
     except ImportError as error:
-        result = translated(error, what)
-        if result is error:
+        if (found := translated(error, what)) is error:
             raise
-        raise result from error
+        raise found from error
 
 
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:

@@ -1,6 +1,6 @@
 """Checks of values, and amounts as people write them: 1G multiply-adds, 10M parameters, 100MB, 8GiB, 20ms.
 
-Every error names the argument, its value and the rule.
+Every check raises ArgumentError, which names the argument, its value and the rule.
 """
 
 from __future__ import annotations
@@ -25,22 +25,14 @@ BYTES = {"B": 1} | {
     for kind, base in (("", 1000), ("i", 1024))
 }
 SECONDS = {"ms": Decimal("1e-3"), "s": Decimal(1), "us": Decimal("1e-6")}
-PLAIN = {"": 1}  # how a number that is not written as text counts
+PLAIN = {"": 1}  # of a number that is not text
 
-COUNT_FORMS = "390M, 1G, 1.5G or 1e9"
-BYTE_FORMS = "100MB (10^8), 100MiB, 8GB or 8GiB"
-TIME_FORMS = "20ms, 0.02s or 500us"
-
-LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond everything, and whole numbers still fit
+LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond any network, and 64 bits hold it
 AMOUNT = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
 
 
 def positive_float(argument: str, value: SupportsFloat | str) -> float:
-    """`value` as a float.
-
-    Raises:
-        ArgumentError: it is not a positive finite number.
-    """
+    """`value` as a float; it must be positive and finite."""
     result = number(argument, value)
     if not (result > 0 and math.isfinite(result)):
         raise ArgumentError(argument, value, "must be a positive finite number.")
@@ -48,11 +40,7 @@ def positive_float(argument: str, value: SupportsFloat | str) -> float:
 
 
 def positive_int(argument: str, value: SupportsIndex) -> int:
-    """`value` as an int.
-
-    Raises:
-        ArgumentError: it is not a positive whole number.
-    """
+    """`value` as an int; it must be a positive whole number."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise ArgumentError(argument, value, "must be a positive whole number.")
     return operator.index(value)
@@ -65,12 +53,8 @@ def one_of(argument: str, value: str, choices: Any) -> None:
 
 
 def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of the dataclass `cls` from a mapping that must name its fields and nothing else.
-
-    Raises:
-        ArgumentError: `values` is not a mapping, or a name is unknown or missing.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # mypy cannot say: a dataclass
+    """An instance of the dataclass `cls` from a mapping that must name its fields and nothing else."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # no bound says: a dataclass
     for name in mapping(cls, values):
         if name not in fields:
             raise UnknownNameError(f"{cls.__name__} field", name, fields)
@@ -132,32 +116,22 @@ def check_fields(instance: object, check: Callable[[str, Any], object], *fields:
 
 
 def parse_count(argument: str, amount: str | float) -> int:
-    """A number of multiply-adds or parameters: 390M, 1G, 1.5G, 1e9, or a plain number. B is a billion, too.
-
-    Raises:
-        ArgumentError: it is not an amount of at least 1.
-    """
-    return int(_parse(argument, amount, COUNTS, COUNT_FORMS, least=1))
+    """Multiply-adds or parameters, at least 1: 390M, 1G, 1.5G, 1e9, or a plain number; B is a billion, too."""
+    return int(_parse(argument, amount, COUNTS, "390M, 1G, 1.5G or 1e9", least=1))
 
 
 def parse_bytes(argument: str, amount: str | float) -> int:
-    """Bytes: 100MB and 8GB are decimal, 100MiB and 8GiB binary; a number that is not text counts bytes.
+    """Bytes, at least 1: 100MB and 8GB are decimal, 100MiB and 8GiB binary; text needs a unit, a number counts bytes.
 
     Capitals do not matter, but a small b behind a capital is a bit: 100Mb is refused.
-
-    Raises:
-        ArgumentError: it is not an amount of at least 1, or it is written without a unit.
     """
-    return int(_parse(argument, amount, BYTES if isinstance(amount, str) else PLAIN, BYTE_FORMS, least=1))
+    units = BYTES if isinstance(amount, str) else PLAIN
+    return int(_parse(argument, amount, units, "100MB (10^8), 100MiB, 8GB or 8GiB", least=1))
 
 
 def parse_seconds(argument: str, amount: str | float) -> float:
-    """Seconds: 20ms, 0.02s, 500us; a number that is not text counts seconds.
-
-    Raises:
-        ArgumentError: it is not a positive amount, or it is written without a unit.
-    """
-    return float(_parse(argument, amount, SECONDS if isinstance(amount, str) else PLAIN, TIME_FORMS))
+    """Seconds: 20ms, 0.02s, 500us; text needs a unit, a number counts seconds."""
+    return float(_parse(argument, amount, SECONDS if isinstance(amount, str) else PLAIN, "20ms, 0.02s or 500us"))
 
 
 def write_amount(value: float, units: Mapping[str, int | Decimal]) -> str:

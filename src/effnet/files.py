@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and never take the place of somebody else's.
+"""Files and folders that appear whole or not at all, and never replace a folder that effnet did not write.
 
 A folder that effnet wrote has a config.json with an entry "effnet" (a bundle's has "format" as well), or a model.xml
 that mentions effnet. Only such a folder, with nothing else in it, or an empty one is ever replaced.
@@ -158,14 +158,12 @@ def _link_latest(folder: Path) -> None:
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk as `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def _may_replace(folder: Path, content: Content) -> bool:
-    """Whether a folder is empty, or holds what effnet wrote and nothing else."""
     if not folder.is_dir():
         return False
     names = {file.name for file in folder.iterdir()}

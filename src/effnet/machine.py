@@ -33,11 +33,11 @@ INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp", "dotprod")
 
 @dataclass(frozen=True)
 class Machine:
-    """A computer as a network sees it."""
+    """What a computer can do."""
 
     processor: str
     cores: int  # that this process may use
-    memory_bytes: int | None  # all of it, used or not; None where the system does not tell
+    memory_bytes: int | None  # all of it, used or not; None: unknown
     features: tuple[str, ...]  # of VECTORS, BF16 and INT8, in that order
 
     @property
@@ -59,10 +59,6 @@ class Machine:
     def int8(self) -> bool:
         """Whether the processor has instructions for dot products of int8."""
         return any(feature in INT8 for feature in self.features)
-
-    def crowded(self, threads: int, load: float | None) -> bool:
-        """Whether so many threads, and the programs of `load_average`, are more than there are cores."""
-        return load is not None and threads + load > self.cores + 0.5
 
     def to_dict(self) -> dict[str, Any]:
         """The facts under the names of the attributes."""
@@ -115,7 +111,7 @@ def choose_precision(device: str = "cpu", machine: Machine | None = None) -> tup
 
 
 def load_average() -> float | None:
-    """Programs that wanted to run, on average over the last minute; None on Windows."""
+    """Programs that were running or waiting for a core, on average over the last minute; None on Windows."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -128,11 +124,8 @@ def cache_folder() -> Path:
 
 def read_processor(text: str) -> tuple[str, tuple[str, ...]]:
     """Name and features of the processor that Linux's /proc/cpuinfo or macOS's sysctl describes; "" for no name."""
-    lines = [
-        (key.strip(), value.strip())
-        for key, found, value in (line.partition(":") for line in text.splitlines())
-        if found
-    ]
+    parts = (line.partition(":") for line in text.splitlines())
+    lines = [(key.strip(), value.strip()) for key, colon, value in parts if colon]
     first = dict(reversed(lines))  # cpuinfo repeats itself for every core
     flags = set(f"{first.get('flags', '')} {first.get('Features', '')}".lower().split())
     # Apple: hw.optional.arm.FEAT_BF16: 1, hw.optional.avx2_0: 1
@@ -146,7 +139,7 @@ def read_processor(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _description() -> str:
-    """What the system says of its processor; nothing where it says nothing."""
+    """The system's description of its processor, or nothing."""
     if CPUINFO.exists():
         return CPUINFO.read_text(errors="replace")
     if platform.system() != "Darwin":
@@ -178,7 +171,7 @@ def _precision_of_gpu(index: int) -> tuple[Precision, str]:
 
 
 def resident_memory() -> int:
-    """Bytes that this process holds now; where the system does not tell, the most that it has held."""
+    """Bytes that this process holds now; only Linux reports them, elsewhere the most that it has held."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -187,7 +180,7 @@ def resident_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held, since `forget_peak` where that works; 0 where nothing tells."""
+    """The most bytes that this process has held, since `forget_peak` where that works; 0 on Windows."""
     with suppress(OSError, ValueError, StopIteration):  # getrusage counts on Linux what the parent held when it forked
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])

@@ -1,4 +1,4 @@
-"""One protocol of progress: long work tells it what is done and what a person should know; the caller draws it.
+"""The protocol of progress: long work reports how much is done and what the user should know; the caller draws it.
 
 Library functions take `progress: Progress = SILENT` and print nothing themselves; `console.Display` draws.
 """
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Follows long work."""
+    """Receives the progress of long work."""
 
     def message(self, text: str) -> None:
         """Something the user should know: a rule that was applied, a fallback that was taken."""

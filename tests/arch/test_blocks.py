@@ -1,17 +1,19 @@
-"""Many networks at once cost what each of them costs alone."""
+"""Many networks at once cost what each of them costs alone, and what a kind of block must be."""
 
 import numpy as np
 import pytest
 
 import effnet
+from effnet.arch.blocks import Layer, Op
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memory
 from effnet.arch.variants import B0, LITE0
+from effnet.errors import ArgumentError
 
 generator = np.random.default_rng(0)
-WIDTH = generator.uniform(0.05, 4, 50)
-DEPTH = generator.uniform(0.05, 4, 50)
-RESOLUTION = generator.integers(8, 700, 50)
+WIDTH = generator.uniform(0.05, 4, 15)
+DEPTH = generator.uniform(0.05, 4, 15)
+RESOLUTION = generator.integers(8, 700, 15)
 
 
 @pytest.mark.parametrize("base", [B0, LITE0, effnet.spec("b0", depth_rounding="nearest")], ids=lambda spec: spec.name)
@@ -30,3 +32,10 @@ def test_many_at_once_cost_what_each_costs_alone(base):
         for keep, held in training.items():
             assert held.peak[i] == training_memory(spec, 3, plan=keep).peak
             assert held.activations[i] == training_memory(spec, 3, plan=keep).activations
+
+
+def test_a_path_must_not_end_in_a_depthwise_layer():
+    depthwise = Layer("depthwise", 8, 8, 3, 8, 8, depthwise=True)
+    with pytest.raises(ArgumentError, match=r"`layers` .*backwards.* depthwise layer"):
+        Op("backwards", lambda block: (Layer("pointwise", 8, 8, 1, 8, 8), depthwise), lambda block: "")
+    Op("forwards", lambda block: (depthwise, Layer("pointwise", 8, 8, 1, 8, 8)), lambda block: "")

@@ -18,9 +18,9 @@ def test_plans_fit_and_use_what_they_may(name, batch, share):
     plan = find_plan(spec, limit, batch)
     assert peak(spec, batch, plan) <= limit
     # each part that could still keep more would not fit
-    for part, keep in plan.keeps.items():
+    for part, keep in plan.items():
         if keep < Keep.ACTIVATIONS:
-            richer = RecomputePlan({**plan.keeps, part: Keep(keep + 1)})
+            richer = RecomputePlan({**plan, part: Keep(keep + 1)})
             cheaper = extra_work(spec, richer).equivalent_macs < extra_work(spec, plan).equivalent_macs
             assert not cheaper or peak(spec, batch, richer) > limit
 
@@ -38,7 +38,7 @@ def test_plenty_of_memory_repeats_no_convolution():
     spec = effnet.spec("b0")
     plan = find_plan(spec, 2 * peak(spec, 16), 16)
     assert extra_work(spec, plan).macs == 0
-    assert set(plan.keeps.values()) == {Keep.ACTIVATIONS}
+    assert set(plan.values()) == {Keep.ACTIVATIONS}
 
 
 def test_work_of_the_levels_by_hand():
@@ -48,7 +48,7 @@ def test_work_of_the_levels_by_hand():
     quiet = RecomputePlan.uniform(spec, Keep.ACTIVATIONS)
 
     def added(keep):
-        plan = RecomputePlan({**quiet.keeps, name: keep})
+        plan = RecomputePlan({**quiet, name: keep})
         more, less = extra_work(spec, plan), extra_work(spec, quiet)
         return more.macs - less.macs, more.elements - less.elements
 

@@ -133,10 +133,11 @@ def test_every_backend_of_a_network(model: str, monkeypatch: pytest.MonkeyPatch)
     assert (found.batches, found.reference, found.resolution, found.kept) == ((1, 2), TORCH, 32, None)
     bundle = open_bundle(model)
     pixels = views(bundle.config.input, VIEWS)
-    expected = open_session(bundle, engine="torch", precision="fp32")(pixels)
+    expected = open_session(bundle, select_for(bundle, engine="torch", precision="fp32"))(pixels)
     for row in found.rows:
         assert [(time.batch, len(time.time.seconds)) for time in row.times] == [(1, 2), (2, 2)]
-        got = open_session(bundle, engine=row.backend.engine, precision=row.backend.precision, batch=2)(pixels)
+        pinned = select_for(bundle, engine=row.backend.engine, precision=row.backend.precision, batch=2)
+        got = open_session(bundle, pinned)(pixels)
         share = np.abs(got - expected).max() / np.abs(expected).max()
         assert row.logit_difference == pytest.approx(share, rel=0.2, abs=1e-5)
         assert row.same_class == wilson(int((got.argmax(1) == expected.argmax(1)).sum()), VIEWS)

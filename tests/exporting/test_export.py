@@ -28,7 +28,7 @@ from effnet.errors import ArgumentError, ArtifactError, RefusedError
 from effnet.exporting.export import export
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import read_artifact
-from effnet.runtime.select import Selection, open_session
+from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle, Record, open_bundle, save
 
@@ -41,7 +41,7 @@ def noise(count: int) -> Pixels:
 
 
 def torch_logits(bundle: Bundle, pixels: Pixels) -> Logits:
-    return open_session(bundle, engine="torch")(pixels)
+    return open_session(bundle, select_for(bundle, engine="torch"))(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_same_answers_for_any_number_of_photos(bundle, made, photos, format)
     classifier = effnet.load(made / NAMES[format])
     assert (classifier.classes, classifier.input) == (CLASSES, bundle.config.input)
     assert classifier.calibration == bundle.config.calibration
-    reference = effnet.Classifier(open_session(bundle, engine="torch"), bundle.config)
+    reference = effnet.Classifier(open_session(bundle, select_for(bundle, engine="torch")), bundle.config)
     both = (each.predict(sorted(photos.glob("*.png")), topk=5) for each in (classifier, reference))
     for one, other in zip(*both, strict=True):
         assert [score.label for score in one] == [score.label for score in other]
@@ -205,7 +205,7 @@ def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
     damaged |= {"half.onnx": whole[: len(whole) // 2], "short.onnx": whole[:-1]}
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ArtifactError, match=f"{name} cannot be read"):
+        with pytest.raises(ArtifactError, match=rf"{name} (cannot be read|was .* cut short)"):
             read_artifact(tmp_path / name)
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(ArtifactError, match="is a folder"):

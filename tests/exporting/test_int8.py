@@ -32,7 +32,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import Form, Int8, read_artifact
 from effnet.runtime.graph import network_of
 from effnet.runtime.openvino import make
-from effnet.runtime.select import open_session
+from effnet.runtime.select import open_session, select_for
 from effnet.runtime.session import Logits, Pixels
 from effnet.weights.bundle import Bundle, BundleConfig
 
@@ -48,7 +48,7 @@ def bundle_of(network: EfficientNet) -> Bundle:
 
 
 def torch_logits(bundle: Bundle, pixels: Pixels) -> Logits:
-    return open_session(bundle, engine="torch")(pixels)
+    return open_session(bundle, select_for(bundle, engine="torch"))(pixels)
 
 
 def patches() -> Pixels:

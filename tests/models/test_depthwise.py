@@ -17,7 +17,9 @@ from effnet.models import depthwise
 from effnet.models.depthwise import KERNELS, DepthwiseConv2d, Filter, select_kernel, weight_gradient
 from effnet.models.efficientnet import EfficientNet
 
-SMALL = effnet.spec("b0", width=0.25, resolution=32, num_classes=5, dropout=0, drop_connect=0)
+SMALL = effnet.spec(
+    "b0", width=0.25, depth=0.5, depth_rounding="nearest", resolution=32, num_classes=5, dropout=0, drop_connect=0
+)
 
 
 @pytest.fixture(params=["by rule", *KERNELS])
@@ -58,15 +60,15 @@ def random_upstream(y):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
 def test_gradients_are_torchs(kernel, layout):
-    """The maps of B0 from 28 pixels to 1, odd ones among them, with filters of 3 and 5 and both strides."""
-    for size in (1, 2, 3, 4, 5, 7, 8, 14, 28):
+    """Maps from 14 pixels to 1, odd ones among them, with filters of 3 and 5 and both strides."""
+    for size in (1, 2, 3, 5, 8, 14):
         for kernel_size in (3, 5):
             for stride in (1, 2):
                 x = torch.randn(3, 16, size, size).contiguous(memory_format=layout)
                 agree(*pair(stride, kernel_size), x, random_upstream, 1e-5)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     kernel=st.sampled_from(tuple(KERNELS)),
     batch=st.integers(1, 5),
@@ -103,7 +105,7 @@ def test_gradients_of_any_shape(kernel, batch, channels, rows, columns, half, st
     ids=["expanded", "transposed", "strided", "other layout"],
 )
 def test_gradients_in_any_layout(kernel, upstream):
-    for size in (2, 4, 8):
+    for size in (2, 8):
         ours, theirs = (conv.double() for conv in pair(1, 5))
         agree(ours, theirs, torch.randn(2, 16, size, size, dtype=torch.float64), upstream, 1e-10)
         view = torch.randn(2, 32, 2 * size, size, dtype=torch.float64)[:, ::2, ::2]
@@ -140,14 +142,6 @@ def test_second_derivatives(kernel, size, kernel_size, stride):
         return torch.func.functional_call(ours, {"weight": weight}, (x,))
 
     torch.autograd.gradgradcheck(convolve, (x, ours.weight))
-
-
-def test_the_same_bits_twice(kernel):
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(8, 16, 4, 4).contiguous(memory_format=layout)
-        ours, _ = pair(1, 5)
-        first, second = (gradients(ours, x, random_upstream) for _ in range(2))
-        assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -269,8 +263,7 @@ def networks(padding="symmetric"):
     return plain, ours
 
 
-@pytest.mark.parametrize("keep", [None, Keep.BOTTLENECKS, Keep.ACTIVATIONS], ids=str)
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(("keep", "padding"), [(None, "same"), (Keep.BOTTLENECKS, "symmetric")], ids=str)
 def test_networks_with_and_without_a_plan(keep, padding, monkeypatch):
     monkeypatch.setattr(depthwise, "select_kernel", lambda *_: "columns")
     plain, ours = (network.double() for network in networks(padding))
@@ -300,14 +293,3 @@ def test_a_kernel_keeps_what_torch_keeps(keep, monkeypatch):
             held.append(alive.bytes)
         logits.sum().backward()
     assert held[0] == held[1] > 0
-
-
-def test_networks_in_bf16_autocast(kernel):
-    images = torch.randn(4, 3, 32, 32)
-    found = []
-    for network in networks():
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(images)
-        logits.float().square().sum().backward()
-        found.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
-    assert nn.functional.cosine_similarity(*found, dim=0) > 0.999

@@ -127,15 +127,6 @@ def test_a_stem_stride_of_1_keeps_twice_the_size(padding, size):
     assert [tuple(level.shape) for level in network.pyramid(images)] == shapes
 
 
-def test_a_stem_stride_of_1_sees_every_pixel_as_the_strided_one_sees_every_other():
-    """The weights are the same; nothing but the stem's step differs."""
-    strided = small()
-    plain = small(stem_stride=1)
-    plain.load_state_dict(strided.state_dict())
-    images = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(plain.stem(images)[..., ::2, ::2], strided.stem(images))
-
-
 def test_logits_are_the_classifier_on_the_mean_of_the_features():
     network, images = small(), torch.randn(2, 3, 70, 90)
     mean = network.forward_features(images).mean((2, 3))
@@ -143,7 +134,7 @@ def test_logits_are_the_classifier_on_the_mean_of_the_features():
     torch.testing.assert_close(network(images), mean @ network.classifier.weight.T + network.classifier.bias)
 
 
-@pytest.mark.parametrize("name", ["b0", "b2", "b7", "lite0"])
+@pytest.mark.parametrize("name", ["b2", "lite0"])
 def test_pyramid_channels_are_timms(name):
     with torch.device("meta"):
         network = EfficientNet(effnet.spec(name))
@@ -155,11 +146,9 @@ def test_pyramid_channels_are_timms(name):
     assert shapes == [(1, count, *size) for count, size in zip(channels, sizes, strict=True)]
 
 
-@pytest.mark.parametrize(("judge", "padding"), [("efficientnet_b0", "symmetric"), ("tf_efficientnet_b0", "same")])
-def test_pyramid_maps_are_timms(judge, padding):
-    judge = timm.create_model(judge, features_only=True).eval()
-    eps = judge.bn1.eps
-    network = EfficientNet(effnet.spec("b0"), policy=NumericPolicy(bn_eps=eps, padding=padding)).eval()
+def test_pyramid_maps_are_timms():
+    judge = timm.create_model("tf_efficientnet_b0", features_only=True).eval()
+    network = EfficientNet(effnet.spec("b0"), policy=NumericPolicy(bn_eps=judge.bn1.eps, padding="same")).eval()
     ours = network.state_dict()
     theirs = judge.state_dict()  # the same tensors in the same order, but for the head
     network.load_state_dict(dict(zip(ours, theirs.values(), strict=False)), strict=False)
@@ -220,12 +209,6 @@ def test_copies_and_pickles_are_the_same_network():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_gradients_reach_every_parameter():
-    network = small(drop_connect=0.0).train()
-    network(torch.randn(4, 3, 64, 64)).square().sum().backward()
-    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
-
-
 def test_training_moves_the_statistics_by_the_momentum():
     network = EfficientNet(SMALL, policy=NumericPolicy(bn_momentum=0.25)).train()
     images = torch.randn(4, 3, 64, 64)
@@ -270,28 +253,13 @@ def test_symbolic_trace_holds_for_any_size(padding):
 
 
 @paddings
-@pytest.mark.parametrize(
-    ("dynamic", "shapes"),
-    [
-        ({0: Dim.DYNAMIC}, [(2, 3, 64, 64), (1, 3, 64, 64), (5, 3, 64, 64)]),
-        ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, [(2, 3, 64, 64), (1, 3, 65, 90), (3, 3, 97, 33)]),
-    ],
-    ids=["batch", "batch and size"],
-)
-def test_export(padding, dynamic, shapes):
-    """Sizes from 33 pixels on: below, the last map has a single pixel, which torch treats apart."""
-    network = small(padding, **FEW)
-    exported = export(network, (torch.randn(*shapes[0]),), dynamic_shapes=(dynamic,)).module()
-    for shape in shapes:
+def test_export(padding):
+    """Sizes from 33 pixels on: below, the last map has a single pixel, which torch treats differently."""
+    network, dynamic = small(padding, **FEW), {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    exported = export(network, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(dynamic,)).module()
+    for shape in [(2, 3, 64, 64), (1, 3, 65, 90), (3, 3, 97, 33)]:
         images = torch.randn(*shape)
         torch.testing.assert_close(exported(images), network(images))
-
-
-@paddings
-def test_compile_in_one_graph(padding):
-    network, images = small(padding, **FEW), torch.randn(2, 3, 64, 64)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images), network(images))
 
 
 @pytest.mark.slow

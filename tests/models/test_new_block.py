@@ -19,6 +19,8 @@ from effnet.arch.table import stage_rows
 from effnet.errors import ArgumentError
 from effnet.models.blocks import BLOCKS, ConvNormAct, SqueezeExcitation, StochasticDepth
 from effnet.models.efficientnet import EfficientNet
+from effnet.training.optimizer import make_optimizer
+from effnet.training.recipe import RECIPES
 from effnet.weights.inherit import inherit
 
 
@@ -100,11 +102,15 @@ def test_it_learns_under_a_plan_what_it_learns_without(spec):
     plain = EfficientNet(spec).double().train()
     planned = copy.deepcopy(plain)
     planned.recompute(plan)
+    before = plain.stages["2"][0].conv.conv.weight.detach().clone()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     for network in (plain, planned):
         network(images).square().sum().backward()
+        make_optimizer(network, RECIPES["scratch"]).step()
     for (name, weight), other in zip(plain.named_parameters(), planned.parameters(), strict=True):
         torch.testing.assert_close(other.grad, weight.grad, rtol=1e-8, atol=1e-9, msg=name)
+        torch.testing.assert_close(other, weight, rtol=1e-6, atol=1e-9, msg=name)
+    assert not torch.equal(plain.stages["2"][0].conv.conv.weight, before)
 
 
 def test_what_cannot_be_recomputed_trains_without_a_plan(spec, monkeypatch):

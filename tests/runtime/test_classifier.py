@@ -103,12 +103,6 @@ def test_topk(tiny: Classifier, photos: Path) -> None:
         tiny.predict(photos / "coffee.png", topk=0)
 
 
-def test_an_unreadable_image_is_named(tiny: Classifier, tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"broken\.jpg: "):
-        tiny.predict(tmp_path / "broken.jpg")
-
-
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_stream_answers_every_photo_once_in_order(tiny: Classifier, photos: Path, tmp_path: Path, batch: int) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
@@ -166,12 +160,6 @@ def test_stream_reads_only_a_little_ahead(tiny: Classifier) -> None:
     before = threading.active_count()
     answers.close()
     assert threading.active_count() <= before
-
-
-def test_without_names_the_label_is_the_index(photos: Path, tmp_path: Path) -> None:
-    nameless = load(effnet.save(effnet.EfficientNet(TINY), tmp_path / "x"))
-    prediction = nameless.predict(photos / "coffee.png")
-    assert prediction.label == str(prediction.index)
 
 
 def test_fit_replaces_the_weights_own_way(photos: Path, tmp_path: Path) -> None:

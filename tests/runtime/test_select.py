@@ -143,7 +143,7 @@ def test_what_cannot_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
     for package, extra in (("onnx", "export"), ("onnxruntime", "onnx")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(MissingExtraError, match=rf"effnet\[{extra}\]"):
-            open_session(bundle, engine="onnxruntime")
+            open_session(bundle, select_for(bundle, engine="onnxruntime"))
         monkeypatch.undo()
 
 
@@ -206,7 +206,7 @@ def test_what_bench_kept_is_followed(bundle: Bundle, folder: Path, cache: Path, 
 def test_what_was_kept_of_an_artifact(bundle: Bundle, tmp_path: Path, cache: Path) -> None:
     artifact = read_artifact(export(bundle, tmp_path / "m.onnx", format="onnx").path)
     keep_selection(artifact, [Selection(Backend("openvino", part=2, streams=2), 8, "fastest")])
-    with open_session(artifact, batch=8) as session:
+    with open_session(artifact, select_for(artifact, batch=8)) as session:
         assert session.backend == Backend("openvino", part=2, streams=2)
     assert kept_selection(bundle, 8) is None
 

@@ -16,7 +16,7 @@ from random_weights import shaken
 import effnet
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
-from effnet.runtime.select import Selection, open_session
+from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Backend, BatchedSession, EngineName
 from effnet.weights.bundle import open_bundle
 
@@ -81,7 +81,7 @@ def test_a_backend_in_words_and_what_it_refuses() -> None:
 def test_every_division_gives_the_answers_of_torch(folder: Path, name: EngineName) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
     bundle = open_bundle(folder)
-    expected = open_session(bundle, engine="torch")(pixels)
+    expected = open_session(bundle, select_for(bundle, engine="torch"))(pixels)
     for values in ({}, {"streams": 2, "part": 1}, {"streams": 2, "part": 2}, {"part": 2, "threads": 1}):
         with open_session(bundle, Selection(Backend(name, **values), 4, "")) as session:
             for count in (1, 3, 4, 9, 11):

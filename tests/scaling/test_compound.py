@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import effnet
-from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.scaling import compound
 from effnet.scaling.compound import RULES, Rule, implied_phis, nominal_ratio, read_rule, realised_ratio, scale, tabulate
@@ -152,18 +151,6 @@ def test_what_is_built(phi, rounding, resolution, blocks, ratio):
     assert realised_ratio(B0, network) == pytest.approx(ratio, abs=0.006)
 
 
-@pytest.mark.parametrize(
-    ("phi", "ratio"), [(1, 2.57), (2, 4.69), (3, 8.43), (4, 16.4), (5, 29.5), (6, 52.1), (7, 102.8)]
-)
-def test_whole_phis_to_the_pixel(phi, ratio):
-    assert realised_ratio(B0, scale(B0, phi, resolution_step=1)) == pytest.approx(ratio, rel=4e-3)
-
-
-def test_nearest_depth_to_the_pixel_comes_closest_to_two():
-    network = scale(B0, 1, resolution_step=1, depth_rounding="nearest")
-    assert realised_ratio(B0, network) == pytest.approx(2.05, abs=0.005)
-
-
 def test_depth_rounding_by_default():
     assert scale(B0, 0.5).depth_rounding == scale(B0, 0).depth_rounding == "ceil"
     assert scale(B0, -0.5).depth_rounding == "nearest"
@@ -175,15 +162,6 @@ def test_depth_rounding_by_default():
 def test_phi_0_is_the_baseline():
     assert dataclasses.replace(scale(B0, 0), name="b0") == B0
     assert dataclasses.replace(scale(LITE0, 0), name="lite0") == LITE0
-
-
-def test_factors_multiply_what_the_baseline_has():
-    b4 = effnet.spec("b4", num_classes=10)
-    network = scale(b4, 1)
-    assert (network.width, network.depth) == pytest.approx((1.4 * 1.1, 1.8 * 1.2))
-    assert network.resolution == 440  # 437
-    assert network.num_classes == 10
-    assert network.dropout == 0.4  # b4 is no baseline, so it keeps its own
 
 
 def test_resolution_is_a_multiple_of_the_step():
@@ -278,12 +256,6 @@ def test_the_family_is_near_one_curve(name):
         assert found.macs == pytest.approx(PHI_BY_MACS[name], abs=0.006)
 
 
-def test_a_dimension_that_does_not_grow_implies_no_phi():
-    found = implied_phis(B0, effnet.spec("b3"), RULES["depth"])
-    assert (found.width, found.resolution) == (None, None)
-    assert found.depth == pytest.approx(math.log2(1.4))
-
-
 def test_table():
     rows = tabulate(B0, (-2, 1), RULES["paper"])
     assert [row.phi for row in rows] == [-2, 1]
@@ -316,10 +288,3 @@ def test_scaling_and_back(phi, rule, name, step):
     exact = baseline.resolution * rule.gamma**phi
     assert network.resolution % step == 0
     assert abs(network.resolution - max(step, exact)) <= step / 2 + 1e-6
-
-
-def test_public_names():
-    assert effnet.scale is scale
-    assert effnet.Rule is Rule
-    own = NetworkSpec("own", (StageSpec(4, 3, 2, 24, 2),), dropout=0.3)
-    assert effnet.scale(own, 1, effnet.Rule(1.5, 1.2, 1.1)).dropout == 0.3

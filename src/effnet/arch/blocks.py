@@ -10,10 +10,10 @@ A bottleneck's stride is in its middle convolution, as in torchvision and unlike
 the sum. With a ratio of 1, an mbconv has no first layer.
 
 A new kind of block is an entry in OPS and a module in models/blocks.py. Costs, memory, tensor names, recomputation,
-inheritance and engine graphs follow from the entry.
+inheritance and engine graphs follow from the entry. Its path must not end in a depthwise layer; Op checks that.
 
-Arithmetic on sizes has no branches here, in cost.py and in memory.py, so every number may be an int or a numpy array of
-ints with an entry for each network: a budget prices ten thousand candidates with the formulas of a single network. The
+Arithmetic on sizes has no branches here, in cost.py and in memory.py, so every number may be an int or a numpy array
+with an entry for each network: a budget prices ten thousand candidates with the formulas of a single network. The
 annotation `int` stands for either.
 
 Rounding is the official code's (tensorflow/tpu, efficientnet_builder.py); "nearest" layers are ours.
@@ -165,6 +165,13 @@ class Op:
     expand_ratios: tuple[int, ...] = ()  # those allowed; (): any
     recomputes: bool = True  # whether the module computes just this, so that a RecomputePlan can take its place
 
+    def __post_init__(self) -> None:
+        ratio = self.expand_ratios[0] if self.expand_ratios else 2
+        sample = BlockSpec("stages.2.0", 2, 0, 8, 16, 3, 1, ratio, 0, 0.0, 8, self.name)
+        if [layer for layer in self.layers(sample) if not layer.shortcut][-1].depthwise:
+            rule = "must not end in a depthwise layer, which cannot change the number of channels."
+            raise ArgumentError("layers", self.name, rule)
+
     def check(self, expand_ratio: int, squeeze_ratio: float | None) -> None:
         """Raise ArgumentError where a stage's numbers mean nothing for this kind."""
         if squeeze_ratio and not self.squeezes:
@@ -224,9 +231,8 @@ def _separable(block: BlockSpec) -> tuple[Layer, ...]:
 
 def _bottleneck(block: BlockSpec) -> tuple[Layer, ...]:
     inner, before, after = block.out_channels // block.expand_ratio, block.input_size, block.output_size
-    shortcut = Layer(
-        "shortcut", block.in_channels, block.out_channels, 1, before, after, activation=False, shortcut=True
-    )
+    ends = block.in_channels, block.out_channels
+    shortcut = Layer("shortcut", *ends, 1, before, after, activation=False, shortcut=True)
     return (
         Layer("reduce", block.in_channels, inner, 1, before, before),
         Layer("conv", inner, inner, block.kernel_size, before, after),

@@ -35,8 +35,7 @@ class Cost:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers under the names of the attributes."""
-        names = ("name", "params", "macs", "flops", "activations")
-        return {name: getattr(self, name) for name in names}
+        return {**vars(self), "flops": self.flops}
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,8 @@ class NetworkCost(Cost):
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers under the names of the attributes, parts included."""
-        return super().to_dict() | {
-            kind: [part.to_dict() for part in getattr(self, kind)] for kind in ("stages", "blocks")
-        }
+        parts = {name: [part.to_dict() for part in getattr(self, name)] for name in ("stages", "blocks")}
+        return super().to_dict() | parts
 
 
 def cost(spec: NetworkSpec) -> NetworkCost:
@@ -69,8 +67,7 @@ def cost(spec: NetworkSpec) -> NetworkCost:
         rows[block.stage - 1].append(price)
     stages = tuple(_sum(f"stage{number}", *row) for number, row in enumerate(rows, start=1))
     parts = (stem, *blocks, head, classifier)
-    total = _sum(spec.name, *parts)
-    return NetworkCost(total.name, total.params, total.macs, total.activations, stages, parts)
+    return NetworkCost(**vars(_sum(spec.name, *parts)), stages=stages, blocks=parts)
 
 
 def total_cost(shape: Shape) -> Cost:
@@ -117,9 +114,5 @@ def _times(count: int, part: Cost) -> Cost:
 
 
 def _sum(name: str, *parts: Cost) -> Cost:
-    return Cost(
-        name,
-        sum(part.params for part in parts),
-        sum(part.macs for part in parts),
-        sum(part.activations for part in parts),
-    )
+    numbers = ((part.params, part.macs, part.activations) for part in parts)
+    return Cost(name, *map(sum, zip(*numbers, strict=True)))

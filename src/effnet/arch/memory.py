@@ -18,7 +18,7 @@ one's, P of the projected one's. The reason is what each step's gradient reads:
 One of the two P is the block's own output, which the next block reads; without a shortcut it is computed again, too.
 Without squeeze-and-excitation there is no product, which makes one D less where products are kept.
 
-What the backward pass holds beside what is kept is the largest sum within a block, so an odd network's peak can be
+What the backward pass holds in addition is the largest sum within a block, so the peak of an unusual network can be
 overestimated (by up to a quarter where one tiny block is everything). Not counted: torch itself, the scratch of a
 convolution's kernel, and what the allocator cannot reuse.
 """
@@ -31,6 +31,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+
+import numpy as np
 
 from effnet.arch.blocks import OPS, Activation, BlockRun, BlockSpec, Layer, Shape, strided_size
 from effnet.arch.cost import block_cost, total_cost
@@ -57,11 +59,7 @@ class Keep(IntEnum):
 
     @classmethod
     def parse(cls, name: Keep | str) -> Keep:
-        """The level of that name, in lower case.
-
-        Raises:
-            UnknownNameError: there is none.
-        """
+        """The level of that name, in lower case; raises UnknownNameError."""
         if isinstance(name, Keep):
             return name
         names = {level.name.lower(): level for level in cls}
@@ -156,7 +154,7 @@ def training_memory(
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
     shape = _shape(network)
-    parts = _parts(network, plan)
+    parts = part_memories(network, plan)
     params, element = total_cost(shape).params, ACTIVATION[precision]
     copies = 0 if precision == "fp32" else element * params
     images = FLOAT * batch * shape.in_channels * shape.resolution**2
@@ -177,7 +175,7 @@ def training_memory(
 def kept_per_image(network: NetworkSpec | Shape) -> int:
     """Bytes that one more image of the batch costs in training: itself and what is kept of it, fp32, without a plan."""
     shape = _shape(network)
-    kept = sum(part.count * part.kept for part in _parts(shape, None))
+    kept = sum(part.count * part.kept for part in part_memories(shape, None))
     return FLOAT * (shape.in_channels * shape.resolution**2 + kept)
 
 
@@ -196,6 +194,21 @@ def largest_batch(spec: NetworkSpec, limit: int, **settings: Any) -> int:
     return bisect.bisect_left(range(1, beyond + 1), True, key=is_too_large)
 
 
+def part_memories(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None) -> list[PartMemory]:
+    """Stem, blocks (with a plan each by itself) and head."""
+    shape = _shape(network)
+    if isinstance(plan, Mapping):
+        if not isinstance(network, NetworkSpec):
+            raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
+        check_plan(network, plan)
+        blocks = [_block(BlockRun(each, 1), plan[each.name], shape.activation) for each in network.blocks]
+        return [_stem(shape, plan["stem"]), *blocks, _head(shape, plan["head"])]
+    if plan is not None:
+        _check_ops(shape)
+    blocks = [_block(run, plan, shape.activation) for run in shape.runs]
+    return [_stem(shape, plan), *blocks, _head(shape, plan)]
+
+
 def check_plan(spec: NetworkSpec, plan: Mapping[str, Keep]) -> None:
     """Raise ArgumentError unless the plan has exactly the parts of this network, and all of them can be recomputed."""
     names = {"stem", "head", *(block.name for block in spec.blocks)}
@@ -211,7 +224,7 @@ def keeps_output(block: BlockSpec, layer: Layer, keep: Keep) -> bool:
     return keep >= min(distance, Keep.CONVOLUTIONS)
 
 
-def stem_memory(shape: Shape, keep: Keep | None) -> PartMemory:
+def _stem(shape: Shape, keep: Keep | None) -> PartMemory:
     """The stem: convolution, normalisation, activation. Its input is the image, which is counted elsewhere."""
     elements = shape.stem_channels * shape.stem_size**2
     params = shape.stem_channels * (shape.stem_kernel**2 * shape.in_channels + 2)
@@ -227,26 +240,25 @@ def stem_memory(shape: Shape, keep: Keep | None) -> PartMemory:
     return PartMemory(1, params, (kept + (recomputed > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
 
 
-def head_memory(shape: Shape, keep: Keep | None) -> PartMemory:
+def _head(shape: Shape, keep: Keep | None) -> PartMemory:
     """Head and classifier. Pooling reads no values, so nothing keeps the map before it."""
     elements = shape.head_channels * shape.final_size**2
     classifier = (shape.head_channels + 1) * shape.num_classes
     if not shape.head:
-        last = shape.runs[-1].block
-        return PartMemory(
-            1, classifier, 2 * shape.head_channels - _kept_for_next(last, keep, shape.activation), elements, 0
-        )
+        kept = 2 * shape.head_channels - _kept_for_next(shape.runs[-1].block, keep, shape.activation)
+        return PartMemory(1, classifier, kept, elements, 0)
     kept = _maps_without_plan(shape.activation) - 1 if keep is None else int(keep > Keep.BOTTLENECKS)
     params = shape.head_channels * (shape.features + 2) + classifier
     return PartMemory(1, params, kept * elements + 2 * shape.head_channels, (2 if kept else 3) * elements, 0)
 
 
-def block_memory(run: BlockRun, keep: Keep | None, activation: Activation) -> PartMemory:
+def _block(run: BlockRun, keep: Keep | None, activation: Activation) -> PartMemory:
     """Equal blocks; the module's docstring has the table."""
     block = run.block
     full = keep is None or keep is Keep.ACTIVATIONS
     squeezes = block.squeeze_channels > 0
-    kept = (2 * (block.squeeze_channels + block.scaled_channels) + _scaled_elements(block) * full) * squeezes
+    scaled = block.scaled_channels * block.path[-1].input_size ** 2
+    kept = (2 * (block.squeeze_channels + block.scaled_channels) + scaled * full) * squeezes
     for layer in block.layers:
         kept = kept + layer.elements * _kept_maps(block, layer, keep, activation)
     summed, read = OPS[block.op].activates_sum, _kept_for_next(block, keep, activation)
@@ -258,20 +270,6 @@ def block_memory(run: BlockRun, keep: Keep | None, activation: Activation) -> Pa
 
 def _shape(network: NetworkSpec | Shape) -> Shape:
     return network.shape if isinstance(network, NetworkSpec) else network
-
-
-def _parts(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None) -> list[PartMemory]:
-    shape = _shape(network)
-    if isinstance(plan, Mapping):
-        if not isinstance(network, NetworkSpec):
-            raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
-        check_plan(network, plan)
-        blocks = [block_memory(BlockRun(each, 1), plan[each.name], shape.activation) for each in network.blocks]
-        return [stem_memory(shape, plan["stem"]), *blocks, head_memory(shape, plan["head"])]
-    if plan is not None:
-        _check_ops(shape)
-    blocks = [block_memory(run, plan, shape.activation) for run in shape.runs]
-    return [stem_memory(shape, plan), *blocks, head_memory(shape, plan)]
 
 
 def _check_ops(shape: Shape) -> None:
@@ -302,11 +300,6 @@ def _kept_for_next(block: BlockSpec, keep: Keep | None, activation: Activation) 
     if block.path[-1].activation:
         return block.output_elements * (full and not (keep is None and activation == "relu"))
     return block.output_elements * (full or 1 * block.has_shortcut)
-
-
-def _scaled_elements(block: BlockSpec) -> int:
-    """Elements of the map that squeeze-and-excitation scales."""
-    return block.scaled_channels * block.path[-1].input_size ** 2
 
 
 def _working_elements(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
@@ -348,12 +341,4 @@ def _peak(parts: list[PartMemory], scale: int) -> int:
 
 def _largest(values: Iterable[int]) -> int:
     """The largest value, for each network where there are many."""
-    return functools.reduce(_larger, values)
-
-
-def _larger(a: int, b: int) -> int:
-    if isinstance(a, int) and isinstance(b, int):
-        return max(a, b)
-    import numpy as np
-
-    return np.maximum(a, b)
+    return functools.reduce(lambda a, b: np.maximum(a, b) if isinstance(a + b, np.ndarray) else max(a, b), values)

@@ -8,21 +8,12 @@ is raised until the plan that is cheapest at this price fits; then single parts 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
-from effnet.arch.blocks import BlockRun, BlockSpec
+from effnet.arch.blocks import BlockSpec
 from effnet.arch.cost import cost
-from effnet.arch.memory import (
-    Keep,
-    PartMemory,
-    block_memory,
-    head_memory,
-    keeps_output,
-    stem_memory,
-    training_memory,
-)
+from effnet.arch.memory import Keep, keeps_output, part_memories, training_memory
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
@@ -34,11 +25,8 @@ PRICES = (0.0, *(2 ** (step / 4) for step in range(72)))
 WRITTEN = 50
 
 
-@dataclass(frozen=True)
-class RecomputePlan(Mapping[str, Keep]):
+class RecomputePlan(dict[str, Keep]):
     """How much each part of a network keeps for the backward pass: the stem, each block by its name, and the head."""
-
-    keeps: Mapping[str, Keep]
 
     @classmethod
     def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> RecomputePlan:
@@ -57,20 +45,11 @@ class RecomputePlan(Mapping[str, Keep]):
 
     def to_dict(self) -> dict[str, str]:
         """The parts and the names of their levels."""
-        return {name: keep.name.lower() for name, keep in self.keeps.items()}
-
-    def __getitem__(self, part: str) -> Keep:
-        return self.keeps[part]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keeps)
-
-    def __len__(self) -> int:
-        return len(self.keeps)
+        return {name: keep.name.lower() for name, keep in self.items()}
 
     def __str__(self) -> str:
         """How many parts have which level, in words."""
-        levels = list(self.keeps.values())
+        levels = list(self.values())
         counts = [(keep.name.lower(), levels.count(keep)) for keep in reversed(Keep) if keep in levels]
         return ", ".join(f"{name} {count}" if len(counts) > 1 else name for name, count in counts)
 
@@ -90,7 +69,7 @@ class Work:
 
 def extra_work(spec: NetworkSpec, plan: RecomputePlan) -> Work:
     """What a plan computes twice."""
-    works = [work(plan[name]) for name, (work, _) in _functions(spec).items()]
+    works = _works(spec, plan)
     return Work(sum(work.macs for work in works), sum(work.elements for work in works))
 
 
@@ -109,10 +88,11 @@ def find_plan(
         ArgumentError: the limit is below what the smallest plan needs, which the message says, or the network has a
             kind of block that cannot be recomputed.
     """
-    levels = {  # extra work and elements kept at each level, those that keep most first
-        name: {keep: (work(keep).equivalent_macs, memory(keep).kept) for keep in sorted(Keep, reverse=True)}
-        for name, (work, memory) in _functions(spec).items()
-    }
+    levels: dict[str, dict[Keep, tuple[int, int]]] = {}  # of each part: extra work and elements kept, most kept first
+    for keep in sorted(Keep, reverse=True):
+        same = RecomputePlan.uniform(spec, keep)
+        for name, work, memory in zip(same, _works(spec, same), part_memories(spec, same), strict=True):
+            levels.setdefault(name, {})[keep] = work.equivalent_macs, memory.kept
 
     def peak(plan: RecomputePlan) -> int:
         return training_memory(spec, batch, optimizer=optimizer, ema=ema, precision=precision, plan=plan).peak
@@ -132,31 +112,21 @@ def find_plan(
         )
     fitting = plan
     for name in sorted(levels, key=lambda name: levels[name][plan[name]], reverse=True):
-        for keep, (work, _) in levels[name].items():
+        for keep, (again, _) in levels[name].items():
             richer = RecomputePlan({**fitting, name: keep})
-            if work < levels[name][fitting[name]][0] and peak(richer) <= limit:
+            if again < levels[name][fitting[name]][0] and peak(richer) <= limit:
                 fitting = richer
                 break
     return fitting
 
 
-def _functions(spec: NetworkSpec) -> dict[str, tuple[Callable[[Keep], Work], Callable[[Keep], PartMemory]]]:
-    """Extra work and memory of each part, from its level."""
-    return {
-        "stem": (partial(_end_work, spec, "stem"), partial(stem_memory, spec.shape)),
-        **{
-            block.name: (
-                partial(_block_work, block),
-                partial(block_memory, BlockRun(block, 1), activation=spec.activation),
-            )
-            for block in spec.blocks
-        },
-        "head": (partial(_end_work, spec, "head"), partial(head_memory, spec.shape)),
-    }
+def _works(spec: NetworkSpec, plan: Mapping[str, Keep]) -> list[Work]:
+    """What each part computes again: stem, blocks, head."""
+    blocks = (_block_work(block, plan[block.name]) for block in spec.blocks)
+    return [_end_work(spec, "stem", plan["stem"]), *blocks, _end_work(spec, "head", plan["head"])]
 
 
 def _end_work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
-    """What stem or head compute again, per image."""
     part = cost(spec).blocks[0 if name == "stem" else -2]
     passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # the head's activation is never read again
     again = keep is Keep.BOTTLENECKS
@@ -164,7 +134,6 @@ def _end_work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
 
 
 def _block_work(block: BlockSpec, keep: Keep) -> Work:
-    """What a block computes again, per image."""
     elements = macs = 0
     for layer in block.layers:
         elements += layer.elements * layer.activation * (1 + (keep < Keep.ACTIVATIONS))  # normalised at every level

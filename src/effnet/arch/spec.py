@@ -1,9 +1,8 @@
 """A network as plain numbers: the one truth that the module, the costs, the layouts and the tables all read.
 
 StageSpec is a row of Table 1 of the paper (Tan & Le 2019, arXiv 1905.11946v5), NetworkSpec is the table with its
-scaling coefficients; blocks.py says which kinds of blocks there are. InputSpec says how a photo is prepared,
-NumericPolicy how a set of weights computes, Calibration how far to believe its confidence: all three belong to weights
-and not to an architecture.
+scaling coefficients; blocks.py holds the kinds of blocks. InputSpec, NumericPolicy and Calibration belong to a set of
+weights and not to an architecture. All of them raise ArgumentError where a value is outside its range.
 
 Departures from the paper, all of them the official code's (tensorflow/tpu, models/official/efficientnet):
 - scaled channels are rounded to multiples of 8 and never fall below nine tenths of the exact number;
@@ -18,7 +17,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from effnet.arch.blocks import (
     FIRST_STAGE,
@@ -50,7 +49,6 @@ from effnet.fields import (
 Padding = Literal["symmetric", "same"]
 FitMode = Literal["crop", "pad", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-T = TypeVar("T")
 
 LARGEST_FACTOR = 100  # of width and depth: a slip of the keyboard must not fill the memory
 
@@ -68,7 +66,6 @@ class StageSpec:
     squeeze_ratio: float | None = None  # of this stage; None: the network's
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError where a value is outside its range."""
         check_fields(self, positive_int, "expand_ratio", "kernel_size", "stride", "channels", "layers")
         _check_geometry("kernel_size", self.kernel_size, "stride", self.stride)
         if not isinstance(self.op, str):
@@ -113,13 +110,12 @@ class NetworkSpec:
     stem_pool: bool = False  # 3x3 max pooling of stride 2 behind the stem, as in ResNet
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError where a value is outside its range."""
         check_fields(self, positive_float, "width", "depth")
         for field in ("width", "depth"):
             if (value := getattr(self, field)) > LARGEST_FACTOR:
                 raise ArgumentError(field, value, f"must be at most {LARGEST_FACTOR}; L2 has 4.3 and 5.3.")
-        check_fields(self, positive_int, "resolution", "num_classes", "in_channels", "stem")
-        check_fields(self, positive_int, "stem_stride", "stem_kernel")
+        whole = "resolution", "num_classes", "in_channels", "stem", "stem_stride", "stem_kernel"
+        check_fields(self, positive_int, *whole)
         if self.head != 0 or isinstance(self.head, bool):
             check_fields(self, positive_int, "head")
         _check_geometry("stem_kernel", self.stem_kernel, "stem_stride", self.stem_stride)
@@ -127,9 +123,9 @@ class NetworkSpec:
             if not isinstance(value := getattr(self, field), bool):
                 raise ArgumentError(field, value, "must be true or false.")
         check_fields(self, rate, "dropout", "drop_connect")
+        check_fields(self, ratio, "squeeze_ratio")
         one_of("depth_rounding", self.depth_rounding, DepthRounding)
         one_of("activation", self.activation, Activation)
-        check_fields(self, ratio, "squeeze_ratio")
         stages = tuple(self.stages or ())
         if not stages or not all(isinstance(row, StageSpec) for row in stages):
             raise ArgumentError("stages", self.stages, "must hold at least one StageSpec and nothing else.")
@@ -251,12 +247,9 @@ class InputSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bicubic"
-    fit: FitMode = (
-        "crop"  # crop: cut the sides off; pad: add borders of the mean colour; squash: ignore the aspect ratio
-    )
+    fit: FitMode = "crop"  # crop: cut the sides off; pad: add borders of the mean colour; squash: ignore the aspect
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError where a value is outside its range."""
         check_fields(self, positive_int, "size", "resize")
         if self.fit == "crop" and self.resize < self.size:
             rule = f"must be at least `size` (={self.size}), which is cut out of it."
@@ -289,7 +282,7 @@ class NumericPolicy:
     The defaults are those of a fresh network. `bn_momentum` is in torch's terms, the share of the newest batch in the
     running statistics: .01 is what TensorFlow calls .99. It averages over hundreds of steps, so after a short run of
     fewer steps the statistics still hold their starting values: train briefly with .1, or estimate them anew.
-    `padding`: "symmetric" pads both sides by (kernel - 1) / 2; "same" is TensorFlow's rule, which pads a strided_size
+    `padding`: "symmetric" pads both sides by (kernel - 1) / 2; "same" is TensorFlow's rule, which pads a strided
     convolution's even input more at the end, and costs about 14 % of the speed (timm's published figures, RTX 4090).
     """
 
@@ -298,7 +291,6 @@ class NumericPolicy:
     padding: Padding = "symmetric"
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError where a value is outside its range."""
         check_fields(self, positive_float, "bn_eps", "bn_momentum")
         if self.bn_momentum > 1:
             raise ArgumentError("bn_momentum", self.bn_momentum, "must be at most 1; TensorFlow's .99 is .01 here.")
@@ -316,7 +308,6 @@ class Calibration:
     split: str  # the part of the data that these are
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError where a value is outside its range."""
         positive_float("temperature", self.temperature)
         for name, value in (("threshold", self.threshold), ("error", self.error)):
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
 from effnet.fields import read_fields
@@ -31,12 +33,9 @@ MARK = "# An effnet network, format 1: effnet info FILE shows it, effnet scale -
 
 def spec_text(spec: NetworkSpec) -> str:
     """The text of the file that holds `spec`."""
-    import yaml
-
-    # None: only the innermost mappings, which are the stages, stand in one line
-    return MARK + str(
-        yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=WIDE)
-    )
+    # default_flow_style=None: only the innermost mappings, which are the stages, stand in one line
+    form: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": WIDE}
+    return MARK + str(yaml.safe_dump(spec.to_dict(), **form))
 
 
 def read_spec(path: str | Path) -> NetworkSpec:
@@ -50,8 +49,8 @@ def read_spec(path: str | Path) -> NetworkSpec:
         return _network(values, place)
     except ArgumentError as error:
         lines, reason = _lines(Path(path).read_text(encoding="utf-8")), str(error)
-        named = next((key for key in (error.argument, error.value) if _is_line((*place, key), lines)), None)
-        line = lines.get((*place, named) if named is not None else tuple(place))
+        names = [name for name in (error.argument, error.value) if isinstance(name, str) and (*place, name) in lines]
+        line = lines.get((*place, *names[:1]))
         where = f"line {line}: " if line else ""
         for short, long in SHORT.items() if place else ():
             if isinstance(row := values["stages"][place[1]], Mapping) and short in row:  # as the user wrote it
@@ -78,18 +77,12 @@ def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
     return read_fields(NetworkSpec, {**values, "stages": tuple(rows)})
 
 
-def _is_line(place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> bool:
-    return isinstance(place[-1], str) and place in lines
-
-
 def _lines(text: str) -> dict[tuple[Any, ...], int]:
     """The line of each name and each row in the file; of what is repeated by a YAML alias, the first.
 
     Raises:
         ArgumentError: a mapping has a name twice.
     """
-    import yaml
-
     lines: dict[tuple[Any, ...], int] = {}
     seen = set[int]()
 
@@ -122,8 +115,6 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
     Raises:
         ArgumentError: the file does not exist, is not YAML or holds something else than names and values.
     """
-    import yaml
-
     try:
         text = Path(path).read_text(encoding="utf-8")
         values = yaml.safe_load(text)

@@ -42,7 +42,6 @@ ADVPROP = "official README, AdvProp"
 NOISY_STUDENT = "official README, Noisy Student with unlabelled images"
 LITE = "official Lite README"
 
-
 BASELINES = {
     network.name: network
     for network in (
@@ -117,15 +116,8 @@ class Variant:
     @property
     def spec(self) -> NetworkSpec:
         """The network of this row."""
-        baseline = LITE0 if self.name.startswith("lite") else B0
-        return dataclasses.replace(
-            baseline,
-            name=self.name,
-            width=self.width,
-            depth=self.depth,
-            resolution=self.resolution,
-            dropout=self.dropout,
-        )
+        values = {name: getattr(self, name) for name in ("name", "width", "depth", "resolution", "dropout")}
+        return dataclasses.replace(LITE0 if self.name.startswith("lite") else B0, **values)
 
 
 VARIANTS = {
@@ -172,10 +164,7 @@ def spec(
         width: factor on the baseline's channels. Absolute: `spec("b4", width=1.1)` is 1.1 times B0, not 1.1 times B4.
         depth: factor on the baseline's layers, absolute in the same way.
         resolution: height and width of the input in pixels.
-        num_classes: outputs of the classifier.
-        in_channels: channels of the input; 3 for RGB.
-        dropout: rate before the classifier.
-        drop_connect: stochastic depth's rate behind the last block.
+        dropout: rate before the classifier; `drop_connect` is stochastic depth's behind the last block.
         depth_rounding: "ceil" as the official code, or "nearest".
         stem_stride: 2, or 1 for small images, which makes every map twice as high and wide.
 
@@ -216,10 +205,9 @@ def _named(network: str) -> NetworkSpec:
 def _name(base: NetworkSpec, changed: NetworkSpec) -> str:
     """The base's name and, behind it, each dimension that is no longer the base's: b0-w1.1-r260."""
     dimensions = {"w": "width", "d": "depth", "r": "resolution", "s": "stem_stride"}
-    pieces = (
-        f"-{letter}{getattr(changed, field):g}"
-        for letter, field in dimensions.items()
-        if getattr(changed, field) != getattr(base, field)
-    )
+    changes = {
+        letter: getattr(changed, f) for letter, f in dimensions.items() if getattr(changed, f) != getattr(base, f)
+    }
+    pieces = (f"-{letter}{value:g}" for letter, value in changes.items())
     rounding = "" if changed.depth_rounding == base.depth_rounding else f"-{changed.depth_rounding}"
     return base.name + "".join(pieces) + rounding

@@ -18,7 +18,7 @@ from effnet.machine import Precision
 from effnet.runtime import openvino
 from effnet.runtime.artifact import ENGINES, OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, metadata, read_artifact
 from effnet.runtime.graph import network_of
-from effnet.runtime.select import Selection, open_session
+from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
@@ -127,7 +127,7 @@ def write_artifact(bundle: Bundle, form: Form, target: Path) -> None:
 def check_parity(bundle: Bundle, artifact: Artifact) -> Parity:
     """How an artifact's answers differ from those of the network in torch, on photos and on noise."""
     pixels = parity_pixels(bundle.config.input)
-    with open_session(bundle, engine="torch", precision="fp32") as session:
+    with open_session(bundle, select_for(bundle, engine="torch", precision="fp32")) as session:
         expected = session(pixels)
     got = artifact_logits(artifact, pixels)
     difference = float(np.abs(got - expected).max() / np.abs(expected).max())

@@ -86,7 +86,7 @@ class Conditions:
     @property
     def crowded(self) -> bool:
         """Whether programs and threads outnumber the cores: torch's threads then wait for the slowest."""
-        return self.machine.crowded(self.threads, self.load)
+        return self.load is not None and self.threads + self.load > self.machine.cores + 0.5
 
     @property
     def warning(self) -> str:

@@ -175,7 +175,7 @@ def _is_eager(x: Tensor) -> bool:
 
 
 def _torch(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
-    return _gradient(x, grad, (filter.size, filter.size), filter.stride, (filter.padding, filter.padding))
+    return _gradient(x, grad, (filter.size,) * 2, filter.stride, (filter.padding,) * 2)
 
 
 def _columns(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
@@ -223,11 +223,9 @@ def _gradient(x: Tensor, grad: Tensor, size: tuple[int, int], stride: int, paddi
 
 def _backward(x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], of: str) -> Tensor:
     needs = [of == "input", of == "weight", False]
-    strides, none = [stride, stride], [0, 0]
-    found: Tensor = aten.convolution_backward(
-        grad, x, weight, None, strides, list(padding), [1, 1], False, none, x.shape[1], needs
-    )[needs.index(True)]
-    return found
+    geometry = [stride, stride], list(padding), [1, 1], False, [0, 0]
+    found = aten.convolution_backward(grad, x, weight, None, *geometry, x.shape[1], needs)
+    return cast(Tensor, found[needs.index(True)])
 
 
 KERNELS: dict[str, Callable[[Tensor, Tensor, Filter], Tensor]] = {"torch": _torch, "columns": _columns, "maps": _maps}

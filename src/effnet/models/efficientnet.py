@@ -14,7 +14,7 @@ eps 1e-3, shortcut only where stride is 1 and channels agree, stochastic depth g
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Protocol, TypedDict, cast
 
 from torch import Tensor, nn
 
@@ -34,13 +34,6 @@ class ParameterGroup(TypedDict):
     params: list[nn.Parameter]
 
 
-class NetworkOptions(TypedDict, total=False):
-    """What EfficientNet takes beside its spec."""
-
-    policy: NumericPolicy | None
-    norm: Norm | None
-
-
 class EfficientNet(nn.Module):
     """The network of `spec`, freshly initialised.
 
@@ -58,9 +51,8 @@ class EfficientNet(nn.Module):
     def __init__(self, spec: NetworkSpec, *, policy: NumericPolicy | None = None, norm: Norm | None = None) -> None:
         super().__init__()
         if not isinstance(spec, NetworkSpec):
-            raise ArgumentError(
-                "spec", spec, "must be a NetworkSpec; effnet.spec('b0') makes one, effnet.create('b0') a network."
-            )
+            rule = "must be a NetworkSpec; effnet.spec('b0') makes one, effnet.create('b0') a network."
+            raise ArgumentError("spec", spec, rule)
         self.spec = spec
         self.policy = policy or NumericPolicy()
         norm = norm or batch_norm(self.policy.bn_eps, self.policy.bn_momentum)
@@ -176,41 +168,32 @@ class EfficientNet(nn.Module):
         return [{"name": name, "params": list(part.parameters())} for name, part in parts]
 
 
-def efficientnet_b0(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B0, freshly initialised; `effnet.create("b0", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b0", num_classes=num_classes, in_channels=in_channels), **options)
+class VariantBuilder(Protocol):
+    """Builds a variant."""
+
+    def __call__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        policy: NumericPolicy | None = None,
+        norm: Norm | None = None,
+    ) -> EfficientNet:
+        """The network, freshly initialised; `effnet.create("b0", weights=...)` gives it with weights."""
 
 
-def efficientnet_b1(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B1, freshly initialised; `effnet.create("b1", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b1", num_classes=num_classes, in_channels=in_channels), **options)
+def _builder(name: str) -> VariantBuilder:
+    def build(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> EfficientNet:
+        return EfficientNet(make_spec(name, num_classes=num_classes, in_channels=in_channels), **options)
+
+    return build
 
 
-def efficientnet_b2(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B2, freshly initialised; `effnet.create("b2", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b2", num_classes=num_classes, in_channels=in_channels), **options)
-
-
-def efficientnet_b3(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B3, freshly initialised; `effnet.create("b3", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b3", num_classes=num_classes, in_channels=in_channels), **options)
-
-
-def efficientnet_b4(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B4, freshly initialised; `effnet.create("b4", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b4", num_classes=num_classes, in_channels=in_channels), **options)
-
-
-def efficientnet_b5(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B5, freshly initialised; `effnet.create("b5", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b5", num_classes=num_classes, in_channels=in_channels), **options)
-
-
-def efficientnet_b6(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B6, freshly initialised; `effnet.create("b6", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b6", num_classes=num_classes, in_channels=in_channels), **options)
-
-
-def efficientnet_b7(num_classes: int = 1000, in_channels: int = 3, **options: Unpack[NetworkOptions]) -> EfficientNet:
-    """EfficientNet-B7, freshly initialised; `effnet.create("b7", weights=...)` gives it with weights."""
-    return EfficientNet(make_spec("b7", num_classes=num_classes, in_channels=in_channels), **options)
+efficientnet_b0 = _builder("b0")
+efficientnet_b1 = _builder("b1")
+efficientnet_b2 = _builder("b2")
+efficientnet_b3 = _builder("b3")
+efficientnet_b4 = _builder("b4")
+efficientnet_b5 = _builder("b5")
+efficientnet_b6 = _builder("b6")
+efficientnet_b7 = _builder("b7")

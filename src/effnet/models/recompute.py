@@ -91,13 +91,11 @@ def _forward(part: nn.Module, planned: Callable[[Tensor], Tensor], x: Tensor) ->
 def _check_norm(norm: nn.Module) -> None:
     """Refuse what computes something else than torch's batch normalisation with weight and bias."""
     if type(norm).forward is not nn.BatchNorm2d.forward or getattr(norm, "weight", None) is None:
-        raise ArgumentError(
-            "norm", str(norm), "is not BatchNorm2d with weight and bias, which is all that a plan can recompute."
-        )
+        rule = "is not BatchNorm2d with weight and bias, which is all that a plan can recompute."
+        raise ArgumentError("norm", str(norm), rule)
 
 
 def _end(part: ConvNormAct, keep: Keep, x: Tensor) -> Tensor:
-    """Stem or head."""
     return _conv_norm_act(part, x, conv=keep > Keep.BOTTLENECKS, act=keep is Keep.ACTIVATIONS)
 
 
@@ -168,13 +166,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        z: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        part: ConvNormAct,
-        after_conv: Source,
-        after_act: Source,
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, part: ConvNormAct, after_conv: Source, after_act: Source
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) -> the same, and the mean and 1 / sqrt(variance + eps) of each channel."""
         _check_norm(part.norm)
@@ -228,13 +220,11 @@ class _NormAct(torch.autograd.Function):
 
 
 def _norm(z: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The normalised map, from statistics that are known."""
     variance = scale.reciprocal().square_()  # with eps in it
     return functional.batch_norm(z, mean, variance, weight, bias, False, 0.0, 0.0)
 
 
 def _act(part: ConvNormAct, y: Tensor) -> Tensor:
-    """The activation, in place, where there is one."""
     return part.act(y) if hasattr(part, "act") else y
 
 

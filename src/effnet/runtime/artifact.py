@@ -6,8 +6,8 @@
 | onnx | a file .onnx | ONNX Runtime, OpenVINO |
 | torch | a file .pt2, a torch.export program | torch |
 
-The metadata is JSON under the name effnet, where each format has a place for it. It is read here without an engine:
-opening ONNX Runtime or OpenVINO only to read it takes 0.2 to 0.4 s for B0, and a plain install has neither.
+The metadata is JSON under the name effnet, in the place that each format has for it. It is read without an engine:
+importing one to read it takes 0.2 to 0.4 s, a plain install has none, and an ONNX file may run in either of two.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import dataclasses
 import json
 import mmap
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 from effnet.errors import ArgumentError, ArtifactError
-from effnet.fields import one_of, positive_int, read_fields
+from effnet.fields import check_fields, one_of, positive_int, read_fields, set_field
 from effnet.files import MARK
 from effnet.runtime.session import EngineName, EnginePrecision
 from effnet.version import __version__
@@ -39,8 +38,9 @@ ENGINES: dict[Format, tuple[EngineName, ...]] = {  # the format's own first
     "torch": ("torch",),
 }
 OPENVINO_FILE = "model.xml"
-# In protobuf: the field of a model's metadata_props; the types of fields, and the bytes of those of fixed size.
-METADATA, NUMBER, LENGTH, FIXED = 14, 0, 2, {1: 8, 5: 4}
+# In protobuf a string follows its tag and its length: bytes of seven bits, the lowest first, all but the last with
+# CONTINUED added. The key is field 1 of a pair, the value field 2.
+ONNX_KEY, CONTINUED = b"\x0a" + bytes([len(MARK)]) + MARK.encode() + b"\x12", 128
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,10 @@ class Int8:
     attempts: int  # versions that were evaluated on these images; this is the last
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
-        for name in ("calibration_images", "val_images", "attempts"):
-            positive_int(name, getattr(self, name))
+        check_fields(self, positive_int, "calibration_images", "val_images", "attempts")
         if not isinstance(self.kept, (list, tuple)) or not all(isinstance(name, str) for name in self.kept):
             raise ArgumentError("kept", self.kept, "must be names of parts.")
-        object.__setattr__(self, "kept", tuple(self.kept))  # JSON has only lists
+        set_field(self, "kept", tuple(self.kept))  # JSON has only lists
         for name in ("drop", "low", "high"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 100:
@@ -82,23 +76,17 @@ class Form:
     int8: Int8 | None = None  # for precision int8
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is unknown or outside its range.
-        """
         one_of("format", self.format, Format)
         one_of("precision", self.precision, EnginePrecision)
         if self.batch is not None:
             positive_int("batch", self.batch)
         if (self.precision == "int8") != (self.int8 is not None):
-            rule = "must be given for precision int8 and for no other."
-            raise ArgumentError("int8", self.int8, rule)
+            raise ArgumentError("int8", self.int8, "must be given for precision int8 and for no other.")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an artifact says of itself. `effnet.runtime.select.open_session` opens it."""
+    """An exported file with its metadata. `effnet.runtime.select.open_session` opens it."""
 
     path: Path  # the file to open
     config: BundleConfig
@@ -117,13 +105,13 @@ def artifact_path(model: str | Path) -> Path | None:
 
 
 def metadata(config: BundleConfig, form: Form) -> dict[str, Any]:
-    """What an artifact says of itself."""
+    """The metadata that an artifact carries."""
     how = {name: value for name, value in dataclasses.asdict(form).items() if (name, value) != ("int8", None)}
     return {"format": FORMAT, MARK: __version__, "form": how, **dataclasses.asdict(config)}
 
 
 def read_artifact(model: str | Path) -> Artifact:
-    """What an artifact says of itself.
+    """An artifact, from its metadata; no engine is loaded.
 
     Args:
         model: the file, or OpenVINO's folder.
@@ -147,10 +135,8 @@ def read_artifact(model: str | Path) -> Artifact:
 
 def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:
     if not text:
-        raise ArtifactError(
-            f"{path} was not exported by effnet: it does not say how images are prepared and what its classes are. "
-            "Export it with: effnet export MODEL"
-        )
+        reason = "it does not say how images are prepared and what its classes are"
+        raise ArtifactError(f"{path} was not exported by effnet, or was cut short: {reason}. Use: effnet export MODEL")
     try:
         values = json.loads(text)
         written = values["format"]
@@ -179,41 +165,20 @@ def _read_torch(file: Path) -> str:
 
 
 def _read_onnx(file: Path) -> str:
-    """A pair of a key and a value in metadata_props, field 14 of the protobuf message. The weights are not read."""
+    """The value of the key effnet in metadata_props, at the end of the protobuf message; no weights are read."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for number, start, end in _fields(content, 0, len(content)):
-            if number == METADATA:
-                pair = {part: content[first:last] for part, first, last in _fields(content, start, end)}
-                if pair.get(1) == MARK.encode():
-                    return pair[2].decode()
-    return ""
-
-
-def _fields(content: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field that has a length, from `place` to `end` of a protobuf message."""
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = content[place]
-            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
-    while place < end:
-        key = varint()
-        number, kind = key >> 3, key & 7
-        if kind not in (NUMBER, LENGTH, *FIXED):
-            raise ValueError(f"byte {place} does not begin a field")
-        size = FIXED[kind] if kind in FIXED else varint()
-        if kind == NUMBER:
-            continue
-        if place + size > end:
+        place = content.rfind(ONNX_KEY) + len(ONNX_KEY)
+        if place < len(ONNX_KEY):
+            return ""
+        length = shift = 0
+        while content[place] >= CONTINUED:
+            length |= (content[place] - CONTINUED) << shift
+            place, shift = place + 1, shift + 7
+        length |= content[place] << shift
+        value = content[place + 1 : place + 1 + length]
+        if len(value) < length:
             raise ValueError("it was cut short")
-        if kind == LENGTH:
-            yield number, place, place + size
-        place += size
+        return value.decode()
 
 
 _READERS = {"openvino": _read_openvino, "onnx": _read_onnx, "torch": _read_torch}

@@ -17,7 +17,7 @@ from PIL import Image
 from effnet.arch.spec import FitMode, NetworkSpec
 from effnet.data.image import load_pixels
 from effnet.data.paths import READERS, read_ahead
-from effnet.errors import ArgumentError, CheckpointError, ImageError, translated
+from effnet.errors import ArgumentError, CheckpointError, ImageError, optional_import
 from effnet.fields import one_of, positive_int
 from effnet.runtime.artifact import Model, artifact_path, read_artifact
 from effnet.runtime.select import Selection, open_session, select_for
@@ -65,21 +65,21 @@ class Prediction:
     @property
     def index(self) -> int:
         """Index of the best class."""
-        return self.scores[0].index
+        return self[0].index
 
     @property
     def label(self) -> str:
         """Name of the best class."""
-        return self.scores[0].label
+        return self[0].label
 
     @property
     def probability(self) -> float:
         """Probability of the best class."""
-        return self.scores[0].probability
+        return self[0].probability
 
 
 class Classifier:
-    """A model that knows how to prepare images and what its classes are called.
+    """A model that knows how to prepare images and what its classes are called. Threads may share one.
 
     Attributes:
         spec: the network as plain numbers.
@@ -91,12 +91,11 @@ class Classifier:
         group: images that are best predicted together.
         decode: "fast": large JPEGs are halved while they are decoded; "exact": decoded in full.
 
-    Threads may share one. `close`, or a with statement, releases its engine.
+    `close`, or a with statement, releases its engine.
 
     Args:
         session: a Session, or any function from pixels (N, size, size, C) uint8 to logits (N, K) float32.
-        config: the network, and how images are prepared.
-        network, selection, decode: see above.
+        config: the network, and how images are prepared; the rest is above.
     """
 
     def __init__(
@@ -109,12 +108,8 @@ class Classifier:
         decode: Decode = "fast",
     ) -> None:
         one_of("decode", decode, Decode)
-        self.spec, self.input, self.classes, self.calibration = (
-            config.spec,
-            config.input,
-            config.classes,
-            config.calibration,
-        )
+        self.spec, self.input = config.spec, config.input
+        self.classes, self.calibration = config.classes, config.calibration
         self.network, self.selection, self.decode = network, selection, decode
         batch = getattr(session, "batch", 1)
         self.group = batch * max(1, GROUP // batch)
@@ -181,9 +176,13 @@ class Classifier:
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         """Each photo with its prediction, or with the reason why it cannot be read, in order.
 
-        Photos are decoded in threads ahead of the network; no more than a few batches are in memory at any time. The
-        first answer comes when two batches of photos were drawn, or all; an error of `photos` comes after the answers
-        to those before it. A batch is `group`, unless it is said.
+        Photos are decoded in threads ahead of the network; at most a few batches are in memory. The first answer comes
+        when two batches of photos were drawn, or all; an error of `photos` comes after the answers to those before it.
+
+        Args:
+            photos: paths, PIL images or arrays, drawn as they are needed.
+            topk: see `predict`.
+            batch: photos that are predicted together; None: `group`.
         """
         batch = self.group if batch is None else positive_int("batch", batch)
         return self._stream(photos, positive_int("topk", topk), batch)
@@ -289,12 +288,10 @@ def read_model(weights: str | Path, model: str | NetworkSpec | None = None, sour
         if source is not None or model is not None:
             raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
         return read_artifact(weights)
-    try:
+    with optional_import(f"reading the weights of {weights}"):
         import torch
 
         from effnet.weights.load import open_model
-    except ImportError as error:
-        raise translated(error) from error
     bundle = open_model(weights, network=model, source=source)
     bundle.network.to(memory_format=torch.channels_last)
     return bundle

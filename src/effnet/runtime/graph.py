@@ -140,7 +140,6 @@ def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: 
 
 
 def _gate(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
-    """Squeeze-and-excitation's factors."""
     builder.begin(f"{block.name}.se.pool")
     x = builder.average(x)
     for name in ("squeeze", "excite"):
@@ -177,7 +176,6 @@ def _folded(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _pads(kernel_size: int, stride: int, size: int, padding: Padding) -> Pads:
-    """Zeros before and behind a map of this size."""
     if padding == "symmetric" or stride == 1:
         return (kernel_size - 1) // 2, (kernel_size - 1) // 2
     missing = max(0, kernel_size - stride + size % stride)

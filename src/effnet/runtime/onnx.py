@@ -46,7 +46,7 @@ def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> by
     """The network as the bytes of an ONNX file for `batch` images (None: any number), with its metadata."""
     import onnx
 
-    builder = OnnxBuilder()
+    builder = _OnnxBuilder()
     logits = build(network, builder, batch)
     size, images = network.input.size, "batch" if batch is None else batch
     value, uint8, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
@@ -64,8 +64,8 @@ def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> by
     return content
 
 
-class OnnxBuilder:
-    """Nodes of an ONNX graph; a node is the name of its output."""
+class _OnnxBuilder:
+    """Nodes of an ONNX graph, as graph.Builder has them; a node is the name of its output."""
 
     def __init__(self) -> None:
         import onnx
@@ -76,7 +76,6 @@ class OnnxBuilder:
         self.tensors: list[Any] = []
 
     def begin(self, layer: str) -> None:
-        """See Builder, as for all methods below."""
         self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> str:
@@ -86,7 +85,6 @@ class OnnxBuilder:
         return self._node("Sub", x, self._tensor(mean.reshape(-1, 1, 1)))
 
     def convolve(self, x: str, filters: Array, bias: Array, stride: int, pads: Pads, depthwise: bool) -> str:
-        """Conv."""
         how = {"strides": (stride, stride), "pads": (pads[0], pads[0], pads[1], pads[1])}
         groups = len(filters) if depthwise else 1
         return self._node("Conv", x, self._tensor(filters), self._tensor(bias), group=groups, **how)
@@ -97,30 +95,24 @@ class OnnxBuilder:
             return self.multiply(x, self.sigmoid(x))
         if kind == "relu":
             return self._node("Relu", x)
-        return self._node("Clip", x, self._tensor(np.array(0, np.float32)), self._tensor(np.array(6, np.float32)))
+        return self._node("Clip", x, *(self._tensor(np.array(end, np.float32)) for end in (0, 6)))
 
     def sigmoid(self, x: str) -> str:
-        """Sigmoid."""
         return self._node("Sigmoid", x)
 
     def max_pool(self, x: str) -> str:
-        """MaxPool."""
         return self._node("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
 
     def average(self, x: str) -> str:
-        """GlobalAveragePool."""
         return self._node("GlobalAveragePool", x)
 
     def multiply(self, x: str, y: str) -> str:
-        """Mul."""
         return self._node("Mul", x, y)
 
     def add(self, x: str, y: str) -> str:
-        """Add."""
         return self._node("Add", x, y)
 
     def classify(self, x: str, weight: Array, bias: Array) -> str:
-        """Flatten and Gemm."""
         return self._node("Gemm", self._node("Flatten", x), self._tensor(weight), self._tensor(bias), transB=1)
 
     def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:

@@ -42,7 +42,7 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
 
 def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> Any:
     """The network as an OpenVINO model for `batch` images (None: any number), with its metadata."""
-    builder = OpenVinoBuilder()
+    builder = _OpenVinoBuilder()
     logits = build(network, builder, batch)
     model = _openvino().Model([logits], [builder.parameter], network.spec.name)
     describe(model, metadata)
@@ -80,8 +80,8 @@ def write(model: Any, file: Path) -> None:
     _openvino().save_model(model, file, compress_to_fp16=False)
 
 
-class OpenVinoBuilder:
-    """Nodes of an OpenVINO model."""
+class _OpenVinoBuilder:
+    """Nodes of an OpenVINO model, as graph.Builder has them."""
 
     def __init__(self) -> None:
         self.ops = _openvino().opset13
@@ -89,7 +89,6 @@ class OpenVinoBuilder:
         self.layer = ""
 
     def begin(self, layer: str) -> None:
-        """See Builder, as for all methods below."""
         self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
@@ -108,13 +107,11 @@ class OpenVinoBuilder:
         return self.add(x, bias.reshape(1, -1, 1, 1))
 
     def activate(self, x: Any, kind: Activation) -> Any:
-        """Swish is SiLU."""
         if kind == "silu":
             return self._named(self.ops.swish(x))
         return self._named(self.ops.relu(x) if kind == "relu" else self.ops.clamp(x, 0.0, 6.0))
 
     def sigmoid(self, x: Any) -> Any:
-        """Sigmoid."""
         return self._named(self.ops.sigmoid(x))
 
     def max_pool(self, x: Any) -> Any:
@@ -122,19 +119,15 @@ class OpenVinoBuilder:
         return self._named(self.ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3])).output(0)
 
     def average(self, x: Any) -> Any:
-        """The mean of each map."""
         return self._named(self.ops.reduce_mean(x, np.array([2, 3]), keep_dims=True))
 
     def multiply(self, x: Any, y: Any) -> Any:
-        """Element by element."""
         return self._named(self.ops.multiply(x, y))
 
     def add(self, x: Any, y: Any) -> Any:
-        """Element by element."""
         return self._named(self.ops.add(x, y))
 
     def classify(self, x: Any, weight: Array, bias: Array) -> Any:
-        """A matrix product and a sum."""
         flat = self._named(self.ops.reshape(x, np.array([0, -1]), special_zero=True))
         return self.add(self._named(self.ops.matmul(flat, weight, False, True)), bias)
 

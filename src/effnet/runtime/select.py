@@ -32,20 +32,13 @@ from typing import Any
 
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
-from effnet.errors import ArgumentError, translated
+from effnet.errors import ArgumentError, optional_import
 from effnet.fields import positive_int, read_fields
 from effnet.files import write_file
 from effnet.machine import Machine, cache_folder, this_machine
+from effnet.runtime import onnx, openvino
 from effnet.runtime.artifact import ENGINES, Artifact, Model, metadata
-from effnet.runtime.session import (
-    TITLES,
-    Backend,
-    BatchedSession,
-    Compile,
-    EngineName,
-    EnginePrecision,
-    Session,
-)
+from effnet.runtime.session import TITLES, Backend, BatchedSession, Compile, EngineName, EnginePrecision, Session
 from effnet.version import __version__
 from effnet.weights.bundle import Bundle
 
@@ -69,11 +62,6 @@ class Selection:
     kept: bool = False  # whether `effnet bench --keep` measured it on this machine
 
     def __post_init__(self) -> None:
-        """Check what may have been read from a file.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
         positive_int("batch", self.batch)
 
     def __str__(self) -> str:
@@ -138,29 +126,18 @@ def select(
     return Selection(backend, batch, "; ".join(reasons))
 
 
-def open_session(
-    model: Model,
-    selection: Selection | None = None,
-    *,
-    engine: EngineName | None = None,
-    precision: EnginePrecision | None = None,
-    batch: int | None = None,
-    threads: int | None = None,
-) -> Session:
+def open_session(model: Model, selection: Selection | None = None) -> Session:
     """Open a model: the only place where this is done.
 
     Args:
         model: a network with its context, in eval mode, or an artifact.
-        selection: how it is run; None: see `select_for`, which takes the other arguments.
-        engine, precision, batch, threads: see `select`; not with a selection.
+        selection: how it is run; None: see `select_for`.
 
     Raises:
-        ArgumentError: see `select`.
         ArtifactError: the artifact is damaged.
         MissingExtraError: the engine is not installed.
     """
-    if selection is None:
-        selection = select_for(model, engine=engine, precision=precision, batch=batch, threads=threads)
+    selection = selection or select_for(model)
     backend = selection.backend
     fixed = _fixed(backend.engine, backend.precision, model if isinstance(model, Artifact) else None)
     return BatchedSession(compiler(model, backend), backend, selection.batch, least=1 if fixed is None else fixed)
@@ -174,10 +151,10 @@ def select_for(
     batch: int | None = None,
     threads: int | None = None,
 ) -> Selection:
-    """What `effnet bench --keep` kept for a model on this machine, where it fits the arguments; else by rule."""
+    """What `effnet bench --keep` kept for a model on this machine, where it fits the arguments; else see `select`."""
     artifact = model if isinstance(model, Artifact) else None
-    pins: Any = {"engine": engine, "precision": precision}
-    selection = select(model.config.spec, batch=batch, threads=threads, artifact=artifact, **pins)
+    pins: Any = {"engine": engine, "precision": precision, "batch": batch, "threads": threads}
+    selection = select(model.config.spec, artifact=artifact, **pins)
     kept = kept_selection(model, selection.batch, threads=threads)
     if kept and engine in (None, kept.backend.engine) and precision in (None, kept.backend.precision):
         return kept
@@ -196,20 +173,14 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
         ArtifactError: the artifact is damaged.
         MissingExtraError: the engine is not installed.
     """
-    try:
+    with optional_import(f"running {model.config.spec.name} in {TITLES[backend.engine]}"):
         if backend.engine == "openvino":
-            from effnet.runtime import openvino
-
             return openvino.compiler(model, backend, recording=recording)
         if backend.engine == "onnxruntime":
-            from effnet.runtime import onnx
-
             return onnx.compiler(model, backend, recording=recording)
         from effnet.runtime import torch
 
         return torch.compiler(model, backend)
-    except ImportError as error:
-        raise translated(error) from error
 
 
 def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> Selection | None:
@@ -222,15 +193,12 @@ def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> S
         return None
     try:
         values = json.loads((folder / _kept_name(model, threads)).read_text())["selections"]
-        found = [
-            Selection(read_fields(Backend, value["backend"]), value["batch"], value["reason"], kept=True)
-            for value in values
-        ]
+        found = [read_fields(Selection, {**each, "backend": read_fields(Backend, each["backend"])}) for each in values]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     fitting = [each for each in found if (each.backend.part or 1) * each.backend.streams <= batch]
     nearest = min(fitting, key=lambda each: max(each.batch / batch, batch / each.batch), default=None)
-    return nearest and dataclasses.replace(nearest, batch=batch)
+    return nearest and dataclasses.replace(nearest, batch=batch, kept=True)
 
 
 def keep_selection(model: Model, selections: Sequence[Selection], *, threads: int | None = None) -> Path:
@@ -240,7 +208,6 @@ def keep_selection(model: Model, selections: Sequence[Selection], *, threads: in
         The file, in machine.cache_folder(); it replaces what was kept before.
     """
     file = cache_folder() / KEPT / _kept_name(model, threads)
-    file.parent.mkdir(parents=True, exist_ok=True)
     values = [dataclasses.asdict(selection) for selection in selections]
     with write_file(file) as temporary:
         temporary.write_text(json.dumps({"conditions": _conditions(threads), "selections": values}, indent=1))
@@ -319,7 +286,6 @@ def _fixed(engine: EngineName, precision: EnginePrecision, artifact: Artifact | 
 
 
 def _parts(spec: NetworkSpec, backend: Backend, batch: int, fixed: int | None, machine: Machine) -> tuple[int, int]:
-    """Images of a request, and requests side by side, for full batches."""
     if fixed == 0:
         return batch, 1
     streams = min(backend.threads or machine.cores, batch // (fixed or 1))
@@ -329,13 +295,9 @@ def _parts(spec: NetworkSpec, backend: Backend, batch: int, fixed: int | None, m
 
 def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
     """Bytes of the largest feature map of one image."""
-    shape = spec.shape
-    maps = [
-        shape.stem_channels * shape.stem_size**2,
-        *(layer.elements for block in spec.blocks for layer in block.layers),
-    ]
-    sizes = {"fp32": 4, "bf16": 2, "int8": 1}
-    return max(maps) * sizes[precision]
+    stem = spec.shape.stem_channels * spec.shape.stem_size**2
+    largest = max(stem, *(layer.elements for block in spec.blocks for layer in block.layers))
+    return largest * {"fp32": 4, "bf16": 2, "int8": 1}[precision]
 
 
 def installed_engines(artifact: Artifact | None) -> list[EngineName]:

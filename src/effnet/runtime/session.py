@@ -48,11 +48,6 @@ class Backend:
     streams: int = 1
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is unknown or outside its range, or the engine cannot compute so.
-        """
         one_of("engine", self.engine, EngineName)
         one_of("precision", self.precision, EnginePrecision)
         for name, value in (("threads", self.threads), ("part", self.part), ("streams", self.streams)):
@@ -98,8 +93,8 @@ class Session(Protocol):
 class BatchedSession:
     """A session for any number of images, made of graphs that are compiled when they are first needed.
 
-    Images go through in waves of `backend.streams` parts. What is left over goes through the smallest graph one by one
-    where it is little, else through padded parts. One call is computed at a time.
+    Images go through in waves of `backend.streams` parts. A few that are left over go through the smallest graph one
+    by one, more of them through padded parts. One call is computed at a time.
 
     Args:
         compile: gives the graph for a number of images; called once for the same two numbers. A graph for several

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -48,7 +48,10 @@ TRAINING = {"optimizer": "rmsprop", "ema": True, "precision": None, "keep": None
 class Budget:
     """What a network may cost at most, and what is settled beforehand.
 
-    Amounts are numbers (counts, bytes, seconds) or as people write them; afterwards they are numbers.
+    Amounts are numbers (counts, bytes, seconds) or text with a unit; afterwards they are numbers.
+
+    Raises:
+        ArgumentError: a value is outside its range, contradicts another, or nothing is limited.
     """
 
     macs: Amount | None = None
@@ -84,11 +87,6 @@ class Budget:
     rest is computed again. Default: everything is kept."""
 
     def __post_init__(self) -> None:
-        """Turn amounts into numbers and check everything.
-
-        Raises:
-            ArgumentError: a value is outside its range, contradicts another, or there is no limit at all.
-        """
         for name, parse in PARSERS.items():
             if getattr(self, name) is not None:
                 set_field(self, name, parse(name, getattr(self, name)))
@@ -141,16 +139,12 @@ def count_resources(network: NetworkSpec | Shape, budget: Budget, names: tuple[s
     """What a network, or each of many, costs of the named resources; training memory only for a batch."""
     shape = network.shape if isinstance(network, NetworkSpec) else network
     price = total_cost(shape)
+    settings: dict[str, Any] = {name: getattr(budget, name) for name in ("batch", *TRAINING)}
     counts: dict[str, Callable[[], int]] = {
         "macs": lambda: price.macs,
         "params": lambda: price.params,
         "memory": lambda: inference_memory(shape),
-        "train_memory": lambda: _training_peak(shape, budget),
+        "train_memory": lambda: training_memory(shape, plan=settings.pop("keep"), **settings).peak,
         "file_size": lambda: file_bytes(shape),
     }
     return {name: counts[name]() for name in names if name != "train_memory" or budget.batch}
-
-
-def _training_peak(shape: Shape, budget: Budget) -> int:
-    settings: dict[str, Any] = {name: getattr(budget, name) for name in TRAINING}
-    return training_memory(shape, cast(int, budget.batch), plan=settings.pop("keep"), **settings).peak

@@ -103,7 +103,6 @@ class CurveSearch:
         return self._spec(float(width), float(depth), int(resolution), ROUNDINGS[rounding])
 
     def _largest(self, networks: CountedNetworks, allowed: NDArray[np.bool_]) -> NetworkSpec:
-        """The allowed network with most multiply-adds."""
         return self.spec_at(networks, int(np.where(allowed, networks["macs"], -1).argmax()))
 
     def _spec(self, width: float, depth: float, resolution: int, rounding: DepthRounding) -> NetworkSpec:
@@ -200,7 +199,6 @@ class CurveSearch:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _fits(self, networks: CountedNetworks) -> NDArray[np.bool_]:
-        """Which networks meet every limit."""
         fits = np.ones(len(networks["macs"]), bool)
         for name, limit in self.budget.limits.items():
             fits &= networks[name] <= limit

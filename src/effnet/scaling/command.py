@@ -103,7 +103,6 @@ def scale(
 
 
 def _scale_by_phi(baseline: NetworkSpec, options: ScaleOptions, given: Mapping[str, Any]) -> None:
-    """Show one network beside its baseline, or the table of a rule."""
     rule = read_rule(options.rule)
     limit = largest_phi(baseline, rule)
     phis = [phi for phi in PHIS if abs(phi) <= limit] if options.phi is None else [options.phi]
@@ -118,7 +117,6 @@ def _scale_by_phi(baseline: NetworkSpec, options: ScaleOptions, given: Mapping[s
 
 
 def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOptions, given: Mapping[str, Any]) -> None:
-    """Find the network that fits, and show it."""
     limits = budget.to_options()
     if budget.latency is None:
         _refuse(given, ("engine", "threads"), "is for --latency: only then networks are timed.")
@@ -186,7 +184,6 @@ def _variants_with_weights() -> list[str]:
 
 
 def _refuse(given: Mapping[str, Any], names: Iterable[str], rule: str) -> None:
-    """Raise an error for the first of `names` that was given."""
     for name in names:
         if name in given:
             raise ArgumentError(name.replace("_", "-"), given[name], rule)

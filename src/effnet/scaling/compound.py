@@ -30,14 +30,18 @@ from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.arch.specfile import SUFFIXES, read_mapping
 from effnet.arch.variants import B0, LITE, LITE0, PAPER, VARIANTS
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.fields import positive_float, positive_int, set_field
+from effnet.fields import number, positive_float, positive_int, set_field
 
 RESOLUTION_STEP = 8  # pixels
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How much depth, width and resolution grow when phi grows by one: equation 3 of the paper."""
+    """How much depth, width and resolution grow when phi grows by one: equation 3 of the paper.
+
+    Raises:
+        ArgumentError: a growth is below 1 or above 100, or nothing grows.
+    """
 
     alpha: float  # of depth
     beta: float  # of width
@@ -45,11 +49,6 @@ class Rule:
     name: str = ""
 
     def __post_init__(self) -> None:
-        """Check every number.
-
-        Raises:
-            ArgumentError: a growth is below 1 or above 100, or nothing grows.
-        """
         for field in ("alpha", "beta", "gamma"):
             growth = positive_float(field, getattr(self, field))
             if not 1 <= growth <= LARGEST_FACTOR:
@@ -75,7 +74,7 @@ class Rule:
         Raises:
             ArgumentError: `phi` is not a finite number, or a factor would overflow.
         """
-        if isinstance(phi, (bool, str)) or not hasattr(phi, "__float__") or not math.isfinite(phi):
+        if not math.isfinite(number("phi", phi)):
             raise ArgumentError("phi", phi, "must be a finite number.")
         try:
             depth, width, resolution = (growth**phi for growth in self.growths)
@@ -92,11 +91,11 @@ class Rule:
         """The phi that multiplies each dimension by its factor; None where the rule does not grow that dimension."""
         factors = (positive_float("factor", factor) for factor in (depth, width, resolution))
         pairs = zip(factors, self.growths, strict=True)
-        return tuple(math.log(factor) / math.log(growth) if growth > 1 else None for factor, growth in pairs)
+        return tuple(math.log(factor, growth) if growth > 1 else None for factor, growth in pairs)
 
     def phi_of_macs(self, ratio: float) -> float:
         """The phi whose nominal multiply-adds are `ratio` times the baseline's."""
-        return math.log(positive_float("ratio", ratio)) / math.log(self.product)
+        return math.log(positive_float("ratio", ratio), self.product)
 
 
 RULES = {
@@ -114,10 +113,10 @@ RULES = {
 
 @dataclass(frozen=True)
 class ScalingStep:
-    """A network beside its baseline."""
+    """A network compared with its baseline."""
 
     network: NetworkSpec
-    phi: float | None  # None for a published variant, which no phi gives
+    phi: float | None  # None: a published variant, which no phi gives
     nominal_ratio: float  # its multiply-adds before rounding, the baseline's being 1
     realised_ratio: float  # its multiply-adds as counted
 
@@ -268,30 +267,13 @@ def realised_ratio(baseline: NetworkSpec, network: NetworkSpec) -> float:
     return cost(network).macs / cost(baseline).macs
 
 
-def compare_with_baseline(
-    baseline: NetworkSpec, network: NetworkSpec, nominal: float | None = None, phi: float | None = None
-) -> ScalingStep:
-    """A network beside its baseline; `nominal` is the ratio that its rule promises, if not its coefficients."""
-    promised = nominal_ratio(baseline, network) if nominal is None else nominal
-    return ScalingStep(network, phi, promised, realised_ratio(baseline, network))
-
-
 def tabulate(
-    baseline: NetworkSpec,
-    phis: Iterable[float],
-    rule: Rule = RULES["paper"],
-    *,
-    resolution_step: int = RESOLUTION_STEP,
-    depth_rounding: DepthRounding | None = None,
+    baseline: NetworkSpec, phis: Iterable[float], rule: Rule = RULES["paper"], **rounding: Any
 ) -> tuple[ScalingStep, ...]:
-    """The network of each phi beside the baseline.
-
-    Raises:
-        ArgumentError: a value is outside its range.
-    """
-    rounding: dict[str, Any] = {"resolution_step": resolution_step, "depth_rounding": depth_rounding}
+    """The network of each phi compared with the baseline; `rounding` and errors as for `scale`."""
+    networks = [(phi, scale(baseline, phi, rule, **rounding)) for phi in phis]
     return tuple(
-        compare_with_baseline(baseline, scale(baseline, phi, rule, **rounding), rule.nominal(phi), phi) for phi in phis
+        ScalingStep(network, phi, rule.nominal(phi), realised_ratio(baseline, network)) for phi, network in networks
     )
 
 
@@ -302,7 +284,5 @@ def implied_phis(baseline: NetworkSpec, network: NetworkSpec, rule: Rule = RULES
 
 
 def _factors(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float, float]:
-    """A network's depth, width and resolution as factors on the baseline's."""
-    sizes = ((spec.depth, spec.width, spec.resolution) for spec in (network, baseline))
-    depth, width, resolution = (new / old for new, old in zip(*sizes, strict=True))
-    return depth, width, resolution
+    depth, width = network.depth / baseline.depth, network.width / baseline.width
+    return depth, width, network.resolution / baseline.resolution

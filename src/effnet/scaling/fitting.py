@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from effnet.scaling.latency import Measure, NetworkTimer, TimedNetwork, within_l
 
 MORE = 1.1  # times the binding limit: what a little more of it would buy
 BETTER = 1.02  # multiply-adds by which another rule must win to be named
+TIMES = ("median_ms", "spread_ms")
 SMALLER = 0.25  # times the chosen network's multiply-adds: a published one below that is not timed
 
 
@@ -63,8 +65,8 @@ class PublishedFit:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         row = self.variant
-        published = {"published_top1": row.top1, "published_resolution": row.resolution, "source": row.source}
-        return {"name": row.name, "resolution": self.spec.resolution, "macs": cost(self.spec).macs} | published
+        values = {"name": row.name, "resolution": self.spec.resolution, "macs": cost(self.spec).macs}
+        return values | {"published_top1": row.top1, "published_resolution": row.resolution, "source": row.source}
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class FittedSpec:
         values |= {name: getattr(cost(self.spec), name) for name in ("params", "flops", "activations")}
         in_bytes = "memory", "train_memory", "file_size"
         values |= {f"{use.resource}_bytes": use.value for use in self.uses if use.resource in in_bytes}
-        if self.timed is not None:
-            values |= {"latency_ms": self.timed.median_ms, "latency_spread_ms": self.timed.spread_ms}
+        if timed := self.timed:
+            values |= {"latency_ms": timed.median_ms, "latency_spread_ms": timed.spread_ms}
         return values | {
             "phi": self.phi,
             "binding": self.binding,
@@ -122,10 +124,7 @@ class FittedSpec:
             "published": self.published and self.published.to_dict(),
             "more": self.more and _brief(self.more),
             "better_rule": self.better and {"rule": self.better[0]} | _brief(self.better[1]),
-            "trials": [
-                _brief(timed.spec) | {"median_ms": timed.median_ms, "spread_ms": timed.spread_ms}
-                for timed in self.timings
-            ],
+            "trials": [_brief(each.spec) | {name: getattr(each, name) for name in TIMES} for each in self.timings],
             "candidates": self.considered,
         }
 
@@ -160,22 +159,20 @@ def fit_spec(
     if not isinstance(budget, Budget):
         raise ArgumentError("budget", budget, "must be a Budget, as in effnet.Budget(macs='1G').")
     if budget.latency is not None and measure is None:
-        raise ArgumentError(
-            "latency", budget.latency, "is measured: fit_spec needs `measure`, as effnet scale has one."
-        )
+        raise ArgumentError("latency", budget.latency, "is measured: fit_spec needs `measure`, a function that times.")
     baseline = make_spec(from_, num_classes=num_classes)
     search = CurveSearch(budget, baseline, read_rule(rule), resolution_step, depth_rounding)
     timer = NetworkTimer(measure)
-    everything = None
+    published: PublishedFit | None
     if among is not None:
-        published: PublishedFit | None = _only_published(search, tuple(among), timer)
-        chosen = cast(PublishedFit, published).spec
+        published = best = _only_published(search, tuple(among), timer)
+        chosen, everything = best.spec, None
     elif budget.latency is not None:
         chosen, everything = within_latency(search, cast(float, budget.latency), timer)
-        published = _best_published(search, tuple(VARIANTS), timer, SMALLER * cost(chosen).macs)
+        published = _best_published(search, VARIANTS, timer, SMALLER * cost(chosen).macs)
     else:
         chosen, everything = search.best()
-        published = _best_published(search, tuple(VARIANTS), timer)
+        published = _best_published(search, VARIANTS, timer)
     counts = count_resources(chosen, budget)
     uses = [ResourceUse(name, counts[name], budget.limits.get(name)) for name in budget.counted]
     if budget.latency is not None:
@@ -199,11 +196,7 @@ def fit_spec(
 
 
 def _only_published(search: CurveSearch, among: Sequence[str], timer: NetworkTimer) -> PublishedFit:
-    """The best of these published variants.
-
-    Raises:
-        ArgumentError: a name is unknown, none meets the budget, or width or depth is settled.
-    """
+    """The best of these published variants; an error where none meets the budget, or width or depth is settled."""
     budget = search.budget
     for pin in ("width", "depth"):
         if getattr(budget, pin) is not None:
@@ -216,7 +209,7 @@ def _only_published(search: CurveSearch, among: Sequence[str], timer: NetworkTim
 
 
 def _best_published(
-    search: CurveSearch, among: Sequence[str], timer: NetworkTimer, floor: float = 0
+    search: CurveSearch, among: Iterable[str], timer: NetworkTimer, floor: float = 0
 ) -> PublishedFit | None:
     """The published variant within the budget with the highest published accuracy; a smaller image only if none fits.
 
@@ -235,11 +228,10 @@ def _fitting(row: Variant, search: CurveSearch) -> list[PublishedFit]:
     smaller = range(-(-SMALLEST_RESOLUTION // step) * step, row.resolution, step)
     most = budget.max_resolution or row.resolution
     allowed = [n for n in (*smaller, row.resolution) if n <= most and budget.resolution in (None, n)]
-
-    classes, channels = search.baseline.num_classes, search.baseline.in_channels
+    outside: dict[str, Any] = {name: getattr(search.baseline, name) for name in ("num_classes", "in_channels")}
 
     def at(resolution: int) -> NetworkSpec:
-        return make_spec(row.spec, resolution=resolution, num_classes=classes, in_channels=channels)
+        return make_spec(row.spec, resolution=resolution, **outside)
 
     def exceeds(resolution: int) -> bool:
         counts = count_resources(at(resolution), budget, tuple(budget.limits))
@@ -286,17 +278,14 @@ def _better_rule(search: CurveSearch, chosen: NetworkSpec) -> tuple[str, Network
 
     Only rules that grow all three dimensions: one only can be grown without end under a limit that does not see it.
     """
-    found = [(BETTER * cost(chosen).macs, "", chosen)]
+    most, better = BETTER * cost(chosen).macs, None
     for name, rule in RULES.items():
-        if rule == search.rule or min(rule.growths) <= 1:
-            continue
-        try:
-            network, _ = search.with_changes(rule=rule).best()
-        except ArgumentError:
-            continue  # this rule cannot meet the budget
-        found.append((cost(network).macs, name, network))
-    _, name, network = max(found, key=lambda entry: entry[0])
-    return (name, network) if name else None
+        if rule != search.rule and min(rule.growths) > 1:
+            with suppress(ArgumentError):  # this rule cannot meet the budget
+                network, _ = search.with_changes(rule=rule).best()
+                if cost(network).macs > most:
+                    most, better = cost(network).macs, (name, network)
+    return better
 
 
 def _brief(network: NetworkSpec) -> dict[str, Any]:

@@ -83,8 +83,7 @@ def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
     price = cost(baseline)
     stages = dict(zip((block.stage for block in baseline.blocks if block.index == 0), price.stages[1:-1], strict=True))
     macs = {block.name: block.macs for block in cost(deeper).blocks}
-    shallow = [price.stages[0], price.stages[-1]]  # stem, head with classifier
-    names = ["stem", "head", "classifier"]
+    shallow, names = [price.stages[0], price.stages[-1]], ["stem", "head", "classifier"]
     gains: dict[str, int] = {}  # of stages: a repeat's multiply-adds less the first block's
     for (number, part), old, new in zip(stages.items(), baseline.layers, deeper.layers, strict=True):
         if old == new:  # one of Lite's ends, or rounding
@@ -100,13 +99,10 @@ def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
         if numbers
     ]
     rule = "up" if baseline.depth_rounding == "ceil" else "to the nearest whole number"
+    repeats = "stages gain only repeats, which unlike a first block read the stage's own channels and cost"
     return [
         Reason(-share, f"{_listed(names)}, {share:.1%} of the MACs, do not deepen"),
-        Reason(
-            sum(gains.values()) / price.macs,
-            "stages gain only repeats, which unlike a first block read the stage's own channels and cost "
-            + " and ".join(costs),
-        ),
+        Reason(sum(gains.values()) / price.macs, f"{repeats} {' and '.join(costs)}"),
         Reason(0, f"layers are rounded {rule}: {len(baseline.blocks)} blocks become {len(deeper.blocks)}"),
     ]
 

@@ -16,10 +16,11 @@ from effnet.scaling.budget import Budget
 from effnet.scaling.compound import (
     Rule,
     ScalingStep,
-    compare_with_baseline,
     implied_phis,
     interpolate_dropout,
+    nominal_ratio,
     published_variants,
+    realised_ratio,
 )
 from effnet.scaling.fitting import MORE, FittedSpec, PublishedFit, ResourceUse
 from effnet.scaling.laws import Law
@@ -50,7 +51,7 @@ QUANTITIES: tuple[tuple[str, Callable[[NetworkSpec], Any], Callable[[Any], str]]
 def show_step(baseline: NetworkSpec, rule: Rule, step: ScalingStep, *, as_json: bool) -> None:
     """One network beside its baseline."""
     if as_json:
-        sys.stdout.write(console.json_text(_values(step) | {"rule": _growths(rule)}))
+        sys.stdout.write(console.json_text(_values(step) | {"rule": dataclasses.asdict(rule)}))
         return
     network = step.network
     lines = []
@@ -76,10 +77,13 @@ def show_step(baseline: NetworkSpec, rule: Rule, step: ScalingStep, *, as_json: 
 def show_rule(baseline: NetworkSpec, rule: Rule, steps: tuple[ScalingStep, ...], *, as_json: bool) -> None:
     """What a rule promises and builds at each phi, and where the published variants lie."""
     variants = published_variants(baseline)[1:]
-    family = [(compare_with_baseline(baseline, one), implied_phis(baseline, one, rule)) for one in variants]
+    family = []
+    for one in variants:
+        step = ScalingStep(one, None, nominal_ratio(baseline, one), realised_ratio(baseline, one))
+        family.append((step, implied_phis(baseline, one, rule)))
     if as_json:
         published = [_values(step) | {"implied_phi": dataclasses.asdict(implied)} for step, implied in family]
-        values = {"rule": _growths(rule), "steps": [_values(step) for step in steps], "published": published}
+        values = {"rule": dataclasses.asdict(rule), "steps": [_values(step) for step in steps], "published": published}
         sys.stdout.write(console.json_text(values))
         return
     sizes, ratios = ("width", "depth", "px", "blocks"), ("nominal", "counted", "excess")
@@ -174,7 +178,7 @@ def _describe_sizes(spec: NetworkSpec) -> str:
 
 
 def _describe(rule: Rule) -> str:
-    growths = ", ".join(f"{name} {growth:.4g}" for name, growth in _growths(rule).items())
+    growths = f"alpha {rule.alpha:.4g}, beta {rule.beta:.4g}, gamma {rule.gamma:.4g}"
     return f"{f'{rule.name}: ' if rule.name else ''}{growths}; alpha beta^2 gamma^2 = {rule.product:.4g} per phi"
 
 
@@ -187,16 +191,11 @@ def _write(use: ResourceUse, value: float) -> str:
 
 
 def _values(step: ScalingStep) -> dict[str, Any]:
-    """A step under the names of the attributes."""
     sizes = "name", "width", "depth", "resolution", "depth_rounding", "dropout", "drop_connect"
     sources = (step.network, sizes), (cost(step.network), ("params", "macs", "flops", "activations"))
     values = {name: getattr(source, name) for source, names in sources for name in names}
     ratios = {"nominal_ratio": step.nominal_ratio, "realised_ratio": step.realised_ratio}
     return values | ratios | {"blocks": len(step.network.blocks), "phi": step.phi}
-
-
-def _growths(rule: Rule) -> dict[str, float]:
-    return {"alpha": rule.alpha, "beta": rule.beta, "gamma": rule.gamma}
 
 
 def _sizes(network: NetworkSpec) -> tuple[str, ...]:

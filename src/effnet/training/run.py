@@ -169,7 +169,7 @@ class Execution:
 
     def with_less_memory(self, spec: NetworkSpec) -> Execution:
         """The same with a plan that keeps less, for a device whose memory ran out."""
-        lowest = min(self.plan.keeps.values()) if self.plan else Keep.ACTIVATIONS
+        lowest = min(self.plan.values()) if self.plan else Keep.ACTIVATIONS
         plan = RecomputePlan.uniform(spec, Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS)
         return dataclasses.replace(self, recompute=plan.to_dict())
 
