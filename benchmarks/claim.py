@@ -1,21 +1,20 @@
-"""The paper's claim in small: compound scaling beats scaling one dimension, at equal multiply-adds (Figures 3, 4, 8).
+"""The paper's claim on a small problem: compound scaling is better than scaling one dimension (Figures 3, 4, 8).
 
     python benchmarks/claim.py DATA --from examples/baselines/separable.yaml --epochs 0.75 --seeds 4 --out runs/claim
 
-The paper's own comparison is not at equal cost: counted, its Table 7 sets 1.80 billion multiply-adds of compound
-scaling against 1.45 to 1.58 of the others. Here every network of one cost has that cost within 2 %, by its rule for as
-long as that goes, and the rest by width and resolution (effnet.searching.candidates). What a network grew in effect
-stands beside it.
+The networks that the paper compares differ in cost: by our count, compound scaling in Table 7 has 1.80 billion
+multiply-adds and the others 1.45 to 1.58. Here networks that are compared have the same cost within 2 %. Each is built
+by its rule, and then adjusted in width and resolution (effnet.searching.candidates).
 
-Compound scaling is compared with each other line seed by seed; the noise is not pooled as in a search, since the lines
-differ in it (deep plain networks are started well or badly). The intervals hold for all comparisons at once
-(Bonferroni).
+Compound scaling is compared with each other line seed by seed. The noise is not pooled as in a search, because the
+lines differ in it: deep plain networks depend more on their initial weights. The intervals hold for all comparisons at
+once (Bonferroni).
 
-Of Figure 4, which sweeps the width at several depths and resolutions, the factors are the caption's: 1.3 on resolution,
-2 on depth (section 3.3 speaks of 2 on both).
+Figure 4 sweeps the width at several depths and resolutions. The factors here are those of its caption, 1.3 on
+resolution and 2 on depth; section 3.3 says 2 for both.
 
-The folder --out has the networks (candidates.csv), their scores (trials.csv), the answer (verdict.json) and its picture
-(compare.png). The same command goes on where it was interrupted.
+--out gets the networks (candidates.csv), their scores (trials.csv), the verdict (verdict.json) and its picture
+(compare.png). The same command resumes an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ SINGLE = ("width", "depth", "resolution")
 COMPOUND, BASELINE = "compound", "baseline"
 SWEPT_WIDTHS = (1.0, 1.4, 2.0)
 SWEPT = ((1.0, 1.0), (1.0, 1.3), (2.0, 1.0), (2.0, 1.3))  # factors on depth and resolution
-SLACK = 0.1  # by which a swept network may cost more than the lines' dearest
-SWEEP_SEEDS = 2  # trainings of a network that only a sweep needs
-PHIS = 71  # around the one that promises a cost
+SLACK = 0.1  # how much more a swept network may cost than the most expensive line
+SWEEP_SEEDS = 2  # trainings of each network of the sweeps
+PHIS = 71  # phis to try, around the one whose nominal cost is right
 LINES = {  # colour and mark of each way to scale
     "width": (ORANGE, "s"),
     "depth": (GREEN, "^"),
@@ -81,13 +80,13 @@ SWEEPS = ((GREY, "o"), (GREEN, "^"), (SKY, "D"), (RED, "s"))
 class Contestant:
     """A network of the comparison."""
 
-    line: str  # baseline, width, depth, resolution, compound, or of which sweep it is
-    factor: float  # what its multiply-adds were to be, the baseline's being 1
+    line: str  # baseline, width, depth, resolution, compound, or the name of a sweep
+    factor: float  # the wanted multiply-adds over the baseline's
     candidate: Candidate
 
     @property
     def network(self) -> NetworkSpec:
-        """What is trained."""
+        """The network itself."""
         return self.candidate.network
 
     @property
@@ -97,7 +96,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Comparison:
     """Compound scaling against one other line, at one cost."""
 
     line: str
@@ -105,8 +104,8 @@ class Standing:
     difference: PairedDifference  # compound less the other
 
     @property
-    def words(self) -> str:
-        """Who is better, if anybody is."""
+    def verdict(self) -> str:
+        """Which of the two is better, if that is significant."""
         if self.difference.low > 0:
             return f"compound is better than {self.line} alone"
         if self.difference.high < 0:
@@ -125,11 +124,11 @@ def contestants(
     """The baseline, the four lines at the square root of `factor` and at `factor`, then the sweeps of the width.
 
     Args:
-        baseline: what is scaled.
+        baseline: the network to scale.
         rule: of compound scaling.
-        factor: what the multiply-adds grow by, more than 1.
-        largest: pixels of the images themselves; more of them carry nothing.
-        progress: follows the work, which takes its time with large baselines.
+        factor: growth of the multiply-adds, more than 1.
+        largest: the images' own size in pixels, which no network exceeds.
+        progress: follows the work, which is slow for large baselines.
 
     Raises:
         ArgumentError: a line has no network of the wanted cost.
@@ -141,13 +140,11 @@ def contestants(
     wanted = list(itertools.product((factor**0.5, factor), rules.items()))
     for done, (ratio, (line, growth)) in enumerate(wanted):
         progress.update("building networks", done, len(wanted))
-        network = reach(baseline, growth, ratio, largest)
+        network = reach_cost(baseline, growth, ratio, largest)
         if network is None:
-            seen = "" if largest is None else f" and at most {largest} px, which the images have"
-            words = (
-                f"cannot be reached by {line} from {baseline.name} at {baseline.resolution} px: no network within 2 %"
-            )
-            raise ArgumentError("factor", round(ratio, 3), f"{words}{seen}. Take another factor, or --resolution.")
+            limit = "" if largest is None else f" and at most the images' {largest} px"
+            why = f"cannot be reached by {line} from {baseline.name} at {baseline.resolution} px: no network within 2 %"
+            raise ArgumentError("factor", round(ratio, 3), f"{why}{limit}. Take another factor.")
         found.append(_contestant(line, ratio, baseline, network))
     progress.update("building networks", len(wanted), len(wanted))
     for (deep, fine), wide in itertools.product(SWEPT, SWEPT_WIDTHS):
@@ -167,10 +164,10 @@ def contestants(
     return found
 
 
-def reach(baseline: NetworkSpec, rule: Rule, ratio: float, largest: int | None = None) -> NetworkSpec | None:
-    """The network that a rule makes of a baseline at `ratio` times its multiply-adds, whatever phi that takes.
+def reach_cost(baseline: NetworkSpec, rule: Rule, ratio: float, largest: int | None = None) -> NetworkSpec | None:
+    """The network that a rule makes of a baseline at `ratio` times its multiply-adds, by the phi that fits best.
 
-    Of all, the one whose width and resolution had to be moved least; None where there is none.
+    It is the one that needs the smallest adjustment of width and resolution; None where there is none.
     """
     aim = rule.phi_of_macs(ratio)
     built = [build_network(baseline, rule, float(phi), ratio, largest) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
@@ -186,7 +183,7 @@ def _contestant(line: str, factor: float, baseline: NetworkSpec, network: Networ
 
 
 def jobs(found: Sequence[Contestant], seeds: int, scores: Scores) -> tuple[Job, ...]:
-    """The trainings that are missing: each seed of the lines in turn, then the sweeps."""
+    """The missing trainings: the lines, seed after seed, then the sweeps."""
     lines = (BASELINE, *SINGLE, COMPOUND)
     main = [place for place, each in enumerate(found) if each.line in lines]
     swept = [place for place, each in enumerate(found) if each.line not in lines]
@@ -196,9 +193,9 @@ def jobs(found: Sequence[Contestant], seeds: int, scores: Scores) -> tuple[Job, 
 
 
 def paired_difference(candidate: int, gaps: Sequence[float], comparisons: int) -> PairedDifference:
-    """The mean of a candidate's gaps, seed by seed, with Student's interval as one of so many comparisons.
+    """The mean of the gaps of each seed, with Student's interval, corrected for the number of comparisons.
 
-    It assumes nothing of how noisy the two are; of a single seed nothing is known.
+    The two networks may differ in their noise. With a single seed, the interval is infinite.
     """
     mean = statistics.fmean(gaps)
     if len(gaps) < 2:
@@ -208,8 +205,8 @@ def paired_difference(candidate: int, gaps: Sequence[float], comparisons: int) -
     return PairedDifference(candidate, mean, mean - reach, mean + reach)
 
 
-def standings(found: Sequence[Contestant], seeds: int, scores: Mapping[Job, float]) -> list[Standing]:
-    """Compound scaling against width, depth and resolution alone at each cost, intervals for all of them at once.
+def compare_lines(found: Sequence[Contestant], seeds: int, scores: Mapping[Job, float]) -> list[Comparison]:
+    """Compound scaling against width, depth and resolution alone at each cost; the intervals hold for all at once.
 
     Raises:
         ArgumentError: trainings are missing.
@@ -222,7 +219,7 @@ def standings(found: Sequence[Contestant], seeds: int, scores: Mapping[Job, floa
     for factor, line in itertools.product(factors, SINGLE):
         ours, other = places[COMPOUND, factor], places[line, factor]
         gaps = [scores[Job(0, seed, ours)] - scores[Job(0, seed, other)] for seed in range(seeds)]
-        rows.append(Standing(line, factor, paired_difference(other, gaps, len(factors) * len(SINGLE))))
+        rows.append(Comparison(line, factor, paired_difference(other, gaps, len(factors) * len(SINGLE))))
     return rows
 
 
@@ -231,7 +228,7 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
 
     Args:
         found: the networks.
-        scores: of each network, by its place, one for each seed.
+        scores: of each network, by its place: one for each seed.
         out: the picture.
     """
     base = next(place for place, each in enumerate(found) if each.line == BASELINE)
@@ -259,7 +256,7 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
         sweeps.set_title("the width swept at several depths and resolutions", loc="left", fontsize=12)
         for axes in (lines, sweeps):
             axes.set_xlabel("multiply-adds, the baseline's being 1")
-            axes.legend(frameon=False)  # where there is most room
+            axes.legend(frameon=False)
         lines.set_ylabel("accuracy on the val part, %")
         count = min(len(scores[place]) for place, each in enumerate(found) if each.line == COMPOUND)
         figure.supxlabel(
@@ -272,7 +269,7 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean in percent and how far its interval reaches; of one value nothing is known."""
+    """The mean in percent, and half the width of its interval; 0 for a single value."""
     mean = 100 * statistics.fmean(values)
     if len(values) < 2:
         return mean, 0.0
@@ -285,21 +282,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="a folder with a sub-folder for each class, or a manifest")
     parser.add_argument("--from", dest="baseline", default="b0", help="a variant, another baseline, or a spec.yaml")
-    parser.add_argument("--factor", type=float, default=4.0, help="growth of multiply-adds; its root is compared, too")
-    parser.add_argument("--rule", default="paper", help="of compound scaling: a name, three numbers, or a rule.yaml")
+    parser.add_argument(
+        "--factor", type=float, default=4.0, help="growth of multiply-adds; its square root is compared, too"
+    )
+    parser.add_argument(
+        "--rule", default="paper", help="rule of compound scaling: a name, three numbers, or a rule.yaml"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each network")
     parser.add_argument("--epochs", type=float, required=True, help="length of a training")
-    parser.add_argument("--val", type=float, default=0.15, help="share of the data that networks are scored on")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
-    parser.add_argument("--workers", type=int, help="trainings at a time; default one for each core")
-    parser.add_argument("--minutes", type=float, help="no training begins after so many")
+    parser.add_argument("--val", type=float, default=0.15, help="share of the data to score networks with")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order")
+    parser.add_argument("--workers", type=int, help="trainings at a time; default: one for each core")
+    parser.add_argument("--minutes", type=float, help="time after which no training starts")
     parser.add_argument("--out", type=Path, default=Path("runs/claim"))
     given = parser.parse_args()
     with console.Display("preparing the comparison") as display:
-        compare(given, display)
+        run(given, display)
 
 
-def compare(given: argparse.Namespace, progress: Progress) -> None:
+def run(given: argparse.Namespace, progress: Progress) -> None:
     """Train what is missing and, when nothing is, write the answer."""
     options = SearchOptions(rungs=1, epochs=given.epochs, val=given.val, seed=given.seed)
     work = WorkOptions(minutes=given.minutes, workers=given.workers)
@@ -323,21 +324,21 @@ def compare(given: argparse.Namespace, progress: Progress) -> None:
         with interruptible(), closing(LocalExecutor(plan, work.count_workers("cpu"))) as executor:
             run_jobs(open_jobs, record, executor, progress, total=len(open_jobs({})), minutes=work.minutes)
         if missing := open_jobs(record.scores):
-            raise SystemExit(f"{len(missing)} trainings are missing; the same command goes on.")
+            raise SystemExit(f"{len(missing)} trainings are missing; run the same command again.")
         scores = record.scores
-    write_answer(given.out, found, standings(found, given.seeds, scores), scores)
+    write_answer(given.out, found, compare_lines(found, given.seeds, scores), scores)
 
 
-def write_answer(out: Path, found: Sequence[Contestant], stand: Sequence[Standing], scores: Scores) -> None:
+def write_answer(out: Path, found: Sequence[Contestant], compared: Sequence[Comparison], scores: Scores) -> None:
     """Write verdict.json and the picture, and print the verdict."""
     rows = []
-    for each in stand:
+    for each in compared:
         gap = dataclasses.asdict(each.difference)
         gap = {name: value if math.isfinite(value) else None for name, value in gap.items() if name != "candidate"}
-        rows.append({"against": each.line, "macs": each.factor, **gap, "words": each.words})
+        rows.append({"against": each.line, "macs": each.factor, **gap, "words": each.verdict})
         values = ("value", "low", "high")
         shown = "{:+.2f} points ({:+.2f} to {:+.2f})".format(*(100 * getattr(each.difference, name) for name in values))
-        print(f"At {each.factor:.3g}x the multiply-adds {each.words}: {shown}.")
+        print(f"At {each.factor:.3g}x the multiply-adds {each.verdict}: {shown}.")
     (out / "verdict.json").write_text(json.dumps({"compound": rows}, indent=2) + "\n")
     by_place = {
         place: [score for job, score in sorted(scores.items()) if job.candidate == place] for place in range(len(found))

@@ -1,12 +1,12 @@
-"""The studies of docs/search.md, each by the command that a user would type; an hour of two cores in all.
+"""The studies of docs/search.md, as commands that a user could type; they take an hour on two cores.
 
-    python benchmarks/search.py studies [NAME ...]    all of STUDIES, or those that are named
-    python benchmarks/search.py imagenet              what a search would take on ImageNet, from B0's training step here
+    python benchmarks/search.py studies [NAME ...]    all of STUDIES, or only these
+    python benchmarks/search.py imagenet              how long a search would take on ImageNet, by a training step of B0
         [--data benchmarks/data] [--out runs/search] [--results benchmarks/results/search]
 
-The data come from benchmarks/datasets.py. A study that was interrupted goes on, and one that is finished only writes
-its answer again. Its trainings, networks, answer and picture are copied to --results; python docs/draw.py makes the
-tables of docs/search.md of them.
+benchmarks/datasets.py makes the data. An interrupted study is resumed; a finished one only writes its results again.
+Its trainings, networks, verdict and picture are copied to --results, from which python docs/draw.py makes the tables of
+docs/search.md.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from effnet.searching.halving import make_rungs
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = "examples/baselines"
 SEARCH, CLAIM = ("-m", "effnet", "search"), ("benchmarks/claim.py",)
-STUDIES = {  # what Python runs, and its options
+STUDIES = {  # arguments of Python, and options
     "separable": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75"),
     "mbconv": (SEARCH, f"--from {BASELINES}/mbconv.yaml --epochs 0.75"),
     "compare": (CLAIM, f"--from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4"),
-    # every candidate trained in full, to see what the halving of the first one lost
+    # every candidate trained in full, to see what halving costs
     "separable-whole": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75 --rungs 1 --seeds 1"),
 }
 KEPT = ("candidates.csv", "trials.csv", "verdict.json", "rule.yaml", "search.png", "compare.png")
-BATCH, LAPS = 16, 7
+BATCH, STEPS = 16, 7
 SEEDS = 5
 IMAGES, EPOCHS = 1_281_167, 350  # ImageNet's training part, and the paper's epochs
 PUBLISHED = ("an RTX 3090, mixed precision", 1779.0)  # timm's train benchmark of tf_efficientnet_b0, images a second
 
 
 def study(name: str, data: Path, out: Path, results: Path) -> None:
-    """Run a study, or go on with it, and keep what it found."""
+    """Run or resume a study, and copy its results."""
     program, options = STUDIES[name]
     words = [*program, str(shown(data)), *shlex.split(options), "--out", str(shown(out / name))]
     if program == SEARCH and (out / name / "args.yaml").exists():
@@ -60,17 +60,17 @@ def study(name: str, data: Path, out: Path, results: Path) -> None:
 
 
 def shown(path: Path) -> Path:
-    """The path from the repository's root, where it is in there: rule.yaml keeps it."""
+    """The path from the repository's root, if it is inside: rule.yaml records it."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def imagenet() -> None:
-    """Years of this machine and of a GPU for a search at B0's own size with the paper's epochs."""
+    """The time of a search at B0's own size with the paper's epochs, on this machine and on a GPU."""
     from networks import training_step
 
     network = effnet.create("b0").to(memory_format=torch.channels_last).train()
     pixels = random_images(BATCH, 224)
-    here = BATCH / statistics.median([seconds(lambda: training_step(network, pixels)) for _ in range(LAPS)][1:])
+    here = BATCH / statistics.median([seconds(lambda: training_step(network, pixels)) for _ in range(STEPS)][1:])
     found = build_candidates(effnet.spec("b0"), grid())
     rungs = make_rungs(len(found), seeds=SEEDS)
     trainings = 2 * sum(rung.share * rung.trainings for rung in rungs)  # of twice B0's multiply-adds
@@ -88,9 +88,9 @@ def imagenet() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("studies", "imagenet"))
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(STUDIES)}; default all")
-    parser.add_argument("--data", type=Path, default=ROOT / "benchmarks" / "data", help="where datasets.py put them")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "search", help="the studies' folders")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(STUDIES)}; default: all")
+    parser.add_argument("--data", type=Path, default=ROOT / "benchmarks" / "data", help="the folder of datasets.py")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "search", help="folder for the studies")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "search")
     options = parser.parse_args()
     if unknown := set(options.names) - set(STUDIES):

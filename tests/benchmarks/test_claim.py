@@ -24,12 +24,12 @@ assert SPEC.loader
 claim = importlib.util.module_from_spec(SPEC)
 sys.modules["claim"] = claim
 SPEC.loader.exec_module(claim)
-SINGLE, SWEEP_SEEDS, contestants, jobs, standings = (
+SINGLE, SWEEP_SEEDS, contestants, jobs, compare_lines = (
     claim.SINGLE,
     claim.SWEEP_SEEDS,
     claim.contestants,
     claim.jobs,
-    claim.standings,
+    claim.compare_lines,
 )
 FULL = effnet.spec("b0")
 B0 = effnet.spec("b0", resolution=112)
@@ -73,22 +73,22 @@ def test_every_seed_of_the_lines_and_some_of_the_sweeps() -> None:
 
 
 def test_the_verdict_is_the_one_that_the_numbers_allow() -> None:
-    found = standings(FOUND, 3, scores({"width": (0.05, 0.052, 0.051), "depth": (0.02, -0.02, 0.0)}))
+    found = compare_lines(FOUND, 3, scores({"width": (0.05, 0.052, 0.051), "depth": (0.02, -0.02, 0.0)}))
     assert [(each.factor, each.line) for each in found] == [(factor, line) for factor in (2.0, 4.0) for line in SINGLE]
-    words = {each.line: each.words for each in found}
+    words = {each.line: each.verdict for each in found}
     assert words["width"] == "compound is better than width alone"
     assert words["depth"] == "no difference between compound and depth alone was found"
     low, high = stats.t.interval(1 - 0.05 / 6, 2, 0.051, stats.sem([0.05, 0.052, 0.051]))
     assert (found[0].difference.low, found[0].difference.high) == pytest.approx((low, high))
-    worse = standings(FOUND, 3, scores({"resolution": (-0.03, -0.031, -0.03)}))
-    assert worse[2].words == "resolution alone is better than compound"
+    worse = compare_lines(FOUND, 3, scores({"resolution": (-0.03, -0.031, -0.03)}))
+    assert worse[2].verdict == "resolution alone is better than compound"
 
 
 def test_what_is_missing_is_not_guessed() -> None:
     some = scores({})
     some.pop(Job(0, 1, 3))
     with pytest.raises(ArgumentError, match=r"lack 1 of the comparison"):
-        standings(FOUND, 3, some)
+        compare_lines(FOUND, 3, some)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -100,7 +100,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 @pytest.mark.parametrize("name", list(RULES))
 def test_a_rule_reaches_a_cost_whatever_phi_that_takes(name: str) -> None:
-    network = claim.reach(FULL, RULES[name], 4.0)
+    network = claim.reach_cost(FULL, RULES[name], 4.0)
     assert network is not None
     assert cost(network).macs / cost(FULL).macs == pytest.approx(4, rel=WITHIN)
     alpha, beta, gamma = effective_growth(FULL, network)
@@ -111,8 +111,8 @@ def test_a_rule_reaches_a_cost_whatever_phi_that_takes(name: str) -> None:
 
 
 def test_a_rule_that_cannot_reach_a_cost() -> None:
-    assert claim.reach(FULL, RULES["resolution"], 4.0, 300) is None
-    assert claim.reach(FULL, RULES["width"], 4.0, 300) is not None
+    assert claim.reach_cost(FULL, RULES["resolution"], 4.0, 300) is None
+    assert claim.reach_cost(FULL, RULES["width"], 4.0, 300) is not None
 
 
 def test_two_lines_are_compared_by_a_paired_t_test() -> None:
