@@ -62,18 +62,13 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
         (["run", "shapes", *QUICK, "--triple", "1,2"], "1,2"),
         (["run", "shapes", *QUICK, "--triple", "0.5,2,1"], "`alpha`"),
         (["run", "shapes", *QUICK, "--step", "0"], "`step`"),
-        (["run", "shapes", *QUICK, "--step", "0.7", "--tolerance", "0.01"], "leaves no triple on a grid of 0.7"),
-        (["run", "shapes", *QUICK, "--params", "1k"], "they take at least"),
         (["run", "shapes", *QUICK, "--latency", "soon"], "soon"),
-        (["run", "shapes", *QUICK, "--resolution", "33"], "is beyond the images' own 32 px"),
         (["run", "shapes", *QUICK, "--triple", "1,1,1.8"], "has alpha beta^2 gamma^2 = 3.24, more than 0.1 from 2"),
         (["run", "shapes", *QUICK, "--phi", "1e9"], "`phi` (=1000000000.0) must be more than 0 and at most 16"),
         (["run", "shapes", *QUICK, "--recipe", "finetune"], "`recipe` (='finetune') is for networks with weights"),
         (["run", "shapes", *QUICK, "--out", "shapes/disc/000.png"], "exists and holds something else"),
         (["run", "shapes", *QUICK, "--finalists", "0"], "`finalists` (=0)"),
-        (["run", "shapes", *QUICK, "--rungs", "0"], "`rungs`"),
         (["run", "shapes", *QUICK, "--recipe", "scrach"], "Did you mean 'scratch'?"),
-        (["shapes", *QUICK, "--device", "cuda"], "`device` (='cuda') is not available"),
     ],
 )
 def test_wrong_usage_leaves_nothing(run, folder, words, message):

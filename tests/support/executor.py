@@ -22,7 +22,6 @@ class InThisProcess:
         self.score, self.slots, self.jobs = score, slots, list[Job]()
 
     def submit(self, job: Job) -> Future[TrialOutcome]:
-        """Run a job."""
         self.jobs.append(job)
         future = Future[TrialOutcome]()
         try:
@@ -32,8 +31,7 @@ class InThisProcess:
         return future
 
     def partial(self) -> tuple[float, str]:
-        """Nothing runs."""
         return 0.0, ""
 
     def close(self) -> None:
-        """Nothing runs."""
+        pass

@@ -106,7 +106,7 @@ def _show_verdict(found: SearchResult) -> None:
 
 def _describe(verdict: Verdict) -> list[str]:
     others, level = len(verdict.means) - 1, len(verdict.level) - 1
-    texts = [] if verdict.complete else [f"Trainings are missing; each candidate here has {verdict.seeds}."]
+    texts = [] if verdict.complete else [f"Trainings are missing; each of these candidates has {verdict.seeds}."]
     if not others:
         texts.append("There is only one candidate.")
     elif verdict.seeds == 1:

@@ -15,19 +15,14 @@ from effnet.searching.halving import Rung, Scores, Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLOSE = 0.2, 0.06  # of the triangle's side, across and up: candidates that are so close are numbered together
-RUNG_COLOURS = (PALE, SKY, BLUE, INK)  # the last rung's is the darkest that is used
+CLOSE = 0.2, 0.06  # share of the triangle's side, across and up, within which candidates have a common label
+RUNG_COLOURS = (PALE, SKY, BLUE)  # of the last three rungs
 
 
 def draw_search(
     candidates: Sequence[Candidate], rungs: Sequence[Rung], scores: Scores, verdict: Verdict, out: Path
 ) -> None:
-    """Draw the score of every candidate at every rung that it reached, the best first, beside what it grows by.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw the scores of every candidate, the best candidate first, and a triangle that shows what each grows."""
     reached: dict[int, tuple[int, float]] = {}
     for place in sorted({job.candidate for job in scores}):
         last = max(job.rung for job in scores if job.candidate == place)
@@ -39,12 +34,11 @@ def draw_search(
     title += "may be the best"
     with picture(out, 14, max(5.0, 2.2 + 0.36 * len(candidates)), title) as figure:
         dots, triangle = figure.subplots(1, 2, width_ratios=(3, 2))
-        colours = RUNG_COLOURS[-1 - len(rungs) : -1] if len(rungs) < len(RUNG_COLOURS) else RUNG_COLOURS
         for number, rung in enumerate(rungs):
             jobs = sorted(job for job in scores if job.rung == number)
             xs, ys = [100 * scores[job] for job in jobs], [order.index(job.candidate) for job in jobs]
             label = f"{rung.share:.2g} of the longest training"
-            colour = colours[min(number, len(colours) - 1)]
+            colour = RUNG_COLOURS[max(0, number - len(rungs) + len(RUNG_COLOURS))]
             dots.scatter(xs, ys, s=34, c=colour, edgecolors=GREY, linewidths=0.6, label=label, zorder=3)
         for place, mean in verdict.means.items():
             dots.plot(100 * mean, order.index(place), "|", color=INK, markersize=18, markeredgewidth=2, zorder=4)
@@ -62,14 +56,14 @@ def draw_search(
 
 
 def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None:
-    """Where each candidate spends its multiply-adds, numbered and coloured by its place."""
+    """Draw how each candidate divides its growth between the dimensions, numbered and coloured by rank."""
     corners = {"depth": (0.5, math.sqrt(3) / 2), "width": (0.0, 0.0), "resolution": (1.0, 0.0)}
     outline = [*corners.values(), corners["depth"]]
     axes.plot(*zip(*outline, strict=True), color=GREY, linewidth=1)
     for name, (x, y) in corners.items():
         offset = (0, 24) if name == "depth" else (0, -22)
         axes.annotate(f"all in {name}", (x, y), offset, textcoords="offset points", ha="center", fontsize=11)
-    crowds: list[tuple[float, float, list[int]]] = []  # where the numbers stand of those that are close
+    crowds: list[tuple[float, float, list[int]]] = []  # position and numbers of each label
     for number, (alpha, beta, gamma) in enumerate(growths):
         shares = [max(0.0, math.log(value)) for value in (alpha, beta**2, gamma**2)]
         depth, _, resolution = (share / (sum(shares) or 1.0) for share in shares)
@@ -85,4 +79,4 @@ def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None
         axes.annotate(", ".join(map(str, numbers)), (x, y), (9, 7), textcoords="offset points", fontsize=10)
     axes.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.0), aspect="equal")
     axes.axis("off")
-    axes.set_title("where the multiply-adds went; yellow: best", loc="left", fontsize=12)
+    axes.set_title("share of each dimension in the growth; yellow: best", loc="left", fontsize=12)

@@ -114,10 +114,9 @@ def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOpti
     found = build_candidates(baseline, rules, phi=options.phi, largest=native, budget=budget, progress=progress)
     if budget is not None and budget.latency is not None:
         found = _fast_enough(found, float(budget.latency), progress)
-    used = sum(len(each.triples) for each in found)
-    others = f"; the other {len(rules) - used} miss that cost or exceed a limit" if used < len(rules) else ""
     progress.message(
-        f"{used} triples are {len(found)} networks of {2**options.phi:.3g} times the baseline's multiply-adds{others}"
+        f"{sum(len(each.triples) for each in found)} of {len(rules)} triples build {len(found)} networks of "
+        f"{2**options.phi:.3g} times the baseline's multiply-adds; the others miss that cost or exceed a limit"
     )
     plan = SearchPlan(folder, options, images, recipe, baseline, found, options.epochs or 1.0)
     if options.epochs is None:
