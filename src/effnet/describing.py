@@ -172,7 +172,7 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
 
 def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:
     limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
-    precision, reason = choose_precision() if step.precision is None else (step.precision, "as --precision says")
+    precision, reason = choose_precision() if step.precision is None else (step.precision, "chosen by --precision")
     settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
     levels: dict[str, Keep | None] = {"everything": None}
     levels |= {keep.name.lower(): keep for keep in sorted(Keep, reverse=True)}

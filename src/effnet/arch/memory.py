@@ -78,7 +78,7 @@ class TrainingMemory:
     ema: int
     images: int
     activations: int  # kept when the backward pass begins
-    peak: int  # of all together
+    peak: int  # of the sum
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class PartMemory:
     count: int
     params: int
     kept: int  # by each of them
-    working: int  # what its backward pass holds beside what is kept
-    recomputed: int  # what it takes to compute the last one's output recomputed, for the part behind
+    working: int  # what its backward pass holds in addition
+    recomputed: int  # what the next part holds when it computes the last one's output again
 
 
 def inference_memory(network: NetworkSpec | Shape) -> int:
-    """Bytes of weights, one image and the feature maps beside them at the worst moment, fp32.
+    """Bytes of weights, one image and the feature maps alive at the worst moment, fp32.
 
     As eager torch runs it in eval mode without gradients: a block's input waits for the shortcut, the stage's input for
     its end, and batch normalisation reads one map while it writes the next.
@@ -303,7 +303,7 @@ def _kept_for_next(block: BlockSpec, keep: Keep | None, activation: Activation) 
 
 
 def _working_elements(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
-    """What the backward pass of a block holds beside what is kept, at its worst moment."""
+    """What the backward pass of a block holds in addition to what is kept, at its worst moment."""
     path = block.path
     if len(path) < 2 or not path[-2].depthwise or path[-1].activation:
         maps = [block.in_channels * block.input_size**2, *(layer.elements for layer in block.layers)]

@@ -1,8 +1,8 @@
 """Which parts of a network to compute again so that training fits into a given memory, at the least extra work.
 
-Work is counted in multiply-adds. Computing a map again is mostly writing it, so each element that is written counts as
-many multiply-adds as a pointwise convolution does in the time: WRITTEN. The search is Lagrange's: a price for a byte
-is raised until the plan that is cheapest at this price fits; then single parts get back what still fits.
+Work is counted in multiply-adds. Computing a map again is mostly writing it, so each written element counts as the
+multiply-adds of a pointwise convolution in the same time: WRITTEN. The search is Lagrangian: the price of a byte rises
+until the plan that is cheapest at this price fits; then single parts get back what still fits.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from effnet.runtime.graph import Array, Network, Pads, build, network_of
 from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
-_MAKING = threading.Lock()  # without it, two threads that need the Core at once would each make one
+_MAKING = threading.Lock()  # two threads that need the Core at once must not each make one
 # Its own default depends on the processor. An int8 graph names its 8-bit layers itself; the rest of it is fp32.
 HINTS: dict[EnginePrecision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 

@@ -230,13 +230,13 @@ def _of_network(
         rule = "takes images to calibrate on: effnet export MODEL DATA --precision int8 makes an artifact of them."
         raise ArgumentError("precision", precision, rule)
     if engine is not None:
-        chosen, reasons = engine, ["as asked"]
+        chosen, reasons = engine, ["the engine that was chosen"]
     elif precision == "bf16":
         chosen, reasons = "openvino", ["the engine that computes in bf16"]
     else:
-        lacks_avx512 = "avx2" in machine.features and "avx512f" not in machine.features
-        order: list[EngineName] = ["openvino", "onnxruntime"]
-        order = [*(reversed(order) if lacks_avx512 else order), "torch"]
+        order: list[EngineName] = ["openvino", "onnxruntime", "torch"]
+        if "avx2" in machine.features and "avx512f" not in machine.features:
+            order = ["onnxruntime", "openvino", "torch"]
         chosen = next((name for name in order if name in engines), order[-1])
         reasons = [f"the first that is installed of {', '.join(TITLES[name] for name in order)}"]
     if precision is None:
@@ -262,7 +262,7 @@ def _of_artifact(
         rule = f"cannot be chosen: {artifact.path} was exported in {form.precision}; export it again with --precision."
         raise ArgumentError("precision", precision, rule)
     if engine is not None:
-        chosen, reasons = engine, ["as asked"]
+        chosen, reasons = engine, ["the engine that was chosen"]
     else:
         order = sorted(known, key=lambda name: precision == "bf16" and name != "openvino")
         chosen = next((name for name in order if name in engines), order[0])

@@ -1,4 +1,4 @@
-"""Sessions: the one protocol by which every model answers, and the class that makes one of an engine's graphs.
+"""Sessions: the protocol of every model that is ready to answer, and the class that builds one from an engine's graphs.
 
 A Backend says how a model is run. OpenVINO and ONNX Runtime compile a graph for a certain number of images, so a
 full batch goes through as a whole or in parts of a few images, several parts side by side. Needs no engine, no torch.

@@ -126,9 +126,7 @@ def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOption
     if options.plot is not None:
         drawable(options.plot)
         if options.pretrained or not budget.limits:
-            rule = (
-                "draws the networks near the curve, which neither --pretrained nor a budget of only a latency counts."
-            )
+            rule = "draws the networks near the curve, which --pretrained and a budget of only a latency do not count."
             raise ArgumentError("plot", str(options.plot), rule)
     measure = None if budget.latency is None else _stopwatch(baseline, options)
     with console.Display("looking for the network that fits"):
@@ -153,7 +151,7 @@ def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOption
 
 
 def _save(network: NetworkSpec, path: Path | None, command: str) -> str:
-    """Write the network where that was asked for; the next command is to look at it, or else to save it."""
+    """Write the network if `path` is given; returns the next command, which shows it or else saves it."""
     if path is None:
         return f"{command} --save {shlex.quote(network.name)}.yaml"
     with write_file(path) as temporary:

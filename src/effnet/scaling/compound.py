@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -232,16 +232,14 @@ def interpolate_dropout(baseline: NetworkSpec, network: NetworkSpec) -> tuple[fl
     variants = published_variants(baseline)
     if not variants:
         return baseline.dropout, ()
-    points = [(math.log(nominal_ratio(baseline, variant)), variant) for variant in variants]
-    place = min(max(math.log(nominal_ratio(baseline, network)), points[0][0]), points[-1][0])
-    for (left, lower), (right, upper) in pairwise(points):
-        if place in (left, right):
-            variant = lower if place == left else upper
-            return variant.dropout, (variant.name,)
-        if place < right:
-            rate = lower.dropout + (upper.dropout - lower.dropout) * (place - left) / (right - left)
-            return round(rate, 3), (lower.name, upper.name)
-    raise AssertionError("a family has at least two variants")
+    points = [math.log(nominal_ratio(baseline, variant)) for variant in variants]
+    place = min(max(math.log(nominal_ratio(baseline, network)), points[0]), points[-1])
+    right = bisect_left(points, place)
+    lower, upper = variants[right - 1], variants[right]
+    if points[right] == place:
+        return upper.dropout, (upper.name,)
+    share = (place - points[right - 1]) / (points[right] - points[right - 1])
+    return round(lower.dropout + (upper.dropout - lower.dropout) * share, 3), (lower.name, upper.name)
 
 
 def published_variants(baseline: NetworkSpec) -> tuple[NetworkSpec, ...]:

@@ -223,7 +223,7 @@ def _best_published(
 
 
 def _fitting(row: Variant, search: CurveSearch) -> list[PublishedFit]:
-    """A variant at each resolution, growing, at which it meets the counted limits; none is beyond its own."""
+    """A variant at each resolution up to its own at which it meets the counted limits, ascending."""
     budget, step = search.budget, search.step
     smaller = range(-(-SMALLEST_RESOLUTION // step) * step, row.resolution, step)
     most = budget.max_resolution or row.resolution
@@ -274,9 +274,9 @@ def _more(search: CurveSearch, binding: str, chosen: NetworkSpec) -> NetworkSpec
 
 
 def _better_rule(search: CurveSearch, chosen: NetworkSpec) -> tuple[str, NetworkSpec] | None:
-    """The named rule that reaches most multiply-adds, if it reaches clearly more.
+    """The named rule that reaches most multiply-adds, if clearly more; only rules that grow all three dimensions.
 
-    Only rules that grow all three dimensions: one only can be grown without end under a limit that does not see it.
+    A single dimension could grow without end under a limit that does not depend on it.
     """
     most, better = BETTER * cost(chosen).macs, None
     for name, rule in RULES.items():

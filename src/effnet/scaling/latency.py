@@ -21,8 +21,8 @@ from effnet.scaling.candidates import CountedNetworks, CurveSearch
 from effnet.scaling.compound import implied_phis
 
 MOST_BETWEEN = 6  # networks that are timed between the two that enclose a latency
-AIM = 0.985  # of a latency: what a network that is to be timed next should take
-ENOUGH = 0.97  # of a latency: nothing closer is looked for
+AIM = 0.985  # share of the latency that the network to time next should take
+ENOUGH = 0.97  # share of the latency that ends the search
 
 Measure: TypeAlias = Callable[[NetworkSpec], Any]  # returns what has median_ms and spread_ms: a Timing
 
@@ -58,8 +58,8 @@ def within_latency(
 ) -> tuple[NetworkSpec, CountedNetworks | None]:
     """The largest timed network near the curve that is fast enough and meets the other limits.
 
-    From the baseline up or down the curve until the latency lies between two networks; then between those. The way up
-    ends at the network that makes most of the other limits: if that is fast enough, it is the answer.
+    It walks the curve from the baseline, up or down, until the latency lies between two networks, and then searches
+    between those. The way up ends at the network that makes most of the other limits: if fast enough, it is the answer.
 
     Args:
         search: the curve, with the other limits.
@@ -102,10 +102,7 @@ def within_latency(
 
 
 def _close_in(networks: CountedNetworks, search: CurveSearch, limit: float, timer: NetworkTimer) -> None:
-    """Time networks between the largest fast and the smallest slow one: false position on the logs, in milliseconds.
-
-    What was timed is in the timer.
-    """
+    """Time networks between the largest fast and the smallest slow one, by false position on the logs."""
     macs = networks["macs"]
     for _ in range(MOST_BETWEEN):
         every = [timed for timed in timer.timed.values() if timed.median_ms > 0]

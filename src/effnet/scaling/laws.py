@@ -8,12 +8,15 @@ effects of a law's reasons add up to the whole difference.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from effnet.arch.blocks import CHANNEL_DIVISOR
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
+from effnet.arch.variants import spec
+
+Explain = Callable[[NetworkSpec, NetworkSpec], list["Reason"]]
 
 SHOWN = 5e-4  # effects below this round to 0 thousandths
 NOISE = 1e-9  # effects below this are errors of floating point
@@ -58,21 +61,19 @@ def laws(baseline: NetworkSpec) -> tuple[Law, ...]:
     Raises:
         ArgumentError: the doubled network would be too large.
     """
-    deeper = dataclasses.replace(baseline, depth=2 * baseline.depth)
-    wider = dataclasses.replace(baseline, width=2 * baseline.width)
-    finer = dataclasses.replace(baseline, resolution=2 * baseline.resolution)
     return (
-        _law("depth", Growth(2, 2, 2), baseline, deeper, _depth(baseline, deeper)),
-        _law("width", Growth(4, 4, 2), baseline, wider, _width(baseline)),
-        _law("resolution", Growth(4, 1, 4), baseline, finer, _resolution(baseline)),
+        _law("depth", Growth(2, 2, 2), baseline, _depth),
+        _law("width", Growth(4, 4, 2), baseline, _width),
+        _law("resolution", Growth(4, 1, 4), baseline, _resolution),
     )
 
 
-def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, doubled: NetworkSpec, reasons: list[Reason]) -> Law:
+def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, explain: Explain) -> Law:
     """A law from its reasons; the last one is rounding, which accounts for what the others leave."""
+    doubled = spec(baseline, **{dimension: 2 * getattr(baseline, dimension)})
     before, after = cost(baseline), cost(doubled)
     counted = Growth(*(getattr(after, name) / getattr(before, name) for name in ("macs", "params", "activations")))
-    *known, rounding = reasons
+    *known, rounding = explain(baseline, doubled)
     rest = counted.macs - textbook.macs - sum(reason.effect for reason in known)
     known.append(dataclasses.replace(rounding, effect=rest))
     return Law(dimension, textbook, counted, tuple(reason for reason in known if abs(reason.effect) > NOISE))
@@ -107,7 +108,7 @@ def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
     ]
 
 
-def _width(baseline: NetworkSpec) -> list[Reason]:
+def _width(baseline: NetworkSpec, wider: NetworkSpec) -> list[Reason]:
     """A layer with only one scaled side grows with the width, one with none does not grow."""
     price, first = cost(baseline), baseline.blocks[0]
     stem, opening, *_, head, classifier = (part.macs for part in price.blocks)
@@ -128,7 +129,7 @@ def _width(baseline: NetworkSpec) -> list[Reason]:
     ]
 
 
-def _resolution(baseline: NetworkSpec) -> list[Reason]:
+def _resolution(baseline: NetworkSpec, finer: NetworkSpec) -> list[Reason]:
     """What works on pooled features costs the same at any resolution."""
     price = cost(baseline)
     squeezing = price.macs - cost(dataclasses.replace(baseline, squeeze_ratio=0)).macs
