@@ -8,6 +8,8 @@ from pathlib import Path
 from effnet import console
 from effnet.console import OK, Whole
 from effnet.errors import RefusedError, UnknownNameError
+from effnet.files import write_file, write_folder
+from effnet.weights.bundle import read_record, save
 
 SAME = 1e-4  # of the largest logit: two networks that differ by less are the same network
 
@@ -33,8 +35,6 @@ def convert(
         num_classes: Another number of classes than the file's lets the classifier start fresh.
     """
     with console.Display(f"reading {file}") as progress:
-        from effnet.files import write_file, write_folder
-        from effnet.weights.bundle import read_record, save
         from effnet.weights.convert import read_checkpoint
         from effnet.weights.load import build, read
         from effnet.weights.verify import logit_difference
