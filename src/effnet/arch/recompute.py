@@ -30,11 +30,7 @@ class RecomputePlan(dict[str, Keep]):
 
     @classmethod
     def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> RecomputePlan:
-        """The same level everywhere.
-
-        Raises:
-            UnknownNameError: no level has that name.
-        """
+        """The same level everywhere; UnknownNameError where no level has that name."""
         names = ("stem", *(block.name for block in spec.blocks), "head")
         return cls(dict.fromkeys(names, Keep.parse(keep)))
 

@@ -224,11 +224,7 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
-        """The spec that `to_dict` wrote.
-
-        Raises:
-            ArgumentError: a value is unknown, missing or outside its range.
-        """
+        """The spec that `to_dict` wrote; ArgumentError where a value is unknown, missing or outside its range."""
         stages = tuple(read_fields(StageSpec, row) for row in mapping(cls, values).get("stages") or ())
         return read_fields(cls, {**values, "stages": stages})
 

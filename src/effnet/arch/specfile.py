@@ -78,11 +78,7 @@ def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
 
 
 def _lines(text: str) -> dict[tuple[Any, ...], int]:
-    """The line of each name and each row in the file; of what is repeated by a YAML alias, the first.
-
-    Raises:
-        ArgumentError: a mapping has a name twice.
-    """
+    """The line of each name and row in the file, of a YAML alias the first; refuses a mapping with a name twice."""
     lines: dict[tuple[Any, ...], int] = {}
     seen = set[int]()
 

@@ -179,11 +179,7 @@ def spec(
 
 
 def variant(name: str) -> Variant:
-    """The published row of that name; a prefix as in "efficientnet_b0" or "efficientnet-b0" is understood.
-
-    Raises:
-        UnknownNameError: no network has that name.
-    """
+    """The published row of that name, which may have a prefix as in "efficientnet_b0"; raises UnknownNameError."""
     if not isinstance(name, str):
         raise ArgumentError("network", name, "must be a name such as 'b0', or a NetworkSpec.")
     short = name.lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")

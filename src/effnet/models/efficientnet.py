@@ -124,11 +124,7 @@ class EfficientNet(nn.Module):
         return *before, self.spec.blocks[-1].out_channels
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one for `num_classes` classes; everything else stays.
-
-        Raises:
-            ArgumentError: `num_classes` is not a positive whole number.
-        """
+        """Replace the classifier by a fresh one for `num_classes` classes; everything else stays."""
         num_classes = positive_int("num_classes", num_classes)
         old = self.classifier
         self.classifier = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
@@ -153,11 +149,7 @@ class EfficientNet(nn.Module):
         self.policy = policy
 
     def recompute(self, plan: RecomputePlan | None) -> None:
-        """Keep less for the backward pass from now on; None keeps everything. See effnet.models.recompute.
-
-        Raises:
-            ArgumentError: the plan is another network's, or a block or a normalisation cannot be recomputed.
-        """
+        """Keep less for the backward pass from now on; None keeps everything. See models.recompute.follow_plan."""
         follow_plan(self, self.spec, plan)
 
     def parameter_groups(self) -> list[ParameterGroup]:

@@ -60,11 +60,7 @@ class CurveSearch:
         return CurveSearch(budget or self.budget, self.baseline, rule or self.rule, self.step, self.rounding)
 
     def best(self) -> tuple[NetworkSpec, CountedNetworks]:
-        """The network that makes most of the budget, and everything that was considered.
-
-        Raises:
-            ArgumentError: the smallest network exceeds a limit.
-        """
+        """The network that makes most of the budget, and all that were considered; an error where none meets it."""
         phis, limits = self._phis(), self.budget.limits
         curve = self._count(*self._curve(phis))
         fits = self._fits(curve)
@@ -113,11 +109,7 @@ class CurveSearch:
         return dataclasses.replace(network, name=name, dropout=interpolate_dropout(self.baseline, network)[0])
 
     def _phis(self) -> FloatArray:
-        """The curve, as far as factors, resolution and whole numbers go, in steps of equal growth under any rule.
-
-        Raises:
-            ArgumentError: with what is settled, not even the smallest network can be counted in 64 bits.
-        """
+        """The curve in steps of equal growth under any rule, as far as factors, resolution and 64-bit numbers go."""
         phis = np.arange(self._first(), largest_phi(self.baseline, self.rule), CURVE_STEP * self.doubling)
         depth, width, pixels = self._curve(phis)
         growth = (depth / self.baseline.depth) * (width / self.baseline.width) ** 2

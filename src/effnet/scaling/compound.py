@@ -69,11 +69,7 @@ class Rule:
         return self.nominal(1)
 
     def factors(self, phi: float) -> tuple[float, float, float]:
-        """The factors on depth, width and resolution.
-
-        Raises:
-            ArgumentError: `phi` is not a finite number, or a factor would overflow.
-        """
+        """The factors on depth, width and resolution; ArgumentError where `phi` is not finite or too large."""
         if not math.isfinite(number("phi", phi)):
             raise ArgumentError("phi", phi, "must be a finite number.")
         try:
