@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effnet.data.dataset import (
-    Dataset,
-    Sample,
-    manifest,
-    match_classes,
-    read_data,
-    read_manifest,
-    split_data,
-    write_manifest,
-)
+from effnet.data.dataset import Dataset, Sample, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.data.dataset import write_manifest as write
 from effnet.errors import DataError, UnknownNameError
 
 
@@ -82,7 +74,7 @@ def test_missing_folder_names_the_nearest(tmp_path: Path) -> None:
 def test_manifest_round_trip(tmp_path: Path) -> None:
     data = split_data(read_data(touch(tmp_path / "d", *(f"{c}/{i}.png" for c in "ab" for i in range(9)))))
     (tmp_path / "elsewhere").mkdir()
-    write_manifest(data, tmp_path / "elsewhere" / "m.csv")
+    write(data, tmp_path / "elsewhere" / "m.csv")
     again = read_data(tmp_path / "elsewhere" / "m.csv")
     assert again.classes == data.classes
     assert {again.file(s).resolve(): (s.label, s.split) for s in again.samples} == {
@@ -116,11 +108,6 @@ def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
         read_data(tmp_path / "m.csv")
 
 
-def test_unknown_part() -> None:
-    with pytest.raises(UnknownNameError, match="'valid'"):
-        made(3).part("valid")
-
-
 def test_classes_are_matched_by_name() -> None:
     data = made(1, 1)
     matched = match_classes(data, ("class1", "other", "class0"), "the model's")
@@ -140,19 +127,17 @@ def test_split_is_stratified_and_seeded() -> None:
     assert split_data(data, seed=1) == parts
     assert split_data(data, seed=2) != parts
     assert shares(split_data(data, val=0.2, test=0))["train"] == [80, 32, 2]
-
-
-def test_a_class_of_two_images_is_trained_with() -> None:
-    assert shares(split_data(made(2, 1)))["train"] == [2, 1]
+    assert shares(split_data(made(2, 1)))["train"] == [2, 1]  # a class of two images is trained with
+    with pytest.raises(DataError, match="less than 1 together"):
+        split_data(made(9), val=0.5, test=0.5)
+    with pytest.raises(UnknownNameError, match="'valid'"):
+        data.part("valid")
 
 
 def test_split_data_gets_only_the_val_part_that_it_lacks() -> None:
-    halves = made(20, 20)
-    halves = Dataset(
-        halves.root,
-        halves.classes,
-        tuple(Sample(s.path, s.label, "test" if i % 2 else "train") for i, s in enumerate(halves.samples)),
-    )
+    whole = made(20, 20)
+    samples = (Sample(s.path, s.label, "test" if i % 2 else "train") for i, s in enumerate(whole.samples))
+    halves = Dataset(whole.root, whole.classes, tuple(samples))
     parts = split_data(halves, val=0.2)
     assert shares(parts) == {"train": [8, 8], "val": [2, 2], "test": [10, 10]}
     assert split_data(parts) is parts
@@ -160,20 +145,12 @@ def test_split_data_gets_only_the_val_part_that_it_lacks() -> None:
         split_data(halves.part("test"))
 
 
-def test_shares_are_checked() -> None:
-    with pytest.raises(DataError, match="less than 1 together"):
-        split_data(made(9), val=0.5, test=0.5)
-
-
 @given(st.lists(st.integers(0, 12), min_size=30, max_size=80), st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_groups_stay_together(groups: list[int], seed: int) -> None:
     data = made(len(groups) // 2, len(groups) - len(groups) // 2)
-    grouped = Dataset(
-        data.root,
-        data.classes,
-        tuple(Sample(s.path, s.label, "", f"g{i // 3}" if i % 7 == 0 else "") for i, s in enumerate(data.samples)),
-    )
+    samples = (Sample(s.path, s.label, "", f"g{i // 3}" if i % 7 == 0 else "") for i, s in enumerate(data.samples))
+    grouped = Dataset(data.root, data.classes, tuple(samples))
     parts = split_data(grouped, seed=seed, groups=groups)
     sides: dict[object, set[str]] = {}
     for sample, group in zip(parts.samples, groups, strict=True):
@@ -193,21 +170,11 @@ def test_the_digest_sees_size_class_and_part(tmp_path: Path) -> None:
 
 
 def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> None:
-    for name in (
-        "train/a/1.png",
-        "train/b/1.png",
-        "val/a/2.png",
-        "runs/train/x/results.png",
-        "seen/confusion_matrix.png",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "runs/train/x/args.yaml").touch()
-    (tmp_path / "seen/per_class.csv").touch()
-    (tmp_path / "empty").mkdir()
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "empty/notes.txt")
+    touch(tmp_path, "runs/train/x/results.png", "runs/train/x/args.yaml")
+    touch(tmp_path, "seen/confusion_matrix.png", "seen/per_class.csv")
     data = read_data(tmp_path)
     assert (data.classes, data.splits, len(data)) == (("a", "b"), ("train", "val"), 3)
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more/1.png").touch()
+    touch(tmp_path, "more/1.png")
     with pytest.raises(DataError, match="has 'train', 'val', which are parts, beside other images in 'more'"):
         read_data(tmp_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import imagehash
 import numpy as np
@@ -15,7 +17,6 @@ from planted import COPIES, jpeg, plant, scaled, textures, tiles
 from effnet.data import duplicates as module
 from effnet.data.duplicates import Fingerprint, _hashes, connect, find_duplicates, fingerprint
 from effnet.errors import ImageError
-from effnet.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,10 @@ def test_every_kind_of_copy_is_found_and_nothing_else(
     planted: dict[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(planted)
-    found = find_duplicates(files, threads=1)
+    counts: list[tuple[float, float]] = []
+    progress = SimpleNamespace(update=lambda task, done, total: counts.append((done, total)))
+    found = find_duplicates(files, threads=1, progress=progress)
+    assert counts == [(done, len(files)) for done in range(1, len(files) + 1)]
     together = {frozenset((files[pair.first], files[pair.second])) for pair in found.pairs}
     wanted = {frozenset((one, two)) for one, two in itertools.combinations(files, 2) if planted[one] == planted[two]}
     assert together <= wanted  # precision 1
@@ -55,11 +59,8 @@ def find_similarities(paths: Sequence[Path]) -> np.ndarray:
         grey = np.asarray(Image.open(path).convert("L").resize((32, 32), Image.Resampling.LANCZOS), float)
         padded = np.pad(grey, 1, mode="edge")
         kernel = np.outer((1, 2, 1), (1, 2, 1)) / 16
-        blurred = sum(
-            kernel[down, right] * padded[down : down + 32, right : right + 32]
-            for down in range(3)
-            for right in range(3)
-        )
+        shifts = list(np.ndindex(3, 3))
+        blurred = sum(kernel[down, right] * padded[down : down + 32, right : right + 32] for down, right in shifts)
         slopes = np.diff(blurred, axis=1)[:-1].ravel(), np.diff(blurred, axis=0)[:, :-1].ravel()
         rows.append(np.concatenate(slopes))
     unit = np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -75,14 +76,10 @@ def test_similarity_is_the_correlation_of_slopes(tmp_path: Path) -> None:
 
 def test_recoloured_images_are_no_copies_but_grey_ones_are(tmp_path: Path) -> None:
     image = next(textures(1))
-    red, green, blue = image.split()
-    luma = image.convert("YCbCr").split()
-    swapped = Image.merge("YCbCr", (luma[0], luma[2], luma[1])).convert("RGB")
-    paths = save([image, swapped, image.convert("L"), Image.merge("RGB", (red, green, blue))], tmp_path)
-    found = find_duplicates(paths)
-    assert found.contents == (0, 1, 2, 0)
-    assert (0, 2) in {(pair.first, pair.second) for pair in found.pairs}
-    assert (0, 1) not in {(pair.first, pair.second) for pair in found.pairs}
+    luma, blue, red = image.convert("YCbCr").split()
+    swapped = Image.merge("YCbCr", (luma, red, blue)).convert("RGB")
+    found = find_duplicates(save([image, swapped, image.convert("L")], tmp_path))
+    assert [(pair.first, pair.second) for pair in found.pairs] == [(0, 2)]
 
 
 def test_plain_images_are_copies_only_where_their_bytes_are_the_same(tmp_path: Path) -> None:
@@ -146,9 +143,10 @@ def test_a_photo_lying_on_its_side_is_the_upright_one(tmp_path: Path) -> None:
 def test_what_cannot_be_read_comes_back_as_an_error(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "words.png").write_text("not an image")
-    whole = jpeg_bytes(photos / "coffee.png")
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "whole.jpg").write_bytes(whole)
+    file = io.BytesIO()
+    Image.open(photos / "coffee.png").convert("RGB").save(file, "JPEG")
+    (tmp_path / "whole.jpg").write_bytes(file.getvalue())
+    (tmp_path / "cut.jpg").write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
     (tmp_path / "folder.jpg").mkdir()
     names = ["empty.jpg", "words.png", "cut.jpg", "missing.jpg", "folder.jpg", "whole.jpg", "empty.jpg"]
     found = find_duplicates([tmp_path / name for name in names])
@@ -156,16 +154,9 @@ def test_what_cannot_be_read_comes_back_as_an_error(tmp_path: Path, photos: Path
     wanted = ["is empty", "is not an image", "cut short", "does not exist", "is a folder", "", "is empty"]
     assert all(words in reason for words, reason in zip(wanted, reasons, strict=True))
     assert reasons[5] == ""
+    assert find_duplicates([]).groups == ()
     assert found.groups == found.contents == tuple(range(7))
     assert found.pairs == ()
-
-
-def jpeg_bytes(path: Path) -> bytes:
-    import io
-
-    file = io.BytesIO()
-    Image.open(path).convert("RGB").save(file, "JPEG", quality=90)
-    return file.getvalue()
 
 
 def test_a_large_jpeg_decoded_smaller_is_like_its_png(tmp_path: Path, photos: Path) -> None:
@@ -182,23 +173,6 @@ def test_hashes_are_imagehashs(photos: Path) -> None:
         thumbnail = np.frombuffer(fingerprint(photos / name).thumbnail, np.uint8).reshape(1, 32, 32)
         theirs = imagehash.phash(Image.open(photos / name)).hash.ravel()
         assert ((_hashes(thumbnail)[0] > 0) != theirs).sum() <= 2
-
-
-def test_nothing_and_one(tmp_path: Path, photos: Path) -> None:
-    assert find_duplicates([]).groups == ()
-    assert find_duplicates([photos / "coffee.png"]).groups == (0,)
-    assert find_duplicates([tmp_path / "missing.png"]).groups == (0,)
-
-
-def test_progress_counts_files(planted: dict[Path, int]) -> None:
-    seen: list[tuple[str, float, float]] = []
-
-    class Counter(Silent):
-        def update(self, task: str, done: float, total: float, detail: str = "") -> None:
-            seen.append((task, done, total))
-
-    find_duplicates(sorted(planted)[:3], progress=Counter())
-    assert [counts for _, *counts in seen] == [[1, 3], [2, 3], [3, 3]]
 
 
 def test_connections_go_over_several_steps() -> None:

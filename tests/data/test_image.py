@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torchvision.transforms._presets import ImageClassification
 from effnet.arch.spec import InputSpec
 from effnet.data import image as module
 from effnet.data.image import colour_mode, fit_photo, load_pixels, normalise, preprocess
-from effnet.errors import ArgumentError, ImageError
+from effnet.errors import ArgumentError
 
 PHOTOS = sorted((Path(module.__file__).parent / "photos").glob("*.png"))
 KINDS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -62,26 +61,12 @@ def timm_pixels(photo: Image.Image, spec: InputSpec, crop_mode: str, crop_pct: f
 
 
 def equal(found: np.ndarray, expected: np.ndarray) -> bool:
-    return (
-        found.dtype == expected.dtype == np.float32
-        and found.shape == expected.shape
-        and bool((found == expected).all())
-    )
-
-
-# The published inputs of the family on real photos -------------------------------------------------------------------
+    return found.dtype == expected.dtype == np.float32 and np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
 @pytest.mark.parametrize(
-    ("size", "resize", "kind"),
-    [
-        (224, 256, "bicubic"),
-        (240, 255, "bilinear"),
-        (288, 288, "bicubic"),
-        (380, 384, "lanczos"),
-        (600, 600, "bicubic"),
-    ],
+    ("size", "resize", "kind"), [(224, 256, "bicubic"), (240, 255, "bilinear"), (380, 384, "lanczos")]
 )
 def test_photos_equal_torchvision(path: Path, size: int, resize: int, kind: Any) -> None:
     spec = InputSpec(size=size, resize=resize, interpolation=kind)
@@ -89,7 +74,7 @@ def test_photos_equal_torchvision(path: Path, size: int, resize: int, kind: Any)
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
-@pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.875), (240, 0.882), (300, 0.904), (380, 0.922), (528, 0.942)])
+@pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.875), (240, 0.882), (380, 0.922)])
 def test_photos_equal_timm(path: Path, size: int, crop_pct: float) -> None:
     spec = InputSpec(size=size, resize=math.floor(size / crop_pct), mean=(0.5,) * 3, std=(0.5,) * 3)
     photo = Image.open(path)
@@ -98,10 +83,7 @@ def test_photos_equal_timm(path: Path, size: int, crop_pct: float) -> None:
     assert equal(preprocess(path, replace(spec, fit="pad")), timm_pixels(photo, spec, "border", 1.0))
 
 
-# Any shape -----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(shape=SHAPES, size=st.integers(1, 64), extra=st.integers(0, 33), kind=st.sampled_from(KINDS), grey=st.booleans())
 @example(shape=(1, 1), size=224, extra=32, kind="bicubic", grey=False)
 @example(shape=(3, 90), size=7, extra=0, kind="lanczos", grey=True)
@@ -111,7 +93,7 @@ def test_crop_equals_torchvision(shape: tuple[int, int], size: int, extra: int, 
     assert equal(preprocess(photo, spec), torchvision_pixels(photo, spec))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(shape=SHAPES, size=st.integers(1, 64), kind=st.sampled_from(KINDS), grey=st.booleans())
 @example(shape=(41, 90), size=45, kind="bicubic", grey=False)  # 20.5 pixels: rounded to even
 def test_squash_and_pad_equal_timm(shape: tuple[int, int], size: int, kind: Any, grey: bool) -> None:
@@ -132,9 +114,6 @@ def test_pad_keeps_a_line_of_a_photo_that_would_vanish() -> None:
     assert (border == (124, 116, 104)).all()  # 255 times ImageNet's mean
 
 
-# Photos that would fill the memory -----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def areas(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of pixels of every image that Pillow is asked to make by resizing."""
@@ -149,7 +128,7 @@ def areas(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("shape", [(3000, 2), (2, 3000), (1, 500_000), (700_000, 3)])
+@pytest.mark.parametrize("shape", [(3000, 2), (1, 500_000), (700_000, 3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_is_bounded_for_any_shape(shape: tuple[int, int], kind: Any, areas: list[int]) -> None:
     spec = InputSpec(interpolation=kind)
@@ -158,23 +137,8 @@ def test_memory_is_bounded_for_any_shape(shape: tuple[int, int], kind: Any, area
     assert max(areas) < 10**6
 
 
-def test_3000_x_2_still_equals_torchvision() -> None:
-    spec = InputSpec(size=40, resize=48)  # 72000 x 48 pixels in between
-    for photo in (noise(3000, 2), noise(2, 3000)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "UNCUT_LIMIT", 0)
-            found = preprocess(photo, spec)
-        assert equal(found, torchvision_pixels(photo, spec))
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    short=st.integers(1, 30),
-    long=st.integers(30, 3000),
-    tall=st.booleans(),
-    cut=st.integers(0, 29),
-    kind=st.sampled_from(KINDS[1:]),
-)
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 30), st.integers(30, 3000), st.booleans(), st.integers(0, 29), st.sampled_from(KINDS[1:]))
 def test_the_way_around_stays_within_two_levels(short: int, long: int, tall: bool, cut: int, kind: Any) -> None:
     photo = noise(*((short, long) if tall else (long, short)))
     spec = InputSpec(size=30 - cut, resize=30, interpolation=kind)
@@ -182,9 +146,6 @@ def test_the_way_around_stays_within_two_levels(short: int, long: int, tall: boo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "UNCUT_LIMIT", 0)
         assert np.abs(fit_photo(photo, spec) - plain).max() <= 2
-
-
-# Arithmetic ----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -212,15 +173,10 @@ def test_normalise_refuses_other_arrays(pixels: Any) -> None:
         normalise(pixels, InputSpec())
 
 
-# The steps -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-@pytest.mark.parametrize(
-    "spec", [InputSpec(size=20, resize=24), InputSpec(size=20, resize=24, **GREY)], ids=["rgb", "grey"]
-)
-def test_steps_agree_and_pixels_may_be_written(fit: Any, spec: InputSpec) -> None:
-    spec = replace(spec, fit=fit)
+@pytest.mark.parametrize("grey", [False, True])
+def test_steps_agree_and_pixels_may_be_written(fit: Any, grey: bool) -> None:
+    spec = InputSpec(size=20, resize=24, fit=fit, **GREY if grey else {})
     source = np.asarray(noise(33, 21))
     pixels = load_pixels(source, spec)
     assert (pixels.shape, pixels.dtype) == ((20, 20, spec.channels), np.uint8)
@@ -233,13 +189,6 @@ def test_steps_agree_and_pixels_may_be_written(fit: Any, spec: InputSpec) -> Non
 def test_a_photo_of_another_mode_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"`photo\.mode` .*'RGBA'.* must be 'RGB' for 3 channels"):
         fit_photo(Image.new("RGBA", (9, 9)), InputSpec())
-
-
-def test_unreadable_photos_raise_image_error(tmp_path: Path) -> None:
-    steps: tuple[Callable[..., Any], ...] = (preprocess, load_pixels)
-    for step in steps:
-        with pytest.raises(ImageError, match="does not exist"):
-            step(tmp_path / "missing.jpg", InputSpec())
 
 
 def test_no_torch_is_needed() -> None:
@@ -267,22 +216,13 @@ def jpeg(folder: Path, width: int, height: int) -> Path:
         ((1024, 512), "crop", 1, (512, 256)),  # the shorter side decides: 512 / 256
         ((1024, 512), "crop", 2, (1024, 512)),
         ((1024, 512), "pad", 2, (512, 256)),  # the longer: 1024 / 224
-        ((1024, 512), "squash", 1, (512, 256)),
         ((4096, 2048), "crop", 1, (512, 256)),
-        ((4096, 2048), "crop", 2, (1024, 512)),
         ((4096, 2048), "crop", 4, (2048, 1024)),
         ((2050, 2046), "crop", 1, (1025, 1023)),  # as long as both sides are whole
         ((2049, 2048), "crop", 1, (2049, 2048)),
     ],
 )
-def test_large_jpegs_are_halved(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    size: tuple[int, int],
-    fit: str,
-    spare: float,
-    halved: tuple[int, int],
-) -> None:
+def test_large_jpegs_are_halved(tmp_path: Path, monkeypatch, size, fit: str, spare: float, halved) -> None:
     see, file, sizes = InputSpec(224, 256, fit=fit), jpeg(tmp_path, *size), []
     monkeypatch.setattr(module, "fit_photo", lambda photo, spec: sizes.append(photo.size) or fit_photo(photo, spec))
     exact, fast = load_pixels(file, see), load_pixels(file, see, spare=spare)

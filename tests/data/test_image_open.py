@@ -64,9 +64,6 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
     return np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-# Kinds of files ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_lossless_kinds_give_the_very_pixels(kind: str, tmp_path: Path) -> None:
     (tmp_path / "photo").write_bytes(encode(RGB, kind, **LOSSLESS[kind]).getvalue())
@@ -77,21 +74,14 @@ def test_lossless_kinds_give_the_very_pixels(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", LOSSY)
 def test_lossy_kinds_give_what_pillow_decodes(kind: str) -> None:
     file = encode(RGB, kind)
-    expected = np.asarray(Image.open(file).convert("RGB"))
-    assert (pixels(file) == expected).all()
+    assert (pixels(file) == np.asarray(Image.open(file).convert("RGB"))).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (3000, 2), (1, 7)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (3000, 2)])
 def test_any_size(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert (pixels(encode(image)) == image).all()
     assert pixels(encode(image, "JPEG"), "L").shape == shape
-
-
-def test_a_photo_of_the_package_equals_its_plain_decoding() -> None:
-    path = Path(module.__file__).parent / "photos" / "chelsea.png"
-    assert (pixels(path) == np.asarray(Image.open(path))).all()
-    assert pixels(path).shape == (300, 451, 3)
 
 
 def test_first_frame_of_animations() -> None:
@@ -103,20 +93,16 @@ def test_first_frame_of_animations() -> None:
         assert np.abs(pixels(file).astype(int) - (255, 0, 0)).max() <= 2, kind
 
 
-# Orientation ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("orientation", TURNED)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    options = {"JPEG": {"subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    options = {"JPEG": {"subsampling": 0}}.get(kind, {})
     stored = np.asarray(Image.open(encode(RGB, kind, **options)).convert("RGB"))
     photo = open_photo(encode(RGB, kind, exif=exif, **options))
     assert (np.asarray(photo) == TURNED[orientation](stored)).all()
     assert (pixels(photo) == np.asarray(photo)).all()  # read again it is not turned again
-    assert (pixels(photo, "L") == np.asarray(photo.convert("L"))).all()
 
 
 def test_an_open_pillow_image_is_turned_and_left_alone() -> None:
@@ -135,32 +121,16 @@ def test_unreadable_exif_leaves_the_pixels_as_stored(exif: bytes) -> None:
     assert (pixels(encode(RGB, exif=exif)) == RGB).all()
 
 
-# Colours -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_alpha_is_composed_over_white(kind: str) -> None:
     options = {"WEBP": {"lossless": True, "exact": True}}.get(kind, {})
-    expected = over_white(RGBA)
-    assert (pixels(encode(RGBA, kind, **options)) == expected).all()
-    assert (pixels(RGBA, "L") == np.asarray(Image.fromarray(expected).convert("L"))).all()
-    plain = np.asarray(Image.open(encode(RGBA, kind, **options)).convert("RGB")).astype(int)
-    assert (plain == RGBA[..., :3]).all()  # other readers show the hidden colours
-    assert np.abs(plain - expected).max() > 100
-
-
-def test_transparent_black_is_white_and_opaque_colours_are_exact() -> None:
-    ends = RGBA.copy()
-    ends[..., 3] = np.where(ends[..., 3] > 127, 255, 0)
-    assert (pixels(ends) == np.where(ends[..., 3:] == 255, ends[..., :3], 255)).all()
+    assert (pixels(encode(RGBA, kind, **options)) == over_white(RGBA)).all()
     assert pixels(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).min() == 255
 
 
 def test_grey_with_alpha() -> None:
     file = encode(Image.merge("LA", [Image.fromarray(GREY)] * 2))
-    expected = over_white(np.stack([GREY, GREY], axis=-1))[..., 0]
-    assert (pixels(file, "L") == expected).all()
-    assert (pixels(file) == expected[..., None]).all()
+    assert (pixels(file, "L") == over_white(np.stack([GREY, GREY], axis=-1))[..., 0]).all()
 
 
 def test_palettes() -> None:
@@ -178,16 +148,12 @@ def test_palettes() -> None:
 
 
 def test_one_transparent_colour() -> None:
-    key = tuple(int(value) for value in RGB[2, 3])
-    assert (
-        pixels(encode(RGB, transparency=key)) == np.where(np.equal(RGB, key).all(-1, keepdims=True), 255, RGB)
-    ).all()
-    grey = encode(GREY, transparency=int(GREY[0, 0]))
-    assert (pixels(grey, "L") == np.where(np.equal(GREY, GREY[0, 0]), 255, GREY)).all()
-    deep = GREY.astype(np.uint16) * 257
-    assert (
-        pixels(encode(deep, transparency=int(deep[0, 0])), "L") == np.where(np.equal(GREY, GREY[0, 0]), 255, GREY)
-    ).all()
+    key = tuple(RGB[2, 3].tolist())
+    seen = np.where(np.equal(RGB, key).all(-1, keepdims=True), 255, RGB)
+    assert (pixels(encode(RGB, transparency=key)) == seen).all()
+    seen = np.where(np.equal(GREY, GREY[0, 0]), 255, GREY)
+    for levels in (GREY, GREY.astype(np.uint16) * 257):
+        assert (pixels(encode(levels, transparency=int(levels[0, 0])), "L") == seen).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])  # Pillow's CMYK JPEGs are Adobe's, stored inverted
@@ -207,15 +173,6 @@ def test_every_mode_of_pillow(mode: str) -> None:
     assert np.abs(pixels(image, "L").astype(int) - 255).max() <= 1
 
 
-def test_one_bit() -> None:
-    bits = GREY > 127
-    for kind in ("PNG", "TIFF", "BMP", "PPM"):
-        assert (pixels(encode(Image.fromarray(bits), kind), "L") == bits * 255).all(), kind
-
-
-# More than 8 bits ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("factor", [256, 257])  # the two ways in which 8 bits are widened to 16
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
 def test_16_bit_grey_is_scaled_exactly(kind: str, factor: int) -> None:
@@ -223,7 +180,6 @@ def test_16_bit_grey_is_scaled_exactly(kind: str, factor: int) -> None:
     file = encode(ramp * factor, kind)
     assert Image.open(file).mode in ("I;16", "I")
     assert (pixels(file, "L") == ramp).all()
-    assert (pixels(file) == ramp[..., None]).all()
 
 
 def test_16_bit_colour_agrees_with_16_bit_grey() -> None:
@@ -242,9 +198,7 @@ def test_big_endian_16_bit_tiff() -> None:
     assert (pixels(encode(swapped, "TIFF"), "L") == GREY).all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "top"), [(np.int32, 255), (np.int32, 65535), *((np.float32, t) for t in (1, 255, 65535))]
-)
+@pytest.mark.parametrize(("dtype", "top"), [(np.int32, 255), (np.int32, 65535), (np.float32, 1), (np.float32, 255)])
 def test_32_bit_images_use_the_smallest_usual_range(dtype: type, top: int) -> None:
     ramp = np.arange(256).reshape(16, 16)
     file = encode((ramp * (top / 255)).astype(dtype), "TIFF")
@@ -252,19 +206,17 @@ def test_32_bit_images_use_the_smallest_usual_range(dtype: type, top: int) -> No
     assert (pixels(file, "L") == ramp).all()
 
 
-def test_floats_are_rounded() -> None:
-    assert pixels(Image.fromarray(np.array([[0, 0.001, 0.003, 0.5, 0.999, 1]], np.float32)), "L").tolist() == [
-        [0, 0, 1, 128, 255, 255]
+def test_floats_are_rounded_and_bits_are_black_or_white() -> None:
+    assert pixels(Image.fromarray(np.array([[0, 0.001, 0.003, 0.5, 1]], np.float32)), "L").tolist() == [
+        [0, 0, 1, 128, 255]
     ]
+    assert (pixels(encode(Image.fromarray(GREY > 127)), "L") == (GREY > 127) * 255).all()
 
 
-@pytest.mark.parametrize("value", [-1, 70000, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [-1, 70000, float("nan")])
 def test_values_of_no_usual_range_are_refused(value: float) -> None:
     with pytest.raises(ImageError, match="holds values from"):
         open_photo(Image.fromarray(np.array([[0, value]], np.float32)))
-
-
-# Arrays and streams --------------------------------------------------------------------------------------------------
 
 
 def test_arrays() -> None:
@@ -274,21 +226,18 @@ def test_arrays() -> None:
     assert (pixels(RGBA) == over_white(RGBA)).all()
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 5, 2), (4, 5, 5), (3, 4, 5), (1, 4, 5, 3), (0, 5, 3), (4, 0), ()])
-def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ArgumentError, match=r"`source` .*shape \(.*must be uint8 of shape \(H, W\)"):
-        open_photo(np.zeros(shape, np.uint8))
+@pytest.mark.parametrize("shape", [(5,), (4, 5, 2), (3, 4, 5), (1, 4, 5, 3), (0, 5, 3), ()])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: type) -> None:
+    with pytest.raises(ArgumentError, match=rf"`source` .*{np.dtype(dtype)}, shape \(.*uint8 of shape \(H, W\)"):
+        open_photo(np.zeros(shape, dtype))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16, bool])
-def test_arrays_of_other_types_are_refused(dtype: type) -> None:
-    with pytest.raises(ArgumentError, match=f"array of {np.dtype(dtype)}, shape"):
-        open_photo(np.zeros((4, 5, 3), dtype))
-
-
-def test_what_is_no_photo_is_refused() -> None:
+def test_what_is_not_a_photo_is_refused() -> None:
     with pytest.raises(ArgumentError, match="`source`"):
         open_photo(7)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="has 0 x 3 pixels"):
+        open_photo(Image.new("RGB", (0, 3)))
     with pytest.raises(ArgumentError, match=r"`mode` .*RGBA"):
         open_photo(RGB, "RGBA")  # type: ignore[arg-type]
 
@@ -312,9 +261,6 @@ def test_the_result_does_not_depend_on_the_file(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert (np.asarray(photo) == GREY).all()
-
-
-# What cannot be read -------------------------------------------------------------------------------------------------
 
 
 def test_reasons_in_plain_words(tmp_path: Path) -> None:
@@ -352,11 +298,6 @@ def test_reasons_that_need_a_troubled_machine(monkeypatch: pytest.MonkeyPatch, e
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(ImageError, match=reason):
         open_photo("photo.jpg")
-
-
-def test_no_pixels() -> None:
-    with pytest.raises(ImageError, match="has 0 x 3 pixels"):
-        open_photo(Image.new("RGB", (0, 3)))
 
 
 @pytest.mark.parametrize("side", [13378, 60000])  # just above the limit, where Pillow raises, and far above

@@ -21,8 +21,7 @@ def made(n: int, k: int, sharpness: float = 1.0, seed: int = 0) -> tuple[np.ndar
     return (logits * sharpness).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("k", [2, 7, 1000])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("k", "temperature"), [(2, 0.5), (7, 1.0), (1000, 3.0)])
 def test_the_calibration_error_is_torchmetrics(k: int, temperature: float) -> None:
     logits, labels = made(500, k, 2.0)
     found = reliability(logits, labels, temperature)
@@ -60,7 +59,7 @@ def test_a_bin_holds_its_fifteenth() -> None:
     assert found.confidence[9] == pytest.approx(0.63)
 
 
-@pytest.mark.parametrize("sharpness", [0.02, 0.4, 1.0, 2.5, 40.0])
+@pytest.mark.parametrize("sharpness", [0.02, 1.0, 40.0])
 @pytest.mark.parametrize("k", [2, 10])
 def test_the_temperature_is_where_scipy_finds_it(sharpness: float, k: int) -> None:
     logits, labels = made(400, k, sharpness)
@@ -121,25 +120,21 @@ def test_the_threshold_leaves_the_unsure_out() -> None:
     assert warmer.threshold == pytest.approx(99**0.5 / (1 + 99**0.5))
 
 
-def test_nothing_is_answered_where_the_surest_are_wrong() -> None:
-    assert abstain(*sure_and_right([0.99] * 200 + [0.6] * 200, [False] * 200 + [True] * 200)).threshold is None
-
-
 def test_the_first_share_that_fails_ends_it() -> None:
+    assert abstain(*sure_and_right([0.99] * 200 + [0.6] * 200, [False] * 200 + [True] * 200)).threshold is None
     # 25 of the surest 400 are wrong, and of all 1200 no more: more than 0.05, then less
     chances = np.linspace(0.99, 0.8, 1200).tolist()
     assert abstain(*sure_and_right(chances, [False] * 25 + [True] * 1175)).threshold is None
     assert abstain(*sure_and_right(chances, [True] * 1175 + [False] * 25)).threshold == 0.0
 
-
-def test_one_wrong_label_among_the_surest_does_not_end_it() -> None:
+    # one wrong label among the surest does not
     chances = np.linspace(0.99, 0.8, 400).tolist()
     found = abstain(*sure_and_right(chances, [False] + [True] * 399))
     assert found.threshold == 0.0
     assert found.error == wilson(1, 400)
 
 
-@pytest.mark.parametrize("n", [100, 400, 1500])
+@pytest.mark.parametrize("n", [100, 1500])
 def test_the_promise_is_kept_in_19_of_20_validations(n: int) -> None:
     random = np.random.default_rng(n)
 

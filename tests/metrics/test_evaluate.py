@@ -13,13 +13,12 @@ from PIL import Image
 from torchmetrics.functional import classification as oracle
 
 from effnet.arch.spec import InputSpec
-from effnet.data.dataset import Dataset, Sample, match_classes, read_data
+from effnet.data.dataset import Dataset, Sample
 from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, CheckpointError
 from effnet.metrics.calibration import apply_threshold, reliability
 from effnet.metrics.evaluate import Mistake, evaluate, predict_logits, write_per_class
 from effnet.metrics.intervals import wilson
-from effnet.runtime.classifier import load
 
 
 def made(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +34,7 @@ def names(k: int) -> list[str]:
     return [f"class {i}" for i in range(k)]
 
 
-@pytest.mark.parametrize(("n", "k"), [(200, 2), (400, 5), (400, 6), (3000, 40)])
+@pytest.mark.parametrize(("n", "k"), [(200, 2), (400, 5), (1000, 40)])
 def test_the_figures_are_torchmetrics(n: int, k: int) -> None:
     logits, labels = made(n, k)
     found = evaluate(logits, labels, names(k))
@@ -100,11 +99,15 @@ def test_the_interval_of_macro_f1_holds_as_often_as_it_says() -> None:
     assert np.mean(held) >= 0.92
 
 
-def test_where_nothing_is_wrong_macro_f1_is_as_unsure_as_accuracy() -> None:
+def test_where_nothing_or_everything_is_wrong_macro_f1_is_as_unsure_as_accuracy() -> None:
     labels = np.arange(12) % 3
     found = evaluate(np.eye(3)[labels], labels, names(3))
     assert found.macro_f1 == found.top1 == wilson(12, 12)
     assert found.macro_f1.low < 0.8
+    wrong = evaluate(np.eye(2)[[1, 1, 0, 0]], [0, 0, 1, 1], ["a", "b"])
+    assert wrong.macro_f1.value == 0
+    assert wrong.macro_f1.high == wrong.top1.high > 0.4
+    assert evaluate(np.ones((1, 1)), [0], ["all"]).top1.value == 1
 
 
 def test_a_class_without_images_does_not_count() -> None:
@@ -117,13 +120,6 @@ def test_a_class_without_images_does_not_count() -> None:
     assert (absent.n, absent.named, absent.precision, absent.recall, absent.f1) == (0, 1, 0.0, None, None)
     assert (never.n, never.named, never.precision, never.recall, never.f1) == (0, 0, None, None, None)
     assert found.mistakes == (Mistake("class 0", "class 2", 1), Mistake("class 1", "class 0", 1))
-
-
-def test_one_class_and_one_image() -> None:
-    assert evaluate(np.ones((1, 1)), [0], ["all"]).top1.value == 1
-    found = evaluate(np.array([[1.0, 0.0]]), [1], ["a", "b"])
-    assert found.macro_f1.value == 0
-    assert found.macro_f1.high <= 1
 
 
 def test_among_equal_logits_the_first_is_named() -> None:
@@ -163,22 +159,17 @@ def test_the_report_as_json() -> None:
     assert json.dumps(plain)
 
 
-def test_ten_thousand_images_of_a_thousand_classes_are_quick() -> None:
-    logits, labels = made(10_000, 1000)
+def test_five_thousand_images_of_a_thousand_classes_are_quick() -> None:
+    logits, labels = made(5000, 1000)
     started = time.process_time()
     evaluate(logits, labels, names(1000))
-    assert time.process_time() - started < 10  # about a second
+    assert time.process_time() - started < 5  # about half a second
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_output_has_a_name(count: int) -> None:
     with pytest.raises(ArgumentError, match=f"'{count} names'. must name the 3 outputs"):
         evaluate(np.zeros((2, 3)), [0, 1], names(count))
-
-
-def test_nothing_cannot_be_evaluated() -> None:
-    with pytest.raises(ArgumentError, match="0 images"):
-        evaluate(np.zeros((0, 3)), [], names(3))
 
 
 INPUT = InputSpec(8, 8)
@@ -230,27 +221,6 @@ def test_no_readable_image_and_damaged_weights(colours: Dataset) -> None:
     assert len(found.unreadable) == 1
     with pytest.raises(CheckpointError, match="not finite"):
         predict_logits(lambda images: brightness(images) * np.float32("nan"), INPUT, colours)
-
-
-def test_lite0_by_class_folders(photos: Path, tmp_path: Path) -> None:
-    for name, photo in (("tiger cat", "chelsea.png"), ("espresso", "coffee.png"), ("cup", "coffee.png")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / photo).write_bytes((photos / photo).read_bytes())
-    classifier = load("lite0")
-    assert classifier.classes is not None
-    data = match_classes(read_data(tmp_path), classifier.classes, "lite0's")
-    logits, labels, unreadable = predict_logits(classifier.logits, classifier.input, data)
-    assert not unreadable
-    found = evaluate(logits, labels, classifier.classes)
-    assert found.top1 == wilson(2, 3)
-    assert found.top5 == wilson(3, 3)
-    assert found.mistakes == (Mistake("cup", "espresso", 1),)
-
-
-def test_a_bound_of_macro_f1_where_nothing_is_right() -> None:
-    found = evaluate(np.eye(2)[[1, 1, 0, 0]], [0, 0, 1, 1], ["a", "b"])
-    assert found.macro_f1.value == 0
-    assert found.macro_f1.high == found.top1.high > 0.4
 
 
 def test_per_class(tmp_path: Path) -> None:

@@ -10,14 +10,7 @@ import torch
 from effnet.errors import ArgumentError
 from effnet.machine import Machine
 from effnet.metrics import timing
-from effnet.metrics.timing import (
-    Conditions,
-    Timing,
-    measure,
-    measure_in_turn,
-    random_images,
-    time_rounds,
-)
+from effnet.metrics.timing import Conditions, Timing, measure, measure_in_turn, random_images, time_rounds
 from effnet.runtime.torch import torch_threads
 
 SECONDS = (0.004, 0.001, 0.010, 0.002, 0.003)
@@ -35,14 +28,12 @@ def test_statistics() -> None:
     assert taken.stdev_ms == pytest.approx(1e3 * statistics.stdev(SECONDS))
     assert taken.spread_ms == pytest.approx(tuple(1e3 * np.percentile(SECONDS, [10, 90])))
     assert taken.to_dict()["runs"] == 5
+    assert (Timing((0.002,)).spread_ms, Timing((0.002,)).stdev_ms) == ((2, 2), 0)
 
 
-def test_a_single_run_has_no_spread() -> None:
-    assert Timing((0.002,)).spread_ms == (2, 2)
-    assert Timing((0.002,)).stdev_ms == 0
-
-
-def test_contestants_take_turns() -> None:
+def test_functions_take_turns() -> None:
+    rounds = iter([(0, 0), (1, 2), (3, 4)])
+    assert [taken.seconds for taken in time_rounds(lambda: next(rounds), runs=2, warmup=1)] == [(1, 3), (2, 4)]
     called, shown = [], []
     progress = SimpleNamespace(update=lambda *update: shown.append(update))
     functions = {name: (lambda name=name: called.append(name)) for name in "ab"}
@@ -50,11 +41,6 @@ def test_contestants_take_turns() -> None:
     assert "".join(called) == "ababababab"
     assert {name: len(times.seconds) for name, times in taken.items()} == {"a": 3, "b": 3}
     assert shown == [("rounds", done, 3) for done in (1, 2, 3)]
-
-
-def test_each_contestant_gets_its_own_times() -> None:
-    laps = iter([(0, 0), (1, 2), (3, 4)])
-    assert [taken.seconds for taken in time_rounds(lambda: next(laps), runs=2, warmup=1)] == [(1, 3), (2, 4)]
 
 
 @pytest.mark.parametrize(("round_takes", "runs"), [(60, 7), (1, 20), (1e-6, 30)])
@@ -86,6 +72,8 @@ def test_numbers_are_whole_and_positive(argument: str, value: object) -> None:
         measure(lambda: None, **{argument: value})
     with pytest.raises(ArgumentError, match="`threads`"), torch_threads(0):
         pass
+    with pytest.raises(ArgumentError, match="the cores of this machine"), torch_threads(100_000):
+        pass
 
 
 def test_images_are_laid_out_as_asked() -> None:
@@ -108,11 +96,6 @@ def test_conditions_say_everything() -> None:
 )
 def test_a_crowd_is_noticed(threads: int, load: float | None, crowded: bool) -> None:
     assert conditions(threads, load).crowded == crowded
-
-
-def test_more_threads_than_cores_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="the cores of this machine"), torch_threads(100_000):
-        pass
 
 
 def test_a_turn_ends_even_where_the_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
