@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effnet.data.dataset import Dataset, Sample, manifest, match_classes, read_data, read_manifest, split_data
-from effnet.data.dataset import write_manifest as write
+from effnet.data import dataset as module
+from effnet.data.dataset import Dataset, Sample, manifest, match_classes, read_data, split_data
 from effnet.errors import DataError, UnknownNameError
 
 
@@ -74,14 +74,14 @@ def test_missing_folder_names_the_nearest(tmp_path: Path) -> None:
 def test_manifest_round_trip(tmp_path: Path) -> None:
     data = split_data(read_data(touch(tmp_path / "d", *(f"{c}/{i}.png" for c in "ab" for i in range(9)))))
     (tmp_path / "elsewhere").mkdir()
-    write(data, tmp_path / "elsewhere" / "m.csv")
+    module.write_manifest(data, tmp_path / "elsewhere" / "m.csv")
     again = read_data(tmp_path / "elsewhere" / "m.csv")
     assert again.classes == data.classes
     assert {again.file(s).resolve(): (s.label, s.split) for s in again.samples} == {
         data.file(s).resolve(): (s.label, s.split) for s in data.samples
     }
     (tmp_path / "split.csv").write_text(manifest(data))
-    assert set(read_manifest(tmp_path / "split.csv", data.root).samples) == set(data.samples)
+    assert set(module.read_manifest(tmp_path / "split.csv", data.root).samples) == set(data.samples)
 
 
 @pytest.mark.parametrize(
@@ -176,5 +176,5 @@ def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> 
     data = read_data(tmp_path)
     assert (data.classes, data.splits, len(data)) == (("a", "b"), ("train", "val"), 3)
     touch(tmp_path, "more/1.png")
-    with pytest.raises(DataError, match="has 'train', 'val', which are parts, beside other images in 'more'"):
+    with pytest.raises(DataError, match="has 'train', 'val', which are parts, and other images in 'more'"):
         read_data(tmp_path)

@@ -96,31 +96,24 @@ def test_a_models_own_parts_where_the_data_has_none() -> None:
         "the parts are those of split.csv in best",
         "1 image of photos is not in it and left out; --split new evaluates them",
     )
+    gone = hold_out(dataset(t1="", e1=""), {"best": KNOWN})
+    assert "1 image of its test part is not in photos any more" in gone.notes
+    (*_, selected) = hold_out(PLAIN, {"best": KNOWN}, "val").notes
+    assert selected.startswith("best was selected and calibrated on 1 of these images")
     new = hold_out(PLAIN, {"best": KNOWN}, "new")
     assert (paths(new.data), paths(new.val), new.trained) == (["n1"], ["v1"], 0)
 
 
-def test_images_that_are_gone_are_said() -> None:
-    chosen = hold_out(dataset(t1="", e1=""), {"best": KNOWN})
-    assert paths(chosen.data) == ["e1"]
-    assert "1 image of its test part is not in photos any more" in chosen.notes
-
-
-def test_training_images_are_judged_only_where_somebody_asks() -> None:
-    for split, count in (("train", 2), ("all", 2)):
+def test_training_images_are_a_finding_unless_they_are_chosen() -> None:
+    for split in ("train", "all"):
         chosen = hold_out(PLAIN, {"best": KNOWN}, split)
-        assert f"trained on {count} of these {len(chosen.data)} images: the figures are too good" in chosen.notes
-        assert chosen.trained == 0  # no finding: it was asked for
+        assert f"trained on 2 of these {len(chosen.data)} images: the figures are too good" in chosen.notes
+        assert chosen.trained == 0
     leaking = dataset(t1="test", e1="test", t2="val", v1="val", n1="train")
     chosen = hold_out(leaking, {"best": KNOWN})
     assert chosen.trained == 1
     assert "trained on 1 of these 2 images: the figures are too good" in chosen.notes
     assert paths(chosen.val) == ["v1"]  # a temperature is not fitted on what it was trained on
-
-
-def test_images_that_chose_the_model_flatter_it() -> None:
-    (*_, note) = hold_out(PLAIN, {"best": KNOWN}, "val").notes
-    assert note.startswith("best was selected and calibrated on 1 of these images")
 
 
 @pytest.mark.parametrize("known", [None, {"other/1.jpg": "test"}])

@@ -67,7 +67,7 @@ JPEG = {"MPO": "JPEG"}  # a JPEG with a second one behind it, as phones write fo
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong."""
+    """One fault."""
 
     kind: str  # one of KINDS
     files: tuple[str, ...]  # paths as the data set has them; the first two show what is wrong
@@ -75,7 +75,7 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """Error, warning or note."""
         return KINDS[self.kind][0]
 
     @property
@@ -86,7 +86,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was found in a data set."""
+    """All faults of a data set."""
 
     images: int
     classes: dict[str, dict[str, int]]  # for each class its images in each part; one part "" where there is no split
@@ -210,7 +210,7 @@ def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
 
 
 def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
-    """Copies with several labels, in several parts, in one class and part: one finding for each connected group."""
+    """Copies with several labels, in several parts, or in one class and part: one finding for each group."""
     gathered: dict[tuple[str, int, str, int], dict[int, None]] = defaultdict(dict)
     for first, second, mirrored in _links(found):
         both = [*found.copies[first], *(found.copies[second] if second != first else ())]
@@ -250,7 +250,7 @@ def _in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
 
 
 def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
-    """Classes that are missing, empty, tiny or far from as large as others."""
+    """Classes that are missing, empty, tiny or far smaller than others."""
     for name in _empty_folders(dataset):
         yield Finding("empty_class", (name,), "holds no image")
     learned = "train" if "train" in dataset.splits else ""

@@ -153,10 +153,8 @@ def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
 def write_manifest(dataset: Dataset, path: Path) -> None:
     """Write the data set as a manifest that `read_data` reads, with paths relative to the manifest's folder."""
     folder = path.parent.resolve()
-    moved = tuple(
-        dataclasses.replace(s, path=Path(os.path.relpath(dataset.file(s).resolve(), folder)).as_posix())
-        for s in dataset.samples
-    )
+    paths = (Path(os.path.relpath(dataset.file(sample).resolve(), folder)).as_posix() for sample in dataset.samples)
+    moved = tuple(dataclasses.replace(s, path=path) for s, path in zip(dataset.samples, paths, strict=True))
     with write_file(path) as temporary:
         temporary.write_text(manifest(dataclasses.replace(dataset, samples=moved)), encoding="utf-8")
 
@@ -257,7 +255,7 @@ def _read_folder(folder: Path) -> Dataset:
     if len(parts) < len(names):
         if {"train"} < {SPLIT_NAMES[name.lower()] for name in parts}:
             others = _listed([name for name in names if name not in parts])
-            raise DataError(f"{folder} has {_listed(parts)}, which are parts, beside other images in {others}")
+            raise DataError(f"{folder} has {_listed(parts)}, which are parts, and other images in {others}")
         # "train" alone among other names is a class, such as of vehicles
         return _dataset(folder, _class_folders(folder, folder, ""), str(folder))
     if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in parts).items() if count > 1]:

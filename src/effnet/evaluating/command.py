@@ -95,12 +95,9 @@ def val(
     with console.Display(f"reading {data}"):
         dataset = read_data(data)
         chosen = hold_out(dataset, {model: read_parts(model, dataset) for model in models}, options.split)
-        classifiers = [_open(model, options) for model in models]
-        labelled = [
-            _label(chosen.data, model, classifier, options)
-            for model, classifier in zip(models, classifiers, strict=True)
-        ]
-    outputs = [_run(*each, options) for each in zip(models, classifiers, labelled, strict=True)]
+        opened = [(model, _open(model, options)) for model in models]
+        labelled = [(*each, _label(chosen.data, *each, options)) for each in opened]
+    outputs = [_run(*each, options) for each in labelled]
     first, unreadable = outputs[0], outputs[0].predicted.unreadable
     split = f" --split {options.split}" if options.split else ""
     if len(models) == 2:
@@ -118,9 +115,9 @@ def val(
             _write_files(first, evaluation, out)
         if not json:
             show_evaluation(evaluation, calibration, fitted_on, models[0], data, chosen.split)
-        following = f"effnet val {shlex.join(arguments)}{split} --out val"
-        if out is not None:
-            following = f"effnet predict PHOTO --model {shlex.quote(models[0])}"
+        following = f"effnet predict PHOTO --model {shlex.quote(models[0])}"
+        if out is None:
+            following = f"effnet val {shlex.join(arguments)}{split} --out val"
     if json:
         sys.stdout.write(console.json_text(values | {"unreadable": unreadable}))
     for note in chosen.notes:
@@ -176,9 +173,8 @@ def _label(dataset: Dataset, model: str, classifier: Classifier, options: ValOpt
 def _run(model: str, classifier: Classifier, dataset: Dataset, options: ValOptions) -> Outputs:
     batch = options.batch or classifier.group
     with console.Display() as progress:
-        predicted = predict_logits(
-            classifier.logits, classifier.input, dataset, batch=batch, progress=progress, task=model
-        )
+        network, input_spec = classifier.logits, classifier.input
+        predicted = predict_logits(network, input_spec, dataset, batch=batch, progress=progress, task=model)
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
         raise DataError(f"none of the {len(dataset):,} images can be read; {path}: {reason}")

@@ -9,6 +9,8 @@ predictions at or above it are wrong on images of the same population. The most 
 third of them up to all, each share by its exact binomial tail, until the first share fails. The sequence is fixed in
 advance, so no correction for multiple tests is needed. Choosing the best of all thresholds would break the guarantee;
 starting with fewer images would let a single wrong label among the most confident stop the sequence.
+
+Logits are raw, (N, K), and labels (N,) whole numbers; arrays that do not fit each other are an ArgumentError.
 """
 
 from __future__ import annotations
@@ -56,11 +58,7 @@ class Abstention:
 
 
 def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0) -> Reliability:
-    """The reliability of logits (N, K) divided by a temperature.
-
-    Raises:
-        ArgumentError: the arrays do not fit each other, or the temperature is not above 0.
-    """
+    """The reliability of logits divided by a temperature, which must be above 0."""
     outputs, truth = check_arrays(logits, labels)
     confidence, loss, brier = (np.empty(len(outputs)) for _ in range(3))
     for rows, scaled in _scaled(outputs, temperature):
@@ -91,9 +89,6 @@ def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
 
     It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second part weighs less than one image; without it,
     the temperature would go to 0 where no image is wrong.
-
-    Raises:
-        ArgumentError: the arrays do not fit each other.
     """
     outputs, truth = check_arrays(logits, labels)
     low, high, place = -FARTHEST, FARTHEST, 0.0  # of -ln T; Newton's method, with bisection where it would leave them
@@ -117,7 +112,7 @@ def abstain(
         the guarantee (at 5 % it takes at least 59 images).
 
     Raises:
-        ArgumentError: the arrays do not fit each other, or `error` is not between 0 and 1.
+        ArgumentError: `error` is not between 0 and 1.
     """
     outputs, truth = check_arrays(logits, labels)
     if not 0 < error < 1:
@@ -141,11 +136,7 @@ def abstain(
 def apply_threshold(
     logits: Logits, labels: Sequence[int] | Labels, temperature: float, threshold: float | None
 ) -> Abstention:
-    """The effect of a threshold on these images.
-
-    Raises:
-        ArgumentError: the arrays do not fit each other.
-    """
+    """The effect of a threshold on these images."""
     outputs, truth = check_arrays(logits, labels)
     given = np.zeros(len(truth), bool) if threshold is None else confidence(outputs, temperature) >= threshold
     answers, wrong = int(given.sum()), int((outputs.argmax(1) != truth)[given].sum())
@@ -155,17 +146,7 @@ def apply_threshold(
 def calibrate(
     logits: Logits, labels: Sequence[int] | Labels, *, split: str = "val", error: float = 0.05
 ) -> Calibration:
-    """Temperature and threshold of a model, for its bundle.
-
-    Args:
-        logits: (N, K) of a validation part, raw.
-        labels: (N,) whole numbers.
-        split: the name of that part.
-        error: share of the answers that may be wrong.
-
-    Raises:
-        ArgumentError: the arrays do not fit each other, or `error` is not between 0 and 1.
-    """
+    """Temperature and threshold for a bundle, fitted on the part `split`; `error` is the share of wrong answers."""
     temperature = fit_temperature(logits, labels)
     threshold = abstain(logits, labels, temperature, error).threshold
     return Calibration(temperature, threshold, error, len(labels), split)

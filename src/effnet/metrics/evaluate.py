@@ -16,7 +16,7 @@ import csv
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ class Predicted(NamedTuple):
     unreadable: dict[str, str]  # reason by path
 
     def readable(self, dataset: Dataset) -> Dataset:
-        """The images of `dataset` that the logits are of."""
+        """Those images of `dataset`."""
         samples = tuple(sample for sample in dataset.samples if sample.path not in self.unreadable)
         return dataclasses.replace(dataset, samples=samples)
 
@@ -106,7 +106,7 @@ class Evaluation:
 
     @property
     def n(self) -> int:
-        """Images."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     @property
@@ -172,7 +172,7 @@ def evaluate(
         seed: of the bootstrap of macro F1.
 
     Raises:
-        ArgumentError: the arrays do not fit each other, there is no image, or a logit is not finite.
+        ArgumentError: see `check_arrays`.
     """
     outputs, truth = check_arrays(logits, labels)
     n, k = outputs.shape
@@ -239,14 +239,14 @@ def predict_logits(
 
 def write_per_class(evaluation: Evaluation, out: Path) -> None:
     """Write a CSV line for each class; undefined figures are empty."""
-    columns = "class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1"
+    rows: list[tuple[object, ...]] = [
+        ("class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1")
+    ]
+    for score in evaluation.scores:
+        recall = astuple(score.recall) if score.recall else ("", "", "")
+        rows.append((score.name, score.n, score.named, score.precision, *recall, score.f1))
     with write_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for score in evaluation.scores:
-            recall = score.recall
-            bounds = (recall.value, recall.low, recall.high) if recall else ("", "", "")
-            writer.writerow((score.name, score.n, score.named, score.precision, *bounds, score.f1))
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """The pictures of a trained model: learning curves, confusion matrix, reliability diagram, sheet of mistakes.
 
-All but the sheet need the extra `plots`; plots.style has what they share.
+All but the sheet need the extra `plots` and raise the errors of `plots.style.picture`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def draw_results(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         out: the picture.
 
     Raises:
-        ArgumentError: there are no rows, or `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
+        ArgumentError: there are no rows.
     """
     if not rows:
         raise ArgumentError("rows", rows, "must have at least one epoch.")
@@ -77,10 +76,6 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Pa
         confusion: (K, K), images of class i that were named j; classes with neither images nor answers are left out.
         classes: K names.
         out: the picture.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
     """
     used = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
     counts, names = confusion[np.ix_(used, used)], [_short(classes[i]) for i in used.tolist()]
@@ -113,12 +108,7 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Pa
 
 
 def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
-    """Draw accuracy over confidence, and how many images are in each bin: a panel for each title.
-
-    Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw accuracy over confidence, and the number of images in each bin: a panel for each title."""
     total = sum(next(iter(curves.values()))[0])
     with picture(out, 1 + 5 * len(curves), 6.4, f"Confidence and accuracy of {total:,} images") as figure:
         panels = figure.subplots(2, len(curves), sharex=True, squeeze=False, height_ratios=(3, 1))
@@ -172,10 +162,8 @@ def draw_mistakes(
 
 def _pooled(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """The matrix with at most CELLS cells a side, each the largest of those that it stands for."""
-    step = -(-len(shares) // CELLS)
-    starts = np.arange(0, len(shares), step)
-    rows: NDArray[np.float64] = np.maximum.reduceat(shares, starts, axis=0)
-    pooled: NDArray[np.float64] = np.maximum.reduceat(rows, starts, axis=1)
+    starts = np.arange(0, len(shares), -(-len(shares) // CELLS))
+    pooled: NDArray[np.float64] = np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)
     return pooled
 
 
