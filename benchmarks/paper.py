@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+import torch
 from times import print_conditions, print_rows
 
-from effnet.metrics.timing import LAYOUTS, Conditions, measure_in_turn, memory_format, random_images
+from effnet.metrics.timing import LAYOUTS, Conditions, measure_in_turn, random_images
 from effnet.profiling.compare import build_network, count
 from effnet.runtime.torch import torch_threads
 
@@ -31,7 +32,8 @@ def main() -> None:
         functions = {}
         for layout in LAYOUTS:
             for name in (OURS, THEIRS):
-                network = build_network(name).to(memory_format=memory_format(layout))
+                memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+                network = build_network(name).to(memory_format=memory_format)
                 functions[name, layout] = partial(network, random_images(1, count(name)[1], layout=layout))
         times = measure_in_turn(functions, runs=options.runs)
     print_conditions("Table 4 of the paper", conditions, "both layouts")

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from PIL import ImageOps
-from planted import scaled, textures, tiles
+from planted import scaled, sound_data, textures
 
 from effnet.data.dataset import read_data
 from effnet.plots.style import RED
@@ -17,15 +17,7 @@ COMMAND = "check"  # what `run` runs
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sound")
-    images = tiles()
-    for split in ("train", "val"):
-        for label in ("cat", "dog"):
-            place = root / split / label
-            place.mkdir(parents=True)
-            for number in range(10):
-                next(images).save(place / f"{number}.png")
-    return root
+    return sound_data(tmp_path_factory.mktemp("sound"), 10)
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +138,7 @@ def test_the_models_resolution_is_what_counts(run):
 def test_wrong_usage(run, folder, words, message):
     (folder / "folder.csv").mkdir()
     (folder / "notes.txt").write_text("hello\nworld\n")
-    (folder / "list.csv").write_text("path,label\nphotos/train/cat/0.png,cat\n")
+    (folder / "list.csv").write_text("path,label\nphotos/train/cat/00.png,cat\n")
     code, out, err = run(*words)
     assert code == 2
     assert message in err

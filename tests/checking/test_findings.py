@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
-from planted import jpeg, scaled, textures, tiles
+from planted import jpeg, scaled, sound_data, textures
 
 from effnet.checking.findings import Findings, check, clean
 from effnet.data.dataset import Dataset, read_data, write_manifest
@@ -19,15 +19,7 @@ from effnet.errors import ArgumentError
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sound")
-    images = tiles()
-    for split in ("train", "val"):
-        for label in ("cat", "dog"):
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for number in range(12):
-                next(images).save(folder / f"{number:02d}.png")
-    return root
+    return sound_data(tmp_path_factory.mktemp("sound"), 12)
 
 
 @pytest.fixture

@@ -77,13 +77,6 @@ def test_lossy_kinds_give_what_pillow_decodes(kind: str) -> None:
     assert (pixels(file) == np.asarray(Image.open(file).convert("RGB"))).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (3000, 2)])
-def test_any_size(shape: tuple[int, int]) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert (pixels(encode(image)) == image).all()
-    assert pixels(encode(image, "JPEG"), "L").shape == shape
-
-
 def test_first_frame_of_animations() -> None:
     frames = [Image.new("RGB", (8, 5), colour) for colour in ("red", "lime", "blue")]
     for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {}), ("MPO", {})):
@@ -228,18 +221,13 @@ def test_arrays() -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5, 2), (3, 4, 5), (1, 4, 5, 3), (0, 5, 3), ()])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: type) -> None:
-    with pytest.raises(ArgumentError, match=rf"`source` .*{np.dtype(dtype)}, shape \(.*uint8 of shape \(H, W\)"):
-        open_photo(np.zeros(shape, dtype))
-
-
-def test_what_is_not_a_photo_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="`source`"):
-        open_photo(7)  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="has 0 x 3 pixels"):
-        open_photo(Image.new("RGB", (0, 3)))
+def test_what_is_not_a_photo_is_refused(shape: tuple[int, ...], dtype: type) -> None:
     with pytest.raises(ArgumentError, match=r"`mode` .*RGBA"):
         open_photo(RGB, "RGBA")  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="has 0 x 3 pixels"):
+        open_photo(Image.new("RGB", (0, 3)))
+    with pytest.raises(ArgumentError, match=rf"`source` .*{np.dtype(dtype)}, shape \(.*uint8 of shape \(H, W\)"):
+        open_photo(np.zeros(shape, dtype))
 
 
 def test_streams_stay_open_and_need_not_seek() -> None:

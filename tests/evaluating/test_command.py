@@ -234,15 +234,6 @@ def test_a_leak_is_a_finding(run, folder) -> None:
     assert "trained on 36 of these 36 images: the figures are too good" in err
 
 
-def test_classes_are_matched_by_name(run, folder) -> None:
-    painted(folder / "own" / "test", 2)
-    (folder / "own" / "test" / "red").rename(folder / "own" / "test" / "rad")
-    code, _, err = run("plain", "own")
-    assert code == 2
-    assert "'rad' is unknown to it" in err
-    assert "'red'" in err
-
-
 def test_a_model_without_names(run, folder) -> None:
     code, _, err = run("nameless", "photos", "--split", "all")
     assert code == 2

@@ -9,7 +9,15 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from effnet.errors import ArgumentError
 from effnet.metrics import calibration as module
-from effnet.metrics.calibration import abstain, apply_threshold, calibrate, confidence, fit_temperature, reliability
+from effnet.metrics.calibration import (
+    Abstention,
+    abstain,
+    apply_threshold,
+    calibrate,
+    confidence,
+    fit_temperature,
+    reliability,
+)
 from effnet.metrics.intervals import wilson
 
 
@@ -100,14 +108,10 @@ def sure_and_right(chances: list[float], right: list[bool]) -> tuple[np.ndarray,
 
 def test_everything_is_answered_where_nothing_is_wrong() -> None:
     found = abstain(*sure_and_right(np.linspace(0.6, 0.99, 59).tolist(), [True] * 59))
-    assert found.threshold == 0.0
-    assert found.coverage == wilson(59, 59)
-    assert found.error == wilson(0, 59)
+    assert found == Abstention(0.0, wilson(59, 59), wilson(0, 59))
     # one image fewer cannot show it: 0.95 ** 58 is above 0.05
     found = abstain(*sure_and_right(np.linspace(0.6, 0.99, 58).tolist(), [True] * 58))
-    assert found.threshold is None
-    assert found.coverage == wilson(0, 58)
-    assert found.error is None
+    assert found == Abstention(None, wilson(0, 58), None)
 
 
 def test_the_threshold_leaves_the_unsure_out() -> None:

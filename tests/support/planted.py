@@ -66,3 +66,13 @@ def plant(folder: Path) -> dict[Path, int]:
         change(image).save(copy, **({} if suffix == ".bmp" else {"quality": 85}))
         origin |= {path: number, copy: number}
     return origin
+
+
+def sound_data(root: Path, each: int) -> Path:
+    """Write a data set without a fault: parts train and val, classes cat and dog, so many images of each."""
+    images = tiles()
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (root / folder).mkdir(parents=True)
+        for number in range(each):
+            next(images).save(root / folder / f"{number:02d}.png")
+    return root

@@ -41,11 +41,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "tiny_class": ("warning", "tiny class(es)", "So few images teach and measure little: add some, or merge classes."),
     "unbalanced": ("warning", "imbalance(s)", "Read the figures of each class; train with --class-weights."),
     "resolution": ("warning", "resolution(s) too high", "Enlarging adds work and no detail."),
-    "mirrored_label": (
-        "warning",
-        "mirror image(s) with another label",
-        "Where left and right make the class, as in letters and arrows, train with --set flip=0.",
-    ),
+    "mirrored_label": ("warning", "mirror image(s) with another label", "If sides matter, train with --set flip=0."),
     "duplicate": ("warning", "image(s) with copies in the same class", "Each copy counts again; --fix keeps one."),
     "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, leave them out."),
     "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),

@@ -70,14 +70,8 @@ class Augment:
             raise UnknownNameError("augmentation", self.policy, POLICIES)
         transforms: list[Any] = []
         if self.crop_area < 1:
-            transforms.append(
-                v2.RandomResizedCrop(
-                    self.input.size,
-                    scale=(self.crop_area, 1.0),
-                    ratio=(1 / self.crop_ratio, self.crop_ratio),
-                    interpolation=InterpolationMode(self.input.interpolation),
-                )
-            )
+            ratio, interpolation = (1 / self.crop_ratio, self.crop_ratio), InterpolationMode(self.input.interpolation)
+            transforms.append(v2.RandomResizedCrop(self.input.size, (self.crop_area, 1.0), ratio, interpolation))
         if self.flip:
             transforms.append(v2.RandomHorizontalFlip(self.flip))
         if name := POLICIES[self.policy]:

@@ -114,18 +114,12 @@ class Conditions:
         return f"{self.machine}\n{', '.join((*pieces, *self.versions, *load))}"
 
 
-def memory_format(layout: str) -> Any:
-    """Torch's memory format for one of LAYOUTS."""
-    import torch
-
-    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
-
-
 def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str = "channels_last") -> Tensor:
     """Images (N, channels, H, W) float32, normally distributed, in one of LAYOUTS."""
     import torch
 
-    return torch.randn(batch, channels, resolution, resolution).contiguous(memory_format=memory_format(layout))
+    images = torch.randn(batch, channels, resolution, resolution)
+    return images.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else images
 
 
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:
