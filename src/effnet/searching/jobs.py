@@ -24,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from effnet.console import csv_lines
 from effnet.errors import ArgumentError, DataError, EffnetError, TrainingError
@@ -107,26 +107,10 @@ def open_record(file: Path, names: Sequence[str]) -> Iterator[TrialRecord]:
         yield TrialRecord(stream, names)
 
 
-class Executor(Protocol):
-    """Runs several jobs at a time."""
-
-    slots: int  # jobs at a time
-    lost: tuple[type[BaseException], ...]  # what the future of a dead worker raises
-
-    def submit(self, job: Job) -> Future[TrialOutcome]:
-        """Start a job."""
-
-    def partial(self) -> tuple[float, str]:
-        """How much of the running jobs is done, in trainings, where that is known; and what else they are doing."""
-
-    def close(self) -> None:
-        """Stop the running jobs, each between two steps, and end the workers."""
-
-
 def run_jobs(
     plan: Callable[[Mapping[Job, float]], Sequence[Job]],
     record: TrialRecord,
-    executor: Executor,
+    executor: LocalExecutor | RayExecutor,
     progress: Progress = SILENT,
     *,
     total: int,
@@ -184,10 +168,10 @@ class LocalExecutor:
     Each has a pool of its own, so that the others survive when one dies.
     """
 
-    lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
+    lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)  # what the future of a dead worker raises
 
     def __init__(self, plan: SearchPlan, workers: int) -> None:
-        self.slots = workers
+        self.slots = workers  # jobs at a time
         self._plan, self._context = plan, multiprocessing.get_context("spawn")
         # Each worker's shares of its training and of decoding images, then whether to stop. There is no lock, because
         # a worker that is killed might hold it.
@@ -217,7 +201,7 @@ class LocalExecutor:
         return sum(self._shared[2 * place] for place in running), DECODING if decoding else ""
 
     def close(self) -> None:
-        """Stop the running jobs and end the processes."""
+        """Stop the running jobs, each between two steps, and end the processes."""
         self._shared[-1] = 1
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)

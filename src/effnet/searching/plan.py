@@ -221,11 +221,7 @@ class SearchPlan:
 
 
 def split_images(data: Path, options: SearchOptions) -> Dataset:
-    """The data in a train and a val part, with as many images as the options say.
-
-    Raises:
-        DataError: a part would be empty, or a class without images.
-    """
+    """The data in a train and a val part with as many images as the options say, or DataError if a part is empty."""
     whole = split_data(read_data(data), val=options.val, test=0.0, seed=options.seed)
     if options.images is not None and options.images < len(whole.classes):
         raise DataError(f"{data} has {len(whole.classes)} classes, more than --images {options.images}")

@@ -23,7 +23,7 @@ from effnet.progress import SILENT, Progress
 from effnet.scaling.compound import Rule
 from effnet.searching.candidates import Candidate, adapt_baseline, build_candidates
 from effnet.searching.halving import Job, Verdict, judge, missing_trainings, open_jobs
-from effnet.searching.jobs import Executor, LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
+from effnet.searching.jobs import LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
 from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, check_device, split_images
 from effnet.training.recipe import read_recipe
 
@@ -152,12 +152,8 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
             f"{len(plan.data.part('train')):,} images; {len(record.trials)} are done. All in {folder}"
         )
         if open_jobs(rungs, record.scores):
-            executor: Executor
-            if work.ray is None:
-                executor = LocalExecutor(plan, workers)
-            else:
-                executor = RayExecutor(plan, work.ray, work.workers)
-                workers = executor.slots
+            executor = RayExecutor(plan, work.ray, work.workers) if work.ray else LocalExecutor(plan, workers)
+            workers = executor.slots
             ready = functools.partial(open_jobs, rungs)
             try:
                 with interruptible(), closing(executor):
