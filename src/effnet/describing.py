@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -155,18 +156,17 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
         return
     price = cost(network)
     columns = ("<block" if blocks else "<stage", "<operator", "input px", "channels", "layers", "stride")
-    costs = "params", "MACs", "activations"
-    lines: list[tuple[object, ...]] = [
-        (row.name, row.operator, row.input_size, row.channels, row.layers, row.stride, *_costs(row.cost))
-        for row in rows
-    ]
+    sizes = attrgetter("name", "operator", "input_size", "channels", "layers", "stride")
+    lines: list[tuple[object, ...]] = [(*sizes(row), *_costs(row.cost)) for row in rows]
     layers = sum(row.layers for row in stage_rows(network))
     lines.append(("total", "", "", "", layers, "", *_costs(price)))
     title = (
         f"{network.name}: width {network.width:g}, depth {network.depth:g}, {network.resolution} px, "
         f"dropout {network.dropout:g}, drop-connect {network.drop_connect:g}, {network.num_classes} classes"
     )
-    console.table((*columns, *costs), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}")
+    console.table(
+        (*columns, "params", "MACs", "activations"), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}"
+    )
     console.remark(f"Next: effnet info {model} --blocks" if not blocks else "Next: effnet info --rivals")
 
 

@@ -267,13 +267,9 @@ def load(
     one_of("engine", engine, AnyEngine)
     one_of("precision", precision, AnyPrecision)
     opened = read_model(weights, model, source)
-    selection = select_for(
-        opened,
-        engine=None if engine == "auto" else engine,
-        precision=None if precision == "auto" else precision,
-        batch=batch,
-        threads=threads,
-    )
+    pins: Any = {"engine": engine, "precision": precision}
+    pins = {name: value for name, value in pins.items() if value != "auto"}
+    selection = select_for(opened, batch=batch, threads=threads, **pins)
     config = opened.config
     if fit is not None:
         config = dataclasses.replace(config, input=dataclasses.replace(config.input, fit=fit))

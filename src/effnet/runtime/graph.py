@@ -34,10 +34,9 @@ PIXEL = 255.0  # the largest value of a byte
 
 
 class Builder(Protocol):
-    """What makes the nodes of an engine's graph."""
+    """Makes the nodes of an engine's graph, each named after its layer and its type."""
 
-    def begin(self, layer: str) -> None:
-        """The nodes that follow belong to this layer and are named after it and their type; a layer has one of each."""
+    layer: str = ""  # of the nodes that follow; it has one node of each type
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
         """The input (N, size, size, C) uint8 as (N, C, size, size) float32, less `mean` (C); None: any batch."""
@@ -88,11 +87,11 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
     """The logits' node of a graph that takes `batch` images, or any number of them."""
     spec, pixels = network.spec, network.input
     mean, std = (np.array(values, np.float64) for values in (pixels.mean, pixels.std))
-    builder.begin("pixels")
+    builder.layer = "pixels"
     x = builder.pixels(batch, pixels.size, pixels.channels, (PIXEL * mean).astype(np.float32))
 
     # stage 1: convolution
-    builder.begin("stem")
+    builder.layer = "stem"
     filters, bias = _folded(network, "stem")
     pads = _pads(spec.stem_kernel, spec.stem_stride, pixels.size, network.policy.padding)
     x = _convolve(builder, x, (filters / (PIXEL * std)[:, None, None], bias), spec.stem_stride, pads)
@@ -106,9 +105,9 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
 
     # stage 9: 1x1 convolution, pooling, fully connected layer
     if spec.head:
-        builder.begin("head")
+        builder.layer = "head"
         x = builder.activate(_convolve(builder, x, _folded(network, "head")), spec.activation)
-    builder.begin("classifier")
+    builder.layer = "classifier"
     x = builder.average(x)
     weight, shift = (np.asarray(network.weights[f"classifier.{name}"], np.float32) for name in ("weight", "bias"))
     return builder.classify(x, weight, shift)
@@ -127,23 +126,23 @@ def _block(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
         if layer.activation:
             x = builder.activate(x, spec.activation)
     if block.has_shortcut or entered is not given:
-        builder.begin(block.name)
+        builder.layer = block.name
         x = builder.add(entered, x)
     return builder.activate(x, spec.activation) if OPS[block.op].activates_sum else x
 
 
 def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: Layer) -> Any:
-    builder.begin(f"{block.name}.{layer.name}")
+    builder.layer = f"{block.name}.{layer.name}"
     stride = 1 if layer.output_size == layer.input_size else block.stride
     pads = _pads(layer.kernel_size, stride, layer.input_size, network.policy.padding)
     return _convolve(builder, x, _folded(network, f"{block.name}.{layer.name}"), stride, pads, layer.depthwise)
 
 
 def _gate(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
-    builder.begin(f"{block.name}.se.pool")
+    builder.layer = f"{block.name}.se.pool"
     x = builder.average(x)
     for name in ("squeeze", "excite"):
-        builder.begin(f"{block.name}.se.{name}")
+        builder.layer = f"{block.name}.se.{name}"
         filters, bias = (
             np.asarray(network.weights[f"{block.name}.se.{name}.{part}"], np.float64) for part in ("weight", "bias")
         )

@@ -20,7 +20,7 @@ from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.machine import this_machine
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import Array, Network, Pads, build, network_of
+from effnet.runtime.graph import Array, Builder, Network, Pads, build, network_of
 from effnet.runtime.session import Backend, Compile, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
@@ -64,19 +64,15 @@ def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> by
     return content
 
 
-class _OnnxBuilder:
+class _OnnxBuilder(Builder):
     """Nodes of an ONNX graph, as graph.Builder has them; a node is the name of its output."""
 
     def __init__(self) -> None:
         import onnx
 
         self.onnx: Any = onnx
-        self.layer = ""
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
-
-    def begin(self, layer: str) -> None:
-        self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> str:
         """Transposed before the mean is subtracted: the other way round takes milliseconds longer."""

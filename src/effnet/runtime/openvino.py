@@ -18,7 +18,7 @@ from effnet.arch.blocks import Activation
 from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import Array, Network, Pads, build, network_of
+from effnet.runtime.graph import Array, Builder, Network, Pads, build, network_of
 from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
@@ -80,16 +80,12 @@ def write(model: Any, file: Path) -> None:
     _openvino().save_model(model, file, compress_to_fp16=False)
 
 
-class _OpenVinoBuilder:
+class _OpenVinoBuilder(Builder):
     """Nodes of an OpenVINO model, as graph.Builder has them."""
 
     def __init__(self) -> None:
         self.ops = _openvino().opset13
         self.parameter: Any = None
-        self.layer = ""
-
-    def begin(self, layer: str) -> None:
-        self.layer = layer
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
         """Converted, transposed, less the mean: in this order a single image of B0 takes two thirds of the time."""
