@@ -87,6 +87,21 @@ def ratio(argument: str, value: SupportsFloat | str) -> float:
     return result
 
 
+def non_negative(argument: str, value: SupportsFloat) -> float:
+    """`value` as a finite number of at least 0."""
+    result = number(argument, value)
+    if not 0 <= result < math.inf:
+        raise ArgumentError(argument, value, "must be a finite number of at least 0.")
+    return result
+
+
+def whole_number(argument: str, value: SupportsIndex) -> int:
+    """`value` as an int of at least 0."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
+        raise ArgumentError(argument, value, "must be a whole number of at least 0.")
+    return operator.index(value)
+
+
 def number(argument: str, value: SupportsFloat | str) -> float:
     """`value` as a float; text and booleans are refused."""
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):

@@ -60,7 +60,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    """What a run's newest checkpoint holds, but for the clock."""
+    """What a run's newest checkpoint holds, except for the clock."""
     state = load_checkpoint(folder)[0]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in state["rows"]]
-    return {name: state[name] for name in ("step", "network", "average", "optimizer", "marks", "best")} | {"rows": rows}
+    return {name: state[name] for name in ("step", "network", "average", "optimizer", "done", "best")} | {"rows": rows}

@@ -44,7 +44,7 @@ def test_a_damaged_one_falls_back(tmp_path: Path, damage: str) -> None:
     assert LAST in complaint
 
 
-def test_nothing_whole_is_an_error(tmp_path: Path) -> None:
+def test_without_a_checkpoint_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"there is no last.ckpt, there is no previous.ckpt"):
         load_checkpoint(tmp_path)
 

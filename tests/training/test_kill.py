@@ -6,12 +6,12 @@ import csv
 import os
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import same, weights
@@ -44,81 +44,65 @@ def step_of(folder: Path) -> int:
         return -1
 
 
-def kill_after(process: subprocess.Popen[str], folder: Path, step: int, number: int = signal.SIGKILL) -> str:
-    """Send a signal to all processes of a run once a checkpoint of that step was written; what they printed."""
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Wait until a checkpoint of that step is written."""
     deadline = time.monotonic() + 170
     while step_of(folder) < step and process.poll() is None:
         assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.05)
-    time.sleep(random.random() / 20)  # anywhere within a step or a write
-    subprocess.run(["pkill", f"-{int(number)}", "-f", str(folder)], check=False)  # torchrun starts sessions
-    return process.communicate(timeout=120)[0]
+        time.sleep(0.02)
 
 
-def finish(command: list[str], folder: Path) -> str:
-    process = start(command, "--resume", folder)
-    said = process.communicate(timeout=170)[0]
-    assert process.returncode == 0, said
-    return said
+def finish(process: subprocess.Popen[str]) -> None:
+    output = process.communicate(timeout=170)[0]
+    assert process.returncode == 0, output
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("command", "workers"), [(COMMAND, 1), (PAIR, 0)], ids=["workers", "pair"])
+@pytest.mark.parametrize(("command", "workers"), [(COMMAND, 1), (PAIR, 0)], ids=["one", "pair"])
 def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path, command: list[str], workers: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = start(command, shapes, "--model", spec_file, "--out", whole, *HARD, "--workers", workers)
-    deadline = time.monotonic() + 170
-    while step_of(whole) < 0 and undisturbed.poll() is None:
-        assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.01)
-    broken.mkdir()
-    for name in ("last.ckpt", "args.yaml", "split.csv"):  # its beginning, with what was chosen
-        shutil.copy(whole / name, broken)
-    said = undisturbed.communicate(timeout=170)[0]
-    assert undisturbed.returncode == 0, said
-    assert step_of(broken) < 42 // 8  # no best weights yet
-    kills = 0
-    for _ in range(2):
-        before = step_of(broken)
-        kill_after(start(command, "--resume", broken), broken, before + random.randint(1, 12))
-        kills += step_of(broken) < STEPS
-    assert kills
-    finish(command, broken)
+    undisturbed, killed = (
+        start(command, shapes, "--model", spec_file, "--out", out, *HARD, "--workers", workers)
+        for out in (whole, broken)
+    )
+    wait_for_step(killed, broken, random.randint(1, 20))
+    time.sleep(random.random() / 20)  # anywhere within a step or a write
+    subprocess.run(["pkill", "-9", "-f", str(broken)], check=False)  # torchrun starts sessions
+    killed.communicate(timeout=120)
+    finish(undisturbed)
+    assert step_of(broken) < STEPS
+    finish(start(command, "--resume", broken))
     assert weights(whole)["step"] == STEPS
     assert same(weights(whole), weights(broken))
     assert (whole / "best" / "model.safetensors").read_bytes() == (broken / "best" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
-def test_a_polite_signal_saves_first(shapes: Path, spec_file: Path, tmp_path: Path, number: int, workers: int) -> None:
+def test_a_polite_signal_to_all_processes_saves_first(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    """As a terminal, `timeout` or a cluster sends it: at the start, the process that loads images dies of it."""
     out = tmp_path / "run"
-    long = ["--epochs", "2000", "--batch", "8", "--threads", "1", "--workers", workers, "--save-seconds", "9999"]
+    long = ["--epochs", "2000", "--batch", "8", "--threads", "1", "--workers", "1", "--save-seconds", "0"]
     process = start(COMMAND, shapes, "--model", spec_file, "--out", out, "--recipe", "scratch", *long)
-    deadline = time.monotonic() + 60
-    while not (out / "results.csv").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, number) if workers else process.send_signal(number)  # as a terminal does
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, said
-    stopped = step_of(out)
-    assert f"stopped and saved after {stopped} steps; go on with: effnet train --resume {out}" in said
-    assert stopped > 0
+    wait_for_step(process, out, 0)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert f"stopped and saved after {step_of(out)} steps; go on with: effnet train --resume {out}" in output
 
 
 @pytest.mark.slow
 def test_two_processes_are_as_good_as_one(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
-    trained = train(shapes, spec_file, "scratch", out=tmp_path / "start", epochs=1, batch=8, workers=0, threads=1)
-    calm = shlex.split("--epochs 2 --batch 8 --threads 1 --workers 0 --precision fp32 --recipe few --lr 1e-3")
-    calm += shlex.split("--set dropout=0 --set drop-connect=0")  # batch statistics stay in this recipe
-    rows = {}
-    for name, command in (("one", COMMAND), ("two", PAIR)):
-        process = start(command, shapes, "--model", trained.bundle, "--out", tmp_path / name, *calm)
-        said = process.communicate(timeout=170)[0]
-        assert process.returncode == 0, said
-        rows[name] = list(csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines()))
-    for one, two in zip(rows["one"], rows["two"], strict=True):
+    options: dict[str, Any] = {"batch": 8, "workers": 0, "threads": 1}
+    trained = train(shapes, spec_file, "scratch", out=tmp_path / "start", epochs=1, **options)
+    options |= {"epochs": 2, "precision": "fp32", "lr": 1e-3, "dropout": 0, "drop_connect": 0}
+    train(shapes, trained.bundle, "few", out=tmp_path / "one", **options)  # batch statistics stay in this recipe
+    words = [f"--{name}={options.pop(name)}" for name in ("batch", "workers", "threads", "epochs", "precision", "lr")]
+    words += [f"--set={name}={value}" for name, value in options.items()]
+    finish(start(PAIR, shapes, "--model", trained.bundle, "--out", tmp_path / "two", "--recipe=few", *words))
+    one, two = (
+        list(csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines())) for name in ("one", "two")
+    )
+    for row, other in zip(one, two, strict=True):
         for figure in ("train_loss", "val_loss"):
-            assert float(two[figure]) == pytest.approx(float(one[figure]), rel=1e-4)
+            assert float(other[figure]) == pytest.approx(float(row[figure]), rel=1e-4)

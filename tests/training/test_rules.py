@@ -8,13 +8,15 @@ import pytest
 
 from effnet import machine
 from effnet.arch.memory import training_memory
+from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError
 from effnet.training.recipe import Recipe
 from effnet.training.rules import Images, choose_execution, choose_workers
-from effnet.training.run import Settings
+from effnet.training.run import Execution, Settings
 
-RECIPE = Recipe(batch=32)
+RECIPE, ANY = Recipe(batch=32), Settings()
+SHALLOW = spec("b0", depth=0.1)
 SMALL, PHOTOS, HUGE = Images(60_000, 28), Images(60_000, 500), Images(60_000, 3000)
 
 
@@ -49,57 +51,57 @@ def test_a_script_gets_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_workers(spec("b0"), RECIPE, Settings(), HUGE, cores=2) == 0
 
 
-def test_threads_are_the_cores_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def choose(settings: Settings = ANY, network: NetworkSpec = SHALLOW, **options: Any) -> Execution:
+    return choose_execution(network, RECIPE, settings, options.pop("images", PHOTOS), **{"world": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "workers", "threads"),
+    [
+        (Settings(), 1, 0, 4),
+        (Settings(workers=1), 1, 1, 3),
+        (Settings(workers=9), 1, 9, 1),
+        (Settings(threads=2), 1, 1, 2),  # a core would have nothing to do
+        (Settings(), 2, 0, 2),
+    ],
+)
+def test_threads_are_the_cores_without_a_worker(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, world: int, workers: int, threads: int
+) -> None:
     computer(monkeypatch, 4)
-    for settings, workers, threads in (
-        (Settings(), 0, 4),
-        (Settings(workers=1), 1, 3),
-        (Settings(workers=9), 9, 1),
-        (Settings(threads=2), 1, 2),  # a core would have nothing to do
-    ):
-        execution = choose_execution(spec("b0", resolution=32), RECIPE, settings, SMALL, world=1)
-        assert (execution.workers, execution.threads) == (workers, threads)
-    shared = choose_execution(spec("b0", resolution=32), RECIPE, Settings(), SMALL, world=2)
-    assert (shared.threads, shared.part) == (2, 16)
+    execution = choose(settings, spec("b0", resolution=32), images=SMALL, world=world)
+    assert (execution.workers, execution.threads, execution.part) == (workers, threads, 32 // world)
 
 
 @pytest.mark.parametrize(
     ("features", "resolution", "precision"),
-    [
-        ((), 224, "fp32"),
-        (("amx_bf16",), 64, "bf16"),
-        (("avx512_bf16",), 224, "bf16"),
-        (("avx512_bf16",), 64, "fp32"),
-    ],
+    [((), 224, "fp32"), (("amx_bf16",), 64, "bf16"), (("avx512_bf16",), 224, "bf16"), (("avx512_bf16",), 64, "fp32")],
 )
 def test_precision_is_the_machines(
     monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], resolution: int, precision: str
 ) -> None:
     computer(monkeypatch, 2, 8 * 10**9, *features)
-    network = spec("b0", resolution=resolution)
-    assert choose_execution(network, RECIPE, Settings(), PHOTOS, world=1).precision == precision
-    assert choose_execution(spec("b0"), RECIPE, Settings(precision="fp32"), PHOTOS, world=1).precision == "fp32"
+    assert choose(network=spec("b0", resolution=resolution)).precision == precision
+    assert choose(Settings(precision="fp32")).precision == "fp32"
 
 
 def test_what_does_not_fit_goes_in_parts_and_only_a_limit_brings_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = spec("b0")
-    whole = training_memory(network, 32, optimizer="adamw", ema=True).peak
+    whole = training_memory(SHALLOW, 32, optimizer="adamw", ema=True).peak
     computer(monkeypatch, memory=2 * whole)
-    fits = choose_execution(network, RECIPE, Settings(precision="fp32"), PHOTOS, world=1)
+    fits = choose()
     assert (fits.part, fits.parts, fits.plan, fits.forecast_bytes) == (32, 1, None, whole)
     computer(monkeypatch, memory=whole)  # of which a part is usable
-    parts = choose_execution(network, RECIPE, Settings(precision="fp32"), PHOTOS, world=1)
+    parts = choose()
     assert (parts.part, parts.parts, parts.plan) == (16, 2, None)
-    limited = choose_execution(network, RECIPE, Settings(precision="fp32", train_memory=whole // 2), PHOTOS, world=1)
+    limited = choose(Settings(train_memory=whole // 2))
     assert limited.part == 32
     assert limited.plan is not None
     assert limited.forecast_bytes <= whole // 2
-    again = choose_execution(network, RECIPE, Settings(precision="fp32"), PHOTOS, world=1, like=limited)
-    assert again.recompute == limited.recompute
+    assert choose(like=limited).recompute == limited.recompute
     with pytest.raises(ArgumentError, match="train_memory"):
-        choose_execution(network, RECIPE, Settings(train_memory="1MB"), PHOTOS, world=1)
+        choose(Settings(train_memory="1MB"))
     with pytest.raises(ArgumentError, match="multiple of 3"):
-        choose_execution(network, RECIPE, Settings(), PHOTOS, world=3)
+        choose(world=3)
 
 
 def test_synchronised_statistics_need_cuda() -> None:

@@ -187,7 +187,7 @@ class SearchPlan:
             "data_sha256": self.data.digest,
             "epochs": self.epochs,
             "options": dataclasses.asdict(self.options),
-            "recipe": self.recipe.to_dict(),
+            "recipe": dataclasses.asdict(self.recipe),
             "candidates": [
                 {"triples": [rule.growths for rule in each.triples], "network": each.network.to_dict()}
                 for each in self.candidates

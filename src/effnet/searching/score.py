@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from effnet.arch.spec import NetworkSpec
 from effnet.data.image import load_pixels
@@ -23,9 +23,8 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import DECODING, SearchPlan
-from effnet.training.module import Average, Learner, Normalise, init_classifier, set_momentum, spread
-from effnet.training.optimizer import make_optimizer, set_rate
-from effnet.training.sanity_checks import SanityChecks
+from effnet.training.module import Learner, Normalise, derive_seed, init_classifier, set_momentum, spread
+from effnet.training.optimizer import Updater
 
 SHIFT = 1 / 8  # of the side: the largest shift of an image
 BATCH = 256  # images per batch of the evaluation
@@ -78,9 +77,7 @@ def train_and_score(
     network.to(device).to(memory_format=torch.channels_last)
     set_momentum(network, recipe.bn_momentum)
     learner = Learner(network, recipe, plan.input_spec).to(device).train()
-    optimizer = make_optimizer(network, recipe)
-    average = Average(network) if recipe.ema else None
-    sanity_checks = SanityChecks(len(plan.data.classes))
+    updater = Updater(network, recipe)
     batch = min(recipe.batch, len(labels))
     per_epoch = len(labels) // batch
     total = max(1, round(epochs * per_epoch))
@@ -88,20 +85,14 @@ def train_and_score(
         if step % per_epoch == 0:
             order = torch.randperm(len(labels), generator=_generator(seed, step))
         chosen = order[step % per_epoch * batch :][:batch]
-        set_rate(optimizer, recipe.scaled_lr * recipe.lr_at((step + 1) / total))
         images = mirror_and_shift(pixels[chosen], recipe.flip, _generator(seed, step, 1))
         loss, logits = learner(images.to(device), labels[chosen].to(device), False)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or float("inf"))
-        sanity_checks.check(step, float(loss.detach()), spread(logits), float(norm))
-        optimizer.step()
-        if average:
-            average.update(network, recipe.ema_at(step))
+        updater.update(step, (step + 1) / total, float(loss.detach()), spread(logits))
         progress.update("training", step + 1, total)
     pixels, labels = load_part(plan, "val", spec.resolution, cache, progress)
     normalise = Normalise(plan.input_spec).to(device)
-    network = (average.network if average else network).eval()
+    network = updater.averaged.eval()
     right = 0
     with torch.inference_mode():
         for images, answers in zip(torch.split(pixels, BATCH), torch.split(labels, BATCH), strict=True):
@@ -151,5 +142,4 @@ def mirror_and_shift(pixels: Tensor, flip: float, random: torch.Generator) -> Te
 
 
 def _generator(*numbers: int) -> torch.Generator:
-    value = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
-    return torch.Generator().manual_seed(value)
+    return torch.Generator().manual_seed(derive_seed(*numbers))

@@ -17,8 +17,7 @@ import torch
 from effnet.errors import TrainingError
 from effnet.training.run import LAST, PREVIOUS
 
-FORMAT = 1
-MARK = b"effnet checkpoint 1 "
+MARK = b"effnet checkpoint 2 "
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -42,10 +41,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         temporary.replace(last)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise TrainingError(
-            f"{last} cannot be written ({reason}); the checkpoints before it are intact: make room, then resume"
-        ) from error
+        problem = f"{last} cannot be written ({error.strerror or error})"
+        raise TrainingError(f"{problem}; earlier checkpoints are intact: make room, then resume") from error
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:

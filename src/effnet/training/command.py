@@ -23,39 +23,39 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RecipeOptions:
-    """The recipe, and its fields that differ; None leaves a field as the recipe has it."""
+    """A recipe, and fields that replace its own; None keeps the recipe's."""
 
     recipe: str | None = None
-    """finetune (default), few (for some hundreds of images), scratch, paper, or a YAML file with what differs from one
-    of them."""
+    """finetune (default), few (for some hundreds of images), scratch, paper, or a YAML file with the fields that differ
+    from one of them."""
 
     epochs: float | None = None
-    """Passes over the training part, or parts of one."""
+    """Passes over the training images, not necessarily whole. Default: the recipe's."""
 
     batch: Whole | None = None
-    """Images per step, over all processes. With little memory they go through in parts."""
+    """Images per step, over all processes. Default: the recipe's, or fewer for small data."""
 
     lr: float | None = None
-    """Highest learning rate, for the recipe's reference batch."""
+    """Highest learning rate, at the recipe's reference batch. Default: the recipe's."""
 
     patience: Whole | None = None
-    """Stop after so many epochs without better results on the val part."""
+    """Stop after this many epochs without a better result on the val part. Default: never."""
 
     class_weights: Flag | None = None
-    """Rare classes count as much as frequent ones."""
+    """Weigh the classes so that rare ones count as much as frequent ones."""
 
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
     """Any other field of the recipe: --set mixup=0.2 --set augmentation=autoaugment."""
 
     def changes(self) -> dict[str, Any]:
-        """The fields of the recipe that were named.
+        """The fields of the recipe that were given.
 
         Raises:
-            ArgumentError: --set is not NAME=VALUE, or names a field twice.
-            UnknownNameError: --set names something else than a field of the recipe.
+            ArgumentError: --set is not NAME=VALUE, or gives a field twice.
+            UnknownNameError: --set names something other than a field of the recipe.
         """
         known = [field.name for field in dataclasses.fields(Recipe)]
-        named = {name: value for name, value in vars(self).items() if name in known and value is not None}
+        given = {name: value for name, value in vars(self).items() if name in known and value is not None}
         for text in self.set_ or []:
             name, equals, value = text.partition("=")
             name = name.replace("-", "_")
@@ -63,13 +63,13 @@ class RecipeOptions:
                 raise ArgumentError("set", text, "must be NAME=VALUE, such as mixup=0.2.")
             if name not in known:
                 raise UnknownNameError("set", name, known)
-            if name in named:
+            if name in given:
                 raise ArgumentError("set", text, f"gives {name} for the second time.")
             try:
-                named[name] = recipe_value(value)
+                given[name] = recipe_value(value)
             except yaml.YAMLError as error:
                 raise ArgumentError("set", text, f"has a value that is not YAML: {error}") from error
-        return named
+        return given
 
 
 FROM_RECIPE, SETTINGS = RecipeOptions(), Settings()
@@ -91,17 +91,16 @@ def train(
 
     Args:
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
-        out: The run's folder. Default: runs/train/ and a name.
-        resume: The folder of a run that was interrupted. It goes on with its own arguments.
-        like: The folder of a run whose settings, recipe, precision, threads and workers are used again, except for
-            what is typed here.
+        out: Folder of the run. Default: runs/train/DATA-MODEL.
+        resume: Folder of an interrupted run; it goes on with its own arguments.
+        like: Folder of a run whose settings, recipe, precision, threads and workers are reused, except for the options
+            given here.
     """
-    named = {name: getattr(settings, name) for name in settings.given} | recipe_options.changes()
+    given = {name: getattr(settings, name) for name in settings.given} | recipe_options.changes()
     if resume is not None:
-        typed = {"data": data, "out": out, "like": like, "recipe": recipe_options.recipe, **named}
-        for name, value in typed.items():
-            if value is not None:
-                raise ArgumentError(name, value, "cannot be changed: a resumed run goes on with its own arguments.")
+        others = {"data": data, "out": out, "like": like, "recipe": recipe_options.recipe, **given}
+        if wrong := next((name for name, value in others.items() if value is not None), None):
+            raise ArgumentError(wrong, others[wrong], "cannot be changed: a resumed run keeps its own arguments.")
     elif data is None:
         raise ArgumentError("data", "", "must be a folder of class folders or a manifest; or give --resume RUN.")
     from effnet.training import train as training
@@ -109,13 +108,12 @@ def train(
 
     with Display() as display:
         try:
-            if resume is not None:
+            if data is None:
+                assert resume is not None
                 result = training.resume(resume, progress=display)
             else:
-                assert data is not None
-                result = training.train(
-                    data, recipe=recipe_options.recipe, out=out, like=like, progress=display, **named
-                )
+                recipe = recipe_options.recipe
+                result = training.train(data, recipe=recipe, out=out, like=like, progress=display, **given)
         except Interrupted as stopped:
             display.close()
             console.remark(str(stopped))
@@ -126,16 +124,12 @@ def train(
 
 
 def _show(result: Result) -> None:
-    """How good it is, and where everything is."""
     found = result.evaluation
-    rows = [
-        (name, f"{value.value:.2%}", f"{value.low:.2%} to {value.high:.2%}")
-        for name, value in (("top-1", found.top1), ("top-5", found.top5), ("macro F1", found.macro_f1))
-        if value is not None
-    ]
+    figures = {"top-1": found.top1, "top-5": found.top5, "macro F1": found.macro_f1}
+    rows = [(name, f"{it.value:.2%}", f"{it.low:.2%} to {it.high:.2%}") for name, it in figures.items() if it]
     note = (
         f"{result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds / 60:.1f} minutes. Memory of a step: "
-        f"forecast {console.size(result.execution.forecast_bytes)}, taken {console.size(result.taken_bytes)}."
+        f"{console.size(result.execution.forecast_bytes)} by forecast, {console.size(result.taken_bytes)} in fact."
     )
     console.table(
         ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of {result.split}", note=note

@@ -21,56 +21,40 @@ ITERATIONS = 200  # of L-BFGS, at most
 MOST = 2000  # images: more would take more time and memory than they are worth for a start
 
 
-class Features(Answering):
-    """Answers with the pooled features (N, F) of images, and of their mirror images behind them: (N, 2 F)."""
-
-    mirrored = True
-
-    def answer(self, images: Tensor) -> Tensor:
-        """The features."""
-        views = (images, images.flip(-1)) if self.mirrored else (images,)
-        return torch.cat([self.network.embed(view) for view in views], 1)
-
-
 def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Progress = SILENT) -> tuple[float, int]:
-    """Fit the classifier to images as they are evaluated, mirrored too if the recipe mirrors, by the learner's loss.
+    """Fit the classifier by the learner's loss to images as they are evaluated, mirrored too if the recipe mirrors.
 
     Args:
         learner: the network with its loss and its recipe, whose `linear_probe` is the weight of the penalty.
-        part: the images to learn from; of more than MOST, as many, evenly spread over their order.
+        part: the images to learn from; of more than MOST, about as many, evenly spread over their order.
         batch: images that go through the network together.
-        progress: told how many images are done.
+        progress: follows the images.
 
     Returns:
-        Its accuracy on these images, and how many they are.
+        Its accuracy on these images, and their number.
 
     Raises:
         TrainingError: an image cannot be read.
     """
     network, recipe = learner.network, learner.recipe
-    features = Features(network, learner.input, part.classes)
-    features.mirrored = recipe.flip > 0
-    some = part.samples[:: -(-len(part) // MOST)]
-    fitted = dataclasses.replace(part, samples=some)
-    found = predict_part(features, fitted, "fitting the classifier", batch=batch, progress=progress)
+
+    def features(images: Tensor) -> Tensor:  # (N, F), or (N, 2 F) with those of the mirror images
+        views = (images, images.flip(-1)) if recipe.flip else (images,)
+        return torch.cat([network.embed(view) for view in views], 1)
+
+    some = dataclasses.replace(part, samples=part.samples[:: -(-len(part) // MOST)])
+    answering = Answering(network, learner.input, features)
+    found = predict_part(answering, some, "fitting the classifier", batch, progress)
     width = network.classifier.in_features
     learned = torch.from_numpy(found.logits).double().reshape(-1, width)
     labels = torch.from_numpy(found.labels).repeat_interleave(len(learned) // len(found.labels))
-    class_weights = learner.class_weights
-    balance = class_weights.cpu().double() if isinstance(class_weights, Tensor) else None
     weight = torch.zeros(network.spec.num_classes, width, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(network.spec.num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(
-            functional.linear(learned, weight, bias),
-            labels,
-            weight=balance,
-            label_smoothing=recipe.label_smoothing,
-            reduction="sum",
-        )
+        loss = learner.loss(functional.linear(learned, weight, bias), labels)
         loss = (loss + recipe.linear_probe * weight.square().sum()) / len(labels)
         torch.autograd.backward(loss)
         return loss

@@ -7,40 +7,39 @@ from (seed, step, part, process), every image's from (seed, epoch, image), and c
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
+from effnet.console import csv_lines
 from effnet.data.dataset import Dataset
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import TrainingError
+from effnet.files import write_text
 from effnet.machine import forget_peak
-from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
-from effnet.training.checkpoint import FORMAT, save_checkpoint
-from effnet.training.module import Answering, Average, Learner, augment_of, score, spread
-from effnet.training.optimizer import FORWARD, Horizon, make_optimizer, set_rate
-from effnet.training.rules import ADVICE, ran_out, time_budget
-from effnet.training.run import BEST, RunPlan, write_rows
-from effnet.training.sanity_checks import SanityChecks
+from effnet.training.checkpoint import save_checkpoint
+from effnet.training.module import Answering, Learner, augment_of, derive_seed, score, spread
+from effnet.training.optimizer import Updater
+from effnet.training.rules import guess_step_seconds, time_budget
+from effnet.training.run import BEST, RESULTS, RunPlan
 from effnet.weights.bundle import save
 
-FIRST_REPLAN = 5  # steps after which a time budget is first planned by the pace of the steps
-REPLAN_EVERY = 0.05  # of a time budget, or of the steps that are planned for it, from then on
-SMOOTH = 0.98  # of the loss that is shown
+SHOWN = 50  # steps over which the loss that is shown is averaged
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # as torch and CUDA say it
+SMOOTH = 0.9  # of the pace of the steps
 COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
     ("epoch", 6, "d"),
     ("step", 8, "d"),
@@ -49,6 +48,16 @@ COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
     ("val_loss", 10, ".4f"),
     ("val_top1", 10, ".2%"),
 )
+STATE = (
+    "step",
+    "done",
+    "begun",
+    "rows",
+    "losses",
+    "best",
+    "kept",
+    "since_best",
+)  # attributes of a Loop that a checkpoint keeps
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,10 +73,10 @@ class Loop:
     Args:
         fabric: processes and device.
         plan: settings, recipe, and how steps are computed.
-        learner: the network where it starts, with its loss; a resumed run's weights come from its checkpoint.
-        data: in parts, its labels in the order of the network's outputs.
+        learner: the network with its first weights; those of a resumed run come from its checkpoint.
+        data: the split data, its labels in the order of the network's outputs.
         folder: of the run.
-        progress: told of steps, epochs, and what the user should know.
+        progress: follows steps and epochs.
         started: when the command began, by time.monotonic; a time budget counts from there.
     """
 
@@ -89,74 +98,43 @@ class Loop:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.network.recompute(self.execution.plan)
         torch.set_num_threads(self.execution.threads)
-        optimizer = make_optimizer(self.network, self.recipe)
+        self.updater = Updater(self.network, self.recipe)
         self.learner: Any
-        self.optimizer: Any
-        self.learner, self.optimizer = fabric.setup(learner, optimizer)
-        self.average = Average(self.network) if self.recipe.ema else None
-        train = data.part("train")
-        rank, world = fabric.global_rank, fabric.world_size
-        order = Order(len(train), self.recipe.batch, self.execution.part, plan.settings.seed, rank, world)
-        images = TrainingImages(train, augment_of(self.recipe, plan.input), plan.settings.seed)
+        self.learner, self.updater.optimizer = fabric.setup(learner, self.updater.optimizer)
+        train, seed, world = data.part("train"), plan.settings.seed, fabric.world_size
+        order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world)
+        images = TrainingImages(train, augment_of(self.recipe, plan.input), seed)
         self.loader = Loader(images, order, self.execution.workers)
-        self.sanity_checks = SanityChecks(plan.spec.num_classes)
-        self.horizon = Horizon.of(plan.steps)
         self.step, self.since_best = 0, 0
+        self.done = 0.0  # share of the schedule
         self.best = self.kept = -1.0  # val accuracy: the highest so far, and that of the weights in best/
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
-        self.ran_out = False  # whether memory ran out once
-        self.pace = (0.0, 0)  # seconds and steps since the time budget was last planned
-        self.headed = False  # whether the names of the columns were shown
+        self.begun = self.elapsed  # when the first step began
+        self.per_step = guess_step_seconds(plan)
+        self.validation: float | None = None  # seconds of the last one
         writes = plan.settings.tensorboard and fabric.is_global_zero
         self.logger = TensorBoardLogger(folder, name="tensorboard", version="") if writes else None
 
     # state
 
-    def state(self) -> dict[str, Any]:
-        """All that decides what comes next."""
-        return {
-            "format": FORMAT,
-            "step": self.step,
-            "seconds": self.elapsed,
-            "network": self.network.state_dict(),
-            "average": self.average.network.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "marks": list(self.horizon.marks),
-            "rows": self.rows,
-            "losses": self.losses,
-            "best": self.best,
-            "kept": self.kept,
-            "since_best": self.since_best,
-            "recompute": self.execution.recompute,
-            "ran_out": self.ran_out,
-            "sanity_checks": self.sanity_checks.state(),
-        }
+    def save(self) -> None:
+        """Write a checkpoint of all that decides what comes next; rank 0 does."""
+        if self.fabric.is_global_zero:
+            state = {name: getattr(self, name) for name in STATE} | self.updater.state()
+            save_checkpoint(self.folder, state | {"seconds": self.elapsed})
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.network.load_state_dict(state["network"])
-        if self.average:
-            self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.since_best = state["step"], state["since_best"]
-        self.best, self.kept = state["best"], state["kept"]
+        """Go on from a checkpoint."""
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.updater.restore(state)
         self.started = time.monotonic() - state["seconds"]
-        self.horizon = Horizon(tuple((start, total) for start, total in state["marks"]))
-        self.rows, self.losses, self.ran_out = list(state["rows"]), list(state["losses"]), state["ran_out"]
-        self.sanity_checks.restore(state["sanity_checks"])
-        self.execution = dataclasses.replace(self.execution, recompute=state["recompute"])
-        self.network.recompute(self.execution.plan)
 
     @property
     def elapsed(self) -> float:
         """Seconds since the command began, over all its resumptions, without the pauses between."""
         return time.monotonic() - self.started
-
-    def save(self) -> None:
-        """Write a checkpoint; rank 0 does."""
-        if self.fabric.is_global_zero:
-            save_checkpoint(self.folder, self.state())
 
     # the run
 
@@ -172,8 +150,9 @@ class Loop:
         forget_peak()  # of what was read before the first step
         with caught_signals() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
+            self.progress.message("".join(f"{name.replace('_', ' '):>{width}}" for name, width, _ in COLUMNS))
             patience = self.recipe.patience or math.inf
-            while self.step < self.horizon.total and self.since_best < patience:
+            while self.done < 1 and self.since_best < patience:
                 self._epoch(stop)
         self.save()
 
@@ -185,74 +164,78 @@ class Loop:
         self.learner.train()
         if not within:
             self.losses = []
-        shown = self.losses[-1] if self.losses else None
         saved = time.monotonic()
         for _ in range(within, steps):
             began = time.monotonic()
-            loss = self._step(parts)
+            try:
+                images = [next(parts) for _ in range(self.execution.parts)]
+            except TrainingError:
+                if not stop:
+                    raise
+                self._stop()  # the signal reached the processes that load images, too
+            self._step(images)
             now = time.monotonic()
-            self.pace = (self.pace[0] + now - began, self.pace[1] + 1)
-            self.losses.append(loss)
-            shown = loss if shown is None else SMOOTH * shown + (1 - SMOOTH) * loss
-            self.step += 1
-            self.progress.update("training", self.step, self.horizon.total, f"loss {shown:.3f}")
-            stopping, late = self._any(bool(stop), self._is_time_to_plan)
-            if late:
-                self._replan()
-            if self.step % steps == 0 or self.step >= self.horizon.total:
+            self.per_step = SMOOTH * self.per_step + (1 - SMOOTH) * (now - began)
+            recent = self.losses[-SHOWN:]
+            detail = f"loss {sum(recent) / len(recent):.3f}"
+            self.progress.update("training", self.step, round(self.step / self.done), detail)
+            stopping = self._any(bool(stop))
+            if self.step % steps == 0 or self.done >= 1:
                 break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
             if stopping:
-                self.save()
-                raise Interrupted(self.folder, self.step)
+                self._stop()
             if now - saved >= self.plan.settings.save_seconds:
                 self.save()
                 saved = now
         self._validate(epoch)
         self.save()
-        if self._any(bool(stop))[0]:
-            raise Interrupted(self.folder, self.step)
+        if self._any(bool(stop)):
+            self._stop()
 
-    def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """One step of the optimizer, from all parts of its images; the mean loss over all processes."""
-        taken = [part for _, part in zip(range(self.execution.parts), parts, strict=False)]
-        if len(taken) < self.execution.parts:
-            raise TrainingError("the images of a step did not arrive; a process that loads them may have stopped")
-        while True:
-            try:
-                loss, gap = self._gradients(taken)
-                break
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-                if self.ran_out or self.fabric.world_size > 1:
-                    raise TrainingError(f"memory ran out at step {self.step}: {ADVICE}") from error
-                self._keep_less()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
-        self.sanity_checks.check(self.step, loss, gap, float(norm))
-        set_rate(self.optimizer, self.recipe.scaled_lr * self.recipe.lr_at(self.horizon.progress(self.step + 1)))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.network, self.recipe.ema_at(self.step))
-        return loss
+    def _stop(self) -> NoReturn:
+        self.save()
+        raise Interrupted(self.folder, self.step)
 
-    def _gradients(self, taken: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Gradients of a step over all processes; its loss, and how much its outputs differ."""
-        self.optimizer.zero_grad(set_to_none=True)
-        head_only = self.horizon.progress(self.step + 1) < self.recipe.head_first
-        total, gap = torch.zeros(()), 1.0
-        for number, (pixels, labels) in enumerate(taken):
-            device = self.fabric.device
-            seed_step(self.plan.settings.seed, self.step, number, self.fabric.global_rank)
-            waits = head_only or number < len(taken) - 1
+    def _step(self, images: list[tuple[Tensor, Tensor]]) -> None:
+        """One step of the optimizer, from all parts of its images."""
+        done = self._done_after_step()
+        try:
+            loss, gap = self._gradients(images, head_only=done < self.recipe.head_first)
+        except RuntimeError as error:
+            if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+                raise
+            advice = "give a limit with --train-memory, or a smaller --batch or --resolution"
+            raise TrainingError(f"memory ran out at step {self.step}: {advice}") from error
+        self.updater.update(self.step, done, loss, gap)
+        self.losses.append(loss)
+        self.step, self.done = self.step + 1, done
+
+    def _done_after_step(self) -> float:
+        """The share of the schedule that is done after the next step, within a time budget by the clock of rank 0."""
+        if self.budget is None:
+            return (self.step + 1) / self.plan.steps
+        now, end = self.elapsed + self.per_step, self.budget.end(self.per_step, self.validation)
+        share = 1.0 if now >= end else max(self.done, (now - self.begun) / (end - self.begun))
+        return self.fabric.broadcast(share)
+
+    def _gradients(self, images: list[tuple[Tensor, Tensor]], head_only: bool) -> tuple[float, float]:
+        """Gradients of a step; its mean loss over all processes, and how much its outputs differ."""
+        total, gap, device = torch.zeros(()), 1.0, self.fabric.device
+        for number, (pixels, labels) in enumerate(images):
+            # what the network draws: dropout, stochastic depth, mixing
+            seed = derive_seed(self.plan.settings.seed, self.step, number, self.fabric.global_rank)
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            waits = head_only or number < len(images) - 1
             with self.fabric.no_backward_sync(self.learner, enabled=waits):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.execution.precision == "bf16"):
                     loss, logits = self.learner(pixels.to(device), labels.to(device), head_only)
-                self.fabric.backward(loss / len(taken))
-            total += loss.detach().cpu() / len(taken)
+                self.fabric.backward(loss / len(images))
+            total += loss.detach().cpu() / len(images)
             gap = min(gap, spread(logits))
         if self.fabric.world_size > 1:
-            if head_only:  # whose backward pass went by the averaging
+            if head_only:  # its gradients were not averaged
                 for param in self.network.classifier.parameters():
                     assert param.grad is not None
                     dist.all_reduce(param.grad)
@@ -261,124 +244,72 @@ class Loop:
             total /= self.fabric.world_size
         return float(total), gap
 
-    def _keep_less(self) -> None:
-        """Keep less from now on: memory ran out for the first time."""
-        self.ran_out = True
-        self.execution = self.execution.with_less_memory(self.plan.spec)
-        self.network.recompute(self.execution.plan)
-        self.progress.message(
-            f"memory ran out at step {self.step}; from here on each step keeps less and computes more"
-        )
-
-    @property
-    def _is_time_to_plan(self) -> bool:
-        """Whether the time budget should be looked at, by the clock of rank 0."""
-        if self.budget is None or not self.fabric.is_global_zero:
-            return False
-        seconds, steps = self.pace
-        late = seconds > REPLAN_EVERY * self.budget.seconds or steps > REPLAN_EVERY * self.horizon.total
-        return late or self.step == FIRST_REPLAN
-
-    def _replan(self) -> None:
-        """Move the end of the run to where the time budget ends at the present pace."""
-        assert self.budget is not None
-        per_step = self.pace[0] / self.pace[1]
-        if self.horizon.progress(self.step) < self.recipe.head_first:
-            per_step /= FORWARD  # so far there was no backward pass
-        self.pace = (0.0, 0)
-        if self.fabric.is_global_zero:
-            self.horizon = self.budget.replan(self.horizon, self.step, self.elapsed, per_step)
-        self.horizon = Horizon(self.fabric.broadcast(self.horizon.marks))
-
-    def _any(self, *flags: bool) -> list[bool]:
-        """Each flag's value on any of the processes; all of them get the same answer."""
+    def _any(self, flag: bool) -> bool:
+        """Whether a flag is set in any of the processes; all of them get the same answer."""
         if self.fabric.world_size == 1:
-            return list(flags)
-        sums = self.fabric.all_reduce(torch.tensor([float(flag) for flag in flags]), reduce_op="sum")
-        return [bool(total) for total in sums]
+            return flag
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum"))
 
     # validation
 
-    def averaged_network(self) -> EfficientNet:
-        """The network that is evaluated and kept: the average where there is one."""
-        return self.average.network if self.average else self.network
-
     def _validate(self, epoch: int) -> None:
-        """Accuracy on the val part, a row of results, and the best weights."""
+        """Evaluate on the val part: a row of results, and the best weights."""
         began = time.monotonic()
-        correct, val_loss = score(
-            Answering(self.averaged_network(), self.plan.input, self.plan.classes),
-            self.data.part("val"),
-            batch=self.execution.part,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-            progress=self.progress,
-        )
-        if self.budget:
-            self.budget = dataclasses.replace(self.budget, validation=time.monotonic() - began)
+        network, val = self.updater.averaged, self.data.part("val")
+        answering = Answering(network, self.plan.input)
+        top1, loss = score(answering, val, self.execution.part, self.fabric, self.progress)
+        self.validation = time.monotonic() - began
         row = {
             "epoch": epoch + 1,
             "step": self.step,
             "seconds": round(self.elapsed, 1),
-            "lr": self.recipe.scaled_lr * self.recipe.lr_at(self.horizon.progress(self.step)),
-            "train_loss": float(np.mean(self.losses)) if self.losses else 0.0,
-            "val_loss": val_loss,
-            "val_top1": correct,
+            "lr": self.recipe.scaled_lr * self.recipe.lr_at(self.done),
+            "train_loss": sum(self.losses) / len(self.losses),
+            "val_loss": loss,
+            "val_top1": top1,
         }
         self.rows.append(row)
         self.since_best += 1
-        if correct > self.best:
-            self.best, self.since_best = correct, 0
+        if top1 > self.best:
+            self.best, self.since_best = top1, 0
         # What differs by less than a standard error of the accuracy is equally good, and of equals the later epoch
         # is kept: it saw more, at a lower rate. Of few images, the highest accuracy is mostly luck
-        error = math.sqrt(self.best * (1 - self.best) / len(self.data.part("val")))
-        if correct >= self.best - error:
-            self.kept = correct
-            if self.fabric.is_global_zero:
-                save(
-                    self.averaged_network(),
-                    self.folder / BEST,
-                    classes=self.plan.classes,
-                    input=self.plan.input,
-                    source=f"effnet train from {self.plan.source}",
-                    metrics={"val_top1": correct, "epoch": epoch + 1},
-                )
-        if self.fabric.is_global_zero:
-            write_rows(self.folder, self.rows)
+        error = math.sqrt(self.best * (1 - self.best) / len(val))
+        better = top1 >= self.best - error
+        if better:
+            self.kept = top1
+        if not self.fabric.is_global_zero:
+            return
+        if better:
+            save(
+                network,
+                self.folder / BEST,
+                classes=self.plan.classes,
+                input=self.plan.input,
+                source=f"effnet train from {self.plan.source}",
+                metrics={"val_top1": top1, "epoch": epoch + 1},
+            )
+        write_text(self.folder / RESULTS, csv_lines([list(row), *(list(each.values()) for each in self.rows)]))
         if self.logger:
             self.logger.log_metrics({name: value for name, value in row.items() if name != "step"}, self.step)
-        if not self.headed:
-            self.progress.message("".join(f"{name.replace('_', ' '):>{width}}" for name, width, _ in COLUMNS))
-            self.headed = True
         self.progress.message("".join(f"{row[name]:>{width}{form}}" for name, width, form in COLUMNS))
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """A list to which SIGTERM and Ctrl-C are added; the second of one kind acts as it would without this block."""
+    """A list that receives SIGTERM and Ctrl-C; the second of one kind acts as it would without this block."""
     caught: list[int] = []
-    before: dict[int, Any] = {}
+    main = threading.current_thread() is threading.main_thread()  # no other thread receives signals
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
 
     def note(number: int, _: object) -> None:
         caught.append(number)
         signal.signal(number, before[number])
 
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.getsignal(number)
-            signal.signal(number, note)
-    except ValueError:  # only the main thread receives signals
-        before.clear()
+    for number in before:
+        signal.signal(number, note)
     try:
         yield caught
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def seed_step(seed: int, step: int, part: int, rank: int) -> None:
-    """Seed what the network draws in one part of a step: dropout, stochastic depth, mixing."""
-    value = int(np.random.SeedSequence((seed, step, part, rank)).generate_state(1, np.uint64)[0]) >> 1
-    torch.default_generator.manual_seed(value)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(value)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,14 +1,15 @@
-"""What learns: a network with its loss, the moving average of its weights, and how well they answer."""
+"""What learns: a network with its loss and mixing; and its answers, which are evaluated after each epoch."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,16 +20,16 @@ from effnet.errors import CheckpointError, TrainingError
 from effnet.metrics.evaluate import Predicted, predict_logits
 from effnet.models.blocks import ConvNormAct
 from effnet.models.efficientnet import EfficientNet
-from effnet.progress import SILENT, Progress
+from effnet.progress import Progress
 from effnet.training.recipe import Recipe
+from effnet.training.run import STAGES
 from effnet.training.sanity_checks import DIVERGED
 
 CLASSES = 1000  # of ImageNet
-HEAD_STAGE = 9  # of the paper's Table 1; frozen with it, only the classifier learns
 
 
 class Learner(nn.Module):
-    """Pixels and labels -> the loss: normalising, mixing, the network, cross entropy.
+    """Pixels and labels to the loss: normalising, mixing, the network, cross entropy.
 
     Args:
         network: what learns.
@@ -37,6 +38,8 @@ class Learner(nn.Module):
         weights: of the classes, (K,), mean 1; None for equal ones.
         frozen: the stages 1 ... `frozen` of the paper's Table 1 keep their weights and statistics.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -77,14 +80,13 @@ class Learner(nn.Module):
             logits = self.network.classifier(self.network.dropout(features))
         else:
             logits = self.network(images)
-        loss = functional.cross_entropy(
-            logits.float(),
-            targets,
-            weight=self.class_weights if isinstance(self.class_weights, Tensor) else None,
-            label_smoothing=self.recipe.label_smoothing,
-            reduction="sum",
-        )
-        return loss / len(labels), logits
+        return self.loss(logits.float(), targets) / len(labels), logits
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the losses of logits (N, K) for labels (N,) or shares of the classes (N, K)."""
+        weight = None if self.class_weights is None else self.class_weights.to(logits)
+        smoothing = self.recipe.label_smoothing
+        return functional.cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="sum")
 
 
 class Normalise(nn.Module):
@@ -102,32 +104,15 @@ class Normalise(nn.Module):
         return images.sub_(self.get_buffer("mean")).div_(self.get_buffer("std"))
 
 
-class Average:
-    """The exponential moving average of a network's weights and statistics: steadier, and what is kept."""
-
-    def __init__(self, network: EfficientNet) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.network.recompute(None)
-
-    @torch.no_grad()
-    def update(self, network: EfficientNet, decay: float) -> None:
-        """Move towards the network: average = decay * average + (1 - decay) * network."""
-        state, averaged = network.state_dict(), self.network.state_dict()
-        names = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([averaged[name] for name in names], [state[name] for name in names], 1 - decay)
-        for name in averaged.keys() - set(names):
-            averaged[name].copy_(state[name])
-
-
 def frozen_parts(network: EfficientNet, frozen: int) -> list[nn.Module]:
     """Stages 1 ... `frozen`: the stem, blocks and the head."""
     parts: list[nn.Module] = [network.stem] if frozen >= 1 else []
     parts += [stage for number, stage in network.stages.items() if int(number) <= frozen]
-    return parts + ([network.head] if frozen >= HEAD_STAGE else [])
+    return parts + ([network.head] if frozen >= STAGES else [])
 
 
 def class_weights(counts: tuple[int, ...]) -> Tensor:
-    """(K,): the inverse of each class's share, 1 on average over the images; a class without images counts nothing."""
+    """(K,): the inverse of each class's share, 1 on average over the images; 0 for a class without images."""
     images = torch.tensor(counts, dtype=torch.float64)
     present = images > 0
     weights = torch.where(present, images.sum() / (present.sum() * images.clamp(min=1)), 0.0)
@@ -135,11 +120,14 @@ def class_weights(counts: tuple[int, ...]) -> Tensor:
 
 
 def spread(logits: Tensor) -> float:
-    """How much the outputs differ from image to image, against their size."""
+    """Standard deviation of the outputs over the images, as a share of their mean size; 1 for a single image."""
     values = logits.detach().float()
-    if len(values) < 2:
-        return 1.0
-    return float(values.std(0).mean() / values.abs().mean().clamp(min=1e-12))
+    return 1.0 if len(values) < 2 else float(values.std(0).mean() / values.abs().mean().clamp(min=1e-12))
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed of 63 bits that follows from several numbers, such as a run's seed and a step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def augment_of(recipe: Recipe, input_spec: InputSpec) -> Augment:
@@ -157,11 +145,9 @@ def init_classifier(network: EfficientNet) -> None:
 
 
 def set_momentum(network: EfficientNet, momentum: float) -> None:
-    """Give batch normalisation the recipe's momentum, but for 0; other norms have none."""
-    if not momentum:
-        return
+    """Give batch normalisation the recipe's momentum, unless that is 0; other norms have none."""
     norms = [module.norm for module in network.modules() if isinstance(module, ConvNormAct)]
-    if all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms):
+    if momentum and all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms):
         network.use_policy(dataclasses.replace(network.policy, bn_momentum=momentum))
 
 
@@ -171,42 +157,30 @@ def _mixing(recipe: Recipe, num_classes: int) -> Any:
         return None
     from torchvision.transforms import v2
 
-    ways = [
-        transform(alpha=alpha, num_classes=num_classes)
-        for transform, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
-        if alpha
-    ]
-    return v2.RandomChoice(ways) if len(ways) > 1 else ways[0]
+    pairs = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
+    return v2.RandomChoice([transform(alpha=alpha, num_classes=num_classes) for transform, alpha in pairs if alpha])
 
 
 class Answering:
-    """A network as evaluation calls it: pixels in, logits out, both numpy."""
+    """A network in evaluation mode, or a `function` of it, as evaluation calls it: pixels in, outputs out, in numpy."""
 
-    def __init__(self, network: EfficientNet, input_spec: InputSpec, classes: tuple[str, ...]) -> None:
-        self.network, self.input, self.classes = network, input_spec, classes
-        self._normalise = Normalise(input_spec).to(network.classifier.weight.device)
+    def __init__(
+        self, network: EfficientNet, input_spec: InputSpec, function: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.network, self.input, self.function = network.eval(), input_spec, function or network
+        self.device = network.classifier.weight.device
+        self._normalise = Normalise(input_spec).to(self.device)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """(N, size, size, C) uint8 -> (N, K) float32."""
-        training = self.network.training
-        self.network.eval()
-        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        answer = self.answer(self._normalise(pixels.to(self.network.classifier.weight.device)))
-        self.network.train(training)
-        logits: np.ndarray[Any, Any] = answer.float().cpu().numpy()
-        return logits
-
-    def answer(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, size, size) -> (N, K)."""
-        logits: Tensor = self.network(images)
-        return logits
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
+        outputs: np.ndarray[Any, Any] = self.function(self._normalise(pixels)).float().cpu().numpy()
+        return outputs
 
 
-def predict_part(
-    answering: Answering, part: Dataset, task: str, *, batch: int, progress: Progress = SILENT
-) -> Predicted:
-    """The logits of every image of a part; `task` is what the progress calls it.
+def predict_part(answering: Answering, part: Dataset, task: str, batch: int, progress: Progress) -> Predicted:
+    """The outputs for every image of a part; `task` is the name of this work in the progress.
 
     Raises:
         TrainingError: an image cannot be read.
@@ -218,29 +192,25 @@ def predict_part(
     return found
 
 
-def score(
-    answering: Answering, part: Dataset, *, batch: int, rank: int = 0, world: int = 1, progress: Progress = SILENT
-) -> tuple[float, float]:
-    """Accuracy and mean cross entropy over a part, of which each process looks at its share.
+def score(answering: Answering, part: Dataset, batch: int, fabric: Fabric, progress: Progress) -> tuple[float, float]:
+    """Accuracy and mean cross entropy over a part; each process evaluates its share of the images.
 
     Raises:
         TrainingError: an image cannot be read, or a logit is not finite.
     """
+    rank, world = fabric.global_rank, fabric.world_size
     if world > 1:  # each process has its own running statistics; rank 0's are kept
         for buffer in answering.network.buffers():
             dist.broadcast(buffer, 0)
     mine = dataclasses.replace(part, samples=part.samples[rank::world])
     try:
-        found = predict_part(answering, mine, "validating", batch=batch, progress=progress)
+        found = predict_part(answering, mine, "validating", batch, progress)
     except CheckpointError as error:
         raise TrainingError(f"the network's logits are not finite: {DIVERGED}") from error
-    shifted = found.logits.astype(np.float64) - found.logits.max(1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(shifted)), found.labels]
-    sums = torch.tensor(
-        [float((found.logits.argmax(1) == found.labels).sum()), float(losses.sum()), float(len(losses))],
-        dtype=torch.float64,
-    )
+    logits, labels = torch.from_numpy(found.logits).double(), torch.from_numpy(found.labels)
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    sums = torch.stack([(logits.argmax(1) == labels).sum().double(), loss, torch.tensor(float(len(labels)))])
     if world > 1:
         dist.all_reduce(sums)
-    correct, loss, count = sums.tolist()
-    return correct / count, loss / count
+    correct, total, count = sums.tolist()
+    return correct / count, total / count

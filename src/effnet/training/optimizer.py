@@ -1,56 +1,43 @@
-"""The optimizer of a recipe, and how far a run is in its schedule, also where a time budget moves its end.
+"""From a step's gradients to new weights: optimizer, learning rate, moving average; and the time budget of a run.
 
-Which parameters decay and which learn slower stands here, and RMSProp as TensorFlow computes it.
+It says which parameters decay and which learn slower, and has RMSProp as TensorFlow computes it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.recipe import Recipe
+from effnet.training.sanity_checks import SanityChecks
 
 DECAY = 0.9  # of RMSProp's mean square (paper, section 5.2)
 EPSILON = 1e-3  # of RMSProp (official code)
-SLACK = 0.02  # of the time budget: a smaller drift of the expected end is left alone
 FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
 ENDING = 8.0  # seconds for pictures and files
 
 
 class RMSPropTF(torch.optim.Optimizer):
-    """RMSProp as in TensorFlow 1, which trained the paper's networks; torch's own differs in three places.
+    """RMSProp as in TensorFlow 1, which trained the paper's networks; torch's differs in three places.
 
-    The mean square starts at 1 and not at 0, so the first steps are small; epsilon is added below the root; and the
-    learning rate goes into the momentum, so a change of rate acts on new gradients only.
+    Here the mean square starts at 1 and not at 0, so the first steps are small; epsilon is added below the root; and
+    the learning rate goes into the momentum, so a change of rate acts on new gradients only.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        *,
-        decay: float = DECAY,
-        momentum: float = 0.9,
-        eps: float = EPSILON,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
-        )
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads it
-        """One step from the gradients that are there; `closure` computes them anew and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step; `closure` computes the gradients and returns the loss."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
@@ -64,9 +51,9 @@ class RMSPropTF(torch.optim.Optimizer):
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             # square += (1 - decay) * (grad^2 - square)
-            torch._foreach_mul_(squares, group["decay"])
-            torch._foreach_addcmul_(squares, grads, grads, 1 - group["decay"])
-            roots = torch._foreach_add(squares, group["eps"])
+            torch._foreach_mul_(squares, DECAY)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - DECAY)
+            roots = torch._foreach_add(squares, EPSILON)
             torch._foreach_sqrt_(roots)
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_addcdiv_(momenta, grads, roots, group["lr"])
@@ -99,74 +86,88 @@ def parameter_groups(network: EfficientNet, recipe: Recipe) -> list[dict[str, An
         if param.requires_grad:
             groups.setdefault((param in head, param in undecayed), []).append(param)
     return [
-        {
-            "params": params,
-            "share": 1.0 if is_head else recipe.body_lr,
-            **({"weight_decay": 0.0} if spared else {}),
-        }
+        {"params": params, "share": 1.0 if is_head else recipe.body_lr} | ({"weight_decay": 0.0} if spared else {})
         for (is_head, spared), params in groups.items()
     ]
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of the learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
+class Average:
+    """The exponential moving average of a network's weights and statistics: steadier, and what is kept."""
+
+    def __init__(self, network: EfficientNet) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network.recompute(None)
+
+    @torch.no_grad()
+    def update(self, network: EfficientNet, decay: float) -> None:
+        """Move towards the network: average = decay * average + (1 - decay) * network."""
+        state, averaged = network.state_dict(), self.network.state_dict()
+        names = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([averaged[name] for name in names], [state[name] for name in names], 1 - decay)
+        for name in averaged.keys() - set(names):
+            averaged[name].copy_(state[name])
 
 
-@dataclass(frozen=True)
-class Horizon:
-    """The planned end of a run, and the steps at which the plan was changed.
+class Updater:
+    """Turns the gradients of a step into new weights by a recipe, after the sanity checks, and averages them."""
 
-    The share of the schedule that is done grows evenly between two changes, so a changed end never makes it jump.
-    """
-
-    marks: tuple[tuple[int, int], ...]  # (step from which it holds, steps in all)
-
-    @classmethod
-    def of(cls, total: int) -> Horizon:
-        """A run of `total` steps."""
-        return cls(((0, max(1, total)),))
+    def __init__(self, network: EfficientNet, recipe: Recipe) -> None:
+        self.network, self.recipe = network, recipe
+        self.optimizer: Any = make_optimizer(network, recipe)
+        self.average = Average(network) if recipe.ema else None
+        self.sanity_checks = SanityChecks(network.spec.num_classes)
 
     @property
-    def total(self) -> int:
-        """Steps in all, by the latest plan."""
-        return self.marks[-1][1]
+    def averaged(self) -> EfficientNet:
+        """The network to evaluate and keep: the average where there is one."""
+        return self.average.network if self.average else self.network
 
-    def progress(self, step: int) -> float:
-        """The share of the schedule that is done before step `step`: 0 at the first, 1 behind the last."""
-        if step >= self.total:
-            return 1.0
-        done = 0.0
-        ends = [start for start, _ in self.marks[1:]] + [max(step, self.marks[-1][0])]
-        for (start, total), end in zip(self.marks, ends, strict=True):
-            done += (1 - done) * (min(step, end) - start) / max(1, total - start) if step > start else 0.0
-        return min(1.0, done)
+    def update(self, step: int, progress: float, loss: float, spread: float) -> None:
+        """Update the weights and clear the gradients of step `step`, at a share `progress` of the schedule.
 
-    def moved(self, step: int, total: int) -> Horizon:
-        """The same with another end, from step `step` on; what is done stays done."""
-        return dataclasses.replace(self, marks=(*self.marks, (step, max(total, step))))
+        Raises:
+            TrainingError: by `loss`, `spread` or gradients, the run cannot succeed; see SanityChecks.
+        """
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
+        self.sanity_checks.check(step, loss, spread, float(norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.scaled_lr * self.recipe.lr_at(progress) * group["share"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.network, self.recipe.ema_at(step))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.network.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "sanity_checks": self.sanity_checks.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.network.load_state_dict(state["network"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sanity_checks.restore(state["sanity_checks"])
 
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """A time budget, and what has to fit into it besides the steps: every epoch and the end are validated."""
+    """Seconds for a run: the share of them that is gone is the share of the schedule that is done.
+
+    Time is held back for what follows the last step: a validation, the evaluation of the best weights, pictures, files.
+    """
 
     seconds: float
-    steps_per_epoch: int
     validation_steps: float  # training steps that take as long as one validation, until one was timed
-    final_steps: float  # training steps that take as long as the evaluation of the best weights
-    validation: float | None = None  # seconds that the last one took
+    final: float  # time for the evaluation of the best weights, as a multiple of a validation's
 
-    def steps(self, used: float, per_step: float) -> int:
-        """How many more steps of `per_step` seconds fit when `used` seconds are gone, perhaps none."""
-        validation = self.validation_steps * per_step if self.validation is None else self.validation
-        left = self.seconds - used - ENDING - self.final_steps * per_step - validation
-        return max(0, int(left / (per_step + validation / self.steps_per_epoch)))
-
-    def replan(self, horizon: Horizon, step: int, used: float, per_step: float) -> Horizon:
-        """The horizon after `step` steps, moved where it would miss the budget by more than SLACK of it."""
-        total = step + self.steps(used, per_step)
-        if abs(total - horizon.total) * per_step <= SLACK * self.seconds:
-            return horizon
-        return horizon.moved(step, total)
+    def end(self, per_step: float, validation: float | None = None) -> float:
+        """When the last step must be over, for steps of `per_step` seconds and a validation that took so many."""
+        if validation is None:
+            validation = self.validation_steps * per_step
+        return self.seconds - ENDING - validation * (1 + self.final)

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
+from effnet.arch.specfile import read_mapping
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.fields import one_of, positive_float, positive_int, read_fields
+from effnet.fields import check_fields, non_negative, one_of, positive_float, positive_int, rate, ratio, read_fields
 
 OptimizerName = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "exponential"]
@@ -78,41 +81,21 @@ class Recipe:
     patience: int = 0  # epochs without better results on the val part, after which it stops; 0 for never
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
-        for field in ("epochs", "lr", "head_lr", "crop_ratio"):
-            positive_float(field, getattr(self, field))
-        for field in ("batch", "lr_batch"):
-            positive_int(field, getattr(self, field))
+        """Check every value; an ArgumentError names the first that is outside its range."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ArgumentError(field.name, value, "must be true or false.")
+            if field.type in ("int", "float", "float | None") and value is not None:
+                non_negative(field.name, value)
+        check_fields(self, positive_float, "epochs", "lr", "head_lr", "crop_area", "crop_ratio")
+        check_fields(self, positive_int, "batch", "lr_batch")
+        check_fields(self, ratio, "final_lr", "body_lr", "flip", "crop_area", "bn_momentum")
+        check_fields(self, rate, "momentum", "label_smoothing", "ema", "warmup", "head_first")
+        check_fields(self, rate, *(name for name in ("dropout", "drop_connect") if getattr(self, name) is not None))
         one_of("optimizer", self.optimizer, OptimizerName)
         one_of("schedule", self.schedule, Schedule)
         one_of("augmentation", self.augmentation, Augmentation)
-        for field in ("fresh", "decay_biases", "class_weights"):
-            if not isinstance(getattr(self, field), bool):
-                raise ArgumentError(field, getattr(self, field), "must be true or false.")
-        for field in ("momentum", "label_smoothing", "ema", "warmup", "head_first"):
-            self._within(field, 1, open_end=True)
-        for field in ("dropout", "drop_connect"):
-            if getattr(self, field) is not None:
-                self._within(field, 1, open_end=True)
-        for field in ("final_lr", "body_lr", "flip", "crop_area", "bn_momentum"):
-            self._within(field, 1)
-        for each in dataclasses.fields(self):
-            if type(each.default) in (int, float) and getattr(self, each.name) is not None:
-                self._within(each.name, math.inf)
-        if not self.crop_area:
-            raise ArgumentError("crop_area", self.crop_area, "must be more than 0.")
-
-    def _within(self, field: str, top: float, *, open_end: bool = False) -> None:
-        value = getattr(self, field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ArgumentError(field, value, "must be a number.")
-        if not (0 <= value < top if open_end else 0 <= value <= top):
-            rule = "at least 0" if top == math.inf else f"at least 0 and {'below' if open_end else 'at most'} {top}"
-            raise ArgumentError(field, value, f"must be {rule}.")
 
     @property
     def scaled_lr(self) -> float:
@@ -139,10 +122,6 @@ class Recipe:
     def ema_at(self, step: int) -> float:
         """The average's decay after `step` steps: it grows to `ema`, so that the start is forgotten (TensorFlow)."""
         return min(self.ema, (1 + step) / (10 + step))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for args.yaml."""
-        return dataclasses.asdict(self)
 
 
 RECIPES = {
@@ -207,25 +186,21 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
         UnknownNameError: there is no such recipe.
         ArgumentError: a field is unknown or outside its range.
     """
-    if isinstance(recipe, Recipe):
-        base = recipe
-    elif Path(recipe).suffix.lower() in (".yaml", ".yml"):
-        from effnet.arch.specfile import read_mapping
-
-        values = dict(read_mapping(recipe))
-        base = _preset(str(values.pop("base", "finetune")))
-        values = {name: _number(value) for name, value in values.items()}
-        base = read_fields(Recipe, {**base.to_dict(), "name": Path(recipe).stem, **values})
-    else:
-        base = _preset(str(recipe))
+    values: dict[str, Any] = {}
+    if not isinstance(recipe, Recipe) and Path(recipe).suffix.lower() in (".yaml", ".yml"):
+        values = {name: _number(value) for name, value in read_mapping(recipe).items()}
+        values["name"] = Path(recipe).stem
+        recipe = str(values.pop("base", "finetune"))
+    if not isinstance(recipe, Recipe):
+        if recipe not in RECIPES:
+            raise UnknownNameError("recipe", str(recipe), RECIPES)
+        recipe = RECIPES[str(recipe)]
     given = {name: value for name, value in changes.items() if value is not None}
-    return read_fields(Recipe, {**base.to_dict(), **given})
+    return read_fields(Recipe, dataclasses.asdict(recipe) | values | given)
 
 
 def recipe_value(text: str) -> Any:
-    """A field's value as YAML reads it, and 1e-5, which YAML takes for a word, as a number."""
-    import yaml
-
+    """A field's value as YAML reads it; 1e-5, which YAML takes for text, becomes a number."""
     return _number(yaml.safe_load(text))
 
 
@@ -234,9 +209,3 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _preset(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise UnknownNameError("recipe", name, RECIPES)
-    return RECIPES[name]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from effnet.data.dataset import Dataset, manifest
 from effnet.files import write_text
@@ -36,55 +35,47 @@ class Result:
     @property
     def bundle(self) -> Path:
         """The trained model."""
-        return self.folder / "best"
+        return self.folder / BEST
 
 
 def finish(loop: Loop, base: int) -> Result:
-    """Evaluate the best weights on test, else val, fit the temperature on val, and write what the folder still lacks.
+    """Evaluate the best weights on test, else val, fit the temperature on val, and write the remaining files.
 
-    Rank 0 does; the others wait and return the same figures.
+    Rank 0 does; the others wait and return the same figures. `base` is the memory in bytes before the network was made.
     """
-    result: Result | None = None
-    if loop.fabric.is_global_zero:
-        result = _finish(loop, peak_memory() - base)
+    result = _finish(loop, peak_memory() - base) if loop.fabric.is_global_zero else None
     answer: Result = loop.fabric.broadcast(result)  # type: ignore[assignment]  # rank 0 has one
     return replace(answer, rank=loop.fabric.global_rank)
 
 
 def _finish(loop: Loop, taken: int) -> Result:
     plan, folder, data = loop.plan, loop.folder, loop.data
-    bundle = open_bundle(folder / BEST)
-    network = bundle.network.to(loop.fabric.device)
-    answering = Answering(network, plan.input, plan.classes)
-    options: dict[str, Any] = {
-        "batch": loop.execution.part,
-        "progress": loop.progress,
-        "task": "evaluating the best weights",
-    }
-    val = predict_logits(answering.logits, answering.input, data.part("val"), **options)
+    network = open_bundle(folder / BEST).network.to(loop.fabric.device)
+
+    def predict(part: Dataset) -> Predicted:
+        logits, batch = Answering(network, plan.input).logits, plan.execution.part
+        task = "evaluating the best weights"
+        return predict_logits(logits, plan.input, part, batch=batch, progress=loop.progress, task=task)
+
+    val = predict(data.part("val"))
     calibration = calibrate(val.logits, val.labels)
     split = "test" if "test" in data.splits else "val"
     part = data.part(split)
-    found = val if split == "val" else predict_logits(answering.logits, answering.input, part, **options)
+    found = val if split == "val" else predict(part)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
         loop.progress.message(f"{count} images of {split} cannot be read and do not count, such as {path}: {reason}")
     evaluation = evaluate(
-        found.logits,
-        found.labels,
-        plan.classes,
-        temperature=calibration.temperature,
-        threshold=calibration.threshold,
+        found.logits, found.labels, plan.classes, temperature=calibration.temperature, threshold=calibration.threshold
     )
-    epochs = loop.step / loop.loader.order.steps
-    seconds = loop.elapsed
+    epochs, seconds = loop.step / loop.loader.order.steps, loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
     metrics |= {"val_top1": loop.kept, f"{split}_ece": evaluation.after.ece}
-    provenance: dict[str, Any] = {
+    provenance = {
         "data": plan.data,
         "data_sha256": plan.data_sha256,
-        "recipe": plan.recipe.to_dict(),
+        "recipe": asdict(plan.recipe),
         "epochs": epochs,
         "seconds": seconds,
         "from": plan.source,
@@ -99,25 +90,15 @@ def _finish(loop: Loop, taken: int) -> Result:
         metrics=metrics,
         record=Record(calibration, provenance, manifest(data, sizes=True)),
     )
-    cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds}
-    cost |= {"forecast_bytes": loop.execution.forecast_bytes, "taken_bytes": taken}
+    memory = {"forecast_bytes": plan.execution.forecast_bytes, "taken_bytes": taken}
+    cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds, **memory}
     written = {"split": split, **evaluation.to_dict(), "unreadable": len(found.unreadable), "cost": cost}
     write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
     _draw(loop, evaluation, found, part, calibration.temperature)
-    return Result(
-        folder=folder,
-        steps=loop.step,
-        epochs=epochs,
-        seconds=loop.elapsed,
-        split=split,
-        evaluation=evaluation,
-        execution=loop.execution,
-        taken_bytes=taken,
-    )
+    return Result(folder, loop.step, epochs, seconds, split, evaluation, plan.execution, taken)
 
 
 def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, part: Dataset, temperature: float) -> None:
-    """The pictures of a run."""
     folder = loop.folder
     run_plots.draw_results(loop.rows, folder / "results.png")
     run_plots.draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")

@@ -1,14 +1,14 @@
-"""How a run's steps are computed, by rules from facts that do not change between two runs, without a stopwatch.
+"""How a run's steps are computed: rules from facts that do not change between two runs, without a stopwatch.
 
-The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and what
-the user said. So the same command on the same machine computes the same bits, and the first step comes at once.
+The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and the
+user's settings. So the same command on the same machine computes the same bits, and the first step comes at once.
 
 precision   by machine.choose_precision: bf16 where the processor multiplies it; without AMX only for large images
-recompute   everything is kept, unless --train-memory asks for less
+recompute   nothing, unless --train-memory is given
 part        the whole batch, or the largest share of it that fits into --train-memory, or else into the machine's memory
-workers     processes that load images beside the training, where by an estimate they save a tenth of the time
-threads     one for each core that has no worker
-kernels     of the depthwise convolutions: by a rule of their own, see models.depthwise
+workers     processes that load images, where an estimate says that they save a tenth of the time
+threads     one for each core without a worker
+kernels     of the depthwise convolutions: see models.depthwise
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from effnet.training.run import Execution, RunPlan, Settings
 OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
 SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so memory is first sought in a plan
 USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-ADVICE = "give a limit with --train-memory, or a smaller --batch or --resolution"
 
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
 MAC_SECONDS = 1e-10  # a multiply-add of a training step
@@ -58,21 +56,15 @@ class Images:
     """What the images of a run cost to load."""
 
     count: int  # in the training part
-    side: int  # the shorter one of the files in pixels, the median
+    side: int  # median of the shorter sides of the files, in pixels
 
 
 def choose_execution(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, world: int, like: Execution | None = None
 ) -> Execution:
-    """How to train `spec` with a recipe on this machine.
+    """How `world` processes train `spec` at the run's resolution on this machine; what `settings` give is kept.
 
-    Args:
-        spec: the network at the run's resolution.
-        recipe: its batch, optimizer and augmentation.
-        settings: limits, and what the user chose.
-        images: what there is to load.
-        world: processes that train together on this machine.
-        like: how a run of the same network computed; its parts and plan are taken again, if it has the same batch.
+    `like` is how a run of the same network computed: its parts and plan are used again if it has the same batch.
 
     Raises:
         ArgumentError: the batch does not divide among the processes, or not even one image fits into the memory.
@@ -84,9 +76,8 @@ def choose_execution(
         workers = choose_workers(spec, recipe, settings, Images(images.count // world, images.side), cores=cores)
     if like is not None and like.part * like.parts * world == recipe.batch:
         part, plan = like.part, like.plan
-        forecast = _forecast(spec, recipe, precision, part, plan)
     else:
-        part, plan, forecast = fit_memory(spec, recipe, settings, precision, world)
+        part, plan = fit_memory(spec, recipe, settings, precision, world)
     return Execution(
         precision=precision,
         part=part,
@@ -94,7 +85,7 @@ def choose_execution(
         recompute=None if plan is None else plan.to_dict(),
         threads=settings.threads or max(1, cores - workers),
         workers=workers,
-        forecast_bytes=forecast,
+        forecast_bytes=training_memory(spec, part, **_memory_options(recipe, precision), plan=plan).peak,
     )
 
 
@@ -111,7 +102,7 @@ def precision_for(spec: NetworkSpec, settings: Settings) -> Precision:
 
 
 def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, cores: int) -> int:
-    """Processes that load images beside the training: as many as make a step shortest, none where that saves little.
+    """Processes that load images during training: as many as make a step shortest, none where that saves little.
 
     With none, all cores train and load in turn: c / cores + l seconds for an image that takes c to train on and l to
     load on one core. With w of them, training and loading go on side by side: max(c / (cores - w), l / w). Small images
@@ -134,7 +125,7 @@ def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images
 
 
 def guess_step_seconds(plan: RunPlan) -> float:
-    """What a step takes on a processor, roughly; the first plan of a time budget follows from it."""
+    """What a step takes on a processor, roughly."""
     cores = plan.execution.threads * plan.processes
     return BACKWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
 
@@ -143,10 +134,9 @@ def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
     """The run's time budget, if it has one."""
     if plan.settings.minutes is None:
         return None
-    train, val, test = (len(data.part(part)) if part in data.splits else 0 for part in ("train", "val", "test"))
-    image = FORWARD / plan.recipe.batch  # training steps that its evaluation takes, on all processes together
-    seconds, final = 60 * plan.settings.minutes, (val + test) * image * plan.processes  # rank 0 does the final one
-    return TimeBudget(seconds, train // plan.recipe.batch, val * image, final)
+    val, test = (len(data.part(part)) if part in data.splits else 0 for part in ("val", "test"))
+    final = (val + test) / val * plan.processes  # rank 0 does it alone
+    return TimeBudget(60 * plan.settings.minutes, val * FORWARD / plan.recipe.batch, final)
 
 
 def workers_are_safe() -> bool:
@@ -161,8 +151,8 @@ def workers_are_safe() -> bool:
 
 def fit_memory(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision, world: int
-) -> tuple[int, RecomputePlan | None, int]:
-    """Images at once, plan and forecast in bytes, for the recipe's batch within the memory limit.
+) -> tuple[int, RecomputePlan | None]:
+    """Images at once, and a plan, by which the recipe's batch fits into the memory limit.
 
     Parts stay as large as they can be: a plan costs a little time, a smaller part makes batch statistics noisier.
     Without --train-memory the limit is the machine's memory, and no plan is sought.
@@ -173,33 +163,27 @@ def fit_memory(
     share, rest = divmod(recipe.batch, world)
     if rest:
         raise ArgumentError("batch", recipe.batch, f"must be a multiple of {world}, the number of processes.")
-    sizes = [share // parts for parts in range(1, share + 1) if share % parts == 0]
-    asked = settings.memory_limit
-    planned = asked is not None and not settings.sync_bn  # whose statistics a plan cannot compute again
-    limit = asked
-    if asked is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
+    wanted = None if settings.train_memory is None else int(settings.train_memory)
+    planned = wanted is not None and not settings.sync_bn  # whose statistics a plan cannot compute again
+    limit = wanted
+    if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
         limit = int(USABLE * memory / world)
-    if limit is None or _forecast(spec, recipe, precision, share, None) <= limit:
-        return share, None, _forecast(spec, recipe, precision, share, None)
+    options = _memory_options(recipe, precision)
+    if limit is None or training_memory(spec, share, **options).peak <= limit:
+        return share, None
+    sizes = [share // parts for parts in range(1, share + 1) if share % parts == 0]
     for part in sorted(sizes, key=lambda size: (size < SMALLEST_PART, -size)):
-        how: dict[str, Any] = {"optimizer": OPTIMIZER[recipe.optimizer], "ema": recipe.ema > 0, "precision": precision}
         try:
-            plan = find_plan(spec, limit, part, **how) if planned else None
+            plan = find_plan(spec, limit, part, **options) if planned else None
         except ArgumentError:
             continue
-        if (forecast := _forecast(spec, recipe, precision, part, plan)) <= limit:
-            return part, plan, forecast
-    least = _forecast(spec, recipe, precision, 1, RecomputePlan.uniform(spec, Keep.BOTTLENECKS) if planned else None)
-    if asked is None:
-        return 1, None, least  # the system may still swap
-    raise ArgumentError("train_memory", asked, f"is too little for {spec.name}: one image takes {least:,} bytes.")
+        if training_memory(spec, part, **options, plan=plan).peak <= limit:
+            return part, plan
+    if wanted is None:
+        return 1, None  # the system may still swap
+    least = training_memory(spec, 1, **options, plan=RecomputePlan.uniform(spec, Keep.BOTTLENECKS)).peak
+    raise ArgumentError("train_memory", wanted, f"is too little for {spec.name}: one image takes {least:,} bytes.")
 
 
-def ran_out(error: RuntimeError) -> bool:
-    """Whether memory ran out, on a processor or a GPU."""
-    return any(text in str(error).lower() for text in OUT_OF_MEMORY)
-
-
-def _forecast(spec: NetworkSpec, recipe: Recipe, precision: Precision, part: int, plan: RecomputePlan | None) -> int:
-    optimizer = OPTIMIZER[recipe.optimizer]
-    return training_memory(spec, part, optimizer=optimizer, ema=recipe.ema > 0, precision=precision, plan=plan).peak
+def _memory_options(recipe: Recipe, precision: Precision) -> dict[str, Any]:
+    return {"optimizer": OPTIMIZER[recipe.optimizer], "ema": recipe.ema > 0, "precision": precision}

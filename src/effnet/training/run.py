@@ -10,13 +10,11 @@ confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, metrics.json
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import importlib.metadata
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,13 +22,22 @@ from typing import Any, Literal, Self
 import yaml
 from cyclopts import Parameter
 
-from effnet.arch.memory import Keep
 from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import FitMode, InputSpec, NetworkSpec, NumericPolicy
 from effnet.console import Flag, Whole
 from effnet.data.dataset import SIZE
 from effnet.errors import ArgumentError, TrainingError
-from effnet.fields import one_of, parse_bytes, positive_float, positive_int, read_fields
+from effnet.fields import (
+    check_fields,
+    non_negative,
+    one_of,
+    parse_bytes,
+    positive_float,
+    positive_int,
+    read_fields,
+    set_field,
+    whole_number,
+)
 from effnet.files import write_text
 from effnet.machine import Precision, this_machine
 from effnet.training.recipe import Recipe
@@ -41,113 +48,103 @@ ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RUNS = Path("runs") / "train"
 STAGES = 9  # of the paper's Table 1
+CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "minutes": positive_float,
+    "resolution": positive_int,
+    "threads": positive_int,
+    "train_memory": parse_bytes,
+    "workers": whole_number,
+    "seed": whole_number,
+    "save_seconds": non_negative,
+}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and within which limits; what the network learns by stands in the recipe.
+    """What is trained and within which limits; the recipe holds what the network learns by.
 
     These are options of `effnet train` and keyword arguments of `effnet.train`. `given` holds the names of the fields
-    that were named when an instance was made, by which `like` tells them from defaults.
+    that were given explicitly; only these override the settings of a `like` run.
     """
 
     model: str = "lite0"
-    """A variant with weights, a bundle, a file of weights, a spec.yaml, or a variant to train from scratch."""
+    """A variant (lite0, b0), a bundle, a file of weights, or a spec.yaml."""
 
     minutes: float | None = None
-    """Time for everything, in place of epochs: the schedule is made to fit. Such a run depends on the clock, so
-    it does not end with the same bits twice."""
+    """Time for the whole run, instead of epochs. The schedule follows the clock, so the weights differ from run to
+    run."""
 
     resolution: Whole | None = None
-    """Height and width in pixels. Default: the model's own."""
+    """Height and width of the images in pixels. Default: the model's."""
 
     fit: FitMode | None = None
     """How photos become square. Default: as the weights expect, mostly crop. For objects that fill the frame, pad or
     squash cut nothing off."""
 
     stem_stride: Whole | None = None
-    """1 for images of 28 to 64 px, of which a stride of 2 leaves a last map of one pixel. Default: the model's own."""
+    """1 suits images of 28 to 64 px: with 2, their last feature map has one pixel. Default: the model's."""
 
     init: str | None = None
-    """Weights of another network to start from, as far as its blocks match or can be sliced or grown."""
+    """Start from another network's weights, as far as its blocks match or can be sliced or grown."""
 
     freeze: Whole = 0
-    """Stages 1 to N of the network keep their weights; with 9 only the classifier learns."""
+    """Keep the weights of stages 1 to N; with 9, only the classifier learns."""
 
     train_memory: str | int | None = None
-    """Memory that a training step may take, such as 4GB, without what torch itself takes. Parts of the network are
-    then computed twice instead of kept, and a batch goes through in parts."""
+    """Memory limit of a training step, such as 4GB; torch itself is not counted. Feature maps are then recomputed
+    instead of kept, and a batch goes through in parts."""
 
     seed: Whole = 0
-    """Seed of the split, the weights, the order and the augmentation."""
+    """Seed of the split, the initial weights, the order of the images and the augmentation."""
 
     device: str = "cpu"
     """cpu, cuda, cuda:1 or mps."""
 
     precision: PrecisionOption = "auto"
-    """Number format of the feature maps; auto follows from the processor."""
+    """Number format of the feature maps; auto takes bf16 where the processor runs it faster."""
 
     workers: Whole | None = None
     """Processes that load images. Default: by a rule of image size, network and cores."""
 
     threads: Whole | None = None
-    """Threads that torch may use. Default: one for each core without a worker."""
+    """Threads that torch uses. Default: one per core without a worker."""
 
     val: float = 0.15
-    """Share of the data to choose the best epoch with, where it has no val part."""
+    """Share of the images for validation, where the data has no val part."""
 
     test: float = 0.15
-    """Share of unsplit data for the final evaluation."""
+    """Share of the images for the final evaluation, where the data is not split."""
 
     sync_bn: Flag = False
-    """Batch statistics over all processes of torchrun, on CUDA."""
+    """Synchronise batch normalisation over all processes of torchrun; CUDA only."""
 
     tensorboard: Flag = False
-    """Write curves for TensorBoard, too."""
+    """Also write curves for TensorBoard."""
 
     save_seconds: float = 60.0
-    """Time between two checkpoints, at most."""
+    """Longest time between two checkpoints."""
 
     def __new__(cls, *_: Any, **named: Any) -> Self:
         """Note the names of the fields that are given."""
         self = super().__new__(cls)
-        object.__setattr__(self, "given", frozenset(named))
+        set_field(self, "given", frozenset(named))
         return self
 
     given = frozenset[str]()  # without an annotation, so that it is not a field
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ArgumentError: a value is outside its range.
-        """
+        """Check every value; an ArgumentError names the first that is outside its range."""
         one_of("precision", self.precision, PrecisionOption)
         if self.fit is not None:
             one_of("fit", self.fit, FitMode)
-        if self.minutes is not None:
-            positive_float("minutes", self.minutes)
-        for field in ("resolution", "threads"):
+        for field, check in CHECKS.items():
             if getattr(self, field) is not None:
-                positive_int(field, getattr(self, field))
-        if self.train_memory is not None:
-            object.__setattr__(self, "train_memory", parse_bytes("train_memory", self.train_memory))
-        for field, least in (("workers", None), ("seed", 0)):
-            value = getattr(self, field)
-            if value is not least and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ArgumentError(field, value, "must be a whole number from 0 on.")
+                check_fields(self, check, field)
         if self.freeze not in range(STAGES + 1):
             raise ArgumentError("freeze", self.freeze, f"must be a number of stages, 0 to {STAGES}.")
-        if self.save_seconds < 0:
-            raise ArgumentError("save_seconds", self.save_seconds, "must be at least 0.")
         if self.sync_bn and not self.device.startswith("cuda"):
             raise ArgumentError("sync_bn", True, "needs --device cuda: torch synchronises batch statistics only there.")
-
-    @property
-    def memory_limit(self) -> int | None:
-        """`train_memory` in bytes."""
-        return None if self.train_memory is None else int(self.train_memory)
 
 
 @dataclass(frozen=True)
@@ -167,11 +164,6 @@ class Execution:
         """What each part of the network keeps for the backward pass; None: everything."""
         return None if self.recompute is None else RecomputePlan.from_dict(self.recompute)
 
-    def with_less_memory(self, spec: NetworkSpec) -> Execution:
-        """The same with a plan that keeps less, for a device whose memory ran out."""
-        lowest = min(self.plan.values()) if self.plan else Keep.ACTIVATIONS
-        plan = RecomputePlan.uniform(spec, Keep.CONVOLUTIONS if lowest > Keep.CONVOLUTIONS else Keep.BOTTLENECKS)
-        return dataclasses.replace(self, recompute=plan.to_dict())
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ class RunPlan:
     data_sha256: str
     processes: int
     execution: Execution
-    steps: int  # of the whole run; with --minutes a first guess
+    steps: int  # of the whole run; with --minutes a guess
 
     def write(self, folder: Path) -> None:
         """Write args.yaml."""
@@ -241,13 +233,3 @@ def is_unborn(folder: Path) -> bool:
     """Whether a folder holds a run that was killed before its first checkpoint."""
     names = {each.name for each in folder.iterdir()}
     return {SPLIT} <= names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0]
-
-
-def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write results.csv: a row for each epoch."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(folder / RESULTS, text.getvalue())

@@ -1,4 +1,4 @@
-"""Sanity checks of every step: a hopeless run stops within its first hundred steps, and says the likely cause."""
+"""Sanity checks of every step: a hopeless run stops within its first hundred steps and names the likely cause."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from statistics import fmean
 
 from effnet.errors import TrainingError
 
-CHECKED = 100  # steps from the first; later ones only have to be finite
-CONSTANT = 1e-6  # spread of the outputs over a batch, against their size
-PATIENCE = 5  # steps in a row with outputs that are constant, or gradients that are zero
+CHECKED = 100  # first steps; in later ones, loss and gradients only have to be finite
+CONSTANT = 1e-6  # spread of the outputs over a batch, as a share of their size
+PATIENCE = 5  # steps in a row with constant outputs, or with gradients of zero
 RECENT = 20  # steps over which the loss is averaged
 DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 
 
 class SanityChecks:
-    """Stops a run that cannot come to anything.
-
-    Args:
-        num_classes: a network that guesses has the loss ln(num_classes).
-    """
+    """Stops a run that cannot succeed."""
 
     def __init__(self, num_classes: int) -> None:
-        self.guessing = math.log(max(2, num_classes))
+        self.guessing = math.log(max(2, num_classes))  # the loss of a network that guesses
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.constant = self.still = 0
 
@@ -37,16 +33,16 @@ class SanityChecks:
         self.recent.extend(recent)
 
     def check(self, step: int, loss: float, spread: float, gradient: float) -> None:
-        """Check a step.
+        """Check a step, counted from 0.
 
         Args:
-            step: its number, from 0.
-            loss: of the whole step.
-            spread: standard deviation of the outputs over the images, against their mean size.
-            gradient: norm of all gradients before they are clipped.
+            step: its number.
+            loss: its mean loss.
+            spread: standard deviation of the outputs over the images, as a share of their mean size.
+            gradient: norm of all gradients before clipping.
 
         Raises:
-            TrainingError: the run cannot go on, or is not worth going on; the message gives the likely cause.
+            TrainingError: the run cannot succeed; the message gives the likely cause.
         """
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step}: {DIVERGED}")
@@ -63,11 +59,7 @@ class SanityChecks:
                 "Look at them with effnet check; weights that were damaged do the same"
             )
         if self.still >= PATIENCE:
-            raise TrainingError(
-                f"the gradients are zero at step {step}: all activations are zero; the weights may be damaged"
-            )
-        if step == CHECKED - 1 and fmean(self.recent) > self.guessing + 1:
-            raise TrainingError(
-                f"after {CHECKED} steps the loss is {fmean(self.recent):.2f}, and guessing has ln(K) = "
-                f"{self.guessing:.2f}: {DIVERGED}"
-            )
+            raise TrainingError(f"the gradients are zero at step {step}, as all activations are: damaged weights?")
+        if step == CHECKED - 1 and (mean := fmean(self.recent)) > self.guessing + 1:
+            guessing = f"guessing has ln(K) = {self.guessing:.2f}"
+            raise TrainingError(f"after {CHECKED} steps the loss is {mean:.2f}, and {guessing}: {DIVERGED}")

@@ -6,17 +6,18 @@ import csv
 import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
-from effnet.arch.variants import BASELINES, VARIANTS
+from effnet.arch.variants import BASELINES
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
 from effnet.data.duplicates import find_duplicates
 from effnet.data.image import identify, natural_resolution, open_photo
-from effnet.errors import ArgumentError, DataError, DownloadError, ImageError, TrainingError, UnknownNameError
+from effnet.errors import ArgumentError, DataError, DownloadError, ImageError, TrainingError
 from effnet.files import write_text
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
@@ -27,7 +28,7 @@ from effnet.weights.bundle import Bundle, is_bundle
 from effnet.weights.inherit import inherit
 from effnet.weights.load import open_model
 
-SAMPLED = 60  # images whose size is looked at
+SAMPLED = 60  # images of which the size is read
 
 
 @dataclass(frozen=True)
@@ -45,52 +46,44 @@ class StartingPoint:
 def find_start(settings: Settings, recipe: Recipe, data: Dataset) -> StartingPoint:
     """The network to train, its outputs in the order of the data's classes.
 
-    Args:
-        settings: the model, the weights to start from, the resolution.
-        recipe: rates of dropout and stochastic depth, momentum; whether weights are looked for.
-        data: its classes, and images whose sizes are looked at.
-
     Raises:
         ArgumentError, UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
         DataError: the data has no images.
     """
-    bundle = is_bundle(Path(settings.model))
+    model = settings.model
+    bundle = is_bundle(Path(model))
     if bundle and settings.init:
-        raise ArgumentError("init", settings.init, f"cannot be used with {settings.model}, which has weights.")
-    no_weights = Path(settings.model).suffix.lower() in SUFFIXES or settings.model.lower() in BASELINES
-    if no_weights or settings.init or (recipe.fresh and not bundle):
-        base = make_spec(settings.model)
-        given = None if settings.init is None else _open(settings.init)
-    else:
-        given = _open(settings.model)
-        base = given.config.spec
+        raise ArgumentError("init", settings.init, f"cannot be used with {model}, which has weights.")
+    no_weights = Path(model).suffix.lower() in SUFFIXES or model.lower() in BASELINES
+    untrained = bool(no_weights or settings.init or (recipe.fresh and not bundle))
+    weights = settings.init if untrained else model
+    given = None if weights is None else _open(weights)
     spec = make_spec(
-        base,
+        make_spec(model) if untrained or given is None else given.config.spec,
         num_classes=len(data.classes),
         resolution=settings.resolution,
         stem_stride=settings.stem_stride,
         dropout=recipe.dropout,
         drop_connect=recipe.drop_connect,
     )
-    input_spec = InputSpec() if given is None else given.config.input
-    if settings.fit is not None:
-        input_spec = dataclasses.replace(input_spec, fit=settings.fit)
     side = short_side(data)
     network = EfficientNet(spec, policy=NumericPolicy() if given is None else given.config.policy)
     init_classifier(network)
-    source = f"from scratch ({spec.name})"
     notes = _size_notes(spec, side)
     if given is not None:
         unnamed = tuple(f"output {number}" for number in range(given.config.spec.num_classes))
         report = inherit(network, given.network, classes=(data.classes, given.config.classes or unnamed))
-        source = given.config.source or str(settings.init or settings.model)
+        source = given.config.source or str(weights)
         notes.append(str(report))
     else:
         if not recipe.bn_momentum:
-            raise ArgumentError("recipe", recipe.name, f"needs weights, and {settings.model} has none: take scratch.")
+            raise ArgumentError("recipe", recipe.name, f"needs weights, and {model} has none: take scratch.")
+        source = f"from scratch ({spec.name})"
         why = "it has no weights" if no_weights else f"the recipe {recipe.name} uses none"
-        notes.append(f"{settings.model} starts from scratch: {why}")
+        notes.append(f"{model} starts from scratch: {why}")
     set_momentum(network, recipe.bn_momentum)
+    input_spec = InputSpec() if given is None else given.config.input
+    input_spec = dataclasses.replace(input_spec, fit=settings.fit or input_spec.fit)
     return StartingPoint(network, _input(spec, input_spec, side), source, tuple(notes), given is not None, side)
 
 
@@ -99,8 +92,6 @@ def _open(model: str) -> Bundle:
         return open_model(model)
     except DownloadError as error:
         raise DownloadError(f"{error}; to train it from scratch: --recipe scratch") from error
-    except UnknownNameError as error:
-        raise UnknownNameError("model", model, (*VARIANTS, "a bundle", "a spec.yaml")) from error
 
 
 def _input(spec: NetworkSpec, input_spec: InputSpec, side: int) -> InputSpec:
@@ -115,27 +106,19 @@ def _size_notes(spec: NetworkSpec, side: int) -> list[str]:
     size, notes = spec.resolution, []
     if side * 2 <= size:
         natural = natural_resolution(side)
-        notes.append(
-            f"the images are small: {side} px on their shorter side, enlarged to {size} px. That costs "
-            f"{(size / natural) ** 2:.0f} times the work of --resolution {natural}"
-        )
+        cost = f"{(size / natural) ** 2:.0f} times the work of --resolution {natural}"
+        notes.append(f"the images have {side} px on their shorter side and are enlarged to {size} px: {cost}")
     if spec.final_size == 1:
-        notes.append(
-            f"at {size} px the last feature map has one pixel, from which little is learned; with --stem-stride 1 it "
-            "has four"
-        )
+        notes.append(f"at {size} px the last feature map has one pixel, which is little; --stem-stride 1 makes it four")
     return notes
 
 
 def short_side(data: Dataset) -> int:
     """The median shorter side in pixels of some images, spread over the data set."""
     sides: list[int] = []
-    step = max(1, len(data) // SAMPLED)
-    for sample in data.samples[::step]:
-        try:
+    for sample in data.samples[:: max(1, len(data) // SAMPLED)]:
+        with suppress(ImageError):
             sides.append(min(open_photo(data.file(sample)).size))
-        except ImageError:
-            continue
     return round(statistics.median(sides)) if sides else 0
 
 
@@ -155,19 +138,14 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         _refuse_broken(broken, path)
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))
-        parts = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
-        if groups < len(data):
-            text = f"{len(data) - groups} images are near-duplicates of others; they stay in one part with them"
-            leaks = len(parts) - groups
-            progress.message(
-                f"{text}, except {leaks} groups that the data itself divides, which flatters the figures"
-                if leaks
-                else text
-            )
+        if copies := len(data) - groups:
+            text = f"{copies} images are near-duplicates of others; they stay in one part with them"
+            parts = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
+            if leaks := len(parts) - groups:
+                text += f", except {leaks} groups that the data itself divides, which flatters the figures"
+            progress.message(text)
     if "val" not in data.splits:
-        raise DataError(
-            f"{path} leaves no image for validation at --val {settings.val:g}: more images, or a larger share"
-        )
+        raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
     if len(data.part("train").classes) < 2:
         raise DataError(f"{path} has one class; there is nothing to tell apart")
     write_text(folder / SPLIT, manifest(data, sizes=True))
@@ -205,9 +183,7 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
         TrainingError: images are gone, or the number of processes changed, so the run cannot go on.
     """
     if world != plan.processes:
-        raise TrainingError(
-            f"the run was begun with {plan.processes} process{'es' * (plan.processes > 1)} and is resumed with {world}"
-        )
+        raise TrainingError(f"the run began with {plan.processes} processes and is resumed with {world}")
     with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
         sizes = {row["path"]: row.get(SIZE) for row in csv.DictReader(file)}
     now = {sample.path: file_size(data.file(sample)) for sample in data.samples}

@@ -1,4 +1,4 @@
-"""A data set and a model -> a trained bundle in a run's folder; and the same for a run that was interrupted."""
+"""From a data set and a model to a trained bundle in a run's folder; and how an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from effnet import machine
-from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError, TrainingError, UnknownNameError
 from effnet.files import new_run, restore_folder
@@ -32,12 +33,12 @@ from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
 from effnet.training.rules import Images, choose_execution, guess_step_seconds, time_budget
 from effnet.training.run import BEST, LAST, RUNS, Execution, RunPlan, Settings, is_unborn
-from effnet.training.start import check_resumed, find_start, read_split, write_split
+from effnet.training.start import StartingPoint, check_resumed, find_start, read_split, write_split
 
 FEW = 500  # images to learn from, below which another recipe is advised
-PART = 8  # images: a batch that was made smaller is a multiple, so that it can go through in parts
+PART = 8  # images: a reduced batch is a multiple of it, so that it can go through in parts
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
-SAME_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}  # decide its memory
+SAME_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}  # as its memory
 
 
 def train(
@@ -58,17 +59,17 @@ def train(
         data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
         model: a variant, a bundle, a spec.yaml, or a file of weights; by default "lite0".
         recipe: "finetune" (default), "few", "scratch", "paper", a YAML file, or a Recipe.
-        out: the run's folder; by default runs/train/ and a name.
-        like: the folder of another run, whose settings, recipe and ways to compute are used again where the other
-            arguments say nothing else.
-        progress: told of steps, of epochs, and of what the user should know.
+        out: the run's folder; by default runs/train/DATA-MODEL.
+        like: the folder of a run whose settings, recipe, precision, threads and workers are reused, except for the
+            other arguments.
+        progress: follows steps and epochs.
         settings: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
 
     Returns:
         The run's folder, with a bundle in `best`, and how good it is.
 
     Raises:
-        DataError, ArgumentError, TrainingError, CheckpointError: it cannot begin or go on, and why.
+        DataError, ArgumentError, TrainingError, CheckpointError: the run cannot begin, or cannot go on.
     """
     started = time.monotonic()
     if model is not None:
@@ -87,11 +88,20 @@ def train(
         classes = write_split(str(path), chosen, folder, progress) if fabric.is_global_zero else ()
         dataset = read_split(str(path), folder, fabric.broadcast(classes))
         base = machine.resident_memory()
+        fabric.seed_everything(chosen.seed, verbose=False)
+        start = find_start(chosen, learned, dataset)
         like_execution = other.execution if other and not SAME_STEP & set(settings) else None
-        plan, learner = _prepare(fabric, str(path), chosen, learned, dataset, progress, like_execution)
-        if chosen.minutes is not None:
-            plan = _plan_time(plan, dataset, progress, time.monotonic() - started)
-        plan = fabric.broadcast(plan)
+        plan = make_plan(str(path), chosen, learned, dataset, start, fabric.world_size, like_execution)
+        for note in (*start.notes, *_advice(plan, learned.batch, len(dataset.part("train")), start.trained)):
+            progress.message(note)
+        torch.set_num_threads(plan.execution.threads)
+        learner = _learner(start.network, plan, dataset)
+        if learned.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
+            part = dataset.part("train")
+            learner.to(fabric.device)
+            accuracy, seen = fit_classifier(learner, part, batch=plan.execution.part, progress=progress)
+            progress.message(f"the classifier is fitted to {seen} images, and right on {accuracy:.1%} of them")
+        plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
             plan.write(folder)
     loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
@@ -118,11 +128,10 @@ def resume(folder: str | Path, *, progress: Progress = SILENT) -> Result:
     if problem:
         progress.message(f"{problem}: the checkpoint before it is used")
     base = machine.resident_memory()
-    network = EfficientNet(plan.spec, policy=plan.policy)
-    learner = _learner(network, plan.recipe, plan.settings, plan.input, data)
+    learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, data)
     loop = Loop(fabric, plan, learner, data, folder, progress, started)
     loop.restore(state)
-    progress.message(f"going on after step {loop.step:,} of {loop.horizon.total:,}")
+    progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
     loop.run()
     return finish(loop, base)
 
@@ -130,15 +139,17 @@ def resume(folder: str | Path, *, progress: Progress = SILENT) -> Result:
 def sort_settings(
     recipe: str | Path | Recipe | None, named: dict[str, Any], like: RunPlan | None = None
 ) -> tuple[Settings, Recipe]:
-    """What of the named values belongs to the settings, and the recipe with the rest; None stands for not named.
+    """The settings, and the recipe, from values of their fields by name; None stands for not given.
 
     Raises:
         ArgumentError: a name is unknown, or a value outside its range.
     """
-    named = {name: value for name, value in named.items() if value is not None}
     fields = {field.name for field in dataclasses.fields(Settings)}
-    own = {name: value for name, value in named.items() if name in fields}
-    changes = {name: value for name, value in named.items() if name not in fields}
+    own: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for name, value in named.items():
+        if value is not None:
+            (own if name in fields else changes)[name] = value
     if "minutes" in own and "epochs" in changes:
         raise ArgumentError("minutes", own["minutes"], f"excludes --epochs (={changes['epochs']}): give one of them.")
     # Steps follow from the data where the recipe says so; what the user or another run says is left as it is.
@@ -173,71 +184,56 @@ def batch_for(recipe: Recipe, images: int, world: int) -> int:
     return batch
 
 
-def _prepare(
-    fabric: Fabric,
+def make_plan(
     data: str,
     settings: Settings,
     recipe: Recipe,
     dataset: Dataset,
-    progress: Progress,
-    like: Execution | None,
-) -> tuple[RunPlan, Learner]:
-    """The plan, and the network with its weights before the first step."""
-    fabric.seed_everything(settings.seed, verbose=False)
-    start = find_start(settings, recipe, dataset)
-    count, world = len(dataset.part("train")), fabric.world_size
-    notes = list(start.notes)
-    if count < FEW and recipe.name == "finetune" and start.trained:
-        notes.append(f"{count} images to learn from: --recipe few changes less of what the weights know")
-    batch = batch_for(recipe, count, world)
-    if batch != recipe.batch:
-        notes.append(f"{count} images: a batch of {batch} in place of {recipe.batch}")
-    recipe = dataclasses.replace(recipe, batch=batch)
-    execution = choose_execution(
-        start.network.spec, recipe, settings, Images(count, start.image_side), world=world, like=like
-    )
-    if execution.parts > 1 and settings.train_memory is None:
-        notes.append(f"a batch of {batch} does not fit into this machine's memory: it goes in {execution.parts} parts")
-    for note in notes:
-        progress.message(note)
-    torch.set_num_threads(execution.threads)
-    learner = _learner(start.network, recipe, settings, start.input, dataset)
-    if recipe.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
-        learner.to(fabric.device)
-        accuracy, seen = fit_classifier(learner, dataset.part("train"), batch=execution.part, progress=progress)
-        progress.message(f"a classifier fitted to the features of {seen} images names {accuracy:.1%} of them correctly")
-    plan = RunPlan(
+    start: StartingPoint,
+    world: int,
+    like: Execution | None = None,
+) -> RunPlan:
+    """The plan of a run, with the recipe's own number of steps; `like` is how a run of the same network computed."""
+    count, spec = len(dataset.part("train")), start.network.spec
+    recipe = dataclasses.replace(recipe, batch=batch_for(recipe, count, world))
+    return RunPlan(
         data=data,
         settings=settings,
         recipe=recipe,
-        spec=start.network.spec,
+        spec=spec,
         policy=start.network.policy,
         input=start.input,
         classes=dataset.classes,
         source=start.source,
         data_sha256=dataset.digest,
         processes=world,
-        execution=execution,
-        steps=max(1, recipe.least_steps, round(recipe.epochs * (count // batch))),
+        execution=choose_execution(spec, recipe, settings, Images(count, start.image_side), world=world, like=like),
+        steps=max(1, recipe.least_steps, round(recipe.epochs * (count // recipe.batch))),
     )
-    return limit_head(plan), learner
 
 
-def limit_head(plan: RunPlan) -> RunPlan:
-    """The same with a share of the steps for the classifier that is at most the recipe's number of steps."""
+def _advice(plan: RunPlan, batch: int, images: int, trained: bool) -> Iterator[str]:
+    """What the user should know about a plan for a recipe's `batch`."""
+    if images < FEW and plan.recipe.name == "finetune" and trained:
+        yield f"{images} images to learn from: --recipe few changes less of what the weights know"
+    if plan.recipe.batch != batch:
+        yield f"{images} images: a batch of {plan.recipe.batch} in place of {batch}"
+    parts = plan.execution.parts
+    if parts > 1 and plan.settings.train_memory is None:
+        yield f"a batch of {plan.recipe.batch} does not fit into this machine's memory: it goes in {parts} parts"
+
+
+def _fit_schedule(plan: RunPlan, dataset: Dataset, progress: Progress, started: float) -> RunPlan:
+    """The plan with a guess of the steps that fit into a time budget, and a limit on those of the classifier."""
+    if budget := time_budget(plan, dataset):
+        progress.message("--minutes follows the clock, so such a run does not give the same bits twice; --epochs does")
+        used, per_step = time.monotonic() - started, guess_step_seconds(plan)
+        steps = int((budget.end(per_step) - used) / per_step)
+        if steps < 1:
+            progress.message(f"{plan.settings.minutes} minutes are too short: reading the images took {used:.0f} s")
+        plan = dataclasses.replace(plan, steps=max(1, steps))
     share = min(plan.recipe.head_first, plan.recipe.head_steps / plan.steps)
     return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, head_first=share))
-
-
-def _plan_time(plan: RunPlan, dataset: Dataset, progress: Progress, used: float) -> RunPlan:
-    """A first guess of the steps that fit into the time budget; the loop corrects it after its first steps."""
-    progress.message("--minutes follows the clock, so such a run does not end with the same bits twice; --epochs does")
-    budget = time_budget(plan, dataset)
-    assert budget is not None
-    steps = budget.steps(used, guess_step_seconds(plan))
-    if not steps:
-        progress.message(f"{plan.settings.minutes} minutes are too short: reading the images took {used:.0f} s of them")
-    return limit_head(dataclasses.replace(plan, steps=max(1, steps)))
 
 
 def _fabric(settings: Settings) -> Fabric:
@@ -262,19 +258,16 @@ def _fabric(settings: Settings) -> Fabric:
     )
     fabric.launch()
     if world > 1:
-        atexit.register(_leave)
+
+        def leave() -> None:  # a thread of the process group that outlives Python aborts the process at its exit
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+        atexit.register(leave)
     return fabric
 
 
-def _leave() -> None:
-    """End the process group's threads while Python still runs: one that outlives it aborts the process at its exit."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _learner(
-    network: EfficientNet, recipe: Recipe, settings: Settings, input_spec: InputSpec, data: Dataset
-) -> Learner:
+def _learner(network: EfficientNet, plan: RunPlan, data: Dataset) -> Learner:
     network.to(memory_format=torch.channels_last)
-    weights = class_weights(data.part("train").counts) if recipe.class_weights else None
-    return Learner(network, recipe, input_spec, weights, frozen=settings.freeze).train()
+    weights = class_weights(data.part("train").counts) if plan.recipe.class_weights else None
+    return Learner(network, plan.recipe, plan.input, weights, frozen=plan.settings.freeze).train()
