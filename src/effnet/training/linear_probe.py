@@ -22,16 +22,15 @@ MOST = 2000  # images: more would take more time and memory than they are worth 
 
 
 def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Progress = SILENT) -> tuple[float, int]:
-    """Fit the classifier by the learner's loss to images as they are evaluated, mirrored too if the recipe mirrors.
+    """Fit the classifier to images; return its accuracy on them, and their number.
+
+    They are prepared as in evaluation, and mirrored as well if the recipe mirrors; the loss is the learner's.
 
     Args:
         learner: the network with its loss and its recipe, whose `linear_probe` is the weight of the penalty.
         part: the images to learn from; of more than MOST, about as many, evenly spread over their order.
         batch: images that go through the network together.
         progress: follows the images.
-
-    Returns:
-        Its accuracy on these images, and their number.
 
     Raises:
         TrainingError: an image cannot be read.

@@ -39,12 +39,7 @@ MAC_SECONDS = 1e-10  # a multiply-add of a training step
 BACKWARD = 3  # times the multiply-adds of a forward pass are those of a step
 IMAGE_SECONDS = 3e-4  # an image, whatever its size
 DECODED_SECONDS = 12e-9  # a pixel of the file
-SEEN_SECONDS = {
-    "none": 6e-9,
-    "autoaugment": 16e-9,
-    "randaugment": 36e-9,
-    "trivialaugment": 20e-9,
-}  # a pixel of the crop
+CROP_SECONDS = {"none": 6e-9, "autoaugment": 16e-9, "randaugment": 36e-9, "trivialaugment": 20e-9}  # a pixel of it
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
@@ -111,7 +106,7 @@ def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images
     if cores == 1 or not workers_are_safe():
         return 0
     load = IMAGE_SECONDS + DECODED_SECONDS * images.side**2 * 4 / 3  # photos are 4:3
-    load += SEEN_SECONDS[recipe.augmentation] * spec.resolution**2
+    load += CROP_SECONDS[recipe.augmentation] * spec.resolution**2
     train = BACKWARD * cost(spec).macs * MAC_SECONDS if settings.device == "cpu" else 0.0
 
     def seconds(workers: int) -> float:

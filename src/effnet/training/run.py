@@ -165,7 +165,6 @@ class Execution:
         return None if self.recompute is None else RecomputePlan.from_dict(self.recompute)
 
 
-
 @dataclass(frozen=True)
 class RunPlan:
     """All that decides what a run does, as args.yaml has it."""
