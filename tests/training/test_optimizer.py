@@ -35,19 +35,6 @@ def test_rmsprop_is_timms(decay: float, momentum: float) -> None:
     assert not torch.equal(ours, start)
 
 
-def test_rmsprop_is_tensorflows_formula() -> None:
-    weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-    optimizer = RMSPropTF([weight], 0.1)
-    square, moment, value = 1.0, 0.0, 2.0
-    for grad in (0.5, -3.0):
-        weight.grad = torch.tensor([grad], dtype=torch.float64)
-        optimizer.step()
-        square = 0.9 * square + 0.1 * grad**2
-        moment = 0.9 * moment + 0.1 * grad / (square + 1e-3) ** 0.5
-        value -= moment
-    assert weight.item() == pytest.approx(value, rel=1e-12)
-
-
 def test_the_official_code_decays_all_but_normalisation() -> None:
     network = effnet.create(tiny_spec())
     named = dict(network.named_parameters())

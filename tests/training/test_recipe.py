@@ -83,13 +83,6 @@ def test_values_out_of_range_are_refused(field: str, value: object) -> None:
         read_recipe("finetune", **{field: value})
 
 
-def test_names_out_of_range_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'finetune'"):
-        read_recipe("fine-tune")
-    with pytest.raises(UnknownNameError, match="Did you mean 'mixup'"):
-        read_recipe("finetune", mixupp=1)
-
-
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: scratch\nlr: 1e-3\n")  # which YAML takes for text
     recipe = read_recipe(tmp_path / "mine.yaml", batch=8, weight_decay=recipe_value("1e-5"))
