@@ -11,7 +11,7 @@ from effnet.errors import RefusedError, UnknownNameError
 from effnet.files import write_file, write_folder
 from effnet.weights.bundle import read_record, save
 
-SAME = 1e-4  # of the largest logit: two networks that differ by less are the same network
+SAME = 1e-4  # of the largest logit: networks whose logits differ by less are the same
 
 
 def convert(
@@ -23,16 +23,17 @@ def convert(
     out: Path | None = None,
     num_classes: Whole | None = None,
 ) -> int:
-    """Turn a checkpoint of one library into another's or into a bundle, and check that the logits stay the same.
+    """Convert a checkpoint to another library's format or to a bundle, and check that the logits stay the same.
 
     Args:
         file: A .pth, .pt, .bin, .safetensors, .h5 or .keras file, a hub folder of timm or transformers, a bundle, or
             registered weights (lite0, b0 ...).
-        model: The variant that the file must hold; by default its shapes tell.
-        source: Who wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf, keras; by default its keys tell.
+        model: The variant that the file must hold; default: the one that its shapes imply.
+        source: The library that wrote it: tutorial, torchvision, timm, timm-tf, lukemelas, hf or keras; default: the
+            one that its keys imply.
         to: What to write: bundle, tutorial, torchvision, timm, timm-tf or hf.
-        out: The file or folder to write; by default named after the input, in the working folder.
-        num_classes: Another number of classes than the file's lets the classifier start fresh.
+        out: The file or folder to write; default: in the working folder, named after the input.
+        num_classes: Where it differs from the file's number of classes, the classifier starts fresh.
     """
     with console.Display(f"reading {file}") as progress:
         from effnet.weights.convert import read_checkpoint
@@ -43,26 +44,24 @@ def convert(
         if to not in ("bundle", *WRITTEN):
             raise UnknownNameError("to", to, ("bundle", *WRITTEN))
         checkpoint = read(file, model, source=source, num_classes=num_classes, progress=progress)
-        network, report = build(checkpoint), checkpoint.report
-    sys.stdout.write(f"{report}\n")
-    with console.Display(f"comparing logits with {report.source}"):
+        network = build(checkpoint)
+    sys.stdout.write(f"{checkpoint}\n")
+    with console.Display(f"comparing logits with {checkpoint.source}"):
         difference = logit_difference(checkpoint, network)
     sys.stdout.write(f"read: {difference}\n")
     if not difference.relative <= SAME:
-        raise RefusedError(
-            "this network does not compute what the file's library computes with it; nothing was written"
-        )
+        raise RefusedError(f"the logits differ from those of {checkpoint.source}; nothing was written")
 
     target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
     place = write_file(target) if to in FILES else write_folder(target, "bundle" if to == "bundle" else "hub")
     with place as temporary, console.Display(f"writing {target} and comparing logits"):
         notes: tuple[str, ...] = ()
         if to == "bundle":
-            origin = f"{file} ({report.source})"
+            origin = f"{file} ({checkpoint.source})"
             record = read_record(file) if checkpoint.file.bundle and num_classes is None else None
-            save(network, temporary, classes=checkpoint.classes, input=report.input, source=origin, record=record)
+            save(network, temporary, classes=checkpoint.classes, input=checkpoint.input, source=origin, record=record)
         else:
-            notes = write_checkpoint(network, to, temporary, input_spec=report.input, classes=checkpoint.classes)
+            notes = write_checkpoint(network, to, temporary, input_spec=checkpoint.input, classes=checkpoint.classes)
         difference = logit_difference(read_checkpoint(temporary, source=to), network)
         if not difference.relative <= SAME:
             raise RefusedError(f"{target} was not written: {difference}")

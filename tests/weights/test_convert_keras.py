@@ -68,7 +68,7 @@ def save_as_older_keras(model, path):
 
 def assert_same(read, theirs) -> None:
     """Keras' logits, and this network's for the same photos, prepared as the report says."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (read.report.input.mean, read.report.input.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (read.input.mean, read.input.std))
     with torch.no_grad():
         logits = torch.as_tensor(theirs(IMAGES, training=False))
         ours = build(read)((torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255 - mean) / std)
@@ -84,7 +84,7 @@ def test_kerass_logits_from_every_type_of_file(tmp_path, b0):
     save_as_older_keras(b0, tmp_path / "old.h5")
     for name in ("new.weights.h5", "model.keras", "full.h5", "old.h5"):
         read = read_checkpoint(tmp_path / name)
-        report = read.report
+        report = read
         assert (report.source, report.spec.name, report.left_over) == ("keras", "b0", ())
         assert report.matched == 360 - 49  # no counters of batches
         assert_same(read, b0)
@@ -113,8 +113,8 @@ def test_keras_with_imagenets_preparation(tmp_path, keras, monkeypatch):
     theirs.save(tmp_path / "tuned.keras")
     for name in ("published.h5", "tuned.keras"):
         read = read_checkpoint(tmp_path / name)
-        assert read.report.input.std == pytest.approx(IMAGENET_STD)
-        assert any("variance is ImageNet's std" in note for note in read.report.notes)
+        assert read.input.std == pytest.approx(IMAGENET_STD)
+        assert any("variance is ImageNet's std" in note for note in read.notes)
         assert_same(read, theirs)
 
 
@@ -126,10 +126,10 @@ def test_keras_network_inside_another(tmp_path, keras):
     model(IMAGES)
     model.save_weights(tmp_path / "a.weights.h5")
     read = read_checkpoint(tmp_path / "a.weights.h5")
-    assert read.report.spec.num_classes == 5
-    assert all("seed_generator" in name for name in read.report.left_over)
+    assert read.spec.num_classes == 5
+    assert all("seed_generator" in name for name in read.left_over)
     assert_same(read, model)
     base.save_weights(tmp_path / "notop.weights.h5")
     with pytest.raises(MismatchError, match="has no classifier"):
         read_checkpoint(tmp_path / "notop.weights.h5")
-    assert read_checkpoint(tmp_path / "notop.weights.h5", num_classes=4).report.fresh
+    assert read_checkpoint(tmp_path / "notop.weights.h5", num_classes=4).fresh

@@ -43,8 +43,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_lite0_names_a_cup_of_espresso(photos: Path) -> None:
     row = find("lite0")
     read = read_checkpoint(fetch(row), row.variant, source=row.source)
-    assert read.report.policy == NumericPolicy(1e-3, 0.01, "same")
-    network = EfficientNet(read.report.spec, policy=read.report.policy).eval()
+    assert read.policy == NumericPolicy(1e-3, 0.01, "same")
+    network = EfficientNet(read.spec, policy=read.policy).eval()
     network.load_state_dict(read.state)
     steps = (
         transforms.Resize(row.input.resize, transforms.InterpolationMode(row.input.interpolation)),
@@ -243,7 +243,7 @@ def test_hub_folders_are_fetched_once_and_read(server: str, tmp_path: Path) -> N
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}  # not the second copy
     assert {path.name for path in other.iterdir()} == set(files) - {"README.md"}
     assert f"('fetching org/net', {len(CONTENT) / 1e6}, {len(CONTENT) / 1e6}, 'MB')" in progress
-    report, row = read_checkpoint(folder).report, find(name)
+    report, row = read_checkpoint(folder), find(name)
     assert (report.source, report.spec.name, report.input) == (row.source, row.variant, row.input)
     assert report.policy == NumericPolicy(1e-5, 0.1, "symmetric")
 

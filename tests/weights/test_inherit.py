@@ -9,15 +9,13 @@ import torch
 import torchvision
 from random_weights import shaken
 from torch import Tensor, nn
-from torch.nn import functional
 
 from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.arch.variants import spec
-from effnet.data.image import preprocess
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.inherit import Inheritance, inherit
-from effnet.weights.load import create, open_model
+from effnet.weights.load import create
 
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 SMALL = spec("b0", width=0.5, depth=0.6, depth_rounding="nearest", num_classes=5)  # (1, 1, 1, 2, 2, 2, 1) blocks
@@ -49,10 +47,6 @@ def snapshot(network: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in network.state_dict().items()}
 
 
-def outcomes(report: Inheritance) -> dict[str, str]:
-    return dict(report.outcomes)
-
-
 # the same network
 
 
@@ -60,14 +54,14 @@ def outcomes(report: Inheritance) -> dict[str, str]:
 def test_the_same_network_is_copied_to_the_bit(network):
     source, target = trained(network), fresh(spec(network, resolution=96))  # no tensor depends on it
     report = inherit(target, source)
-    assert set(outcomes(report).values()) == {"copied"}
+    assert set(report.outcomes.values()) == {"copied"}
     assert (report.share, report.dropped, report.rewired) == (1, (), ())
     for key, tensor in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], tensor), key
     assert difference(target, source) == 0
 
 
-def test_real_weights(photos):
+def test_real_weights():
     source = create("lite0", weights="lite0")
     target = fresh(spec("lite0", width=1.1, depth=1.1), policy=source.policy)
     report = inherit(target, source, noise=0)
@@ -76,9 +70,8 @@ def test_real_weights(photos):
     assert ALLOWED < difference(target, source) < 0.02  # by default there is noise
     assert str(report) == "inherited from lite0: 85 % of 6.09 M parameters (parts: 5 copied, 14 grown, 5 added)"
     sizes = {name: parameter.numel() for name, parameter in target.named_parameters()}
-    assert sum(report.params.values()) == sum(sizes.values())
-    added = sum(size for name, size in sizes.items() if is_in(name, report))
-    assert report.share == 1 - added / sum(sizes.values())
+    assert report.params == sum(sizes.values())
+    assert report.share == sum(size for name, size in sizes.items() if not is_in(name, report)) / report.params
 
 
 def is_in(name: str, report: Inheritance, outcome: str = "added") -> bool:
@@ -97,7 +90,7 @@ def test_growing_keeps_the_logits(network, width, depth):
     report = inherit(target, source, noise=0)
     assert difference(target, source) < 1e-12
     assert (report.names("fresh"), report.dropped, report.rewired) == ((), (), ())
-    assert ("grown" in outcomes(report).values()) == (width > 0.5)
+    assert ("grown" in report.outcomes.values()) == (width > 0.5)
     known = {block.name for block in network.blocks}
     assert set(report.names("added")) == {block.name for block in target.spec.blocks} - known
     changed = [key for key, tensor in target.state_dict().items() if not torch.equal(tensor, before[key])]
@@ -114,16 +107,16 @@ def test_added_blocks_do_nothing_in_training_either_and_can_learn():
         assert target.get_submodule(name).project.norm.weight.grad.abs().min() > 0
 
 
-def test_noise_tells_copies_apart_and_the_seed_repeats_it():
+def test_noise_separates_copies_and_is_repeated():
     source, states = trained(SMALL), []
     for wrong in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ArgumentError, match="`noise`"):
             inherit(fresh(SMALL), source, noise=wrong)
-    for noise, seed in ((0, 0), (0.01, 0), (0.01, 0), (0.01, 1)):
+    for noise in (0, 0.01, 0.01):
         target = fresh(spec(SMALL, width=1.0))
-        inherit(target, source, noise=noise, seed=seed)
+        inherit(target, source, noise=noise)
         states.append(target.state_dict())
-    clean, noisy, again, other = states
+    clean, noisy, again = states
     for key, old in source.state_dict().items():
         assert torch.equal(noisy[key], again[key]), key
         few, change = len(old) if old.dim() else 0, noisy[key] - clean[key]
@@ -132,7 +125,6 @@ def test_noise_tells_copies_apart_and_the_seed_repeats_it():
         else:
             assert not change[:few].any(), key
             assert 0.005 < change[few:].std() / clean[key].std() < 0.02, key
-            assert not torch.equal(noisy[key], other[key]), key
 
 
 # narrower and shallower
@@ -169,7 +161,7 @@ def test_slicing_leaves_out_what_says_nothing(network, wide):
     report = inherit(target, source)
     assert difference(target, source) < ALLOWED
     assert (report.share, report.names("fresh"), report.rewired) == (1, (), ())
-    assert set(outcomes(report).values()) <= {"copied", "sliced"}
+    assert set(report.outcomes.values()) <= {"copied", "sliced"}
 
 
 def test_channels_that_nobody_reads_go_first():
@@ -192,26 +184,8 @@ def test_shallower_keeps_the_first_blocks():
             nn.init.zeros_(source.get_submodule(name).project.norm.bias)
     report = inherit(target, source)
     assert list(report.dropped) == lost != []
-    assert set(outcomes(report).values()) == {"copied"}
+    assert set(report.outcomes.values()) == {"copied"}
     assert difference(target, source) < ALLOWED
-
-
-@torch.no_grad()
-def test_sliced_real_weights_see_what_the_source_sees(photos):
-    bundle = open_model("lite0")
-    input_spec = dataclasses.replace(bundle.config.input, size=96, resize=128)
-    arrays = [preprocess(path, input_spec) for path in sorted(photos.glob("*.png"))]
-    x = torch.stack([torch.as_tensor(array).reshape(3, 96, 96) for array in arrays])
-    images = torch.cat([x, x.flip(-1), x.roll(32, -1), x.roll(32, -2), x.transpose(-1, -2), x / 2])
-    target = fresh(spec("lite0", width=0.9), policy=bundle.network.policy)  # its head is as wide as Lite0's
-    chance, expected = target.embed(images), bundle.network.embed(images)
-    inherit(target, bundle.network)
-    similarity = [
-        functional.cosine_similarity(features - features.mean(0), expected - expected.mean(0)).mean().item()
-        for features in (chance, target.embed(images))
-    ]
-    print(f"mean cosine of random weights {similarity[0]:.2f}, of inherited ones {similarity[1]:.2f}")  # pytest -rP
-    assert similarity[1] > similarity[0] + 0.4
 
 
 # classes, channels
@@ -244,7 +218,7 @@ def test_classes_are_matched_by_name():
 def test_a_grey_network_sees_what_three_equal_channels_gave():
     source, target = trained(SMALL), fresh(spec(SMALL, in_channels=1, width=0.8))
     report = inherit(target, source, noise=0)
-    assert outcomes(report)["stem"] == "sliced"
+    assert report.outcomes["stem"] == "sliced"
     grey = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(target(grey), source(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
@@ -271,10 +245,8 @@ def test_squeeze_and_excitation_on_one_side_only():
     source, target = trained(SMALL), fresh(dataclasses.replace(SMALL, squeeze_ratio=0))
     report = inherit(target, source)
     assert report.names("fresh") == tuple(block.name for block in SMALL.blocks)
-    assert outcomes(report)["stem"] == outcomes(report)["head"] == outcomes(report)["classifier"] == "copied"
-    assert (
-        outcomes(inherit(fresh(SMALL), trained(dataclasses.replace(SMALL, squeeze_ratio=0))))["stages.2.0"] == "fresh"
-    )
+    assert {report.outcomes[name] for name in ("stem", "head", "classifier")} == {"copied"}
+    assert inherit(fresh(SMALL), target).outcomes["stages.2.0"] == "fresh"
 
 
 @pytest.mark.parametrize("width", [0.3, 0.5])
@@ -305,15 +277,11 @@ GROUPS = {"norm": lambda channels: nn.GroupNorm(8, channels)}
 @pytest.mark.parametrize("norm", [None, torchvision.ops.FrozenBatchNorm2d])
 def test_it_computes_with_the_sources_policy(norm):
     options = {"policy": NumericPolicy(padding="same"), "norm": norm}
-    source, target, back = (
-        trained(SMALL, policy=SAME),
-        fresh(spec(SMALL, width=0.8), **options),
-        fresh(SMALL, **options),
-    )
+    source, target = trained(SMALL, policy=SAME), fresh(spec(SMALL, width=0.8), **options)
     inherit(target, source, noise=0)
     assert (target.policy, target.head.norm.eps) == (SAME, 1e-5)
     assert difference(target, source) < ALLOWED
-    assert "fresh" not in outcomes(inherit(back, target)).values()
+    assert "fresh" not in inherit(fresh(SMALL, **options), target).outcomes.values()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from effnet.weights.layouts import (
     layout_of,
     policy_of,
     published_name,
-    walk,
 )
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -41,19 +40,13 @@ def torchvision_network(name):
     return getattr(torchvision.models, f"efficientnet_{name}")()
 
 
-def test_native_names_are_those_of_the_module():
-    for name in ("b0", "b3", "lite4"):
-        with torch.device("meta"):
-            assert list(shapes_of(EfficientNet(spec(name))).items()) == list(NATIVE.shapes(spec(name)).items())
-
-
 def test_tutorial_names_and_shapes_in_order():
     network = spec("b0", width=TUTORIAL["width"], depth=TUTORIAL["depth"], num_classes=TUTORIAL["num_classes"])
     assert len(TUTORIAL["keys"]) == 530
     assert [[key, list(shape)] for key, shape in LAYOUTS["tutorial"].shapes(network).items()] == TUTORIAL["keys"]
 
 
-@pytest.mark.parametrize("name", ["b0", "b2", "b5"])
+@pytest.mark.parametrize("name", ["b0", "b5"])
 def test_names_and_positions_agree(name):
     """Tutorial, torchvision and timm hold the same shapes in the same order, so zipping checks every naming rule."""
     with torch.device("meta"):
@@ -67,7 +60,7 @@ def test_names_and_positions_agree(name):
     assert all(shapes == positions[0] for shapes in positions)
 
 
-@pytest.mark.parametrize("name", ["b7", "l2", "lite0", "lite3"])
+@pytest.mark.parametrize("name", ["b7", "lite0", "lite3"])
 def test_timm_names_of_the_other_variants(name):
     with torch.device("meta"):
         assert list(LAYOUTS["timm"].shapes(spec(name)).items()) == list(
@@ -75,27 +68,19 @@ def test_timm_names_of_the_other_variants(name):
         )
 
 
-@pytest.mark.parametrize("name", ["b0", "b3"])
-def test_lukemelas_names(name):
+def test_lukemelas_names():
     with torch.device("meta"):
-        theirs = Lukemelas.from_name(f"efficientnet-{name}")
-    assert LAYOUTS["lukemelas"].shapes(spec(name)) == shapes_of(theirs)
+        theirs = Lukemelas.from_name("efficientnet-b3")
+    assert LAYOUTS["lukemelas"].shapes(spec("b3")) == shapes_of(theirs)
 
 
-@pytest.mark.parametrize(("name", "padding"), [("b0", []), ("b3", [5, 18])])
-def test_transformers_names(name, padding):
+def test_transformers_names():
     transformers = pytest.importorskip("transformers")
-    row = VARIANTS[name]
-    config = transformers.EfficientNetConfig(
-        width_coefficient=row.width,
-        depth_coefficient=row.depth,
-        hidden_dim=row.spec.head_channels,
-        depthwise_padding=padding,
-        num_labels=1000,
-    )
+    scale = {"width_coefficient": 1.2, "depth_coefficient": 1.4, "hidden_dim": 1536}
+    config = transformers.EfficientNetConfig(**scale, depthwise_padding=[5, 18], num_labels=1000)
     with torch.device("meta"):
         theirs = transformers.EfficientNetForImageClassification(config)
-    assert LAYOUTS["hf"].shapes(row.spec) == shapes_of(theirs)
+    assert LAYOUTS["hf"].shapes(spec("b3")) == shapes_of(theirs)
 
 
 def test_keras_names():
@@ -109,25 +94,11 @@ def test_keras_names():
 
 
 def test_letters_run_on_behind_z():
-    keys = LAYOUTS["tutorial"].shapes(
-        spec("b0", depth=8)
-    )  # 32 blocks in stage 7, as the tutorial's chr(97 + i) names them
+    keys = LAYOUTS["tutorial"].shapes(spec("b0", depth=8))  # the tutorial's chr(97 + i), 32 blocks in stage 7
     assert "features.6z.block.dwconv.0.weight" in keys
     assert "features.6{.block.dwconv.0.weight" in keys
     assert "features.6\x80.block.dwconv.0.weight" in keys
     assert len(keys) == len(NATIVE.shapes(spec("b0", depth=8)))
-
-
-def test_no_two_names_are_alike():
-    for layout in LAYOUTS.values():
-        for name in ("b7", "lite2"):
-            keys = [key for step in walk(spec(name)) for key, _ in layout.keys(step)]
-            assert len(set(keys)) == len(keys)
-
-
-def test_tutorial_classifier_moves_without_dropout():
-    assert "classifier.1.weight" in LAYOUTS["tutorial"].shapes(spec("b0"))
-    assert "classifier.0.weight" in LAYOUTS["tutorial"].shapes(spec("b0", dropout=0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
@@ -172,7 +143,7 @@ def test_published_name():
     assert published_name(spec("b0", depth=1.2, depth_rounding="nearest")) is None
 
 
-def test_squarely_padded_are_the_lists_of_the_converted_weights():
+def test_evenly_padded_blocks_are_the_lists_of_the_converted_weights():
     # transformers/models/efficientnet/convert_efficientnet_to_pytorch.py, dw_padding
     lists = {"b0": [], "b1": [16], "b2": [5, 8, 16], "b3": [5, 18], "b4": [6], "b5": [13, 27], "b6": [31], "b7": [18]}
     assert {name: evenly_padded_blocks(spec(name)) for name in lists} == lists

@@ -27,7 +27,7 @@ def test_every_variant_is_known_by_its_shapes(name, layout):
     assert infer_spec(layout.shapes(network), layout, FILE) == network
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     layout=st.sampled_from(list(LAYOUTS.values())),
     baseline=st.sampled_from(["b0", "lite0"]),
@@ -38,14 +38,8 @@ def test_every_variant_is_known_by_its_shapes(name, layout):
     num_classes=st.integers(1, 1000),
 )
 def test_any_width_and_depth(layout, baseline, width, depth, rounding, in_channels, num_classes):
-    network = spec(
-        baseline,
-        width=width,
-        depth=depth,
-        depth_rounding=rounding,
-        in_channels=in_channels,
-        num_classes=num_classes,
-    )
+    scale = {"width": width, "depth": depth, "depth_rounding": rounding}
+    network = spec(baseline, **scale, in_channels=in_channels, num_classes=num_classes)
     found = infer_spec(layout.shapes(network), layout, FILE)
     assert NATIVE.shapes(found) == NATIVE.shapes(network)
     assert found.head == 1280, "a width with the official head exists"

@@ -81,19 +81,17 @@ def save(
     metrics: Mapping[str, float] | None = None,
     record: Record | None = None,
 ) -> Path:
-    """Write a bundle; the folder appears whole or not at all.
+    """Write a bundle and return its folder, which appears whole or not at all.
 
     Args:
         network: what to save.
         folder: the folder to write; a bundle is replaced, a folder with anything else in it is refused.
         classes: the names of the outputs, in order.
-        input: how images are prepared; default: see `default_input`. Its size becomes the spec's resolution.
+        input: how images are prepared; by default at the spec's resolution, cropped from 8/7 of it, with the mean and
+            std of ImageNet. Its size becomes the spec's resolution.
         source: where the weights came from, as text.
         metrics: results worth keeping, by name.
         record: what the training adds: calibration, provenance, the split.
-
-    Returns:
-        The folder.
 
     Raises:
         ArgumentError: the names do not match the outputs, `input` has other channels than the network, the network has
@@ -175,22 +173,15 @@ def read_config(folder: str | Path) -> BundleConfig:
 
 
 def parse_config(values: Mapping[str, Any]) -> BundleConfig:
-    """A config from JSON values.
-
-    Raises:
-        ArgumentError, TypeError, ValueError, KeyError: the values are not those of a config.
-    """
+    """A config from JSON values; raises ArgumentError, TypeError, ValueError or KeyError for others."""
     config = read_fields(BundleConfig, {"provenance": {}, "files": {}, **values})
-    spec, calibration = NetworkSpec.from_dict(values["spec"]), values.get("calibration")
-    input_spec = read_fields(InputSpec, values["input"])
+    spec, input_spec = NetworkSpec.from_dict(values["spec"]), read_fields(InputSpec, values["input"])
+    policy = read_fields(NumericPolicy, values["policy"])
+    calibration = config.calibration and read_fields(Calibration, values["calibration"])
     _check_channels(input_spec, spec)
+    classes = _check_classes(config.classes, spec)
     return dataclasses.replace(
-        config,
-        spec=spec,
-        policy=read_fields(NumericPolicy, values["policy"]),
-        input=input_spec,
-        classes=_check_classes(values.get("classes"), spec),
-        calibration=calibration and read_fields(Calibration, calibration),
+        config, spec=spec, policy=policy, input=input_spec, classes=classes, calibration=calibration
     )
 
 
@@ -231,11 +222,7 @@ def open_bundle(folder: str | Path) -> Bundle:
 
 
 def read_split(folder: str | Path) -> str | None:
-    """The text of a bundle's split.csv, a manifest (path, label, split, group); None where it has none.
-
-    Raises:
-        BundleError: it is not a bundle, or its split.csv was changed.
-    """
+    """The text of a bundle's split.csv, a manifest (path, label, split, group); None where it has none."""
     expected = read_config(folder).files.get(SPLIT)
     return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode()
 

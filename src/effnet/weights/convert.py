@@ -8,7 +8,7 @@ are not used, and what was assumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,20 +38,22 @@ from effnet.weights.shapes import infer_spec
 T = TypeVar("T")
 
 COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
-CLASSIFIER = ("classifier.weight", "classifier.bias")
+STEM, CLASSIFIER = "stem.conv.weight", ("classifier.weight", "classifier.bias")
 IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class Report:
-    """What reading a weight file found and assumed."""
+class Checkpoint:
+    """A weight file under native names, with what reading it found and assumed."""
 
-    path: Path
+    file: WeightFile = field(repr=False)  # as it was opened
+    state: dict[str, Tensor] = field(repr=False)
     source: str
     layout: Layout
     spec: NetworkSpec
     policy: NumericPolicy
     input: InputSpec
+    classes: tuple[str, ...] | None
     matched: int  # tensors taken over
     fresh: tuple[str, ...] = ()  # native names of tensors that the file does not provide
     adapted: tuple[str, ...] = ()  # native names of tensors whose shape was changed
@@ -65,27 +67,17 @@ class Report:
         return (*(f"{title}: {list_names(names)}" for title, names in lists.items() if names), *self.notes)
 
     def __str__(self) -> str:
-        """The report for a person."""
+        """What a person should know of it."""
         policy, images = self.policy, self.input
         crop = f" from {images.resize}" if images.fit == "crop" else ""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
         lines = (
-            f"{self.path.name}: {self.spec.name} from {self.source} ({self.layout.name} keys), "
+            f"{self.file.path.name}: {self.spec.name} from {self.source} ({self.layout.name} keys), "
             f"{self.matched} tensors matched",
             f"policy: BN eps {policy.bn_eps:g}, momentum {policy.bn_momentum:g}, {policy.padding} padding",
             f"input: {images.size} px, {images.fit}{crop}, {images.interpolation}, mean {mean}, std {std}",
         )
         return "\n".join((*lines, *self.warnings))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A weight file in native terms."""
-
-    state: dict[str, Tensor]
-    report: Report
-    file: WeightFile  # as it was opened
-    classes: tuple[str, ...] | None = None
 
 
 def read_checkpoint(
@@ -96,20 +88,15 @@ def read_checkpoint(
     num_classes: int | None = None,
     in_channels: int | None = None,
 ) -> Checkpoint:
-    """Read a weight file, a bundle or a hub folder; it is opened once.
+    """Read a .pth, .pt, .bin, .safetensors, .h5 or .keras file, a bundle, or a hub folder of timm or transformers.
 
-    Args:
-        path: a .pth, .pt, .bin, .safetensors, .h5 or .keras file, a bundle, or a hub folder of timm or transformers.
-        network: the expected network; default: the one that the shapes imply.
-        source: the library that wrote it, one of SOURCES; needed where keys cannot tell (timm).
-        num_classes: where it differs from the file's, the classifier starts fresh.
-        in_channels: where it differs from the file's, the stem is adapted.
+    See `load.create` for the arguments; without a `network` it is the one that the shapes imply.
 
     Raises:
         AmbiguousSourceError: timm's keys fit two networks, and nothing tells which one wrote them.
         MismatchError: the file holds another network, or only a part of one.
         CheckpointError: the file cannot be read, or is for a network that effnet does not compute.
-        BundleError: the bundle was changed or cut short.
+        BundleError, MissingExtraError: the bundle was changed or cut short; h5py for a Keras file is not installed.
     """
     file = open_weights(Path(path))
     layout = detect(file.tensors)
@@ -118,34 +105,36 @@ def read_checkpoint(
     target = held if network is None else _expected(network, held, source, file.path)
     target = make_spec(target, num_classes=num_classes, in_channels=in_channels)
     if target.num_classes != held.num_classes and num_classes is None:
-        raise MismatchError(
-            f"{path} has a classifier for {held.num_classes} classes, but {target.name} has {target.num_classes}; "
-            f"num_classes={target.num_classes} starts with a fresh one"
-        )
+        wanted = f"{target.name} has {target.num_classes}; num_classes={target.num_classes} starts with a fresh one"
+        raise MismatchError(f"{path} has a classifier for {held.num_classes} classes, but {wanted}")
 
     state, missing = native_state(file.tensors, layout, held)
     optional = (COUNTER,) if num_classes is None else (COUNTER, *CLASSIFIER)
     if lost := [key for native, key in missing.items() if not native.endswith(optional)]:
         raise MismatchError(f"{path} lacks {len(lost)} of {held.name}'s tensors: {list_names(lost)}")
-    fresh, adapted = _retarget(state, held, target)
+    fresh = CLASSIFIER if target.num_classes != held.num_classes or not state.keys() >= set(CLASSIFIER) else ()
+    adapted = (STEM,) if target.in_channels != held.in_channels else ()
+    state = {key: tensor for key, tensor in state.items() if key not in fresh}
     matched = len(state) - len(adapted)
+    state |= {key: adapt_stem(state[key], target.in_channels) for key in adapted}
     state |= {native: torch.zeros((), dtype=torch.long) for native in missing if native.endswith(COUNTER)}
     used = {*layout.shapes(held), *KERAS_INPUT}
     input_spec, assumption = _input(file, source, target)
-    report = Report(
-        path=file.path,
+    return Checkpoint(
+        file=file,
+        state=state,
         source=source,
         layout=layout,
         spec=target,
         policy=policy,
         input=input_spec,
+        classes=None if fresh else class_names(file, target.num_classes),
         matched=matched,
         fresh=fresh,
         adapted=adapted,
         left_over=tuple(key for key in file.tensors if key not in used) + file.beside,
         notes=(*file.notes, *doubts, *assumption),
     )
-    return Checkpoint(state, report, file, None if fresh else class_names(file, target.num_classes))
 
 
 def foreign_state(state: Mapping[str, T], spec: NetworkSpec, layout: Layout) -> dict[str, T]:
@@ -220,10 +209,8 @@ def _source(file: WeightFile, layout: Layout, source: str | None) -> str:
     library = layout.library
     implied = {"native": "bundle", "timm": timm_source(file)}.get(layout.name, library)
     if source is None and not implied:
-        raise AmbiguousSourceError(
-            f"{file.path} has the keys of timm, which fit two networks with different logits: "
-            "efficientnet_* (source timm) and tf_efficientnet_* (source timm-tf). Choose with `source`."
-        )
+        choice = "efficientnet_* (source timm) and tf_efficientnet_* (source timm-tf), which compute different logits"
+        raise AmbiguousSourceError(f"{file.path} has timm's keys, which fit {choice}. Choose with `source`.")
     if source is None or source == implied:
         return implied
     if source not in SOURCES:
@@ -243,10 +230,8 @@ def _network(
     held = infer_spec(shapes, layout, file.path, num_classes)
     policy = policy_of(source, held)
     if source in ("hf", "lukemelas") and (lone := first_block_shortcuts(held)):
-        raise CheckpointError(
-            f"{file.path}: {source} has no shortcut in the first block of a stage, but the official code and effnet "
-            f"have one where stride and channels allow it, as in {lone[0]}"
-        )
+        reason = "has no shortcut in the first block of a stage, but the official code and effnet have"
+        raise CheckpointError(f"{file.path}: {source} {reason}, as in {lone[0]}")
     if source == "bundle":
         return held, policy, ("native keys do not state the numeric policy: a fresh network's was assumed",)
     if source in ("timm", "timm-tf"):
@@ -259,17 +244,12 @@ def _network(
 
 def _input(file: WeightFile, source: str, spec: NetworkSpec) -> tuple[InputSpec, tuple[str, ...]]:
     """How images are prepared, as the file states or as is assumed, and notes."""
-    stated: InputSpec | None
-    notes: tuple[str, ...] = ()
+    if file.bundle:
+        return file.bundle.input.with_channels(spec.in_channels), ()
     try:
-        if file.bundle:
-            stated = file.bundle.input
-        elif file.timm_config:
-            stated = timm_input(file.timm_config)
-        elif file.preprocessor:
-            stated, notes = hf_input(file.preprocessor)
-        else:
-            stated, notes = keras_input(file, spec.resolution)
+        if file.timm_config:
+            return timm_input(file.timm_config).with_channels(spec.in_channels), ()
+        stated, notes = hf_input(file.preprocessor) if file.preprocessor else keras_input(file, spec.resolution)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file.path}: cannot read how it prepares images ({error})") from error
     if stated is None and (stated := assume_input(source, spec)):
@@ -292,18 +272,3 @@ def _expected(network: str | NetworkSpec, held: NetworkSpec, source: str, path: 
     if wanted.activation != held.activation and source != "bundle":
         raise MismatchError(f"{path} is for a network with {held.activation}, not {wanted.activation} as {wanted.name}")
     return wanted if isinstance(network, NetworkSpec) else make_spec(comparable, resolution=held.resolution)
-
-
-def _retarget(
-    state: dict[str, Tensor], held: NetworkSpec, target: NetworkSpec
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Fit a state to another number of classes and channels; the names that start fresh, and the adapted ones."""
-    fresh, adapted = tuple[str, ...](), tuple[str, ...]()
-    if target.num_classes != held.num_classes or not state.keys() >= set(CLASSIFIER):
-        fresh = CLASSIFIER
-        for key in fresh:
-            state.pop(key, None)
-    if target.in_channels != held.in_channels:
-        adapted = ("stem.conv.weight",)
-        state["stem.conv.weight"] = adapt_stem(state["stem.conv.weight"], target.in_channels)
-    return fresh, adapted

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +30,12 @@ from effnet.errors import CheckpointError, optional_import
 from effnet.weights.bundle import BundleConfig, is_bundle, read_bundle
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS
 
-if TYPE_CHECKING:
-    import h5py
-
 # Where a state dict is inside a checkpoint. Averages come first: they are what was evaluated.
 INNER = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
 )
-STEMS = tuple(layout.mark for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS.values()))
+STEMS = tuple(layout.mark for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS))
 MAX_DEPTH = 6  # of nested dictionaries
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -71,13 +68,7 @@ class WeightFile:
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Read a .pth, .pt, .bin, .safetensors, .h5 or .keras file, a bundle, or a hub folder of timm or transformers.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or holds no tensors.
-        BundleError: it is a bundle that was changed or cut short.
-        MissingExtraError: it is a Keras file, and h5py is not installed.
-    """
+    """Read a weight file, a bundle, or a hub folder of timm or transformers; raises as `read_checkpoint`."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if is_bundle(path):
@@ -107,11 +98,7 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def unwrap(loaded: object) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """The network's tensors in what a training script saved, names of other tensors, and notes on what was removed.
-
-    Raises:
-        CheckpointError: it holds no tensors, or those of several networks.
-    """
+    """The network's tensors in what a training script saved, names of other tensors, and notes on what was removed."""
     path = _path_to_tensors(loaded)
     if path is None:
         raise CheckpointError("it holds no named tensors, so it is not a state dict")
@@ -200,33 +187,26 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_keras(path: Path) -> dict[str, Tensor]:
-    """Layers go by name in older files, by class and running number in newer ones."""
+    """Arrays as LAYER/LEAF, however deep the layer is nested: by name in older files, by class and number in newer."""
     with optional_import(f"reading {path.name}"):
         import h5py
+
+    datasets: dict[str, np.ndarray[Any, Any]] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            datasets[name] = np.asarray(item)
 
     content: Path | io.BytesIO = path
     if path.suffix.lower() == ".keras":
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(content, "r") as file:
-        return _keras_tensors(file)
-
-
-def _keras_tensors(file: h5py.File) -> dict[str, Tensor]:
-    """The datasets as LAYER/LEAF, however deep the layer is nested, without those of the optimizer."""
-    import h5py
-
-    datasets: dict[str, h5py.Dataset] = {}
-
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
-            datasets[name] = item
-
-    file.visititems(visit)
+        file.visititems(visit)
     short = {name: "/".join(_keras_pieces(name)[-2:]) for name in datasets}
-    repeated = {key for key, times in Counter(short.values()).items() if times > 1}
+    times = Counter(short.values())
     return {
-        (name if key in repeated else key): torch.from_numpy(_torch_order(key, np.asarray(datasets[name])))
+        (key if times[key] == 1 else name): torch.from_numpy(_torch_order(key, datasets[name]))
         for name, key in short.items()
     }
 

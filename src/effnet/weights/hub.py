@@ -86,13 +86,10 @@ def timm_config(
     return {
         "architecture": f"{'tf_' if source == 'timm-tf' else ''}efficientnet_{published_name(spec)}",
         "num_classes": spec.num_classes,
-        "num_features": spec.head_channels,
         "global_pool": "avg",
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
-            "custom_load": False,
             "input_size": [spec.in_channels, input_spec.size, input_spec.size],
-            "fixed_input_size": False,
             "interpolation": input_spec.interpolation,
             "crop_pct": _crop_fraction(input_spec) if input_spec.fit == "crop" else 1.0,
             "crop_mode": next(mode for mode, fit in TIMM_FITS.items() if fit == input_spec.fit),
@@ -113,10 +110,8 @@ def hf_network(
     config = file.config
     size, activation = config.get("image_size", held.resolution), config.get("hidden_act", "swish")
     if activation not in HF_ACTIVATIONS or config.get("pooling_type", "mean") != "mean":
-        raise CheckpointError(
-            f"{file.path}: config.json has {activation} and {config.get('pooling_type')} pooling; "
-            f"effnet computes {', '.join(HF_ACTIVATIONS)} and mean pooling"
-        )
+        found = f"config.json has {activation} and {config.get('pooling_type', 'mean')} pooling"
+        raise CheckpointError(f"{file.path}: {found}; effnet has {', '.join(HF_ACTIVATIONS)} and mean pooling")
     spec = dataclasses.replace(
         make_spec(held, resolution=size if isinstance(size, int) else size[0]),
         activation=HF_ACTIVATIONS[activation],
@@ -132,10 +127,9 @@ def hf_network(
     if spec.resolution % 2 == 0 and padded == set(evenly_padded_blocks(spec)):
         return spec, policy, ()
     doubt = (
-        f"config.json's image_size and depthwise_padding {sorted(padded)} contradict each other: at {spec.resolution} "
-        "px transformers pads otherwise than TensorFlow (SAME) and effnet, so its logits differ"
+        f"with the depthwise_padding {sorted(padded)} of its config.json transformers does not pad as TensorFlow (SAME)"
     )
-    return spec, policy, (doubt,)
+    return spec, policy, (f"{doubt} and effnet at {spec.resolution} px, so its logits differ",)
 
 
 def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -150,7 +144,6 @@ def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] |
         "image_size": spec.resolution,
         "width_coefficient": spec.width,
         "depth_coefficient": spec.depth if official else 1.0,
-        "depth_divisor": 8,
         "kernel_sizes": [row.kernel_size for row in spec.stages],
         "in_channels": [spec.stem, *(row.channels for row in spec.stages[:-1])],
         "out_channels": [row.channels for row in spec.stages],
@@ -161,7 +154,6 @@ def hf_config(spec: NetworkSpec, policy: NumericPolicy, classes: Sequence[str] |
         "squeeze_expansion_ratio": spec.squeeze_ratio,
         "hidden_act": next(name for name, activation in HF_ACTIVATIONS.items() if activation == spec.activation),
         "hidden_dim": spec.head_channels,
-        "pooling_type": "mean",
         "batch_norm_eps": policy.bn_eps,
         "batch_norm_momentum": policy.bn_momentum,  # transformers hands it to torch: TensorFlow's .99 would be wrong
         "dropout_rate": spec.dropout,

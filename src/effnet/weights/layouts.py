@@ -1,8 +1,8 @@
-"""How each library names the tensors of this network: one walk over the blocks, one table of names per library.
+"""How each library names the tensors of a network: one walk over the blocks, one table of names per library.
 
 `walk` visits the steps that hold tensors in the order of computation, which is also the order of the state dicts. A
-Layout turns a step into the names of its convolution and its normalisation, so the same names read and write. A source
-adds what keys cannot tell: batch normalisation's constants and the padding belong to the library that trained.
+Layout turns a step into the names of its convolution and its normalisation, for reading and writing. A source adds what
+keys cannot tell: batch normalisation's constants and the padding belong to the library that trained.
 
 Read from: tutorial (WZMIAOMIAO's code), torchvision 0.29, timm 1.0, efficientnet-pytorch 0.7 (lukemelas),
 transformers 5 (hf), Keras 3 (layers by name in older files, by number in newer ones).
@@ -39,7 +39,7 @@ class LayoutStep:
 
     @property
     def fields(self) -> dict[str, object]:
-        """What the names of a layout are made of."""
+        """The values of a layout's templates."""
         counts = {"_convs": self.convs, "_norms": self.norms, "_number": self.number}  # Keras writes no 0
         fields: dict[str, object] = {name: f"_{count}" if count else "" for name, count in counts.items()}
         fields |= {"role": self.role, "dropout": str(int(self.dropout))}
@@ -73,8 +73,8 @@ class Layout:
 
     @property
     def library(self) -> str:
-        """Whose names they are."""
-        return self.name.removesuffix("-numbered").removesuffix(f"-{self.baseline}")
+        """The library whose names these are."""
+        return self.name.partition("-")[0]
 
     @property
     def mark(self) -> str:
@@ -84,7 +84,7 @@ class Layout:
     def prefixes(self, step: LayoutStep) -> tuple[str, str]:
         """The prefixes of a step's convolution and of its normalisation, which is "" where it has none."""
         block = self.roles["block"] if step.block else ""
-        conv, _, norm = (self.roles.get(step.role) or self.roles["layer"]).partition(" ")
+        conv, _, norm = (self.roles.get(step.role) or self.roles.get("layer", "")).partition(" ")
         fields = step.fields
         return (block + conv).format_map(fields), norm and (block + norm).format_map(fields)
 
@@ -132,7 +132,7 @@ def _steps(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], BlockSpec 
     yield "classifier", (spec.num_classes, spec.head_channels), None, 0
 
 
-# Convolution and normalisation of each role. Where there is one rule for all layers of a block, it stands as "layer".
+# Convolution and normalisation of each role; "layer" stands for all layers of a block without a role here.
 _ROLES = {
     "native": {
         "stem": "stem.conv stem.norm",
@@ -215,129 +215,97 @@ _ROLES = {
         "depthwise": "depthwise_conv2d{_number} batch_normalization{_norms}",
         "layer": "conv2d{_convs} batch_normalization{_norms}",
     },
-    "torchvision-mobilenetv2": {
-        "stem": "features.0.0 features.0.1",
-        "head": "features.18.0 features.18.1",
-        "classifier": "classifier.1",
-        "block": "features.{number1}.conv.",
-        "expand": "0.0 0.1",
-        "depthwise": "{at1}.0 {at1}.1",
-        "project": "{at2} {at3}",
-    },
-    "torchvision-resnet50": {
-        "stem": "conv1 bn1",
-        "classifier": "fc",
-        "block": "layer{stage1}.{index}.",
-        "reduce": "conv1 bn1",
-        "conv": "conv2 bn2",
-        "widen": "conv3 bn3",
-        "shortcut": "downsample.0 downsample.1",
-    },
-    "timm-mobilenetv1": {
-        "stem": "conv_stem bn1",
-        "classifier": "classifier",
-        "block": "blocks.{stage0}.{index}.",
-        "depthwise": "conv_dw bn1",
-        "layer": "conv_pw bn2",
-    },
 }
 _LEAVES = {  # of weight and bias, and of a normalisation, where they are not torch's
     "keras": (("/kernel", "/bias"), ("/gamma", "/beta", "/moving_mean", "/moving_variance")),
     "keras-numbered": (("/0", "/1"), ("/0", "/1", "/2", "/3")),
 }
-
-LAYOUTS = {
-    name: Layout(name, roles, *_LEAVES.get(name, ()))
-    for name, roles in _ROLES.items()
-    if name.partition("-")[2] not in BASELINES
+_MOBILENETV2 = {"head": "features.18.0 features.18.1", "block": "features.{number1}.conv.", "project": "{at2} {at3}"}
+_MOBILENETV1 = {"depthwise": "conv_dw bn1", "pointwise": "conv_pw bn2"}
+_RESNET50 = {
+    "stem": "conv1 bn1",
+    "classifier": "fc",
+    "block": "layer{stage1}.{index}.",
+    "reduce": "conv1 bn1",
+    "conv": "conv2 bn2",
+    "widen": "conv3 bn3",
+    "shortcut": "downsample.0 downsample.1",
 }
+
+LAYOUTS = {name: Layout(name, roles, *_LEAVES.get(name, ())) for name, roles in _ROLES.items()}
 NATIVE = LAYOUTS["native"]
-BASELINE_LAYOUTS = {
-    name: Layout(name, _ROLES[name], baseline=name.partition("-")[2], own_key=own, other_key=other)
-    for name, own, other in (
-        ("torchvision-mobilenetv2", "features.1.conv.0.0.weight", ""),
-        ("torchvision-resnet50", "layer1.0.downsample.0.weight", ""),
-        # an EfficientNet's block has an expansion there
-        ("timm-mobilenetv1", "blocks.1.0.conv_dw.weight", "blocks.1.0.conv_pwl.weight"),
-    )
-}
+BASELINE_LAYOUTS = (
+    Layout(
+        "torchvision-mobilenetv2",
+        _ROLES["torchvision"] | _MOBILENETV2,
+        baseline="mobilenetv2",
+        own_key="features.1.conv.0.0.weight",
+    ),
+    Layout("torchvision-resnet50", _RESNET50, baseline="resnet50", own_key="layer1.0.downsample.0.weight"),
+    Layout(
+        "timm-mobilenetv1",
+        _ROLES["timm"] | _MOBILENETV1,
+        baseline="mobilenetv1",
+        own_key="blocks.1.0.conv_dw.weight",
+        other_key="blocks.1.0.conv_pwl.weight",  # of an EfficientNet's block
+    ),
+)
 
-# What a library computes with its weights. torchvision: see `policy_of`.
-POLICIES = {
-    # source: eps, momentum in torch's terms, padding
+POLICIES = {  # source: eps, momentum in torch's terms, padding
     "bundle": NumericPolicy(),
     "tutorial": NumericPolicy(1e-3, 0.1, "symmetric"),
+    "torchvision": NumericPolicy(1e-5, 0.1, "symmetric"),  # its B5-B7: see `policy_of`
     "timm": NumericPolicy(1e-5, 0.1, "symmetric"),
     "timm-tf": NumericPolicy(1e-3, 0.1, "same"),
     "lukemelas": NumericPolicy(1e-3, 0.01, "same"),
     "hf": NumericPolicy(1e-3, 0.01, "same"),  # transformers hands TensorFlow's .99 to torch, where .01 is meant
     "keras": NumericPolicy(1e-3, 0.01, "same"),
 }
-SOURCES = ("bundle", "tutorial", "torchvision", "timm", "timm-tf", "lukemelas", "hf", "keras")
+SOURCES = tuple(POLICIES)
 
 
 def policy_of(source: str, spec: NetworkSpec) -> NumericPolicy:
-    """What the library `source` computes with a network like `spec`."""
-    if source != "torchvision":
-        return POLICIES[source]
-    if published_name(spec) in (
-        "b5",
-        "b6",
-        "b7",
-    ):  # torchvision builds these, and no other, with TensorFlow's constants
+    """The numeric policy of the library `source` for a network like `spec`."""
+    if source == "torchvision" and published_name(spec) in ("b5", "b6", "b7"):  # built with TensorFlow's constants
         return NumericPolicy(1e-3, 0.01, "symmetric")
-    return NumericPolicy(1e-5, 0.1, "symmetric")
+    return POLICIES[source]
 
 
 def published_name(spec: NetworkSpec) -> str | None:
-    """The published network with the same layers, whatever its name, its resolution and its number of classes."""
+    """The published network with the same layers, at any resolution and for any classes."""
     if spec.stem_stride != B0.stem_stride:
         return None
-    shapes = NATIVE.shapes(spec)
+    shapes, table = NATIVE.shapes(spec), (spec.stages, spec.activation, spec.layers)
     for row in VARIANTS.values():
         theirs = make_spec(row.spec, num_classes=spec.num_classes, in_channels=spec.in_channels)
-        if (theirs.stages, theirs.activation, theirs.layers) == (spec.stages, spec.activation, spec.layers) and (
-            NATIVE.shapes(theirs) == shapes
-        ):
+        if (theirs.stages, theirs.activation, theirs.layers) == table and NATIVE.shapes(theirs) == shapes:
             return row.name
     return None
 
 
 def evenly_padded_blocks(spec: NetworkSpec) -> list[int]:
-    """The strided blocks whose input has an odd size at the spec's resolution: there SAME pads all sides alike.
-
-    transformers does not compute this from the size that arrives: its config lists them as `depthwise_padding`.
-    """
+    """The strided blocks whose input has an odd size, where SAME pads all sides alike: transformers lists them."""
     return [number for number, block in enumerate(spec.blocks) if block.stride == 2 and block.input_size % 2]
 
 
 def first_block_shortcuts(spec: NetworkSpec) -> list[str]:
-    """First blocks of a stage whose input is added to their output; transformers and lukemelas leave these out."""
+    """The first blocks of stages that have a shortcut; transformers and lukemelas leave it out."""
     return [block.name for block in spec.blocks if block.index == 0 and block.has_shortcut]
 
 
-def layout_of(source: str, spec: NetworkSpec | None = None) -> Layout:
-    """The names of a source, for `spec` or for the family.
-
-    timm's networks with TensorFlow's weights are named as its own.
-    """
-    name = {"bundle": "native", "timm-tf": "timm"}.get(source, source)
-    own = f"{name}-{baseline_of(spec)}" if spec is not None else ""
-    return BASELINE_LAYOUTS.get(own) or LAYOUTS[name]
+def layout_of(source: str) -> Layout:
+    """The names of a source's EfficientNets."""
+    return LAYOUTS[{"bundle": "native", "timm-tf": "timm"}.get(source, source)]
 
 
 def baseline_of(spec: NetworkSpec) -> str | None:
-    """The name of the baseline beside B0 that has the same rows, at any scale."""
+    """The name of the baseline other than B0 that has the same rows, at any scale."""
     return next((name for name, network in BASELINES.items() if network.stages == spec.stages), None)
 
 
 def detect(keys: Mapping[str, object]) -> Layout:
-    """The layout that `keys` belong to.
-
-    Raises:
-        CheckpointError: none is.
-    """
-    for layout in (*BASELINE_LAYOUTS.values(), *LAYOUTS.values()):
+    """The layout that `keys` belong to; raises CheckpointError where there is none."""
+    for layout in (*BASELINE_LAYOUTS, *LAYOUTS.values()):
         if layout.mark in keys and layout.other_key not in keys:
             return layout
     raise CheckpointError(f"no EfficientNet of {', '.join(SOURCES)} has these tensors: {list_names(tuple(keys))}")

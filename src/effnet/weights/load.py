@@ -19,7 +19,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
-from effnet.weights.convert import COUNTER, Checkpoint, Report, read_checkpoint
+from effnet.weights.convert import COUNTER, Checkpoint, read_checkpoint
 from effnet.weights.layouts import list_names
 
 logger = logging.getLogger("effnet")
@@ -51,17 +51,15 @@ def create(
         The module, in training mode when fresh, in eval mode with weights.
 
     Raises:
-        UnknownNameError: no network or weights have that name.
-        ArgumentError: a value is outside its range.
-        CheckpointError: the file cannot be used for this network.
-        DownloadError: registered weights cannot be fetched.
+        UnknownNameError, ArgumentError: no network or weights have that name; a value is outside its range.
+        CheckpointError, DownloadError: the file cannot be used for this network; weights cannot be fetched.
     """
     if weights is None:
         return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
     if str(weights).lower() == "default":
         weights = registry.weights_of(spec(network).name)[0].name
     checkpoint = read(str(weights), network, source=source, num_classes=num_classes, in_channels=in_channels)
-    _warn(checkpoint.report)
+    _warn(checkpoint)
     return build(checkpoint, norm=norm)
 
 
@@ -83,19 +81,17 @@ def open_model(
     Raises:
         UnknownNameError: no weights have that name.
         ArgumentError: `network` is given for a bundle, which states its network.
-        CheckpointError, BundleError, DownloadError: the weights cannot be used.
+        CheckpointError, BundleError, DownloadError: the weights cannot be read or fetched.
     """
     if is_bundle(Path(model)):
         if network is not None:
             raise ArgumentError("model", str(network), f"must not be given for {model}: a bundle states its network.")
         return open_bundle(model)
     checkpoint = read(str(model), network, source=source, progress=progress)
-    _warn(checkpoint.report)
-    report = checkpoint.report
-    report = dataclasses.replace(report, spec=spec(report.spec, resolution=report.input.size))
-    module = build(dataclasses.replace(checkpoint, report=report))
-    origin = f"{model} ({report.source})"
-    return Bundle(module, BundleConfig(report.spec, report.policy, report.input, checkpoint.classes, origin))
+    _warn(checkpoint)
+    found = dataclasses.replace(checkpoint, spec=spec(checkpoint.spec, resolution=checkpoint.input.size))
+    config = BundleConfig(found.spec, found.policy, found.input, found.classes, f"{model} ({found.source})")
+    return Bundle(build(found), config)
 
 
 def read(
@@ -124,29 +120,29 @@ def read(
     elif not path.exists() and not path.suffix and path.name == weights:
         registry.find(weights)  # raises an error with the nearest name
     checkpoint = read_checkpoint(path, network, source=source, num_classes=num_classes, in_channels=in_channels)
-    report = checkpoint.report
     if known:
-        report = dataclasses.replace(report, input=known.input.with_channels(report.spec.in_channels), notes=())
+        input_spec = known.input.with_channels(checkpoint.spec.in_channels)
+        checkpoint = dataclasses.replace(checkpoint, input=input_spec, notes=())
     if network is None:
-        report = dataclasses.replace(report, spec=spec(report.spec, resolution=report.input.size))
-    return dataclasses.replace(checkpoint, report=report)
+        checkpoint = dataclasses.replace(checkpoint, spec=spec(checkpoint.spec, resolution=checkpoint.input.size))
+    return checkpoint
 
 
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     """The network of a checkpoint, in eval mode."""
-    report = checkpoint.report
-    network = EfficientNet(report.spec, policy=report.policy, norm=norm)
+    path, policy = checkpoint.file.path, checkpoint.policy
+    network = EfficientNet(checkpoint.spec, policy=policy, norm=norm)
     try:
         missing, unexpected = network.load_state_dict(checkpoint.state, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{report.path} does not fit this norm: {error}") from error
-    allowed = (COUNTER, *report.fresh)
+        raise CheckpointError(f"{path} does not fit this norm: {error}") from error
+    allowed = (COUNTER, *checkpoint.fresh)
     if wrong := [key for key in (*missing, *unexpected) if not key.endswith(allowed)]:
-        raise CheckpointError(f"{report.path} does not fit this norm: {list_names(wrong)}")
-    network.use_policy(report.policy)  # a norm that was passed in has its own constants
+        raise CheckpointError(f"{path} does not fit this norm: {list_names(wrong)}")
+    network.use_policy(policy)  # a norm that was passed in has its own constants
     return network.eval()
 
 
-def _warn(report: Report) -> None:
-    for warning in report.warnings:
-        logger.warning("%s: %s", report.path.name, warning)
+def _warn(checkpoint: Checkpoint) -> None:
+    for warning in checkpoint.warnings:
+        logger.warning("%s: %s", checkpoint.file.path.name, warning)

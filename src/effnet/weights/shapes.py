@@ -1,8 +1,8 @@
-"""Which network a state dict belongs to, by nothing but the shapes of its tensors.
+"""Which network a state dict belongs to, by the shapes of its tensors only.
 
-Published variants are tried first. Then width and depth are looked for on a grid of tenths, hundredths and thousandths:
-the head's 1280 channels change every .00625 of width, so thousandths tell every network apart, and the roundest number
-that gives exactly the same network is the one a person would have typed.
+Published variants are tried first. Then width and depth are searched on a grid of tenths, hundredths and thousandths:
+the head's 1280 channels change every .00625 of width, so thousandths distinguish all networks, and the roundest number
+that gives the same network is the one that somebody typed.
 """
 
 from __future__ import annotations
@@ -20,52 +20,31 @@ from effnet.errors import MismatchError
 from effnet.weights.layouts import Layout, LayoutStep, walk
 
 Shapes = Mapping[str, tuple[int, ...]]
-LARGEST = 12  # width and depth beyond this are not looked for; L2, the largest that was ever trained, has 4.3 and 5.3
+LARGEST = 12  # the largest width and depth of the search; L2, the largest network ever trained, has 4.3 and 5.3
 
 
 def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None = None) -> NetworkSpec:
     """The network whose tensors have these names and shapes, at its published resolution or else at 224 pixels.
 
-    Args:
-        shapes: of all tensors, by name.
-        layout: whose names these are.
-        path: of the file, for messages.
-        num_classes: of a classifier that is not among them; None where there must be one.
-
-    Raises:
-        MismatchError: no width and depth of the family gives these shapes.
+    `path` names the file in errors; `num_classes` allows the classifier to be missing. Raises MismatchError where no
+    width and depth of the family gives these shapes.
     """
-    if layout.baseline:
-        return _baseline(shapes, layout, path, num_classes)
     stem, head, classifier = (shapes.get(key, ()) for key in _ends(shapes, layout))
-    if (len(stem), len(head)) != (4, 4) or len(classifier) not in (0, 2):
+    if len(stem) != 4 or (len(head) != 4 and not layout.baseline) or len(classifier) not in (0, 2):
         raise MismatchError(f"{path} has no stem or no head of {layout.name}: it is cut short or only a part")
     if not classifier and num_classes is None:
-        raise MismatchError(
-            f"{path} has no classifier, only what comes before it; with `num_classes` a fresh one is put behind it"
-        )
+        raise MismatchError(f"{path} has no classifier; give `num_classes` to start with a fresh one")
     dropout = 0.0 if "classifier.0.weight" in shapes and layout.name == "tutorial" else None
-    for candidate in _candidates(shapes, stem[0], head):
+    for candidate in [spec(layout.baseline)] if layout.baseline else _candidates(shapes, stem[0], head):
         found = spec(candidate, num_classes=(*classifier, num_classes)[0], in_channels=stem[1], dropout=dropout)
         if _fits(found, shapes, layout):
             return found
-    raise MismatchError(
-        f"{path} is not an EfficientNet of any width and depth: its {layout.name} tensors have other shapes"
-    )
-
-
-def _baseline(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None) -> NetworkSpec:
-    """The one network of a layout that has but one, at its own width and depth."""
-    stem, classifier = (shapes.get(layout.weight_key(LayoutStep(role, ())), ()) for role in ("stem", "classifier"))
-    if len(stem) == 4 and (classifier or num_classes):
-        found = spec(layout.baseline, num_classes=(*classifier, num_classes)[0], in_channels=stem[1])
-        if _fits(found, shapes, layout):
-            return found
-    raise MismatchError(f"{path} is named like {layout.library}'s {layout.baseline}, but has not all of its tensors")
+    family = f"a {layout.baseline}" if layout.baseline else "an EfficientNet of any width and depth"
+    raise MismatchError(f"{path} is not {family}: its {layout.name} tensors do not fit")
 
 
 def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:
-    """Networks whose stem, head and number of blocks are those of `shapes`; published ones first."""
+    """Networks with the stem, head and number of blocks of `shapes`; published ones first."""
     blocks = sum(len(shape) == 4 and shape[1] == 1 and shape[0] > 1 and shape[2] > 1 for shape in shapes.values())
     counts = (blocks, blocks - 1)  # a grey network's stem looks like a depthwise convolution
     for row in VARIANTS.values():
@@ -75,11 +54,14 @@ def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[Ne
         for width in _widths(baseline, stem, head):
             for depth, rounding in (pair for count in counts for pair in _depths(baseline, count)):
                 scaled = spec(baseline, width=width, depth=depth, depth_rounding=rounding)
-                yield scaled if scaled.head_channels == head[0] else _with_head(scaled, head[0])
+                if scaled.head_channels != head[0]:  # torchvision rounds 4 * 320 channels, not the official 1280
+                    channels = head[0] if scaled.fixed_ends else max(1, round(head[0] / scaled.width))
+                    scaled = dataclasses.replace(scaled, head=channels)
+                yield scaled
 
 
 def _depths(baseline: NetworkSpec, blocks: int) -> Iterator[tuple[float, DepthRounding]]:
-    """The roundest depth that gives so many blocks, rounded up and to the nearest."""
+    """The roundest depths that give this number of blocks, one rounded up and one to the nearest."""
     for rounding in get_args(DepthRounding):
         for depth in _grid():
             if sum(baseline.scaled_layers(depth, rounding)) == blocks:
@@ -88,7 +70,7 @@ def _depths(baseline: NetworkSpec, blocks: int) -> Iterator[tuple[float, DepthRo
 
 
 def _widths(baseline: NetworkSpec, stem: int, head: tuple[int, ...]) -> list[float]:
-    """The roundest width of each network that has this stem and last stage; those with this head come first."""
+    """The roundest width of each network with this stem and last stage; those with this head come first."""
     fit, misfit = dict[tuple[int, ...], float](), dict[tuple[int, ...], float]()
     for width in _grid():
         stems = baseline.stem if baseline.fixed_ends else round_channels(baseline.stem * width)
@@ -101,19 +83,12 @@ def _widths(baseline: NetworkSpec, stem: int, head: tuple[int, ...]) -> list[flo
 
 
 def _grid() -> Iterator[float]:
-    """Tenths, then hundredths, then thousandths."""
     for per_unit in (10, 100, 1000):
         yield from (step / per_unit for step in range(1, LARGEST * per_unit + 1) if per_unit == 10 or step % 10)
 
 
-def _with_head(scaled: NetworkSpec, channels: int) -> NetworkSpec:
-    """The network with another head: torchvision rounds 4 * 320 channels in another order than the official 1280."""
-    return dataclasses.replace(scaled, head=channels if scaled.fixed_ends else max(1, round(channels / scaled.width)))
-
-
 def _ends(shapes: Shapes, layout: Layout) -> Iterator[str]:
-    """The keys of the weights of stem, head and classifier."""
-    dropout = "classifier.0.weight" not in shapes  # only the tutorial looks at it
+    dropout = "classifier.0.weight" not in shapes  # only the tutorial's names depend on it
     for role in ("stem", "head", "classifier"):
         convs = 0
         if role == "head":  # in Keras' numbered layout, the last convolution
@@ -123,7 +98,7 @@ def _ends(shapes: Shapes, layout: Layout) -> Iterator[str]:
 
 
 def _fits(candidate: NetworkSpec, shapes: Shapes, layout: Layout) -> bool:
-    """Whether all convolutions are there with these shapes and none is left over; a classifier may be missing."""
+    """Whether `shapes` has exactly the candidate's convolutions; the classifier may be missing."""
     steps = 0
     for step in walk(candidate):
         key, shape = next(layout.keys(step))

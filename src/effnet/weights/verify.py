@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -32,15 +31,6 @@ from effnet.weights.writers import TORCHVISION_NAMES
 
 LARGEST = 300  # pixels; a larger network is compared at a smaller size
 PARITY = 32  # sizes that differ by it give every strided layer an input of the same parity, so the same padding
-PACKAGES = {  # distribution of each source
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "timm-tf": "timm",
-    "lukemelas": "efficientnet-pytorch",
-    "hf": "transformers",
-    "keras": "keras",
-}
-
 BASELINE_NAMES = {"mobilenetv2": "mobilenet_v2", "resnet50": "resnet50", "mobilenetv1": "mobilenetv1_100"}
 
 
@@ -59,31 +49,28 @@ class LogitDifference:
     note: str = ""  # the reason for a round trip or another size
 
     def __str__(self) -> str:
-        """The result for a person."""
+        """The result in one line."""
         text = f"against {self.against} at {self.size} px: logits differ by at most {self.absolute:.2g}"
         return f"{text} ({self.relative:.1e} of the largest)" + (f"; {self.note}" if self.note else "")
 
 
 def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDifference:
-    """Compare a network with that of the file's library, which computes with the file's own tensors.
+    """Compare the network that was built from a file, or written to it, with that of the file's library.
 
-    Args:
-        checkpoint: the file that the network was built from or written to.
-        network: its tensors that the file does not hold, such as a fresh classifier, are passed on to the library.
-
-    Raises:
-        CheckpointError: the library refuses the tensors, or a bundle describes another network.
+    The library computes with the file's own tensors, and with the network's where the file holds none, as for a fresh
+    classifier. Raises CheckpointError where it refuses them, or where a bundle describes another network.
     """
-    file, source, spec = checkpoint.file, checkpoint.report.source, network.spec
+    file, source, spec = checkpoint.file, checkpoint.source, network.spec
     stated = file.config.get("image_size") if source == "hf" else None  # transformers' padding is fixed for one size
     resolution = (stated if isinstance(stated, int) else stated[0]) if stated else spec.resolution
     size = check_size(resolution)
     notes = [f"{size} px pads as {resolution} px does"] if size != resolution else []
-    tensors, package = _library_tensors(checkpoint, network), PACKAGES.get(source, "")
+    tensors = _library_tensors(checkpoint, network)
+    package, build = LIBRARIES.get(source, ("", None))
     against, theirs = "round trip", None
     try:
-        if builder := _BUILDERS.get(source):
-            theirs = builder(checkpoint, network, dataclasses.replace(spec, resolution=size))
+        if build:
+            theirs = build(checkpoint, network, dataclasses.replace(spec, resolution=size))
             if isinstance(theirs, nn.Module):
                 theirs.eval().load_state_dict(tensors, strict=True)
             against = f"{package} {version(package)}"
@@ -114,21 +101,20 @@ def check_size(resolution: int) -> int:
 
 def _library_tensors(checkpoint: Checkpoint, network: EfficientNet) -> dict[str, Tensor]:
     """The file's tensors of the network, and the network's own where the file holds none that fits."""
-    state, report = network.state_dict(), checkpoint.report
-    native = foreign_state({name: name for name in state}, network.spec, report.layout)
-    ours = {*report.fresh, *report.adapted}
-    theirs = checkpoint.file.tensors
+    state, theirs = network.state_dict(), checkpoint.file.tensors
+    native = foreign_state({name: name for name in state}, network.spec, checkpoint.layout)
+    ours = {*checkpoint.fresh, *checkpoint.adapted}
     return {key: state[name] if name in ours else theirs.get(key, state[name]) for key, name in native.items()}
 
 
 def _round_trip(checkpoint: Checkpoint, network: EfficientNet, tensors: dict[str, Tensor]) -> EfficientNet:
     """A copy of the network with tensors of the file's layout and the file's policy."""
-    report = checkpoint.report
-    if checkpoint.file.bundle and dataclasses.replace(report.spec, resolution=network.spec.resolution) != network.spec:
-        raise CheckpointError(f"{report.path} describes another network")
-    state, _ = native_state(tensors, report.layout, network.spec)
+    file, spec = checkpoint.file, network.spec
+    if file.bundle and dataclasses.replace(checkpoint.spec, resolution=spec.resolution) != spec:
+        raise CheckpointError(f"{file.path} describes another network")
+    state, _ = native_state(tensors, checkpoint.layout, spec)
     result = copy.deepcopy(network)
-    result.use_policy(report.policy)
+    result.use_policy(checkpoint.policy)
     result.load_state_dict(network.state_dict() | state)
     return result.eval()
 
@@ -142,24 +128,22 @@ def _torchvision(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpe
         return getattr(models, BASELINE_NAMES[baseline])(num_classes=spec.num_classes)
     if (name := published_name(spec)) in TORCHVISION_NAMES:
         return getattr(models, f"efficientnet_{name}")(num_classes=spec.num_classes)
-    rows = [
-        row(block.expand_ratio, block.kernel_size, block.stride, block.in_channels, block.out_channels, layers)
-        for block, layers in zip((block for block in spec.blocks if block.index == 0), spec.layers, strict=True)
-    ]
+    starts = zip((block for block in spec.blocks if block.index == 0), spec.layers, strict=True)
+    rows = [row(b.expand_ratio, b.kernel_size, b.stride, b.in_channels, b.out_channels, layers) for b, layers in starts]
     return models.EfficientNet(rows, spec.dropout, num_classes=spec.num_classes, last_channel=spec.head_channels)
 
 
-def _timm(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec, *, prefix: str = "") -> Any:
-    timm = import_module("timm")
-    file = checkpoint.file
+def _timm(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
+    timm, file = import_module("timm"), checkpoint.file
     # timm itself opens a folder that it can read: one with a config, and without a prefix in the keys
     if "architecture" in file.config and file.config.get("num_classes") and not file.notes:
         return timm.create_model(f"local-dir:{file.path}", pretrained=True, num_classes=spec.num_classes)
-    if (baseline := baseline_of(spec)) in BASELINE_NAMES:
-        return timm.create_model(BASELINE_NAMES[baseline], num_classes=spec.num_classes, in_chans=spec.in_channels)
-    if (name := published_name(spec)) is None:
+    name = BASELINE_NAMES.get(baseline_of(spec) or "")
+    if not name and (variant := published_name(spec)):
+        name = f"{'tf_' if checkpoint.source == 'timm-tf' else ''}efficientnet_{variant}"
+    if not name:
         raise _NotBuiltError("timm builds only its named networks")
-    return timm.create_model(f"{prefix}efficientnet_{name}", num_classes=spec.num_classes, in_chans=spec.in_channels)
+    return timm.create_model(name, num_classes=spec.num_classes, in_chans=spec.in_channels)
 
 
 def _lukemelas(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
@@ -190,12 +174,13 @@ def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> 
     if "keras" not in sys.modules:
         os.environ.setdefault("KERAS_BACKEND", "torch")  # torch is here, TensorFlow need not be
     keras = import_module("keras")
-    if (name := published_name(spec)) is None or not hasattr(keras.applications, f"EfficientNet{name.upper()}"):
+    build = getattr(keras.applications, f"EfficientNet{(published_name(spec) or '').upper()}", None)
+    if build is None:
         raise _NotBuiltError("Keras builds only B0-B7")
-    classifier = next(checkpoint.file.tensors.get(key) for key in reversed(checkpoint.report.layout.shapes(spec)))
+    classifier = next(checkpoint.file.tensors.get(key) for key in reversed(checkpoint.layout.shapes(spec)))
     if classifier is None:
         raise _NotBuiltError("the file has no classifier, and Keras' networks have one")
-    theirs = getattr(keras.applications, f"EfficientNet{name.upper()}")(
+    theirs = build(
         weights=None,
         input_shape=(spec.resolution, spec.resolution, spec.in_channels),
         classes=len(classifier),
@@ -206,8 +191,8 @@ def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> 
     except Exception as error:  # of Keras and h5py, by the type of file
         raise _NotBuiltError(f"Keras does not load it as it is ({type(error).__name__})") from error
     mean, variance, *_ = next(layer.get_weights() for layer in theirs.layers if type(layer).__name__ == "Normalization")
-    classify = network.classifier if checkpoint.report.fresh else nn.Identity()
-    if checkpoint.report.fresh:
+    classify = network.classifier if checkpoint.fresh else nn.Identity()
+    if checkpoint.fresh:
         theirs = keras.Model(theirs.input, theirs.layers[-2].output)
 
     def logits(images: Tensor) -> Tensor:
@@ -219,11 +204,12 @@ def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> 
     return logits
 
 
-_BUILDERS: dict[str, Callable[[Checkpoint, EfficientNet, NetworkSpec], Any]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "timm-tf": partial(_timm, prefix="tf_"),
-    "lukemelas": _lukemelas,
-    "hf": _hf,
-    "keras": _keras,
+LIBRARIES: dict[str, tuple[str, Callable[[Checkpoint, EfficientNet, NetworkSpec], Any]]] = {
+    # source: package on PyPI, what builds its network
+    "torchvision": ("torchvision", _torchvision),
+    "timm": ("timm", _timm),
+    "timm-tf": ("timm", _timm),
+    "lukemelas": ("efficientnet-pytorch", _lukemelas),
+    "hf": ("transformers", _hf),
+    "keras": ("keras", _keras),
 }

@@ -56,15 +56,14 @@ def write_checkpoint(
         to: the library, one of WRITTEN.
         out: the file or folder, which appears whole or not at all. One that effnet wrote is replaced; a folder with
             anything else in it is refused.
-        input_spec: how images are prepared; a folder states it.
-        classes: the names of the outputs, in order; a folder holds them.
+        input_spec: how images are prepared, for a folder's configs.
+        classes: the names of the outputs in order, for a folder's config.
 
     Returns:
         Notes for the reader of the file, such as how to build the network there.
 
     Raises:
-        ArgumentError: effnet does not write for this library, the library cannot compute this network, or `out` has the
-            wrong suffix or is taken.
+        ArgumentError: the library is not written or cannot compute this network, or `out` is taken or misnamed.
     """
     if to not in WRITTEN:
         raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(WRITTEN)}.")
@@ -124,9 +123,8 @@ def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterato
         yield f"it pads as TensorFlow (SAME), and {to} pads all sides alike. Write timm-tf{hf} or a bundle."
     if to in ("timm", "timm-tf"):
         if published_name(spec) is None:
-            yield "timm builds only its named networks, B0-B8, L2 and Lite0-4. Write " + (
-                "hf or a bundle." if to == "timm-tf" else "torchvision, tutorial or a bundle."
-            )
+            others = "hf" if to == "timm-tf" else "torchvision, tutorial"
+            yield f"timm builds only its named networks, B0-B8, L2 and Lite0-4. Write {others} or a bundle."
         return
     tf = "timm-tf" if policy.padding == "same" else "timm"
     if not spec.squeeze_ratio:
@@ -161,10 +159,10 @@ def _file_notes(spec: NetworkSpec, policy: NumericPolicy, to: str) -> tuple[str,
         notes.append(f"build it with width_coefficient={spec.width:g}, depth_coefficient={_official_depth(spec):g}")
     elif published_name(spec) not in TORCHVISION_NAMES:
         layers = ", ".join(map(str, spec.layers))
-        notes.append(
-            "torchvision has no function that builds it: use torchvision.models.EfficientNet with MBConvConfig rows of "
-            f"{layers} layers and last_channel={spec.head_channels}"
+        use = (
+            f"torchvision.models.EfficientNet, MBConvConfig rows of {layers} layers, last_channel={spec.head_channels}"
         )
+        notes.append(f"torchvision has no function that builds it; use {use}")
     if policy.bn_eps != theirs.bn_eps:
         change = f"BN's eps changed from {policy.bn_eps:g} to {theirs.bn_eps:g}"
         notes.append(f"{change}; the running variances make up for it, exactly in eval mode")
