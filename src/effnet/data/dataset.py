@@ -106,9 +106,7 @@ def read_data(data: str | Path) -> Dataset:
 def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
     """The data set of a CSV file with the columns path, label and perhaps split and group; others are ignored.
 
-    Args:
-        path: the file.
-        root: the folder that its paths are relative to; by default the file's own.
+    Its paths are relative to `root`, by default the file's own folder.
 
     Raises:
         DataError: it is not such a file; the message names the line.
@@ -162,13 +160,8 @@ def write_manifest(dataset: Dataset, path: Path) -> None:
 def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:
     """The data set with its labels in the order of `names`; classes that it lacks are empty.
 
-    Args:
-        dataset: the data.
-        names: the classes in the new order.
-        whose: owner of that order, for the message: "the model's", "the run's".
-
     Raises:
-        DataError: the data has a class that is not among `names`.
+        DataError: the data has a class that is not among `names`, which are `whose`: "the model's", "the run's".
     """
     unknown = [name for name in dataset.classes if name not in names]
     if unknown:
@@ -191,7 +184,7 @@ def split_data(
     class with at least three groups of images is in every part.
 
     Args:
-        dataset: the data.
+        dataset: the images.
         val: share of the images for choosing the best epoch and the temperature.
         test: share of the images for the final figures; only used where the data is not split.
         seed: of the shuffle.
@@ -226,11 +219,9 @@ def split_data(
         random.Random(f"{seed} {dataset.classes[label]}").shuffle(units_of_class)
         for places, split in zip(units_of_class, _parts(units_of_class, shares), strict=True):
             split_of |= dict.fromkeys(places, split)
-    samples = tuple(
-        dataclasses.replace(sample, split=split_of.get(place, sample.split))
-        for place, sample in enumerate(dataset.samples)
-    )
-    return dataclasses.replace(dataset, samples=samples)
+    parts = (split_of.get(place, sample.split) for place, sample in enumerate(dataset.samples))
+    samples = (dataclasses.replace(s, split=part) for s, part in zip(dataset.samples, parts, strict=True))
+    return dataclasses.replace(dataset, samples=tuple(samples))
 
 
 def _parts(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:

@@ -49,12 +49,7 @@ def match_split(text: str, root: Path, dataset: Dataset) -> Parts:
     """The parts of images by a split.csv, keyed by their paths in `dataset`.
 
     An image is found by its absolute path, or by its path within the folder if it has the same size. Images that are
-    not found keep the path that they had.
-
-    Args:
-        text: the split.csv.
-        root: the folder that its paths are relative to.
-        dataset: the images to find.
+    not found keep the path that they had in `text`, the split.csv, where paths are relative to `root`.
     """
     rows = list(csv.DictReader(io.StringIO(text)))
     at = {_absolute(root / row["path"]): row for row in rows}
@@ -73,7 +68,7 @@ def hold_out(dataset: Dataset, known: Mapping[str, Parts | None], split: str | N
     """Choose the images to evaluate.
 
     Args:
-        dataset: DATA.
+        dataset: the images to choose from.
         known: by model, the parts of its split.csv (`match_split`); None where it has none.
         split: train, val, test, new or all; by default test, else val.
 
@@ -118,12 +113,8 @@ def train_and_val(dataset: Dataset, model: str, known: Parts | None) -> TrainVal
     """The training and the validation images of a model in DATA.
 
     They follow its split.csv, without images of DATA's test part, and without trained images of DATA's val part.
-    Without a split.csv they are DATA's parts; where DATA has no val part, it is split as training would by default.
-
-    Args:
-        dataset: DATA.
-        model: its name, for messages.
-        known: the parts of its split.csv (`match_split`); None where it has none.
+    Without a split.csv (`known` is None) they are DATA's parts; where DATA has no val part, it is split as training
+    would by default.
 
     Raises:
         DataError: one of the two is empty.

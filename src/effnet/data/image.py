@@ -76,11 +76,8 @@ def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
 def load_pixels(source: PhotoSource, spec: InputSpec, *, spare: float | None = None) -> npt.NDArray[np.uint8]:
     """`source` before normalisation: (size, size, C) uint8.
 
-    Args:
-        source: a photo; see `open_photo`.
-        spec: how it is prepared.
-        spare: a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays that many
-            times as large as it will be resized to. None: decoded in full, equal to torchvision's bit for bit.
+    With `spare`, a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays that
+    many times as large as it will be resized to. Without, it is decoded in full, equal to torchvision's bit for bit.
 
     Raises:
         ImageError, ArgumentError: see `open_photo`.
@@ -170,14 +167,10 @@ def colour_mode(spec: InputSpec) -> ColourMode:
 
 
 def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """`photo` resized and cropped, padded or squashed to (size, size, C) uint8.
-
-    Args:
-        photo: an image of `colour_mode(spec)`, upright, such as `open_photo` returns.
-        spec: its size, resize, interpolation, fit and, for the border, mean.
+    """`photo`, as `open_photo` returns it, resized and cropped, padded or squashed to (size, size, C) uint8.
 
     Raises:
-        ArgumentError: the photo has another mode.
+        ArgumentError: its mode is not `colour_mode(spec)`.
     """
     if photo.mode != colour_mode(spec):
         raise ArgumentError("photo.mode", photo.mode, f"must be {colour_mode(spec)!r} for {spec.channels} channels.")

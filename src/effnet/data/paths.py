@@ -42,11 +42,7 @@ READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the
 
 
 def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[str]:
-    """The paths that `sources` name, in their order and the user's spelling.
-
-    Args:
-        sources: files, folders, patterns or "-", as the module's docstring explains.
-        listing: lines for "-", such as `sys.stdin`; passed on unchecked.
+    """The paths that `sources` name, in their order and the user's spelling; the lines of `listing` stand for "-".
 
     Raises:
         ArgumentError: a folder or a pattern holds no image, or "-" has no `listing`; raised when it is reached.

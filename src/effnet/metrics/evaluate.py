@@ -209,8 +209,7 @@ def predict_logits(
         input_spec: how images are prepared.
         dataset: the images, with their labels in the order of the outputs (`match_classes`).
         batch: images that go through the network together.
-        progress: follows the images.
-        task: the name of the work there.
+        progress, task: follows the images under that name.
 
     Raises:
         CheckpointError: the outputs are not finite.

@@ -18,12 +18,7 @@ RUNS, WARMUP = 15, 3
 
 
 def time_network(spec: NetworkSpec, selection: Selection | None = None, *, runs: int = RUNS) -> Timing:
-    """Time a network of random weights with single images.
-
-    Args:
-        spec: the network.
-        selection: how it is run; None: as the rules of `runtime.select` have it for single images.
-        runs: measurements, after WARMUP others.
+    """Time a network of random weights with single images; by default the rules of `runtime.select` say how it runs.
 
     Raises:
         ArgumentError: `runs` is not a positive whole number.

@@ -156,8 +156,7 @@ def time_rounds(
         turn: one round; returns the seconds of each function.
         runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
         warmup: rounds before them, which allocate memory and choose kernels.
-        progress: follows the rounds.
-        task: their name there.
+        progress, task: follows the rounds under that name.
 
     Raises:
         ArgumentError: `runs` or `warmup` is not a positive whole number.

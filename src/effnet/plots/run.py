@@ -132,12 +132,12 @@ def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
 def draw_mistakes(
     dataset: Dataset, named: NDArray[np.int64], confidence: NDArray[np.float64], out: Path, n: int = 24
 ) -> None:
-    """A sheet of the most confident mistakes: the photo, its class, the answer and its confidence.
+    """A sheet of the `n` most confident mistakes: the photo, its class, the answer and its confidence.
 
     Args:
         dataset: N images.
-        named: the class that each was given, (N,).
-        confidence: of the answers, (N,).
+        named: the class that each was predicted as, (N,).
+        confidence: of these predictions, (N,).
         out: a .jpg, .jpeg or .png file.
         n: mistakes at most.
 
