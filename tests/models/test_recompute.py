@@ -32,8 +32,10 @@ SPECS = {
     "separable": effnet.spec("mobilenetv1", width=0.25, resolution=48, num_classes=5),
     "bottleneck": effnet.spec("resnet50", width=0.125, depth=0.5, resolution=48, num_classes=5, drop_connect=0.2),
 }
-CASES = [*((name, "same") for name in SPECS), ("silu, squeeze-and-excitation", "symmetric")]
+CASES = [(name, "mixed", "same") for name in SPECS]
+CASES += [("silu, squeeze-and-excitation", keep, "symmetric") for keep in Keep]
 each_level = pytest.mark.parametrize("keep", Keep, ids=lambda keep: keep.name)
+two_levels = pytest.mark.parametrize("keep", [Keep.BOTTLENECKS, Keep.CONVOLUTIONS], ids=lambda keep: keep.name)
 
 
 def twins(
@@ -84,8 +86,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], relative:
         torch.testing.assert_close(found[name], tensor, rtol=relative, atol=1e-11 * scale, msg=name)
 
 
-@pytest.mark.parametrize(("name", "padding"), CASES)
-@pytest.mark.parametrize("keep", [*Keep, "mixed"], ids=str)
+@pytest.mark.parametrize(("name", "keep", "padding"), CASES, ids=str)
 def test_a_plan_changes_nothing_but_memory(name, keep, padding):
     (loss, gradients, state), (loss_too, gradients_too, state_too) = map(learn, twins(keep, SPECS[name], padding))
     torch.testing.assert_close(loss_too, loss, rtol=1e-12, atol=0)
@@ -107,7 +108,7 @@ def test_first_outputs_and_statistics_to_the_bit_in_float32(keep):
     assert all(map(torch.equal, *results))
 
 
-@each_level
+@two_levels
 def test_frozen_normalisation(keep):
     """Fine-tuning often leaves batch normalisation in eval mode."""
     pair = twins(keep)
@@ -122,7 +123,7 @@ def test_frozen_normalisation(keep):
     assert torch.equal(state["stem.norm.running_mean"], state_too["stem.norm.running_mean"])
 
 
-@each_level
+@two_levels
 def test_frozen_weights(keep):
     """The head first: only part of the network needs gradients."""
     pair, images = twins(keep), photos(4)
@@ -178,7 +179,7 @@ def test_writing_into_a_map_is_seen():
     assert_same(found, expected)
 
 
-@each_level
+@two_levels
 def test_bf16_autocast(keep):
     images = photos(4, torch.float32)
     results = []
@@ -220,7 +221,7 @@ def test_a_norm_that_came_later_is_refused_too():
         network(photos())
 
 
-@each_level
+@two_levels
 def test_weights_that_are_passed_in(keep):
     """torch.func.functional_call takes its weights out of the module before the backward pass."""
     pair, images = twins(keep), photos()
@@ -234,7 +235,7 @@ def test_weights_that_are_passed_in(keep):
     assert_same(gradients[1], gradients[0])
 
 
-@each_level
+@two_levels
 def test_one_value_per_channel_is_refused_as_torch_does(keep):
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         twins(keep)[1](torch.randn(1, 3, 32, 32, dtype=torch.float64))

@@ -65,7 +65,7 @@ def random_budgets(count: int):
 
 def test_random_budgets_are_kept_and_used():
     uses = []
-    for limits, training, base, rule in random_budgets(16):
+    for limits, training, base, rule in random_budgets(8):
         budget = Budget(**limits, **training)
         search = CurveSearch(budget, VARIANTS[base].spec, RULES[rule], 8, None)
         try:
@@ -82,7 +82,7 @@ def test_random_budgets_are_kept_and_used():
         half_a_step = 4 / spec.resolution  # the curve itself is built at multiples of 8 pixels
         step_of_phi = 0.006
         assert distance(spec, VARIANTS[base].spec, RULES[rule]) <= max(0.05, half_a_step) + step_of_phi
-    assert len(uses) >= 12
+    assert len(uses) >= 6
     assert statistics.median(uses) >= 0.98
     assert min(uses) >= 0.8
 
