@@ -43,7 +43,7 @@ class StartingPoint:
     image_side: int  # the shorter side of the images in pixels, the median
 
 
-def find_start(settings: Settings, recipe: Recipe, data: Dataset) -> StartingPoint:
+def find_start(settings: Settings, recipe: Recipe, data: Dataset, progress: Progress) -> StartingPoint:
     """The network to train, its outputs in the order of the data's classes.
 
     Raises:
@@ -57,7 +57,7 @@ def find_start(settings: Settings, recipe: Recipe, data: Dataset) -> StartingPoi
     no_weights = Path(model).suffix.lower() in SUFFIXES or model.lower() in BASELINES
     untrained = bool(no_weights or settings.init or (recipe.fresh and not bundle))
     weights = settings.init if untrained else model
-    given = None if weights is None else _open(weights)
+    given = None if weights is None else _open(weights, progress)
     spec = make_spec(
         make_spec(model) if untrained or given is None else given.config.spec,
         num_classes=len(data.classes),
@@ -87,9 +87,9 @@ def find_start(settings: Settings, recipe: Recipe, data: Dataset) -> StartingPoi
     return StartingPoint(network, _input(spec, input_spec, side), source, tuple(notes), given is not None, side)
 
 
-def _open(model: str) -> Bundle:
+def _open(model: str, progress: Progress) -> Bundle:
     try:
-        return open_model(model)
+        return open_model(model, progress=progress)
     except DownloadError as error:
         raise DownloadError(f"{error}; to train it from scratch: --recipe scratch") from error
 

@@ -89,7 +89,7 @@ def train(
         dataset = read_split(str(path), folder, fabric.broadcast(classes))
         base = machine.resident_memory()
         fabric.seed_everything(chosen.seed, verbose=False)
-        start = find_start(chosen, learned, dataset)
+        start = find_start(chosen, learned, dataset, progress)
         like_execution = other.execution if other and not SAME_STEP & set(settings) else None
         plan = make_plan(str(path), chosen, learned, dataset, start, fabric.world_size, like_execution)
         for note in (*start.notes, *_advice(plan, learned.batch, len(dataset.part("train")), start.trained)):

@@ -123,7 +123,8 @@ class _Channels:
 
     @property
     def outcome(self) -> Outcome:
-        return _compare_sizes(len(self.index), self.old)
+        few, many = len(self.index), self.old
+        return "copied" if few == many else "sliced" if few < many else "grown"
 
     def take_columns(self, weight: Tensor) -> Tensor:
         """The columns of a weight; those of a repeated channel are divided by its copies."""
@@ -155,12 +156,11 @@ class _Lineage:
                     self.streams[block.stage] = self.streams[block.stage - 1]
             elif not parent and end and block.has_shortcut and _shape(end) == _shape(block):
                 self.added.add(block.name)
-        names = {block.name for block in new.blocks}
-        self.dropped = tuple(block.name for block in old.blocks if block.name not in names)
+        places = {(block.stage, block.index) for block in new.blocks}
+        self.dropped = tuple(block.name for place, block in known.items() if place not in places)
 
         # channels
-        last = old.blocks[-1].stage
-        self.end, self.same_end = self.streams[last], new.blocks[-1].stage == last
+        self.end, self.same_end = self.streams[max(ends)], new.blocks[-1].stage == max(ends)
         sizes, before = ({self.groups(step)[0]: step.shape[0] for step in walk(spec)} for spec in (new, old))
         shrunk = any(sizes[group] < before[group] for group in sizes.keys() & before.keys())
         importance = self._importance(source) if shrunk else {}
@@ -200,7 +200,7 @@ class _Lineage:
             return "fresh"
         outcomes = [channels.outcome for channels in found if channels]
         if step.role == "stem":
-            outcomes.append(_compare_sizes(step.shape[1], self.old.in_channels))
+            outcomes.append(_Channels(torch.arange(step.shape[1]), self.old.in_channels).outcome)
         return min(outcomes, key=OUTCOMES.index)
 
     def tensor(self, step: LayoutStep, tensor: Tensor, noise: float, random: torch.Generator) -> Tensor:
@@ -247,7 +247,8 @@ class _Lineage:
             if reads is not None:
                 weights[reads].append(weight.norm(dim=(0, 2)))
         unread = [torch.ones(())]  # the last stream, where another stage or another head follows
-        return {group: _norm(rows) * _norm(weights.get(group, unread)) for group, rows in spreads.items()}
+        written = {group: torch.stack(rows).norm(dim=0) for group, rows in spreads.items()}
+        return {group: norm * torch.stack(weights.get(group, unread)).norm(dim=0) for group, norm in written.items()}
 
 
 def _check(network: EfficientNet, source: EfficientNet, noise: float) -> None:
@@ -282,10 +283,6 @@ def _shape(block: BlockSpec) -> tuple[str, int, int, bool]:
     return block.op, block.kernel_size, block.expand_ratio, block.squeeze_channels > 0
 
 
-def _compare_sizes(new: int, old: int) -> Outcome:
-    return "copied" if new == old else "sliced" if new < old else "grown"
-
-
 def _spread(scale: Tensor, shift: Tensor, activation: Activation | None) -> Tensor:
     """The standard deviation after a normalisation and its activation, for a normally distributed input."""
     if activation is None:
@@ -295,8 +292,3 @@ def _spread(scale: Tensor, shift: Tensor, activation: Activation | None) -> Tens
     values: Tensor = ACTIVATIONS[activation]()(shift[:, None] + scale[:, None] * points)
     mean = values @ density
     return ((values - mean[:, None]).square() @ density).sqrt()
-
-
-def _norm(rows: Sequence[Tensor]) -> Tensor:
-    """The root of the sum of squares."""
-    return torch.stack(tuple(rows)).square().sum(0).sqrt()
