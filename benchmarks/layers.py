@@ -1,6 +1,6 @@
 """Where the time goes in OpenVINO, layer by layer, beside what this processor could do: B0 at 224 px.
 
-    python benchmarks/layers.py [--batches 1 32] [--runs 60] [--write docs/performance.md]
+    python benchmarks/layers.py [--batches 1 32] [--runs 60] [--write benchmarks/results/PROCESSOR.md]
 
 The graph is effnet's own. OpenVINO's counters give the time of every node; a figure is the median of the runs. Counting
 costs time of its own, so the sum stands beside a run without counters. Work is what the network's spec says:

@@ -1,4 +1,4 @@
-"""Runs the commands that README.md shows and writes what they print; `--check` only compares."""
+"""Runs the commands that README.md and the pages of docs/ show and writes what they print; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 # What differs from run to run, by the last digits from processor to processor, and with the engine that is fastest
 VARYING = re.compile(r"\d+\.\d s with|at most \S+ \(\S+ of the largest\)|\d+\.\d%(?=  )|^(torch|O\w+ ?\w*), .*$", re.M)
@@ -44,14 +44,15 @@ def _transcript(block: str, folder: str) -> str:
     return "\n".join(shown)
 
 
-def differences(text: str) -> str:
-    """How the text differs from what its commands print, VARYING apart; "" if it does not."""
+def differences(page: Path) -> str:
+    """How a page differs from what its commands print, VARYING apart; "" if it does not."""
+    text = page.read_text("utf-8")
     old, new = (VARYING.sub("", version).splitlines() for version in (text, refresh(text)))
-    return "\n".join(difflib.unified_diff(old, new, "README.md", "now", lineterm=""))
+    return "\n".join(difflib.unified_diff(old, new, page.name, "now", lineterm=""))
 
 
 if __name__ == "__main__":
-    before = README.read_text()
     if "--check" in sys.argv:
-        sys.exit(differences(before) or 0)
-    README.write_text(refresh(before))
+        sys.exit("\n".join(filter(None, map(differences, PAGES))) or 0)
+    for page in PAGES:
+        page.write_text(refresh(page.read_text("utf-8")), "utf-8")

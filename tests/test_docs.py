@@ -21,6 +21,7 @@ from effnet.profiling.compare import count
 
 DOCS = Path(__file__).parents[1] / "docs"
 METHOD, SEARCH = DOCS / "method.md", DOCS / "search.md"
+PAGES = sorted(DOCS.glob("*.md"))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,9 @@ def copy(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """method.md among copies of the pages, which draw.py takes for docs; no pictures: they differ by version."""
     monkeypatch.setattr(draw, "DOCS", tmp_path)
     monkeypatch.setattr(draw, "PICTURES", {})
-    shutil.copy(SEARCH, tmp_path)
-    return Path(shutil.copy(METHOD, tmp_path))
+    for page in PAGES:
+        shutil.copy(page, tmp_path)
+    return tmp_path / METHOD.name
 
 
 def test_the_numbers_are_the_codes(draw: ModuleType, copy: Path) -> None:
@@ -57,18 +59,12 @@ def test_a_wrong_number_is_found_and_mended(draw: ModuleType, copy: Path, capsys
 
 
 def test_markers_come_in_pairs_and_stay_out_of_the_readers_way(draw: ModuleType) -> None:
-    page = METHOD.read_text("utf-8") + SEARCH.read_text("utf-8")
+    page = "".join(path.read_text("utf-8") for path in PAGES)
     marked = [match[2] for match in draw.MARKED.finditer(page)]
     assert page.count("<!-- ") == 2 * len(marked)
     assert sorted(marked) == sorted(draw.BLOCKS)
     for line in page.splitlines():  # a line that opens with a comment is raw HTML to markdown, and shown as it is
         assert not line.startswith("<!--") or re.fullmatch(r"<!-- (begin|end): [\w-]+ -->", line), line
-
-
-def test_linked_files_exist() -> None:
-    for page in (METHOD, SEARCH):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
-            assert (DOCS / target).exists(), target
 
 
 def test_pictures_and_links_agree(draw: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Runs what the README shows: its transcripts must be what the commands print, its Python must run."""
+"""Runs what README.md and the pages of docs/ show: transcripts must be what the commands print, Python must run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
-def blocks(kind: str) -> list[str]:
-    return [text for name, text in BLOCK.findall(README) if name == kind]
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(page.read_text("utf-8")) if name == language]
 
 
 @pytest.fixture
@@ -26,31 +26,35 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_door_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
 def test_transcripts_are_what_the_commands_print() -> None:
-    assert len(blocks("console")) >= 3
+    assert sum(len(blocks(page, "console")) for page in PAGES) >= 6
     done = subprocess.run([sys.executable, "docs/transcripts.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [
+        pytest.param(page, code, id=f"{page.stem}-{n}")
+        for page in PAGES
+        for n, code in enumerate(blocks(page, "python"))
+    ],
+)
+def test_python_runs(page: Path, code: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 
-def test_the_file_tree_is_the_file_tree() -> None:
-    tree = next(text for text in blocks("") if "src/effnet/" in text)
-    listed = set(re.findall(r"(\w+\.py)\b", tree)) - {"__init__.py"}
-    built = {path.name for path in (ROOT / "src" / "effnet").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert listed == built
-
-
-def test_make_targets_that_are_named_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", "".join(blocks("sh")))):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_named_targets_and_files_exist(page: Path) -> None:
+    text, makefile = page.read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"\bmake (demo|install|test|check|docs|bench|clean)\b", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for script in re.findall(r"python ((?:benchmarks|docs)/\w+\.py)", text):
+        assert (ROOT / script).exists(), script
