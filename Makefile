@@ -1,7 +1,7 @@
 # make demo     real photos named, then a training under a minute; installs what that needs (about 2 minutes, once)
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
-# make docs     the pictures and tables of docs/, the transcripts of README.md
+# make docs     the pictures, tables, file tree and transcripts of README.md and docs/
 # make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
 #
 # Every target does nothing where nothing changed, and goes on where it was interrupted.
