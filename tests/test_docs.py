@@ -70,7 +70,8 @@ def test_markers_come_in_pairs_and_stay_out_of_the_readers_way(draw: ModuleType)
 def test_pictures_and_links_agree(draw: ModuleType) -> None:
     linked = set(re.findall(r"!\[[^]]+\]\((\S+)\)", METHOD.read_text("utf-8")))
     assert linked == {f"pictures/{name}.svg" for name in draw.PICTURES}
-    assert {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == linked
+    drawn = {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()}
+    assert drawn == linked | {"pictures/run.png"}  # a real run's, which README.md shows
 
 
 @pytest.mark.parametrize(("name", "title"), [("resnet50", "ResNet-50"), ("resnet152", "ResNet-152")])
