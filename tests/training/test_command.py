@@ -45,7 +45,7 @@ def test_a_run_and_its_next_command(run, folder):
     [
         ([], "--resume RUN"),
         (["shapse"], "Did you mean 'shapes'?"),
-        (["shapes", "--model", "b99"], "b99"),
+        (["shapes", "--model", "b99"], "`model` (='b99')"),
         (["shapes", "--recipe", "scrach"], "Did you mean 'scratch'?"),
         (["shapes", "--epochs", 3, "--minutes", 3], "give one of them"),
         (["shapes", "--freeze", 10], "stages"),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
-from effnet.arch.variants import BASELINES
+from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
 from effnet.data.duplicates import find_duplicates
 from effnet.data.image import identify, natural_resolution, open_photo
-from effnet.errors import ArgumentError, DataError, DownloadError, ImageError, TrainingError
+from effnet.errors import ArgumentError, DataError, DownloadError, ImageError, TrainingError, UnknownNameError
 from effnet.files import write_text
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
@@ -57,7 +57,7 @@ def find_start(settings: Settings, recipe: Recipe, data: Dataset, progress: Prog
     no_weights = Path(model).suffix.lower() in SUFFIXES or model.lower() in BASELINES
     untrained = bool(no_weights or settings.init or (recipe.fresh and not bundle))
     weights = settings.init if untrained else model
-    given = None if weights is None else _open(weights, progress)
+    given = None if weights is None else _open("init" if settings.init else "model", weights, progress)
     spec = make_spec(
         make_spec(model) if untrained or given is None else given.config.spec,
         num_classes=len(data.classes),
@@ -72,9 +72,8 @@ def find_start(settings: Settings, recipe: Recipe, data: Dataset, progress: Prog
     notes = _size_notes(spec, side)
     if given is not None:
         unnamed = tuple(f"output {number}" for number in range(given.config.spec.num_classes))
-        report = inherit(network, given.network, classes=(data.classes, given.config.classes or unnamed))
+        notes.append(str(inherit(network, given.network, classes=(data.classes, given.config.classes or unnamed))))
         source = given.config.source or str(weights)
-        notes.append(str(report))
     else:
         if not recipe.bn_momentum:
             raise ArgumentError("recipe", recipe.name, f"needs weights, and {model} has none: take scratch.")
@@ -87,11 +86,13 @@ def find_start(settings: Settings, recipe: Recipe, data: Dataset, progress: Prog
     return StartingPoint(network, _input(spec, input_spec, side), source, tuple(notes), given is not None, side)
 
 
-def _open(model: str, progress: Progress) -> Bundle:
+def _open(argument: str, model: str, progress: Progress) -> Bundle:
     try:
         return open_model(model, progress=progress)
     except DownloadError as error:
         raise DownloadError(f"{error}; to train it from scratch: --recipe scratch") from error
+    except UnknownNameError as error:
+        raise UnknownNameError(argument, model, (*VARIANTS, "a bundle", "a spec.yaml")) from error
 
 
 def _input(spec: NetworkSpec, input_spec: InputSpec, side: int) -> InputSpec:
