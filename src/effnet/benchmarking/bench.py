@@ -159,7 +159,7 @@ class _Bench:
         """All steps."""
         engines = dict.fromkeys(backend.engine for backend in self.rows)  # they are named as their packages are
         versions = tuple(f"{name} {version_of(name)}" for name in engines)
-        conditions = Conditions(self.plan.threads or this_machine().cores, versions)
+        conditions = Conditions(self.plan.threads or this_machine().cores, versions, machine=this_machine())
         for row in self.rows:
             self._try(row, self._write_file, row, folder, calibration)
         for batch in self.batches:
