@@ -64,7 +64,7 @@ def convert(
             notes = write_checkpoint(network, to, temporary, input_spec=checkpoint.input, classes=checkpoint.classes)
         difference = logit_difference(read_checkpoint(temporary, source=to), network)
         if not difference.relative <= SAME:
-            raise RefusedError(f"{target} was not written: {difference}")
-    sys.stdout.write("\n".join((f"wrote {target} for {to}", *notes, f"written: {difference}")) + "\n")
+            raise RefusedError(f"{target} was not written, since its logits differ: {difference}")
+    sys.stdout.write("\n".join((f"wrote {target} ({to})", *notes, f"written: {difference}")) + "\n")
     console.remark(f"Next: effnet predict photo.jpg --model {target}")
     return OK

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | mbconv | 1x1 to e times the input, k x k depthwise, squeeze-and-excitation, 1x1 linear | e | where shapes agree |
 | separable | k x k depthwise, 1x1 (MobileNetV1, Howard et al. 2017) | 1 | never |
-| bottleneck | 1x1, k x k, 1x1 to e times the inner channels (ResNet, He et al. 2016) | e | always; a first one is 1x1 |
+| bottleneck | 1x1, k x k, 1x1 to e times the inner channels (ResNet, He et al. 2016) | e | always; 1x1 in the first |
 
 A bottleneck's stride is in its middle convolution, as in torchvision and unlike the paper, and its activation follows
 the sum. With a ratio of 1, an mbconv has no first layer.
@@ -163,7 +163,9 @@ class Op:
     squeezes: bool = False  # whether squeeze-and-excitation may stand before the last layer
     activates_sum: bool = False  # whether an activation follows the sum with the shortcut, in place of the last layer's
     expand_ratios: tuple[int, ...] = ()  # those allowed; (): any
-    recomputes: bool = True  # whether the module computes just this, so that a RecomputePlan can take its place
+    recomputes: bool = (
+        True  # whether the module computes exactly these layers, so that recomputation can replace its forward
+    )
 
     def __post_init__(self) -> None:
         ratio = self.expand_ratios[0] if self.expand_ratios else 2

@@ -1,8 +1,9 @@
 """Which parts of a network to compute again so that training fits into a given memory, at the least extra work.
 
-Work is counted in multiply-adds. Computing a map again is mostly writing it, so each written element counts as the
-multiply-adds of a pointwise convolution in the same time: WRITTEN. The search is Lagrangian: the price of a byte rises
-until the plan that is cheapest at this price fits; then single parts get back what still fits.
+Work is counted in multiply-adds. Writing a feature map takes most of the time of computing it again, so each written
+element counts as the multiply-adds that a pointwise convolution does in the same time: WRITTEN. The search is
+Lagrangian: the price of a kept element rises until the cheapest plan at that price fits; then parts that still fit are
+kept after all, one by one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
 
-# Multiply-adds that are worth an element kept, from the least to more than any convolution costs
+# Prices of a kept element in multiply-adds: from none to more than any convolution costs per element
 PRICES = (0.0, *(2 ** (step / 4) for step in range(72)))
 # Multiply-adds of a pointwise convolution in the time in which one element of a map is written (24 to 96 channels, 56
 # and 112 px, an AVX2 processor)

@@ -6,8 +6,9 @@
     precision      share of the predictions of a class that are right; none where it is never predicted
     calibration    see calibration.py
 
-A class without images in the evaluated part has neither recall nor F1 and does not enter the mean; predictions of it
-cost the true classes recall. Accuracy and precision hold for that part's mix of classes, which may not be the world's.
+A class without images in the evaluated part has neither recall nor F1 and does not enter the mean; predicting it
+lowers the recall of the true class. Accuracy and precision hold for that part's mix of classes, which may not be the
+world's.
 """
 
 from __future__ import annotations
@@ -209,11 +210,11 @@ def predict_logits(
         input_spec: how images are prepared.
         dataset: the images, with their labels in the order of the outputs (`match_classes`).
         batch: images that go through the network together.
-        progress, task: follows the images under that name.
+        progress, task: shows how many images are done, as a task of that name.
 
     Raises:
         CheckpointError: the outputs are not finite.
-        ArgumentError: the network takes arrays of a number of channels that no photo has.
+        ArgumentError: the network's number of channels is neither 1 nor 3.
     """
 
     def read(sample: Sample) -> NDArray[np.uint8]:
@@ -257,7 +258,7 @@ def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
 
 
 def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interval:
-    """Macro F1 with a bootstrap's interval: n images are drawn from all n, with replacement and without strata.
+    """Macro F1 with a bootstrap's interval: n images are drawn from all n, with replacement, not stratified.
 
     A class that is not drawn does not enter that sample's mean. Both bounds are as far from the value as the farther
     percentile: with few images a class both percentiles lie too low. Where no image is wrong, or none right, nothing

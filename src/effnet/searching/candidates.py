@@ -54,7 +54,8 @@ class Candidate:
 def adapt_baseline(baseline: NetworkSpec, native: int, resolution: int | None = None) -> NetworkSpec:
     """The baseline at a resolution that leaves room to scale: at most half the images' own.
 
-    Upscaled images add no information, and four times the multiply-adds by resolution alone take twice the pixels.
+    Upscaled images add no information, and four times the multiply-adds by resolution alone need images of twice the
+    height and width.
     Strides become 1 from the stem on, until the last map has LAST_MAP pixels a side.
 
     Raises:
@@ -110,7 +111,7 @@ def build_candidates(
 ) -> tuple[Candidate, ...]:
     """The networks that triples build at 2^phi times the baseline's multiply-adds; those with the most triples first.
 
-    No candidate has more than `largest` pixels or exceeds a limit of `budget`; latency is not checked here.
+    No candidate has more than `largest` pixels a side or exceeds a limit of `budget`; latency is not checked here.
 
     Raises:
         ArgumentError: a value is outside its range, or no candidate is left.

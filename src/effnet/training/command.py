@@ -42,7 +42,7 @@ class RecipeOptions:
     """Stop after this many epochs without a better result on the val part. Default: never."""
 
     class_weights: Flag | None = None
-    """Weigh the classes so that rare ones count as much as frequent ones."""
+    """Weight the classes so that rare ones count as much as frequent ones."""
 
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
     """Any other field of the recipe: --set mixup=0.2 --set augmentation=autoaugment."""
@@ -129,7 +129,7 @@ def _show(result: Result) -> None:
     rows = [(name, f"{it.value:.2%}", f"{it.low:.2%} to {it.high:.2%}") for name, it in figures.items() if it]
     note = (
         f"{result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds / 60:.1f} minutes. Memory of a step: "
-        f"{console.size(result.execution.forecast_bytes)} by forecast, {console.size(result.taken_bytes)} in fact."
+        f"{console.size(result.execution.forecast_bytes)} forecast, {console.size(result.taken_bytes)} measured."
     )
     console.table(
         ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of {result.split}", note=note

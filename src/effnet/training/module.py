@@ -120,7 +120,7 @@ def class_weights(counts: tuple[int, ...]) -> Tensor:
 
 
 def spread(logits: Tensor) -> float:
-    """Standard deviation of the outputs over the images, as a share of their mean size; 1 for a single image."""
+    """Standard deviation of the outputs over the images, over their mean absolute value; 1 for a single image."""
     values = logits.detach().float()
     return 1.0 if len(values) < 2 else float(values.std(0).mean() / values.abs().mean().clamp(min=1e-12))
 
@@ -138,7 +138,7 @@ def augment_of(recipe: Recipe, input_spec: InputSpec) -> Augment:
 def init_classifier(network: EfficientNet) -> None:
     """Draw a fresh classifier's weights.
 
-    The official start, 1 / sqrt(classes), is made for 1000 of them: with ten, the first loss would be 3 ln(10).
+    The official range, 1 / sqrt(classes), is meant for 1000 classes: with ten, the first loss would be near 3 ln(10).
     """
     bound = max(network.spec.num_classes, CLASSES) ** -0.5
     nn.init.uniform_(network.classifier.weight, -bound, bound)
