@@ -6,7 +6,7 @@ A row is a variant, its pixels and its batch; weights are random, since time doe
 a row take turns in every round. A turn is the fastest of the calls that fit into a twentieth of a second, after one
 that wakes threads; a contestant's figure is the median of its turns. Who takes more than twice as long as the best of
 the same precision leaves after the first round. The loss compares what the rule selects with the fastest: in any
-precision, and in fp32, which it selects where there is no bf16.
+precision, and in fp32, which it selects where the processor lacks bf16.
 
 On a machine that others use as well, --busy gives every contestant one thread and counts the processor time of this
 process, to which the others add little. Several threads would wait for each other most of the time.

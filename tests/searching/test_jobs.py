@@ -207,7 +207,8 @@ def test_a_worker_shares_its_progress() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray of two cores; this process may use it."""
-    ray = pytest.importorskip("ray")
+    import ray
+
     small = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
     ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **small)
     yield

@@ -191,7 +191,7 @@ def split_data(
         groups: a second group of every sample besides its own `group`, such as its near-duplicates.
 
     Raises:
-        DataError: there is no training part, or the shares are not at least 0 and below 1 together.
+        DataError: no training part was found, or the shares are negative or add up to 1 or more.
     """
     if dataset.splits and "train" not in dataset.splits:
         raise DataError(f"{dataset.root} has {_listed(dataset.splits)} and no train part")

@@ -73,7 +73,7 @@ def hold_out(dataset: Dataset, known: Mapping[str, Parts | None], split: str | N
         split: train, val, test, new or all; by default test, else val.
 
     Raises:
-        DataError: which images the models were trained on is not known, or there is no part to evaluate.
+        DataError: nothing says which images the models were trained on, or no part can be evaluated.
         UnknownNameError: there is no such part.
     """
     used = {model: parts for model, parts in known.items() if parts and _overlaps(dataset, parts)}

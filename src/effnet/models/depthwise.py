@@ -190,7 +190,7 @@ def _columns(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
 def _piece(x: Tensor, grad: Tensor, filter: Filter, first: int, end: int) -> Tensor:
     """Columns `first` to `end` of the gradient. All zeros around the map that they reach are written out.
 
-    Above and below, the kernel itself pads as long as the map is no smaller than the filter.
+    Above and below, the kernel pads by itself, unless the map is smaller than the filter.
     """
     rows, columns = (filter.stride * (size - 1) for size in grad.shape[-2:])  # first to last output
     left = filter.padding - first
