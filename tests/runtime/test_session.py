@@ -133,6 +133,25 @@ def test_ctrl_c_works_after_classifiers_came_and_went(folder: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
 
 
+FIRST = """
+import sys
+import numpy as np
+from effnet.runtime.classifier import read_model
+from effnet.runtime.select import Selection, open_session
+from effnet.runtime.session import Backend
+
+session = open_session(read_model(sys.argv[1]), Selection(Backend(sys.argv[2], part=2, streams=2), 4, ""))
+sys.setswitchinterval(1e-6)  # seconds: threads change places wherever they can
+print(session(np.zeros((4, 64, 64, 3), np.uint8)).shape)
+"""
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_two_threads_begin_at_once_in_a_new_process(folder: Path, engine: str) -> None:
+    command = [sys.executable, "-c", FIRST, str(folder), engine]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.strip() == "(4, 3)"
+
+
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_it_keeps_to_its_threads(folder: Path, engine: str) -> None:
     def busy() -> int:

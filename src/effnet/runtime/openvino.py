@@ -195,7 +195,15 @@ def core() -> Any:
 
 @functools.cache
 def _core() -> Any:
-    return _openvino().Core()
+    """The Core, after a first tensor was made and read back, by one thread.
+
+    That fills tables in OpenVINO's binding, which lets another thread run meanwhile. If that one needs the same table,
+    it waits for it, holding Python's lock, for which the first one waits: two threads that made their first tensors at
+    once stood still for ever (OpenVINO 2026.4).
+    """
+    openvino = _openvino()
+    np.array(openvino.Tensor(np.zeros(1, np.uint8)).data)
+    return openvino.Core()
 
 
 def _openvino() -> Any:
