@@ -1,7 +1,7 @@
 """A training step of B0 against its rivals, at the sizes of big photos and of small ones.
 
     python benchmarks/training.py [--rounds 9] [--threads 2] [--layout channels_last] [--px 224 64 32] [--json]
-    python benchmarks/training.py rules [--rounds 3] [--px 224 64 32]
+    python benchmarks/training.py rules [--rounds 3] [--px 224 64 32]     about a minute a size
 
 Every contestant has the same random weights and runs in this process, in turn, round by round: forward, backward and an
 SGD step, float32, eager. Figures are medians; x is against the faster rival of the same rounds. Before that, logits and

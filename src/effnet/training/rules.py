@@ -43,7 +43,7 @@ CROP_SECONDS = {"none": 6e-9, "autoaugment": 16e-9, "randaugment": 36e-9, "trivi
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
-LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 64 and gains at 224; between is not measured
+LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 128 and gains at 224; between is not measured
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def choose_execution(
 def precision_for(spec: NetworkSpec, settings: Settings) -> Precision:
     """The machine's number format; fp32 for small images where the processor multiplies bf16 without tiles (AMX).
 
-    There a step of B0 in bf16 took 1.08 of fp32's processor time at 32 px and 1.30 at 64 px (Xeon with AVX-512 BF16,
-    8 images, one thread), and 0.82 of its time at 224 px on another processor (EPYC Zen 5, 16 images).
+    There a step of B0 in bf16 took 1.09, 1.02, 1.11 and 0.99 of fp32's time at 32, 64, 128 and 224 px (8 images, Xeon
+    with AVX-512 BF16: `benchmarks/training.py rules`), and 0.82 at 224 px on another one (EPYC Zen 5, 16 images).
     """
     tiles = "amx_bf16" in machine.this_machine().features
     if settings.device == "cpu" and not tiles and spec.resolution < LEAST_BF16:
