@@ -257,7 +257,7 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
         for axes in (lines, sweeps):
             axes.set_xlabel("multiply-adds, the baseline's being 1")
             axes.legend(frameon=False)
-        lines.set_ylabel("accuracy on the val part, %")
+        lines.set_ylabel("accuracy on the val split, %")
         count = min(len(scores[place]) for place, each in enumerate(found) if each.line == COMPOUND)
         figure.supxlabel(
             f"Means of {count} trainings with {CONFIDENCE:.0%} intervals (left), of {min(count, 2)} (right).",

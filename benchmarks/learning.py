@@ -107,7 +107,7 @@ def show(title: str, runs: list[Run], note: str = "") -> None:
     """A table of runs, and their commands."""
     columns = ("<run", "top-1", "95 % interval", "macro F1", "epochs", "minutes", "memory forecast", "taken")
     split = runs[0].figures["split"]
-    console.table(columns, [run.row() for run in runs], title=title, note=f"{split} part. {this_machine()}. {note}")
+    console.table(columns, [run.row() for run in runs], title=title, note=f"{split} split. {this_machine()}. {note}")
     for run in runs:
         console.remark(f"{run.name}: {run.command}")
 
@@ -181,7 +181,7 @@ def linear(data: Path, out: Path) -> None:
                 pixels = torch.from_numpy(load_pixels(dataset.file(sample), see))
                 with torch.inference_mode():
                     features[sample.path] = model.network.embed(normalise(torch.stack([pixels, pixels.flip(1)])))
-            parts = [dataset.part(name).samples for name in ("train", "test")]
+            parts = [dataset.subset(name).samples for name in ("train", "test")]
             (learned, labels), (asked, truth) = (
                 (torch.stack([features[s.path] for s in part]), torch.tensor([s.label for s in part])) for part in parts
             )

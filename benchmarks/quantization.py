@@ -4,7 +4,7 @@
         [--out benchmarks/runs/int8]
 
 For each bundle: `effnet export` in fp32 and, with the guard, in int8; where the guard sent parts back to float or
-refused, int8 without it, too. `effnet val` judges each against fp32 on the test part, which no export has seen. Times
+refused, int8 without it, too. `effnet val` judges each against fp32 on the test split, which no export has seen. Times
 are medians of interleaved rounds in this process; an artifact that is already in --out is taken as it is.
 
 The figures of Fashion-MNIST come from bundles trained for it: effnet train benchmarks/data/fashion --model b0
@@ -67,7 +67,7 @@ def exported(bundle: Path, options: argparse.Namespace) -> dict[str, Path]:
 
 
 def rows_of(bundle: Path, options: argparse.Namespace) -> list[tuple[Any, ...]]:
-    """A row for each artifact: accuracy on the test part, the difference from fp32, size, time, parts in float."""
+    """A row for each artifact: accuracy on the test split, the difference from fp32, size, time, parts in float."""
     made = exported(bundle, options)
     opened = {name: read_artifact(path) for name, path in made.items()}
     see = opened["fp32"].config.input

@@ -41,7 +41,7 @@ STUDIES = {  # arguments of Python, and options
 KEPT = ("candidates.csv", "trials.csv", "verdict.json", "rule.yaml", "search.png", "compare.png")
 BATCH, STEPS = 16, 7
 SEEDS = 5
-IMAGES, EPOCHS = 1_281_167, 350  # ImageNet's training part, and the paper's epochs
+IMAGES, EPOCHS = 1_281_167, 350  # ImageNet's training split, and the paper's epochs
 PUBLISHED = ("an RTX 3090, mixed precision", 1779.0)  # timm's train benchmark of tf_efficientnet_b0, images a second
 
 

@@ -100,7 +100,7 @@ def test_accuracy_is_that_of_val(run, capsys):
     for row in values["rows"]:
         assert (row["problem"], row["accuracy"]["n"]) == ("", val["n"])
     assert [row["accuracy"]["accuracy_b"] for row in values["rows"][:2]] == [val["top1"]] * 2
-    assert "Note: the parts are those of split.csv in m." in err
+    assert "Note: the splits are those of split.csv in m." in err
     _, out, _ = run("m.onnx", "shapes", "--rounds", 1, "--batch", 4, "--split", "all")
     assert "36 images: all of shapes" in out
 

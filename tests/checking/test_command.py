@@ -62,7 +62,7 @@ def test_spoiled_data(run, spoiled):
     assert "  train/cat/both.png = train/dog/both.png: the same file" in lines
     assert any(line.startswith("  train/cat/leaked.jpg = val/cat/new.png: alike (") for line in lines)
     assert "warning: 1 mirror image with another label" in out
-    assert out.index("error: 1 image in several parts") < out.index("warning:")
+    assert out.index("error: 1 image in several splits") < out.index("warning:")
     assert err == "Next: effnet check photos --pictures copies.jpg --fix clean.csv\n"
     assert not (spoiled / "clean.csv").exists()
 

@@ -88,7 +88,7 @@ def test_several_labels_are_an_error_and_all_copies_go(data: Path, strange: list
     (row,) = values["findings"]
     assert (row["kind"], row["severity"], row["files"][0]) == ("label_conflict", "error", "train/cat/a.png")
     with pytest.raises(ArgumentError, match="are of another data set"):
-        clean(read_data(data).part("train"), findings)
+        clean(read_data(data).subset("train"), findings)
     left = {sample.path for sample in clean(read_data(data), findings).samples}
     assert "train/dog/c.png" in left
     assert not {"train/cat/a.png", "train/dog/b.png"} & left
@@ -105,7 +105,7 @@ def test_a_mirror_image_may_have_another_label(data: Path, strange: list[Image.I
     assert len(cleaned) == 50
     grouped = {sample.path: sample.group for sample in cleaned.samples if sample.group}
     assert len(grouped) == 2
-    assert len(set(grouped.values())) == 1  # they stay in one part
+    assert len(set(grouped.values())) == 1  # they stay in one split
 
 
 def test_of_copies_the_largest_stays(data: Path, strange: list[Image.Image]) -> None:

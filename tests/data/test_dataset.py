@@ -42,9 +42,9 @@ def test_split_folder_with_any_name_of_val(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "train/cat/1.png", "train/dog/1.png", f"{name}/dog/2.png", "test/cat/3.png")
     data = read_data(tmp_path)
     assert data.splits == ("train", "val", "test")
-    assert [s.path for s in data.part("val").samples] == [f"{name}/dog/2.png"]
-    assert data.part("val").classes == ("cat", "dog")  # labels mean the same in every part
-    assert data.part("val").samples[0].label == 1
+    assert [s.path for s in data.subset("val").samples] == [f"{name}/dog/2.png"]
+    assert data.subset("val").classes == ("cat", "dog")  # labels mean the same in every split
+    assert data.subset("val").samples[0].label == 1
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_classes_are_matched_by_name() -> None:
 
 
 def shares(data: Dataset) -> dict[str, list[int]]:
-    return {split: list(data.part(split).counts) for split in data.splits}
+    return {split: list(data.subset(split).counts) for split in data.splits}
 
 
 def test_split_is_stratified_and_seeded() -> None:
@@ -131,7 +131,7 @@ def test_split_is_stratified_and_seeded() -> None:
     with pytest.raises(DataError, match="less than 1 together"):
         split_data(made(9), val=0.5, test=0.5)
     with pytest.raises(UnknownNameError, match="'valid'"):
-        data.part("valid")
+        data.subset("valid")
 
 
 def test_split_data_gets_only_the_val_part_that_it_lacks() -> None:
@@ -141,8 +141,8 @@ def test_split_data_gets_only_the_val_part_that_it_lacks() -> None:
     parts = split_data(halves, val=0.2)
     assert shares(parts) == {"train": [8, 8], "val": [2, 2], "test": [10, 10]}
     assert split_data(parts) is parts
-    with pytest.raises(DataError, match="no train part"):
-        split_data(halves.part("test"))
+    with pytest.raises(DataError, match="no train split"):
+        split_data(halves.subset("test"))
 
 
 @given(st.lists(st.integers(0, 12), min_size=30, max_size=80), st.integers(0, 5))
@@ -161,7 +161,7 @@ def test_groups_stay_together(groups: list[int], seed: int) -> None:
     assert Counter(s.split for s in parts.samples)["train"] > 0
 
 
-def test_the_digest_sees_size_class_and_part(tmp_path: Path) -> None:
+def test_the_digest_sees_size_class_and_split(tmp_path: Path) -> None:
     data = read_data(touch(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(5))))
     assert data.digest == read_data(tmp_path).digest
     assert split_data(data).digest != data.digest
@@ -176,5 +176,5 @@ def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> 
     data = read_data(tmp_path)
     assert (data.classes, data.splits, len(data)) == (("a", "b"), ("train", "val"), 3)
     touch(tmp_path, "more/1.png")
-    with pytest.raises(DataError, match="has 'train', 'val', which are parts, and other images in 'more'"):
+    with pytest.raises(DataError, match="has 'train', 'val', which are splits, and other images in 'more'"):
         read_data(tmp_path)

@@ -1,4 +1,4 @@
-"""Which images are judged: DATA's parts, a model's split.csv, and what is said of the rest."""
+"""Which images are judged: DATA's splits, a model's split.csv, and what is said of the rest."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from effnet.errors import DataError, UnknownNameError
 
 
 def dataset(**parts: str) -> Dataset:
-    """Images by path, with their part; "" for none."""
+    """Images by path, with their split; "" for none."""
     return Dataset(Path("photos"), ("a", "b"), tuple(Sample(path, 0, split) for path, split in parts.items()))
 
 
@@ -34,7 +34,7 @@ def paths(data: Dataset | None) -> list[str]:
         ("all", ["t1", "t2", "v1", "e1", "e2"], []),
     ],
 )
-def test_the_datas_own_parts(split: str | None, judged: list[str], val: list[str]) -> None:
+def test_the_datas_own_splits(split: str | None, judged: list[str], val: list[str]) -> None:
     chosen = hold_out(SPLIT, {"lite0": None}, split)
     assert chosen.split == (split or "test")
     assert paths(chosen.data) == judged
@@ -59,7 +59,7 @@ def test_without_a_test_part_the_val_part_is_judged() -> None:
         (PLAIN, KNOWN, ["t1", "t2"], ["v1"]),
         (SPLIT, None, ["t1", "t2"], ["v1"]),
         (SPLIT, {"x": "train"}, ["t1", "t2"], ["v1"]),  # of other images
-        # training took v1 out of the train part; what it does not know, n1, is in the data's train part
+        # training took v1 out of the train split; what it does not know, n1, is in the data's train split
         (dataset(t1="train", v1="train", n1="train", e1="test"), KNOWN, ["t1", "n1"], ["v1"]),
         # trained on v2 and v3: they cannot judge, and what the data calls val or test does not calibrate
         (dataset(t1="train", v1="val", v2="val", v3="test"), KNOWN | {"v2": "train", "v3": "train"}, ["t1"], ["v1"]),
@@ -78,14 +78,14 @@ def test_unsplit_data_is_split_as_in_training() -> None:
     whole = dataset(**{f"i{number}": "" for number in range(40)})
     found = train_and_val(whole, "lite0", None)
     parts = split_data(whole)
-    assert paths(found.train) == paths(parts.part("train"))
-    assert paths(found.val) == paths(parts.part("val"))
+    assert paths(found.train) == paths(parts.subset("train"))
+    assert paths(found.val) == paths(parts.subset("val"))
     assert (len(found.train), len(found.val)) == (28, 6)
-    with pytest.raises(DataError, match="has no image to evaluate best with: its val part is empty"):
+    with pytest.raises(DataError, match="has no image to evaluate best with: its val split is empty"):
         train_and_val(dataset(t1="", e1=""), "best", KNOWN)
-    with pytest.raises(DataError, match="has no image to calibrate best with: its train part is empty"):
+    with pytest.raises(DataError, match="has no image to calibrate best with: its train split is empty"):
         train_and_val(dataset(v1="", e1=""), "best", KNOWN)
-    with pytest.raises(DataError, match="has 'test' and no train part"):
+    with pytest.raises(DataError, match="has 'test' and no train split"):
         train_and_val(dataset(e1="test"), "lite0", None)
 
 
@@ -93,11 +93,11 @@ def test_a_models_own_parts_where_the_data_has_none() -> None:
     chosen = hold_out(PLAIN, {"best": KNOWN})
     assert (chosen.split, paths(chosen.data), paths(chosen.val)) == ("test", ["e1", "e2"], ["v1"])
     assert chosen.notes == (
-        "the parts are those of split.csv in best",
+        "the splits are those of split.csv in best",
         "1 image of photos is not in it and left out; --split new evaluates them",
     )
     gone = hold_out(dataset(t1="", e1=""), {"best": KNOWN})
-    assert "1 image of its test part is not in photos any more" in gone.notes
+    assert "1 image of its test split is not in photos any more" in gone.notes
     (*_, selected) = hold_out(PLAIN, {"best": KNOWN}, "val").notes
     assert selected.startswith("best was selected and calibrated on 1 of these images")
     new = hold_out(PLAIN, {"best": KNOWN}, "new")

@@ -86,7 +86,7 @@ def expected(split="test", model="good", **more):
     """The report by the library."""
     classifier = effnet.load(model)
     data = split_data(match_classes(read_data("photos"), classifier.classes, ""), val=0.25, test=0.25)
-    logits, labels, _ = predict_logits(classifier.logits, classifier.input, data.part(split))
+    logits, labels, _ = predict_logits(classifier.logits, classifier.input, data.subset(split))
     return evaluate(logits, labels, NAMES, **more)
 
 
@@ -95,17 +95,17 @@ def test_one_model(run, folder) -> None:
     assert code == 0
     found = expected()
     assert found.n == 18
-    assert out.startswith("good on the test part of photos: 18 images\n")
+    assert out.startswith("good on the test split of photos: 18 images\n")
     assert re.search(rf"top-1 +{found.top1.value:.2%} +{found.top1.low:.2%} to {found.top1.high:.2%}", out)
     assert re.search(rf"macro F1 +{found.macro_f1.value:.2%} +{found.macro_f1.low:.2%} to ", out)
     assert "top-5" not in out  # of three classes
     for score in found.scores:
         assert re.search(rf"{score.name} +6 .*{score.recall.low:.1%} to {score.recall.high:.1%}", out)
     assert f"ECE {found.before.ece:.1%}" in out
-    assert "fitted on the 18 images of the data's val part" in out
+    assert "fitted on the 18 images of the data's val split" in out
     assert "Wilson's" in out
     assert "bootstrap" in out
-    assert "Note: the parts are those of split.csv in good." in err
+    assert "Note: the splits are those of split.csv in good." in err
     assert err.endswith("Next: effnet val good photos --out val\n")
 
 
@@ -137,13 +137,13 @@ def test_a_bundles_own_calibration_is_used(run, folder) -> None:
     _, out, _ = run("calibrated", "photos", "--json")
     values = json.loads(out)
     assert (values["temperature"], values["threshold"]) == (2.0, 0.4)
-    assert "18 images of the val part that calibrated was trained beside" in values["calibrated_on"]
+    assert "18 images of the val split that calibrated was trained beside" in values["calibrated_on"]
     answered = expected(temperature=2.0, threshold=0.4).abstention
     assert values["abstention"]["coverage"]["value"] == pytest.approx(answered.coverage.value)
     _, out, _ = run("calibrated", "photos")
     assert "Abstaining below 40.0% confidence to have at most 0.1 of the answers wrong" in " ".join(out.split())
     values = json.loads(run("calibrated", "photos", "--error", 0.9, "--json")[1])
-    assert values["temperature"] != 2.0  # fitted again, on the data's val part
+    assert values["temperature"] != 2.0  # fitted again, on the data's val split
     assert values["threshold"] == 0.0
 
 
@@ -152,7 +152,7 @@ def test_val_is_never_fitted_on_what_is_evaluated(run, folder) -> None:
     assert "No temperature and no threshold" in out
     code, _, err = run("good", "photos", "--split", "all", "--error", 0.1)
     assert code == 2
-    assert "needs a val part beside the evaluated one" in err
+    assert "needs a val split beside the evaluated one" in err
 
 
 def test_two_models(run, folder) -> None:

@@ -40,7 +40,7 @@ CLASSES = ("a", "b", "c")
 INPUT = InputSpec(32, 32)
 BROKEN = "stages.3.1"
 SCALE = 1e4
-IMAGES = 36  # of each part
+IMAGES = 36  # of each split
 
 
 def bundle_of(network: EfficientNet) -> Bundle:
@@ -109,7 +109,7 @@ def data(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def images(data: Dataset) -> TrainVal:
-    return TrainVal(data.part("train"), data.part("val"))
+    return TrainVal(data.subset("train"), data.subset("val"))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_openvino_opens_it_and_finds_8_bits(written: Int8Exported, bundle: Bundl
 
 def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, bundle: Bundle, data: Dataset) -> None:
     classifier = effnet.load(written.path)
-    pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.part("test").samples])[:-1]
+    pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])[:-1]
     logits, expected = classifier.logits(pixels), torch_logits(bundle, pixels)
     share = np.abs(logits - expected).mean() / np.abs(expected).mean()
     assert 1e-4 < share < 0.2  # 8 bits, not fp32
@@ -206,7 +206,7 @@ def test_a_refusal_says_what_was_tried_and_leaves_nothing(bundle, images, tmp_pa
 
 
 def test_only_training_images_calibrate(bundle, images, data, tmp_path, monkeypatch) -> None:
-    """The files that are opened for calibration are drawn from the train part; test files are never opened."""
+    """The files that are opened for calibration are drawn from the train split; test files are never opened."""
     calibrating: list[Path] = []
     evaluated: list[Path] = []
 
@@ -215,7 +215,7 @@ def test_only_training_images_calibrate(bundle, images, data, tmp_path, monkeypa
         monkeypatch.setattr(module, "load_pixels", spy)
     monkeypatch.setattr(int8, "CALIBRATION", 8)
     export_int8(bundle, tmp_path / "m", images, max_drop=99)
-    train, val = ({data.file(sample) for sample in data.part(name).samples} for name in ("train", "val"))
+    train, val = ({data.file(sample) for sample in data.subset(name).samples} for name in ("train", "val"))
     assert len(calibrating) == 8
     assert set(calibrating) <= train
     assert set(evaluated) & val == val
@@ -234,9 +234,9 @@ def test_unreadable_images_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     (tmp_path / "train" / "a" / "broken.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="none of the 1 training images"):
-        int8.read_calibration(read_data(tmp_path).part("train"), INPUT)
+        int8.read_calibration(read_data(tmp_path).subset("train"), INPUT)
     Image.new("RGB", (40, 40)).save(tmp_path / "train" / "a" / "fine.png")
-    assert int8.read_calibration(read_data(tmp_path).part("train"), INPUT).shape == (1, 32, 32, 3)
+    assert int8.read_calibration(read_data(tmp_path).subset("train"), INPUT).shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_learning_curves(tmp_path: Path, drawn: list[Figure]) -> None:
     }
     assert curves["loss", "training"] == [row["train_loss"] for row in ROWS]
     assert curves["loss", "validation"] == [row["val_loss"] for row in ROWS]
-    assert curves["top-1 of the validation part, %", "validation"] == [100 * row["val_top1"] for row in ROWS]
+    assert curves["top-1 of the validation split, %", "validation"] == [100 * row["val_top1"] for row in ROWS]
     (seconds,) = [values for (label, _), values in curves.items() if label.startswith("seconds")]
     assert seconds == [12.5] * 4  # of each epoch, not since the start
     (rates,) = [values for (label, _), values in curves.items() if label == "learning rate"]

@@ -13,7 +13,7 @@ from effnet.errors import DataError
 from effnet.progress import Silent
 from effnet.searching.halving import Job
 from effnet.searching.plan import SearchPlan
-from effnet.searching.score import apply_recipe, attempt, load_part, mirror_and_shift, train_and_score
+from effnet.searching.score import apply_recipe, attempt, load_split, mirror_and_shift, train_and_score
 
 
 class Recorder(Silent):
@@ -43,8 +43,8 @@ def test_longer_trainings_score_better(plan: SearchPlan, tmp_path: Path) -> None
 
 
 def test_images_have_the_network_s_resolution(plan: SearchPlan, tmp_path: Path) -> None:
-    samples = plan.data.part("val").samples
-    pixels, labels = load_part(plan, "val", 20, tmp_path)
+    samples = plan.data.subset("val").samples
+    pixels, labels = load_split(plan, "val", 20, tmp_path)
     assert pixels.shape == (len(samples), 20, 20, 3)
     photo = load_pixels(plan.data.file(samples[4]), dataclasses.replace(plan.input_spec, size=20, resize=20))
     assert (pixels[4].numpy() == photo).all()
@@ -54,7 +54,7 @@ def test_images_have_the_network_s_resolution(plan: SearchPlan, tmp_path: Path) 
 def test_a_broken_image_is_named(plan: SearchPlan, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    samples = (*plan.data.samples, dataclasses.replace(plan.data.part("train").samples[0], path=str(broken)))
+    samples = (*plan.data.samples, dataclasses.replace(plan.data.subset("train").samples[0], path=str(broken)))
     spoiled = dataclasses.replace(plan, data=dataclasses.replace(plan.data, samples=samples))
     error = attempt(spoiled, Job(0, 0, 0), tmp_path)
     assert isinstance(error, DataError)

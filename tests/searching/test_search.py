@@ -145,7 +145,7 @@ def test_the_length_of_trainings(shapes: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_images_are_taken_evenly(shapes: Path) -> None:
     data = split_images(shapes, SearchOptions(images=12, val=0.3))
-    assert data.part("train").counts == data.part("val").counts == (4, 4, 4)
+    assert data.subset("train").counts == data.subset("val").counts == (4, 4, 4)
     assert split_images(shapes, SearchOptions(images=1000, val=0.3)) == split_images(shapes, SearchOptions(val=0.3))
     parts = [split_images(shapes, SearchOptions(images=7, seed=seed, val=0.3)).samples for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2]

@@ -69,7 +69,7 @@ def plant(folder: Path) -> dict[Path, int]:
 
 
 def sound_data(root: Path, each: int) -> Path:
-    """Write a data set without a fault: parts train and val, classes cat and dog, so many images of each."""
+    """Write a data set without a fault: splits train and val, classes cat and dog, so many images of each."""
     images = tiles()
     for folder in ("train/cat", "train/dog", "val/cat", "val/dog"):
         (root / folder).mkdir(parents=True)

@@ -138,7 +138,7 @@ def test_the_bundle_is_the_best_epochs_and_knows_its_context(finished: Any, shap
     config = json.loads((finished.bundle / "config.json").read_text())
     assert config["metrics"]["val_top1"] == best["val_top1"]
     network, plan = open_bundle(finished.bundle).network, RunPlan.read(finished.folder)[0]
-    val = read_split(plan.data, finished.folder, plan.classes).part("val")
+    val = read_split(plan.data, finished.folder, plan.classes).subset("val")
     found = predict_logits(Answering(network, plan.input).logits, plan.input, val)
     assert float(cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(found.labels))) == pytest.approx(
         best["val_loss"], rel=1e-4

@@ -14,9 +14,9 @@ from effnet.data.dataset import Dataset, Sample
 from effnet.errors import ArgumentError, BundleError
 from effnet.weights.bundle import (
     Record,
+    find_splits,
     open_bundle,
     read_config,
-    read_parts,
     read_record,
     read_split,
     save,
@@ -223,11 +223,11 @@ def test_the_parts_of_images_are_read_for_a_bundle_with_a_split(
     text = 'path,label,split,group\n"a, b/1.jpg",a,train,\nb/2.jpg,b,test,7\n'
     trained = save(network, tmp_path / "x", record=Record(provenance={"data": "x"}, split=text))
     data = Dataset(tmp_path, ("a", "b"), (Sample("a, b/1.jpg", 0), Sample("b/2.jpg", 1)))
-    parts = read_parts(str(trained), data)
+    parts = find_splits(str(trained), data)
     assert parts is not None
     assert [parts.get(sample.path) for sample in data.samples] == ["train", "test"]
-    assert read_parts(str(folder), data) is None
-    assert read_parts("lite0", data) is None
+    assert find_splits(str(folder), data) is None
+    assert find_splits("lite0", data) is None
 
 
 @pytest.mark.parametrize(

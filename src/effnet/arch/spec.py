@@ -301,7 +301,7 @@ class Calibration:
     threshold: float | None  # confidence below which to abstain; 0 never, None always: no answer is sure enough
     error: float  # share of wrong answers that the threshold was chosen for
     n: int  # images that both were fitted on
-    split: str  # the part of the data that these are
+    split: str  # the split of the data that these are
 
     def __post_init__(self) -> None:
         positive_float("temperature", self.temperature)

@@ -22,7 +22,7 @@ from effnet.metrics.intervals import Interval
 from effnet.plots.style import drawable
 from effnet.runtime.classifier import read_model
 from effnet.runtime.session import TITLES
-from effnet.weights.bundle import read_parts
+from effnet.weights.bundle import find_splits
 
 NONE = "-"
 LISTED = 10  # unreadable images that are named
@@ -47,7 +47,7 @@ def bench(
             folder, timm/NAME, hf:ORG/NAME.
         data: Images with known classes, as for effnet val: a folder with a sub-folder for each class, or a manifest.
         plan: What is measured.
-        split: The part of DATA to evaluate on, as for effnet val: test (default), val, train, new or all.
+        split: The split of DATA to evaluate on, as for effnet val: test (default), val, train, new or all.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
         plot: Draw the results into this .png, .svg or .pdf file.
         json: Print JSON instead of tables.
@@ -62,13 +62,13 @@ def bench(
         held_out, calibration = _read_images(subject, data, split, int8=plan.int8) if data else (None, None)
         images = held_out.data if held_out else None
         report = measure(subject, plan, images=images, calibration=calibration, progress=progress)
-    part, trained = (held_out.split, held_out.trained) if held_out else (None, 0)
+    split, trained = (held_out.split, held_out.trained) if held_out else (None, 0)
     if json:
-        about = {"data": data, "split": part, "seen_in_training": trained}
+        about = {"data": data, "split": split, "seen_in_training": trained}
         sys.stdout.write(console.json_text(report.to_dict() | about))
     else:
         _show_speed(report)
-        _show_rest(report, f"{part} of {data}")
+        _show_rest(report, f"{split} of {data}")
     if plot is not None:
         from effnet.benchmarking.plots import draw_bench
 
@@ -76,7 +76,7 @@ def bench(
         console.remark(f"Drawn: {plot}")
     for note in held_out.notes if held_out else ():
         console.remark(f"Note: {note}.")
-    if part == "val" and plan.int8:
+    if split == "val" and plan.int8:
         console.remark(f"Note: int8 passed its check on {model}'s val images, which flatters it a little here.")
     if report.conditions.warning:
         console.remark(report.conditions.warning)
@@ -100,7 +100,7 @@ def _read_images(subject: Subject, data: str, split: str | None, *, int8: bool) 
     if classes is None:
         raise DataError(f"{name} does not name its outputs, so it cannot be evaluated on images with known classes")
     dataset = match_classes(read_data(data), classes, f"{name}'s")
-    known = read_parts(name, dataset)
+    known = find_splits(name, dataset)
     return hold_out(dataset, {name: known}, split), train_and_val(dataset, name, known) if int8 else None
 
 
@@ -126,7 +126,7 @@ def _show_speed(report: BenchReport) -> None:
     console.paragraphs(f"{row.backend} is not measured in full: {row.problem}" for row in report.rows if row.problem)
 
 
-def _show_rest(report: BenchReport, part: str) -> None:
+def _show_rest(report: BenchReport, data: str) -> None:
     """How large, how soon, and how it answers."""
     heads = [
         "<engine",
@@ -157,7 +157,7 @@ def _show_rest(report: BenchReport, part: str) -> None:
         f"included; medians of {COLD_STARTS}, with the files in the system's cache.",
         f"Logits: the largest difference from {report.reference}, as a share of the largest logit; same class: on "
         f"{VIEWS} views of two photos.",
-        *([f"Top-1: on {report.images:,} images: {part}."] if report.images else []),
+        *([f"Top-1: on {report.images:,} images: {data}."] if report.images else []),
     ]
     console.paragraphs([*notes, *(f"{note}." for note in report.notes)])
 

@@ -83,16 +83,16 @@ def _check_manifest(fix: Path, data: Path) -> None:
 
 
 def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: int) -> None:
-    """One page: the parts, the sizes, then each kind of finding with a few examples."""
+    """One page: the splits, the sizes, then each kind of finding with a few examples."""
     rows = []
-    for part in dataset.splits or ("",):
-        counts = {name: parts[part] for name, parts in findings.classes.items()}
+    for split in dataset.splits or ("",):
+        counts = {name: splits[split] for name, splits in findings.classes.items()}
         ends = (
             f"{name}: {counts[name]:,}" for name in (choose(counts, key=counts.__getitem__) for choose in (min, max))
         )
-        rows.append((part or "all", f"{sum(counts.values()):,}", sum(map(bool, counts.values())), *ends))
+        rows.append((split or "all", f"{sum(counts.values()):,}", sum(map(bool, counts.values())), *ends))
     title = f"{data}: {findings.images:,} images, {len(findings.classes)} classes"
-    console.table(("<part", "images", "classes", "<smallest class", "<largest class"), rows, title=title)
+    console.table(("<split", "images", "classes", "<smallest class", "<largest class"), rows, title=title)
     if findings.sizes:
         sizes = [f"{name} {width} x {height}" for name, (width, height) in findings.sizes.items()]
         console.paragraphs([f"Pixels: {', '.join(sizes)}; {model} sees {findings.resolution} x {findings.resolution}."])

@@ -33,10 +33,10 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "label_conflict": ("error", "image(s) with several labels", "Decide which is right; --fix leaves all copies out."),
     "leak": (
         "error",
-        "image(s) in several parts",
+        "image(s) in several splits",
         "They make figures too good; --fix keeps them in test, else in val.",
     ),
-    "missing_class": ("warning", "class(es) missing from a part", "Add images: it is not learned or not measured."),
+    "missing_class": ("warning", "class(es) missing from a split", "Add images: it is not learned or not measured."),
     "empty_class": ("warning", "class folder(s) without images", "Ignored; add images or remove the folder."),
     "tiny_class": ("warning", "tiny class(es)", "So few images teach and measure little: add some, or merge classes."),
     "unbalanced": ("warning", "imbalance(s)", "Read the figures of each class; train with --class-weights."),
@@ -85,7 +85,7 @@ class Findings:
     """All faults of a data set."""
 
     images: int
-    classes: dict[str, dict[str, int]]  # for each class its images in each part; one part "" where there is no split
+    classes: dict[str, dict[str, int]]  # for each class its images in each split; one "" where it is not split
     sizes: dict[str, tuple[int, int]]  # median, smallest and largest width and height; empty without a readable image
     resolution: int | None
     findings: tuple[Finding, ...]  # the worst kind first
@@ -110,9 +110,9 @@ class Findings:
 def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress = SILENT) -> Findings:
     """Check every file and every class; sizes only where `resolution`, of the network, in pixels, is given."""
     found = find_duplicates([dataset.file(sample) for sample in dataset.samples], progress=progress)
-    parts = dataset.splits or ("",)
+    splits = dataset.splits or ("",)
     counts = Counter((sample.label, sample.split) for sample in dataset.samples)
-    classes = {name: {part: counts[label, part] for part in parts} for label, name in enumerate(dataset.classes)}
+    classes = {name: {split: counts[label, split] for split in splits} for label, name in enumerate(dataset.classes)}
     prints = [print for print in found.fingerprints if isinstance(print, Fingerprint)]
     findings = [
         *_file_findings(dataset, found),
@@ -146,8 +146,8 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
     def rank(place: int) -> tuple[Any, ...]:
         sample, print = dataset.samples[place], found.fingerprints[place]
         assert isinstance(print, Fingerprint)
-        part = SPLITS.index(sample.split) if sample.split else 0
-        return -part, -print.width * print.height, -print.size_bytes, sample.path
+        split = SPLITS.index(sample.split) if sample.split else 0
+        return -split, -print.width * print.height, -print.size_bytes, sample.path
 
     kept: dict[int, set[int]] = defaultdict(set)  # the labels that are kept of each content
     places = []
@@ -206,7 +206,7 @@ def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
 
 
 def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
-    """Copies with several labels, in several parts, or in one class and part: one finding for each group."""
+    """Copies with several labels, in several splits, or in one class and split: one finding for each group."""
     gathered: dict[tuple[str, int, str, int], dict[int, None]] = defaultdict(dict)
     for first, second, mirrored in _links(found):
         both = [*found.copies[first], *(found.copies[second] if second != first else ())]
@@ -218,13 +218,13 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
                 continue
         for label in sorted(labels):
             own = [place for place in both if dataset.samples[place].label == label]
-            parts = Counter(dataset.samples[place].split for place in own)
-            if len(parts) > 1:
+            splits = Counter(dataset.samples[place].split for place in own)
+            if len(splits) > 1:
                 gathered["leak", group, "", label] |= dict.fromkeys(own)
-            for part, count in parts.items():
+            for split, count in splits.items():
                 if count > 1:
-                    inside = [place for place in own if dataset.samples[place].split == part]
-                    gathered["duplicate", group, part, label] |= dict.fromkeys(inside)
+                    inside = [place for place in own if dataset.samples[place].split == split]
+                    gathered["duplicate", group, split, label] |= dict.fromkeys(inside)
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     for (kind, *_), places in gathered.items():
         ordered = _in_order(dataset, kind, list(places))
@@ -237,7 +237,7 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
 
 
 def _in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
-    """The places by name, except that the first two differ in their label or their part, which is the fault."""
+    """The places by name, except that the first two differ in their label or their split, which is the fault."""
     ordered = sorted(places, key=lambda place: dataset.samples[place].path)
     quality = "label" if kind in ("label_conflict", "mirrored_label") else "split"
     first = getattr(dataset.samples[ordered[0]], quality)
@@ -250,10 +250,10 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]]) -> Ite
     for name in _empty_folders(dataset):
         yield Finding("empty_class", (name,), "holds no image")
     learned = "train" if "train" in dataset.splits else ""
-    counts = {name: parts.get(learned, sum(parts.values())) for name, parts in classes.items()}
-    for name, parts in classes.items():
-        lacking = [part for part, count in parts.items() if not count]
-        if lacking == list(parts):
+    counts = {name: splits.get(learned, sum(splits.values())) for name, splits in classes.items()}
+    for name, splits in classes.items():
+        lacking = [split for split, count in splits.items() if not count]
+        if lacking == list(splits):
             yield Finding("empty_class", (name,), "has no image")
         elif lacking:
             yield Finding("missing_class", (name,), f"not in {' and '.join(lacking)}")
@@ -272,8 +272,8 @@ def _empty_folders(dataset: Dataset) -> Iterator[str]:
     parents = set()
     for sample in dataset.samples:
         *above, label = Path(sample.path).parts[:-1][: 2 if sample.split else 1] or ("",)
-        is_part = [SPLIT_NAMES.get(name.lower()) for name in above] == ([sample.split] if sample.split else [])
-        if not is_part or label != dataset.classes[sample.label]:
+        in_place = [SPLIT_NAMES.get(name.lower()) for name in above] == ([sample.split] if sample.split else [])
+        if not in_place or label != dataset.classes[sample.label]:
             return
         parents.add(Path(*above))
     known = {Path(sample.path).parts[: 2 if sample.split else 1] for sample in dataset.samples}

@@ -1,6 +1,6 @@
 """A data set on disk: a folder for each class, split or not, or a manifest. Nothing is copied or moved.
 
-    photos/cat/1.jpg               unsplit: class folders; `split_data` makes the parts
+    photos/cat/1.jpg               unsplit: class folders; `split_data` splits them
     photos/train/cat/1.jpg         split: train, val (also valid, validation) and test, each with class folders
     photos.csv                     a manifest: path,label and perhaps split,group; paths relative to its folder
 
@@ -41,7 +41,7 @@ class Sample:
     path: str  # from the data set's root, with forward slashes; or absolute
     label: int  # place of its class in the data set's `classes`
     split: str = ""  # one of SPLITS; empty where the data is not split
-    group: str = ""  # images of one group (a patient, a film, near-duplicates) stay in one part
+    group: str = ""  # images of one group (a patient, a film, near-duplicates) stay in one split
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ class Dataset:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """Its parts; none where it is not split."""
+        """Its splits; none where it is not split."""
         found = {sample.split for sample in self.samples}
         return tuple(name for name in SPLITS if name in found)
 
-    def part(self, split: str) -> Dataset:
+    def subset(self, split: str) -> Dataset:
         """The samples of one split; "" means those of an unsplit data set.
 
         Raises:
-            UnknownNameError: there is no such part.
+            UnknownNameError: there is no such split.
         """
         if split not in (*self.splits, ""):
             raise UnknownNameError("split", split, self.splits)
@@ -83,7 +83,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of all paths, classes, parts and file sizes, which changes with the data."""
+        """The sha256 of all paths, classes, splits and file sizes, which changes with the data."""
         rows = ((s.path, self.classes[s.label], s.split, str(file_size(self.file(s)))) for s in self.samples)
         return hashlib.sha256("".join(sorted("\t".join(row) + "\n" for row in rows)).encode()).hexdigest()
 
@@ -178,10 +178,10 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
 def split_data(
     dataset: Dataset, *, val: float = 0.15, test: float = 0.15, seed: int = 0, groups: Sequence[object] | None = None
 ) -> Dataset:
-    """Split the data set: stratified by class, groups kept in one part, reproducible by the seed.
+    """Split the data set: stratified by class, groups kept in one split, reproducible by the seed.
 
-    Unsplit data gets train, val and test parts; split data without a val part gets one out of its training part. A
-    class with at least three groups of images is in every part.
+    Unsplit data gets train, val and test splits; split data without a val split gets one out of its training split. A
+    class with at least three groups of images is in every split.
 
     Args:
         dataset: the images.
@@ -191,10 +191,10 @@ def split_data(
         groups: a second group of every sample besides its own `group`, such as its near-duplicates.
 
     Raises:
-        DataError: no training part was found, or the shares are negative or add up to 1 or more.
+        DataError: no training split was found, or the shares are negative or add up to 1 or more.
     """
     if dataset.splits and "train" not in dataset.splits:
-        raise DataError(f"{dataset.root} has {_listed(dataset.splits)} and no train part")
+        raise DataError(f"{dataset.root} has {_listed(dataset.splits)} and no train split")
     if "val" in dataset.splits:
         return dataset
     whole, shares = ("train", {"val": val}) if dataset.splits else ("", {"test": test, "val": val})
@@ -217,41 +217,43 @@ def split_data(
     for label in sorted(by_class):
         units_of_class = sorted(by_class[label], key=lambda places: dataset.samples[places[0]].path)
         random.Random(f"{seed} {dataset.classes[label]}").shuffle(units_of_class)
-        for places, split in zip(units_of_class, _parts(units_of_class, shares), strict=True):
+        for places, split in zip(units_of_class, _assign(units_of_class, shares), strict=True):
             split_of |= dict.fromkeys(places, split)
-    parts = (split_of.get(place, sample.split) for place, sample in enumerate(dataset.samples))
-    samples = (dataclasses.replace(s, split=part) for s, part in zip(dataset.samples, parts, strict=True))
+    samples = (
+        dataclasses.replace(sample, split=split_of.get(place, sample.split))
+        for place, sample in enumerate(dataset.samples)
+    )
     return dataclasses.replace(dataset, samples=tuple(samples))
 
 
-def _parts(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:
-    """The part of each unit of one class: shares are filled in turn, the rest becomes train."""
-    sizes, parts = [len(unit) for unit in units], list[str]()
+def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:
+    """The split of each unit of one class: shares are filled in turn, the rest becomes train."""
+    sizes, splits = [len(unit) for unit in units], list[str]()
     for left, (split, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
         taken = 0
-        for size in sizes[len(parts) :]:
+        for size in sizes[len(splits) :]:
             needed = not taken and share > 0 and len(sizes) > len(shares)
-            if not needed and (taken + size / 2 > share * sum(sizes) or len(sizes) - len(parts) <= left):
+            if not needed and (taken + size / 2 > share * sum(sizes) or len(sizes) - len(splits) <= left):
                 break
-            parts.append(split)
+            splits.append(split)
             taken += size
-    return parts + ["train"] * (len(sizes) - len(parts))
+    return splits + ["train"] * (len(sizes) - len(splits))
 
 
 def _read_folder(folder: Path) -> Dataset:
     names = [name for name in _folders(folder) if next(_images(folder / name), None)] or _folders(folder)
-    parts = [name for name in names if name.lower() in SPLIT_NAMES]
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
     if not names:
         raise DataError(f"{folder} has no sub-folders; it needs one for each class, with its images inside")
-    if len(parts) < len(names):
-        if {"train"} < {SPLIT_NAMES[name.lower()] for name in parts}:
-            others = _listed([name for name in names if name not in parts])
-            raise DataError(f"{folder} has {_listed(parts)}, which are parts, and other images in {others}")
+    if len(splits) < len(names):
+        if {"train"} < {SPLIT_NAMES[name.lower()] for name in splits}:
+            others = _listed([name for name in names if name not in splits])
+            raise DataError(f"{folder} has {_listed(splits)}, which are splits, and other images in {others}")
         # "train" alone among other names is a class, such as of vehicles
         return _dataset(folder, _class_folders(folder, folder, ""), str(folder))
-    if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in parts).items() if count > 1]:
-        raise DataError(f"{folder} has more than one {twice[0]} part: {_listed(parts)}")
-    rows = [row for name in parts for row in _class_folders(folder, folder / name, SPLIT_NAMES[name.lower()])]
+    if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in splits).items() if count > 1]:
+        raise DataError(f"{folder} has more than one {twice[0]} split: {_listed(splits)}")
+    rows = [row for name in splits for row in _class_folders(folder, folder / name, SPLIT_NAMES[name.lower()])]
     return _dataset(folder, rows, str(folder))
 
 
@@ -284,12 +286,12 @@ def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) 
     number = {name: place for place, name in enumerate(classes)}
     samples = (Sample(path, number[label], split, group) for path, label, split, group in found)
     dataset = Dataset(root, classes, tuple(samples))
-    labels_of = {split: {name for _, name, part, _ in found if part == split} for split in dataset.splits}
+    labels_of = {split: {name for _, name, own, _ in found if own == split} for split in dataset.splits}
     trained = labels_of.get("train")
     for split, labels in labels_of.items():
         if trained and labels - trained:
             lacking, known = _listed(sorted(labels - trained)), _listed(sorted(trained))
-            raise DataError(f"{where}: {split} has classes that the train part lacks: {lacking}; train has {known}")
+            raise DataError(f"{where}: {split} has classes that the train split lacks: {lacking}; train has {known}")
     return dataset
 
 

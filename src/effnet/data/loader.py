@@ -33,7 +33,7 @@ PREFETCH = 4  # parts that a worker prepares ahead
 class Order:
     """Which images make up which step."""
 
-    images: int  # in the training part
+    images: int  # in the training split
     batch: int  # images of a step, over all processes
     part: int  # images that a process puts through the network at once
     seed: int

@@ -25,7 +25,7 @@ from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.style import drawable
 from effnet.runtime.artifact import artifact_path
 from effnet.runtime.classifier import AnyEngine, AnyPrecision, Classifier, load
-from effnet.weights.bundle import read_parts
+from effnet.weights.bundle import find_splits
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
 LISTED = 10  # unreadable files, at most
@@ -37,8 +37,8 @@ class ValOptions:
     """What is evaluated, and how."""
 
     split: str | None = None
-    """The part to evaluate: test (default), val (where there is no test), train, new (images that the model's split.csv
-    does not list), or all."""
+    """The split to evaluate: test (default), val (where there is no test), train, new (images that the model's
+    split.csv does not list), or all."""
     error: float | None = None
     """Share of the answers that may be wrong; below the confidence that ensures it the model abstains. Default: what
     the bundle was calibrated for, else 0.05."""
@@ -94,7 +94,7 @@ def val(
     _check(models, options, out)
     with console.Display(f"reading {data}"):
         dataset = read_data(data)
-        chosen = hold_out(dataset, {model: read_parts(model, dataset) for model in models}, options.split)
+        chosen = hold_out(dataset, {model: find_splits(model, dataset) for model in models}, options.split)
         opened = [(model, _open(model, options)) for model in models]
         labelled = [(*each, _label(chosen.data, *each, options)) for each in opened]
     outputs = [_run(*each, options) for each in labelled]
@@ -182,17 +182,17 @@ def _run(model: str, classifier: Classifier, dataset: Dataset, options: ValOptio
 
 
 def _calibrate(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> tuple[Calibration | None, str]:
-    """Temperature and threshold, and what they were fitted on: the bundle's, else on the val part not evaluated."""
+    """Temperature and threshold, and what they were fitted on: the bundle's, else on the val split not evaluated."""
     own, error = outputs.classifier.calibration, options.error
     if own is not None and error in (None, own.error):
-        return own, f"the {own.n:,} images of the {own.split} part that {outputs.model} was trained beside"
+        return own, f"the {own.n:,} images of the {own.split} split that {outputs.model} was trained beside"
     if rest is not None:
         labelled = _label(rest, outputs.model, outputs.classifier, options)
         found = _run(outputs.model, outputs.classifier, labelled, options).predicted
         fitted = calibrate(found.logits, found.labels, error=error or ERROR)
-        return fitted, f"the {fitted.n:,} images of the data's val part"
+        return fitted, f"the {fitted.n:,} images of the data's val split"
     if error is not None:
-        raise ArgumentError("error", error, "needs a val part beside the evaluated one, to choose a threshold on.")
+        raise ArgumentError("error", error, "needs a val split beside the evaluated one, to choose a threshold on.")
     return None, ""
 
 

@@ -26,7 +26,7 @@ def show_evaluation(
     """Print the figures, the classes, and what the confidence is worth."""
     figures = ("top-1", evaluation.top1), ("top-5", evaluation.top5), ("macro F1", evaluation.macro_f1)
     lines = [(name, f"{figure.value:.2%}", _bounds(figure)) for name, figure in figures if figure is not None]
-    console.paragraphs((f"{model} on {_part(split)} of {data}: {evaluation.n:,} images",))
+    console.paragraphs((f"{model} on {_name(split)} of {data}: {evaluation.n:,} images",))
     console.table(("<", "value", "95 % interval"), lines)
     scores = [score for score in evaluation.scores if score.n]
     heading = f"{len(scores)} classes"
@@ -54,7 +54,7 @@ def show_comparison(found: Difference, models: Sequence[str], data: str, split: 
             "AB", models, (found.accuracy_a, found.accuracy_b), (found.only_a, found.only_b), strict=True
         )
     ]
-    console.paragraphs((f"Two models on {_part(split)} of {data}: {found.n:,} images",))
+    console.paragraphs((f"Two models on {_name(split)} of {data}: {found.n:,} images",))
     console.table(("<", "<model", "top-1", "95 % interval", "only this right"), rows)
     gain, low, high = (100 * value for value in (found.accuracy.value, found.accuracy.low, found.accuracy.high))
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
@@ -72,7 +72,7 @@ def _describe_confidence(evaluation: Evaluation, calibration: Calibration | None
     worth = f"ECE {before.ece:.1%}, Brier {before.brier:.3f}, loss {before.loss:.4f}"
     if calibration is None:
         yield (
-            f"Confidence as it is: {worth}. No temperature and no threshold: they are fitted on a val part, never on "
+            f"Confidence as it is: {worth}. No temperature and no threshold: they are fitted on a val split, never on "
             "what is evaluated."
         )
         return
@@ -95,8 +95,8 @@ def _describe_confidence(evaluation: Evaluation, calibration: Calibration | None
     )
 
 
-def _part(split: str) -> str:
-    return "all" if split == "all" else f"the {split} part"
+def _name(split: str) -> str:
+    return "all" if split == "all" else f"the {split} split"
 
 
 def _bounds(figure: Interval, digits: int = 2) -> str:

@@ -1,7 +1,7 @@
 """Calibration: how far confidence is from accuracy, the temperature that corrects it, the threshold for abstaining.
 
 The confidence is the largest probability. Temperature scaling (Guo et al. 2017) divides the logits by one number: the
-predictions stay, their confidence changes. Temperature and threshold are fitted on a validation part, never on the
+predictions stay, their confidence changes. Temperature and threshold are fitted on a validation split, never on the
 images of the final figures.
 
 The threshold's guarantee: with 95 % confidence over the draw of the validation images, at most `error` of the
@@ -85,9 +85,9 @@ def confidence(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
 
 
 def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
-    """The temperature at which the labels of a validation part are most probable.
+    """The temperature at which the labels of a validation split are most probable.
 
-    It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second part weighs less than one image; without it,
+    It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second term weighs less than one image; without it,
     the temperature would go to 0 where no image is wrong.
     """
     outputs, truth = check_arrays(logits, labels)
@@ -146,7 +146,7 @@ def apply_threshold(
 def calibrate(
     logits: Logits, labels: Sequence[int] | Labels, *, split: str = "val", error: float = 0.05
 ) -> Calibration:
-    """Temperature and threshold for a bundle, fitted on the part `split`; `error` is the share of wrong answers."""
+    """Temperature and threshold for a bundle, fitted on that split; `error` is the share of wrong answers."""
     temperature = fit_temperature(logits, labels)
     threshold = abstain(logits, labels, temperature, error).threshold
     return Calibration(temperature, threshold, error, len(labels), split)

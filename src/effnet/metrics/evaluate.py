@@ -6,8 +6,8 @@
     precision      share of the predictions of a class that are right; none where it is never predicted
     calibration    see calibration.py
 
-A class without images in the evaluated part has neither recall nor F1 and does not enter the mean; predicting it
-lowers the recall of the true class. Accuracy and precision hold for that part's mix of classes, which may not be the
+A class without images in the evaluated split has neither recall nor F1 and does not enter the mean; predicting it
+lowers the recall of the true class. Accuracy and precision hold for that split's mix of classes, which may not be the
 world's.
 """
 

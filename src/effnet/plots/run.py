@@ -30,7 +30,7 @@ LIST_WIDTH = 5.0  # inches
 # The panels of `draw_results`: label of the axis, columns of results.csv with their names, scale of the values.
 PANELS = (
     ("loss", (("train_loss", "training"), ("val_loss", "validation")), 1.0),
-    ("top-1 of the validation part, %", (("val_top1", "validation"),), 100.0),
+    ("top-1 of the validation split, %", (("val_top1", "validation"),), 100.0),
     ("learning rate", (("lr", ""),), 1.0),
     ("seconds of the epoch", (("seconds", ""),), 1.0),
 )

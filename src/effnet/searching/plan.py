@@ -1,7 +1,7 @@
 """The plan of a search: its options, images, candidates and length of trainings, kept in its folder.
 
 args.yaml              the options, the recipe and the networks; with the two files below, all that resuming needs
-split.csv              which image is in which part
+split.csv              which image is in which split
 baseline.yaml          the baseline at the resolution of the search
 candidates.csv         the networks: alpha, beta and gamma, the growth in effect, and the cost
 trials.csv             a line for each training that ended
@@ -84,7 +84,7 @@ class SearchOptions:
     images: Whole | None = None
     """Number of images to train with, evenly over the classes, and limit on those to score with. Default: all."""
     val: float = 0.15
-    """Share of the data to score networks with, where it has no val part."""
+    """Share of the data to score networks with, where it has no val split."""
     seed: Whole = 0
     """Seed of the split, the weights and the order."""
     device: str = "cpu"
@@ -221,15 +221,15 @@ class SearchPlan:
 
 
 def split_images(data: Path, options: SearchOptions) -> Dataset:
-    """The data in a train and a val part with as many images as the options say, or DataError if a part is empty."""
+    """The data in a train and a val split with as many images as the options say, or DataError if one is empty."""
     whole = split_data(read_data(data), val=options.val, test=0.0, seed=options.seed)
     if options.images is not None and options.images < len(whole.classes):
         raise DataError(f"{data} has {len(whole.classes)} classes, more than --images {options.images}")
     kept: list[Sample] = []
-    for part in ("train", "val"):
-        if part not in whole.splits:
-            raise DataError(f"{data} leaves no image for {part} at --val {options.val:g}")
-        kept += _choose(whole.part(part).samples, options.images or len(whole), options.seed)
+    for split in ("train", "val"):
+        if split not in whole.splits:
+            raise DataError(f"{data} leaves no image for {split} at --val {options.val:g}")
+        kept += _choose(whole.subset(split).samples, options.images or len(whole), options.seed)
     return dataclasses.replace(whole, samples=tuple(sorted(kept, key=lambda sample: sample.path)))
 
 

@@ -49,7 +49,7 @@ def draw_search(
         dots.set_yticks(range(len(order)), names, fontsize=10)
         for tick, place in zip(dots.get_yticklabels(), order, strict=True):
             tick.set_fontweight("bold" if place in verdict.level else "normal")
-        dots.set(xlabel="accuracy on the val part, %", ylim=(len(order) - 0.4, -0.6))
+        dots.set(xlabel="accuracy on the val split, %", ylim=(len(order) - 0.4, -0.6))
         dots.set_ylabel("growth of depth, width, resolution, in effect; bold: may be the best")
         dots.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(rungs), frameon=False, fontsize=10)
         _triangle(triangle, [candidates[place].effective for place in order])

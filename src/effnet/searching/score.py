@@ -1,7 +1,7 @@
 """A short training that returns a score, by which a search compares networks.
 
 It writes no checkpoints and runs in one process. Images are decoded once for each resolution; they are mirrored and
-shifted by up to an eighth, which is enough for a short training. The score is the accuracy on the val part. The same
+shifted by up to an eighth, which is enough for a short training. The score is the accuracy on the val split. The same
 network, plan, epochs, seed and number of threads give the same score to the bit.
 """
 
@@ -60,7 +60,7 @@ def train_and_score(
     Args:
         plan: data, recipe and device.
         spec: the network.
-        epochs: passes over the train part, not necessarily whole.
+        epochs: passes over the train split, not necessarily whole.
         seed: of weights, order, mirroring and shifting.
         cache: a folder for decoded images, which the workers of one machine share.
         progress: follows the decoding of images and the training.
@@ -70,7 +70,7 @@ def train_and_score(
         DataError: an image cannot be read.
     """
     recipe, device = plan.recipe, torch.device(plan.options.device)
-    pixels, labels = load_part(plan, "train", spec.resolution, cache, progress)
+    pixels, labels = load_split(plan, "train", spec.resolution, cache, progress)
     torch.manual_seed(seed)
     network = EfficientNet(apply_recipe(plan, spec))
     init_classifier(network)
@@ -90,7 +90,7 @@ def train_and_score(
         loss.backward()
         updater.update(step, (step + 1) / total, float(loss.detach()), spread(logits))
         progress.update("training", step + 1, total)
-    pixels, labels = load_part(plan, "val", spec.resolution, cache, progress)
+    pixels, labels = load_split(plan, "val", spec.resolution, cache, progress)
     normalise = Normalise(plan.input_spec).to(device)
     network = updater.averaged.eval()
     right = 0
@@ -107,11 +107,11 @@ def apply_recipe(plan: SearchPlan, spec: NetworkSpec) -> NetworkSpec:
     return dataclasses.replace(spec, num_classes=len(plan.data.classes), **given)
 
 
-def load_part(
-    plan: SearchPlan, part: str, size: int, cache: Path, progress: Progress = SILENT
+def load_split(
+    plan: SearchPlan, split: str, size: int, cache: Path, progress: Progress = SILENT
 ) -> tuple[Tensor, Tensor]:
-    """The images (N, size, size, C) uint8 of a part, decoded once and mapped from a file, and their labels (N,)."""
-    file, samples = cache / f"{part}-{size}.npy", plan.data.part(part).samples
+    """The images (N, size, size, C) uint8 of a split, decoded once and mapped from a file, and their labels (N,)."""
+    file, samples = cache / f"{split}-{size}.npy", plan.data.subset(split).samples
     if not file.exists():
         input_spec = dataclasses.replace(plan.input_spec, size=size, resize=size)
         with write_file(file) as temporary:

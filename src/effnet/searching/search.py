@@ -120,7 +120,7 @@ def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOpti
     )
     plan = SearchPlan(folder, options, images, recipe, baseline, found, options.epochs or 1.0)
     if options.epochs is None:
-        per_epoch = max(1, len(images.part("train")) // recipe.batch)
+        per_epoch = max(1, len(images.subset("train")) // recipe.batch)
         steps = max(STEPS, LEAST_STEPS / plan.rungs[0].share)
         plan = dataclasses.replace(plan, epochs=float(f"{steps / per_epoch:.3g}"))
     return plan
@@ -149,7 +149,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
     with open_record(folder / TRIALS, plan.names) as record:
         progress.message(
             f"{total} trainings of {len(plan.candidates)} networks, the longest {plan.epochs:.3g} epochs of "
-            f"{len(plan.data.part('train')):,} images; {len(record.trials)} are done. All in {folder}"
+            f"{len(plan.data.subset('train')):,} images; {len(record.trials)} are done. All in {folder}"
         )
         if open_jobs(rungs, record.scores):
             executor = RayExecutor(plan, work.ray, work.workers) if work.ray else LocalExecutor(plan, workers)

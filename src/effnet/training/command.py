@@ -39,7 +39,7 @@ class RecipeOptions:
     """Highest learning rate, at the recipe's reference batch. Default: the recipe's."""
 
     patience: Whole | None = None
-    """Stop after this many epochs without a better result on the val part. Default: never."""
+    """Stop after this many epochs without a better result on the val split. Default: never."""
 
     class_weights: Flag | None = None
     """Weight the classes so that rare ones count as much as frequent ones."""

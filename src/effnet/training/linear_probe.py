@@ -15,20 +15,20 @@ from torch.nn import functional
 
 from effnet.data.dataset import Dataset
 from effnet.progress import SILENT, Progress
-from effnet.training.module import Answering, Learner, predict_part
+from effnet.training.module import Answering, Learner, predict
 
 ITERATIONS = 200  # of L-BFGS, at most
 MOST = 2000  # images: more would take more time and memory than they are worth for a start
 
 
-def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Progress = SILENT) -> tuple[float, int]:
+def fit_classifier(learner: Learner, data: Dataset, *, batch: int, progress: Progress = SILENT) -> tuple[float, int]:
     """Fit the classifier to images; return its accuracy on them, and their number.
 
     They are prepared as in evaluation, and mirrored as well if the recipe mirrors; the loss is the learner's.
 
     Args:
         learner: the network with its loss and its recipe, whose `linear_probe` is the weight of the penalty.
-        part: the images to learn from; of more than MOST, about as many, evenly spread over their order.
+        data: the images to learn from; of more than MOST, about as many, evenly spread over their order.
         batch: images that go through the network together.
         progress: follows the images.
 
@@ -41,9 +41,9 @@ def fit_classifier(learner: Learner, part: Dataset, *, batch: int, progress: Pro
         views = (images, images.flip(-1)) if recipe.flip else (images,)
         return torch.cat([network.embed(view) for view in views], 1)
 
-    some = dataclasses.replace(part, samples=part.samples[:: -(-len(part) // MOST)])
+    some = dataclasses.replace(data, samples=data.samples[:: -(-len(data) // MOST)])
     answering = Answering(network, learner.input, features)
-    found = predict_part(answering, some, "fitting the classifier", batch, progress)
+    found = predict(answering, some, "fitting the classifier", batch, progress)
     width = network.classifier.in_features
     learned = torch.from_numpy(found.logits).double().reshape(-1, width)
     labels = torch.from_numpy(found.labels).repeat_interleave(len(learned) // len(found.labels))

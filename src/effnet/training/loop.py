@@ -101,7 +101,7 @@ class Loop:
         self.updater = Updater(self.network, self.recipe)
         self.learner: Any
         self.learner, self.updater.optimizer = fabric.setup(learner, self.updater.optimizer)
-        train, seed, world = data.part("train"), plan.settings.seed, fabric.world_size
+        train, seed, world = data.subset("train"), plan.settings.seed, fabric.world_size
         order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world)
         images = TrainingImages(train, augment_of(self.recipe, plan.input), seed)
         self.loader = Loader(images, order, self.execution.workers)
@@ -253,9 +253,9 @@ class Loop:
     # validation
 
     def _validate(self, epoch: int) -> None:
-        """Evaluate on the val part: a row of results, and the best weights."""
+        """Evaluate on the val split: a row of results, and the best weights."""
         began = time.monotonic()
-        network, val = self.updater.averaged, self.data.part("val")
+        network, val = self.updater.averaged, self.data.subset("val")
         answering = Answering(network, self.plan.input)
         top1, loss = score(answering, val, self.execution.part, self.fabric, self.progress)
         self.validation = time.monotonic() - began

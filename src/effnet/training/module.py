@@ -179,21 +179,21 @@ class Answering:
         return outputs
 
 
-def predict_part(answering: Answering, part: Dataset, task: str, batch: int, progress: Progress) -> Predicted:
-    """The outputs for every image of a part; `task` is the name of this work in the progress.
+def predict(answering: Answering, images: Dataset, task: str, batch: int, progress: Progress) -> Predicted:
+    """The outputs for every image; `task` is the name of this work in the progress.
 
     Raises:
         TrainingError: an image cannot be read.
     """
-    found = predict_logits(answering.logits, answering.input, part, batch=batch, progress=progress, task=task)
+    found = predict_logits(answering.logits, answering.input, images, batch=batch, progress=progress, task=task)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")
     return found
 
 
-def score(answering: Answering, part: Dataset, batch: int, fabric: Fabric, progress: Progress) -> tuple[float, float]:
-    """Accuracy and mean cross entropy over a part; each process evaluates its share of the images.
+def score(answering: Answering, images: Dataset, batch: int, fabric: Fabric, progress: Progress) -> tuple[float, float]:
+    """Accuracy and mean cross entropy over images; each process evaluates its share of the images.
 
     Raises:
         TrainingError: an image cannot be read, or a logit is not finite.
@@ -202,9 +202,9 @@ def score(answering: Answering, part: Dataset, batch: int, fabric: Fabric, progr
     if world > 1:  # each process has its own running statistics; rank 0's are kept
         for buffer in answering.network.buffers():
             dist.broadcast(buffer, 0)
-    mine = dataclasses.replace(part, samples=part.samples[rank::world])
+    mine = dataclasses.replace(images, samples=images.samples[rank::world])
     try:
-        found = predict_part(answering, mine, "validating", batch, progress)
+        found = predict(answering, mine, "validating", batch, progress)
     except CheckpointError as error:
         raise TrainingError(f"the network's logits are not finite: {DIVERGED}") from error
     logits, labels = torch.from_numpy(found.logits).double(), torch.from_numpy(found.labels)

@@ -30,7 +30,7 @@ class Recipe:
 
     name: str = "finetune"
     fresh: bool = False  # made for networks that know nothing: a variant's weights are not looked for
-    epochs: float = 10.0  # passes over the training part, where no time is given
+    epochs: float = 10.0  # passes over the training split, where no time is given
     least_steps: int = 150  # where the epochs are the recipe's own: of few images, more passes
 
     # optimizer
@@ -78,7 +78,7 @@ class Recipe:
     bn_momentum: float = 0.1
 
     # stopping
-    patience: int = 0  # epochs without better results on the val part, after which it stops; 0 for never
+    patience: int = 0  # epochs without better results on the val split, after which it stops; 0 for never
 
     def __post_init__(self) -> None:
         """Check every value; an ArgumentError names the first that is outside its range."""

@@ -26,7 +26,7 @@ class Result:
     steps: int
     epochs: float
     seconds: float
-    split: str  # the part that `evaluation` is of: test where there is one, else val
+    split: str  # the split that `evaluation` is of: test where there is one, else val
     evaluation: Evaluation
     execution: Execution
     taken_bytes: int  # memory, beyond what the process held before the network was made
@@ -52,16 +52,16 @@ def _finish(loop: Loop, taken: int) -> Result:
     plan, folder, data = loop.plan, loop.folder, loop.data
     network = open_bundle(folder / BEST).network.to(loop.fabric.device)
 
-    def predict(part: Dataset) -> Predicted:
+    def predict(images: Dataset) -> Predicted:
         logits, batch = Answering(network, plan.input).logits, plan.execution.part
         task = "evaluating the best weights"
-        return predict_logits(logits, plan.input, part, batch=batch, progress=loop.progress, task=task)
+        return predict_logits(logits, plan.input, images, batch=batch, progress=loop.progress, task=task)
 
-    val = predict(data.part("val"))
+    val = predict(data.subset("val"))
     calibration = calibrate(val.logits, val.labels)
     split = "test" if "test" in data.splits else "val"
-    part = data.part(split)
-    found = val if split == "val" else predict(part)
+    images = data.subset(split)
+    found = val if split == "val" else predict(images)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
@@ -94,15 +94,15 @@ def _finish(loop: Loop, taken: int) -> Result:
     cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds, **memory}
     written = {"split": split, **evaluation.to_dict(), "unreadable": len(found.unreadable), "cost": cost}
     write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
-    _draw(loop, evaluation, found, part, calibration.temperature)
+    _draw(loop, evaluation, found, images, calibration.temperature)
     return Result(folder, loop.step, epochs, seconds, split, evaluation, plan.execution, taken)
 
 
-def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, part: Dataset, temperature: float) -> None:
+def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset, temperature: float) -> None:
     folder = loop.folder
     run_plots.draw_results(loop.rows, folder / "results.png")
     run_plots.draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
     run_plots.draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")
     named, sure = found.logits.argmax(1), confidence(found.logits, temperature)
-    run_plots.draw_mistakes(found.readable(part), named, sure, folder / "mistakes.jpg")
+    run_plots.draw_mistakes(found.readable(images), named, sure, folder / "mistakes.jpg")

@@ -50,7 +50,7 @@ LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 128 and 
 class Images:
     """What the images of a run cost to load."""
 
-    count: int  # in the training part
+    count: int  # in the training split
     side: int  # median of the shorter sides of the files, in pixels
 
 
@@ -129,7 +129,7 @@ def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
     """The run's time budget, if it has one."""
     if plan.settings.minutes is None:
         return None
-    val, test = (len(data.part(part)) if part in data.splits else 0 for part in ("val", "test"))
+    val, test = (len(data.subset(split)) if split in data.splits else 0 for split in ("val", "test"))
     final = (val + test) / val * plan.processes  # rank 0 does it alone
     return TimeBudget(60 * plan.settings.minutes, val * FORWARD / plan.recipe.batch, final)
 

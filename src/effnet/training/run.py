@@ -1,7 +1,7 @@
 """A run: its settings, its plan, and its folder, in which every file is whole or absent.
 
 args.yaml              settings, recipe, network, how steps are computed, versions: all that a resumed run needs
-split.csv              which image is in which part
+split.csv              which image is in which split
 results.csv, .png      a row for each epoch
 best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
 last.ckpt, previous.ckpt
@@ -111,7 +111,7 @@ class Settings:
     """Threads that torch uses. Default: one per core without a worker."""
 
     val: float = 0.15
-    """Share of the images for validation, where the data has no val part."""
+    """Share of the images for validation, where the data has no val split."""
 
     test: float = 0.15
     """Share of the images for the final evaluation, where the data is not split."""

@@ -124,7 +124,7 @@ def short_side(data: Dataset) -> int:
 
 
 def write_split(path: str, settings: Settings, folder: Path, progress: Progress) -> tuple[str, ...]:
-    """Put the data in parts, near-duplicates and groups together, write split.csv, and return the classes.
+    """Split the data, near-duplicates and groups together, write split.csv, and return the classes.
 
     Raises:
         DataError: the data cannot be trained with.
@@ -140,14 +140,14 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))
         if copies := len(data) - groups:
-            text = f"{copies} images are near-duplicates of others; they stay in one part with them"
-            parts = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
-            if leaks := len(parts) - groups:
+            text = f"{copies} images are near-duplicates of others; they stay in one split with them"
+            splits = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
+            if leaks := len(splits) - groups:
                 text += f", except {leaks} groups that the data itself divides, which flatters the figures"
             progress.message(text)
     if "val" not in data.splits:
         raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
-    if len(data.part("train").classes) < 2:
+    if len(data.subset("train").classes) < 2:
         raise DataError(f"{path} has one class; there is nothing to tell apart")
     write_text(folder / SPLIT, manifest(data, sizes=True))
     return data.classes

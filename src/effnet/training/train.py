@@ -84,7 +84,7 @@ def train(
     name = f"{path.resolve().stem}-{Path(chosen.model).name.removesuffix('.yaml')}"
     with new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path()) as mine:
         folder: Path = fabric.broadcast(mine)
-        # every process, and a resumed run, reads the parts from there: the same images in the same order
+        # every process, and a resumed run, reads the splits from there: the same images in the same order
         classes = write_split(str(path), chosen, folder, progress) if fabric.is_global_zero else ()
         dataset = read_split(str(path), folder, fabric.broadcast(classes))
         base = machine.resident_memory()
@@ -92,14 +92,14 @@ def train(
         start = find_start(chosen, learned, dataset, progress)
         like_execution = other.execution if other and not SAME_STEP & set(settings) else None
         plan = make_plan(str(path), chosen, learned, dataset, start, fabric.world_size, like_execution)
-        for note in (*start.notes, *_advice(plan, learned.batch, len(dataset.part("train")), start.trained)):
+        for note in (*start.notes, *_advice(plan, learned.batch, len(dataset.subset("train")), start.trained)):
             progress.message(note)
         torch.set_num_threads(plan.execution.threads)
         learner = _learner(start.network, plan, dataset)
         if learned.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
-            part = dataset.part("train")
+            images = dataset.subset("train")
             learner.to(fabric.device)
-            accuracy, seen = fit_classifier(learner, part, batch=plan.execution.part, progress=progress)
+            accuracy, seen = fit_classifier(learner, images, batch=plan.execution.part, progress=progress)
             progress.message(f"the classifier is fitted to {seen} images, and right on {accuracy:.1%} of them")
         plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
@@ -194,7 +194,7 @@ def make_plan(
     like: Execution | None = None,
 ) -> RunPlan:
     """The plan of a run, with the recipe's own number of steps; `like` is how a run of the same network computed."""
-    count, spec = len(dataset.part("train")), start.network.spec
+    count, spec = len(dataset.subset("train")), start.network.spec
     recipe = dataclasses.replace(recipe, batch=batch_for(recipe, count, world))
     return RunPlan(
         data=data,
@@ -269,5 +269,5 @@ def _fabric(settings: Settings) -> Fabric:
 
 def _learner(network: EfficientNet, plan: RunPlan, data: Dataset) -> Learner:
     network.to(memory_format=torch.channels_last)
-    weights = class_weights(data.part("train").counts) if plan.recipe.class_weights else None
+    weights = class_weights(data.subset("train").counts) if plan.recipe.class_weights else None
     return Learner(network, plan.recipe, plan.input, weights, frozen=plan.settings.freeze).train()

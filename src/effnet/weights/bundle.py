@@ -23,7 +23,7 @@ from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import Dataset
-from effnet.data.held_out import Parts, match_split
+from effnet.data.held_out import Splits, match_split
 from effnet.errors import ArgumentError, BundleError
 from effnet.fields import read_fields
 from effnet.files import MARK, write_folder
@@ -227,8 +227,8 @@ def read_split(folder: str | Path) -> str | None:
     return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode()
 
 
-def read_parts(model: str, dataset: Dataset) -> Parts | None:
-    """The part of each image of `dataset` in a model's training, by path; None where it is not known."""
+def find_splits(model: str, dataset: Dataset) -> Splits | None:
+    """The split of each image of `dataset` in a model's training, by path; None where it is not known."""
     text = read_split(model) if is_bundle(Path(model)) else None
     if text is None:
         return None
