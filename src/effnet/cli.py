@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from dataclasses import is_dataclass
+from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from effnet import console
-from effnet.errors import EffnetError, RefusedError, translated
+from effnet.errors import ArgumentError, EffnetError, RefusedError, translated
 from effnet.version import __version__
 
 HELP = """EfficientNet: exact networks, verified weights, and the network that fits your budget.
@@ -40,6 +43,7 @@ def build_app(words: list[str]) -> App:
         name="effnet",
         help=HELP,
         version=__version__,
+        default_parameter=Parameter(converter=console.read_value),
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
@@ -53,9 +57,9 @@ def build_app(words: list[str]) -> App:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code; `--traceback` shows where an error came from."""
     words = sys.argv[1:] if arguments is None else arguments
+    typed = [console.STDIN if word == "-" else word for word in words if word != "--traceback"]
     code = console.ERROR
     try:
-        typed = [console.STDIN if word == "-" else word for word in words if word != "--traceback"]
         code = build_app(words)(typed) or console.OK
     except KeyboardInterrupt:
         code = console.INTERRUPTED
@@ -65,8 +69,21 @@ def main(arguments: list[str] | None = None) -> None:
         if "--traceback" in words:
             raise
         code = console.FINDING if isinstance(error, RefusedError) else console.ERROR
+        if isinstance(error, ArgumentError):
+            error = _name_option(error, typed)
         _print_error(error, next((word for word in words if word in COMMANDS), ""))
     sys.exit(code)
+
+
+def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
+    """The error about what was typed: a library function may call the value of --model `weights`."""
+    options: dict[str, Any] = {}
+    with suppress(EffnetError, CycloptsError):  # then it is about an option as it was read
+        _, bound, _ = build_app(typed).parse_args(typed)
+        for name, value in bound.arguments.items():
+            options |= vars(value) if is_dataclass(value) else {name: value}
+    names = [name.strip("_") for name, value in options.items() if str(value) == str(error.value)]
+    return error if len(names) != 1 or error.argument in names else error.renamed(names[0])
 
 
 def _print_error(error: Exception, command: str) -> None:

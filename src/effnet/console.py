@@ -6,8 +6,8 @@ A command with more than six options takes them as a frozen dataclass, the one t
 
     def scale(*, options: Annotated[ScaleOptions, Parameter(name="*")] = ScaleOptions()) -> int: ...
 
-The docstring under a field is its help text: a phrase, with "Default: ..." where the field's default is None. Whole
-numbers are `Whole`, switches `Flag`, amounts such as 8GB `Amount | None`; a field that is not called like its option is
+The docstring under a field is its help text: a phrase, with "Default: ..." where the field's default is None. Switches
+are `Flag`, amounts such as 8GB `Amount | None`; a field that is not called like its option is
 Annotated[str, Parameter(name="--from")]. `__post_init__` checks values; its errors reach the user as they are.
 A group of options that may be absent altogether is a parameter `Budget | None = None` of the same form.
 """
@@ -22,9 +22,9 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter, Token, convert
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -41,15 +41,16 @@ PROSE = 100  # columns
 SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-def _whole(_: type, tokens: Sequence[Token]) -> int:
-    """A whole number as it is written; cyclopts would round 1.5 to 2."""
-    try:
-        return int(tokens[0].value)
-    except ValueError as error:
-        raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
+def read_value(type_: Any, tokens: Sequence[Token]) -> Any:
+    """A typed value as cyclopts reads it, but a whole number only as it is written: cyclopts would round 1.5 to 2."""
+    if type_ is int or int in get_args(type_):
+        try:
+            return int(tokens[0].value)
+        except ValueError as error:
+            raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
+    return convert(type_, tokens)
 
 
-Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 Amount = Annotated[str | float, Parameter(metavar="AMOUNT")]  # text first: a typed 8 has no unit and is refused
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from effnet import console
-from effnet.console import OK, Whole
+from effnet.console import OK
 from effnet.errors import RefusedError, UnknownNameError
 from effnet.files import write_file, write_folder
 from effnet.weights.bundle import read_record, save
@@ -21,7 +21,7 @@ def convert(
     source: str | None = None,
     to: str = "bundle",
     out: Path | None = None,
-    num_classes: Whole | None = None,
+    num_classes: int | None = None,
 ) -> int:
     """Convert a checkpoint to another library's format or to a bundle, and check that the logits stay the same.
 

@@ -16,7 +16,7 @@ from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import block_rows, stage_rows
 from effnet.arch.variants import PAPER, VARIANTS, spec
-from effnet.console import MACS, OK, PUBLISHED, Amount, Flag, Whole
+from effnet.console import MACS, OK, PUBLISHED, Amount, Flag
 from effnet.errors import ArgumentError
 from effnet.fields import parse_bytes
 from effnet.machine import Precision, choose_precision
@@ -65,11 +65,11 @@ class SpecChanges:
     """Factor on the baseline's channels, in place of the variant's."""
     depth: float | None = None
     """Factor on the baseline's layers, in place of the variant's."""
-    resolution: Whole | None = None
+    resolution: int | None = None
     """Height and width of the input in pixels."""
-    num_classes: Whole | None = None
+    num_classes: int | None = None
     """Outputs of the classifier."""
-    stem_stride: Whole | None = None
+    stem_stride: int | None = None
     """1 for small images, which makes every map twice as high and wide; 2 in every published network."""
 
 
@@ -77,7 +77,7 @@ class SpecChanges:
 class TrainingStep:
     """A training step whose memory is to be shown."""
 
-    batch: Whole | None = None
+    batch: int | None = None
     """Images per training step. Default: as many as fit into --train-memory."""
     train_memory: Amount | None = None
     """Memory for training, such as 8GB: shows the largest batch that fits."""

@@ -47,6 +47,12 @@ class ArgumentError(EffnetError, ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.value, self.rule)  # worker processes send errors home
 
+    def renamed(self, argument: str) -> ArgumentError:
+        """The same error about an argument of another name."""
+        kind, (_, *rest) = self.__reduce__()
+        error: ArgumentError = kind(argument, *rest)
+        return error
+
 
 class UnknownNameError(ArgumentError):
     """A name is not among the known ones."""

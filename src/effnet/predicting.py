@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from effnet import console
-from effnet.arch.spec import FitMode
 from effnet.arch.variants import VARIANTS
-from effnet.console import FINDING, OK, STDIN, Flag, Whole, csv_lines, json_line
+from effnet.console import FINDING, OK, STDIN, Flag, csv_lines, json_line
 from effnet.data.paths import expand
 from effnet.errors import ArgumentError, ImageError
-from effnet.runtime.classifier import AnyEngine, AnyPrecision, Decode, Prediction, load
+from effnet.runtime.classifier import LoadOptions, Prediction, load
 
 CSV_COLUMNS = "file", "rank", "index", "label", "probability", "error"
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a model is opened: the arguments of effnet.load."""
-
-    engine: AnyEngine = "auto"
-    """What runs the model. Default: what effnet bench --keep found fastest here, else OpenVINO or ONNX Runtime where
-    installed, else torch; an artifact runs in the engine of its format."""
-    precision: AnyPrecision = "auto"
-    """What it computes with. Default: bf16 where OpenVINO runs the model and the processor is faster in it, else fp32;
-    an artifact's own."""
-    batch: Whole | None = None
-    """Photos that are read and classified together. Default: 16, fewer for a large network."""
-    threads: Whole | None = None
-    """Threads that the engine and the decoding may use. Default: one for each core."""
-    fit: FitMode | None = None
-    """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
-    source: str | None = None
-    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
-    decode: Decode = "fast"
-    """fast: large JPEGs are halved while they are decoded, as long as they stay four times as large as the network
-    sees them. exact: decoded in full."""
+DEFAULTS = LoadOptions()
 
 
 def predict(
     *sources: str,
     model: str = "lite0",
-    topk: Whole = 5,
+    topk: int = 5,
     json: Flag = False,
     csv: Flag = False,
-    options: Annotated[LoadOptions, Parameter(name="*")] = LoadOptions(),
+    options: Annotated[LoadOptions, Parameter(name="*")] = DEFAULTS,
 ) -> int:
     """Classify photos. Every file gets exactly one answer, in order.
 
@@ -70,8 +47,8 @@ def predict(
     if json or csv:
         head, format = ("", _json_line) if json else (csv_lines([CSV_COLUMNS]), _csv_lines)
     started, photos, unreadable = time.perf_counter(), 0, 0
-    with console.Display(f"opening {model}"):
-        classifier = load(model, **asdict(options))
+    with console.Display(f"opening {model}") as progress:
+        classifier = load(model, progress=progress, **asdict(options))
     paths = expand(["-" if source == STDIN else source for source in sources], sys.stdin)
     answers = classifier.stream(paths, topk=topk, batch=options.batch)  # checks topk before the head is written
     sys.stdout.write(head)

@@ -167,7 +167,7 @@ def test_fit_replaces_the_weights_own_way(photos: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "x").input.fit == "crop"
     assert load(tmp_path / "x", fit="pad").input.fit == "pad"
     with pytest.raises(UnknownNameError, match="choose from crop, pad, squash"):
-        load(tmp_path / "x", fit="stretch")  # type: ignore[arg-type]
+        load(tmp_path / "x", fit="stretch")
 
 
 def test_grey_networks_see_grey_photos(photos: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from cyclopts import Parameter, Token
 
 from effnet.benchmarking.report import VIEWS, BatchTime, BenchReport, BenchRow, engine_and_precision
 from effnet.benchmarking.subject import Subject, measure_cold_start
-from effnet.console import Flag, Whole
+from effnet.console import Flag
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
 from effnet.data.views import views
@@ -73,9 +73,9 @@ class BenchPlan:
     batches: Annotated[tuple[int, ...], Parameter(name="--batch", converter=_read_batches, n_tokens=1)] = ()
     """Images that go through together, separated by commas. Default: 1,32, or the next multiples below them for an
     artifact that was exported for several."""
-    threads: Whole | None = None
+    threads: int | None = None
     """Threads that an engine may use. Default: one for each core."""
-    rounds: Whole | None = None
+    rounds: int | None = None
     """Rounds that count, for each batch. Default: as many as fit into 20 seconds, from 7 to 30."""
     int8: Flag = False
     """Measure OpenVINO's int8, too. It is calibrated on DATA's training images first, which takes minutes."""

@@ -58,7 +58,7 @@ def bench(
     if plot is not None:
         drawable(plot)
     with console.Display(f"measuring {model}") as progress:
-        subject = Subject(model, read_model(model, source=source), source)
+        subject = Subject(model, read_model(model, source=source, progress=progress), source)
         held_out, calibration = _read_images(subject, data, split, int8=plan.int8) if data else (None, None)
         images = held_out.data if held_out else None
         report = measure(subject, plan, images=images, calibration=calibration, progress=progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 from effnet import console
 from effnet.checking.findings import COPIES, KINDS, Finding, Findings, clean
 from effnet.checking.findings import check as find
-from effnet.console import FINDING, OK, Flag, Whole
+from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, read_data, write_manifest
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
@@ -25,10 +25,10 @@ def check(
     data: Path,
     *,
     model: str = "lite0",
-    resolution: Whole | None = None,
+    resolution: int | None = None,
     fix: Path | None = None,
     pictures: Path | None = None,
-    limit: Whole = 3,
+    limit: int = 3,
     json: Flag = False,
 ) -> int:
     """Find what is wrong with a data set before training: broken files, copies, leaks, contradictions, sizes.

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from effnet import console
 from effnet.arch.spec import Calibration
-from effnet.console import FINDING, OK, Flag, Whole
+from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, match_classes, read_data
 from effnet.data.held_out import hold_out
 from effnet.errors import ArgumentError, DataError
@@ -23,8 +23,9 @@ from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_log
 from effnet.metrics.intervals import Difference, compare_top1
 from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.style import drawable
+from effnet.progress import Progress
 from effnet.runtime.artifact import artifact_path
-from effnet.runtime.classifier import AnyEngine, AnyPrecision, Classifier, load
+from effnet.runtime.classifier import AUTO, Classifier, EngineOptions, load
 from effnet.weights.bundle import find_splits
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
@@ -44,16 +45,6 @@ class ValOptions:
     the bundle was calibrated for, else 0.05."""
     by_order: Flag = False
     """For a model without class names: its outputs are the data's classes in alphabetical order."""
-    source: str | None = None
-    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
-    engine: AnyEngine = "auto"
-    """What runs the models: torch, openvino or onnxruntime. Default: chosen by rule from what is installed."""
-    precision: AnyPrecision | None = None
-    """What they compute with: fp32, bf16 or auto. Default: fp32; an artifact's own."""
-    batch: Whole | None = None
-    """Images that go through the network together. Default: as the engine prefers."""
-    threads: Whole | None = None
-    """Threads that the engine may use. Default: one for each core."""
 
     def __post_init__(self) -> None:
         if self.error is not None and not 0 < self.error < 1:
@@ -73,6 +64,7 @@ class Outputs:
 def val(
     *arguments: str,
     options: Annotated[ValOptions, Parameter(name="*")] = ValOptions(),
+    engine: Annotated[EngineOptions, Parameter(name="*")] = AUTO,
     out: Path | None = None,
     json: Flag = False,
 ) -> int:
@@ -85,6 +77,7 @@ def val(
             artifact of effnet export or another library's file; data is a folder with a sub-folder for each class,
             split or not, or a manifest.
         options: What is evaluated, and how.
+        engine: What runs the models.
         out: Write confusion_matrix.png, per_class.csv, reliability.png and mistakes.jpg into this folder.
         json: JSON instead of tables.
     """
@@ -92,12 +85,12 @@ def val(
         raise ArgumentError("arguments", " ".join(arguments), "must be MODEL DATA, or MODEL OTHER-MODEL DATA.")
     *models, data = arguments
     _check(models, options, out)
-    with console.Display(f"reading {data}"):
+    with console.Display(f"reading {data}") as progress:
         dataset = read_data(data)
         chosen = hold_out(dataset, {model: find_splits(model, dataset) for model in models}, options.split)
-        opened = [(model, _open(model, options)) for model in models]
+        opened = [(model, _open(model, engine, progress)) for model in models]
         labelled = [(*each, _label(chosen.data, *each, options)) for each in opened]
-    outputs = [_run(*each, options) for each in labelled]
+    outputs = [_run(*each) for each in labelled]
     first, unreadable = outputs[0], outputs[0].predicted.unreadable
     split = f" --split {options.split}" if options.split else ""
     if len(models) == 2:
@@ -146,15 +139,11 @@ def _check(models: list[str], options: ValOptions, out: Path | None) -> None:
         drawable(out / FILES[0])
 
 
-def _open(model: str, options: ValOptions) -> Classifier:
-    return load(
-        model,
-        source=options.source,
-        engine=options.engine,
-        precision=options.precision or ("fp32" if artifact_path(model) is None else "auto"),
-        batch=options.batch,
-        threads=options.threads,
-    )
+def _open(model: str, engine: EngineOptions, progress: Progress) -> Classifier:
+    pins = vars(engine)
+    if engine.precision is None and artifact_path(model) is None:
+        pins = pins | {"precision": "fp32"}
+    return load(model, progress=progress, **pins)
 
 
 def _label(dataset: Dataset, model: str, classifier: Classifier, options: ValOptions) -> Dataset:
@@ -170,11 +159,10 @@ def _label(dataset: Dataset, model: str, classifier: Classifier, options: ValOpt
     return dataset
 
 
-def _run(model: str, classifier: Classifier, dataset: Dataset, options: ValOptions) -> Outputs:
-    batch = options.batch or classifier.group
+def _run(model: str, classifier: Classifier, dataset: Dataset) -> Outputs:
     with console.Display() as progress:
         network, input_spec = classifier.logits, classifier.input
-        predicted = predict_logits(network, input_spec, dataset, batch=batch, progress=progress, task=model)
+        predicted = predict_logits(network, input_spec, dataset, batch=classifier.group, progress=progress, task=model)
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
         raise DataError(f"none of the {len(dataset):,} images can be read; {path}: {reason}")
@@ -188,7 +176,7 @@ def _calibrate(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> t
         return own, f"the {own.n:,} images of the {own.split} split that {outputs.model} was trained beside"
     if rest is not None:
         labelled = _label(rest, outputs.model, outputs.classifier, options)
-        found = _run(outputs.model, outputs.classifier, labelled, options).predicted
+        found = _run(outputs.model, outputs.classifier, labelled).predicted
         fitted = calibrate(found.logits, found.labels, error=error or ERROR)
         return fitted, f"the {fitted.n:,} images of the data's val split"
     if error is not None:

@@ -60,12 +60,12 @@ def export(
             raise ArgumentError(option, value, "is only for --precision int8.")
     if artifact_path(model) is not None:
         raise ArgumentError("model", model, "is an artifact already; name the network that it was exported from.")
-    with console.Display(f"opening {model}"):
+    with console.Display(f"opening {model}") as progress:
         from effnet.exporting.export import export as write
         from effnet.exporting.int8 import MAX_DROP, export_int8
         from effnet.weights.load import open_model
 
-        bundle = open_model(model, source=source)
+        bundle = open_model(model, source=source, progress=progress)
     suffix = {"openvino": "-openvino", "onnx": ".onnx", "torch": ".pt2"}[format]
     target = out or Path(f"{Path(model).resolve().name if Path(model).is_dir() else Path(model).stem}{suffix}")
     images = None if batch == "dynamic" else int(batch)

@@ -19,7 +19,6 @@ import numpy as np
 
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.table import StageRow, block_rows
-from effnet.console import Whole
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
@@ -36,11 +35,11 @@ WARMUP = 2  # rounds that allocate memory and choose kernels
 class TimingOptions:
     """How long something is timed, and under which conditions."""
 
-    batch: Whole | None = None
+    batch: int | None = None
     """Images that go through together. Default: 1, or the batch that an artifact was exported for."""
-    threads: Whole | None = None
+    threads: int | None = None
     """Threads that the engine may use. Default: the engine's own."""
-    runs: Whole | None = None
+    runs: int | None = None
     """Rounds that count, after a warm-up. Default: as many as fit into 20 seconds, from 7 to 30."""
 
     def __post_init__(self) -> None:

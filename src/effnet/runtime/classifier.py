@@ -18,7 +18,8 @@ from effnet.arch.spec import FitMode, NetworkSpec
 from effnet.data.image import load_pixels
 from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError, optional_import
-from effnet.fields import one_of, positive_int
+from effnet.fields import one_of, positive_int, read_fields
+from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Model, artifact_path, read_artifact
 from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Logits, Pixels
@@ -226,18 +227,48 @@ class Classifier:
         return self.classes[index] if self.classes else str(index)
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """What runs a model, and how: part of effnet.load's arguments and of several commands' options."""
+
+    engine: AnyEngine = "auto"
+    """What runs the model. Default: what effnet bench --keep found fastest here, else OpenVINO or ONNX Runtime where
+    installed, else torch; an artifact runs in the engine of its format."""
+    precision: AnyPrecision | None = None
+    """What it computes with; only OpenVINO has bf16. auto: an artifact's own; else bf16 where OpenVINO runs the model
+    and the processor is faster in it, else fp32. Default: auto; effnet val: an artifact's own, else fp32."""
+    batch: int | None = None
+    """Images of a full batch, which may go through the network in parts. Default: 16, fewer for a large network."""
+    threads: int | None = None
+    """Threads that the engine and the decoding of images may use. Default: one for each core."""
+    source: str | None = None
+    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+
+    def __post_init__(self) -> None:
+        one_of("engine", self.engine, AnyEngine)
+        one_of("precision", self.precision or "auto", AnyPrecision)
+
+
+@dataclass(frozen=True)
+class LoadOptions(EngineOptions):
+    """How a model is opened: the arguments of effnet.load."""
+
+    fit: FitMode | None = None
+    """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
+    decode: Decode = "fast"
+    """fast: a large JPEG is halved while it is decoded, as long as it stays four times as large as the network sees it.
+    exact: decoded in full, equal to torchvision's bit for bit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("decode", self.decode, Decode)
+
+
+AUTO = EngineOptions()
+
+
 def load(
-    weights: str | Path,
-    /,
-    *,
-    model: str | NetworkSpec | None = None,
-    source: str | None = None,
-    fit: FitMode | None = None,
-    engine: AnyEngine = "auto",
-    precision: AnyPrecision = "auto",
-    batch: int | None = None,
-    threads: int | None = None,
-    decode: Decode = "fast",
+    weights: str | Path, /, *, model: str | NetworkSpec | None = None, progress: Progress = SILENT, **options: Any
 ) -> Classifier:
     """The classifier of a MODEL, ready to predict.
 
@@ -245,16 +276,8 @@ def load(
         weights: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
             another library, "timm/NAME" or "hf:ORG/NAME". OpenVINO's and ONNX artifacts run without torch.
         model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
-        source: the library that wrote a file of weights, where its keys cannot tell (timm or timm-tf).
-        fit: how a photo is made square, instead of as the weights say: crop, pad or squash.
-        engine: what runs it: torch, openvino or onnxruntime. auto: what `effnet bench --keep` found fastest here, else
-            by rule (effnet.runtime.select): OpenVINO or ONNX Runtime where installed, else torch.
-        precision: what it computes with: fp32 or bf16, which only OpenVINO has. auto: bf16 where the processor
-            is faster in it and OpenVINO runs the model; an artifact's own.
-        batch: images of a full batch, which may go through the network in parts; None: 16, fewer of a large network.
-        threads: how many the engine and the decoding of photos may use; None: one for each core.
-        decode: fast: a large JPEG is halved while it is decoded, as long as it stays four times as large as the network
-            sees it. exact: decoded in full, equal to torchvision's bit for bit.
+        progress: follows downloads.
+        options: fields of LoadOptions: engine, precision, batch, threads, source, fit, decode.
 
     Raises:
         UnknownNameError: it is none of these.
@@ -264,21 +287,26 @@ def load(
     """
     if not isinstance(weights, (str, os.PathLike)):
         raise ArgumentError("weights", weights, "must be a name or a path.")
-    one_of("engine", engine, AnyEngine)
-    one_of("precision", precision, AnyPrecision)
-    opened = read_model(weights, model, source)
-    pins: Any = {"engine": engine, "precision": precision}
+    chosen = read_fields(LoadOptions, options)
+    opened = read_model(weights, model, chosen.source, progress=progress)
+    pins: Any = {name: getattr(chosen, name) for name in ("engine", "precision", "batch", "threads")}
     pins = {name: value for name, value in pins.items() if value != "auto"}
-    selection = select_for(opened, batch=batch, threads=threads, **pins)
+    selection = select_for(opened, **pins)
     config = opened.config
-    if fit is not None:
-        config = dataclasses.replace(config, input=dataclasses.replace(config.input, fit=fit))
+    if chosen.fit is not None:
+        config = dataclasses.replace(config, input=dataclasses.replace(config.input, fit=chosen.fit))
     network = opened.network if isinstance(opened, Bundle) and selection.backend.engine == "torch" else None
     session = open_session(opened, selection)
-    return Classifier(session, config, network=network, selection=selection, decode=decode)
+    return Classifier(session, config, network=network, selection=selection, decode=chosen.decode)
 
 
-def read_model(weights: str | Path, model: str | NetworkSpec | None = None, source: str | None = None) -> Model:
+def read_model(
+    weights: str | Path,
+    model: str | NetworkSpec | None = None,
+    source: str | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> Model:
     """What `load` runs: an artifact, or a network with its context, in channels_last. See `load` for errors."""
     if artifact_path(weights) is not None:
         if source is not None or model is not None:
@@ -288,6 +316,6 @@ def read_model(weights: str | Path, model: str | NetworkSpec | None = None, sour
         import torch
 
         from effnet.weights.load import open_model
-    bundle = open_model(weights, network=model, source=source)
+    bundle = open_model(weights, network=model, source=source, progress=progress)
     bundle.network.to(memory_format=torch.channels_last)
     return bundle

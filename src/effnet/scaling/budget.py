@@ -16,7 +16,7 @@ from effnet.arch.blocks import Shape
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import OPTIMIZERS, Keep, file_bytes, inference_memory, training_memory
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
-from effnet.console import Amount, Whole, given
+from effnet.console import Amount, given
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
     BYTES,
@@ -62,19 +62,19 @@ class Budget:
     """Memory of inference at most: weights, one image and its feature maps, fp32: 100MB, 100MiB."""
     train_memory: Amount | None = None
     """Memory of a training step at most, with all that it holds for --batch images: 8GB."""
-    batch: Whole | None = None
+    batch: int | None = None
     """Images per training step, for --train-memory."""
     file_size: Amount | None = None
     """Size of the file of weights at most: 10MB."""
     latency: Amount | None = None
     """Time for one image on this machine at most: 20ms. Networks are timed, which takes a minute."""
-    resolution: Whole | None = None
+    resolution: int | None = None
     """Settle the resolution in pixels."""
     width: float | None = None
     """Settle the width factor, counted from the baseline's rows."""
     depth: float | None = None
     """Settle the depth factor, counted from the baseline's rows."""
-    max_resolution: Whole | None = None
+    max_resolution: int | None = None
     """Largest resolution in pixels."""
     optimizer: str = "rmsprop"
     """For --train-memory: rmsprop, sgd, momentum, adam or adamw."""

@@ -15,7 +15,7 @@ from effnet.arch.blocks import DepthRounding
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES, spec_text
-from effnet.console import OK, Flag, Whole
+from effnet.console import OK, Flag
 from effnet.errors import ArgumentError
 from effnet.files import write_file
 from effnet.plots.style import drawable
@@ -49,17 +49,17 @@ class ScaleOptions:
     depth_rounding: DepthRounding | None = None
     """How layers become whole numbers. Default: for a budget whichever fits better; else as in what is scaled (ceil in
     the official code), and nearest below phi 0, where rounding up hardly shrinks."""
-    resolution_step: Whole = RESOLUTION_STEP
+    resolution_step: int = RESOLUTION_STEP
     """The resolution is a multiple of so many pixels."""
     laws: Flag = False
     """Show what doubling only depth, width or resolution costs, and why that is not what the textbook says."""
-    num_classes: Whole | None = None
+    num_classes: int | None = None
     """For a budget: outputs of the classifier. Default: as in what is scaled."""
     pretrained: Flag = False
     """For a budget: choose only among published networks that have weights."""
     engine: EngineName | None = None
     """For --latency: what runs the networks. Default: the engine that would run what is scaled."""
-    threads: Whole | None = None
+    threads: int | None = None
     """For --latency: threads of the engine. Default: one per core."""
     plot: Path | None = None
     """For a budget: draw the candidates into this .png, .svg or .pdf file."""

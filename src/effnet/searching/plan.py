@@ -29,7 +29,7 @@ from effnet.arch.cost import cost
 from effnet.arch.spec import FitMode, InputSpec, NetworkSpec
 from effnet.arch.specfile import read_mapping, spec_text
 from effnet.arch.variants import spec as make_spec
-from effnet.console import Amount, Whole, csv_lines
+from effnet.console import Amount, csv_lines
 from effnet.data.dataset import Dataset, Sample, manifest, read_data, read_manifest, split_data
 from effnet.errors import ArgumentError, DataError
 from effnet.fields import one_of, positive_float, positive_int, read_fields
@@ -67,25 +67,25 @@ class SearchOptions:
     """Limit on a candidate's parameters: 1M."""
     latency: Amount | None = None
     """Limit on a candidate's measured time for one image on this machine: 5ms."""
-    rungs: Whole = 3
+    rungs: int = 3
     """Stages; after each the better third goes on, to trainings three times as long."""
-    seeds: Whole = 5
+    seeds: int = 5
     """Trainings of each finalist."""
-    finalists: Whole = 4
+    finalists: int = 4
     """Candidates at the last rung, at least."""
     epochs: float | None = None
     """Length of the longest training. Default: 600 steps."""
-    resolution: Whole | None = None
+    resolution: int | None = None
     """Resolution of the baseline in pixels. Default: half the images' own, if that is less than the baseline's."""
     recipe: str = "scratch"
     """How networks are trained: scratch, paper, or a YAML file. Images are only mirrored and shifted."""
     fit: FitMode = "squash"
     """How images become square: squash, pad or crop."""
-    images: Whole | None = None
+    images: int | None = None
     """Number of images to train with, evenly over the classes, and limit on those to score with. Default: all."""
     val: float = 0.15
     """Share of the data to score networks with, where it has no val split."""
-    seed: Whole = 0
+    seed: int = 0
     """Seed of the split, the weights and the order."""
     device: str = "cpu"
     """Where networks are trained: cpu or cuda."""
@@ -125,9 +125,9 @@ class WorkOptions:
 
     minutes: float | None = None
     """Time after which no training starts; the verdict uses those that are finished."""
-    trials: Whole | None = None
+    trials: int | None = None
     """Limit on the trainings of this run."""
-    workers: Whole | None = None
+    workers: int | None = None
     """Trainings at a time, each on one thread. Default: one for each core, or what the Ray cluster has room for."""
     ray: str | None = None
     """Address of a Ray cluster to train on: auto, ray://HOST:10001; local starts one here. Default: processes."""

@@ -11,7 +11,7 @@ import yaml
 from cyclopts import Parameter
 
 from effnet import console
-from effnet.console import INTERRUPTED, OK, Display, Flag, Whole
+from effnet.console import INTERRUPTED, OK, Display, Flag
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.training.recipe import Recipe, recipe_value
 from effnet.training.run import Settings
@@ -32,13 +32,13 @@ class RecipeOptions:
     epochs: float | None = None
     """Passes over the training images, not necessarily whole. Default: the recipe's."""
 
-    batch: Whole | None = None
+    batch: int | None = None
     """Images per step, over all processes. Default: the recipe's, or fewer for small data."""
 
     lr: float | None = None
     """Highest learning rate, at the recipe's reference batch. Default: the recipe's."""
 
-    patience: Whole | None = None
+    patience: int | None = None
     """Stop after this many epochs without a better result on the val split. Default: never."""
 
     class_weights: Flag | None = None

@@ -24,7 +24,7 @@ from cyclopts import Parameter
 
 from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import FitMode, InputSpec, NetworkSpec, NumericPolicy
-from effnet.console import Flag, Whole
+from effnet.console import Flag
 from effnet.data.dataset import SIZE
 from effnet.errors import ArgumentError, TrainingError
 from effnet.fields import (
@@ -75,27 +75,27 @@ class Settings:
     """Time for the whole run, instead of epochs. The schedule follows the clock, so the weights differ from run to
     run."""
 
-    resolution: Whole | None = None
+    resolution: int | None = None
     """Height and width of the images in pixels. Default: the model's."""
 
     fit: FitMode | None = None
     """How photos become square. Default: as the weights expect, mostly crop. For objects that fill the frame, pad or
     squash cut nothing off."""
 
-    stem_stride: Whole | None = None
+    stem_stride: int | None = None
     """1 suits images of 28 to 64 px: with 2, their last feature map has one pixel. Default: the model's."""
 
     init: str | None = None
     """Start from another network's weights, as far as its blocks match or can be sliced or grown."""
 
-    freeze: Whole = 0
+    freeze: int = 0
     """Keep the weights of stages 1 to N; with 9, only the classifier learns."""
 
     train_memory: str | int | None = None
     """Memory limit of a training step, such as 4GB; torch itself is not counted. Feature maps are then recomputed
     instead of kept, and a batch goes through in parts."""
 
-    seed: Whole = 0
+    seed: int = 0
     """Seed of the split, the initial weights, the order of the images and the augmentation."""
 
     device: str = "cpu"
@@ -104,10 +104,10 @@ class Settings:
     precision: PrecisionOption = "auto"
     """Number format of the feature maps; auto takes bf16 where the processor runs it faster."""
 
-    workers: Whole | None = None
+    workers: int | None = None
     """Processes that load images. Default: by a rule of image size, network and cores."""
 
-    threads: Whole | None = None
+    threads: int | None = None
     """Threads that torch uses. Default: one per core without a worker."""
 
     val: float = 0.15
