@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import of Keras
+
 # What tests keep is not kept for the user's own networks.
 os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
 

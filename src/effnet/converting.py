@@ -39,10 +39,10 @@ def convert(
         from effnet.weights.convert import read_checkpoint
         from effnet.weights.load import build, read
         from effnet.weights.verify import logit_difference
-        from effnet.weights.writers import FILES, WRITTEN, write_checkpoint
+        from effnet.weights.writers import FILE_TARGETS, TARGETS, write_checkpoint
 
-        if to not in ("bundle", *WRITTEN):
-            raise UnknownNameError("to", to, ("bundle", *WRITTEN))
+        if to not in ("bundle", *TARGETS):
+            raise UnknownNameError("to", to, ("bundle", *TARGETS))
         checkpoint = read(file, model, source=source, num_classes=num_classes, progress=progress)
         network = build(checkpoint)
     sys.stdout.write(f"{checkpoint}\n")
@@ -52,8 +52,8 @@ def convert(
     if not difference.relative <= SAME:
         raise RefusedError(f"the logits differ from those of {checkpoint.source}; nothing was written")
 
-    target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILES else ''}")
-    place = write_file(target) if to in FILES else write_folder(target, "bundle" if to == "bundle" else "hub")
+    target = out or Path(f"{Path(file).stem}-{to}{'.pth' if to in FILE_TARGETS else ''}")
+    place = write_file(target) if to in FILE_TARGETS else write_folder(target, "bundle" if to == "bundle" else "hub")
     with place as temporary, console.Display(f"writing {target} and comparing logits"):
         notes: tuple[str, ...] = ()
         if to == "bundle":

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from effnet import console
-from effnet.arch.cost import Cost, cost
+from effnet.arch.cost import Cost, block_rows, cost, stage_rows
 from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch, training_memory
 from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
 from effnet.arch.spec import NetworkSpec
-from effnet.arch.table import block_rows, stage_rows
 from effnet.arch.variants import PAPER, VARIANTS, spec
 from effnet.console import MACS, OK, PUBLISHED, Amount, Flag
 from effnet.errors import ArgumentError
@@ -103,7 +102,7 @@ def info(
     """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
 
     With --batch or --train-memory: what training that network holds in memory, with and without a plan that computes
-    part of it again.
+    some of it again.
 
     Args:
         model: A variant (b0 ... b8, l2, lite0 ... lite4), a bundle or a spec.yaml. Default: the whole family.
@@ -151,8 +150,8 @@ def _show_family(*, as_json: bool) -> None:
 def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bool) -> None:
     rows = block_rows(network) if blocks else stage_rows(network)
     if as_json:
-        parts = [row.to_dict() for row in rows]
-        sys.stdout.write(console.json_text(_values(network) | {"blocks" if blocks else "stages": parts}))
+        values = {"blocks" if blocks else "stages": [row.to_dict() for row in rows]}
+        sys.stdout.write(console.json_text(_values(network) | values))
         return
     price = cost(network)
     columns = ("<block" if blocks else "<stage", "<operator", "input px", "channels", "layers", "stride")
@@ -194,11 +193,11 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
         values = {"batch": images, "train_memory_bytes": limit, **settings, "precision_because": reason}
         sys.stdout.write(console.json_text(_values(network) | values | {"training": rows}))
         return
-    parts = "weights", "gradients", "optimizer", "ema", "images", "activations", "peak"
-    columns = ["<kept", *parts[:3], "EMA", *parts[4:6], "at the peak", "MACs again", *["largest batch"] * bool(largest)]
+    terms = "weights", "gradients", "optimizer", "ema", "images", "activations", "peak"
+    columns = ["<kept", *terms[:3], "EMA", *terms[4:6], "at the peak", "MACs again", *["largest batch"] * bool(largest)]
     lines = []
     for name, memory in held.items():
-        sizes = (console.size(getattr(memory, part)) for part in parts)
+        sizes = (console.size(getattr(memory, term)) for term in terms)
         lines.append((name, *sizes, f"{again[name]:.0%}", *[largest.get(name, images) or "none"] * bool(largest)))
     title = f"Training {network.name} at {network.resolution} px, {step.optimizer}, {precision}: "
     note = (
@@ -248,5 +247,5 @@ def _values(network: NetworkSpec) -> dict[str, Any]:
     return values
 
 
-def _costs(part: Cost) -> tuple[str, str, str]:
-    return f"{part.params:,}", f"{part.macs:,}", f"{part.activations:,}"
+def _costs(price: Cost) -> tuple[str, str, str]:
+    return f"{price.params:,}", f"{price.macs:,}", f"{price.activations:,}"

@@ -7,9 +7,9 @@ here, so this is independent of the naming rules of the checkpoints.
 
 import json
 import math
-import os
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import timm
@@ -18,6 +18,7 @@ import torchvision
 from efficientnet_pytorch import EfficientNet as LukemelasEfficientNet
 from random_weights import golden
 from torch import nn
+from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
 import effnet
 from effnet.arch.spec import NumericPolicy
@@ -145,8 +146,6 @@ def test_timm_l2_has_the_same_tensors():
 
 
 def hugging_face(name: str, resolution: int, odd: list[int]) -> nn.Module:
-    from transformers import EfficientNetConfig, EfficientNetForImageClassification
-
     spec = effnet.spec(name)
     config = EfficientNetConfig(
         image_size=resolution,
@@ -174,9 +173,6 @@ def test_hugging_face(name, resolution, odd, compare):
 @pytest.mark.parametrize(("name", "size"), [("b0", OBLONG), ("b3", EVEN)])
 def test_keras(name, size, compare):
     """Its padding is fixed for the size that it is built for; images are (N, H, W, 3) and in 0 ... 255."""
-    os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import
-    import keras
-
     assert keras.backend.backend() == "torch"
     judge = getattr(keras.applications, f"EfficientNet{name.upper()}")(
         weights=None, input_shape=(*size, 3), classifier_activation=None

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
 from foreign import IMAGENET_STD, saved, tiny, written
 
 from effnet.arch.spec import InputSpec, NumericPolicy
@@ -108,7 +109,6 @@ def test_transformers_folder(tmp_path):
 )
 def test_transformers_processors(tmp_path, changes):
     """A square photo of the right size needs no resizing: the processor's answer is the InputSpec's arithmetic."""
-    transformers = pytest.importorskip("transformers")
     values = PROCESSOR | changes
     read = read_checkpoint(written(tmp_path / "a", tiny("hf"), config=HF, preprocessor_config=values))
     found = read.input

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-
+import keras
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from effnet.weights.convert import read_checkpoint
 from effnet.weights.load import build
 from effnet.weights.verify import logit_difference
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
 SIZE = 64
 OPTIONS = {"input_shape": (SIZE, SIZE, 3), "classifier_activation": None}
 IMAGES = np.random.RandomState(1).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
@@ -25,14 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.fixture(scope="module")
-def keras():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("keras")
-
-
-@pytest.fixture(scope="module")
-def b0(keras):
+def b0():
     return keras_shaken(keras.applications.EfficientNetB0(weights=None, classes=5, **OPTIONS))
 
 
@@ -99,7 +89,7 @@ def test_the_logit_check(tmp_path, b0, num_classes):
     assert found.relative < ALLOWED
 
 
-def test_keras_with_imagenets_preparation(tmp_path, keras, monkeypatch):
+def test_keras_with_imagenets_preparation(tmp_path, monkeypatch):
     """Published weights hold the std where the variance belongs, and Keras divides by its root once more."""
     plain = keras_shaken(keras.applications.EfficientNetB0(weights=None, **OPTIONS))
     normalization = next(layer for layer in plain.layers if type(layer).__name__ == "Normalization")
@@ -118,7 +108,7 @@ def test_keras_with_imagenets_preparation(tmp_path, keras, monkeypatch):
         assert_same(read, theirs)
 
 
-def test_keras_network_inside_another(tmp_path, keras):
+def test_keras_network_inside_another(tmp_path):
     base = keras_shaken(
         keras.applications.EfficientNetB0(weights=None, include_top=False, pooling="avg", input_shape=(SIZE, SIZE, 3))
     )

@@ -68,7 +68,7 @@ def test_real_weights():
     assert difference(target, source) < ALLOWED
     inherit(target, source)
     assert ALLOWED < difference(target, source) < 0.02  # by default there is noise
-    assert str(report) == "inherited from lite0: 85 % of 6.09 M parameters (parts: 5 copied, 14 grown, 5 added)"
+    assert str(report) == "inherited from lite0: 85 % of 6.09 M parameters (modules: 5 copied, 14 grown, 5 added)"
     sizes = {name: parameter.numel() for name, parameter in target.named_parameters()}
     assert report.params == sum(sizes.values())
     assert report.share == sum(size for name, size in sizes.items() if not is_in(name, report)) / report.params
@@ -198,7 +198,7 @@ def test_another_number_of_classes_starts_fresh():
     assert report.names("fresh") == ("classifier",)
     assert torch.equal(target.classifier.weight, before)
     assert torch.equal(target.embed(torch.ones(1, 3, 64, 64)), source.embed(torch.ones(1, 3, 64, 64)))
-    assert str(report).endswith(" M parameters (parts: 12 copied; fresh: classifier)")
+    assert str(report).endswith(" M parameters (modules: 12 copied; fresh: classifier)")
 
 
 def test_classes_are_matched_by_name():

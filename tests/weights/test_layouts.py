@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from pathlib import Path
 
+import keras
 import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from efficientnet_pytorch import EfficientNet as Lukemelas
 
 from effnet.arch.variants import VARIANTS, spec
@@ -28,7 +29,6 @@ from effnet.weights.layouts import (
     published_name,
 )
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
 TUTORIAL = json.loads((Path(__file__).parents[1] / "models" / "tutorial_tiny.json").read_text())
 
 
@@ -75,7 +75,6 @@ def test_lukemelas_names():
 
 
 def test_transformers_names():
-    transformers = pytest.importorskip("transformers")
     scale = {"width_coefficient": 1.2, "depth_coefficient": 1.4, "hidden_dim": 1536}
     config = transformers.EfficientNetConfig(**scale, depthwise_padding=[5, 18], num_labels=1000)
     with torch.device("meta"):
@@ -86,7 +85,6 @@ def test_transformers_names():
 def test_keras_names():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Keras asks numpy for copies in the old way
-        keras = pytest.importorskip("keras")
         theirs = keras.applications.EfficientNetB1(weights=None)
     named = {weight.path: len(weight.shape) for layer in theirs.layers for weight in layer.weights}
     ours = {key: len(shape) for key, shape in LAYOUTS["keras"].shapes(spec("b1")).items()}

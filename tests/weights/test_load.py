@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import effnet
 from effnet.arch.spec import InputSpec, NumericPolicy
@@ -48,7 +49,7 @@ def test_a_new_classifier_keeps_the_rest_and_says_so(bundle: Path, caplog: pytes
 
 def test_other_norms_get_the_weights_and_their_constants(bundle: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
-    for norm in (pytest.importorskip("torchvision").ops.FrozenBatchNorm2d, nn.SyncBatchNorm):
+    for norm in (FrozenBatchNorm2d, nn.SyncBatchNorm):
         network = create(TINY, weights=bundle, norm=norm)
         torch.testing.assert_close(network(images), create(TINY, weights=bundle)(images), rtol=1e-4, atol=1e-4)
     with pytest.raises(CheckpointError, match="does not fit this norm"):

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from PIL import Image
 from random_weights import shaken
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.weights.bundle import save
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.layouts import LAYOUTS
-from effnet.weights.writers import WRITTEN, write_checkpoint
+from effnet.weights.writers import TARGETS, change_eps, write_checkpoint
 
 ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 SYMMETRIC, SAME = NumericPolicy(), NumericPolicy(padding="same")
@@ -132,12 +133,7 @@ def test_timm_prepares_photos_as_we_do(tmp_path, fit, size, resize):
     np.testing.assert_array_equal(transform(photo).numpy(), preprocess(photo, wanted))
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip("transformers")
-
-
-def from_pretrained(transformers, folder):
+def from_pretrained(folder):
     theirs, info = transformers.EfficientNetForImageClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return theirs
@@ -154,11 +150,11 @@ def from_pretrained(transformers, folder):
         ("b0", 70, {"in_channels": 1}),
     ],
 )
-def test_transformers_loads_it(tmp_path, transformers, name, size, changes):
+def test_transformers_loads_it(tmp_path, name, size, changes):
     policy = NumericPolicy(1e-4 if name == "b2" else 1e-3, 0.02, "same")
     network = make(name, policy, size=size, **changes)
     write_checkpoint(network, "hf", tmp_path / "a", input_spec=InputSpec(size, size + 9), classes=CLASSES)
-    theirs = from_pretrained(transformers, tmp_path / "a")
+    theirs = from_pretrained(tmp_path / "a")
     assert theirs.config.id2label == dict(enumerate(CLASSES))
     assert theirs.config.label2id["class 3"] == 3
     assert_same(theirs, network, size)
@@ -167,16 +163,16 @@ def test_transformers_loads_it(tmp_path, transformers, name, size, changes):
     assert read.notes == ()
 
 
-def test_transformers_loads_relu6(tmp_path, transformers):
+def test_transformers_loads_relu6(tmp_path):
     network = shaken(EfficientNet(dataclasses.replace(spec("b0", num_classes=2), activation="relu6"), policy=SAME))
     write_checkpoint(network, "hf", tmp_path / "a", input_spec=INPUT)
-    assert_same(from_pretrained(transformers, tmp_path / "a"), network, 64)
+    assert_same(from_pretrained(tmp_path / "a"), network, 64)
     read = read_checkpoint(tmp_path / "a")
     assert (read.spec.activation, read.classes) == ("relu6", None)  # LABEL_0 is not a name
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-def test_transformers_prepares_photos_as_we_do(tmp_path, transformers, fit):
+def test_transformers_prepares_photos_as_we_do(tmp_path, fit):
     wanted = InputSpec(64, 73, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", fit)
     write_checkpoint(small(SAME), "hf", tmp_path / "a", input_spec=wanted)
     with warnings.catch_warnings():
@@ -244,7 +240,7 @@ CHANGED = [  # library, change to B0, reason
     ("tutorial", {"head": 1000}, "head does not have the official number of channels"),
     ("tutorial", {"stem": 48}, "stem or head does not have the official number of channels"),
     ("torchvision", {"stages": B0.stages[:-1]}, "baseline is not EfficientNet's"),
-    *((to, {"stem_stride": 1}, f"its stem has a stride of 1, and {to}'s has 2") for to in WRITTEN),
+    *((to, {"stem_stride": 1}, f"its stem has a stride of 1, and {to}'s has 2") for to in TARGETS),
 ]
 CHANGED = [
     (to, lambda changes=changes: EfficientNet(dataclasses.replace(spec("b0", depth=0.4), **changes)), reason, "")
@@ -279,7 +275,7 @@ def test_other_normalisations(tmp_path, norm):
 @pytest.mark.parametrize(
     ("to", "out", "options", "words"),
     [
-        *((to, "a", {}, f"`to` .*'{to}'.*choose from {', '.join(WRITTEN)}") for to in ("lukemelas", "keras", "onnx")),
+        *((to, "a", {}, f"`to` .*'{to}'.*choose from {', '.join(TARGETS)}") for to in ("lukemelas", "keras", "onnx")),
         ("torchvision", "a", {}, r"`out` .*must end in \.pth, \.pt, \.safetensors for torchvision"),
         ("torchvision", "a.pth", {"classes": ["a", "b"]}, r"`classes` \(='2 names'\) must be 5 names"),
     ],
@@ -336,3 +332,20 @@ def test_half_precision_is_written_in_float32(tmp_path):
     state = torch.load(tmp_path / "a.pth", weights_only=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
     assert next(network.parameters()).dtype == torch.float16
+
+
+@pytest.mark.parametrize(("old", "new"), [(1e-3, 1e-5), (1e-5, 1e-3)])
+def test_with_eps_computes_the_same(old, new):
+    network = shaken(EfficientNet(spec("b0", width=0.5, depth=0.4), policy=NumericPolicy(bn_eps=old)), 64)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # some channels are almost dead, as in trained networks
+                module.running_var[::5] = 1e-6
+                module.weight[::5] *= 1e-3
+    other = EfficientNet(network.spec, policy=NumericPolicy(bn_eps=new))
+    other.load_state_dict(change_eps(network.state_dict(), old, new))
+    assert all((tensor >= 0).all() for key, tensor in other.state_dict().items() if key.endswith("running_var"))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = network(images)
+        assert (other.eval()(images) - logits).abs().max() < 1e-5 * logits.abs().max()

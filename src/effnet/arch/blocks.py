@@ -122,7 +122,10 @@ class BlockRun:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a network from input to output."""
+    """A network as built: all that its costs depend on. Specs of one shape are one network, whatever their factors.
+
+    So it also holds the few fields of the spec that no factor scales; networks are told apart by it.
+    """
 
     in_channels: int
     resolution: int
@@ -177,7 +180,7 @@ class Op:
     def check(self, expand_ratio: int, squeeze_ratio: float | None) -> None:
         """Raise ArgumentError where a stage's numbers mean nothing for this kind."""
         if squeeze_ratio and not self.squeezes:
-            raise ArgumentError("squeeze_ratio", squeeze_ratio, f"must be 0: {self.name} has no such part.")
+            raise ArgumentError("squeeze_ratio", squeeze_ratio, f"must be 0: {self.name} blocks never squeeze.")
         if self.expand_ratios and expand_ratio not in self.expand_ratios:
             allowed = " or ".join(map(str, self.expand_ratios))
             raise ArgumentError("expand_ratio", expand_ratio, f"must be {allowed} for {self.name}.")

@@ -1,4 +1,4 @@
-"""What a network costs, in closed form from its spec: no module is built and no tensor allocated.
+"""What a network costs, in closed form from its spec; and the paper's Table 1 of any network with the cost of each row.
 
 - `macs` are multiply-adds, one each, of convolutions and fully connected layers: what the paper calls FLOPS.
 - `flops` count the multiplication and the addition: twice the macs.
@@ -7,6 +7,7 @@
 
 All are per image at the network's resolution. Batch normalisation, activation functions, pooling and products have no
 multiply-adds here, as in the paper; fvcore counts batch normalisation, which is why timm's tables show 3 % more for B0.
+The table shows the stride of each stage's first block, which the paper leaves to the resolutions.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from effnet.arch.blocks import BlockSpec, Shape
+from effnet.arch.blocks import OPS, BlockSpec, Shape
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a part of a network for one image."""
+    """The cost of a network, or of a stage, block or layer of it, for one image."""
 
     name: str
     params: int
@@ -40,15 +41,33 @@ class Cost:
 
 @dataclass(frozen=True)
 class NetworkCost(Cost):
-    """The cost of a network, in total and in its parts; either kind of part adds up to the total."""
+    """The cost of a network, in total, by stage and by block; the stages add up to the total, and so do the blocks."""
 
     stages: tuple[Cost, ...]  # the paper's nine: stem, seven of blocks, head with classifier
     blocks: tuple[Cost, ...]  # stem, each block, head (of nothing, where there is none), classifier
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers under the names of the attributes, parts included."""
-        parts = {name: [part.to_dict() for part in getattr(self, name)] for name in ("stages", "blocks")}
-        return super().to_dict() | parts
+        """The numbers under the names of the attributes, stages and blocks included."""
+        rows = {name: [row.to_dict() for row in getattr(self, name)] for name in ("stages", "blocks")}
+        return super().to_dict() | rows
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage or a block."""
+
+    name: str  # the stage's number, or the block's path in the module
+    operator: str  # as the paper writes it: MBConv6, k5x5
+    input_size: int  # height and width of the input in pixels
+    channels: int  # of the output
+    layers: int
+    stride: int  # of the first layer
+    cost: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns under the names of the attributes, costs among them."""
+        columns = {name: value for name, value in vars(self).items() if name != "cost"}
+        return self.cost.to_dict() | columns
 
 
 def cost(spec: NetworkSpec) -> NetworkCost:
@@ -66,8 +85,8 @@ def cost(spec: NetworkSpec) -> NetworkCost:
     for block, price in zip(spec.blocks, blocks, strict=True):
         rows[block.stage - 1].append(price)
     stages = tuple(_sum(f"stage{number}", *row) for number, row in enumerate(rows, start=1))
-    parts = (stem, *blocks, head, classifier)
-    return NetworkCost(**vars(_sum(spec.name, *parts)), stages=stages, blocks=parts)
+    all_blocks = (stem, *blocks, head, classifier)
+    return NetworkCost(**vars(_sum(spec.name, *all_blocks)), stages=stages, blocks=all_blocks)
 
 
 def total_cost(shape: Shape) -> Cost:
@@ -86,6 +105,28 @@ def block_cost(block: BlockSpec) -> Cost:
     weights = scaled * squeezed  # two layers on a 1 x 1 map, with biases
     outputs = squeezed + scaled * (squeezed > 0)
     return _sum(block.name, *layers, Cost("", 2 * weights + outputs, 2 * weights, outputs))
+
+
+def stage_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
+    """The stages of `spec`, 1 to 9 for the family."""
+    firsts = [block for block in spec.blocks if block.index == 0]
+    stages = cost(spec).stages
+    rows = [_stem_row("1", spec, stages[0])]
+    for block, layers, price in zip(firsts, spec.layers, stages[1:-1], strict=True):
+        rows.append(_block_row(str(block.stage), block, layers, price))
+    head = "Conv1x1 & Pooling & FC" if spec.head else "Pooling & FC"
+    rows.append(StageRow(str(len(stages)), head, spec.final_size, spec.head_channels, 1, 1, stages[-1]))
+    return tuple(rows)
+
+
+def block_rows(spec: NetworkSpec) -> tuple[StageRow, ...]:
+    """The stem, every block, the head and the classifier of `spec`."""
+    stem, *blocks, head, classifier = cost(spec).blocks
+    rows = [_stem_row("stem", spec, stem)]
+    rows += [_block_row(block.name, block, 1, price) for block, price in zip(spec.blocks, blocks, strict=True)]
+    rows.append(StageRow("head", "Conv1x1" if spec.head else "none", spec.final_size, spec.head_channels, 1, 1, head))
+    rows.append(StageRow("classifier", "Pooling & FC", spec.final_size, spec.num_classes, 1, 1, classifier))
+    return tuple(rows)
 
 
 def _stem(shape: Shape) -> Cost:
@@ -109,10 +150,19 @@ def _convolution(inputs: int, outputs: int, kernel: int, size: int) -> Cost:
     return Cost("", weights + 2 * outputs, weights * size**2, outputs * size**2)
 
 
-def _times(count: int, part: Cost) -> Cost:
-    return Cost(part.name, count * part.params, count * part.macs, count * part.activations)
+def _times(count: int, each: Cost) -> Cost:
+    return Cost(each.name, count * each.params, count * each.macs, count * each.activations)
 
 
-def _sum(name: str, *parts: Cost) -> Cost:
-    numbers = ((part.params, part.macs, part.activations) for part in parts)
+def _sum(name: str, *costs: Cost) -> Cost:
+    numbers = ((each.params, each.macs, each.activations) for each in costs)
     return Cost(name, *map(sum, zip(*numbers, strict=True)))
+
+
+def _stem_row(name: str, spec: NetworkSpec, price: Cost) -> StageRow:
+    operator = f"Conv{spec.stem_kernel}x{spec.stem_kernel}" + (" & MaxPool" if spec.stem_pool else "")
+    return StageRow(name, operator, spec.resolution, spec.stem_channels, 1, spec.stem_stride, price)
+
+
+def _block_row(name: str, block: BlockSpec, layers: int, price: Cost) -> StageRow:
+    return StageRow(name, OPS[block.op].title(block), block.input_size, block.out_channels, layers, block.stride, price)

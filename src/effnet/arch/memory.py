@@ -2,7 +2,8 @@
 
 Inference: weights, the image, and the feature maps that are alive together at the worst moment, in eager torch.
 Training: weights, gradients, the optimizer's state, the moving average, the images, and what autograd keeps of each
-image until the backward pass has read it. That last part is nearly all of it, and it is what a RecomputePlan saves.
+image until the backward pass has read it. The last is nearly all of it, and it is what a RecomputePlan saves. A plan
+divides a network into segments, as the literature of checkpointing calls them: the stem, each block, and the head.
 
 What is kept of an MBConv block, in feature maps: E at the size of its expand convolution's output, D of the depthwise
 one's, P of the projected one's. The reason is what each step's gradient reads:
@@ -50,7 +51,7 @@ OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
 
 
 class Keep(IntEnum):
-    """What a part keeps of its forward pass for the backward pass: each level what the ones below it keep, and more."""
+    """What a segment keeps for the backward pass: each level keeps what those below it do, and more."""
 
     BOTTLENECKS = 0  # its input and the output of its last convolution; stem and head: only the input
     DEPTHWISE = 1  # the output of the convolution before, in an MBConv the depthwise one
@@ -82,14 +83,14 @@ class TrainingMemory:
 
 
 @dataclass(frozen=True)
-class PartMemory:
-    """Equal parts of a network in a row, in elements per image."""
+class SegmentMemory:
+    """Equal segments in a row, in elements per image."""
 
     count: int
     params: int
     kept: int  # by each of them
     working: int  # what its backward pass holds in addition
-    recomputed: int  # what the next part holds when it computes the last one's output again
+    recomputed: int  # what the next segment holds when it computes the last one's output again
 
 
 def inference_memory(network: NetworkSpec | Shape) -> int:
@@ -144,7 +145,7 @@ def training_memory(
         optimizer: "sgd" (without momentum), "momentum", "rmsprop" (with momentum, as the paper), "adam", "adamw".
         ema: whether a moving average of the weights is kept.
         precision: "bf16" halves the activations; weights, gradients and states stay fp32.
-        plan: what each part keeps (a RecomputePlan; for one network), or one level for all; None keeps everything.
+        plan: what each segment keeps (a RecomputePlan; for one network), or one level for all; None keeps everything.
 
     Raises:
         ArgumentError: a value is outside its range or unknown, or the network cannot follow the plan.
@@ -154,7 +155,7 @@ def training_memory(
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
     shape = _shape(network)
-    parts = part_memories(network, plan)
+    segments = segment_memories(network, plan)
     params, element = total_cost(shape).params, ACTIVATION[precision]
     copies = 0 if precision == "fp32" else element * params
     images = FLOAT * batch * shape.in_channels * shape.resolution**2
@@ -167,15 +168,15 @@ def training_memory(
         optimizer=FLOAT * params * states[0],
         ema=FLOAT * params * states[1],
         images=images,
-        activations=element * batch * sum(part.count * part.kept for part in parts) + cast,
-        peak=fixed + cast + _peak(parts, element * batch),
+        activations=element * batch * sum(each.count * each.kept for each in segments) + cast,
+        peak=fixed + cast + _peak(segments, element * batch),
     )
 
 
 def kept_per_image(network: NetworkSpec | Shape) -> int:
     """Bytes that one more image of the batch costs in training: itself and what is kept of it, fp32, without a plan."""
     shape = _shape(network)
-    kept = sum(part.count * part.kept for part in part_memories(shape, None))
+    kept = sum(each.count * each.kept for each in segment_memories(shape, None))
     return FLOAT * (shape.in_channels * shape.resolution**2 + kept)
 
 
@@ -194,7 +195,7 @@ def largest_batch(spec: NetworkSpec, limit: int, **settings: Any) -> int:
     return bisect.bisect_left(range(1, beyond + 1), True, key=is_too_large)
 
 
-def part_memories(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None) -> list[PartMemory]:
+def segment_memories(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None) -> list[SegmentMemory]:
     """Stem, blocks (with a plan each by itself) and head."""
     shape = _shape(network)
     if isinstance(plan, Mapping):
@@ -210,10 +211,10 @@ def part_memories(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep 
 
 
 def check_plan(spec: NetworkSpec, plan: Mapping[str, Keep]) -> None:
-    """Raise ArgumentError unless the plan has exactly the parts of this network, and all of them can be recomputed."""
+    """Raise ArgumentError unless the plan has exactly the segments of this network, and all can be recomputed."""
     names = {"stem", "head", *(block.name for block in spec.blocks)}
     if wrong := sorted(names ^ plan.keys()):
-        raise ArgumentError("plan", wrong[0], f"is a part of only one of the plan and the network {spec.name}.")
+        raise ArgumentError("plan", wrong[0], f"is in only one of the plan and the network {spec.name}.")
     _check_ops(spec.shape)
 
 
@@ -224,7 +225,7 @@ def keeps_output(block: BlockSpec, layer: Layer, keep: Keep) -> bool:
     return keep >= min(distance, Keep.CONVOLUTIONS)
 
 
-def _stem(shape: Shape, keep: Keep | None) -> PartMemory:
+def _stem(shape: Shape, keep: Keep | None) -> SegmentMemory:
     """The stem: convolution, normalisation, activation. Its input is the image, which is counted elsewhere."""
     elements = shape.stem_channels * shape.stem_size**2
     params = shape.stem_channels * (shape.stem_kernel**2 * shape.in_channels + 2)
@@ -234,25 +235,25 @@ def _stem(shape: Shape, keep: Keep | None) -> PartMemory:
         kept, recomputed = (0, 2) if keep is Keep.BOTTLENECKS else (1, 1)
     working = (2 if kept else 3) * elements
     if not shape.stem_pool:
-        return PartMemory(1, params, kept * elements, working, recomputed * elements)
+        return SegmentMemory(1, params, kept * elements, working, recomputed * elements)
     # Pooling reads the activation itself, and remembers the place of each of its outputs
     pooled = shape.stem_channels * strided_size(shape.stem_size, 2) ** 2
-    return PartMemory(1, params, (kept + (recomputed > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
+    return SegmentMemory(1, params, (kept + (recomputed > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
 
 
-def _head(shape: Shape, keep: Keep | None) -> PartMemory:
+def _head(shape: Shape, keep: Keep | None) -> SegmentMemory:
     """Head and classifier. Pooling reads no values, so nothing keeps the map before it."""
     elements = shape.head_channels * shape.final_size**2
     classifier = (shape.head_channels + 1) * shape.num_classes
     if not shape.head:
         kept = 2 * shape.head_channels - _kept_for_next(shape.runs[-1].block, keep, shape.activation)
-        return PartMemory(1, classifier, kept, elements, 0)
+        return SegmentMemory(1, classifier, kept, elements, 0)
     kept = _maps_without_plan(shape.activation) - 1 if keep is None else int(keep > Keep.BOTTLENECKS)
     params = shape.head_channels * (shape.features + 2) + classifier
-    return PartMemory(1, params, kept * elements + 2 * shape.head_channels, (2 if kept else 3) * elements, 0)
+    return SegmentMemory(1, params, kept * elements + 2 * shape.head_channels, (2 if kept else 3) * elements, 0)
 
 
-def _block(run: BlockRun, keep: Keep | None, activation: Activation) -> PartMemory:
+def _block(run: BlockRun, keep: Keep | None, activation: Activation) -> SegmentMemory:
     """Equal blocks; the module's docstring has the table."""
     block = run.block
     full = keep is None or keep is Keep.ACTIVATIONS
@@ -265,7 +266,9 @@ def _block(run: BlockRun, keep: Keep | None, activation: Activation) -> PartMemo
     if summed or not block.path[-1].activation:  # else the output is the last layer's, which is counted
         kept = kept + read + block.output_elements * summed
     recomputed = 0 if summed else block.output_elements - read
-    return PartMemory(run.count, block_cost(block).params, kept, _working_elements(block, keep, activation), recomputed)
+    return SegmentMemory(
+        run.count, block_cost(block).params, kept, _working_elements(block, keep, activation), recomputed
+    )
 
 
 def _shape(network: NetworkSpec | Shape) -> Shape:
@@ -293,7 +296,7 @@ def _kept_maps(block: BlockSpec, layer: Layer, keep: Keep | None, activation: Ac
 
 
 def _kept_for_next(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
-    """Elements of a block's output that are kept only because the next part reads them."""
+    """Elements of a block's output that are kept only because the next segment reads them."""
     full = keep is None or keep is Keep.ACTIVATIONS
     if OPS[block.op].activates_sum:
         return block.output_elements * (activation != "relu")
@@ -321,21 +324,21 @@ def _working_elements(block: BlockSpec, keep: Keep | None, activation: Activatio
     return _largest((passed, behind + (2 if keep is None or keep >= Keep.CONVOLUTIONS else 3) * expanded))
 
 
-def _peak(parts: list[PartMemory], scale: int) -> int:
-    """The most bytes of activations and gradients together, as the backward pass goes from the last part to the first.
+def _peak(segments: list[SegmentMemory], scale: int) -> int:
+    """The most bytes of activations and gradients together, as the backward pass goes from the last segment on.
 
     `scale`: bytes of one element of each image of the batch.
     """
     moments = []
-    kept, recomputed, gradients = 0, 0, sum(part.count * part.params for part in parts)
-    for part in parts:
-        # Within equal parts the sum changes evenly, so its largest value is at one of their ends.
-        first = scale * (kept + part.kept + part.working + recomputed) + FLOAT * gradients
-        kept = kept + part.count * part.kept
-        gradients = gradients - part.count * part.params
-        last = scale * (kept + part.working + recomputed * (part.count == 1)) + FLOAT * (gradients + part.params)
-        moments += [first * (part.count > 0), last * (part.count > 0)]
-        recomputed = part.recomputed * (part.count > 0) + recomputed * (part.count == 0)
+    kept, recomputed, gradients = 0, 0, sum(each.count * each.params for each in segments)
+    for each in segments:
+        # Within equal segments the sum changes evenly, so its largest value is at one of their ends.
+        first = scale * (kept + each.kept + each.working + recomputed) + FLOAT * gradients
+        kept = kept + each.count * each.kept
+        gradients = gradients - each.count * each.params
+        last = scale * (kept + each.working + recomputed * (each.count == 1)) + FLOAT * (gradients + each.params)
+        moments += [first * (each.count > 0), last * (each.count > 0)]
+        recomputed = each.recomputed * (each.count > 0) + recomputed * (each.count == 0)
     return _largest(moments)
 
 

@@ -1,9 +1,9 @@
-"""Which parts of a network to compute again so that training fits into a given memory, at the least extra work.
+"""Which segments of a network to compute again so that training fits into a given memory, at the least extra work.
 
 Work is counted in multiply-adds. Writing a feature map takes most of the time of computing it again, so each written
-element counts as the multiply-adds that a pointwise convolution does in the same time: WRITTEN. The search is
-Lagrangian: the price of a kept element rises until the cheapest plan at that price fits; then parts that still fit are
-kept after all, one by one.
+element counts as the multiply-adds that a pointwise convolution does in the same time: MACS_PER_WRITE. The search is
+Lagrangian: the price of a kept element rises until the cheapest plan at that price fits; then segments that still fit
+are kept after all, one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from effnet.arch.blocks import BlockSpec
 from effnet.arch.cost import cost
-from effnet.arch.memory import Keep, keeps_output, part_memories, training_memory
+from effnet.arch.memory import Keep, keeps_output, segment_memories, training_memory
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
@@ -23,11 +23,11 @@ from effnet.machine import Precision
 PRICES = (0.0, *(2 ** (step / 4) for step in range(72)))
 # Multiply-adds of a pointwise convolution in the time in which one element of a map is written (24 to 96 channels, 56
 # and 112 px, an AVX2 processor)
-WRITTEN = 50
+MACS_PER_WRITE = 50
 
 
 class RecomputePlan(dict[str, Keep]):
-    """How much each part of a network keeps for the backward pass: the stem, each block by its name, and the head."""
+    """How much each segment keeps for the backward pass: the stem, each block by its name, and the head."""
 
     @classmethod
     def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> RecomputePlan:
@@ -41,11 +41,11 @@ class RecomputePlan(dict[str, Keep]):
         return cls({name: Keep.parse(keep) for name, keep in values.items()})
 
     def to_dict(self) -> dict[str, str]:
-        """The parts and the names of their levels."""
+        """The segments and the names of their levels."""
         return {name: keep.name.lower() for name, keep in self.items()}
 
     def __str__(self) -> str:
-        """How many parts have which level, in words."""
+        """How many segments have which level, in words."""
         levels = list(self.values())
         counts = [(keep.name.lower(), levels.count(keep)) for keep in reversed(Keep) if keep in levels]
         return ", ".join(f"{name} {count}" if len(counts) > 1 else name for name, count in counts)
@@ -61,7 +61,7 @@ class Work:
     @property
     def equivalent_macs(self) -> int:
         """Both together, in multiply-adds."""
-        return self.macs + WRITTEN * self.elements
+        return self.macs + MACS_PER_WRITE * self.elements
 
 
 def extra_work(spec: NetworkSpec, plan: RecomputePlan) -> Work:
@@ -85,10 +85,12 @@ def find_plan(
         ArgumentError: the limit is below what the smallest plan needs, which the message says, or the network has a
             kind of block that cannot be recomputed.
     """
-    levels: dict[str, dict[Keep, tuple[int, int]]] = {}  # of each part: extra work and elements kept, most kept first
+    levels: dict[
+        str, dict[Keep, tuple[int, int]]
+    ] = {}  # of each segment: extra work and elements kept, most kept first
     for keep in sorted(Keep, reverse=True):
         same = RecomputePlan.uniform(spec, keep)
-        for name, work, memory in zip(same, _works(spec, same), part_memories(spec, same), strict=True):
+        for name, work, memory in zip(same, _works(spec, same), segment_memories(spec, same), strict=True):
             levels.setdefault(name, {})[keep] = work.equivalent_macs, memory.kept
 
     def peak(plan: RecomputePlan) -> int:
@@ -118,16 +120,16 @@ def find_plan(
 
 
 def _works(spec: NetworkSpec, plan: Mapping[str, Keep]) -> list[Work]:
-    """What each part computes again: stem, blocks, head."""
+    """What each segment computes again: stem, blocks, head."""
     blocks = (_block_work(block, plan[block.name]) for block in spec.blocks)
     return [_end_work(spec, "stem", plan["stem"]), *blocks, _end_work(spec, "head", plan["head"])]
 
 
 def _end_work(spec: NetworkSpec, name: str, keep: Keep) -> Work:
-    part = cost(spec).blocks[0 if name == "stem" else -2]
+    price = cost(spec).blocks[0 if name == "stem" else -2]
     passes = 1 + (keep < Keep.ACTIVATIONS and name == "stem")  # the head's activation is never read again
     again = keep is Keep.BOTTLENECKS
-    return Work(part.macs * again, part.activations * (passes + again))
+    return Work(price.macs * again, price.activations * (passes + again))
 
 
 def _block_work(block: BlockSpec, keep: Keep) -> Work:

@@ -154,10 +154,10 @@ class EfficientNet(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""
-        parts: list[tuple[str, nn.Module]] = [("stem", self.stem)]
-        parts += [(f"stages.{number}", stage) for number, stage in self.stages.items()]
-        parts += [("head", self.head), ("classifier", self.classifier)]
-        return [{"name": name, "params": list(part.parameters())} for name, part in parts]
+        groups: list[tuple[str, nn.Module]] = [("stem", self.stem)]
+        groups += [(f"stages.{number}", stage) for number, stage in self.stages.items()]
+        groups += [("head", self.head), ("classifier", self.classifier)]
+        return [{"name": name, "params": list(module.parameters())} for name, module in groups]
 
 
 class VariantBuilder(Protocol):

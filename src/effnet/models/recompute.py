@@ -1,9 +1,9 @@
-"""Training that keeps less: a network follows a plan (arch/recompute.py) part by part.
+"""Training that keeps less: a network follows a plan (arch/recompute.py) segment by segment.
 
 Autograd keeps every tensor that the backward pass will read. Most of them can be computed again from a few others: a
-normalised map from the convolution's output, an activation from that, a whole block from its input. A part under a plan
-keeps the outputs of the convolutions that its level names, and a recipe for everything else. A recipe is followed when
-the backward pass asks for its tensor, and the tensor goes when all that read it have run.
+normalised map from the convolution's output, an activation from that, a whole block from its input. A segment under a
+plan keeps the outputs of the convolutions that its level names, and a recipe for everything else. A recipe is followed
+when the backward pass asks for its tensor, and the tensor goes when all that read it have run.
 
 It costs little time. Normalisation and activation are one step here that saves a copy of each map, and on a CPU writing
 a map costs more than its arithmetic. benchmarks/memory.py measures memory and time of every level.
@@ -13,7 +13,7 @@ a map costs more than its arithmetic. benchmarks/memory.py measures memory and t
 - Nothing random is drawn again: stochastic depth lies outside of what is computed again.
 - Outputs and statistics are those of the plain network to the bit; gradients differ in their last digits.
 - The backward pass runs once and has no derivative of its own: no retain_graph, no create_graph.
-- Hooks of a part (stem, a block, head) are called; hooks of the layers inside it are not.
+- Hooks of a segment (stem, a block, head) are called; hooks of the layers inside it are not.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ def follow_plan(network: nn.Module, spec: NetworkSpec, plan: RecomputePlan | Non
             if isinstance(module, ConvNormAct):
                 _check_norm(module.norm)
     for name, forward in forwards.items():
-        part = network.get_submodule(name)
-        vars(part).pop("forward", None)
-        if plan is not None:  # the part's own method stays its class's
-            vars(part)["forward"] = partial(_forward, part, partial(forward, part, plan[name]))
+        segment = network.get_submodule(name)
+        vars(segment).pop("forward", None)
+        if plan is not None:  # the segment's own method stays its class's
+            vars(segment)["forward"] = partial(_forward, segment, partial(forward, segment, plan[name]))
 
 
-def _forward(part: nn.Module, planned: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A part's forward pass: under its plan where something would be kept."""
-    if part.training and torch.is_grad_enabled():
+def _forward(segment: nn.Module, planned: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A segment's forward pass: under its plan where something would be kept."""
+    if segment.training and torch.is_grad_enabled():
         return planned(x)
-    return cast(Tensor, type(part).forward(part, x))
+    return cast(Tensor, type(segment).forward(segment, x))
 
 
 def _check_norm(norm: nn.Module) -> None:
@@ -95,8 +95,8 @@ def _check_norm(norm: nn.Module) -> None:
         raise ArgumentError("norm", str(norm), rule)
 
 
-def _end(part: ConvNormAct, keep: Keep, x: Tensor) -> Tensor:
-    return _conv_norm_act(part, x, conv=keep > Keep.BOTTLENECKS, act=keep is Keep.ACTIVATIONS)
+def _end(layer: ConvNormAct, keep: Keep, x: Tensor) -> Tensor:
+    return _conv_norm_act(layer, x, conv=keep > Keep.BOTTLENECKS, act=keep is Keep.ACTIVATIONS)
 
 
 def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
@@ -118,13 +118,13 @@ def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
     return cast(Tensor, module.act(y)) if OPS[block.op].activates_sum else y
 
 
-def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
+def _conv_norm_act(layer: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
     """One layer. `conv` and `act`: whether the outputs of its convolution and of its activation are kept."""
     source, precision = _source_of(x), _autocast(x)
-    pad: nn.Module | None = getattr(part, "pad", None)
+    pad: nn.Module | None = getattr(layer, "pad", None)
     # The weights of this forward pass: the module may hold others by then, as under torch.func.functional_call.
-    weight, bias = cast(Tensor, part.norm.weight), cast(Tensor, part.norm.bias)
-    conv2d = partial(part.conv._conv_forward, weight=part.conv.weight.detach(), bias=None)
+    weight, bias = cast(Tensor, layer.norm.weight), cast(Tensor, layer.norm.bias)
+    conv2d = partial(layer.conv._conv_forward, weight=layer.conv.weight.detach(), bias=None)
 
     def padded() -> Tensor:
         return source.get() if pad is None else pad(source.get())
@@ -135,12 +135,12 @@ def _conv_norm_act(part: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Te
 
     entering = x if pad is None else pad(x)
     with nullcontext() if x is entering and source.recipe is None else _replace_saved(entering, padded):
-        z = part.conv(entering)
+        z = layer.conv(entering)
     after_conv = Source(kept=z.detach()) if conv else Source(convolved)
     after_act = Source()
-    y, mean, scale = _NormAct.apply(z, weight, bias, part, after_conv, after_act)
+    y, mean, scale = _NormAct.apply(z, weight, bias, layer, after_conv, after_act)
     affine = weight.detach(), bias.detach()
-    after_act.recipe = lambda: _act(part, _norm(after_conv.get(), mean, scale, *affine))
+    after_act.recipe = lambda: _act(layer, _norm(after_conv.get(), mean, scale, *affine))
     return y if act else _attach(y, after_act)
 
 
@@ -166,11 +166,11 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, part: ConvNormAct, after_conv: Source, after_act: Source
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, layer: ConvNormAct, after_conv: Source, after_act: Source
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) -> the same, and the mean and 1 / sqrt(variance + eps) of each channel."""
-        _check_norm(part.norm)
-        norm = cast(nn.BatchNorm2d, part.norm)
+        _check_norm(layer.norm)
+        norm = cast(nn.BatchNorm2d, layer.norm)
         batch = norm.training or norm.running_mean is None
         if batch and z.numel() == z.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(z.shape)}")
@@ -186,28 +186,28 @@ class _NormAct(torch.autograd.Function):
             assert norm.running_mean is not None
             assert norm.running_var is not None
             mean, scale = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt_()
-        ctx.part, ctx.batch, ctx.after_conv, ctx.after_act = part, batch, after_conv, after_act
+        ctx.layer, ctx.batch, ctx.after_conv, ctx.after_act = layer, batch, after_conv, after_act
         ctx.save_for_backward(weight, bias, mean, scale)
         ctx.mark_non_differentiable(mean, scale)
-        return _act(part, y), mean, scale
+        return _act(layer, y), mean, scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the map and of the normalisation's weight and bias."""
         weight, bias, mean, scale = ctx.saved_tensors
-        part, batch = ctx.part, ctx.batch
+        layer, batch = ctx.layer, ctx.batch
         ctx.after_act.release()
         z = ctx.after_conv.get()
         ctx.after_conv.release()
-        known = (None, None) if batch else (mean, scale.reciprocal().square_().sub_(part.norm.eps))
-        arguments = (*known, mean, scale, batch, part.norm.eps)
-        if not hasattr(part, "act"):
+        known = (None, None) if batch else (mean, scale.reciprocal().square_().sub_(layer.norm.eps))
+        arguments = (*known, mean, scale, batch, layer.norm.eps)
+        if not hasattr(layer, "act"):
             grads = aten.native_batch_norm_backward(grad, z, weight, *arguments, [True, True, True])
             return *grads, None, None, None
         normalised = _norm(z, mean, scale, weight, bias)
         # From here on the normalised map's memory holds the gradient: a fresh map would cost more than its arithmetic.
-        grad = _act_backward(part, grad, normalised)
+        grad = _act_backward(layer, grad, normalised)
         _, by_weight, by_bias = aten.native_batch_norm_backward(grad, z, weight, *arguments, [False, True, True])
         slope = scale * weight
         if not batch:
@@ -224,15 +224,15 @@ def _norm(z: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) 
     return functional.batch_norm(z, mean, variance, weight, bias, False, 0.0, 0.0)
 
 
-def _act(part: ConvNormAct, y: Tensor) -> Tensor:
-    return part.act(y) if hasattr(part, "act") else y
+def _act(layer: ConvNormAct, y: Tensor) -> Tensor:
+    return layer.act(y) if hasattr(layer, "act") else y
 
 
-def _act_backward(part: ConvNormAct, grad: Tensor, x: Tensor) -> Tensor:
+def _act_backward(layer: ConvNormAct, grad: Tensor, x: Tensor) -> Tensor:
     """The gradient of the activation's input `x`, written over `x`."""
-    if isinstance(part.act, nn.ReLU):
+    if isinstance(layer.act, nn.ReLU):
         return aten.threshold_backward.grad_input(grad, x, 0.0, grad_input=x)
-    if isinstance(part.act, nn.ReLU6):
+    if isinstance(layer.act, nn.ReLU6):
         return aten.hardtanh_backward.grad_input(grad, x, 0.0, 6.0, grad_input=x)
     return aten.silu_backward.grad_input(grad, x, grad_input=x)
 

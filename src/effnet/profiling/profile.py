@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from effnet.arch.cost import StageRow, block_rows
 from effnet.arch.spec import NetworkSpec
-from effnet.arch.table import StageRow, block_rows
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import this_machine

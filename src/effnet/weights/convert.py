@@ -7,15 +7,19 @@ are not used, and what was assumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from effnet.arch.blocks import DepthRounding, round_channels
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.arch.variants import B0, LITE0, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
 from effnet.weights.bundle import default_input
@@ -25,6 +29,7 @@ from effnet.weights.layouts import (
     NATIVE,
     SOURCES,
     Layout,
+    LayoutStep,
     detect,
     first_block_shortcuts,
     layout_of,
@@ -33,13 +38,14 @@ from effnet.weights.layouts import (
     walk,
 )
 from effnet.weights.registry import assume_input, imagenet_classes
-from effnet.weights.shapes import infer_spec
 
 T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
 
 COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
 STEM, CLASSIFIER = "stem.conv.weight", ("classifier.weight", "classifier.bias")
 IMAGENET_CLASSES = 1000
+LARGEST = 12  # the largest width and depth of the search; L2, the largest network ever trained, has 4.3 and 5.3
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def read_checkpoint(
 
     Raises:
         AmbiguousSourceError: timm's keys fit two networks, and nothing tells which one wrote them.
-        MismatchError: the file holds another network, or only a part of one.
+        MismatchError: the file holds another network, or one without all of its tensors.
         CheckpointError: the file cannot be read, or is for a network that effnet does not compute.
         BundleError, MissingExtraError: the bundle was changed or cut short; h5py for a Keras file is not installed.
     """
@@ -163,22 +169,6 @@ def native_state(
     return state, missing
 
 
-def change_eps(state: Mapping[str, Tensor], old: float, new: float) -> dict[str, Tensor]:
-    """A native state whose logits with batch normalisation's eps `new` are those with `old`, in eval mode.
-
-    Normalising divides by sqrt(variance + eps), so the difference moves into the running variances. Where one would
-    become negative it is 0, and the layer's weight compensates the rest.
-    """
-    moved = dict(state)
-    for key, variance in state.items():
-        if key.endswith(".running_var"):
-            moved[key] = (variance + (old - new)).clamp(min=0)
-            weight = key.replace(".running_var", ".weight")
-            rest = ((moved[key] + new) / (variance + old)).sqrt()
-            moved[weight] = torch.where(moved[key] > 0, state[weight], state[weight] * rest)
-    return moved
-
-
 def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
     """A stem's weight (out, in, 3, 3) for another number of input channels.
 
@@ -189,6 +179,30 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
     if in_channels == 1:
         return weight.sum(1, keepdim=True)
     return weight.repeat(1, -(-in_channels // old), 1, 1)[:, :in_channels] * (old / in_channels)
+
+
+def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None = None) -> NetworkSpec:
+    """The network whose tensors have these names and shapes, at its published resolution or else at 224 pixels.
+
+    Published variants are tried first. Then width and depth are searched on a grid of tenths, hundredths and
+    thousandths: the head's 1280 channels change every .00625 of width, so thousandths distinguish all networks, and the
+    roundest number that gives the same network is the one that somebody typed.
+
+    `path` names the file in errors; `num_classes` allows the classifier to be missing. Raises MismatchError where no
+    width and depth of the family gives these shapes.
+    """
+    stem, head, classifier = (shapes.get(key, ()) for key in _ends(shapes, layout))
+    if len(stem) != 4 or (len(head) != 4 and not layout.baseline) or len(classifier) not in (0, 2):
+        raise MismatchError(f"{path} has no stem or no head of {layout.name}: it is cut short or incomplete")
+    if not classifier and num_classes is None:
+        raise MismatchError(f"{path} has no classifier; give `num_classes` to start with a fresh one")
+    dropout = 0.0 if "classifier.0.weight" in shapes and layout.name == "tutorial" else None
+    for candidate in [make_spec(layout.baseline)] if layout.baseline else _candidates(shapes, stem[0], head):
+        found = make_spec(candidate, num_classes=(*classifier, num_classes)[0], in_channels=stem[1], dropout=dropout)
+        if _fits(found, shapes, layout):
+            return found
+    family = f"a {layout.baseline}" if layout.baseline else "an EfficientNet of any width and depth"
+    raise MismatchError(f"{path} is not {family}: its {layout.name} tensors do not fit")
 
 
 def class_names(file: WeightFile, num_classes: int) -> tuple[str, ...] | None:
@@ -272,3 +286,68 @@ def _expected(network: str | NetworkSpec, held: NetworkSpec, source: str, path: 
     if wanted.activation != held.activation and source != "bundle":
         raise MismatchError(f"{path} is for a network with {held.activation}, not {wanted.activation} as {wanted.name}")
     return wanted if isinstance(network, NetworkSpec) else make_spec(comparable, resolution=held.resolution)
+
+
+def _candidates(shapes: Shapes, stem: int, head: tuple[int, ...]) -> Iterator[NetworkSpec]:
+    """Networks with the stem, head and number of blocks of `shapes`; published ones first."""
+    blocks = sum(len(shape) == 4 and shape[1] == 1 and shape[0] > 1 and shape[2] > 1 for shape in shapes.values())
+    counts = (blocks, blocks - 1)  # a grey network's stem looks like a depthwise convolution
+    for row in VARIANTS.values():
+        if len(row.spec.blocks) in counts and row.spec.head_channels == head[0]:
+            yield row.spec
+    for baseline in (B0, LITE0):
+        for width in _widths(baseline, stem, head):
+            for depth, rounding in (pair for count in counts for pair in _depths(baseline, count)):
+                scaled = make_spec(baseline, width=width, depth=depth, depth_rounding=rounding)
+                if scaled.head_channels != head[0]:  # torchvision rounds 4 * 320 channels, not the official 1280
+                    channels = head[0] if scaled.fixed_ends else max(1, round(head[0] / scaled.width))
+                    scaled = dataclasses.replace(scaled, head=channels)
+                yield scaled
+
+
+def _depths(baseline: NetworkSpec, blocks: int) -> Iterator[tuple[float, DepthRounding]]:
+    """The roundest depths that give this number of blocks, one rounded up and one to the nearest."""
+    for rounding in get_args(DepthRounding):
+        for depth in _grid():
+            if sum(baseline.scaled_layers(depth, rounding)) == blocks:
+                yield depth, rounding
+                break
+
+
+def _widths(baseline: NetworkSpec, stem: int, head: tuple[int, ...]) -> list[float]:
+    """The roundest width of each network with this stem and last stage; those with this head come first."""
+    fit, misfit = dict[tuple[int, ...], float](), dict[tuple[int, ...], float]()
+    for width in _grid():
+        stems = baseline.stem if baseline.fixed_ends else round_channels(baseline.stem * width)
+        if stems != stem or round_channels(baseline.stages[-1].channels * width) != head[1]:
+            continue
+        channels = tuple(round_channels(row.channels * width) for row in baseline.stages)
+        heads = baseline.head if baseline.fixed_ends else round_channels(baseline.head * width)
+        (fit if heads == head[0] else misfit).setdefault(channels, width)
+    return [*fit.values(), *misfit.values()]
+
+
+def _grid() -> Iterator[float]:
+    for per_unit in (10, 100, 1000):
+        yield from (step / per_unit for step in range(1, LARGEST * per_unit + 1) if per_unit == 10 or step % 10)
+
+
+def _ends(shapes: Shapes, layout: Layout) -> Iterator[str]:
+    dropout = "classifier.0.weight" not in shapes  # only the tutorial's names depend on it
+    for role in ("stem", "head", "classifier"):
+        convs = 0
+        if role == "head":  # in Keras' numbered layout, the last convolution
+            numbers = (re.fullmatch(r"conv2d_(\d+)/0", key) for key in shapes)
+            convs = max((int(number[1]) for number in numbers if number), default=0)
+        yield layout.weight_key(LayoutStep(role, (), dropout=dropout, convs=convs))
+
+
+def _fits(candidate: NetworkSpec, shapes: Shapes, layout: Layout) -> bool:
+    """Whether `shapes` has exactly the candidate's convolutions; the classifier may be missing."""
+    steps = 0
+    for step in walk(candidate):
+        key, shape = next(layout.keys(step))
+        if shapes.get(key) != shape and not (step.role == "classifier" and key not in shapes):
+            return False
+        steps += len(shape) == 4
+    return steps == sum(len(shape) == 4 for shape in shapes.values())

@@ -36,7 +36,7 @@ from effnet.weights.layouts import NATIVE, LayoutStep, list_names, walk
 
 # fresh: as it was; added: an identity; sliced: channels left out; grown: channels repeated and none left out
 Outcome = Literal["fresh", "added", "sliced", "grown", "copied"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # a part has the first one that one of its tensors has
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # a module has the first one that one of its tensors has
 TAKEN = OUTCOMES[2:]
 
 NOISE = 0.001  # of a tensor's standard deviation: after 80 steps of AdamW, copies differ as much as with 0.01
@@ -55,7 +55,7 @@ class Inheritance:
     rewired: tuple[str, ...]  # blocks taken over that have a shortcut in one of the networks only
 
     def names(self, outcome: Outcome) -> tuple[str, ...]:
-        """The parts with this outcome."""
+        """The modules with this outcome."""
         return tuple(name for name, found in self.outcomes.items() if found == outcome)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Inheritance:
         counts = Counter(self.outcomes.values())
         taken = [f"{counts[outcome]} {outcome}" for outcome in reversed(OUTCOMES[1:]) if counts[outcome]]
         lists = (taken, self.names("fresh"), self.dropped, self.rewired)
-        titles = ("parts", "fresh", "left out", "other shortcut")
+        titles = ("modules", "fresh", "left out", "other shortcut")
         phrases = "; ".join(
             f"{title}: {list_names(names)}" for title, names in zip(titles, lists, strict=True) if names
         )

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from effnet.arch.blocks import round_channels
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
@@ -26,7 +26,7 @@ from effnet.errors import ArgumentError
 from effnet.files import FILE_SUFFIXES, MARK, write_file, write_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.version import __version__
-from effnet.weights.convert import change_eps, foreign_state
+from effnet.weights.convert import foreign_state
 from effnet.weights.hub import hf_config, hf_processor, timm_config
 from effnet.weights.layouts import (
     NATIVE,
@@ -36,8 +36,8 @@ from effnet.weights.layouts import (
     published_name,
 )
 
-WRITTEN = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
-FILES = ("tutorial", "torchvision")  # a file; the others are folders
+TARGETS = ("tutorial", "torchvision", "timm", "timm-tf", "hf")
+FILE_TARGETS = ("tutorial", "torchvision")  # a file; the others are folders
 TORCHVISION_NAMES = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")
 
 
@@ -53,7 +53,7 @@ def write_checkpoint(
 
     Args:
         network: what to write, in float32.
-        to: the library, one of WRITTEN.
+        to: the library, one of TARGETS.
         out: the file or folder, which appears whole or not at all. One that effnet wrote is replaced; a folder with
             anything else in it is refused.
         input_spec: how images are prepared, for a folder's configs.
@@ -65,8 +65,8 @@ def write_checkpoint(
     Raises:
         ArgumentError: the library is not written or cannot compute this network, or `out` is taken or misnamed.
     """
-    if to not in WRITTEN:
-        raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(WRITTEN)}.")
+    if to not in TARGETS:
+        raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(TARGETS)}.")
     if classes is not None and len(classes) != network.spec.num_classes:
         raise ArgumentError("classes", f"{len(classes)} names", f"must be {network.spec.num_classes} names.")
     if reason := next(_obstacles(network, to, input_spec), None):
@@ -76,12 +76,12 @@ def write_checkpoint(
     input_spec = input_spec.with_channels(spec.in_channels)
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    if to in FILES and target.suffix not in FILE_SUFFIXES:
+    if to in FILE_TARGETS and target.suffix not in FILE_SUFFIXES:
         raise ArgumentError("out", str(out), f"must end in {', '.join(FILE_SUFFIXES)} for {to}.")
-    if to in FILES and (eps := policy_of(to, spec).bn_eps) != policy.bn_eps:
+    if to in FILE_TARGETS and (eps := policy_of(to, spec).bn_eps) != policy.bn_eps:
         state = change_eps(state, policy.bn_eps, eps)
     foreign = {key: tensor.contiguous() for key, tensor in foreign_state(state, spec, layout_of(to)).items()}
-    if to in FILES:
+    if to in FILE_TARGETS:
         with write_file(target) as temporary:
             save_file(foreign, temporary) if target.suffix == ".safetensors" else torch.save(foreign, temporary)
         return _file_notes(spec, policy, to)
@@ -102,6 +102,22 @@ def write_checkpoint(
     return ()
 
 
+def change_eps(state: Mapping[str, Tensor], old: float, new: float) -> dict[str, Tensor]:
+    """A native state whose logits with batch normalisation's eps `new` are those with `old`, in eval mode.
+
+    Normalising divides by sqrt(variance + eps), so the difference moves into the running variances. Where one would
+    become negative it is 0, and the layer's weight compensates the rest.
+    """
+    moved = dict(state)
+    for key, variance in state.items():
+        if key.endswith(".running_var"):
+            moved[key] = (variance + (old - new)).clamp(min=0)
+            weight = key.replace(".running_var", ".weight")
+            rest = ((moved[key] + new) / (variance + old)).sqrt()
+            moved[weight] = torch.where(moved[key] > 0, state[weight], state[weight] * rest)
+    return moved
+
+
 def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterator[str]:
     """Reasons why a library cannot compute this network's logits, each with what to write instead."""
     spec, policy = network.spec, network.policy
@@ -119,7 +135,7 @@ def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterato
         return
     if to in ("timm-tf", "hf") and policy.padding != "same":
         yield f"it pads all sides alike, and {to} pads as TensorFlow (SAME). Write timm{torchvision} or a bundle."
-    if to in ("timm", *FILES) and policy.padding == "same":
+    if to in ("timm", *FILE_TARGETS) and policy.padding == "same":
         yield f"it pads as TensorFlow (SAME), and {to} pads all sides alike. Write timm-tf{hf} or a bundle."
     if to in ("timm", "timm-tf"):
         if published_name(spec) is None:
@@ -129,7 +145,7 @@ def _obstacles(network: EfficientNet, to: str, input_spec: InputSpec) -> Iterato
     tf = "timm-tf" if policy.padding == "same" else "timm"
     if not spec.squeeze_ratio:
         yield f"it has no squeeze-and-excitation, which {to} always builds. Write {tf} or a bundle."
-    if to in FILES:
+    if to in FILE_TARGETS:
         if spec.activation != "silu":
             yield f"its activation is {spec.activation}, and {to}'s SiLU. Write a bundle."
         if any(block.squeeze_channels != block.in_channels // 4 for block in spec.blocks):

@@ -13,8 +13,8 @@ from torchvision.models.efficientnet import MBConvConfig
 
 from effnet.arch.variants import B0, VARIANTS, spec
 from effnet.errors import MismatchError
+from effnet.weights.convert import infer_spec
 from effnet.weights.layouts import LAYOUTS, NATIVE
-from effnet.weights.shapes import infer_spec
 
 FILE = Path("weights.pth")
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
