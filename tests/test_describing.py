@@ -109,7 +109,7 @@ def test_training_memory(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["b9"], "`network` (='b9') is not known"),
+        (["b9"], "`model` (='b9') is not known"),
         (["b0", "--width", "0"], "`width` (=0.0) must be a positive finite number"),
         (["b0", "--width", "1e308"], "must be at most 100"),
         (["b0", "--widht", "1"], "Did you mean --width?"),

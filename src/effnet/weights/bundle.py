@@ -24,7 +24,7 @@ from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import Splits, match_split
-from effnet.errors import ArgumentError, BundleError
+from effnet.errors import ArgumentError, BundleError, UnknownNameError
 from effnet.fields import read_fields
 from effnet.files import MARK, write_folder
 from effnet.version import __version__
@@ -192,7 +192,10 @@ def read_network(model: str) -> NetworkSpec:
     described = model in VARIANTS or model in BASELINES or Path(model).suffix.lower() in SUFFIXES
     if Path(model).exists() and not described:
         raise ArgumentError("model", model, f"is not a bundle; make one with: effnet convert {model}")
-    return make_spec(model)
+    try:
+        return make_spec(model)
+    except UnknownNameError as error:
+        raise UnknownNameError("model", error.value, (*error.known, "a bundle", "a spec.yaml")) from error
 
 
 def read_bundle(folder: str | Path) -> tuple[dict[str, Tensor], BundleConfig]:
