@@ -16,7 +16,7 @@ import time
 
 import effnet
 from effnet import console
-from effnet.data.views import views
+from effnet.data.image import views
 from effnet.machine import this_machine
 from effnet.metrics.timing import Timing, seconds
 

@@ -27,7 +27,7 @@ import numpy as np
 from effnet import console
 from effnet.files import size_of
 from effnet.machine import this_machine
-from effnet.metrics.timing import time_rounds, turn
+from effnet.metrics.timing import time_rounds, time_turn
 from effnet.runtime.artifact import read_artifact
 from effnet.runtime.select import open_session, select_for
 
@@ -75,7 +75,7 @@ def rows_of(bundle: Path, options: argparse.Namespace) -> list[tuple[Any, ...]]:
     sessions = {
         name: open_session(artifact, select_for(artifact, batch=options.batch)) for name, artifact in opened.items()
     }
-    timings = time_rounds(lambda: [turn(partial(session, pixels)) for session in sessions.values()])
+    timings = time_rounds(lambda: [time_turn(partial(session, pixels)) for session in sessions.values()])
     times = {name: timing.median_ms for name, timing in zip(sessions, timings, strict=True)}
     rows = []
     for name, path in made.items():

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 
 import effnet
-from effnet.data.views import views
+from effnet.data.image import views
 from effnet.machine import this_machine
-from effnet.metrics.latency import random_bundle
+from effnet.metrics.timing import random_bundle
 from effnet.runtime.select import Selection, installed_engines, open_session, select, version_of
 from effnet.runtime.session import Backend, Session
 from effnet.weights.bundle import Bundle

@@ -30,7 +30,7 @@ COMMANDS = {
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
     "check": ("checking.command", "train", "Unreadable images, copies and leaks between the splits of a data set."),
     "train": ("training.command", "train", "Train a network on a folder of images."),
-    "val": ("evaluating.command", "torch", "Evaluate a model on labelled images, or compare two models."),
+    "val": ("evaluating", "torch", "Evaluate a model on labelled images, or compare two models."),
     "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),
     "bench": ("benchmarking.command", "torch", "Time every engine and precision on this machine."),
     "search": ("searching.command", "search", "Search alpha, beta and gamma for a baseline on your images."),

@@ -24,8 +24,7 @@ from effnet.benchmarking.report import AGREE, VIEWS
 from effnet.benchmarking.subject import INT8, Subject, measure_cold_start
 from effnet.data.dataset import read_data
 from effnet.data.held_out import TrainVal
-from effnet.data.image import load_pixels
-from effnet.data.views import views
+from effnet.data.image import load_pixels, views
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.exporting.export import export
 from effnet.exporting.int8 import export_int8

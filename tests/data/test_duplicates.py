@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageEnhance, ImageOps
 from planted import COPIES, jpeg, plant, scaled, textures, tiles
 
 from effnet.data import duplicates as module
-from effnet.data.duplicates import Fingerprint, _hashes, connect, find_duplicates, fingerprint
+from effnet.data.duplicates import Fingerprint, _hashes, connect, find_duplicates, read_fingerprint
 from effnet.errors import ImageError
 
 
@@ -135,7 +135,7 @@ def test_a_photo_lying_on_its_side_is_the_upright_one(tmp_path: Path) -> None:
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.jpg", quality=90, exif=exif)
     paths = [tmp_path / "upright.jpg", tmp_path / "lying.jpg"]
     assert find_duplicates(paths).groups == (0, 0)
-    upright, lying = map(fingerprint, paths)
+    upright, lying = map(read_fingerprint, paths)
     assert (lying.width, lying.height, lying.turned) == (*image.size, True)
     assert (upright.width, upright.height, upright.turned) == (*image.size, False)
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_read_comes_back_as_an_error(tmp_path: Path, photos: Path
 def test_a_large_jpeg_decoded_smaller_is_like_its_png(tmp_path: Path, photos: Path) -> None:
     large = scaled(Image.open(photos / "coffee.png").convert("RGB"), 3)
     large.save(tmp_path / "large.jpg", quality=85)
-    look = fingerprint(tmp_path / "large.jpg")
+    look = read_fingerprint(tmp_path / "large.jpg")
     assert (look.width, look.height) == (1800, 1200)
     assert find_duplicates([tmp_path / "large.jpg", photos / "coffee.png"]).groups == (0, 0)
 
@@ -170,7 +170,7 @@ def test_a_large_jpeg_decoded_smaller_is_like_its_png(tmp_path: Path, photos: Pa
 def test_hashes_are_imagehashs(photos: Path) -> None:
     """Within what its float64 and its grey before the resizing make of coefficients near the median."""
     for name in ("chelsea.png", "coffee.png"):
-        thumbnail = np.frombuffer(fingerprint(photos / name).thumbnail, np.uint8).reshape(1, 32, 32)
+        thumbnail = np.frombuffer(read_fingerprint(photos / name).thumbnail, np.uint8).reshape(1, 32, 32)
         theirs = imagehash.phash(Image.open(photos / name)).hash.ravel()
         assert ((_hashes(thumbnail)[0] > 0) != theirs).sum() <= 2
 
@@ -184,7 +184,7 @@ def test_a_fingerprint_says_what_the_file_is(tmp_path: Path) -> None:
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     next(tiles()).convert("CMYK").save(tmp_path / "print.jpg")
     Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 20).save(tmp_path / "deep.png")
-    moving, ink, deep = (fingerprint(tmp_path / name) for name in ("moving.gif", "print.jpg", "deep.png"))
+    moving, ink, deep = (read_fingerprint(tmp_path / name) for name in ("moving.gif", "print.jpg", "deep.png"))
     assert isinstance(moving, Fingerprint)
     assert (moving.format, moving.frames, moving.spread) == ("GIF", 2, 0)
     assert (ink.format, ink.mode, ink.frames) == ("JPEG", "CMYK", 1)

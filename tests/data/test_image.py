@@ -19,7 +19,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from effnet.arch.spec import InputSpec
 from effnet.data import image as module
-from effnet.data.image import colour_mode, fit_photo, load_pixels, normalise, preprocess
+from effnet.data.image import colour_mode, fit_photo, load_pixels, normalise, preprocess, views
 from effnet.errors import ArgumentError
 
 PHOTOS = sorted((Path(module.__file__).parent / "photos").glob("*.png"))
@@ -210,3 +210,13 @@ def test_large_jpegs_are_halved(tmp_path: Path, monkeypatch, size, fit: str, spa
         assert np.array_equal(exact, fast)
     Image.open(file).save(tmp_path / "photo.bmp")
     assert np.array_equal(load_pixels(tmp_path / "photo.bmp", see, spare=spare), exact)  # only JPEGs are halved
+
+
+def test_views_differ_and_are_always_the_same() -> None:
+    input_spec = InputSpec(size=32, resize=32)
+    found = views(input_spec, 9)
+    assert (found.shape, found.dtype) == ((9, 32, 32, 3), np.uint8)
+    assert np.array_equal(found, views(input_spec, 9))
+    assert len({view.tobytes() for view in found}) == 9
+    assert views(input_spec.with_channels(1), 2).shape == (2, 32, 32, 1)
+    assert views(input_spec.with_channels(5), 2).shape == (2, 32, 32, 5)

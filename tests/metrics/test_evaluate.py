@@ -110,8 +110,8 @@ def test_a_class_without_images_does_not_count() -> None:
     f1 = [2 * 5 / (6 + 6), 2 * 3 / (4 + 3)]  # of the two classes with images
     assert found.macro_f1.value == pytest.approx(np.mean(f1))
     absent, never = found.scores[2], found.scores[3]
-    assert (absent.n, absent.named, absent.precision, absent.recall, absent.f1) == (0, 1, 0.0, None, None)
-    assert (never.n, never.named, never.precision, never.recall, never.f1) == (0, 0, None, None, None)
+    assert (absent.n, absent.predicted, absent.precision, absent.recall, absent.f1) == (0, 1, 0.0, None, None)
+    assert (never.n, never.predicted, never.precision, never.recall, never.f1) == (0, 0, None, None, None)
     assert found.mistakes == (Mistake("class 0", "class 2", 1), Mistake("class 1", "class 0", 1))
 
 
@@ -209,7 +209,7 @@ def test_per_class(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["a, b", "c", "d"]
     assert [row["images"] for row in rows] == ["3", "0", "0"]
-    assert [row["named"] for row in rows] == ["2", "1", "0"]
+    assert [row["predicted"] for row in rows] == ["2", "1", "0"]
     assert float(rows[0]["recall"]) == pytest.approx(2 / 3)
     recall = found.scores[0].recall
     assert recall is not None

@@ -101,9 +101,9 @@ def test_a_crowd_is_noticed(threads: int, load: float | None, crowded: bool) -> 
 def test_a_turn_ends_even_where_the_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(timing, "seconds", lambda function: function() or 0.0)
-    assert timing.turn(lambda: calls.append(1)) == 0.0
+    assert timing.time_turn(lambda: calls.append(1)) == 0.0
     assert len(calls) == timing.CALLS + 1
     monkeypatch.setattr(timing, "seconds", lambda function: function() or timing.TURN / 2)
     calls.clear()
-    assert timing.turn(lambda: calls.append(1)) == timing.TURN / 2
+    assert timing.time_turn(lambda: calls.append(1)) == timing.TURN / 2
     assert len(calls) == 3

@@ -74,7 +74,7 @@ def test_confusion_is_readable_for_any_number_of_classes(tmp_path: Path, drawn: 
     out = tmp_path / "confusion.svg"
     confuse(evaluated(k), out)
     words = texts(out)
-    assert f"{5 * k:,} images, 80.0% named correctly" in words
+    assert f"{5 * k:,} images, 80.0% predicted correctly" in words
     assert words.count("kind 1") == (2 if k <= 30 else 0)
     assert words.count("4") == (k if k <= 20 else 0)
     listed = [word for word in words if word.startswith("1 x kind")]
@@ -119,9 +119,9 @@ def test_mistakes_are_shown_the_most_confident_first(tmp_path: Path, monkeypatch
     for answers, most in ((named, 24), (named, 1), (right, 24)):
         draw_mistakes(data, answers, confidence, tmp_path / "sheet.jpg", n=most)
     (every, title), (first, _), (none, good) = sheets
-    assert title.startswith("3 of 9 images named wrong")
+    assert title.startswith("3 of 9 images predicted wrong")
     assert [cell.photos[0].name for cell in every] == ["3.png", "1.png", "8.png"]
-    assert [text for text, _ in every[0].lines] == ["true: one", "named: two", "90.0% confident, 3.png"]
-    assert (first, none, good) == (every[:1], [], "0 of 9 images named wrong")
+    assert [text for text, _ in every[0].lines] == ["true: one", "predicted: two", "90.0% confident, 3.png"]
+    assert (first, none, good) == (every[:1], [], "0 of 9 images predicted wrong")
     with pytest.raises(ArgumentError, match="must be the data's 9"):
         draw_mistakes(data, named[1:], confidence, tmp_path / "sheet.jpg")

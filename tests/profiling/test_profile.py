@@ -12,7 +12,7 @@ from tiny import tiny_spec
 import effnet
 from effnet.errors import ArgumentError
 from effnet.exporting.export import export
-from effnet.metrics.latency import random_bundle
+from effnet.metrics.timing import random_bundle
 from effnet.models.efficientnet import EfficientNet
 from effnet.profiling.plots import draw_profile
 from effnet.profiling.profile import TimingOptions, _blocks, profile

@@ -35,13 +35,13 @@ from effnet.benchmarking.subject import Subject, measure_cold_start
 from effnet.console import Flag
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
-from effnet.data.views import views
+from effnet.data.image import views
 from effnet.errors import ArgumentError, CheckpointError, EffnetError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
 from effnet.metrics.evaluate import Predicted, predict_logits
 from effnet.metrics.intervals import compare_top1, wilson
-from effnet.metrics.timing import Conditions, time_rounds, turn
+from effnet.metrics.timing import Conditions, time_rounds, time_turn
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact, Format, Model, read_artifact
 from effnet.runtime.select import Selection, keep_selection, open_session, select, select_for, version_of
@@ -213,7 +213,7 @@ class _Bench:
                 sessions[backend](pixels)  # compiles
 
         def run_round() -> list[float]:
-            return [self._try(backend, turn, partial(run, pixels)) or nan for backend, run in sessions.items()]
+            return [self._try(backend, time_turn, partial(run, pixels)) or nan for backend, run in sessions.items()]
 
         try:
             for done, row in enumerate(self.rows, start=1):

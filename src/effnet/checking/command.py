@@ -87,9 +87,8 @@ def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: i
     rows = []
     for split in dataset.splits or ("",):
         counts = {name: splits[split] for name, splits in findings.classes.items()}
-        ends = (
-            f"{name}: {counts[name]:,}" for name in (choose(counts, key=counts.__getitem__) for choose in (min, max))
-        )
+        smallest, largest = (choose(counts, key=counts.__getitem__) for choose in (min, max))
+        ends = (f"{name}: {counts[name]:,}" for name in (smallest, largest))
         rows.append((split or "all", f"{sum(counts.values()):,}", sum(map(bool, counts.values())), *ends))
     title = f"{data}: {findings.images:,} images, {len(findings.classes)} classes"
     console.table(("<split", "images", "classes", "<smallest class", "<largest class"), rows, title=title)

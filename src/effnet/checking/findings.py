@@ -9,6 +9,7 @@ A mirror image counts as a copy, since training flips images anyway. Its label m
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -113,15 +114,15 @@ def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress
     splits = dataset.splits or ("",)
     counts = Counter((sample.label, sample.split) for sample in dataset.samples)
     classes = {name: {split: counts[label, split] for split in splits} for label, name in enumerate(dataset.classes)}
-    prints = [print for print in found.fingerprints if isinstance(print, Fingerprint)]
+    readable = [each for each in found.fingerprints if isinstance(each, Fingerprint)]
     findings = [
         *_file_findings(dataset, found),
         *_copy_findings(dataset, found),
         *_class_findings(dataset, classes),
-        *_size_findings(prints, resolution),
+        *_size_findings(readable, resolution),
     ]
     findings.sort(key=lambda finding: list(KINDS).index(finding.kind))  # the order within a kind stays
-    return Findings(len(dataset), classes, _sizes(prints), resolution, tuple(findings), found)
+    return Findings(len(dataset), classes, _sizes(readable), resolution, tuple(findings), found)
 
 
 def clean(dataset: Dataset, findings: Findings) -> Dataset:
@@ -144,10 +145,10 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
         alike[second].add(first)
 
     def rank(place: int) -> tuple[Any, ...]:
-        sample, print = dataset.samples[place], found.fingerprints[place]
-        assert isinstance(print, Fingerprint)
+        sample, fingerprint = dataset.samples[place], found.fingerprints[place]
+        assert isinstance(fingerprint, Fingerprint)
         split = SPLITS.index(sample.split) if sample.split else 0
-        return -split, -print.width * print.height, -print.size_bytes, sample.path
+        return -split, -fingerprint.width * fingerprint.height, -fingerprint.size_bytes, sample.path
 
     kept: dict[int, set[int]] = defaultdict(set)  # the labels that are kept of each content
     places = []
@@ -156,10 +157,10 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
         if not any(label in kept[other] for other in (content, *alike[content])):
             kept[content].add(label)
             places.append(place)
-    return dataclasses.replace(dataset, samples=tuple(_grouped(dataset, found, sorted(places))))
+    return dataclasses.replace(dataset, samples=tuple(_group_copies(dataset, found, sorted(places))))
 
 
-def _grouped(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iterator[Sample]:
+def _group_copies(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iterator[Sample]:
     """The samples at `places`; those that are alike, or were in one group, get the same group."""
     samples = [dataset.samples[place] for place in places]
     first: dict[object, int] = {}
@@ -178,25 +179,25 @@ def _grouped(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iter
 def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
     """Faults of single files."""
     formats = Image.registered_extensions()
-    for sample, print in zip(dataset.samples, found.fingerprints, strict=True):
+    for sample, fingerprint in zip(dataset.samples, found.fingerprints, strict=True):
         file = (sample.path,)
-        if isinstance(print, ImageError):
-            yield Finding("unreadable", file, str(print))
+        if isinstance(fingerprint, ImageError):
+            yield Finding("unreadable", file, str(fingerprint))
             continue
         named = formats.get(Path(sample.path).suffix.lower())
-        format = JPEG.get(print.format, print.format)
-        if print.spread < ONE_COLOUR:
-            yield Finding("one_colour", file, f"its colours vary by {print.spread:.1f} of 255 levels")
-        if max(print.width, print.height) > LONG * min(print.width, print.height):
-            yield Finding("long", file, f"{print.width} x {print.height} pixels")
-        if print.turned:
-            yield Finding("turned", file, f"upright it has {print.width} x {print.height} pixels")
+        format = JPEG.get(fingerprint.format, fingerprint.format)
+        if fingerprint.spread < ONE_COLOUR:
+            yield Finding("one_colour", file, f"its colours vary by {fingerprint.spread:.1f} of 255 levels")
+        if max(fingerprint.width, fingerprint.height) > LONG * min(fingerprint.width, fingerprint.height):
+            yield Finding("long", file, f"{fingerprint.width} x {fingerprint.height} pixels")
+        if fingerprint.turned:
+            yield Finding("turned", file, f"upright it has {fingerprint.width} x {fingerprint.height} pixels")
         if named is not None and format != JPEG.get(named, named):
             yield Finding("misnamed", file, f"is {format}, its name says {named}")
-        if print.frames > 1 and print.format not in JPEG:
-            yield Finding("animated", file, f"{print.frames} frames")
-        if print.mode not in PLAIN_MODES:
-            yield Finding("deep", file, f"{print.mode} pixels")
+        if fingerprint.frames > 1 and fingerprint.format not in JPEG:
+            yield Finding("animated", file, f"{fingerprint.frames} frames")
+        if fingerprint.mode not in PLAIN_MODES:
+            yield Finding("deep", file, f"{fingerprint.mode} pixels")
 
 
 def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
@@ -227,7 +228,7 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
                     gathered["duplicate", group, split, label] |= dict.fromkeys(inside)
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     for (kind, *_), places in gathered.items():
-        ordered = _in_order(dataset, kind, list(places))
+        ordered = _put_in_order(dataset, kind, list(places))
         first, second = sorted(found.contents[place] for place in ordered[:2])
         pair = pairs.get((first, second))
         message = "mirrored" if pair and pair.mirrored else "alike"
@@ -236,7 +237,7 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
         yield Finding(kind, tuple(dataset.samples[place].path for place in ordered), message)
 
 
-def _in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
+def _put_in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
     """The places by name, except that the first two differ in their label or their split, which is the fault."""
     ordered = sorted(places, key=lambda place: dataset.samples[place].path)
     quality = "label" if kind in ("label_conflict", "mirrored_label") else "split"
@@ -285,19 +286,20 @@ def _empty_folders(dataset: Dataset) -> Iterator[str]:
                 yield path.as_posix()
 
 
-def _sizes(prints: Sequence[Fingerprint]) -> dict[str, tuple[int, int]]:
-    if not prints:
+def _sizes(fingerprints: Sequence[Fingerprint]) -> dict[str, tuple[int, int]]:
+    if not fingerprints:
         return {}
-    sizes = sorted(((print.width, print.height) for print in prints), key=lambda size: (size[0] * size[1], size))
+    sides = [(each.width, each.height) for each in fingerprints]
+    sizes = sorted(sides, key=lambda size: (math.prod(size), size))
     width, height = (round(statistics.median(sides)) for sides in zip(*sizes, strict=True))
     return {"median": (width, height), "smallest": sizes[0], "largest": sizes[-1]}
 
 
-def _size_findings(prints: Sequence[Fingerprint], resolution: int | None) -> Iterator[Finding]:
+def _size_findings(fingerprints: Sequence[Fingerprint], resolution: int | None) -> Iterator[Finding]:
     """Images that are far smaller than the network's resolution."""
-    if resolution is None or not prints:
+    if resolution is None or not fingerprints:
         return
-    short = round(statistics.median(min(print.width, print.height) for print in prints))
+    short = round(statistics.median(min(each.width, each.height) for each in fingerprints))
     if short < resolution / 2:
         message = f"half of the images have a shorter side of at most {short} px, the network sees {resolution}: train "
         message += f"with --resolution {natural_resolution(short)}"

@@ -39,7 +39,7 @@ class Sample:
     """An image and its class."""
 
     path: str  # from the data set's root, with forward slashes; or absolute
-    label: int  # place of its class in the data set's `classes`
+    label: int  # index of its class in the data set's `classes`
     split: str = ""  # one of SPLITS; empty where the data is not split
     group: str = ""  # images of one group (a patient, a film, near-duplicates) stay in one split
 
@@ -166,10 +166,10 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
     unknown = [name for name in dataset.classes if name not in names]
     if unknown:
         lacking = [name for name in names if name not in dataset.classes]
-        raise DataError(
-            f"the data's classes are not {whose}: {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown to "
-            f"it{f', {_listed(lacking)} missing here' if lacking else ''}.{nearest(unknown[0], lacking or names)}"
-        )
+        known = f"{_list_names(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown to it"
+        missing = f", {_list_names(lacking)} missing here" if lacking else ""
+        near = nearest(unknown[0], lacking or names)
+        raise DataError(f"the data's classes are not {whose}: {known}{missing}.{near}")
     place = [list(names).index(name) for name in dataset.classes]
     samples = tuple(dataclasses.replace(sample, label=place[sample.label]) for sample in dataset.samples)
     return dataclasses.replace(dataset, classes=tuple(names), samples=samples)
@@ -194,7 +194,7 @@ def split_data(
         DataError: no training split was found, or the shares are negative or add up to 1 or more.
     """
     if dataset.splits and "train" not in dataset.splits:
-        raise DataError(f"{dataset.root} has {_listed(dataset.splits)} and no train split")
+        raise DataError(f"{dataset.root} has {_list_names(dataset.splits)} and no train split")
     if "val" in dataset.splits:
         return dataset
     whole, shares = ("train", {"val": val}) if dataset.splits else ("", {"test": test, "val": val})
@@ -247,12 +247,12 @@ def _read_folder(folder: Path) -> Dataset:
         raise DataError(f"{folder} has no sub-folders; it needs one for each class, with its images inside")
     if len(splits) < len(names):
         if {"train"} < {SPLIT_NAMES[name.lower()] for name in splits}:
-            others = _listed([name for name in names if name not in splits])
-            raise DataError(f"{folder} has {_listed(splits)}, which are splits, and other images in {others}")
+            others = _list_names([name for name in names if name not in splits])
+            raise DataError(f"{folder} has {_list_names(splits)}, which are splits, and other images in {others}")
         # "train" alone among other names is a class, such as of vehicles
         return _dataset(folder, _class_folders(folder, folder, ""), str(folder))
     if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in splits).items() if count > 1]:
-        raise DataError(f"{folder} has more than one {twice[0]} split: {_listed(splits)}")
+        raise DataError(f"{folder} has more than one {twice[0]} split: {_list_names(splits)}")
     rows = [row for name in splits for row in _class_folders(folder, folder / name, SPLIT_NAMES[name.lower()])]
     return _dataset(folder, rows, str(folder))
 
@@ -290,12 +290,12 @@ def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) 
     trained = labels_of.get("train")
     for split, labels in labels_of.items():
         if trained and labels - trained:
-            lacking, known = _listed(sorted(labels - trained)), _listed(sorted(trained))
+            lacking, known = _list_names(sorted(labels - trained)), _list_names(sorted(trained))
             raise DataError(f"{where}: {split} has classes that the train split lacks: {lacking}; train has {known}")
     return dataset
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     """Names for a message: at most eight of them."""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(repr(name) for name in names[:8]) + more

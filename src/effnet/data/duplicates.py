@@ -100,24 +100,24 @@ class Duplicates:
 
     def is_exact(self, places: Sequence[int]) -> bool:
         """Whether these files have the same bytes."""
-        prints = [self.fingerprints[place] for place in places]
-        return len({print.sha256 for print in prints if isinstance(print, Fingerprint)}) == 1
+        found = [self.fingerprints[place] for place in places]
+        return len({each.sha256 for each in found if isinstance(each, Fingerprint)}) == 1
 
 
 def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: Progress = SILENT) -> Duplicates:
     """Read every image file and find the copies; a file that cannot be read is in a group of its own."""
     prints: list[Fingerprint | ImageError] = []
-    for _, answer in read_ahead(files, fingerprint, threads=threads, window=max(WINDOW, threads)):
+    for _, answer in read_ahead(files, read_fingerprint, threads=threads, window=max(WINDOW, threads)):
         prints.append(answer)
         progress.update("reading images", len(prints), len(files))
-    known = [(place, print) for place, print in enumerate(prints) if isinstance(print, Fingerprint)]
+    known = [(place, fingerprint) for place, fingerprint in enumerate(prints) if isinstance(fingerprint, Fingerprint)]
     contents = _contents(len(files), known)
-    pairs = tuple(_find_pairs([(place, print) for place, print in known if contents[place] == place]))
+    pairs = tuple(_find_pairs([(place, fingerprint) for place, fingerprint in known if contents[place] == place]))
     groups = connect(len(files), [*enumerate(contents), *((pair.first, pair.second) for pair in pairs)])
     return Duplicates(tuple(files), tuple(prints), tuple(contents), pairs, tuple(groups))
 
 
-def fingerprint(file: Path) -> Fingerprint:
+def read_fingerprint(file: Path) -> Fingerprint:
     """The fingerprint of one image file.
 
     Raises:
@@ -175,10 +175,10 @@ def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]
     """For each file the first with the same bytes, or with the same thumbnail if that is not flat."""
     first: dict[object, int] = {}
     links = []
-    for (place, print), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
-        links.append((place, first.setdefault(print.sha256, place)))
+    for (place, fingerprint), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
+        links.append((place, first.setdefault(fingerprint.sha256, place)))
         if strength >= FLAT:
-            links.append((place, first.setdefault((print.thumbnail, print.colours), place)))
+            links.append((place, first.setdefault((fingerprint.thumbnail, fingerprint.colours), place)))
     return connect(count, links)
 
 
@@ -186,7 +186,7 @@ def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
     """The near-duplicates among contents, each pair once, in the order of their places."""
     thumbnails = _thumbnails(known)
     shape = len(known), COLOUR_SIDE, COLOUR_SIDE, 2
-    chroma = np.frombuffer(b"".join(print.colours for _, print in known), np.uint8).reshape(shape)
+    chroma = np.frombuffer(b"".join(fingerprint.colours for _, fingerprint in known), np.uint8).reshape(shape)
     strengths = _strengths(thumbnails)
     best: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True):
@@ -264,5 +264,5 @@ def _colours_agree(chroma: Bytes, others: Bytes) -> NDArray[np.bool_]:
 
 
 def _thumbnails(known: Sequence[tuple[int, Fingerprint]]) -> Bytes:
-    pixels = np.frombuffer(b"".join(print.thumbnail for _, print in known), np.uint8)
+    pixels = np.frombuffer(b"".join(fingerprint.thumbnail for _, fingerprint in known), np.uint8)
     return pixels.reshape(len(known), SIDE, SIDE)

@@ -52,14 +52,14 @@ def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
     not found keep the path that they had in `text`, the split.csv, where paths are relative to `root`.
     """
     rows = list(csv.DictReader(io.StringIO(text)))
-    at = {_absolute(root / row["path"]): row for row in rows}
+    at = {_absolute_path(root / row["path"]): row for row in rows}
     named = {row["path"]: row for row in rows}
     splits = {file: row["split"] for file, row in at.items()}
     for sample in dataset.samples:
-        file = _absolute(dataset.file(sample))
+        file = _absolute_path(dataset.file(sample))
         row = at.get(file) or named.get(sample.path)
         if row and (file in at or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
-            splits.pop(_absolute(root / row["path"]), None)
+            splits.pop(_absolute_path(root / row["path"]), None)
             splits[sample.path] = row["split"]
     return splits
 
@@ -80,11 +80,11 @@ def hold_out(dataset: Dataset, known: Mapping[str, Splits | None], split: str | 
     if dataset.splits:
         split_of = {sample.path: sample.split for sample in dataset.samples}
     elif used:
-        split_of = {sample.path: _strictest(sample, used.values()) for sample in dataset.samples}
+        split_of = {sample.path: _combine(sample, used.values()) for sample in dataset.samples}
     elif split == ALL:
         split_of = {}
     else:
-        raise DataError(_unsplit(dataset, known, split))
+        raise DataError(_explain_unsplit(dataset, known, split))
     found = [name for name in (*SPLITS, NEW) if name in split_of.values()]
     name = split or next((name for name in ("test", "val") if name in found), "")
     if not name:
@@ -94,18 +94,18 @@ def hold_out(dataset: Dataset, known: Mapping[str, Splits | None], split: str | 
         )
     if name not in (*found, ALL):
         raise UnknownNameError("split", name, (*found, ALL))
-    data = _only(dataset, [s for s in dataset.samples if name == ALL or split_of[s.path] == name])
+    data = _keep(dataset, [s for s in dataset.samples if name == ALL or split_of[s.path] == name])
     trained_on = {path for splits in used.values() for path, own in splits.items() if own == "train"}
     rest = [s for s in dataset.samples if split_of.get(s.path) == "val" and s.path not in trained_on]
     trained = sum(sample.path in trained_on for sample in data.samples)
     notes = [] if dataset.splits or not used else _explain_split(dataset, used, split_of, name)
-    notes += [_unknown(model) for model in known if (used or not split_of) and model not in used]
+    notes += [_say_unknown(model) for model in known if (used or not split_of) and model not in used]
     for model, splits in used.items():
         if count := sum(splits.get(sample.path) == "val" for sample in data.samples):
             notes.append(f"{model} was selected and calibrated on {count:,} of these images: figures slightly too good")
     if trained:
         notes.append(f"trained on {trained:,} of these {len(data):,} images: the figures are too good")
-    val = _only(dataset, rest) if rest and name not in ("val", ALL) else None
+    val = _keep(dataset, rest) if rest and name not in ("val", ALL) else None
     return HeldOut(name, data, val, 0 if split in ("train", ALL) else trained, tuple(notes))
 
 
@@ -125,10 +125,10 @@ def train_and_val(dataset: Dataset, model: str, known: Splits | None) -> TrainVa
     else:
         split = dataset if "val" in dataset.splits else split_data(dataset)
         splits = [sample.split for sample in split.samples]
-        notes = (_unknown(model),)
+        notes = (_say_unknown(model),)
     found = []
     for name, purpose in (("train", "calibrate"), ("val", "evaluate")):
-        found.append(_only(dataset, [s for s, own in zip(dataset.samples, splits, strict=True) if own == name]))
+        found.append(_keep(dataset, [s for s, own in zip(dataset.samples, splits, strict=True) if own == name]))
         if not len(found[-1]):
             raise DataError(
                 f"{dataset.root} has no image to {purpose} {model} with: its {name} split is empty. Give the data that "
@@ -150,15 +150,15 @@ def _explain_split(dataset: Dataset, used: Mapping[str, Splits], split_of: Split
     notes = [f"the splits are those of split.csv in {' and '.join(used)}"]
     new = sum(split == NEW for split in split_of.values())
     if new and name not in (NEW, ALL):
-        notes.append(f"{_images(new, dataset.root)} not in it and left out; --split {NEW} evaluates them")
+        notes.append(f"{_count_images(new, dataset.root)} not in it and left out; --split {NEW} evaluates them")
     here = {sample.path for sample in dataset.samples}
     gone = {path for splits in used.values() for path, own in splits.items() if own == name} - here
     if gone:
-        notes.append(f"{_images(len(gone), f'its {name} split')} not in {dataset.root} any more")
+        notes.append(f"{_count_images(len(gone), f'its {name} split')} not in {dataset.root} any more")
     return notes
 
 
-def _unsplit(dataset: Dataset, known: Mapping[str, Splits | None], split: str | None) -> str:
+def _explain_unsplit(dataset: Dataset, known: Mapping[str, Splits | None], split: str | None) -> str:
     """Why nothing can be evaluated, and what to do."""
     others = [model for model, splits in known.items() if splits]
     reason = f"split.csv in {' and '.join(others)} lists none of its images"
@@ -171,7 +171,7 @@ def _unsplit(dataset: Dataset, known: Mapping[str, Splits | None], split: str | 
     )
 
 
-def _unknown(model: str) -> str:
+def _say_unknown(model: str) -> str:
     return f"{model} has no split.csv that lists these images: whether it was trained on them is not known"
 
 
@@ -179,19 +179,19 @@ def _overlaps(dataset: Dataset, splits: Splits) -> bool:
     return any(sample.path in splits for sample in dataset.samples)
 
 
-def _strictest(sample: Sample, known: Collection[Splits]) -> str:
+def _combine(sample: Sample, known: Collection[Splits]) -> str:
     """The split of an image by all files: train before val, val before test."""
     found = {splits.get(sample.path, NEW) for splits in known}
     return next(name for name in (*SPLITS, NEW) if name in found)
 
 
-def _only(dataset: Dataset, samples: Sequence[Sample]) -> Dataset:
+def _keep(dataset: Dataset, samples: Sequence[Sample]) -> Dataset:
     return dataclasses.replace(dataset, samples=tuple(samples))
 
 
-def _images(count: int, where: object) -> str:
+def _count_images(count: int, where: object) -> str:
     return f"{count:,} image of {where} is" if count == 1 else f"{count:,} images of {where} are"
 
 
-def _absolute(path: Path) -> str:
+def _absolute_path(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100  # Path.resolve asks the disk about every folder on the way

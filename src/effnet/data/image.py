@@ -46,6 +46,7 @@ ColourMode = Literal["RGB", "L"]
 PhotoSource = str | PathLike[str] | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
 
+PHOTOS = Path(__file__).with_name("photos")  # two, on which engines and precisions are compared
 PIXEL_LIMIT = 178_956_970  # Pillow's own limit: 0.7 GB once decoded
 RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}  # usual highest values, by Pillow's mode
 HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
@@ -111,12 +112,12 @@ def open_photo(
         if isinstance(source, np.ndarray):
             return _flatten(_from_array(source), mode)
         if isinstance(source, Image.Image):
-            return _upright(source, mode)
+            return _turn_upright(source, mode)
         if isinstance(source, (str, PathLike)):
             with Path(source).open("rb") as file:
-                return _upright(_halved(identify(file), least, longer), mode)
+                return _turn_upright(_halve(identify(file), least, longer), mode)
         if hasattr(source, "read"):
-            return _upright(_halved(identify(source), least, longer), mode)
+            return _turn_upright(_halve(identify(source), least, longer), mode)
     except (ImageError, ArgumentError):
         raise
     except Exception as error:  # decoders of arbitrary bytes fail with any error
@@ -196,6 +197,24 @@ def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.
     return values
 
 
+def views(input_spec: InputSpec, count: int) -> npt.NDArray[np.uint8]:
+    """Random crops of the packaged photos, (count, size, size, C); noise where no photo has as many channels."""
+    random = np.random.default_rng(0)
+    if input_spec.channels not in (1, 3):
+        shape = count, input_spec.size, input_spec.size, input_spec.channels
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    photos = [open_photo(file, colour_mode(input_spec)) for file in sorted(PHOTOS.glob("*.png"))]
+    found = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        share = random.uniform(0.6, 1)  # of the sides
+        left, top = (random.uniform(0, side * (1 - share)) for side in photo.size)
+        box = round(left), round(top), round(left + share * photo.width), round(top + share * photo.height)
+        crop = fit_photo(photo.crop(box), input_spec)
+        found.append(crop[:, ::-1] if random.random() < 0.5 else crop)
+    return np.stack(found)
+
+
 def natural_resolution(side: int) -> int:
     """The resolution at which images with that shorter side, in pixels, are barely enlarged."""
     return max(2 * RESOLUTION_STEP, RESOLUTION_STEP * -(-side // RESOLUTION_STEP))
@@ -210,7 +229,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _halved(image: ImageFile.ImageFile, least: float | None, longer: bool) -> ImageFile.ImageFile:
+def _halve(image: ImageFile.ImageFile, least: float | None, longer: bool) -> ImageFile.ImageFile:
     """A JPEG, set to be halved while it is decoded; only while its sides are even, since rounding moves the photo."""
     if least is not None and image.format == "JPEG":
         width, height = image.size
@@ -222,7 +241,7 @@ def _halved(image: ImageFile.ImageFile, least: float | None, longer: bool) -> Im
     return image
 
 
-def _upright(image: Image.Image, mode: ColourMode) -> Image.Image:
+def _turn_upright(image: Image.Image, mode: ColourMode) -> Image.Image:
     width, height = image.size
     if not 0 < width * height <= PIXEL_LIMIT:
         raise ImageError(f"has {width} x {height} pixels; from 1 to {PIXEL_LIMIT} are read.")

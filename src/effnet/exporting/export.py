@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from effnet.arch.spec import InputSpec
-from effnet.data.views import views
+from effnet.data.image import views
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import one_of, positive_int
 from effnet.files import FILE_SUFFIXES, has_mark, size_of, write_file, write_folder

@@ -61,7 +61,7 @@ def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: flo
     """The reliability of logits divided by a temperature, which must be above 0."""
     outputs, truth = check_arrays(logits, labels)
     confidence, loss, brier = (np.empty(len(outputs)) for _ in range(3))
-    for rows, scaled in _scaled(outputs, temperature):
+    for rows, scaled in _scale(outputs, temperature):
         powers, true = np.exp(scaled), np.take_along_axis(scaled, truth[rows, None], 1)[:, 0]
         total = powers.sum(1)
         confidence[rows], loss[rows] = 1 / total, np.log(total) - true
@@ -79,7 +79,7 @@ def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: flo
 def confidence(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
     """The largest probability of each image, (N,)."""
     found = np.empty(len(logits))
-    for rows, scaled in _scaled(logits, temperature):
+    for rows, scaled in _scale(logits, temperature):
         found[rows] = 1 / np.exp(scaled).sum(1)
     return found
 
@@ -152,7 +152,7 @@ def calibrate(
     return Calibration(temperature, threshold, error, len(labels), split)
 
 
-def _scaled(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+def _scale(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """ROWS images at a time: float64 logits divided by the temperature, shifted so that each image's largest is 0."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ArgumentError("temperature", temperature, "must be a positive finite number.")
@@ -167,7 +167,7 @@ def _scaled(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray
 def _slope(logits: Logits, truth: Labels, place: float) -> tuple[float, float]:
     """First and second derivative of what `fit_temperature` minimises, at `place`, which is -ln T."""
     slope, curve = place, 1.0
-    for rows, scaled in _scaled(logits, math.exp(-place)):
+    for rows, scaled in _scale(logits, math.exp(-place)):
         chances = np.exp(scaled)
         chances /= chances.sum(1, keepdims=True)
         mean = (chances * scaled).sum(1)

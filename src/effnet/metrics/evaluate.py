@@ -1,7 +1,7 @@
 """How good a model is on images with known classes, with intervals. numpy only: any engine's logits will do.
 
     top-1, top-5   share of the images whose class is the most probable one, or among five; Wilson's interval
-    macro F1       mean of 2 right / (images + predictions) over the classes that have images; a bootstrap's interval
+    macro F1       mean of 2 right / (images + predictions) over the classes that have images; a bootstrap interval
     recall         share of a class's images that are predicted as it; Wilson's interval
     precision      share of the predictions of a class that are right; none where it is never predicted
     calibration    see calibration.py
@@ -55,10 +55,10 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True)
 class Mistake:
-    """How often images of class `true` were predicted as `named`."""
+    """How often images of class `true` were predicted as `predicted`."""
 
     true: str
-    named: str
+    predicted: str
     count: int
 
 
@@ -68,13 +68,13 @@ class ClassScore:
 
     name: str
     n: int  # its images
-    named: int  # images predicted as it
+    predicted: int  # images predicted as it
     right: int
 
     @property
     def precision(self) -> float | None:
         """Share of its predictions that are right; None without any."""
-        return self.right / self.named if self.named else None
+        return self.right / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> Interval | None:
@@ -84,7 +84,7 @@ class ClassScore:
     @property
     def f1(self) -> float | None:
         """Harmonic mean of the two, 0 where nothing is right; None without images."""
-        return 2 * self.right / (self.n + self.named) if self.n else None
+        return 2 * self.right / (self.n + self.predicted) if self.n else None
 
     def to_dict(self) -> dict[str, Any]:
         """The class as plain values."""
@@ -240,11 +240,11 @@ def predict_logits(
 def write_per_class(evaluation: Evaluation, out: Path) -> None:
     """Write a CSV line for each class; undefined figures are empty."""
     rows: list[tuple[object, ...]] = [
-        ("class", "images", "named", "precision", "recall", "recall_low", "recall_high", "f1")
+        ("class", "images", "predicted", "precision", "recall", "recall_low", "recall_high", "f1")
     ]
     for score in evaluation.scores:
         recall = astuple(score.recall) if score.recall else ("", "", "")
-        rows.append((score.name, score.n, score.named, score.precision, *recall, score.f1))
+        rows.append((score.name, score.n, score.predicted, score.precision, *recall, score.f1))
     with write_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
@@ -258,31 +258,32 @@ def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
 
 
 def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interval:
-    """Macro F1 with a bootstrap's interval: n images are drawn from all n, with replacement, not stratified.
+    """Macro F1 with a bootstrap interval.
 
-    A class that is not drawn does not enter that sample's mean. Both bounds are as far from the value as the farther
-    percentile: with few images a class both percentiles lie too low. Where no image is wrong, or none right, nothing
-    varies, and top-1's interval stands in.
+    Each of RESAMPLES samples draws n of the n images with replacement, whatever their class; a class that was not drawn
+    is left out of that sample's mean. The interval reaches equally far up and down: as far as the more distant of the
+    2.5 % and 97.5 % percentiles, since with few images of a class both lie too low. If all images are right, or all
+    wrong, every sample is the same, and the interval of top-1 takes its place.
     """
-    true, named = np.nonzero(confusion)
-    counts, k = confusion[true, named], len(confusion)
-    value = float(_mean_f1(counts[None], true, named, k)[0])
+    true, predicted = np.nonzero(confusion)
+    counts, k = confusion[true, predicted], len(confusion)
+    value = float(_mean_f1(counts[None], true, predicted, k)[0])
     if top1.value in (0, 1):
         return top1
     random, chances = np.random.default_rng(seed), counts / counts.sum()
     drawn = (random.multinomial(counts.sum(), chances, DRAWN) for _ in range(RESAMPLES // DRAWN))
-    means = np.concatenate([_mean_f1(some, true, named, k) for some in drawn])
+    means = np.concatenate([_mean_f1(some, true, predicted, k) for some in drawn])
     low, high = np.quantile(means, (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)).tolist()
     reach = max(value - low, high - value)
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
 def _mean_f1(
-    counts: NDArray[np.int64], true: NDArray[np.int64], named: NDArray[np.int64], k: int
+    counts: NDArray[np.int64], true: NDArray[np.int64], predicted: NDArray[np.int64], k: int
 ) -> NDArray[np.float64]:
-    """Macro F1 of each row of counts (B, D); column d counts images of class true[d] predicted as named[d]."""
-    images, answers, right = _sums(counts, true, k), _sums(counts, named, k), np.zeros((len(counts), k))
-    right[:, true[true == named]] = counts[:, true == named]
+    """Macro F1 of each row of counts (B, D); column d counts images of class true[d] predicted as predicted[d]."""
+    images, answers, right = _sums(counts, true, k), _sums(counts, predicted, k), np.zeros((len(counts), k))
+    right[:, true[true == predicted]] = counts[:, true == predicted]
     f1 = np.divide(2 * right, images + answers, out=np.zeros_like(right), where=images > 0)
     means: NDArray[np.float64] = f1.sum(1) / (images > 0).sum(1)
     return means

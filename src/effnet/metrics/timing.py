@@ -15,14 +15,19 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from effnet.arch.spec import InputSpec, NetworkSpec
+from effnet.data.image import views
 from effnet.fields import positive_int
 from effnet.machine import Machine, load_average, this_machine
 from effnet.progress import SILENT, Progress
+from effnet.runtime.select import Selection, open_session, select
+from effnet.weights.bundle import Bundle, BundleConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TURN, CALLS = 0.08, 200  # a turn of short calls: seconds that it lasts, and calls at most
+RUNS, WARMUP = 15, 3  # of a network that is timed with single images
 FEWEST, MOST, ENOUGH = 7, 30, 20.0  # by default: at least 7 rounds, at most 30, and else as many as fit into 20 seconds
 LAYOUTS = ("NCHW", "channels_last")  # of images in memory
 
@@ -122,6 +127,32 @@ def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str
     return images.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else images
 
 
+def time_network(spec: NetworkSpec, selection: Selection | None = None, *, runs: int = RUNS) -> Timing:
+    """Time a network of random weights, which take as long as trained ones, with single images.
+
+    By default the rules of `runtime.select` say how it runs.
+
+    Raises:
+        ArgumentError: `runs` is not a positive whole number.
+        MissingExtraError: the engine is not installed.
+    """
+    bundle = random_bundle(spec)
+    image = views(bundle.config.input, 1)
+    with open_session(bundle, selection or select(spec, batch=1)) as session:
+        return measure(lambda: session(image), runs=runs, warmup=WARMUP)
+
+
+def random_bundle(spec: NetworkSpec) -> Bundle:
+    """A network of random weights in eval mode, whose images have its resolution."""
+    import torch
+
+    from effnet.models.efficientnet import EfficientNet
+
+    network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
+    input_spec = InputSpec(spec.resolution, spec.resolution).with_channels(spec.in_channels)
+    return Bundle(network, BundleConfig(spec, network.policy, input_spec))
+
+
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:
     """Time one function; see `time_rounds` for the other arguments."""
     return time_rounds(lambda: [seconds(function)], runs=runs, warmup=warmup)[0]
@@ -174,7 +205,7 @@ def time_rounds(
     return [Timing(taken) for taken in zip(*times, strict=True)]
 
 
-def turn(function: Callable[[], object]) -> float:
+def time_turn(function: Callable[[], object]) -> float:
     """The median seconds of as many calls as fit into TURN, after one that wakes threads and fills caches."""
     function()
     times = [seconds(function)]

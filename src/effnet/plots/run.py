@@ -73,7 +73,7 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Pa
     """Draw a confusion matrix, each row as shares of its class, with counts, names or the worst pairs as they fit.
 
     Args:
-        confusion: (K, K), images of class i that were named j; classes with neither images nor answers are left out.
+        confusion: (K, K), images of class i predicted as j; classes with neither images nor answers are left out.
         classes: K names.
         out: the picture.
     """
@@ -82,16 +82,16 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Pa
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(max(0.5 * len(used), 4.0), 9.0)
     small = len(used) <= NAMED
-    title = f"{counts.sum():,} images, {np.trace(counts) / counts.sum():.1%} named correctly"
+    title = f"{counts.sum():,} images, {np.trace(counts) / counts.sum():.1%} predicted correctly"
     with picture(out, size + (2.5 if small else LIST_WIDTH), size + (2.0 if small else 0.8), title) as figure:
         widths = (size,) if small else (size, LIST_WIDTH)
         axes, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         axes.grid(visible=False)
         # the square root of the share makes visible that a class loses 1 % of its images to another
         axes.imshow(np.sqrt(_pooled(shares)), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest")
-        axes.set(xlabel="named", ylabel="true")
+        axes.set(xlabel="predicted", ylabel="true")
         for panel in beside:
-            axes.set(xticks=[], yticks=[], xlabel=f"named: {len(used)} classes")
+            axes.set(xticks=[], yticks=[], xlabel=f"predicted: {len(used)} classes")
             panel.set_axis_off()
             pairs = "\n".join(_commonest_mistakes(counts, names))
             panel.text(0, 1, pairs, va="top", fontsize=10, linespacing=1.7, parse_math=False)
@@ -130,13 +130,13 @@ def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
 
 
 def draw_mistakes(
-    dataset: Dataset, named: NDArray[np.int64], confidence: NDArray[np.float64], out: Path, n: int = 24
+    dataset: Dataset, predicted: NDArray[np.int64], confidence: NDArray[np.float64], out: Path, n: int = 24
 ) -> None:
     """A sheet of the `n` most confident mistakes: the photo, its class, the answer and its confidence.
 
     Args:
         dataset: N images.
-        named: the class that each was predicted as, (N,).
+        predicted: the class that each was predicted as, (N,).
         confidence: of these predictions, (N,).
         out: a .jpg, .jpeg or .png file.
         n: mistakes at most.
@@ -144,19 +144,22 @@ def draw_mistakes(
     Raises:
         ArgumentError: `out` has another suffix, or the answers are not those of the data set.
     """
-    if len(named) != len(dataset):
-        raise ArgumentError("named", f"{len(named)} images", f"must be the data's {len(dataset)}.")
-    wrong = np.flatnonzero(named != [sample.label for sample in dataset.samples])
+    if len(predicted) != len(dataset):
+        raise ArgumentError("predicted", f"{len(predicted)} images", f"must be the data's {len(dataset)}.")
+    wrong = np.flatnonzero(predicted != [sample.label for sample in dataset.samples])
     cells = []
     for i in wrong[np.argsort(-confidence[wrong], kind="stable")][: positive_int("n", n)].tolist():
         sample = dataset.samples[i]
         lines = (
             (f"true: {dataset.classes[sample.label]}", INK),
-            (f"named: {dataset.classes[named[i]]}", RED),
+            (f"predicted: {dataset.classes[predicted[i]]}", RED),
             (f"{confidence[i]:.1%} confident, {Path(sample.path).name}", GREY),
         )
         cells.append(Cell((dataset.file(sample),), lines))
-    title = f"{len(wrong):,} of {len(dataset):,} images named wrong" + (", the most confident first" if cells else "")
+    order = ", the most confident first" if cells else ""
+    title = f"{len(wrong):,} of {len(dataset):,} images predicted wrong{order}" + (
+        ", the most confident first" if cells else ""
+    )
     draw_sheet(cells, title, out, across=6)
 
 

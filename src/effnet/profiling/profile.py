@@ -22,7 +22,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
-from effnet.metrics.timing import Conditions, Timing, random_images, seconds, time_rounds
+from effnet.metrics.timing import Conditions, Timing, random_bundle, random_images, seconds, time_rounds
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact, Model
 from effnet.runtime.select import compiler, select, version_of
@@ -137,8 +137,6 @@ def profile(
         backend = Backend(engine or "torch", precision or "fp32", options.threads)
         if backend.engine == "torch":
             return _profile_torch(model, options, progress)
-        from effnet.metrics.latency import random_bundle
-
         return _profile_session(random_bundle(model), backend, options.batch or 1, options, progress)
     selection = select(model.config.spec, engine=engine, precision=precision, threads=options.threads, artifact=model)
     if selection.backend.engine == "torch":

@@ -161,7 +161,7 @@ def _save(network: NetworkSpec, path: Path | None, command: str) -> str:
 
 def _stopwatch(baseline: NetworkSpec, options: ScaleOptions) -> Callable[[NetworkSpec], Timing]:
     """A function that times networks of random weights, one image at a time, in the engine that runs the baseline."""
-    from effnet.metrics.latency import time_network  # needs torch
+    from effnet.metrics.timing import time_network  # needs torch
 
     selection = select(baseline, engine=options.engine, batch=1, threads=options.threads)
     console.remark(f"timed in {selection}")

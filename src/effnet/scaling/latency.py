@@ -1,7 +1,7 @@
 """The largest network near a rule's curve that is fast enough. Latency is measured, never modelled.
 
 The function that times a network is passed in, so that nothing here needs an engine; `effnet scale --latency` passes
-metrics.latency.time_network.
+metrics.timing.time_network.
 """
 
 from __future__ import annotations

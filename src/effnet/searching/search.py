@@ -128,7 +128,7 @@ def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOpti
 
 def _fast_enough(found: tuple[Candidate, ...], latency: float, progress: Progress) -> tuple[Candidate, ...]:
     """The candidates that take at most so many seconds for one image."""
-    from effnet.metrics.latency import time_network
+    from effnet.metrics.timing import time_network
 
     times = []
     for place, each in enumerate(found, start=1):

@@ -104,5 +104,5 @@ def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset,
     run_plots.draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
     run_plots.draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")
-    named, sure = found.logits.argmax(1), confidence(found.logits, temperature)
-    run_plots.draw_mistakes(found.readable(images), named, sure, folder / "mistakes.jpg")
+    predicted, sure = found.logits.argmax(1), confidence(found.logits, temperature)
+    run_plots.draw_mistakes(found.readable(images), predicted, sure, folder / "mistakes.jpg")

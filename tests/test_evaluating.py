@@ -254,8 +254,8 @@ def test_a_model_without_names(run, folder) -> None:
 
 
 def test_the_worst_of_many_classes(run, folder, monkeypatch) -> None:
-    monkeypatch.setattr("effnet.evaluating.tables.LISTED", 2)
-    monkeypatch.setattr("effnet.evaluating.tables.WORST", 1)
+    monkeypatch.setattr("effnet.evaluating.ALL_CLASSES", 2)
+    monkeypatch.setattr("effnet.evaluating.WORST", 1)
     _, out, _ = run("poor", "photos")
     worst = min(expected(model="poor").scores, key=lambda score: score.f1)
     assert "The 1 classes of lowest F1, of 3 classes" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +18,9 @@ from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, match_classes, read_data
 from effnet.data.held_out import hold_out
 from effnet.errors import ArgumentError, DataError
-from effnet.evaluating.tables import show_comparison, show_evaluation
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
-from effnet.metrics.intervals import Difference, compare_top1
+from effnet.metrics.intervals import Difference, Interval, compare_top1
 from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.style import drawable
 from effnet.progress import Progress
@@ -30,7 +30,16 @@ from effnet.weights.bundle import find_splits
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
 LISTED = 10  # unreadable files, at most
+ALL_CLASSES, WORST = 20, 10  # classes up to which all are shown, and how many where there are more
 FILES = "confusion_matrix.png", "per_class.csv", "reliability.png", "mistakes.jpg"
+INTERVALS = (
+    "Intervals at 95 %: Wilson's for shares, a bootstrap over all images for macro F1. They hold for images drawn like "
+    "these."
+)
+TEST = (
+    "p is from McNemar's exact test on the images that only one of the two models gets right; the interval of the "
+    "difference is Bonett and Price's, at 95 %, for two models on the same images."
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def val(
         difference = _compare_outputs(first, outputs[1], chosen.data)
         values = {"a": models[0], "b": models[1], "data": data, "split": chosen.split, **difference.to_dict()}
         if not json:
-            show_comparison(difference, models, data, chosen.split)
+            _show_comparison(difference, models, data, chosen.split)
         following = f"effnet val {shlex.join((models[1], data))}{split}"
     else:
         calibration, fitted_on = _calibrate(first, chosen.val, options)
@@ -107,7 +116,7 @@ def val(
         if out is not None:
             _write_files(first, evaluation, out)
         if not json:
-            show_evaluation(evaluation, calibration, fitted_on, models[0], data, chosen.split)
+            _show_evaluation(evaluation, calibration, fitted_on, models[0], data, chosen.split)
         following = f"effnet predict PHOTO --model {shlex.quote(models[0])}"
         if out is None:
             following = f"effnet val {shlex.join(arguments)}{split} --out val"
@@ -211,3 +220,87 @@ def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
         logits.append(each.predicted.logits[rows][:, columns])
         labels.append(np.argsort(columns)[each.predicted.labels[rows]])
     return compare_top1(logits[0], logits[1], labels[0])
+
+
+def _show_evaluation(
+    evaluation: Evaluation, calibration: Calibration | None, fitted_on: str, model: str, data: str, split: str
+) -> None:
+    """Print the figures, the classes, and what the confidence is worth."""
+    figures = ("top-1", evaluation.top1), ("top-5", evaluation.top5), ("macro F1", evaluation.macro_f1)
+    lines = [(name, f"{figure.value:.2%}", _bounds(figure)) for name, figure in figures if figure is not None]
+    console.paragraphs((f"{model} on {_name(split)} of {data}: {evaluation.n:,} images",))
+    console.table(("<", "value", "95 % interval"), lines)
+    scores = [score for score in evaluation.scores if score.n]
+    heading = f"{len(scores)} classes"
+    if len(scores) > ALL_CLASSES:
+        scores = sorted(scores, key=lambda score: score.f1 or 0.0)[:WORST]
+        heading = f"The {WORST} classes of lowest F1, of {heading}"
+    taken_for: dict[str, str] = {}
+    for mistake in evaluation.mistakes:
+        taken_for.setdefault(mistake.true, f"{mistake.predicted} ({mistake.count})")
+    rows = []
+    for score in scores:
+        precision = "-" if score.precision is None else f"{score.precision:.1%}"
+        recall = score.recall and (f"{score.recall.value:.1%}", _bounds(score.recall, 1))
+        rows.append((score.name, score.n, precision, *(recall or ()), f"{score.f1:.1%}", taken_for.get(score.name, "")))
+    columns = "<class", "images", "precision", "recall", "95 % interval", "F1", "<taken for"
+    console.table(columns, rows, title=heading)
+    console.paragraphs((*_describe_confidence(evaluation, calibration, fitted_on), INTERVALS))
+
+
+def _show_comparison(found: Difference, models: Sequence[str], data: str, split: str) -> None:
+    """Print the accuracy of both models, and what their difference means."""
+    rows = [
+        (name, model, f"{accuracy.value:.2%}", _bounds(accuracy), only)
+        for name, model, accuracy, only in zip(
+            "AB", models, (found.accuracy_a, found.accuracy_b), (found.only_a, found.only_b), strict=True
+        )
+    ]
+    console.paragraphs((f"Two models on {_name(split)} of {data}: {found.n:,} images",))
+    console.table(("<", "<model", "top-1", "95 % interval", "only this right"), rows)
+    gain, low, high = (100 * value for value in (found.accuracy.value, found.accuracy.low, found.accuracy.high))
+    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
+    if found.significant and gain < 0:
+        verdict = f"A is better by {-gain:.1f} points ({-high:.1f} to {-low:.1f}), {p}."
+    elif found.significant:
+        verdict = f"B is better by {gain:.1f} points ({low:.1f} to {high:.1f}), {p}."
+    else:
+        verdict = f"The images show no difference: B minus A is {gain:+.1f} points ({low:+.1f} to {high:+.1f}), {p}."
+    console.paragraphs((verdict, TEST))
+
+
+def _describe_confidence(evaluation: Evaluation, calibration: Calibration | None, fitted_on: str) -> Iterator[str]:
+    before, after, abstention = evaluation.before, evaluation.after, evaluation.abstention
+    figures = f"ECE {before.ece:.1%}, Brier {before.brier:.3f}, loss {before.loss:.4f}"
+    if calibration is None:
+        yield (
+            f"Confidence as it is: {figures}. No temperature and no threshold: they are fitted on a val split, never "
+            "on what is evaluated."
+        )
+        return
+    yield (
+        f"Confidence as it is: {figures}; at a temperature of {after.temperature:.3g}: ECE {after.ece:.1%}, "
+        f"Brier {after.brier:.3f}, loss {after.loss:.4f}."
+    )
+    yield f"Temperature and threshold are fitted on {fitted_on}."
+    if abstention is None:
+        yield (
+            f"Abstaining: no threshold there ensures that at most {calibration.error:.3g} of the answers are wrong; "
+            "that takes fewer mistakes or more images."
+        )
+        return
+    threshold, error = abstention.threshold, abstention.error
+    rule = f"Abstaining below {threshold:.1%} confidence" if threshold else "Abstaining is not needed"
+    wrong = f"{error.value:.1%} ({_bounds(error, 1)}) of the answers are" if error else "nothing is"
+    yield (
+        f"{rule} to have at most {calibration.error:.3g} of the answers wrong, with 95 % confidence for images like "
+        f"those. Here {abstention.coverage.value:.1%} of the images are answered, and {wrong} wrong."
+    )
+
+
+def _name(split: str) -> str:
+    return "all" if split == "all" else f"the {split} split"
+
+
+def _bounds(figure: Interval, digits: int = 2) -> str:
+    return f"{figure.low:.{digits}%} to {figure.high:.{digits}%}"

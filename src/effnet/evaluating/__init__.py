@@ -1,1 +1,0 @@
-"""effnet val: how good a model is on images with known classes."""
