@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from effnet.scaling.budget import Budget as Budget
     from effnet.scaling.compound import Rule as Rule
     from effnet.scaling.compound import scale as scale
-    from effnet.scaling.fitting import fit_spec as fit_spec
+    from effnet.scaling.fit import fit_spec as fit_spec
     from effnet.training.train import train as train
     from effnet.weights.bundle import save as save
     from effnet.weights.load import create as create
@@ -61,7 +61,7 @@ _HOMES = {
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
     "effnet.scaling.budget": ("Budget",),
     "effnet.scaling.compound": ("Rule", "scale"),
-    "effnet.scaling.fitting": ("fit_spec",),
+    "effnet.scaling.fit": ("fit_spec",),
     "effnet.training.train": ("train",),
     "effnet.weights.bundle": ("save",),
     "effnet.weights.load": ("create",),

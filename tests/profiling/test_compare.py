@@ -16,7 +16,6 @@ from effnet.machine import Machine
 from effnet.metrics.timing import Conditions, Timing
 from effnet.profiling import compare
 from effnet.profiling.compare import RIVALS, Comparison, Contestant, compare_networks, count, log_correlation
-from effnet.profiling.plots import draw_comparison
 from effnet.profiling.profile import TimingOptions
 
 CONDITIONS = Conditions(
@@ -102,7 +101,7 @@ def test_a_network_that_is_not_known() -> None:
 
 
 def test_the_picture_names_every_network(tmp_path: Path) -> None:
-    draw_comparison(MADE_UP, tmp_path / "times.svg")
+    MADE_UP.draw(tmp_path / "times.svg")
     texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "times.svg").read_text("utf-8"))
     for row in MADE_UP.rows:
         assert texts.count(row.cost.name) == 2

@@ -14,7 +14,6 @@ from effnet.errors import ArgumentError
 from effnet.exporting.export import export
 from effnet.metrics.timing import random_bundle
 from effnet.models.efficientnet import EfficientNet
-from effnet.profiling.plots import draw_profile
 from effnet.profiling.profile import TimingOptions, _blocks, profile
 from effnet.runtime.artifact import Form, read_artifact
 
@@ -98,7 +97,7 @@ def test_options_are_positive(name) -> None:
 
 
 def test_the_picture_names_every_block(measured, tmp_path: Path) -> None:
-    draw_profile(measured, tmp_path / "profile.svg")
+    measured.draw(tmp_path / "profile.svg")
     texts = " ".join(re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "profile.svg").read_text("utf-8")))
     for block in measured.blocks:
         assert block.row.name in texts

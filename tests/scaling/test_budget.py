@@ -14,9 +14,9 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
-from effnet.scaling.candidates import CurveSearch
 from effnet.scaling.compound import RULES, Rule, scale
-from effnet.scaling.fitting import fit_spec
+from effnet.scaling.curve import CurveSearch
+from effnet.scaling.fit import fit_spec
 
 RANGES = {
     "macs": (4e7, 4e10),

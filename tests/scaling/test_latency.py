@@ -7,7 +7,7 @@ import pytest
 import effnet
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
-from effnet.scaling.fitting import fit_spec
+from effnet.scaling.fit import fit_spec
 
 
 def stopwatch(log, milliseconds=lambda price: price.activations / 1e6):

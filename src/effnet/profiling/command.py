@@ -68,12 +68,7 @@ def profile(
             opened = read_network(model) if artifact_path(model) is None else read_artifact(model)
             measured = profile_blocks(opened, options, engine=engine, precision=precision, progress=progress)
     if plot is not None:
-        from effnet.profiling.plots import draw_comparison, draw_profile
-
-        if isinstance(measured, Profile):
-            draw_profile(measured, plot)
-        else:
-            draw_comparison(measured, plot)
+        measured.draw(plot)
         console.remark(f"Drawn: {plot}")
     if json:
         sys.stdout.write(console.json_text(measured.to_dict()))

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from effnet.arch.variants import VARIANTS, spec
 from effnet.errors import UnknownNameError
 from effnet.metrics.timing import Conditions, Timing, measure_in_turn, random_images
 from effnet.models.efficientnet import EfficientNet
+from effnet.plots.style import BLUE, LEFT, RED, RIGHT, decades, footnote, name_point, picture
 from effnet.profiling.profile import DEFAULTS, TimingOptions
 from effnet.progress import SILENT, Progress
 from effnet.runtime.torch import torch_threads
@@ -85,6 +87,28 @@ class Comparison:
             for slowdown, fewer, more in self.inversions
         ]
         return self.conditions.to_dict() | {"rows": rows, "correlations": self.correlations, "inversions": inversions}
+
+    def draw(self, out: Path) -> None:
+        """Draw measured time against multiply-adds and against activations. See `picture` for errors."""
+        rows = self.rows
+        title = f"Measured time against counted work: {len(rows)} networks, batch {self.conditions.batch}"
+        with picture(out, 13, 6.6, title) as figure:
+            panels = figure.subplots(1, 2, sharey=True)
+            for axes, key, work in zip(panels, ("macs", "activations"), ("multiply-adds", "activations"), strict=True):
+                axes.set(xscale="log", yscale="log", xlabel=f"{work} per image, millions")
+                axes.set_title(f"log time with log {work}: r = {self.correlations[key]:.3f}", loc="left", fontsize=12)
+                for number, row in enumerate(sorted(rows, key=lambda row: row.cost.macs)):
+                    point = getattr(row.cost, key) / 1e6, row.time.median_ms
+                    ours = row.cost.name in VARIANTS
+                    axes.scatter(*point, 45, BLUE if ours else RED, marker="o" if ours else "D")
+                    name_point(axes, row.cost.name, point, ((LEFT, RIGHT)[number % 2], 0), fontsize=11)
+                axes.margins(x=0.25)
+                decades(axes)
+            for label, colour, mark in (("EfficientNet", BLUE, "o"), ("other networks", RED, "D")):
+                panels[1].scatter([], [], 45, colour, marker=mark, label=label)
+            panels[0].set_ylabel("median time, ms")
+            panels[1].legend(loc="lower right", frameon=False)
+            footnote(figure, str(self.conditions))
 
 
 def compare_networks(options: TimingOptions = DEFAULTS, *, progress: Progress = SILENT) -> Comparison:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
 from effnet.metrics.timing import Conditions, Timing, random_bundle, random_images, seconds, time_rounds
+from effnet.plots.style import BLUE, ORANGE, footnote, picture
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact, Model
 from effnet.runtime.select import compiler, select, version_of
@@ -109,6 +111,26 @@ class Profile:
         ]
         head = {"name": self.name, "resolution": self.resolution, "macs": self.macs} | self.conditions.to_dict()
         return head | {"whole": self.whole.to_dict(), "blocks_sum_ms": self.sum_ms, "blocks": blocks}
+
+    def draw(self, out: Path) -> None:
+        """Draw each block's share of the time and its share of the multiply-adds. See `picture` for errors."""
+        blocks = self.blocks
+        title = f"{self.name}, {self.resolution} px: where {self.sum_ms:.1f} ms and {self.macs / 1e9:.3g} GMACs go"
+        with picture(out, 9, 2 + 0.32 * len(blocks), title) as figure:
+            axes = figure.subplots()
+            for side, colour, label, share in (
+                (-0.2, ORANGE, "time", self.time_share),
+                (0.2, BLUE, "multiply-adds", self.macs_share),
+            ):
+                places = [place + side for place in range(len(blocks))]
+                axes.barh(places, [100 * share(block) for block in blocks], 0.4, color=colour, label=label)
+            axes.set_yticks(
+                range(len(blocks)), [f"{block.row.name}   {block.row.operator}" for block in blocks], fontsize=10
+            )
+            axes.set(xlabel="share, %", ylim=(len(blocks) - 0.4, -0.6))
+            axes.grid(visible=False, axis="y")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+            footnote(figure, str(self.conditions))
 
 
 def profile(

@@ -24,9 +24,8 @@ from effnet.runtime.session import EngineName
 from effnet.scaling import tables
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RESOLUTION_STEP, largest_phi, read_rule, tabulate
-from effnet.scaling.fitting import fit_spec
+from effnet.scaling.fit import fit_spec
 from effnet.scaling.laws import laws
-from effnet.scaling.plots import draw_candidates
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOption
         )
     tables.show_fit(fit, as_json=options.json)
     if options.plot is not None:
-        draw_candidates(fit, options.plot)
+        tables.draw_candidates(fit, options.plot)
         console.remark(f"drew {options.plot}")
     following = _save(fit.spec, options.save, _command({**limits, **given}))
     if fit.published is not None and fit.is_published:  # it has weights, which a spec.yaml has not

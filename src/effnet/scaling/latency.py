@@ -17,8 +17,8 @@ from effnet.arch.blocks import Shape
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
-from effnet.scaling.candidates import CountedNetworks, CurveSearch
 from effnet.scaling.compound import implied_phis
+from effnet.scaling.curve import CountedNetworks, CurveSearch
 
 MOST_BETWEEN = 6  # networks that are timed between the two that enclose a latency
 AIM = 0.985  # share of the latency that the network to time next should take

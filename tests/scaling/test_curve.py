@@ -9,9 +9,9 @@ from effnet.arch.memory import file_bytes, inference_memory, training_memory
 from effnet.arch.spec import LARGEST_FACTOR
 from effnet.errors import ArgumentError
 from effnet.scaling.budget import Budget
-from effnet.scaling.candidates import BUILT, ROUNDINGS
 from effnet.scaling.compound import Rule
-from effnet.scaling.fitting import fit_spec
+from effnet.scaling.curve import BUILT, ROUNDINGS
+from effnet.scaling.fit import fit_spec
 
 LARGEST = 10**15
 

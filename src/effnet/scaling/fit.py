@@ -21,8 +21,8 @@ from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
 from effnet.fields import LARGEST
 from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, count_resources
-from effnet.scaling.candidates import CountedNetworks, CurveSearch
 from effnet.scaling.compound import RESOLUTION_STEP, RULES, Rule, implied_phis, read_rule
+from effnet.scaling.curve import CountedNetworks, CurveSearch
 from effnet.scaling.latency import Measure, NetworkTimer, TimedNetwork, within_latency
 
 MORE = 1.1  # times the binding limit: what a little more of it would buy

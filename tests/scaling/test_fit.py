@@ -7,7 +7,7 @@ import pytest
 import effnet
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.scaling.budget import Budget
-from effnet.scaling.fitting import fit_spec
+from effnet.scaling.fit import fit_spec
 
 FAMILY = [*(f"b{number}" for number in range(9)), "l2", *(f"lite{number}" for number in range(5))]
 
