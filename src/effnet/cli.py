@@ -83,7 +83,8 @@ def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
         for name, value in bound.arguments.items():
             options |= vars(value) if is_dataclass(value) else {name: value}
     names = [name.strip("_") for name, value in options.items() if str(value) == str(error.value)]
-    return error if len(names) != 1 or error.argument in names else error.renamed(names[0])
+    known = len(names) != 1 or error.argument.replace("-", "_") in names
+    return error if known else error.renamed(names[0])
 
 
 def _print_error(error: Exception, command: str) -> None:

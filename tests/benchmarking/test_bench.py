@@ -19,11 +19,10 @@ from tiny import tiny_spec
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.benchmarking import bench as benching
+from effnet.benchmarking.backends import INT8, list_absent, list_backends, measure_cold_start
 from effnet.benchmarking.bench import BenchPlan, bench
 from effnet.benchmarking.report import AGREE, VIEWS
-from effnet.benchmarking.subject import INT8, Subject, measure_cold_start
 from effnet.data.dataset import read_data
-from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels, views
 from effnet.errors import ArgumentError, MissingExtraError
 from effnet.exporting.export import export
@@ -40,10 +39,6 @@ from effnet.weights.bundle import open_bundle
 CLASSES = ("a", "b", "c")
 TORCH, ONNX, FP32, BF16 = Backend("torch"), Backend("onnxruntime"), Backend("openvino"), Backend("openvino", "bf16")
 ALL = (TORCH, FP32, BF16, ONNX)
-
-
-def subject(name: str) -> Subject:
-    return Subject(name, read_model(name))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +80,7 @@ class Fakes:
         self.runs: dict[Backend, object] = {}
         self.opened: list[tuple[Backend, int]] = []
         self.closed, self.started, self.now = 0, 0, 0.0
-        monkeypatch.setattr(Subject, "list_backends", lambda *_, **__: tuple(self.runs))
+        monkeypatch.setattr(benching, "list_backends", lambda *_, **__: tuple(self.runs))
         monkeypatch.setattr(benching._Bench, "_write_file", self.write)
         monkeypatch.setattr(benching, "open_session", lambda _, selection: Fake(self, selection))
         monkeypatch.setattr(benching, "measure_cold_start", self.start)
@@ -127,7 +122,7 @@ def answer(pixels: Pixels) -> np.ndarray:
 
 def test_every_backend_of_a_network(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benching, "COLD_STARTS", 0)
-    found = bench(subject(model), BenchPlan((2, 1, 2), rounds=2))
+    found = bench(model, BenchPlan((2, 1, 2), rounds=2))
     assert [(row.backend, row.problem) for row in found.rows] == [(backend, "") for backend in ALL]
     assert (found.batches, found.reference, found.resolution, found.kept) == ((1, 2), TORCH, 32, None)
     bundle = open_bundle(model)
@@ -152,7 +147,7 @@ def test_every_backend_of_a_network(model: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_report_as_plain_values(model: str, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benching, "COLD_STARTS", 3)
     fakes.runs = {TORCH: answer, ONNX: answer}
-    values = json.loads(json.dumps(bench(subject(model), BenchPlan((1, 4), rounds=3)).to_dict()))
+    values = json.loads(json.dumps(bench(model, BenchPlan((1, 4), rounds=3)).to_dict()))
     assert values["reference"]["engine"] == "torch"
     assert [each["batch"] for each in values["selected"]] == [1, 4]
     assert (values["views"], values["images"], values["kept"]) == (VIEWS, 0, None)
@@ -170,7 +165,7 @@ def test_the_report_as_plain_values(model: str, fakes: Fakes, monkeypatch: pytes
 def test_batches_go_in_the_rules_parts_and_their_neighbours(model: str, fakes: Fakes, monkeypatch) -> None:
     monkeypatch.setattr(select, "CACHE", 4 * select.largest_map(open_bundle(model).config.spec, "fp32"))
     fakes.runs = {TORCH: answer, FP32: answer}
-    found = bench(subject(model), BenchPlan((1, 16), rounds=1))
+    found = bench(model, BenchPlan((1, 16), rounds=1))
     backends = [backend for backend, batch in fakes.opened if batch == 16]
     assert [(backend.part, backend.streams) for backend in backends] == [(None, 1), (4, 2), (2, 2), (8, 2)]
     assert fakes.closed == len(fakes.opened)
@@ -192,7 +187,7 @@ def test_a_failing_backend_gives_its_reason_and_the_others_go_on(model: str, fak
         raise MissingExtraError("this", "that")
 
     fakes.runs = {TORCH: broken, FP32: answer, BF16: lambda pixels: answer(pixels) * np.nan, ONNX: tires}
-    found = bench(subject(model), BenchPlan((1, 2), rounds=3))
+    found = bench(model, BenchPlan((1, 2), rounds=3))
     problems = [row.problem for row in found.rows]
     assert problems[0] == str(MissingExtraError("this", "that"))
     assert (problems[1], problems[3]) == ("", "RuntimeError: too much for me")
@@ -217,13 +212,13 @@ def test_ctrl_c_ends_it_though_a_backend_hides_the_interrupt(model: str, fakes: 
     before = signal.getsignal(signal.SIGINT)
     fakes.runs = {TORCH: hide, ONNX: lambda pixels: pytest.fail("went on")}
     with pytest.raises(KeyboardInterrupt):
-        bench(subject(model), BenchPlan((1,), rounds=1))
+        bench(model, BenchPlan((1,), rounds=1))
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_nothing_runs(model: str, fakes: Fakes) -> None:
     fakes.runs = {ONNX: lambda pixels: 1 / 0}
-    found = bench(subject(model), BenchPlan((1,), rounds=1, keep=True))
+    found = bench(model, BenchPlan((1,), rounds=1, keep=True))
     assert found.rows[0].problem == "ZeroDivisionError: division by zero"
     assert (found.reference, found.fastest(1), found.kept, fakes.started) == (None, None, None, 0)
 
@@ -234,27 +229,27 @@ def test_what_is_kept_is_fast_and_agrees(model: str, fakes: Fakes, tmp_path: Pat
         return answer(pixels)
 
     fakes.runs = {TORCH: slowly, BF16: lambda pixels: -answer(pixels), ONNX: answer}
-    opened = subject(model)
-    found = bench(opened, BenchPlan((1, 4), rounds=1, keep=True))
+    opened = read_model(model)
+    found = bench(model, BenchPlan((1, 4), rounds=1, keep=True))
     assert found.rows[1].same_class.value < AGREE
     assert [found.fastest(batch).backend for batch in (1, 4)] == [ONNX, ONNX]
     assert found.kept.is_relative_to(tmp_path / "cache")
     for batch in (1, 4):
-        selection = select_for(opened.model, batch=batch)
+        selection = select_for(opened, batch=batch)
         assert selection == found.selected[batch]
         assert selection.kept
         assert selection.backend.engine == "onnxruntime"
-    assert not select_for(opened.model, batch=1, engine="torch").kept
+    assert not select_for(opened, batch=1, engine="torch").kept
 
 
 def test_accuracy_and_what_fails_in_it(model: str, fakes: Fakes, data: Path) -> None:
-    part, opened = read_data(data), subject(model)
+    part, plan = read_data(data), BenchPlan((1,), rounds=1, split="all")
     readable = [sample for sample in part.samples if "broken" not in sample.path]
     labels = np.array([sample.label for sample in readable])
-    pixels = np.stack([load_pixels(part.file(sample), opened.model.config.input) for sample in readable])
+    pixels = np.stack([load_pixels(part.file(sample), InputSpec(32, 36)) for sample in readable])
     outputs, others = answer(pixels), answer(pixels)[:, [2, 0, 1]]
     fakes.runs = {TORCH: answer, FP32: lambda pixels: answer(pixels)[:, [2, 0, 1]]}
-    found = bench(opened, BenchPlan((1,), rounds=1), images=part)
+    found = bench(model, plan, str(data))
     assert found.images == len(readable) == 12
     assert list(found.unreadable) == ["a/broken.png"]
     assert found.rows[0].accuracy == compare_top1(outputs, outputs, labels)
@@ -267,21 +262,21 @@ def test_accuracy_and_what_fails_in_it(model: str, fakes: Fakes, data: Path) -> 
 
     for runs, missing in (((answer, only_views), [False, True]), ((only_views, answer), [True, True])):
         fakes.runs = dict(zip((TORCH, ONNX), runs, strict=True))
-        found = bench(opened, BenchPlan((64,), rounds=1), images=part)
+        found = bench(model, dataclasses.replace(plan, batches=(64,)), str(data))
         assert [row.accuracy is None for row in found.rows] == missing
         assert [row.problem.startswith("MemoryError") for row in found.rows] == [run is only_views for run in runs]
 
 
 def test_what_is_not_measured_is_reported(model: str, exported: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(name: str, *, int8: bool = False) -> tuple[tuple[Backend, ...], str]:
-        opened = subject(name)
-        rows = opened.list_backends(int8=int8)
-        return rows, " ".join(opened.list_absent(rows))
+        opened = read_model(name)
+        rows = list_backends(opened, int8=int8)
+        return rows, " ".join(list_absent(name, opened, rows))
 
     assert ask(model, int8=True) == ((TORCH, FP32, BF16, INT8, ONNX), "")
     assert f"effnet bench {model} DATA --int8" in ask(model)[1]
     assert ask(exported) == ((ONNX, FP32, BF16), "")
-    for module in ("runtime.select", "benchmarking.subject"):
+    for module in ("runtime.select", "benchmarking.backends"):
         monkeypatch.setattr(f"effnet.{module}.this_machine", lambda: Machine("Processor Y", 2, None, ("avx2",)))
     assert ask(exported)[0] == (ONNX, FP32)
     monkeypatch.setattr(select, "installed", lambda name: False)
@@ -294,12 +289,12 @@ def test_what_is_not_measured_is_reported(model: str, exported: str, monkeypatch
 
 def test_int8_is_calibrated_and_takes_part(model: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (data / "a" / "broken.png").unlink()
-    images = read_data(data)
-    halves = [dataclasses.replace(images, samples=images.samples[start::2]) for start in (0, 1)]
+    rows = [f"{path},{path.parent.name},{('train', 'val')[int(path.stem) % 2]}" for path in data.glob("*/*.png")]
+    (data / "images.csv").write_text("\n".join(("path,label,split", *rows)))
     monkeypatch.setitem(export_int8.__kwdefaults__, "max_drop", 99)
-    monkeypatch.setattr(Subject, "list_backends", lambda *_, **__: (FP32, INT8))
+    monkeypatch.setattr(benching, "list_backends", lambda *_, **__: (FP32, INT8))
     monkeypatch.setattr(benching, "COLD_STARTS", 0)
-    found = bench(subject(model), BenchPlan((4,), rounds=1, int8=True, keep=True), calibration=TrainVal(*halves))
+    found = bench(model, BenchPlan((4,), rounds=1, int8=True, keep=True), str(data / "images.csv"))
     assert [row.problem for row in found.rows] == ["", ""]
     assert 1e-4 < found.rows[1].logit_difference < 1
     assert found.selected[4].backend.precision == "fp32"  # int8 is another file than the model
@@ -307,27 +302,26 @@ def test_int8_is_calibrated_and_takes_part(model: str, data: Path, monkeypatch: 
 
 def test_an_artifact_in_bf16_has_an_exact_reference(model: str, tmp_path: Path) -> None:
     out = export(open_bundle(model), tmp_path / "m", precision="bf16", batch=4).path
-    assert subject(str(out)).list_backends() == (FP32, BF16)
+    assert list_backends(read_model(out)) == (FP32, BF16)
 
 
 @pytest.mark.parametrize(("step", "batches"), [(4, (4, 32)), (3, (3, 30)), (48, (48,))])
-def test_an_artifact_takes_multiples_of_its_batch(exported: str, fakes: Fakes, step: int, batches: tuple) -> None:
-    fakes.runs, artifact = {ONNX: answer}, read_model(exported)
-    opened = Subject(exported, dataclasses.replace(artifact, form=dataclasses.replace(artifact.form, batch=step)))
-    assert bench(opened, BenchPlan(rounds=1)).batches == batches
+def test_an_artifact_takes_multiples_of_its_batch(
+    model: str, fakes: Fakes, tmp_path: Path, step: int, batches: tuple
+) -> None:
+    artifact = str(export(open_bundle(model), tmp_path / "m.onnx", format="onnx", batch=step).path)
+    fakes.runs = {ONNX: answer}
+    assert bench(artifact, BenchPlan(rounds=1)).batches == batches
     with pytest.raises(ArgumentError, match=rf"`batch` \(=2\) .* exported for {step}"):
-        bench(opened, BenchPlan((step, 2)))
+        bench(artifact, BenchPlan((step, 2)))
 
 
 def test_an_artifact_without_torch(exported: str) -> None:
     code = (
         "import json, sys; sys.modules['torch'] = None\n"
         "from effnet.benchmarking import bench\n"
-        "from effnet.benchmarking.subject import Subject\n"
-        "from effnet.runtime.classifier import read_model\n"
         "bench.COLD_STARTS = 1\n"
-        f"subject = Subject({exported!r}, read_model({exported!r}))\n"
-        "print(json.dumps(bench.bench(subject, bench.BenchPlan((2,), rounds=1, threads=1)).to_dict()))"
+        f"print(json.dumps(bench.bench({exported!r}, bench.BenchPlan((2,), rounds=1, threads=1)).to_dict()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     values = json.loads(done.stdout)
@@ -349,9 +343,9 @@ def test_a_cold_start_that_fails_gives_its_last_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [{"rounds": 0}, {"threads": 0}, {"batches": (0,)}])
 def test_a_plan_of_nothing(model: str, values: dict) -> None:
     with pytest.raises(ArgumentError, match=r"\(=0\) must be a positive whole number"):
-        bench(subject(model), BenchPlan(**values))
+        bench(model, BenchPlan(**values))
 
 
-def test_an_artifact_is_not_calibrated(exported: str) -> None:
+def test_an_artifact_is_not_calibrated(exported: str, data: Path) -> None:
     with pytest.raises(ArgumentError, match="is an artifact"):
-        bench(subject(exported), BenchPlan(int8=True))
+        bench(exported, BenchPlan(int8=True, split="all"), str(data))

@@ -15,5 +15,5 @@ def have_every_engine(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("EFFNET_CACHE", str(cache))
     monkeypatch.setattr("effnet.runtime.select.installed", lambda name: find_spec(name) is not None)
     machine = Machine("Processor X", 2, None, ("avx512f", "avx512_bf16"))
-    for module in ("runtime.select", "metrics.timing", "benchmarking.subject", "benchmarking.bench"):
+    for module in ("runtime.select", "metrics.timing", "benchmarking.backends", "benchmarking.bench"):
         monkeypatch.setattr(f"effnet.{module}.this_machine", lambda: machine)

@@ -30,13 +30,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from cyclopts import Parameter, Token
 
+from effnet.benchmarking.backends import bytes_of, list_absent, list_backends, measure_cold_start
 from effnet.benchmarking.report import VIEWS, BatchTime, BenchReport, BenchRow, engine_and_precision
-from effnet.benchmarking.subject import Subject, measure_cold_start
 from effnet.console import Flag
-from effnet.data.dataset import Dataset
-from effnet.data.held_out import TrainVal
+from effnet.data.dataset import Dataset, match_classes, read_data
+from effnet.data.held_out import HeldOut, TrainVal, hold_out, train_and_val
 from effnet.data.image import views
-from effnet.errors import ArgumentError, CheckpointError, EffnetError
+from effnet.errors import ArgumentError, CheckpointError, DataError, EffnetError
 from effnet.fields import positive_int
 from effnet.machine import this_machine
 from effnet.metrics.evaluate import Predicted, predict_logits
@@ -44,8 +44,10 @@ from effnet.metrics.intervals import compare_top1, wilson
 from effnet.metrics.timing import Conditions, time_rounds, time_turn
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact, Format, Model, read_artifact
+from effnet.runtime.classifier import read_model
 from effnet.runtime.select import Selection, keep_selection, open_session, select, select_for, version_of
 from effnet.runtime.session import Backend, EngineName, Logits, Session
+from effnet.weights.bundle import find_splits
 
 T = TypeVar("T")
 
@@ -81,6 +83,10 @@ class BenchPlan:
     """Measure OpenVINO's int8, too. It is calibrated on DATA's training images first, which takes minutes."""
     keep: Flag = False
     """Remember the fastest backend that agrees with fp32: effnet.load uses it for this model on this machine."""
+    source: str | None = None
+    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+    split: str | None = None
+    """The split of DATA to evaluate on, as for effnet val: test (default), val, train, new or all."""
 
     def __post_init__(self) -> None:
         """Check `rounds`; batches and threads are checked where a rule selects for them.
@@ -96,28 +102,41 @@ DEFAULTS = BenchPlan()
 
 
 def bench(
-    subject: Subject,
-    plan: BenchPlan,
-    *,
-    images: Dataset | None = None,
-    calibration: TrainVal | None = None,
-    progress: Progress = SILENT,
+    model: str, plan: BenchPlan = DEFAULTS, data: str | None = None, *, progress: Progress = SILENT
 ) -> BenchReport:
     """Measure a model on every backend that can run it here.
 
     Args:
-        subject: the model.
+        model: as effnet.load takes it.
         plan: what is measured.
-        images: images with known classes, labels in the order of the model's outputs.
-        calibration: what int8 is calibrated and evaluated on.
+        data: images with known classes: a folder with a sub-folder for each class, or a manifest. int8 is calibrated
+            on its training images, too.
         progress: follows each step.
 
     Raises:
-        ArgumentError: the machine does not have so many threads, an artifact does not take such a batch, or int8 is
-            wanted of one.
+        ArgumentError: the machine does not have so many threads, an artifact does not take such a batch, int8 is
+            wanted of one, or `data` is missing for it or for the split.
+        DataError: the images and their classes do not fit the model.
     """
+    for option, value in (("split", plan.split), ("int8", plan.int8 or None)):
+        if value and data is None:
+            raise ArgumentError(option, value, f"needs images: effnet bench {model} DATA --{option}")
+    opened = read_model(model, source=plan.source, progress=progress)
     with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder, _note_interrupts() as interrupts:
-        return _Bench(subject, plan, interrupts, progress).run(Path(folder), images, calibration)
+        images = _read_images(model, opened, data, plan) if data else (None, None)
+        report = _Bench(model, opened, plan, interrupts, progress).run(Path(folder), *images)
+    return dataclasses.replace(report, data=data)
+
+
+def _read_images(name: str, model: Model, data: str, plan: BenchPlan) -> tuple[HeldOut, TrainVal | None]:
+    """The images to evaluate on, and those that int8 is calibrated and evaluated on before it takes part."""
+    classes = model.config.classes
+    if classes is None:
+        raise DataError(f"{name} does not name its outputs, so it cannot be evaluated on images with known classes")
+    dataset = match_classes(read_data(data), classes, f"{name}'s")
+    known = find_splits(name, dataset)
+    held_out = hold_out(dataset, {name: known}, plan.split)
+    return held_out, train_and_val(dataset, name, known) if plan.int8 else None
 
 
 @contextmanager
@@ -142,20 +161,21 @@ def _note_interrupts() -> Iterator[list[int]]:
 class _Bench:
     """One bench, step by step; where a backend fails, the others go on."""
 
-    def __init__(self, subject: Subject, plan: BenchPlan, interrupts: list[int], progress: Progress) -> None:
-        self.subject, self.plan, self.interrupts, self.progress = subject, plan, interrupts, progress
-        self.input = subject.model.config.input
-        smaller = (max(subject.step, batch - batch % subject.step) for batch in BATCHES)
+    def __init__(self, name: str, model: Model, plan: BenchPlan, interrupts: list[int], progress: Progress) -> None:
+        self.name, self.model, self.plan, self.interrupts, self.progress = name, model, plan, interrupts, progress
+        self.input = model.config.input
+        self.step = (isinstance(model, Artifact) and model.form.batch) or 1  # images that an artifact takes at once
+        smaller = (max(self.step, batch - batch % self.step) for batch in BATCHES)
         self.batches = tuple(sorted({*(plan.batches or smaller)}))
         self.selected = self._select()
-        self.rows = {backend: BenchRow(backend) for backend in subject.list_backends(int8=plan.int8)}
-        self.models: dict[Backend, Model] = dict.fromkeys(self.rows, subject.model)
+        self.rows = {backend: BenchRow(backend) for backend in list_backends(model, int8=plan.int8)}
+        self.models: dict[Backend, Model] = dict.fromkeys(self.rows, model)
         self.files: dict[Backend, str] = {}  # what a fresh process opens
         self.reference: Backend | None = None
         self.expected: Logits | None = None  # the reference's, on views
         self.found: Predicted | None = None  # the reference's, on images with known classes
 
-    def run(self, folder: Path, images: Dataset | None, calibration: TrainVal | None) -> BenchReport:
+    def run(self, folder: Path, held_out: HeldOut | None, calibration: TrainVal | None) -> BenchReport:
         """All steps."""
         engines = dict.fromkeys(backend.engine for backend in self.rows)  # they are named as their packages are
         versions = tuple(f"{name} {version_of(name)}" for name in engines)
@@ -163,28 +183,31 @@ class _Bench:
         for row in self.rows:
             self._try(row, self._write_file, row, folder, calibration)
         for batch in self.batches:
-            self._measure(batch, images)
+            self._measure(batch, held_out.data if held_out else None)
         self._start_processes()
         report = BenchReport(
-            model=self.subject.name,
+            model=self.name,
             resolution=self.input.size,
             conditions=conditions,
             batches=self.batches,
             rows=tuple(self.rows.values()),
             reference=self.reference,
             selected=self.selected,
-            notes=self.subject.list_absent(self.rows),
+            notes=list_absent(self.name, self.model, self.rows),
+            split=held_out.split if held_out else None,
             images=len(self.found.labels) if self.found else 0,
+            seen_in_training=held_out.trained if held_out else 0,
+            caveats=held_out.notes if held_out else (),
             unreadable=self.found.unreadable if self.found else {},
         )
         return self._keep(report) if self.plan.keep else report
 
     def _write_file(self, row: Backend, folder: Path, calibration: TrainVal | None) -> None:
         """Write what a fresh process opens: an artifact for single images; for torch the weights where they are."""
-        model = self.subject.model
+        model = self.model
         if isinstance(model, Artifact) or row.engine == "torch":
-            self.files[row] = self.subject.name
-            self._set(row, file_bytes=self.subject.file_bytes)
+            self.files[row] = self.name
+            self._set(row, file_bytes=bytes_of(model))
             return
         from effnet.exporting.export import export
         from effnet.exporting.int8 import export_int8
@@ -270,8 +293,8 @@ class _Bench:
         for done in range(COLD_STARTS):
             for row, starts in found.items():
                 pins: dict[str, Any] = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}
-                source = self.subject.source if row.engine == "torch" else None  # artifacts need none
-                pins |= {"batch": self.subject.step, "source": source}
+                source = self.plan.source if row.engine == "torch" else None  # artifacts need none
+                pins |= {"batch": self.step, "source": source}
                 if start := self._try(row, measure_cold_start, self.files[row], pins):
                     starts.append(start)
                     seconds, held = (median(values) for values in zip(*starts, strict=True))
@@ -280,7 +303,7 @@ class _Bench:
 
     def _keep(self, report: BenchReport) -> BenchReport:
         """Have effnet.load follow the fastest backend that agrees with the reference, for each batch."""
-        rows = tuple(row for row in report.rows if self.models[row.backend] is self.subject.model)  # not int8's
+        rows = tuple(row for row in report.rows if self.models[row.backend] is self.model)  # not int8's
         loadable, kept = dataclasses.replace(report, rows=rows), []
         for batch in self.batches:
             if (row := loadable.fastest(batch)) and (time := row.time(batch)) and row.same_class:
@@ -289,13 +312,12 @@ class _Bench:
                 kept.append(Selection(time.backend, batch, reason))
         if not kept:
             return report
-        file = keep_selection(self.subject.model, kept, threads=self.plan.threads)
+        file = keep_selection(self.model, kept, threads=self.plan.threads)
         return dataclasses.replace(report, selected=self._select(), kept=file)
 
     def _select(self) -> dict[int, Selection]:
         """What effnet.load uses for each batch when nothing is pinned."""
-        model, threads = self.subject.model, self.plan.threads
-        return {batch: select_for(model, batch=batch, threads=threads) for batch in self.batches}
+        return {batch: select_for(self.model, batch=batch, threads=self.plan.threads) for batch in self.batches}
 
     def _set(self, row: Backend, **values: Any) -> None:
         self.rows[row] = dataclasses.replace(self.rows[row], **values)

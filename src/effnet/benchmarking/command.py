@@ -13,16 +13,11 @@ from effnet import console
 from effnet.benchmarking.bench import COLD_STARTS, DEFAULTS, FORMATS, BenchPlan
 from effnet.benchmarking.bench import bench as measure
 from effnet.benchmarking.report import VIEWS, BenchReport
-from effnet.benchmarking.subject import Subject
 from effnet.console import FINDING, OK, Flag
-from effnet.data.dataset import match_classes, read_data
-from effnet.data.held_out import HeldOut, TrainVal, hold_out, train_and_val
-from effnet.errors import ArgumentError, DataError
 from effnet.metrics.intervals import Interval
 from effnet.plots.style import drawable
-from effnet.runtime.classifier import read_model
+from effnet.runtime.artifact import artifact_path
 from effnet.runtime.session import TITLES
-from effnet.weights.bundle import find_splits
 
 NONE = "-"
 LISTED = 10  # unreadable images that are named
@@ -33,8 +28,6 @@ def bench(
     data: str | None = None,
     *,
     plan: Annotated[BenchPlan, Parameter(name="*")] = DEFAULTS,
-    split: str | None = None,
-    source: str | None = None,
     plot: Path | None = None,
     json: Flag = False,
 ) -> int:
@@ -47,36 +40,24 @@ def bench(
             folder, timm/NAME, hf:ORG/NAME.
         data: Images with known classes, as for effnet val: a folder with a sub-folder for each class, or a manifest.
         plan: What is measured.
-        split: The split of DATA to evaluate on, as for effnet val: test (default), val, train, new or all.
-        source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
         plot: Draw the results into this .png, .svg or .pdf file.
         json: Print JSON instead of tables.
     """
-    for option, value in (("split", split), ("int8", plan.int8 or None)):
-        if value and data is None:
-            raise ArgumentError(option, value, f"needs images: effnet bench {model} DATA --{option}")
     if plot is not None:
         drawable(plot)
     with console.Display(f"measuring {model}") as progress:
-        subject = Subject(model, read_model(model, source=source, progress=progress), source)
-        held_out, calibration = _read_images(subject, data, split, int8=plan.int8) if data else (None, None)
-        images = held_out.data if held_out else None
-        report = measure(subject, plan, images=images, calibration=calibration, progress=progress)
-    split, trained = (held_out.split, held_out.trained) if held_out else (None, 0)
+        report = measure(model, plan, data, progress=progress)
     if json:
-        about = {"data": data, "split": split, "seen_in_training": trained}
-        sys.stdout.write(console.json_text(report.to_dict() | about))
+        sys.stdout.write(console.json_text(report.to_dict()))
     else:
         _show_speed(report)
-        _show_rest(report, f"{split} of {data}")
+        _show_rest(report)
     if plot is not None:
-        from effnet.benchmarking.plots import draw_bench
-
-        draw_bench(report, plot)
+        report.draw(plot)
         console.remark(f"Drawn: {plot}")
-    for note in held_out.notes if held_out else ():
+    for note in report.caveats:
         console.remark(f"Note: {note}.")
-    if split == "val" and plan.int8:
+    if report.split == "val" and plan.int8:
         console.remark(f"Note: int8 passed its check on {model}'s val images, which flatters it a little here.")
     if report.conditions.warning:
         console.remark(report.conditions.warning)
@@ -90,18 +71,8 @@ def bench(
         console.remark(f"effnet.load uses these for this model on this machine while {report.kept} exists.")
     elif plan.keep:
         console.remark("Nothing is kept: no backend answered as the reference does.")
-    console.remark(f"Next: {_next(report, data, artifact=subject.artifact is not None)}")
-    return FINDING if missed or trained else OK
-
-
-def _read_images(subject: Subject, data: str, split: str | None, *, int8: bool) -> tuple[HeldOut, TrainVal | None]:
-    """The images to evaluate on, and those that int8 is calibrated and evaluated on before it takes part."""
-    name, classes = subject.name, subject.model.config.classes
-    if classes is None:
-        raise DataError(f"{name} does not name its outputs, so it cannot be evaluated on images with known classes")
-    dataset = match_classes(read_data(data), classes, f"{name}'s")
-    known = find_splits(name, dataset)
-    return hold_out(dataset, {name: known}, split), train_and_val(dataset, name, known) if int8 else None
+    console.remark(f"Next: {_next(report)}")
+    return FINDING if missed or report.seen_in_training else OK
 
 
 def _show_speed(report: BenchReport) -> None:
@@ -126,7 +97,7 @@ def _show_speed(report: BenchReport) -> None:
     console.paragraphs(f"{row.backend} is not measured in full: {row.problem}" for row in report.rows if row.problem)
 
 
-def _show_rest(report: BenchReport, data: str) -> None:
+def _show_rest(report: BenchReport) -> None:
     """How large, how soon, and how it answers."""
     heads = [
         "<engine",
@@ -157,7 +128,7 @@ def _show_rest(report: BenchReport, data: str) -> None:
         f"included; medians of {COLD_STARTS}, with the files in the system's cache.",
         f"Logits: the largest difference from {report.reference}, as a share of the largest logit; same class: on "
         f"{VIEWS} views of two photos.",
-        *([f"Top-1: on {report.images:,} images: {data}."] if report.images else []),
+        *([f"Top-1: on {report.images:,} images: {report.split} of {report.data}."] if report.images else []),
     ]
     console.paragraphs([*notes, *(f"{note}." for note in report.notes)])
 
@@ -166,13 +137,13 @@ def _interval(found: Interval | None, form: str) -> str:
     return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})" if found else NONE
 
 
-def _next(report: BenchReport, data: str | None, *, artifact: bool) -> str:
+def _next(report: BenchReport) -> str:
     """The command that writes the fastest as a file, or runs it where it is one."""
     batch, model = report.batches[0], shlex.quote(report.model)
     if (best := report.fastest(batch)) is None:
         return f"effnet info {model}"
     engine, precision = best.backend.engine, best.backend.precision
-    if artifact:
+    if artifact_path(report.model):
         return f"effnet predict photo.jpg --model {model} --engine {engine} --precision {precision}"
-    images = f" {shlex.quote(data)}" if precision == "int8" and data else ""
+    images = f" {shlex.quote(report.data)}" if precision == "int8" and report.data else ""
     return f"effnet export {model}{images} --format {FORMATS[engine][0]} --precision {precision} --batch {batch}"

@@ -1,4 +1,4 @@
-"""What a bench found: a row for every engine and precision, and what they were measured on."""
+"""What a bench found: a row for every engine and precision, what they were measured on, and the picture of it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effnet.metrics.intervals import Difference, Interval
 from effnet.metrics.timing import Conditions, Timing
+from effnet.plots.style import BLUE, INK, SKY, footnote, picture
 from effnet.runtime.select import Selection
-from effnet.runtime.session import Backend
+from effnet.runtime.session import TITLES, Backend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VIEWS = 64  # of the packaged photos, on which backends are compared
+ACROSS = 3  # panels in a row of the picture
 AGREE = 0.95  # share of them for which a backend has to name the reference's class
 
 
@@ -73,7 +78,11 @@ class BenchReport:
     reference: Backend | None  # whose answers the others' are compared with; None where nothing answered
     selected: Mapping[int, Selection]  # what effnet.load uses when nothing is pinned, by batch
     notes: tuple[str, ...]  # what could not be measured here, and why
-    images: int = 0  # with known classes that were read
+    data: str | None = None  # the images with known classes
+    split: str | None = None  # of them
+    images: int = 0  # of the split that were read
+    seen_in_training: int = 0  # of the split
+    caveats: tuple[str, ...] = ()  # about the split
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reason by path
     kept: Path | None = None  # the file that effnet.load follows from now on
 
@@ -98,7 +107,64 @@ class BenchReport:
         values = {key: value for key, value in dataclasses.asdict(self).items() if key != "conditions"}
         return self.conditions.to_dict() | values | {"views": VIEWS, "selected": selected, "kept": kept, "rows": rows}
 
+    def draw(self, out: Path) -> None:
+        """Draw speed, cold start, memory and answers of every backend, the reference on top; errors as `picture`."""
+        names = [f"{TITLES[row.backend.engine]} {row.backend.precision}" for row in self.rows]
+        panels = self._panels()
+        down = -(-len(panels) // ACROSS)
+        title = f"{self.model}, {self.resolution} px: every engine and precision in turn"
+        with picture(out, 12, 1.4 + down * (0.9 + 0.4 * len(names)), title) as figure:
+            grid = figure.subplots(down, ACROSS, squeeze=False, sharey=True).flatten()
+            grid[0].set_yticks(range(len(names)), names)
+            grid[0].set_ylim(len(names) - 0.4, -0.6)
+            for axes, (heading, bars) in zip(grid, panels.items(), strict=False):
+                axes.set_title(heading, loc="left", fontsize=11)
+                axes.grid(visible=False, axis="y")
+                _draw(axes, bars, points=heading.endswith("%"))
+            for axes in grid[len(panels) :]:
+                axes.set_visible(False)
+            footnote(figure, f"{self.conditions}\nWhiskers: 10 to 90 % of the rounds; of shares the 95 % interval.")
+
+    def _panels(self) -> dict[str, list[Interval | None]]:
+        """The bars of each panel by its title, with the ends of their whiskers; None where a figure is missing."""
+        panels: dict[str, list[Interval | None]] = {}
+        for batch in self.batches:
+            times = [row.time(batch) for row in self.rows]
+            panels[f"ms for {batch} image{'' if batch == 1 else 's'}"] = [
+                Interval(each.time.median_ms, *each.time.spread_ms) if each else None for each in times
+            ]
+        starts = [row.cold_start_seconds for row in self.rows]
+        peaks = [(row.peak_memory_bytes or 0) / 1e6 for row in self.rows]
+        panels["seconds until a new process answers"] = [
+            Interval(each, each, each) if each else None for each in starts
+        ]
+        panels["peak memory of that process, MB"] = [Interval(each, each, each) if each else None for each in peaks]
+        if self.images:
+            title = f"top-1 of {self.images:,} images, %"
+            shares = [row.accuracy.accuracy_b if row.accuracy else None for row in self.rows]
+        else:
+            title, shares = f"same class as {self.reference}, %", [row.same_class for row in self.rows]
+        panels[title] = [
+            Interval(100 * each.value, 100 * each.low, 100 * each.high) if each else None for each in shares
+        ]
+        return panels
+
 
 def engine_and_precision(backend: Backend) -> Backend:
     """The backend without its parts, streams and threads."""
     return Backend(backend.engine, backend.precision)
+
+
+def _draw(axes: Axes, bars: list[Interval | None], *, points: bool) -> None:
+    """Bars from 0, or points where figures may be close to each other."""
+    for place, bar in enumerate(bars):
+        if bar is None:
+            continue
+        if not points:
+            axes.barh(place, bar.value, 0.62, color=SKY)
+        whisker = [[bar.value - bar.low], [bar.high - bar.value]]
+        axes.errorbar(bar.value, place, xerr=whisker, fmt="o" if points else "none", color=BLUE, ecolor=INK)
+        axes.annotate(f"{bar.value:,.4g}", (bar.high, place), (5, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.3)  # room for the numbers
+    if not points:
+        axes.set_xlim(left=0)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from effnet.benchmarking.plots import draw_bench
 from effnet.benchmarking.report import BatchTime, BenchReport, BenchRow
 from effnet.machine import Machine
 from effnet.metrics.intervals import Interval
@@ -30,7 +29,7 @@ def test_every_figure_is_drawn_and_written(tmp_path: Path, monkeypatch: pytest.M
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **kw: (figures.append(figure), save(figure, *a, **kw)))
-    draw_bench(report, tmp_path / "x.svg")
+    report.draw(tmp_path / "x.svg")
     texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "x.svg").read_text("utf-8"))
     assert {"torch fp32", "OpenVINO bf16", "ONNX Runtime fp32", "200", "2,000", "0.5", "75"} <= set(texts)
     assert any("2 threads, torch 9" in text for text in texts)

@@ -1,0 +1,106 @@
+"""The backends that can run a model here, and a fresh process in which one of them answers for the first time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Container, Mapping
+from typing import Any
+
+from effnet.errors import EXTRAS, ArgumentError
+from effnet.files import size_of
+from effnet.machine import this_machine
+from effnet.runtime.artifact import ENGINES, Artifact, Model
+from effnet.runtime.select import NEEDED, installed_engines
+from effnet.runtime.session import TITLES, Backend, EnginePrecision
+
+INT8 = Backend("openvino", "int8")
+
+# Only what a user's program would import is imported before the first answer.
+PROGRAM = """
+import json, sys, time
+import numpy, effnet
+model, pins = json.loads(sys.argv[1])
+classifier = effnet.load(model, **pins)
+size, channels = classifier.input.size, classifier.input.channels
+classifier.logits(numpy.zeros((1, size, size, channels), numpy.uint8))
+answered = time.monotonic()
+from effnet.machine import peak_memory
+print(json.dumps([answered, peak_memory()]))
+"""
+
+
+def list_backends(model: Model, *, int8: bool = False) -> tuple[Backend, ...]:
+    """The backends that can run a model here; the first is exact, and the reference for the others.
+
+    Args:
+        model: a network or an artifact.
+        int8: whether a network is calibrated and measured in int8, too.
+
+    Raises:
+        ArgumentError: `int8` is given for an artifact.
+    """
+    artifact = model if isinstance(model, Artifact) else None
+    here, bf16 = installed_engines(artifact), this_machine().bf16
+    exact: EnginePrecision = "fp32"
+    if artifact is None:
+        names = [name for name in TITLES if name in here]
+    elif int8:
+        raise ArgumentError("int8", int8, f"is made of a network, and {artifact.path} is an artifact.")
+    else:
+        form = artifact.form
+        names = here or [ENGINES[form.format][0]]  # which fails, and says why
+        exact = "int8" if form.precision == "int8" else "fp32"
+        bf16 = form.precision == "bf16" or (bf16 and exact == "fp32")
+    found = []
+    for name in names:
+        found.append(Backend(name, exact))
+        if name == "openvino":
+            found += [Backend(name, "bf16")] if bf16 else []
+            found += [INT8] if int8 else []
+    return tuple(found)
+
+
+def list_absent(name: str, model: Model, backends: Container[Backend]) -> tuple[str, ...]:
+    """Why engines and precisions are not among the backends of a model; `name` is what effnet.load takes."""
+    artifact = model if isinstance(model, Artifact) else None
+    here, notes = installed_engines(artifact), []
+    for engine in ENGINES[artifact.form.format] if artifact else TITLES:
+        if engine not in here:
+            package = NEEDED[engine][0 if artifact else -1]
+            notes.append(f"{TITLES[engine]} is not installed: pip install 'effnet[{EXTRAS[package]}]'")
+    if artifact is None and INT8 not in backends:
+        notes.append(f"int8 is calibrated first, which takes minutes: effnet bench {name} DATA --int8")
+    return tuple(notes)
+
+
+def bytes_of(model: Model) -> int:
+    """Size of an artifact on disk, or of a network's weights."""
+    if isinstance(model, Artifact):
+        return size_of(model.path.parent if model.form.format == "openvino" else model.path)
+    return sum(tensor.nbytes for tensor in model.network.state_dict().values())
+
+
+def measure_cold_start(model: str, pins: Mapping[str, Any]) -> tuple[float, int]:
+    """Start Python, load a model and have it answer once.
+
+    Args:
+        model: as effnet.load takes it.
+        pins: effnet.load's other arguments.
+
+    Returns:
+        Seconds until the first answer, and the bytes that the process held at most, Python and all libraries included;
+        0 where the system does not report that.
+
+    Raises:
+        ChildProcessError: the process failed; the message is the last line that it wrote.
+    """
+    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(pins)])]
+    started = time.monotonic()  # the same clock for all processes
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ChildProcessError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])
+    answered, held = json.loads(done.stdout.splitlines()[-1])
+    return answered - started, held
