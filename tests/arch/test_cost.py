@@ -174,7 +174,7 @@ def test_variants_as_torch_counts_them(name):
     compare_with_judge(effnet.spec(name))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(networks)
 def test_any_network_as_torch_counts_it(spec):
     compare_with_judge(spec)

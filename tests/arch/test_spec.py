@@ -91,7 +91,7 @@ def test_lite_scales_all_but_its_ends(number):
     assert channels_and_layers(effnet.spec(f"lite{number}")) == ([32, *stages, 1280], [1, *layers, 1])
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from([16, 24, 32, 40, 80, 112, 192, 320, 1280]), coefficients)
 def test_rounding_is_the_official_one(value, coefficient):
     params = SimpleNamespace(
@@ -101,7 +101,7 @@ def test_rounding_is_the_official_one(value, coefficient):
     assert round_layers(value * coefficient, "ceil") == round_repeats(value, params)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.floats(0.01, 10_000), st.floats(0, 100))
 def test_rounding_keeps_its_promises(exact, more):
     rounded = round_channels(exact)

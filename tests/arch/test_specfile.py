@@ -56,7 +56,7 @@ def test_variants_there_and_back(file, name):
     assert read_spec(file) == effnet.spec(name)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(networks)
 def test_any_network_there_and_back(network):
     assert NetworkSpec.from_dict(yaml.safe_load(spec_text(network))) == network

@@ -68,7 +68,7 @@ def test_gradients_are_torchs(kernel, layout):
                 agree(*pair(stride, kernel_size), x, random_upstream, 1e-5)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     kernel=st.sampled_from(tuple(KERNELS)),
     batch=st.integers(1, 5),

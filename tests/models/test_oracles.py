@@ -29,7 +29,7 @@ ALLOWED = 1e-4  # largest difference by largest logit; 1e-6 is usual
 
 B_NETS = tuple(f"b{number}" for number in range(8))
 LITE = tuple(f"lite{number}" for number in range(5))
-EVEN, OBLONG = (64, 64), (38, 49)  # OBLONG meets even and odd maps in both directions
+EVEN, ODD, OBLONG = (64, 64), (65, 65), (38, 49)  # OBLONG meets even and odd maps in both directions
 
 
 def golden_images(*size: int, count: int = 1) -> torch.Tensor:
@@ -105,8 +105,8 @@ def test_torchvision(name, compare):
     with torch.device("meta"):
         judge = getattr(torchvision.models, f"efficientnet_{name}")(weights=None)
     network, judge = pair(name, judge, "symmetric")
-    images = golden_images(*OBLONG)
-    compare(network(images), judge(images))
+    for size in (OBLONG, ODD) if name in ("b0", "b3", "lite0") else (OBLONG,):
+        compare(network(golden_images(*size)), judge(golden_images(*size)))
 
 
 @pytest.mark.parametrize("name", ["b0", "b3", *LITE])
@@ -114,8 +114,8 @@ def test_timm(name, compare):
     with torch.device("meta"):
         judge = timm.create_model(f"efficientnet_{name}")
     network, judge = pair(name, judge, "symmetric")
-    images = golden_images(*OBLONG)
-    compare(network(images), judge(images))
+    for size in (OBLONG, ODD) if name in ("b0", "b3", "lite0") else (OBLONG,):
+        compare(network(golden_images(*size)), judge(golden_images(*size)))
 
 
 @pytest.mark.parametrize("name", [*B_NETS, "b8", *LITE])
@@ -158,9 +158,19 @@ def hugging_face(name: str, resolution: int, odd: list[int]) -> nn.Module:
     return EfficientNetForImageClassification(config)
 
 
-# Native resolution, and the blocks whose strided convolution meets an odd map there, as in the published checkpoints
+# Resolution, and the blocks whose strided convolution meets an odd map there, as in the published checkpoints
 @pytest.mark.parametrize(
-    ("name", "resolution", "odd"), [("b0", 224, []), ("b1", 240, [16]), ("b2", 260, [5, 8, 16]), ("b3", 300, [5, 18])]
+    ("name", "resolution", "odd"),
+    [
+        ("b0", 224, []),
+        ("b1", 240, [16]),
+        ("b2", 260, [5, 8, 16]),
+        ("b3", 300, [5, 18]),
+        ("b4", 284, [6]),  # from here on at a smaller size whose maps are odd in the same blocks
+        ("b5", 296, [13, 27]),
+        ("b6", 272, [31]),
+        ("b7", 280, [18]),
+    ],
 )
 def test_hugging_face(name, resolution, odd, compare):
     with torch.device("meta"):
@@ -170,7 +180,9 @@ def test_hugging_face(name, resolution, odd, compare):
     compare(network(images), judge(images).logits)
 
 
-@pytest.mark.parametrize(("name", "size"), [("b0", OBLONG), ("b3", EVEN)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("b0", OBLONG), ("b0", ODD), ("b3", EVEN), pytest.param("b7", EVEN, marks=pytest.mark.slow)]
+)
 def test_keras(name, size, compare):
     """Its padding is fixed for the size that it is built for; images are (N, H, W, 3) and in 0 ... 255."""
     assert keras.backend.backend() == "torch"

@@ -53,12 +53,15 @@ def transformers_network(size: int, **options) -> nn.Module:
 NETWORKS = [
     ("torchvision", "b0", 224),
     ("torchvision", "b5", 64),
+    pytest.param("torchvision", "b6", 65, marks=pytest.mark.slow),
+    pytest.param("torchvision", "b7", 49, marks=pytest.mark.slow),
     ("timm", "b2", 75),
     ("timm", "lite0", 224),
     ("timm-tf", "b0", 224),
     ("timm-tf", "b1", 95),
     ("timm-tf", "lite2", 70),
     ("lukemelas", "b0", 224),
+    ("lukemelas", "b1", 75),
     ("hf", "b1", 240),
 ]
 

@@ -27,7 +27,7 @@ def test_every_variant_is_known_by_its_shapes(name, layout):
     assert infer_spec(layout.shapes(network), layout, FILE) == network
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=25)
 @given(
     layout=st.sampled_from(list(LAYOUTS.values())),
     baseline=st.sampled_from(["b0", "lite0"]),

@@ -46,7 +46,7 @@ def test_tutorial_names_and_shapes_in_order():
     assert [[key, list(shape)] for key, shape in LAYOUTS["tutorial"].shapes(network).items()] == TUTORIAL["keys"]
 
 
-@pytest.mark.parametrize("name", ["b0", "b5"])
+@pytest.mark.parametrize("name", ["b0", "b2", "b5", "b7"])
 def test_names_and_positions_agree(name):
     """Tutorial, torchvision and timm hold the same shapes in the same order, so zipping checks every naming rule."""
     with torch.device("meta"):
@@ -60,7 +60,7 @@ def test_names_and_positions_agree(name):
     assert all(shapes == positions[0] for shapes in positions)
 
 
-@pytest.mark.parametrize("name", ["b7", "lite0", "lite3"])
+@pytest.mark.parametrize("name", ["b8", "l2", "lite0", "lite3"])
 def test_timm_names_of_the_other_variants(name):
     with torch.device("meta"):
         assert list(LAYOUTS["timm"].shapes(spec(name)).items()) == list(
@@ -117,7 +117,7 @@ def norms(network):
     return {(module.eps, round(module.momentum, 6)) for module in found}
 
 
-@pytest.mark.parametrize("name", ["b4", "b5"])  # torchvision changes its constants between them
+@pytest.mark.parametrize("name", ["b4", "b5", "b6", "b7"])  # torchvision changes its constants between them
 def test_policies_are_the_libraries_own(name):
     with torch.device("meta"):
         theirs = {
