@@ -57,8 +57,8 @@ from effnet.searching.plan import (
     candidate_row,
     split_images,
 )
+from effnet.training.initial_network import short_side
 from effnet.training.recipe import read_recipe
-from effnet.training.start import short_side
 
 SINGLE = ("width", "depth", "resolution")
 COMPOUND, BASELINE = "compound", "baseline"

@@ -43,7 +43,7 @@ from effnet.data.image import load_pixels, open_photo
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.machine import this_machine
 from effnet.metrics.timing import random_images, seconds
-from effnet.training.module import Normalise, augment_of
+from effnet.training.learner import Normalise, augment_of
 from effnet.training.recipe import read_recipe
 from effnet.weights.load import open_model
 

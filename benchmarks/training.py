@@ -39,12 +39,12 @@ from effnet.machine import load_average, this_machine
 from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds
 from effnet.models.depthwise import DepthwiseConv2d
 from effnet.runtime.torch import torch_threads
-from effnet.training.module import Learner, augment_of
+from effnet.training.execution import Images, choose_execution
+from effnet.training.initial_network import short_side
+from effnet.training.learner import Learner, augment_of
 from effnet.training.optimizer import make_optimizer
 from effnet.training.recipe import Recipe
-from effnet.training.rules import Images, choose_execution
-from effnet.training.run import Settings
-from effnet.training.start import short_side
+from effnet.training.settings import Settings
 
 BATCHES = {224: 16, 128: 32, 96: 64, 64: 128, 32: 128}  # images a step, by pixels
 STEP_IMAGES, STEPS = 8, 4  # of `rules`: a step's images, and steps that are timed together

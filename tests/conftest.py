@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from ran import Run
 
 PHOTOS = Path(__file__).parents[1] / "src" / "effnet" / "data" / "photos"
@@ -32,6 +33,15 @@ def run_networks_in_torch() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("effnet.runtime.select.installed", lambda name: False)
         yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **kw: (figures.append(figure), save(figure, *a, **kw)))
+    return figures
 
 
 @pytest.fixture

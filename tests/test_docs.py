@@ -105,12 +105,7 @@ def test_the_pages_code_runs_and_its_names_exist() -> None:
     assert set(re.findall(r"`NetworkSpec\.(\w+)`", page)) <= fields
 
 
-def test_figure_1_has_the_papers_points(draw: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kw: (drawn.append(figure), save(figure, *args, **kw))
-    )
+def test_figure_1_has_the_papers_points(draw: ModuleType, tmp_path: Path, drawn: list[Figure]) -> None:
     draw.rivals(tmp_path / "rivals.svg")
     texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "rivals.svg").read_text("utf-8"))
     for name in [f"B{i}" for i in range(8)] + [rival.name for rival in RIVALS]:

@@ -21,7 +21,7 @@ from effnet.errors import ArgumentError, DataError
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.metrics.intervals import Difference, Interval, compare_top1
-from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability
+from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.style import drawable
 from effnet.progress import Progress
 from effnet.runtime.artifact import artifact_path

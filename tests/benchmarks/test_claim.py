@@ -123,14 +123,6 @@ def test_two_lines_are_compared_by_a_paired_t_test() -> None:
     assert claim.paired_difference(1, gaps[:1], 1).level
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **kw: (figures.append(figure), save(figure, *a, **kw)))
-    return figures
-
-
 def test_the_lines_have_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
     found = FOUND
     by_place: dict[int, list[float]] = {place: [] for place in range(len(found))}

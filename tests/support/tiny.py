@@ -11,7 +11,7 @@ from PIL import Image
 
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.arch.specfile import spec_text
-from effnet.training.checkpoint import load_checkpoint
+from effnet.training.run_folder import load_checkpoint
 
 CLASSES = ("disc", "ring", "square")
 

@@ -17,7 +17,7 @@ import pytest
 from tiny import same, weights
 
 from effnet.errors import TrainingError
-from effnet.training.checkpoint import load_checkpoint
+from effnet.training.run_folder import load_checkpoint
 from effnet.training.train import train
 
 COMMAND = [sys.executable, "-m", "effnet", "train"]

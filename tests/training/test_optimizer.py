@@ -1,6 +1,8 @@
-"""Optimizers against timm's RMSpropTF and a formula; which parameters decay; time budgets."""
+"""Optimizers against timm's RMSpropTF; which parameters decay; the average; what stops a run early."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from tiny import tiny_spec
 from torch import nn
 
 import effnet
-from effnet.training.optimizer import ENDING, Average, RMSPropTF, TimeBudget, Updater, parameter_groups
+from effnet.errors import TrainingError
+from effnet.training.optimizer import CHECKED, Average, RMSPropTF, SanityChecks, Updater, parameter_groups
 from effnet.training.recipe import RECIPES, Recipe
 
 
@@ -78,7 +81,34 @@ def test_the_average_by_its_formula() -> None:
     assert not average.network.classifier.weight.requires_grad
 
 
-def test_a_budget_keeps_time_for_what_follows_the_last_step() -> None:
-    budget = TimeBudget(100 + ENDING, validation_steps=4, final=2.5)
-    assert budget.end(per_step=1.5) == pytest.approx(100 - 3.5 * 4 * 1.5)
-    assert budget.end(per_step=1.5, validation=2.0) == pytest.approx(100 - 3.5 * 2)
+def feed(steps: int, *, loss: float = 1.0, spread: float = 0.1, gradient: float = 1.0, start: int = 0) -> None:
+    checks = SanityChecks(10)
+    for step in range(start, start + steps):
+        checks.check(step, loss, spread, gradient)
+
+
+def test_learning_and_guessing_go_on() -> None:
+    feed(CHECKED, loss=1.0)
+    feed(CHECKED, loss=math.log(10) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"loss": math.nan}, "the loss is nan at step 0.*learning rate"),
+        ({"loss": math.inf}, "the loss is inf"),
+        ({"gradient": math.nan}, "gradients are not finite"),
+        ({"gradient": 0.0}, "gradients are zero.*damaged"),
+        ({"spread": 0.0}, "same answer to every image"),
+        ({"loss": math.log(10) + 2}, r"after 100 steps the loss is 4.30, and guessing has ln\(K\) = 2.30"),
+    ],
+)
+def test_what_cannot_come_to_anything_stops(values: dict[str, float], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        feed(CHECKED, **values)
+
+
+def test_later_only_numbers_that_are_none_stop() -> None:
+    feed(200, spread=0.0, gradient=0.0, loss=99, start=CHECKED)
+    with pytest.raises(TrainingError, match="nan at step 500"):
+        feed(1, loss=math.nan, start=500)

@@ -26,14 +26,12 @@ from effnet.data.loader import Loader
 from effnet.errors import ArgumentError, DataError, EffnetError, TrainingError
 from effnet.metrics.evaluate import predict_logits
 from effnet.progress import Silent
-from effnet.training.checkpoint import load_checkpoint
-from effnet.training.loop import Interrupted, Loop
-from effnet.training.module import Answering, score
-from effnet.training.optimizer import ENDING
+from effnet.runtime.torch import compile_network
+from effnet.training.learner import score
+from effnet.training.loop import ENDING, Interrupted, Loop, TimeBudget
 from effnet.training.recipe import Recipe
 from effnet.training.result import Result
-from effnet.training.run import LAST, PREVIOUS, RunPlan
-from effnet.training.start import read_split
+from effnet.training.run_folder import LAST, PREVIOUS, RunPlan, load_checkpoint, read_split
 from effnet.training.train import batch_for, resume, sort_settings, train
 from effnet.weights.bundle import open_bundle
 
@@ -139,7 +137,7 @@ def test_the_bundle_is_the_best_epochs_and_knows_its_context(finished: Any, shap
     assert config["metrics"]["val_top1"] == best["val_top1"]
     network, plan = open_bundle(finished.bundle).network, RunPlan.read(finished.folder)[0]
     val = read_split(plan.data, finished.folder, plan.classes).subset("val")
-    found = predict_logits(Answering(network, plan.input).logits, plan.input, val)
+    found = predict_logits(compile_network(network, plan.input), plan.input, val)
     assert float(cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(found.labels))) == pytest.approx(
         best["val_loss"], rel=1e-4
     )
@@ -274,6 +272,12 @@ def test_a_signal_that_also_ends_the_workers_saves_first(
 
 def test_early_stopping(go: Any) -> None:
     assert go(epochs=40, lr=1e-7, patience=2, ema=0.0, save_seconds=60).epochs < 40
+
+
+def test_a_budget_keeps_time_for_what_follows_the_last_step() -> None:
+    budget = TimeBudget(100 + ENDING, validation_steps=4, final=2.5)
+    assert budget.end(per_step=1.5) == pytest.approx(100 - 3.5 * 4 * 1.5)
+    assert budget.end(per_step=1.5, validation=2.0) == pytest.approx(100 - 3.5 * 2)
 
 
 def test_minutes_are_kept_where_the_pace_changes(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, read_data, write_manifest
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
-from effnet.plots.sheet import Cell, check_sheet, draw_sheet
+from effnet.plots.contact_sheet import Cell, check_sheet, draw_sheet
 from effnet.plots.style import GREY, INK, RED
 from effnet.weights.bundle import read_network
 

@@ -155,17 +155,18 @@ def build_network(
     """
     import numpy as np
 
-    deep, wide, fine = rule.factors(phi)
-    depth, width, pixels = baseline.depth * deep, baseline.width * wide, baseline.resolution * fine
+    depth_factor, width_factor, resolution_factor = rule.factors(phi)
+    depth, width = baseline.depth * depth_factor, baseline.width * width_factor
+    pixels = baseline.resolution * resolution_factor
     base = dataclasses.replace(baseline, depth_rounding="nearest")
     most = min(largest or math.inf, (1 + REACH) * pixels)
-    least = max(baseline.resolution if fine >= 1 else 1, (1 - REACH) * pixels)
-    sizes = list(range(math.ceil(least), math.floor(most) + 1))
-    if not sizes:
+    least = max(baseline.resolution if resolution_factor >= 1 else 1, (1 - REACH) * pixels)
+    sides = range(math.ceil(least), math.floor(most) + 1)
+    if not sides:
         return None
     widths = width * np.linspace(1 - REACH, 1 + REACH, WIDTHS)
-    widths = widths[(widths >= baseline.width * (1 - 1e-9)) | (wide < 1)]
-    w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sizes), indexing="ij"))
+    widths = widths[(widths >= baseline.width * (1 - 1e-9)) | (width_factor < 1)]
+    w, r = (part.ravel() for part in np.meshgrid(widths, np.array(sides), indexing="ij"))
     macs = np.asarray(total_cost(base.shape_at(w, np.full_like(w, depth), r)).macs)
     adjustments = np.abs(np.log(w / width)) + np.abs(np.log(r / pixels))
     fits = np.abs(macs / (ratio * cost(baseline).macs) - 1) <= WITHIN
@@ -183,8 +184,8 @@ def effective_growth(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float
     gamma^2. So these numbers include rounding.
     """
     before = cost(baseline).macs
-    deep = dataclasses.replace(baseline, depth=network.depth, depth_rounding=network.depth_rounding)
-    wide = dataclasses.replace(baseline, width=network.width)
-    fine = dataclasses.replace(baseline, resolution=network.resolution)
-    alpha, beta, gamma = (cost(each).macs / before for each in (deep, wide, fine))
+    deeper = dataclasses.replace(baseline, depth=network.depth, depth_rounding=network.depth_rounding)
+    wider = dataclasses.replace(baseline, width=network.width)
+    larger = dataclasses.replace(baseline, resolution=network.resolution)
+    alpha, beta, gamma = (cost(each).macs / before for each in (deeper, wider, larger))
     return alpha, math.sqrt(beta), math.sqrt(gamma)

@@ -13,9 +13,10 @@ from cyclopts import App, Parameter
 from effnet import console
 from effnet.console import INTERRUPTED, OK, Flag
 from effnet.errors import ArgumentError
+from effnet.searching.answer import RULE, VERDICT, SearchResult
 from effnet.searching.halving import Verdict
 from effnet.searching.plan import SearchOptions, WorkOptions
-from effnet.searching.search import RULE, VERDICT, SearchResult, resume
+from effnet.searching.search import resume
 from effnet.searching.search import search as begin
 from effnet.weights.bundle import read_network
 

@@ -23,7 +23,8 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import DECODING, SearchPlan
-from effnet.training.module import Learner, Normalise, derive_seed, init_classifier, set_momentum, spread
+from effnet.training.initial_network import init_classifier, set_momentum
+from effnet.training.learner import Learner, Normalise, derive_seed, spread
 from effnet.training.optimizer import Updater
 
 SHIFT = 1 / 8  # of the side: the largest shift of an image

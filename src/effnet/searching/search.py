@@ -4,49 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec as make_spec
-from effnet.console import json_text
 from effnet.errors import ArgumentError, TrainingError
-from effnet.files import new_run, write_text
-from effnet.machine import this_machine
+from effnet.files import new_run
 from effnet.progress import SILENT, Progress
-from effnet.scaling.compound import Rule
+from effnet.searching.answer import SearchResult, write_answer
 from effnet.searching.candidates import Candidate, adapt_baseline, build_candidates
-from effnet.searching.halving import Job, Verdict, judge, missing_trainings, open_jobs
+from effnet.searching.halving import judge, missing_trainings, open_jobs
 from effnet.searching.jobs import LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
 from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, check_device, split_images
 from effnet.training.recipe import read_recipe
 
 RUNS = Path("runs") / "search"
-RULE, VERDICT, PICTURE = "rule.yaml", "verdict.json", "search.png"
 STEPS = 600  # of the longest training by default; docs/search.md shows what that tells apart
 LEAST_STEPS = 50  # of the shortest training by default
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search has found so far."""
-
-    plan: SearchPlan
-    scores: dict[Job, float]
-    verdict: Verdict
-    missing: tuple[int, ...]  # trainings, by rung
-    minutes: float  # an estimate for the missing trainings
-
-    @property
-    def rule(self) -> Rule:
-        """The best candidate's triple."""
-        return dataclasses.replace(self.plan.candidates[self.verdict.best].triples[0], name="found")
 
 
 def search(
@@ -95,7 +72,7 @@ def resume(
 
 def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOptions, progress: Progress) -> SearchPlan:
     """Split the images, build the candidates and choose the length of their trainings."""
-    from effnet.training.start import short_side
+    from effnet.training.initial_network import short_side
 
     recipe = read_recipe(options.recipe)
     if not recipe.fresh:
@@ -170,51 +147,5 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
     lasted = sum(trial.seconds for trial in trials) / sum(rungs[trial.job.rung].share for trial in trials)
     minutes = lasted * sum(rung.share * count for rung, count in zip(rungs, missing, strict=True)) / 60 / workers
     result = SearchResult(plan, scores, verdict, missing, minutes)
-    _write_answer(result)
+    write_answer(result)
     return result
-
-
-def _write_answer(found: SearchResult) -> None:
-    """Write the rule, the verdict and the picture."""
-    from effnet.searching.plots import draw_search
-
-    plan, verdict, folder, names = found.plan, found.verdict, found.plan.folder, found.plan.names
-    rule = {
-        "name": "found",
-        **dict(zip(("alpha", "beta", "gamma"), found.rule.growths, strict=True)),
-        "found": {
-            "complete": verdict.complete,
-            "baseline": plan.baseline.name,
-            "data": str(plan.data.root),
-            "data_sha256": plan.data.digest,
-            "score": round(verdict.means[verdict.best], 6),
-            "level_with_it": [list(plan.candidates[place].triples[0].growths) for place in verdict.level[1:]],
-            "epochs": plan.epochs,
-            "recipe": plan.recipe.name,
-            "seed": plan.options.seed,
-            "machine": str(this_machine()),
-        },
-    }
-    text = yaml.safe_dump(rule, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    write_text(folder / RULE, text)
-    compared = ("value", "low", "high", "level")
-    report = {
-        "complete": verdict.complete,
-        "rung": verdict.rung + 1,
-        "seeds": verdict.seeds,
-        "best": names[verdict.best],
-        "means": {names[place]: mean for place, mean in verdict.means.items()},
-        "differences": [
-            {"network": names[each.candidate]} | {name: getattr(each, name) for name in compared}
-            for each in verdict.differences
-        ],
-        "kendall_tau_between_rungs": verdict.between_rungs,
-        "kendall_tau_between_seeds": verdict.between_seeds,
-        "noise": verdict.noise,
-        "close_calls": verdict.close_calls,
-        "missing_trainings": found.missing,
-        "missing_minutes": found.minutes,
-    }
-    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has neither nan nor infinity
-    write_text(folder / VERDICT, json_text(finite))
-    draw_search(plan.candidates, plan.rungs, found.scores, verdict, folder / PICTURE)

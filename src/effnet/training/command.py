@@ -14,7 +14,7 @@ from effnet import console
 from effnet.console import INTERRUPTED, OK, Display, Flag
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.training.recipe import Recipe, recipe_value
-from effnet.training.run import Settings
+from effnet.training.settings import Settings
 
 if TYPE_CHECKING:
     from effnet.training.result import Result

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
+from effnet.arch.cost import cost
 from effnet.console import csv_lines
 from effnet.data.dataset import Dataset
 from effnet.data.loader import Loader, Order, TrainingImages
@@ -30,15 +32,16 @@ from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.machine import forget_peak
 from effnet.progress import Progress
-from effnet.training.checkpoint import save_checkpoint
-from effnet.training.module import Answering, Learner, augment_of, derive_seed, score, spread
+from effnet.training.execution import BACKWARD, MAC_SECONDS
+from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
-from effnet.training.rules import guess_step_seconds, time_budget
-from effnet.training.run import BEST, RESULTS, RunPlan
+from effnet.training.run_folder import BEST, RESULTS, RunPlan, save_checkpoint
 from effnet.weights.bundle import save
 
 SHOWN = 50  # steps over which the loss that is shown is averaged
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # as torch and CUDA say it
+FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
+ENDING = 8.0  # seconds for pictures and files
 SMOOTH = 0.9  # of the pace of the steps
 COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
     ("epoch", 6, "d"),
@@ -58,6 +61,24 @@ STATE = (
     "kept",
     "since_best",
 )  # attributes of a Loop that a checkpoint keeps
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """Seconds for a run: the share of them that is gone is the share of the schedule that is done.
+
+    Time is held back for what follows the last step: a validation, the evaluation of the best weights, pictures, files.
+    """
+
+    seconds: float
+    validation_steps: float  # training steps that take as long as one validation, until one was timed
+    final: float  # time for the evaluation of the best weights, as a multiple of a validation's
+
+    def end(self, per_step: float, validation: float | None = None) -> float:
+        """When the last step must be over, for steps of `per_step` seconds and a validation that took so many."""
+        if validation is None:
+            validation = self.validation_steps * per_step
+        return self.seconds - ENDING - validation * (1 + self.final)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -256,8 +277,9 @@ class Loop:
         """Evaluate on the val split: a row of results, and the best weights."""
         began = time.monotonic()
         network, val = self.updater.averaged, self.data.subset("val")
-        answering = Answering(network, self.plan.input)
-        top1, loss = score(answering, val, self.execution.part, self.fabric, self.progress)
+        top1, loss = score(
+            network, self.plan.input, val, batch=self.execution.part, fabric=self.fabric, progress=self.progress
+        )
         self.validation = time.monotonic() - began
         row = {
             "epoch": epoch + 1,
@@ -293,6 +315,21 @@ class Loop:
         if self.logger:
             self.logger.log_metrics({name: value for name, value in row.items() if name != "step"}, self.step)
         self.progress.message("".join(f"{row[name]:>{width}{form}}" for name, width, form in COLUMNS))
+
+
+def guess_step_seconds(plan: RunPlan) -> float:
+    """What a step takes on a processor, roughly."""
+    cores = plan.execution.threads * plan.processes
+    return BACKWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
+
+
+def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
+    """The run's time budget, if it has one."""
+    if plan.settings.minutes is None:
+        return None
+    val, test = (len(data.subset(split)) if split in data.splits else 0 for split in ("val", "test"))
+    final = (val + test) / val * plan.processes  # rank 0 does it alone
+    return TimeBudget(60 * plan.settings.minutes, val * FORWARD / plan.recipe.batch, final)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From a step's gradients to new weights: optimizer, learning rate, moving average; and the time budget of a run.
+"""From a step's gradients to new weights: sanity checks, optimizer, learning rate, moving average.
 
 It says which parameters decay and which learn slower, and has RMSProp as TensorFlow computes it.
 """
@@ -6,21 +6,26 @@ It says which parameters decay and which learn slower, and has RMSProp as Tensor
 from __future__ import annotations
 
 import copy
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
+from effnet.errors import TrainingError
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.recipe import Recipe
-from effnet.training.sanity_checks import SanityChecks
 
 DECAY = 0.9  # of RMSProp's mean square (paper, section 5.2)
 EPSILON = 1e-3  # of RMSProp (official code)
-FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
-ENDING = 8.0  # seconds for pictures and files
+CHECKED = 100  # first steps; in later ones, loss and gradients only have to be finite
+CONSTANT = 1e-6  # spread of the outputs over a batch, as a share of their size
+PATIENCE = 5  # steps in a row with constant outputs, or with gradients of zero
+RECENT = 20  # steps over which the loss is averaged
+DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 
 
 class RMSPropTF(torch.optim.Optimizer):
@@ -108,6 +113,56 @@ class Average:
             averaged[name].copy_(state[name])
 
 
+class SanityChecks:
+    """Stops a run that cannot succeed."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.guessing = math.log(max(2, num_classes))  # the loss of a network that guesses
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.constant = self.still = 0
+
+    def state(self) -> tuple[list[float], int, int]:
+        """What it remembers, for a checkpoint."""
+        return list(self.recent), self.constant, self.still
+
+    def restore(self, state: tuple[list[float], int, int]) -> None:
+        """Go on from what `state` returned."""
+        recent, self.constant, self.still = state
+        self.recent.extend(recent)
+
+    def check(self, step: int, loss: float, spread: float, gradient: float) -> None:
+        """Check a step, counted from 0.
+
+        Args:
+            step: its number.
+            loss: its mean loss.
+            spread: standard deviation of the outputs over the images, as a share of their mean size.
+            gradient: norm of all gradients before clipping.
+
+        Raises:
+            TrainingError: the run cannot succeed; the message gives the likely cause.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step}: {DIVERGED}")
+        if not math.isfinite(gradient):
+            raise TrainingError(f"the gradients are not finite at step {step}, the loss is {loss:.3g}: {DIVERGED}")
+        if step >= CHECKED:
+            return
+        self.recent.append(loss)
+        self.constant = self.constant + 1 if spread < CONSTANT else 0
+        self.still = self.still + 1 if gradient == 0 else 0
+        if self.constant >= PATIENCE:
+            raise TrainingError(
+                f"the network gives the same answer to every image at step {step}: are the images all alike or empty? "
+                "Look at them with effnet check; weights that were damaged do the same"
+            )
+        if self.still >= PATIENCE:
+            raise TrainingError(f"the gradients are zero at step {step}, as all activations are: damaged weights?")
+        if step == CHECKED - 1 and (mean := fmean(self.recent)) > self.guessing + 1:
+            guessing = f"guessing has ln(K) = {self.guessing:.2f}"
+            raise TrainingError(f"after {CHECKED} steps the loss is {mean:.2f}, and {guessing}: {DIVERGED}")
+
+
 class Updater:
     """Turns the gradients of a step into new weights by a recipe, after the sanity checks, and averages them."""
 
@@ -153,21 +208,3 @@ class Updater:
             self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sanity_checks.restore(state["sanity_checks"])
-
-
-@dataclass(frozen=True)
-class TimeBudget:
-    """Seconds for a run: the share of them that is gone is the share of the schedule that is done.
-
-    Time is held back for what follows the last step: a validation, the evaluation of the best weights, pictures, files.
-    """
-
-    seconds: float
-    validation_steps: float  # training steps that take as long as one validation, until one was timed
-    final: float  # time for the evaluation of the best weights, as a multiple of a validation's
-
-    def end(self, per_step: float, validation: float | None = None) -> float:
-        """When the last step must be over, for steps of `per_step` seconds and a validation that took so many."""
-        if validation is None:
-            validation = self.validation_steps * per_step
-        return self.seconds - ENDING - validation * (1 + self.final)

@@ -50,7 +50,7 @@ class Recipe:
     head_steps: int = 100  # but not more steps than these, of a long run
     head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
     # Penalty on the squared weights, summed over all images, with which the classifier is fitted before the first step
-    # (linear_probe.py); 0 for a random one
+    # (initial_network.py); 0 for a random one
     linear_probe: float = 0.0
     schedule: Schedule = "cosine"
     warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data

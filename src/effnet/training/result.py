@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from effnet.data.dataset import Dataset, manifest
 from effnet.files import write_text
 from effnet.machine import peak_memory
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
-from effnet.plots import run as run_plots
+from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
+from effnet.plots.style import BLUE, ORANGE, picture
+from effnet.runtime.torch import compile_network
+from effnet.training.execution import Execution
 from effnet.training.loop import Loop
-from effnet.training.module import Answering
-from effnet.training.run import BEST, METRICS, Execution, versions
+from effnet.training.run_folder import BEST, METRICS, versions
 from effnet.weights.bundle import Record, open_bundle, save
+
+# The panels of `draw_learning_curves`: label of the axis, columns of results.csv with their names, scale of the values.
+PANELS = (
+    ("loss", (("train_loss", "training"), ("val_loss", "validation")), 1.0),
+    ("top-1 of the validation split, %", (("val_top1", "validation"),), 100.0),
+    ("learning rate", (("lr", ""),), 1.0),
+    ("seconds of the epoch", (("seconds", ""),), 1.0),
+)
 
 
 @dataclass(frozen=True)
@@ -48,14 +62,40 @@ def finish(loop: Loop, base: int) -> Result:
     return replace(answer, rank=loop.fabric.global_rank)
 
 
+def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw the learning curves of a run.
+
+    Args:
+        rows: of results.csv, epoch, train_loss, val_loss, val_top1 (0 to 1), lr, and seconds
+            since the start.
+        out: the picture.
+    """
+    epochs = [float(row["epoch"]) for row in rows]
+    with picture(out, 12, 7.2, f"{len(rows)} epoch{'s'[: len(rows) - 1]}") as figure:
+        for axes, (label, columns, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            for column, name in columns:
+                values = np.array([float(row[column]) * scale for row in rows])
+                if column == "seconds":
+                    values = np.diff(values, prepend=0.0)
+                colour = ORANGE if name == "training" else BLUE
+                axes.plot(epochs, values, "o-", color=colour, markersize=4, label=name)
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+            axes.locator_params(axis="x", integer=True, min_n_ticks=1)  # no half epochs
+            if label == "seconds of the epoch":
+                axes.set_ylim(bottom=0)
+            if len(columns) > 1:
+                axes.legend(frameon=False)
+
+
 def _finish(loop: Loop, taken: int) -> Result:
     plan, folder, data = loop.plan, loop.folder, loop.data
     network = open_bundle(folder / BEST).network.to(loop.fabric.device)
 
     def predict(images: Dataset) -> Predicted:
-        logits, batch = Answering(network, plan.input).logits, plan.execution.part
+        run, batch = compile_network(network, plan.input), plan.execution.part
         task = "evaluating the best weights"
-        return predict_logits(logits, plan.input, images, batch=batch, progress=loop.progress, task=task)
+        return predict_logits(run, plan.input, images, batch=batch, progress=loop.progress, task=task)
 
     val = predict(data.subset("val"))
     calibration = calibrate(val.logits, val.labels)
@@ -100,9 +140,9 @@ def _finish(loop: Loop, taken: int) -> Result:
 
 def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset, temperature: float) -> None:
     folder = loop.folder
-    run_plots.draw_results(loop.rows, folder / "results.png")
-    run_plots.draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
-    run_plots.draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
+    draw_learning_curves(loop.rows, folder / "results.png")
+    draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
+    draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")
     predicted, sure = found.logits.argmax(1), confidence(found.logits, temperature)
-    run_plots.draw_mistakes(found.readable(images), predicted, sure, folder / "mistakes.jpg")
+    draw_mistakes(found.readable(images), predicted, sure, folder / "mistakes.jpg")

@@ -25,15 +25,24 @@ from effnet.errors import ArgumentError, TrainingError, UnknownNameError
 from effnet.files import new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
-from effnet.training.checkpoint import load_checkpoint
-from effnet.training.linear_probe import fit_classifier
-from effnet.training.loop import Loop
-from effnet.training.module import Learner, class_weights
+from effnet.training.execution import Execution, Images, choose_execution
+from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
+from effnet.training.learner import Learner, class_weights
+from effnet.training.loop import Loop, guess_step_seconds, time_budget
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
-from effnet.training.rules import Images, choose_execution, guess_step_seconds, time_budget
-from effnet.training.run import BEST, LAST, RUNS, Execution, RunPlan, Settings, is_unborn
-from effnet.training.start import StartingPoint, check_resumed, find_start, read_split, write_split
+from effnet.training.run_folder import (
+    BEST,
+    LAST,
+    RUNS,
+    RunPlan,
+    check_resumed,
+    is_unborn,
+    load_checkpoint,
+    read_split,
+    write_split,
+)
+from effnet.training.settings import Settings
 
 FEW = 500  # images to learn from, below which another recipe is advised
 PART = 8  # images: a reduced batch is a multiple of it, so that it can go through in parts
@@ -89,7 +98,7 @@ def train(
         dataset = read_split(str(path), folder, fabric.broadcast(classes))
         base = machine.resident_memory()
         fabric.seed_everything(chosen.seed, verbose=False)
-        start = find_start(chosen, learned, dataset, progress)
+        start = find_initial_network(chosen, learned, dataset, progress)
         like_execution = other.execution if other and not SAME_STEP & set(settings) else None
         plan = make_plan(str(path), chosen, learned, dataset, start, fabric.world_size, like_execution)
         for note in (*start.notes, *_advice(plan, learned.batch, len(dataset.subset("train")), start.trained)):
@@ -189,7 +198,7 @@ def make_plan(
     settings: Settings,
     recipe: Recipe,
     dataset: Dataset,
-    start: StartingPoint,
+    start: InitialNetwork,
     world: int,
     like: Execution | None = None,
 ) -> RunPlan:

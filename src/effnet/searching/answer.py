@@ -1,22 +1,93 @@
-"""The picture of a search for alpha, beta and gamma. Needs the extra `plots`."""
+"""The answer of a search: its rule, its verdict, and their picture, which needs the extra `plots`."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
+from effnet.console import json_text
+from effnet.files import write_text
+from effnet.machine import this_machine
 from effnet.plots.style import BLUE, GREY, INK, PALE, SKY, picture
+from effnet.scaling.compound import Rule
 from effnet.searching.candidates import Candidate
-from effnet.searching.halving import Rung, Scores, Verdict
+from effnet.searching.halving import Job, Rung, Scores, Verdict
+from effnet.searching.plan import SearchPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RULE, VERDICT, PICTURE = "rule.yaml", "verdict.json", "search.png"
 CLOSE = 0.2, 0.06  # share of the triangle's side, across and up, within which candidates have a common label
 RUNG_COLOURS = (PALE, SKY, BLUE)  # of the last three rungs
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search has found so far."""
+
+    plan: SearchPlan
+    scores: dict[Job, float]
+    verdict: Verdict
+    missing: tuple[int, ...]  # trainings, by rung
+    minutes: float  # an estimate for the missing trainings
+
+    @property
+    def rule(self) -> Rule:
+        """The best candidate's triple."""
+        return dataclasses.replace(self.plan.candidates[self.verdict.best].triples[0], name="found")
+
+
+def write_answer(found: SearchResult) -> None:
+    """Write the rule, the verdict and the picture."""
+    plan, verdict, folder, names = found.plan, found.verdict, found.plan.folder, found.plan.names
+    rule = {
+        "name": "found",
+        **dict(zip(("alpha", "beta", "gamma"), found.rule.growths, strict=True)),
+        "found": {
+            "complete": verdict.complete,
+            "baseline": plan.baseline.name,
+            "data": str(plan.data.root),
+            "data_sha256": plan.data.digest,
+            "score": round(verdict.means[verdict.best], 6),
+            "level_with_it": [list(plan.candidates[place].triples[0].growths) for place in verdict.level[1:]],
+            "epochs": plan.epochs,
+            "recipe": plan.recipe.name,
+            "seed": plan.options.seed,
+            "machine": str(this_machine()),
+        },
+    }
+    text = yaml.safe_dump(rule, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    write_text(folder / RULE, text)
+    compared = ("value", "low", "high", "level")
+    report = {
+        "complete": verdict.complete,
+        "rung": verdict.rung + 1,
+        "seeds": verdict.seeds,
+        "best": names[verdict.best],
+        "means": {names[place]: mean for place, mean in verdict.means.items()},
+        "differences": [
+            {"network": names[each.candidate]} | {name: getattr(each, name) for name in compared}
+            for each in verdict.differences
+        ],
+        "kendall_tau_between_rungs": verdict.between_rungs,
+        "kendall_tau_between_seeds": verdict.between_seeds,
+        "noise": verdict.noise,
+        "close_calls": verdict.close_calls,
+        "missing_trainings": found.missing,
+        "missing_minutes": found.minutes,
+    }
+    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has neither nan nor infinity
+    write_text(folder / VERDICT, json_text(finite))
+    draw_search(plan.candidates, plan.rungs, found.scores, verdict, folder / PICTURE)
 
 
 def draw_search(

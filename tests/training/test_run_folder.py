@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from effnet.errors import TrainingError
-from effnet.training.checkpoint import load_checkpoint, save_checkpoint
-from effnet.training.run import LAST, PREVIOUS
+from effnet.training.run_folder import LAST, PREVIOUS, load_checkpoint, save_checkpoint
 
 
 def written(folder: Path, *steps: int) -> Path:

@@ -23,12 +23,10 @@ from effnet.arch.cost import cost
 from effnet.arch.memory import Keep, training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
 from effnet.arch.spec import NetworkSpec
-from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
-from effnet.training.optimizer import FORWARD, TimeBudget
 from effnet.training.recipe import Recipe
-from effnet.training.run import Execution, RunPlan, Settings
+from effnet.training.settings import Settings
 
 OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
 SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so memory is first sought in a plan
@@ -44,6 +42,24 @@ LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than tha
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
 LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 128 and gains at 224; between is not measured
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the steps of a run are computed."""
+
+    precision: Precision
+    part: int  # images that a process puts through the network at once
+    parts: int  # of them one after another in a step
+    recompute: dict[str, str] | None  # what each part of the network keeps; None: everything
+    threads: int
+    workers: int
+    forecast_bytes: int  # memory of a step, with weights and optimizer states
+
+    @property
+    def plan(self) -> RecomputePlan | None:
+        """What each part of the network keeps for the backward pass; None: everything."""
+        return None if self.recompute is None else RecomputePlan.from_dict(self.recompute)
 
 
 @dataclass(frozen=True)
@@ -117,21 +133,6 @@ def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images
     run = seconds(0) * images.count * recipe.epochs if settings.minutes is None else 60 * settings.minutes
     saved = 1 - seconds(best) / seconds(0)
     return best if saved > LEAST_SAVED and saved * run > START_SECONDS else 0
-
-
-def guess_step_seconds(plan: RunPlan) -> float:
-    """What a step takes on a processor, roughly."""
-    cores = plan.execution.threads * plan.processes
-    return BACKWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
-
-
-def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
-    """The run's time budget, if it has one."""
-    if plan.settings.minutes is None:
-        return None
-    val, test = (len(data.subset(split)) if split in data.splits else 0 for split in ("val", "test"))
-    final = (val + test) / val * plan.processes  # rank 0 does it alone
-    return TimeBudget(60 * plan.settings.minutes, val * FORWARD / plan.recipe.batch, final)
 
 
 def workers_are_safe() -> bool:

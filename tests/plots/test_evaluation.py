@@ -1,4 +1,4 @@
-"""The pictures of a run: what is on them."""
+"""The pictures of an evaluation: what is on them."""
 
 import dataclasses
 import re
@@ -11,11 +11,8 @@ from matplotlib.figure import Figure
 from effnet.data.dataset import Dataset, Sample
 from effnet.errors import ArgumentError
 from effnet.metrics.evaluate import Evaluation, evaluate
-from effnet.plots.run import draw_confusion, draw_mistakes, draw_reliability, draw_results
-from effnet.plots.sheet import Cell
-
-COLUMNS = "epoch", "seconds", "lr", "train_loss", "val_loss", "val_top1"
-ROWS = [dict(zip(COLUMNS, (i, 12.5 * i, 1e-3 / i, 2 / i, 2.2 / i, 1 - 0.5 / i), strict=True)) for i in range(1, 5)]
+from effnet.plots.contact_sheet import Cell
+from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 
 
 def evaluated(k: int) -> Evaluation:
@@ -31,42 +28,6 @@ def confuse(found: Evaluation, out: Path) -> None:
 
 def texts(path: Path) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]+)</text>", path.read_text("utf-8"))
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kw: (figures.append(figure), save(figure, *args, **kw))
-    )
-    return figures
-
-
-def test_learning_curves(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_results(ROWS, tmp_path / "results.png")
-    curves = {
-        (axes.get_ylabel(), line.get_label()): list(line.get_ydata()) for axes in drawn[0].axes for line in axes.lines
-    }
-    assert curves["loss", "training"] == [row["train_loss"] for row in ROWS]
-    assert curves["loss", "validation"] == [row["val_loss"] for row in ROWS]
-    assert curves["top-1 of the validation split, %", "validation"] == [100 * row["val_top1"] for row in ROWS]
-    (seconds,) = [values for (label, _), values in curves.items() if label.startswith("seconds")]
-    assert seconds == [12.5] * 4  # of each epoch, not since the start
-    (rates,) = [values for (label, _), values in curves.items() if label == "learning rate"]
-    assert rates == [row["lr"] for row in ROWS]
-
-
-def test_learning_curves_from_the_file(tmp_path: Path) -> None:
-    draw_results(ROWS, tmp_path / "numbers.svg")
-    draw_results([{name: str(value) for name, value in row.items()} for row in ROWS], tmp_path / "texts.svg")
-    assert (tmp_path / "numbers.svg").read_bytes() == (tmp_path / "texts.svg").read_bytes()
-    draw_results([{"epoch": 1, "lr": 0.1}], tmp_path / "one.svg")
-    assert "learning rate" in texts(tmp_path / "one.svg")
-    assert "loss" not in texts(tmp_path / "one.svg")
-    with pytest.raises(ArgumentError, match="at least one epoch"):
-        draw_results([], tmp_path / "none.svg")
 
 
 @pytest.mark.parametrize("k", [20, 21, 30, 31, 801])
@@ -110,7 +71,9 @@ def test_reliability(tmp_path: Path, drawn: list[Figure]) -> None:
 
 def test_mistakes_are_shown_the_most_confident_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sheets: list[tuple[list[Cell], str]] = []
-    monkeypatch.setattr("effnet.plots.run.draw_sheet", lambda cells, title, *_, **__: sheets.append((cells, title)))
+    monkeypatch.setattr(
+        "effnet.plots.evaluation.draw_sheet", lambda cells, title, *_, **__: sheets.append((cells, title))
+    )
     data = Dataset(tmp_path, ("one", "two", "three"), tuple(Sample(f"{i}.png", i % 3) for i in range(9)))
     right = np.arange(9) % 3
     named, confidence = right.copy(), np.full(9, 0.99)

@@ -1,23 +1,21 @@
-"""The loss, the average, what is frozen, and answers."""
+"""The loss, mixing, and what is frozen."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_spec
 from torch import nn
 
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.image import normalise
-from effnet.training.module import (
-    Answering,
+from effnet.training.initial_network import set_momentum
+from effnet.training.learner import (
     Learner,
     Normalise,
     class_weights,
     frozen_parts,
-    set_momentum,
     spread,
 )
 from effnet.training.recipe import Recipe
@@ -95,24 +93,9 @@ def test_mixing_changes_images_and_targets(network: effnet.EfficientNet, batch: 
     assert not torch.equal(mixed, learner(*batch, False)[0])
 
 
-def test_answers_are_the_networks_in_evaluation(network: effnet.EfficientNet) -> None:
-    pixels = np.zeros((2, 32, 32, 3), np.uint8)
-    logits = Answering(network.train(), INPUT).logits(pixels)
-    with torch.no_grad():
-        expected = network.eval()(Normalise(INPUT)(torch.from_numpy(pixels)))
-    np.testing.assert_array_equal(logits, expected.numpy())
-
-
 def test_spread() -> None:
     assert spread(torch.ones(4, 3)) == 0
     assert spread(torch.eye(3)) > 0.1
-
-
-def test_momentum_is_set_where_there_is_one() -> None:
-    network = effnet.create(tiny_spec())
-    set_momentum(network, 0.3)
-    assert {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.3}
-    set_momentum(effnet.create(tiny_spec(), norm=lambda channels: nn.GroupNorm(4, channels)), 0.3)
 
 
 def test_without_momentum_batch_normalisation_stays_as_in_evaluation(

@@ -1,4 +1,4 @@
-"""The classifier that is fitted before the first step."""
+"""The classifier that is fitted before the first step, and the momentum of batch normalisation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from tiny import draw_images, tiny_spec
+from torch import nn
 
 import effnet
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, read_data
 from effnet.data.image import load_pixels
 from effnet.errors import TrainingError
-from effnet.training.linear_probe import fit_classifier
-from effnet.training.module import Learner, class_weights
+from effnet.training.initial_network import fit_classifier, set_momentum
+from effnet.training.learner import Learner, class_weights
 from effnet.training.recipe import Recipe
 
 INPUT = InputSpec(32, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -72,3 +73,10 @@ def test_an_image_that_cannot_be_read_is_named(data: Dataset) -> None:
     data.file(data.samples[5]).write_bytes(b"not an image")
     with pytest.raises(TrainingError, match=data.samples[5].path):
         fit_classifier(learner_of(Recipe(linear_probe=1.0)), data, batch=16)
+
+
+def test_momentum_is_set_where_there_is_one() -> None:
+    network = effnet.create(tiny_spec())
+    set_momentum(network, 0.3)
+    assert {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.3}
+    set_momentum(effnet.create(tiny_spec(), norm=lambda channels: nn.GroupNorm(4, channels)), 0.3)

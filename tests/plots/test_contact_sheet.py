@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from effnet.errors import ArgumentError
-from effnet.plots.sheet import GAP, HEAD, LINE, TILE, Cell, check_sheet, draw_sheet
+from effnet.plots.contact_sheet import GAP, HEAD, LINE, TILE, Cell, check_sheet, draw_sheet
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The pictures of a trained model: learning curves, confusion matrix, reliability diagram, sheet of mistakes.
+"""The pictures of an evaluation: confusion matrix, reliability diagram, contact sheet of mistakes.
 
 All but the sheet need the extra `plots` and raise the errors of `plots.style.picture`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
-from effnet.plots.sheet import Cell, draw_sheet
-from effnet.plots.style import BLUE, GREY, INK, ORANGE, RED, picture
+from effnet.plots.contact_sheet import Cell, draw_sheet
+from effnet.plots.style import BLUE, GREY, INK, RED, picture
 
 Bins = tuple[Sequence[int], Sequence[float], Sequence[float]]  # counts, mean confidence and accuracy of each bin
 
@@ -26,47 +25,6 @@ PAIRS = 16  # mistakes listed beside a matrix without names
 LETTERS = 24  # of a class's name
 LETTERS_PER_INCH = 8  # more than that along the lower side, and the names stand upright
 LIST_WIDTH = 5.0  # inches
-
-# The panels of `draw_results`: label of the axis, columns of results.csv with their names, scale of the values.
-PANELS = (
-    ("loss", (("train_loss", "training"), ("val_loss", "validation")), 1.0),
-    ("top-1 of the validation split, %", (("val_top1", "validation"),), 100.0),
-    ("learning rate", (("lr", ""),), 1.0),
-    ("seconds of the epoch", (("seconds", ""),), 1.0),
-)
-
-
-def draw_results(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Draw the learning curves of a run.
-
-    Args:
-        rows: of results.csv, numbers or their texts: epoch, train_loss, val_loss, val_top1 (0 to 1), lr, and seconds
-            since the start; a panel whose columns are missing is left out.
-        out: the picture.
-
-    Raises:
-        ArgumentError: there are no rows.
-    """
-    if not rows:
-        raise ArgumentError("rows", rows, "must have at least one epoch.")
-    panels = [panel for panel in PANELS if all(column in rows[0] for column, _ in panel[1])]
-    epochs = [float(row["epoch"]) for row in rows]
-    with picture(out, 12, 3.6 * -(-len(panels) // 2), f"{len(rows)} epoch{'s'[: len(rows) - 1]}") as figure:
-        for place, (label, columns, scale) in enumerate(panels, start=1):
-            axes = figure.add_subplot(-(-len(panels) // 2), 2, place)
-            for column, name in columns:
-                values = np.array([float(row[column]) * scale for row in rows])
-                if column == "seconds":
-                    values = np.diff(values, prepend=0.0)
-                colour = ORANGE if name == "training" else BLUE
-                axes.plot(epochs, values, "o-", color=colour, markersize=4, label=name)
-            axes.set(xlabel="epoch", ylabel=label)
-            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-            axes.locator_params(axis="x", integer=True, min_n_ticks=1)  # no half epochs
-            if label == "seconds of the epoch":
-                axes.set_ylim(bottom=0)
-            if len(columns) > 1:
-                axes.legend(frameon=False)
 
 
 def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:

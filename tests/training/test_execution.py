@@ -11,9 +11,9 @@ from effnet.arch.memory import training_memory
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError
+from effnet.training.execution import Execution, Images, choose_execution, choose_workers
 from effnet.training.recipe import Recipe
-from effnet.training.rules import Images, choose_execution, choose_workers
-from effnet.training.run import Execution, Settings
+from effnet.training.settings import Settings
 
 RECIPE, ANY = Recipe(batch=32), Settings()
 SHALLOW = spec("b0", depth=0.1)
@@ -22,7 +22,7 @@ SMALL, PHOTOS, HUGE = Images(60_000, 28), Images(60_000, 500), Images(60_000, 30
 
 @pytest.fixture(autouse=True)
 def from_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("effnet.training.rules.workers_are_safe", lambda: True)
+    monkeypatch.setattr("effnet.training.execution.workers_are_safe", lambda: True)
 
 
 def computer(monkeypatch: pytest.MonkeyPatch, cores: int = 2, memory: int = 8 * 10**9, *features: str) -> None:
@@ -47,7 +47,7 @@ def test_workers(cores: int, images: Images, resolution: int, settings: dict[str
 
 
 def test_a_script_gets_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("effnet.training.rules.workers_are_safe", lambda: False)
+    monkeypatch.setattr("effnet.training.execution.workers_are_safe", lambda: False)
     assert choose_workers(spec("b0"), RECIPE, Settings(), HUGE, cores=2) == 0
 
 

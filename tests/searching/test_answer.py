@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from matplotlib.figure import Figure
 
 import effnet
+from effnet.searching.answer import draw_search
 from effnet.searching.candidates import build_candidates, grid
 from effnet.searching.halving import judge, make_rungs, open_jobs
-from effnet.searching.plots import draw_search
 
 B0 = effnet.spec("b0", resolution=112)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **kw: (figures.append(figure), save(figure, *a, **kw)))
-    return figures
 
 
 def test_every_candidate_is_ranked(tmp_path: Path, drawn: list[Figure]) -> None:

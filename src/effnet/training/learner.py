@@ -1,9 +1,8 @@
-"""What learns: a network with its loss and mixing; and its answers, which are evaluated after each epoch."""
+"""What learns: a network with its loss and mixing; and how well it does so far, evaluated after each epoch."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ from effnet.data.augment import Augment
 from effnet.data.dataset import Dataset
 from effnet.errors import CheckpointError, TrainingError
 from effnet.metrics.evaluate import Predicted, predict_logits
-from effnet.models.blocks import ConvNormAct
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
+from effnet.runtime.session import Run
+from effnet.runtime.torch import compile_network
+from effnet.training.optimizer import DIVERGED
 from effnet.training.recipe import Recipe
-from effnet.training.run import STAGES
-from effnet.training.sanity_checks import DIVERGED
-
-CLASSES = 1000  # of ImageNet
+from effnet.training.settings import STAGES
 
 
 class Learner(nn.Module):
@@ -135,22 +133,6 @@ def augment_of(recipe: Recipe, input_spec: InputSpec) -> Augment:
     return Augment(input_spec, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
 
 
-def init_classifier(network: EfficientNet) -> None:
-    """Draw a fresh classifier's weights.
-
-    The official range, 1 / sqrt(classes), is meant for 1000 classes: with ten, the first loss would be near 3 ln(10).
-    """
-    bound = max(network.spec.num_classes, CLASSES) ** -0.5
-    nn.init.uniform_(network.classifier.weight, -bound, bound)
-
-
-def set_momentum(network: EfficientNet, momentum: float) -> None:
-    """Give batch normalisation the recipe's momentum, unless that is 0; other norms have none."""
-    norms = [module.norm for module in network.modules() if isinstance(module, ConvNormAct)]
-    if momentum and all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms):
-        network.use_policy(dataclasses.replace(network.policy, bn_momentum=momentum))
-
-
 def _mixing(recipe: Recipe, num_classes: int) -> Any:
     """torchvision's MixUp and CutMix, one of them at random, or None."""
     if not (recipe.mixup or recipe.cutmix):
@@ -161,50 +143,37 @@ def _mixing(recipe: Recipe, num_classes: int) -> Any:
     return v2.RandomChoice([transform(alpha=alpha, num_classes=num_classes) for transform, alpha in pairs if alpha])
 
 
-class Answering:
-    """A network in evaluation mode, or a `function` of it, as evaluation calls it: pixels in, outputs out, in numpy."""
-
-    def __init__(
-        self, network: EfficientNet, input_spec: InputSpec, function: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        self.network, self.input, self.function = network.eval(), input_spec, function or network
-        self.device = network.classifier.weight.device
-        self._normalise = Normalise(input_spec).to(self.device)
-
-    @torch.inference_mode()
-    def logits(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """(N, size, size, C) uint8 -> (N, K) float32."""
-        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
-        outputs: np.ndarray[Any, Any] = self.function(self._normalise(pixels)).float().cpu().numpy()
-        return outputs
-
-
-def predict(answering: Answering, images: Dataset, task: str, batch: int, progress: Progress) -> Predicted:
-    """The outputs for every image; `task` is the name of this work in the progress.
+def predict(
+    run: Run, input_spec: InputSpec, images: Dataset, *, batch: int, progress: Progress, task: str
+) -> Predicted:
+    """The outputs of `run` for every image, as `predict_logits` gives them.
 
     Raises:
         TrainingError: an image cannot be read.
     """
-    found = predict_logits(answering.logits, answering.input, images, batch=batch, progress=progress, task=task)
+    found = predict_logits(run, input_spec, images, batch=batch, progress=progress, task=task)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         raise TrainingError(f"{path} cannot be read: {reason} Find all such files with: effnet check DATA")
     return found
 
 
-def score(answering: Answering, images: Dataset, batch: int, fabric: Fabric, progress: Progress) -> tuple[float, float]:
-    """Accuracy and mean cross entropy over images; each process evaluates its share of the images.
+def score(
+    network: EfficientNet, input_spec: InputSpec, images: Dataset, *, batch: int, fabric: Fabric, progress: Progress
+) -> tuple[float, float]:
+    """Accuracy and mean cross entropy of a network over images; each process evaluates its share of the images.
 
     Raises:
         TrainingError: an image cannot be read, or a logit is not finite.
     """
     rank, world = fabric.global_rank, fabric.world_size
     if world > 1:  # each process has its own running statistics; rank 0's are kept
-        for buffer in answering.network.buffers():
+        for buffer in network.buffers():
             dist.broadcast(buffer, 0)
     mine = dataclasses.replace(images, samples=images.samples[rank::world])
+    run = compile_network(network.eval(), input_spec)
     try:
-        found = predict(answering, mine, "validating", batch, progress)
+        found = predict(run, input_spec, mine, batch=batch, progress=progress, task="validating")
     except CheckpointError as error:
         raise TrainingError(f"the network's logits are not finite: {DIVERGED}") from error
     logits, labels = torch.from_numpy(found.logits).double(), torch.from_numpy(found.labels)

@@ -1,0 +1,248 @@
+"""A run's folder, in which every file is whole or absent: what it holds, and how a run is written and read again.
+
+args.yaml              the plan: settings, recipe, network, how steps are computed, versions; a resumed run needs it
+split.csv              which image is in which split
+results.csv, .png      a row for each epoch
+best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
+last.ckpt              a line with the sha256 of what follows, then what torch.save writes; so a file that was cut short
+                       or changed is recognised, and previous.ckpt, the one before it, is taken
+confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, metrics.json     after the last epoch
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.data.duplicates import find_duplicates
+from effnet.data.image import identify
+from effnet.errors import DataError, ImageError, TrainingError
+from effnet.fields import read_fields
+from effnet.files import write_text
+from effnet.machine import this_machine
+from effnet.progress import Progress
+from effnet.training.execution import Execution
+from effnet.training.recipe import Recipe
+from effnet.training.settings import Settings
+from effnet.version import __version__
+
+ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+RUNS = Path("runs") / "train"
+MARK = b"effnet checkpoint 2 "
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that decides what a run does, as args.yaml has it."""
+
+    data: str  # a folder or a manifest, as an absolute path
+    settings: Settings
+    recipe: Recipe
+    spec: NetworkSpec
+    policy: NumericPolicy
+    input: InputSpec
+    classes: tuple[str, ...]
+    source: str  # where the weights came from
+    data_sha256: str
+    processes: int
+    execution: Execution
+    steps: int  # of the whole run; with --minutes a guess
+
+    def write(self, folder: Path) -> None:
+        """Write args.yaml."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {name: dataclasses.asdict(values[name]) for name in PLAIN}
+        values |= {"spec": self.spec.to_dict(), "versions": versions()}
+        plain = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
+        write_text(folder / ARGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> tuple[RunPlan, dict[str, str]]:
+        """The plan of a run, and the versions that it was begun with.
+
+        Raises:
+            TrainingError: there is no run in that folder, or another version wrote it.
+        """
+        path = Path(folder) / ARGS
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            began = values.pop("versions")
+            values |= {name: read_fields(cls_, values[name]) for name, cls_ in PLAIN.items()}
+            values |= {"spec": NetworkSpec.from_dict(values["spec"]), "classes": tuple(values["classes"])}
+            return read_fields(cls, values), began
+        except FileNotFoundError as error:
+            raise TrainingError(f"{folder} is not a run: it has no {ARGS}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            raise TrainingError(f"{path} is not what this version of effnet train writes: {error}") from error
+
+
+PLAIN = {  # parts of a plan that are mappings of plain values
+    "settings": Settings,
+    "recipe": Recipe,
+    "policy": NumericPolicy,
+    "input": InputSpec,
+    "execution": Execution,
+}
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its arguments; `code` is a hash of effnet's own source."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(file.read_bytes())
+    names = {"effnet": __version__, "code": code.hexdigest()[:12], "torch": importlib.metadata.version("torch")}
+    return names | {"machine": str(this_machine())}
+
+
+def is_unborn(folder: Path) -> bool:
+    """Whether a folder holds a run that was killed before its first checkpoint."""
+    names = {each.name for each in folder.iterdir()}
+    return {SPLIT} <= names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0]
+
+
+def write_split(path: str, settings: Settings, folder: Path, progress: Progress) -> tuple[str, ...]:
+    """Split the data, near-duplicates and groups together, write split.csv, and return the classes.
+
+    Raises:
+        DataError: the data cannot be trained with.
+    """
+    data = read_data(path)
+    if "val" in data.splits:
+        _refuse_broken(list(_unreadable(data, progress)), path)
+    else:
+        found = find_duplicates([data.file(sample) for sample in data.samples], progress=progress)
+        prints = zip(found.files, found.fingerprints, strict=True)
+        broken = [f"{file} {error}" for file, error in prints if isinstance(error, ImageError)]
+        _refuse_broken(broken, path)
+        data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
+        groups = len(set(found.groups))
+        if copies := len(data) - groups:
+            text = f"{copies} images are near-duplicates of others; they stay in one split with them"
+            splits = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
+            if leaks := len(splits) - groups:
+                text += f", except {leaks} groups that the data itself divides, which flatters the figures"
+            progress.message(text)
+    if "val" not in data.splits:
+        raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
+    if len(data.subset("train").classes) < 2:
+        raise DataError(f"{path} has one class; there is nothing to tell apart")
+    write_text(folder / SPLIT, manifest(data, sizes=True))
+    return data.classes
+
+
+def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
+    """The files whose first bytes already show that they are not images, each with the reason."""
+    for done, sample in enumerate(data.samples, start=1):
+        try:
+            with data.file(sample).open("rb") as file:
+                identify(file)
+        except (ImageError, OSError) as error:
+            yield f"{data.file(sample)} {error}"
+        progress.update("reading the images", done, len(data))
+
+
+def _refuse_broken(broken: Sequence[str], data: str) -> None:
+    if broken:
+        others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0]}{others}. A list without what cannot be read: effnet check {data} --fix clean.csv")
+
+
+def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
+    """The data of a run by its split.csv, with the run's order of classes."""
+    root = Path(path)
+    data = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
+    return match_classes(data, classes, "the run's")
+
+
+def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: Dataset, world: int) -> list[str]:
+    """What differs from when the run began, in sentences.
+
+    Raises:
+        TrainingError: images are gone, or the number of processes changed, so the run cannot go on.
+    """
+    if world != plan.processes:
+        raise TrainingError(f"the run began with {plan.processes} processes and is resumed with {world}")
+    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
+        sizes = {row["path"]: row.get(SIZE) for row in csv.DictReader(file)}
+    now = {sample.path: file_size(data.file(sample)) for sample in data.samples}
+    if gone := [path for path, size in now.items() if size < 0]:
+        raise TrainingError(f"{len(gone):,} images of {plan.data} are gone, such as {gone[0]}: put them back")
+    current = versions()
+    differences = [
+        f"{name} was {began.get(name)!r} and is {current.get(name)!r}"
+        for name in sorted(began.keys() | current.keys())
+        if began.get(name) != current.get(name)
+    ]
+    if changed := [path for path, size in now.items() if sizes[path] not in (None, str(size))]:
+        differences.append(f"{len(changed):,} images have another size than when the run began, such as {changed[0]}")
+    return differences
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write last.ckpt; what was there becomes previous.ckpt. One of the two is whole at any time.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written; the files that were there are intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getbuffer()
+    last, temporary = folder / LAST, folder / f".{LAST}.part"
+    try:
+        with temporary.open("wb") as file:
+            file.write(MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n")
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        if last.exists():
+            last.replace(folder / PREVIOUS)
+        temporary.replace(last)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        problem = f"{last} cannot be written ({error.strerror or error})"
+        raise TrainingError(f"{problem}; earlier checkpoints are intact: make room, then resume") from error
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
+    """The newest whole state in a run's folder, and why it is not the last one, if so.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    problems: list[str] = []
+    for name in (LAST, PREVIOUS):
+        try:
+            return _read(folder / name), "; ".join(problems)
+        except FileNotFoundError:
+            problems.append(f"there is no {name}")
+        except ValueError as error:
+            problems.append(f"{name} is damaged ({error})")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error.strerror})")
+    raise TrainingError(f"{folder} cannot be resumed: {', '.join(problems)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        head, payload = file.readline(len(MARK) + 65), file.read()
+    if not head.startswith(MARK):
+        raise ValueError("it does not begin as a checkpoint of this version does")
+    if hashlib.sha256(payload).hexdigest().encode() != head[len(MARK) :].strip():
+        raise ValueError("it was cut short or changed")
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return state

@@ -1,0 +1,123 @@
+"""The settings of a run: what is trained, on what, and within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from cyclopts import Parameter
+
+from effnet.arch.spec import FitMode
+from effnet.console import Amount, Flag
+from effnet.errors import ArgumentError
+from effnet.fields import (
+    check_fields,
+    non_negative,
+    one_of,
+    parse_bytes,
+    positive_float,
+    positive_int,
+    set_field,
+    whole_number,
+)
+
+PrecisionOption = Literal["auto", "fp32", "bf16"]
+STAGES = 9  # of the paper's Table 1
+CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "minutes": positive_float,
+    "resolution": positive_int,
+    "threads": positive_int,
+    "train_memory": parse_bytes,
+    "workers": whole_number,
+    "seed": whole_number,
+    "save_seconds": non_negative,
+}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """What is trained and within which limits; the recipe holds what the network learns by.
+
+    These are options of `effnet train` and keyword arguments of `effnet.train`. `given` holds the names of the fields
+    that were given explicitly; only these override the settings of a `like` run.
+    """
+
+    model: str = "lite0"
+    """A variant (lite0, b0), a bundle, a file of weights, or a spec.yaml."""
+
+    minutes: float | None = None
+    """Time for the whole run, instead of epochs. The schedule follows the clock, so the weights differ from run to
+    run."""
+
+    resolution: int | None = None
+    """Height and width of the images in pixels. Default: the model's."""
+
+    fit: FitMode | None = None
+    """How photos become square. Default: as the weights expect, mostly crop. For objects that fill the frame, pad or
+    squash cut nothing off."""
+
+    stem_stride: int | None = None
+    """1 suits images of 28 to 64 px: with 2, their last feature map has one pixel. Default: the model's."""
+
+    init: str | None = None
+    """Start from another network's weights, as far as its blocks match or can be sliced or grown."""
+
+    freeze: int = 0
+    """Keep the weights of stages 1 to N; with 9, only the classifier learns."""
+
+    train_memory: Amount | None = None
+    """Memory limit of a training step, such as 4GB; torch itself is not counted. Feature maps are then recomputed
+    instead of kept, and a batch goes through in parts."""
+
+    seed: int = 0
+    """Seed of the split, the initial weights, the order of the images and the augmentation."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 or mps."""
+
+    precision: PrecisionOption = "auto"
+    """Number format of the feature maps; auto takes bf16 where the processor runs it faster."""
+
+    workers: int | None = None
+    """Processes that load images. Default: by a rule of image size, network and cores."""
+
+    threads: int | None = None
+    """Threads that torch uses. Default: one per core without a worker."""
+
+    val: float = 0.15
+    """Share of the images for validation, where the data has no val split."""
+
+    test: float = 0.15
+    """Share of the images for the final evaluation, where the data is not split."""
+
+    sync_bn: Flag = False
+    """Synchronise batch normalisation over all processes of torchrun; CUDA only."""
+
+    tensorboard: Flag = False
+    """Also write curves for TensorBoard."""
+
+    save_seconds: float = 60.0
+    """Longest time between two checkpoints."""
+
+    def __new__(cls, *_: Any, **named: Any) -> Self:
+        """Note the names of the fields that are given."""
+        self = super().__new__(cls)
+        set_field(self, "given", frozenset(named))
+        return self
+
+    given = frozenset[str]()  # without an annotation, so that it is not a field
+
+    def __post_init__(self) -> None:
+        """Check every value; an ArgumentError names the first that is outside its range."""
+        one_of("precision", self.precision, PrecisionOption)
+        if self.fit is not None:
+            one_of("fit", self.fit, FitMode)
+        for field, check in CHECKS.items():
+            if getattr(self, field) is not None:
+                check_fields(self, check, field)
+        if self.freeze not in range(STAGES + 1):
+            raise ArgumentError("freeze", self.freeze, f"must be a number of stages, 0 to {STAGES}.")
+        if self.sync_bn and not self.device.startswith("cuda"):
+            raise ArgumentError("sync_bn", True, "needs --device cuda: torch synchronises batch statistics only there.")
