@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -26,6 +27,7 @@ import effnet
 from effnet.arch.spec import Calibration, InputSpec, NumericPolicy
 from effnet.errors import ArgumentError, ArtifactError, RefusedError
 from effnet.exporting.export import export
+from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import read_artifact
 from effnet.runtime.select import Selection, open_session, select_for
@@ -239,3 +241,14 @@ def test_an_artifact_answers_without_torch(made, photos) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in CLASSES
+
+
+def test_what_is_missing_or_full_is_named(made, tmp_path) -> None:
+    bare = tmp_path / "bare" / "model.xml"
+    bare.parent.mkdir()
+    shutil.copy(made / "model" / "model.xml", bare)
+    with pytest.raises(ArtifactError, match=r"bare/model\.xml .*model\.bin is missing"):
+        effnet.load(bare)
+    with pytest.raises(OSError, match=r"No space left.*full\.onnx"), write_file(tmp_path / "full.onnx"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.name for path in tmp_path.iterdir()] == ["bare"]

@@ -67,12 +67,15 @@ def read(file: Path) -> Any:
     """The model in a file, .xml or .onnx.
 
     Raises:
-        ArtifactError: OpenVINO cannot read it.
+        ArtifactError: OpenVINO cannot read it, or the .bin with the weights of an .xml is missing.
     """
     try:
         return core().read_model(file)
     except RuntimeError as error:
-        raise ArtifactError(f"{file} cannot be read by OpenVINO: {str(error).strip().splitlines()[-1]}") from error
+        reason, weights = str(error).strip().splitlines()[-1], file.with_suffix(".bin")
+        if file.suffix == ".xml" and not weights.exists():
+            reason = f"{weights.name} is missing, which holds its weights"
+        raise ArtifactError(f"{file} cannot be read by OpenVINO: {reason}") from error
 
 
 def write(model: Any, file: Path) -> None:
