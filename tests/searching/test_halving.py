@@ -8,6 +8,8 @@ import statistics
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from effnet.searching.halving import (
@@ -52,11 +54,14 @@ def test_the_best_third_goes_on() -> None:
     assert found.between_seeds == (1, 1)
 
 
-def test_the_order_of_the_work_changes_nothing() -> None:
-    rungs = make_rungs(20)
-    score = {candidate: candidate / 20 for candidate in range(20)}
-    runs = [play(rungs, score, noise=0.2, order=order) for order in range(4)]
-    assert all(run == runs[0] for run in runs)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_the_work_changes_nothing(ranks: list[int], sizes: tuple[int, int, int], order: int) -> None:
+    rungs = make_rungs(len(ranks), rungs=sizes[0], seeds=sizes[1], finalists=sizes[2])
+    score = {candidate: rank / 5 for candidate, rank in enumerate(ranks)}  # some of them tied
+    done = play(rungs, score, noise=0.2 * (order % 2), order=order)
+    assert done == play(rungs, score, noise=0.2 * (order % 2))
+    assert missing_trainings(rungs, done) == (0,) * len(rungs)
 
 
 def test_an_interrupted_search_goes_on_with_what_is_missing() -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import same, weights
 from torch.nn.functional import cross_entropy
@@ -168,6 +170,19 @@ def test_few_images_make_small_batches(images: int, world: int, batch: int) -> N
     assert batch_for(sort_settings("finetune", {})[1], images, world) == batch
     given = sort_settings("finetune", {"batch": 60})[1]
     assert batch_for(given, images, world) == (60 if images > 60 else 8)
+
+
+@given(st.integers(1, 3000), st.integers(1, 5), st.integers(5, 300))
+def test_every_process_gets_the_same_number_of_images(images: int, world: int, batch: int) -> None:
+    recipe = Recipe(batch=batch)
+    if images < world:
+        with pytest.raises(TrainingError, match=f"{images} images cannot be shared among {world} processes"):
+            batch_for(recipe, images, world)
+    else:
+        chosen = batch_for(recipe, images, world)
+        assert 0 < chosen <= min(images, batch)
+        assert chosen % world == 0
+        assert chosen == batch // world * world or chosen % (8 * world) == 0 or chosen < 8 * world
 
 
 def test_like_uses_the_settings_of_another_run(finished: Any, shapes: Path, tmp_path: Path) -> None:

@@ -134,19 +134,19 @@ def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None
     for name, (x, y) in corners.items():
         offset = (0, 24) if name == "depth" else (0, -22)
         axes.annotate(f"all in {name}", (x, y), offset, textcoords="offset points", ha="center", fontsize=11)
-    crowds: list[tuple[float, float, list[int]]] = []  # position and numbers of each label
+    labels: list[tuple[float, float, list[int]]] = []  # position and numbers of each label
     for number, (alpha, beta, gamma) in enumerate(growths):
         shares = [max(0.0, math.log(value)) for value in (alpha, beta**2, gamma**2)]
         depth, _, resolution = (share / (sum(shares) or 1.0) for share in shares)
         x, y = depth / 2 + resolution, depth * math.sqrt(3) / 2
-        near = [each for each in crowds if abs(each[0] - x) < CLOSE[0] and abs(each[1] - y) < CLOSE[1]]
+        near = [each for each in labels if abs(each[0] - x) < CLOSE[0] and abs(each[1] - y) < CLOSE[1]]
         if not near:
-            crowds.append(fresh := (x, y, list[int]()))
-            near = [fresh]
+            labels.append(label := (x, y, list[int]()))
+            near = [label]
         near[0][2].append(number + 1)
         colour = number / max(1, len(growths) - 1)
         axes.scatter(x, y, s=120, c=[colour], cmap="viridis_r", vmin=0, vmax=1, edgecolors=INK, zorder=3)
-    for x, y, numbers in crowds:
+    for x, y, numbers in labels:
         axes.annotate(", ".join(map(str, numbers)), (x, y), (9, 7), textcoords="offset points", fontsize=10)
     axes.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.0), aspect="equal")
     axes.axis("off")

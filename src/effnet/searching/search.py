@@ -50,9 +50,9 @@ def search(
         TrainingError: workers die or the time is over, and no training has ended.
         KeyboardInterrupt: Ctrl-C or SIGTERM; finished trainings are kept.
     """
-    data, named = Path(data), make_spec(baseline)
-    with new_run(out, RUNS, f"{data.resolve().stem}-{named.name}", TRIALS) as folder:
-        plan = _make_plan(folder, data, named, options, progress)
+    data, original = Path(data), make_spec(baseline)
+    with new_run(out, RUNS, f"{data.resolve().stem}-{original.name}", TRIALS) as folder:
+        plan = _make_plan(folder, data, original, options, progress)
         plan.write(data)
     return _continue(plan, work, progress)
 
@@ -70,7 +70,9 @@ def resume(
     return _continue(plan, work, progress)
 
 
-def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOptions, progress: Progress) -> SearchPlan:
+def _make_plan(
+    folder: Path, data: Path, original: NetworkSpec, options: SearchOptions, progress: Progress
+) -> SearchPlan:
     """Split the images, build the candidates and choose the length of their trainings."""
     from effnet.training.initial_network import short_side
 
@@ -81,10 +83,10 @@ def _make_plan(folder: Path, data: Path, named: NetworkSpec, options: SearchOpti
     check_device(options.device)
     images = split_images(data, options)
     native = short_side(images)
-    baseline = adapt_baseline(make_spec(named, num_classes=len(images.classes)), native, options.resolution)
-    if baseline.resolution != named.resolution:
+    baseline = adapt_baseline(make_spec(original, num_classes=len(images.classes)), native, options.resolution)
+    if baseline.resolution != original.resolution:
         progress.message(
-            f"the images have {native} px, so {named.name} starts at {baseline.resolution} px, its last map at "
+            f"the images have {native} px, so {original.name} starts at {baseline.resolution} px, its last map at "
             f"{baseline.final_size} px: {cost(baseline).macs / 1e6:.4g} M multiply-adds"
         )
     rules, budget = options.rules, options.budget
@@ -131,10 +133,12 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
         if open_jobs(rungs, record.scores):
             executor = RayExecutor(plan, work.ray, work.workers) if work.ray else LocalExecutor(plan, workers)
             workers = executor.slots
-            ready = functools.partial(open_jobs, rungs)
+            find_open = functools.partial(open_jobs, rungs)
             try:
                 with interruptible(), closing(executor):
-                    run_jobs(ready, record, executor, progress, total=total, minutes=work.minutes, trials=work.trials)
+                    run_jobs(
+                        find_open, record, executor, progress, total=total, minutes=work.minutes, trials=work.trials
+                    )
             except KeyboardInterrupt:
                 kept = f"Stopped; {len(record.trials)} trainings are kept. Go on: effnet search --resume {folder}"
                 raise KeyboardInterrupt(kept) from None

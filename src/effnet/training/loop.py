@@ -221,13 +221,13 @@ class Loop:
         """One step of the optimizer, from all parts of its images."""
         done = self._done_after_step()
         try:
-            loss, gap = self._gradients(images, head_only=done < self.recipe.head_first)
+            loss, least_spread = self._gradients(images, head_only=done < self.recipe.head_first)
         except RuntimeError as error:
             if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                 raise
             advice = "give a limit with --train-memory, or a smaller --batch or --resolution"
             raise TrainingError(f"memory ran out at step {self.step}: {advice}") from error
-        self.updater.update(self.step, done, loss, gap)
+        self.updater.update(self.step, done, loss, least_spread)
         self.losses.append(loss)
         self.step, self.done = self.step + 1, done
 
@@ -241,20 +241,20 @@ class Loop:
 
     def _gradients(self, images: list[tuple[Tensor, Tensor]], head_only: bool) -> tuple[float, float]:
         """Gradients of a step; its mean loss over all processes, and how much its outputs differ."""
-        total, gap, device = torch.zeros(()), 1.0, self.fabric.device
+        total, least_spread, device = torch.zeros(()), 1.0, self.fabric.device
         for number, (pixels, labels) in enumerate(images):
             # what the network draws: dropout, stochastic depth, mixing
             seed = derive_seed(self.plan.settings.seed, self.step, number, self.fabric.global_rank)
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 torch.cuda.manual_seed(seed)
-            waits = head_only or number < len(images) - 1
-            with self.fabric.no_backward_sync(self.learner, enabled=waits):
+            unfinished = head_only or number < len(images) - 1
+            with self.fabric.no_backward_sync(self.learner, enabled=unfinished):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.execution.precision == "bf16"):
                     loss, logits = self.learner(pixels.to(device), labels.to(device), head_only)
                 self.fabric.backward(loss / len(images))
             total += loss.detach().cpu() / len(images)
-            gap = min(gap, spread(logits))
+            least_spread = min(least_spread, spread(logits))
         if self.fabric.world_size > 1:
             if head_only:  # its gradients were not averaged
                 for param in self.network.classifier.parameters():
@@ -263,7 +263,7 @@ class Loop:
                     param.grad.div_(self.fabric.world_size)
             dist.all_reduce(total)
             total /= self.fabric.world_size
-        return float(total), gap
+        return float(total), least_spread
 
     def _any(self, flag: bool) -> bool:
         """Whether a flag is set in any of the processes; all of them get the same answer."""

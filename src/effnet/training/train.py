@@ -47,7 +47,8 @@ from effnet.training.settings import Settings
 FEW = 500  # images to learn from, below which another recipe is advised
 PART = 8  # images: a reduced batch is a multiple of it, so that it can go through in parts
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
-SAME_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}  # as its memory
+# Options that change the memory of a step: with one of them, how another run computed says nothing
+OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}
 
 
 def train(
@@ -58,7 +59,7 @@ def train(
     out: str | Path | None = None,
     like: str | Path | None = None,
     progress: Progress = SILENT,
-    **settings: Any,
+    **options: Any,
 ) -> Result:
     """Train a network on a folder of images or a manifest, and evaluate it.
 
@@ -72,7 +73,7 @@ def train(
         like: the folder of a run whose settings, recipe, precision, threads and workers are reused, except for the
             other arguments.
         progress: follows steps and epochs.
-        settings: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
+        options: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
 
     Returns:
         The run's folder, with a bundle in `best`, and how good it is.
@@ -82,30 +83,30 @@ def train(
     """
     started = time.monotonic()
     if model is not None:
-        settings["model"] = str(model)
+        options["model"] = str(model)
     other = None if like is None else RunPlan.read(like)[0]
-    chosen, learned = sort_settings(recipe, settings, other)
-    if chosen.tensorboard and find_spec("tensorboard") is None:
+    settings, full_recipe = sort_settings(recipe, options, other)
+    if settings.tensorboard and find_spec("tensorboard") is None:
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
     path = Path(data).absolute()
-    fabric = _fabric(chosen)
+    fabric = _fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT
-    name = f"{path.resolve().stem}-{Path(chosen.model).name.removesuffix('.yaml')}"
-    with new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path()) as mine:
-        folder: Path = fabric.broadcast(mine)
+    name = f"{path.resolve().stem}-{Path(settings.model).name.removesuffix('.yaml')}"
+    with new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path()) as new:
+        folder: Path = fabric.broadcast(new)
         # every process, and a resumed run, reads the splits from there: the same images in the same order
-        classes = write_split(str(path), chosen, folder, progress) if fabric.is_global_zero else ()
+        classes = write_split(str(path), settings, folder, progress) if fabric.is_global_zero else ()
         dataset = read_split(str(path), folder, fabric.broadcast(classes))
         base = machine.resident_memory()
-        fabric.seed_everything(chosen.seed, verbose=False)
-        start = find_initial_network(chosen, learned, dataset, progress)
-        like_execution = other.execution if other and not SAME_STEP & set(settings) else None
-        plan = make_plan(str(path), chosen, learned, dataset, start, fabric.world_size, like_execution)
-        for note in (*start.notes, *_advice(plan, learned.batch, len(dataset.subset("train")), start.trained)):
+        fabric.seed_everything(settings.seed, verbose=False)
+        start = find_initial_network(settings, full_recipe, dataset, progress)
+        like_execution = other.execution if other and not OTHER_STEP & set(options) else None
+        plan = make_plan(str(path), settings, full_recipe, dataset, start, fabric.world_size, like_execution)
+        for note in (*start.notes, *_advice(plan, full_recipe.batch, len(dataset.subset("train")), start.trained)):
             progress.message(note)
         torch.set_num_threads(plan.execution.threads)
         learner = _learner(start.network, plan, dataset)
-        if learned.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
+        if full_recipe.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
             images = dataset.subset("train")
             learner.to(fabric.device)
             accuracy, seen = fit_classifier(learner, images, batch=plan.execution.part, progress=progress)
