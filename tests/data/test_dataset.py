@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
     }
     (tmp_path / "split.csv").write_text(manifest(data))
     assert set(module.read_manifest(tmp_path / "split.csv", data.root).samples) == set(data.samples)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_manifests_of_spreadsheets(tmp_path: Path, separator: str) -> None:
+    """With a byte order mark and, in much of Europe, semicolons."""
+    rows = [("path", "label"), ("a, b; c.png", "x"), ("d.png", "y")]
+    with (tmp_path / "m.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    data = read_data(tmp_path / "m.csv")
+    assert [(sample.path, data.classes[sample.label]) for sample in data.samples] == rows[1:]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def read_data(data: str | Path) -> Dataset:
 def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
     """The data set of a CSV file with the columns path, label and perhaps split and group; others are ignored.
 
-    Its paths are relative to `root`, by default the file's own folder.
+    Columns are separated by commas, semicolons or tabs. Paths are relative to `root`, by default the file's own folder.
 
     Raises:
         DataError: it is not such a file; the message names the line.
@@ -114,7 +114,9 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            delimiter = max(",;\t", key=file.readline().count)  # spreadsheets of much of Europe write semicolons
+            file.seek(0)
+            rows = list(csv.DictReader(file, delimiter=delimiter))
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} is not a manifest ({error}), a CSV file: path,label,split,group") from error
     if not rows or not {"path", "label"} <= rows[0].keys():
