@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from effnet.errors import MissingExtraError, UnknownNameError
+from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
 from effnet.machine import (
     Machine,
+    cache_folder,
+    check_device,
     choose_precision,
     forget_peak,
     peak_memory,
@@ -126,6 +130,30 @@ def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"effnet\[torch\]"):
         choose_precision("cuda")
+
+
+@pytest.mark.parametrize("device", ["mps", "gpu", "0", "xpu", "tpu", "cpu:0", "cuda:9", "cuda:first", "", "CPU"])
+def test_a_device_that_is_not_there_is_refused_with_what_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for there in ("cpu", "cuda", "cuda:1"):
+        check_device(there)
+    with pytest.raises(ArgumentError, match=rf"`device` \(='{device}'\) .*: cpu, cuda:0, cuda:1\."):
+        check_device(device)
+    with pytest.raises(ArgumentError, match=r": cpu\."):
+        check_device("cuda", ("cpu",))
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("EFFNET_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "effnet"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # and the system does not know the user
+    assert cache_folder().parent == Path(tempfile.gettempdir())
 
 
 def test_this_machine_is_asked_once_and_plain() -> None:

@@ -11,6 +11,8 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from effnet.errors import MissingExtraError, UnknownNameError
+from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
 
 Precision = Literal["bf16", "fp32"]
 
@@ -110,16 +112,41 @@ def choose_precision(device: str = "cpu", machine: Machine | None = None) -> tup
     return "fp32", "the processor has no bf16 instructions; a step of B0 took 15 times fp32's time (EPYC Zen 3, AVX2)"
 
 
+def check_device(device: str, kinds: Sequence[str] = DEVICES) -> None:
+    """Check that torch can train on a device: "cpu", "cuda" (the first of them), "cuda:1" or "mps".
+
+    Raises:
+        ArgumentError: it is not of these `kinds`, or not on this machine; the message names what is there.
+        MissingExtraError: it is not the processor, and torch is not installed.
+    """
+    if device == "cpu":
+        return
+    torch = _import_torch()
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there = [name for name in there if name.partition(":")[0] in kinds]
+    if device not in there and not (device == "cuda" and "cuda:0" in there):
+        raise ArgumentError("device", device, f"is not one that torch can use here: {', '.join(there)}.")
+
+
 def load_average() -> float | None:
     """Programs that were running or waiting for a core, on average over the last minute; None on Windows."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def cache_folder() -> Path:
-    """Where measurements are kept: $EFFNET_CACHE, or `effnet` in the user's cache folder."""
+    """Where measurements are kept: $EFFNET_CACHE, or `effnet` in the user's cache folder.
+
+    A user without a home, as in a container or under cron, has one in the folder of temporary files.
+    """
     if chosen := os.environ.get("EFFNET_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "effnet"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "effnet"
+    try:
+        return Path.home() / ".cache" / "effnet"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"effnet-{os.getuid()}"
 
 
 def read_processor(text: str) -> tuple[str, tuple[str, ...]]:
@@ -156,11 +183,7 @@ def _memory() -> int | None:
 
 
 def _precision_of_gpu(index: int) -> tuple[Precision, str]:
-    # By name, because a test forbids an import of torch here: this module works where torch is not installed.
-    try:
-        torch = import_module("torch")
-    except ImportError as error:
-        raise MissingExtraError("asking a GPU", "torch") from error
+    torch = _import_torch()
     if not torch.cuda.is_available():
         return "fp32", "torch sees no CUDA GPU"
     capability = torch.cuda.get_device_capability(index)
@@ -168,6 +191,14 @@ def _precision_of_gpu(index: int) -> tuple[Precision, str]:
     if capability >= BF16_CAPABILITY:
         return "bf16", f"{name}, which multiplies bf16; not measured here"
     return "fp32", f"{name}, and bf16 begins with {'.'.join(map(str, BF16_CAPABILITY))}; not measured here"
+
+
+def _import_torch() -> Any:
+    # By name, because a test forbids an import of torch here: this module works where torch is not installed.
+    try:
+        return import_module("torch")
+    except ImportError as error:
+        raise MissingExtraError("asking a GPU", "torch") from error
 
 
 def resident_memory() -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,16 @@ def test_workers_give_the_same_batches_and_their_death_is_an_error(photos: Datas
     os.kill(iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(TrainingError, match="a process that loads images died"):
         list(itertools.chain.from_iterable(map(loader.epoch, range(3, 100))))
+
+
+def test_a_socket_has_a_short_path(photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = multiprocessing.current_process()._config
+    monkeypatch.setitem(config, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("t" * 80)))
+    images = TrainingImages(photos, Augment(INPUT), 0)
+    Loader(images, Order(len(photos), 2, 2, 0), 1)
+    assert config["tempdir"].startswith("/tmp/pymp-")
+    assert tempfile.tempdir == str(tmp_path / ("t" * 80))
 
 
 def test_an_unreadable_image_is_named(photos: Dataset) -> None:

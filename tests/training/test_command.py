@@ -58,7 +58,7 @@ def test_a_run_and_its_next_command(run, folder):
         (["shapes", "--set", "model=b0"], "`set` (='model') is not known"),
         (["shapes", "--batch", 8, "--set", "batch=9"], "gives batch for the second time"),
         (["shapes", "--set", "class_weights=maybe"], "must be true or false"),
-        (["shapes", "--device", "cuda"], "torch sees no GPU"),
+        (["shapes", "--device", "gpu"], "`device` (='gpu') is not one that torch can use here: cpu"),
         (["shapes", "--model", "tiny.yaml", "--recipe", "few"], "needs weights, and tiny.yaml has none"),
         (["shapes", "--train-memory", "1kB", "--model", "tiny.yaml"], "is too little for"),
         (["--resume", "nothing"], "nothing is not a run"),

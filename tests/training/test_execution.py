@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
+from contextlib import nullcontext
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +17,7 @@ from effnet.arch.memory import training_memory
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError
-from effnet.training.execution import Execution, Images, choose_execution, choose_workers
+from effnet.training.execution import Execution, Images, check_main_guard, choose_execution, choose_workers
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 
@@ -102,6 +108,53 @@ def test_what_does_not_fit_goes_in_parts_and_only_a_limit_brings_a_plan(monkeypa
         choose(Settings(train_memory="1MB"))
     with pytest.raises(ArgumentError, match="multiple of 3"):
         choose(world=3)
+
+
+def test_batch_statistics_are_of_more_than_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixel = spec("b0", depth=0.1, resolution=32)  # its last map
+    one, two = (training_memory(pixel, part, optimizer="adamw", ema=True).peak for part in (1, 2))
+    computer(monkeypatch, memory=one)
+    assert choose(network=pixel).part == 2
+    assert choose(network=SHALLOW).part == 1
+    with pytest.raises(ArgumentError, match=r"train_memory.* 2 images at once take"):
+        choose(Settings(train_memory=min(two, one) // 8), pixel)
+    small = Recipe(batch=1)
+    for recipe, settings in ((Recipe(batch=1, bn_momentum=0.0), ANY), (small, Settings(freeze=9))):
+        assert choose_execution(pixel, recipe, settings, SMALL, world=1).part == 1
+    with pytest.raises(ArgumentError, match=r"`batch` \(=1\) is too few: at 32 px .* need 2\."):
+        choose_execution(pixel, small, ANY, SMALL, world=1)
+    with pytest.raises(ArgumentError, match="too few"):
+        choose_execution(pixel, Recipe(batch=2), ANY, SMALL, world=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "spec_name", "workers", "refused"),
+    [
+        ("effnet.train(...)\n", None, 1, True),
+        ("effnet.train(...)\n", None, 0, False),
+        ('if __name__ == "__main__":\n    effnet.train(...)\n', None, 1, False),
+        ("main()\n", "pytest.__main__", 1, False),  # python -m pytest
+        (None, None, 1, True),  # standard input
+    ],
+)
+def test_a_main_file_that_every_process_would_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    text: str | None,
+    spec_name: str | None,
+    workers: int,
+    refused: bool,
+) -> None:
+    main = ModuleType("__main__")
+    main.__file__ = str(tmp_path / "mine.py") if text else "<stdin>"
+    main.__spec__ = None if spec_name is None else ModuleSpec(spec_name, None)
+    (tmp_path / "mine.py").write_text(text or "")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(ArgumentError, match=r"`workers` .*__main__") if refused else nullcontext():
+        check_main_guard(workers)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(ArgumentError, match=r"`workers` .*__main__"):  # a process that runs it again
+        check_main_guard(0)
 
 
 def test_synchronised_statistics_need_cuda() -> None:

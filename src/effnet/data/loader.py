@@ -7,9 +7,10 @@ number of processes, workers and parts sees the same images in the same steps, a
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
 
 Key = tuple[int, int]  # epoch and place of an image in the data set
 PREFETCH = 4  # parts that a worker prepares ahead
+LONGEST_FOLDER = 70  # bytes; the path of a socket has 104 at most, of which multiprocessing needs 32
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Loader:
         self.order, self._parts = order, Parts(order)
         more: dict[str, Any] = {}
         if workers:
+            _shorten_socket_paths()
             # fork copies locks that other threads hold; a fork server has no threads. Windows has neither
             methods = multiprocessing.get_all_start_methods()
             more = {
@@ -135,7 +138,7 @@ class Loader:
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
-                reason = "killed, often because memory ran out: use fewer --workers"
+                reason = "it printed why, or was killed, often because memory ran out: use fewer --workers"
                 raise TrainingError(f"a process that loads images died ({reason})") from error
             if part is None:
                 return
@@ -152,6 +155,16 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
         return torch.empty(0), torch.empty(0), errors
     pixels = np.stack([pixels for pixels, _ in samples])
     return torch.from_numpy(pixels), torch.tensor([label for _, label in samples]), []
+
+
+def _shorten_socket_paths() -> None:
+    """Let multiprocessing keep its sockets in /tmp where the folder of temporary files has too long a path for one."""
+    if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # which it keeps, and hands on to its processes
+        finally:
+            tempfile.tempdir = before
 
 
 def _start_worker(_: int) -> None:

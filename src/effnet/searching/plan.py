@@ -244,15 +244,6 @@ def _choose(samples: Sequence[Sample], count: int, seed: int) -> Sequence[Sample
     return sorted(random.Random(seed).sample(samples, len(samples)), key=turn)[:count]
 
 
-def check_device(device: str) -> None:
-    """Raise ArgumentError unless torch can train there."""
-    import torch
-
-    name = device.partition(":")[0]
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ArgumentError("device", device, "is not available: cpu, or cuda if torch finds a GPU.")
-
-
 def candidate_row(place: int, candidate: Candidate) -> dict[str, Any]:
     """A line of candidates.csv."""
     network, price = candidate.network, cost(candidate.network)

@@ -13,15 +13,18 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, TrainingError
 from effnet.files import new_run
+from effnet.machine import check_device
 from effnet.progress import SILENT, Progress
 from effnet.searching.answer import SearchResult, write_answer
 from effnet.searching.candidates import Candidate, adapt_baseline, build_candidates
 from effnet.searching.halving import judge, missing_trainings, open_jobs
 from effnet.searching.jobs import LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
-from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, check_device, split_images
+from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, split_images
+from effnet.training.execution import check_batch, check_main_guard
 from effnet.training.recipe import read_recipe
 
 RUNS = Path("runs") / "search"
+DEVICES = ("cpu", "cuda")  # others were not tried
 STEPS = 600  # of the longest training by default; docs/search.md shows what that tells apart
 LEAST_STEPS = 50  # of the shortest training by default
 
@@ -50,6 +53,7 @@ def search(
         TrainingError: workers die or the time is over, and no training has ended.
         KeyboardInterrupt: Ctrl-C or SIGTERM; finished trainings are kept.
     """
+    _check_workers(options, work)
     data, original = Path(data), make_spec(baseline)
     with new_run(out, RUNS, f"{data.resolve().stem}-{original.name}", TRIALS) as folder:
         plan = _make_plan(folder, data, original, options, progress)
@@ -66,8 +70,13 @@ def resume(
 ) -> SearchResult:
     """Go on with the search in a folder; `data` is where the images are, if they were moved. It raises as `search`."""
     plan = SearchPlan.read(Path(folder), None if data is None else Path(data))
-    check_device(plan.options.device)
+    check_device(plan.options.device, DEVICES)
     return _continue(plan, work, progress)
+
+
+def _check_workers(options: SearchOptions, work: WorkOptions) -> None:
+    """Raise ArgumentError where processes are to be started and cannot be."""
+    check_main_guard(0 if work.ray else work.count_workers(options.device))
 
 
 def _make_plan(
@@ -80,7 +89,7 @@ def _make_plan(
     if not recipe.fresh:
         why = "is for networks with weights: take scratch, paper, or a YAML file with base: scratch."
         raise ArgumentError("recipe", recipe.name, why)
-    check_device(options.device)
+    check_device(options.device, DEVICES)
     images = split_images(data, options)
     native = short_side(images)
     baseline = adapt_baseline(make_spec(original, num_classes=len(images.classes)), native, options.resolution)
@@ -91,6 +100,9 @@ def _make_plan(
         )
     rules, budget = options.rules, options.budget
     found = build_candidates(baseline, rules, phi=options.phi, largest=native, budget=budget, progress=progress)
+    count = len(images.subset("train"))
+    for each in found:
+        check_batch(each.network, recipe, 0, min(recipe.batch, count))
     if budget is not None and budget.latency is not None:
         found = _fast_enough(found, float(budget.latency), progress)
     progress.message(
@@ -99,7 +111,7 @@ def _make_plan(
     )
     plan = SearchPlan(folder, options, images, recipe, baseline, found, options.epochs or 1.0)
     if options.epochs is None:
-        per_epoch = max(1, len(images.subset("train")) // recipe.batch)
+        per_epoch = max(1, count // recipe.batch)
         steps = max(STEPS, LEAST_STEPS / plan.rungs[0].share)
         plan = dataclasses.replace(plan, epochs=float(f"{steps / per_epoch:.3g}"))
     return plan
@@ -131,6 +143,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
             f"{len(plan.data.subset('train')):,} images; {len(record.trials)} are done. All in {folder}"
         )
         if open_jobs(rungs, record.scores):
+            _check_workers(plan.options, work)
             executor = RayExecutor(plan, work.ray, work.workers) if work.ray else LocalExecutor(plan, workers)
             workers = executor.slots
             find_open = functools.partial(open_jobs, rungs)

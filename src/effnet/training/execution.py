@@ -13,6 +13,7 @@ kernels     of the depthwise convolutions: see models.depthwise
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
 from effnet.training.recipe import Recipe
-from effnet.training.settings import Settings
+from effnet.training.settings import STAGES, Settings
 
 OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
 SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so memory is first sought in a plan
@@ -85,7 +86,8 @@ def choose_execution(
     workers = settings.workers
     if workers is None:
         workers = choose_workers(spec, recipe, settings, Images(images.count // world, images.side), cores=cores)
-    if like is not None and like.part * like.parts * world == recipe.batch:
+    fewest = smallest_part(spec, recipe, settings.freeze)
+    if like is not None and like.part * like.parts * world == recipe.batch and like.part >= fewest:
         part, plan = like.part, like.plan
     else:
         part, plan = fit_memory(spec, recipe, settings, precision, world)
@@ -145,6 +147,28 @@ def workers_are_safe() -> bool:
     return file is None or Path(file).parent.name == "effnet" or Path(file).stem == "effnet"
 
 
+def check_main_guard(workers: int) -> None:
+    """Check that processes can be started; called before anything is written.
+
+    Raises:
+        ArgumentError: each of `workers` processes would run the program's main file again, with this very call in it;
+            or this is such a process.
+    """
+    main = sys.modules["__main__"]
+    name = str(getattr(main, "__file__", ""))
+    spec = getattr(main, "__spec__", None)
+    again = bool(name) and not (spec and spec.name.endswith("__main__"))  # a package's __main__.py is not run again
+    try:
+        guarded = "__name__" in Path(name).read_text(encoding="utf-8") if again else True
+    except (OSError, ValueError):
+        guarded = not name.startswith("<")  # standard input, which no other process can read
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        workers, guarded = workers or 1, False
+    if workers and not guarded:
+        rule = 'starts processes, and each runs {} again: put what it does below `if __name__ == "__main__":`.'
+        raise ArgumentError("workers", workers, rule.format(Path(name).name))
+
+
 def fit_memory(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision, world: int
 ) -> tuple[int, RecomputePlan | None]:
@@ -154,11 +178,13 @@ def fit_memory(
     Without --train-memory the limit is the machine's memory, and no plan is sought.
 
     Raises:
-        ArgumentError: the batch does not divide among the processes, or not even one image fits.
+        ArgumentError: the batch does not divide among the processes or is too small for batch statistics, or not even
+            the smallest part fits.
     """
     share, rest = divmod(recipe.batch, world)
     if rest:
         raise ArgumentError("batch", recipe.batch, f"must be a multiple of {world}, the number of processes.")
+    check_batch(spec, recipe, settings.freeze, share)
     wanted = None if settings.train_memory is None else int(settings.train_memory)
     planned = wanted is not None and not settings.sync_bn  # whose statistics a plan cannot compute again
     limit = wanted
@@ -167,7 +193,8 @@ def fit_memory(
     options = _memory_options(recipe, precision)
     if limit is None or training_memory(spec, share, **options).peak <= limit:
         return share, None
-    sizes = [share // parts for parts in range(1, share + 1) if share % parts == 0]
+    fewest = smallest_part(spec, recipe, settings.freeze)
+    sizes = [size for size in range(fewest, share + 1) if share % size == 0]
     for part in sorted(sizes, key=lambda size: (size < SMALLEST_PART, -size)):
         try:
             plan = find_plan(spec, limit, part, **options) if planned else None
@@ -176,9 +203,25 @@ def fit_memory(
         if training_memory(spec, part, **options, plan=plan).peak <= limit:
             return part, plan
     if wanted is None:
-        return 1, None  # the system may still swap
-    least = training_memory(spec, 1, **options, plan=RecomputePlan.uniform(spec, Keep.BOTTLENECKS)).peak
-    raise ArgumentError("train_memory", wanted, f"is too little for {spec.name}: one image takes {least:,} bytes.")
+        return sizes[0], None  # the system may still swap
+    least = training_memory(spec, sizes[0], **options, plan=RecomputePlan.uniform(spec, Keep.BOTTLENECKS)).peak
+    images = "one image takes" if sizes[0] == 1 else f"{sizes[0]} images at once take"
+    raise ArgumentError("train_memory", wanted, f"is too little for {spec.name}: {images} {least:,} bytes.")
+
+
+def smallest_part(spec: NetworkSpec, recipe: Recipe, freeze: int = 0) -> int:
+    """Images that must go through a network together: two where batch statistics of one would be of one value.
+
+    That is where the last map has one pixel, its batch normalisation is not frozen, and the recipe computes statistics.
+    """
+    return 2 if spec.final_size == 1 and recipe.bn_momentum and freeze < STAGES else 1
+
+
+def check_batch(spec: NetworkSpec, recipe: Recipe, freeze: int, share: int) -> None:
+    """Raise ArgumentError where the `share` of a batch that each process gets is smaller than the smallest part."""
+    if share < (fewest := smallest_part(spec, recipe, freeze)):
+        rule = f"is too few: at {spec.resolution} px the last map is one pixel, and batch statistics need {fewest}."
+        raise ArgumentError("batch", share, rule)
 
 
 def _memory_options(recipe: Recipe, precision: Precision) -> dict[str, Any]:

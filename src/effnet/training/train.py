@@ -21,11 +21,11 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from effnet import machine
 from effnet.data.dataset import Dataset
-from effnet.errors import ArgumentError, TrainingError, UnknownNameError
+from effnet.errors import ArgumentError, TrainingError
 from effnet.files import new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
-from effnet.training.execution import Execution, Images, choose_execution
+from effnet.training.execution import Execution, Images, check_main_guard, choose_execution
 from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
 from effnet.training.learner import Learner, class_weights
 from effnet.training.loop import Loop, guess_step_seconds, time_budget
@@ -86,6 +86,7 @@ def train(
         options["model"] = str(model)
     other = None if like is None else RunPlan.read(like)[0]
     settings, full_recipe = sort_settings(recipe, options, other)
+    check_main_guard(settings.workers or 0)
     if settings.tensorboard and find_spec("tensorboard") is None:
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
     path = Path(data).absolute()
@@ -129,6 +130,7 @@ def resume(folder: str | Path, *, progress: Progress = SILENT) -> Result:
     folder = Path(folder)
     restore_folder(folder / BEST)
     plan, began = RunPlan.read(folder)
+    check_main_guard(plan.execution.workers)
     fabric = _fabric(plan.settings)
     progress = progress if fabric.is_global_zero else SILENT
     data = read_split(plan.data, folder, plan.classes)
@@ -250,11 +252,8 @@ def _fabric(settings: Settings) -> Fabric:
     """Processes and device."""
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
     world, local = world or 1, local or world or 1
+    machine.check_device(settings.device)
     kind, _, index = settings.device.partition(":")
-    if kind not in machine.DEVICES:
-        raise UnknownNameError("device", settings.device, machine.DEVICES)
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("device", settings.device, "is not there: torch sees no GPU.")
     # only rank 0 splits the data and evaluates, and the others wait for it
     several = DDPStrategy(
         process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
