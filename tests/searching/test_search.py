@@ -160,6 +160,6 @@ def test_what_is_in_the_way(shapes: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "split.csv").read_text() == "of a training"
     with pytest.raises(DataError, match="does not exist"):
         search(tmp_path / "nothing", BASE, out=tmp_path / "n")
-    with pytest.raises(ArgumentError, match=r"`device` \(='cuda'\) is not available"):
-        search(shapes, BASE, SearchOptions(device="cuda"), out=tmp_path / "n")
+    with pytest.raises(ArgumentError, match=r"`device` \(='mps'\) .* can use here: cpu"):
+        search(shapes, BASE, SearchOptions(device="mps"), out=tmp_path / "n")
     assert not (tmp_path / "n").exists()
