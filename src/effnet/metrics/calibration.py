@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from effnet.arch.spec import Calibration
 from effnet.errors import ArgumentError
-from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, binomial_tail, check_arrays, wilson
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, binomial_tail, check_arrays, wilson
+from effnet.runtime.session import Logits
 
 BINS = 15  # of equal width, as in Guo et al. and torchmetrics
 SHARES = 20  # of the images, which `abstain` tests in turn

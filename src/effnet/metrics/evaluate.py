@@ -33,8 +33,9 @@ from effnet.errors import ArgumentError, CheckpointError, ImageError
 from effnet.fields import positive_int
 from effnet.files import write_file
 from effnet.metrics.calibration import Abstention, Reliability, apply_threshold, reliability
-from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, Logits, check_arrays, wilson
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, check_arrays, wilson
 from effnet.progress import SILENT, Progress
+from effnet.runtime.session import Logits
 
 TOP = 5
 RESAMPLES, DRAWN = 1000, 100  # samples of the bootstrap, and how many are drawn at a time

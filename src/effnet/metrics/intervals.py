@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.errors import ArgumentError
+from effnet.runtime.session import Logits
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
 
-Logits = NDArray[np.floating[Any]]  # (N, K)
 Labels = NDArray[np.int64]  # (N,)
 
 
