@@ -6,12 +6,14 @@ that mentions effnet. Only such a folder, with nothing else in it, or an empty o
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import mmap
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,9 +116,18 @@ def new_run(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all; bytes of file names that are not UTF-8 are written as they are."""
     with write_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Lines of CSV that every reader divides alike: a carriage return is quoted, which the csv module leaves bare."""
+    text = io.StringIO()
+    for row in rows:
+        bare = any("\r" in value for value in row if isinstance(value, str))
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerow(row)
+    return text.getvalue()
 
 
 def size_of(path: Path) -> int:

@@ -160,6 +160,7 @@ def test_classes(tmp_path: Path) -> None:
     (tmp_path / "none" / "notes.txt").write_text("later")
     findings = check(read_data(tmp_path))
     assert {kind: of(findings, kind) for kind in kinds(findings)} == {
+        "passed_over": [("none/notes.txt",)],
         "empty_class": [("none",)],
         "tiny_class": [("few",)],
         "unbalanced": [("many", "few")],

@@ -25,7 +25,7 @@ from effnet.errors import ArgumentError, ImageError
 
 # fmt: off
 TREE = [
-    "2.jpg", "10.jpg", "1.JPG", "notes.txt", ".hidden.jpg", "raw.heic",
+    "2.jpg", "10.jpg", "1.JPG", "notes.txt", ".hidden.jpg", "raw.cr2",
     "cats/a.png", "cats/b/c.webp", "cats/b/.d.png", ".git/e.png",
     "dogs/f.gif", "dogs/10/g.tif", "dogs/9/h.AVIF", "dogs/notes.md",
     "empty/readme.txt",
@@ -103,7 +103,7 @@ def test_a_folder_without_images_is_an_error(tree: Path) -> None:
         ("photos/*.jpg", ["2.jpg", "10.jpg"]),
         ("photos/?.[jJ][pP]*", ["1.JPG", "2.jpg"]),
         ("photos/*", ["1.JPG", "2.jpg", "10.jpg"]),  # images only
-        ("photos/*.heic", ["raw.heic"]),  # unless the suffix is asked for
+        ("photos/*.cr2", ["raw.cr2"]),  # unless the suffix is asked for
         ("photos/*/*", ["cats/a.png", "dogs/f.gif"]),
         ("photos/**/*.png", ["cats/a.png"]),
         ("photos/**", IMAGES),

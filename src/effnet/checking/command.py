@@ -18,6 +18,7 @@ from effnet.plots.style import GREY, INK, RED
 from effnet.weights.bundle import read_network
 
 NAMED = 3  # files of one finding in a line
+CLASSES = 20  # that are named when images are left out, at most
 PAIRS = 60  # copies on a sheet, at most
 
 
@@ -63,6 +64,8 @@ def check(
         fix.parent.mkdir(parents=True, exist_ok=True)
         write_manifest(cleaned, fix)
         console.remark(f"Written: {fix}, {len(cleaned):,} of {len(dataset):,} images")
+        if len(cleaned) < len(dataset):
+            console.remark(f"Left out: {_count_removed(dataset, cleaned)}")
     if pictures is not None:
         cells = _pair_copies(dataset, findings)
         if cells:
@@ -100,7 +103,8 @@ def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: i
         if not found:
             continue
         sys.stdout.write("\n")
-        console.paragraphs([f"{severity}: {len(found):,} {_plural(name, len(found))}. {advice}"])
+        count = sum(len(finding.files) for finding in found) if kind == "passed_over" else len(found)
+        console.paragraphs([f"{severity}: {count:,} {_plural(name, count)}. {advice}"])
         for finding in found[:limit]:
             sys.stdout.write(f"  {_example(finding)}\n")
         if len(found) > limit:
@@ -130,9 +134,19 @@ def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
 
 def _example(finding: Finding) -> str:
     """A finding in one line."""
-    files = (" and " if finding.kind == "unbalanced" else " = ").join(finding.files[:NAMED])
-    more = f" = {len(finding.files) - NAMED:,} more" if len(finding.files) > NAMED else ""
-    return f"{files}{more}: {finding.message}" if files else finding.message
+    between = {"unbalanced": " and ", "passed_over": ", "}.get(finding.kind, " = ")
+    more = [f"{len(finding.files) - NAMED:,} more"] if len(finding.files) > NAMED else []
+    files = between.join([*finding.files[:NAMED], *more])
+    return f"{files}: {finding.message}" if files else finding.message
+
+
+def _count_removed(dataset: Dataset, cleaned: Dataset) -> str:
+    """How many images of each class `clean` took away, most first."""
+    pairs = zip(dataset.classes, dataset.counts, cleaned.counts, strict=True)
+    rows = sorted(((had - has, had, name) for name, had, has in pairs if has < had), key=lambda row: -row[0])
+    lines = [f"{gone:,} of {had:,} of {name}{' (none is left)' if gone == had else ''}" for gone, had, name in rows]
+    more = [f"and of {len(lines) - CLASSES:,} more classes"] if len(lines) > CLASSES else []
+    return ", ".join([*lines[:CLASSES], *more])
 
 
 def _next(data: Path, fix: Path | None, pictures: Path | None, findings: Findings) -> str:

@@ -13,17 +13,18 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from effnet.data.dataset import SPLIT_NAMES, SPLITS, Dataset, Sample
+from effnet.data.dataset import SPLITS, Dataset, Sample, explain_one_class, missing_classes, split_data
 from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
+from effnet.data.folders import EMPTY, class_name, list_names
 from effnet.data.image import natural_resolution
-from effnet.data.paths import SUFFIXES
-from effnet.errors import ArgumentError, ImageError
+from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.progress import SILENT, Progress
 
 Severity = Literal["error", "warning", "note"]
@@ -37,6 +38,8 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
         "image(s) in several splits",
         "They make figures too good; --fix keeps them in test, else in val.",
     ),
+    "one_class": ("error", "data set(s) of one class", "There is nothing to tell apart."),
+    "passed_over": ("warning", "file(s) passed over", "Only images in class folders are read."),
     "missing_class": ("warning", "class(es) missing from a split", "Add images: it is not learned or not measured."),
     "empty_class": ("warning", "class folder(s) without images", "Ignored; add images or remove the folder."),
     "tiny_class": ("warning", "tiny class(es)", "So few images teach and measure little: add some, or merge classes."),
@@ -46,6 +49,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "duplicate": ("warning", "image(s) with copies in the same class", "Each copy counts again; --fix keeps one."),
     "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, leave them out."),
     "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),
+    "several_folders": ("note", "class(es) of several folders", "They differ only in blanks, or in Unicode's forms."),
     "turned": ("note", "image(s) turned by EXIF", "effnet shows them upright; other programs may not."),
     "misnamed": ("note", "image(s) named as another format", "effnet looks inside; programs that do not will fail."),
     "animated": ("note", "image(s) with several frames", "Only the first one is used."),
@@ -118,7 +122,8 @@ def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress
     findings = [
         *_file_findings(dataset, found),
         *_copy_findings(dataset, found),
-        *_class_findings(dataset, classes),
+        *_folder_findings(dataset),
+        *_class_findings(dataset, classes, found.groups),
         *_size_findings(readable, resolution),
     ]
     findings.sort(key=lambda finding: list(KINDS).index(finding.kind))  # the order within a kind stays
@@ -246,20 +251,48 @@ def _put_in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
     return [ordered[0], other, *(place for place in ordered[1:] if place != other)]
 
 
-def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
-    """Classes that are missing, empty, tiny or far smaller than others."""
-    for name in _empty_folders(dataset):
-        yield Finding("empty_class", (name,), "holds no image")
+def _folder_findings(dataset: Dataset) -> Iterator[Finding]:
+    """What was passed over, and folders whose images became one class."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for path, reason in dataset.passed_over:
+        reasons[reason].append(path)
+    for path in reasons.pop(EMPTY, []):
+        yield Finding("empty_class", (path,), EMPTY)
+    for reason, paths in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        yield Finding("passed_over", tuple(paths), reason)
+    spellings: dict[str, dict[str, None]] = {name: {} for name in dataset.classes}
+    for sample in dataset.samples:
+        name = dataset.classes[sample.label]
+        spellings[name].update((part, None) for part in sample.path.split("/")[:-1] if class_name(part) == name)
+    for name, found in spellings.items():
+        if len(found) > 1:
+            yield Finding("several_folders", (name,), f"of the folders {list_names(map(ascii, found))}")
+
+
+def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups: Sequence[int]) -> Iterator[Finding]:
+    """Classes that are missing, alone, tiny or far smaller than others."""
+    if len(dataset.classes) == 1:
+        yield Finding("one_class", dataset.classes, explain_one_class(dataset))
     learned = "train" if "train" in dataset.splits else ""
     counts = {name: splits.get(learned, sum(splits.values())) for name, splits in classes.items()}
     for name, splits in classes.items():
-        lacking = [split for split, count in splits.items() if not count]
-        if lacking == list(splits):
+        if not any(splits.values()):
             yield Finding("empty_class", (name,), "has no image")
-        elif lacking:
-            yield Finding("missing_class", (name,), f"not in {' and '.join(lacking)}")
-        if 0 < counts[name] < TINY_CLASS:
-            yield Finding("tiny_class", (name,), f"{counts[name]} image{'s' if counts[name] > 1 else ''}")
+    missing = missing_classes(dataset)
+    for name, lacking in missing.items():
+        yield Finding("missing_class", (name,), f"not in {' and '.join(lacking)}")
+    with suppress(DataError):  # without a train split nothing can be trained
+        planned = missing_classes(split_data(dataset, groups=groups))
+        groups_of: dict[str, list[int]] = defaultdict(list)
+        for sample, group in zip(dataset.samples, groups, strict=True):
+            groups_of[dataset.classes[sample.label]].append(group)
+        for name in (name for name in planned if name not in missing):
+            own, splits = groups_of[name], " and ".join(planned[name])
+            alike = f", {len(set(own))} where near-duplicates count once" if len(set(own)) < len(own) else ""
+            yield Finding("missing_class", (name,), f"{_count(len(own))}{alike}: training leaves none for {splits}")
+    for name, count in counts.items():
+        if 0 < count < TINY_CLASS:
+            yield Finding("tiny_class", (name,), _count(count))
     filled = [name for name in counts if counts[name]]
     if filled:
         few, many = min(filled, key=counts.__getitem__), max(filled, key=counts.__getitem__)
@@ -268,22 +301,8 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]]) -> Ite
             yield Finding("unbalanced", (many, few), message)
 
 
-def _empty_folders(dataset: Dataset) -> Iterator[str]:
-    """Class folders without an image; none where the data set is a manifest of other paths."""
-    parents = set()
-    for sample in dataset.samples:
-        *above, label = Path(sample.path).parts[:-1][: 2 if sample.split else 1] or ("",)
-        in_place = [SPLIT_NAMES.get(name.lower()) for name in above] == ([sample.split] if sample.split else [])
-        if not in_place or label != dataset.classes[sample.label]:
-            return
-        parents.add(Path(*above))
-    known = {Path(sample.path).parts[: 2 if sample.split else 1] for sample in dataset.samples}
-    for parent in sorted(parents):
-        for folder in sorted((dataset.root / parent).iterdir()):
-            path = parent / folder.name
-            candidate = folder.is_dir() and not folder.name.startswith(".") and path.parts not in known
-            if candidate and not any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*")):
-                yield path.as_posix()
+def _count(images: int) -> str:
+    return f"{images:,} image{'s' if images > 1 else ''}"
 
 
 def _sizes(fingerprints: Sequence[Fingerprint]) -> dict[str, tuple[int, int]]:

@@ -1,11 +1,13 @@
 """A data set on disk: a folder for each class, split or not, or a manifest. Nothing is copied or moved.
 
     photos/cat/1.jpg               unsplit: class folders; `split_data` splits them
-    photos/train/cat/1.jpg         split: train, val (also valid, validation) and test, each with class folders
+    photos/train/cat/1.jpg         split: train, val and test under any usual name (folders.py), each with class folders
     photos.csv                     a manifest: path,label and perhaps split,group; paths relative to its folder
 
 Classes are in alphabetical order, as in torchvision's ImageFolder, and two lists of classes are matched by name. Images
 are found at any depth of a class folder; hidden files are left out.
+
+File names that are not UTF-8 stand in a manifest byte for byte, as they are on the disk.
 """
 
 from __future__ import annotations
@@ -17,21 +19,19 @@ import io
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from effnet.data.duplicates import connect
-from effnet.data.paths import SUFFIXES
+from effnet.data.folders import Row, class_name, list_names, read_folders, split_of
 from effnet.errors import DataError, UnknownNameError, nearest
-from effnet.files import write_file
+from effnet.files import csv_text, write_text
 
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split", "group")
 SIZE = "bytes"  # a column of a run's split.csv
-OUTPUT = {"args.yaml", "per_class.csv"}  # every folder of a run or an evaluation has one of them
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Dataset:
     root: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
+    passed_over: tuple[tuple[str, str], ...] = ()  # files and folders of its folder that are no sample, with the reason
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,7 +86,8 @@ class Dataset:
     def digest(self) -> str:
         """The sha256 of all paths, classes, splits and file sizes, which changes with the data."""
         rows = ((s.path, self.classes[s.label], s.split, str(file_size(self.file(s)))) for s in self.samples)
-        return hashlib.sha256("".join(sorted("\t".join(row) + "\n" for row in rows)).encode()).hexdigest()
+        text = "".join(sorted("\t".join(row) + "\n" for row in rows))
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_data(data: str | Path) -> Dataset:
@@ -96,7 +98,8 @@ def read_data(data: str | Path) -> Dataset:
     """
     path = Path(data)
     if path.is_dir():
-        return _read_folder(path)
+        rows, passed_over = read_folders(path)
+        return dataclasses.replace(_dataset(path, rows, str(path)), passed_over=tuple(passed_over))
     if path.is_file():
         return read_manifest(path)
     folder = path.parent if path.parent.is_dir() else Path()
@@ -112,11 +115,9 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
         DataError: it is not such a file; the message names the line.
     """
     path = Path(path)
+    root = root or path.parent
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = max(",;\t", key=file.readline().count)  # spreadsheets of much of Europe write semicolons
-            file.seek(0)
-            rows = list(csv.DictReader(file, delimiter=delimiter))
+        rows = read_table(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} is not a manifest ({error}), a CSV file: path,label,split,group") from error
     if not rows or not {"path", "label"} <= rows[0].keys():
@@ -124,30 +125,44 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
         raise DataError(f"{path} needs the columns path and label, and may have split and group; found: {found}")
     samples: dict[str, tuple[str, str, str]] = {}
     for line, row in enumerate(rows, start=2):
-        name, label, split, group = ((row.get(column) or "").strip() for column in COLUMNS)
+        name, label, split, group = (row.get(column) or "" for column in COLUMNS)
+        name, label, group = _existing(root, name), class_name(label), group.strip()
         if not name or not label:
             raise DataError(f"{path}, line {line}: `{'label' if name else 'path'}` is empty")
-        if split and split.lower() not in SPLIT_NAMES:
-            raise DataError(f"{path}, line {line}: {UnknownNameError('split', split, SPLIT_NAMES)}")
+        if (own := split.strip()) and not split_of(own):
+            raise DataError(f"{path}, line {line}: {UnknownNameError('split', own, SPLITS)}")
         if name in samples and samples[name][0] != label:
             raise DataError(f"{path}, line {line}: {name} is {samples[name][0]!r} and {label!r}: two classes")
         if name in samples:
             raise DataError(f"{path}, line {line}: {name} is listed twice")
-        samples[name] = label, SPLIT_NAMES.get(split.lower(), ""), group
+        samples[name] = label, split_of(own), group
     if len({bool(split) for _, split, _ in samples.values()}) > 1:
         raise DataError(f"{path} has lines with and without a split; give all of them one, or none")
-    return _dataset(root or path.parent, ((name, *values) for name, values in samples.items()), str(path))
+    return _dataset(root, [(name, *values) for name, values in samples.items()], str(path))
+
+
+def read_table(text: str) -> list[dict[str, str]]:
+    """The rows of a manifest's text, in which surrogates stand for the bytes of a path that are not UTF-8.
+
+    Raises:
+        UnicodeError: a column's name or a label is not UTF-8.
+        csv.Error: it is not CSV.
+    """
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of much of Europe write semicolons
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = list(reader)
+    for words in (*(reader.fieldnames or ()), *(row.get("label") or "" for row in rows)):
+        words.encode()
+    return rows
 
 
 def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
     """The text of a manifest, sorted by path; with `sizes`, it has the bytes of each file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, SIZE) if sizes else COLUMNS)
+    rows: list[tuple[object, ...]] = [(*COLUMNS, SIZE) if sizes else COLUMNS]
     for sample in sorted(dataset.samples, key=lambda sample: sample.path):
         row = (sample.path, dataset.classes[sample.label], sample.split, sample.group)
-        writer.writerow((*row, file_size(dataset.file(sample))) if sizes else row)
-    return text.getvalue()
+        rows.append((*row, file_size(dataset.file(sample))) if sizes else row)
+    return csv_text(rows)
 
 
 def write_manifest(dataset: Dataset, path: Path) -> None:
@@ -155,8 +170,7 @@ def write_manifest(dataset: Dataset, path: Path) -> None:
     folder = path.parent.resolve()
     paths = (Path(os.path.relpath(dataset.file(sample).resolve(), folder)).as_posix() for sample in dataset.samples)
     moved = tuple(dataclasses.replace(s, path=path) for s, path in zip(dataset.samples, paths, strict=True))
-    with write_file(path) as temporary:
-        temporary.write_text(manifest(dataclasses.replace(dataset, samples=moved)), encoding="utf-8")
+    write_text(path, manifest(dataclasses.replace(dataset, samples=moved)))
 
 
 def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:
@@ -165,16 +179,18 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
     Raises:
         DataError: the data has a class that is not among `names`, which are `whose`: "the model's", "the run's".
     """
-    unknown = [name for name in dataset.classes if name not in names]
+    numbered = [*enumerate(names)]
+    place = {class_name(name): number for number, name in reversed(numbered)}  # the first of equal names
+    place |= {name: number for number, name in reversed(numbered)}
+    unknown = [name for name in dataset.classes if name not in place]
     if unknown:
-        lacking = [name for name in names if name not in dataset.classes]
-        known = f"{_list_names(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown to it"
-        missing = f", {_list_names(lacking)} missing here" if lacking else ""
+        lacking = [name for name in names if class_name(name) not in dataset.classes]
+        known = f"{list_names(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown to it"
+        missing = f", {list_names(lacking)} missing here" if lacking else ""
         near = nearest(unknown[0], lacking or names)
         raise DataError(f"the data's classes are not {whose}: {known}{missing}.{near}")
-    place = [list(names).index(name) for name in dataset.classes]
-    samples = tuple(dataclasses.replace(sample, label=place[sample.label]) for sample in dataset.samples)
-    return dataclasses.replace(dataset, classes=tuple(names), samples=samples)
+    samples = (dataclasses.replace(s, label=place[dataset.classes[s.label]]) for s in dataset.samples)
+    return dataclasses.replace(dataset, classes=tuple(names), samples=tuple(samples))
 
 
 def split_data(
@@ -196,7 +212,7 @@ def split_data(
         DataError: no training split was found, or the shares are negative or add up to 1 or more.
     """
     if dataset.splits and "train" not in dataset.splits:
-        raise DataError(f"{dataset.root} has {_list_names(dataset.splits)} and no train split")
+        raise DataError(f"{dataset.root} has {list_names(dataset.splits)} and no train split")
     if "val" in dataset.splits:
         return dataset
     whole, shares = ("train", {"val": val}) if dataset.splits else ("", {"test": test, "val": val})
@@ -228,6 +244,25 @@ def split_data(
     return dataclasses.replace(dataset, samples=tuple(samples))
 
 
+def missing_classes(dataset: Dataset) -> dict[str, list[str]]:
+    """For each class with images the splits that have none of it, where there are such splits."""
+    found = {(sample.label, sample.split) for sample in dataset.samples}
+    lacking = {
+        name: [split for split in dataset.splits if (label, split) not in found]
+        for label, name in enumerate(dataset.classes)
+    }
+    return {name: splits for name, splits in lacking.items() if splits and len(splits) < len(dataset.splits)}
+
+
+def explain_one_class(dataset: Dataset) -> str:
+    """Why a data set has one class, as far as its folders show."""
+    name = dataset.classes[0]
+    below = (sample.path.split("/") for sample in dataset.samples)
+    inner = {path[path.index(name) + 1] for path in below if name in path[:-2]}
+    hint = f"; if {list_names(sorted(inner))} in it are the classes, name that folder instead" if inner else ""
+    return f"{name!r} is its only class{hint}"
+
+
 def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:
     """The split of each unit of one class: shares are filled in turn, the rest becomes train."""
     sizes, splits = [len(unit) for unit in units], list[str]()
@@ -242,48 +277,24 @@ def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[st
     return splits + ["train"] * (len(sizes) - len(splits))
 
 
-def _read_folder(folder: Path) -> Dataset:
-    names = [name for name in _folders(folder) if next(_images(folder / name), None)] or _folders(folder)
-    splits = [name for name in names if name.lower() in SPLIT_NAMES]
-    if not names:
-        raise DataError(f"{folder} has no sub-folders; it needs one for each class, with its images inside")
-    if len(splits) < len(names):
-        if {"train"} < {SPLIT_NAMES[name.lower()] for name in splits}:
-            others = _list_names([name for name in names if name not in splits])
-            raise DataError(f"{folder} has {_list_names(splits)}, which are splits, and other images in {others}")
-        # "train" alone among other names is a class, such as of vehicles
-        return _dataset(folder, _class_folders(folder, folder, ""), str(folder))
-    if twice := [split for split, count in Counter(SPLIT_NAMES[name.lower()] for name in splits).items() if count > 1]:
-        raise DataError(f"{folder} has more than one {twice[0]} split: {_list_names(splits)}")
-    rows = [row for name in splits for row in _class_folders(folder, folder / name, SPLIT_NAMES[name.lower()])]
-    return _dataset(folder, rows, str(folder))
+def file_size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
-def _class_folders(root: Path, folder: Path, split: str) -> Iterator[tuple[str, str, str, str]]:
-    """path, label, split and group of every image below the class folders of `folder`."""
-    for label in _folders(folder):
-        for image in _images(folder / label):
-            yield image.relative_to(root).as_posix(), label, split, ""
+def _existing(root: Path, name: str) -> str:
+    """A manifest's path as it is written or, where no file has it, without outer blanks and with forward slashes."""
+    plain = name.strip()
+    forms = dict.fromkeys((name, plain, plain.replace("\\", "/")))
+    return plain if len(forms) == 1 else next((form for form in forms if (root / form).is_file()), plain)
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    """The images below a folder, without the pictures of a run or an evaluation."""
-    for place, folders, files in os.walk(folder, followlinks=True):
-        written_here = not OUTPUT.isdisjoint(files)
-        folders[:] = [] if written_here else sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not written_here:
-                yield Path(place) / name
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
-
-
-def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) -> Dataset:
-    found = list(rows)
-    if not found:
-        raise DataError(f"{where} holds no image; the names of images end in {', '.join(SUFFIXES)}")
+def _dataset(root: Path, found: Sequence[Row], where: str) -> Dataset:
+    if blank := [path for path, label, *_ in found if not label]:
+        raise DataError(f"{where}: the name of a class folder is blank: {blank[0]!r}")
     classes = tuple(sorted({label for _, label, _, _ in found}))
     number = {name: place for place, name in enumerate(classes)}
     samples = (Sample(path, number[label], split, group) for path, label, split, group in found)
@@ -292,20 +303,6 @@ def _dataset(root: Path, rows: Iterable[tuple[str, str, str, str]], where: str) 
     trained = labels_of.get("train")
     for split, labels in labels_of.items():
         if trained and labels - trained:
-            lacking, known = _list_names(sorted(labels - trained)), _list_names(sorted(trained))
+            lacking, known = list_names(sorted(labels - trained)), list_names(sorted(trained))
             raise DataError(f"{where}: {split} has classes that the train split lacks: {lacking}; train has {known}")
     return dataset
-
-
-def _list_names(names: Sequence[str]) -> str:
-    """Names for a message: at most eight of them."""
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(repr(name) for name in names[:8]) + more
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

@@ -9,15 +9,13 @@ comes first, because training may have taken the val split out of DATA's train s
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, file_size, split_data
+from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, file_size, read_table, split_data
 from effnet.errors import DataError, UnknownNameError
 
 ALL, NEW = "all", "new"  # every image; those that no split.csv lists
@@ -51,7 +49,7 @@ def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
     An image is found by its absolute path, or by its path within the folder if it has the same size. Images that are
     not found keep the path that they had in `text`, the split.csv, where paths are relative to `root`.
     """
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = read_table(text)
     at = {_absolute_path(root / row["path"]): row for row in rows}
     named = {row["path"]: row for row in rows}
     splits = {file: row["split"] for file, row in at.items()}

@@ -23,6 +23,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatch
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -36,6 +38,7 @@ R = TypeVar("R")
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
             ".tif", ".tiff", ".webp")
 # fmt: on
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # which the extra `heif` reads
 MAGIC = re.compile(r"[*?\[]")
 DIGITS = re.compile(r"([0-9]+)")
 READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
@@ -54,10 +57,10 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
                 raise ArgumentError("sources", source, "needs a list of paths on standard input.")
             yield from filter(None, (line.rstrip("\r\n") for line in listing))
         elif source and _is_folder(Path(source)):  # an empty name does not mean this folder
-            for path in _walk(source, lambda path, is_folder: is_folder or _is_image(path)):
+            for path in _walk(source, lambda path, is_folder: is_folder or is_image(path)):
                 yield path
             if not path:
-                rule = f"is a folder without an image; the names of images end in {', '.join(SUFFIXES)}."
+                rule = f"is a folder without an image; the names of images end in {', '.join(image_suffixes())}."
                 raise ArgumentError("sources", source, rule)
         elif MAGIC.search(source) and not os.path.lexists(source):
             base, parts = _split(source)
@@ -114,6 +117,17 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
+def is_image(path: str) -> bool:
+    """Whether a name ends as an image's does."""
+    return path.lower().endswith(image_suffixes())
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """The suffixes of the images that can be read here."""
+    return (*SUFFIXES, *HEIF_SUFFIXES) if find_spec("pillow_heif") else SUFFIXES
+
+
 def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """The files below `folder` that are `wanted`; only `wanted` folders are entered."""
     try:
@@ -150,7 +164,7 @@ def _match(base: str, parts: list[str]) -> Iterator[str]:
 
     def wanted(path: str, is_folder: bool) -> bool:
         names = Path(path[len(base) :]).parts
-        return _fits(names, parts, partly=is_folder) and (is_folder or any_file or _is_image(path))
+        return _fits(names, parts, partly=is_folder) and (is_folder or any_file or is_image(path))
 
     return _walk(base, wanted) if _is_folder(Path(base)) else iter(())
 
@@ -179,10 +193,6 @@ def _natural(entry: os.DirEntry[str]) -> tuple[list[str | int], str]:
     pieces: list[str | int] = [*DIGITS.split(entry.name.casefold())]
     pieces[1::2] = map(int, pieces[1::2])
     return pieces, entry.name
-
-
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(SUFFIXES)
 
 
 def _is_folder(entry: Path | os.DirEntry[str]) -> bool:

@@ -108,7 +108,7 @@ def save(
     input_spec = input or default_input(spec)
     _check_channels(input_spec, spec)
     blob, record = serialise(state), record or Record()
-    split = None if record.split is None else record.split.encode()
+    split = None if record.split is None else record.split.encode(errors="surrogateescape")
     try:
         provenance = json.loads(json.dumps(dict(record.provenance), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -227,7 +227,7 @@ def open_bundle(folder: str | Path) -> Bundle:
 def read_split(folder: str | Path) -> str | None:
     """The text of a bundle's split.csv, a manifest (path, label, split, group); None where it has none."""
     expected = read_config(folder).files.get(SPLIT)
-    return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode()
+    return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode(errors="surrogateescape")
 
 
 def find_splits(model: str, dataset: Dataset) -> Splits | None:
