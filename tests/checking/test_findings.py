@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from planted import jpeg, scaled, sound_data, textures
 
 from effnet.checking.findings import Findings, check, clean
-from effnet.data.dataset import Dataset, read_data, write_manifest
+from effnet.data.dataset import Dataset, missing_classes, read_data, split_data, write_manifest
 from effnet.errors import ArgumentError
 
 
@@ -166,6 +166,55 @@ def test_classes(tmp_path: Path) -> None:
         "unbalanced": [("many", "few")],
     }
     assert findings.of("unbalanced")[0].message == "40 and 3 images: 1 in 13"
+
+
+def test_a_class_that_training_leaves_without_val_and_test_images(tmp_path: Path) -> None:
+    images = list(textures(41))
+    for number in range(40):
+        (tmp_path / "good" / "again").mkdir(exist_ok=True, parents=True)
+        (tmp_path / "defect").mkdir(exist_ok=True)
+        jpeg(images[40], 60 + number).save(tmp_path / "good" / f"{number}.png")
+        images[number].save(tmp_path / "defect" / f"{number}.png")
+    images[0].rotate(90).save(tmp_path / "defect" / "another.png")
+    (tmp_path / "single").mkdir()
+    images[1].rotate(90).save(tmp_path / "single" / "1.png")
+    findings = check(read_data(tmp_path))
+    assert {finding.files: finding.message for finding in findings.of("missing_class")} == {
+        ("good",): "40 images, 1 where near-duplicates count once: training leaves none for val and test",
+        ("single",): "1 image: training leaves none for val and test",
+    }
+    planned = split_data(read_data(tmp_path), groups=findings.duplicates.groups)
+    assert missing_classes(planned) == {"good": ["val", "test"], "single": ["val", "test"]}
+
+
+def test_what_is_passed_over_is_said_with_the_reason(data: Path, strange: list[Image.Image]) -> None:
+    for number in range(5):
+        (data / f"train/cat/notes{number}.xml").touch()
+    strange[0].save(data / "loose.png")
+    (data / "train/dog" / "dogs").symlink_to("..")
+    findings = check(read_data(data))
+    assert findings.images == 48
+    reasons = {finding.message: len(finding.files) for finding in findings.of("passed_over")}
+    assert reasons == {"suffix .xml": 5, "not in a class folder": 1, "a link to a folder above it": 1}
+    assert findings.errors == 0
+
+
+def test_one_class_and_folders_of_one_name(data: Path) -> None:
+    (data / "train" / "cat ").mkdir()
+    (data / "train/cat/00.png").rename(data / "train/cat /00.png")
+    findings = check(read_data(data))
+    assert [(each.files, each.message) for each in findings.of("several_folders")] == [
+        (("cat",), "of the folders 'cat', 'cat '")
+    ]
+    assert kinds(findings) == {"several_folders"}
+    shutil.rmtree(data / "val")
+    shutil.rmtree(data / "train" / "dog")
+    (data / "train" / "cat ").rename(data / "train" / "cat" / "inner")
+    found = check(read_data(data))
+    assert [each.message for each in found.of("one_class")] == [
+        "'cat' is its only class; if 'inner' in it are the classes, name that folder instead"
+    ]
+    assert found.errors == 1
 
 
 SMALL = [(28, "train with --resolution 32 --stem-stride 1"), (100, "train with --resolution 112"), (112, None)]

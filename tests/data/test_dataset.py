@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effnet.data import dataset as module
-from effnet.data.dataset import Dataset, Sample, manifest, match_classes, read_data, split_data
+from effnet.data.dataset import Dataset, Sample, manifest, match_classes, missing_classes, read_data, split_data
+from effnet.data.held_out import match_split
 from effnet.errors import DataError, UnknownNameError
 
 
@@ -189,3 +193,53 @@ def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> 
     touch(tmp_path, "more/1.png")
     with pytest.raises(DataError, match="has 'train', 'val', which are splits, and other images in 'more'"):
         read_data(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")
+def test_file_names_that_are_not_utf8_stay_as_they_are(tmp_path: Path) -> None:
+    touch(tmp_path, "d/a/x.png", "d/b/1.png", "d/b/line\rbreak\n.png")
+    (tmp_path / "d/a/x.png").rename(tmp_path / os.fsdecode(b"d/a/caf\xe9.png"))
+    (tmp_path / "d/a").rename(tmp_path / os.fsdecode(b"d/\xe9"))
+    data = read_data(tmp_path / "d")
+    assert data.classes == (r"\xE9", "b")
+    assert all(data.file(sample).is_file() for sample in data.samples)
+    assert len(data.digest) == 64
+    module.write_manifest(data, tmp_path / "m.csv")
+    assert b"caf\xe9.png," in (tmp_path / "m.csv").read_bytes()
+    again = read_data(tmp_path / "m.csv")
+    assert again.classes == data.classes
+    assert sorted(again.file(s) for s in again.samples) == sorted(data.file(s) for s in data.samples)
+    assert set(match_split(manifest(split_data(data)), data.root, data)) == {s.path for s in data.samples}
+
+
+def test_a_manifest_of_another_encoding_names_no_class_wrong(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes("path,label\na.png,caf\u00e9\n".encode("cp1252"))
+    with pytest.raises(DataError, match="is not a manifest"):
+        read_data(tmp_path / "m.csv")
+
+
+def test_manifests_from_windows(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", r"odd\name.png", " blank.png")
+    rows = (r"a\1.png,x", r"odd\name.png,x", " blank.png,y", " a/2.png ,y")
+    (tmp_path / "m.csv").write_text("path,label,split\r\n" + "".join(f"{row},Training\r\n" for row in rows), newline="")
+    data = read_data(tmp_path / "m.csv")
+    assert [s.path for s in data.samples] == ["a/1.png", r"odd\name.png", " blank.png", "a/2.png"]
+    assert data.splits == ("train",)
+
+
+def test_a_class_is_matched_by_what_people_see() -> None:
+    data = Dataset(Path("nowhere"), ("café", "New York"), (Sample("1", 0), Sample("2", 1)))
+    names = ("New\u00a0York ", unicodedata.normalize("NFD", "café"), "café au lait")
+    assert [s.label for s in match_classes(data, names, "the model's").samples] == [1, 0]
+    assert match_classes(data, names, "the model's").classes == names
+    twice = ("café ", "New York", "café", "café")
+    assert [s.label for s in match_classes(data, twice, "the model's").samples] == [
+        2,
+        1,
+    ]  # the same name before a similar one
+
+
+def test_a_split_without_a_class_is_known() -> None:
+    assert missing_classes(split_data(made(20, 1, 2))) == {"class1": ["val", "test"], "class2": ["val", "test"]}
+    assert missing_classes(split_data(made(20, 9), groups=[*range(20), *9 * [99]])) == {"class1": ["val", "test"]}
+    assert missing_classes(made(3, 1)) == {}

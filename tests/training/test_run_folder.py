@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from planted import sound_data
 
-from effnet.errors import TrainingError
-from effnet.training.run_folder import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from effnet.errors import DataError, TrainingError
+from effnet.progress import SILENT
+from effnet.training.run_folder import (
+    LAST,
+    PREVIOUS,
+    check_resumed,
+    load_checkpoint,
+    read_split,
+    save_checkpoint,
+    versions,
+    write_split,
+)
+from effnet.training.settings import Settings
 
 
 def written(folder: Path, *steps: int) -> Path:
@@ -60,3 +76,34 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
             save_checkpoint(tmp_path, {"step": 3})
     assert load_checkpoint(tmp_path)[0]["step"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+
+
+def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
+    data, said = sound_data(tmp_path / "data", 8), []
+    for place, file in enumerate(sorted((data / "val" / "dog").iterdir())):
+        file.rename(data / "train" / "dog" / f"more{place}.png")
+    (data / "train" / "cat" / "notes.xml").touch()
+    (data / "train" / "cat" / "up").symlink_to("..")
+    classes = write_split(str(data), Settings(), tmp_path, SimpleNamespace(message=said.append, update=print))
+    assert classes == ("cat", "dog")
+    assert said == [
+        f"2 files of {data} are passed over, such as 'train/cat/notes.xml'; effnet check {data} says why",
+        "no image in val of 'dog': the figures there do not show how well it is recognised",
+    ]
+    shutil.rmtree(data / "train" / "dog")
+    with pytest.raises(DataError, match="nothing to tell apart: 'cat' is its only class"):
+        write_split(str(data), Settings(), tmp_path, SILENT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")
+def test_file_names_of_any_bytes_are_found_again(tmp_path: Path) -> None:
+    data = sound_data(tmp_path / "data", 8)
+    odd = tmp_path / os.fsdecode(b"data/train/cat/caf\xe9 \r.png")
+    (data / "train" / "cat" / "00.png").rename(odd)
+    classes = write_split(str(data), Settings(), tmp_path, SILENT)
+    again = read_split(str(data), tmp_path, classes)
+    assert odd in {again.file(sample) for sample in again.samples}
+    plan = SimpleNamespace(data=str(data), processes=1)
+    assert check_resumed(plan, tmp_path, versions(), again, 1) == []
+    odd.write_bytes(b"shorter")
+    assert "1 images have another size" in check_resumed(plan, tmp_path, versions(), again, 1)[0]

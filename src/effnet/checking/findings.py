@@ -22,7 +22,7 @@ from PIL import Image
 
 from effnet.data.dataset import SPLITS, Dataset, Sample, explain_one_class, missing_classes, split_data
 from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
-from effnet.data.folders import EMPTY, class_name, list_names
+from effnet.data.folders import EMPTY, class_name
 from effnet.data.image import natural_resolution
 from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.progress import SILENT, Progress
@@ -266,7 +266,7 @@ def _folder_findings(dataset: Dataset) -> Iterator[Finding]:
         spellings[name].update((part, None) for part in sample.path.split("/")[:-1] if class_name(part) == name)
     for name, found in spellings.items():
         if len(found) > 1:
-            yield Finding("several_folders", (name,), f"of the folders {list_names(map(ascii, found))}")
+            yield Finding("several_folders", (name,), f"of the folders {', '.join(map(ascii, found))}")
 
 
 def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups: Sequence[int]) -> Iterator[Finding]:
@@ -287,9 +287,9 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups
         for sample, group in zip(dataset.samples, groups, strict=True):
             groups_of[dataset.classes[sample.label]].append(group)
         for name in (name for name in planned if name not in missing):
-            own, splits = groups_of[name], " and ".join(planned[name])
+            own, lacked = groups_of[name], " and ".join(planned[name])
             alike = f", {len(set(own))} where near-duplicates count once" if len(set(own)) < len(own) else ""
-            yield Finding("missing_class", (name,), f"{_count(len(own))}{alike}: training leaves none for {splits}")
+            yield Finding("missing_class", (name,), f"{_count(len(own))}{alike}: training leaves none for {lacked}")
     for name, count in counts.items():
         if 0 < count < TINY_CLASS:
             yield Finding("tiny_class", (name,), _count(count))

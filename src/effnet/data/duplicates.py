@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
+from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_file, open_photo
 from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ImageError
 from effnet.progress import SILENT, Progress
@@ -124,7 +124,8 @@ def read_fingerprint(file: Path) -> Fingerprint:
         ImageError: it cannot be read.
     """
     try:
-        data = file.read_bytes()
+        with open_file(file) as opened:
+            data = opened.read()
     except OSError as error:
         raise ImageError(explain_error(error)) from error
     image = identify(BytesIO(data))

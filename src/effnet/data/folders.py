@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 from effnet.data.paths import HEIF_SUFFIXES, image_suffixes, is_image
@@ -159,11 +160,12 @@ def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[li
         others = list_names(name for name in names if name not in splits)
         raise DataError(f"{where} has {list_names(splits)}, which are splits, and other images in {others}")
     if len(splits) < len(names):  # "train" alone among other names is a class, such as of vehicles
-        if len(names) == 1 and _has_splits(inside, depth + 1):
-            return _arrange(root, inside, depth + 1)
+        shared = _count_shared([path[:-1] for path in inside])
+        if shared > depth and _has_splits(inside, shared):
+            return _arrange(root, inside, shared)
         if names and with_classes == set(names) and _has_splits(inside, depth + 1):
             example = "/".join(inside[0][depth + 1 : depth + 2] + inside[0][depth : depth + 1])
-            rule = f"put them above ({example}), or list the images in a manifest: path,label,split"
+            rule = f"put them above, as in {example}, or list the images in a manifest: path,label,split"
             raise DataError(f"{where} has its splits inside the class folders; {rule}")
         rows = [("/".join(path), class_name(path[depth]), "", "") for path in inside]
         return rows, {"/".join(path[: depth + 1]) for path in inside}
@@ -180,6 +182,12 @@ def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[li
         rows += [("/".join(path), class_name(path[label]), split, "") for path in own]
         classes |= {"/".join(path[: label + 1]) for path in own}
     return rows, classes
+
+
+def _count_shared(folders: Sequence[list[str]]) -> int:
+    """How many folders all images are in."""
+    ends = zip(min(folders), max(folders), strict=False) if folders else ()
+    return sum(1 for _ in takewhile(lambda names: names[0] == names[1], ends))
 
 
 def _has_splits(paths: Sequence[Sequence[str]], depth: int) -> bool:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 from os import PathLike
 from pathlib import Path
@@ -39,7 +40,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 from effnet.arch.spec import InputSpec
-from effnet.errors import ArgumentError, ImageError
+from effnet.errors import ArgumentError, ImageError, optional_import
 from effnet.fields import one_of
 
 ColourMode = Literal["RGB", "L"]
@@ -50,6 +51,7 @@ PHOTOS = Path(__file__).with_name("photos")  # two, on which engines and precisi
 PIXEL_LIMIT = 178_956_970  # Pillow's own limit: 0.7 GB once decoded
 RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}  # usual highest values, by Pillow's mode
 HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 REFUSED = ("EPS",)  # Pillow would start Ghostscript on it
 UNCUT_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
 REACH = 4  # source pixels on either side that the widest filter, Lanczos, weighs when it enlarges, plus one
@@ -114,7 +116,7 @@ def open_photo(
         if isinstance(source, Image.Image):
             return _turn_upright(source, mode)
         if isinstance(source, (str, PathLike)):
-            with Path(source).open("rb") as file:
+            with open_file(source) as file:
                 return _turn_upright(_halve(identify(file), least, longer), mode)
         if hasattr(source, "read"):
             return _turn_upright(_halve(identify(source), least, longer), mode)
@@ -123,6 +125,18 @@ def open_photo(
     except Exception as error:  # decoders of arbitrary bytes fail with any error
         raise ImageError(explain_error(error)) from error
     raise ArgumentError("source", source, "must be a path, an open binary file, a Pillow image or an array.")
+
+
+def open_file(path: str | PathLike[str]) -> BinaryIO:
+    """An image's file, open for reading.
+
+    Raises:
+        ImageError: it is a pipe with a name, from which reading would wait for ever; /dev/stdin and the like are read.
+        OSError: it cannot be opened.
+    """
+    if Path(path).is_fifo() and not os.fspath(path).startswith(("/dev/", "/proc/")):
+        raise ImageError("is a pipe, not a file.")
+    return Path(path).open("rb")
 
 
 def identify(file: BinaryIO) -> ImageFile.ImageFile:
@@ -140,6 +154,8 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
     prefix, complaint = file.read(16), "is not an image, or of a format that Pillow cannot read."
     if not prefix:
         raise ImageError("is empty: 0 bytes.")
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS:
+        _register_heif()
     Image.preinit()  # the five commonest formats are tried first
     Image.init()
     for name in [name for name in Image.ID if name not in REFUSED]:
@@ -154,6 +170,20 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
         except Exception as error:
             raise ImageError(explain_error(error)) from error
     raise ImageError(complaint)
+
+
+def _register_heif() -> None:
+    """Let Pillow read HEIC and HEIF, which takes a package of its own.
+
+    Raises:
+        ImageError: it is not installed.
+    """
+    try:
+        with optional_import("reading HEIC images"):
+            from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ImageError(f"is a HEIC image; {error}") from error
+    register_heif_opener()
 
 
 def colour_mode(spec: InputSpec) -> ColourMode:

@@ -146,7 +146,7 @@ def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[i
             continue
         if is_folder:
             yield from _walk(path, wanted, (*above, here))
-        else:
+        elif not Path(path).is_fifo():
             yield path
 
 

@@ -11,13 +11,13 @@ confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, metrics.json
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,22 @@ import torch
 import yaml
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
-from effnet.data.dataset import SIZE, Dataset, file_size, manifest, match_classes, read_data, read_manifest, split_data
+from effnet.data.dataset import (
+    SIZE,
+    Dataset,
+    explain_one_class,
+    file_size,
+    manifest,
+    match_classes,
+    missing_classes,
+    read_data,
+    read_manifest,
+    read_table,
+    split_data,
+)
 from effnet.data.duplicates import find_duplicates
-from effnet.data.image import identify
+from effnet.data.folders import EMPTY, list_names
+from effnet.data.image import identify, open_file
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
 from effnet.files import write_text
@@ -112,7 +125,7 @@ def versions() -> dict[str, str]:
 def is_unborn(folder: Path) -> bool:
     """Whether a folder holds a run that was killed before its first checkpoint."""
     names = {each.name for each in folder.iterdir()}
-    return {SPLIT} <= names <= {SPLIT, ARGS} and SIZE in (folder / SPLIT).read_text(encoding="utf-8").split("\n")[0]
+    return {SPLIT} <= names <= {SPLIT, ARGS} and SIZE.encode() in (folder / SPLIT).read_bytes().split(b"\n")[0]
 
 
 def write_split(path: str, settings: Settings, folder: Path, progress: Progress) -> tuple[str, ...]:
@@ -140,16 +153,30 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
     if "val" not in data.splits:
         raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
     if len(data.subset("train").classes) < 2:
-        raise DataError(f"{path} has one class; there is nothing to tell apart")
+        raise DataError(f"{path} has one class; there is nothing to tell apart: {explain_one_class(data)}")
+    for message in _warn_of_gaps(data, path):
+        progress.message(message)
     write_text(folder / SPLIT, manifest(data, sizes=True))
     return data.classes
+
+
+def _warn_of_gaps(data: Dataset, path: str) -> Iterator[str]:
+    """What a person may believe to be in the data and is not: files, and classes of a split."""
+    if files := [name for name, reason in data.passed_over if reason != EMPTY]:
+        example = list_names(files[:1])
+        yield f"{len(files):,} files of {path} are passed over, such as {example}; effnet check {path} says why"
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for name, splits in missing_classes(data).items():
+        lacking[" and ".join(splits)].append(name)
+    for where, names in lacking.items():
+        yield f"no image in {where} of {list_names(names)}: the figures there do not show how well it is recognised"
 
 
 def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
     """The files whose first bytes already show that they are not images, each with the reason."""
     for done, sample in enumerate(data.samples, start=1):
         try:
-            with data.file(sample).open("rb") as file:
+            with open_file(data.file(sample)) as file:
                 identify(file)
         except (ImageError, OSError) as error:
             yield f"{data.file(sample)} {error}"
@@ -177,8 +204,8 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
     """
     if world != plan.processes:
         raise TrainingError(f"the run began with {plan.processes} processes and is resumed with {world}")
-    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
-        sizes = {row["path"]: row.get(SIZE) for row in csv.DictReader(file)}
+    table = read_table((folder / SPLIT).read_bytes().decode(errors="surrogateescape"))
+    sizes = {row["path"]: row.get(SIZE) for row in table}
     now = {sample.path: file_size(data.file(sample)) for sample in data.samples}
     if gone := [path for path, size in now.items() if size < 0]:
         raise TrainingError(f"{len(gone):,} images of {plan.data} are gone, such as {gone[0]}: put them back")
