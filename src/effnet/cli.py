@@ -1,7 +1,7 @@
-"""The command line: a table of commands, each a function in the folder of its feature.
+"""The command line: a table of commands, each a function in the module of its feature.
 
-Exit codes: 0 all is well; 1 it ran and found something wrong (an unreadable image, a refused result, a missed budget);
-2 wrong usage or an error that stopped it; 130 Ctrl-C.
+Exit codes: 0 all is well; 1 it ran and found something wrong (an unreadable image, images that the model was trained
+on, a refused result, a missed budget); 2 wrong usage, an error that stopped it, or a closed pipe; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ An error is one line; --traceback shows where it came from."""
 COMMANDS = {
     # name: where its function lives, the extra that it needs, what it does
     "info": ("describing", "", "A network: its stages, costs and memory; without a model, the whole family."),
-    "predict": ("predicting", "torch", "Name what photos show."),
+    "predict": ("predicting", "torch", "Classify photos."),
     "convert": ("converting", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),
     "scale": ("scaling.command", "", "Compound scaling: the network of a phi, or the one that fits a budget."),
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
-    "check": ("checking.command", "train", "Unreadable images, copies and leaks between the splits of a data set."),
+    "check": ("checking.command", "", "Unreadable images, copies and leaks between the splits of a data set."),
     "train": ("training.command", "train", "Train a network on a folder of images."),
     "val": ("evaluating", "torch", "Evaluate a model on labelled images, or compare two models."),
     "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),

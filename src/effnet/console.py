@@ -70,7 +70,7 @@ def command_line(command: str, options: Mapping[str, Any]) -> str:
             if isinstance(item, bool):
                 words.append(f"--{option}" if item else f"--no-{option}")
             else:
-                words += [f"--{option}", f"{item:g}" if isinstance(item, float) else str(item)]
+                words += [f"--{option}", str(item).removesuffix(".0")]
     return shlex.join(words)
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar, get_args
 
 from effnet.errors import ArgumentError, UnknownNameError
 
@@ -31,7 +31,7 @@ LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond any netw
 AMOUNT = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
 
 
-def positive_float(argument: str, value: SupportsFloat | str) -> float:
+def positive_float(argument: str, value: SupportsFloat) -> float:
     """`value` as a float; it must be positive and finite."""
     result = number(argument, value)
     if not (result > 0 and math.isfinite(result)):
@@ -48,8 +48,8 @@ def positive_int(argument: str, value: SupportsIndex) -> int:
 
 def one_of(argument: str, value: str, choices: Any) -> None:
     """Raise UnknownNameError unless `value` is among the values of the Literal type `choices`."""
-    if value not in choices.__args__:
-        raise UnknownNameError(argument, value, choices.__args__)
+    if value not in get_args(choices):
+        raise UnknownNameError(argument, value, get_args(choices))
 
 
 def read_fields(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -71,7 +71,7 @@ def mapping(cls: type[Any], values: Any) -> Mapping[str, Any]:
     return values
 
 
-def rate(argument: str, value: SupportsFloat | str) -> float:
+def rate(argument: str, value: SupportsFloat) -> float:
     """`value` as a rate: at least 0 and below 1."""
     result = number(argument, value)
     if not 0 <= result < 1:
@@ -79,11 +79,11 @@ def rate(argument: str, value: SupportsFloat | str) -> float:
     return result
 
 
-def ratio(argument: str, value: SupportsFloat | str) -> float:
+def ratio(argument: str, value: SupportsFloat) -> float:
     """`value` as a ratio: at least 0 and at most 1."""
     result = number(argument, value)
     if not 0 <= result <= 1:
-        raise ArgumentError(argument, result, "must be at least 0 and at most 1.")
+        raise ArgumentError(argument, value, "must be at least 0 and at most 1.")
     return result
 
 
@@ -102,7 +102,7 @@ def whole_number(argument: str, value: SupportsIndex) -> int:
     return operator.index(value)
 
 
-def number(argument: str, value: SupportsFloat | str) -> float:
+def number(argument: str, value: SupportsFloat) -> float:
     """`value` as a float; text and booleans are refused."""
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise ArgumentError(argument, value, "must be a number.")
@@ -131,7 +131,10 @@ def check_fields(instance: object, check: Callable[[str, Any], object], *fields:
 
 
 def parse_count(argument: str, amount: str | float) -> int:
-    """Multiply-adds or parameters, at least 1: 390M, 1G, 1.5G, 1e9, or a plain number; B is a billion, too."""
+    """Multiply-adds or parameters, at least 1: 390M, 1G, 1.5G, 1e9, or a plain number; B is a billion.
+
+    A fraction is rounded down: it is a limit.
+    """
     return int(_parse(argument, amount, COUNTS, "390M, 1G, 1.5G or 1e9", least=1))
 
 

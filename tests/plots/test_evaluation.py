@@ -82,7 +82,7 @@ def test_mistakes_are_shown_the_most_confident_first(tmp_path: Path, monkeypatch
     for answers, most in ((named, 24), (named, 1), (right, 24)):
         draw_mistakes(data, answers, confidence, tmp_path / "sheet.jpg", n=most)
     (every, title), (first, _), (none, good) = sheets
-    assert title.startswith("3 of 9 images predicted wrong")
+    assert title == "3 of 9 images predicted wrong, the most confident first"
     assert [cell.photos[0].name for cell in every] == ["3.png", "1.png", "8.png"]
     assert [text for text, _ in every[0].lines] == ["true: one", "predicted: two", "90.0% confident, 3.png"]
     assert (first, none, good) == (every[:1], [], "0 of 9 images predicted wrong")

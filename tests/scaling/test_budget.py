@@ -173,6 +173,7 @@ def test_impossible_budgets_say_what_is_needed():
         ({"batch": 8}, "needs `train_memory`"),
         ({"train_memory": "8GB"}, "needs `batch`"),
         ({"macs": "1G", "resolution": 300, "max_resolution": 224}, "more than `max_resolution`"),
+        ({"macs": "1G", "resolution": 8}, "`resolution` .*at least 32"),
         ({"macs": "1G", "width": -1}, "`width`"),
         ({"macs": "1G", "depth": 1000}, "at most 100"),
         ({"macs": "1G", "keep": "everything"}, "`keep`"),

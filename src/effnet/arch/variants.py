@@ -164,7 +164,9 @@ def spec(
         width: factor on the baseline's channels. Absolute: `spec("b4", width=1.1)` is 1.1 times B0, not 1.1 times B4.
         depth: factor on the baseline's layers, absolute in the same way.
         resolution: height and width of the input in pixels.
-        dropout: rate before the classifier; `drop_connect` is stochastic depth's behind the last block.
+        num_classes: outputs of the classifier; `in_channels` are those of the image.
+        dropout: rate before the classifier; `drop_connect`: of stochastic depth, which skips block b of n with the
+            probability drop_connect * b / n.
         depth_rounding: "ceil" as the official code, or "nearest".
         stem_stride: 2, or 1 for small images, which makes every map twice as high and wide.
 
@@ -179,9 +181,14 @@ def spec(
 
 
 def variant(name: str) -> Variant:
-    """The published row of that name, which may have a prefix as in "efficientnet_b0"; raises UnknownNameError."""
+    """The published row of that name, which may have a prefix as in "efficientnet_b0".
+
+    Raises:
+        UnknownNameError: there is none.
+        ArgumentError: it is not a name.
+    """
     if not isinstance(name, str):
-        raise ArgumentError("network", name, "must be a name such as 'b0', or a NetworkSpec.")
+        raise ArgumentError("network", name, "must be a name such as 'b0', a spec.yaml, or a NetworkSpec.")
     short = name.lower().removeprefix("tf_").removeprefix("efficientnet").lstrip("-_")
     if short not in VARIANTS:
         # without its prefix the nearest name is found

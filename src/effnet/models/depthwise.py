@@ -4,18 +4,22 @@ Torch leaves this gradient to oneDNN, whose kernel for it takes filters up to th
 smaller than the filter. Everything else falls back to one that is slow on large maps and very slow on small ones: a 5x5
 filter on a 4x4 map takes 30 times as long as its forward pass. So the gradient is asked for in a form that is fast:
 
-| kernel | how | where |
+    torch     as torch does it
+    columns   two or three columns of the filter at a time, on maps with zeros around
+    maps      all maps of the batch as channels of one image, their gradients as its filters: a forward pass
+
+| the map | channels_last | NCHW |
 |---|---|---|
-| torch | as torch does it | 3x3 filters on all but tiny maps; large maps in channels_last |
-| columns | two or three columns of the filter at a time, on maps with zeros around | channels_last, not large |
-| maps | all maps of the batch as channels of one image, their gradients as its filters: a forward pass | NCHW |
+| smaller than the filter | columns; with AVX-512 at stride 1 and above TINY maps | columns up to TINY, else as below |
+| else, filters up to 3x3 | torch | torch |
+| else, larger filters | columns up to MIDDLE, then torch | maps |
 
 A filter's rim that touches nothing but padding has no gradient and is left out by all of them but torch.
 
 They agree up to rounding. `select_kernel` is a fixed rule, so the same seed gives the same weights to the bit;
 benchmarks/kernels.py measures what the rule loses against the best kernel of each layer. It is followed where torch
 trains eagerly on a CPU, and nowhere else: inference, export, tracing, compiling, torch.func and other devices have
-torch's own convolution. A second derivative is there as well.
+torch's own convolution. Second derivatives work, too.
 
 Inside bfloat16 autocast on a CPU the forward pass stays in bfloat16 and the gradients are computed in float32: the
 bfloat16 ones took 249 of the 493 ms of a B0 step on a processor with AMX, the float32 ones 87.
@@ -36,7 +40,7 @@ from torch.nn import functional
 from effnet.machine import this_machine
 
 WIDEST = 3  # columns of a filter that oneDNN's kernel takes
-# Pixels, times the stride squared, of the largest map for which copies in columns pay, measured on both
+# Pixels, times the stride squared, of the largest map for which copies in columns pay, without and with AVX-512
 MIDDLE, MIDDLE_AVX512 = 16 * 16, 28 * 28
 TINY = 2  # height and width in pixels up to which `maps` has no fast forward pass to use
 

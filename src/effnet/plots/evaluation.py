@@ -115,9 +115,7 @@ def draw_mistakes(
         )
         cells.append(Cell((dataset.file(sample),), lines))
     order = ", the most confident first" if cells else ""
-    title = f"{len(wrong):,} of {len(dataset):,} images predicted wrong{order}" + (
-        ", the most confident first" if cells else ""
-    )
+    title = f"{len(wrong):,} of {len(dataset):,} images predicted wrong{order}"
     draw_sheet(cells, title, out, across=6)
 
 

@@ -48,7 +48,7 @@ TRAINING = {"optimizer": "rmsprop", "ema": True, "precision": None, "keep": None
 class Budget:
     """What a network may cost at most, and what is settled beforehand.
 
-    Amounts are numbers (counts, bytes, seconds) or text with a unit; afterwards they are numbers.
+    Amounts are numbers (counts, bytes, seconds) or text with a unit; after construction they are numbers.
 
     Raises:
         ArgumentError: a value is outside its range, contradicts another, or nothing is limited.
@@ -97,8 +97,9 @@ class Budget:
         if not self.limits and self.latency is None:
             raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(RESOURCES)} or latency.")
         largest = self.max_resolution
-        if largest is not None and largest < SMALLEST_RESOLUTION:
-            raise ArgumentError("max_resolution", largest, f"must be at least {SMALLEST_RESOLUTION} pixels.")
+        for name in ("resolution", "max_resolution"):
+            if (getattr(self, name) or SMALLEST_RESOLUTION) < SMALLEST_RESOLUTION:
+                raise ArgumentError(name, getattr(self, name), f"must be at least {SMALLEST_RESOLUTION} pixels.")
         if self.resolution and largest and self.resolution > largest:
             raise ArgumentError("resolution", self.resolution, f"is more than `max_resolution` (={largest}).")
 
@@ -140,11 +141,12 @@ def count_resources(network: NetworkSpec | Shape, budget: Budget, names: tuple[s
     shape = network.shape if isinstance(network, NetworkSpec) else network
     price = total_cost(shape)
     settings: dict[str, Any] = {name: getattr(budget, name) for name in ("batch", *TRAINING)}
+    plan = settings.pop("keep")
     counts: dict[str, Callable[[], int]] = {
         "macs": lambda: price.macs,
         "params": lambda: price.params,
         "memory": lambda: inference_memory(shape),
-        "train_memory": lambda: training_memory(shape, plan=settings.pop("keep"), **settings).peak,
+        "train_memory": lambda: training_memory(shape, plan=plan, **settings).peak,
         "file_size": lambda: file_bytes(shape),
     }
     return {name: counts[name]() for name in names if name != "train_memory" or budget.batch}

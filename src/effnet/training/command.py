@@ -128,11 +128,12 @@ def _show(result: Result) -> None:
     figures = {"top-1": found.top1, "top-5": found.top5, "macro F1": found.macro_f1}
     rows = [(name, f"{it.value:.2%}", f"{it.low:.2%} to {it.high:.2%}") for name, it in figures.items() if it]
     note = (
-        f"{result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds / 60:.1f} minutes. Memory of a step: "
-        f"{console.size(result.execution.forecast_bytes)} forecast, {console.size(result.taken_bytes)} measured."
+        f"{result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds / 60:.1f} minutes. Memory: "
+        f"{console.size(result.execution.forecast_bytes)} forecast for a step, "
+        f"{console.size(result.taken_bytes)} taken by the run."
     )
     console.table(
-        ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of {result.split}", note=note
+        ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of the {result.split} split", note=note
     )
     console.remark(f"{result.folder}: results.png, confusion_matrix.png, reliability.png, mistakes.jpg, best")
     console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")

@@ -3,7 +3,7 @@
 The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and the
 user's settings. So the same command on the same machine computes the same bits, and the first step comes at once.
 
-precision   by machine.choose_precision: bf16 where the processor multiplies it; without AMX only for large images
+precision   bf16 where it is faster: with AMX, and for large images with AMD's AVX-512 BF16; else fp32
 recompute   nothing, unless --train-memory is given
 part        the whole batch, or the largest share of it that fits into --train-memory, or else into the machine's memory
 workers     processes that load images, where an estimate says that they save a tenth of the time
@@ -35,14 +35,14 @@ USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and
 
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
 MAC_SECONDS = 1e-10  # a multiply-add of a training step
-BACKWARD = 3  # times the multiply-adds of a forward pass are those of a step
+STEP_OVER_FORWARD = 3  # multiply-adds of a step over those of a forward pass
 IMAGE_SECONDS = 3e-4  # an image, whatever its size
 DECODED_SECONDS = 12e-9  # a pixel of the file
 CROP_SECONDS = {"none": 6e-9, "autoaugment": 16e-9, "randaugment": 36e-9, "trivialaugment": 20e-9}  # a pixel of it
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
-LEAST_BF16 = 160  # px from which bf16 is used without AMX: it loses at 128 and gains at 224; between is not measured
+LEAST_BF16 = 160  # px from which bf16 is used without AMX: see precision_for
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ def choose_execution(
 def precision_for(spec: NetworkSpec, settings: Settings) -> Precision:
     """The machine's number format; fp32 for small images where the processor multiplies bf16 without tiles (AMX).
 
-    There a step of B0 in bf16 took 1.09, 1.02, 1.11 and 0.99 of fp32's time at 32, 64, 128 and 224 px (8 images, Xeon
-    with AVX-512 BF16: `benchmarks/training.py rules`), and 0.82 at 224 px on another one (EPYC Zen 5, 16 images).
+    A step of B0 in bf16 took 0.82 of fp32's time at 224 px on an EPYC Zen 5 (16 images). Small images were timed only
+    on a Xeon with AVX-512 BF16, which always gets fp32 (`benchmarks/training.py rules`, 8 images): bf16 took 0.99 of
+    fp32's time at 224 px, and 1.11, 1.02 and 1.09 at 128, 64 and 32 px.
     """
     tiles = "amx_bf16" in machine.this_machine().features
     if settings.device == "cpu" and not tiles and spec.resolution < LEAST_BF16:
@@ -125,7 +126,7 @@ def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images
         return 0
     load = IMAGE_SECONDS + DECODED_SECONDS * images.side**2 * 4 / 3  # photos are 4:3
     load += CROP_SECONDS[recipe.augmentation] * spec.resolution**2
-    train = BACKWARD * cost(spec).macs * MAC_SECONDS if settings.device == "cpu" else 0.0
+    train = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS if settings.device == "cpu" else 0.0
 
     def seconds(workers: int) -> float:
         threads = settings.threads or cores - workers

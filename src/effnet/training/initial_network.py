@@ -60,7 +60,6 @@ def find_initial_network(settings: Settings, recipe: Recipe, data: Dataset, prog
 
     Raises:
         ArgumentError, UnknownNameError, CheckpointError, BundleError, DownloadError: the model cannot be used.
-        DataError: the data has no images.
     """
     model = settings.model
     bundle = is_bundle(Path(model))
@@ -99,7 +98,7 @@ def find_initial_network(settings: Settings, recipe: Recipe, data: Dataset, prog
 
 
 def short_side(data: Dataset) -> int:
-    """The median shorter side in pixels of some images, spread over the data set."""
+    """The median shorter side in pixels of some images, spread over the data set; 0 where none can be read."""
     sides: list[int] = []
     for sample in data.samples[:: max(1, len(data) // SAMPLED)]:
         with suppress(ImageError):

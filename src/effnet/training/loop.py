@@ -32,7 +32,7 @@ from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.machine import forget_peak
 from effnet.progress import Progress
-from effnet.training.execution import BACKWARD, MAC_SECONDS
+from effnet.training.execution import MAC_SECONDS, STEP_OVER_FORWARD
 from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
 from effnet.training.run_folder import BEST, RESULTS, RunPlan, save_checkpoint
@@ -320,7 +320,7 @@ class Loop:
 def guess_step_seconds(plan: RunPlan) -> float:
     """What a step takes on a processor, roughly."""
     cores = plan.execution.threads * plan.processes
-    return BACKWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
+    return STEP_OVER_FORWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
 
 
 def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:

@@ -180,7 +180,9 @@ RECIPES = {
 
 
 def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
-    """A recipe by its name, or of a YAML file with the fields that differ from `finetune`'s; `changes` win over both.
+    """A recipe by its name, or of a YAML file; `changes` win over both.
+
+    The file holds the fields that differ from the recipe it names as `base`, by default finetune.
 
     Raises:
         UnknownNameError: there is no such recipe.

@@ -111,7 +111,8 @@ def _finish(loop: Loop, taken: int) -> Result:
     )
     epochs, seconds = loop.step / loop.loader.order.steps, loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
-    metrics |= {"val_top1": loop.kept, f"{split}_ece": evaluation.after.ece}
+    metrics |= {f"{split}_ece": evaluation.after.ece}
+    metrics.setdefault("val_top1", loop.kept)
     provenance = {
         "data": plan.data,
         "data_sha256": plan.data_sha256,

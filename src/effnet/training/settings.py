@@ -59,7 +59,8 @@ class Settings:
     squash cut nothing off."""
 
     stem_stride: int | None = None
-    """1 suits images of 28 to 64 px: with 2, their last feature map has one pixel. Default: the model's."""
+    """1 suits images of up to 64 px: with 2, the last feature map has one pixel at 32 px, two by two at 64. Default:
+    the model's."""
 
     init: str | None = None
     """Start from another network's weights, as far as its blocks match or can be sliced or grown."""
@@ -110,7 +111,7 @@ class Settings:
     given = frozenset[str]()  # without an annotation, so that it is not a field
 
     def __post_init__(self) -> None:
-        """Check every value; an ArgumentError names the first that is outside its range."""
+        """Check what needs neither model nor data; an ArgumentError names the first value that is outside its range."""
         one_of("precision", self.precision, PrecisionOption)
         if self.fit is not None:
             one_of("fit", self.fit, FitMode)

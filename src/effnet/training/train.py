@@ -79,7 +79,8 @@ def train(
         The run's folder, with a bundle in `best`, and how good it is.
 
     Raises:
-        DataError, ArgumentError, TrainingError, CheckpointError: the run cannot begin, or cannot go on.
+        DataError, ArgumentError, TrainingError, CheckpointError: the run cannot begin, or cannot continue.
+        Interrupted: a KeyboardInterrupt, after the run was saved.
     """
     started = time.monotonic()
     if model is not None:

@@ -85,7 +85,7 @@ def open_model(
     """
     if is_bundle(Path(model)):
         if network is not None:
-            raise ArgumentError("model", str(network), f"must not be given for {model}: a bundle states its network.")
+            raise ArgumentError("network", str(network), f"must not be given for {model}: a bundle states its network.")
         return open_bundle(model)
     checkpoint = read(str(model), network, source=source, progress=progress)
     _warn(checkpoint)
@@ -131,14 +131,15 @@ def read(
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     """The network of a checkpoint, in eval mode."""
     path, policy = checkpoint.file.path, checkpoint.policy
+    misfit = f"{path} does not fit {'its network' if norm is None else 'this norm'}"
     network = EfficientNet(checkpoint.spec, policy=policy, norm=norm)
     try:
         missing, unexpected = network.load_state_dict(checkpoint.state, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this norm: {error}") from error
+        raise CheckpointError(f"{misfit}: {error}") from error
     allowed = (COUNTER, *checkpoint.fresh)
     if wrong := [key for key in (*missing, *unexpected) if not key.endswith(allowed)]:
-        raise CheckpointError(f"{path} does not fit this norm: {list_names(wrong)}")
+        raise CheckpointError(f"{misfit}: {list_names(wrong)}")
     network.use_policy(policy)  # a norm that was passed in has its own constants
     return network.eval()
 
