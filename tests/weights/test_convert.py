@@ -206,6 +206,65 @@ def test_missing_and_left_over_tensors(tmp_path):
         read_checkpoint(wrong)
 
 
+def linear(name, outputs, inputs):
+    return {f"{name}.weight": torch.ones(outputs, inputs), f"{name}.bias": torch.ones(outputs)}
+
+
+def under(prefix, state):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "extra", "named"),
+    [
+        ("", linear("classifier.3", 7, 5), "classifier.3.weight, classifier.3.bias"),
+        ("net.", linear("fc", 7, 5), "fc.weight, fc.bias"),
+        ("net.", {"norm.running_mean": torch.ones(5)}, "norm.running_mean"),
+        ("net.", {"logit_scale": torch.ones(())}, "logit_scale"),
+        ("net.", {"adapter.weight": torch.ones(3, 4, 1, 1)}, "adapter.weight"),
+        ("net.", linear("classifier", 5, 5), "classifier.weight, classifier.bias"),
+    ],
+)
+def test_layers_that_would_be_left_out_are_named(tmp_path, prefix, extra, named):
+    path = saved(tmp_path / "a.pth", under(prefix, tiny("torchvision")) | extra)
+    with pytest.raises(MismatchError, match=rf"a\.pth holds layers .*{named};"):
+        read_checkpoint(path)
+    if "adapter" not in named:  # behind the body, where a fresh classifier goes
+        assert read_checkpoint(path, num_classes=3).left_over == tuple(extra)
+
+
+def test_what_a_training_leaves_is_no_layer(tmp_path):
+    leftovers = {"criterion.weight": torch.ones(5), "ce.pos_weight": torch.ones(5), "n_averaged": torch.tensor(3)}
+    leftovers |= {"arc_loss.centers": torch.ones(5, 8), "val_metric.total": torch.ones(1), "seen": torch.tensor(4)}
+    raw = under("net.", tiny("torchvision"))
+    averaged = under("ema.module.", tiny("torchvision"))
+    for state in (raw | leftovers, averaged | raw | leftovers):
+        read = read_checkpoint(saved(tmp_path / "a.pth", state))
+        assert set(leftovers) <= set(read.left_over)
+    head = {"backbone": tiny("torchvision"), "head": {"weight": torch.ones(7, 5)}}
+    with pytest.raises(MismatchError, match=r"holds layers .*head\.weight"):
+        read_checkpoint(saved(tmp_path / "b.pth", head))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"), [("", "classifier"), ("", "classifier.0"), ("", "classifier.1.4"), ("net.", "fc")]
+)
+def test_a_replaced_classifier(tmp_path, prefix, name):
+    state = tiny("torchvision")
+    weight = state.pop("classifier.1.weight")
+    del state["classifier.1.bias"]
+    path = saved(tmp_path / "a.pth", under(prefix, state) | {f"{name}.weight": weight})
+    read = read_checkpoint(path)
+    assert (read.spec.num_classes, read.fresh, read.left_over) == (5, (), ())
+    assert torch.equal(read.state["classifier.weight"], weight)
+    assert not read.state["classifier.bias"].any()
+    assert f"{name}.weight, was taken for the classifier" in str(read)
+    assert logit_difference(read, build(read)).relative < ALLOWED
+    two = under(prefix, state) | linear(name, 7, weight.shape[1]) | linear("last", 5, 7)
+    with pytest.raises(MismatchError, match=rf"several linear layers .*{name}\.weight, last\.weight"):
+        read_checkpoint(saved(tmp_path / "b.pth", two))
+
+
 def test_counters_of_batches_may_be_absent(tmp_path):
     state = {key: tensor for key, tensor in tiny("timm").items() if "num_batches" not in key}
     read = read_checkpoint(saved(tmp_path / "a.pth", state), source="timm")

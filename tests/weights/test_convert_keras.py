@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_keras_with_imagenets_preparation(tmp_path, monkeypatch):
     for name in ("published.h5", "tuned.keras"):
         read = read_checkpoint(tmp_path / name)
         assert read.input.std == pytest.approx(IMAGENET_STD)
-        assert any("variance is ImageNet's std" in note for note in read.notes)
+        assumed = any("variance is ImageNet's std" in note for note in read.notes)
+        assert assumed == (name == "published.h5")  # the other one lists its layers
         assert_same(read, theirs)
 
 
@@ -123,3 +125,64 @@ def test_keras_network_inside_another(tmp_path):
     with pytest.raises(MismatchError, match="has no classifier"):
         read_checkpoint(tmp_path / "notop.weights.h5")
     assert read_checkpoint(tmp_path / "notop.weights.h5", num_classes=4).fresh
+
+
+def base(**options):
+    shape = {"include_top": False, "weights": None, "input_shape": (SIZE, SIZE, 3)}
+    return keras_shaken(keras.applications.EfficientNetB0(**shape, **options))
+
+
+def stacked(*layers):
+    return keras.Sequential([keras.layers.Input((SIZE, SIZE, 3)), *layers])
+
+
+dense, kl = keras.layers.Dense, keras.layers
+FOLLOWED = {
+    "another name": lambda: stacked(kl.RandomFlip(), base(), kl.GlobalAveragePooling2D(), dense(5, name="top")),
+    "rescaled": lambda: stacked(kl.Rescaling(1 / 127.5, offset=-1), base(pooling="avg"), dense(5)),
+    "normalised": lambda: stacked(
+        kl.Normalization(mean=[120.0, 110, 100], variance=[60.0, 50, 40]), base(pooling="avg"), dense(5)
+    ),
+}
+REFUSED = {
+    "GlobalMaxPooling2D": lambda: stacked(base(pooling="max"), dense(5)),
+    "BatchNormalization": lambda: stacked(base(pooling="avg"), kl.BatchNormalization(), dense(5)),
+    "Dense, relu": lambda: stacked(base(pooling="avg"), dense(5, activation="relu"), dense(5)),
+    "Dense, sigmoid": lambda: stacked(base(pooling="avg"), dense(5, activation="sigmoid")),
+    "ReLU": lambda: stacked(base(pooling="avg"), kl.ReLU(), dense(5)),
+    "Resizing": lambda: stacked(kl.Resizing(SIZE, SIZE), base(pooling="avg"), dense(5)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("model", FOLLOWED)
+def test_the_layers_that_a_file_lists_are_followed(tmp_path, model, suffix):
+    theirs = FOLLOWED[model]()
+    theirs.save(tmp_path / f"a{suffix}")
+    assert_same(read_checkpoint(tmp_path / f"a{suffix}"), theirs)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_layers_than_an_efficientnets_are_refused(tmp_path, kind, suffix):
+    REFUSED[kind]().save(tmp_path / f"a{suffix}")
+    with pytest.raises(MismatchError, match=rf"a\{suffix}.* (layer \w+ \({kind}\)|several linear layers)"):
+        read_checkpoint(tmp_path / f"a{suffix}")
+
+
+def test_constants_and_subclassed_models(tmp_path):
+    model = stacked(base(pooling="avg"), dense(5))
+    path = tmp_path / "a.h5"
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"epsilon": 0.001', '"epsilon": 0.0002')
+    read = read_checkpoint(path)
+    assert read.policy.bn_eps == 2e-4
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace("2, 2", "1, 1", 1)
+    with pytest.raises(MismatchError, match=r"stem_conv .* where b0 has Conv2D, stride 2"):
+        read_checkpoint(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = '{"class_name": "Mine", "config": {}}'
+    with pytest.raises(MismatchError, match="lists no layers"):
+        read_checkpoint(path)

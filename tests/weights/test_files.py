@@ -40,7 +40,7 @@ def test_plain_state_dicts_of_every_kind(tmp_path):
     for name in ("a.pth", "a.pt", "a.bin", "a.ckpt", "a.pth.tar"):
         torch.save(TINY, tmp_path / name)
         file = open_weights(tmp_path / name)
-        assert (file.tensors.keys(), file.notes, file.beside) == (TINY.keys(), (), ())
+        assert (file.tensors.keys(), file.notes, file.beside) == (TINY.keys(), (), {})
     torch.save(TINY, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert open_weights(tmp_path / "old.pth").tensors.keys() == TINY.keys()
     save_file(TINY, tmp_path / "a.safetensors")
@@ -54,7 +54,7 @@ def test_plain_state_dicts_of_every_kind(tmp_path):
 def test_prefixes_come_off_and_are_said(prefix):
     state, beside, notes = unwrap(under(prefix, TINY) | {"n_averaged": torch.tensor(3), "loss.weight": torch.ones(2)})
     assert state.keys() == TINY.keys()
-    assert beside == ("n_averaged", "loss.weight")
+    assert list(beside) == ["n_averaged", "loss.weight"]
     assert notes == (f"removed the prefix {prefix!r} from the keys",)
 
 
@@ -68,11 +68,11 @@ def test_an_averaged_model_goes_before_the_raw_one():
     averaged = torch.optim.swa_utils.AveragedModel(EfficientNet(spec("b0", width=0.1, depth=0.1)))
     state, beside, _ = unwrap({"state_dict": averaged.state_dict()})
     assert state.keys() == averaged.module.state_dict().keys()
-    assert beside == ("n_averaged",)
+    assert list(beside) == ["n_averaged"]
     both = under("model.", tiny(1)) | under("ema_model.module.", tiny(2))
     state, beside, notes = unwrap({"state_dict": both, "epoch": 3, "global_step": torch.tensor(7)})
     assert state["conv_stem.weight"].unique().item() == 2
-    assert beside == tuple(under("model.", TINY))
+    assert beside.keys() == under("model.", TINY).keys()
     assert notes == ("took 'state_dict' out of the checkpoint", "removed the prefix 'ema_model.module.' from the keys")
 
 
@@ -127,13 +127,50 @@ class Runs:
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
     ("thing", "kind"),
-    [(argparse.Namespace(lr=0.1), "argparse.Namespace"), (nn.Linear(2, 2), "Linear"), (Runs(), "print")],
+    [(nn.Linear(2, 2), "Linear"), (Runs(), "print"), (argparse.Namespace(lr=Runs()), "print")],
 )
 def test_pickles_with_python_objects_are_not_opened(tmp_path, capsys, thing, kind, old):
     torch.save({"state_dict": TINY, "args": thing}, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
     with pytest.raises(CheckpointError, match=rf"holds Python objects .*{kind}.*torch\.save\(model\.state_dict\(\)"):
         open_weights(tmp_path / "a.pth")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_settings_beside_the_tensors_are_passed_over(tmp_path, old):
+    """What the training scripts of timm and torchvision save."""
+    settings = argparse.Namespace(lr=0.1, output=tmp_path, betas=np.array([0.9]), more=argparse.Namespace(a=[1]))
+    content = {"epoch": 3, "arch": "b0", "args": settings, "metric": np.float64(0.7), "state_dict": TINY}
+    torch.save(content, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=not old)
+    allowed = set(torch.serialization.get_safe_globals())
+    file = open_weights(tmp_path / "a.pth.tar")
+    assert (file.tensors.keys(), file.beside) == (TINY.keys(), {})
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_a_state_dict_under_any_name():
+    content = {
+        "ema": {"decay": torch.ones(())},
+        "optimizer": {"m": torch.ones(2)},
+        "my_weights": {"run": under("net.", TINY)},
+    }
+    state, beside, notes = unwrap(content)
+    assert state.keys() == TINY.keys()
+    assert beside.keys() == {"ema.decay", "optimizer.m"}
+    assert notes[0] == "took 'my_weights' out of the checkpoint, not ema, optimizer"
+    head = {"weight": torch.ones(5, 8), "bias": torch.ones(5)}
+    assert unwrap({"backbone": TINY, "head": head})[1].keys() == {"head.weight", "head.bias"}
+
+
+def test_shards(tmp_path):
+    shards = {key: f"model-0000{number}-of-00002.safetensors" for number, key in enumerate(TINY, start=1)}
+    for key, name in shards.items():
+        save_file({key: TINY[key]}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert open_weights(tmp_path).tensors.keys() == TINY.keys()
+    (tmp_path / shards["classifier.bias"]).unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is missing.*2 files"):
+        open_weights(tmp_path)
 
 
 def saved(content):

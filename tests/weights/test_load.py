@@ -66,11 +66,11 @@ def test_another_momentum(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_left_over_or_assumed_is_said(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    state = create(TINY, weights=bundle).state_dict() | {"extra.weight": torch.zeros(1)}
+    state = create(TINY, weights=bundle).state_dict() | {"criterion.weight": torch.ones(3)}
     torch.save(state, tmp_path / "bare.pth")
     with caplog.at_level(logging.WARNING, "effnet"):
         open_model(tmp_path / "bare.pth")
-    assert "not used: extra.weight" in caplog.text
+    assert "not used: criterion.weight" in caplog.text
     assert "numeric policy" in caplog.text
 
 

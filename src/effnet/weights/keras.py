@@ -1,0 +1,213 @@
+"""Keras's files (.keras, .h5, .weights.h5): their tensors, and the layers that they list.
+
+Tensors say nothing about layers that have none, such as max pooling or a rescaling in front. So where a file lists its
+layers, they are followed from the image to the classifier, and any that an EfficientNet does not have is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.errors import MismatchError, optional_import
+from effnet.weights.layouts import walk
+
+SUFFIXES = (".h5", ".hdf5", ".keras")
+# The layer that normalises images: mean, variance and their count, by name and by number
+INPUT_KEYS = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "count", "0", "1", "2"))
+PREPARING = ("Rescaling", "Normalization")
+IDLE = re.compile(r"InputLayer|ZeroPadding2D|Reshape|\w*Dropout\w*|GaussianNoise|Random\w+")  # in inference
+END = ("Softmax", "Activation, softmax", "Activation, linear")  # behind the classifier: logits are the same
+
+
+@dataclass(frozen=True)
+class KerasLayer:
+    """A layer as the file lists it."""
+
+    kind: str  # the name of its class
+    name: str
+    settings: Mapping[str, Any] = field(repr=False)
+
+
+def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | None]:
+    """Arrays as LAYER/LEAF, however deep the layer is nested, and the layers in order; None where none are listed.
+
+    Layers go by name in older files, by class and number in newer ones.
+    """
+    with optional_import(f"reading {path.name}"):
+        import h5py
+
+    datasets: dict[str, np.ndarray[Any, Any]] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            datasets[name] = np.asarray(item)
+
+    content: Path | io.BytesIO = path
+    listed = None
+    if path.suffix.lower() == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read("model.weights.h5"))
+            listed = archive.read("config.json") if "config.json" in archive.namelist() else None
+    with h5py.File(content, "r") as file:
+        file.visititems(visit)
+        listed = file.attrs.get("model_config", listed)
+    short = {name: "/".join(_pieces(name)[-2:]) for name in datasets}
+    times = Counter(short.values())
+    tensors = {
+        (key if times[key] == 1 else name): torch.from_numpy(_torch_order(key, datasets[name]))
+        for name, key in short.items()
+    }
+    return tensors, None if listed is None else tuple(_flatten(json.loads(listed)))
+
+
+def keras_input(
+    tensors: Mapping[str, Tensor], layers: tuple[KerasLayer, ...] | None, spec: NetworkSpec
+) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """How images are prepared by the layers in front of a Keras network, and notes; None where it has none.
+
+    A file that lists no layers is taken for Keras' own network, which divides by the root of the variance. Where that
+    variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
+    """
+    stated = [tensors[key].flatten().double() for key in INPUT_KEYS if key in tensors]
+    notes = tuple[str, ...]()
+    if layers is None:
+        if len(stated) < 2:
+            return None, ()
+        mean, variance = stated[:2]
+        std = variance.sqrt()
+        if variance.shape == (3,) and torch.allclose(variance.float(), torch.tensor(InputSpec.std)):
+            std = variance
+            notes = ("its variance is ImageNet's std, as in Keras' published weights: it was read as the std",)
+    else:
+        slope, shift = torch.full((spec.in_channels,), 1.0).double(), torch.zeros(spec.in_channels).double()
+        active = (layer for layer in layers if not IDLE.fullmatch(layer.kind))
+        front = list(takewhile(lambda layer: layer.kind in PREPARING, active))
+        if not front:
+            return None, ()
+        for layer in front:
+            if layer.kind == "Rescaling":
+                scale, offset = (torch.tensor(layer.settings[key]).double() for key in ("scale", "offset"))
+            else:
+                given = [layer.settings.get(key) for key in ("mean", "variance")]
+                values = stated[:2] if None in given else [torch.tensor(value).double().flatten() for value in given]
+                scale = values[1].rsqrt()
+                offset = -values[0] * scale
+            slope, shift = slope * scale, shift * scale + offset
+        std = 1 / (255 * slope)
+        mean = -shift * std
+    mean, std = mean.float(), std.float()
+    size = spec.resolution
+    return InputSpec(size, size, tuple(mean.tolist()), tuple(std.tolist()), "bilinear", "squash"), notes
+
+
+def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy) -> NumericPolicy:
+    """The policy with the constants of the file's batch normalisations."""
+    norms = {
+        (layer.settings.get("epsilon", 1e-3), round(1 - layer.settings.get("momentum", 0.99), 6))
+        for layer in layers
+        if layer.kind == "BatchNormalization"
+    }
+    if len(norms) > 1:
+        raise MismatchError("its batch normalisations have several epsilons or momenta; effnet's networks have one")
+    return NumericPolicy(*norms.pop(), policy.padding) if norms else policy
+
+
+def check_layers(layers: tuple[KerasLayer, ...], spec: NetworkSpec, *, classifier: bool) -> None:
+    """Raise MismatchError where the layers are not those of `spec`, behind the ones that prepare images.
+
+    `classifier`: whether pooling and classifier are used; else the layers behind the head do not matter.
+    """
+    if not layers:
+        raise MismatchError("its config lists no layers, so effnet cannot tell what is computed between the tensors")
+    found, padded = list[tuple[str, str]](), False
+    for layer in layers:
+        if not IDLE.fullmatch(layer.kind) and (found or layer.kind not in PREPARING):
+            found.append((layer.name, _describe(layer, padded=padded)))
+        padded = layer.kind == "ZeroPadding2D"
+    while found and found[-1][1] in END:
+        found.pop()
+    expected = list(_expected(spec))
+    if not classifier:
+        expected = expected[:-2]
+        found = found[: len(expected)]
+    for there, wanted in zip_longest(found, expected):
+        if there is None or there[1] != wanted:
+            got = f"has the layer {there[0]} ({there[1]})" if there else "ends"
+            raise MismatchError(f"it {got} where {spec.name} {f'has {wanted}' if wanted else 'ends'}")
+
+
+def _expected(spec: NetworkSpec) -> Iterator[str]:
+    """The layers of an EfficientNet behind those that prepare images, as `_describe` has them."""
+    pooling = "GlobalAveragePooling2D"
+    for step in walk(spec):
+        block, role = step.block, step.role
+        if role == "squeeze":
+            yield from (pooling, "Conv2D, silu")
+        elif role == "excite":
+            yield from ("Conv2D, sigmoid", "Multiply")
+        elif role == "classifier":
+            yield from (pooling, "Dense")
+        else:
+            stride = {"stem": spec.stem_stride, "depthwise": block.stride if block else 1}.get(role, 1)
+            conv = "DepthwiseConv2D" if role == "depthwise" else "Conv2D"
+            yield from (conv + (", stride 2" if stride == 2 else ""), "BatchNormalization")
+            if role != "project":
+                yield f"Activation, {spec.activation}"
+            elif block and block.has_shortcut:
+                yield "Add"
+
+
+def _describe(layer: KerasLayer, *, padded: bool) -> str:
+    """A layer's kind with what changes its answer beside its tensors."""
+    activation = str(layer.settings.get("activation", "linear")).replace("swish", "silu")
+    details = [] if activation == "linear" and layer.kind != "Activation" else [activation]
+    if layer.kind == "Dense" and activation == "softmax":
+        details = []
+    if layer.kind.endswith("Conv2D"):
+        stride, dilation = ({*np.atleast_1d(layer.settings.get(key, 1))} for key in ("strides", "dilation_rate"))
+        details = (
+            [f"stride {max(stride)}"] * (stride != {1}) + [f"dilation {max(dilation)}"] * (dilation != {1}) + details
+        )
+        if layer.settings.get("padding") == "valid" and not padded and max(layer.settings.get("kernel_size", [1])) > 1:
+            details.append("valid padding")
+    return ", ".join((layer.kind, *details))
+
+
+def _flatten(model: Mapping[str, Any]) -> Iterator[KerasLayer]:
+    """The layers of a model's config, those of the models inside it in their place."""
+    settings = model["config"]
+    # a Sequential of an older Keras is a list of layers itself
+    for layer in settings if isinstance(settings, list) else settings.get("layers", ()):
+        inner = layer["config"]
+        if isinstance(inner, list) or "layers" in inner:
+            yield from _flatten(layer)
+        else:
+            yield KerasLayer(layer["class_name"], inner.get("name", layer["class_name"]), inner)
+
+
+def _pieces(name: str) -> list[str]:
+    """The pieces of `layers/conv2d_3/vars/0`, or in older files of `stem_conv/stem_conv/kernel:0`."""
+    pieces = name.partition(":")[0].replace("depthwise_kernel", "kernel").split("/")
+    # older files number the normalisation of the input through all networks of one program
+    pieces = [re.sub(r"^normalization_\d+$", "normalization", piece) for piece in pieces]
+    return [piece for piece in pieces if piece not in ("layers", "vars")]
+
+
+def _torch_order(layer: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if values.ndim == 4:  # (h, w, in, out), depthwise (h, w, channels, 1)
+        values = values.transpose((2, 3, 0, 1) if "dw" in layer or "depthwise" in layer else (3, 2, 0, 1))
+    return (values.T if values.ndim == 2 else values).copy()
