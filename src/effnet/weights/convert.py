@@ -23,7 +23,7 @@ from effnet.arch.variants import B0, LITE0, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
 from effnet.weights.bundle import default_input
-from effnet.weights.files import WeightFile, find_prefixes, open_weights
+from effnet.weights.files import WeightFile, check_unread, name_classifier, open_weights
 from effnet.weights.hub import hf_input, hf_network, timm_input, timm_policy, timm_source
 from effnet.weights.keras import INPUT_KEYS, check_layers, keras_input, keras_policy
 from effnet.weights.layouts import (
@@ -46,12 +46,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
 STEM, CLASSIFIER = "stem.conv.weight", ("classifier.weight", "classifier.bias")
 IMAGENET_CLASSES = 1000
-# In the names of tensors that a training leaves beside a network
-TRAINING = re.compile(
-    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|accuracy|optimi[sz]ers?|schedulers?|averaged|seed_generator|epoch|step)"
-    r"([._/\d]|$)",
-    re.IGNORECASE,
-)
 LARGEST = 12  # the largest width and depth of the search; L2, the largest network ever trained, has 4.3 and 5.3
 
 
@@ -113,7 +107,7 @@ def read_checkpoint(
     """
     file = open_weights(Path(path))
     layout = detect(file.tensors)
-    file = _name_classifier(file, layout, num_classes)
+    file = name_classifier(file, layout, num_classes)
     source = _source(file, layout, source)
     held, policy, doubts = _network(file, layout, source, num_classes)
     target = held if network is None else _expected(network, held, source, file.path)
@@ -134,7 +128,7 @@ def read_checkpoint(
     state |= {native: torch.zeros((), dtype=torch.long) for native in missing if native.endswith(COUNTER)}
     used = {*layout.shapes(held), *INPUT_KEYS}
     unread = {key: tensor for key, tensor in file.tensors.items() if key not in used} | file.beside
-    _check_unread(file, held, unread, fresh=bool(fresh))
+    check_unread(file, held, unread, fresh=bool(fresh))
     input_spec, assumption = _input(file, source, target)
     return Checkpoint(
         file=file,
@@ -242,56 +236,6 @@ def _source(file: WeightFile, layout: Layout, source: str | None) -> str:
     if implied or layout_of(source).name != library:
         raise CheckpointError(f"{file.path} was written by {implied or library}, not by {source}")
     return source
-
-
-def _name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -> WeightFile:
-    """The file with its classifier under the library's name, where another linear layer took that one's place."""
-    steps = [LayoutStep("classifier", (), dropout=dropout) for dropout in (True, False)]
-    own, own_bias = (key for key, _ in layout.keys(steps[0]))
-    everything = file.tensors | file.beside
-    linear = [key for key in _find_layers(file, everything) if everything[key].dim() == 2]
-    named = any(key in file.tensors for step in steps for key, _ in layout.keys(step))
-    if not named and len(linear) > 1 and num_classes is None:
-        names = list_names(linear)
-        raise MismatchError(f"{file.path} has several linear layers where {layout.name} has one classifier: {names}")
-    if named or len(linear) != 1:
-        return file
-    (weight,) = linear
-    bias = weight.removesuffix(layout.weight[0]) + layout.weight[1]
-    values = everything[weight], everything.get(bias, torch.zeros(len(everything[weight])))
-    rest, beside = (
-        {key: held[key] for key in held if key not in (weight, bias)} for held in (file.tensors, file.beside)
-    )
-    return dataclasses.replace(
-        file,
-        tensors=rest | dict(zip((own, own_bias), values, strict=True)),
-        beside=beside,
-        notes=(*file.notes, f"its only linear layer, {weight}, was taken for the classifier"),
-    )
-
-
-def _find_layers(file: WeightFile, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The keys of `tensors` that may compute: no counters, no state of a loss or a metric, no copy of the network."""
-    copies = tuple(find_prefixes(file.beside))
-    return [
-        key
-        for key, tensor in tensors.items()
-        if not TRAINING.search(key)
-        and (tensor.is_floating_point() or tensor.numel() > 1)
-        and not (key in file.beside and key.startswith(copies))
-    ]
-
-
-def _check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, Tensor], *, fresh: bool) -> None:
-    """Raise MismatchError where tensors that are not read may compute; behind a fresh classifier they do not matter."""
-    layers = [key for key in _find_layers(file, unread) if unread[key].dim() == 4 or not fresh]
-    if losses := [key for key in layers if unread[key].shape == (spec.num_classes,) and key.endswith("weight")]:
-        layers = [key for key in layers if key not in losses or key.replace("weight", "bias") in unread]
-    if layers:
-        raise MismatchError(
-            f"{file.path} holds layers that {spec.name} does not have, so it would answer differently: "
-            f"{list_names(layers)}; with another num_classes, the body is read and the classifier starts fresh"
-        )
 
 
 def _network(

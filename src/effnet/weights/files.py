@@ -7,6 +7,7 @@ passed over: an empty object takes their place, and no class that a pickle names
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import re
@@ -25,11 +26,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from effnet.errors import CheckpointError
+from effnet.arch.spec import NetworkSpec
+from effnet.errors import CheckpointError, MismatchError
 from effnet.weights.bundle import BundleConfig, is_bundle, read_bundle
 from effnet.weights.keras import SUFFIXES as KERAS_SUFFIXES
 from effnet.weights.keras import KerasLayer, load_keras
-from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS
+from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, LayoutStep, list_names
 
 # Where a state dict is inside a checkpoint. Averages come first: they are what was evaluated.
 INNER = (
@@ -46,6 +48,12 @@ SETTINGS = (
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows", "PurePosix")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
+)
+# In the names of tensors that a training leaves beside a network
+TRAINING = re.compile(
+    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|accuracy|optimi[sz]ers?|schedulers?|averaged|seed_generator|epoch|step)"
+    r"([._/\d]|$)",
+    re.IGNORECASE,
 )
 LOADING = threading.Lock()  # what torch may meet in a pickle is one set for all threads
 DAMAGED = (  # what torch, safetensors, zipfile and h5py raise for files that they cannot read
@@ -139,9 +147,41 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[
     )
 
 
-def find_prefixes(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> set[str]:
-    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), found by one of `marks`."""
-    return {key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")}
+def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -> WeightFile:
+    """The file with its classifier under the library's name, where another linear layer took that one's place."""
+    steps = [LayoutStep("classifier", (), dropout=dropout) for dropout in (True, False)]
+    own, own_bias = (key for key, _ in layout.keys(steps[0]))
+    everything = file.tensors | file.beside
+    linear = [key for key in _find_layers(file, everything) if everything[key].dim() == 2]
+    named = any(key in file.tensors for step in steps for key, _ in layout.keys(step))
+    if not named and len(linear) > 1 and num_classes is None:
+        names = list_names(linear)
+        raise MismatchError(f"{file.path} has several linear layers where {layout.name} has one classifier: {names}")
+    if named or len(linear) != 1:
+        return file
+    (weight,) = linear
+    bias = weight.removesuffix(layout.weight[0]) + layout.weight[1]
+    values = everything[weight], everything.get(bias, torch.zeros(len(everything[weight])))
+    taken = weight, bias
+    rest, beside = ({key: held[key] for key in held if key not in taken} for held in (file.tensors, file.beside))
+    return dataclasses.replace(
+        file,
+        tensors=rest | dict(zip((own, own_bias), values, strict=True)),
+        beside=beside,
+        notes=(*file.notes, f"its only linear layer, {weight}, was taken for the classifier"),
+    )
+
+
+def check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, Tensor], *, fresh: bool) -> None:
+    """Raise MismatchError where tensors that are not read may compute; behind a fresh classifier they do not matter."""
+    layers = [key for key in _find_layers(file, unread) if unread[key].dim() == 4 or not fresh]
+    if losses := [key for key in layers if unread[key].shape == (spec.num_classes,) and key.endswith("weight")]:
+        layers = [key for key in layers if key not in losses or key.replace("weight", "bias") in unread]
+    if layers:
+        raise MismatchError(
+            f"{file.path} holds layers that {spec.name} does not have, so it would answer differently: "
+            f"{list_names(layers)}; with another num_classes, the body is read and the classifier starts fresh"
+        )
 
 
 def _folder_files(folder: Path) -> list[Path]:
@@ -181,12 +221,29 @@ def _holds_tensors(values: Mapping[Any, Any]) -> bool:
 
 
 def _holds_network(values: Mapping[Any, Any]) -> bool:
-    return bool(find_prefixes(_tensors(values), (*STEMS, HEADLESS_HF)))
+    return bool(_find_prefixes(_tensors(values), (*STEMS, HEADLESS_HF)))
+
+
+def _find_layers(file: WeightFile, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The keys of `tensors` that may compute: no counters, no state of a loss or a metric, no copy of the network."""
+    copies = tuple(_find_prefixes(file.beside))
+    return [
+        key
+        for key, tensor in tensors.items()
+        if not TRAINING.search(key)
+        and (tensor.is_floating_point() or tensor.numel() > 1)
+        and not (key in file.beside and key.startswith(copies))
+    ]
+
+
+def _find_prefixes(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> set[str]:
+    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), found by one of `marks`."""
+    return {key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")}
 
 
 def _prefix(keys: Collection[str], marks: tuple[str, ...]) -> str | None:
     """The prefix of the network to read, of averaged weights if there are both; None where there is no network."""
-    prefixes = find_prefixes(keys, marks)
+    prefixes = _find_prefixes(keys, marks)
     averaged = {prefix for prefix in prefixes if re.search(r"(^|[._])(ema|averag)", prefix.lower())}
     chosen = averaged if len(averaged) == 1 else prefixes
     if len(chosen) > 1:
