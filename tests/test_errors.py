@@ -47,7 +47,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch:
 def test_torch_is_installed_by_the_extra_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "effnet[torch]" in str(translated(fails_to_import("torch")))
-    assert "effnet[train]" in str(translated(fails_to_import("torch"), "train", with_torch="train"))
+    assert "effnet[train]" in str(translated(fails_to_import("torch"), "train", torch_extra="train"))
 
 
 @pytest.mark.parametrize("line", ["raise ImportError('libx.so is missing')", "import nowhere", "from h5py import x"])

@@ -138,7 +138,7 @@ def test_a_bundles_own_calibration_is_used(run, folder) -> None:
     _, out, _ = run("calibrated", "photos", "--json")
     values = json.loads(out)
     assert (values["temperature"], values["threshold"]) == (2.0, 0.4)
-    assert "18 images of the val split that calibrated was trained beside" in values["calibrated_on"]
+    assert "18 val images of the run that trained calibrated" in values["calibrated_on"]
     answered = expected(temperature=2.0, threshold=0.4).abstention
     assert values["abstention"]["coverage"]["value"] == pytest.approx(answered.coverage.value)
     _, out, _ = run("calibrated", "photos")

@@ -49,7 +49,7 @@ def build_app(words: list[str]) -> App:
         print_error=False,
     )
     for place, (name, (module, _, summary)) in enumerate(COMMANDS.items()):
-        own = name in words  # then its docstring is its help
+        own = name in words  # the command that was typed: its help is its docstring
         app.command(f"effnet.{module}:{name}", help=None if own else summary, sort_key=place)
     return app
 

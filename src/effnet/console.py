@@ -112,7 +112,7 @@ def csv_lines(rows: Iterable[Sequence[object]]) -> str:
 
 
 class Display:
-    """Draws progress on standard error where it is a terminal: a line at once, bars as soon as work is counted.
+    """Draws progress on standard error where it is a terminal: a line immediately, bars once work is counted.
 
     Messages stand above the bars; where standard error is not a terminal, only messages are written.
     """
@@ -147,7 +147,7 @@ class Display:
             remark(text)
 
     def update(self, task: str, done: float, total: float, detail: str = "") -> None:
-        """Draw a task's bar; a finished one goes."""
+        """Draw a task's bar; it is removed when the task is finished."""
         if not sys.stderr.isatty():
             return
         if self._bar is None:

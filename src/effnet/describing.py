@@ -83,7 +83,7 @@ class TrainingStep:
     optimizer: str = "rmsprop"
     """rmsprop, sgd, momentum, adam or adamw."""
     precision: Precision | None = None
-    """Number format of the feature maps. Default: what this processor trains in faster."""
+    """Number format of the feature maps. Default: the faster one on this processor."""
 
     def __post_init__(self) -> None:
         if self.batch is None and self.train_memory is None:

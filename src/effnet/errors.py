@@ -135,13 +135,13 @@ def nearest(value: object, known: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def translated(error: ImportError, what: str = "this", with_torch: str = "torch") -> ImportError:
+def translated(error: ImportError, what: str = "this", torch_extra: str = "torch") -> ImportError:
     """The error to raise for a failed import: a MissingExtraError where an optional dependency failed.
 
     Args:
         error: what an import raised.
         what: what needs the package, such as "effnet train".
-        with_torch: the extra to name where torch is missing; every extra that needs torch installs it.
+        torch_extra: the extra to name where torch is missing; every extra that needs torch installs it.
     """
     if isinstance(error, MissingExtraError):
         return error
@@ -151,8 +151,9 @@ def translated(error: ImportError, what: str = "this", with_torch: str = "torch"
         if package in EXTRAS:
             found = missing(what, package, cause)
             is_missing_torch = package == "torch" and not found.reason
-            return MissingExtraError(what, with_torch, package) if is_missing_torch else found
+            return MissingExtraError(what, torch_extra, package) if is_missing_torch else found
         cause = cause.__cause__ or cause.__context__
+    # A library that is there but broken fails inside its own modules, under the name of one of them.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
         if package in EXTRAS:

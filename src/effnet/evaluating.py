@@ -51,7 +51,7 @@ class ValOptions:
     """The split to evaluate: test (default), val (where there is no test), train, new (images that the model's
     split.csv does not list), or all."""
     error: float | None = None
-    """Share of the answers that may be wrong; below the confidence that ensures it the model abstains. Default: what
+    """Share of the answers that may be wrong: the model abstains below the confidence that keeps to it. Default: what
     the bundle was calibrated for, else 0.05."""
     by_order: Flag = False
     """For a model without class names: its outputs are the data's classes in alphabetical order."""
@@ -183,7 +183,7 @@ def _calibrate(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> t
     """Temperature and threshold, and what they were fitted on: the bundle's, else on the val split not evaluated."""
     own, error = outputs.classifier.calibration, options.error
     if own is not None and error in (None, own.error):
-        return own, f"the {own.n:,} images of the {own.split} split that {outputs.model} was trained beside"
+        return own, f"the {own.n:,} {own.split} images of the run that trained {outputs.model}"
     if rest is not None:
         labelled = _label(rest, outputs.model, outputs.classifier, options)
         found = _run(outputs.model, outputs.classifier, labelled).predicted
@@ -215,9 +215,9 @@ def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
     shared = set(paths[0]) & set(paths[1])
     logits, labels = [], []
     for each, listed in zip((a, b), paths, strict=True):
-        rows = [place for place, path in enumerate(listed) if path in shared]
-        place = {name: number for number, name in enumerate(each.data.classes)}
-        columns = [place.pop(name) for name in dataset.classes] + list(place.values())  # the data's classes first
+        rows = [number for number, path in enumerate(listed) if path in shared]
+        column_of = {name: number for number, name in enumerate(each.data.classes)}
+        columns = [column_of.pop(name) for name in dataset.classes] + list(column_of.values())  # the data's first
         logits.append(each.predicted.logits[rows][:, columns])
         labels.append(np.argsort(columns)[each.predicted.labels[rows]])
     return compare_top1(logits[0], logits[1], labels[0])

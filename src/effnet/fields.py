@@ -87,7 +87,7 @@ def ratio(argument: str, value: SupportsFloat) -> float:
     return result
 
 
-def non_negative(argument: str, value: SupportsFloat) -> float:
+def non_negative_float(argument: str, value: SupportsFloat) -> float:
     """`value` as a finite number of at least 0."""
     result = number(argument, value)
     if not 0 <= result < math.inf:
@@ -95,7 +95,7 @@ def non_negative(argument: str, value: SupportsFloat) -> float:
     return result
 
 
-def whole_number(argument: str, value: SupportsIndex) -> int:
+def non_negative_int(argument: str, value: SupportsIndex) -> int:
     """`value` as an int of at least 0."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
         raise ArgumentError(argument, value, "must be a whole number of at least 0.")

@@ -100,7 +100,7 @@ def test_learning_and_guessing_go_on() -> None:
         ({"gradient": math.nan}, "gradients are not finite"),
         ({"gradient": 0.0}, "gradients are zero.*damaged"),
         ({"spread": 0.0}, "same answer to every image"),
-        ({"loss": math.log(10) + 2}, r"after 100 steps the loss is 4.30, and guessing has ln\(K\) = 2.30"),
+        ({"loss": math.log(10) + 2}, r"after 100 steps the loss is 4.30, and guessing gives ln\(K\) = 2.30"),
     ],
 )
 def test_what_cannot_come_to_anything_stops(values: dict[str, float], words: str) -> None:

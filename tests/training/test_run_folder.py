@@ -91,7 +91,7 @@ def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
         "no image in val of 'dog': the figures there do not show how well it is recognised",
     ]
     shutil.rmtree(data / "train" / "dog")
-    with pytest.raises(DataError, match="nothing to tell apart: 'cat' is its only class"):
+    with pytest.raises(DataError, match="at least two are needed: 'cat' is its only class"):
         write_split(str(data), Settings(), tmp_path, SILENT)
 
 

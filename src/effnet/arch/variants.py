@@ -7,9 +7,9 @@ The paper's other baselines (section 5.1, Table 3) are here as well: MobileNetV1
 MobileNetV2 (Sandler et al. 2018, Table 2) and ResNet-50 (He et al. 2016, Table 1), built as in torchvision and timm, to
 the unit. Their own papers train them without stochastic depth, and so does effnet by default.
 
-Departures from the papers: B8, L2 and Lite0-4 came after the first; it has B0-B7. B1's width is 1.0, which no phi
-gives: B1-B7 lie near one curve of compound scaling and not on it. MobileNetV1's layers of one width are one stage, as
-its blocks of stride 2 begin the stages here.
+Departures from the papers: B8, L2 and Lite0-4 were published after the paper, which has only B0-B7. B1's width is 1.0,
+which no phi gives: B1-B7 lie near one curve of compound scaling and not on it. Each stage of MobileNetV1 begins with a
+block of stride 2.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Loader:
         more: dict[str, Any] = {}
         if workers:
             _shorten_socket_paths()
-            # fork copies locks that other threads hold; a fork server has no threads. Windows has neither
+            # fork copies locks that other threads hold; a fork server has no threads. Windows can only spawn
             methods = multiprocessing.get_all_start_methods()
             more = {
                 "multiprocessing_context": "forkserver" if "forkserver" in methods else "spawn",

@@ -192,7 +192,7 @@ def _columns(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
 
 
 def _piece(x: Tensor, grad: Tensor, filter: Filter, first: int, end: int) -> Tensor:
-    """Columns `first` to `end` of the gradient. All zeros around the map that they reach are written out.
+    """Columns `first` to `end` of the gradient. The zeros around the map that they reach are materialised.
 
     Above and below, the kernel pads by itself, unless the map is smaller than the filter.
     """

@@ -68,10 +68,7 @@ class Comparison:
 
     @property
     def inversions(self) -> list[tuple[float, Contestant, Contestant]]:
-        """The pairs where fewer multiply-adds took longer: how many times as long, the one with fewer, the other.
-
-        The largest slowdown comes first.
-        """
+        """Pairs (slowdown, fewer, more) where fewer multiply-adds take longer; the largest slowdown first."""
         pairs = [
             (fewer.time.median_ms / more.time.median_ms, fewer, more)
             for fewer, more in itertools.permutations(self.rows, 2)

@@ -1,4 +1,4 @@
-"""Classifier: photos in, class names out, whatever engine runs the network. It needs torch only for weights."""
+"""Classifier: photos in, class names out, whatever engine runs the network. Only weights need torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
 Decode = Literal["fast", "exact"]
 Photo = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
-GROUP = 16  # images that go together: as many of the engine's batches as fit into it, and at least one
+GROUP = 16  # images that are read and classified together, rounded down to whole batches of the engine, at least one
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
 # fell by 1.0 points (-0.2 to 2.2) in benchmarks/drafts.py, at 4 it did not.
 SPARE = 4.0
@@ -96,7 +96,8 @@ class Classifier:
 
     Args:
         session: a Session, or any function from pixels (N, size, size, C) uint8 to logits (N, K) float32.
-        config: the network, and how images are prepared; the rest is above.
+        config: the network, how images are prepared, classes and calibration.
+        network, selection, decode: see the attributes.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Classifier:
         """Each photo with its prediction, or with the reason why it cannot be read, in order.
 
         Photos are decoded in threads ahead of the network; at most a few batches are in memory. The first answer comes
-        when two batches of photos were drawn, or all; an error of `photos` comes after the answers to those before it.
+        when two batches of photos were read, or all; an error of `photos` comes after the answers to those before it.
 
         Args:
             photos: paths, PIL images or arrays, drawn as they are needed.
@@ -196,7 +197,7 @@ class Classifier:
         while failure is None:
             group: list[tuple[Photo, Pixels | ImageError]] = []
             try:
-                group.extend(itertools.islice(reading, batch))  # which keeps what came before an error
+                group.extend(itertools.islice(reading, batch))  # extend keeps the photos that came before an error
             except Exception as error:
                 failure = error
             if not group:
@@ -256,7 +257,7 @@ class LoadOptions(EngineOptions):
     fit: FitMode | None = None
     """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
     decode: Decode = "fast"
-    """fast: a large JPEG is halved while it is decoded, as long as it stays four times as large as the network sees it.
+    """fast: a large JPEG is halved while it is decoded, as long as its sides stay four times what the network sees.
     exact: decoded in full, equal to torchvision's bit for bit."""
 
     def __post_init__(self) -> None:
@@ -281,7 +282,7 @@ def load(
 
     Raises:
         UnknownNameError: it is none of these.
-        ArgumentError: a value is outside its range, or is an artifact's own.
+        ArgumentError: a value is outside its range, or is fixed by the artifact.
         CheckpointError, BundleError, ArtifactError, DownloadError: it is one of these and cannot be used.
         MissingExtraError: torch or the engine is not installed.
     """

@@ -55,25 +55,25 @@ class Budget:
     """
 
     macs: Amount | None = None
-    """Multiply-adds per image at most: 1G, 390M."""
+    """Most multiply-adds of an image: 1G, 390M."""
     params: Amount | None = None
-    """Parameters at most: 10M."""
+    """Most parameters: 10M."""
     memory: Amount | None = None
-    """Memory of inference at most: weights, one image and its feature maps, fp32: 100MB, 100MiB."""
+    """Most memory of inference (weights, one image and its feature maps, fp32): 100MB, 100MiB."""
     train_memory: Amount | None = None
-    """Memory of a training step at most, with all that it holds for --batch images: 8GB."""
+    """Most memory of a training step, with all that it holds for --batch images: 8GB."""
     batch: int | None = None
     """Images per training step, for --train-memory."""
     file_size: Amount | None = None
-    """Size of the file of weights at most: 10MB."""
+    """Largest file of weights: 10MB."""
     latency: Amount | None = None
-    """Time for one image on this machine at most: 20ms. Networks are timed, which takes a minute."""
+    """Longest time for one image on this machine: 20ms. Networks are timed, which takes a minute."""
     resolution: int | None = None
-    """Settle the resolution in pixels."""
+    """Fix the resolution in pixels."""
     width: float | None = None
-    """Settle the width factor, counted from the baseline's rows."""
+    """Fix the width factor, counted from the baseline's rows."""
     depth: float | None = None
-    """Settle the depth factor, counted from the baseline's rows."""
+    """Fix the depth factor, counted from the baseline's rows."""
     max_resolution: int | None = None
     """Largest resolution in pixels."""
     optimizer: str = "rmsprop"
@@ -81,7 +81,7 @@ class Budget:
     ema: Annotated[bool, Parameter(negative="--no-ema", show_default=False)] = True
     """For --train-memory: a moving average of the weights is kept."""
     precision: Precision | None = None
-    """For --train-memory: number format of the feature maps. Default: what this processor trains in faster."""
+    """For --train-memory: number format of the feature maps. Default: the faster one on this processor."""
     keep: Annotated[str | Keep | None, Parameter(metavar="LEVEL", show_choices=False)] = None
     """For --train-memory: what is kept for the backward pass: activations, convolutions, depthwise or bottlenecks; the
     rest is computed again. Default: everything is kept."""

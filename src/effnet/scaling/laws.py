@@ -108,7 +108,7 @@ def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
     ]
 
 
-def _width(baseline: NetworkSpec, wider: NetworkSpec) -> list[Reason]:
+def _width(baseline: NetworkSpec, _wider: NetworkSpec) -> list[Reason]:
     """A layer with only one scaled side grows with the width, one with none does not grow."""
     price, first = cost(baseline), baseline.blocks[0]
     stem, opening, *_, head, classifier = (part.macs for part in price.blocks)
@@ -129,7 +129,7 @@ def _width(baseline: NetworkSpec, wider: NetworkSpec) -> list[Reason]:
     ]
 
 
-def _resolution(baseline: NetworkSpec, finer: NetworkSpec) -> list[Reason]:
+def _resolution(baseline: NetworkSpec, _finer: NetworkSpec) -> list[Reason]:
     """What works on pooled features costs the same at any resolution."""
     price = cost(baseline)
     squeezing = price.macs - cost(dataclasses.replace(baseline, squeeze_ratio=0)).macs

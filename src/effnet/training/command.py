@@ -26,7 +26,7 @@ class RecipeOptions:
     """A recipe, and fields that replace its own; None keeps the recipe's."""
 
     recipe: str | None = None
-    """finetune (default), few (for some hundreds of images), scratch, paper, or a YAML file with the fields that differ
+    """finetune (default), few (for a few hundred images), scratch, paper, or a YAML file with the fields that differ
     from one of them."""
 
     epochs: float | None = None
@@ -36,7 +36,7 @@ class RecipeOptions:
     """Images per step, over all processes. Default: the recipe's, or fewer for small data."""
 
     lr: float | None = None
-    """Highest learning rate, at the recipe's reference batch. Default: the recipe's."""
+    """Highest learning rate, for the recipe's `lr_batch` images a step. Default: the recipe's."""
 
     patience: int | None = None
     """Stop after this many epochs without a better result on the val split. Default: never."""

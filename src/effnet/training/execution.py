@@ -30,7 +30,7 @@ from effnet.training.recipe import Recipe
 from effnet.training.settings import STAGES, Settings
 
 OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
-SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so memory is first sought in a plan
+SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so a recompute plan is tried first
 USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
 
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
@@ -38,7 +38,12 @@ MAC_SECONDS = 1e-10  # a multiply-add of a training step
 STEP_OVER_FORWARD = 3  # multiply-adds of a step over those of a forward pass
 IMAGE_SECONDS = 3e-4  # an image, whatever its size
 DECODED_SECONDS = 12e-9  # a pixel of the file
-CROP_SECONDS = {"none": 6e-9, "autoaugment": 16e-9, "randaugment": 36e-9, "trivialaugment": 20e-9}  # a pixel of it
+CROP_SECONDS = {
+    "none": 6e-9,
+    "autoaugment": 16e-9,
+    "randaugment": 36e-9,
+    "trivialaugment": 20e-9,
+}  # a pixel
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
@@ -187,7 +192,7 @@ def fit_memory(
         raise ArgumentError("batch", recipe.batch, f"must be a multiple of {world}, the number of processes.")
     check_batch(spec, recipe, settings.freeze, share)
     wanted = None if settings.train_memory is None else int(settings.train_memory)
-    planned = wanted is not None and not settings.sync_bn  # whose statistics a plan cannot compute again
+    planned = wanted is not None and not settings.sync_bn  # a plan cannot compute synchronised statistics again
     limit = wanted
     if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
         limit = int(USABLE * memory / world)

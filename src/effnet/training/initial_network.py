@@ -3,7 +3,7 @@
 The weights come from another network or are drawn at random. Where images are few, the recipe has the classifier
 fitted to the features of the network as it is: a fresh one pulls at the features until it has settled, and one that is
 settled before the first step leaves them what they know (Kumar et al. 2022, "Fine-tuning can distort pretrained
-features"). That problem is convex, and of a few hundred images it fits into memory.
+features"). That problem is convex, and for a few hundred images it fits into memory.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def fit_classifier(learner: Learner, data: Dataset, *, batch: int, progress: Pro
 
     Args:
         learner: the network with its loss and its recipe, whose `linear_probe` is the weight of the penalty.
-        data: the images to learn from; of more than MOST, about as many, evenly spread over their order.
+        data: the images to learn from; at most about MOST of them are used, evenly spaced.
         batch: images that go through the network together.
         progress: follows the images.
 
@@ -195,5 +195,5 @@ def _size_notes(spec: NetworkSpec, side: int) -> list[str]:
         cost = f"{(size / natural) ** 2:.0f} times the work of --resolution {natural}"
         notes.append(f"the images have {side} px on their shorter side and are enlarged to {size} px: {cost}")
     if spec.final_size == 1:
-        notes.append(f"at {size} px the last feature map has one pixel, which is little; --stem-stride 1 makes it four")
+        notes.append(f"at {size} px the last feature map has one pixel; --stem-stride 1 makes it two by two")
     return notes

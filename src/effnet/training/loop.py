@@ -1,6 +1,6 @@
 """The loop: steps, epochs, checkpoints, and the end of a run.
 
-Lightning's Fabric carries processes, devices and gradient averaging. The loop is ours, because its state has
+Lightning's Fabric handles processes, devices and gradient averaging. The loop is ours, because its state has
 to be a handful of numbers for a resumed run to equal an undisturbed one to the bit: every random draw of a step follows
 from (seed, step, part, process), every image's from (seed, epoch, image), and checkpoints are written between steps.
 """
@@ -42,7 +42,7 @@ SHOWN = 50  # steps over which the loss that is shown is averaged
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # as torch and CUDA say it
 FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
 ENDING = 8.0  # seconds for pictures and files
-SMOOTH = 0.9  # of the pace of the steps
+SMOOTH = 0.9  # decay of the average time of a step
 COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
     ("epoch", 6, "d"),
     ("step", 8, "d"),
@@ -75,7 +75,7 @@ class TimeBudget:
     final: float  # time for the evaluation of the best weights, as a multiple of a validation's
 
     def end(self, per_step: float, validation: float | None = None) -> float:
-        """When the last step must be over, for steps of `per_step` seconds and a validation that took so many."""
+        """When the last step must be over, for steps of `per_step` seconds and a validation of `validation`."""
         if validation is None:
             validation = self.validation_steps * per_step
         return self.seconds - ENDING - validation * (1 + self.final)
@@ -294,8 +294,8 @@ class Loop:
         self.since_best += 1
         if top1 > self.best:
             self.best, self.since_best = top1, 0
-        # What differs by less than a standard error of the accuracy is equally good, and of equals the later epoch
-        # is kept: it saw more, at a lower rate. Of few images, the highest accuracy is mostly luck
+        # What differs by less than a standard error of the accuracy is equally good, and among equals the later epoch
+        # is kept: it saw more, at a lower rate. With few images, the highest accuracy is mostly luck
         error = math.sqrt(self.best * (1 - self.best) / len(val))
         better = top1 >= self.best - error
         if better:

@@ -31,7 +31,7 @@ DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 class RMSPropTF(torch.optim.Optimizer):
     """RMSProp as in TensorFlow 1, which trained the paper's networks; torch's differs in three places.
 
-    Here the mean square starts at 1 and not at 0, so the first steps are small; epsilon is added below the root; and
+    Here the mean square starts at 1 and not at 0, so the first steps are small; epsilon is added under the root; and
     the learning rate goes into the momentum, so a change of rate acts on new gradients only.
     """
 
@@ -119,15 +119,15 @@ class SanityChecks:
     def __init__(self, num_classes: int) -> None:
         self.guessing = math.log(max(2, num_classes))  # the loss of a network that guesses
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.constant = self.still = 0
+        self.constant = self.zero_gradients = 0
 
     def state(self) -> tuple[list[float], int, int]:
         """What it remembers, for a checkpoint."""
-        return list(self.recent), self.constant, self.still
+        return list(self.recent), self.constant, self.zero_gradients
 
     def restore(self, state: tuple[list[float], int, int]) -> None:
         """Go on from what `state` returned."""
-        recent, self.constant, self.still = state
+        recent, self.constant, self.zero_gradients = state
         self.recent.extend(recent)
 
     def check(self, step: int, loss: float, spread: float, gradient: float) -> None:
@@ -150,16 +150,16 @@ class SanityChecks:
             return
         self.recent.append(loss)
         self.constant = self.constant + 1 if spread < CONSTANT else 0
-        self.still = self.still + 1 if gradient == 0 else 0
+        self.zero_gradients = self.zero_gradients + 1 if gradient == 0 else 0
         if self.constant >= PATIENCE:
             raise TrainingError(
                 f"the network gives the same answer to every image at step {step}: are the images all alike or empty? "
-                "Look at them with effnet check; weights that were damaged do the same"
+                "Look at them with effnet check; damaged weights look the same"
             )
-        if self.still >= PATIENCE:
-            raise TrainingError(f"the gradients are zero at step {step}, as all activations are: damaged weights?")
+        if self.zero_gradients >= PATIENCE:
+            raise TrainingError(f"the gradients are zero at step {step}, all activations too: are the weights damaged?")
         if step == CHECKED - 1 and (mean := fmean(self.recent)) > self.guessing + 1:
-            guessing = f"guessing has ln(K) = {self.guessing:.2f}"
+            guessing = f"guessing gives ln(K) = {self.guessing:.2f}"
             raise TrainingError(f"after {CHECKED} steps the loss is {mean:.2f}, and {guessing}: {DIVERGED}")
 
 

@@ -17,7 +17,16 @@ import yaml
 
 from effnet.arch.specfile import read_mapping
 from effnet.errors import ArgumentError, UnknownNameError
-from effnet.fields import check_fields, non_negative, one_of, positive_float, positive_int, rate, ratio, read_fields
+from effnet.fields import (
+    check_fields,
+    non_negative_float,
+    one_of,
+    positive_float,
+    positive_int,
+    rate,
+    ratio,
+    read_fields,
+)
 
 OptimizerName = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "exponential"]
@@ -29,25 +38,26 @@ class Recipe:
     """How a network is trained; the defaults are those of `finetune`."""
 
     name: str = "finetune"
-    fresh: bool = False  # made for networks that know nothing: a variant's weights are not looked for
+    fresh: bool = False  # for training from scratch: a variant's weights are not loaded
     epochs: float = 10.0  # passes over the training split, where no time is given
-    least_steps: int = 150  # where the epochs are the recipe's own: of few images, more passes
+    least_steps: int = 150  # with few images more epochs are made, unless the user gives a number
 
     # optimizer
     optimizer: OptimizerName = "adamw"  # "rmsprop" is TensorFlow's, see optimizer.py
     batch: int = 64  # images per step, over all processes and accumulated parts
-    epoch_steps: int = 8  # where the batch is the recipe's own, it is halved until an epoch has so many steps
+    epoch_steps: int = 8  # the batch is halved until an epoch has this many steps, unless the user gives it
     lr: float = 1e-3  # the highest rate of the schedule, for `lr_batch` images a step
     lr_batch: int = 64  # the rate grows with the batch: see scaled_lr
     momentum: float = 0.9  # of sgd and rmsprop; Adam's first beta
     weight_decay: float = 0.02  # adamw: decoupled; the others: L2, added to the gradient
     decay_biases: bool = False  # the official code decays every weight but batch normalisation's, biases too
-    clip: float = 5.0  # largest norm of the gradient, 0 for none: a bad batch shall not undo an hour
+    clip: float = 5.0  # largest norm of the gradient, 0 for none: one bad batch cannot ruin the weights
 
     # schedule, in shares of the run
-    head_first: float = 0.1  # in which only the classifier learns: a fresh one would send noise through the network,
-    # and with a good one the network's features change less (Kumar et al. 2022)
-    head_steps: int = 100  # but not more steps than these, of a long run
+    # First only the classifier learns: a new one would send noise through the network, and with a good one the
+    # network's features change less (Kumar et al. 2022)
+    head_first: float = 0.1
+    head_steps: int = 100  # at most this many steps of it
     head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
     # Penalty on the squared weights, summed over all images, with which the classifier is fitted before the first step
     # (initial_network.py); 0 for a random one
@@ -87,7 +97,7 @@ class Recipe:
             if field.type == "bool" and not isinstance(value, bool):
                 raise ArgumentError(field.name, value, "must be true or false.")
             if field.type in ("int", "float", "float | None") and value is not None:
-                non_negative(field.name, value)
+                non_negative_float(field.name, value)
         check_fields(self, positive_float, "epochs", "lr", "head_lr", "crop_area", "crop_ratio")
         check_fields(self, positive_int, "batch", "lr_batch")
         check_fields(self, ratio, "final_lr", "body_lr", "flip", "crop_area", "bn_momentum")
@@ -127,11 +137,11 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        # Weights that know photos meet new classes.
+        # Fine-tunes weights of photos on new classes.
         #   effnet train fashion --model lite0 --resolution 64 --epochs 4
         #   93.9 % of Fashion-MNIST's test images, 40 minutes of one core of an AMD EPYC
         Recipe(),
-        # The same for some hundreds of images. Batch normalisation learns no better statistics from them than it has. A
+        # The same for a few hundred images. Batch normalisation learns no better statistics from them than it has. A
         # classifier that is fitted to the features is most of what can be learned; the network follows in small steps
         #   effnet train tuxpaint --model lite0 --recipe few --fit squash
         #   95.8 % of 191 photo cut-outs, mean of five folds; 5 minutes of one core of an AMD EPYC each

@@ -66,12 +66,11 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Draw the learning curves of a run.
 
     Args:
-        rows: of results.csv, epoch, train_loss, val_loss, val_top1 (0 to 1), lr, and seconds
-            since the start.
+        rows: of results.csv: epoch, train_loss, val_loss, val_top1 (0 to 1), lr, and seconds since the start.
         out: the picture.
     """
     epochs = [float(row["epoch"]) for row in rows]
-    with picture(out, 12, 7.2, f"{len(rows)} epoch{'s'[: len(rows) - 1]}") as figure:
+    with picture(out, 12, 7.2, f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}") as figure:
         for axes, (label, columns, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for column, name in columns:
                 values = np.array([float(row[column]) * scale for row in rows])

@@ -148,12 +148,12 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
             text = f"{copies} images are near-duplicates of others; they stay in one split with them"
             splits = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
             if leaks := len(splits) - groups:
-                text += f", except {leaks} groups that the data itself divides, which flatters the figures"
+                text += f", except {leaks} groups that the data's own folders split: expect optimistic figures"
             progress.message(text)
     if "val" not in data.splits:
         raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
     if len(data.subset("train").classes) < 2:
-        raise DataError(f"{path} has one class; there is nothing to tell apart: {explain_one_class(data)}")
+        raise DataError(f"{path} has one class, at least two are needed: {explain_one_class(data)}")
     for message in _warn_of_gaps(data, path):
         progress.message(message)
     write_text(folder / SPLIT, manifest(data, sizes=True))

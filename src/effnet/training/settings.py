@@ -13,13 +13,13 @@ from effnet.console import Amount, Flag
 from effnet.errors import ArgumentError
 from effnet.fields import (
     check_fields,
-    non_negative,
+    non_negative_float,
+    non_negative_int,
     one_of,
     parse_bytes,
     positive_float,
     positive_int,
     set_field,
-    whole_number,
 )
 
 PrecisionOption = Literal["auto", "fp32", "bf16"]
@@ -29,16 +29,16 @@ CHECKS: dict[str, Callable[[str, Any], object]] = {
     "resolution": positive_int,
     "threads": positive_int,
     "train_memory": parse_bytes,
-    "workers": whole_number,
-    "seed": whole_number,
-    "save_seconds": non_negative,
+    "workers": non_negative_int,
+    "seed": non_negative_int,
+    "save_seconds": non_negative_float,
 }
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and within which limits; the recipe holds what the network learns by.
+    """What is trained and within which limits; the recipe holds the hyper-parameters.
 
     These are options of `effnet train` and keyword arguments of `effnet.train`. `given` holds the names of the fields
     that were given explicitly; only these override the settings of a `like` run.

@@ -25,7 +25,7 @@ from effnet.errors import ArgumentError, TrainingError
 from effnet.files import new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
-from effnet.training.execution import Execution, Images, check_main_guard, choose_execution
+from effnet.training.execution import SMALLEST_PART, Execution, Images, check_main_guard, choose_execution
 from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
 from effnet.training.learner import Learner, class_weights
 from effnet.training.loop import Loop, guess_step_seconds, time_budget
@@ -45,7 +45,6 @@ from effnet.training.run_folder import (
 from effnet.training.settings import Settings
 
 FEW = 500  # images to learn from, below which another recipe is advised
-PART = 8  # images: a reduced batch is a multiple of it, so that it can go through in parts
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
 # Options that change the memory of a step: with one of them, how another run computed says nothing
 OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}
@@ -165,7 +164,7 @@ def sort_settings(
             (own if name in fields else changes)[name] = value
     if "minutes" in own and "epochs" in changes:
         raise ArgumentError("minutes", own["minutes"], f"excludes --epochs (={changes['epochs']}): give one of them.")
-    # Steps follow from the data where the recipe says so; what the user or another run says is left as it is.
+    # Epochs or a batch that the user or another run gives switch off the recipe's adaptation to little data.
     for name, rule in (("epochs", "least_steps"), ("batch", "epoch_steps")):
         if name in changes:
             changes.setdefault(rule, 0)
@@ -190,7 +189,7 @@ def batch_for(recipe: Recipe, images: int, world: int) -> int:
     while batch > SMALLEST_BATCH and images // batch < recipe.epoch_steps:
         batch //= 2
     batch = min(batch, images)
-    unit = world * (PART if batch < recipe.batch and batch >= world * PART else 1)
+    unit = world * (SMALLEST_PART if batch < recipe.batch and batch >= world * SMALLEST_PART else 1)
     batch = batch // unit * unit
     if not batch:
         raise TrainingError(f"{images} images cannot be shared among {world} processes")
@@ -239,7 +238,7 @@ def _advice(plan: RunPlan, batch: int, images: int, trained: bool) -> Iterator[s
 def _fit_schedule(plan: RunPlan, dataset: Dataset, progress: Progress, started: float) -> RunPlan:
     """The plan with a guess of the steps that fit into a time budget, and a limit on those of the classifier."""
     if budget := time_budget(plan, dataset):
-        progress.message("--minutes follows the clock, so such a run does not give the same bits twice; --epochs does")
+        progress.message("--minutes follows the clock, so the run cannot be repeated to the bit; with --epochs it can")
         used, per_step = time.monotonic() - started, guess_step_seconds(plan)
         steps = int((budget.end(per_step) - used) / per_step)
         if steps < 1:
@@ -259,7 +258,7 @@ def _fabric(settings: Settings) -> Fabric:
     several = DDPStrategy(
         process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
     )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which reports every process
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would report every process
     fabric = Fabric(
         accelerator="gpu" if kind == "cuda" else kind,
         devices=local if world > 1 else [int(index)] if index else 1,
