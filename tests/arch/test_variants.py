@@ -107,3 +107,8 @@ def test_each_argument_changes_its_field_alone(field, value):
 def test_changed_dimensions_show_in_the_name(changes, name):
     assert effnet.spec("b0", **changes).name == name
     assert effnet.spec(effnet.spec("b0"), **changes).name == name
+
+
+def test_a_dimension_changed_again_shows_once():
+    changed = effnet.spec(effnet.spec("b0", resolution=260), width=1.1)
+    assert effnet.spec(changed, resolution=300).name == "b0-w1.1-r300"

@@ -15,6 +15,7 @@ block of stride 2.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,6 +212,7 @@ def _name(base: NetworkSpec, changed: NetworkSpec) -> str:
     changes = {
         letter: getattr(changed, f) for letter, f in dimensions.items() if getattr(changed, f) != getattr(base, f)
     }
+    kept = re.sub(rf"-[{''.join(changes)}][\d.]+", "", base.name) if changes else base.name  # b0-r260 becomes b0-r300
     pieces = (f"-{letter}{value:g}" for letter, value in changes.items())
     rounding = "" if changed.depth_rounding == base.depth_rounding else f"-{changed.depth_rounding}"
-    return base.name + "".join(pieces) + rounding
+    return kept + "".join(pieces) + rounding
