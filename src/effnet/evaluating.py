@@ -202,7 +202,7 @@ def _evaluate(outputs: Outputs, calibration: Calibration | None) -> Evaluation:
 
 def _write_files(outputs: Outputs, evaluation: Evaluation, out: Path) -> None:
     confusion, classes, reliability, mistakes = (out / name for name in FILES)
-    draw_confusion(evaluation.confusion, evaluation.classes, confusion)
+    draw_confusion(evaluation.pairs, evaluation.classes, confusion)
     write_per_class(evaluation, classes)
     draw_reliability(evaluation.reliability_curves, reliability)
     logits = outputs.predicted.logits

@@ -54,7 +54,7 @@ def test_bins_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     right = (logits.argmax(1) == labels).mean()
     assert np.dot(found.counts, found.accuracy) / 300 == pytest.approx(right)
     assert np.dot(found.counts, found.confidence) / 300 == pytest.approx(confidence(logits).mean())
-    monkeypatch.setattr(module, "ROWS", 7)  # some at a time, or all
+    monkeypatch.setattr("effnet.metrics.intervals.ROWS", 7)  # some at a time, or all
     assert reliability(logits, labels).ece == pytest.approx(found.ece)
 
 

@@ -23,7 +23,7 @@ def evaluated(k: int) -> Evaluation:
 
 
 def confuse(found: Evaluation, out: Path) -> None:
-    draw_confusion(found.confusion, found.classes, out)
+    draw_confusion(found.pairs, found.classes, out)
 
 
 def texts(path: Path) -> list[str]:

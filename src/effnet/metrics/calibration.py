@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from effnet.arch.spec import Calibration
 from effnet.errors import ArgumentError
-from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, binomial_tail, check_arrays, wilson
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, binomial_tail, check_arrays, row_blocks, wilson
 from effnet.runtime.session import Logits
 
 BINS = 15  # of equal width, as in Guo et al. and torchmetrics
 SHARES = 20  # of the images, which `abstain` tests in turn
 FIRST, ENOUGH = 1 / 3, 10  # `abstain` starts with this share, or with 10 times the fewest images that can pass if less
-ROWS = 4096  # images whose probabilities are in memory at once
 FARTHEST = 10.0  # a temperature is between exp(-10) and exp(10)
 CLOSE = 1e-6  # precision of the logarithm of the temperature
 ROUNDS = 100  # of Newton's method, at most
@@ -154,11 +153,10 @@ def calibrate(
 
 
 def _scale(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """ROWS images at a time: float64 logits divided by the temperature, shifted so that each image's largest is 0."""
+    """Some images at a time: float64 logits divided by the temperature, shifted so that each image's largest is 0."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ArgumentError("temperature", temperature, "must be a positive finite number.")
-    for first in range(0, len(logits), ROWS):
-        rows = slice(first, first + ROWS)
+    for rows in row_blocks(logits):
         some = logits[rows].astype(np.float64)
         some -= some.max(1, keepdims=True)
         some /= temperature

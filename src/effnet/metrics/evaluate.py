@@ -33,7 +33,7 @@ from effnet.errors import ArgumentError, CheckpointError, ImageError
 from effnet.fields import positive_int
 from effnet.files import write_file
 from effnet.metrics.calibration import Abstention, Reliability, apply_threshold, reliability
-from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, check_arrays, wilson
+from effnet.metrics.intervals import CONFIDENCE, Interval, Labels, check_arrays, row_blocks, wilson
 from effnet.progress import SILENT, Progress
 from effnet.runtime.session import Logits
 
@@ -98,7 +98,7 @@ class Evaluation:
     """A model's figures on n images."""
 
     classes: tuple[str, ...]
-    confusion: NDArray[np.int64]  # (K, K): images of class i that were predicted as j
+    pairs: NDArray[np.int64]  # (D, 3): a true class, a predicted one, and the images; only pairs that occur, in order
     top1: Interval
     top5: Interval | None  # None for five classes and fewer, where it is 1 by definition
     macro_f1: Interval
@@ -109,7 +109,14 @@ class Evaluation:
     @property
     def n(self) -> int:
         """Number of images."""
-        return int(self.confusion.sum())
+        return int(self.pairs[:, 2].sum())
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """The confusion matrix (K, K): images of class i predicted as j; of 21,000 classes it would take 3.5 GB."""
+        matrix = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        matrix[self.pairs[:, 0], self.pairs[:, 1]] = self.pairs[:, 2]
+        return matrix
 
     @property
     def reliability_curves(self) -> dict[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]:
@@ -122,16 +129,18 @@ class Evaluation:
     @cached_property
     def scores(self) -> tuple[ClassScore, ...]:
         """Every class, in order."""
-        counts = (self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist(), np.diag(self.confusion).tolist())
-        return tuple(ClassScore(*row) for row in zip(self.classes, *counts, strict=True))
+        true, predicted, counts = self.pairs.T
+        columns = np.zeros((3, len(self.classes)), np.int64)  # images, predictions, and those that are right
+        for column, classes, some in zip(columns, (true, predicted, true), (..., ..., true == predicted), strict=True):
+            np.add.at(column, classes[some], counts[some])
+        return tuple(ClassScore(*row) for row in zip(self.classes, *columns.tolist(), strict=True))
 
     @cached_property
     def mistakes(self) -> tuple[Mistake, ...]:
         """Pairs of classes that were confused, the most frequent first."""
-        wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
-        places = np.argwhere(wrong)
-        order = np.argsort(-wrong[tuple(places.T)], kind="stable")
-        return tuple(Mistake(self.classes[i], self.classes[j], int(wrong[i, j])) for i, j in places[order].tolist())
+        wrong = self.pairs[self.pairs[:, 0] != self.pairs[:, 1]]
+        order = np.argsort(-wrong[:, 2], kind="stable")
+        return tuple(Mistake(self.classes[i], self.classes[j], count) for i, j, count in wrong[order].tolist())
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values; `mistakes` and the classes' `n` are the whole confusion matrix."""
@@ -180,15 +189,17 @@ def evaluate(
     n, k = outputs.shape
     if len(classes) != k:
         raise ArgumentError("classes", f"{len(classes)} names", f"must name the {k} outputs.")
-    confusion = np.bincount(truth * k + outputs.argmax(1), minlength=k * k).reshape(k, k)
+    predicted = outputs.argmax(1)
+    keys, counts = np.unique(truth * k + predicted, return_counts=True)
+    pairs = np.stack((*np.divmod(keys, k), counts), axis=1)
     before = reliability(outputs, truth)
-    top1 = wilson(int(np.trace(confusion)), n)
+    top1 = wilson(int((predicted == truth).sum()), n)
     return Evaluation(
         tuple(classes),
-        confusion,
+        pairs,
         top1,
         wilson(int((_ranks(outputs, truth) < TOP).sum()), n) if k > TOP else None,
-        _macro_f1(confusion, top1, seed),
+        _macro_f1(pairs, k, top1, seed),
         before,
         before if temperature == 1 else reliability(outputs, truth, temperature),
         None if threshold is None else apply_threshold(outputs, truth, temperature, threshold),
@@ -223,19 +234,21 @@ def predict_logits(
 
     batch = positive_int("batch", batch)
     reading = read_ahead(dataset.samples, read, window=2 * batch)
-    outputs: list[NDArray[np.float32]] = []
+    logits = np.empty((0, len(dataset.classes)), np.float32)
     labels: list[int] = []
     unreadable: dict[str, str] = {}
     while group := list(itertools.islice(reading, batch)):
         unreadable |= {sample.path: str(found) for sample, found in group if isinstance(found, ImageError)}
         labels += [sample.label for sample, found in group if not isinstance(found, ImageError)]
         if pixels := [found for _, found in group if not isinstance(found, ImageError)]:
-            outputs.append(network(np.stack(pixels)))
-            if not np.isfinite(outputs[-1]).all():
+            outputs = network(np.stack(pixels))
+            if not np.isfinite(outputs).all():
                 raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
+            if not len(logits):
+                logits = np.empty((len(dataset), outputs.shape[1]), np.float32)
+            logits[len(labels) - len(pixels) : len(labels)] = outputs
         progress.update(task, len(labels) + len(unreadable), len(dataset))
-    logits = np.concatenate(outputs) if outputs else np.empty((0, len(dataset.classes)), np.float32)
-    return Predicted(logits, np.array(labels, np.int64), unreadable)
+    return Predicted(logits[: len(labels)], np.array(labels, np.int64), unreadable)
 
 
 def write_per_class(evaluation: Evaluation, out: Path) -> None:
@@ -252,13 +265,15 @@ def write_per_class(evaluation: Evaluation, out: Path) -> None:
 
 def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
     """How many classes rank above the true one; of equal logits the first ranks higher, as in argmax."""
-    true = np.take_along_axis(logits, truth[:, None], 1)
-    earlier = np.arange(logits.shape[1]) < truth[:, None]
-    ranks: NDArray[np.int64] = ((logits > true) | ((logits == true) & earlier)).sum(1)
+    ranks, places = np.empty(len(logits), np.int64), np.arange(logits.shape[1])
+    for rows in row_blocks(logits):
+        some, label = logits[rows], truth[rows, None]
+        true = np.take_along_axis(some, label, 1)
+        ranks[rows] = ((some > true) | ((some == true) & (places < label))).sum(1)
     return ranks
 
 
-def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interval:
+def _macro_f1(pairs: NDArray[np.int64], k: int, top1: Interval, seed: int) -> Interval:
     """Macro F1 with a bootstrap interval.
 
     Each of RESAMPLES samples draws n of the n images with replacement, whatever their class; a class that was not drawn
@@ -266,8 +281,7 @@ def _macro_f1(confusion: NDArray[np.int64], top1: Interval, seed: int) -> Interv
     2.5 % and 97.5 % percentiles, since with few images of a class both lie too low. If all images are right, or all
     wrong, every sample is the same, and the interval of top-1 takes its place.
     """
-    true, predicted = np.nonzero(confusion)
-    counts, k = confusion[true, predicted], len(confusion)
+    true, predicted, counts = pairs.T
     value = float(_mean_f1(counts[None], true, predicted, k)[0])
     if top1.value in (0, 1):
         return top1

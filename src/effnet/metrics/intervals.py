@@ -11,7 +11,7 @@ near-duplicates count for fewer images than they are, and another camera is anot
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -23,6 +23,7 @@ from effnet.errors import ArgumentError
 from effnet.runtime.session import Logits
 
 CONFIDENCE = 0.95
+ROWS, CELLS = 4096, 2**22  # images, and logits, that are worked on at once: 34 MB in double precision
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
 
 Labels = NDArray[np.int64]  # (N,)
@@ -106,6 +107,12 @@ def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Lab
     return Difference(n, wilson(int(a.sum()), n), wilson(int(b.sum()), n), gain, only_a, only_b, p)
 
 
+def row_blocks(logits: Logits) -> Iterator[slice]:
+    """Rows to work on at once, so that what is made of them stays small however many classes there are."""
+    rows = max(1, min(ROWS, CELLS // max(1, logits.shape[1])))
+    return (slice(first, first + rows) for first in range(0, len(logits), rows))
+
+
 def check_arrays(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits, Labels]:
     """The arrays, which must be (N, K) finite floats and N labels from 0 to K - 1; N at least 1.
 
@@ -119,7 +126,8 @@ def check_arrays(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits
         raise ArgumentError("logits", "0 images", "must be of at least one image.")
     if truth.shape != (len(outputs),) or not np.issubdtype(truth.dtype, np.integer):
         raise ArgumentError("labels", f"{truth.shape} {truth.dtype}", f"must be ({len(outputs)},) whole numbers.")
-    if (broken := ~np.isfinite(outputs).all(1)).any():
+    broken = np.concatenate([~np.isfinite(outputs[rows]).all(1) for rows in row_blocks(outputs)])
+    if broken.any():
         place = int(broken.argmax())
         raise ArgumentError("logits", outputs[place].tolist()[:8], f"must be finite; image {place} is the first.")
     classes = outputs.shape[1]

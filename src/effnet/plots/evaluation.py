@@ -17,6 +17,7 @@ from effnet.fields import positive_int
 from effnet.plots.contact_sheet import Cell, draw_sheet
 from effnet.plots.style import BLUE, GREY, INK, RED, picture
 
+Integers = NDArray[np.int64]
 Bins = tuple[Sequence[int], Sequence[float], Sequence[float]]  # counts, mean confidence and accuracy of each bin
 
 COUNTED, NAMED = 20, 30  # classes up to which the cells of a confusion matrix have counts, and its sides names
@@ -27,42 +28,44 @@ LETTERS_PER_INCH = 8  # more than that along the lower side, and the names stand
 LIST_WIDTH = 5.0  # inches
 
 
-def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
+def draw_confusion(pairs: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
     """Draw a confusion matrix, each row as shares of its class, with counts, names or the worst pairs as they fit.
 
     Args:
-        confusion: (K, K), images of class i predicted as j; classes with neither images nor answers are left out.
+        pairs: (D, 3), a true class, a predicted one and the images; classes that are in no pair are left out.
         classes: K names.
         out: the picture.
     """
-    used = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
-    counts, names = confusion[np.ix_(used, used)], [_short(classes[i]) for i in used.tolist()]
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    used, places = np.unique(pairs[:, :2], return_inverse=True)
+    (true, predicted), counts = places.reshape(-1, 2).T, pairs[:, 2]
+    names, total = [_short(classes[i]) for i in used.tolist()], counts.sum()
+    shares = counts / np.bincount(true, counts)[true]
     size = min(max(0.5 * len(used), 4.0), 9.0)
     small = len(used) <= NAMED
-    title = f"{counts.sum():,} images, {np.trace(counts) / counts.sum():.1%} predicted correctly"
+    title = f"{total:,} images, {counts[true == predicted].sum() / total:.1%} predicted correctly"
     with picture(out, size + (2.5 if small else LIST_WIDTH), size + (2.0 if small else 0.8), title) as figure:
         widths = (size,) if small else (size, LIST_WIDTH)
         axes, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         axes.grid(visible=False)
         # the square root of the share makes visible that a class loses 1 % of its images to another
-        axes.imshow(np.sqrt(_pooled(shares)), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest")
+        axes.imshow(
+            np.sqrt(_pool(true, predicted, shares, len(used))), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest"
+        )
         axes.set(xlabel="predicted", ylabel="true")
         for panel in beside:
             axes.set(xticks=[], yticks=[], xlabel=f"predicted: {len(used)} classes")
             panel.set_axis_off()
-            pairs = "\n".join(_commonest_mistakes(counts, names))
-            panel.text(0, 1, pairs, va="top", fontsize=10, linespacing=1.7, parse_math=False)
+            worst = "\n".join(_commonest_mistakes(true, predicted, counts, names))
+            panel.text(0, 1, worst, va="top", fontsize=10, linespacing=1.7, parse_math=False)
         if not small:
             return
         rotation = 90 if sum(map(len, names)) > LETTERS_PER_INCH * size else 0
         axes.set_xticks(range(len(used)), names, rotation=rotation, fontsize=10, parse_math=False)
         axes.set_yticks(range(len(used)), names, fontsize=10, parse_math=False)
         if len(used) <= COUNTED:
-            for (i, j), count in np.ndenumerate(counts):
-                if count:
-                    colour = "white" if shares[i, j] > 0.4 else INK
-                    axes.text(j, i, f"{count}", ha="center", va="center", color=colour, fontsize=9)
+            for i, j, count, share in zip(true, predicted, counts, shares, strict=True):
+                colour = "white" if share > 0.4 else INK
+                axes.text(j, i, f"{count}", ha="center", va="center", color=colour, fontsize=9)
 
 
 def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
@@ -119,20 +122,19 @@ def draw_mistakes(
     draw_sheet(cells, title, out, across=6)
 
 
-def _pooled(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix with at most CELLS cells a side, each the largest of those that it stands for."""
-    starts = np.arange(0, len(shares), -(-len(shares) // CELLS))
-    pooled: NDArray[np.float64] = np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)
+def _pool(true: Integers, predicted: Integers, shares: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The matrix of the shares with at most CELLS cells a side, each the largest of those that it stands for."""
+    step = -(-count // CELLS)
+    pooled = np.zeros((-(-count // step), -(-count // step)))
+    np.maximum.at(pooled, (true // step, predicted // step), shares)
     return pooled
 
 
-def _commonest_mistakes(counts: NDArray[np.int64], names: Sequence[str]) -> list[str]:
+def _commonest_mistakes(true: Integers, predicted: Integers, counts: Integers, names: Sequence[str]) -> list[str]:
     """The pairs that were mixed up most often, a line each."""
-    wrong = counts * ~np.eye(len(counts), dtype=bool)
-    worst = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    places = [divmod(place, len(counts)) for place in worst.tolist()]
-    lines = (f"{wrong[i, j]} x {names[i]}: {names[j]}" for i, j in places if wrong[i, j])
-    return ["Mixed up most often:", *lines]
+    wrong = np.flatnonzero(true != predicted)
+    worst = wrong[np.argsort(-counts[wrong], kind="stable")][:PAIRS].tolist()
+    return ["Mixed up most often:", *(f"{counts[i]} x {names[true[i]]}: {names[predicted[i]]}" for i in worst)]
 
 
 def _short(name: str) -> str:

@@ -141,7 +141,7 @@ def _finish(loop: Loop, taken: int) -> Result:
 def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset, temperature: float) -> None:
     folder = loop.folder
     draw_learning_curves(loop.rows, folder / "results.png")
-    draw_confusion(evaluation.confusion, evaluation.classes, folder / "confusion_matrix.png")
+    draw_confusion(evaluation.pairs, evaluation.classes, folder / "confusion_matrix.png")
     draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")
     predicted, sure = found.logits.argmax(1), confidence(found.logits, temperature)
