@@ -275,6 +275,22 @@ def test_lite0_on_class_folders_of_its_names(run, folder, photos) -> None:
     assert re.search(r"Without an image here, .*: 'tench', .* and 990 more", " ".join(out.split()))
 
 
+def test_imagenets_own_folders(run, folder, photos) -> None:
+    for name, photo in (("n02123159", "chelsea.png"), ("n07920052", "coffee.png")):
+        (folder / "own" / "val" / name).mkdir(parents=True)
+        (folder / "own" / "val" / name / "1.png").write_bytes((photos / photo).read_bytes())
+    code, out, _ = run("lite0", "own")
+    assert code == 0
+    assert re.search(r"top-1 +100.00%", out)
+    assert "tiger cat" in out
+    (folder / "own" / "val" / "n02123159").rename(folder / "own" / "val" / "n99999999")
+    code, _, err = run("lite0", "own")
+    assert code == 2
+    assert "'n99999999' not among ImageNet's 1000" in err
+    code, _, err = run("plain", "own")
+    assert "'n07920052', 'n99999999' are unknown to it" in err
+
+
 def test_a_class_without_images_is_listed(run, folder) -> None:
     for number, colour in enumerate(NAMES[:2]):
         shutil.copytree(folder / "photos" / colour, folder / "own" / "test" / f"{colour}{' ' * number}")

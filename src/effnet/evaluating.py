@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from effnet import console
 from effnet.arch.spec import Calibration
 from effnet.console import FINDING, OK, Flag
-from effnet.data.dataset import Dataset, match_classes, read_data
+from effnet.data.dataset import Dataset, read_data
 from effnet.data.folders import list_names
 from effnet.data.held_out import hold_out
 from effnet.errors import ArgumentError, DataError
@@ -28,6 +28,7 @@ from effnet.progress import Progress
 from effnet.runtime.artifact import artifact_path
 from effnet.runtime.classifier import AUTO, Classifier, EngineOptions, load
 from effnet.weights.bundle import find_splits
+from effnet.weights.registry import match_outputs
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
 LISTED = 10  # unreadable files, at most
@@ -161,7 +162,7 @@ def _label(dataset: Dataset, model: str, classifier: Classifier, options: ValOpt
     if classifier.classes is not None:
         if options.by_order:
             raise ArgumentError("by_order", True, f"is for models without class names; {model} has them.")
-        return match_classes(dataset, classifier.classes, f"{model}'s")
+        return match_outputs(dataset, classifier.classes, f"{model}'s")
     count, found = classifier.spec.num_classes, len(dataset.classes)
     if not options.by_order or count != found:
         advice = "; if they are the data's in alphabetical order, say --by-order" if count == found else ""
@@ -211,16 +212,18 @@ def _write_files(outputs: Outputs, evaluation: Evaluation, out: Path) -> None:
 
 def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
     """The difference on the images that both could read, by the data's classes."""
-    paths = [[sample.path for sample in each.data.samples] for each in (a, b)]
-    shared = set(paths[0]) & set(paths[1])
-    logits, labels = [], []
-    for each, listed in zip((a, b), paths, strict=True):
-        rows = [number for number, path in enumerate(listed) if path in shared]
-        column_of = {name: number for number, name in enumerate(each.data.classes)}
-        columns = [column_of.pop(name) for name in dataset.classes] + list(column_of.values())  # the data's first
-        logits.append(each.predicted.logits[rows][:, columns])
-        labels.append(np.argsort(columns)[each.predicted.labels[rows]])
-    return compare_top1(logits[0], logits[1], labels[0])
+    label_of = {sample.path: sample.label for sample in dataset.samples}
+    shared = {sample.path for sample in a.data.samples} & {sample.path for sample in b.data.samples}
+    known = sorted({label_of[path] for path in shared})
+    logits = []
+    for each in (a, b):
+        rows = [number for number, sample in enumerate(each.data.samples) if sample.path in shared]
+        output_of = {label_of[sample.path]: sample.label for sample in each.data.samples}
+        first = [output_of[label] for label in known]  # the data's classes, in its own order
+        rest = np.setdiff1d(np.arange(len(each.data.classes)), first)
+        logits.append(each.predicted.logits[rows][:, [*first, *rest]])
+    labels = np.searchsorted(known, [sample.label for sample in dataset.samples if sample.path in shared])
+    return compare_top1(logits[0], logits[1], labels)
 
 
 def _show_evaluation(

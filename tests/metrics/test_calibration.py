@@ -8,7 +8,6 @@ from scipy.special import log_softmax, softmax
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from effnet.errors import ArgumentError
-from effnet.metrics import calibration as module
 from effnet.metrics.calibration import (
     Abstention,
     abstain,

