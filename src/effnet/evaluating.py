@@ -23,6 +23,7 @@ from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.metrics.intervals import Difference, Interval, compare_top1
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
+from effnet.plots.fonts import explain_labels
 from effnet.plots.style import drawable
 from effnet.progress import Progress
 from effnet.runtime.artifact import artifact_path
@@ -208,6 +209,8 @@ def _write_files(outputs: Outputs, evaluation: Evaluation, out: Path) -> None:
     draw_reliability(evaluation.reliability_curves, reliability)
     logits = outputs.predicted.logits
     draw_mistakes(outputs.data, logits.argmax(1), confidence(logits, evaluation.after.temperature), mistakes)
+    if numbered := explain_labels(evaluation.classes):
+        console.remark(numbered)
 
 
 def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:

@@ -1,6 +1,6 @@
 """A sheet of photos with lines of text below them, for a person to look through. Drawn by Pillow.
 
-The font is matplotlib's DejaVu, which has Greek and Cyrillic letters; without matplotlib it is Pillow's own.
+Fonts are those of fonts.py; without matplotlib, Pillow's own, which has the characters of ASCII.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from effnet.data.image import open_photo
 from effnet.errors import ArgumentError, ImageError
 from effnet.files import write_file
+from effnet.plots.fonts import characters, choose_fonts, drawable_text, on_one_line
 from effnet.plots.style import INK, PALE
 
 SHEET_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -53,14 +54,14 @@ def draw_sheet(cells: Sequence[Cell], title: str, out: Path, *, across: int) -> 
     photos, lines = (len(cells[0].photos), len(cells[0].lines)) if cells else (1, 0)
     width, height = photos * (TILE + GAP), TILE + lines * LINE + GAP
     sheet = Image.new("RGB", (across * width + GAP, HEAD + -(-len(cells) // across) * height), "white")
-    pen, font = ImageDraw.Draw(sheet), _font(13)
-    pen.text((GAP, 14), title, INK, _font(18))
+    pen = ImageDraw.Draw(sheet)
+    _write(pen, (GAP, 14), title, INK, 18, sheet.width - GAP)
     for place, cell in enumerate(cells):
         left, top = GAP + place % across * width, HEAD + place // across * height
         for number, photo in enumerate(cell.photos):
             sheet.paste(_tile(photo), (left + number * (TILE + GAP), top))
         for number, (text, colour) in enumerate(cell.lines):
-            pen.text((left, top + TILE + 2 + number * LINE), _shorten(text, font, width - GAP), colour, font)
+            _write(pen, (left, top + TILE + 2 + number * LINE), text, colour, 13, width - GAP)
     with write_file(out) as temporary:
         sheet.save(temporary, SHEET_FORMATS[out.suffix.lower()], quality=90)
 
@@ -74,12 +75,13 @@ def _tile(path: Path) -> Image.Image:
     return square
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    with suppress(ImportError):
-        from matplotlib import get_data_path
-
-        return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-    return ImageFont.load_default(size)
+def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str, size: int, width: int) -> None:
+    """Write a text of at most `width` pixels on one line, in the font that has most of its characters."""
+    text = on_one_line(text)
+    wanted = {*map(ord, text)}
+    best = max(choose_fonts(text), key=lambda font: len(wanted & characters(font.file)), default=None)
+    font = ImageFont.truetype(best.file, size) if best else ImageFont.load_default(size)
+    pen.text(place, _shorten(drawable_text(text, [best] if best else []), font, width), colour, font)
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.plots.contact_sheet import Cell, draw_sheet
+from effnet.plots.fonts import label_classes
 from effnet.plots.style import BLUE, GREY, INK, RED, picture
 
 Integers = NDArray[np.int64]
@@ -38,12 +40,13 @@ def draw_confusion(pairs: NDArray[np.int64], classes: Sequence[str], out: Path) 
     """
     used, places = np.unique(pairs[:, :2], return_inverse=True)
     (true, predicted), counts = places.reshape(-1, 2).T, pairs[:, 2]
-    names, total = [_short(classes[i]) for i in used.tolist()], counts.sum()
+    labels, total = label_classes(classes), counts.sum()
+    names = [_short(labels[i]) for i in used.tolist()]
     shares = counts / np.bincount(true, counts)[true]
     size = min(max(0.5 * len(used), 4.0), 9.0)
     small = len(used) <= NAMED
     title = f"{total:,} images, {counts[true == predicted].sum() / total:.1%} predicted correctly"
-    with picture(out, size + (2.5 if small else LIST_WIDTH), size + (2.0 if small else 0.8), title) as figure:
+    with picture(out, size + (2.5 if small else LIST_WIDTH), size + (2.0 if small else 0.8), title, names) as figure:
         widths = (size,) if small else (size, LIST_WIDTH)
         axes, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         axes.grid(visible=False)
@@ -60,8 +63,8 @@ def draw_confusion(pairs: NDArray[np.int64], classes: Sequence[str], out: Path) 
         if not small:
             return
         rotation = 90 if sum(map(len, names)) > LETTERS_PER_INCH * size else 0
-        axes.set_xticks(range(len(used)), names, rotation=rotation, fontsize=10, parse_math=False)
-        axes.set_yticks(range(len(used)), names, fontsize=10, parse_math=False)
+        axes.set_xticks(range(len(used)), names, rotation=rotation, fontsize=10)
+        axes.set_yticks(range(len(used)), names, fontsize=10)
         if len(used) <= COUNTED:
             for i, j, count, share in zip(true, predicted, counts, shares, strict=True):
                 colour = "white" if share > 0.4 else INK
@@ -108,12 +111,12 @@ def draw_mistakes(
     if len(predicted) != len(dataset):
         raise ArgumentError("predicted", f"{len(predicted)} images", f"must be the data's {len(dataset)}.")
     wrong = np.flatnonzero(predicted != [sample.label for sample in dataset.samples])
-    cells = []
+    cells, labels = [], label_classes(dataset.classes)
     for i in wrong[np.argsort(-confidence[wrong], kind="stable")][: positive_int("n", n)].tolist():
         sample = dataset.samples[i]
         lines = (
-            (f"true: {dataset.classes[sample.label]}", INK),
-            (f"predicted: {dataset.classes[predicted[i]]}", RED),
+            (f"true: {labels[sample.label]}", INK),
+            (f"predicted: {labels[predicted[i]]}", RED),
             (f"{confidence[i]:.1%} confident, {Path(sample.path).name}", GREY),
         )
         cells.append(Cell((dataset.file(sample),), lines))
@@ -138,4 +141,5 @@ def _commonest_mistakes(true: Integers, predicted: Integers, counts: Integers, n
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+    widths = np.cumsum([1 + (east_asian_width(letter) in "WF") for letter in name])  # Chinese letters are twice as wide
+    return name if not name or widths[-1] <= LETTERS else f"{name[: np.searchsorted(widths, LETTERS)]}…"

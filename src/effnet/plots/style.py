@@ -8,7 +8,7 @@ Colours are from the palette of Okabe and Ito, which colour-blind readers tell a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from effnet.errors import ArgumentError, missing
 from effnet.files import write_file
+from effnet.plots.fonts import choose_fonts, drawable_text, on_one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +26,8 @@ INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
 BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
 
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 12,
+    "text.parse_math": False,  # a name may have dollar signs
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
@@ -68,8 +69,10 @@ def drawable(out: Path) -> str:
 
 
 @contextmanager
-def picture(out: Path, width: float, height: float, title: str) -> Iterator[Figure]:
+def picture(out: Path, width: float, height: float, title: str, names: Sequence[str] = ()) -> Iterator[Figure]:
     """A figure of that size in inches with a title, written to `out` when the block ends without an error.
+
+    Its fonts have the characters of the title and of `names`, which the block writes, as far as there are such fonts.
 
     Raises:
         ArgumentError, MissingExtraError: see `drawable`.
@@ -78,9 +81,12 @@ def picture(out: Path, width: float, height: float, title: str) -> Iterator[Figu
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    fonts, title_fonts = choose_fonts(on_one_line("".join(names))), choose_fonts(on_one_line(title))
+    with rc_context(STYLE | {"font.family": [font.family for font in fonts]}):
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
+        font: dict[str, Any] = {"family": [font.family for font in title_fonts], "size": 15}
+        font["weight"] = "bold" if len(title_fonts) == 1 else "normal"  # other fonts may lack it
+        figure.suptitle(drawable_text(title, title_fonts), x=0.012, ha="left", fontproperties=font)
         yield figure
         with write_file(out) as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=UNDATED[suffix])

@@ -16,6 +16,7 @@ from effnet.machine import peak_memory
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
+from effnet.plots.fonts import explain_labels
 from effnet.plots.style import BLUE, ORANGE, picture
 from effnet.runtime.torch import compile_network
 from effnet.training.execution import Execution
@@ -146,3 +147,5 @@ def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset,
     write_per_class(evaluation, folder / "per_class.csv")
     predicted, sure = found.logits.argmax(1), confidence(found.logits, temperature)
     draw_mistakes(found.readable(images), predicted, sure, folder / "mistakes.jpg")
+    if numbered := explain_labels(evaluation.classes):
+        loop.progress.message(numbered)

@@ -1,0 +1,101 @@
+r"""Fonts: which characters can be drawn on this machine, so that no picture has boxes in place of letters.
+
+matplotlib comes with DejaVu, which has Latin, Greek, Cyrillic, Arabic and symbols. What it lacks, such as Chinese, is
+drawn in a font of the system. Where none has a character, its code is drawn (\u732b), and a class whose name has such a
+character is drawn as its number.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+FAMILY = "DejaVu Sans"
+NAMED = 8  # classes in a message
+
+
+class Font(NamedTuple):
+    """A font in a file."""
+
+    family: str
+    file: str
+
+
+def choose_fonts(text: str) -> list[Font]:
+    """DejaVu and, for what it lacks of a text, fonts of the system; none without matplotlib."""
+    if find_spec("matplotlib") is None:
+        return []
+    from matplotlib import get_data_path
+
+    fonts = [Font(FAMILY, str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")))]
+    lacking = set(map(ord, text)) - characters(fonts[0].file)
+    while lacking and (others := system_fonts()):
+        best = max(others, key=lambda font: len(lacking & characters(font.file)))
+        if lacking.isdisjoint(characters(best.file)):
+            break
+        fonts.append(best)
+        lacking -= characters(best.file)
+    return fonts
+
+
+@cache
+def system_fonts() -> tuple[Font, ...]:
+    """The upright fonts of normal weight that matplotlib finds, those without serifs first."""
+    from matplotlib.font_manager import fontManager
+
+    entries = (
+        entry
+        for entry in fontManager.ttflist
+        if (entry.style, entry.weight) == ("normal", 400) and "LastResort" not in entry.fname  # which has only boxes
+    )
+    return tuple(sorted((Font(entry.name, entry.fname) for entry in entries), key=lambda it: ("Sans" not in it[0], it)))
+
+
+@cache
+def characters(file: str) -> frozenset[int]:
+    """The code points that a font has outlines of."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        font = FT2Font(file)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except (OSError, RuntimeError):  # not a font that can be drawn with
+        return frozenset()
+
+
+def on_one_line(text: str) -> str:
+    """A text without what no font draws: control characters as their codes, invisible ones left out."""
+    kept = (char for char in text if unicodedata.category(char) != "Cf")
+    return "".join(char if char.isprintable() else _code(char) for char in kept)
+
+
+def drawable_text(text: str, fonts: Sequence[Font]) -> str:
+    """A text on one line, with codes for the characters that none of the fonts has; any font has those of ASCII."""
+    known = frozenset(range(128)).union(*(characters(font.file) for font in fonts))
+    return "".join(char if ord(char) in known else _code(char) for char in on_one_line(text))
+
+
+def label_classes(classes: Sequence[str]) -> list[str]:
+    """The names of classes as pictures show them: "class 3" for the third where no font has its characters."""
+    lines = [on_one_line(name) for name in classes]
+    fonts = choose_fonts("".join(lines))
+    return [line if drawable_text(line, fonts) == line else f"class {n}" for n, line in enumerate(lines, start=1)]
+
+
+def explain_labels(classes: Sequence[str]) -> str:
+    """Which classes `label_classes` numbers, in a sentence; empty where it names all."""
+    pairs = zip(classes, label_classes(classes), strict=True)
+    numbered = [f"{label} is {line}" for name, label in pairs if label != (line := on_one_line(name))]
+    if not numbered:
+        return ""
+    more = f", and {len(numbered) - NAMED} more" if len(numbered) > NAMED else ""
+    listed = ", ".join(numbered[:NAMED]) + more
+    return f"no font here has the characters of some class names, so pictures number these: {listed}"
+
+
+def _code(char: str) -> str:
+    return char.encode("unicode_escape").decode()
