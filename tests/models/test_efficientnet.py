@@ -15,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import effnet
 from effnet.arch.spec import NumericPolicy
 from effnet.errors import ArgumentError
+from effnet.models.blocks import activate
 from effnet.models.efficientnet import EfficientNet
 
 # All kinds of block, 10 of them, a quarter of the channels
@@ -279,3 +280,66 @@ def test_compile_with_inductor():
     with torch.no_grad():
         compiled = torch.compile(network, fullgraph=True)
         torch.testing.assert_close(compiled(images), network(images), rtol=1e-4, atol=1e-6)
+
+
+def watched(name):
+    network = EfficientNet(effnet.spec(name, width=0.25, dropout=0, drop_connect=0, num_classes=3))
+    return network, [module for module in network.modules() if not list(module.children())]
+
+
+NAMES = pytest.mark.parametrize("name", ["b0", "lite0", "mobilenetv1", "resnet50"])
+
+
+@NAMES
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_map_that_a_hook_keeps_stays_as_it_was(name, grad, everywhere):
+    network, leaves = watched(name)
+    kept = []
+
+    def keep(module, inputs, output):
+        kept.extend((each.detach(), each.detach().clone()) for each in (*inputs, output))
+
+    if everywhere:
+        handles = [nn.modules.module.register_module_forward_hook(keep)]
+    else:
+        handles = [module.register_forward_hook(keep) for module in leaves]
+    with torch.set_grad_enabled(grad):
+        network(torch.randn(2, 3, 64, 64))
+    for handle in handles:
+        handle.remove()
+    assert len(kept) > 100
+    assert all(torch.equal(tensor, before) for tensor, before in kept)
+
+
+@NAMES
+def test_full_backward_hooks_see_the_gradients(name):
+    network, leaves = watched(name)
+    images, gradients, seen = torch.randn(2, 3, 64, 64, requires_grad=True), [], set()
+    for hooked in (False, True):
+        network.zero_grad()
+        for module in leaves if hooked else ():
+            module.register_full_backward_hook(lambda module, *_: seen.add(module))
+            module.register_full_backward_pre_hook(lambda *_: None)
+        network(images).square().sum().backward()
+        gradients.append([weight.grad for weight in network.parameters()])
+    assert seen >= {module for module in leaves if isinstance(module, (nn.ReLU, nn.ReLU6, nn.SiLU, nn.BatchNorm2d))}
+    assert all(torch.equal(plain, hooked) for plain, hooked in zip(*gradients, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@NAMES
+def test_a_traced_network_passes_torchs_own_check(name):
+    network, images = watched(name)[0].eval(), torch.randn(1, 3, 64, 64)
+    traced = torch.jit.trace(network, images)  # checks its graph again without gradients
+    torch.testing.assert_close(traced(images), network(images))
+
+
+@NAMES
+def test_unwatched_activations_are_written_over_their_input(name):
+    network = watched(name)[0].eval()
+    layer, x = network.stem, torch.randn(1, network.stem.norm.num_features, 8, 8)
+    with torch.no_grad():
+        assert activate(layer.act, x, layer) is x
+        layer.norm.register_forward_hook(lambda *_: None)
+        assert activate(layer.act, x, layer) is not x

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,15 @@ def test_a_channels_last_half_trained_network_is_saved_too(network: effnet.Effic
     bundle = open_bundle(save(network, tmp_path / "x"))
     for key, tensor in bundle.network.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile])
+def test_the_network_inside_a_wrapper_is_saved(network: effnet.EfficientNet, tmp_path: Path, wrap: Any) -> None:
+    saved = open_bundle(save(wrap(network), tmp_path / "a")).network.state_dict()
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in network.state_dict().items())
+    for other, words in ((network.state_dict(), "load_state_dict"), (nn.Linear(2, 2), "EfficientNet")):
+        with pytest.raises(ArgumentError, match=rf"^`network` \(='{type(other).__name__}'\) must be .*{words}"):
+            save(other, tmp_path / "b")  # type: ignore[arg-type]
 
 
 def test_saving_replaces_a_bundle_and_nothing_else(network: effnet.EfficientNet, folder: Path) -> None:

@@ -31,6 +31,14 @@ def test_fresh_networks_train_and_pretrained_ones_evaluate(bundle: Path) -> None
     assert not create(TINY, weights=bundle).training
 
 
+def test_weights_are_read_inside_torchs_meta_device(bundle: Path, tmp_path: Path) -> None:
+    torch.save(create(TINY, weights=bundle).state_dict(), tmp_path / "bare.pth")
+    with torch.device("meta"):
+        assert create(TINY).classifier.weight.is_meta
+        networks = create(TINY, bundle), create(TINY, tmp_path / "bare.pth", num_classes=7), open_model(bundle).network
+    assert not any(tensor.is_meta for network in networks for tensor in network.state_dict().values())
+
+
 def test_the_default_weights_of_a_variant() -> None:
     network = create("lite0", weights="lite0")
     assert network.policy == NumericPolicy(1e-3, 0.01, "same")

@@ -3,17 +3,20 @@
 Attribute names are the paper's terms, in the order of computation, so a state dict reads like the network.
 
 Departures from the tutorial's blocks: squeeze-and-excitation and stochastic depth are modules of their own; nothing is
-added in place, so a feature map that a caller keeps is never changed behind its back.
+added in place, and an activation is written over its input only where nobody watches (`activate`), so a feature map
+that a caller or a hook keeps is never changed behind its back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from effnet.arch.blocks import Activation, BlockSpec
 from effnet.arch.spec import Padding
@@ -22,15 +25,12 @@ from effnet.models.depthwise import DepthwiseConv2d
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
 
 
-class SiLU(nn.SiLU):
-    """In place where no gradient is needed; where one is, autograd would first copy the map that is written over."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same."""
-        return functional.silu(x, inplace=self.inplace and not torch.is_grad_enabled())
-
-
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": SiLU, "relu6": nn.ReLU6, "relu": nn.ReLU}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu6": nn.ReLU6, "relu": nn.ReLU}
+OVERWRITING: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.SiLU: partial(functional.silu, inplace=True),
+    nn.ReLU6: partial(functional.relu6, inplace=True),
+    nn.ReLU: partial(functional.relu, inplace=True),
+}
 
 
 class SamePad(nn.Module):
@@ -80,7 +80,16 @@ class ConvNormAct(nn.Sequential):
             self.conv = DepthwiseConv2d(groups, kernel_size, stride, symmetric)
         self.norm = norm(channels[1])
         if activation is not None:
-            self.act = ACTIVATIONS[activation](inplace=True)
+            self.act = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        layers = self._modules
+        if "pad" in layers:
+            x = self.pad(x)
+        x = self.conv(x)
+        x = self.norm(x)
+        return activate(self.act, x, self) if "act" in layers else x
 
 
 class SqueezeExcitation(nn.Module):
@@ -93,7 +102,7 @@ class SqueezeExcitation(nn.Module):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.squeeze = nn.Conv2d(channels, squeeze_channels, 1)
-        self.act = ACTIVATIONS[activation](inplace=True)
+        self.act = ACTIVATIONS[activation]()
         self.excite = nn.Conv2d(squeeze_channels, channels, 1)
         self.gate = nn.Sigmoid()
 
@@ -199,19 +208,47 @@ class Bottleneck(nn.Module):
         identity = block.has_shortcut
         self.shortcut = nn.Identity() if identity else conv((inputs, outputs), stride=block.stride, activation=None)
         self.drop = StochasticDepth(block.drop_rate) if identity else nn.Identity()
-        self.act = ACTIVATIONS[activation](inplace=True)
+        self.act = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
         y = self.reduce(x)
         y = self.conv(y)
         y = self.widen(y)
-        return self.act(self.shortcut(x) + self.drop(y))
+        return activate(self.act, self.shortcut(x) + self.drop(y))
 
 
 # The module of each kind in arch/blocks.py. A kind that `recomputes` names each layer's ConvNormAct as its entry does,
 # squeeze-and-excitation `se`, the stochastic depth before a sum `drop`, and the sum's activation `act`.
 BLOCKS: dict[str, type[nn.Module]] = {"mbconv": MBConv, "separable": SeparableConv, "bottleneck": Bottleneck}
+
+
+def activate(act: nn.Module, x: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """`act(x)`, written over `x` where nobody watches, which saves a map of memory and the time of writing it.
+
+    Tracers and compilers watch, and so do hooks: those of `act`, of the modules of `layer`, which made `x`, or of all
+    modules. SiLU's gradient reads its input, so there autograd would copy the map first.
+    """
+    overwrite = OVERWRITING.get(type(act))
+    if (
+        overwrite is None
+        or torch.compiler.is_compiling()
+        or type(x) is not Tensor
+        or (type(act) is nn.SiLU and torch.is_grad_enabled())
+        or torch._C._get_tracing_state() is not None
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]  # of torch's own
+        or any(map(_is_watched, (act,) if layer is None else layer._modules.values()))
+    ):
+        return cast(Tensor, act(x))
+    return overwrite(x)
+
+
+def _is_watched(module: nn.Module | None) -> bool:
+    """Whether a hook may see what the module returns; modules inside it may have hooks of their own."""
+    if module is None:
+        return False
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks or module._modules)
 
 
 def initialise(network: nn.Module) -> None:

@@ -14,6 +14,7 @@ eps 1e-3, shortcut only where stride is 1 and channels agree, stochastic depth g
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, TypedDict, cast
 
 from torch import Tensor, nn
@@ -158,6 +159,19 @@ class EfficientNet(nn.Module):
         groups += [(f"stages.{number}", stage) for number, stage in self.stages.items()]
         groups += [("head", self.head), ("classifier", self.classifier)]
         return [{"name": name, "params": list(module.parameters())} for name, module in groups]
+
+
+def unwrap_network(model: Any) -> EfficientNet:
+    """The network itself, or the one inside DataParallel, AveragedModel or torch.compile; ArgumentError for others."""
+    inner = model
+    while isinstance(inner, nn.Module) and not isinstance(inner, EfficientNet):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    if isinstance(inner, EfficientNet):
+        return inner
+    rule = "must be an effnet.EfficientNet."
+    if isinstance(model, Mapping):
+        rule += " A state dict does not say which network it is for: load it into one with network.load_state_dict."
+    raise ArgumentError("network", type(model).__name__, rule)
 
 
 class VariantBuilder(Protocol):

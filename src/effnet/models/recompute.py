@@ -34,7 +34,7 @@ from effnet.arch.memory import Keep, check_plan, keeps_output
 from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
-from effnet.models.blocks import ConvNormAct, SqueezeExcitation
+from effnet.models.blocks import ConvNormAct, SqueezeExcitation, activate
 
 aten = torch.ops.aten
 
@@ -115,7 +115,7 @@ def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
         x = _conv_norm_act(getattr(module, name), x, conv=True, act=True)
     if summed:
         y = x + module.drop(y)
-    return cast(Tensor, module.act(y)) if OPS[block.op].activates_sum else y
+    return activate(module.act, y) if OPS[block.op].activates_sum else y
 
 
 def _conv_norm_act(layer: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
@@ -225,7 +225,7 @@ def _norm(z: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) 
 
 
 def _act(layer: ConvNormAct, y: Tensor) -> Tensor:
-    return layer.act(y) if hasattr(layer, "act") else y
+    return activate(layer.act, y, layer) if hasattr(layer, "act") else y
 
 
 def _act_backward(layer: ConvNormAct, grad: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def save(
     """Write a bundle and return its folder, which appears whole or not at all.
 
     Args:
-        network: what to save.
+        network: what to save; of DataParallel, AveragedModel and torch.compile the network inside.
         folder: the folder to write; a bundle is replaced, a folder with anything else in it is refused.
         classes: the names of the outputs, in order.
         input: how images are prepared; by default at the spec's resolution, cropped from 8/7 of it, with the mean and
@@ -94,13 +95,16 @@ def save(
         record: what the training adds: calibration, provenance, the split.
 
     Raises:
-        ArgumentError: the names do not match the outputs, `input` has other channels than the network, the network has
-            other tensors than its spec, JSON cannot hold the provenance, or `folder` is not a bundle.
+        ArgumentError: `network` is not an EfficientNet, the names do not match the outputs, `input` has other channels
+            than the network, the network has other tensors than its spec, JSON cannot hold the provenance, or `folder`
+            is not a bundle.
     """
     from safetensors.torch import save as serialise
 
+    from effnet.models.efficientnet import unwrap_network
     from effnet.weights.layouts import NATIVE
 
+    network = unwrap_network(network)
     spec = network.spec
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     if {key: tuple(tensor.shape) for key, tensor in state.items()} != NATIVE.shapes(spec):
@@ -216,12 +220,22 @@ def open_bundle(folder: str | Path) -> Bundle:
     from effnet.models.efficientnet import EfficientNet
 
     tensors, config = read_bundle(folder)
-    network = EfficientNet(config.spec, policy=config.policy)
+    with real_device():
+        network = EfficientNet(config.spec, policy=config.policy)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes") from error
     return Bundle(network.eval(), config)
+
+
+@contextmanager
+def real_device() -> Iterator[None]:
+    """Inside torch.device("meta"), where tensors have no values, weights are read to the CPU; elsewhere as usual."""
+    import torch
+
+    with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+        yield
 
 
 def read_split(folder: str | Path) -> str | None:

@@ -22,7 +22,7 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0, LITE0, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
-from effnet.weights.bundle import default_input
+from effnet.weights.bundle import default_input, real_device
 from effnet.weights.files import WeightFile, check_unread, name_classifier, open_weights
 from effnet.weights.hub import hf_input, hf_network, timm_input, timm_policy, timm_source
 from effnet.weights.keras import INPUT_KEYS, check_layers, keras_input, keras_policy
@@ -87,6 +87,7 @@ class Checkpoint:
         return "\n".join((*lines, *self.warnings))
 
 
+@real_device()
 def read_checkpoint(
     path: str | Path,
     network: str | NetworkSpec | None = None,

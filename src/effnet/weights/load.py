@@ -18,7 +18,7 @@ from effnet.models.blocks import Norm
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
-from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
+from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device
 from effnet.weights.convert import COUNTER, Checkpoint, read_checkpoint
 from effnet.weights.layouts import list_names
 
@@ -132,7 +132,8 @@ def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     """The network of a checkpoint, in eval mode."""
     path, policy = checkpoint.file.path, checkpoint.policy
     misfit = f"{path} does not fit {'its network' if norm is None else 'this norm'}"
-    network = EfficientNet(checkpoint.spec, policy=policy, norm=norm)
+    with real_device():
+        network = EfficientNet(checkpoint.spec, policy=policy, norm=norm)
     try:
         missing, unexpected = network.load_state_dict(checkpoint.state, strict=False)
     except RuntimeError as error:

@@ -24,7 +24,7 @@ from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
 from effnet.files import FILE_SUFFIXES, MARK, write_file, write_folder
-from effnet.models.efficientnet import EfficientNet
+from effnet.models.efficientnet import EfficientNet, unwrap_network
 from effnet.version import __version__
 from effnet.weights.convert import foreign_state
 from effnet.weights.hub import hf_config, hf_processor, timm_config
@@ -52,7 +52,7 @@ def write_checkpoint(
     """Write a network in the form of another library.
 
     Args:
-        network: what to write, in float32.
+        network: what to write, in float32; of DataParallel, AveragedModel and torch.compile the network inside.
         to: the library, one of TARGETS.
         out: the file or folder, which appears whole or not at all. One that effnet wrote is replaced; a folder with
             anything else in it is refused.
@@ -65,6 +65,7 @@ def write_checkpoint(
     Raises:
         ArgumentError: the library is not written or cannot compute this network, or `out` is taken or misnamed.
     """
+    network = unwrap_network(network)
     if to not in TARGETS:
         raise ArgumentError("to", to, f"cannot be written; choose from {', '.join(TARGETS)}.")
     if classes is not None and len(classes) != network.spec.num_classes:
