@@ -134,7 +134,7 @@ def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
 
 def _example(finding: Finding) -> str:
     """A finding in one line."""
-    between = {"unbalanced": " and ", "passed_over": ", "}.get(finding.kind, " = ")
+    between = " = " if finding.kind in COPIES else ", "
     more = [f"{len(finding.files) - NAMED:,} more"] if len(finding.files) > NAMED else []
     files = between.join([*finding.files[:NAMED], *more])
     return f"{files}: {finding.message}" if files else finding.message

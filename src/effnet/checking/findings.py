@@ -47,6 +47,11 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "resolution": ("warning", "resolution(s) too high", "Enlarging adds work and no detail."),
     "mirrored_label": ("warning", "mirror image(s) with another label", "If sides matter, train with --set flip=0."),
     "duplicate": ("warning", "image(s) with copies in the same class", "Each copy counts again; --fix keeps one."),
+    "ranges": (
+        "warning",
+        "data set(s) of pixels read from several ranges",
+        "Dark images may be brightened; let the files state their bits.",
+    ),
     "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, leave them out."),
     "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),
     "several_folders": ("note", "class(es) of several folders", "They differ only in blanks, or in Unicode's forms."),
@@ -201,8 +206,22 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
             yield Finding("misnamed", file, f"is {format}, its name says {named}")
         if fingerprint.frames > 1 and fingerprint.format not in JPEG:
             yield Finding("animated", file, f"{fingerprint.frames} frames")
-        if fingerprint.mode not in PLAIN_MODES:
-            yield Finding("deep", file, f"{fingerprint.mode} pixels")
+        if fingerprint.mode not in PLAIN_MODES or fingerprint.range:
+            range_ = f", read from {_range(fingerprint.range)}" if fingerprint.range else ""
+            yield Finding("deep", file, f"{fingerprint.mode} pixels{range_}")
+    ranges: dict[int, list[str]] = defaultdict(list)
+    for sample, fingerprint in zip(dataset.samples, found.fingerprints, strict=True):
+        if isinstance(fingerprint, Fingerprint) and fingerprint.range:
+            ranges[fingerprint.range].append(sample.path)
+    if len(ranges) > 1:
+        counts = sorted(((len(paths), top, paths[0]) for top, paths in ranges.items()), reverse=True)
+        first, *others = (f"{_range(top)} in {count:,}" for count, top, _ in counts)
+        message = ", ".join((f"{first} images", *others))
+        yield Finding("ranges", tuple(path for *_, path in counts), message)
+
+
+def _range(top: int) -> str:
+    return f"0 ... {top:,}"
 
 
 def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:

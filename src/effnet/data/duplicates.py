@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from effnet.data.bit_depth import RANGE, pixel_range
 from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_file, open_photo
 from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ImageError
@@ -65,6 +66,7 @@ class Fingerprint:
     height: int
     turned: bool  # by its EXIF orientation
     frames: int
+    range: int | None  # the highest value of the range that its pixels are read from; None: 8 bits
     spread: float  # standard deviation of the thumbnail's most varied channel, in levels of 255
     thumbnail: bytes  # (SIDE, SIDE) uint8
     colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
@@ -132,7 +134,8 @@ def read_fingerprint(file: Path) -> Fingerprint:
     format, mode, (width, height) = image.format or "", image.mode, image.size
     if format in ("JPEG", "MPO") and width * height <= PIXEL_LIMIT:
         image.draft(None, (DRAFT * SIDE, DRAFT * SIDE))
-    small = open_photo(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    photo = open_photo(image)
+    small = photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     turn, frames = None, 1
     with suppress(Exception):  # cameras and editors write broken EXIF
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -150,6 +153,7 @@ def read_fingerprint(file: Path) -> Fingerprint:
         height=height,
         turned=turn is not None,
         frames=frames,
+        range=pixel_range(photo if RANGE in photo.info else image),
         spread=float(np.asarray(small, np.float32).std(axis=(0, 1)).max()),
         thumbnail=small.convert("L").tobytes(),
         colours=np.asarray(colours)[..., 1:].tobytes(),

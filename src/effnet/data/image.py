@@ -5,8 +5,7 @@
     EXIF orientation           applied; where the EXIF is unreadable the pixels stay as they are stored
     transparency               composed over white
     CMYK, YCbCr, LAB, palette  converted to RGB by Pillow, which also knows Adobe's inverted CMYK
-    16 bits per channel        the high byte: exact whether 8 bits were widened by x 256 or by x 257
-    32-bit integers, floats    scaled from the smallest usual range that holds every value (RANGES); others are refused
+    more bits per channel      scaled from the range that the values have (bit_depth.py)
     an animation               its first frame; of a TIFF its first page
 
 torchvision's and timm's readers only call Pillow's `convert("RGB")`: they ignore the EXIF orientation, show the colour
@@ -40,6 +39,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 from effnet.arch.spec import InputSpec
+from effnet.data.bit_depth import RANGES, load_colours, narrow_grey, note_bits
 from effnet.errors import ArgumentError, ImageError, optional_import
 from effnet.fields import one_of
 
@@ -49,7 +49,6 @@ Size = tuple[int, int]  # width, height
 
 PHOTOS = Path(__file__).with_name("photos")  # two, on which engines and precisions are compared
 PIXEL_LIMIT = 178_956_970  # Pillow's own limit: 0.7 GB once decoded
-RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}  # usual highest values, by Pillow's mode
 HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 REFUSED = ("EPS",)  # Pillow would start Ghostscript on it
@@ -163,7 +162,9 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
         try:
             file.seek(0)
             if accepts is None or accepts(prefix.ljust(16, b"\0")) is True:
-                return factory(file, "")
+                image = factory(file, "")
+                note_bits(image, file)
+                return image
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             if accepts:  # its signature is right
                 complaint = f"is a damaged {name} file ({error})."
@@ -275,7 +276,7 @@ def _turn_upright(image: Image.Image, mode: ColourMode) -> Image.Image:
     width, height = image.size
     if not 0 < width * height <= PIXEL_LIMIT:
         raise ImageError(f"has {width} x {height} pixels; from 1 to {PIXEL_LIMIT} are read.")
-    image.load()
+    image = load_colours(image)
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # cameras and editors write broken EXIF beside sound pixels
@@ -289,7 +290,7 @@ def _turn_upright(image: Image.Image, mode: ColourMode) -> Image.Image:
 
 def _flatten(image: Image.Image, mode: ColourMode) -> Image.Image:
     if image.mode in RANGES or image.mode.startswith("I;16"):
-        image = _narrow(image)
+        image = narrow_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGB", image.size, "white")
@@ -298,22 +299,6 @@ def _flatten(image: Image.Image, mode: ColourMode) -> Image.Image:
     if image.mode != mode and image.mode not in ("1", "L"):
         image = image.convert("RGB")  # the only conversion that LAB knows
     return image if image.mode == mode else image.convert(mode)
-
-
-def _narrow(image: Image.Image) -> Image.Image:
-    """Mode I;16*, I or F to L or, where one value stands for transparent, to LA."""
-    values = np.asarray(image)
-    high, low = values.max(), values.min()
-    ranges = RANGES.get(image.mode, (65535,))
-    top = next((top for top in ranges if low >= 0 and high <= top), None)
-    if top is None:
-        usual = ", ".join(f"0 ... {top}" for top in ranges)
-        raise ImageError(f"holds values from {low} to {high}; a photo's lie in one of {usual}.")
-    grey = np.rint(values / top * 255) if image.mode == "F" else values // ((top + 1) // 256)
-    channels = [grey.astype(np.uint8)]
-    if "transparency" in image.info:
-        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
-    return Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
 
 
 def explain_error(error: Exception) -> str:

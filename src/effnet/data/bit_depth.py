@@ -1,0 +1,133 @@
+"""Pixels of more than 8 bits -> 8 bits, from the range that their values have.
+
+    16-bit grey and colour   cameras and scanners store 10, 12 or 14 bits in 16: the range of as many bits as the file
+                             states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue) if no value exceeds it, else
+                             the smallest of 10, 12, 14 and 16 bits that holds every value
+    32-bit integers, floats  the smallest of RANGES that holds every value; others are refused. A float may lie outside
+                             by one level of 255, as resampling leaves it, and is clipped
+
+A dark image without such a statement may be taken for one of fewer bits, and brightened; `effnet check` names the
+range of each image of more than 8 bits. Of 16 bits the high byte is kept, which is exact whether 8 bits were widened by
+x 256 or by x 257. Grey with alpha in a 16-bit PNG is always read as 16 bits, since Pillow does not read its low bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from effnet.errors import ImageError
+
+BITS = (10, 12, 14, 16)  # in 16
+RANGES = {"I": (255, 1023, 4095, 16383, 65535), "F": (1, 255, 1023, 4095, 16383, 65535)}  # highest values, by mode
+HAIR = 1 / 255  # share of the range by which floats may lie outside
+BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF's tags
+STATED, RANGE = "stated bits", "range"  # entries of an image's info
+LOW = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # Pillow's raw modes
+
+
+def note_bits(image: ImageFile.ImageFile, file: BinaryIO) -> None:
+    """Keep in `image.info` how many bits its file says that it has, where that is between 8 and 16."""
+    bits = 0
+    if image.format == "PNG":
+        position = file.tell()
+        bits = _significant_bits(file)
+        file.seek(position)
+    elif image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        highest = np.ravel(tags.get(MAX_SAMPLE_VALUE, 0)).max()
+        bits = int(highest).bit_length() or int(np.ravel(tags.get(BITS_PER_SAMPLE, 0)).max())
+    if 8 < bits <= 16:
+        image.info[STATED] = bits
+
+
+def pixel_range(image: Image.Image) -> int | None:
+    """The highest value of the range that a decoded image's pixels are read from; None where they have 8 bits.
+
+    Raises:
+        ImageError: no usual range holds its values.
+    """
+    if RANGE in image.info:
+        return int(image.info[RANGE])
+    if image.mode.startswith("I;16"):
+        return _range_of_16(image, int(np.asarray(image).max()))
+    if image.mode not in RANGES:
+        return None
+    values = np.asarray(image)
+    high, low = values.max(), values.min()
+    spare = 1 + HAIR if image.mode == "F" else 1
+    top = next((top for top in RANGES[image.mode] if high <= spare * top), None)
+    if top is not None and low >= top * (1 - spare):
+        return top
+    usual = ", ".join(f"0 ... {top}" for top in RANGES[image.mode])
+    raise ImageError(f"holds values from {low} to {high}; a photo's lie in one of {usual}.")
+
+
+def narrow_grey(image: Image.Image) -> Image.Image:
+    """Mode I;16*, I or F to L or, where one value stands for transparent, to LA."""
+    values, top = np.asarray(image), pixel_range(image)
+    assert top is not None
+    grey = np.rint(values / top * 255).clip(0, 255) if image.mode == "F" else values // ((top + 1) // 256)
+    channels = [grey.astype(np.uint8)]
+    if "transparency" in image.info:
+        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    return Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
+
+
+def load_colours(image: Image.Image) -> Image.Image:
+    """Decode an image; one of 16-bit colours with less than 16 bits in them is read with its low bytes, too.
+
+    Pillow keeps the high byte of such colours, which would leave 4 bits of 12.
+    """
+    file, tiles = getattr(image, "fp", None), list(getattr(image, "tile", ()))
+    image.load()
+    swapped = [_swap_bytes(tile) for tile in tiles]
+    if file is None or image.mode not in ("RGB", "RGBA") or not swapped or None in swapped:
+        return image
+    high = np.asarray(image)
+    if high[..., :3].max() >= 64:  # of 14 bits, the high byte has 6
+        return image
+    file.seek(0)
+    second = type(image)(file, "")  # type: ignore[call-arg]  # the plugin's class, as `identify` calls it
+    second.tile = swapped  # type: ignore[attr-defined]
+    values: NDArray[np.uint16] = high.astype(np.uint16) << 8 | np.asarray(second)
+    top = _range_of_16(image, int(values[..., :3].max()))
+    alpha = values[..., 3:] // (256 if values[..., 3:].max(initial=0) > top else (top + 1) // 256)
+    colours = np.concatenate((values[..., :3] // ((top + 1) // 256), alpha), axis=-1)
+    narrowed = Image.fromarray(colours.astype(np.uint8), image.mode)
+    narrowed.info = image.info | {RANGE: top}
+    return narrowed
+
+
+def _range_of_16(image: Image.Image, high: int) -> int:
+    stated = image.info.get(STATED, 0)
+    bits = stated if high < 1 << stated else next(bits for bits in BITS if high < 1 << bits)
+    return (1 << int(bits)) - 1
+
+
+def _significant_bits(file: BinaryIO) -> int:
+    """The largest entry of a PNG's chunk sBIT; 0 where it has none."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"sBIT":
+            return max(file.read(length), default=0)
+        if kind == b"IDAT":
+            break
+        file.seek(length + 4, 1)
+    return 0
+
+
+def _swap_bytes(tile: Any) -> Any:
+    """A tile of Pillow's that decodes the low byte where this one decodes the high byte of 16-bit colours; or None."""
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    name, _, raw = str(arguments[0] if arguments else "").partition(";")
+    if name not in ("RGB", "RGBA") or raw not in LOW:
+        return None
+    swapped = (f"{name};{LOW[raw]}", *arguments[1:])
+    return tile._replace(args=swapped if isinstance(tile.args, tuple) else swapped[0])
