@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,19 @@ def test_one_image_gives_one_prediction_and_many_a_list(tiny: Classifier, photos
             assert each.probability == pytest.approx(one.probability, abs=1e-6)
     assert tiny.predict([]) == []
     assert tiny.predict([path]) == [one]
+
+
+def test_open_files_and_arrays_of_paths(tiny: Classifier, photos: Path) -> None:
+    paths = sorted(map(str, photos.glob("*.png")))
+    expected = tiny.predict(paths)
+    blob = io.BytesIO(Path(paths[0]).read_bytes())
+    assert tiny.predict(blob) == tiny.predict(blob) == tiny.predict(paths[0])
+    assert tiny.predict([blob, paths[1]]) == expected
+    with Path(paths[1]).open("rb") as file:
+        assert tiny.predict(file) == tiny.predict(paths[1])
+    assert tiny.predict(np.array(paths)) == tiny.predict(np.array([Path(path) for path in paths])) == expected
+    with pytest.raises(ImageError, match=r"nothing\.jpg: does not exist"):
+        tiny.predict(np.array(["nothing.jpg"]))
 
 
 def test_topk(tiny: Classifier, photos: Path) -> None:

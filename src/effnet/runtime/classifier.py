@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 AnyEngine = Literal["auto", "torch", "openvino", "onnxruntime"]
 AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
 Decode = Literal["fast", "exact"]
-Photo = str | os.PathLike[str] | Image.Image | NDArray[Any]
+Photo = str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[Any]
 
 GROUP = 16  # images that are read and classified together, rounded down to whole batches of the engine, at least one
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
@@ -152,7 +152,8 @@ class Classifier:
         """What is in the images.
 
         Args:
-            images: one or a sequence of paths, PIL images or arrays (H, W), (H, W, C) uint8; or an array (N, H, W, C).
+            images: one or a sequence of paths, open binary files, PIL images or arrays (H, W), (H, W, C) uint8; or an
+                array (N, H, W, C), or an array or a column of paths.
             topk: how many classes to return, at most all.
 
         Returns:
@@ -162,7 +163,10 @@ class Classifier:
             ImageError: an image cannot be read.
             ArgumentError: a value is outside its range.
         """
-        single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+        if getattr(getattr(images, "dtype", None), "kind", None) in ("U", "O"):
+            images = np.ravel(images).tolist()  # type: ignore[arg-type]  # only arrays and columns have a dtype
+        is_one = isinstance(images, (str, os.PathLike, Image.Image)) or hasattr(images, "read")
+        single = is_one or getattr(images, "ndim", 4) < 4
         if (not single and not isinstance(images, (Sequence, np.ndarray))) or isinstance(images, bytes):
             raise ArgumentError("images", type(images).__name__, "must be a path, a PIL image, an array, or several.")
         photos: Sequence[Any] = [images] if single else images  # type: ignore[assignment]  # `single` is not seen through
