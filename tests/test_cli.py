@@ -5,6 +5,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -158,6 +159,25 @@ def test_predict_prints_csv(capsys: pytest.CaptureFixture[str], tiny: Path, mate
     assert [row["rank"] for row in rows] == ["1", ""]
     assert rows[0]["label"] in "abc"
     assert rows[1]["error"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_names_that_are_not_utf8_end_no_command(
+    form: str, tiny: Path, material: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = material / os.fsdecode(b"caf\xe9.jpg")
+    (material / "deep" / "cup.jpg").rename(odd)
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(odd), "--model", str(tiny), *([] if form == "table" else [f"--{form}"])])
+    assert ended.value.code == 0
+    out.flush()
+    text = out.buffer.getvalue().decode()
+    assert r"caf\udce9.jpg" in text
+    if form == "json":
+        assert json.loads(text)["file"] == str(odd)
 
 
 def test_predict_reads_a_list(

@@ -14,10 +14,9 @@ A group of options that may be absent altogether is a parameter `Budget | None =
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
+import re
 import shlex
 import sys
 import textwrap
@@ -25,6 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from cyclopts import Parameter, Token, convert
+
+from effnet.files import csv_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -36,6 +37,7 @@ STDIN = "\0-"  # a lone hyphen, which cyclopts would take for an option; no path
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
 PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # how Python writes a byte of a file name that is not UTF-8
 WIDE = 500  # columns; no table is wider
 PROSE = 100  # columns
 SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -101,14 +103,12 @@ def paragraphs(texts: Iterable[str]) -> None:
 
 def json_line(value: object) -> str:
     """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return _escape(json.dumps(value, ensure_ascii=False)) + "\n"
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> str:
     """Lines of CSV."""
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(rows)
-    return lines.getvalue()
+    return csv_text(rows)
 
 
 class Display:
@@ -174,7 +174,12 @@ def remark(text: str) -> None:
 
 def json_text(value: object) -> str:
     """Indented JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return _escape(json.dumps(value, indent=2, ensure_ascii=False)) + "\n"
+
+
+def _escape(text: str) -> str:
+    r"""JSON's text with \udce9 for a byte that is not UTF-8, such as of a file's name; Python's json reads it back."""
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def millions(number: float) -> str:
