@@ -81,7 +81,7 @@ def test_classes_that_sound_like_splits(tmp_path: Path, files: tuple[str, ...], 
         (("Training/a/1.png", "training_set/a/1.png", "Testing/a/1.png"), "more than one train split: 'Training', 'tr"),
         (
             ("cat/train/1.png", "cat/test/2.png", "dog/train/1.png"),
-            "splits inside the class folders; .*as in test/cat",
+            "splits inside the class folders, not above as in test/cat",
         ),
         (("train/1.png", "test/2.png"), r"no image in a class folder.*passed over: 2 \(not in a class folder\)"),
         (("1.png",), r"no sub-folders.*passed over: 1"),
@@ -109,8 +109,9 @@ def test_links_in_a_circle_count_no_image_twice(tmp_path: Path) -> None:
     (tmp_path / "d/cat/up").symlink_to("..")
     (tmp_path / "d/dog/self").symlink_to(".")
     (tmp_path / "d/dog/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "d/dog/itself.jpg").symlink_to("itself.jpg")
     data = read_data(tmp_path / "d")
-    assert [sample.path for sample in data.samples] == ["cat/1.png", "dog/2.png", "dog/more/3.png"]
+    assert [sample.path for sample in data.samples] == ["cat/1.png", "dog/2.png", "dog/itself.jpg", "dog/more/3.png"]
     above = "a link to a folder above it"
     assert data.passed_over == (("cat/up", above), ("dog/self", above))
 
@@ -121,6 +122,7 @@ def test_what_is_passed_over_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
     try:
         touch(
             tmp_path,
+            "README.md",
             "cat/1.png",
             "dog/1.png",
             "cat/IMG.HEIC",
@@ -137,7 +139,7 @@ def test_what_is_passed_over_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
         paths.image_suffixes.cache_clear()
     assert [sample.path for sample in data.samples] == ["cat/1.png", "dog/1.png", "dog/gone.jpg"]
     assert dict(data.passed_over) == {
-        "cat/IMG.HEIC": "suffix .heic, which needs: pip install 'effnet[heif]'",
+        "cat/IMG.HEIC": ".heic needs: pip install 'effnet[heif]'",
         "cat/pipe.jpg": "a pipe, a socket or a device",
         "dog/download": "no suffix",
         "dog/x.xml": "suffix .xml",

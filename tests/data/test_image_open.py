@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from effnet.data import image as module
+from effnet.data.duplicates import find_duplicates
 from effnet.data.image import PIXEL_LIMIT, open_photo
+from effnet.data.paths import expand, is_image
 from effnet.errors import ArgumentError, ImageError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
@@ -228,6 +232,32 @@ def test_what_is_not_a_photo_is_refused(shape: tuple[int, ...], dtype: type) -> 
         open_photo(Image.new("RGB", (0, 3)))
     with pytest.raises(ArgumentError, match=rf"`source` .*{np.dtype(dtype)}, shape \(.*uint8 of shape \(H, W\)"):
         open_photo(np.zeros(shape, dtype))
+
+
+def test_photos_of_phones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif.register_heif_opener()
+    top = np.zeros((64, 96, 3), np.uint8)
+    top[:32] = 255
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 3
+    Image.fromarray(top).save(tmp_path / "IMG_1.HEIC", "HEIF", quality=95, exif=turned)
+    photo = np.asarray(open_photo(tmp_path / "IMG_1.HEIC"))
+    assert photo.shape == (64, 96, 3)
+    assert photo[-24:].mean() < 10 < 245 < photo[:24].mean()  # HEIC is turned by entries of its own, not by its EXIF
+    assert is_image("IMG_1.HEIC")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"is a HEIC image; .*pip install 'effnet\[heif\]'"):
+        open_photo(tmp_path / "IMG_1.HEIC")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no named pipes in folders")
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(ImageError, match="is a pipe"):
+        open_photo(tmp_path / "x.jpg")
+    with pytest.raises(ArgumentError, match="without an image"):
+        list(expand([str(tmp_path)]))
+    assert isinstance(find_duplicates([tmp_path / "x.jpg"]).fingerprints[0], ImageError)
 
 
 def test_streams_stay_open_and_need_not_seek() -> None:

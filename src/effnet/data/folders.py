@@ -15,10 +15,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path, PurePath
 
-from effnet.data.paths import HEIF_SUFFIXES, image_suffixes, is_image
+from effnet.data.paths import HEIF_SUFFIXES, image_suffixes, is_folder, is_image
 from effnet.errors import DataError
 
 SPLIT_WORDS = {
@@ -31,17 +32,19 @@ SPLIT_WORDS = {
     "testing": "test",
 }
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})(?:set|data)?(?![a-z])")
-INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")  # control characters, and bytes that are not UTF-8
+INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 OUTPUT = {"args.yaml", "per_class.csv"}  # every folder of a run or an evaluation has one of them
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-EMPTY = "holds no image"
+EMPTY, PIPE = "holds no image", "a pipe, a socket or a device"  # reasons for passing over a folder or a file
+MANIFEST = "move them, or list the images in a manifest: path,label,split"
+OTHER = ("suffix", "no suffix")
 
 Row = tuple[str, str, str, str]  # path, class, split and group of an image
 
 
 @dataclass
 class Listing:
-    """What is below a folder; paths are relative to it and have forward slashes."""
+    """What is below a folder, without hidden files; paths are relative to it and have forward slashes."""
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -55,6 +58,7 @@ def split_of(name: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
+@lru_cache(2**16)  # a folder's name is asked for as often as it has images
 def class_name(text: str) -> str:
     r"""The name of a class as a folder or a manifest has it, without differences that people cannot see.
 
@@ -71,11 +75,14 @@ def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     Raises:
         DataError: it is not laid out as a data set.
     """
-    found = list_images(root)
+    found = Listing()
+    _list_folder(root, "", (), found)
     rows, classes = _arrange(root, [path.split("/") for path in found.images])
     known = {row[0] for row in rows}
     loose = [(path, "not in a class folder") for path in found.images if path not in known]
-    passed_over = [*found.passed_over, *loose, *_empty_folders(classes, found)]
+    depth = min((path.count("/") for path in classes), default=-1)  # above class folders, a text is no surprise
+    others = [(path, why) for path, why in found.passed_over if path.count("/") > depth or not why.startswith(OTHER)]
+    passed_over = [*others, *loose, *_empty_folders(classes, found)]
     if not rows:
         reasons = Counter(reason for path, reason in passed_over if reason != EMPTY)
         why = "".join(f"; passed over: {count:,} ({reason})" for reason, count in reasons.most_common(3))
@@ -85,13 +92,6 @@ def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
             f"{root} holds no image in a class folder; the names of images end in {', '.join(image_suffixes())}{why}"
         )
     return rows, passed_over
-
-
-def list_images(root: Path) -> Listing:
-    """The images below a folder, without hidden files and the pictures of a run or an evaluation."""
-    found = Listing()
-    _list_folder(root, "", (), found)
-    return found
 
 
 def list_names(names: Iterable[str]) -> str:
@@ -121,7 +121,7 @@ def _list_folder(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], 
         found.folders.append(prefix[:-1])
     inner = []
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             inner.append(entry.name)
         elif reason := _reason(entry):
             found.passed_over.append((prefix + entry.name, reason))
@@ -138,11 +138,13 @@ def _reason(entry: os.DirEntry[str]) -> str:
         return ""
     if not is_image(name):
         suffix = PurePath(name).suffix
-        extra = ", which needs: pip install 'effnet[heif]'" if suffix in HEIF_SUFFIXES else ""
-        return f"suffix {suffix}{extra}" if suffix else "no suffix"
-    if entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
-        return ""  # of a broken link its reader says that there is nothing behind it
-    return "a pipe, a socket or a device"
+        if suffix in HEIF_SUFFIXES:
+            return f"{suffix} needs: pip install 'effnet[heif]'"
+        return f"suffix {suffix}" if suffix else "no suffix"
+    if entry.is_symlink():  # of a broken link its reader says that there is nothing behind it
+        target = Path(entry.path)
+        return "" if target.is_file() or not target.exists() else PIPE
+    return "" if entry.is_file() else PIPE
 
 
 def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[list[Row], set[str]]:
@@ -158,15 +160,14 @@ def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[li
     where = root.joinpath(*paths[0][:depth]) if paths else root
     if 0 < len(splits) < len(names) and {"train"} < set(splits.values()):
         others = list_names(name for name in names if name not in splits)
-        raise DataError(f"{where} has {list_names(splits)}, which are splits, and other images in {others}")
+        raise DataError(f"{where} has {list_names(splits)}, which are splits, and other images in {others}; {MANIFEST}")
     if len(splits) < len(names):  # "train" alone among other names is a class, such as of vehicles
         shared = _count_shared([path[:-1] for path in inside])
         if shared > depth and _has_splits(inside, shared):
             return _arrange(root, inside, shared)
         if names and with_classes == set(names) and _has_splits(inside, depth + 1):
             example = "/".join(inside[0][depth + 1 : depth + 2] + inside[0][depth : depth + 1])
-            rule = f"put them above, as in {example}, or list the images in a manifest: path,label,split"
-            raise DataError(f"{where} has its splits inside the class folders; {rule}")
+            raise DataError(f"{where} has its splits inside the class folders, not above as in {example}; {MANIFEST}")
         rows = [("/".join(path), class_name(path[depth]), "", "") for path in inside]
         return rows, {"/".join(path[: depth + 1]) for path in inside}
     if twice := [split for split, count in Counter(splits.values()).items() if count > 1]:

@@ -56,8 +56,8 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
             if listing is None:
                 raise ArgumentError("sources", source, "needs a list of paths on standard input.")
             yield from filter(None, (line.rstrip("\r\n") for line in listing))
-        elif source and _is_folder(Path(source)):  # an empty name does not mean this folder
-            for path in _walk(source, lambda path, is_folder: is_folder or is_image(path)):
+        elif source and is_folder(Path(source)):  # an empty name does not mean this folder
+            for path in _walk(source, lambda path, enter: enter or is_image(path)):
                 yield path
             if not path:
                 rule = f"is a folder without an image; the names of images end in {', '.join(image_suffixes())}."
@@ -128,6 +128,14 @@ def image_suffixes() -> tuple[str, ...]:
     return (*SUFFIXES, *HEIF_SUFFIXES) if find_spec("pillow_heif") else SUFFIXES
 
 
+def is_folder(entry: Path | os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; what cannot be asked is not, and its reader reports why."""
+    try:
+        return entry.is_dir()
+    except (OSError, ValueError):  # a link to itself, a name too long
+        return False
+
+
 def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """The files below `folder` that are `wanted`; only `wanted` folders are entered."""
     try:
@@ -141,10 +149,10 @@ def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[i
     if here in above:
         return  # a link to one of its own parents
     for entry in entries:
-        path, is_folder = entry.path if folder else entry.name, _is_folder(entry)
-        if entry.name.startswith(".") or not wanted(path, is_folder):
+        path, enter = entry.path if folder else entry.name, is_folder(entry)
+        if entry.name.startswith(".") or not wanted(path, enter):
             continue
-        if is_folder:
+        if enter:
             yield from _walk(path, wanted, (*above, here))
         elif not Path(path).is_fifo():
             yield path
@@ -153,7 +161,7 @@ def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[i
 def _split(pattern: str) -> tuple[str, list[str]]:
     """The folder that `pattern` starts from, and the parts of the pattern below it."""
     base, parts = "", pattern.replace(os.sep, "/").split("/")
-    while len(parts) > 1 and (not MAGIC.search(parts[0]) or _is_folder(Path(base + parts[0]))):
+    while len(parts) > 1 and (not MAGIC.search(parts[0]) or is_folder(Path(base + parts[0]))):
         base += parts.pop(0) + "/"
     return base, [*parts, "*"] if parts[-1] == "**" else parts
 
@@ -162,11 +170,11 @@ def _match(base: str, parts: list[str]) -> Iterator[str]:
     suffix = Path(parts[-1]).suffix
     any_file = bool(suffix) and not MAGIC.search(suffix)
 
-    def wanted(path: str, is_folder: bool) -> bool:
+    def wanted(path: str, enter: bool) -> bool:
         names = Path(path[len(base) :]).parts
-        return _fits(names, parts, partly=is_folder) and (is_folder or any_file or is_image(path))
+        return _fits(names, parts, partly=enter) and (enter or any_file or is_image(path))
 
-    return _walk(base, wanted) if _is_folder(Path(base)) else iter(())
+    return _walk(base, wanted) if is_folder(Path(base)) else iter(())
 
 
 def _fits(names: Sequence[str], parts: Sequence[str], *, partly: bool) -> bool:
@@ -182,7 +190,7 @@ def _hint(base: str, name: str) -> str:
     """The existing name nearest to the missing one."""
     with suppress(OSError):
         for folder in (Path(base), *Path(base).parents):
-            if _is_folder(folder):
+            if is_folder(folder):
                 return nearest(name, sorted(path.name for path in folder.iterdir()))
             name = folder.name
     return ""
@@ -193,10 +201,3 @@ def _natural(entry: os.DirEntry[str]) -> tuple[list[str | int], str]:
     pieces: list[str | int] = [*DIGITS.split(entry.name.casefold())]
     pieces[1::2] = map(int, pieces[1::2])
     return pieces, entry.name
-
-
-def _is_folder(entry: Path | os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except (OSError, ValueError):  # a link to itself, a name too long: its reader reports why
-        return False
