@@ -235,7 +235,7 @@ def test_layers_that_would_be_left_out_are_named(tmp_path, prefix, extra, named)
 
 def test_what_a_training_leaves_is_no_layer(tmp_path):
     leftovers = {"criterion.weight": torch.ones(5), "ce.pos_weight": torch.ones(5), "n_averaged": torch.tensor(3)}
-    leftovers |= {"arc_loss.centers": torch.ones(5, 8), "val_metric.total": torch.ones(1), "seen": torch.tensor(4)}
+    leftovers |= {"arc_loss.centers": torch.ones(5, 8), "val_metric.total": torch.ones(1), "seen": torch.tensor([4, 2])}
     raw = under("net.", tiny("torchvision"))
     averaged = under("ema.module.", tiny("torchvision"))
     for state in (raw | leftovers, averaged | raw | leftovers):

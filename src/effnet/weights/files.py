@@ -51,8 +51,8 @@ SETTINGS = (
 )
 # In the names of tensors that a training leaves beside a network
 TRAINING = re.compile(
-    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|accuracy|optimi[sz]ers?|schedulers?|averaged|seed_generator|epoch|step)"
-    r"([._/\d]|$)",
+    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|accuracy|optim\w*|sched\w*|scaler|momentum\w*|grads?|averaged|shadow|ema|"
+    r"seed_generator|epoch|step)([._/\d]|$)",
     re.IGNORECASE,
 )
 LOADING = threading.Lock()  # what torch may meet in a pickle is one set for all threads
@@ -128,7 +128,7 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[
         notes.append(f"took {name!r} out of the checkpoint{unread}")
         for other in others:  # a head that was saved by itself; another copy of the network is no such thing
             if _holds_tensors(loaded[other]) and not _holds_network(loaded[other]):
-                beside |= {f"{other}.{key}": value for key, value in _tensors(loaded[other]).items()}
+                beside |= {f"{other}.{key}": value for key, value in _tensors(loaded[other]).items() if value.dim()}
         loaded = loaded[name]
     assert isinstance(loaded, Mapping)
     tensors = _tensors(loaded)
@@ -225,13 +225,13 @@ def _holds_network(values: Mapping[Any, Any]) -> bool:
 
 
 def _find_layers(file: WeightFile, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The keys of `tensors` that may compute: no counters, no state of a loss or a metric, no copy of the network."""
+    """The keys of `tensors` that may compute: no whole numbers, nothing of a training, no copy of the network."""
     copies = tuple(_find_prefixes(file.beside))
     return [
         key
         for key, tensor in tensors.items()
         if not TRAINING.search(key)
-        and (tensor.is_floating_point() or tensor.numel() > 1)
+        and tensor.is_floating_point()
         and not (key in file.beside and key.startswith(copies))
     ]
 

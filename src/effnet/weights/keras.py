@@ -110,7 +110,9 @@ def keras_input(
         std = 1 / (255 * slope)
         mean = -shift * std
     mean, std = mean.float(), std.float()
-    size = spec.resolution
+    shapes = (layer.settings.get("batch_shape", layer.settings.get("batch_input_shape")) for layer in layers or ())
+    _, height, width, _ = next((shape for shape in shapes if shape), (None,) * 4)
+    size = height if height and height == width else spec.resolution
     return InputSpec(size, size, tuple(mean.tolist()), tuple(std.tolist()), "bilinear", "squash"), notes
 
 
