@@ -138,7 +138,9 @@ def stacked(*layers):
 
 dense, kl = keras.layers.Dense, keras.layers
 FOLLOWED = {
-    "another name": lambda: stacked(kl.RandomFlip(), base(), kl.GlobalAveragePooling2D(), dense(5, name="top")),
+    "another name": lambda: stacked(
+        kl.RandomFlip(), base(), kl.GlobalAveragePooling2D(), kl.Flatten(), dense(5, name="top")
+    ),
     "rescaled": lambda: stacked(kl.Rescaling(1 / 127.5, offset=-1), base(pooling="avg"), dense(5)),
     "normalised": lambda: stacked(
         kl.Normalization(mean=[120.0, 110, 100], variance=[60.0, 50, 40]), base(pooling="avg"), dense(5)

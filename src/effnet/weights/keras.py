@@ -29,7 +29,8 @@ SUFFIXES = (".h5", ".hdf5", ".keras")
 # The layer that normalises images: mean, variance and their count, by name and by number
 INPUT_KEYS = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "count", "0", "1", "2"))
 PREPARING = ("Rescaling", "Normalization")
-IDLE = re.compile(r"InputLayer|ZeroPadding2D|Reshape|\w*Dropout\w*|GaussianNoise|Random\w+")  # in inference
+# In inference. Where Flatten does something, pooling is missing
+IDLE = re.compile(r"InputLayer|ZeroPadding2D|Reshape|Flatten|Identity|\w*Dropout\w*|GaussianNoise|Random\w+")
 END = ("Softmax", "Activation, softmax", "Activation, linear")  # behind the classifier: logits are the same
 
 
@@ -83,43 +84,28 @@ def keras_input(
     variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
     """
     stated = [tensors[key].flatten().double() for key in INPUT_KEYS if key in tensors]
-    notes = tuple[str, ...]()
-    if layers is None:
-        if len(stated) < 2:
-            return None, ()
-        mean, variance = stated[:2]
+    active = (layer for layer in layers or () if not IDLE.fullmatch(layer.kind))
+    front, notes = list(takewhile(lambda layer: layer.kind in PREPARING, active)), tuple[str, ...]()
+    if not (stated if layers is None else front):
+        return None, ()
+    if front:
+        mean, std = _follow(front, stated, spec.in_channels)
+    else:
+        mean, variance, *_ = stated
         std = variance.sqrt()
         if variance.shape == (3,) and torch.allclose(variance.float(), torch.tensor(InputSpec.std)):
             std = variance
             notes = ("its variance is ImageNet's std, as in Keras' published weights: it was read as the std",)
-    else:
-        slope, shift = torch.full((spec.in_channels,), 1.0).double(), torch.zeros(spec.in_channels).double()
-        active = (layer for layer in layers if not IDLE.fullmatch(layer.kind))
-        front = list(takewhile(lambda layer: layer.kind in PREPARING, active))
-        if not front:
-            return None, ()
-        for layer in front:
-            if layer.kind == "Rescaling":
-                scale, offset = (torch.tensor(layer.settings[key]).double() for key in ("scale", "offset"))
-            else:
-                given = [layer.settings.get(key) for key in ("mean", "variance")]
-                values = stated[:2] if None in given else [torch.tensor(value).double().flatten() for value in given]
-                scale = values[1].rsqrt()
-                offset = -values[0] * scale
-            slope, shift = slope * scale, shift * scale + offset
-        std = 1 / (255 * slope)
-        mean = -shift * std
-    mean, std = mean.float(), std.float()
     shapes = (layer.settings.get("batch_shape", layer.settings.get("batch_input_shape")) for layer in layers or ())
     _, height, width, _ = next((shape for shape in shapes if shape), (None,) * 4)
     size = height if height and height == width else spec.resolution
-    return InputSpec(size, size, tuple(mean.tolist()), tuple(std.tolist()), "bilinear", "squash"), notes
+    return InputSpec(size, size, tuple(mean.float().tolist()), tuple(std.float().tolist()), "bilinear", "squash"), notes
 
 
 def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy) -> NumericPolicy:
     """The policy with the constants of the file's batch normalisations."""
     norms = {
-        (layer.settings.get("epsilon", 1e-3), round(1 - layer.settings.get("momentum", 0.99), 6))
+        (layer.settings.get("epsilon", 1e-3), round(1 - layer.settings.get("momentum", 0.99), 6) or policy.bn_momentum)
         for layer in layers
         if layer.kind == "BatchNormalization"
     }
@@ -150,6 +136,22 @@ def check_layers(layers: tuple[KerasLayer, ...], spec: NetworkSpec, *, classifie
         if there is None or there[1] != wanted:
             got = f"has the layer {there[0]} ({there[1]})" if there else "ends"
             raise MismatchError(f"it {got} where {spec.name} {f'has {wanted}' if wanted else 'ends'}")
+
+
+def _follow(front: list[KerasLayer], stated: list[Tensor], channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and std, in shares of 255, of the layers that prepare images; `stated` are a Normalization's own tensors."""
+    slope, shift = torch.ones(channels).double(), torch.zeros(channels).double()
+    for layer in front:
+        if layer.kind == "Rescaling":
+            scale, offset = (torch.tensor(layer.settings[key]).double() for key in ("scale", "offset"))
+        else:
+            given = [layer.settings.get(key) for key in ("mean", "variance")]
+            mean, variance = stated[:2] if None in given else (torch.tensor(values).double() for values in given)
+            scale = variance.flatten().rsqrt()
+            offset = -mean.flatten() * scale
+        slope, shift = slope * scale, shift * scale + offset
+    std = 1 / (255 * slope)
+    return 0 - shift * std, std  # not -0
 
 
 def _expected(spec: NetworkSpec) -> Iterator[str]:

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -187,7 +188,9 @@ def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> 
         classifier_activation=None,
     )
     try:
-        theirs.load_weights(str(checkpoint.file.path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each layer of a network inside another
+            theirs.load_weights(str(checkpoint.file.path))
     except Exception as error:  # of Keras and h5py, by the type of file
         raise _NotBuiltError(f"Keras does not load it as it is ({type(error).__name__})") from error
     mean, variance, *_ = next(layer.get_weights() for layer in theirs.layers if type(layer).__name__ == "Normalization")
