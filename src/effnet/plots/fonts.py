@@ -75,7 +75,7 @@ def on_one_line(text: str) -> str:
 
 def drawable_text(text: str, fonts: Sequence[Font]) -> str:
     """A text on one line, with codes for the characters that none of the fonts has; any font has those of ASCII."""
-    known = frozenset(range(128)).union(*(characters(font.file) for font in fonts))
+    known = _known(tuple(fonts))
     return "".join(char if ord(char) in known else _code(char) for char in on_one_line(text))
 
 
@@ -95,6 +95,11 @@ def explain_labels(classes: Sequence[str]) -> str:
     more = f", and {len(numbered) - NAMED} more" if len(numbered) > NAMED else ""
     listed = ", ".join(numbered[:NAMED]) + more
     return f"no font here has the characters of some class names, so pictures number these: {listed}"
+
+
+@cache
+def _known(fonts: tuple[Font, ...]) -> frozenset[int]:
+    return frozenset(range(128)).union(*(characters(font.file) for font in fonts))
 
 
 def _code(char: str) -> str:
