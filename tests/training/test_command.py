@@ -31,8 +31,8 @@ def test_a_run_and_its_next_command(run, folder):
         "shapes", "--model", "tiny.yaml", *QUICK, "--set", "mixup=0.2", "--set", "augmentation=randaugment"
     )
     assert code == 0
-    assert "On the 9 images of test" in out
-    assert "Memory of a step: " in out
+    assert "On the 9 images of the test split" in out
+    assert "Memory: " in out
     assert "tiny.yaml starts from scratch" in err
     assert err.endswith("Next: effnet predict PHOTO --model runs/train/shapes-tiny/best\n")
     assert (folder / "runs" / "train" / "latest").resolve().name == "shapes-tiny"
@@ -63,7 +63,7 @@ def test_a_run_and_its_next_command(run, folder):
         (["shapes", "--train-memory", "1kB", "--model", "tiny.yaml"], "is too little for"),
         (["--resume", "nothing"], "nothing is not a run"),
         (["--resume", "shapes", "--model", "b0"], "`model` (='b0') cannot be changed"),
-        (["shapes", "--resume", "shapes"], "`data`"),
+        (["shapes", "--resume", "shapes"], "shapes is not a run"),
     ],
 )
 def test_wrong_usage(run, folder, words, message):

@@ -92,13 +92,14 @@ def train(
     Args:
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
         out: Folder of the run. Default: runs/train/DATA-MODEL.
-        resume: Folder of an interrupted run; it goes on with its own arguments.
+        resume: Folder of an interrupted run; it goes on with its own arguments. Only --workers can be given with it,
+            and DATA where the images were moved.
         like: Folder of a run whose settings, recipe, precision, threads and workers are reused, except for the options
             given here.
     """
     given = {name: getattr(settings, name) for name in settings.given} | recipe_options.changes()
     if resume is not None:
-        others = {"data": data, "out": out, "like": like, "recipe": recipe_options.recipe, **given}
+        others = {"out": out, "like": like, "recipe": recipe_options.recipe, **given} | {"workers": None}
         if wrong := next((name for name, value in others.items() if value is not None), None):
             raise ArgumentError(wrong, others[wrong], "cannot be changed: a resumed run keeps its own arguments.")
     elif data is None:
@@ -108,10 +109,10 @@ def train(
 
     with Display() as display:
         try:
-            if data is None:
-                assert resume is not None
-                result = training.resume(resume, progress=display)
+            if resume is not None:
+                result = training.resume(resume, data=data, workers=settings.workers, progress=display)
             else:
+                assert data is not None
                 recipe = recipe_options.recipe
                 result = training.train(data, recipe=recipe, out=out, like=like, progress=display, **given)
         except Interrupted as stopped:

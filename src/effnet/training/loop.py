@@ -35,7 +35,7 @@ from effnet.progress import Progress
 from effnet.training.execution import MAC_SECONDS, STEP_OVER_FORWARD
 from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
-from effnet.training.run_folder import BEST, RESULTS, RunPlan, save_checkpoint
+from effnet.training.run_folder import BEST, RESULTS, RunPlan, run_inputs, save_checkpoint
 from effnet.weights.bundle import save
 
 SHOWN = 50  # steps over which the loss that is shown is averaged
@@ -114,7 +114,7 @@ class Loop:
         self.fabric, self.plan, self.folder, self.progress = fabric, plan, folder, progress
         self.recipe, self.execution, self.data, self.started = plan.recipe, plan.execution, data, started
         self.budget = time_budget(plan, data)
-        self.network = learner.network
+        self.network, self.inputs = learner.network, run_inputs(plan, folder)
         if plan.settings.sync_bn:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.network.recompute(self.execution.plan)
@@ -143,7 +143,7 @@ class Loop:
         """Write a checkpoint of all that decides what comes next; rank 0 does."""
         if self.fabric.is_global_zero:
             state = {name: getattr(self, name) for name in STATE} | self.updater.state()
-            save_checkpoint(self.folder, state | {"seconds": self.elapsed})
+            save_checkpoint(self.folder, state | {"seconds": self.elapsed, "inputs": self.inputs})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""

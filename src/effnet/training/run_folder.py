@@ -19,6 +19,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ from effnet.version import __version__
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RUNS = Path("runs") / "train"
-MARK = b"effnet checkpoint 2 "
+MARK = b"effnet checkpoint 3 "
+FREE = ("data", "settings.workers", "settings.save_seconds", "execution.workers")  # may change: the bits stay
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,17 @@ class RunPlan:
     execution: Execution
     steps: int  # of the whole run; with --minutes a guess
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {name: dataclasses.asdict(values[name]) for name in PLAIN} | {"spec": self.spec.to_dict()}
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
+        return plain
+
     def write(self, folder: Path) -> None:
         """Write args.yaml."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values |= {name: dataclasses.asdict(values[name]) for name in PLAIN}
-        values |= {"spec": self.spec.to_dict(), "versions": versions()}
-        plain = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
-        write_text(folder / ARGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        values = self.to_dict() | {"versions": versions()}
+        write_text(folder / ARGS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     @classmethod
     def read(cls, folder: str | Path) -> tuple[RunPlan, dict[str, str]]:
@@ -196,6 +202,43 @@ def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     return match_classes(data, classes, "the run's")
 
 
+def run_inputs(plan: RunPlan, folder: Path) -> dict[str, Any]:
+    """What a run's files say that must not change while it goes on; a checkpoint keeps it.
+
+    Raises:
+        TrainingError: there is no split.csv.
+    """
+    try:
+        split = hashlib.sha256((folder / SPLIT).read_bytes()).hexdigest()
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be resumed: {SPLIT} cannot be read ({error.strerror})") from error
+    return {"plan": plan.to_dict(), "split": split}
+
+
+def check_inputs(before: Mapping[str, Any], plan: RunPlan, folder: Path) -> None:
+    """Check that a run's files are those of its checkpoint, except for FREE; `before` is what `run_inputs` returned.
+
+    Raises:
+        TrainingError: one was edited, so that what follows would not go on with what was begun.
+    """
+    now = run_inputs(plan, folder)
+    for name, old, new in _changes(before["plan"], now["plan"]):
+        if name not in FREE:
+            why = f"was changed since the run began: {name} was {old!r} and is {new!r}. A run goes on as it began"
+            raise TrainingError(f"{folder / ARGS} {why}; to begin another: effnet train {plan.data} --like {folder}")
+    if before["split"] != now["split"]:
+        raise TrainingError(f"{folder / SPLIT} was changed since the run began: put it back as it was")
+
+
+def _changes(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The values that differ, by their path of names; None for one that is not there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _changes(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name, old, new
+
+
 def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: Dataset, world: int) -> list[str]:
     """What differs from when the run began, in sentences.
 
@@ -207,8 +250,14 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
     table = read_table((folder / SPLIT).read_bytes().decode(errors="surrogateescape"))
     sizes = {row["path"]: row.get(SIZE) for row in table}
     now = {sample.path: file_size(data.file(sample)) for sample in data.samples}
+    added = list[str]()
+    with suppress(DataError):
+        added = [sample.path for sample in read_data(plan.data).samples if sample.path not in now]
+    new = f"{len(added):,} images are new, such as {added[0]}" if added else ""
     if gone := [path for path, size in now.items() if size < 0]:
-        raise TrainingError(f"{len(gone):,} images of {plan.data} are gone, such as {gone[0]}: put them back")
+        renamed = f" ({new}: if they were renamed, undo that)" if new else ""
+        text = f"{len(gone):,} images of {plan.data} are gone, such as {gone[0]}: put them back{renamed}"
+        raise TrainingError(f"{text}, or say where they are: effnet train DATA --resume {folder}")
     current = versions()
     differences = [
         f"{name} was {began.get(name)!r} and is {current.get(name)!r}"
@@ -217,7 +266,9 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
     ]
     if changed := [path for path, size in now.items() if sizes[path] not in (None, str(size))]:
         differences.append(f"{len(changed):,} images have another size than when the run began, such as {changed[0]}")
-    return differences
+    digits = "the result may differ from an undisturbed run's in its last digits"
+    unused = [f"{new}; this run does not use them"] if new else []
+    return [f"{difference}; {digits}" for difference in differences] + unused
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

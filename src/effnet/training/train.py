@@ -36,6 +36,7 @@ from effnet.training.run_folder import (
     LAST,
     RUNS,
     RunPlan,
+    check_inputs,
     check_resumed,
     is_unborn,
     load_checkpoint,
@@ -43,6 +44,7 @@ from effnet.training.run_folder import (
     write_split,
 )
 from effnet.training.settings import Settings
+from effnet.weights.bundle import is_bundle
 
 FEW = 500  # images to learn from, below which another recipe is advised
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
@@ -120,28 +122,46 @@ def train(
     return finish(loop, base)
 
 
-def resume(folder: str | Path, *, progress: Progress = SILENT) -> Result:
+def resume(
+    folder: str | Path, *, data: str | Path | None = None, workers: int | None = None, progress: Progress = SILENT
+) -> Result:
     """Go on with a run that was interrupted, with the arguments that it was begun with.
 
+    Args:
+        folder: the run's.
+        data: where the images are, if they were moved.
+        workers: another number of processes that load images, on which the weights do not depend.
+        progress: follows steps and epochs.
+
     Raises:
-        TrainingError: there is no run, it has no whole checkpoint, or images are gone.
+        TrainingError: there is no run, it has no whole checkpoint, its files were edited, or images are gone.
     """
     started = time.monotonic()
     folder = Path(folder)
     restore_folder(folder / BEST)
     plan, began = RunPlan.read(folder)
+    state, problem = load_checkpoint(folder)
+    check_inputs(state["inputs"], plan, folder)
+    if data is not None:
+        plan = dataclasses.replace(plan, data=str(Path(data).absolute()))
+    if workers is not None:
+        plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
     check_main_guard(plan.execution.workers)
     fabric = _fabric(plan.settings)
     progress = progress if fabric.is_global_zero else SILENT
-    data = read_split(plan.data, folder, plan.classes)
-    for difference in check_resumed(plan, folder, began, data, fabric.world_size):
-        progress.message(f"{difference}; the result may differ from an undisturbed run's in its last digits")
-    state, problem = load_checkpoint(folder)
+    dataset = read_split(plan.data, folder, plan.classes)
+    for difference in check_resumed(plan, folder, began, dataset, fabric.world_size):
+        progress.message(difference)
     if problem:
         progress.message(f"{problem}: the checkpoint before it is used")
+    if state["rows"] and not is_bundle(folder / BEST):
+        if state["done"] >= 1:
+            raise TrainingError(f"{folder / BEST} is gone, and no epoch is left that could take its place")
+        progress.message(f"{folder / BEST} is gone: the best of the epochs to come takes its place")
+        state |= {"best": -1.0, "kept": -1.0, "since_best": 0}
     base = machine.resident_memory()
-    learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, data)
-    loop = Loop(fabric, plan, learner, data, folder, progress, started)
+    learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, dataset)
+    loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
     loop.restore(state)
     progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
     loop.run()
