@@ -103,5 +103,5 @@ def test_check_says_the_range(tmp_path: Path) -> None:
         "I;16 pixels, read from 0 ... 1,023",
     }
     (mixed,) = findings.of("ranges")
-    assert mixed.message == "0 ... 4,095 in 22 images, 0 ... 1,023 in 2"
+    assert mixed.message == "0 ... 4,095 in 22 images, 0 ... 1,023 in 2 images"
     assert mixed.files == ("a/00.png", "a/03.png")

@@ -154,29 +154,29 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
         alike[first].add(second)
         alike[second].add(first)
 
-    def rank(place: int) -> tuple[Any, ...]:
-        sample, fingerprint = dataset.samples[place], found.fingerprints[place]
+    def rank(index: int) -> tuple[Any, ...]:
+        sample, fingerprint = dataset.samples[index], found.fingerprints[index]
         assert isinstance(fingerprint, Fingerprint)
         split = SPLITS.index(sample.split) if sample.split else 0
         return -split, -fingerprint.width * fingerprint.height, -fingerprint.size_bytes, sample.path
 
     kept: dict[int, set[int]] = defaultdict(set)  # the labels that are kept of each content
-    places = []
-    for place in sorted((p for p, s in enumerate(dataset.samples) if s.path not in bad), key=rank):
-        content, label = found.contents[place], dataset.samples[place].label
+    indices = []
+    for index in sorted((i for i, s in enumerate(dataset.samples) if s.path not in bad), key=rank):
+        content, label = found.contents[index], dataset.samples[index].label
         if not any(label in kept[other] for other in (content, *alike[content])):
             kept[content].add(label)
-            places.append(place)
-    return dataclasses.replace(dataset, samples=tuple(_group_copies(dataset, found, sorted(places))))
+            indices.append(index)
+    return dataclasses.replace(dataset, samples=tuple(_group_copies(dataset, found, sorted(indices))))
 
 
-def _group_copies(dataset: Dataset, found: Duplicates, places: Sequence[int]) -> Iterator[Sample]:
-    """The samples at `places`; those that are alike, or were in one group, get the same group."""
-    samples = [dataset.samples[place] for place in places]
+def _group_copies(dataset: Dataset, found: Duplicates, indices: Sequence[int]) -> Iterator[Sample]:
+    """The samples at `indices`; those that are alike, or were in one group, get the same group."""
+    samples = [dataset.samples[index] for index in indices]
     first: dict[object, int] = {}
     links = []
-    for at, (place, sample) in enumerate(zip(places, samples, strict=True)):
-        links += [(at, first.setdefault(name, at)) for name in (found.groups[place], sample.group) if name != ""]
+    for at, (index, sample) in enumerate(zip(indices, samples, strict=True)):
+        links += [(at, first.setdefault(name, at)) for name in (found.groups[index], sample.group) if name != ""]
     roots = connect(len(samples), links)
     sizes, names = Counter(roots), dict[int, str]()
     for root, sample in zip(roots, samples, strict=True):
@@ -187,7 +187,8 @@ def _group_copies(dataset: Dataset, found: Duplicates, places: Sequence[int]) ->
 
 
 def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
-    """Faults of single files."""
+    """Faults of single files, and values of pixels that differ between them."""
+    ranges: dict[int, list[str]] = defaultdict(list)
     formats = Image.registered_extensions()
     for sample, fingerprint in zip(dataset.samples, found.fingerprints, strict=True):
         file = (sample.path,)
@@ -207,26 +208,19 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
         if fingerprint.frames > 1 and fingerprint.format not in JPEG:
             yield Finding("animated", file, f"{fingerprint.frames} frames")
         if fingerprint.mode not in PLAIN_MODES or fingerprint.range:
-            range_ = f", read from {_range(fingerprint.range)}" if fingerprint.range else ""
-            yield Finding("deep", file, f"{fingerprint.mode} pixels{range_}")
-    ranges: dict[int, list[str]] = defaultdict(list)
-    for sample, fingerprint in zip(dataset.samples, found.fingerprints, strict=True):
-        if isinstance(fingerprint, Fingerprint) and fingerprint.range:
+            values = f", read from 0 ... {fingerprint.range:,}" if fingerprint.range else ""
+            yield Finding("deep", file, f"{fingerprint.mode} pixels{values}")
+        if fingerprint.range:
             ranges[fingerprint.range].append(sample.path)
     if len(ranges) > 1:
-        counts = sorted(((len(paths), top, paths[0]) for top, paths in ranges.items()), reverse=True)
-        first, *others = (f"{_range(top)} in {count:,}" for count, top, _ in counts)
-        message = ", ".join((f"{first} images", *others))
-        yield Finding("ranges", tuple(path for *_, path in counts), message)
-
-
-def _range(top: int) -> str:
-    return f"0 ... {top:,}"
+        commonest = sorted(ranges.items(), key=lambda item: -len(item[1]))
+        message = ", ".join(f"0 ... {top:,} in {_count(len(paths))}" for top, paths in commonest)
+        yield Finding("ranges", tuple(paths[0] for _, paths in commonest), message)
 
 
 def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
     """Pairs of contents that are alike, of a content with itself where it has copies; whether one is mirrored."""
-    yield from ((content, content, False) for content, places in found.copies.items() if len(places) > 1)
+    yield from ((content, content, False) for content, indices in found.copies.items() if len(indices) > 1)
     yield from ((pair.first, pair.second, pair.mirrored) for pair in found.pairs)
 
 
@@ -235,39 +229,39 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
     gathered: dict[tuple[str, int, str, int], dict[int, None]] = defaultdict(dict)
     for first, second, mirrored in _links(found):
         both = [*found.copies[first], *(found.copies[second] if second != first else ())]
-        labels = {dataset.samples[place].label for place in both}
+        labels = {dataset.samples[index].label for index in both}
         group = found.groups[first]
         if len(labels) > 1:
             gathered["mirrored_label" if mirrored else "label_conflict", group, "", -1] |= dict.fromkeys(both)
             if not mirrored:
                 continue
         for label in sorted(labels):
-            own = [place for place in both if dataset.samples[place].label == label]
-            splits = Counter(dataset.samples[place].split for place in own)
+            own = [index for index in both if dataset.samples[index].label == label]
+            splits = Counter(dataset.samples[index].split for index in own)
             if len(splits) > 1:
                 gathered["leak", group, "", label] |= dict.fromkeys(own)
             for split, count in splits.items():
                 if count > 1:
-                    inside = [place for place in own if dataset.samples[place].split == split]
+                    inside = [index for index in own if dataset.samples[index].split == split]
                     gathered["duplicate", group, split, label] |= dict.fromkeys(inside)
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
-    for (kind, *_), places in gathered.items():
-        ordered = _put_in_order(dataset, kind, list(places))
-        first, second = sorted(found.contents[place] for place in ordered[:2])
+    for (kind, *_), indices in gathered.items():
+        ordered = _put_in_order(dataset, kind, list(indices))
+        first, second = sorted(found.contents[index] for index in ordered[:2])
         pair = pairs.get((first, second))
         message = "mirrored" if pair and pair.mirrored else "alike"
         message += f" ({pair.similarity:.3f})" if pair else ""
         message = "the same file" if found.is_exact(ordered[:2]) else message
-        yield Finding(kind, tuple(dataset.samples[place].path for place in ordered), message)
+        yield Finding(kind, tuple(dataset.samples[index].path for index in ordered), message)
 
 
-def _put_in_order(dataset: Dataset, kind: str, places: list[int]) -> list[int]:
-    """The places by name, except that the first two differ in their label or their split, which is the fault."""
-    ordered = sorted(places, key=lambda place: dataset.samples[place].path)
+def _put_in_order(dataset: Dataset, kind: str, indices: list[int]) -> list[int]:
+    """By path, except that the first two differ in their label or their split, which is the fault."""
+    ordered = sorted(indices, key=lambda index: dataset.samples[index].path)
     quality = "label" if kind in ("label_conflict", "mirrored_label") else "split"
     first = getattr(dataset.samples[ordered[0]], quality)
-    other = next((place for place in ordered if getattr(dataset.samples[place], quality) != first), ordered[1])
-    return [ordered[0], other, *(place for place in ordered[1:] if place != other)]
+    other = next((index for index in ordered if getattr(dataset.samples[index], quality) != first), ordered[1])
+    return [ordered[0], other, *(index for index in ordered[1:] if index != other)]
 
 
 def _folder_findings(dataset: Dataset) -> Iterator[Finding]:
@@ -297,18 +291,17 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups
     for name, splits in classes.items():
         if not any(splits.values()):
             yield Finding("empty_class", (name,), "has no image")
-    missing = missing_classes(dataset)
-    for name, lacking in missing.items():
-        yield Finding("missing_class", (name,), f"not in {' and '.join(lacking)}")
+    planned, groups_of = dataset, defaultdict[str, list[int]](list)
     with suppress(DataError):  # without a train split nothing can be trained
-        planned = missing_classes(split_data(dataset, groups=groups))
-        groups_of: dict[str, list[int]] = defaultdict(list)
-        for sample, group in zip(dataset.samples, groups, strict=True):
-            groups_of[dataset.classes[sample.label]].append(group)
-        for name in (name for name in planned if name not in missing):
-            own, lacked = groups_of[name], " and ".join(planned[name])
-            alike = f", {len(set(own))} where near-duplicates count once" if len(set(own)) < len(own) else ""
-            yield Finding("missing_class", (name,), f"{_count(len(own))}{alike}: training leaves none for {lacked}")
+        planned = split_data(dataset, groups=groups)
+    for sample, group in zip(dataset.samples, groups, strict=True):
+        groups_of[dataset.classes[sample.label]].append(group)
+    for name, lacking in missing_classes(planned).items():
+        own, message = groups_of[name], f"not in {' and '.join(lacking)}"
+        if not set(lacking) <= set(dataset.splits):
+            alike = f", {len(set(own)):,} where near-duplicates count once" if len(set(own)) < len(own) else ""
+            message = f"{_count(len(own))}{alike}: training leaves none for {' and '.join(lacking)}"
+        yield Finding("missing_class", (name,), message)
     for name, count in counts.items():
         if 0 < count < TINY_CLASS:
             yield Finding("tiny_class", (name,), _count(count))

@@ -80,6 +80,6 @@ class Augment:
         return tuple(transforms)
 
 
-def image_seed(seed: int, epoch: int, place: int) -> int:
+def image_seed(seed: int, epoch: int, index: int) -> int:
     """The seed of one image in one epoch."""
-    return ((seed * SEED_STEP + epoch) * SEED_STEP + place) % 2**63
+    return ((seed * SEED_STEP + epoch) * SEED_STEP + index) % 2**63

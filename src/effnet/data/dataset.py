@@ -180,16 +180,16 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
         DataError: the data has a class that is not among `names`, which are `whose`: "the model's", "the run's".
     """
     numbered = [*enumerate(names)]
-    place = {class_name(name): number for number, name in reversed(numbered)}  # the first of equal names
-    place |= {name: number for number, name in reversed(numbered)}
-    unknown = [name for name in dataset.classes if name not in place]
+    output_of = {class_name(name): number for number, name in reversed(numbered)}  # the first of equal names
+    output_of |= {name: number for number, name in reversed(numbered)}
+    unknown = [name for name in dataset.classes if name not in output_of]
     if unknown:
         lacking = [name for name in names if class_name(name) not in dataset.classes]
         known = f"{list_names(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown to it"
         missing = f", {list_names(lacking)} missing here" if lacking else ""
         near = nearest(unknown[0], lacking or names)
         raise DataError(f"the data's classes are not {whose}: {known}{missing}.{near}")
-    samples = (dataclasses.replace(s, label=place[dataset.classes[s.label]]) for s in dataset.samples)
+    samples = (dataclasses.replace(s, label=output_of[dataset.classes[s.label]]) for s in dataset.samples)
     return dataclasses.replace(dataset, classes=tuple(names), samples=tuple(samples))
 
 
@@ -220,26 +220,26 @@ def split_data(
         raise DataError(f"the shares of {' and '.join(shares)} (={shares}) must be at least 0 and less than 1 together")
     seen: dict[object, int] = {}
     own = [("group", sample.group) if sample.group else ("path", sample.path) for sample in dataset.samples]
-    links = [(place, seen.setdefault(name, place)) for place, name in enumerate(own)]
-    links += [(place, seen.setdefault(("given", name), place)) for place, name in enumerate(groups or ())]
+    links = [(index, seen.setdefault(name, index)) for index, name in enumerate(own)]
+    links += [(index, seen.setdefault(("given", name), index)) for index, name in enumerate(groups or ())]
     units = connect(len(dataset), links)
     members: dict[int, list[int]] = defaultdict(list)
-    for place, sample in enumerate(dataset.samples):
+    for index, sample in enumerate(dataset.samples):
         if sample.split == whole:
-            members[units[place]].append(place)
+            members[units[index]].append(index)
     by_class: dict[int, list[list[int]]] = defaultdict(list)
-    for places in members.values():
-        label = Counter(dataset.samples[place].label for place in places).most_common(1)[0][0]
-        by_class[label].append(places)
-    split_of: dict[int, str] = {}
+    for indices in members.values():
+        label = Counter(dataset.samples[index].label for index in indices).most_common(1)[0][0]
+        by_class[label].append(indices)
+    assigned: dict[int, str] = {}
     for label in sorted(by_class):
-        units_of_class = sorted(by_class[label], key=lambda places: dataset.samples[places[0]].path)
+        units_of_class = sorted(by_class[label], key=lambda indices: dataset.samples[indices[0]].path)
         random.Random(f"{seed} {dataset.classes[label]}").shuffle(units_of_class)
-        for places, split in zip(units_of_class, _assign(units_of_class, shares), strict=True):
-            split_of |= dict.fromkeys(places, split)
+        for indices, split in zip(units_of_class, _assign(units_of_class, shares), strict=True):
+            assigned |= dict.fromkeys(indices, split)
     samples = (
-        dataclasses.replace(sample, split=split_of.get(place, sample.split))
-        for place, sample in enumerate(dataset.samples)
+        dataclasses.replace(sample, split=assigned.get(index, sample.split))
+        for index, sample in enumerate(dataset.samples)
     )
     return dataclasses.replace(dataset, samples=tuple(samples))
 
@@ -296,7 +296,7 @@ def _dataset(root: Path, found: Sequence[Row], where: str) -> Dataset:
     if blank := [path for path, label, *_ in found if not label]:
         raise DataError(f"{where}: the name of a class folder is blank: {blank[0]!r}")
     classes = tuple(sorted({label for _, label, _, _ in found}))
-    number = {name: place for place, name in enumerate(classes)}
+    number = {name: index for index, name in enumerate(classes)}
     samples = (Sample(path, number[label], split, group) for path, label, split, group in found)
     dataset = Dataset(root, classes, tuple(samples))
     labels_of = {split: {name for _, name, own, _ in found if own == split} for split in dataset.splits}

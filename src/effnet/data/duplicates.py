@@ -51,7 +51,7 @@ WINDOW = 64  # files that are read ahead
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Fingerprint:
 class Pair:
     """Two contents that are near-duplicates."""
 
-    first: int  # place among the files
+    first: int  # index among the files
     second: int
     similarity: float  # correlation of the thumbnails' slopes
     mirrored: bool
@@ -84,7 +84,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The copies among files; every number is a place among them."""
+    """The copies among files; every number is an index among them."""
 
     files: tuple[Path, ...]
     fingerprints: tuple[Fingerprint | ImageError, ...]  # an error where a file could not be read
@@ -96,13 +96,13 @@ class Duplicates:
     def copies(self) -> dict[int, tuple[int, ...]]:
         """All files of each content."""
         found: dict[int, list[int]] = defaultdict(list)
-        for place, content in enumerate(self.contents):
-            found[content].append(place)
-        return {content: tuple(places) for content, places in found.items()}
+        for index, content in enumerate(self.contents):
+            found[content].append(index)
+        return {content: tuple(indices) for content, indices in found.items()}
 
-    def is_exact(self, places: Sequence[int]) -> bool:
+    def is_exact(self, indices: Sequence[int]) -> bool:
         """Whether these files have the same bytes."""
-        found = [self.fingerprints[place] for place in places]
+        found = [self.fingerprints[index] for index in indices]
         return len({each.sha256 for each in found if isinstance(each, Fingerprint)}) == 1
 
 
@@ -112,9 +112,9 @@ def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: 
     for _, answer in read_ahead(files, read_fingerprint, threads=threads, window=max(WINDOW, threads)):
         prints.append(answer)
         progress.update("reading images", len(prints), len(files))
-    known = [(place, fingerprint) for place, fingerprint in enumerate(prints) if isinstance(fingerprint, Fingerprint)]
+    known = [(index, fingerprint) for index, fingerprint in enumerate(prints) if isinstance(fingerprint, Fingerprint)]
     contents = _contents(len(files), known)
-    pairs = tuple(_find_pairs([(place, fingerprint) for place, fingerprint in known if contents[place] == place]))
+    pairs = tuple(_find_pairs([(index, fingerprint) for index, fingerprint in known if contents[index] == index]))
     groups = connect(len(files), [*enumerate(contents), *((pair.first, pair.second) for pair in pairs)])
     return Duplicates(tuple(files), tuple(prints), tuple(contents), pairs, tuple(groups))
 
@@ -161,34 +161,34 @@ def read_fingerprint(file: Path) -> Fingerprint:
 
 
 def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `count` places the first one of its connected component."""
+    """For each of `count` indices the first one of its connected component."""
     parent = list(range(count))
 
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
 
     for one, two in links:
         low, high = sorted((root(one), root(two)))
         parent[high] = low
-    return [root(place) for place in range(count)]
+    return [root(index) for index in range(count)]
 
 
 def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]:
     """For each file the first with the same bytes, or with the same thumbnail if that is not flat."""
     first: dict[object, int] = {}
     links = []
-    for (place, fingerprint), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
-        links.append((place, first.setdefault(fingerprint.sha256, place)))
+    for (index, fingerprint), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
+        links.append((index, first.setdefault(fingerprint.sha256, index)))
         if strength >= FLAT:
-            links.append((place, first.setdefault((fingerprint.thumbnail, fingerprint.colours), place)))
+            links.append((index, first.setdefault((fingerprint.thumbnail, fingerprint.colours), index)))
     return connect(count, links)
 
 
 def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
-    """The near-duplicates among contents, each pair once, in the order of their places."""
+    """The near-duplicates among contents, each pair once, in the order of their indices."""
     thumbnails = _thumbnails(known)
     shape = len(known), COLOUR_SIDE, COLOUR_SIDE, 2
     chroma = np.frombuffer(b"".join(fingerprint.colours for _, fingerprint in known), np.uint8).reshape(shape)
@@ -209,8 +209,8 @@ def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
         yield best[ends]
 
 
-def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterator[tuple[Places, Places]]:
-    """Places of usable images, each with its CANDIDATES nearest later ones by their hashes, BLOCK pairs at a time."""
+def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterator[tuple[Indices, Indices]]:
+    """Indices of usable images, each with its CANDIDATES nearest later ones by their hashes, BLOCK pairs at a time."""
     rows = max(1, CELLS // max(1, len(signs)))
     for start in range(0, len(signs), rows):
         differing = (64 - signs[start : start + rows] @ others[start:].T) / 2

@@ -62,7 +62,7 @@ def split_of(name: str) -> str:
 def class_name(text: str) -> str:
     r"""The name of a class as a folder or a manifest has it, without differences that people cannot see.
 
-    In Unicode's composed form NFC, with a single space in place of white space of any kind and none at the ends. A
+    In Unicode's composed form NFC, with a single space for white space of any kind, and none at the ends. A
     control character, or a byte that is not UTF-8, is written as \xE9.
     """
     words = " ".join(unicodedata.normalize("NFC", text).split())
@@ -201,6 +201,6 @@ def _empty_folders(classes: set[str], found: Listing) -> Iterator[tuple[str, str
     """The folders beside class folders that hold neither an image nor a run."""
     beside = {path.rpartition("/")[0] for path in classes}
     for path in found.folders:
-        with_run = any(f"{place}/".startswith(f"{path}/") for place in found.outputs)
+        with_run = any(f"{output}/".startswith(f"{path}/") for output in found.outputs)
         if path.rpartition("/")[0] in beside and path not in classes and not with_run:
             yield path, EMPTY

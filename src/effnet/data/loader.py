@@ -26,7 +26,7 @@ from effnet.data.augment import Augment, image_seed
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
 
-Key = tuple[int, int]  # epoch and place of an image in the data set
+Key = tuple[int, int]  # epoch and index of an image in the data set
 PREFETCH = 4  # parts that a worker prepares ahead
 LONGEST_FOLDER = 70  # bytes; the path of a socket has 104 at most, of which multiprocessing needs 32
 
@@ -65,11 +65,11 @@ class Order:
         for step in range(start, self.steps):
             mine = order[step * self.batch : (step + 1) * self.batch][self.rank :: self.world].tolist()
             for first in range(0, len(mine), self.part):
-                yield [(epoch, place) for place in mine[first : first + self.part]]
+                yield [(epoch, index) for index in mine[first : first + self.part]]
 
 
 class TrainingImages(TorchDataset[Any]):
-    """The images of a data set, augmented; in place of an image that cannot be read, its error as text."""
+    """The images of a data set, augmented; instead of an image that cannot be read, its error as text."""
 
     def __init__(self, data: Dataset, augment: Augment, seed: int) -> None:
         self.files = [str(data.file(sample)) for sample in data.samples]
@@ -78,12 +78,12 @@ class TrainingImages(TorchDataset[Any]):
 
     def __getitem__(self, key: Key) -> tuple[Any, int]:
         """Pixels (size, size, C) uint8 and label of an image in an epoch."""
-        epoch, place = key
+        epoch, index = key
         try:
-            pixels = self.augment(self.files[place], image_seed(self.seed, epoch, place))
+            pixels = self.augment(self.files[index], image_seed(self.seed, epoch, index))
         except ImageError as error:
-            return f"{self.files[place]}: {error}", self.labels[place]
-        return pixels, self.labels[place]
+            return f"{self.files[index]}: {error}", self.labels[index]
+        return pixels, self.labels[index]
 
     def __len__(self) -> int:
         return len(self.files)

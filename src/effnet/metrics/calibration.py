@@ -67,9 +67,9 @@ def reliability(logits: Logits, labels: Sequence[int] | Labels, temperature: flo
         confidence[rows], loss[rows] = 1 / total, np.log(total) - true
         brier[rows] = (powers**2).sum(1) / total**2 - 2 * np.exp(true) / total + 1
     right = outputs.argmax(1) == truth
-    place = np.minimum(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, BINS - 1)
-    counts = np.bincount(place, minlength=BINS)
-    sums = (np.bincount(place, values, BINS) for values in (confidence, right))
+    bins_of = np.minimum(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, BINS - 1)
+    counts = np.bincount(bins_of, minlength=BINS)
+    sums = (np.bincount(bins_of, values, BINS) for values in (confidence, right))
     mean, accuracy = (total / np.maximum(counts, 1) for total in sums)
     ece = float((np.abs(mean - accuracy) * counts).sum() / len(outputs))
     bins = tuple(counts.tolist()), tuple(mean.tolist()), tuple(accuracy.tolist())
@@ -91,15 +91,15 @@ def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
     the temperature would go to 0 where no image is wrong.
     """
     outputs, truth = check_arrays(logits, labels)
-    low, high, place = -FARTHEST, FARTHEST, 0.0  # of -ln T; Newton's method, with bisection where it would leave them
+    low, high, log_scale = -FARTHEST, FARTHEST, 0.0  # of -ln T: Newton's method, bisected where it would leave them
     for _ in range(ROUNDS):
-        slope, curve = _slope(outputs, truth, place)
-        low, high = (low, place) if slope > 0 else (place, high)
-        step = place - slope / curve if curve > 0 else math.inf
-        last, place = place, step if low <= step <= high else (low + high) / 2
-        if abs(place - last) < CLOSE:
+        slope, curve = _slope(outputs, truth, log_scale)
+        low, high = (low, log_scale) if slope > 0 else (log_scale, high)
+        step = log_scale - slope / curve if curve > 0 else math.inf
+        last, log_scale = log_scale, step if low <= step <= high else (low + high) / 2
+        if abs(log_scale - last) < CLOSE:
             break
-    return math.exp(-place)
+    return math.exp(-log_scale)
 
 
 def abstain(
@@ -163,10 +163,10 @@ def _scale(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[
         yield rows, some
 
 
-def _slope(logits: Logits, truth: Labels, place: float) -> tuple[float, float]:
-    """First and second derivative of what `fit_temperature` minimises, at `place`, which is -ln T."""
-    slope, curve = place, 1.0
-    for rows, scaled in _scale(logits, math.exp(-place)):
+def _slope(logits: Logits, truth: Labels, log_scale: float) -> tuple[float, float]:
+    """First and second derivative of what `fit_temperature` minimises, at `log_scale`, which is -ln T."""
+    slope, curve = log_scale, 1.0
+    for rows, scaled in _scale(logits, math.exp(-log_scale)):
         chances = np.exp(scaled)
         chances /= chances.sum(1, keepdims=True)
         mean = (chances * scaled).sum(1)

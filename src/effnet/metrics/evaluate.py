@@ -265,11 +265,11 @@ def write_per_class(evaluation: Evaluation, out: Path) -> None:
 
 def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
     """How many classes rank above the true one; of equal logits the first ranks higher, as in argmax."""
-    ranks, places = np.empty(len(logits), np.int64), np.arange(logits.shape[1])
+    ranks, outputs = np.empty(len(logits), np.int64), np.arange(logits.shape[1])
     for rows in row_blocks(logits):
         some, label = logits[rows], truth[rows, None]
         true = np.take_along_axis(some, label, 1)
-        ranks[rows] = ((some > true) | ((some == true) & (places < label))).sum(1)
+        ranks[rows] = ((some > true) | ((some == true) & (outputs < label))).sum(1)
     return ranks
 
 

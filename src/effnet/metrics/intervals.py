@@ -128,8 +128,8 @@ def check_arrays(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits
         raise ArgumentError("labels", f"{truth.shape} {truth.dtype}", f"must be ({len(outputs)},) whole numbers.")
     broken = np.concatenate([~np.isfinite(outputs[rows]).all(1) for rows in row_blocks(outputs)])
     if broken.any():
-        place = int(broken.argmax())
-        raise ArgumentError("logits", outputs[place].tolist()[:8], f"must be finite; image {place} is the first.")
+        index = int(broken.argmax())
+        raise ArgumentError("logits", outputs[index].tolist()[:8], f"must be finite; image {index} is the first.")
     classes = outputs.shape[1]
     if truth.min() < 0 or truth.max() >= classes:
         wrong = int(truth[(truth < 0) | (truth >= classes)][0])
