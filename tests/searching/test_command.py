@@ -33,6 +33,7 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
     assert "1 of rung 1, 4 of rung 2" in err
     assert f"Next: effnet search --resume {where} --minutes" in err
     assert "Candidates at rung 1 of 2" in out
+    assert "always naming the commonest class (33.33%)" in out
     code, out, err = run("run", "--resume", where, "--workers", 1)
     assert code == 0
     assert "; 2 are done" in err

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -141,6 +144,30 @@ def test_the_length_of_trainings(shapes: Path, tmp_path: Path, monkeypatch: pyte
         assert search(shapes, BASE, options, WorkOptions(trials=1), out=tmp_path / f"{rungs}").plan.epochs == steps
     with pytest.raises(TrainingError, match="no training is finished; go on: effnet search --resume"):
         search(shapes, BASE, OPTIONS, WorkOptions(minutes=1e-9), out=tmp_path / "u")
+
+
+def test_two_classes_of_which_nothing_is_learned(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
+    data, messages = tmp_path / "two", list[str]()
+    for split, name, count in (("train", "disc", 20), ("train", "ring", 20), ("val", "disc", 6)):
+        (data / split / name).mkdir(parents=True)
+        for file in sorted((shapes / name).iterdir())[:count]:
+            (data / split / name / file.name).symlink_to(file)
+    progress = SimpleNamespace(message=messages.append, update=lambda *_: None)
+    options = SearchOptions(triple=OPTIONS.triple[:2], rungs=1, seeds=1, epochs=0.5)
+    found = search(data, BASE, options, ONE, out=tmp_path / "s", progress=progress)
+    assert "no image in val of 'ring': the figures there do not show how well it is recognised" in messages
+    assert (found.guessing, found.learned) == (1.0, False)
+    assert json.loads((tmp_path / "s" / "verdict.json").read_text())["better_than_guessing"] is False
+    assert finished.guessing == pytest.approx(1 / 3)
+    n = len(finished.plan.data.subset("val"))
+    for mean, learned in ((1 / 3, False), (1 / 3 + 1 / n, False), (0.9, True)):
+        verdict = dataclasses.replace(finished.verdict, means=dict.fromkeys(finished.verdict.means, mean))
+        assert dataclasses.replace(finished, verdict=verdict).learned is learned
+    shutil.rmtree(data / "val")
+    shutil.rmtree(data / "train" / "ring")
+    with pytest.raises(DataError, match="has one class, at least two are needed: 'disc'"):
+        search(data / "train", BASE, options, out=tmp_path / "one")
+    assert not (tmp_path / "one").exists()
 
 
 def test_images_are_taken_evenly(shapes: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 from effnet.console import json_text
 from effnet.files import write_text
 from effnet.machine import this_machine
+from effnet.metrics.intervals import wilson
 from effnet.plots.style import BLUE, GREY, INK, PALE, SKY, picture
 from effnet.scaling.compound import Rule
 from effnet.searching.candidates import Candidate
@@ -39,6 +40,18 @@ class SearchResult:
     verdict: Verdict
     missing: tuple[int, ...]  # trainings, by rung
     minutes: float  # an estimate for the missing trainings
+
+    @property
+    def guessing(self) -> float:
+        """The accuracy of always naming the class with the most images of the val split."""
+        counts = self.plan.data.subset("val").counts
+        return max(counts) / sum(counts)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the best candidate is better than guessing, beyond the chance of so many images."""
+        n = len(self.plan.data.subset("val"))
+        return wilson(round(self.verdict.means[self.verdict.best] * n), n).low > self.guessing
 
     @property
     def rule(self) -> Rule:
@@ -84,6 +97,8 @@ def write_answer(found: SearchResult) -> None:
         "close_calls": verdict.close_calls,
         "missing_trainings": found.missing,
         "missing_minutes": found.minutes,
+        "guessing": found.guessing,
+        "better_than_guessing": found.learned,
     }
     finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has neither nan nor infinity
     write_text(folder / VERDICT, json_text(finite))

@@ -14,7 +14,6 @@ from effnet import console
 from effnet.console import INTERRUPTED, OK, Flag
 from effnet.errors import ArgumentError
 from effnet.searching.answer import RULE, VERDICT, SearchResult
-from effnet.searching.halving import Verdict
 from effnet.searching.plan import SearchOptions, WorkOptions
 from effnet.searching.search import resume
 from effnet.searching.search import search as begin
@@ -102,12 +101,16 @@ def _show_verdict(found: SearchResult) -> None:
         rows,
         title=f"{compared} of {len(plan.candidates)} networks of {plan.baseline.name}; depth, width, res.: in effect",
     )
-    console.paragraphs(_describe(verdict))
+    console.paragraphs(_describe(found))
 
 
-def _describe(verdict: Verdict) -> list[str]:
+def _describe(found: SearchResult) -> list[str]:
+    verdict = found.verdict
     others, level = len(verdict.means) - 1, len(verdict.level) - 1
     texts = [] if verdict.complete else [f"Trainings are missing; each of these candidates has {verdict.seeds}."]
+    if not found.learned:
+        why = f"None is clearly better than always naming the commonest class ({found.guessing:.2%})"
+        texts.append(f"{why}, so their order says nothing: train longer, with --epochs.")
     if not others:
         texts.append("There is only one candidate.")
     elif verdict.seeds == 1:

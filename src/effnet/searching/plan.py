@@ -30,7 +30,7 @@ from effnet.arch.spec import FitMode, InputSpec, NetworkSpec
 from effnet.arch.specfile import read_mapping, spec_text
 from effnet.arch.variants import spec as make_spec
 from effnet.console import Amount, csv_lines
-from effnet.data.dataset import Dataset, Sample, manifest, read_data, read_manifest, split_data
+from effnet.data.dataset import Dataset, Sample, explain_one_class, manifest, read_data, read_manifest, split_data
 from effnet.errors import ArgumentError, DataError
 from effnet.fields import one_of, positive_float, positive_int, read_fields
 from effnet.files import write_text
@@ -223,6 +223,8 @@ class SearchPlan:
 def split_images(data: Path, options: SearchOptions) -> Dataset:
     """The data in a train and a val split with as many images as the options say, or DataError if one is empty."""
     whole = split_data(read_data(data), val=options.val, test=0.0, seed=options.seed)
+    if len(whole.classes) < 2:
+        raise DataError(f"{data} has one class, at least two are needed: {explain_one_class(whole)}")
     if options.images is not None and options.images < len(whole.classes):
         raise DataError(f"{data} has {len(whole.classes)} classes, more than --images {options.images}")
     kept: list[Sample] = []

@@ -84,6 +84,7 @@ def _make_plan(
 ) -> SearchPlan:
     """Split the images, build the candidates and choose the length of their trainings."""
     from effnet.training.initial_network import short_side
+    from effnet.training.run_folder import describe_gaps
 
     recipe = read_recipe(options.recipe)
     if not recipe.fresh:
@@ -91,6 +92,8 @@ def _make_plan(
         raise ArgumentError("recipe", recipe.name, why)
     check_device(options.device, DEVICES)
     images = split_images(data, options)
+    for gap in describe_gaps(images, str(data)):
+        progress.message(gap)
     native = short_side(images)
     baseline = adapt_baseline(make_spec(original, num_classes=len(images.classes)), native, options.resolution)
     if baseline.resolution != original.resolution:

@@ -160,13 +160,13 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
     if len(data.subset("train").classes) < 2:
         raise DataError(f"{path} has one class, at least two are needed: {explain_one_class(data)}")
-    for message in _warn_of_gaps(data, path):
+    for message in describe_gaps(data, path):
         progress.message(message)
     write_text(folder / SPLIT, manifest(data, sizes=True))
     return data.classes
 
 
-def _warn_of_gaps(data: Dataset, path: str) -> Iterator[str]:
+def describe_gaps(data: Dataset, path: str) -> Iterator[str]:
     """What a person may believe to be in the data and is not: files, and classes of a split."""
     if files := [name for name, reason in data.passed_over if reason != EMPTY]:
         example = list_names(files[:1])
