@@ -219,11 +219,12 @@ def test_a_manifest_of_another_encoding_names_no_class_wrong(tmp_path: Path) -> 
 
 
 def test_manifests_from_windows(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.png", r"odd\name.png", " blank.png")
-    rows = (r"a\1.png,x", r"odd\name.png,x", " blank.png,y", " a/2.png ,y")
+    composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))  # as macOS stores it
+    touch(tmp_path, "a/1.png", r"odd\name.png", " blank.png", decomposed)
+    rows = (r"a\1.png,x", r"odd\name.png,x", " blank.png,y", " a/2.png ,y", f"{composed},y")
     (tmp_path / "m.csv").write_text("path,label,split\r\n" + "".join(f"{row},Training\r\n" for row in rows), newline="")
     data = read_data(tmp_path / "m.csv")
-    assert [s.path for s in data.samples] == ["a/1.png", r"odd\name.png", " blank.png", "a/2.png"]
+    assert [s.path for s in data.samples] == ["a/1.png", r"odd\name.png", " blank.png", "a/2.png", decomposed]
     assert data.splits == ("train",)
 
 

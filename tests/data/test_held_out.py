@@ -1,6 +1,7 @@
 """Which images are judged: DATA's splits, a model's split.csv, and what is said of the rest."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,12 @@ def test_images_are_matched_by_absolute_path_or_by_path_and_size(tmp_path: Path)
     assert parts[False, "old"] == parts[True, "old"] == ["train", "val", "test"]
     assert parts[False, "new"] == [None, None, None]
     assert parts[True, "new"] == ["train", "val", None]  # one of the new images is another
+
+
+def test_images_are_matched_in_any_form_of_unicode(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café/é.jpg") for form in ("NFC", "NFD"))
+    (tmp_path / composed).parent.mkdir()
+    (tmp_path / composed).write_bytes(b"x" * 10)
+    here = Dataset(tmp_path, ("café",), (Sample(composed, 0),))
+    text = f"path,label,split,group,bytes\n{decomposed},café,train,,10\n"
+    assert match_split(text, tmp_path / "mac", here) == {composed: "train"}

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 from effnet.data.duplicates import connect
 from effnet.data.folders import Row, class_name, list_names, read_folders, split_of
@@ -286,9 +287,9 @@ def file_size(path: Path) -> int:
 
 
 def _existing(root: Path, name: str) -> str:
-    """A manifest's path as it is written or, where no file has it, without outer blanks and with forward slashes."""
+    """A manifest's path as written or, if no file has it, without outer blanks, in Unicode's other form, or with /."""
     plain = name.strip()
-    forms = dict.fromkeys((name, plain, plain.replace("\\", "/")))
+    forms = dict.fromkeys((name, plain, normalize("NFC", plain), normalize("NFD", plain), plain.replace("\\", "/")))
     return plain if len(forms) == 1 else next((form for form in forms if (root / form).is_file()), plain)
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, file_size, read_table, split_data
 from effnet.errors import DataError, UnknownNameError
@@ -46,16 +47,16 @@ class TrainVal:
 def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
     """The splits of images by a split.csv, keyed by their paths in `dataset`.
 
-    An image is found by its absolute path, or by its path within the folder if it has the same size. Images that are
-    not found keep the path that they had in `text`, the split.csv, where paths are relative to `root`.
+    An image is found by its absolute path, or by its path within the folder, in any form of Unicode, if it has the same
+    size. Images that are not found keep their path of `text`, the split.csv, where paths are relative to `root`.
     """
     rows = read_table(text)
     at = {_absolute_path(root / row["path"]): row for row in rows}
-    named = {row["path"]: row for row in rows}
+    named = {normalize("NFC", row["path"]): row for row in rows}
     splits = {file: row["split"] for file, row in at.items()}
     for sample in dataset.samples:
         file = _absolute_path(dataset.file(sample))
-        row = at.get(file) or named.get(sample.path)
+        row = at.get(file) or named.get(normalize("NFC", sample.path))
         if row and (file in at or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
             splits.pop(_absolute_path(root / row["path"]), None)
             splits[sample.path] = row["split"]
