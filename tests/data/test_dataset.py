@@ -89,6 +89,12 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
     assert set(module.read_manifest(tmp_path / "split.csv", data.root).samples) == set(data.samples)
 
 
+def test_a_data_set_is_called_what_it_was_read_from(tmp_path: Path) -> None:
+    folder, file = touch(tmp_path / "d", "a/1.png", "b/1.png"), tmp_path / "d" / "m.csv"
+    module.write_manifest(read_data(folder), file)
+    assert [str(read_data(each)) for each in (folder, file)] == [str(folder), str(file)]
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_manifests_of_spreadsheets(tmp_path: Path, separator: str) -> None:
     """With a byte order mark and, in much of Europe, semicolons."""

@@ -53,6 +53,10 @@ class Dataset:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     passed_over: tuple[tuple[str, str], ...] = ()  # files and folders of its folder that are no sample, with the reason
+    source: str = ""  # the folder or manifest that it was read from
+
+    def __str__(self) -> str:
+        return self.source or str(self.root)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -213,7 +217,7 @@ def split_data(
         DataError: no training split was found, or the shares are negative or add up to 1 or more.
     """
     if dataset.splits and "train" not in dataset.splits:
-        raise DataError(f"{dataset.root} has {list_names(dataset.splits)} and no train split")
+        raise DataError(f"{dataset} has {list_names(dataset.splits)} and no train split")
     if "val" in dataset.splits:
         return dataset
     whole, shares = ("train", {"val": val}) if dataset.splits else ("", {"test": test, "val": val})
@@ -299,7 +303,7 @@ def _dataset(root: Path, found: Sequence[Row], where: str) -> Dataset:
     classes = tuple(sorted({label for _, label, _, _ in found}))
     number = {name: index for index, name in enumerate(classes)}
     samples = (Sample(path, number[label], split, group) for path, label, split, group in found)
-    dataset = Dataset(root, classes, tuple(samples))
+    dataset = Dataset(root, classes, tuple(samples), source=where)
     labels_of = {split: {name for _, name, own, _ in found if own == split} for split in dataset.splits}
     trained = labels_of.get("train")
     for split, labels in labels_of.items():

@@ -88,7 +88,7 @@ def hold_out(dataset: Dataset, known: Mapping[str, Splits | None], split: str | 
     name = split or next((name for name in ("test", "val") if name in found), "")
     if not name:
         raise DataError(
-            f"{dataset.root} has no test or val split, only {' and '.join(found)}; --split {found[0]} evaluates that, "
+            f"{dataset} has no test or val split, only {' and '.join(found)}; --split {found[0]} evaluates that, "
             f"--split {ALL} everything"
         )
     if name not in (*found, ALL):
@@ -130,7 +130,7 @@ def train_and_val(dataset: Dataset, model: str, known: Splits | None) -> TrainVa
         found.append(_keep(dataset, [s for s, own in zip(dataset.samples, splits, strict=True) if own == name]))
         if not len(found[-1]):
             raise DataError(
-                f"{dataset.root} has no image to {purpose} {model} with: its {name} split is empty. Give the data that "
+                f"{dataset} has no image to {purpose} {model} with: its {name} split is empty. Give the data that "
                 "it was trained on, or folders train and val, or a manifest with a column split"
             )
     train, val = found
@@ -149,11 +149,11 @@ def _explain_split(dataset: Dataset, used: Mapping[str, Splits], split_of: Split
     notes = [f"the splits are those of split.csv in {' and '.join(used)}"]
     new = sum(split == NEW for split in split_of.values())
     if new and name not in (NEW, ALL):
-        notes.append(f"{_count_images(new, dataset.root)} not in it and left out; --split {NEW} evaluates them")
+        notes.append(f"{_count_images(new, dataset)} not in it and left out; --split {NEW} evaluates them")
     here = {sample.path for sample in dataset.samples}
     gone = {path for splits in used.values() for path, own in splits.items() if own == name} - here
     if gone:
-        notes.append(f"{_count_images(len(gone), f'its {name} split')} not in {dataset.root} any more")
+        notes.append(f"{_count_images(len(gone), f'its {name} split')} not in {dataset} any more")
     return notes
 
 
@@ -165,7 +165,7 @@ def _explain_unsplit(dataset: Dataset, known: Mapping[str, Splits | None], split
         reason = f"{' and '.join(known)} has no split.csv"
     effect = f"so there is no {split} split" if split else "so which images the model was trained on is not known"
     return (
-        f"{dataset.root} is not split, and {reason}, {effect}. Either --split {ALL} evaluates all "
+        f"{dataset} is not split, and {reason}, {effect}. Either --split {ALL} evaluates all "
         f"{len(dataset):,} images, or split them: folders train, val and test, or a manifest with a column split"
     )
 

@@ -238,7 +238,7 @@ def read_calibration(dataset: Dataset, input_spec: InputSpec, progress: Progress
         if len(found) == CALIBRATION:
             break
     if not found:
-        raise DataError(f"none of the {len(dataset):,} training images in {dataset.root} can be read")
+        raise DataError(f"none of the {len(dataset):,} training images in {dataset} can be read")
     return np.stack(found)
 
 
@@ -260,7 +260,7 @@ def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, pro
         task=f"{version}: evaluating on val images",
     )
     if not len(found.labels):
-        raise DataError(f"none of the {len(val):,} val images in {val.root} can be read")
+        raise DataError(f"none of the {len(val):,} val images in {val} can be read")
     return found
 
 
