@@ -174,6 +174,19 @@ def test_other_layers_than_an_efficientnets_are_refused(tmp_path, kind, suffix):
         read_checkpoint(tmp_path / f"a{suffix}")
 
 
+def test_a_file_of_weights_lists_kinds_only(tmp_path):
+    """A group for every layer, even for one without weights: more than Keras' own network has are refused."""
+    path = tmp_path / "a.weights.h5"
+    again = {"Rescaling": stacked(kl.Rescaling(1 / 255.0), base(pooling="avg"), dense(5))}
+    again["Normalization"] = FOLLOWED["normalised"]()
+    for kind in ("GlobalMaxPooling2D", "ReLU", "Resizing", *again):
+        (again[kind] if kind in again else REFUSED[kind]()).save_weights(path)
+        with pytest.raises(MismatchError, match=rf"a\.weights\.h5: it has \d layers? of kind {kind.lower()}"):
+            read_checkpoint(path)
+    again["Rescaling"].layers[1].save_weights(path)
+    assert read_checkpoint(path, num_classes=2).fresh
+
+
 def test_constants_and_subclassed_models(tmp_path):
     model = stacked(base(pooling="avg"), dense(5))
     path = tmp_path / "a.h5"

@@ -25,7 +25,7 @@ from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, 
 from effnet.weights.bundle import default_input, real_device
 from effnet.weights.files import WeightFile, check_unread, name_classifier, open_weights
 from effnet.weights.hub import hf_input, hf_network, timm_input, timm_policy, timm_source
-from effnet.weights.keras import INPUT_KEYS, check_layers, keras_input, keras_policy
+from effnet.weights.keras import INPUT_KEYS, check_layers, has_order, keras_input, keras_policy
 from effnet.weights.layouts import (
     NATIVE,
     SOURCES,
@@ -263,12 +263,12 @@ def _network(
             num_classes not in (None, held.num_classes) or layout.weight_key(LayoutStep("classifier", ())) not in shapes
         )
         try:
-            check_layers(file.layers, held, classifier=not fresh)
-            return held, keras_policy(file.layers, policy), ()
+            check_layers(file.layers, file.tensors, held, classifier=not fresh)
+            policy = keras_policy(file.layers, policy) if has_order(file.layers) else policy
         except MismatchError as error:
             raise MismatchError(f"{file.path}: {error}") from None
-    if source == "keras":
-        return held, policy, ("the file lists no layers: average pooling and nothing else beside tensors was assumed",)
+    if source == "keras" and not has_order(file.layers):
+        return held, policy, ("its layers and what they compute are not described: Keras' own network was assumed",)
     return held, policy, ()
 
 

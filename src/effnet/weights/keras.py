@@ -30,7 +30,9 @@ SUFFIXES = (".h5", ".hdf5", ".keras")
 INPUT_KEYS = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "count", "0", "1", "2"))
 PREPARING = ("Rescaling", "Normalization")
 # In inference. Where Flatten does something, pooling is missing
-IDLE = re.compile(r"InputLayer|ZeroPadding2D|Reshape|Flatten|Identity|\w*Dropout\w*|GaussianNoise|Random\w+")
+IDLE = re.compile(
+    r"InputLayer|ZeroPadding2D|Reshape|Flatten|Identity|\w*Dropout\w*|GaussianNoise|Random\w+", re.IGNORECASE
+)
 END = ("Softmax", "Activation, softmax", "Activation, linear")  # behind the classifier: logits are the same
 
 
@@ -40,20 +42,29 @@ class KerasLayer:
 
     kind: str  # the name of its class
     name: str
-    settings: Mapping[str, Any] = field(repr=False)
+    settings: Mapping[str, Any] | None = field(repr=False)  # None: only kinds are listed, without order or settings
+
+    def get(self, setting: str, default: Any = None) -> Any:
+        """One of its settings."""
+        return (self.settings or {}).get(setting, default)
 
 
 def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | None]:
     """Arrays as LAYER/LEAF, however deep the layer is nested, and the layers in order; None where none are listed.
 
-    Layers go by name in older files, by class and number in newer ones.
+    Layers go by name in older files, by class and number in newer ones. A newer file of weights alone has a group for
+    every layer, even for one without weights, so it lists their kinds.
     """
     with optional_import(f"reading {path.name}"):
         import h5py
 
     datasets: dict[str, np.ndarray[Any, Any]] = {}
+    groups = list[KerasLayer]()
 
     def visit(name: str, item: object) -> None:
+        *_, parent, own = ("", *name.split("/"))
+        if parent == "layers" and isinstance(item, h5py.Group):
+            groups.append(KerasLayer(re.sub(r"_\d+$", "", own).replace("_", ""), own, None))
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
             datasets[name] = np.asarray(item)
 
@@ -72,7 +83,7 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
         (key if times[key] == 1 else name): torch.from_numpy(_torch_order(key, datasets[name]))
         for name, key in short.items()
     }
-    return tensors, None if listed is None else tuple(_flatten(json.loads(listed)))
+    return tensors, tuple(groups) or None if listed is None else tuple(_flatten(json.loads(listed)))
 
 
 def keras_input(
@@ -80,32 +91,37 @@ def keras_input(
 ) -> tuple[InputSpec | None, tuple[str, ...]]:
     """How images are prepared by the layers in front of a Keras network, and notes; None where it has none.
 
-    A file that lists no layers is taken for Keras' own network, which divides by the root of the variance. Where that
+    A file of weights alone is taken for Keras' own network, which divides by the root of the variance. Where that
     variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
     """
     stated = [tensors[key].flatten().double() for key in INPUT_KEYS if key in tensors]
     active = (layer for layer in layers or () if not IDLE.fullmatch(layer.kind))
     front, notes = list(takewhile(lambda layer: layer.kind in PREPARING, active)), tuple[str, ...]()
-    if not (stated if layers is None else front):
+    if not (front if has_order(layers) else stated):
         return None, ()
     if front:
         mean, std = _follow(front, stated, spec.in_channels)
     else:
         mean, variance, *_ = stated
         std = variance.sqrt()
-        if variance.shape == (3,) and torch.allclose(variance.float(), torch.tensor(InputSpec.std)):
+        if _is_published(variance):
             std = variance
             notes = ("its variance is ImageNet's std, as in Keras' published weights: it was read as the std",)
-    shapes = (layer.settings.get("batch_shape", layer.settings.get("batch_input_shape")) for layer in layers or ())
+    shapes = (layer.get("batch_shape", layer.get("batch_input_shape")) for layer in layers or ())
     _, height, width, _ = next((shape for shape in shapes if shape), (None,) * 4)
     size = height if height and height == width else spec.resolution
     return InputSpec(size, size, tuple(mean.float().tolist()), tuple(std.float().tolist()), "bilinear", "squash"), notes
 
 
+def has_order(layers: tuple[KerasLayer, ...] | None) -> bool:
+    """Whether a file lists its layers in order and with their settings."""
+    return layers is not None and (not layers or layers[0].settings is not None)
+
+
 def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy) -> NumericPolicy:
     """The policy with the constants of the file's batch normalisations."""
     norms = {
-        (layer.settings.get("epsilon", 1e-3), round(1 - layer.settings.get("momentum", 0.99), 6) or policy.bn_momentum)
+        (layer.get("epsilon", 1e-3), round(1 - layer.get("momentum", 0.99), 6) or policy.bn_momentum)
         for layer in layers
         if layer.kind == "BatchNormalization"
     }
@@ -114,13 +130,19 @@ def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy) -> Numer
     return NumericPolicy(*norms.pop(), policy.padding) if norms else policy
 
 
-def check_layers(layers: tuple[KerasLayer, ...], spec: NetworkSpec, *, classifier: bool) -> None:
+def check_layers(
+    layers: tuple[KerasLayer, ...], tensors: Mapping[str, Tensor], spec: NetworkSpec, *, classifier: bool
+) -> None:
     """Raise MismatchError where the layers are not those of `spec`, behind the ones that prepare images.
 
     `classifier`: whether pooling and classifier are used; else the layers behind the head do not matter.
     """
     if not layers:
         raise MismatchError("its config lists no layers, so effnet cannot tell what is computed between the tensors")
+    if not has_order(layers):
+        if classifier:
+            _check_kinds(layers, tensors, spec)
+        return
     found, padded = list[tuple[str, str]](), False
     for layer in layers:
         if not IDLE.fullmatch(layer.kind) and (found or layer.kind not in PREPARING):
@@ -138,14 +160,31 @@ def check_layers(layers: tuple[KerasLayer, ...], spec: NetworkSpec, *, classifie
             raise MismatchError(f"it {got} where {spec.name} {f'has {wanted}' if wanted else 'ends'}")
 
 
+def _check_kinds(layers: tuple[KerasLayer, ...], tensors: Mapping[str, Tensor], spec: NetworkSpec) -> None:
+    """Raise MismatchError where there are more layers of a kind than in Keras' own `spec`."""
+    published = any(_is_published(tensors[key]) for key in INPUT_KEYS if key in tensors)
+    allowed = Counter(kind.partition(",")[0].lower() for kind in _expected(spec))
+    allowed |= Counter({"rescaling": 1 + published, "normalization": 1})
+    found = Counter(layer.kind for layer in layers if not IDLE.fullmatch(layer.kind))
+    for kind, count in found.items():
+        if count > allowed[kind] and kind not in ("functional", "sequential"):
+            there = f"{count} layer{'s' * (count > 1)} of kind {kind}, and Keras' {spec.name} has {allowed[kind]}"
+            raise MismatchError(f"it has {there}; save the whole model as .keras, which says what they compute")
+
+
+def _is_published(variance: Tensor) -> bool:
+    """Whether it is ImageNet's std, in place of its square."""
+    return variance.numel() == 3 and torch.allclose(variance.flatten().float(), torch.tensor(InputSpec.std))
+
+
 def _follow(front: list[KerasLayer], stated: list[Tensor], channels: int) -> tuple[Tensor, Tensor]:
     """Mean and std, in shares of 255, of the layers that prepare images; `stated` are a Normalization's own tensors."""
     slope, shift = torch.ones(channels).double(), torch.zeros(channels).double()
     for layer in front:
         if layer.kind == "Rescaling":
-            scale, offset = (torch.tensor(layer.settings[key]).double() for key in ("scale", "offset"))
+            scale, offset = (torch.tensor(layer.get(key)).double() for key in ("scale", "offset"))
         else:
-            given = [layer.settings.get(key) for key in ("mean", "variance")]
+            given = [layer.get(key) for key in ("mean", "variance")]
             mean, variance = stated[:2] if None in given else (torch.tensor(values).double() for values in given)
             scale = variance.flatten().rsqrt()
             offset = -mean.flatten() * scale
@@ -177,16 +216,16 @@ def _expected(spec: NetworkSpec) -> Iterator[str]:
 
 def _describe(layer: KerasLayer, *, padded: bool) -> str:
     """A layer's kind with what changes its answer beside its tensors."""
-    activation = str(layer.settings.get("activation", "linear")).replace("swish", "silu")
+    activation = str(layer.get("activation", "linear")).replace("swish", "silu")
     details = [] if activation == "linear" and layer.kind != "Activation" else [activation]
     if layer.kind == "Dense" and activation == "softmax":
         details = []
     if layer.kind.endswith("Conv2D"):
-        stride, dilation = ({*np.atleast_1d(layer.settings.get(key, 1))} for key in ("strides", "dilation_rate"))
+        stride, dilation = ({*np.atleast_1d(layer.get(key, 1))} for key in ("strides", "dilation_rate"))
         details = (
             [f"stride {max(stride)}"] * (stride != {1}) + [f"dilation {max(dilation)}"] * (dilation != {1}) + details
         )
-        if layer.settings.get("padding") == "valid" and not padded and max(layer.settings.get("kernel_size", [1])) > 1:
+        if layer.get("padding") == "valid" and not padded and max(layer.get("kernel_size", [1])) > 1:
             details.append("valid padding")
     return ", ".join((layer.kind, *details))
 
