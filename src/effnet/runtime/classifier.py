@@ -22,7 +22,7 @@ from effnet.fields import one_of, positive_int, read_fields
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Model, artifact_path, read_artifact
 from effnet.runtime.select import Selection, open_session, select_for
-from effnet.runtime.session import Logits, Pixels
+from effnet.runtime.session import Logits, Pixels, in_live_thread
 from effnet.weights.bundle import Bundle, BundleConfig
 
 if TYPE_CHECKING:
@@ -198,7 +198,10 @@ class Classifier:
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         reading = read_ahead(photos, self._load, threads=self._readers, window=2 * batch)
         failure: Exception | None = None
+        began = os.getpid()
         while failure is None:
+            if os.getpid() != began:  # the threads that read are not here
+                raise ArgumentError("photos", "a stream", "was begun before this process was forked: begin it here.")
             group: list[tuple[Photo, Pixels | ImageError]] = []
             try:
                 group.extend(itertools.islice(reading, batch))  # extend keeps the photos that came before an error
@@ -293,7 +296,7 @@ def load(
     if not isinstance(weights, (str, os.PathLike)):
         raise ArgumentError("weights", weights, "must be a name or a path.")
     chosen = read_fields(LoadOptions, options)
-    opened = read_model(weights, model, chosen.source, progress=progress)
+    opened = in_live_thread(lambda: read_model(weights, model, chosen.source, progress=progress))
     pins: Any = {name: getattr(chosen, name) for name in ("engine", "precision", "batch", "threads")}
     pins = {name: value for name, value in pins.items() if value != "auto"}
     selection = select_for(opened, **pins)

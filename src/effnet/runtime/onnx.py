@@ -6,6 +6,7 @@ Writing needs the package onnx, running only onnxruntime.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from functools import cache, partial
@@ -34,8 +35,8 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
 
     compile = partial(OnnxGraph, threads=backend.threads, recording=recording)
     if not isinstance(model, Bundle):
-        whole = cache(partial(compile, model.path))
-        return lambda images, streams: whole(streams=streams)
+        whole = cache(lambda process, streams: compile(model.path, streams=streams))
+        return lambda images, streams: whole(os.getpid(), streams)
     import onnx  # noqa: F401
 
     network = network_of(model)

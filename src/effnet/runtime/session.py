@@ -2,21 +2,32 @@
 
 A Backend says how a model is run. OpenVINO and ONNX Runtime compile a graph for a certain number of images, so a
 full batch goes through as a whole or in parts of a few images, several parts side by side. Needs no engine, no torch.
+
+A process that is forked, as by gunicorn --preload, has only the thread that forked; those of engines and pools are
+missing, and whoever waits for them waits for ever. So a session begins anew there: lock, threads and graphs. The old
+graphs are never released, because that would wait for their threads (ONNX Runtime 1.32) or crash (OpenVINO 2026.4).
+A fork waits until no session computes, so that no engine holds a lock of its own in the new process (torch's MKL does).
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effnet.errors import ArgumentError
 from effnet.fields import one_of, positive_int
+
+T = TypeVar("T")
 
 EngineName = Literal["torch", "openvino", "onnxruntime"]
 EnginePrecision = Literal["fp32", "bf16", "int8"]
@@ -26,6 +37,7 @@ Run = Callable[[Pixels], Logits]
 Compile = Callable[[int, int], Run]  # images of a graph (0: any number), requests side by side -> the graph
 
 TITLES: dict[EngineName, str] = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+LONGEST_CALL = 10.0  # seconds that a fork waits for a session
 FEW = 4  # images: up to here, those left over go one by one, each on all threads, rather than in a padded part
 
 
@@ -110,8 +122,15 @@ class BatchedSession:
         self._wave = self._part * backend.streams
         self.batch = max(self._wave, batch - batch % self._wave)
         self._compile: Compile | None = compile
+        self.begin()
+        with _FORKING:
+            _SESSIONS.add(self)
+
+    def begin(self) -> None:
+        """Begin without graphs and threads, which are made when they are first needed, and with a lock that is free."""
         self._graphs: dict[tuple[int, int], Run] = {}
-        self._pool = ThreadPoolExecutor(backend.streams) if backend.streams > 1 else None  # starts threads when used
+        self._pool = ThreadPoolExecutor(self.backend.streams) if self.backend.streams > 1 else None
+        self._caller = ThreadPoolExecutor(1) if _FORKED else None  # see `in_live_thread`
         self._lock = threading.Lock()
 
     def __call__(self, pixels: Pixels, /) -> Logits:
@@ -120,8 +139,13 @@ class BatchedSession:
         Raises:
             ArgumentError: the session is closed.
         """
+        return self._caller.submit(self._answer, pixels).result() if self._caller else self._answer(pixels)
+
+    def _answer(self, pixels: Pixels) -> Logits:
         rest = len(pixels) % self._wave if self._least else 0
         whole, logits = len(pixels) - rest, []
+        with _FORKING:
+            pass  # a fork that waits for this session goes first
         with self._lock:
             if whole:
                 logits.append(self._run(pixels[:whole], self._part, self.backend.streams))
@@ -155,6 +179,50 @@ class BatchedSession:
         parts = [np.ascontiguousarray(pixels[start : start + images]) for start in range(0, len(pixels), images)]
         mapped = self._pool.map if self._pool and streams > 1 and len(parts) > 1 else map
         return _joined([*mapped(self._graphs[key], parts)])
+
+
+def in_live_thread(function: Callable[[], T]) -> T:
+    """The result of `function`; in a forked process a thread of its own calls it.
+
+    torch computes with OpenMP, which would wait for the threads that the calling thread had before the fork.
+    """
+    if not _FORKED:
+        return function()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    _HELD.extend(session._lock for session in _SESSIONS if session._lock.acquire(timeout=LONGEST_CALL))
+
+
+def _after_fork() -> None:
+    for lock in _HELD:
+        lock.release()
+    _HELD.clear()
+    _FORKING.release()
+
+
+def _begin_anew() -> None:
+    """In a forked process, before anything else runs there."""
+    _after_fork()
+    _FORKED.append(os.getpid())
+    for session in _SESSIONS:
+        if session._graphs:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._graphs))  # not even the interpreter's end releases it
+            with suppress(AttributeError):  # only glibc has it
+                libc = ctypes.CDLL(None)
+                libc.on_exit(libc._exit, None)  # leave before ONNX Runtime's own exit handler, which waits as well
+        session.begin()
+
+
+_SESSIONS: WeakSet[BatchedSession] = WeakSet()
+_FORKING = threading.Lock()  # held while the process forks: no session is added, none begins to compute
+_HELD: list[threading.Lock] = []  # of sessions, while the process forks
+_FORKED: list[int] = []  # the number of this process, where it was forked from one that had imported this module
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_anew)
 
 
 def _joined(logits: list[Logits]) -> Logits:
