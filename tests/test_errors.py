@@ -5,10 +5,23 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from effnet import errors
-from effnet.errors import ArgumentError, EffnetError, MissingExtraError, UnknownNameError, missing, nearest, translated
+from effnet.errors import (
+    LONGEST,
+    ArgumentError,
+    EffnetError,
+    MissingExtraError,
+    UnknownNameError,
+    missing,
+    nearest,
+    optional_import,
+    short,
+    translated,
+)
 
 
 def test_argument_value_rule() -> None:
@@ -26,6 +39,35 @@ def test_unknown_names_show_what_is_known_and_the_nearest() -> None:
 )
 def test_nearest(word: str, expected: str) -> None:
     assert nearest(word, ("b0", "lite0")) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.zeros((64, 64, 3)), "ndarray of float64, shape (64, 64, 3)"),
+        (torch.zeros(3, 9), "Tensor of torch.float32, shape (3, 9)"),
+        (bytes(10**6), "1,000,000 bytes"),
+        (np.float32(1.5), "1.5"),
+        ("photos/a.png", "'photos/a.png'"),
+        ([1, 2, 3], "[1, 2, 3]"),
+    ],
+)
+def test_a_value_is_shown_short(value: object, shown: str) -> None:
+    assert shown in short(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["x" * 90] * 999, list(range(10**6)), "x" * 10**6, dict.fromkeys(range(99), "y" * 99), [[[["z"] * 99] * 99] * 99]],
+)
+def test_no_value_fills_a_message(value: object) -> None:
+    message = str(ArgumentError("width", value, "must be positive."))
+    assert len(message) <= LONGEST + 60
+    assert "\n" not in message
+
+
+def test_a_reason_has_no_full_stop() -> None:
+    assert str(errors.ImageError("does not exist.")) == "does not exist"
 
 
 def fails_to_import(name: str) -> ImportError:
@@ -63,6 +105,23 @@ def test_an_installed_package_that_cannot_be_loaded_is_not_called_missing(
     assert "h5py, which is installed but cannot be loaded" in str(error)
     assert str(error).endswith(str(cause))
     assert "pip install" not in str(error)
+
+
+@pytest.mark.parametrize("line", ["raise OSError('libx.so is\\n missing')", "raise RuntimeError('another NumPy')"])
+def test_a_package_may_fail_to_load_with_any_error(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "h5py.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "h5py", raising=False)
+    with (
+        pytest.raises(
+            MissingExtraError, match=r"h5py, which is installed but cannot be loaded: (libx|another)"
+        ) as failed,
+        optional_import("reading x.h5"),
+    ):
+        importlib.import_module("h5py")
+    assert "\n" not in str(failed.value)
+    with pytest.raises(OSError, match=r"^disk$"), optional_import("reading x.h5"):
+        raise OSError("disk")
 
 
 def test_other_failed_imports_are_left_alone() -> None:

@@ -77,10 +77,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'effnet' has no attribute {name!r}.{nearest(name, _HOME_OF)}")
     try:
         value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    except ImportError as error:
+    except Exception as error:
         from effnet.errors import translated
 
-        raise translated(error) from error
+        if (found := translated(error)) is error:
+            raise
+        raise found from error
     globals()[name] = value
     return value
 

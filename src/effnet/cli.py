@@ -92,7 +92,7 @@ def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
 
 def _print_error(error: Exception, command: str) -> None:
     """One line for what went wrong; a missing package is named with the extra that the command needs."""
-    if isinstance(error, ImportError) and command:
+    if command:
         error = translated(error, command, COMMANDS[command][1] or "torch")
     expected = isinstance(error, (EffnetError, CycloptsError, OSError))
     console.remark(f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import reprlib
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,10 @@ EXTRAS = {
     "onnx": "export",
     "nncf": "int8",
 }
+LONGEST = 250  # letters of a value in a message
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 12
 
 
 class EffnetError(Exception):
@@ -42,7 +47,7 @@ class ArgumentError(EffnetError, ValueError):
     """An argument has a value that breaks a rule."""
 
     def __init__(self, argument: str, value: object, rule: str) -> None:
-        super().__init__(f"`{argument}` (={value!r}) {rule}")
+        super().__init__(f"`{argument}` (={short(value)}) {rule}")
         self.argument, self.value, self.rule = argument, value, rule
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -100,7 +105,10 @@ class TrainingError(EffnetError):
 
 
 class ImageError(EffnetError):
-    """An image cannot be read; the message is the reason without the file's name."""
+    """An image cannot be read; the message is the reason, without the file's name and without a full stop."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason.rstrip("."))
 
 
 class DownloadError(EffnetError):
@@ -129,23 +137,34 @@ class MissingExtraError(EffnetError, ImportError):
         return type(self), (self.what, self.extra, self.package, self.reason)
 
 
+def short(value: object) -> str:
+    """A value as a message shows it: in one line of at most LONGEST letters, an array or a tensor by its shape."""
+    if getattr(value, "shape", None) and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+    if isinstance(value, (bytes, bytearray)):
+        return f"{len(value):,} {type(value).__name__}"
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]} ... {text[-15:]}"
+
+
 def nearest(value: object, known: Iterable[str]) -> str:
     """The sentence " Did you mean 'b8'?" for the known name nearest to `value`, or nothing."""
-    match = difflib.get_close_matches(str(value).lower(), list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(str(value)[:LONGEST].lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def translated(error: ImportError, what: str = "this", torch_extra: str = "torch") -> ImportError:
+def translated(error: Exception, what: str = "this", torch_extra: str = "torch") -> Exception:
     """The error to raise for a failed import: a MissingExtraError where an optional dependency failed.
 
     Args:
-        error: what an import raised.
+        error: what an import raised: an ImportError, or whatever a package that is installed raised while it was loaded
+            (an OSError for a shared library, a RuntimeError for another NumPy); any other error is returned as it is.
         what: what needs the package, such as "effnet train".
         torch_extra: the extra to name where torch is missing; every extra that needs torch installs it.
     """
     if isinstance(error, MissingExtraError):
         return error
-    cause: BaseException | None = error
+    cause: BaseException | None = error if isinstance(error, ImportError) else None
     while cause is not None:
         package = (getattr(cause, "name", None) or "").partition(".")[0]
         if package in EXTRAS:
@@ -156,17 +175,17 @@ def translated(error: ImportError, what: str = "this", torch_extra: str = "torch
     # A library that is there but broken fails inside its own modules, under the name of one of them.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package in EXTRAS:
+        if package in EXTRAS and (isinstance(error, ImportError) or frame.f_code.co_name == "<module>"):
             return missing(what, package, error)
     return error
 
 
 @contextmanager
 def optional_import(what: str) -> Iterator[None]:
-    """Around the imports that `what` needs in a function of the library: their ImportError is `translated`."""
+    """Around the imports that `what` needs in a function of the library: their error is `translated`."""
     try:
         yield
-    except ImportError as error:
+    except Exception as error:
         if (found := translated(error, what)) is error:
             raise
         raise found from error
@@ -175,4 +194,5 @@ def optional_import(what: str) -> Iterator[None]:
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:
     """The error that says what needs `package`, and how to install it or why it cannot be loaded."""
     installed = error is not None and importlib.util.find_spec(package) is not None
-    return MissingExtraError(what, EXTRAS[package], package, str(error) if installed else "")
+    reason = " ".join(str(error).split())[:LONGEST]
+    return MissingExtraError(what, EXTRAS[package], package, reason if installed else "")

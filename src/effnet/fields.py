@@ -10,6 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from numbers import Real
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar, get_args
@@ -41,9 +42,7 @@ def positive_float(argument: str, value: SupportsFloat) -> float:
 
 def positive_int(argument: str, value: SupportsIndex) -> int:
     """`value` as an int; it must be a positive whole number."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ArgumentError(argument, value, "must be a positive whole number.")
-    return operator.index(value)
+    return _integer(argument, value, 1, "must be a positive whole number.")
 
 
 def one_of(argument: str, value: str, choices: Any) -> None:
@@ -97,16 +96,15 @@ def non_negative_float(argument: str, value: SupportsFloat) -> float:
 
 def non_negative_int(argument: str, value: SupportsIndex) -> int:
     """`value` as an int of at least 0."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
-        raise ArgumentError(argument, value, "must be a whole number of at least 0.")
-    return operator.index(value)
+    return _integer(argument, value, 0, "must be a whole number of at least 0.")
 
 
 def number(argument: str, value: SupportsFloat) -> float:
     """`value` as a float; text and booleans are refused."""
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise ArgumentError(argument, value, "must be a number.")
-    return float(value)
+    if not isinstance(value, (bool, str)):
+        with suppress(TypeError, ValueError):  # of an array with several numbers, for example
+            return float(value)
+    raise ArgumentError(argument, value, "must be a number.")
 
 
 def finite_floats(argument: str, values: Any) -> tuple[float, ...]:
@@ -156,6 +154,14 @@ def write_amount(value: float, units: Mapping[str, int | Decimal]) -> str:
     """The shortest exact text of an amount in these units, which its parser reads back: 1G, 390M, 8GB, 20ms."""
     exact = Decimal(str(value))
     return min((f"{(exact / factor).normalize():f}{unit}" for unit, factor in units.items()), key=len)
+
+
+def _integer(argument: str, value: SupportsIndex, least: int, rule: str) -> int:
+    if not isinstance(value, bool):
+        with suppress(TypeError, ValueError):
+            if (number := operator.index(value)) >= least:
+                return number
+    raise ArgumentError(argument, value, rule)
 
 
 def _parse(

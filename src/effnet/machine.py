@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from effnet.errors import ArgumentError, MissingExtraError, UnknownNameError
+from effnet.errors import ArgumentError, UnknownNameError, optional_import
 
 Precision = Literal["bf16", "fp32"]
 
@@ -195,10 +195,8 @@ def _precision_of_gpu(index: int) -> tuple[Precision, str]:
 
 def _import_torch() -> Any:
     # By name, because a test forbids an import of torch here: this module works where torch is not installed.
-    try:
+    with optional_import("asking a GPU"):
         return import_module("torch")
-    except ImportError as error:
-        raise MissingExtraError("asking a GPU", "torch") from error
 
 
 def resident_memory() -> int:

@@ -295,7 +295,7 @@ def test_reasons_in_plain_words(tmp_path: Path) -> None:
         "short.png": r"is damaged or cut short \(image file is truncated",
         "header.png": "is a damaged PNG file",
         "vector.eps": "is not an image",
-        "missing.jpg": "^does not exist.$",
+        "missing.jpg": "^does not exist$",
         ".": "is a folder",
         "a\0b": "null",
         "x" * 300: "File name too long",

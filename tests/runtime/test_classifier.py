@@ -176,6 +176,20 @@ def test_stream_reads_only_a_little_ahead(tiny: Classifier) -> None:
     assert threading.active_count() <= before
 
 
+@pytest.mark.parametrize("nameless", ["", [""]])
+def test_an_empty_name_is_not_this_folder(tiny: Classifier, nameless: str | list[str]) -> None:
+    with pytest.raises(ImageError, match=r"^'': is an empty name$"):
+        tiny.predict(nameless)
+    with pytest.raises(ArgumentError, match="must be a name or a path"):
+        load("")
+
+
+@pytest.mark.parametrize("topk", [np.zeros(999), [5] * 9999, "5", 0, True])
+def test_topk_is_a_number(tiny: Classifier, topk: object) -> None:
+    with pytest.raises(ArgumentError, match=r"^`topk` .{,99} must be a positive whole number"):
+        tiny.predict(np.zeros((9, 9, 3), np.uint8), topk=topk)  # type: ignore[arg-type]
+
+
 def test_fit_replaces_the_weights_own_way(photos: Path, tmp_path: Path) -> None:
     effnet.save(effnet.EfficientNet(TINY), tmp_path / "x")
     assert load(tmp_path / "x").input.fit == "crop"

@@ -203,6 +203,11 @@ def test_what_bench_kept_is_followed(bundle: Bundle, folder: Path, cache: Path, 
     assert kept_selection(bundle, 1) is None
 
 
+def test_a_cache_that_cannot_be_read_is_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFNET_CACHE", "x" * 300)
+    assert kept_selection(bundle, 1) is None
+
+
 def test_what_was_kept_of_an_artifact(bundle: Bundle, tmp_path: Path, cache: Path) -> None:
     artifact = read_artifact(export(bundle, tmp_path / "m.onnx", format="onnx").path)
     keep_selection(artifact, [Selection(Backend("openvino", part=2, streams=2), 8, "fastest")])

@@ -36,7 +36,7 @@ from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels
-from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, missing
+from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, optional_import
 from effnet.exporting.export import artifact_logits, artifact_place, parity_pixels, write_artifact
 from effnet.fields import positive_int
 from effnet.files import size_of
@@ -283,9 +283,8 @@ def _nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")
     logger_class = logging.getLoggerClass()
     try:
-        return import_module("nncf")
-    except ImportError as error:
-        raise missing("int8", "nncf", error) from error
+        with optional_import("int8"):
+            return import_module("nncf")
     finally:
         logging.setLoggerClass(logger_class)  # NNCF replaces the whole process's
 

@@ -173,7 +173,8 @@ class Classifier:
         predictions = []
         for photo, prediction in self.stream(photos, topk=topk):
             if isinstance(prediction, ImageError):
-                raise ImageError(f"{photo}: {prediction}" if isinstance(photo, (str, os.PathLike)) else str(prediction))
+                named = isinstance(photo, (str, os.PathLike))
+                raise ImageError(f"{photo or repr(photo)}: {prediction}" if named else str(prediction))
             predictions.append(prediction)
         return predictions[0] if single else predictions
 
@@ -217,6 +218,8 @@ class Classifier:
             raise failure
 
     def _load(self, photo: Photo) -> Pixels:
+        if isinstance(photo, str) and not photo:
+            raise ImageError("is an empty name")  # which would mean this folder
         return load_pixels(photo, self.input, spare=SPARE if self.decode == "fast" else None)
 
     def _name(self, logits: Logits, topk: int) -> list[Prediction]:
@@ -316,6 +319,8 @@ def read_model(
     progress: Progress = SILENT,
 ) -> Model:
     """What `load` runs: an artifact, or a network with its context, in channels_last. See `load` for errors."""
+    if not str(weights):
+        raise ArgumentError("weights", str(weights), "must be a name or a path.")
     if artifact_path(weights) is not None:
         if source is not None or model is not None:
             raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")

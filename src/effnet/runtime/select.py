@@ -189,9 +189,9 @@ def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> S
     None where nothing was kept, or with another version of an engine or of effnet, or the file is damaged.
     """
     folder = cache_folder() / KEPT
-    if not folder.is_dir():  # else the weights would be read for nothing
-        return None
     try:
+        if not folder.is_dir():  # else the weights would be read for nothing
+            return None
         values = json.loads((folder / _kept_name(model, threads)).read_text())["selections"]
         found = [read_fields(Selection, {**each, "backend": read_fields(Backend, each["backend"])}) for each in values]
     except (OSError, ValueError, KeyError, TypeError):
@@ -242,7 +242,7 @@ def _of_network(
     if precision is None:
         precision = "bf16" if chosen == "openvino" and machine.fast_bf16 else "fp32"
         if chosen == "openvino":
-            reasons.append(f"the processor is {'faster' if machine.fast_bf16 else 'no faster'} in bf16")
+            reasons.append(f"bf16 is {'' if machine.fast_bf16 else 'not '}faster than fp32 on this processor")
     return chosen, precision, reasons
 
 

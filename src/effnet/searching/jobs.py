@@ -151,7 +151,7 @@ def run_jobs(
                 if deaths[job] < ATTEMPTS:
                     progress.message(f"{title}: its worker died, so it is trained again")
                     continue
-                why = f"its worker died {ATTEMPTS} times, perhaps for lack of memory: {error}"
+                why = f"its worker died {ATTEMPTS} times, perhaps for lack of memory: {str(error).rstrip('.')}"
                 if not ended:
                     raise TrainingError(f"{title}: {why}. Fewer --workers need less.") from error
                 outcome = Trial(job, None, 0.0, why)

@@ -34,6 +34,7 @@ from effnet.data.dataset import Dataset, match_classes
 from effnet.data.folders import list_names
 from effnet.errors import ArgumentError, DataError, DownloadError, UnknownNameError, missing, optional_import
 from effnet.files import write_file
+from effnet.machine import cache_folder
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
@@ -268,7 +269,9 @@ def _fetch_url(weights: KnownWeights, progress: Progress) -> Path:
     with optional_import(f"fetching {weights.name}"):
         from torch.hub import get_dir
 
-    path = Path(get_dir(), "checkpoints", url.rpartition("/")[2])
+    folder = get_dir()
+    folder = str(cache_folder()) if folder.startswith("~") else folder  # the user has no home
+    path = Path(folder, "checkpoints", url.rpartition("/")[2])
     if path.exists():
         if _sha256(path).startswith(weights.sha256):
             return path
