@@ -71,11 +71,44 @@ def test_what_the_file_says_comes_first(stated: int | None, highest: int, top: i
 
 
 def test_a_tiff_says_its_depth() -> None:
-    for tag, value in ((281, 4095), (281, 3000)):
+    for highest, level in ((4095, 50), (3000, 50), (65535, 3), (None, 200)):
         file, tags = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
-        tags[tag] = value
+        if highest:
+            tags[281] = highest
         Image.fromarray(np.full((4, 4), 800, np.uint16)).save(file, "TIFF", tiffinfo=tags)
-        assert (read(file.getvalue()) == 50).all()
+        assert (read(file.getvalue()) == level).all()
+
+
+def test_formats_that_always_say_their_depth() -> None:
+    dark = np.full((4, 4), 900)
+    assert (read(b"P5 4 4 4095\n" + dark.astype(">u2").tobytes()) == round(900 / 4095 * 255)).all()
+    file = io.BytesIO()
+    Image.fromarray(dark.astype(np.uint16)).save(file, "JPEG2000")
+    assert (read(file.getvalue()) == 3).all()
+
+
+def colour_tiff(values: np.ndarray, order: str, *, deflate: bool) -> bytes:
+    """A 16-bit TIFF of colour (H, W, 3), which Pillow reads but does not write."""
+    data = values.astype(f"{order}u2").tobytes()
+    data = zlib.compress(data) if deflate else data
+    height, width, _ = values.shape
+    entries = {256: width, 257: height, 258: 0, 259: 8 if deflate else 1, 262: 2, 273: 0, 277: 3, 278: height}
+    entries |= {279: len(data)}
+    bits_at = 8 + 2 + 12 * len(entries) + 4
+    entries |= {258: bits_at, 273: bits_at + 6}
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    lines = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items()]
+    lines[2] = struct.pack(f"{order}HHII", 258, 3, 3, bits_at)
+    return head + b"".join(lines) + struct.pack(f"{order}IHHH", 0, 16, 16, 16) + data
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("top", [4095, 65535])
+def test_colours_of_a_tiff(order: str, deflate: bool, top: int) -> None:
+    values = np.random.default_rng(0).integers(0, top + 1, (9, 7, 3))
+    values[0, 0] = top
+    assert (read(colour_tiff(values, order, deflate=deflate), "RGB") == values // ((top + 1) // 256)).all()
 
 
 @pytest.mark.parametrize(("over", "level"), [(1.0, 255), (1.0000001, 255), (1.003, 255), (0.0, 0), (-0.003, 0)])

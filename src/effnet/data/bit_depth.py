@@ -1,8 +1,8 @@
 """Pixels of more than 8 bits -> 8 bits, from the range that their values have.
 
     16-bit grey and colour   cameras and scanners store 10, 12 or 14 bits in 16: the range of as many bits as the file
-                             states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue) if no value exceeds it, else
-                             the smallest of 10, 12, 14 and 16 bits that holds every value
+                             states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue, always in PPM and JPEG2000)
+                             if no value exceeds it, else the smallest of 10, 12, 14 and 16 that holds every value
     32-bit integers, floats  the smallest of RANGES that holds every value; others are refused. A float may lie outside
                              by one level of 255, as resampling leaves it, and is clipped
 
@@ -27,21 +27,22 @@ BITS = (10, 12, 14, 16)  # in 16
 RANGES = {"I": (255, 1023, 4095, 16383, 65535), "F": (1, 255, 1023, 4095, 16383, 65535)}  # highest values, by mode
 HAIR = 1 / 255  # share of the range by which floats may lie outside
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF's tags
+SCALED = ("PPM", "JPEG2000")  # Pillow stretches their values to 16 bits by the depth that they state
 STATED, RANGE = "stated bits", "range"  # entries of an image's info
 LOW = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # Pillow's raw modes
 
 
 def note_bits(image: ImageFile.ImageFile, file: BinaryIO) -> None:
     """Keep in `image.info` how many bits its file says that it has, where that is between 8 and 16."""
-    bits = 0
+    bits = 16 if image.format in SCALED else 0
     if image.format == "PNG":
         position = file.tell()
         bits = _significant_bits(file)
         file.seek(position)
     elif image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
-        highest = np.ravel(tags.get(MAX_SAMPLE_VALUE, 0)).max()
-        bits = int(highest).bit_length() or int(np.ravel(tags.get(BITS_PER_SAMPLE, 0)).max())
+        highest, stored = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
+        bits = highest.bit_length() or stored % 16  # 16 is how they are stored, and says nothing
     if 8 < bits <= 16:
         image.info[STATED] = bits
 
@@ -61,7 +62,8 @@ def pixel_range(image: Image.Image) -> int | None:
     values = np.asarray(image)
     high, low = values.max(), values.min()
     spare = 1 + HAIR if image.mode == "F" else 1
-    top = next((top for top in RANGES[image.mode] if high <= spare * top), None)
+    ranges = ((1 << image.info[STATED]) - 1, *RANGES["I"]) if STATED in image.info else RANGES[image.mode]
+    top = next((top for top in ranges if high <= spare * top), None)
     if top is not None and low >= top * (1 - spare):
         return top
     usual = ", ".join(f"0 ... {top}" for top in RANGES[image.mode])

@@ -108,15 +108,15 @@ class Duplicates:
 
 def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: Progress = SILENT) -> Duplicates:
     """Read every image file and find the copies; a file that cannot be read is in a group of its own."""
-    prints: list[Fingerprint | ImageError] = []
+    fingerprints: list[Fingerprint | ImageError] = []
     for _, answer in read_ahead(files, read_fingerprint, threads=threads, window=max(WINDOW, threads)):
-        prints.append(answer)
-        progress.update("reading images", len(prints), len(files))
-    known = [(index, fingerprint) for index, fingerprint in enumerate(prints) if isinstance(fingerprint, Fingerprint)]
+        fingerprints.append(answer)
+        progress.update("reading images", len(fingerprints), len(files))
+    known = [(index, each) for index, each in enumerate(fingerprints) if isinstance(each, Fingerprint)]
     contents = _contents(len(files), known)
-    pairs = tuple(_find_pairs([(index, fingerprint) for index, fingerprint in known if contents[index] == index]))
+    pairs = tuple(_find_pairs([(index, each) for index, each in known if contents[index] == index]))
     groups = connect(len(files), [*enumerate(contents), *((pair.first, pair.second) for pair in pairs)])
-    return Duplicates(tuple(files), tuple(prints), tuple(contents), pairs, tuple(groups))
+    return Duplicates(tuple(files), tuple(fingerprints), tuple(contents), pairs, tuple(groups))
 
 
 def read_fingerprint(file: Path) -> Fingerprint:

@@ -51,13 +51,13 @@ def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
     size. Images that are not found keep their path of `text`, the split.csv, where paths are relative to `root`.
     """
     rows = read_table(text)
-    at = {_absolute_path(root / row["path"]): row for row in rows}
-    named = {normalize("NFC", row["path"]): row for row in rows}
-    splits = {file: row["split"] for file, row in at.items()}
+    by_file = {_absolute_path(root / row["path"]): row for row in rows}
+    by_path = {normalize("NFC", row["path"]): row for row in rows}
+    splits = {file: row["split"] for file, row in by_file.items()}
     for sample in dataset.samples:
         file = _absolute_path(dataset.file(sample))
-        row = at.get(file) or named.get(normalize("NFC", sample.path))
-        if row and (file in at or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
+        row = by_file.get(file) or by_path.get(normalize("NFC", sample.path))
+        if row and (file in by_file or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
             splits.pop(_absolute_path(root / row["path"]), None)
             splits[sample.path] = row["split"]
     return splits
