@@ -100,8 +100,12 @@ def test_dictionaries_without_tensors_are_passed_by():
 
 
 def test_two_networks_in_one_file_are_not_chosen_between():
-    with pytest.raises(CheckpointError, match=r"several networks, under 'student\.', 'teacher\.'"):
-        unwrap(under("student.", TINY) | under("teacher.", TINY))
+    for held, end in (
+        (under("student.", TINY) | under("teacher.", TINY), "."),
+        ({"student": TINY, "teacher": TINY}, ""),
+    ):
+        with pytest.raises(CheckpointError, match=rf"several networks, under 'student{end}', 'teacher{end}'"):
+            unwrap(held)
 
 
 def test_folders(tmp_path):

@@ -259,9 +259,8 @@ def _network(
     if source == "hf" and file.config:
         return hf_network(file, held, policy)
     if file.layers is not None:
-        fresh = (
-            num_classes not in (None, held.num_classes) or layout.weight_key(LayoutStep("classifier", ())) not in shapes
-        )
+        held_classifier = layout.weight_key(LayoutStep("classifier", ())) in shapes
+        fresh = num_classes not in (None, held.num_classes) or not held_classifier
         try:
             check_layers(file.layers, file.tensors, held, classifier=not fresh)
             policy = keras_policy(file.layers, policy) if has_order(file.layers) else policy

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -126,6 +126,11 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[
         others = [other for other in loaded if other != name and _find(loaded[other], _holds_tensors) is not None]
         unread = f", not {', '.join(map(str, others))}" if others else ""
         notes.append(f"took {name!r} out of the checkpoint{unread}")
+        rivals = [
+            repr(other) for other in others if name not in INNER and _find(loaded[other], _holds_network) is not None
+        ]
+        if rivals:
+            raise CheckpointError(f"it holds several networks, under {name!r}, {', '.join(rivals)}: save one of them")
         for other in others:  # a head that was saved by itself; another copy of the network is no such thing
             if _holds_tensors(loaded[other]) and not _holds_network(loaded[other]):
                 beside |= {f"{other}.{key}": value for key, value in _tensors(loaded[other]).items() if value.dim()}
@@ -140,11 +145,8 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[
         return tensors, beside, tuple(notes)
     notes.append(f"removed the prefix {prefix!r} from the keys")
     beside = {key: value for key, value in tensors.items() if not key.startswith(prefix)} | beside
-    return (
-        {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)},
-        beside,
-        (*notes,),
-    )
+    inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return inside, beside, tuple(notes)
 
 
 def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -> WeightFile:
@@ -254,9 +256,6 @@ def _prefix(keys: Collection[str], marks: tuple[str, ...]) -> str | None:
 
 class _PassedOver:
     """In place of an object of SETTINGS: nothing that the file says about it is built or kept."""
-
-    def __new__(cls, *_: object) -> Self:
-        return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
         pass
