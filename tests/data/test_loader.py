@@ -94,6 +94,17 @@ def test_workers_give_the_same_batches_and_their_death_is_an_error(photos: Datas
         list(itertools.chain.from_iterable(map(loader.epoch, range(3, 100))))
 
 
+def test_a_container_without_shared_memory_is_recognised(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Loader(TrainingImages(photos, Augment(INPUT), 0), Order(12, 6, 3, 0), 0)
+
+    def killed() -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
+
+    monkeypatch.setattr(loader, "_loader", iter(killed, None))
+    with pytest.raises(TrainingError, match=r"shared memory ran out.*--shm-size"):
+        next(loader.epoch(0))
+
+
 def test_a_socket_has_a_short_path(photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = multiprocessing.current_process()._config
     monkeypatch.setitem(config, "tempdir", None)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,6 +115,13 @@ def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_p
         search(shapes, BASE, OPTIONS, out=finished.plan.folder)
     with pytest.raises(ArgumentError, match="is not the folder of a search"):
         resume(tmp_path)
+    edited = tmp_path / "edited"
+    shutil.copytree(finished.plan.folder, edited)
+    args = (edited / "args.yaml").read_text()
+    for old, new, refused in (("epochs: 0.5", "epochs: 5.0", True), (f"data: {shapes}", "data: /gone", False)):
+        (edited / "args.yaml").write_text(args.replace(old, new))
+        with pytest.raises(ArgumentError, match=r"args\.yaml that was edited") if refused else nullcontext():
+            assert resume(edited, data=shapes).scores == finished.scores
     moved = tmp_path / "moved"
     shapes_copy = draw_images(moved, 40)
     assert resume(finished.plan.folder, data=shapes_copy).scores == finished.scores

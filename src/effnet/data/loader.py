@@ -139,6 +139,8 @@ class Loader:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 reason = "it printed why, or was killed, often because memory ran out: use fewer --workers"
+                if "bus error" in str(error).lower():  # a container's /dev/shm has 64 MB
+                    reason = "shared memory ran out: enlarge /dev/shm (docker run --shm-size) or use --workers 0"
                 raise TrainingError(f"a process that loads images died ({reason})") from error
             if part is None:
                 return

@@ -14,10 +14,11 @@ pixels/                decoded images, until the search is over
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -194,6 +195,7 @@ class SearchPlan:
             ],
         }
         plain = json.loads(json.dumps(values))  # tuples as lists
+        plain["sha256"] = _digest(plain)
         write_text(self.folder / ARGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     @classmethod
@@ -201,11 +203,15 @@ class SearchPlan:
         """The plan in a folder; `data` is where the images are now, if they were moved.
 
         Raises:
-            ArgumentError: there is none.
+            ArgumentError: there is none, or it was edited.
             DataError: images were changed or are gone.
         """
         if not (folder / ARGS).is_file() or "candidates" not in (values := dict(read_mapping(folder / ARGS))):
             raise ArgumentError("resume", str(folder), "is not the folder of a search.")
+        if values.get("sha256") != _digest(values):
+            raise ArgumentError(
+                "resume", str(folder), f"has an {ARGS} that was edited since the search began: undo that."
+            )
         root = data or Path(values["data"])
         images = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
         if images.digest != values["data_sha256"]:
@@ -218,6 +224,12 @@ class SearchPlan:
         options = read_fields(SearchOptions, values["options"])
         recipe = read_fields(Recipe, values["recipe"])
         return cls(folder, options, images, recipe, baseline, tuple(found), values["epochs"])
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """The sha256 of what args.yaml says, except for where the images are."""
+    rest = {name: value for name, value in values.items() if name not in ("data", "sha256")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def split_images(data: Path, options: SearchOptions) -> Dataset:
