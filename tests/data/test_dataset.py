@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from effnet.data import dataset as module
 from effnet.data.dataset import Dataset, Sample, manifest, match_classes, missing_classes, read_data, split_data
+from effnet.data.duplicates import find_duplicates
 from effnet.data.held_out import match_split
-from effnet.errors import DataError, UnknownNameError
+from effnet.errors import DataError, ImageError, UnknownNameError
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -220,8 +221,17 @@ def test_file_names_that_are_not_utf8_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_a_manifest_of_another_encoding_names_no_class_wrong(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes("path,label\na.png,caf\u00e9\n".encode("cp1252"))
-    with pytest.raises(DataError, match="is not a manifest"):
+    with pytest.raises(DataError, match="is not a manifest: its columns or labels are not UTF-8"):
         read_data(tmp_path / "m.csv")
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbfPath, Label\na\0.png,x\n" + b"b" * 5000 + b".png,y\n")
+    data = read_data(tmp_path / "m.csv")
+    assert (data.classes, len(data.digest)) == (("x", "y"), 64)
+    assert all(
+        isinstance(each, ImageError) for each in find_duplicates([data.file(s) for s in data.samples]).fingerprints
+    )
 
 
 def test_manifests_from_windows(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
     root = root or path.parent
     try:
         rows = read_table(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
-    except (OSError, UnicodeError, csv.Error) as error:
+    except UnicodeError as error:
+        raise DataError(f"{path} is not a manifest: its columns or labels are not UTF-8; save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} is not a manifest ({error}), a CSV file: path,label,split,group") from error
     if not rows or not {"path", "label"} <= rows[0].keys():
         found = ", ".join(str(name) for name in rows[0]) if rows else "no line below the first"
@@ -155,8 +157,9 @@ def read_table(text: str) -> list[dict[str, str]]:
     """
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of much of Europe write semicolons
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     rows = list(reader)
-    for words in (*(reader.fieldnames or ()), *(row.get("label") or "" for row in rows)):
+    for words in (*reader.fieldnames, *(row.get("label") or "" for row in rows)):
         words.encode()
     return rows
 
@@ -286,7 +289,7 @@ def file_size(path: Path) -> int:
     """Bytes of a file; -1 where there is none."""
     try:
         return path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return -1
 
 

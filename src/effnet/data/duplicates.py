@@ -128,7 +128,7 @@ def read_fingerprint(file: Path) -> Fingerprint:
     try:
         with open_file(file) as opened:
             data = opened.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise ImageError(explain_error(error)) from error
     image = identify(BytesIO(data))
     format, mode, (width, height) = image.format or "", image.mode, image.size

@@ -184,7 +184,7 @@ def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
         try:
             with open_file(data.file(sample)) as file:
                 identify(file)
-        except (ImageError, OSError) as error:
+        except (ImageError, OSError, ValueError) as error:
             yield f"{data.file(sample)} {error}"
         progress.update("reading the images", done, len(data))
 
