@@ -21,6 +21,11 @@ from typing import Literal
 
 from effnet.errors import ArgumentError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Content = Literal["bundle", "hub", "artifact"]  # hub: a folder for timm or transformers
 
 MARK = "effnet"  # in config.json, the version that wrote the folder
@@ -113,6 +118,24 @@ def new_run(
         raise
     if folder.parent == runs:
         _link_latest(folder)
+
+
+@contextmanager
+def hold_lock(file: Path) -> Iterator[None]:
+    """Lock a file of a run, so that no other process goes on with the run meanwhile; not where there are no locks.
+
+    Raises:
+        ArgumentError: another process holds the lock. A process that ends, even by kill -9, gives it back.
+    """
+    with file.open("rb") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArgumentError("resume", str(file.parent), "is in use by another process.") from error
+            except OSError:  # a disk without locks
+                pass
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

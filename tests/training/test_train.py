@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 import effnet
 from effnet.data.loader import Loader
 from effnet.errors import ArgumentError, DataError, EffnetError, TrainingError
+from effnet.files import hold_lock
 from effnet.metrics.evaluate import predict_logits
 from effnet.progress import Silent
 from effnet.runtime.torch import compile_network
@@ -309,6 +310,8 @@ def test_what_else_is_edited_between(stopped: Path, shapes: Path, tmp_path: Path
     shutil.copy(data / "disc" / "new.png", data / "disc" / "003.png")
     data.rename(moved)
     shutil.rmtree(folder / "best")
+    with hold_lock(folder / "args.yaml"), pytest.raises(ArgumentError, match="is in use by another process"):
+        resume(folder, data=moved)
     recorder = Recorder()
     result = resume(folder, data=moved, workers=0, progress=recorder)
     assert recorder.has("1 images are new, such as disc/new.png; this run does not use them")

@@ -28,14 +28,10 @@ from typing import Any
 
 from effnet.console import csv_lines
 from effnet.errors import ArgumentError, DataError, EffnetError, TrainingError
+from effnet.files import hold_lock
 from effnet.progress import SILENT, Progress, Silent
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import CACHE, DECODING, SearchPlan
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 ATTEMPTS = 3  # of a training whose worker dies
 TICK = 0.5  # seconds between two reports of progress
@@ -96,14 +92,7 @@ def open_record(file: Path, names: Sequence[str]) -> Iterator[TrialRecord]:
         ArgumentError: another process has locked the file.
         DataError: a line cannot be read.
     """
-    with file.open("a+b") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ArgumentError("resume", str(file.parent), "is in use by another process.") from error
-            except OSError:  # a disk without locks
-                pass
+    with file.open("a+b") as stream, hold_lock(file):
         yield TrialRecord(stream, names)
 
 

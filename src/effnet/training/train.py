@@ -22,7 +22,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from effnet import machine
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError, TrainingError
-from effnet.files import new_run, restore_folder
+from effnet.files import hold_lock, new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.training.execution import SMALLEST_PART, Execution, Images, check_main_guard, choose_execution
@@ -32,6 +32,7 @@ from effnet.training.loop import Loop, guess_step_seconds, time_budget
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
 from effnet.training.run_folder import (
+    ARGS,
     BEST,
     LAST,
     RUNS,
@@ -118,8 +119,7 @@ def train(
         if fabric.is_global_zero:
             plan.write(folder)
     loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
-    loop.run()
-    return finish(loop, base)
+    return _run(loop, base)
 
 
 def resume(
@@ -164,8 +164,13 @@ def resume(
     loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
     loop.restore(state)
     progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
-    loop.run()
-    return finish(loop, base)
+    return _run(loop, base)
+
+
+def _run(loop: Loop, base: int) -> Result:
+    with hold_lock(loop.folder / ARGS) if loop.fabric.is_global_zero else nullcontext():
+        loop.run()
+        return finish(loop, base)
 
 
 def sort_settings(
