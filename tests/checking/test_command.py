@@ -57,7 +57,7 @@ def test_spoiled_data(run, spoiled):
     assert code == 1
     lines = out.splitlines()
     assert "error: 5 unreadable files. Replace them or leave them out: training needs every image." in lines
-    assert "  train/dog/empty0.jpg: is empty: 0 bytes." in lines
+    assert "  train/dog/empty0.jpg: is empty: 0 bytes" in lines
     assert "  ... and 3 more" in lines
     assert "  train/cat/both.png = train/dog/both.png: the same file" in lines
     assert any(line.startswith("  train/cat/leaked.jpg = val/cat/new.png: alike (") for line in lines)

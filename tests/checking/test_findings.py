@@ -126,7 +126,7 @@ def test_unreadable_files_are_errors_with_their_reason(data: Path) -> None:
     findings = check(read_data(data))
     assert kinds(findings) == {"unreadable"}
     reasons = {finding.files[0]: finding.message for finding in findings.findings}
-    assert reasons["train/cat/empty.jpg"] == "is empty: 0 bytes."
+    assert reasons["train/cat/empty.jpg"] == "is empty: 0 bytes"
     assert "cut short" in reasons["val/cat/cut.png"]
     assert "not an image" in reasons["train/cat/words.jpg"]
     assert len(clean(read_data(data), findings)) == 48

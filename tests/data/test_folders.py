@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effnet.data import paths
+from effnet.data import folders
 from effnet.data.dataset import explain_one_class, read_data
 from effnet.data.folders import EMPTY, class_name, split_of
 from effnet.errors import DataError
@@ -117,26 +117,22 @@ def test_links_in_a_circle_count_no_image_twice(tmp_path: Path) -> None:
 
 
 def test_what_is_passed_over_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "find_spec", lambda _: None)
-    paths.image_suffixes.cache_clear()
-    try:
-        touch(
-            tmp_path,
-            "README.md",
-            "cat/1.png",
-            "dog/1.png",
-            "cat/IMG.HEIC",
-            "dog/download",
-            "dog/x.xml",
-            "loose.png",
-            "dog/.hidden.png",
-        )
-        touch(tmp_path, "none/Thumbs.db", "runs/train/a/args.yaml", "runs/train/a/results.png")
-        os.mkfifo(tmp_path / "cat" / "pipe.jpg")
-        (tmp_path / "dog" / "gone.jpg").symlink_to("nowhere")
-        data = read_data(tmp_path)
-    finally:
-        paths.image_suffixes.cache_clear()
+    monkeypatch.setattr(folders, "_reads_heif", lambda: False)
+    touch(
+        tmp_path,
+        "README.md",
+        "cat/1.png",
+        "dog/1.png",
+        "cat/IMG.HEIC",
+        "dog/download",
+        "dog/x.xml",
+        "loose.png",
+        "dog/.hidden.png",
+    )
+    touch(tmp_path, "none/Thumbs.db", "runs/train/a/args.yaml", "runs/train/a/results.png")
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "dog" / "gone.jpg").symlink_to("nowhere")
+    data = read_data(tmp_path)
     assert [sample.path for sample in data.samples] == ["cat/1.png", "dog/1.png", "dog/gone.jpg"]
     assert dict(data.passed_over) == {
         "cat/IMG.HEIC": ".heic needs: pip install 'effnet[heif]'",

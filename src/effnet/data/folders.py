@@ -15,11 +15,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path, PurePath
 
-from effnet.data.paths import HEIF_SUFFIXES, image_suffixes, is_folder, is_image
+from effnet.data.paths import HEIF_SUFFIXES, SUFFIXES, is_folder, is_image
 from effnet.errors import DataError
 
 SPLIT_WORDS = {
@@ -89,7 +90,7 @@ def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
         if not found.folders:
             raise DataError(f"{root} has no sub-folders; it needs one for each class, with its images inside{why}")
         raise DataError(
-            f"{root} holds no image in a class folder; the names of images end in {', '.join(image_suffixes())}{why}"
+            f"{root} holds no image in a class folder; the names of images end in {', '.join(SUFFIXES)}{why}"
         )
     return rows, passed_over
 
@@ -136,15 +137,20 @@ def _reason(entry: os.DirEntry[str]) -> str:
     name = entry.name.lower()
     if name in SYSTEM_FILES:
         return ""
+    suffix = PurePath(name).suffix
+    if suffix in HEIF_SUFFIXES and not _reads_heif():
+        return f"{suffix} needs: pip install 'effnet[heif]'"
     if not is_image(name):
-        suffix = PurePath(name).suffix
-        if suffix in HEIF_SUFFIXES:
-            return f"{suffix} needs: pip install 'effnet[heif]'"
         return f"suffix {suffix}" if suffix else "no suffix"
     if entry.is_symlink():  # of a broken link its reader says that there is nothing behind it
         target = Path(entry.path)
         return "" if target.is_file() or not target.exists() else PIPE
     return "" if entry.is_file() else PIPE
+
+
+@cache
+def _reads_heif() -> bool:
+    return find_spec("pillow_heif") is not None
 
 
 def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[list[Row], set[str]]:

@@ -23,8 +23,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatch
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -38,7 +36,7 @@ R = TypeVar("R")
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
             ".tif", ".tiff", ".webp")
 # fmt: on
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # which the extra `heif` reads
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # read with the extra `heif`
 MAGIC = re.compile(r"[*?\[]")
 DIGITS = re.compile(r"([0-9]+)")
 READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the network; decoding releases the GIL
@@ -60,7 +58,9 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
             for path in _walk(source, lambda path, enter: enter or is_image(path)):
                 yield path
             if not path:
-                rule = f"is a folder without an image; the names of images end in {', '.join(image_suffixes())}."
+                rule = (
+                    f"is a folder without an image; the names of images end in {', '.join(SUFFIXES + HEIF_SUFFIXES)}."
+                )
                 raise ArgumentError("sources", source, rule)
         elif MAGIC.search(source) and not os.path.lexists(source):
             base, parts = _split(source)
@@ -119,13 +119,7 @@ def read_ahead(
 
 def is_image(path: str) -> bool:
     """Whether a name ends as an image's does."""
-    return path.lower().endswith(image_suffixes())
-
-
-@cache
-def image_suffixes() -> tuple[str, ...]:
-    """The suffixes of the images that can be read here."""
-    return (*SUFFIXES, *HEIF_SUFFIXES) if find_spec("pillow_heif") else SUFFIXES
+    return path.lower().endswith(SUFFIXES + HEIF_SUFFIXES)
 
 
 def is_folder(entry: Path | os.DirEntry[str]) -> bool:
