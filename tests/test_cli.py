@@ -162,22 +162,30 @@ def test_predict_prints_csv(capsys: pytest.CaptureFixture[str], tiny: Path, mate
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_names_that_are_not_utf8_end_no_command(
-    form: str, tiny: Path, material: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_name_is_printed_in_every_encoding(
+    form: str, encoding: str, tiny: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = material / os.fsdecode(b"caf\xe9.jpg")
-    (material / "deep" / "cup.jpg").rename(odd)
-    out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
+    """Bytes that are not text come out as they are, letters that the encoding lacks escaped; JSON stays JSON."""
+    monkeypatch.chdir(tmp_path)
+    names = [os.fsdecode(b"caf\xe9.png"), "\u00e9.png", "\u4e2d.png"]
+    for name in names:
+        Path(name).symlink_to(photos / "coffee.png")
+    out = io.TextIOWrapper(io.BytesIO(), encoding, "strict")
     monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(map(os.fsencode, names))), "utf-8"))
     with pytest.raises(SystemExit) as ended:
-        main(["predict", str(odd), "--model", str(tiny), *([] if form == "table" else [f"--{form}"])])
+        main(["predict", "-", "--model", str(tiny), *([] if form == "table" else [f"--{form}"])])
     assert ended.value.code == 0
     out.flush()
-    text = out.buffer.getvalue().decode()
-    assert r"caf\udce9.jpg" in text
+    written = out.buffer.getvalue()
     if form == "json":
-        assert json.loads(text)["file"] == str(odd)
+        assert [json.loads(line)["file"] for line in written.decode(encoding).splitlines()] == names
+        return
+    assert b"caf\xe9.png" in written
+    assert {"utf-8": "\u00e9.png".encode(), "ascii": rb"\xe9.png", "cp1252": b"\xe9.png"}[encoding] in written
+    assert {"utf-8": "\u4e2d.png".encode()}.get(encoding, rb"\u4e2d.png") in written
 
 
 def test_predict_reads_a_list(

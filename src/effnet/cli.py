@@ -6,7 +6,6 @@ on, a refused result, a missed budget); 2 wrong usage, an error that stopped it,
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from contextlib import suppress
@@ -60,8 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     typed = [console.STDIN if word == "-" else word for word in words if word != "--traceback"]
     code = console.ERROR
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does: a name never ends a command
+    console.set_encoding()
     try:
         code = build_app(words)(typed) or console.OK
     except KeyboardInterrupt:

@@ -14,9 +14,10 @@ A group of options that may be absent altogether is a parameter `Budget | None =
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import io
 import json
-import re
 import shlex
 import sys
 import textwrap
@@ -37,7 +38,6 @@ STDIN = "\0-"  # a lone hyphen, which cyclopts would take for an option; no path
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
 PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # how Python writes a byte of a file name that is not UTF-8
 WIDE = 500  # columns; no table is wider
 PROSE = 100  # columns
 SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -101,9 +101,44 @@ def paragraphs(texts: Iterable[str]) -> None:
         sys.stdout.write(textwrap.fill(text, PROSE, subsequent_indent="  ") + "\n")
 
 
+def set_encoding() -> None:
+    """Let standard input and output take every name, whatever their encoding.
+
+    A byte of a file's name that is no text in the system's encoding is read and written as it is; a letter that the
+    encoding of standard output does not have is written as Python writes it: \\u4e2d.
+    """
+    codecs.register_error("effnet", _encode)
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "effnet")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letter = error.object[error.start]
+    handler = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace"
+    return letter.encode("ascii", handler), error.start + 1
+
+
 def json_line(value: object) -> str:
     """One line of JSON."""
-    return _escape(json.dumps(value, ensure_ascii=False)) + "\n"
+    return _json(value) + "\n"
+
+
+def json_text(value: object) -> str:
+    """Indented JSON."""
+    return _json(value, 2) + "\n"
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON with every letter as it is, or all in ASCII where standard output or UTF-8 does not have one of them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        for encoding in ("utf-8", sys.stdout.encoding or "utf-8"):
+            text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> str:
@@ -170,16 +205,6 @@ def remark(text: str) -> None:
     """Write a line to standard error, after the results so far."""
     sys.stdout.flush()
     sys.stderr.write(f"{text}\n")
-
-
-def json_text(value: object) -> str:
-    """Indented JSON."""
-    return _escape(json.dumps(value, indent=2, ensure_ascii=False)) + "\n"
-
-
-def _escape(text: str) -> str:
-    r"""JSON's text with \udce9 for a byte that is not UTF-8, such as of a file's name; Python's json reads it back."""
-    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def millions(number: float) -> str:

@@ -211,7 +211,7 @@ def _may_replace(folder: Path, content: Content) -> bool:
     if content == "artifact":
         return names <= ARTIFACT_FILES and "model.xml" in names and has_mark(folder / "model.xml")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
     ours = isinstance(config, dict) and MARK in config and ("format" in config) == (content == "bundle")

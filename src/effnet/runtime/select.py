@@ -192,7 +192,7 @@ def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> S
     try:
         if not folder.is_dir():  # else the weights would be read for nothing
             return None
-        values = json.loads((folder / _kept_name(model, threads)).read_text())["selections"]
+        values = json.loads((folder / _kept_name(model, threads)).read_text("utf-8"))["selections"]
         found = [read_fields(Selection, {**each, "backend": read_fields(Backend, each["backend"])}) for each in values]
     except (OSError, ValueError, KeyError, TypeError):
         return None

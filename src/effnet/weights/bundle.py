@@ -158,7 +158,7 @@ def read_config(folder: str | Path) -> BundleConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
         digest, expected = values.pop("digest", None), _digest(values)
         written, version = values.pop("format"), values.pop(MARK)
     except FileNotFoundError as error:
@@ -262,7 +262,7 @@ def read_record(folder: str | Path) -> Record:
 def is_bundle(path: Path) -> bool:
     """Whether a folder has the config of a bundle."""
     try:
-        return bool(json.loads((path / CONFIG).read_text()).keys() >= {"format", MARK})
+        return bool(json.loads((path / CONFIG).read_text("utf-8")).keys() >= {"format", MARK})
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -285,7 +285,7 @@ def _load_pickle(file: Path) -> object:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text()) if path.is_file() else {}
+        loaded = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     return loaded if isinstance(loaded, dict) else {}

