@@ -250,6 +250,13 @@ def test_photos_of_phones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         open_photo(tmp_path / "IMG_1.HEIC")
 
 
+def test_an_avif_of_a_general_brand_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(RGB, "AVIF").getvalue()
+    assert data[4:12] == b"ftypavif"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert (pixels(io.BytesIO(data[:8] + b"mif1" + data[12:])) == pixels(io.BytesIO(data))).all()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no named pipes in folders")
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jpg")

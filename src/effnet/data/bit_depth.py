@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,8 +42,9 @@ def note_bits(image: ImageFile.ImageFile, file: BinaryIO) -> None:
         file.seek(position)
     elif image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
-        highest, stored = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
-        bits = highest.bit_length() or stored % 16  # 16 is how they are stored, and says nothing
+        with suppress(TypeError, ValueError):  # a broken tag beside sound pixels
+            highest, stored = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
+            bits = highest.bit_length() or stored % 16  # 16 is how they are stored, and says nothing
     if 8 < bits <= 16:
         image.info[STATED] = bits
 

@@ -297,7 +297,7 @@ def _existing(root: Path, name: str) -> str:
     """A manifest's path as written or, if no file has it, without outer blanks, in Unicode's other form, or with /."""
     plain = name.strip()
     forms = dict.fromkeys((name, plain, normalize("NFC", plain), normalize("NFD", plain), plain.replace("\\", "/")))
-    return plain if len(forms) == 1 else next((form for form in forms if (root / form).is_file()), plain)
+    return plain if len(forms) == 1 else next((form for form in forms if file_size(root / form) >= 0), plain)
 
 
 def _dataset(root: Path, found: Sequence[Row], where: str) -> Dataset:

@@ -30,6 +30,7 @@ import io
 import math
 import os
 import struct
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -50,7 +51,8 @@ Size = tuple[int, int]  # width, height
 PHOTOS = Path(__file__).with_name("photos")  # two, on which engines and precisions are compared
 PIXEL_LIMIT = 178_956_970  # Pillow's own limit: 0.7 GB once decoded
 HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+SHARED_BRANDS = (b"mif1", b"msf1")  # HEIC or AVIF, which Pillow reads itself
 REFUSED = ("EPS",)  # Pillow would start Ghostscript on it
 UNCUT_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
 REACH = 4  # source pixels on either side that the widest filter, Lanczos, weighs when it enlarges, plus one
@@ -153,7 +155,8 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
     prefix, complaint = file.read(16), "is not an image, or of a format that Pillow cannot read."
     if not prefix:
         raise ImageError("is empty: 0 bytes.")
-    if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS:
+    brand = prefix[8:12] if prefix[4:8] == b"ftyp" else b""
+    if brand in HEIC_BRANDS or (brand in SHARED_BRANDS and find_spec("pillow_heif")):
         _register_heif()
     Image.preinit()  # the five commonest formats are tried first
     Image.init()
