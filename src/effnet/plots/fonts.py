@@ -47,12 +47,9 @@ def system_fonts() -> tuple[Font, ...]:
     """The upright fonts of normal weight that matplotlib finds, those without serifs first."""
     from matplotlib.font_manager import fontManager
 
-    entries = (
-        entry
-        for entry in fontManager.ttflist
-        if (entry.style, entry.weight) == ("normal", 400) and "LastResort" not in entry.fname  # which has only boxes
-    )
-    return tuple(sorted((Font(entry.name, entry.fname) for entry in entries), key=lambda it: ("Sans" not in it[0], it)))
+    fonts = [Font(it.name, it.fname) for it in fontManager.ttflist if (it.style, it.weight) == ("normal", 400)]
+    fonts = [font for font in fonts if "Last Resort" not in font.family]  # which has a box for every character
+    return tuple(sorted(fonts, key=lambda font: ("Sans" not in font.family, font)))
 
 
 @cache
