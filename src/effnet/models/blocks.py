@@ -84,12 +84,10 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        layers = self._modules
-        if "pad" in layers:
-            x = self.pad(x)
-        x = self.conv(x)
-        x = self.norm(x)
-        return activate(self.act, x, self) if "act" in layers else x
+        for name, module in self._modules.items():  # pad, conv, norm, act
+            assert module is not None
+            x = activate(module, x, self) if name == "act" else module(x)
+        return x
 
 
 class SqueezeExcitation(nn.Module):
@@ -229,26 +227,22 @@ def activate(act: nn.Module, x: Tensor, layer: nn.Module | None = None) -> Tenso
     Tracers and compilers watch, and so do hooks: those of `act`, of the modules of `layer`, which made `x`, or of all
     modules. SiLU's gradient reads its input, so there autograd would copy the map first.
     """
-    overwrite = OVERWRITING.get(type(act))
+    kind = type(act)
     if (
-        overwrite is None
+        kind not in OVERWRITING
         or torch.compiler.is_compiling()
         or type(x) is not Tensor
-        or (type(act) is nn.SiLU and torch.is_grad_enabled())
+        or (kind is nn.SiLU and torch.is_grad_enabled())
         or torch._C._get_tracing_state() is not None
         or _has_any_global_hook()  # type: ignore[no-untyped-call]  # of torch's own
-        or any(map(_is_watched, (act,) if layer is None else layer._modules.values()))
     ):
         return cast(Tensor, act(x))
-    return overwrite(x)
-
-
-def _is_watched(module: nn.Module | None) -> bool:
-    """Whether a hook may see what the module returns; modules inside it may have hooks of their own."""
-    if module is None:
-        return False
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks or module._modules)
+    for module in (act,) if layer is None else layer._modules.values():
+        assert module is not None
+        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if hooks or module._backward_pre_hooks or module._modules:  # modules inside it may have hooks of their own
+            return cast(Tensor, act(x))
+    return OVERWRITING[kind](x)
 
 
 def initialise(network: nn.Module) -> None:
