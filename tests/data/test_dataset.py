@@ -204,7 +204,7 @@ def test_runs_and_evaluations_inside_the_data_are_no_classes(tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")
 def test_file_names_that_are_not_utf8_stay_as_they_are(tmp_path: Path) -> None:
-    touch(tmp_path, "d/a/x.png", "d/b/1.png", "d/b/line\rbreak\n.png")
+    touch(tmp_path, "d/a/x.png", "d/b/1.png", "d/b/line\rbreak.png", "d/b/two\nlines.png")
     (tmp_path / "d/a/x.png").rename(tmp_path / os.fsdecode(b"d/a/caf\xe9.png"))
     (tmp_path / "d/a").rename(tmp_path / os.fsdecode(b"d/\xe9"))
     data = read_data(tmp_path / "d")
