@@ -96,6 +96,34 @@ def test_any_batch(bundle, tmp_path, format) -> None:
     assert np.allclose(session(pixels)[-1], session(pixels[-1:])[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("format", "size", "changes"),
+    [
+        ("openvino", 33, {"in_channels": 1, "num_classes": 1}),
+        ("onnx", 33, {"in_channels": 1, "num_classes": 1}),
+        ("torch", 33, {"in_channels": 1, "num_classes": 1}),
+        ("openvino", 1, {"num_classes": 2}),
+        ("onnx", 31, {"stem_stride": 1, "in_channels": 4}),
+    ],
+)
+def test_odd_networks(tmp_path, format, size, changes) -> None:
+    spec = effnet.spec(dataclasses.replace(tiny_spec(), num_classes=3), resolution=size, **changes)
+    input_spec = InputSpec(size, size).with_channels(spec.in_channels)
+    odd = open_bundle(save(shaken(EfficientNet(spec)), tmp_path / "b", input=input_spec))
+    out = export(odd, tmp_path / NAMES[format], format=format, batch=None).path
+    pixels = np.random.default_rng(1).integers(0, 256, (5, size, size, spec.in_channels), dtype=np.uint8)
+    expected = torch_logits(odd, pixels)
+    assert np.abs(effnet.load(out).logits(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_network_whose_logits_are_all_0(bundle, tmp_path) -> None:
+    silent = EfficientNet(bundle.config.spec)
+    torch.nn.init.zeros_(silent.classifier.weight)
+    torch.nn.init.zeros_(silent.classifier.bias)
+    made = export(open_bundle(save(silent, tmp_path / "b", input=InputSpec(32, 36))), tmp_path / "m")
+    assert made.parity.difference == 0
+
+
 @pytest.mark.parametrize(("name", "engine"), [("m", "openvino"), ("m.onnx", "openvino"), ("m.onnx", "onnxruntime")])
 @pytest.mark.parametrize("batch", [2, None])
 def test_batches_go_through_in_parts(bundle, tmp_path, name, engine, batch) -> None:

@@ -25,9 +25,10 @@ from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, ArtifactError, DataError, MissingExtraError, RefusedError
 from effnet.exporting import int8
-from effnet.exporting.int8 import Int8Exported, export_int8, split_parts
+from effnet.exporting.int8 import Attempt, Int8Exported, export_int8, split_parts
 from effnet.metrics import evaluate
 from effnet.metrics.evaluate import Predicted
+from effnet.metrics.intervals import compare_top1, wilson
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import Form, Int8, read_artifact
 from effnet.runtime.graph import network_of
@@ -153,6 +154,12 @@ def test_the_drop_and_its_interval(written: Int8Exported) -> None:
     assert (about.low, about.high) == (-100 * last.found.accuracy.high, -100 * last.found.accuracy.low)
     assert about.low <= about.drop <= about.high
     assert written.fp32_bytes > 0 < written.bytes
+
+
+def test_no_loss_is_0_and_not_minus_0() -> None:
+    logits = np.eye(3, dtype=np.float32)
+    same = compare_top1(logits, logits, np.arange(3))
+    assert "+0.00 points lost" in str(Attempt((), same, wilson(3, 3)))
 
 
 def test_the_part_that_breaks_goes_back_to_float(broken: Bundle, images: TrainVal, tmp_path: Path, monkeypatch) -> None:

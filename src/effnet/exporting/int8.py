@@ -71,7 +71,7 @@ class Attempt:
     def drop(self) -> Interval:
         """Points of top-1 that int8 loses against fp32; negative where it gains."""
         gain = self.found.accuracy
-        return Interval(-100 * gain.value, -100 * gain.high, -100 * gain.low)
+        return Interval(*(0 - 100 * share for share in (gain.value, gain.high, gain.low)))  # 0 - 0 is not -0
 
     def __str__(self) -> str:
         drop = self.drop
