@@ -51,7 +51,7 @@ SETTINGS = (
 )
 # In the names of tensors that a training leaves beside a network
 TRAINING = re.compile(
-    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|accuracy|optim\w*|sched\w*|scaler|momentum\w*|grads?|averaged|shadow|ema|"
+    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|acc(uracy)?|optim\w*|sched\w*|scaler|momentum\w*|grads?|averaged|shadow|ema|"
     r"seed_generator|epoch|step)([._/\d]|$)",
     re.IGNORECASE,
 )
