@@ -99,6 +99,10 @@ def test_more_than_six_options_are_a_dataclass(
         (["scale", "--from", "b9"], "`from` (='b9') is not known"),
         (["search", "run", "x", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number"),
         (["predict", "x.jpg", "--topk", "many"], "--topk"),
+        (["predict", ""], "an empty word"),
+        (["train", ""], "an empty word"),
+        (["predict", "x.jpg", "--model", ""], "--model: an empty word"),
+        (["export", "lite0", "--out="], "--out: an empty word"),
         (["predict", "x.jpg", "--json", "--csv"], "choose one form of output"),
     ],
 )

@@ -44,7 +44,13 @@ SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def read_value(type_: Any, tokens: Sequence[Token]) -> Any:
-    """A typed value as cyclopts reads it, but a whole number only as it is written: cyclopts would round 1.5 to 2."""
+    """A typed value as cyclopts reads it, except for two.
+
+    A whole number is taken only as it is written, where cyclopts would round 1.5 to 2. An empty word, such as a shell's
+    variable that is not set, is refused: as a path it would mean the working folder.
+    """
+    if any(token.value == "" for token in tokens):
+        raise ValueError("an empty word is not a value")
     if type_ is int or int in get_args(type_):
         try:
             return int(tokens[0].value)

@@ -124,7 +124,7 @@ def bench(
             raise ArgumentError(option, value, f"needs images: effnet bench {model} DATA --{option}")
     opened = read_model(model, source=plan.source, progress=progress)
     with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder, _note_interrupts() as interrupts:
-        images = _read_images(model, opened, data, plan) if data else (None, None)
+        images = (None, None) if data is None else _read_images(model, opened, data, plan)
         report = _Bench(model, opened, plan, interrupts, progress).run(Path(folder), *images)
     return dataclasses.replace(report, data=data)
 

@@ -101,6 +101,8 @@ def read_data(data: str | Path) -> Dataset:
     Raises:
         DataError: it does not exist, holds no image, or is not laid out as the module's docstring says.
     """
+    if not str(data):
+        raise DataError("the name of the data is empty; give a folder or a manifest")
     path = Path(data)
     if path.is_dir():
         rows, passed_over = read_folders(path)

@@ -92,6 +92,8 @@ def train(
     check_main_guard(settings.workers or 0)
     if settings.tensorboard and find_spec("tensorboard") is None:
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
+    if not str(data):
+        raise ArgumentError("data", str(data), "must name a folder or a manifest.")
     path = Path(data).absolute()
     fabric = _fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT
