@@ -1,6 +1,6 @@
 """ONNX: a network's graph as a file, and ONNX Runtime, which runs it.
 
-Writing needs the package onnx, running only onnxruntime.
+Writing a file needs the package onnx; running one needs only onnxruntime.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from effnet.runtime.graph import Array, Builder, Network, Pads, build, network_o
 from effnet.runtime.session import Backend, Compile, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
-OPSET, IR = 17, 9  # what ONNX Runtime 1.16 and every later version reads
+OPSET, IR = 17, 9  # versions of ONNX that ONNX Runtime reads since 1.16
 INPUT, OUTPUT = "images", "logits"
 
 
 def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
-    """See runtime.select.compiler. An artifact is compiled as it is, for its batch or any number of images."""
+    """See runtime.select.compiler. An artifact is compiled for the batch that it was exported for, or for any."""
     import onnxruntime  # noqa: F401  # raises ImportError here, not with the first image
 
     compile = partial(OnnxGraph, threads=backend.threads, recording=recording)
@@ -76,7 +76,7 @@ class _OnnxBuilder(Builder):
         self.tensors: list[Any] = []
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> str:
-        """Transpose, then subtract the mean, which is faster than the reverse; std and 255 are folded into the stem."""
+        """Transposed, then less the mean, which is faster than the reverse order."""
         x = self._node("Transpose", INPUT, perm=(0, 3, 1, 2))
         x = self._node("Cast", x, to=self.onnx.TensorProto.FLOAT)
         return self._node("Sub", x, self._tensor(mean.reshape(-1, 1, 1)))

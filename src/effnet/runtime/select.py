@@ -2,10 +2,12 @@
 
 The rules, and why. What they cost against the measured best: `python benchmarks/rules.py`, in benchmarks/results.
 
-- Engine of a network: OpenVINO first, on x86 without AVX-512 ONNX Runtime first, torch last: it takes 2 to 4 times as
-  long. With AVX-512 OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (the 1.12: batches of B0 on Zen 4), and is
-  the only one with bf16; with AVX2 (Zen 3) ONNX Runtime took 0.9 to 1.04 of OpenVINO's. ARM was not measured.
-- Engine of an artifact: its format's own. ONNX Runtime starts sooner, too.
+- Engine of a network: the first that is installed of OpenVINO, ONNX Runtime and torch; on x86 processors that have AVX2
+  but not AVX-512, of ONNX Runtime, OpenVINO and torch. torch takes 2 to 4 times as long as the others. With AVX-512
+  OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (1.12 for batches of B0 on Zen 4), and only it has bf16; with
+  AVX2 (Zen 3) ONNX Runtime took 0.9 to 1.04 of OpenVINO's time. ARM was not measured.
+- Engine of an artifact: the first that is installed of those that run its format. For ONNX files that is ONNX Runtime,
+  which also starts sooner.
 - Precision: bf16 where OpenVINO runs a network and Machine.fast_bf16 holds (AMX, AMD's AVX-512 BF16): 0.6 to 0.7 of
   fp32's time on Zen 4, Zen 5 and AMX. Else fp32. An artifact runs in the precision that it was exported for.
 - Streams: a request for each core, as many as the batch has. A core that works alone waits for no other.
