@@ -78,7 +78,7 @@ def command_line(command: str, options: Mapping[str, Any]) -> str:
             if isinstance(item, bool):
                 words.append(f"--{option}" if item else f"--no-{option}")
             else:
-                words += [f"--{option}", str(item).removesuffix(".0")]
+                words += [f"--{option}", str(item).removesuffix(".0") if isinstance(item, float) else str(item)]
     return shlex.join(words)
 
 

@@ -25,7 +25,6 @@ PROMISED = (
     "fields",
     "files",
     "machine",
-    "native",
 )
 PROMISED += ("data/image", "data/paths", "data/dataset", "runtime/classifier", "runtime/artifact", "runtime/openvino")
 PROMISED += ("runtime/onnx", "weights/bundle", "weights/layouts", "weights/registry")
@@ -52,39 +51,50 @@ def run(*words: str) -> tuple[object, str]:
     raise AssertionError("main always exits")
 
 
-photo = importlib.resources.files("effnet") / "data" / "photos" / "coffee.png"
-with importlib.resources.as_file(photo) as path:
-    for words in (
-        ("train", str(path.parent)),
-        ("convert", str(path)),
-        ("predict", str(path)),
-        ("bench", "b0"),
-        ("profile", "b0"),
-        ("search", "run", str(path.parent)),
-        ("export", "lite0"),
-    ):
-        code, said = run(*words)
-        assert (code, said.count("\n")) == (2, 1), (words, code, said)
-        extra = COMMANDS[words[0]][1]
-        assert f"pip install 'effnet[{extra}]'" in said, (words, said)
-    for words in (("info", "b0"), ("scale", "--macs", "300M"), ("--help",), *((name, "--help") for name in COMMANDS)):
-        assert run(*words)[0] == 0, words
+def check() -> None:
+    """Every command says what it needs, and what needs no torch works."""
+    photo = importlib.resources.files("effnet") / "data" / "photos" / "coffee.png"
+    with importlib.resources.as_file(photo) as path:
+        for words in (
+            ("train", str(path.parent)),
+            ("convert", str(path)),
+            ("predict", str(path)),
+            ("bench", "b0"),
+            ("profile", "b0"),
+            ("search", "run", str(path.parent)),
+            ("export", "lite0"),
+        ):
+            code, said = run(*words)
+            assert (code, said.count("\n")) == (2, 1), (words, code, said)
+            extra = COMMANDS[words[0]][1]
+            assert f"pip install 'effnet[{extra}]'" in said, (words, said)
+        for words in (
+            ("info", "b0"),
+            ("scale", "--macs", "300M"),
+            ("--help",),
+            *((name, "--help") for name in COMMANDS),
+        ):
+            assert run(*words)[0] == 0, words
 
-    from effnet.data.image import preprocess
-    from effnet.runtime.classifier import Classifier
-    from effnet.weights.bundle import BundleConfig
+        from effnet.data.image import preprocess
+        from effnet.runtime.classifier import Classifier
+        from effnet.weights.bundle import BundleConfig
 
-    input_spec = effnet.InputSpec()
-    assert preprocess(path, input_spec).shape == (3, 224, 224)
-    # an engine without torch: any function from pixels to logits
-    config = BundleConfig(effnet.spec("b0"), effnet.NumericPolicy(), input_spec)
-    classifier = Classifier(lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]], config)
-    print(classifier.predict(path).label)
+        input_spec = effnet.InputSpec()
+        assert preprocess(path, input_spec).shape == (3, 224, 224)
+        # an engine without torch: any function from pixels to logits
+        config = BundleConfig(effnet.spec("b0"), effnet.NumericPolicy(), input_spec)
+        classifier = Classifier(lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]], config)
+        print(classifier.predict(path).label)
 
-refusal = ""
-try:
-    effnet.load("lite0")
-except effnet.EffnetError as error:
-    refusal = str(error)
-assert "pip install 'effnet[torch]'" in refusal, refusal
-print("b0", effnet.cost(effnet.spec("b0")).params)
+    refusal = ""
+    try:
+        effnet.load("lite0")
+    except effnet.EffnetError as error:
+        refusal = str(error)
+    assert "pip install 'effnet[torch]'" in refusal, refusal
+    print("b0", effnet.cost(effnet.spec("b0")).params)
+
+
+if __name__ == "__main__":  # search would start processes, each of which runs this file again
+    check()

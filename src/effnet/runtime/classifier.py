@@ -163,7 +163,7 @@ class Classifier:
             ImageError: an image cannot be read.
             ArgumentError: a value is outside its range.
         """
-        if getattr(getattr(images, "dtype", None), "kind", None) in ("U", "O"):
+        if not isinstance(images, str) and getattr(getattr(images, "dtype", None), "kind", None) in ("U", "O"):
             images = np.ravel(images).tolist()  # type: ignore[arg-type]  # only arrays and columns have a dtype
         is_one = isinstance(images, (str, os.PathLike, Image.Image)) or hasattr(images, "read")
         single = is_one or getattr(images, "ndim", 4) < 4

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,7 +38,7 @@ Run = Callable[[Pixels], Logits]
 Compile = Callable[[int, int], Run]  # images of a graph (0: any number), requests side by side -> the graph
 
 TITLES: dict[EngineName, str] = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
-LONGEST_CALL = 10.0  # seconds that a fork waits for a session
+LONGEST_CALL = 10.0  # seconds that a fork waits for sessions
 FEW = 4  # images: up to here, those left over go one by one, each on all threads, rather than in a padded part
 
 
@@ -194,7 +195,8 @@ def in_live_thread(function: Callable[[], T]) -> T:
 
 def _before_fork() -> None:
     _FORKING.acquire()
-    _HELD.extend(session._lock for session in _SESSIONS if session._lock.acquire(timeout=LONGEST_CALL))
+    end = time.monotonic() + LONGEST_CALL
+    _HELD.extend(s._lock for s in _SESSIONS if s._lock.acquire(timeout=max(0.0, end - time.monotonic())))
 
 
 def _after_fork() -> None:

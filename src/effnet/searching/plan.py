@@ -208,7 +208,9 @@ class SearchPlan:
         """
         if not (folder / ARGS).is_file() or "candidates" not in (values := dict(read_mapping(folder / ARGS))):
             raise ArgumentError("resume", str(folder), "is not the folder of a search.")
-        if values.get("sha256") != _digest(values):
+        if "sha256" not in values:
+            raise ArgumentError("resume", str(folder), "was begun by an older version of effnet: go on with that one.")
+        if values["sha256"] != _digest(values):
             raise ArgumentError(
                 "resume", str(folder), f"has an {ARGS} that was edited since the search began: undo that."
             )

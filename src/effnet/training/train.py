@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,8 +120,10 @@ def train(
         plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
             plan.write(folder)
-    loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
-    return _run(loop, base)
+    with _lock(folder, fabric):
+        loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
+        loop.run()
+        return finish(loop, base)
 
 
 def resume(
@@ -140,39 +142,40 @@ def resume(
     """
     started = time.monotonic()
     folder = Path(folder)
-    restore_folder(folder / BEST)
     plan, began = RunPlan.read(folder)
-    state, problem = load_checkpoint(folder)
-    check_inputs(state["inputs"], plan, folder)
-    if data is not None:
-        plan = dataclasses.replace(plan, data=str(Path(data).absolute()))
-    if workers is not None:
-        plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
-    check_main_guard(plan.execution.workers)
+    check_main_guard(plan.execution.workers if workers is None else workers)
     fabric = _fabric(plan.settings)
     progress = progress if fabric.is_global_zero else SILENT
-    dataset = read_split(plan.data, folder, plan.classes)
-    for difference in check_resumed(plan, folder, began, dataset, fabric.world_size):
-        progress.message(difference)
-    if problem:
-        progress.message(f"{problem}: the checkpoint before it is used")
-    if state["rows"] and not is_bundle(folder / BEST):
-        if state["done"] >= 1:
-            raise TrainingError(f"{folder / BEST} is gone, and no epoch is left that could take its place")
-        progress.message(f"{folder / BEST} is gone: the best of the epochs to come takes its place")
-        state |= {"best": -1.0, "kept": -1.0, "since_best": 0}
-    base = machine.resident_memory()
-    learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, dataset)
-    loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
-    loop.restore(state)
-    progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
-    return _run(loop, base)
-
-
-def _run(loop: Loop, base: int) -> Result:
-    with hold_lock(loop.folder / ARGS) if loop.fabric.is_global_zero else nullcontext():
+    with _lock(folder, fabric):
+        restore_folder(folder / BEST)
+        state, problem = load_checkpoint(folder)
+        check_inputs(state["inputs"], plan, folder)
+        if data is not None:
+            plan = dataclasses.replace(plan, data=str(Path(data).absolute()))
+        if workers is not None:
+            plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
+        dataset = read_split(plan.data, folder, plan.classes)
+        for difference in check_resumed(plan, folder, began, dataset, fabric.world_size):
+            progress.message(difference)
+        if problem:
+            progress.message(f"{problem}: the checkpoint before it is used")
+        if state["rows"] and not is_bundle(folder / BEST):
+            if state["done"] >= 1:
+                raise TrainingError(f"{folder / BEST} is gone, and no epoch is left that could take its place")
+            progress.message(f"{folder / BEST} is gone: the best of the epochs to come takes its place")
+            state |= {"best": -1.0, "kept": -1.0, "since_best": 0}
+        base = machine.resident_memory()
+        learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, dataset)
+        loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
+        loop.restore(state)
+        progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
         loop.run()
         return finish(loop, base)
+
+
+def _lock(folder: Path, fabric: Fabric) -> AbstractContextManager[None]:
+    """Keeps other programs from working on a run; its first process does it for all."""
+    return hold_lock(folder / ARGS) if fabric.is_global_zero else nullcontext()
 
 
 def sort_settings(
