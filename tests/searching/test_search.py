@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,9 @@ def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_p
     edited = tmp_path / "edited"
     shutil.copytree(finished.plan.folder, edited)
     args = (edited / "args.yaml").read_text()
+    (edited / "args.yaml").write_text(re.sub("(?m)^sha256.*\n", "", args))
+    with pytest.raises(ArgumentError, match="older version"):
+        resume(edited)
     for old, new, refused in (("epochs: 0.5", "epochs: 5.0", True), (f"data: {shapes}", "data: /gone", False)):
         (edited / "args.yaml").write_text(args.replace(old, new))
         with pytest.raises(ArgumentError, match=r"args\.yaml that was edited") if refused else nullcontext():
