@@ -103,7 +103,7 @@ def test_open_files_and_arrays_of_paths(tiny: Classifier, photos: Path) -> None:
     with Path(paths[1]).open("rb") as file:
         assert tiny.predict(file) == tiny.predict(paths[1])
     assert tiny.predict(np.array(paths)) == tiny.predict(np.array([Path(path) for path in paths])) == expected
-    assert tiny.predict(np.array(paths)[0]) == expected[0]  # one element is one path
+    assert tiny.predict(np.array(paths)[0]) == tiny.predict(paths[0])  # one element is one path
     with pytest.raises(ImageError, match=r"nothing\.jpg: does not exist"):
         tiny.predict(np.array(["nothing.jpg"]))
 
