@@ -27,9 +27,9 @@ def touch(root: Path, *names: str) -> Path:
     ("names", "split"),
     [
         ("train Train TRAINING training_set trainset Training-Data seg_train train2017  my-train-images", "train"),
-        ("val valid Validation val_set valset 2012-val", "val"),
+        ("val valid Validation val_set valset 2012-val dev", "val"),
         ("test Testing test_set testset seg_test asl_alphabet_test", "test"),
-        ("trains trained contest testament value trainval train_test valley evaluation dev cat", ""),
+        ("trains trained contest testament value trainval train_test valley evaluation holdout cat", ""),
     ],
 )
 def test_the_split_that_a_name_stands_for(names: str, split: str) -> None:
@@ -47,6 +47,9 @@ def test_the_split_that_a_name_stands_for(names: str, split: str) -> None:
         ("a/b/train", "a/b/val"),
         ("seg_train/seg_train", "seg_test/seg_test"),
         ("photos_train", "photos_val"),
+        ("train", "dev"),
+        ("my birds, training", "my birds, test images"),
+        ("train/images", "val/images"),
     ],
 )
 def test_splits_by_any_usual_name(tmp_path: Path, names: tuple[str, str]) -> None:
@@ -65,6 +68,14 @@ def test_splits_by_any_usual_name(tmp_path: Path, names: tuple[str, str]) -> Non
         (("train/1.png", "test tube/1.png", "car/1.png"), ("car", "test tube", "train")),
         (("training/1.png", "match/1.png"), ("match", "training")),
         (("train/1.png", "bus/deep/1.png"), ("bus", "train")),
+        (("bullet train/p1/1.png", "crash test/p1/1.png"), ("bullet train", "crash test")),
+        (("positive test/a/1.png", "negative test/b/1.png"), ("negative test", "positive test")),
+        (("train/train/1.png", "train/train/2.png", "test/train/1.png"), ("train",)),
+        (("train/training/s1/1.png", "test/training/s1/1.png"), ("training",)),
+        (("train/train/1.png", "train/train/s1/2.png", "test/train/1.png"), ("train",)),
+        (("train/train/a/1.png", "train/train/b/1.png", "test/test/1.png"), ("a", "b")),
+        (("red/x/1.png", "red/y/1.png", "blue/x/1.png"), ("blue", "red")),
+        (("red/x/1.png", "red/y/1.png", "blue/x/1.png", "blue/y/1.png", "red/1.png"), ("blue", "red")),
     ],
 )
 def test_classes_that_sound_like_splits(tmp_path: Path, files: tuple[str, ...], classes: tuple[str, ...]) -> None:
@@ -83,6 +94,14 @@ def test_classes_that_sound_like_splits(tmp_path: Path, files: tuple[str, ...], 
             ("cat/train/1.png", "cat/test/2.png", "dog/train/1.png"),
             "splits inside the class folders, not above as in test/cat",
         ),
+        (
+            ("train/a/1.png", "train/b/1.png", "eval/a/1.png", "eval/b/1.png"),
+            "'train', which is a split.*in a manifest",
+        ),
+        (("train_images/a/1.png", "train_images/b/1.png", "test_images/1.png"), "'train_images', which is a split"),
+        (("old/a/1.png", "old/b/1.png", "new/a/1.png", "new/b/1.png"), "same names, 'a', 'b'.*in a manifest"),
+        (("positive test/x/1.png", "positive test/y/1.png", "negative test/x/1.png", "negative test/y/1.png"), "same"),
+        (("cat/cat_train/1.png", "cat/cat_test/2.png", "dog/dog_train/1.png", "dog/dog_test/1.png"), "splits inside"),
         (("train/1.png", "test/2.png"), r"no image in a class folder.*passed over: 2 \(not in a class folder\)"),
         (("1.png",), r"no sub-folders.*passed over: 1"),
         (("cat/1.cr2", "cat/2.CR2", "dog/3"), r"passed over: 2 \(suffix .cr2\).*1 \(no suffix\)"),

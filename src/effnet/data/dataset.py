@@ -26,7 +26,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from effnet.data.duplicates import connect
-from effnet.data.folders import Row, class_name, list_names, read_folders, split_of
+from effnet.data.folders import SPLIT_WORDS, Row, class_name, list_names, read_folders
 from effnet.errors import DataError, UnknownNameError, nearest
 from effnet.files import csv_text, write_text
 
@@ -138,13 +138,13 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
         name, label, group = _existing(root, name), class_name(label), group.strip()
         if not name or not label:
             raise DataError(f"{path}, line {line}: `{'label' if name else 'path'}` is empty")
-        if (own := split.strip()) and not split_of(own):
+        if (own := split.strip()) and own.lower() not in SPLIT_WORDS:
             raise DataError(f"{path}, line {line}: {UnknownNameError('split', own, SPLITS)}")
         if name in samples and samples[name][0] != label:
             raise DataError(f"{path}, line {line}: {name} is {samples[name][0]!r} and {label!r}: two classes")
         if name in samples:
             raise DataError(f"{path}, line {line}: {name} is listed twice")
-        samples[name] = label, split_of(own), group
+        samples[name] = label, SPLIT_WORDS.get(own.lower(), ""), group
     if len({bool(split) for _, split, _ in samples.values()}) > 1:
         raise DataError(f"{path} has lines with and without a split; give all of them one, or none")
     return _dataset(root, [(name, *values) for name, values in samples.items()], str(path))
@@ -160,6 +160,8 @@ def read_table(text: str) -> list[dict[str, str]]:
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of much of Europe write semicolons
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+    if twice := [name for name in COLUMNS if reader.fieldnames.count(name) > 1]:
+        raise csv.Error(f"the column {twice[0]} is there twice")
     rows = list(reader)
     for words in (*reader.fieldnames, *(row.get("label") or "" for row in rows)):
         words.encode()

@@ -1,10 +1,12 @@
 """Folders of images -> the path, the class and the split of each image, and which files were passed over, and why.
 
 A folder is a split if its name says so in one word: train, val or test, in forms such as Training, training_set,
-seg_train, validation, valid or test2017. train, val, test and what the dictionary below makes of them are enough by
-themselves; other names only count where the folder holds class folders, since a class may be called "steam train".
+validation, valid or test2017. train, val, test and what the dictionary below makes of them are enough by themselves.
+Other names only count where the folder holds class folders and their other words are plain ones, such as images, or are
+the same for every split: seg_train and seg_test are splits, "bullet train" and "crash test" are classes.
 
-One level too many is skipped where splits leave no doubt: photos/archive/train/cat and seg_train/seg_train/cat.
+One level too many is skipped where splits leave no doubt: photos/archive/train/cat, seg_train/seg_train/cat and
+train/images/cat. What may be read in two ways is refused.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ SPLIT_WORDS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
 }
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})(?:set|data)?(?![a-z])")
+PLAIN_WORDS = {"set", "data", "dataset", "split", "digits", "image", "images", "img", "imgs", "photos", "pictures"}
 INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 OUTPUT = {"args.yaml", "per_class.csv"}  # every folder of a run or an evaluation has one of them
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
@@ -158,37 +162,66 @@ def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[li
     inside = [path for path in paths if len(path) > depth + 1]
     names = sorted({path[depth] for path in inside})
     with_classes = {path[depth] for path in inside if len(path) > depth + 2}
-    splits = {
-        name: split
-        for name in names
-        if (split := split_of(name)) and (name.lower() in SPLIT_WORDS or name in with_classes)
-    }
+    splits = _find_splits(names, with_classes)
     where = root.joinpath(*paths[0][:depth]) if paths else root
-    if 0 < len(splits) < len(names) and {"train"} < set(splits.values()):
+    if 0 < len(splits) < len(names) and ({"train"} < set(splits.values()) or not with_classes.isdisjoint(splits)):
         others = list_names(name for name in names if name not in splits)
-        raise DataError(f"{where} has {list_names(splits)}, which are splits, and other images in {others}; {MANIFEST}")
-    if len(splits) < len(names):  # "train" alone among other names is a class, such as of vehicles
+        are = "are splits" if len(splits) > 1 else "is a split"
+        raise DataError(f"{where} has {list_names(splits)}, which {are}, and other images in {others}; {MANIFEST}")
+    if len(splits) < len(names):  # "train" without folders, among other names, is a class, such as of vehicles
         shared = _count_shared([path[:-1] for path in inside])
         if shared > depth and _has_splits(inside, shared):
             return _arrange(root, inside, shared)
         if names and with_classes == set(names) and _has_splits(inside, depth + 1):
             example = "/".join(inside[0][depth + 1 : depth + 2] + inside[0][depth : depth + 1])
             raise DataError(f"{where} has its splits inside the class folders, not above as in {example}; {MANIFEST}")
+        if len(names) > 1 and (inner := _same_folders(inside, depth)):
+            every = f"{list_names(names)} hold folders of the same names, {list_names(inner)}"
+            raise DataError(f"{where}: {every}, and may be splits or classes; {MANIFEST}")
         rows = [("/".join(path), class_name(path[depth]), "", "") for path in inside]
         return rows, {"/".join(path[: depth + 1]) for path in inside}
     if twice := [split for split, count in Counter(splits.values()).items() if count > 1]:
         same = list_names(name for name in splits if splits[name] == twice[0])
-        raise DataError(f"{where} has more than one {twice[0]} split: {same}")
-    rows, classes = [], set()
-    for name, split in splits.items():
-        own = [path for path in inside if path[depth] == name and len(path) > depth + 2]
-        inner = {path[depth + 1] for path in own}
-        doubled = len(inner) == 1 and split_of(*inner) == split  # seg_train/seg_train
-        label = depth + 1 + doubled
-        own = [path for path in own if len(path) > label + 1]
-        rows += [("/".join(path), class_name(path[label]), split, "") for path in own]
-        classes |= {"/".join(path[: label + 1]) for path in own}
-    return rows, classes
+        raise DataError(f"{where} has more than one {twice[0]} split: {same}; {MANIFEST}")
+    below = [path for path in inside if path[depth] in splits and len(path) > depth + 2]
+    label = depth + 1 + _skips_level(below, [path for path in below if splits[path[depth]] == "train"] or below, depth)
+    labelled = [path for path in below if len(path) > label + 1]
+    rows = [("/".join(path), class_name(path[label]), splits[path[depth]], "") for path in labelled]
+    return rows, {"/".join(path[: label + 1]) for path in labelled}
+
+
+def _find_splits(names: Sequence[str], with_classes: set[str]) -> dict[str, str]:
+    """The names that stand for a split, each with the split; `with_classes` are those of folders that hold folders."""
+    found = {name: split for name in names if (split := split_of(name))}
+    others = {name: set(re.findall(r"[^\W\d_]+", SPLIT_WORD.sub(" ", name.lower()))) - PLAIN_WORDS for name in found}
+    alike = len(set(found.values())) > 1 and len(set(map(frozenset, others.values()))) == 1
+    return {
+        name: split
+        for name, split in found.items()
+        if name.lower() in SPLIT_WORDS or (name in with_classes and (alike or not others[name]))
+    }
+
+
+def _same_folders(paths: Sequence[list[str]], depth: int) -> list[str]:
+    """The names of the folders in all folders at that depth: two or more, and the same in each; else none."""
+    inner: dict[str, set[str]] = {}
+    for path in paths:
+        if len(path) == depth + 2:  # an image beside them
+            return []
+        inner.setdefault(path[depth], set()).add(path[depth + 1])
+    first, *others = inner.values()
+    return sorted(first) if len(first) > 1 and all(names == first for names in others) else []
+
+
+def _skips_level(paths: Sequence[list[str]], training: Sequence[list[str]], depth: int) -> bool:
+    """Whether every split holds one folder, with the split's own name or one like "images", above the class folders.
+
+    Images right in a training split's own folder make that a class.
+    """
+    pairs = {(path[depth].lower(), path[depth + 1].lower()) for path in paths}
+    if len(pairs) > len({split for split, _ in pairs}) or any(len(path) == depth + 3 for path in training):
+        return False
+    return all(split == name for split, name in pairs) or {name for _, name in pairs} <= PLAIN_WORDS
 
 
 def _count_shared(folders: Sequence[list[str]]) -> int:
