@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from effnet.checking.findings import check
 from effnet.data.bit_depth import pixel_range
 from effnet.data.dataset import read_data
+from effnet.data.duplicates import read_fingerprint
 from effnet.data.image import identify, open_photo
 
 
@@ -68,6 +69,31 @@ def test_what_the_file_says_comes_first(stated: int | None, highest: int, top: i
     assert (read(png(values, stated)) == highest * 256 // (top + 1)).all()
     colours = np.stack([values] * 3, axis=-1)
     assert (read(png(colours, stated), "RGB") == highest * 256 // (top + 1)).all()
+
+
+@pytest.mark.parametrize("factor", [256, 257])
+@pytest.mark.parametrize("highest", [0, 3, 59, 255])
+def test_dark_images_of_8_bits_in_16_stay_dark(factor: int, highest: int) -> None:
+    ramp = np.linspace(0, highest, 256).astype(np.uint16).reshape(16, 16)
+    tiff, colours = io.BytesIO(), np.stack([ramp] * 3, axis=-1)
+    Image.fromarray(ramp * np.uint16(factor)).save(tiff, "TIFF")
+    for data in (png(ramp * factor), tiff.getvalue()):
+        assert (read(data) == ramp).all()
+    for data in (png(colours * factor), colour_tiff(colours * factor, "<", deflate=False)):
+        assert (read(data, "RGB") == colours).all()
+
+
+@pytest.mark.parametrize(("highest", "top"), [(900, 1023), (5000, 16383), (40000, 65535)])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_the_range_of_colours_is_known(tmp_path: Path, highest: int, top: int, turn: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    data = png(np.full((4, 4, 3), highest))
+    chunk = b"eXIf" + exif.tobytes()[6:]  # before the last chunk, IEND, of 12 bytes
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "1.png").write_bytes(data[:-12] + chunk + data[-12:])
+    found = read_fingerprint(tmp_path / "1.png")
+    assert (found.range, found.turned) == (top, turn == 6)
 
 
 def test_a_tiff_says_its_depth() -> None:

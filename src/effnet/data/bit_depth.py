@@ -2,7 +2,8 @@
 
     16-bit grey and colour   cameras and scanners store 10, 12 or 14 bits in 16: the range of as many bits as the file
                              states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue, always in PPM and JPEG2000)
-                             if no value exceeds it, else the smallest of 10, 12, 14 and 16 that holds every value
+                             if no value exceeds it; all 16 if each value is one of 8 bits x 256 or x 257; else the
+                             smallest of 10, 12, 14 and 16 that holds every value
     32-bit integers, floats  the smallest of RANGES that holds every value; others are refused. A float may lie outside
                              by one level of 255, as resampling leaves it, and is clipped
 
@@ -58,7 +59,7 @@ def pixel_range(image: Image.Image) -> int | None:
     if RANGE in image.info:
         return int(image.info[RANGE])
     if image.mode.startswith("I;16"):
-        return _range_of_16(image, int(np.asarray(image).max()))
+        return _range_of_16(image, np.asarray(image))
     if image.mode not in RANGES:
         return None
     values = np.asarray(image)
@@ -94,24 +95,32 @@ def load_colours(image: Image.Image) -> Image.Image:
     if file is None or image.mode not in ("RGB", "RGBA") or not swapped or None in swapped:
         return image
     high = np.asarray(image)
-    if high[..., :3].max() >= 64:  # of 14 bits, the high byte has 6
+    # of 14 bits, the high byte has 6
+    if high[..., :3].max() >= 64 or image.info.get(STATED) == 16:
+        image.info[RANGE] = RANGES["I"][-1]
         return image
     file.seek(0)
     second = type(image)(file, "")  # type: ignore[call-arg]  # the plugin's class, as `identify` calls it
     second.tile = swapped  # type: ignore[attr-defined]
-    values: NDArray[np.uint16] = high.astype(np.uint16) << 8 | np.asarray(second)
-    top = _range_of_16(image, int(values[..., :3].max()))
-    alpha = values[..., 3:] // (256 if values[..., 3:].max(initial=0) > top else (top + 1) // 256)
-    colours = np.concatenate((values[..., :3] // ((top + 1) // 256), alpha), axis=-1)
+    values = high.astype(np.uint16) << 8 | np.asarray(second)
+    image.info[RANGE] = top = _range_of_16(image, values[..., :3])
+    if top == RANGES["I"][-1]:
+        return image
+    colours = values >> top.bit_length() - 8
+    if values.shape[2] == 4 and values[..., 3].max() > top:  # alpha has a range of its own
+        colours[..., 3] = high[..., 3]
     narrowed = Image.fromarray(colours.astype(np.uint8), image.mode)
-    narrowed.info = image.info | {RANGE: top}
+    narrowed.info = dict(image.info)
     return narrowed
 
 
-def _range_of_16(image: Image.Image, high: int) -> int:
-    stated = image.info.get(STATED, 0)
-    bits = stated if high < 1 << stated else next(bits for bits in BITS if high < 1 << bits)
-    return (1 << int(bits)) - 1
+def _range_of_16(image: Image.Image, values: NDArray[np.uint16]) -> int:
+    """The highest value of the range of 16-bit values, as the module's docstring describes."""
+    highest, bits = int(values.max()), int(image.info.get(STATED, 0))
+    if not bits or highest >= 1 << bits:
+        widened = not (values & 255).any() or bool((values >> 8 == values & 255).all())
+        bits = 16 if widened else next(bits for bits in BITS if highest < 1 << bits)
+    return (1 << bits) - 1
 
 
 def _significant_bits(file: BinaryIO) -> int:

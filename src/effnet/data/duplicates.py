@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from effnet.data.bit_depth import RANGE, pixel_range
+from effnet.data.bit_depth import pixel_range
 from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_file, open_photo
 from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ImageError
@@ -153,7 +153,7 @@ def read_fingerprint(file: Path) -> Fingerprint:
         height=height,
         turned=turn is not None,
         frames=frames,
-        range=pixel_range(photo if RANGE in photo.info else image),
+        range=pixel_range(image),
         spread=float(np.asarray(small, np.float32).std(axis=(0, 1)).max()),
         thumbnail=small.convert("L").tobytes(),
         colours=np.asarray(colours)[..., 1:].tobytes(),
