@@ -223,6 +223,17 @@ def under(prefix, state):
         ("net.", {"logit_scale": torch.ones(())}, "logit_scale"),
         ("net.", {"adapter.weight": torch.ones(3, 4, 1, 1)}, "adapter.weight"),
         ("net.", linear("classifier", 5, 5), "classifier.weight, classifier.bias"),
+        ("ema.backbone.", linear("ema.fc", 3, 5), "ema.fc.weight, ema.fc.bias"),
+        ("ema_model.net.", linear("ema_model.fc", 3, 5), "ema_model.fc.weight, ema_model.fc.bias"),
+        ("loss.net.", linear("loss.fc", 3, 5), "loss.fc.weight, loss.fc.bias"),
+        ("", linear("step_head", 3, 5), "step_head.weight, step_head.bias"),
+        ("", linear("accuracy_head", 3, 5), "accuracy_head.weight, accuracy_head.bias"),
+        ("", linear("scaler", 5, 5), "scaler.weight, scaler.bias"),
+        ("", linear("ema", 5, 5), "ema.weight, ema.bias"),
+        ("", linear("gloss", 3, 5), "gloss.weight, gloss.bias"),
+        ("", linear("metric", 3, 5), "metric.weight"),
+        ("ema.", tiny("torchvision") | linear("fc2", 3, 5), "fc2.weight, fc2.bias"),
+        ("ema.", tiny("torchvision") | under("ema.", linear("fc2", 3, 5)), "fc2.weight, fc2.bias"),
     ],
 )
 def test_layers_that_would_be_left_out_are_named(tmp_path, prefix, extra, named):
@@ -230,20 +241,41 @@ def test_layers_that_would_be_left_out_are_named(tmp_path, prefix, extra, named)
     with pytest.raises(MismatchError, match=rf"a\.pth holds layers .*{named};"):
         read_checkpoint(path)
     if "adapter" not in named:  # behind the body, where a fresh classifier goes
-        assert read_checkpoint(path, num_classes=3).left_over == tuple(extra)
+        left_over = read_checkpoint(path, num_classes=3).left_over
+        assert sorted(left_over) == sorted(key.removeprefix(prefix) for key in extra)
+
+
+BESIDE = {
+    "opt": {"state": {0: {"exp_avg": torch.ones(3, 3)}}, "param_groups": [{"lr": 0.1}]},
+    "ema": {"decay": 0.9, "shadow_params": [torch.ones(3, 3)]},
+    "callbacks": {"best": {"score": torch.tensor(0.5)}},
+    Path("a"): {"weight": torch.ones(3, 3)},
+}
 
 
 def test_what_a_training_leaves_is_no_layer(tmp_path):
     leftovers = {"criterion.weight": torch.ones(5), "ce.pos_weight": torch.ones(5), "n_averaged": torch.tensor(3)}
+    leftovers |= {"class_weights": torch.ones(5), "train_acc.total": torch.zeros(1), "val_f1.tp": torch.ones(5)}
+    leftovers |= {"confmat.confmat": torch.ones(5, 5), "queue": torch.ones(4, 8), "ema.decay": torch.ones(())}
     leftovers |= {"arc_loss.centers": torch.ones(5, 8), "val_metric.total": torch.ones(1), "seen": torch.tensor([4, 2])}
     raw = under("net.", tiny("torchvision"))
     averaged = under("ema.module.", tiny("torchvision"))
-    for state in (raw | leftovers, averaged | raw | leftovers):
+    dotless = {f"model_ema.{key.replace('.', '')}": tensor for key, tensor in tiny("torchvision").items()}
+    for state in (raw | leftovers, averaged | raw | leftovers, raw | dotless | leftovers):
         read = read_checkpoint(saved(tmp_path / "a.pth", state))
         assert set(leftovers) <= set(read.left_over)
-    head = {"backbone": tiny("torchvision"), "head": {"weight": torch.ones(7, 5)}}
-    with pytest.raises(MismatchError, match=r"holds layers .*head\.weight"):
-        read_checkpoint(saved(tmp_path / "b.pth", head))
+    assert read_checkpoint(saved(tmp_path / "b.pth", {"net": raw, **BESIDE})).spec.num_classes == 5
+
+
+@pytest.mark.parametrize("names", [["head"], ["ema_head"], ["head", "state_dict"], ["parts", 0], ["a", "b", "c"]])
+def test_a_head_that_is_saved_apart_is_found(tmp_path, names):
+    head = {"weight": torch.ones(7, 5)}
+    for name in reversed(names):
+        head = [head] if name == 0 else {name: head}
+    for beside in ({}, {"opt": {"state": {0: {"exp_avg": torch.ones(3, 3)}}, "param_groups": []}}):
+        path = saved(tmp_path / "a.pth", {"state_dict": tiny("torchvision")} | head | beside)
+        with pytest.raises(MismatchError, match=rf"holds layers .*: {'.'.join(map(str, names))}\.weight;"):
+            read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -251,13 +283,15 @@ def test_what_a_training_leaves_is_no_layer(tmp_path):
 )
 def test_a_replaced_classifier(tmp_path, prefix, name):
     state = tiny("torchvision")
-    weight = state.pop("classifier.1.weight")
-    del state["classifier.1.bias"]
-    path = saved(tmp_path / "a.pth", under(prefix, state) | {f"{name}.weight": weight})
+    weight, bias = (state.pop(f"classifier.1.{leaf}") for leaf in ("weight", "bias"))
+    lone = under(prefix, state) | {f"{name}.weight": weight}
+    with pytest.raises(MismatchError, match="has no classifier"):  # a weight alone may be of an attention
+        read_checkpoint(saved(tmp_path / "a.pth", lone))
+    path = saved(tmp_path / "a.pth", lone | {f"{name}.bias": bias})
     read = read_checkpoint(path)
     assert (read.spec.num_classes, read.fresh, read.left_over) == (5, (), ())
     assert torch.equal(read.state["classifier.weight"], weight)
-    assert not read.state["classifier.bias"].any()
+    assert torch.equal(read.state["classifier.bias"], bias)
     assert f"{name}.weight, was taken for the classifier" in str(read)
     assert logit_difference(read, build(read)).relative < ALLOWED
     two = under(prefix, state) | linear(name, 7, weight.shape[1]) | linear("last", 5, 7)

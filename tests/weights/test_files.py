@@ -10,6 +10,8 @@ import pickle
 import sys
 import warnings
 import zipfile
+from datetime import UTC, date
+from pathlib import PureWindowsPath
 
 import h5py
 import numpy as np
@@ -52,7 +54,9 @@ def test_plain_state_dicts_of_every_kind(tmp_path):
     ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model.module._orig_mod.", "timm_model.", "net.0."],
 )
 def test_prefixes_come_off_and_are_said(prefix):
-    state, beside, notes = unwrap(under(prefix, TINY) | {"n_averaged": torch.tensor(3), "loss.weight": torch.ones(2)})
+    state, beside, _, notes = unwrap(
+        under(prefix, TINY) | {"n_averaged": torch.tensor(3), "loss.weight": torch.ones(2)}
+    )
     assert state.keys() == TINY.keys()
     assert list(beside) == ["n_averaged", "loss.weight"]
     assert notes == (f"removed the prefix {prefix!r} from the keys",)
@@ -60,17 +64,17 @@ def test_prefixes_come_off_and_are_said(prefix):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_the_prefix_is_seen_before_every_stem(stem):
-    state, _, _ = unwrap({f"model.{stem}": torch.ones(1)})
+    state, *_ = unwrap({f"model.{stem}": torch.ones(1)})
     assert list(state) == [stem]
 
 
 def test_an_averaged_model_goes_before_the_raw_one():
     averaged = torch.optim.swa_utils.AveragedModel(EfficientNet(spec("b0", width=0.1, depth=0.1)))
-    state, beside, _ = unwrap({"state_dict": averaged.state_dict()})
+    state, beside, *_ = unwrap({"state_dict": averaged.state_dict()})
     assert state.keys() == averaged.module.state_dict().keys()
     assert list(beside) == ["n_averaged"]
     both = under("model.", tiny(1)) | under("ema_model.module.", tiny(2))
-    state, beside, notes = unwrap({"state_dict": both, "epoch": 3, "global_step": torch.tensor(7)})
+    state, beside, _, notes = unwrap({"state_dict": both, "epoch": 3, "global_step": torch.tensor(7)})
     assert state["conv_stem.weight"].unique().item() == 2
     assert beside.keys() == under("model.", TINY).keys()
     assert notes == ("took 'state_dict' out of the checkpoint", "removed the prefix 'ema_model.module.' from the keys")
@@ -82,14 +86,14 @@ def test_an_averaged_model_goes_before_the_raw_one():
 )
 def test_an_averaged_state_dict_goes_before_the_raw_one(chosen, other):
     saved = {"epoch": 1, other: tiny(1), chosen: tiny(2), "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}
-    state, _, notes = unwrap(saved)
+    state, *_, notes = unwrap(saved)
     assert state["conv_stem.weight"].unique().item() == 2
     assert notes == (f"took {chosen!r} out of the checkpoint, not {other}",)
 
 
 def test_dictionaries_without_tensors_are_passed_by():
     saved = {"ema": {"decay": 0.999}, "model": {"state_dict": TINY}, "args": {"lr": 0.1}}
-    state, _, notes = unwrap(saved)
+    state, *_, notes = unwrap(saved)
     assert state.keys() == TINY.keys()
     assert notes == ("took 'model' out of the checkpoint", "took 'state_dict' out of the checkpoint")
     endless = {"args": 1}
@@ -144,12 +148,17 @@ def test_pickles_with_python_objects_are_not_opened(tmp_path, capsys, thing, kin
 def test_settings_beside_the_tensors_are_passed_over(tmp_path, old):
     """What the training scripts of timm and torchvision save."""
     settings = argparse.Namespace(lr=0.1, output=tmp_path, betas=np.array([0.9]), more=argparse.Namespace(a=[1]))
+    settings.day, settings.zone, settings.share = date(2026, 1, 2), UTC, PureWindowsPath("c:/a")
     content = {"epoch": 3, "arch": "b0", "args": settings, "metric": np.float64(0.7), "state_dict": TINY}
     torch.save(content, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=not old)
     allowed = set(torch.serialization.get_safe_globals())
     file = open_weights(tmp_path / "a.pth.tar")
     assert (file.tensors.keys(), file.beside) == (TINY.keys(), {})
     assert set(torch.serialization.get_safe_globals()) == allowed
+    for hidden in (argparse.Namespace(state_dict=TINY), {key: value.numpy() for key, value in TINY.items()}):
+        torch.save({"model": hidden}, tmp_path / "b.pth", _use_new_zipfile_serialization=not old)
+        with pytest.raises(CheckpointError, match=r"b\.pth.* no named tensors outside of its arrays of numpy"):
+            open_weights(tmp_path / "b.pth")
 
 
 def test_a_state_dict_under_any_name():
@@ -158,7 +167,7 @@ def test_a_state_dict_under_any_name():
         "optimizer": {"m": torch.ones(2)},
         "my_weights": {"run": under("net.", TINY)},
     }
-    state, beside, notes = unwrap(content)
+    state, beside, _, notes = unwrap(content)
     assert state.keys() == TINY.keys()
     assert beside.keys() == {"optimizer.m"}
     assert notes[0] == "took 'my_weights' out of the checkpoint, not ema, optimizer"

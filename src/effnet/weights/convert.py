@@ -128,7 +128,7 @@ def read_checkpoint(
     state |= {key: adapt_stem(state[key], target.in_channels) for key in adapted}
     state |= {native: torch.zeros((), dtype=torch.long) for native in missing if native.endswith(COUNTER)}
     used = {*layout.shapes(held), *INPUT_KEYS}
-    unread = {key: tensor for key, tensor in file.tensors.items() if key not in used} | file.beside
+    unread = {key: tensor for key, tensor in file.tensors.items() if key not in used}
     check_unread(file, held, unread, fresh=bool(fresh))
     input_spec, assumption = _input(file, source, target)
     return Checkpoint(
@@ -143,7 +143,7 @@ def read_checkpoint(
         matched=matched,
         fresh=fresh,
         adapted=adapted,
-        left_over=tuple(unread),
+        left_over=tuple(unread | file.beside),
         notes=(*file.notes, *doubts, *assumption),
     )
 

@@ -15,8 +15,9 @@ import struct
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,26 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 HEADLESS_HF = "embeddings.convolution.weight"  # the stem of transformers' EfficientNetModel, which has no classifier
 # Settings of a training, which hold no tensors of a network
 SETTINGS = (
-    *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
-    *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows", "PurePosix")),
+    *("argparse.Namespace", "types.SimpleNamespace"),
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "timedelta", "timezone")),
+    *(
+        f"pathlib{local}.{pure}{kind}Path"
+        for local in ("", "._local")
+        for pure in ("", "Pure")
+        for kind in ("Posix", "Windows")
+    ),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
 )
-# In the names of tensors that a training leaves beside a network
+# Pieces of the names of tensors that a training leaves beside a network
 TRAINING = re.compile(
-    r"(^|[._/])(criteri\w+|\w*loss(es)?|metrics?|acc(uracy)?|optim\w*|sched\w*|scaler|momentum\w*|grads?|averaged|shadow|ema|"
-    r"seed_generator|epoch|step)([._/\d]|$)",
+    r"(^|[./])(criteri\w+|(\w+_)?loss(es)?(_fn|_func\w*)?|optim\w*|sched\w*|momentum\w*|grads?|seed_generator|"
+    r"(\w+_)?(metrics?|acc(uracy)?)(?!.*weight$)|queue|confmat|[tf][pn]$)(_?\d+)?([./]|$)",
     re.IGNORECASE,
 )
+COUNTS = re.compile(
+    r"(^|[./])(\w+_)?(ema|shadow|averaged|decay|step|epoch|scaler)([./]|$)", re.IGNORECASE
+)  # only scalars
 LOADING = threading.Lock()  # what torch may meet in a pickle is one set for all threads
 DAMAGED = (  # what torch, safetensors, zipfile and h5py raise for files that they cannot read
     *(SafetensorError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError),
@@ -73,6 +83,7 @@ class WeightFile:
     bundle: BundleConfig | None = None
     notes: tuple[str, ...] = ()  # what was removed around the tensors
     beside: dict[str, Tensor] = field(default_factory=dict)  # tensors outside the network's state dict
+    idle: frozenset[str] = frozenset()  # those of them that compute nothing: copies, and what a training leaves
     layers: tuple[KerasLayer, ...] | None = None  # of a Keras file that lists them
 
     @property
@@ -109,22 +120,28 @@ def open_weights(path: Path) -> WeightFile:
             raise CheckpointError(message) from error
         loaded = held if len(files) == 1 else {**loaded, **held}
     try:
-        tensors, beside, notes = unwrap(loaded)
+        tensors, beside, idle, notes = unwrap(loaded)
     except CheckpointError as error:
         raise CheckpointError(f"{path if path.is_file() else files[0]}: {error}") from error
-    return WeightFile(path, tensors, config, preprocessor, notes=notes, beside=beside)
+    return WeightFile(path, tensors, config, preprocessor, notes=notes, beside=beside, idle=idle)
 
 
-def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
-    """The network's tensors in what a training script saved, the tensors beside them, and notes on what was removed."""
+def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str], tuple[str, ...]]:
+    """The network's tensors in what a training script saved, and those beside them.
+
+    With the names of those that compute nothing, and notes on what was removed.
+    """
     path = _find(loaded, _holds_network)
     if path is None and (path := _find(loaded, _holds_tensors)) is None:
-        raise CheckpointError("it holds no named tensors, so it is not a state dict")
+        hidden = _PassedOver.__name__ in repr(loaded)
+        where = " outside of its arrays of numpy and its objects of settings, which are passed over" if hidden else ""
+        raise CheckpointError(f"it holds no named tensors{where}, so it is not a state dict")
     beside, notes = dict[str, Tensor](), []
     for name in path:
         assert isinstance(loaded, Mapping)
-        others = [other for other in loaded if other != name and _find(loaded[other], _holds_tensors) is not None]
-        unread = f", not {', '.join(map(str, others))}" if others else ""
+        others = [other for other in loaded if other != name and _is_name(other)]
+        known = [str(other) for other in others if _find(loaded[other], _holds_tensors) is not None]
+        unread = f", not {', '.join(known)}" if known else ""
         notes.append(f"took {name!r} out of the checkpoint{unread}")
         rivals = [
             repr(other) for other in others if name not in INNER and _find(loaded[other], _holds_network) is not None
@@ -132,8 +149,8 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[
         if rivals:
             raise CheckpointError(f"it holds several networks, under {name!r}, {', '.join(rivals)}: save one of them")
         for other in others:  # a head that was saved by itself; another copy of the network is no such thing
-            if _holds_tensors(loaded[other]) and not _holds_network(loaded[other]):
-                beside |= {f"{other}.{key}": value for key, value in _tensors(loaded[other]).items() if value.dim()}
+            if _find(loaded[other], _holds_network) is None:
+                beside |= {key: value for key, value in _nested(loaded[other], f"{other}.") if value.dim()}
         loaded = loaded[name]
     assert isinstance(loaded, Mapping)
     tensors = _tensors(loaded)
@@ -142,19 +159,19 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[
     if prefix is None and (prefix := _prefix(tensors, (HEADLESS_HF,))) is not None:
         tensors = {key.replace(prefix, f"{prefix}efficientnet.", 1): value for key, value in tensors.items()}
     if not prefix:
-        return tensors, beside, tuple(notes)
+        return tensors, beside, _find_idle(tensors, beside, ""), tuple(notes)
     notes.append(f"removed the prefix {prefix!r} from the keys")
     beside = {key: value for key, value in tensors.items() if not key.startswith(prefix)} | beside
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return inside, beside, tuple(notes)
+    return inside, beside, _find_idle(inside, beside, prefix), tuple(notes)
 
 
 def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -> WeightFile:
     """The file with its classifier under the library's name, where another linear layer took that one's place."""
     steps = [LayoutStep("classifier", (), dropout=dropout) for dropout in (True, False)]
     own, own_bias = (key for key, _ in layout.keys(steps[0]))
-    everything = file.tensors | file.beside
-    linear = [key for key in _find_layers(file, everything) if everything[key].dim() == 2]
+    everything = file.beside | file.tensors
+    linear = [key for key in _find_layers(file, file.tensors) if everything[key].dim() == 2]
     named = any(key in file.tensors for step in steps for key, _ in layout.keys(step))
     if not named and len(linear) > 1 and num_classes is None:
         names = list_names(linear)
@@ -163,6 +180,8 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
         return file
     (weight,) = linear
     bias = weight.removesuffix(layout.weight[0]) + layout.weight[1]
+    if bias not in everything and not any(layer.get("use_bias") is False for layer in file.layers or ()):
+        return file
     values = everything[weight], everything.get(bias, torch.zeros(len(everything[weight])))
     taken = weight, bias
     rest, beside = ({key: held[key] for key in held if key not in taken} for held in (file.tensors, file.beside))
@@ -175,10 +194,14 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
 
 
 def check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, Tensor], *, fresh: bool) -> None:
-    """Raise MismatchError where tensors that are not read may compute; behind a fresh classifier they do not matter."""
-    layers = [key for key in _find_layers(file, unread) if unread[key].dim() == 4 or not fresh]
-    if losses := [key for key in layers if unread[key].shape == (spec.num_classes,) and key.endswith("weight")]:
-        layers = [key for key in layers if key not in losses or key.replace("weight", "bias") in unread]
+    """Raise MismatchError where tensors that are not read may compute; behind a fresh classifier they do not matter.
+
+    `unread`: of the network's own state dict.
+    """
+    shapes = {key: tensor.shape for key, tensor in (file.beside | dict(unread)).items()}
+    layers = [key for key in _find_layers(file, unread) if len(shapes[key]) == 4 or not fresh]
+    if losses := [key for key in layers if shapes[key] == (spec.num_classes,) and re.search("weights?$", key)]:
+        layers = [key for key in layers if key not in losses or key.replace("weight", "bias") in shapes]
     if layers:
         raise MismatchError(
             f"{file.path} holds layers that {spec.name} does not have, so it would answer differently: "
@@ -205,7 +228,7 @@ def _find(loaded: object, accept: Callable[[Mapping[Any, Any]], bool], depth: in
     """The names that lead to the first dictionary that is accepted: those of INNER first, then itself, then others."""
     if not isinstance(loaded, Mapping) or depth > MAX_DEPTH:
         return None
-    others = (name for name in loaded if name not in INNER and accept is _holds_network)
+    others = (name for name in loaded if _is_name(name) and name not in INNER and accept is _holds_network)
     for name in (*INNER, None, *others):
         if name is None and accept(loaded):
             return ()
@@ -215,27 +238,65 @@ def _find(loaded: object, accept: Callable[[Mapping[Any, Any]], bool], depth: in
 
 
 def _tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in values.items() if isinstance(value, Tensor) and isinstance(key, str)}
+
+
+def _nested(values: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every named tensor below `values`, but those of an optimizer's state dict."""
+    if isinstance(values, (list, tuple)):
+        values = {number: value for number, value in enumerate(values) if not isinstance(value, Tensor)}
+    if isinstance(values, Mapping) and "param_groups" not in values and depth <= MAX_DEPTH:
+        for key, value in values.items():
+            if isinstance(value, Tensor) and _is_name(key):
+                yield f"{name}{key}", value
+            elif _is_name(key):
+                yield from _nested(value, f"{name}{key}.", depth + 1)
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, (str, int))
 
 
 def _holds_tensors(values: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in values.values())
+    return bool(_tensors(values))
 
 
 def _holds_network(values: Mapping[Any, Any]) -> bool:
     return bool(_find_prefixes(_tensors(values), (*STEMS, HEADLESS_HF)))
 
 
-def _find_layers(file: WeightFile, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The keys of `tensors` that may compute: no whole numbers, nothing of a training, no copy of the network."""
-    copies = tuple(_find_prefixes(file.beside))
+def _find_layers(file: WeightFile, own: Mapping[str, Tensor]) -> list[str]:
+    """The keys that may compute, of `own`, which are in the network's state dict, and of the tensors beside it."""
     return [
-        key
-        for key, tensor in tensors.items()
-        if not TRAINING.search(key)
-        and tensor.is_floating_point()
-        and not (key in file.beside and key.startswith(copies))
+        *(key for key, tensor in own.items() if tensor.is_floating_point() and not _is_left(key, tensor)),
+        *(key for key, tensor in file.beside.items() if tensor.is_floating_point() and key not in file.idle),
     ]
+
+
+def _is_left(key: str, tensor: Tensor) -> bool:
+    """Whether a training left it: a wrapper's name must not be in `key`."""
+    return bool(TRAINING.search(key) or (tensor.numel() == 1 and COUNTS.search(key)))
+
+
+def _find_idle(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], prefix: str) -> frozenset[str]:
+    """The keys of `beside` that compute nothing: copies of `tensors`, and what a training leaves."""
+    copies = _find_prefixes(beside, (*STEMS, *(_join(stem) for stem in STEMS)))
+    names = {*tensors, *map(_join, tensors)}
+    wrapper = prefix.split(".")[:-1]
+
+    def is_idle(key: str) -> bool:
+        if any(key.startswith(copy) and key.removeprefix(copy) in names for copy in copies):
+            return True
+        pieces = key.split(".")
+        own = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(pieces[:-1], wrapper, strict=False)))
+        return _is_left(".".join(pieces[own:]), beside[key])
+
+    return frozenset(filter(is_idle, beside))
+
+
+def _join(key: str) -> str:
+    """As averages are named whose wrapper allows no dots (LitEma)."""
+    return key.replace(".", "")
 
 
 def _find_prefixes(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> set[str]:
