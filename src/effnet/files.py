@@ -147,9 +147,10 @@ def write_text(path: Path, text: str) -> None:
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Lines of CSV that every reader divides alike: a carriage return is quoted, which the csv module leaves bare."""
     text = io.StringIO()
+    quoted, plain = (csv.writer(text, lineterminator="\n", quoting=way) for way in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL))
     for row in rows:
         bare = any("\r" in value for value in row if isinstance(value, str))
-        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerow(row)
+        (quoted if bare else plain).writerow(row)
     return text.getvalue()
 
 

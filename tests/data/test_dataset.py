@@ -263,3 +263,20 @@ def test_a_split_without_a_class_is_known() -> None:
     assert missing_classes(split_data(made(20, 1, 2))) == {"class1": ["val", "test"], "class2": ["val", "test"]}
     assert missing_classes(split_data(made(20, 9), groups=[*range(20), *9 * [99]])) == {"class1": ["val", "test"]}
     assert missing_classes(made(3, 1)) == {}
+
+
+def test_long_manifests_are_read_and_written_without_needless_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, *(f"d/{i:02}.png" for i in range(30)))
+    lines = "".join(f"d\\{i:02}.png,{'ab'[i % 2]}\n" for i in range(30))
+    (tmp_path / "m.csv").write_text("path,label\ngone\\1.png,a\n" + lines)
+    seen, writers = list[Path](), list[object]()
+    size, writer = module.file_size, csv.writer
+    monkeypatch.setattr(module, "file_size", lambda path: seen.append(path) or size(path))
+    monkeypatch.setattr(csv, "writer", lambda *args, **options: writers.append(args) or writer(*args, **options))
+    data = read_data(tmp_path / "m.csv")
+    assert [sample.path for sample in data.samples] == [r"gone\1.png", *(f"d/{i:02}.png" for i in range(30))]
+    assert len(seen) == 6 + 30  # both forms of the one that is gone, twice, and of the first that is there
+    assert manifest(data).count("\n") == 32
+    assert len(writers) == 2

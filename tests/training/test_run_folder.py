@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from planted import sound_data
 
 from effnet.errors import DataError, TrainingError
@@ -93,6 +95,17 @@ def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
     shutil.rmtree(data / "train" / "dog")
     with pytest.raises(DataError, match="at least two are needed: 'cat' is its only class"):
         write_split(str(data), Settings(), tmp_path, SILENT)
+
+
+def test_several_ranges_of_pixels_are_said(tmp_path: Path) -> None:
+    noise, said = np.random.default_rng(0), list[str]()
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(9):
+            values = noise.integers(0, 1024 if number == 3 else 4096, (64, 64)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "data" / label / f"{number}.png")
+    write_split(str(tmp_path / "data"), Settings(), tmp_path, SimpleNamespace(message=said.append, update=print))
+    assert said[0].startswith("pixels are read from several ranges: 0 ... 4,095 in 16 images, 0 ... 1,023 in 2 images;")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")

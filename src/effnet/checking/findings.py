@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from effnet.data.bit_depth import describe_ranges
 from effnet.data.dataset import SPLITS, Dataset, Sample, explain_one_class, missing_classes, split_data
 from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
 from effnet.data.folders import EMPTY, class_name
@@ -212,10 +213,9 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
             yield Finding("deep", file, f"{fingerprint.mode} pixels{values}")
         if fingerprint.range:
             ranges[fingerprint.range].append(sample.path)
-    if len(ranges) > 1:
-        commonest = sorted(ranges.items(), key=lambda item: -len(item[1]))
-        message = ", ".join(f"0 ... {top:,} in {_count(len(paths))}" for top, paths in commonest)
-        yield Finding("ranges", tuple(paths[0] for _, paths in commonest), message)
+    if message := describe_ranges(top for top, paths in ranges.items() for _ in paths):
+        commonest = sorted(ranges.values(), key=len, reverse=True)
+        yield Finding("ranges", tuple(paths[0] for paths in commonest), message)
 
 
 def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -71,6 +73,13 @@ def pixel_range(image: Image.Image) -> int | None:
         return top
     usual = ", ".join(f"0 ... {top}" for top in RANGES[image.mode])
     raise ImageError(f"holds values from {low} to {high}; a photo's lie in one of {usual}.")
+
+
+def describe_ranges(ranges: Iterable[int | None]) -> str:
+    """How many images are read from each range, the commonest first; "" where they are read from one, or none."""
+    counts = Counter(top for top in ranges if top)
+    words = (f"0 ... {top:,} in {count:,} image{'s' if count > 1 else ''}" for top, count in counts.most_common())
+    return ", ".join(words) if len(counts) > 1 else ""
 
 
 def narrow_grey(image: Image.Image) -> Image.Image:

@@ -133,9 +133,10 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
         found = ", ".join(str(name) for name in rows[0]) if rows else "no line below the first"
         raise DataError(f"{path} needs the columns path and label, and may have split and group; found: {found}")
     samples: dict[str, tuple[str, str, str]] = {}
+    windows = _is_of_windows(root, [row["path"] or "" for row in rows])
     for line, row in enumerate(rows, start=2):
         name, label, split, group = (row.get(column) or "" for column in COLUMNS)
-        name, label, group = _existing(root, name), class_name(label), group.strip()
+        name, label, group = _existing(root, name, windows), class_name(label), group.strip()
         if not name or not label:
             raise DataError(f"{path}, line {line}: `{'label' if name else 'path'}` is empty")
         if (own := split.strip()) and own.lower() not in SPLIT_WORDS:
@@ -297,10 +298,22 @@ def file_size(path: Path) -> int:
         return -1
 
 
-def _existing(root: Path, name: str) -> str:
+def _is_of_windows(root: Path, names: Sequence[str]) -> bool:
+    """Whether the first file that is found of those with a backslash has a slash in its place."""
+    for name in (name.strip() for name in names if "\\" in name):
+        if file_size(root / name) >= 0:
+            return False
+        if file_size(root / name.replace("\\", "/")) >= 0:
+            return True
+    return False
+
+
+def _existing(root: Path, name: str, windows: bool) -> str:
     """A manifest's path as written or, if no file has it, without outer blanks, in Unicode's other form, or with /."""
     plain = name.strip()
-    forms = dict.fromkeys((name, plain, normalize("NFC", plain), normalize("NFD", plain), plain.replace("\\", "/")))
+    slashed = plain.replace("\\", "/")
+    first = (slashed,) if windows and slashed != plain else ()  # a look at the disk for each path, not two
+    forms = dict.fromkeys((*first, name, plain, normalize("NFC", plain), normalize("NFD", plain), slashed))
     return plain if len(forms) == 1 else next((form for form in forms if file_size(root / form) >= 0), plain)
 
 

@@ -28,6 +28,7 @@ import torch
 import yaml
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.data.bit_depth import describe_ranges
 from effnet.data.dataset import (
     SIZE,
     Dataset,
@@ -41,7 +42,7 @@ from effnet.data.dataset import (
     read_table,
     split_data,
 )
-from effnet.data.duplicates import find_duplicates
+from effnet.data.duplicates import Fingerprint, find_duplicates
 from effnet.data.folders import EMPTY, list_names
 from effnet.data.image import identify, open_file
 from effnet.errors import DataError, ImageError, TrainingError
@@ -148,6 +149,9 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         prints = zip(found.files, found.fingerprints, strict=True)
         broken = [f"{file} {error}" for file, error in prints if isinstance(error, ImageError)]
         _refuse_broken(broken, path)
+        ranges = describe_ranges(each.range for each in found.fingerprints if isinstance(each, Fingerprint))
+        if ranges:
+            progress.message(f"pixels are read from several ranges: {ranges}; effnet check {path} names the images")
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))
         if copies := len(data) - groups:
