@@ -247,7 +247,8 @@ def test_a_model_without_names(run, folder) -> None:
     assert code == 2
     assert "plain has them" in err
     for name in ("a", "c"):
-        painted(folder / "own" / name, 1)
+        (folder / "own" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / "own" / name / "1.png")
     code, _, err = run("nameless", "own", "--split", "all", "--by-order")
     assert code == 2
     assert "its 3 outputs, and the data has 2 classes" in err
