@@ -151,7 +151,7 @@ def test_a_squeeze_has_at_least_one_channel():
         ({"head": "1280"}, "`head` (='1280') must be a positive whole number."),
         ({"dropout": 1}, "`dropout` (=1) must be a rate: at least 0 and below 1."),
         ({"drop_connect": -0.1}, "`drop_connect` (=-0.1) must be a rate: at least 0 and below 1."),
-        ({"squeeze_ratio": -1}, "`squeeze_ratio` (=-1.0) must be at least 0 and at most 1."),
+        ({"squeeze_ratio": -1}, "`squeeze_ratio` (=-1) must be at least 0 and at most 1."),
         ({"stages": [3]}, "`stages` (=[3]) must hold at least one StageSpec and nothing else."),
         ({"depth_rounding": "floor"}, "`depth_rounding` (='floor') is not known; choose from ceil, nearest."),
         (
