@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import keras
 import numpy as np
@@ -203,3 +205,81 @@ def test_constants_and_subclassed_models(tmp_path):
         file.attrs["model_config"] = '{"class_name": "Mine", "config": {}}'
     with pytest.raises(MismatchError, match="lists no layers"):
         read_checkpoint(path)
+
+
+def leaves(config, kind, **settings):
+    for layer in config["layers"]:
+        if layer["class_name"] == kind:
+            layer["config"].update(settings)
+
+
+CHANGED = {  # settings of Keras' own network that change what it computes
+    r"stem_conv \(Conv2D, .*zero padding \[\[3, 3\]": lambda c: leaves(c, "ZeroPadding2D", padding=[[3, 3], [3, 3]]),
+    r"stem_conv \(Conv2D, .*zero padding": lambda c: leaves(c, "Conv2D", padding="same"),
+    r"avg_pool \(Output\) where b0 ends": lambda c: c.update(output_layers=[["avg_pool", 0, 0]]),
+    r"\(Normalization, inverted": lambda c: leaves(c, "Normalization", invert=True),
+    r"\(Normalization, axis \[1\]": lambda c: leaves(c, "Normalization", axis=[1]),
+    r"\(Conv2D, .*channels_first": lambda c: leaves(c, "Conv2D", data_format="channels_first"),
+    r"\(Conv2D, stride 2, channels_first": lambda c: leaves(c, "ZeroPadding2D", data_format="channels_first"),
+    r"\(GlobalAveragePooling2D, ch": lambda c: leaves(c, "GlobalAveragePooling2D", data_format="channels_first"),
+    r"\(BatchNormalization, axis \[1\]": lambda c: leaves(c, "BatchNormalization", axis=[1]),
+}
+
+
+@pytest.mark.parametrize("message", CHANGED)
+def test_settings_that_change_what_is_computed(tmp_path, full, message):
+    path = tmp_path / "a.h5"
+    path.write_bytes(full)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        CHANGED[message](config["config"])
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(MismatchError, match=rf"a\.h5: it has the layer .*{message}"):
+        read_checkpoint(path)
+
+
+@pytest.fixture(scope="module")
+def full(b0, tmp_path_factory):
+    path = tmp_path_factory.mktemp("full") / "a.h5"
+    b0.save(path)
+    return path.read_bytes()
+
+
+def test_an_older_file_of_weights_lists_names(tmp_path):
+    """Also those of layers without weights: kinds that Keras' own network does not have are refused."""
+    body, path = base(), tmp_path / "a.h5"
+    heads = {
+        "": [kl.GlobalAveragePooling2D(), kl.Dropout(0.1)],
+        "globalmaxpooling2d": [kl.GlobalMaxPooling2D()],
+        "unitnormalization": [kl.GlobalAveragePooling2D(), kl.UnitNormalization()],
+    }
+    for kind, layers in heads.items():
+        values = body.output
+        for layer in (*layers, dense(5, name="predictions")):
+            values = layer(values)
+        save_as_older_keras(keras.Model(body.input, values), path)
+        if kind:
+            with pytest.raises(MismatchError, match=f"a.h5: it has 1 layer of kind {kind}"):
+                read_checkpoint(path)
+            assert read_checkpoint(path, num_classes=3).fresh
+        else:
+            notes = read_checkpoint(path).notes
+            assert any("network was assumed (silu, and behind the classifier softmax or nothing)" in it for it in notes)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_classifier_without_bias(tmp_path, stated):
+    theirs = stacked(base(pooling="avg"), dense(5, use_bias=False))
+    theirs.save(tmp_path / "a.h5")
+    if stated:
+        assert_same(read_checkpoint(tmp_path / "a.h5"), theirs)
+        return
+    with h5py.File(tmp_path / "a.h5", "r+") as file:  # a lone weight, which may be of anything
+        del file.attrs["model_config"]
+    with pytest.raises(MismatchError, match="has no classifier"):
+        read_checkpoint(tmp_path / "a.h5")
+
+
+def test_constants_behind_a_fresh_classifier_do_not_matter(tmp_path):
+    stacked(base(pooling="avg"), kl.BatchNormalization(epsilon=0.1), dense(5)).save(tmp_path / "a.h5")
+    assert read_checkpoint(tmp_path / "a.h5", num_classes=3).policy.bn_eps == 1e-3

@@ -263,11 +263,12 @@ def _network(
         fresh = num_classes not in (None, held.num_classes) or not held_classifier
         try:
             check_layers(file.layers, file.tensors, held, classifier=not fresh)
-            policy = keras_policy(file.layers, policy) if has_order(file.layers) else policy
+            policy = keras_policy(file.layers, policy, held) if has_order(file.layers) else policy
         except MismatchError as error:
             raise MismatchError(f"{file.path}: {error}") from None
     if source == "keras" and not has_order(file.layers):
-        return held, policy, ("its layers and what they compute are not described: Keras' own network was assumed",)
+        assumed = f"{held.activation}, and behind the classifier softmax or nothing"
+        return held, policy, (f"what its layers compute is not described: Keras' own network was assumed ({assumed})",)
     return held, policy, ()
 
 

@@ -180,7 +180,8 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
         return file
     (weight,) = linear
     bias = weight.removesuffix(layout.weight[0]) + layout.weight[1]
-    if bias not in everything and not any(layer.get("use_bias") is False for layer in file.layers or ()):
+    unbiased = [layer for layer in file.layers or () if layer.kind == "Dense" and layer.get("use_bias") is False]
+    if bias not in everything and not unbiased:
         return file
     values = everything[weight], everything.get(bias, torch.zeros(len(everything[weight])))
     taken = weight, bias

@@ -33,6 +33,18 @@ PREPARING = ("Rescaling", "Normalization")
 IDLE = re.compile(
     r"InputLayer|ZeroPadding2D|Reshape|Flatten|Identity|\w*Dropout\w*|GaussianNoise|Random\w+", re.IGNORECASE
 )
+# Layers without weights as Keras' own network calls them, which an older file of weights lists by name
+OLDER_NAMES = {
+    r"(stem_conv|block\S+_dwconv)_pad": "zeropadding2d",
+    r"(stem|top|block\S+)_activation": "activation",
+    r"avg_pool|block\S+_se_squeeze": "globalaveragepooling2d",
+    r"block\S+_se_reshape": "reshape",
+    r"block\S+_se_excite": "multiply",
+    r"block\S+_drop": "dropout",
+    r"block\S+_add": "add",
+    r"input": "inputlayer",
+    r"tf\.math\.truediv": "rescaling",
+}
 END = ("Softmax", "Activation, softmax", "Activation, linear")  # behind the classifier: logits are the same
 
 
@@ -53,7 +65,7 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
     """Arrays as LAYER/LEAF, however deep the layer is nested, and the layers in order; None where none are listed.
 
     Layers go by name in older files, by class and number in newer ones. A newer file of weights alone has a group for
-    every layer, even for one without weights, so it lists their kinds.
+    every layer, even for one without weights, so it lists their kinds; an older one lists names.
     """
     with optional_import(f"reading {path.name}"):
         import h5py
@@ -64,7 +76,7 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
     def visit(name: str, item: object) -> None:
         *_, parent, own = ("", *name.split("/"))
         if parent == "layers" and isinstance(item, h5py.Group):
-            groups.append(KerasLayer(re.sub(r"_\d+$", "", own).replace("_", ""), own, None))
+            groups.append(KerasLayer(_kind(own), own, None))
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
             datasets[name] = np.asarray(item)
 
@@ -77,6 +89,10 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
     with h5py.File(content, "r") as file:
         file.visititems(visit)
         listed = file.attrs.get("model_config", listed)
+        for listing in file.attrs.get("layer_names", ()):
+            own = listing.decode() if isinstance(listing, bytes) else str(listing)
+            if not any(name.startswith(f"{own}/") for name in datasets):  # the tensors speak for the others
+                groups.append(KerasLayer(_kind(own), own, None))
     short = {name: "/".join(_pieces(name)[-2:]) for name in datasets}
     times = Counter(short.values())
     tensors = {
@@ -118,12 +134,11 @@ def has_order(layers: tuple[KerasLayer, ...] | None) -> bool:
     return layers is not None and (not layers or layers[0].settings is not None)
 
 
-def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy) -> NumericPolicy:
-    """The policy with the constants of the file's batch normalisations."""
+def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy, spec: NetworkSpec) -> NumericPolicy:
+    """The policy with the constants of the batch normalisations of `spec`, not of those behind it."""
     norms = {
         (layer.get("epsilon", 1e-3), round(1 - layer.get("momentum", 0.99), 6) or policy.bn_momentum)
-        for layer in layers
-        if layer.kind == "BatchNormalization"
+        for layer in [layer for layer in layers if layer.kind == "BatchNormalization"][: _count_norms(spec)]
     }
     if len(norms) > 1:
         raise MismatchError("its batch normalisations have several epsilons or momenta; effnet's networks have one")
@@ -143,11 +158,15 @@ def check_layers(
         if classifier:
             _check_kinds(layers, tensors, spec)
         return
-    found, padded = list[tuple[str, str]](), False
+    found, pads = list[tuple[str, str]](), list[KerasLayer]()
     for layer in layers:
-        if not IDLE.fullmatch(layer.kind) and (found or layer.kind not in PREPARING):
-            found.append((layer.name, _describe(layer, padded=padded)))
-        padded = layer.kind == "ZeroPadding2D"
+        if layer.kind == "ZeroPadding2D":
+            pads.append(layer)
+        elif not IDLE.fullmatch(layer.kind):
+            described = _describe(layer, pads)
+            pads = []
+            if found or described not in PREPARING:
+                found.append((layer.name, described))
     while found and found[-1][1] in END:
         found.pop()
     expected = list(_expected(spec))
@@ -214,32 +233,60 @@ def _expected(spec: NetworkSpec) -> Iterator[str]:
                 yield "Add"
 
 
-def _describe(layer: KerasLayer, *, padded: bool) -> str:
-    """A layer's kind with what changes its answer beside its tensors."""
+def _describe(layer: KerasLayer, pads: list[KerasLayer]) -> str:
+    """A layer's kind with what changes its answer beside its tensors; `pads` are the ZeroPadding2D in front of it."""
     activation = str(layer.get("activation", "linear")).replace("swish", "silu")
     details = [] if activation == "linear" and layer.kind != "Activation" else [activation]
     if layer.kind == "Dense" and activation == "softmax":
         details = []
+    kernel, valid = max(np.atleast_1d(layer.get("kernel_size", 1))), layer.get("padding") == "valid"
     if layer.kind.endswith("Conv2D"):
         stride, dilation = ({*np.atleast_1d(layer.get(key, 1))} for key in ("strides", "dilation_rate"))
         details = (
             [f"stride {max(stride)}"] * (stride != {1}) + [f"dilation {max(dilation)}"] * (dilation != {1}) + details
         )
-        if layer.get("padding") == "valid" and not padded and max(layer.get("kernel_size", [1])) > 1:
+        if valid and not pads and kernel > 1:
             details.append("valid padding")
+    for pad in pads:  # in Keras' own network as much as SAME padding for an even or an odd size
+        sides = np.broadcast_to(pad.get("padding", 1), (2, 2)).tolist()
+        same = [[kernel // 2 - 1, kernel // 2], [kernel // 2] * 2]
+        if not valid or len(pads) > 1 or any(side not in same for side in sides):
+            details.append(f"zero padding {sides}")
+    details += ["channels_first"] * any(each.get("data_format") == "channels_first" for each in (layer, *pads))
+    if layer.kind.endswith("Normalization") and not {*np.atleast_1d(layer.get("axis"))} <= {3, -1, None}:
+        details.append(f"axis {layer.get('axis')}")
+    details += ["inverted"] * bool(layer.get("invert"))
     return ", ".join((layer.kind, *details))
 
 
+def _count_norms(spec: NetworkSpec) -> int:
+    return sum(step.has_norm for step in walk(spec))
+
+
+def _kind(name: str) -> str:
+    """The kind of a layer by the name that Keras gives it, in small letters."""
+    plain = re.sub(r"_\d+$", "", name)
+    return next((kind for names, kind in OLDER_NAMES.items() if re.fullmatch(names, plain)), plain.replace("_", ""))
+
+
 def _flatten(model: Mapping[str, Any]) -> Iterator[KerasLayer]:
-    """The layers of a model's config, those of the models inside it in their place."""
+    """The layers of a model's config, those of the models inside it in their place; "Output" where it ends earlier."""
     settings = model["config"]
     # a Sequential of an older Keras is a list of layers itself
-    for layer in settings if isinstance(settings, list) else settings.get("layers", ()):
+    layers = settings if isinstance(settings, list) else settings.get("layers", ())
+    name = ""
+    for layer in layers:
         inner = layer["config"]
+        name = layer.get("name") or layer["class_name"]
         if isinstance(inner, list) or "layers" in inner:
             yield from _flatten(layer)
         else:
-            yield KerasLayer(layer["class_name"], inner.get("name", layer["class_name"]), inner)
+            name = inner.get("name", name)
+            yield KerasLayer(layer["class_name"], name, inner)
+    outputs = settings.get("output_layers", ()) if isinstance(settings, Mapping) else ()
+    for output in [outputs] if outputs and isinstance(outputs[0], str) else outputs:
+        if output[0] != name:
+            yield KerasLayer("Output", output[0], {})
 
 
 def _pieces(name: str) -> list[str]:
