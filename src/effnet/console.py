@@ -110,8 +110,8 @@ def paragraphs(texts: Iterable[str]) -> None:
 def set_encoding() -> None:
     """Let standard input and output take every name, whatever their encoding.
 
-    A byte of a file's name that is no text in the system's encoding is read and written as it is; a letter that the
-    encoding of standard output does not have is written as Python writes it: \\u4e2d.
+    Bytes of a file name that are not text in the system's encoding are read and written unchanged; a character that
+    the encoding of standard output lacks is written as an escape: \\u4e2d.
     """
     codecs.register_error("effnet", _encode)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "effnet")):

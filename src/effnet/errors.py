@@ -140,7 +140,7 @@ class MissingExtraError(EffnetError, ImportError):
 def short(value: object) -> str:
     """A value as a message shows it: in one line of at most LONGEST letters, an array or a tensor by its shape."""
     if getattr(value, "shape", None) and hasattr(value, "dtype"):
-        return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+        return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"  # type: ignore[attr-defined]  # just checked
     if isinstance(value, (bytes, bytearray)):
         return f"{len(value):,} {type(value).__name__}"
     text = " ".join(_SHORT.repr(value).split())

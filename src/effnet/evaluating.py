@@ -50,8 +50,8 @@ class ValOptions:
     """What is evaluated, and how."""
 
     split: str | None = None
-    """The split to evaluate: test (default), val (where there is no test), train, new (images that the model's
-    split.csv does not list), or all."""
+    """The split to evaluate: test (default; val if there is no test split), val, train, new (images that the
+    model's split.csv does not list), or all."""
     error: float | None = None
     """Share of the answers that may be wrong: the model abstains below the confidence that keeps to it. Default: what
     the bundle was calibrated for, else 0.05."""

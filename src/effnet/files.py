@@ -24,7 +24,7 @@ from effnet.errors import ArgumentError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # typed as a module
 
 Content = Literal["bundle", "hub", "artifact"]  # hub: a folder for timm or transformers
 

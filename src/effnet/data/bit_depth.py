@@ -110,7 +110,7 @@ def load_colours(image: Image.Image) -> Image.Image:
         return image
     file.seek(0)
     second = type(image)(file, "")  # type: ignore[call-arg]  # the plugin's class, as `identify` calls it
-    second.tile = swapped  # type: ignore[attr-defined]
+    second.tile = swapped  # type: ignore[attr-defined]  # image files have tiles, type(image) says only Image
     values = high.astype(np.uint16) << 8 | np.asarray(second)
     image.info[RANGE] = top = _range_of_16(image, values[..., :3])
     if top == RANGES["I"][-1]:

@@ -85,7 +85,7 @@ def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     rows, classes = _arrange(root, [path.split("/") for path in found.images])
     known = {row[0] for row in rows}
     loose = [(path, "not in a class folder") for path in found.images if path not in known]
-    depth = min((path.count("/") for path in classes), default=-1)  # above class folders, a text is no surprise
+    depth = min((path.count("/") for path in classes), default=-1)  # a README above the class folders is expected
     others = [(path, why) for path, why in found.passed_over if path.count("/") > depth or not why.startswith(OTHER)]
     passed_over = [*others, *loose, *_empty_folders(classes, found)]
     if not rows:
