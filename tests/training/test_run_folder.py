@@ -93,8 +93,12 @@ def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
         "no image in val of 'dog': the figures there do not show how well it is recognised",
     ]
     shutil.rmtree(data / "train" / "dog")
-    with pytest.raises(DataError, match="at least two are needed: 'cat' is its only class"):
-        write_split(str(data), Settings(), tmp_path, SILENT)
+    single = tmp_path / "single"
+    (single / "cat").mkdir(parents=True)
+    shutil.copy(next((data / "train" / "cat").glob("*.png")), single / "cat")
+    for each in (data, single):  # the single image leaves none for val, either
+        with pytest.raises(DataError, match="at least two are needed: 'cat' is its only class"):
+            write_split(str(each), Settings(), tmp_path, SILENT)
 
 
 def test_several_ranges_of_pixels_are_said(tmp_path: Path) -> None:

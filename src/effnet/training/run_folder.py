@@ -160,10 +160,10 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
             if leaks := len(splits) - groups:
                 text += f", except {leaks} groups that the data's own folders split: expect optimistic figures"
             progress.message(text)
+    if len(data.classes) < 2:
+        raise DataError(f"{path} has one class, at least two are needed: {explain_one_class(data)}")
     if "val" not in data.splits:
         raise DataError(f"{path} leaves no image for validation at --val {settings.val:g}: take a larger share")
-    if len(data.subset("train").classes) < 2:
-        raise DataError(f"{path} has one class, at least two are needed: {explain_one_class(data)}")
     for message in describe_gaps(data, path):
         progress.message(message)
     write_text(folder / SPLIT, manifest(data, sizes=True))
