@@ -1,0 +1,268 @@
+"""Compiles native/ into one shared library, src/effnet/_kernels.so (.dylib, .dll), which effnet opens with ctypes.
+
+    python native/build.py                                            write src/effnet/_kernels.so
+    python native/build.py --if-possible                              the same, as installing and `make` do it
+    python native/build.py --sanitize address,undefined --out FOLDER  a library that checks itself, for tests
+
+It needs g++ or clang++ (any that knows C++17); CXX names another, words and all: CXX="python -m ziglang c++". MSVC's
+cl lacks the vector extensions that the kernels are written in; on Windows it is clang++ (not tried).
+EFFNET_BUILD says what --if-possible does: nothing (0), fail where compiling fails (required), or go on without (auto).
+
+A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor. They are told by
+-DEFFNET_HAS_ISA=0 or 1 which of them this library has. Objects are kept in build/native by everything that they depend
+on, so nothing is compiled twice. Only Python's standard library is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+NATIVE = Path(__file__).resolve().parent
+ROOT = NATIVE.parent
+SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+LIBRARY = ROOT / "src" / "effnet" / f"_kernels{SUFFIX}"
+OBJECTS = ROOT / "build" / "native"
+
+# Each instruction set with what it needs of the compiler, later ones after those that they contain.
+AVX512 = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
+X86_ISAS = {
+    "avx2": "-mavx2 -mfma",
+    "avx512": AVX512,
+    "avx512bf16": f"{AVX512} -mavx512bf16",
+}
+COMMON = "-std=c++17 -Wall -Wextra -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
+RELEASE = "-O3 -fno-rtti"
+SANITIZED = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
+# Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
+LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-z,defs -Wl,-s"}
+
+
+class BuildError(Exception):
+    """The library could not be compiled; the message is one line, and `details` is what the compiler wrote."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the words that start it."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(self.words)
+
+    def run(self, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """What it says to these arguments."""
+        words = [*self.words, *map(str, arguments)]
+        try:
+            return subprocess.run(words, input=stdin, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise BuildError(f"{self} could not be started: {error.strerror}") from error
+
+    @cached_property
+    def macros(self) -> str:
+        """What it predefines: its version and the processor that it compiles for."""
+        done = self.run(*platform_flags(), "-dM", "-E", "-x", "c++", "-")
+        if done.returncode:
+            raise BuildError(f"{self} is not a compiler like g++ or clang++: {first_error(done)}", done.stderr)
+        return done.stdout
+
+    def accepts(self, flags: list[str]) -> bool:
+        """Whether it knows these flags."""
+        return self.run(*flags, "-fsyntax-only", "-x", "c++", "-").returncode == 0
+
+
+def find_compiler() -> Compiler:
+    """The compiler that CXX names, else the first of g++, clang++ and c++ that is installed.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if named := os.environ.get("CXX", "").strip():
+        words = tuple(shlex.split(named, posix=sys.platform != "win32"))
+        if not shutil.which(words[0]):
+            raise BuildError(f"the C++ compiler that CXX names was not found: {named}")
+        return Compiler(words)
+    # Windows' g++ makes libraries that need its own run-time libraries
+    known = ("clang++",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+    for name in known:
+        if shutil.which(name):
+            return Compiler((name,))
+    raise BuildError(f"no C++ compiler was found ({', '.join(known)}; CXX names another)")
+
+
+def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATIVE, objects: Path = OBJECTS) -> Path:
+    """The library `out`, compiled from the folder `native`; it appears whole or not at all.
+
+    Args:
+        out: the file to write.
+        sanitize: sanitizers by the compiler's names, such as "address,undefined".
+        native: the sources; the default is effnet's own.
+        objects: where compiled files are kept for the next time.
+
+    Raises:
+        BuildError: there is no compiler, or it refuses.
+    """
+    compiler = find_compiler()
+    sources = sorted(native.glob("*.cpp"))
+    headers = b"".join(path.read_bytes() for path in sorted(native.glob("*.h")))
+    flags = [*COMMON.split(), *(SANITIZED if sanitize else RELEASE).split(), *platform_flags()]
+    flags += [f"-fsanitize={sanitize}"] * bool(sanitize)
+    isas = usable_isas(compiler, native)
+    has = [f"-DEFFNET_HAS_{isa.upper()}={int(isa in isas)}" for isa in X86_ISAS]
+
+    jobs = []
+    for source in sources:
+        isa = source.stem.removeprefix("kernels_") if source.stem.startswith("kernels_") else ""
+        if isa in X86_ISAS and isa not in isas:
+            continue
+        if isa not in ("", "portable", *X86_ISAS):
+            raise BuildError(f"{source.name}: build.py knows no flags for {isa}; it knows {', '.join(X86_ISAS)}")
+        own = X86_ISAS[isa].split() if isa in X86_ISAS else has
+        if source.stem == "version":
+            own = [f'-DEFFNET_SOURCES="{hash_sources(native)}"']
+        key = hashlib.sha256(repr((source.read_bytes(), headers, flags, own, compiler.macros)).encode()).hexdigest()
+        # The linker keeps the first copy of an inline function. The first must be one that any processor can run.
+        jobs.append(([*X86_ISAS].index(isa) if isa in X86_ISAS else -1, source, flags + own, objects / f"{key}.o"))
+    jobs.sort(key=lambda job: job[:2])
+
+    objects.mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        # the widest instruction sets take longest, so they come first
+        for done in [pool.submit(compile_file, compiler, *job[1:]) for job in reversed(jobs)]:
+            done.result()
+    link(compiler, [job[3] for job in jobs], out, sanitize)
+    return out
+
+
+def usable_isas(compiler: Compiler, native: Path) -> list[str]:
+    """The instruction sets beyond the plain processor's that have a file and that the compiler knows."""
+    if "__x86_64__" not in compiler.macros:
+        return []
+    return [
+        isa
+        for isa, flags in X86_ISAS.items()
+        if (native / f"kernels_{isa}.cpp").exists() and compiler.accepts(flags.split())
+    ]
+
+
+def platform_flags() -> list[str]:
+    """What this operating system asks for."""
+    if sys.platform == "win32":
+        return []
+    archs = os.environ.get("ARCHFLAGS", "").split() if sys.platform == "darwin" else []
+    if archs.count("-arch") > 1:
+        raise BuildError(f"ARCHFLAGS (={os.environ['ARCHFLAGS']}) names several processors; a library is for one")
+    return ["-fPIC", "-pthread", *archs]
+
+
+def compile_file(compiler: Compiler, source: Path, flags: list[str], out: Path) -> None:
+    """One source -> one object, unless it is there."""
+    if out.exists():
+        return
+    new = out.with_suffix(f".{os.getpid()}.o")
+    done = compiler.run(*flags, "-c", source, "-o", new)
+    if done.returncode:
+        raise BuildError(f"{compiler} could not compile {source.name}: {first_error(done)}", done.stderr)
+    sys.stderr.write(done.stderr)  # its warnings
+    new.replace(out)
+
+
+def link(compiler: Compiler, objects: list[Path], out: Path, sanitize: str) -> None:
+    """Objects -> the library, with the extras that the linker knows."""
+    extras = [] if sanitize else LINK_EXTRAS.get(sys.platform, "").split()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_name(f"{out.name}.{os.getpid()}")
+    needed = [*platform_flags(), *[f"-fsanitize={sanitize}"] * bool(sanitize), "-shared", "-o", str(new)]
+    needed += map(str, objects)
+    done = compiler.run(*needed, *extras)
+    if done.returncode and extras:
+        done = compiler.run(*needed)
+    if done.returncode:
+        new.unlink(missing_ok=True)
+        raise BuildError(f"{compiler} could not link {out.name}: {first_error(done)}", done.stderr)
+    new.replace(out)
+
+
+def first_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The first error among what a compiler wrote."""
+    lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+    return next((line for line in lines if "error" in line), lines[0]).strip()
+
+
+def hash_sources(native: Path = NATIVE) -> str:
+    """What effnet_build() of a library compiled from these sources returns."""
+    digest = hashlib.sha256()
+    for path in sorted([*native.glob("*.cpp"), *native.glob("*.h")]):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_if_possible() -> Path | None:
+    """The library as EFFNET_BUILD asks for it; None where effnet is installed without, which is said in one line.
+
+    Where compiling fails, a library of these very sources is kept and one of older sources is removed.
+
+    Raises:
+        BuildError: compiling failed and EFFNET_BUILD=required, or EFFNET_BUILD has another value than those.
+    """
+    wish = os.environ.get("EFFNET_BUILD") or "auto"
+    if wish not in ("0", "auto", "required"):
+        raise BuildError(f"EFFNET_BUILD (={wish}) must be 0, auto or required")
+    if wish == "0":
+        print("effnet: installed without its own engine, because EFFNET_BUILD=0.", file=sys.stderr)
+        return None
+    try:
+        return compile_library()
+    except (BuildError, OSError) as error:
+        if wish == "required":
+            raise
+        if LIBRARY.exists() and hash_sources().encode() in LIBRARY.read_bytes():
+            return LIBRARY
+        LIBRARY.unlink(missing_ok=True)
+        print(f"effnet: installed without its own engine, because {error}.", file=sys.stderr)
+        return None
+
+
+def main() -> int:
+    """The command line above; the exit code."""
+    summary, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--if-possible", action="store_true", help="go on where compiling fails, as EFFNET_BUILD says")
+    parser.add_argument("--sanitize", default="", metavar="NAMES", help="such as address,undefined")
+    parser.add_argument("--out", type=Path, default=LIBRARY.parent, metavar="FOLDER", help="where the library goes")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    try:
+        if options.if_possible:
+            library = compile_if_possible()
+        else:
+            library = compile_library(options.out / LIBRARY.name, options.sanitize)
+    except BuildError as error:
+        print(f"{error.details.rstrip()}\n{error}".lstrip(), file=sys.stderr)
+        return 1
+    if library:
+        seconds = time.perf_counter() - started
+        print(f"{library}: {library.stat().st_size / 1000:,.0f} kB in {seconds:.1f} s, sources {hash_sources()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
