@@ -138,6 +138,32 @@ def test_import_effnet_loads_nothing_slow() -> None:
     assert run(f"import sys, effnet; print([name for name in {slow} if name in sys.modules])") == "[]\n"
 
 
+def test_predict_starts_without_what_it_does_not_need() -> None:
+    unneeded = (
+        *(
+            "torch",
+            "rich",
+            "yaml",
+            "xml",
+            "zipfile",
+            "shutil",
+            "tempfile",
+        ),
+        *("importlib.metadata", "markdown_it", "effnet.data.dataset", "effnet.runtime.graph", "effnet.models"),
+        *("openvino", "onnxruntime", "PIL.TiffImagePlugin"),
+    )
+    program = f"""
+import sys
+from effnet import cli
+from effnet.arch.spec import InputSpec
+from effnet.data.image import PHOTOS, load_pixels
+cli.build_app(["predict"]).parse_args(["predict", "photo.jpg"])
+load_pixels(PHOTOS / "coffee.png", InputSpec(32, 32))
+print([name for name in {unneeded} if name in sys.modules])
+"""
+    assert run(program) == "[]\n"
+
+
 def test_public_names() -> None:
     assert all(getattr(effnet, name) is not None for name in effnet.__all__)
     assert "efficientnet_b7" in effnet.__all__

@@ -43,6 +43,7 @@ def build_app(words: list[str]) -> App:
         name="effnet",
         help=HELP,
         version=__version__,
+        version_format="plaintext",
         default_parameter=Parameter(converter=console.read_value),
         result_action="return_value",
         exit_on_error=False,

@@ -12,11 +12,9 @@ import json
 import mmap
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from effnet.errors import ArgumentError
@@ -80,6 +78,8 @@ def restore_folder(target: Path) -> None:
     """Put back what `write_folder` moved aside, where the process was killed before the new folder took its place."""
     aside = None if target.exists() else next(iter(sorted(target.parent.glob(f".{target.name}.*/old"))), None)
     if aside:
+        import shutil
+
         aside.replace(target)
         shutil.rmtree(aside.parent, ignore_errors=True)
 
@@ -111,6 +111,8 @@ def new_run(
     try:
         yield folder
     except BaseException:
+        import shutil
+
         shutil.rmtree(folder, ignore_errors=True)
         if out is None:
             with suppress(OSError):  # runs of others are there
@@ -193,6 +195,8 @@ def _link_latest(folder: Path) -> None:
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
+    from tempfile import TemporaryDirectory
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as folder:
         try:

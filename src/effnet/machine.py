@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -146,6 +144,8 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "effnet"
     except RuntimeError:
+        import tempfile
+
         return Path(tempfile.gettempdir()) / f"effnet-{os.getuid()}"
 
 
@@ -171,6 +171,8 @@ def _description() -> str:
         return CPUINFO.read_text(errors="replace")
     if platform.system() != "Darwin":
         return ""
+    import subprocess
+
     command = ["/usr/sbin/sysctl", "machdep.cpu.brand_string", "hw.optional"]
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
 

@@ -199,7 +199,7 @@ def test_what_bench_kept_is_followed(bundle: Bundle, folder: Path, cache: Path, 
     assert select_for(bundle, engine="openvino") == select(bundle.config.spec, engine="openvino")
     assert select_for(bundle, threads=1) == select(bundle.config.spec, threads=1)
     assert kept_selection(dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, sha256="")), 1) is None
-    monkeypatch.setattr(selecting, "version", lambda name: "9.9")
+    monkeypatch.setattr(selecting, "version_of", lambda name: "9.9")
     assert kept_selection(bundle, 1) is None
 
 

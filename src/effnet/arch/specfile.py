@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
 from effnet.fields import read_fields
@@ -33,6 +31,8 @@ MARK = "# An effnet network, format 1: effnet info FILE shows it, effnet scale -
 
 def spec_text(spec: NetworkSpec) -> str:
     """The text of the file that holds `spec`."""
+    import yaml
+
     # default_flow_style=None: only the innermost mappings, which are the stages, stand in one line
     form: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": WIDE}
     return MARK + str(yaml.safe_dump(spec.to_dict(), **form))
@@ -79,6 +79,8 @@ def _network(values: Mapping[str, Any], place: list[Any]) -> NetworkSpec:
 
 def _lines(text: str) -> dict[tuple[Any, ...], int]:
     """The line of each name and row in the file, of a YAML alias the first; refuses a mapping with a name twice."""
+    import yaml
+
     lines: dict[tuple[Any, ...], int] = {}
     seen = set[int]()
 
@@ -111,6 +113,8 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
     Raises:
         ArgumentError: the file does not exist, is not YAML or holds something else than names and values.
     """
+    import yaml
+
     try:
         text = Path(path).read_text(encoding="utf-8")
         values = yaml.safe_load(text)

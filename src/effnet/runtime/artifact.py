@@ -15,11 +15,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 from effnet.errors import ArgumentError, ArtifactError
 from effnet.fields import check_fields, one_of, positive_int, read_fields, set_field
@@ -128,7 +126,7 @@ def read_artifact(model: str | Path) -> Artifact:
     format = SUFFIXES[path.suffix.lower()]
     try:
         text = _READERS[format](path)
-    except (ValueError, IndexError, KeyError, ElementTree.ParseError, zipfile.BadZipFile) as error:
+    except (ValueError, IndexError, KeyError, SyntaxError) as error:  # SyntaxError: of XML
         raise ArtifactError(f"{path} cannot be read as {format}: {error}") from error
     return Artifact(path, *_parse(text, path))
 
@@ -153,15 +151,22 @@ def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:
 
 def _read_openvino(file: Path) -> str:
     """An attribute of an element near the end of the XML file."""
+    from xml.etree import ElementTree
+
     found = ElementTree.parse(file).find(f"rt_info/{MARK}")
     return "" if found is None else found.get("value", "")
 
 
 def _read_torch(file: Path) -> str:
     """A member of the zip file, which is written as NAME/extra/effnet."""
-    with zipfile.ZipFile(file) as archive:
-        found = [name for name in archive.namelist() if name.endswith(f"/extra/{MARK}")]
-        return archive.read(found[0]).decode() if found else ""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = [name for name in archive.namelist() if name.endswith(f"/extra/{MARK}")]
+            return archive.read(found[0]).decode() if found else ""
+    except zipfile.BadZipFile as error:
+        raise ValueError(error) from error
 
 
 def _read_onnx(file: Path) -> str:

@@ -27,7 +27,6 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from effnet.errors import ArgumentError, optional_import
 from effnet.fields import positive_int, read_fields
 from effnet.files import write_file
 from effnet.machine import Machine, cache_folder, this_machine
-from effnet.runtime import onnx, openvino
 from effnet.runtime.artifact import ENGINES, Artifact, Model, metadata
 from effnet.runtime.session import TITLES, Backend, BatchedSession, Compile, EngineName, EnginePrecision, Session
 from effnet.version import __version__
@@ -177,8 +175,12 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
     """
     with optional_import(f"running {model.config.spec.name} in {TITLES[backend.engine]}"):
         if backend.engine == "openvino":
+            from effnet.runtime import openvino
+
             return openvino.compiler(model, backend, recording=recording)
         if backend.engine == "onnxruntime":
+            from effnet.runtime import onnx
+
             return onnx.compiler(model, backend, recording=recording)
         from effnet.runtime import torch
 
@@ -218,6 +220,8 @@ def keep_selection(model: Model, selections: Sequence[Selection], *, threads: in
 
 def version_of(engine: str) -> str:
     """The version of the package that an engine is named after; "unknown" where it was installed under another name."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(engine)
     except PackageNotFoundError:

@@ -23,8 +23,6 @@ from effnet.arch.spec import Calibration, InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.data.dataset import Dataset
-from effnet.data.held_out import Splits, match_split
 from effnet.errors import ArgumentError, BundleError, UnknownNameError
 from effnet.fields import read_fields
 from effnet.files import MARK, write_folder
@@ -33,6 +31,8 @@ from effnet.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from effnet.data.dataset import Dataset
+    from effnet.data.held_out import Splits
     from effnet.models.efficientnet import EfficientNet
 
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
@@ -246,6 +246,8 @@ def read_split(folder: str | Path) -> str | None:
 
 def find_splits(model: str, dataset: Dataset) -> Splits | None:
     """The split of each image of `dataset` in a model's training, by path; None where it is not known."""
+    from effnet.data.held_out import match_split
+
     text = read_split(model) if is_bundle(Path(model)) else None
     if text is None:
         return None
@@ -305,7 +307,8 @@ def _check_classes(classes: Sequence[str] | None, spec: NetworkSpec) -> tuple[st
         raise ArgumentError("classes", classes, "must be a sequence of names.")
     if len(classes) != spec.num_classes:
         raise ArgumentError("classes", f"{len(classes)} names", f"must name the network's {spec.num_classes} outputs.")
-    if twice := next((name for name in classes if classes.count(name) > 1), None):
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
         raise ArgumentError("classes", twice, "names two classes.")
     return tuple(classes)
 
