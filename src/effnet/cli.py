@@ -6,6 +6,7 @@ on, a refused result, a missed budget); 2 wrong usage, an error that stopped it,
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -74,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, ArgumentError):
             error = _name_option(error, typed)
         _print_error(error, next((word for word in words if word in COMMANDS), ""))
+    if arguments is None:  # the process ends here
+        gc.freeze()  # else Python looks through every object that is left, which takes 30 ms
     sys.exit(code)
 
 
