@@ -167,7 +167,7 @@ def test_only_openvino_computes_in_bf16(bundle, tmp_path) -> None:
 
 
 def test_other_answers_are_refused_and_leave_nothing(bundle, tmp_path) -> None:
-    wrong = Bundle(bundle.network, dataclasses.replace(bundle.config, policy=NumericPolicy(bn_eps=0.1)))
+    wrong = Bundle.from_network(bundle.network, dataclasses.replace(bundle.config, policy=NumericPolicy(bn_eps=0.1)))
     (tmp_path / "model.onnx").write_text("what effnet wrote there")
     with pytest.raises(RefusedError, match=r"model\.onnx was not written: .*0\.0001"):
         export(wrong, tmp_path / "model.onnx", format="onnx")

@@ -45,7 +45,7 @@ IMAGES = 36  # of each split
 
 
 def bundle_of(network: EfficientNet) -> Bundle:
-    return Bundle(network, BundleConfig(network.spec, network.policy, INPUT, CLASSES))
+    return Bundle.from_network(network, BundleConfig(network.spec, network.policy, INPUT, CLASSES))
 
 
 def torch_logits(bundle: Bundle, pixels: Pixels) -> Logits:

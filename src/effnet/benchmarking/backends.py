@@ -80,7 +80,7 @@ def bytes_of(model: Model) -> int:
     """Size of an artifact on disk, or of a network's weights."""
     if isinstance(model, Artifact):
         return size_of(model.path.parent if model.form.format == "openvino" else model.path)
-    return sum(tensor.nbytes for tensor in model.network.state_dict().values())
+    return sum(array.nbytes for array in model.weights.values())
 
 
 def measure_cold_start(model: str, pins: Mapping[str, Any]) -> tuple[float, int]:

@@ -150,7 +150,7 @@ def random_bundle(spec: NetworkSpec) -> Bundle:
 
     network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
     input_spec = InputSpec(spec.resolution, spec.resolution).with_channels(spec.in_channels)
-    return Bundle(network, BundleConfig(spec, network.policy, input_spec))
+    return Bundle.from_network(network, BundleConfig(spec, network.policy, input_spec))
 
 
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:

@@ -1,4 +1,4 @@
-"""Classifier: photos in, class names out, whatever engine runs the network. Only weights need torch."""
+"""Classifier: photos in, class names out, whatever engine runs the network."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from effnet.runtime.artifact import Model, artifact_path, read_artifact
 from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Logits, Pixels, in_live_thread
 from effnet.weights.bundle import Bundle, BundleConfig
+from effnet.weights.load import open_model
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -285,7 +286,7 @@ def load(
 
     Args:
         weights: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
-            another library, "timm/NAME" or "hf:ORG/NAME". OpenVINO's and ONNX artifacts run without torch.
+            another library, "timm/NAME" or "hf:ORG/NAME". Bundles and artifacts need no torch.
         model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
         progress: follows downloads.
         options: fields of LoadOptions: engine, precision, batch, threads, source, fit, decode.
@@ -294,7 +295,7 @@ def load(
         UnknownNameError: it is none of these.
         ArgumentError: a value is outside its range, or is fixed by the artifact.
         CheckpointError, BundleError, ArtifactError, DownloadError: it is one of these and cannot be used.
-        MissingExtraError: torch or the engine is not installed.
+        MissingExtraError: no engine, or not the chosen one, is installed.
     """
     if not isinstance(weights, (str, os.PathLike)):
         raise ArgumentError("weights", weights, "must be a name or a path.")
@@ -306,8 +307,8 @@ def load(
     config = opened.config
     if chosen.fit is not None:
         config = dataclasses.replace(config, input=dataclasses.replace(config.input, fit=chosen.fit))
-    network = opened.network if isinstance(opened, Bundle) and selection.backend.engine == "torch" else None
     session = open_session(opened, selection)
+    network = opened.network if isinstance(opened, Bundle) and selection.backend.engine == "torch" else None
     return Classifier(session, config, network=network, selection=selection, decode=chosen.decode)
 
 
@@ -318,7 +319,7 @@ def read_model(
     *,
     progress: Progress = SILENT,
 ) -> Model:
-    """What `load` runs: an artifact, or a network with its context, in channels_last. See `load` for errors."""
+    """What `load` runs: an artifact, or weights with their context. See `load` for errors."""
     if not str(weights):
         raise ArgumentError("weights", str(weights), "must be a name or a path.")
     if artifact_path(weights) is not None:
@@ -326,9 +327,4 @@ def read_model(
             raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
         return read_artifact(weights)
     with optional_import(f"reading the weights of {weights}"):
-        import torch
-
-        from effnet.weights.load import open_model
-    bundle = open_model(weights, network=model, source=source, progress=progress)
-    bundle.network.to(memory_format=torch.channels_last)
-    return bundle
+        return open_model(weights, network=model, source=source, progress=progress)

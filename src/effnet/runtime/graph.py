@@ -79,8 +79,7 @@ class Network:
 def network_of(bundle: Bundle) -> Network:
     """What the graph of a bundle's network is made of."""
     config = bundle.config
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in bundle.network.state_dict().items()}
-    return Network(config.spec, config.policy, config.input, weights)
+    return Network(config.spec, config.policy, config.input, bundle.weights)
 
 
 def build(network: Network, builder: Builder, batch: int | None) -> Any:

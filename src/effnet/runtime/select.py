@@ -31,6 +31,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, optional_import
@@ -327,6 +329,6 @@ def _kept_name(model: Model, threads: int | None) -> str:
     numbers = [form, *(dataclasses.asdict(each) for each in (config.spec, config.policy, config.input))]
     found = hashlib.sha256(json.dumps([config.sha256, numbers, _conditions(threads)], sort_keys=True).encode())
     if isinstance(model, Bundle) and not config.sha256:
-        for tensor in model.network.state_dict().values():
-            found.update(tensor.detach().cpu().numpy().tobytes())
+        for array in model.weights.values():
+            found.update(np.ascontiguousarray(array).data)
     return f"{found.hexdigest()[:24]}.json"

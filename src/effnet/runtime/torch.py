@@ -20,7 +20,7 @@ from effnet.fields import positive_int
 from effnet.files import MARK
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import Model
-from effnet.runtime.session import Backend, Compile, Logits, Pixels, Run
+from effnet.runtime.session import Backend, Compile, Logits, Pixels, Run, in_live_thread
 from effnet.weights.bundle import Bundle
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it
@@ -28,9 +28,10 @@ READING = threading.Lock()  # torch.export reads one program at a time, and all 
 
 
 def compiler(model: Model, backend: Backend) -> Compile:
-    """See runtime.select.compiler. There is one graph, whatever the number of images."""
+    """See runtime.select.compiler. There is one graph, whatever the number of images; a network is in channels_last."""
     if isinstance(model, Bundle):
-        run = compile_network(model.network, model.config.input, backend.threads)
+        network = in_live_thread(lambda: model.network.to(memory_format=torch.channels_last))
+        run = compile_network(network, model.config.input, backend.threads)
     else:
         run = compile_artifact(model.path, backend.threads)
     return lambda images, streams: run
@@ -103,6 +104,7 @@ def write(
     network: EfficientNet, input_spec: InputSpec, batch: int | None, metadata: Mapping[str, Any], file: Path
 ) -> None:
     """Write the network as a torch.export program for `batch` images (None: any number), with its metadata."""
+    network.to(memory_format=torch.contiguous_format)  # torch.export.save loses weights in channels_last
     module = FromPixels(network, input_spec).eval()
     size = input_spec.size
     example = torch.zeros(batch or 2, size, size, input_spec.channels, dtype=torch.uint8)

@@ -5,7 +5,7 @@
     model.safetensors   the tensors under native names
     split.csv           if effnet trained it: which images it was trained, chosen and tested on
 
-`read_config` needs no torch, so a bundle can be described and counted where it cannot be run.
+Only `save` and `Bundle.network` need torch: a bundle is read, and run by other engines, without it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ from effnet.errors import ArgumentError, BundleError, UnknownNameError
 from effnet.fields import read_fields
 from effnet.files import MARK, write_folder
 from effnet.version import __version__
+from effnet.weights.arrays import MALFORMED, AnyArray, FileBytes, read_bytes, read_safetensors
+from effnet.weights.layouts import NATIVE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from effnet.data.dataset import Dataset
     from effnet.data.held_out import Splits
     from effnet.models.efficientnet import EfficientNet
@@ -64,12 +65,33 @@ class BundleConfig:
     files: Mapping[str, str] = field(default_factory=dict)  # sha256 of split.csv, where there is one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A network with its context, in memory."""
 
-    network: EfficientNet
     config: BundleConfig
+    weights: Mapping[str, AnyArray] = field(repr=False)  # under native names: float32, and training's counters int64
+
+    @classmethod
+    def from_network(cls, network: EfficientNet, config: BundleConfig) -> Bundle:
+        """A torch module with its context; what is float32 and on the CPU is shared with the module."""
+        state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+        weights = {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in state.items()}
+        bundle = cls(config, weights)
+        vars(bundle)["network"] = network  # in place of the one that would be built
+        return bundle
+
+    @cached_property
+    def network(self) -> EfficientNet:
+        """The torch module, which is built when it is first asked for, in eval mode."""
+        import torch
+
+        from effnet.models.efficientnet import EfficientNet
+
+        with real_device():
+            network = EfficientNet(self.config.spec, policy=self.config.policy)
+            network.load_state_dict({name: torch.from_numpy(array) for name, array in self.weights.items()})
+        return network.eval()
 
 
 def save(
@@ -102,7 +124,6 @@ def save(
     from safetensors.torch import save as serialise
 
     from effnet.models.efficientnet import unwrap_network
-    from effnet.weights.layouts import NATIVE
 
     network = unwrap_network(network)
     spec = network.spec
@@ -202,31 +223,17 @@ def read_network(model: str) -> NetworkSpec:
         raise UnknownNameError("model", error.value, (*error.known, "a bundle", "a spec.yaml")) from error
 
 
-def read_bundle(folder: str | Path) -> tuple[dict[str, Tensor], BundleConfig]:
-    """The tensors of a bundle under native names, and its config; raises BundleError as `read_config` does."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    config = read_config(folder)
-    blob = _read_checked(Path(folder) / WEIGHTS, config.sha256)
-    try:
-        return load(blob), config
-    except SafetensorError as error:
-        raise BundleError(f"{Path(folder) / WEIGHTS} is not a safetensors file: {error}") from error
-
-
 def open_bundle(folder: str | Path) -> Bundle:
-    """The network of a bundle, in eval mode, with its context; raises BundleError as `read_config` does."""
-    from effnet.models.efficientnet import EfficientNet
-
-    tensors, config = read_bundle(folder)
-    with real_device():
-        network = EfficientNet(config.spec, policy=config.policy)
+    """A bundle with its weights; raises BundleError as `read_config` does."""
+    config, path = read_config(folder), Path(folder) / WEIGHTS
+    content = _read_checked(path, config.sha256)
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes") from error
-    return Bundle(network.eval(), config)
+        weights = read_safetensors(content)
+    except MALFORMED as error:
+        raise BundleError(f"{path} is not a safetensors file: {error}") from error
+    if {name: array.shape for name, array in weights.items()} != NATIVE.shapes(config.spec):
+        raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes")
+    return Bundle(config, weights)
 
 
 @contextmanager
@@ -241,7 +248,9 @@ def real_device() -> Iterator[None]:
 def read_split(folder: str | Path) -> str | None:
     """The text of a bundle's split.csv, a manifest (path, label, split, group); None where it has none."""
     expected = read_config(folder).files.get(SPLIT)
-    return None if expected is None else _read_checked(Path(folder) / SPLIT, expected).decode(errors="surrogateescape")
+    if expected is None:
+        return None
+    return _read_checked(Path(folder) / SPLIT, expected).tobytes().decode(errors="surrogateescape")
 
 
 def find_splits(model: str, dataset: Dataset) -> Splits | None:
@@ -269,18 +278,18 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
-def _read_checked(path: Path, sha256: str) -> bytes:
-    """A file of a bundle; raises BundleError where it was changed."""
+def _read_checked(path: Path, sha256: str) -> FileBytes:
+    """The content of a file of a bundle; raises BundleError where it was changed."""
     try:
-        blob = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    if _sha256(blob) != sha256:
+    if _sha256(content.data) != sha256:
         raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
-    return blob
+    return content
 
 
-def _sha256(blob: bytes) -> str:
+def _sha256(blob: bytes | memoryview) -> str:
     return hashlib.sha256(blob).hexdigest()
 
 

@@ -29,7 +29,7 @@ from torch.serialization import safe_globals
 
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError, MismatchError
-from effnet.weights.bundle import BundleConfig, is_bundle, read_bundle
+from effnet.weights.bundle import BundleConfig, is_bundle, open_bundle
 from effnet.weights.keras import SUFFIXES as KERAS_SUFFIXES
 from effnet.weights.keras import KerasLayer, load_keras
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, LayoutStep, list_names
@@ -98,8 +98,9 @@ def open_weights(path: Path) -> WeightFile:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if is_bundle(path):
-        tensors, bundle = read_bundle(path)
-        return WeightFile(path, tensors, bundle=bundle)
+        bundle = open_bundle(path)
+        tensors = {name: torch.from_numpy(array) for name, array in bundle.weights.items()}
+        return WeightFile(path, tensors, bundle=bundle.config)
     config, preprocessor, files = {}, {}, [path]
     if path.is_dir():
         files = _folder_files(path)

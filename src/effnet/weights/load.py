@@ -9,18 +9,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError, CheckpointError
-from effnet.models.blocks import Norm
-from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device
-from effnet.weights.convert import COUNTER, Checkpoint, read_checkpoint
 from effnet.weights.layouts import list_names
+
+if TYPE_CHECKING:
+    from effnet.models.blocks import Norm
+    from effnet.models.efficientnet import EfficientNet
+    from effnet.weights.convert import Checkpoint
 
 logger = logging.getLogger("effnet")
 
@@ -55,6 +58,8 @@ def create(
         CheckpointError, DownloadError: the file cannot be used for this network; weights cannot be fetched.
     """
     if weights is None:
+        from effnet.models.efficientnet import EfficientNet
+
         return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
     if str(weights).lower() == "default":
         weights = registry.weights_of(spec(network).name)[0].name
@@ -70,7 +75,7 @@ def open_model(
     source: str | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """A model with weights, in eval mode, with its context.
+    """A model with weights and its context; its network, where it is asked for, is in eval mode.
 
     Args:
         model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".
@@ -91,7 +96,7 @@ def open_model(
     _warn(checkpoint)
     found = dataclasses.replace(checkpoint, spec=spec(checkpoint.spec, resolution=checkpoint.input.size))
     config = BundleConfig(found.spec, found.policy, found.input, found.classes, f"{model} ({found.source})")
-    return Bundle(build(found), config)
+    return Bundle.from_network(build(found), config)
 
 
 def read(
@@ -107,6 +112,8 @@ def read(
 
     Without a `network` the spec has the resolution that the weights were made for.
     """
+    from effnet.weights.convert import read_checkpoint
+
     known = registry.REGISTRY.get(weights.lower().removeprefix("efficientnet_").removeprefix("efficientnet-"))
     if known and source not in (None, known.source):
         raise ArgumentError("source", source, f"is not {weights}'s, which comes from {known.source}.")
@@ -130,6 +137,9 @@ def read(
 
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     """The network of a checkpoint, in eval mode."""
+    from effnet.models.efficientnet import EfficientNet
+    from effnet.weights.convert import COUNTER
+
     path, policy = checkpoint.file.path, checkpoint.policy
     misfit = f"{path} does not fit {'its network' if norm is None else 'this norm'}"
     with real_device():

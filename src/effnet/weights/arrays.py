@@ -1,0 +1,86 @@
+"""Tensors as files hold them -> numpy arrays: the number formats, and safetensors files. Needs no torch.
+
+Floating-point numbers of every format become float32, which is what the networks compute with; whole numbers stay as
+they are. Where a file holds float32 the arrays are views of its bytes, so a network is in memory once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+AnyArray = NDArray[Any]
+FileBytes = NDArray[np.uint8]  # the content of a file
+
+DTYPES: dict[str, str] = {  # safetensors' names: numpy's, little-endian
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # the upper half of a float32, which numpy has no name for
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+METADATA = "__metadata__"  # the only key of a safetensors header that does not name a tensor
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what reading other bytes raises
+LENGTH = 8  # bytes that hold the length of a safetensors header
+
+
+def read_bytes(path: Path) -> FileBytes:
+    """The content of a file; it can be written to, so that torch can take views of it. Raises OSError."""
+    return np.fromfile(path, np.uint8)
+
+
+def read_safetensors(content: FileBytes) -> dict[str, AnyArray]:
+    """The tensors of a safetensors file by name; raises one of MALFORMED where `content` is not such a file."""
+    length = int.from_bytes(content[:LENGTH].tobytes(), "little")
+    if not 0 < length <= len(content) - LENGTH:
+        raise ValueError(f"its header of {length} bytes does not fit into {len(content)} bytes")
+    header = json.loads(content[LENGTH : LENGTH + length].tobytes())
+    data = content[LENGTH + length :]
+    return {name: _read_entry(data, name, entry) for name, entry in header.items() if name != METADATA}
+
+
+def to_array(content: FileBytes, dtype: str, shape: Sequence[int]) -> AnyArray:
+    """The bytes of one contiguous tensor as an array: float32, whole numbers or bool.
+
+    Args:
+        content: exactly its bytes.
+        dtype: one of DTYPES.
+        shape: not negative.
+
+    Raises:
+        ValueError: the dtype is not known, or the size is not that of the shape.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"numbers of the format {dtype} are not read, only {', '.join(DTYPES)}")
+    kind = np.dtype(DTYPES[dtype])
+    if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) * kind.itemsize != len(content):
+        raise ValueError(f"the shape {list(shape)} of {dtype} does not fit {len(content)} bytes")
+    values: AnyArray = content.view(kind) if content.flags.c_contiguous else content.copy().view(kind)
+    if dtype == "BF16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    elif kind.kind == "f" or sys.byteorder == "big":
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, as in torch
+            values = values.astype(np.float32 if kind.kind == "f" else kind.newbyteorder("="), copy=False)
+    return values.reshape(shape)
+
+
+def _read_entry(data: FileBytes, name: str, entry: Any) -> AnyArray:
+    start, end = entry["data_offsets"]
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(data):
+        raise ValueError(f"the tensor {name} is not inside the file: it was cut short or damaged")
+    return to_array(data[start:end], entry["dtype"], entry["shape"])
