@@ -23,8 +23,7 @@ from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Model, artifact_path, read_artifact
 from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Logits, Pixels, in_live_thread
-from effnet.weights.bundle import Bundle, BundleConfig
-from effnet.weights.load import open_model
+from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
 
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
@@ -326,5 +325,9 @@ def read_model(
         if source is not None or model is not None:
             raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
         return read_artifact(weights)
+    if model is None and is_bundle(Path(weights)):
+        return open_bundle(weights)
+    from effnet.weights.load import open_model  # with the table of known weights, which a bundle does not need
+
     with optional_import(f"reading the weights of {weights}"):
         return open_model(weights, network=model, source=source, progress=progress)

