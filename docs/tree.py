@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from itertools import takewhile
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "effnet"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE, NATIVE = ROOT / "src" / "effnet", ROOT / "native"
 
 
 def tree() -> str:
@@ -14,7 +16,10 @@ def tree() -> str:
     rows += [(f"  {path.name}", path) for path in modules(SOURCE)]
     for room in sorted(SOURCE.glob("*/__init__.py")):
         rows += [(f"  {room.parent.name}/", room), *((f"    {path.name}", path) for path in modules(room.parent))]
-    return "\n```\n" + "".join(f"{name:<27}{summary(path)}\n" for name, path in rows) + "```\n"
+    lines = [f"{name:<27}{summary(path)}" for name, path in rows]
+    lines.append(f"{'native/':<27}The kernels in C++17, without dependencies.")
+    lines += [f"  {path.name:<25}{summary(path)}" for path in sorted(NATIVE.glob("*.*"))]
+    return "\n```\n" + "".join(f"{line}\n" for line in lines) + "```\n"
 
 
 def modules(folder: Path) -> list[Path]:
@@ -23,7 +28,10 @@ def modules(folder: Path) -> list[Path]:
 
 
 def summary(path: Path) -> str:
-    """The first line of a module's docstring."""
+    """The first line of a module's docstring, or the first sentence of the comment that a C++ file begins with."""
+    if path.suffix != ".py":
+        comment = takewhile(lambda line: line.startswith("//"), path.read_text("utf-8").splitlines())
+        return " ".join(line.lstrip("/ ") for line in comment).partition(". ")[0].rstrip(".") + "."
     text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
     return text.partition("\n")[0]
 

@@ -4,8 +4,9 @@
     python native/build.py --if-possible                              the same, as installing and `make` do it
     python native/build.py --sanitize address,undefined --out FOLDER  a library that checks itself, for tests
 
-It needs g++ or clang++ (any that knows C++17); CXX names another, words and all: CXX="python -m ziglang c++". MSVC's
-cl lacks the vector extensions that the kernels are written in; on Windows it is clang++ (not tried).
+It needs g++ or clang++ (any that knows C++17); CXX names another, words and all, such as
+CXX="python -m ziglang c++ -march=x86_64" (without -march it is for this machine's processor and newer ones).
+On Windows it is clang++, since cl lacks the vector extensions that the kernels are written in; this was never tried.
 EFFNET_BUILD says what --if-possible does: nothing (0), fail where compiling fails (required), or go on without (auto).
 
 A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor. They are told by
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -41,19 +43,15 @@ X86_ISAS = {
     "avx512": AVX512,
     "avx512bf16": f"{AVX512} -mavx512bf16",
 }
-COMMON = "-std=c++17 -Wall -Wextra -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
+COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
 RELEASE = "-O3 -fno-rtti"
-SANITIZED = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
+SANITIZED = "-Wall -Wextra -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
 # Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
-LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-z,defs -Wl,-s"}
+LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-s"}
 
 
 class BuildError(Exception):
-    """The library could not be compiled; the message is one line, and `details` is what the compiler wrote."""
-
-    def __init__(self, message: str, details: str = "") -> None:
-        super().__init__(message)
-        self.details = details
+    """The library could not be compiled; the message is one line, and what the compiler wrote stands before it."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,14 @@ class Compiler:
     @cached_property
     def macros(self) -> str:
         """What it predefines: its version and the processor that it compiles for."""
-        done = self.run(*platform_flags(), "-dM", "-E", "-x", "c++", "-")
+        done = self.preprocess(*platform_flags())
         if done.returncode:
-            raise BuildError(f"{self} is not a compiler like g++ or clang++: {first_error(done)}", done.stderr)
+            raise BuildError(f"{self} is not a compiler like g++ or clang++: {first_error(done)}")
         return done.stdout
 
-    def accepts(self, flags: list[str]) -> bool:
-        """Whether it knows these flags."""
-        return self.run(*flags, "-fsyntax-only", "-x", "c++", "-").returncode == 0
+    def preprocess(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """An empty file with these flags; the exit code tells whether it knows them."""
+        return self.run(*flags, "-dM", "-E", "-x", "c++", "-")
 
 
 def find_compiler() -> Compiler:
@@ -157,7 +155,7 @@ def usable_isas(compiler: Compiler, native: Path) -> list[str]:
     return [
         isa
         for isa, flags in X86_ISAS.items()
-        if (native / f"kernels_{isa}.cpp").exists() and compiler.accepts(flags.split())
+        if (native / f"kernels_{isa}.cpp").exists() and compiler.preprocess(*flags.split()).returncode == 0
     ]
 
 
@@ -177,9 +175,9 @@ def compile_file(compiler: Compiler, source: Path, flags: list[str], out: Path) 
         return
     new = out.with_suffix(f".{os.getpid()}.o")
     done = compiler.run(*flags, "-c", source, "-o", new)
+    sys.stderr.write(done.stderr)  # its warnings too
     if done.returncode:
-        raise BuildError(f"{compiler} could not compile {source.name}: {first_error(done)}", done.stderr)
-    sys.stderr.write(done.stderr)  # its warnings
+        raise BuildError(f"{compiler} could not compile {source.name}: {first_error(done)}")
     new.replace(out)
 
 
@@ -189,20 +187,21 @@ def link(compiler: Compiler, objects: list[Path], out: Path, sanitize: str) -> N
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.name}.{os.getpid()}")
     needed = [*platform_flags(), *[f"-fsanitize={sanitize}"] * bool(sanitize), "-shared", "-o", str(new)]
+    needed += ["-Wl,-z,defs"] * (sys.platform == "linux" and not sanitize)  # a function that is nowhere is an error
     needed += map(str, objects)
     done = compiler.run(*needed, *extras)
     if done.returncode and extras:
         done = compiler.run(*needed)
     if done.returncode:
-        new.unlink(missing_ok=True)
-        raise BuildError(f"{compiler} could not link {out.name}: {first_error(done)}", done.stderr)
+        sys.stderr.write(done.stderr)
+        raise BuildError(f"{compiler} could not link {out.name}: {first_error(done)}")
     new.replace(out)
 
 
 def first_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The first error among what a compiler wrote."""
+    """The first error among what a compiler or its linker wrote."""
     lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
-    return next((line for line in lines if "error" in line), lines[0]).strip()
+    return next((line for line in lines if re.search("error: |undefined ", line)), lines[0]).strip()
 
 
 def hash_sources(native: Path = NATIVE) -> str:
@@ -255,8 +254,8 @@ def main() -> int:
             library = compile_if_possible()
         else:
             library = compile_library(options.out / LIBRARY.name, options.sanitize)
-    except BuildError as error:
-        print(f"{error.details.rstrip()}\n{error}".lstrip(), file=sys.stderr)
+    except (BuildError, OSError) as error:
+        print(error, file=sys.stderr)
         return 1
     if library:
         seconds = time.perf_counter() - started
