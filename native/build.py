@@ -121,7 +121,8 @@ def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATI
     flags = [*COMMON.split(), *(SANITIZED if sanitize else RELEASE).split(), *platform_flags()]
     flags += [f"-fsanitize={sanitize}"] * bool(sanitize)
     isas = usable_isas(compiler, native)
-    has = [f"-DEFFNET_HAS_{isa.upper()}={int(isa in isas)}" for isa in X86_ISAS]
+    has = [f"-DEFFNET_X86={int(bool(isas))}"]
+    has += [f"-DEFFNET_HAS_{isa.upper()}={int(isa in isas)}" for isa in X86_ISAS]
 
     jobs = []
     for source in sources:
@@ -131,8 +132,8 @@ def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATI
         if isa not in ("", "portable", *X86_ISAS):
             raise BuildError(f"{source.name}: build.py knows no flags for {isa}; it knows {', '.join(X86_ISAS)}")
         own = X86_ISAS[isa].split() if isa in X86_ISAS else has
-        if source.stem == "version":
-            own = [f'-DEFFNET_SOURCES="{hash_sources(native)}"']
+        if b"EFFNET_BUILD" in source.read_bytes():  # others need not be compiled again when this one changes
+            own = [*own, f'-DEFFNET_BUILD="{hash_sources(native)}"']
         key = hashlib.sha256(repr((source.read_bytes(), headers, flags, own, compiler.macros)).encode()).hexdigest()
         # The linker keeps the first copy of an inline function. The first must be one that any processor can run.
         jobs.append(([*X86_ISAS].index(isa) if isa in X86_ISAS else -1, source, flags + own, objects / f"{key}.o"))

@@ -25,7 +25,7 @@ inline __attribute__((noinline)) int wide() { return WIDE; }
 HAS = "EXPORT int has() { return EFFNET_HAS_AVX2 + 10 * EFFNET_HAS_AVX512 + 100 * EFFNET_HAS_AVX512BF16; }\n"
 SOURCES = {
     "names.h": HEADER,
-    "version.cpp": '#include "names.h"\nEXPORT const char* effnet_build() { return EFFNET_SOURCES; }\n',
+    "version.cpp": '#include "names.h"\nEXPORT const char* effnet_build() { return EFFNET_BUILD; }\n',
     "zoo.cpp": f'#include "names.h"\nEXPORT int zoo() {{ return wide(); }}\n{HAS}',
     "kernels_portable.cpp": '#include "names.h"\nEXPORT int portable() { return WIDE; }\n',
     "kernels_avx2.cpp": '#include "names.h"\nEXPORT int avx2() { return WIDE + 10 * wide(); }\n',
