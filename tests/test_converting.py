@@ -15,7 +15,7 @@ from ran import Run
 import effnet
 from effnet.arch.spec import Calibration
 from effnet.models.efficientnet import EfficientNet
-from effnet.weights import convert, verify
+from effnet.weights import convert, files, verify
 from effnet.weights.bundle import Record, open_bundle, read_record
 from effnet.weights.verify import LogitDifference
 
@@ -40,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(torch, "load", lambda file: str(file))
+    count(files, "read_torch", lambda file: str(file))
     count(convert, "open_weights", lambda path: f"open {path.name}")
     count(EfficientNet, "__init__", lambda *_: "build")
     return found

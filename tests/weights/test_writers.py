@@ -25,7 +25,7 @@ from effnet.arch.variants import B0, spec
 from effnet.data.image import preprocess
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
-from effnet.weights.bundle import save
+from effnet.weights.bundle import save, to_tensors
 from effnet.weights.convert import read_checkpoint
 from effnet.weights.layouts import LAYOUTS
 from effnet.weights.writers import TARGETS, change_eps, write_checkpoint
@@ -205,7 +205,7 @@ def test_the_tutorials_names(tmp_path, dropout, depth):
     assert {key: tuple(tensor.shape) for key, tensor in state.items()} == LAYOUTS["tutorial"].shapes(network.spec)
     assert notes[0] == f"build it with width_coefficient=0.1, depth_coefficient={depth:g}"
     again = EfficientNet(network.spec)
-    again.load_state_dict(read_checkpoint(path).state)
+    again.load_state_dict(to_tensors(read_checkpoint(path).state))
     assert_same(again, network, 40)
 
 
@@ -217,7 +217,7 @@ def test_the_tutorials_eps(tmp_path):
     notes = write_checkpoint(network, "tutorial", path, input_spec=INPUT)
     assert "from 1e-05 to 0.001" in notes[1]
     again = EfficientNet(network.spec)
-    again.load_state_dict(read_checkpoint(path).state)
+    again.load_state_dict(to_tensors(read_checkpoint(path).state))
     assert_same(again, network, 64)
 
 

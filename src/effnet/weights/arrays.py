@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile
 
 AnyArray = NDArray[Any]
 FileBytes = NDArray[np.uint8]  # the content of a file
@@ -42,6 +46,19 @@ LENGTH = 8  # bytes that hold the length of a safetensors header
 def read_bytes(path: Path) -> FileBytes:
     """The content of a file; it can be written to, so that torch can take views of it. Raises OSError."""
     return np.fromfile(path, np.uint8)
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[ZipFile]:
+    """A zip file; raises ValueError where it is damaged, and what else zipfile raises."""
+    import zipfile  # which imports much, and few files need it
+    import zlib
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
 
 
 def read_safetensors(content: FileBytes) -> dict[str, AnyArray]:

@@ -32,6 +32,8 @@ from effnet.weights.arrays import MALFORMED, AnyArray, FileBytes, read_bytes, re
 from effnet.weights.layouts import NATIVE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from effnet.data.dataset import Dataset
     from effnet.data.held_out import Splits
     from effnet.models.efficientnet import EfficientNet
@@ -84,13 +86,11 @@ class Bundle:
     @cached_property
     def network(self) -> EfficientNet:
         """The torch module, which is built when it is first asked for, in eval mode."""
-        import torch
-
         from effnet.models.efficientnet import EfficientNet
 
         with real_device():
             network = EfficientNet(self.config.spec, policy=self.config.policy)
-            network.load_state_dict({name: torch.from_numpy(array) for name, array in self.weights.items()})
+        network.load_state_dict(to_tensors(self.weights))
         return network.eval()
 
 
@@ -234,6 +234,13 @@ def open_bundle(folder: str | Path) -> Bundle:
     if {name: array.shape for name, array in weights.items()} != NATIVE.shapes(config.spec):
         raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes")
     return Bundle(config, weights)
+
+
+def to_tensors(weights: Mapping[str, AnyArray]) -> dict[str, Tensor]:
+    """The same numbers as torch's tensors on the CPU."""
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in weights.items()}
 
 
 @contextmanager

@@ -12,17 +12,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from effnet.arch.blocks import DepthRounding, round_channels
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.variants import B0, LITE0, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import AmbiguousSourceError, CheckpointError, MismatchError, UnknownNameError
-from effnet.weights.bundle import default_input, real_device
+from effnet.weights.arrays import AnyArray
+from effnet.weights.bundle import default_input
 from effnet.weights.files import WeightFile, check_unread, name_classifier, open_weights
 from effnet.weights.hub import hf_input, hf_network, timm_input, timm_policy, timm_source
 from effnet.weights.keras import INPUT_KEYS, check_layers, has_order, keras_input, keras_policy
@@ -40,7 +40,11 @@ from effnet.weights.layouts import (
 )
 from effnet.weights.registry import assume_input, imagenet_classes
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
+Values = TypeVar("Values", AnyArray, "Tensor")
 Shapes = Mapping[str, tuple[int, ...]]
 
 COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
@@ -54,7 +58,7 @@ class Checkpoint:
     """A weight file under native names, with what reading it found and assumed."""
 
     file: WeightFile = field(repr=False)  # as it was opened
-    state: dict[str, Tensor] = field(repr=False)
+    state: dict[str, AnyArray] = field(repr=False)
     source: str
     layout: Layout
     spec: NetworkSpec
@@ -87,7 +91,6 @@ class Checkpoint:
         return "\n".join((*lines, *self.warnings))
 
 
-@real_device()
 def read_checkpoint(
     path: str | Path,
     network: str | NetworkSpec | None = None,
@@ -126,7 +129,7 @@ def read_checkpoint(
     state = {key: tensor for key, tensor in state.items() if key not in fresh}
     matched = len(state) - len(adapted)
     state |= {key: adapt_stem(state[key], target.in_channels) for key in adapted}
-    state |= {native: torch.zeros((), dtype=torch.long) for native in missing if native.endswith(COUNTER)}
+    state |= {native: np.zeros((), np.int64) for native in missing if native.endswith(COUNTER)}
     used = {*layout.shapes(held), *INPUT_KEYS}
     unread = {key: tensor for key, tensor in file.tensors.items() if key not in used}
     check_unread(file, held, unread, fresh=bool(fresh))
@@ -158,32 +161,33 @@ def foreign_state(state: Mapping[str, T], spec: NetworkSpec, layout: Layout) -> 
 
 
 def native_state(
-    tensors: Mapping[str, Tensor], layout: Layout, spec: NetworkSpec
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors: Mapping[str, AnyArray], layout: Layout, spec: NetworkSpec
+) -> tuple[dict[str, AnyArray], dict[str, str]]:
     """Tensors of `layout` under native names, in float32, and the missing ones: native names with the layout's."""
-    state, missing = dict[str, Tensor](), dict[str, str]()
+    state, missing = dict[str, AnyArray](), dict[str, str]()
     for step in walk(spec):
         theirs = dict(zip((key for key, _ in NATIVE.keys(step)), layout.keys(step), strict=False))
         for native, _ in NATIVE.keys(step):
             key, shape = theirs.get(native, ("", ()))
             tensor = tensors.get(key)
-            if tensor is not None and tuple(tensor.shape) == shape:
-                state[native] = tensor if native.endswith(COUNTER) else tensor.float()
+            if tensor is not None and tensor.shape == shape:
+                state[native] = tensor if native.endswith(COUNTER) else np.asarray(tensor, np.float32, order="C")
             else:
-                missing[native] = key if tensor is None else f"{key} (shape {tuple(tensor.shape)}, not {shape})"
+                missing[native] = key if tensor is None else f"{key} (shape {tensor.shape}, not {shape})"
     return state, missing
 
 
-def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
-    """A stem's weight (out, in, 3, 3) for another number of input channels.
+def adapt_stem(weight: Values, in_channels: int) -> Values:
+    """A stem's weight (out, in, 3, 3), an array or a tensor, for another number of input channels.
 
     One channel: the sum over the old ones, so a grey image gives what its three equal channels gave. More: the old ones
     repeated, scaled so that an input of equal channels gives the same sum.
     """
     old = weight.shape[1]
-    if in_channels == 1:
-        return weight.sum(1, keepdim=True)
-    return weight.repeat(1, -(-in_channels // old), 1, 1)[:, :in_channels] * (old / in_channels)
+    adapted: Values = weight.sum(1)[:, None]
+    if in_channels > 1:
+        adapted = weight[:, [channel % old for channel in range(in_channels)]] * (old / in_channels)
+    return adapted
 
 
 def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | None = None) -> NetworkSpec:
@@ -245,7 +249,7 @@ def _network(
     """The network that the tensors and config.json describe, its numeric policy, and doubts."""
     if file.bundle:
         return file.bundle.spec, file.bundle.policy, ()
-    shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
+    shapes = {key: tensor.shape for key, tensor in file.tensors.items()}
     held = infer_spec(shapes, layout, file.path, num_classes)
     policy = policy_of(source, held)
     if source in ("hf", "lukemelas") and (lone := first_block_shortcuts(held)):

@@ -1,38 +1,31 @@
 """Opens a file or folder of weights, whichever library wrote it, and returns its tensors by name.
 
-Pickles are only opened with weights_only=True. What training wrappers put around a state dict (DDP, torch.compile,
-Lightning, EMA) is removed and noted. Settings that stand beside the tensors (argparse.Namespace, numpy's numbers) are
-passed over: an empty object takes their place, and no class that a pickle names is ever called.
+What training wrappers put around a state dict (DDP, torch.compile, Lightning, EMA) is removed and noted.
+Needs no torch: tensors are numpy arrays.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import re
 import struct
-import threading
-import warnings
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.serialization import safe_globals
+import numpy as np
 
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError, MismatchError
+from effnet.weights.arrays import AnyArray, read_bytes, read_safetensors
 from effnet.weights.bundle import BundleConfig, is_bundle, open_bundle
 from effnet.weights.keras import SUFFIXES as KERAS_SUFFIXES
 from effnet.weights.keras import KerasLayer, load_keras
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, LayoutStep, list_names
+from effnet.weights.pickles import PassedOver, read_torch
 
 # Where a state dict is inside a checkpoint. Averages come first: they are what was evaluated.
 INNER = (
@@ -43,19 +36,6 @@ STEMS = tuple(layout.mark for layout in (*LAYOUTS.values(), *BASELINE_LAYOUTS))
 MAX_DEPTH = 6  # of nested dictionaries
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 HEADLESS_HF = "embeddings.convolution.weight"  # the stem of transformers' EfficientNetModel, which has no classifier
-# Settings of a training, which hold no tensors of a network
-SETTINGS = (
-    *("argparse.Namespace", "types.SimpleNamespace"),
-    *(f"datetime.{kind}" for kind in ("datetime", "date", "timedelta", "timezone")),
-    *(
-        f"pathlib{local}.{pure}{kind}Path"
-        for local in ("", "._local")
-        for pure in ("", "Pure")
-        for kind in ("Posix", "Windows")
-    ),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray"),
-)
 # Pieces of the names of tensors that a training leaves beside a network
 TRAINING = re.compile(
     r"(^|[./])(criteri\w+|(\w+_)?loss(es)?(_fn|_func\w*)?|optim\w*|sched\w*|momentum\w*|grads?|seed_generator|"
@@ -65,10 +45,9 @@ TRAINING = re.compile(
 COUNTS = re.compile(
     r"(^|[./])(\w+_)?(ema|shadow|averaged|decay|step|epoch|scaler)([./]|$)", re.IGNORECASE
 )  # only scalars
-LOADING = threading.Lock()  # what torch may meet in a pickle is one set for all threads
-DAMAGED = (  # what torch, safetensors, zipfile and h5py raise for files that they cannot read
-    *(SafetensorError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError),
-    *(AttributeError, OverflowError, AssertionError, struct.error),
+DAMAGED = (  # what reading a file that is not one of weights raises, here and in h5py
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError),
+    *(AssertionError, struct.error),
 )
 
 
@@ -77,12 +56,12 @@ class WeightFile:
     """Flat tensors under the names of the library that wrote them."""
 
     path: Path
-    tensors: dict[str, Tensor]
+    tensors: dict[str, AnyArray]
     config: dict[str, Any] = field(default_factory=dict)  # config.json of a hub folder
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a transformers folder
     bundle: BundleConfig | None = None
     notes: tuple[str, ...] = ()  # what was removed around the tensors
-    beside: dict[str, Tensor] = field(default_factory=dict)  # tensors outside the network's state dict
+    beside: dict[str, AnyArray] = field(default_factory=dict)  # tensors outside the network's state dict
     idle: frozenset[str] = frozenset()  # those of them that compute nothing: copies, and what a training leaves
     layers: tuple[KerasLayer, ...] | None = None  # of a Keras file that lists them
 
@@ -99,8 +78,7 @@ def open_weights(path: Path) -> WeightFile:
         raise CheckpointError(f"{path} does not exist")
     if is_bundle(path):
         bundle = open_bundle(path)
-        tensors = {name: torch.from_numpy(array) for name, array in bundle.weights.items()}
-        return WeightFile(path, tensors, bundle=bundle.config)
+        return WeightFile(path, dict(bundle.weights), bundle=bundle.config)
     config, preprocessor, files = {}, {}, [path]
     if path.is_dir():
         files = _folder_files(path)
@@ -114,7 +92,7 @@ def open_weights(path: Path) -> WeightFile:
             if file.suffix.lower() in KERAS_SUFFIXES:
                 tensors, layers = load_keras(file)
                 return WeightFile(path, tensors, layers=layers)
-            held = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+            held = read_safetensors(read_bytes(file)) if file.suffix == ".safetensors" else read_torch(file)
         except DAMAGED as error:
             reason = re.split(r"\n|\. ", str(error))[0]
             message = f"{file} is damaged or not a weight file ({type(error).__name__}: {reason})"
@@ -127,17 +105,17 @@ def open_weights(path: Path) -> WeightFile:
     return WeightFile(path, tensors, config, preprocessor, notes=notes, beside=beside, idle=idle)
 
 
-def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str], tuple[str, ...]]:
+def unwrap(loaded: object) -> tuple[dict[str, AnyArray], dict[str, AnyArray], frozenset[str], tuple[str, ...]]:
     """The network's tensors in what a training script saved, and those beside them.
 
     With the names of those that compute nothing, and notes on what was removed.
     """
     path = _find(loaded, _holds_network)
     if path is None and (path := _find(loaded, _holds_tensors)) is None:
-        hidden = _PassedOver.__name__ in repr(loaded)
+        hidden = PassedOver.__name__ in repr(loaded)
         where = " outside of its arrays of numpy and its objects of settings, which are passed over" if hidden else ""
         raise CheckpointError(f"it holds no named tensors{where}, so it is not a state dict")
-    beside, notes = dict[str, Tensor](), []
+    beside, notes = dict[str, AnyArray](), []
     for name in path:
         assert isinstance(loaded, Mapping)
         others = [other for other in loaded if other != name and _is_name(other)]
@@ -151,7 +129,7 @@ def unwrap(loaded: object) -> tuple[dict[str, Tensor], dict[str, Tensor], frozen
             raise CheckpointError(f"it holds several networks, under {name!r}, {', '.join(rivals)}: save one of them")
         for other in others:  # a head that was saved by itself; another copy of the network is no such thing
             if _find(loaded[other], _holds_network) is None:
-                beside |= {key: value for key, value in _nested(loaded[other], f"{other}.") if value.dim()}
+                beside |= {key: value for key, value in _nested(loaded[other], f"{other}.") if value.ndim}
         loaded = loaded[name]
     assert isinstance(loaded, Mapping)
     tensors = _tensors(loaded)
@@ -172,7 +150,7 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
     steps = [LayoutStep("classifier", (), dropout=dropout) for dropout in (True, False)]
     own, own_bias = (key for key, _ in layout.keys(steps[0]))
     everything = file.beside | file.tensors
-    linear = [key for key in _find_layers(file, file.tensors) if everything[key].dim() == 2]
+    linear = [key for key in _find_layers(file, file.tensors) if everything[key].ndim == 2]
     named = any(key in file.tensors for step in steps for key, _ in layout.keys(step))
     if not named and len(linear) > 1 and num_classes is None:
         names = list_names(linear)
@@ -184,7 +162,7 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
     unbiased = [layer for layer in file.layers or () if layer.kind == "Dense" and layer.get("use_bias") is False]
     if bias not in everything and not unbiased:
         return file
-    values = everything[weight], everything.get(bias, torch.zeros(len(everything[weight])))
+    values = everything[weight], everything.get(bias, np.zeros(len(everything[weight]), np.float32))
     taken = weight, bias
     rest, beside = ({key: held[key] for key in held if key not in taken} for held in (file.tensors, file.beside))
     return dataclasses.replace(
@@ -195,7 +173,7 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
     )
 
 
-def check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, Tensor], *, fresh: bool) -> None:
+def check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, AnyArray], *, fresh: bool) -> None:
     """Raise MismatchError where tensors that are not read may compute; behind a fresh classifier they do not matter.
 
     `unread`: of the network's own state dict.
@@ -239,17 +217,17 @@ def _find(loaded: object, accept: Callable[[Mapping[Any, Any]], bool], depth: in
     return None
 
 
-def _tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in values.items() if isinstance(value, Tensor) and isinstance(key, str)}
+def _tensors(values: Mapping[Any, Any]) -> dict[str, AnyArray]:
+    return {key: value for key, value in values.items() if isinstance(value, np.ndarray) and isinstance(key, str)}
 
 
-def _nested(values: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _nested(values: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, AnyArray]]:
     """Every named tensor below `values`, but those of an optimizer's state dict."""
     if isinstance(values, (list, tuple)):
-        values = {number: value for number, value in enumerate(values) if not isinstance(value, Tensor)}
+        values = {number: value for number, value in enumerate(values) if not isinstance(value, np.ndarray)}
     if isinstance(values, Mapping) and "param_groups" not in values and depth <= MAX_DEPTH:
         for key, value in values.items():
-            if isinstance(value, Tensor) and _is_name(key):
+            if isinstance(value, np.ndarray) and _is_name(key):
                 yield f"{name}{key}", value
             elif _is_name(key):
                 yield from _nested(value, f"{name}{key}.", depth + 1)
@@ -267,20 +245,20 @@ def _holds_network(values: Mapping[Any, Any]) -> bool:
     return bool(_find_prefixes(_tensors(values), (*STEMS, HEADLESS_HF)))
 
 
-def _find_layers(file: WeightFile, own: Mapping[str, Tensor]) -> list[str]:
+def _find_layers(file: WeightFile, own: Mapping[str, AnyArray]) -> list[str]:
     """The keys that may compute, of `own`, which are in the network's state dict, and of the tensors beside it."""
     return [
-        *(key for key, tensor in own.items() if tensor.is_floating_point() and not _is_left(key, tensor)),
-        *(key for key, tensor in file.beside.items() if tensor.is_floating_point() and key not in file.idle),
+        *(key for key, tensor in own.items() if tensor.dtype.kind == "f" and not _is_left(key, tensor)),
+        *(key for key, tensor in file.beside.items() if tensor.dtype.kind == "f" and key not in file.idle),
     ]
 
 
-def _is_left(key: str, tensor: Tensor) -> bool:
+def _is_left(key: str, tensor: AnyArray) -> bool:
     """Whether a training left it: a wrapper's name must not be in `key`."""
-    return bool(TRAINING.search(key) or (tensor.numel() == 1 and COUNTS.search(key)))
+    return bool(TRAINING.search(key) or (tensor.size == 1 and COUNTS.search(key)))
 
 
-def _find_idle(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], prefix: str) -> frozenset[str]:
+def _find_idle(tensors: Mapping[str, AnyArray], beside: Mapping[str, AnyArray], prefix: str) -> frozenset[str]:
     """The keys of `beside` that compute nothing: copies of `tensors`, and what a training leaves."""
     copies = _find_prefixes(beside, (*STEMS, *(_join(stem) for stem in STEMS)))
     names = {*tensors, *map(_join, tensors)}
@@ -315,35 +293,6 @@ def _prefix(keys: Collection[str], marks: tuple[str, ...]) -> str | None:
         names = ", ".join(repr(prefix) for prefix in sorted(prefixes))
         raise CheckpointError(f"it holds several networks, under {names}: save the state dict of one of them")
     return next(iter(chosen), None)
-
-
-class _PassedOver:
-    """In place of an object of SETTINGS: nothing that the file says about it is built or kept."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-def _load_pickle(file: Path) -> object:
-    try:
-        with LOADING, warnings.catch_warnings(), safe_globals([(_PassedOver, name) for name in SETTINGS]):
-            warnings.simplefilter("ignore")  # torch warns of odd files before it raises an error that says more
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        advice = "If you trust it, save only its state dict: torch.save(model.state_dict(), path)"
-        if isinstance(error, RuntimeError):
-            if "weights_only" not in str(error):
-                raise
-            reason = "is a TorchScript archive or of torch's oldest format: opening it would run code in it"
-            raise CheckpointError(f"{file} {reason}. {advice}") from error
-        if "Unsupported operand" in str(error):
-            raise CheckpointError(f"{file} is damaged, or neither torch.save nor safetensors wrote it") from error
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        objects = f"Python objects{f' ({found[1]})' if found else ''}"
-        raise CheckpointError(f"{file} holds {objects}, and opening it would run their code. {advice}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

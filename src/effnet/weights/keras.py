@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.errors import MismatchError, optional_import
+from effnet.weights.arrays import AnyArray, open_zip
 from effnet.weights.layouts import walk
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -61,7 +59,7 @@ class KerasLayer:
         return (self.settings or {}).get(setting, default)
 
 
-def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | None]:
+def load_keras(path: Path) -> tuple[dict[str, AnyArray], tuple[KerasLayer, ...] | None]:
     """Arrays as LAYER/LEAF, however deep the layer is nested, and the layers in order; None where none are listed.
 
     Layers go by name in older files, by class and number in newer ones. A newer file of weights alone has a group for
@@ -70,7 +68,7 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
     with optional_import(f"reading {path.name}"):
         import h5py
 
-    datasets: dict[str, np.ndarray[Any, Any]] = {}
+    datasets: dict[str, AnyArray] = {}
     groups = list[KerasLayer]()
 
     def visit(name: str, item: object) -> None:
@@ -83,7 +81,7 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
     content: Path | io.BytesIO = path
     listed = None
     if path.suffix.lower() == ".keras":
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             content = io.BytesIO(archive.read("model.weights.h5"))
             listed = archive.read("config.json") if "config.json" in archive.namelist() else None
     with h5py.File(content, "r") as file:
@@ -95,22 +93,19 @@ def load_keras(path: Path) -> tuple[dict[str, Tensor], tuple[KerasLayer, ...] | 
                 groups.append(KerasLayer(_kind(own), own, None))
     short = {name: "/".join(_pieces(name)[-2:]) for name in datasets}
     times = Counter(short.values())
-    tensors = {
-        (key if times[key] == 1 else name): torch.from_numpy(_torch_order(key, datasets[name]))
-        for name, key in short.items()
-    }
+    tensors = {(key if times[key] == 1 else name): _torch_order(key, datasets[name]) for name, key in short.items()}
     return tensors, tuple(groups) or None if listed is None else tuple(_flatten(json.loads(listed)))
 
 
 def keras_input(
-    tensors: Mapping[str, Tensor], layers: tuple[KerasLayer, ...] | None, spec: NetworkSpec
+    tensors: Mapping[str, AnyArray], layers: tuple[KerasLayer, ...] | None, spec: NetworkSpec
 ) -> tuple[InputSpec | None, tuple[str, ...]]:
     """How images are prepared by the layers in front of a Keras network, and notes; None where it has none.
 
     A file of weights alone is taken for Keras' own network, which divides by the root of the variance. Where that
     variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
     """
-    stated = [tensors[key].flatten().double() for key in INPUT_KEYS if key in tensors]
+    stated = [tensors[key].ravel().astype(np.float64) for key in INPUT_KEYS if key in tensors]
     active = (layer for layer in layers or () if not IDLE.fullmatch(layer.kind))
     front, notes = list(takewhile(lambda layer: layer.kind in PREPARING, active)), tuple[str, ...]()
     if not (front if has_order(layers) else stated):
@@ -119,14 +114,14 @@ def keras_input(
         mean, std = _follow(front, stated, spec.in_channels)
     else:
         mean, variance, *_ = stated
-        std = variance.sqrt()
+        std = np.sqrt(variance)
         if _is_published(variance):
             std = variance
             notes = ("its variance is ImageNet's std, as in Keras' published weights: it was read as the std",)
     shapes = (layer.get("batch_shape", layer.get("batch_input_shape")) for layer in layers or ())
     _, height, width, _ = next((shape for shape in shapes if shape), (None,) * 4)
     size = height if height and height == width else spec.resolution
-    return InputSpec(size, size, tuple(mean.float().tolist()), tuple(std.float().tolist()), "bilinear", "squash"), notes
+    return InputSpec(size, size, _rounded(mean), _rounded(std), "bilinear", "squash"), notes
 
 
 def has_order(layers: tuple[KerasLayer, ...] | None) -> bool:
@@ -146,7 +141,7 @@ def keras_policy(layers: tuple[KerasLayer, ...], policy: NumericPolicy, spec: Ne
 
 
 def check_layers(
-    layers: tuple[KerasLayer, ...], tensors: Mapping[str, Tensor], spec: NetworkSpec, *, classifier: bool
+    layers: tuple[KerasLayer, ...], tensors: Mapping[str, AnyArray], spec: NetworkSpec, *, classifier: bool
 ) -> None:
     """Raise MismatchError where the layers are not those of `spec`, behind the ones that prepare images.
 
@@ -179,7 +174,7 @@ def check_layers(
             raise MismatchError(f"it {got} where {spec.name} {f'has {wanted}' if wanted else 'ends'}")
 
 
-def _check_kinds(layers: tuple[KerasLayer, ...], tensors: Mapping[str, Tensor], spec: NetworkSpec) -> None:
+def _check_kinds(layers: tuple[KerasLayer, ...], tensors: Mapping[str, AnyArray], spec: NetworkSpec) -> None:
     """Raise MismatchError where there are more layers of a kind than in Keras' own `spec`."""
     published = any(_is_published(tensors[key]) for key in INPUT_KEYS if key in tensors)
     allowed = Counter(kind.partition(",")[0].lower() for kind in _expected(spec))
@@ -191,22 +186,27 @@ def _check_kinds(layers: tuple[KerasLayer, ...], tensors: Mapping[str, Tensor], 
             raise MismatchError(f"it has {there}; save the whole model as .keras, which says what they compute")
 
 
-def _is_published(variance: Tensor) -> bool:
+def _is_published(variance: AnyArray) -> bool:
     """Whether it is ImageNet's std, in place of its square."""
-    return variance.numel() == 3 and torch.allclose(variance.flatten().float(), torch.tensor(InputSpec.std))
+    return variance.size == 3 and np.allclose(variance.ravel(), InputSpec.std)
 
 
-def _follow(front: list[KerasLayer], stated: list[Tensor], channels: int) -> tuple[Tensor, Tensor]:
+def _rounded(values: AnyArray) -> tuple[float, ...]:
+    """To float32, in which Keras computes."""
+    return tuple(values.astype(np.float32).tolist())
+
+
+def _follow(front: list[KerasLayer], stated: list[AnyArray], channels: int) -> tuple[AnyArray, AnyArray]:
     """Mean and std, in shares of 255, of the layers that prepare images; `stated` are a Normalization's own tensors."""
-    slope, shift = torch.ones(channels).double(), torch.zeros(channels).double()
+    slope, shift = np.ones(channels), np.zeros(channels)
     for layer in front:
         if layer.kind == "Rescaling":
-            scale, offset = (torch.tensor(layer.get(key)).double() for key in ("scale", "offset"))
+            scale, offset = (np.array(layer.get(key), np.float64) for key in ("scale", "offset"))
         else:
             given = [layer.get(key) for key in ("mean", "variance")]
-            mean, variance = stated[:2] if None in given else (torch.tensor(values).double() for values in given)
-            scale = variance.flatten().rsqrt()
-            offset = -mean.flatten() * scale
+            mean, variance = stated[:2] if None in given else (np.array(values, np.float64) for values in given)
+            scale = 1 / np.sqrt(variance.ravel())
+            offset = -mean.ravel() * scale
         slope, shift = slope * scale, shift * scale + offset
     std = 1 / (255 * slope)
     return 0 - shift * std, std  # not -0
@@ -297,7 +297,7 @@ def _pieces(name: str) -> list[str]:
     return [piece for piece in pieces if piece not in ("layers", "vars")]
 
 
-def _torch_order(layer: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _torch_order(layer: str, values: AnyArray) -> AnyArray:
     if values.ndim == 4:  # (h, w, in, out), depthwise (h, w, channels, 1)
         values = values.transpose((2, 3, 0, 1) if "dw" in layer or "depthwise" in layer else (3, 2, 0, 1))
     return (values.T if values.ndim == 2 else values).copy()

@@ -17,13 +17,13 @@ from effnet.arch.variants import spec
 from effnet.errors import ArgumentError, CheckpointError
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
-from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device
+from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device, to_tensors
+from effnet.weights.convert import COUNTER, Checkpoint, read_checkpoint
 from effnet.weights.layouts import list_names
 
 if TYPE_CHECKING:
     from effnet.models.blocks import Norm
     from effnet.models.efficientnet import EfficientNet
-    from effnet.weights.convert import Checkpoint
 
 logger = logging.getLogger("effnet")
 
@@ -94,9 +94,10 @@ def open_model(
         return open_bundle(model)
     checkpoint = read(str(model), network, source=source, progress=progress)
     _warn(checkpoint)
-    found = dataclasses.replace(checkpoint, spec=spec(checkpoint.spec, resolution=checkpoint.input.size))
-    config = BundleConfig(found.spec, found.policy, found.input, found.classes, f"{model} ({found.source})")
-    return Bundle.from_network(build(found), config)
+    found = spec(checkpoint.spec, resolution=checkpoint.input.size)
+    origin = f"{model} ({checkpoint.source})"
+    config = BundleConfig(found, checkpoint.policy, checkpoint.input, checkpoint.classes, origin)
+    return Bundle(config, checkpoint.state)
 
 
 def read(
@@ -112,8 +113,6 @@ def read(
 
     Without a `network` the spec has the resolution that the weights were made for.
     """
-    from effnet.weights.convert import read_checkpoint
-
     known = registry.REGISTRY.get(weights.lower().removeprefix("efficientnet_").removeprefix("efficientnet-"))
     if known and source not in (None, known.source):
         raise ArgumentError("source", source, f"is not {weights}'s, which comes from {known.source}.")
@@ -138,14 +137,13 @@ def read(
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     """The network of a checkpoint, in eval mode."""
     from effnet.models.efficientnet import EfficientNet
-    from effnet.weights.convert import COUNTER
 
     path, policy = checkpoint.file.path, checkpoint.policy
     misfit = f"{path} does not fit {'its network' if norm is None else 'this norm'}"
     with real_device():
         network = EfficientNet(checkpoint.spec, policy=policy, norm=norm)
     try:
-        missing, unexpected = network.load_state_dict(checkpoint.state, strict=False)
+        missing, unexpected = network.load_state_dict(to_tensors(checkpoint.state), strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{misfit}: {error}") from error
     allowed = (COUNTER, *checkpoint.fresh)

@@ -18,7 +18,9 @@ import io
 import json
 import logging
 import math
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -266,18 +268,23 @@ def _locate(weights: KnownWeights) -> Path:
     return path
 
 
+def _hub_folder() -> Path:
+    """torch.hub's folder: what its set_dir was given, $TORCH_HOME/hub, or torch/hub in the user's cache folder."""
+    chosen = getattr(sys.modules.get("torch.hub"), "_hub_dir", None)
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    try:
+        return Path(chosen or Path(home, "hub")).expanduser()
+    except RuntimeError:  # the user has no home
+        return cache_folder()
+
+
 def _fetch_url(weights: KnownWeights, progress: Progress) -> Path:
     """The file in torch's cache, under the name by which torchvision finds it too."""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
 
     url = weights.location
-    with optional_import(f"fetching {weights.name}"):
-        from torch.hub import get_dir
-
-    folder = get_dir()
-    folder = str(cache_folder()) if folder.startswith("~") else folder  # the user has no home
-    path = Path(folder, "checkpoints", url.rpartition("/")[2])
+    path = _hub_folder() / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
         if _sha256(path).startswith(weights.sha256):
             return path
@@ -339,7 +346,7 @@ def _check_blob(path: Path) -> None:
 def _unreachable(name: str, reason: str, by_hand: str) -> DownloadError:
     return DownloadError(
         f"{name} is not on this machine and cannot be fetched: {reason.rstrip('.')}. By hand: {by_hand}. "
-        "Without internet, lite0 works: its weights come with effnet[torch]"
+        "Without internet, lite0 works: its weights come with effnet"
     )
 
 

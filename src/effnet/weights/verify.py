@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import to_tensors
 from effnet.weights.convert import Checkpoint, foreign_state, native_state
 from effnet.weights.hub import hf_config
 from effnet.weights.layouts import baseline_of, policy_of, published_name
@@ -102,7 +103,7 @@ def check_size(resolution: int) -> int:
 
 def _library_tensors(checkpoint: Checkpoint, network: EfficientNet) -> dict[str, Tensor]:
     """The file's tensors of the network, and the network's own where the file holds none that fits."""
-    state, theirs = network.state_dict(), checkpoint.file.tensors
+    state, theirs = network.state_dict(), to_tensors(checkpoint.file.tensors)
     native = foreign_state({name: name for name in state}, network.spec, checkpoint.layout)
     ours = {*checkpoint.fresh, *checkpoint.adapted}
     return {key: state[name] if name in ours else theirs.get(key, state[name]) for key, name in native.items()}
@@ -113,10 +114,11 @@ def _round_trip(checkpoint: Checkpoint, network: EfficientNet, tensors: dict[str
     file, spec = checkpoint.file, network.spec
     if file.bundle and dataclasses.replace(checkpoint.spec, resolution=spec.resolution) != spec:
         raise CheckpointError(f"{file.path} describes another network")
-    state, _ = native_state(tensors, checkpoint.layout, spec)
+    arrays = {key: tensor.detach().cpu().numpy() for key, tensor in tensors.items()}
+    state, _ = native_state(arrays, checkpoint.layout, spec)
     result = copy.deepcopy(network)
     result.use_policy(checkpoint.policy)
-    result.load_state_dict(network.state_dict() | state)
+    result.load_state_dict(network.state_dict() | to_tensors(state))
     return result.eval()
 
 
