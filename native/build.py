@@ -45,7 +45,8 @@ X86_ISAS = {
 }
 COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
 RELEASE = "-O3 -fno-rtti"
-SANITIZED = "-Wall -Wextra -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
+# g++ 12 takes its own AVX-512 headers for uninitialised
+SANITIZED = "-Wall -Wextra -Wno-maybe-uninitialized -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
 # Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
 LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-s"}
 
@@ -214,7 +215,7 @@ def hash_sources(native: Path = NATIVE) -> str:
 
 
 def compile_if_possible() -> Path | None:
-    """The library as EFFNET_BUILD asks for it; None where effnet is installed without, which is said in one line.
+    """The library as EFFNET_BUILD asks for it; None where effnet stays without, which is said in one line.
 
     Where compiling fails, a library of these very sources is kept and one of older sources is removed.
 
@@ -225,7 +226,7 @@ def compile_if_possible() -> Path | None:
     if wish not in ("0", "auto", "required"):
         raise BuildError(f"EFFNET_BUILD (={wish}) must be 0, auto or required")
     if wish == "0":
-        print("effnet: installed without its own engine, because EFFNET_BUILD=0.", file=sys.stderr)
+        print("effnet is without its own engine here, because EFFNET_BUILD=0.", file=sys.stderr)
         return None
     try:
         return compile_library()
@@ -235,7 +236,7 @@ def compile_if_possible() -> Path | None:
         if LIBRARY.exists() and hash_sources().encode() in LIBRARY.read_bytes():
             return LIBRARY
         LIBRARY.unlink(missing_ok=True)
-        print(f"effnet: installed without its own engine, because {error}.", file=sys.stderr)
+        print(f"effnet is without its own engine here, because {error}.", file=sys.stderr)
         return None
 
 
