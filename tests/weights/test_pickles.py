@@ -206,14 +206,9 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in CONTAINERS if "twice" not in name])
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_containers_are_checked(tmp_path: Path, name: str) -> None:
     refused(tmp_path / "a.pth", CONTAINERS[name], "is damaged or not a weight file")
-
-
-def test_a_storage_that_is_listed_twice_is_read_twice_at_most(tmp_path: Path) -> None:
-    (tmp_path / "a.pth").write_bytes(CONTAINERS["older, keys twice"])
-    assert open_weights(tmp_path / "a.pth").tensors.keys() == {"conv_stem.weight"}
 
 
 def test_members_that_overlap_do_not_fill_the_memory(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +28,7 @@ from effnet.weights.arrays import DTYPES, AnyArray, open_zip, to_array
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # at the beginning of an older file
 ZIP = b"PK\3\4"
+COUNT = 8  # bytes in front of its storages, each: how many numbers follow
 LOCAL_HEADER, NAME_SIZE = 30, 26  # of a zip file's member: its length, and where it has those of its name and extra
 LONGEST_NAME = 500  # of a class
 STORAGES = {  # torch's names of storages: those of arrays.DTYPES
@@ -89,24 +89,36 @@ def read_torch(path: Path) -> object:
             raise CheckpointError(f"{reason}. {ADVICE}") from error
 
 
-@dataclass
 class _Storages:
     """The storages of a file, each read once; together they cannot be larger than the file."""
 
-    file: BinaryIO
-    size: int  # bytes of the file
-    taken: int = 0  # bytes that were read
-    read: dict[str, AnyArray | None] = field(default_factory=dict)  # by key; None: of a kind that is passed over
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size  # bytes
+        self.taken = 0  # bytes that were reserved
+        self.found: dict[str, tuple[object, int, AnyArray | None]] = {}  # kind, numbers, None: of a kind passed over
 
-    def add(self, key: str, dtype: str, count: int, at: int) -> int:
-        """Read `count` numbers at that byte of the file; returns the byte behind them."""
-        kind = np.dtype(DTYPES[dtype])
-        length = count * kind.itemsize
-        self.taken += length
-        if min(count, at) < 0 or at + length > self.size or self.taken > self.size:
-            raise ValueError(f"the storage {key} of {length} bytes is not inside the file: it was cut short or damaged")
+    def reserve(self, kind: object, key: str, count: int) -> AnyArray | None:
+        """Room for `count` numbers, which `fill` reads."""
+        if key not in self.found:
+            room = None
+            if isinstance(kind, str):
+                self.taken += count * np.dtype(DTYPES[kind]).itemsize
+                if count < 0 or self.taken > self.size:
+                    raise ValueError(f"its storages do not fit into {self.size} bytes: it was cut short or damaged")
+                room = np.empty(count, to_array(np.empty(0, np.uint8), kind, (0,)).dtype)
+            self.found[key] = kind, count, room
+        if self.found[key][:2] != (kind, count):
+            raise ValueError(f"the storage {key} has two sizes")
+        return self.found[key][2]
+
+    def fill(self, key: str, at: int) -> int:
+        """Read a storage from that byte of the file on; returns the byte behind it."""
+        kind, count, room = self.found[key]
+        if room is None or not isinstance(kind, str):
+            raise ValueError(f"the storage {key} has numbers of a kind that is not read")
+        length = count * np.dtype(DTYPES[kind]).itemsize
         self.file.seek(at)
-        self.read[key] = to_array(np.fromfile(self.file, np.uint8, length), dtype, (count,))
+        room[:] = to_array(np.fromfile(self.file, np.uint8, length), kind, (count,))
         return at + length
 
 
@@ -129,50 +141,35 @@ def _read_zip(path: Path, content: mmap.mmap, storages: _Storages) -> object:
     if f"{root}/byteorder" in members:
         start, end = find("byteorder")
         _check_order(content[start:end] == b"little")
-
-    def load(kind: object, key: str, count: int) -> AnyArray | None:
-        if key not in storages.read and not isinstance(kind, str):
-            storages.read[key] = None
-        if key not in storages.read:
-            start, end = find(f"data/{key}")
-            assert isinstance(kind, str)
-            if storages.add(key, kind, count, start) > end:
-                raise ValueError(f"the storage {key} is larger than data/{key} in the file")
-        return storages.read[key]
-
     start, end = find("data.pkl")
-    return _Unpickler(memoryview(content)[start:end], storages.size, load).load()
+    held = _Unpickler(memoryview(content)[start:end], storages).load()
+    for key, (_, _, room) in storages.found.items():
+        if room is not None:
+            start, end = find(f"data/{key}")
+            if storages.fill(key, start) > end:
+                raise ValueError(f"the storage {key} is larger than data/{key} in the file")
+    return held
 
 
 def _read_older(path: Path, content: mmap.mmap, storages: _Storages) -> object:
-    needed: dict[str, tuple[str, int]] = {}
-
-    def note(kind: object, key: str, count: int) -> None:
-        """The storages come behind what says how long they are, so the content is read twice."""
-        if not isinstance(kind, str):
-            raise ValueError("it has numbers of a kind that is not read")  # noqa: TRY004
-        if needed.setdefault(key, (kind, count)) != (kind, count):
-            raise ValueError(f"the storage {key} has two sizes")
-
-    reader = _Unpickler(memoryview(content), storages.size, note)
+    reader = _Unpickler(memoryview(content), storages)
     try:
         opening: tuple[object, ...] = reader.load(), reader.load()
     except (ValueError, TypeError, LookupError):
         opening = ()
     if opening != (MAGIC, PROTOCOL):
         raise _unknown(path)
-    system, described, _, keys = reader.load(), reader.at, reader.load(), reader.load()
+    system, held, keys = reader.load(), reader.load(), reader.load()
     _check_order(not isinstance(system, dict) or system.get("little_endian", True))
-    if not isinstance(keys, list):
-        raise ValueError("it does not list its storages")  # noqa: TRY004
+    if not isinstance(keys, list) or len(keys) != len(storages.found) or {*keys} != {*storages.found}:
+        raise ValueError("it does not list the storages of its tensors")
     at = reader.at
     for key in keys:
-        kind, count = needed[key]
-        if struct.unpack_from("<q", content, at)[0] != count:
+        storages.file.seek(at)
+        if storages.file.read(COUNT) != storages.found[key][1].to_bytes(COUNT, "little"):
             raise ValueError(f"the storage {key} is not as long as its tensors say")
-        at = storages.add(key, kind, count, at + 8)
-    reader.at, reader.storage = described, lambda kind, key, count: storages.read[key]
-    return reader.load()
+        at = storages.fill(key, at + COUNT)
+    return held
 
 
 def _unknown(path: Path) -> Exception:
@@ -190,26 +187,10 @@ def _check_order(is_little: bool) -> None:
 
 
 class _Unpickler:
-    """Follows the pickles of a file one after the other.
+    """Follows the pickles of a file one after the other; the next one begins at `at`."""
 
-    Args:
-        content: the pickles, from `at` on.
-        most: elements of a tensor, at most: those of an expanded tensor are not all in the file.
-        storage: gives the numbers of a storage by its kind (one of DTYPES, else something that is not a str), its key
-            and how many there are; None where they cannot be had.
-    """
-
-    def __init__(self, content: memoryview, most: int, storage: Callable[[object, str, int], AnyArray | None]) -> None:
-        self.content, self.at = content, 0
-        self.most, self.storage = most, storage
-        self.built: dict[str, Callable[..., object]] = {
-            "collections.OrderedDict": _dictionary,
-            "torch._utils._rebuild_tensor": self.tensor,
-            "torch._utils._rebuild_tensor_v2": self.tensor,
-            "torch._utils._rebuild_parameter": _first,
-            "torch._utils._rebuild_parameter_with_state": _first,
-            "torch._tensor._rebuild_from_type_v2": _call,
-        }
+    def __init__(self, content: memoryview, storages: _Storages) -> None:
+        self.content, self.storages, self.at = content, storages, 0
 
     def load(self) -> object:
         """The object of the next pickle."""
@@ -299,16 +280,18 @@ class _Unpickler:
         path = f"{module}.{name}"
         if path in STORAGES:
             return STORAGES[path]
-        if path not in self.built and not PASSED_OVER.fullmatch(path):
+        if path in TENSORS:
+            return self.tensor
+        if path not in BUILDERS and not PASSED_OVER.fullmatch(path):
             raise _ForeignObjectError(path)
-        return self.built.get(path, PassedOver)
+        return BUILDERS.get(path, PassedOver)
 
     def find_storage(self, place: Any) -> AnyArray | None:
         """The numbers that ("storage", kind, key, device, count) stands for."""
         word, kind, key, _, count, *view = place
         if word != "storage" or type(key) is not str or type(count) is not int or view not in ([], [None]):
             raise ValueError(f"it names a storage by {place!r:.100}")
-        return self.storage(kind, key, count)
+        return self.storages.reserve(kind, key, count)
 
     def tensor(
         self, storage: AnyArray | None, offset: int, shape: Sequence[int], stride: Sequence[int], *_: object
@@ -320,7 +303,8 @@ class _Unpickler:
         if not isinstance(storage, np.ndarray) or any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("a tensor in it has no storage, or a negative size")
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if 0 not in shape and (last >= len(storage) or math.prod(shape) > self.most):
+        # an expanded tensor has more elements than its storage
+        if 0 not in shape and (last >= len(storage) or math.prod(shape) > self.storages.size):
             raise ValueError(f"a tensor of shape {tuple(shape)} is not inside its storage of {len(storage)} numbers")
         if 0 in shape:
             return np.empty(shape, storage.dtype)
@@ -376,3 +360,12 @@ def _extend(target: object, items: list[Any], is_dictionary: bool) -> None:
         target.extend(items)
     elif not isinstance(target, PassedOver):
         raise TypeError("it adds items to what is not a container")
+
+
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+BUILDERS: dict[str, Callable[..., object]] = {
+    "collections.OrderedDict": _dictionary,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _call,
+}
