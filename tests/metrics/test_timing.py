@@ -7,11 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+import effnet
 from effnet.errors import ArgumentError
 from effnet.machine import Machine
 from effnet.metrics import timing
-from effnet.metrics.timing import Conditions, Timing, measure, measure_in_turn, random_images, time_rounds
+from effnet.metrics.timing import (
+    Conditions,
+    Timing,
+    measure,
+    measure_in_turn,
+    random_bundle,
+    random_images,
+    time_rounds,
+)
 from effnet.runtime.torch import torch_threads
+from effnet.weights.layouts import NATIVE
 
 SECONDS = (0.004, 0.001, 0.010, 0.002, 0.003)
 MACHINE = Machine("Processor X", 2, None, ("avx2",))
@@ -74,6 +84,19 @@ def test_numbers_are_whole_and_positive(argument: str, value: object) -> None:
         pass
     with pytest.raises(ArgumentError, match="the cores of this machine"), torch_threads(100_000):
         pass
+
+
+def test_random_weights_are_a_network_whose_answers_differ() -> None:
+    bundle = random_bundle(effnet.spec("b0", resolution=64))
+    network = bundle.network
+    assert {name: array.shape for name, array in bundle.weights.items()} == NATIVE.shapes(network.spec)
+    with torch.no_grad():
+        logits = network(torch.randn(3, 3, 64, 64))
+    assert logits.isfinite().all()
+    assert 1e-6 < logits.std() < 1e6
+    assert (logits[0] - logits[1]).abs().max() > 1e-3 * logits.abs().max()
+    again = random_bundle(effnet.spec("b0", resolution=64)).weights
+    assert all(np.array_equal(array, again[name]) for name, array in bundle.weights.items())
 
 
 def test_images_are_laid_out_as_asked() -> None:

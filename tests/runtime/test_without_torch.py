@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +70,20 @@ def test_a_checkpoint_of_a_training(tmp_path: Path, old: bool) -> None:
     check_answers(tmp_path / "a.pth", "openvino")
 
 
-def test_commands(bundle: Path, photos: Path) -> None:
-    assert "coffee.png" in run(BLOCKED + COMMAND, "predict", photos / "coffee.png", "--model", bundle)
+def test_commands(photos: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        shutil.copy(photos / "coffee.png", tmp_path / "data" / "test" / name / "1.png")
+    network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, num_classes=3)))
+    model = effnet.save(network, tmp_path / "m", classes=["a", "b", "c"], input=InputSpec(32, 36))
+    for words, said in (
+        (("predict", photos / "coffee.png", "--model", model), "coffee.png"),
+        (("val", model, tmp_path / "data"), "33.3%"),
+        (("bench", model, "--batch", 1, "--rounds", 1), "ONNX Runtime"),
+        (("export", model, "--out", tmp_path / "openvino"), "network's in OpenVINO"),
+        (("predict", photos / "coffee.png", "--model", tmp_path / "openvino"), "coffee.png"),
+    ):
+        assert said in run(BLOCKED + COMMAND, *words), words
 
 
 def test_torch_is_not_imported_for_another_engine(bundle: Path) -> None:

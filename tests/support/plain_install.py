@@ -61,7 +61,7 @@ def check() -> None:
             ("convert", str(path)),
             ("profile", "b0"),
             ("search", "run", str(path.parent)),
-            ("export", "lite0"),
+            ("export", "lite0", "--format", "torch"),
         ):
             code, said = run(*words)
             assert (code, said.count("\n")) == (2, 1), (words, code, said)

@@ -73,7 +73,7 @@ def export(
     if precision != "int8":
         with console.Display(f"writing {target} and comparing its answers"):
             made = write(bundle, target, format=format, precision=precision, batch=images)
-        sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\nagainst the network in torch: {made.parity}\n")
+        sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\n{made.parity}\n")
         console.remark(f"Next: effnet predict photo.jpg --model {shlex.quote(str(target))}")
         return OK
     limit = MAX_DROP if max_drop is None else max_drop

@@ -18,8 +18,8 @@ from effnet.machine import Precision
 from effnet.runtime import openvino
 from effnet.runtime.artifact import ENGINES, OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, metadata, read_artifact
 from effnet.runtime.graph import network_of
-from effnet.runtime.select import Selection, open_session, select_for
-from effnet.runtime.session import Backend, Logits, Pixels
+from effnet.runtime.select import Selection, installed, open_session, select_for
+from effnet.runtime.session import TITLES, Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
 LIMITS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 0.1}  # largest Parity.difference
@@ -30,13 +30,14 @@ PHOTOS, NOISE = 2, 6  # images on which answers are compared
 class Parity:
     """How an artifact's answers differ from the network's."""
 
+    against: str  # the engine that ran the network
     difference: float  # largest difference of a logit, as a share of the largest logit
     agreement: int  # images for which both name the same class
     images: int
 
     def __str__(self) -> str:
         return (
-            f"logits differ by at most {self.difference:.1e} of the largest, "
+            f"logits differ from the network's in {self.against} by at most {self.difference:.1e} of the largest, "
             f"{self.agreement} of {self.images} images get the same class"
         )
 
@@ -64,7 +65,7 @@ def export(
     For int8, which always differs a little, see `int8.export_int8`.
 
     Args:
-        bundle: the network with its context, as open_model gives it; it is in eval mode afterwards.
+        bundle: the network with its context, as open_model gives it.
         out: a file .onnx or .pt2, or for openvino a folder.
         format: openvino, onnx or torch.
         precision: what it computes with; only OpenVINO computes in bf16.
@@ -80,7 +81,6 @@ def export(
     form = Form(format, precision, None if batch is None else positive_int("batch", batch))
     if precision != "fp32" and format != "openvino":
         raise ArgumentError("precision", precision, f"needs format openvino; {format} computes in fp32.")
-    bundle.network.eval()
     with artifact_place(out, format) as temporary:
         write_artifact(bundle, form, temporary)
         parity = check_parity(bundle, read_artifact(temporary))
@@ -125,13 +125,18 @@ def write_artifact(bundle: Bundle, form: Form, target: Path) -> None:
 
 
 def check_parity(bundle: Bundle, artifact: Artifact) -> Parity:
-    """How an artifact's answers differ from those of the network in torch, on photos and on noise."""
+    """How an artifact's answers differ from those of the network, on photos and on noise.
+
+    torch runs the network; where it is not installed, the engine that the rule selects.
+    """
     pixels = parity_pixels(bundle.config.input)
-    with open_session(bundle, select_for(bundle, engine="torch", precision="fp32")) as session:
+    selection = select_for(bundle, engine="torch" if installed("torch") else None, precision="fp32")
+    with open_session(bundle, selection) as session:
         expected = session(pixels)
     got = artifact_logits(artifact, pixels)
     difference = float(np.abs(got - expected).max() / (np.abs(expected).max() or 1))
-    return Parity(difference, int((got.argmax(1) == expected.argmax(1)).sum()), len(pixels))
+    agreement = int((got.argmax(1) == expected.argmax(1)).sum())
+    return Parity(TITLES[selection.backend.engine], difference, agreement, len(pixels))
 
 
 def artifact_logits(artifact: Artifact, pixels: Pixels) -> Logits:

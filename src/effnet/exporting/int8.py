@@ -102,7 +102,7 @@ def export_int8(
     """Write a network as an OpenVINO artifact in int8, with as few parts in float as keep its accuracy.
 
     Args:
-        bundle: the network with its context, as open_model gives it; it is in eval mode afterwards.
+        bundle: the network with its context, as open_model gives it.
         out: a folder.
         data: the training images that calibrate and the val images that decide, labels in the order of the outputs.
         max_drop: points of top-1 that int8 may lose against fp32 on the val images.
@@ -123,7 +123,6 @@ def export_int8(
         raise DataError(f"{min(both)} would both calibrate int8 and decide about it")
     _nncf()  # imported before anything takes time
     network, spec = network_of(bundle), bundle.config.spec
-    bundle.network.eval()
     with artifact_place(out, "openvino") as target, tempfile.TemporaryDirectory() as folder:
         model = openvino.make(network, 1, {})
         pixels = read_calibration(data.train, network.input, progress)

@@ -6,6 +6,7 @@ figure is the median.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -15,13 +16,17 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from effnet.arch.spec import InputSpec, NetworkSpec
+import numpy as np
+
+from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.data.image import views
 from effnet.fields import positive_int
 from effnet.machine import Machine, load_average, this_machine
 from effnet.progress import SILENT, Progress
 from effnet.runtime.select import Selection, open_session, select
+from effnet.weights.arrays import AnyArray
 from effnet.weights.bundle import Bundle, BundleConfig
+from effnet.weights.layouts import COUNTER, NATIVE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,14 +148,18 @@ def time_network(spec: NetworkSpec, selection: Selection | None = None, *, runs:
 
 
 def random_bundle(spec: NetworkSpec) -> Bundle:
-    """A network of random weights in eval mode, whose images have its resolution."""
-    import torch
-
-    from effnet.models.efficientnet import EfficientNet
-
-    network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
+    """A network of random weights by He's rule, always the same ones; its images have its resolution."""
+    random, weights = np.random.default_rng(0), dict[str, AnyArray]()
+    for name, shape in NATIVE.shapes(spec).items():
+        if name.endswith(COUNTER):
+            weights[name] = np.zeros(shape, np.int64)
+        elif len(shape) == 1:
+            weights[name] = np.full(shape, name.endswith((".weight", ".running_var")), np.float32)
+        else:
+            scale = np.float32(math.sqrt(2 / math.prod(shape[1:])))
+            weights[name] = random.standard_normal(shape, np.float32) * scale
     input_spec = InputSpec(spec.resolution, spec.resolution).with_channels(spec.in_channels)
-    return Bundle.from_network(network, BundleConfig(spec, network.policy, input_spec))
+    return Bundle(BundleConfig(spec, NumericPolicy(), input_spec), weights)
 
 
 def measure(function: Callable[[], object], *, runs: int | None = None, warmup: int = 2) -> Timing:

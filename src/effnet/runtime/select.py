@@ -312,7 +312,7 @@ def installed_engines(artifact: Artifact | None) -> list[EngineName]:
     """The engines that can run a network, or this artifact, here."""
     if artifact is not None:
         return [name for name in ENGINES[artifact.form.format] if installed(name)]
-    return [name for name, packages in NEEDED.items() if name == "torch" or all(map(installed, packages))]
+    return [name for name, packages in NEEDED.items() if all(map(installed, packages))]
 
 
 def _conditions(threads: int | None) -> dict[str, Any]:

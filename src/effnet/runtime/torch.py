@@ -28,9 +28,12 @@ READING = threading.Lock()  # torch.export reads one program at a time, and all 
 
 
 def compiler(model: Model, backend: Backend) -> Compile:
-    """See runtime.select.compiler. There is one graph, whatever the number of images; a network is in channels_last."""
+    """See runtime.select.compiler. There is one graph, whatever the number of images.
+
+    A network is in eval mode and in channels_last afterwards.
+    """
     if isinstance(model, Bundle):
-        network = in_live_thread(lambda: model.network.to(memory_format=torch.channels_last))
+        network = in_live_thread(lambda: model.network.eval().to(memory_format=torch.channels_last))
         run = compile_network(network, model.config.input, backend.threads)
     else:
         run = compile_artifact(model.path, backend.threads)

@@ -27,6 +27,7 @@ from effnet.weights.files import WeightFile, check_unread, name_classifier, open
 from effnet.weights.hub import hf_input, hf_network, timm_input, timm_policy, timm_source
 from effnet.weights.keras import INPUT_KEYS, check_layers, has_order, keras_input, keras_policy
 from effnet.weights.layouts import (
+    COUNTER,
     NATIVE,
     SOURCES,
     Layout,
@@ -47,7 +48,6 @@ T = TypeVar("T")
 Values = TypeVar("Values", AnyArray, "Tensor")
 Shapes = Mapping[str, tuple[int, ...]]
 
-COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
 STEM, CLASSIFIER = "stem.conv.weight", ("classifier.weight", "classifier.bias")
 IMAGENET_CLASSES = 1000
 LARGEST = 12  # the largest width and depth of the search; L2, the largest network ever trained, has 4.3 and 5.3

@@ -31,8 +31,8 @@ from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.models.blocks import ACTIVATIONS
 from effnet.models.efficientnet import EfficientNet
-from effnet.weights.convert import COUNTER, adapt_stem
-from effnet.weights.layouts import NATIVE, LayoutStep, list_names, walk
+from effnet.weights.convert import adapt_stem
+from effnet.weights.layouts import COUNTER, NATIVE, LayoutStep, list_names, walk
 
 # fresh: as it was; added: an identity; sliced: channels left out; grown: channels repeated and none left out
 Outcome = Literal["fresh", "added", "sliced", "grown", "copied"]

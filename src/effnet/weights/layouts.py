@@ -19,6 +19,8 @@ from effnet.arch.variants import B0, BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import CheckpointError
 
+COUNTER = ".num_batches_tracked"  # training's bookkeeping: absent from older files and from Keras
+
 
 @dataclass(frozen=True)
 class LayoutStep:
@@ -66,7 +68,7 @@ class Layout:
     name: str
     roles: Mapping[str, str]  # "conv norm" by role, or "conv"; within a block behind the prefix "block"
     weight: tuple[str, str] = (".weight", ".bias")
-    norm: tuple[str, ...] = (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
+    norm: tuple[str, ...] = (".weight", ".bias", ".running_mean", ".running_var", COUNTER)
     baseline: str = ""  # the only network that is named so, one of variants.BASELINES; "": EfficientNets
     own_key: str = ""  # a key that only this layout has, where it is not the weight of the stem
     other_key: str = ""  # a key of another layout that has `mark` as well
@@ -99,7 +101,7 @@ class Layout:
         yield conv + self.weight[0], step.shape
         if step.has_norm:
             for leaf in self.norm:
-                yield norm + leaf, () if leaf == ".num_batches_tracked" else outputs
+                yield norm + leaf, () if leaf == COUNTER else outputs
         else:
             yield conv + self.weight[1], outputs
 

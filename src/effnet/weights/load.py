@@ -18,8 +18,8 @@ from effnet.errors import ArgumentError, CheckpointError
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device, to_tensors
-from effnet.weights.convert import COUNTER, Checkpoint, read_checkpoint
-from effnet.weights.layouts import list_names
+from effnet.weights.convert import Checkpoint, read_checkpoint
+from effnet.weights.layouts import COUNTER, list_names
 
 if TYPE_CHECKING:
     from effnet.models.blocks import Norm
