@@ -27,6 +27,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Way:
 
     times: int  # the size of the resize, at least; 0: in full
     extent: bool = True  # whether the resize takes the drafted photo's true extent, and not all of its pixels
+    gap: float | None = None  # of fit_photo, for a photo that is decoded in full
 
 
 ASKED = {
@@ -71,6 +73,9 @@ ASKED = {
     "draft 2x": Way(2),
     "draft 4x": Way(4),
     "draft 2x, rounded": Way(2, extent=False),
+    "only the crop": Way(0, gap=math.inf),
+    "averaged to 3x": Way(0, gap=3.0),
+    "averaged to 2x": Way(0, gap=2.0),
 }
 
 
@@ -145,7 +150,7 @@ def decode(content: bytes, see: InputSpec, way: Way) -> Pixels:
         drafted = image.draft("RGB", [way.times * side for side in wanted])
         box = drafted[1] if drafted else None
     if box is None or not way.extent:
-        return fit_photo(image.convert("RGB"), see)
+        return fit_photo(image.convert("RGB"), see, way.gap)
     resized = image.convert("RGB").resize(wanted, Image.Resampling[see.interpolation.upper()], box)
     return fit_photo(resized, see)  # which has its size already
 

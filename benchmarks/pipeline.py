@@ -48,7 +48,7 @@ from effnet.arch.spec import InputSpec
 from effnet.data.image import load_pixels
 from effnet.errors import ImageError
 from effnet.machine import resident_memory, this_machine
-from effnet.runtime.classifier import SPARE
+from effnet.runtime.classifier import GAP, SPARE
 
 SIZES = {"small": (500, 375), "large": (2000, 1500)}
 VARY = 0.1  # of a side, by which files of a kind differ
@@ -151,7 +151,7 @@ def passes(network: nn.Module, weights: Path, files: Sequence[Path]) -> dict[str
     exact = effnet.load(weights, batch=BATCH, decode="exact")
     print(f"effnet's engine: {classifier.selection}")
     see, last = classifier.input, network_of(Row("b0", 224, BATCH)).to(memory_format=torch.channels_last)
-    tutorial, read = Tutorial(see), partial(load_pixels, spec=see, spare=SPARE)
+    tutorial, read = Tutorial(see), partial(load_pixels, spec=see, spare=SPARE, gap=GAP)
     loaders: list[DataLoader[Tensor]] = [
         DataLoader(Decoded(files, each), BATCH, num_workers=WORKERS, persistent_workers=True)
         for each in (tutorial, partial(load_pixels, spec=see))

@@ -202,7 +202,7 @@ def jpeg(folder: Path, width: int, height: int) -> Path:
 )
 def test_large_jpegs_are_halved(tmp_path: Path, monkeypatch, size, fit: str, spare: float, halved) -> None:
     see, file, sizes = InputSpec(224, 256, fit=fit), jpeg(tmp_path, *size), []
-    monkeypatch.setattr(module, "fit_photo", lambda photo, spec: sizes.append(photo.size) or fit_photo(photo, spec))
+    monkeypatch.setattr(module, "fit_photo", lambda photo, *how: sizes.append(photo.size) or fit_photo(photo, *how))
     exact, fast = load_pixels(file, see), load_pixels(file, see, spare=spare)
     assert sizes == [size, halved]
     assert np.abs(exact.astype(int) - fast).mean() < 2
@@ -210,6 +210,24 @@ def test_large_jpegs_are_halved(tmp_path: Path, monkeypatch, size, fit: str, spa
         assert np.array_equal(exact, fast)
     Image.open(file).save(tmp_path / "photo.bmp")
     assert np.array_equal(load_pixels(tmp_path / "photo.bmp", see, spare=spare), exact)  # only JPEGs are halved
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize(("size", "reduced"), [((1700, 1300), True), ((400, 301), False), ((100, 60), False)])
+def test_photos_are_averaged_first(tmp_path: Path, monkeypatch, fit: Any, size: tuple[int, int], reduced: bool) -> None:
+    file, see, calls = jpeg(tmp_path, *size), InputSpec(120, 136, fit=fit), []
+    exact = load_pixels(file, see).astype(int)
+
+    def spy(name: str) -> Any:
+        method = getattr(Image.Image, name)
+        return lambda *how, **more: calls.append(name) or method(*how, **more)
+
+    for name in ("reduce", "crop"):
+        monkeypatch.setattr(Image.Image, name, spy(name))
+    fast = load_pixels(file, see, gap=3)
+    assert calls == ["reduce"] * reduced  # and nothing is cut off after it was resized
+    assert 0 <= np.abs(exact - fast).max() <= 2
+    assert np.abs(exact - fast).mean() < 0.3
 
 
 def test_views_differ_and_are_always_the_same() -> None:

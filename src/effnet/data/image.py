@@ -78,17 +78,23 @@ def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
     return normalise(load_pixels(source, spec), spec)
 
 
-def load_pixels(source: PhotoSource, spec: InputSpec, *, spare: float | None = None) -> npt.NDArray[np.uint8]:
-    """`source` before normalisation: (size, size, C) uint8.
+def load_pixels(
+    source: PhotoSource, spec: InputSpec, *, spare: float | None = None, gap: float | None = None
+) -> npt.NDArray[np.uint8]:
+    """`source` before normalisation: (size, size, C) uint8; by default equal to torchvision's, bit for bit.
 
-    With `spare`, a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays that
-    many times as large as it will be resized to. Without, it is decoded in full, equal to torchvision's bit for bit.
+    Args:
+        source: see `open_photo`.
+        spec: how it is prepared.
+        spare: a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays that many
+            times as large as it will be resized to.
+        gap: see `fit_photo`.
 
     Raises:
         ImageError, ArgumentError: see `open_photo`.
     """
     least = None if spare is None else spare * (spec.resize if spec.fit == "crop" else spec.size)
-    return fit_photo(open_photo(source, colour_mode(spec), least=least, longer=spec.fit == "pad"), spec)
+    return fit_photo(open_photo(source, colour_mode(spec), least=least, longer=spec.fit == "pad"), spec, gap)
 
 
 def open_photo(
@@ -208,8 +214,12 @@ def colour_mode(spec: InputSpec) -> ColourMode:
     return "L" if spec.channels == 1 else "RGB"
 
 
-def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
+def fit_photo(photo: Image.Image, spec: InputSpec, gap: float | None = None) -> npt.NDArray[np.uint8]:
     """`photo`, as `open_photo` returns it, resized and cropped, padded or squashed to (size, size, C) uint8.
+
+    With `gap`, a larger photo is first averaged over squares of whole pixels, as long as it stays that many times as
+    large as it will be resized to (at least 1), and what the crop cuts off is not resized: about half the time. At 3
+    photos differ by up to 2 levels of 255 from the exact result, noise by more.
 
     Raises:
         ArgumentError: its mode is not `colour_mode(spec)`.
@@ -217,7 +227,7 @@ def fit_photo(photo: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if photo.mode != colour_mode(spec):
         raise ArgumentError("photo.mode", photo.mode, f"must be {colour_mode(spec)!r} for {spec.channels} channels.")
     fits = {"crop": _crop, "pad": _pad, "squash": _squash}
-    pixels = np.array(fits[spec.fit](photo, spec))  # a copy: torch warns of read-only arrays
+    pixels = np.array(fits[spec.fit](photo, spec, gap))  # a copy: torch warns of read-only arrays
     return pixels.reshape(spec.size, spec.size, spec.channels)
 
 
@@ -330,13 +340,17 @@ def explain_error(error: Exception) -> str:
             return f"is damaged or cut short ({str(error) or type(error).__name__})."
 
 
-def _crop(photo: Image.Image, spec: InputSpec) -> Image.Image:
+def _crop(photo: Image.Image, spec: InputSpec, gap: float | None) -> Image.Image:
     """The shorter side to `resize`, the longer rounded down; then the middle."""
     shorter = min(photo.size)
     width, height = (int(spec.resize * side / shorter) for side in photo.size)
     left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)  # halves to even, as torchvision does
     if width * height > UNCUT_LIMIT:
         return _crop_first(photo, (width, height), (left, top), spec)
+    if gap is not None:
+        across, down = photo.width / width, photo.height / height
+        box = left * across, top * down, (left + spec.size) * across, (top + spec.size) * down
+        return photo.resize((spec.size, spec.size), _filter(spec), box, gap)
     resized = photo.resize((width, height), _filter(spec))
     return resized.crop((left, top, left + spec.size, top + spec.size))
 
@@ -360,19 +374,19 @@ def _crop_first(photo: Image.Image, resized: Size, corner: Size, spec: InputSpec
     return part.resize((spec.size, spec.size), _filter(spec), (0, top, spec.size, bottom))
 
 
-def _pad(photo: Image.Image, spec: InputSpec) -> Image.Image:
+def _pad(photo: Image.Image, spec: InputSpec, gap: float | None) -> Image.Image:
     """The longer side to `size`, centred on the mean colour; an odd pixel of border goes right or below."""
     ratio = max(photo.size) / spec.size
     width, height = (max(1, round(side / ratio)) for side in photo.size)
     colour = tuple(round(255 * value) for value in spec.mean)
     canvas = Image.new(photo.mode, (spec.size, spec.size), colour if spec.channels > 1 else colour[0])
-    resized = photo.resize((width, height), _filter(spec))
+    resized = photo.resize((width, height), _filter(spec), reducing_gap=gap)
     canvas.paste(resized, ((spec.size - width) // 2, (spec.size - height) // 2))
     return canvas
 
 
-def _squash(photo: Image.Image, spec: InputSpec) -> Image.Image:
-    return photo.resize((spec.size, spec.size), _filter(spec))
+def _squash(photo: Image.Image, spec: InputSpec, gap: float | None) -> Image.Image:
+    return photo.resize((spec.size, spec.size), _filter(spec), reducing_gap=gap)
 
 
 def _filter(spec: InputSpec) -> Image.Resampling:

@@ -37,6 +37,8 @@ GROUP = 16  # images that are read and classified together, rounded down to whol
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
 # fell by 1.0 points (-0.2 to 2.2) in benchmarks/drafts.py, at 4 it did not.
 SPARE = 4.0
+# Times its final size to which a photo is first averaged, see data.image.fit_photo: agreement as of the exact resize.
+GAP = 3.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Classifier:
         network: the torch module; None where another engine runs.
         selection: what runs it and why; None where it was not chosen by `load`.
         group: images that are best predicted together.
-        decode: "fast": large JPEGs are halved while they are decoded; "exact": decoded in full.
+        decode: "fast": large JPEGs are halved while they are decoded, and photos resized within 2 levels of 255;
+            "exact": decoded in full, and resized as torchvision does, bit for bit.
 
     `close`, or a with statement, releases its engine.
 
@@ -220,7 +223,8 @@ class Classifier:
     def _load(self, photo: Photo) -> Pixels:
         if isinstance(photo, str) and not photo:
             raise ImageError("is an empty name")  # which would mean this folder
-        return load_pixels(photo, self.input, spare=SPARE if self.decode == "fast" else None)
+        spare, gap = (SPARE, GAP) if self.decode == "fast" else (None, None)
+        return load_pixels(photo, self.input, spare=spare, gap=gap)
 
     def _name(self, logits: Logits, topk: int) -> list[Prediction]:
         if not np.isfinite(logits).all():
@@ -267,8 +271,8 @@ class LoadOptions(EngineOptions):
     fit: FitMode | None = None
     """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
     decode: Decode = "fast"
-    """fast: a large JPEG is halved while it is decoded, as long as its sides stay four times what the network sees.
-    exact: decoded in full, equal to torchvision's bit for bit."""
+    """fast: a large JPEG is halved while it is decoded, as long as its sides stay four times what the network sees, and
+    a photo is resized within 2 levels of 255. exact: equal to torchvision's bit for bit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
