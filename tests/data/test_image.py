@@ -224,10 +224,10 @@ def test_photos_are_averaged_first(tmp_path: Path, monkeypatch, fit: Any, size: 
 
     for name in ("reduce", "crop"):
         monkeypatch.setattr(Image.Image, name, spy(name))
-    fast = load_pixels(file, see, gap=3)
+    fast = load_pixels(file, see, gap=2)
     assert calls == ["reduce"] * reduced  # and nothing is cut off after it was resized
-    assert 0 <= np.abs(exact - fast).max() <= 2
-    assert np.abs(exact - fast).mean() < 0.3
+    assert 0 <= np.abs(exact - fast).max() <= 5
+    assert np.abs(exact - fast).mean() < 0.5
 
 
 def test_views_differ_and_are_always_the_same() -> None:

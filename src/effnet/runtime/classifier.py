@@ -37,8 +37,7 @@ GROUP = 16  # images that are read and classified together, rounded down to whol
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
 # fell by 1.0 points (-0.2 to 2.2) in benchmarks/drafts.py, at 4 it did not.
 SPARE = 4.0
-# Times its final size to which a photo is first averaged, see data.image.fit_photo: agreement as of the exact resize.
-GAP = 3.0
+GAP = 2.0  # times its final size, to which a photo is first averaged; see data.image.fit_photo and the same benchmark
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Classifier:
         network: the torch module; None where another engine runs.
         selection: what runs it and why; None where it was not chosen by `load`.
         group: images that are best predicted together.
-        decode: "fast": large JPEGs are halved while they are decoded, and photos resized within 2 levels of 255;
+        decode: "fast": large JPEGs are halved while they are decoded, and photos resized within 5 levels of 255;
             "exact": decoded in full, and resized as torchvision does, bit for bit.
 
     `close`, or a with statement, releases its engine.
@@ -272,7 +271,7 @@ class LoadOptions(EngineOptions):
     """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
     decode: Decode = "fast"
     """fast: a large JPEG is halved while it is decoded, as long as its sides stay four times what the network sees, and
-    a photo is resized within 2 levels of 255. exact: equal to torchvision's bit for bit."""
+    a photo is resized within 5 levels of 255. exact: equal to torchvision's bit for bit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
