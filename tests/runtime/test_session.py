@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,35 @@ def test_graphs_are_compiled_when_they_are_needed() -> None:
         session = BatchedSession(compile, Backend("openvino"), 8, least=least)
         assert session(pixels[:13]).ravel().tolist() == pixels[:13].ravel().tolist()
         assert compiled == sizes
+
+
+def test_a_graph_for_any_number_is_compiled_while_photos_are_read() -> None:
+    compiled: list[tuple[int, threading.Thread]] = []
+    begun = threading.Event()
+
+    def compile(images: int, streams: int):
+        compiled.append((images, threading.current_thread()))
+        begun.set()
+        if len(compiled) == failing:
+            raise OSError("no room")
+        return lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32)
+
+    pixels = np.arange(1, 4, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    for failing in (0, 1):  # what failed there is tried again
+        compiled.clear()
+        begun.clear()
+        session = BatchedSession(compile, Backend("openvino"), 8, least=0)
+        session.prepare()
+        assert begun.wait(60)
+        assert session(pixels).ravel().tolist() == [1, 2, 3]
+        assert [images for images, _ in compiled] == [0] * (1 + failing)
+        assert compiled[0][1] is not threading.current_thread()
+        compiled[0][1].join(60)
+    compiled.clear()
+    for backend, least in ((Backend("openvino"), 1), (Backend("torch"), 0)):
+        BatchedSession(compile, backend, 8, least=least).prepare()
+    assert not compiled
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_prepare)")]
 
 
 def test_waves_of_parts_and_what_they_leave_over() -> None:

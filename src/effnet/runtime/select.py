@@ -142,7 +142,9 @@ def open_session(model: Model, selection: Selection | None = None) -> Session:
     selection = selection or select_for(model)
     backend = selection.backend
     fixed = _fixed(backend.engine, backend.precision, model if isinstance(model, Artifact) else None)
-    return BatchedSession(compiler(model, backend), backend, selection.batch, least=1 if fixed is None else fixed)
+    session = BatchedSession(compiler(model, backend), backend, selection.batch, least=1 if fixed is None else fixed)
+    session.prepare()
+    return session
 
 
 def select_for(

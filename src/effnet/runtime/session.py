@@ -157,6 +157,21 @@ class BatchedSession:
                 logits.append(self._run(np.concatenate([pixels[whole:], padding]), size, streams)[:rest])
         return _joined(logits)
 
+    def prepare(self) -> None:
+        """Compile in a thread of its own, while the first photos are read; only where one graph takes any number.
+
+        Not torch: OpenMP would keep threads for each thread that called it. What fails is tried again, and raised, by
+        the first call.
+        """
+        if not self._least and not self._caller and self.backend.engine != "torch":
+            threading.Thread(target=self._prepare).start()
+
+    def _prepare(self) -> None:
+        with _FORKING:
+            pass
+        with self._lock, suppress(Exception):
+            self._graph(0, self.backend.streams)
+
     def close(self) -> None:
         """See Session."""
         with self._lock:
@@ -172,14 +187,17 @@ class BatchedSession:
         self.close()
 
     def _run(self, pixels: Pixels, images: int, streams: int) -> Logits:
-        if self._compile is None:
-            raise ArgumentError("session", "closed", "cannot answer any more.")
-        key = (images if self._least else 0, streams)
-        if key not in self._graphs:
-            self._graphs[key] = self._compile(*key)
+        graph = self._graph(images if self._least else 0, streams)
         parts = [np.ascontiguousarray(pixels[start : start + images]) for start in range(0, len(pixels), images)]
         mapped = self._pool.map if self._pool and streams > 1 and len(parts) > 1 else map
-        return _joined([*mapped(self._graphs[key], parts)])
+        return _joined([*mapped(graph, parts)])
+
+    def _graph(self, images: int, streams: int) -> Run:
+        if self._compile is None:
+            raise ArgumentError("session", "closed", "cannot answer any more.")
+        if (images, streams) not in self._graphs:
+            self._graphs[images, streams] = self._compile(images, streams)
+        return self._graphs[images, streams]
 
 
 def in_live_thread(function: Callable[[], T]) -> T:
