@@ -14,7 +14,7 @@ import effnet
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
-from effnet.runtime.classifier import Classifier, Prediction, load
+from effnet.runtime.classifier import Classifier, Prediction, best_classes, load
 from effnet.weights.bundle import Record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
@@ -106,6 +106,14 @@ def test_open_files_and_arrays_of_paths(tiny: Classifier, photos: Path) -> None:
     assert tiny.predict(np.array(paths)[0]) == tiny.predict(paths[0])  # one element is one path
     with pytest.raises(ImageError, match=r"nothing\.jpg: does not exist"):
         tiny.predict(np.array(["nothing.jpg"]))
+
+
+@pytest.mark.parametrize("topk", [1, 5, 39, 40, 99])
+@pytest.mark.parametrize("values", [3, 10**9])  # many ties, none
+def test_of_equal_classes_the_first_is_named(topk: int, values: int) -> None:
+    probabilities = np.random.default_rng(0).integers(0, values, (20, 40)) / values
+    expected = [sorted(range(40), key=lambda k: (-row[k], k))[:topk] for row in probabilities]
+    assert [list(found) for found in best_classes(probabilities, topk)] == expected
 
 
 def test_topk(tiny: Classifier, photos: Path) -> None:
