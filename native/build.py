@@ -45,8 +45,7 @@ X86_ISAS = {
 }
 COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
 RELEASE = "-O3 -fno-rtti"
-# g++ 12 takes its own AVX-512 headers for uninitialised
-SANITIZED = "-Wall -Wextra -Wno-maybe-uninitialized -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
+SANITIZED = "-Wall -Wextra -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
 # Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
 LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-s"}
 
