@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,12 +104,19 @@ def find_compiler() -> Compiler:
     raise BuildError(f"no C++ compiler was found ({', '.join(known)}; CXX names another)")
 
 
-def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATIVE, objects: Path = OBJECTS) -> Path:
+def compile_library(
+    out: Path = LIBRARY,
+    sanitize: str = "",
+    isas: Collection[str] = tuple(X86_ISAS),
+    native: Path = NATIVE,
+    objects: Path = OBJECTS,
+) -> Path:
     """The library `out`, compiled from the folder `native`; it appears whole or not at all.
 
     Args:
         out: the file to write.
         sanitize: sanitizers by the compiler's names, such as "address,undefined".
+        isas: instruction sets beyond the plain processor's; what the compiler does not know is left out.
         native: the sources; the default is effnet's own.
         objects: where compiled files are kept for the next time.
 
@@ -117,10 +125,9 @@ def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATI
     """
     compiler = find_compiler()
     sources = sorted(native.glob("*.cpp"))
-    headers = b"".join(path.read_bytes() for path in sorted(native.glob("*.h")))
     flags = [*COMMON.split(), *(SANITIZED if sanitize else RELEASE).split(), *platform_flags()]
     flags += [f"-fsanitize={sanitize}"] * bool(sanitize)
-    isas = usable_isas(compiler, native)
+    isas = usable_isas(compiler, native) & set(isas)
     has = [f"-DEFFNET_X86={int(bool(isas))}"]
     has += [f"-DEFFNET_HAS_{isa.upper()}={int(isa in isas)}" for isa in X86_ISAS]
 
@@ -134,7 +141,7 @@ def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATI
         own = X86_ISAS[isa].split() if isa in X86_ISAS else has
         if b"EFFNET_BUILD" in source.read_bytes():  # others need not be compiled again when this one changes
             own = [*own, f'-DEFFNET_BUILD="{hash_sources(native)}"']
-        key = hashlib.sha256(repr((source.read_bytes(), headers, flags, own, compiler.macros)).encode()).hexdigest()
+        key = hashlib.sha256(repr((with_headers(source), flags, own, compiler.macros)).encode()).hexdigest()
         # The linker keeps the first copy of an inline function. The first must be one that any processor can run.
         jobs.append(([*X86_ISAS].index(isa) if isa in X86_ISAS else -1, source, flags + own, objects / f"{key}.o"))
     jobs.sort(key=lambda job: job[:2])
@@ -149,15 +156,28 @@ def compile_library(out: Path = LIBRARY, sanitize: str = "", native: Path = NATI
     return out
 
 
-def usable_isas(compiler: Compiler, native: Path) -> list[str]:
+def usable_isas(compiler: Compiler, native: Path) -> set[str]:
     """The instruction sets beyond the plain processor's that have a file and that the compiler knows."""
     if "__x86_64__" not in compiler.macros:
-        return []
-    return [
+        return set()
+    return {
         isa
         for isa, flags in X86_ISAS.items()
         if (native / f"kernels_{isa}.cpp").exists() and compiler.preprocess(*flags.split()).returncode == 0
-    ]
+    }
+
+
+def with_headers(source: Path) -> bytes:
+    """A file, the headers of ours that it includes, and those that they include."""
+    contents: dict[Path, bytes] = {}
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in contents and path.exists():
+            contents[path] = path.read_bytes()
+            names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', contents[path].decode(), re.MULTILINE)
+            waiting += [path.parent / name for name in names]
+    return b"".join(contents.values())
 
 
 def platform_flags() -> list[str]:

@@ -41,12 +41,14 @@ def build() -> ModuleType:
 def compiled(build: ModuleType, tmp_path: Path) -> Callable[..., Path]:
     """Compile SOURCES as changed; the library."""
 
-    def compile_sources(sanitize: str = "", **changed: str) -> Path:
+    def compile_sources(sanitize: str = "", isas: tuple[str, ...] = tuple(build.X86_ISAS), **changed: str) -> Path:
         (tmp_path / "native").mkdir(exist_ok=True)
         for name, text in (SOURCES | changed).items():
             (tmp_path / "native" / name).write_text(text)
         out = tmp_path / "out" / f"{len(list(tmp_path.glob('out/*')))}.so"
-        built: Path = build.compile_library(out, sanitize, tmp_path / "native", tmp_path / "objects")
+        built: Path = build.compile_library(
+            out, sanitize, isas, native=tmp_path / "native", objects=tmp_path / "objects"
+        )
         assert list(out.parent.glob(f"{out.name}*")) == [out]
         return built
 
@@ -81,6 +83,10 @@ def test_instruction_sets_unknown_to_the_compiler_are_left_out(
     assert not hasattr(library, "avx2")
 
 
+def test_fewer_instruction_sets_may_be_asked_for(compiled: Callable[..., Path]) -> None:
+    assert not hasattr(ctypes.CDLL(str(compiled(isas=("avx512",)))), "avx2")
+
+
 def test_a_file_of_an_unknown_instruction_set_is_refused(build: ModuleType, compiled: Callable[..., Path]) -> None:
     with pytest.raises(build.BuildError, match=r"kernels_avx3\.cpp.*avx512bf16"):
         compiled(**{"kernels_avx3.cpp": ""})
@@ -97,6 +103,15 @@ def test_nothing_is_compiled_twice(compiled: Callable[..., Path], tmp_path: Path
     assert first.read_bytes() == second.read_bytes()
     compiled(**{"zoo.cpp": SOURCES["zoo.cpp"] + "int more;\n"})
     assert len(objects() - before) == 2  # zoo itself, and version, which has the hash of all
+    zoo = {
+        "zoo.cpp": '#include "deeper.h"\n' + SOURCES["zoo.cpp"],
+        "deeper.h": '#include "deepest.h"\n',
+        "deepest.h": "",
+    }
+    compiled(**zoo)
+    before = objects()
+    compiled(**zoo | {"deepest.h": "int deep;\n"})
+    assert len(objects() - before) == 2  # the other files do not include it
     before = objects()
     compiled(**{"names.h": HEADER + "// another\n"})
     assert len(objects() - before) == len([name for name in SOURCES if name.endswith(".cpp")])
