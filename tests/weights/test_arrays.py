@@ -76,6 +76,11 @@ def test_sizes_are_checked(changes: dict[str, object]) -> None:
         read_safetensors(written({"a": ENTRY | changes}, bytes(8)))
 
 
+def test_tensors_that_overlap_do_not_fill_the_memory() -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        read_safetensors(written({f"{number}": ENTRY for number in range(50)}, bytes(8)))
+
+
 @pytest.mark.parametrize("blob", [b"", b"\1", bytes(8), b"\xff" * 8, bytes([200]) + bytes(20)])
 def test_headers_are_checked(blob: bytes) -> None:
     with pytest.raises(ValueError, match="header"):

@@ -182,6 +182,20 @@ def test_a_state_dict_under_any_name():
     assert unwrap(arrays({"backbone": TINY, "head": head}))[1].keys() == {"head.weight", "head.bias"}
 
 
+def test_one_thing_under_many_names_is_looked_at_once(tmp_path):
+    """A file of a few kilobytes, which written out would be larger than any memory."""
+    for many in (dict, list):
+        held = TINY
+        for _ in range(7):
+            names = [f"n{number}" for number in range(300)]
+            held = dict.fromkeys(names, held) if many is dict else [held] * 300
+        torch.save({"state_dict": TINY, "x": held, "y": {"z": [held]}}, tmp_path / "a.pth")
+        assert open_weights(tmp_path / "a.pth").tensors.keys() == TINY.keys()
+        torch.save([held, {"z": held}], tmp_path / "b.pth")
+        with pytest.raises(CheckpointError, match="no named tensors"):
+            open_weights(tmp_path / "b.pth")
+
+
 def test_shards(tmp_path):
     shards = {key: f"model-0000{number}-of-00002.safetensors" for number, key in enumerate(TINY, start=1)}
     for key, name in shards.items():

@@ -68,7 +68,11 @@ def read_safetensors(content: FileBytes) -> dict[str, AnyArray]:
         raise ValueError(f"its header of {length} bytes does not fit into {len(content)} bytes")
     header = json.loads(content[LENGTH : LENGTH + length].tobytes())
     data = content[LENGTH + length :]
-    return {name: _read_entry(data, name, entry) for name, entry in header.items() if name != METADATA}
+    entries = {name: entry for name, entry in header.items() if name != METADATA}
+    places = {name: _find_place(data, name, entry) for name, entry in entries.items()}
+    if sum(len(place) for place in places.values()) > len(data):
+        raise ValueError("its tensors overlap")
+    return {name: to_array(places[name], entry["dtype"], entry["shape"]) for name, entry in entries.items()}
 
 
 def to_array(content: FileBytes, dtype: str, shape: Sequence[int]) -> AnyArray:
@@ -96,8 +100,8 @@ def to_array(content: FileBytes, dtype: str, shape: Sequence[int]) -> AnyArray:
     return values.reshape(shape)
 
 
-def _read_entry(data: FileBytes, name: str, entry: Any) -> AnyArray:
+def _find_place(data: FileBytes, name: str, entry: Any) -> FileBytes:
     start, end = entry["data_offsets"]
     if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(data):
         raise ValueError(f"the tensor {name} is not inside the file: it was cut short or damaged")
-    return to_array(data[start:end], entry["dtype"], entry["shape"])
+    return data[start:end]

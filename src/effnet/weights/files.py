@@ -112,7 +112,7 @@ def unwrap(loaded: object) -> tuple[dict[str, AnyArray], dict[str, AnyArray], fr
     """
     path = _find(loaded, _holds_network)
     if path is None and (path := _find(loaded, _holds_tensors)) is None:
-        hidden = PassedOver.__name__ in repr(loaded)
+        hidden = _holds_hidden(loaded)
         where = " outside of its arrays of numpy and its objects of settings, which are passed over" if hidden else ""
         raise CheckpointError(f"it holds no named tensors{where}, so it is not a state dict")
     beside, notes = dict[str, AnyArray](), []
@@ -129,7 +129,7 @@ def unwrap(loaded: object) -> tuple[dict[str, AnyArray], dict[str, AnyArray], fr
             raise CheckpointError(f"it holds several networks, under {name!r}, {', '.join(rivals)}: save one of them")
         for other in others:  # a head that was saved by itself; another copy of the network is no such thing
             if _find(loaded[other], _holds_network) is None:
-                beside |= {key: value for key, value in _nested(loaded[other], f"{other}.") if value.ndim}
+                beside |= {key: value for key, value in _nested(loaded[other], f"{other}.", set()) if value.ndim}
         loaded = loaded[name]
     assert isinstance(loaded, Mapping)
     tensors = _tensors(loaded)
@@ -204,15 +204,22 @@ def _folder_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"the folder {folder} holds none of {', '.join(FOLDER_FILES)}{hint}")
 
 
-def _find(loaded: object, accept: Callable[[Mapping[Any, Any]], bool], depth: int = 0) -> tuple[Any, ...] | None:
-    """The names that lead to the first dictionary that is accepted: those of INNER first, then itself, then others."""
-    if not isinstance(loaded, Mapping) or depth > MAX_DEPTH:
+def _find(
+    loaded: object, accept: Callable[[Mapping[Any, Any]], bool], depth: int = 0, seen: set[int] | None = None
+) -> tuple[Any, ...] | None:
+    """The names that lead to the first dictionary that is accepted: those of INNER first, then itself, then others.
+
+    `seen`: dictionaries that were searched already; a file may hold one under any number of names.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(loaded, Mapping) or depth > MAX_DEPTH or id(loaded) in seen:
         return None
+    seen.add(id(loaded))
     others = (name for name in loaded if _is_name(name) and name not in INNER and accept is _holds_network)
     for name in (*INNER, None, *others):
         if name is None and accept(loaded):
             return ()
-        if name is not None and (path := _find(loaded.get(name), accept, depth + 1)) is not None:
+        if name is not None and (path := _find(loaded.get(name), accept, depth + 1, seen)) is not None:
             return name, *path
     return None
 
@@ -221,16 +228,19 @@ def _tensors(values: Mapping[Any, Any]) -> dict[str, AnyArray]:
     return {key: value for key, value in values.items() if isinstance(value, np.ndarray) and isinstance(key, str)}
 
 
-def _nested(values: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, AnyArray]]:
-    """Every named tensor below `values`, but those of an optimizer's state dict."""
+def _nested(values: object, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, AnyArray]]:
+    """Every named tensor below `values`, but those of an optimizer's state dict and of what was `seen` already."""
+    if id(values) in seen or depth > MAX_DEPTH:
+        return
+    seen.add(id(values))
     if isinstance(values, (list, tuple)):
         values = {number: value for number, value in enumerate(values) if not isinstance(value, np.ndarray)}
-    if isinstance(values, Mapping) and "param_groups" not in values and depth <= MAX_DEPTH:
+    if isinstance(values, Mapping) and "param_groups" not in values:
         for key, value in values.items():
             if isinstance(value, np.ndarray) and _is_name(key):
                 yield f"{name}{key}", value
             elif _is_name(key):
-                yield from _nested(value, f"{name}{key}.", depth + 1)
+                yield from _nested(value, f"{name}{key}.", seen, depth + 1)
 
 
 def _is_name(key: object) -> bool:
@@ -293,6 +303,19 @@ def _prefix(keys: Collection[str], marks: tuple[str, ...]) -> str | None:
         names = ", ".join(repr(prefix) for prefix in sorted(prefixes))
         raise CheckpointError(f"it holds several networks, under {names}: save the state dict of one of them")
     return next(iter(chosen), None)
+
+
+def _holds_hidden(loaded: object) -> bool:
+    """Whether something was passed over anywhere in it."""
+    seen, rest = set[int](), [loaded]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, PassedOver):
+            return True
+        if isinstance(each, (Mapping, list, tuple)) and id(each) not in seen:
+            seen.add(id(each))
+            rest += each.values() if isinstance(each, Mapping) else each
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

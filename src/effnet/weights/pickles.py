@@ -173,7 +173,7 @@ def _read_older(path: Path, content: mmap.mmap, storages: _Storages) -> object:
 
 
 def _unknown(path: Path) -> Exception:
-    """The error about a file that is in neither format."""
+    """The error about a file that does not begin as the older format does."""
     import tarfile
 
     if tarfile.is_tarfile(path):
@@ -290,7 +290,7 @@ class _Unpickler:
         """The numbers that ("storage", kind, key, device, count) stands for."""
         word, kind, key, _, count, *view = place
         if word != "storage" or type(key) is not str or type(count) is not int or view not in ([], [None]):
-            raise ValueError(f"it names a storage by {place!r:.100}")
+            raise ValueError("it names a storage as torch does not")
         return self.storages.reserve(kind, key, count)
 
     def tensor(
