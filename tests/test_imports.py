@@ -43,6 +43,7 @@ WITHOUT_TORCH = (
     "describing",
     "checking",
     *(f"data/{name}" for name in ("image", "paths", "dataset", "duplicates")),
+    *(f"weights/{name}" for name in ("arrays", "files", "hub", "keras", "layouts", "pickles", "registry")),
     "cli",
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base"}

@@ -27,6 +27,10 @@ for _ in range(3):  # the first one reads the files from disk
     told = {Path(answer["file"]).name: answer["predictions"][0]["label"] for answer in answers}
     assert told == {"chelsea.png": "tiger cat", "coffee.png": "espresso"}, told
     assert "fp32" in done.stderr
+if find_spec("openvino"):  # which runs weights, too; ONNX Runtime needs the package onnx for that
+    words = [EFFNET, "predict", PHOTOS / "coffee.png", "--model", "lite0", "--topk", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "espresso" in done.stdout, done.stdout
 size = sum(file.stat().st_size for file in Path(sys.prefix).rglob("*") if file.is_file() and not file.is_symlink())
 shown = ", ".join(f"{value:.2f}" for value in seconds)
 print(f"{sys.argv[1]} answers without torch; environment {size / 1e6:,.0f} MB; seconds of three runs: {shown}")

@@ -53,6 +53,15 @@ def test_float32_is_not_copied(tmp_path: Path) -> None:
         assert array.flags.writeable, "torch warns of arrays that are not"
 
 
+def test_arrays_are_aligned() -> None:
+    """Headers of other writers may have any length."""
+    for padding in range(8):
+        entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+        read = read_safetensors(written({"a": entry, "__metadata__": {"x": " " * padding}}, b"\0\0\x80?\0\0\0@"))["a"]
+        assert read.flags.aligned
+        assert read.tolist() == [1, 2]
+
+
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 WRONG = {
     "beyond the end": {"data_offsets": [4, 12]},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import effnet
@@ -148,6 +149,19 @@ def test_a_changed_config(folder: Path, values: dict[str, object], words: str) -
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | values))
     with pytest.raises(BundleError, match=words):
+        open_bundle(folder)
+
+
+def test_weights_that_are_not_floating_point(folder: Path) -> None:
+    """An engine gets float32 and nothing else, also from a config that was written anew."""
+    whole = {name: torch.from_numpy(array).long() for name, array in open_bundle(folder).weights.items()}
+    save_file(whole, folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text())
+    del values["digest"]
+    values["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    values["digest"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match="does not hold the network"):
         open_bundle(folder)
 
 

@@ -299,7 +299,7 @@ def load(
 
     Args:
         weights: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
-            another library, "timm/NAME" or "hf:ORG/NAME". Bundles and artifacts need no torch.
+            another library, "timm/NAME" or "hf:ORG/NAME". Reading them needs no torch.
         model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
         progress: follows downloads.
         options: fields of LoadOptions: engine, precision, batch, threads, source, fit, decode.

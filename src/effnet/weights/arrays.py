@@ -1,7 +1,7 @@
 """Tensors as files hold them -> numpy arrays: the number formats, and safetensors files. Needs no torch.
 
 Floating-point numbers of every format become float32, which is what the networks compute with; whole numbers stay as
-they are. Where a file holds float32 the arrays are views of its bytes, so a network is in memory once.
+they are. Where a file holds float32 the arrays are views of its bytes, so a network is in memory once. All are aligned.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def to_array(content: FileBytes, dtype: str, shape: Sequence[int]) -> AnyArray:
     kind = np.dtype(DTYPES[dtype])
     if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) * kind.itemsize != len(content):
         raise ValueError(f"the shape {list(shape)} of {dtype} does not fit {len(content)} bytes")
-    values: AnyArray = content.view(kind) if content.flags.c_contiguous else content.copy().view(kind)
+    values: AnyArray = content.view(kind)
+    values = values if values.flags.aligned else values.copy()
     if dtype == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     elif kind.kind == "f" or sys.byteorder == "big":

@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from effnet.arch.spec import Calibration, InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
@@ -29,7 +31,7 @@ from effnet.fields import read_fields
 from effnet.files import MARK, write_folder
 from effnet.version import __version__
 from effnet.weights.arrays import MALFORMED, AnyArray, FileBytes, read_bytes, read_safetensors
-from effnet.weights.layouts import NATIVE
+from effnet.weights.layouts import COUNTER, NATIVE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -231,7 +233,8 @@ def open_bundle(folder: str | Path) -> Bundle:
         weights = read_safetensors(content)
     except MALFORMED as error:
         raise BundleError(f"{path} is not a safetensors file: {error}") from error
-    if {name: array.shape for name, array in weights.items()} != NATIVE.shapes(config.spec):
+    misfit = {name: array.shape for name, array in weights.items()} != NATIVE.shapes(config.spec)
+    if misfit or any(array.dtype != np.float32 for name, array in weights.items() if not name.endswith(COUNTER)):
         raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes")
     return Bundle(config, weights)
 
