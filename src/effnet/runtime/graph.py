@@ -91,8 +91,8 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
 
     # stage 1: convolution
     builder.layer = "stem"
-    filters, bias = _folded(network, "stem")
-    pads = _pads(spec.stem_kernel, spec.stem_stride, pixels.size, network.policy.padding)
+    filters, bias = fold(network, "stem")
+    pads = pads_of(spec.stem_kernel, spec.stem_stride, pixels.size, network.policy.padding)
     x = _convolve(builder, x, (filters / (PIXEL * std)[:, None, None], bias), spec.stem_stride, pads)
     x = builder.activate(x, spec.activation)
     if spec.stem_pool:
@@ -105,7 +105,7 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
     # stage 9: 1x1 convolution, pooling, fully connected layer
     if spec.head:
         builder.layer = "head"
-        x = builder.activate(_convolve(builder, x, _folded(network, "head")), spec.activation)
+        x = builder.activate(_convolve(builder, x, fold(network, "head")), spec.activation)
     builder.layer = "classifier"
     x = builder.average(x)
     weight, shift = (np.asarray(network.weights[f"classifier.{name}"], np.float32) for name in ("weight", "bias"))
@@ -133,8 +133,8 @@ def _block(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
 def _layer(network: Network, builder: Builder, x: Any, block: BlockSpec, layer: Layer) -> Any:
     builder.layer = f"{block.name}.{layer.name}"
     stride = 1 if layer.output_size == layer.input_size else block.stride
-    pads = _pads(layer.kernel_size, stride, layer.input_size, network.policy.padding)
-    return _convolve(builder, x, _folded(network, f"{block.name}.{layer.name}"), stride, pads, layer.depthwise)
+    pads = pads_of(layer.kernel_size, stride, layer.input_size, network.policy.padding)
+    return _convolve(builder, x, fold(network, f"{block.name}.{layer.name}"), stride, pads, layer.depthwise)
 
 
 def _gate(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
@@ -162,7 +162,7 @@ def _convolve(
     return builder.convolve(x, filters, bias, stride, pads, depthwise)
 
 
-def _folded(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def fold(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do."""
 
     def read(part: str) -> NDArray[np.float64]:
@@ -173,7 +173,7 @@ def _folded(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[n
     return filters, read("norm.bias") - read("norm.running_mean") * scale
 
 
-def _pads(kernel_size: int, stride: int, size: int, padding: Padding) -> Pads:
+def pads_of(kernel_size: int, stride: int, size: int, padding: Padding) -> Pads:
     if padding == "symmetric" or stride == 1:
         return (kernel_size - 1) // 2, (kernel_size - 1) // 2
     missing = max(0, kernel_size - stride + size % stride)

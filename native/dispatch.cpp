@@ -1,0 +1,137 @@
+// The C interface, and the choice of the instruction set.
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "effnet.h"
+#include "engine.h"
+
+#if !defined(EFFNET_X86)
+#define EFFNET_X86 0
+#endif
+#if !defined(EFFNET_BUILD)
+#define EFFNET_BUILD "unknown"
+#endif
+
+namespace effnet {
+namespace portable {
+extern const Kernels FP32, BF16;
+}
+#if EFFNET_X86
+namespace avx2 {
+extern const Kernels FP32, BF16;
+}
+namespace avx512 {
+extern const Kernels FP32, BF16;
+}
+namespace avx512bf16 {
+extern const Kernels FP32, BF16;
+}
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const Kernels *fp32, *bf16;
+  bool (*runs)();
+};
+
+#if EFFNET_X86
+// The compiler's runtime asks the processor (cpuid) and the operating system (xgetbv).
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+bool always() { return true; }
+
+const Isa ISAS[] = {  // best first
+#if EFFNET_X86
+    {"avx512bf16", &avx512bf16::FP32, &avx512bf16::BF16, has_avx512bf16},
+    {"avx512", &avx512::FP32, &avx512::BF16, has_avx512},
+    {"avx2", &avx2::FP32, &avx2::BF16, has_avx2},
+#endif
+    {"portable", &portable::FP32, &portable::BF16, always},
+};
+
+const Kernels& find(const char* name, bool bf16) {
+  for (const Isa& isa : ISAS)
+    if (!strcmp(isa.name, name) && isa.runs()) return bf16 ? *isa.bf16 : *isa.fp32;
+  throw std::invalid_argument(std::string("instruction_set=") + name + " is not one of " + effnet_instruction_sets());
+}
+
+void write(const char* text, char* error, int64_t bytes) {
+  if (bytes <= 0) return;
+  strncpy(error, text, bytes - 1);
+  error[bytes - 1] = 0;
+}
+
+}  // namespace
+}  // namespace effnet
+
+using effnet::Arena;
+using effnet::Context;
+using effnet::Engine;
+using effnet::Layout;
+using effnet::Workspace;
+
+int32_t effnet_abi() { return 1; }
+
+const char* effnet_build() { return EFFNET_BUILD; }
+
+const char* effnet_instruction_sets() {
+  static const std::string names = [] {
+    std::string found;
+    for (const effnet::Isa& isa : effnet::ISAS)
+      if (isa.runs()) found += (found.empty() ? "" : ",") + std::string(isa.name);
+    return found;
+  }();
+  return names.c_str();
+}
+
+int32_t effnet_sizes(const char* instruction_set, int32_t bf16, const int32_t* numbers, int64_t count, int64_t* sizes,
+                     char* error, int64_t error_bytes) {
+  try {
+    Layout layout(effnet::find(instruction_set, bf16), numbers, count);
+    Arena weights, work;
+    Context context;
+    Workspace space;
+    layout.place_weights(weights);
+    layout.place_context(work, context);
+    layout.place_workspace(work, space);
+    sizes[0] = (int64_t)weights.used();
+    sizes[1] = (int64_t)work.used();
+    sizes[2] = layout.kernels->lanes;
+    return 0;
+  } catch (const std::exception& problem) {
+    effnet::write(problem.what(), error, error_bytes);
+    return 1;
+  }
+}
+
+effnet_network* effnet_create(const char* instruction_set, int32_t bf16, int32_t threads, const int32_t* numbers,
+                              int64_t count, const float* const* arrays, const int64_t* lengths, int64_t array_count,
+                              char* error, int64_t error_bytes) {
+  try {
+    if (threads < 1 || threads > 4096) throw std::invalid_argument("threads must be from 1 to 4096");
+    Layout layout(effnet::find(instruction_set, bf16), numbers, count);
+    return (effnet_network*)new Engine(std::move(layout), threads, arrays, lengths, array_count);
+  } catch (const std::exception& problem) {
+    effnet::write(problem.what(), error, error_bytes);
+    return nullptr;
+  }
+}
+
+void effnet_run(effnet_network* network, const uint8_t* pixels, int64_t images, float* logits, float* features) {
+  ((Engine*)network)->run(pixels, images, logits, features);
+}
+
+int64_t effnet_phases(const effnet_network* network, double* seconds, int64_t count) {
+  return ((const Engine*)network)->phases(seconds, count);
+}
+
+void effnet_free(effnet_network* network) { delete (Engine*)network; }

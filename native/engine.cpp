@@ -1,0 +1,218 @@
+// Runs a network: who computes what, in which order, and where it lies in memory.
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+namespace effnet {
+namespace {
+
+int64_t process() {
+#if defined(_WIN32)
+  return 0;
+#else
+  return getpid();
+#endif
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+// Zeroed memory, aligned to the lines of the cache; pages that nobody touches cost nothing.
+Memory::Memory(size_t bytes) : pages_(calloc(bytes + ALIGNMENT, 1)) {
+  if (!pages_) throw std::bad_alloc();
+  begin = (char*)(((uintptr_t)pages_ + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+}
+Memory::~Memory() { free(pages_); }
+
+// The images that one thread computes, or that all of them compute together.
+struct Engine::Team {
+  Context context;
+  Barrier barrier;
+  std::vector<std::atomic<int>> next;  // item of each phase
+  std::vector<double> seconds;
+  double since = 0;
+  int threads = 1;
+};
+
+struct Engine::Batch {
+  Engine* engine;
+  const uint8_t* pixels;
+  float *logits, *features;
+  int64_t alone;  // images that one thread each computes
+  int64_t images;  // the rest of them is computed by all threads together
+  std::atomic<int64_t> next{0};
+  Barrier barrier;
+  int threads;
+};
+
+Engine::Engine(Layout layout, int threads, const float* const* arrays, const int64_t* lengths, int64_t count)
+    : layout_(std::move(layout)), threads_(threads), process_(process()), pool_(new Pool) {
+  Arena counted;
+  layout_.place_weights(counted);
+  weights_.reset(new Memory(counted.used()));
+  Arena placed(weights_->begin);
+  layout_.place_weights(placed);
+  layout_.fill_weights(arrays, lengths, count);
+
+  const int phases = layout_.phases();
+  for (int i = 0; i < threads; i++) {
+    Workspace space;
+    teams_.emplace_back(new Team);
+    Team& team = *teams_.back();
+    Arena size;
+    layout_.place_context(size, team.context);
+    layout_.place_workspace(size, space);
+    work_.emplace_back(new Memory(size.used()));
+    Arena work(work_.back()->begin);
+    layout_.place_context(work, team.context);
+    layout_.place_workspace(work, space);
+    spaces_.push_back(space);
+    team.next = std::vector<std::atomic<int>>(phases);
+    team.seconds.resize(phases);
+  }
+}
+
+Engine::~Engine() {
+  if (process() != process_) pool_.release();  // its threads are not in this process
+}
+
+void Engine::run(const uint8_t* pixels, int64_t images, float* logits, float* features) {
+  if (process() != process_) {  // a fork copied everything but the threads
+    pool_.release();
+    pool_.reset(new Pool);
+    process_ = process();
+  }
+  std::lock_guard<std::mutex> lock(pool_->busy);
+  Batch batch;
+  batch.engine = this;
+  batch.pixels = pixels;
+  batch.logits = logits;
+  batch.features = features;
+  batch.images = images;
+  batch.threads = threads_;
+  batch.alone = threads_ == 1 ? images : images / threads_ * threads_;
+  if (images < threads_) batch.alone = 0;
+  pool_->run(batch.threads, &Engine::work, &batch);
+}
+
+void Engine::work(void* argument, int thread) {
+  Batch& batch = *(Batch*)argument;
+  Engine& engine = *batch.engine;
+  Team& own = *engine.teams_[thread];
+  own.threads = 1;
+  for (int64_t i; (i = batch.next.fetch_add(1)) < batch.alone;) engine.forward(batch, i, own, thread, 0);
+  if (batch.alone == batch.images) return;
+  batch.barrier.wait(batch.threads);
+  Team& all = *engine.teams_[0];
+  if (thread == 0) all.threads = batch.threads;
+  for (int64_t i = batch.alone; i < batch.images; i++) {
+    if (thread == 0)
+      for (auto& each : all.next) each.store(0, std::memory_order_relaxed);
+    batch.barrier.wait(batch.threads);
+    engine.forward(batch, i, all, thread, thread);
+  }
+}
+
+// `space`: the thread's own; `place`: its number in the team.
+void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int place) {
+  const Layout& net = layout_;
+  const Kernels& k = *net.kernels;
+  Context& context = team.context;
+  Workspace& own = spaces_[space];
+  const int threads = team.threads;
+  int phase = 0;
+  if (place == 0) team.since = now();
+
+  // Items of a phase go to whoever is free; the next phase begins when all of them are done.
+  const auto share = [&](int items, auto&& work) {
+    if (threads == 1)
+      for (int i = 0; i < items; i++) work(i);
+    else
+      for (int i; (i = team.next[phase].fetch_add(1, std::memory_order_relaxed)) < items;) work(i);
+    team.barrier.wait(threads);
+  };
+  const auto done = [&] {
+    if (place == 0) {
+      const double time = now();
+      team.seconds[phase] = time - team.since;
+      team.since = time;
+    }
+    phase++;
+  };
+  const auto part = [](int whole, int i, int parts) { return (int)((int64_t)whole * i / parts); };
+
+  const uint8_t* pixels = batch.pixels + index * net.stem.size * net.stem.size * net.stem.channels;
+  const int strips = threads == 1 ? 1 : std::min(net.stem.size, 4 * threads);
+  share(strips, [&](int i) {
+    k.image(net.stem, pixels, context.image, part(net.stem.size, i, strips), part(net.stem.size, i + 1, strips));
+  });
+  if (net.stem_map) {
+    const int rows = net.stem.output;
+    if (threads > 1) {
+      if (place == 0) team.next[phase].store(0, std::memory_order_relaxed);
+      team.barrier.wait(threads);
+    }
+    share(rows, [&](int i) { k.stem(net.stem, net.activation, context.image, context.maps[1], i, i + 1); });
+  }
+  done();
+
+  const void* x = net.stem_map ? context.maps[1] : context.image;
+  for (size_t n = 0; n < net.blocks.size(); n++) {
+    const Block& b = net.blocks[n];
+    void* y = context.maps[n % 2];
+    // chunks of channels; those beyond a multiple of the threads are divided by rows
+    const int whole = b.chunks / threads * threads, parts = std::min(threads, BANDS);
+    share(whole + (b.chunks - whole) * parts, [&](int i) {
+      if (i < whole) return k.depthwise(b, net.stem, x, context, own, i, 0, BANDS);
+      const int q = (i - whole) % parts;
+      k.depthwise(b, net.stem, x, context, own, whole + (i - whole) / parts, part(BANDS, q, parts), part(BANDS, q + 1, parts));
+    });
+    done();
+    if (b.squeeze) {
+      const int fours = (b.squeeze + 3) / 4;
+      k.squeeze(b, context, own, std::min(b.squeeze, 4 * part(fours, place, threads)),
+                std::min(b.squeeze, 4 * part(fours, place + 1, threads)));
+      team.barrier.wait(threads);
+      k.excite(b, context, part(b.vectors, place, threads), part(b.vectors, place + 1, threads));
+      team.barrier.wait(threads);
+    }
+    done();
+    const int group = threads == 1 ? b.pixels() : std::max(48, (b.pixels() + 8 * threads - 1) / (8 * threads));
+    const int groups = (b.pixels() + group - 1) / group;
+    share(groups * b.project.tiles, [&](int i) {
+      const int pixel = i % groups * group;
+      k.project(b, x, y, context, i / groups, pixel, std::min(b.pixels(), pixel + group));
+    });
+    done();
+    x = y;
+  }
+
+  const Head& head = net.head;
+  float* map = batch.features ? batch.features + index * head.pixels * head.features : nullptr;
+  const int tiles = head.product.outputs ? head.product.tiles : head.in_lanes / k.lanes;
+  share(tiles, [&](int i) { k.head(head, x, context, map, i); });
+  done();
+  const int parts = threads == 1 ? 1 : std::min(head.classes, 4 * threads);
+  share(parts, [&](int i) {
+    k.classify(head, context, batch.logits + index * head.classes, part(head.classes, i, parts), part(head.classes, i + 1, parts));
+  });
+  done();
+}
+
+int64_t Engine::phases(double* seconds, int64_t count) const {
+  const std::vector<double>& found = teams_[0]->seconds;
+  std::copy_n(found.begin(), std::min<int64_t>(count, (int64_t)found.size()), seconds);
+  return (int64_t)found.size();
+}
+
+}  // namespace effnet

@@ -1,0 +1,6 @@
+// AVX2 with FMA.
+#define NAMESPACE avx2
+#define LANES 8
+#define REGISTERS 16
+#define CHUNK 2
+#include "kernels.h"

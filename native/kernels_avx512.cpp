@@ -1,0 +1,6 @@
+// AVX-512 (F, BW, DQ, VL).
+#define NAMESPACE avx512
+#define LANES 16
+#define REGISTERS 32
+#define CHUNK 3
+#include "kernels.h"

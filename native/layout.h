@@ -1,0 +1,48 @@
+// The layout of a network: its sizes from numbers, with every one of them checked, and its places in memory.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "network.h"
+
+namespace effnet {
+
+constexpr size_t ALIGNMENT = 64;  // bytes: a line of the cache, the widest vector
+
+// Hands out a block of memory piece by piece; without a block it only counts.
+class Arena {
+ public:
+  explicit Arena(char* begin = nullptr) : begin_(begin) {}
+  template <class T> T* take(size_t count) { return (T*)bytes(count * sizeof(T)); }
+  void* bytes(size_t count) {
+    void* piece = begin_ ? begin_ + used_ : nullptr;
+    used_ += (count + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* begin_;
+  size_t used_ = 0;
+};
+
+struct Layout {
+  const Kernels* kernels = nullptr;
+  Activation activation = Activation::silu;
+  Stem stem;
+  bool stem_map = false;  // whether the stem's output is a map of its own
+  int stem_lanes = 0;
+  std::vector<Block> blocks;
+  Head head;
+
+  // Raises std::invalid_argument where the numbers do not describe a network.
+  Layout(const Kernels& kernels, const int32_t* numbers, int64_t count);
+
+  void place_weights(Arena& arena);
+  void fill_weights(const float* const* arrays, const int64_t* lengths, int64_t count);
+  void place_context(Arena& arena, Context& context) const;
+  void place_workspace(Arena& arena, Workspace& space) const;
+  int phases() const { return 3 + 3 * (int)blocks.size(); }
+};
+
+}  // namespace effnet

@@ -1,0 +1,115 @@
+// Threads that a network keeps between its images. They wait in a loop for a moment, then asleep.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace effnet {
+
+constexpr int SPINS = 4000;  // about 50 microseconds
+
+inline void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until `ready()`; gives the core away where that takes long, since there may be more threads than cores.
+template <class Ready> void spin(Ready ready) {
+  for (int spins = 0; !ready(); spins++) {
+    if (spins < SPINS)
+      relax();
+    else
+      std::this_thread::yield();
+  }
+}
+
+class Barrier {
+ public:
+  void wait(int threads) {
+    if (threads == 1) return;
+    const uint32_t round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    } else {
+      spin([&] { return round_.load(std::memory_order_acquire) != round; });
+    }
+  }
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+class Pool {
+ public:
+  typedef void (*Task)(void* argument, int thread);
+
+  std::mutex busy;  // held by who runs something
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(sleep_);
+      leaving_ = true;
+      turn_.fetch_add(1, std::memory_order_release);
+    }
+    awake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  // task(argument, 0) in this thread and task(argument, 1) ... task(argument, threads - 1) in others, all at once
+  void run(int threads, Task task, void* argument) {
+    while ((int)threads_.size() < threads - 1) {
+      const int number = (int)threads_.size() + 1;
+      threads_.emplace_back([this, number, seen = turn_.load()] { work(number, seen); });
+    }
+    if (threads == 1) return task(argument, 0);
+    task_ = task;
+    argument_ = argument;
+    active_ = threads;
+    left_.store(threads - 1, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(sleep_);
+      turn_.fetch_add(1, std::memory_order_release);
+    }
+    awake_.notify_all();
+    task(argument, 0);
+    spin([&] { return left_.load(std::memory_order_acquire) == 0; });
+  }
+
+ private:
+  void work(int number, uint32_t seen) {
+    for (;;) {
+      for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < SPINS; spins++) relax();
+      if (turn_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(sleep_);
+        awake_.wait(lock, [&] { return turn_.load() != seen; });
+      }
+      seen = turn_.load(std::memory_order_acquire);
+      if (leaving_) return;
+      if (number >= active_) continue;
+      task_(argument_, number);
+      left_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex sleep_;
+  std::condition_variable awake_;
+  std::atomic<uint32_t> turn_{0};
+  std::atomic<int> left_{0};
+  std::atomic<bool> leaving_{false};
+  std::atomic<int> active_{0};
+  Task task_ = nullptr;
+  void* argument_ = nullptr;
+};
+
+}  // namespace effnet

@@ -1,0 +1,170 @@
+"""The one door to the compiled kernels in native/: pointers, sizes and types are checked here.
+
+`instruction_sets()` is empty where nothing was compiled: the package was installed without a compiler, or from a wheel for
+any platform. The environment may choose: EFFNET_ISA, an instruction set in place of the best one; EFFNET_KERNELS, another
+library than the one beside this file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.errors import ArgumentError
+from effnet.fields import positive_int
+
+KernelPrecision = Literal["fp32", "bf16"]
+
+ABI = 1  # what effnet_abi() of native/dispatch.cpp returns
+SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+LIBRARY = Path(__file__).with_name(f"_kernels{SUFFIX}")
+MESSAGE = 512  # bytes
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that the library has and this processor runs, best first; empty where there is no library."""
+    library = _library()
+    return () if library is None else tuple(library.effnet_instruction_sets().decode().split(","))
+
+
+def instruction_set() -> str | None:
+    """The one that kernels use: EFFNET_ISA, else the best; None where there is no library.
+
+    Raises:
+        ArgumentError: EFFNET_ISA is none of those that run here.
+    """
+    known = instruction_sets()
+    chosen = os.environ.get("EFFNET_ISA")
+    if chosen and known and chosen not in known:
+        raise ArgumentError("EFFNET_ISA", chosen, f"must be one of {', '.join(known)} on this processor.")
+    return (chosen or known[0]) if known else None
+
+
+def sizes(numbers: Sequence[int], precision: KernelPrecision) -> tuple[int, int]:
+    """Bytes of a network's packed weights, and of what each thread works in.
+
+    Raises:
+        ArgumentError: the numbers do not describe a network.
+    """
+    found = (ctypes.c_int64 * 3)()
+    message = ctypes.create_string_buffer(MESSAGE)
+    described = _int32(numbers)
+    failed = _open().effnet_sizes(_isa(), precision == "bf16", described, len(described), found, message, MESSAGE)
+    if failed:
+        raise ArgumentError("numbers", "", message.value.decode())
+    return found[0], found[1]
+
+
+class NativeNetwork:
+    """A network that the kernels keep ready: its weights are packed, its threads and memory are its own.
+
+    Args:
+        numbers: its sizes, in the order of native/layout.cpp.
+        arrays: its weights, float32, in the same order.
+        precision: what it computes with.
+        threads: how many.
+
+    Raises:
+        ArgumentError: the numbers do not describe a network, or the arrays do not fit it.
+    """
+
+    def __init__(
+        self, numbers: Sequence[int], arrays: Sequence[NDArray[np.float32]], precision: KernelPrecision, threads: int
+    ) -> None:
+        positive_int("threads", threads)
+        self.size, self.channels, self.classes = numbers[0], numbers[1], numbers[8]
+        library, described = _open(), _int32(numbers)
+        held = [np.ascontiguousarray(array, np.float32) for array in arrays]
+        pointers = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
+        lengths = (ctypes.c_int64 * len(held))(*(array.size for array in held))
+        message = ctypes.create_string_buffer(MESSAGE)
+        self._network = library.effnet_create(
+            _isa(), precision == "bf16", threads, described, len(described), pointers, lengths, len(held), message, MESSAGE
+        )
+        if not self._network:
+            raise ArgumentError("numbers", "", message.value.decode())
+        self._run, self._free, self._phases = library.effnet_run, library.effnet_free, library.effnet_phases
+
+    def __call__(self, pixels: NDArray[np.uint8], features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Logits (N, K) float32 of pixels (N, size, size, C) uint8.
+
+        Args:
+            pixels: the images.
+            features: (N, size, size, C) float32, C-contiguous: filled with the last feature map.
+
+        Raises:
+            ArgumentError: an array has another shape or type, or the network was closed.
+        """
+        if self._network is None:
+            raise ArgumentError("network", "closed", "cannot answer any more.")
+        expected = (self.size, self.size, self.channels)
+        if pixels.shape[1:] != expected or pixels.dtype != np.uint8:
+            raise ArgumentError("pixels", f"{pixels.shape} {pixels.dtype}", f"must be (N, {expected}) uint8.")
+        pixels = np.ascontiguousarray(pixels)
+        logits = np.empty((len(pixels), self.classes), np.float32)
+        self._run(self._network, pixels.ctypes.data, len(pixels), logits.ctypes.data, features and features.ctypes.data)
+        return logits
+
+    def phases(self) -> NDArray[np.float64]:
+        """Seconds of each phase of the last image: see native/effnet.h."""
+        seconds = np.zeros(self._phases(self._network, None, 0))
+        self._phases(self._network, seconds.ctypes.data, len(seconds))
+        return seconds
+
+    def close(self) -> None:
+        """Release its threads and memory."""
+        network, self._network = self._network, None
+        if network is not None:
+            self._free(network)
+
+    def __del__(self) -> None:
+        if getattr(self, "_network", None) is not None:
+            self.close()
+
+
+def _isa() -> bytes:
+    name = instruction_set()
+    assert name is not None
+    return name.encode()
+
+
+def _int32(numbers: Sequence[int]) -> Any:
+    return (ctypes.c_int32 * len(numbers))(*numbers)
+
+
+def _open() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise ImportError("effnet was installed without its compiled kernels", name="effnet._kernels")
+    return library
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    path = Path(os.environ.get("EFFNET_KERNELS") or LIBRARY)
+    if not path.is_file():
+        return None
+    library = ctypes.CDLL(str(path))
+    library.effnet_instruction_sets.restype = ctypes.c_char_p
+    if library.effnet_abi() != ABI:
+        return None
+    pointer, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    text = ctypes.c_char_p
+    library.effnet_sizes.argtypes = [text, whole, pointer, number, pointer, pointer, number]
+    library.effnet_create.argtypes = [text, whole, whole, pointer, number, pointer, pointer, number, pointer, number]
+    library.effnet_create.restype = pointer
+    library.effnet_run.argtypes = [pointer, pointer, number, pointer, pointer]
+    library.effnet_run.restype = None
+    library.effnet_phases.argtypes = [pointer, pointer, number]
+    library.effnet_phases.restype = number
+    library.effnet_free.argtypes = [pointer]
+    library.effnet_free.restype = None
+    return library
