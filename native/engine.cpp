@@ -172,10 +172,30 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
     void* y = context.maps[n % 2];
     // chunks of channels; those beyond a multiple of the threads are divided by rows
     const int whole = b.chunks / threads * threads, parts = std::min(threads, BANDS);
+    const int rounds = (b.chunks + threads - 1) / threads;
     share(whole + (b.chunks - whole) * parts, [&](int i) {
-      if (i < whole) return k.depthwise(b, net.stem, x, context, own, i, 0, BANDS);
-      const int q = (i - whole) % parts;
-      k.depthwise(b, net.stem, x, context, own, whole + (i - whole) / parts, part(BANDS, q, parts), part(BANDS, q + 1, parts));
+      const bool alone = i < whole;
+      const int chunk = alone ? i : whole + (i - whole) / parts, q = alone ? 0 : (i - whole) % parts;
+      Soon soon;
+      const auto add = [&](int at, const void* weights, size_t row, int begin, int end) {
+        soon.from[at] = (const char*)weights + begin * row;
+        soon.bytes[at] = (end - begin) * row;
+      };
+      // a chunk's share of what this thread reads in the next phases, behind the weights of the next chunk
+      const auto add_share = [&](int at, const void* weights, size_t row, int items) {
+        const int begin = part(items, place, threads), count = part(items, place + 1, threads) - begin;
+        const int round = chunk / threads;
+        add(at, weights, row, begin + part(count, round, rounds), begin + part(count, round + 1, rounds));
+      };
+      const int next = std::min(chunk + threads, b.chunks - 1);
+      if (b.source == Source::expand) {
+        add(0, b.expand.weights, (size_t)b.expand.depth * k.lanes * k.element, b.first(next), b.first(next + 1));
+        if (next == chunk) soon.bytes[0] = 0;
+        add_share(1, b.project.weights, (size_t)b.project.depth * k.lanes * k.element, b.project.vectors);
+        if (b.squeeze) add_share(2, b.squeeze_weights, (size_t)b.vectors * k.lanes * k.element, b.squeeze);
+        if (b.squeeze) add_share(3, b.excite_weights, (size_t)b.squeeze * k.lanes * k.element, b.vectors);
+      }
+      k.depthwise(b, net.stem, x, context, own, chunk, part(BANDS, q, alone ? 1 : parts), part(BANDS, q + 1, alone ? 1 : parts), soon);
     });
     done();
     if (b.squeeze) {
@@ -189,9 +209,18 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
     done();
     const int group = threads == 1 ? b.pixels() : std::max(48, (b.pixels() + 8 * threads - 1) / (8 * threads));
     const int groups = (b.pixels() + group - 1) / group;
+    Soon soon;
+    if (n + 1 < net.blocks.size() && net.blocks[n + 1].source == Source::expand) {
+      const Block& after = net.blocks[n + 1];
+      const size_t row = (size_t)after.expand.depth * k.lanes * k.element;
+      const int first = std::min(place, after.chunks - 1);
+      soon.from[0] = (const char*)after.expand.weights + after.first(first) * row;
+      soon.bytes[0] = (after.first(first + 1) - after.first(first)) * row;
+    }
     share(groups * b.project.tiles, [&](int i) {
       const int pixel = i % groups * group;
-      k.project(b, x, y, context, i / groups, pixel, std::min(b.pixels(), pixel + group));
+      k.project(b, x, y, context, i / groups, pixel, std::min(b.pixels(), pixel + group), soon);
+      soon.bytes[0] = 0;
     });
     done();
     x = y;
@@ -200,7 +229,15 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
   const Head& head = net.head;
   float* map = batch.features ? batch.features + index * head.pixels * head.features : nullptr;
   const int tiles = head.product.outputs ? head.product.tiles : head.in_lanes / k.lanes;
-  share(tiles, [&](int i) { k.head(head, x, context, map, i); });
+  share(tiles, [&](int i) {
+    Soon soon;
+    if (i + threads < head.product.tiles) {
+      const Product& p = head.product;
+      soon.from[0] = (const char*)p.weights + (size_t)p.first(i + threads) * p.depth * k.lanes * k.element;
+      soon.bytes[0] = (size_t)(p.first(i + threads + 1) - p.first(i + threads)) * p.depth * k.lanes * k.element;
+    }
+    k.head(head, x, context, map, i, soon);
+  });
   done();
   const int parts = threads == 1 ? 1 : std::min(head.classes, 4 * threads);
   share(parts, [&](int i) {

@@ -13,6 +13,9 @@ namespace NAMESPACE {
 #include "vectors.h"
 
 // ------------------------------------------------------------------------------------------------ matrix products
+#ifndef DIVIDE
+#define DIVIDE(i) ((i) % 2 == 0)
+#endif
 constexpr int PIXELS = 8;  // of a tile, at most
 constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights for each, and an input must fit
   int fitting = (REGISTERS - 1 - vectors) / vectors;
@@ -20,9 +23,25 @@ constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights f
 }
 constexpr int TILE = REGISTERS >= 32 ? LARGEST_TILE : 3;
 
+// Weights that will be needed soon: a product fetches a line of them into the cache with each of its steps, because weights
+// of the late blocks come from far away at every image.
+struct Ahead {
+  const char *at, *end;
+  ptrdiff_t line;  // 0 where there is nothing left to fetch
+
+  INLINE Ahead(const void* from, size_t bytes)
+      : at((const char*)from), end(at + bytes), line(bytes ? 64 : 0) {}
+  INLINE void fetch(ptrdiff_t step) const { __builtin_prefetch(at + step * line, 0, 2); }
+  INLINE void advance(ptrdiff_t steps) {
+    at += steps * line;
+    if (at >= end) line = 0, at = end;
+  }
+};
+
 // totals += inputs x weights for M pixels, `apart` elements apart, and N vectors of outputs
 template <class T, int M, int N>
-static INLINE void multiply(Vector (&totals)[M][N], const T* inputs, ptrdiff_t apart, const T* weights, int depth) {
+static INLINE void multiply(Vector (&totals)[M][N], const T* inputs, ptrdiff_t apart, const T* weights, int depth,
+                            const Ahead& ahead) {
   typedef Input<T> In;
 #pragma GCC unroll 4
   for (int k = 0; k < depth; k += In::PAIR) {
@@ -33,6 +52,7 @@ static INLINE void multiply(Vector (&totals)[M][N], const T* inputs, ptrdiff_t a
       UNROLL for (int n = 0; n < N; n++) totals[m][n] = In::add_product(totals[m][n], x, w[n]);
     }
     weights += N * LANES * In::PAIR;
+    ahead.fetch(k / In::PAIR);
   }
 }
 
@@ -44,14 +64,15 @@ template <class T> struct Inputs {
 };
 
 template <class T, int M, int N>
-static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T* weights, const float* bias) {
+static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T* weights, const float* bias, Ahead& ahead) {
   UNROLL for (int n = 0; n < N; n++) {
     Vector b = load(bias + n * LANES);
     UNROLL for (int m = 0; m < M; m++) totals[m][n] = b;
   }
 #pragma GCC unroll 1
   for (int i = 0; i < in.blocks; i++) {
-    multiply<T, M, N>(totals, in.from, in.apart, weights, in.depth);
+    multiply<T, M, N>(totals, in.from, in.apart, weights, in.depth, ahead);
+    ahead.advance(in.depth / Input<T>::PAIR);
     in.from += in.stride;
     weights += (ptrdiff_t)in.depth * N * LANES;
   }
@@ -59,7 +80,7 @@ static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T
 
 // A tile's work, for M pixels and N vectors of outputs; `Tiles` lists it for every M and N that fit the registers.
 template <class Work, class Argument> struct Tiles {
-  typedef void (*Function)(const Argument&, ptrdiff_t pixel);
+  typedef void (*Function)(Argument&, ptrdiff_t pixel);
   template <int N> struct Row {
     Function at[PIXELS + 1] = {};
     constexpr Row() { fill<1>(); }
@@ -92,7 +113,7 @@ template <class Work, class Argument> struct Tiles {
     }
   }
   // All of [pixel, end) in tiles of nearly the same size.
-  void run(const Argument& argument, int vectors, ptrdiff_t pixel, ptrdiff_t end) const {
+  void run(Argument& argument, int vectors, ptrdiff_t pixel, ptrdiff_t end) const {
     const Function* function = row(vectors);
     const int most = most_pixels(vectors);
     for (ptrdiff_t tiles = (end - pixel + most - 1) / most; tiles > 0; tiles--) {
@@ -112,16 +133,17 @@ template <class T> struct Expansion {
   ptrdiff_t plane;  // floats from a vector to the next
   Activation activation;
   Vector most;
+  Ahead ahead;
 
-  template <int M, int N> static void run(const Expansion& e, ptrdiff_t pixel) {
+  template <int M, int N> static void run(Expansion& e, ptrdiff_t pixel) {
     Vector totals[M][N];
     Inputs<T> in = e.in;
     in.from += pixel * in.apart;
-    multiply_blocks<T, M, N>(totals, in, e.weights, e.bias);
+    multiply_blocks<T, M, N>(totals, in, e.weights, e.bias, e.ahead);
     float* to = e.row + pixel * LANES;
     if (e.activation == Activation::silu) {
       UNROLL for (int n = 0; n < N; n++)
-        UNROLL for (int m = 0; m < M; m++) store(to + n * e.plane + m * LANES, silu<T>(totals[m][n]));
+        UNROLL for (int m = 0; m < M; m++) store(to + n * e.plane + m * LANES, silu<T>(totals[m][n], DIVIDE(n * M + m)));
     } else {
       UNROLL for (int n = 0; n < N; n++)
         UNROLL for (int m = 0; m < M; m++)
@@ -170,7 +192,7 @@ template <class T, int KERNEL, int STRIDE, int M> static INLINE void depthwise_t
     }
   }
   if (d.activation == Activation::silu) {
-    UNROLL for (int m = 0; m < M; m++) totals[m] = silu<T>(totals[m]);
+    UNROLL for (int m = 0; m < M; m++) totals[m] = silu<T>(totals[m], DIVIDE(m));
   } else {
     UNROLL for (int m = 0; m < M; m++) totals[m] = smaller(larger(totals[m], all(0.f)), d.most);
   }
@@ -220,16 +242,14 @@ static INLINE Vector upper(Activation kind) { return all(kind == Activation::rel
 // the first row of the output needs it, and overwritten when the last one is done with it.
 template <class T>
 static void depthwise(const Block& b, const Stem& stem, const void* input, Context& context, Workspace& space, int chunk,
-                      int band, int band_end) {
+                      int band, int band_end, Soon soon) {
   const int first = b.first(chunk), vectors = b.first(chunk + 1) - first;
   const int top = b.output * band / BANDS, bottom = b.output * band_end / BANDS;
   const ptrdiff_t plane = (ptrdiff_t)b.row * LANES, slot = plane * vectors;
   const T* x = (const T*)input;
 
-  Expansion<T> e;
-  e.plane = plane;
-  e.activation = b.activation;
-  e.most = upper(b.activation);
+  Expansion<T> e{{}, nullptr, nullptr, nullptr, plane, b.activation, upper(b.activation), {soon.from[0], soon.bytes[0]}};
+  int fetched = 0;  // of `soon`
   if (b.source != Source::map) {
     e.weights = (const T*)b.expand.weights + (ptrdiff_t)first * LANES * b.expand.depth;
     e.bias = b.expand.bias + (ptrdiff_t)first * LANES;
@@ -262,9 +282,9 @@ static void depthwise(const Block& b, const Stem& stem, const void* input, Conte
         continue;
       }
       e.row = row;
-      Expansion<T> here = e;
-      here.in.from += b.source == Source::stem ? (ptrdiff_t)made * stem.stride * stem.pitch : (ptrdiff_t)made * b.input * b.in_lanes;
-      EXPANSIONS<T>.run(here, vectors, 0, b.input);
+      e.in.from = x + made * (b.source == Source::stem ? (ptrdiff_t)stem.stride * stem.pitch : (ptrdiff_t)b.input * b.in_lanes);
+      while (!e.ahead.line && ++fetched < SOON) e.ahead = {soon.from[fetched], soon.bytes[fetched]};
+      EXPANSIONS<T>.run(e, vectors, 0, b.input);
     }
     d.first = above < 0 ? -above : 0;
     d.end = last - above;
@@ -326,11 +346,10 @@ static INLINE void scale_weights(const bf16* from, bf16* to, const float* gate) 
 
 // The gate of vectors of channels, and what it scales: the smaller one of the map and the projection's weights.
 template <class T> static void excite(const Block& b, Context& context, int vector, int end) {
-  const ptrdiff_t wide = (ptrdiff_t)b.vectors * LANES;
   for (int v = vector; v < end; v++) {
     Vector total = load(b.excite_bias + v * LANES);
-    const T* weights = (const T*)b.excite_weights + v * LANES;
-    for (int u = 0; u < b.squeeze; u++) total = load(weights + u * wide) * all(context.hidden[u]) + total;
+    const T* weights = (const T*)b.excite_weights + (ptrdiff_t)v * b.squeeze * LANES;
+    for (int u = 0; u < b.squeeze; u++) total = load(weights + u * LANES) * all(context.hidden[u]) + total;
     store(context.gate + v * LANES, 1.f / (power(total * SCALE) + 1.f));
   }
   if (b.scales_map) {
@@ -360,12 +379,13 @@ template <class T> struct Projection {
   const T* shortcut;  // or none
   T* out;
   ptrdiff_t apart;  // elements from a pixel of the output to the next
+  Ahead ahead;
 
-  template <int M, int N> static void run(const Projection& p, ptrdiff_t pixel) {
+  template <int M, int N> static void run(Projection& p, ptrdiff_t pixel) {
     Vector totals[M][N];
     Inputs<T> in = p.in;
     in.from += pixel * in.apart;
-    multiply_blocks<T, M, N>(totals, in, p.weights, p.bias);
+    multiply_blocks<T, M, N>(totals, in, p.weights, p.bias, p.ahead);
     const ptrdiff_t at = pixel * p.apart;
     if (p.shortcut) {
       UNROLL for (int m = 0; m < M; m++)
@@ -378,10 +398,10 @@ template <class T> struct Projection {
 template <class T> constexpr Tiles<Projection<T>, Projection<T>> PROJECTIONS{};
 
 template <class T>
-static void project(const Block& b, const void* x, void* y, const Context& context, int tile, int pixel, int end) {
+static void project(const Block& b, const void* x, void* y, const Context& context, int tile, int pixel, int end, Soon soon) {
   const int first = b.project.first(tile), vectors = b.project.first(tile + 1) - first;
   const void* weights = b.squeeze && !b.scales_map ? context.scaled : b.project.weights;
-  Projection<T> p;
+  Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, 0, {soon.from[0], soon.bytes[0]}};
   p.in = {(const T*)context.depthwise, LANES, (ptrdiff_t)b.pixels() * LANES, b.vectors, LANES};
   p.weights = (const T*)weights + (ptrdiff_t)first * LANES * b.project.depth;
   p.bias = b.project.bias + first * LANES;
@@ -410,7 +430,7 @@ static void stem(const Stem& s, Activation activation, const void* image, void* 
     T* out = (T*)y + (ptrdiff_t)row * s.output * apart;
     for (int t = 0; t < product.tiles; t++) {
       const int first = product.first(t);
-      Projection<T> p;
+      Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, 0, {nullptr, 0}};
       p.in = {(const T*)image + (ptrdiff_t)row * s.stride * s.pitch, (ptrdiff_t)s.stride * s.channels, s.pitch, s.kernel, s.block};
       p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
       p.bias = product.bias + first * LANES;
@@ -435,12 +455,13 @@ template <class T> struct Pooling {
   int lanes[LARGEST_TILE];  // features of each vector
   Activation activation;
   Vector most, scale;
+  Ahead ahead;
 
-  template <int M, int N> static void run(const Pooling& p, ptrdiff_t pixel) {
+  template <int M, int N> static void run(Pooling& p, ptrdiff_t pixel) {
     Vector totals[M][N];
     Inputs<T> in = p.in;
     in.from += pixel * in.apart;
-    multiply_blocks<T, M, N>(totals, in, p.weights, p.bias);
+    multiply_blocks<T, M, N>(totals, in, p.weights, p.bias, p.ahead);
     UNROLL for (int n = 0; n < N; n++) {
       Vector s = load(p.sums + n * LANES);
       UNROLL for (int m = 0; m < M; m++) {
@@ -458,7 +479,7 @@ template <class T> struct Pooling {
 template <class T> constexpr Tiles<Pooling<T>, Pooling<T>> POOLINGS{};
 
 // A tile of the head's features: their map, if it is wanted, and their averages; of the last block where there is no head
-template <class T> static void head(const Head& h, const void* x, Context& context, float* map, int tile) {
+template <class T> static void head(const Head& h, const void* x, Context& context, float* map, int tile, Soon soon) {
   const Product& product = h.product;
   const bool scaled = product.outputs && h.activation == Activation::silu;
   const Vector scale = all(scaled ? 1 / SCALE : 1.f);
@@ -467,7 +488,7 @@ template <class T> static void head(const Head& h, const void* x, Context& conte
   const int vectors = product.outputs ? product.first(tile + 1) - first : 1;
   const T* from = (const T*)x;
   if (product.outputs) {
-    Pooling<T> p;
+    Pooling<T> p{{}, nullptr, nullptr, nullptr, nullptr, 0, {}, h.activation, upper(h.activation), scale, {soon.from[0], soon.bytes[0]}};
     p.in = {from, h.in_lanes, 0, 1, product.depth};
     p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
     p.bias = product.bias + first * LANES;
@@ -478,9 +499,6 @@ template <class T> static void head(const Head& h, const void* x, Context& conte
       const int left = h.features - (first + n) * LANES;
       p.lanes[n] = left < LANES ? left : LANES;
     }
-    p.activation = h.activation;
-    p.most = upper(h.activation);
-    p.scale = scale;
     POOLINGS<T>.run(p, vectors, 0, h.pixels);
   } else {
     Vector s = all(0.f);

@@ -164,8 +164,8 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     b.out_lanes = round_up(b.out, lanes);
     b.vectors = (b.wide + lanes - 1) / lanes;
     b.chunk = b.source == Source::stem ? std::min(2, table.chunk) : table.chunk;
-    b.chunks = (b.vectors + b.chunk - 1) / b.chunk;
     b.row = std::max(b.pad + b.input, (b.output - 1) * b.stride + b.kernel);
+    b.chunks = (b.vectors + b.chunk - 1) / b.chunk;
     b.scales_map = b.pixels() < b.out;
     check_map("map", std::max(b.input, b.output), std::max(b.vectors * lanes, b.out_lanes));
     if (b.source == Source::expand) b.expand = product(b.in, b.wide, round_up(b.in, table.pair), b.chunk);
@@ -257,7 +257,10 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
       memcpy(b.squeeze_bias, arrays.take(name + "squeeze.bias", b.squeeze), b.squeeze * sizeof(float));
       const float* up = arrays.take(name + "excite.weight", length);
       for (int c = 0; c < b.wide; c++)
-        for (int u = 0; u < b.squeeze; u++) writer.put(b.excite_weights, (size_t)u * wide + c, up[(size_t)c * b.squeeze + u]);
+        for (int u = 0; u < b.squeeze; u++) {
+          const size_t at = ((size_t)(c / k.lanes) * b.squeeze + u) * k.lanes + c % k.lanes;
+          writer.put(b.excite_weights, at, up[(size_t)c * b.squeeze + u]);
+        }
       memcpy(b.excite_bias, arrays.take(name + "excite.bias", b.wide), b.wide * sizeof(float));
     }
     const float* p = arrays.take(name + "project.weight", (int64_t)b.out * b.wide);

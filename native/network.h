@@ -58,7 +58,8 @@ struct Block {
   Product expand;  // or the stem's
   float* filters = nullptr;  // [vector][ky][kx][lane]
   float* bias = nullptr;
-  void *squeeze_weights = nullptr, *excite_weights = nullptr;  // [squeezed][wide], both
+  void* squeeze_weights = nullptr;  // [squeezed][expanded channel]
+  void* excite_weights = nullptr;  // [vector][squeezed][lane]
   float *squeeze_bias = nullptr, *excite_bias = nullptr;
   Product project;
 
@@ -93,6 +94,13 @@ struct Workspace {
   float* pooled = nullptr;
 };
 
+// Weights that the thread needs next, to be fetched into the cache meanwhile.
+constexpr int SOON = 4;
+struct Soon {
+  const void* from[SOON] = {};
+  size_t bytes[SOON] = {};
+};
+
 // The work of an instruction set in a precision. Ranges are [first, end).
 struct Kernels {
   int lanes;
@@ -102,12 +110,14 @@ struct Kernels {
   int tile;  // vectors of outputs of a projection, at most
   float scale;  // of SiLU: kernels compute `scale` times it, of `scale` times its input
   void (*image)(const Stem&, const uint8_t* pixels, void* image, int row, int end);
-  void (*depthwise)(const Block&, const Stem&, const void* x, Context&, Workspace&, int chunk, int band, int end);
+  void (*depthwise)(const Block&, const Stem&, const void* x, Context&, Workspace&, int chunk, int band, int end,
+                    Soon);
   void (*squeeze)(const Block&, Context&, Workspace&, int unit, int end);
   void (*excite)(const Block&, Context&, int vector, int end);
-  void (*project)(const Block&, const void* x, void* y, const Context&, int tile, int pixel, int end);
+  void (*project)(const Block&, const void* x, void* y, const Context&, int tile, int pixel, int end,
+                  Soon);
   void (*stem)(const Stem&, Activation, const void* image, void* y, int row, int end);
-  void (*head)(const Head&, const void* x, Context&, float* map, int tile);
+  void (*head)(const Head&, const void* x, Context&, float* map, int tile, Soon);
   void (*classify)(const Head&, const Context&, float* logits, int unit, int end);
 };
 

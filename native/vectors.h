@@ -95,7 +95,7 @@ template <> struct Input<bf16> {
 // SiLU of x = t / SCALE, times SCALE: t / (1 + 2^t). The polynomials are minimax fits of 2^f in relative error.
 constexpr float SCALE = -1.44269504088896341f;
 
-static INLINE Vector power(Vector t) {  // 2^t; relative error 4e-7 with AVX-512, 8e-8 elsewhere
+static INLINE Vector power_plus(Vector t, Vector summand) {  // 2^t + summand; relative error 4e-7 with AVX-512, 8e-8 elsewhere
 #ifdef __AVX512F__
   const Vector magic = all(786432.f);  // 1.5 * 2^19: the lowest bits of the sum are those of round(16 t)
   Vector sum = t + magic, n = sum - magic, f = t - n;
@@ -103,29 +103,47 @@ static INLINE Vector power(Vector t) {  // 2^t; relative error 4e-7 with AVX-512
                   1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f, 1.6817928305f,
                   1.7562521604f, 1.8340080864f, 1.9152065614f};  // 2^(i/16)
   Vector q = (2.4021946252e-01f * f + 6.9318783162e-01f) * f + 1.0000000069f;
-  return _mm512_scalef_ps(q * _mm512_permutexvar_ps(_mm512_castps_si512(sum), table), n);
+  return q * _mm512_scalef_ps(_mm512_permutexvar_ps(_mm512_castps_si512(sum), table), n) + summand;
 #else
   t = smaller(larger(t, all(-126.f)), all(126.f));
   const Vector magic = all(12582912.f);  // 1.5 * 2^23
   Vector sum = t + magic, f = t - (sum - magic);
   Vector q = 1.3276471960e-03f * f + 9.6755415026e-03f;
   q = ((((q * f + 5.5507132751e-02f) * f + 2.4022119721e-01f) * f + 6.9314696706e-01f) * f + 1.0000000717f);
-  return (Vector)((Integers)q + ((Integers)sum << 23));
+  return (Vector)((Integers)q + ((Integers)sum << 23)) + summand;
 #endif
 }
 
-template <class T> static INLINE Vector silu(Vector t);
-template <> INLINE Vector silu<float>(Vector t) { return t / (power(t) + 1.f); }
-template <> INLINE Vector silu<bf16>(Vector t) {
+static INLINE Vector power(Vector t) {  // 2^t
+  return power_plus(t, all(0.f));
+}
+
+// `divide`: which of two ways to a quotient. A processor's divider works beside its multipliers, so that a loop is fastest
+// where it takes turns.
+template <class T> static INLINE Vector silu(Vector t, bool divide);
+template <> INLINE Vector silu<float>(Vector t, bool divide) {
+  Vector d = power_plus(t, all(1.f));
 #ifdef __AVX512F__
+  if (divide) return t / d;
+  Vector r = _mm512_rcp14_ps(d);
+  r = (1.f - d * r) * r + r;  // a step of Newton's
+  return t * r;
+#else
+  (void)divide;
+  return t / d;
+#endif
+}
+template <> INLINE Vector silu<bf16>(Vector t, bool divide) {
+#ifdef __AVX512F__
+  (void)divide;
   Vector n = _mm512_roundscale_ps(t, 8), f = t - n;
   Vector q = ((5.5171668761e-02f * f + 2.4261113279e-01f) * f + 6.9326098644e-01f) * f + 9.9992807292e-01f;
   return t * _mm512_rcp14_ps(_mm512_scalef_ps(q, n) + 1.f);  // relative error 1.4e-4
 #else
-  return silu<float>(t);
+  return silu<float>(t, divide);
 #endif
 }
 
 template <class T> static INLINE Vector activate(Vector value, Activation kind, Vector most) {
-  return kind == Activation::silu ? silu<T>(value) : smaller(larger(value, all(0.f)), most);
+  return kind == Activation::silu ? silu<T>(value, true) : smaller(larger(value, all(0.f)), most);
 }
