@@ -45,7 +45,7 @@ X86_ISAS = {
     "avx512bf16": f"{AVX512} -mavx512bf16",
 }
 COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
-RELEASE = "-O3 -fno-rtti"
+RELEASE = "-O2 -fno-rtti"
 SANITIZED = "-Wall -Wextra -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
 # Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
 LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-s"}

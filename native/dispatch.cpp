@@ -7,24 +7,23 @@
 #include "effnet.h"
 #include "engine.h"
 
-#if !defined(EFFNET_X86)
-#define EFFNET_X86 0
-#endif
-#if !defined(EFFNET_BUILD)
-#define EFFNET_BUILD "unknown"
-#endif
+// build.py says which instruction sets this library has, and what its sources are.
 
 namespace effnet {
 namespace portable {
 extern const Kernels FP32, BF16;
 }
-#if EFFNET_X86
+#if EFFNET_HAS_AVX2
 namespace avx2 {
 extern const Kernels FP32, BF16;
 }
+#endif
+#if EFFNET_HAS_AVX512
 namespace avx512 {
 extern const Kernels FP32, BF16;
 }
+#endif
+#if EFFNET_HAS_AVX512BF16
 namespace avx512bf16 {
 extern const Kernels FP32, BF16;
 }
@@ -50,9 +49,13 @@ bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf1
 bool always() { return true; }
 
 const Isa ISAS[] = {  // best first
-#if EFFNET_X86
+#if EFFNET_HAS_AVX512BF16
     {"avx512bf16", &avx512bf16::FP32, &avx512bf16::BF16, has_avx512bf16},
+#endif
+#if EFFNET_HAS_AVX512
     {"avx512", &avx512::FP32, &avx512::BF16, has_avx512},
+#endif
+#if EFFNET_HAS_AVX2
     {"avx2", &avx2::FP32, &avx2::BF16, has_avx2},
 #endif
     {"portable", &portable::FP32, &portable::BF16, always},

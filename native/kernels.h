@@ -78,47 +78,26 @@ static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T
   }
 }
 
-// A tile's work, for M pixels and N vectors of outputs; `Tiles` lists it for every M and N that fit the registers.
-template <class Work, class Argument> struct Tiles {
-  typedef void (*Function)(Argument&, ptrdiff_t pixel);
-  template <int N> struct Row {
-    Function at[PIXELS + 1] = {};
-    constexpr Row() { fill<1>(); }
-    template <int M> constexpr void fill() {
-      if constexpr (M <= most_pixels(N)) {
-        at[M] = &Work::template run<M, N>;
-        fill<M + 1>();
-      }
-    }
-  };
-  Row<1> one;
-  Row<2> two;
-  Row<3> three;
-#if REGISTERS >= 32
-  Row<4> four;
-  Row<5> five;
-#endif
+// The work of a tile, compiled for every number of pixels that fits the registers and up to MOST vectors of outputs
+template <class Work, int MOST> struct Tiles {
+  typedef void (*Function)(Work&, ptrdiff_t pixel);
+  Function at[MOST + 1][PIXELS + 1] = {};
 
-  const Function* row(int vectors) const {
-    switch (vectors) {
-      case 1: return one.at;
-      case 2: return two.at;
-      case 3: return three.at;
-#if REGISTERS >= 32
-      case 4: return four.at;
-      default: return five.at;
-#else
-      default: return three.at;
-#endif
+  constexpr Tiles() { fill<1, 1>(); }
+  template <int M, int N> constexpr void fill() {
+    if constexpr (M <= most_pixels(N)) {
+      at[N][M] = &Work::template run<M, N>;
+      fill<M + 1, N>();
+    } else if constexpr (N < MOST) {
+      fill<1, N + 1>();
     }
   }
-  // All of [pixel, end) in tiles of nearly the same size.
-  void run(Argument& argument, int vectors, ptrdiff_t pixel, ptrdiff_t end) const {
-    const Function* function = row(vectors);
+  // All of [pixel, end), in tiles of nearly the same size
+  void run(Work& work, int vectors, ptrdiff_t pixel, ptrdiff_t end) const {
     const int most = most_pixels(vectors);
     for (ptrdiff_t tiles = (end - pixel + most - 1) / most; tiles > 0; tiles--) {
-      ptrdiff_t size = (end - pixel) / tiles;
-      function[size](argument, pixel);
+      const ptrdiff_t size = (end - pixel) / tiles;
+      at[vectors][size](work, pixel);
       pixel += size;
     }
   }
@@ -151,7 +130,7 @@ template <class T> struct Expansion {
     }
   }
 };
-template <class T> constexpr Tiles<Expansion<T>, Expansion<T>> EXPANSIONS{};
+template <class T> constexpr Tiles<Expansion<T>, CHUNK> EXPANSIONS{};
 
 // ------------------------------------------------------------------------------------------------ depthwise convolution
 template <class T> struct Depthwise {
@@ -395,7 +374,7 @@ template <class T> struct Projection {
       UNROLL for (int n = 0; n < N; n++) store(p.out + at + m * p.apart + n * LANES, totals[m][n]);
   }
 };
-template <class T> constexpr Tiles<Projection<T>, Projection<T>> PROJECTIONS{};
+template <class T> constexpr Tiles<Projection<T>, TILE> PROJECTIONS{};
 
 template <class T>
 static void project(const Block& b, const void* x, void* y, const Context& context, int tile, int pixel, int end, Soon soon) {
@@ -476,7 +455,7 @@ template <class T> struct Pooling {
         for (int i = 0; i < p.lanes[n]; i++) p.map[(pixel + m) * p.apart + n * LANES + i] = totals[m][n][i] * p.scale[0];
   }
 };
-template <class T> constexpr Tiles<Pooling<T>, Pooling<T>> POOLINGS{};
+template <class T> constexpr Tiles<Pooling<T>, CHUNK> POOLINGS{};
 
 // A tile of the head's features: their map, if it is wanted, and their averages; of the last block where there is no head
 template <class T> static void head(const Head& h, const void* x, Context& context, float* map, int tile, Soon soon) {
@@ -534,7 +513,7 @@ template <class T> static void classify(const Head& h, const Context& context, f
 }
 
 template <class T> static constexpr Kernels table() {
-  return {LANES,        Input<T>::PAIR, (int)sizeof(T), TILE < 3 ? TILE : CHUNK, TILE,          SCALE,  image<T>,
+  return {LANES,        Input<T>::PAIR, (int)sizeof(T), CHUNK, TILE, SCALE,  image<T>,
           depthwise<T>, squeeze<T>,     excite<T>,      project<T>,              stem<T>, head<T>, classify<T>};
 }
 
