@@ -1,8 +1,8 @@
 """The one door to the compiled kernels in native/: pointers, sizes and types are checked here.
 
-`instruction_sets()` is empty where nothing was compiled: the package was installed without a compiler, or from a wheel for
-any platform. The environment may choose: EFFNET_ISA, an instruction set in place of the best one; EFFNET_KERNELS, another
-library than the one beside this file.
+`instruction_sets()` is empty where nothing was compiled: the package was installed without a compiler. The environment
+may choose: EFFNET_ISA, an instruction set in place of the best one; EFFNET_KERNELS, another library than the one beside
+this file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from effnet.fields import positive_int
 
 KernelPrecision = Literal["fp32", "bf16"]
 
+CHOSEN = "EFFNET_ISA"  # the environment's word for an instruction set
 ABI = 1  # what effnet_abi() of native/dispatch.cpp returns
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_kernels{SUFFIX}")
@@ -42,9 +43,9 @@ def instruction_set() -> str | None:
         ArgumentError: EFFNET_ISA is none of those that run here.
     """
     known = instruction_sets()
-    chosen = os.environ.get("EFFNET_ISA")
+    chosen = os.environ.get(CHOSEN)
     if chosen and known and chosen not in known:
-        raise ArgumentError("EFFNET_ISA", chosen, f"must be one of {', '.join(known)} on this processor.")
+        raise ArgumentError(CHOSEN, chosen, f"must be one of {', '.join(known)} on this processor.")
     return (chosen or known[0]) if known else None
 
 
@@ -86,9 +87,8 @@ class NativeNetwork:
         pointers = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
         lengths = (ctypes.c_int64 * len(held))(*(array.size for array in held))
         message = ctypes.create_string_buffer(MESSAGE)
-        self._network = library.effnet_create(
-            _isa(), precision == "bf16", threads, described, len(described), pointers, lengths, len(held), message, MESSAGE
-        )
+        sized = described, len(described), pointers, lengths, len(held)
+        self._network = library.effnet_create(_isa(), precision == "bf16", threads, *sized, message, MESSAGE)
         if not self._network:
             raise ArgumentError("numbers", "", message.value.decode())
         self._run, self._free, self._phases = library.effnet_run, library.effnet_free, library.effnet_phases

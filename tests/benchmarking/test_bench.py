@@ -38,7 +38,8 @@ from effnet.weights.bundle import open_bundle
 
 CLASSES = ("a", "b", "c")
 TORCH, ONNX, FP32, BF16 = Backend("torch"), Backend("onnxruntime"), Backend("openvino"), Backend("openvino", "bf16")
-ALL = (TORCH, FP32, BF16, ONNX)
+NATIVE = Backend("native"), Backend("native", "bf16")
+ALL = (TORCH, *NATIVE, FP32, BF16, ONNX)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,12 @@ def test_every_backend_of_a_network(model: str, monkeypatch: pytest.MonkeyPatch)
     for batch in (1, 2):
         assert found.selected[batch] == select_for(bundle, batch=batch)
         assert [row.backend for row in found.rows if found.uses(row, batch)] == [BF16]
-    assert [version.split()[0] for version in found.conditions.versions] == ["torch", "openvino", "onnxruntime"]
+    assert [version.split()[0] for version in found.conditions.versions] == [
+        "torch",
+        "native",
+        "openvino",
+        "onnxruntime",
+    ]
 
 
 def test_the_report_as_plain_values(model: str, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +279,7 @@ def test_what_is_not_measured_is_reported(model: str, exported: str, monkeypatch
         rows = list_backends(opened, int8=int8)
         return rows, " ".join(list_absent(name, opened, rows))
 
-    assert ask(model, int8=True) == ((TORCH, FP32, BF16, INT8, ONNX), "")
+    assert ask(model, int8=True) == ((TORCH, *NATIVE, FP32, BF16, INT8, ONNX), "")
     assert f"effnet bench {model} DATA --int8" in ask(model)[1]
     assert ask(exported) == ((ONNX, FP32, BF16), "")
     for module in ("runtime.select", "benchmarking.backends"):

@@ -28,7 +28,9 @@ from effnet.weights.bundle import Record, open_bundle
 
 COMMAND = "bench"  # what `run` runs
 
-ROWS = [["torch", "fp32"], ["OpenVINO", "fp32"], ["OpenVINO", "bf16"], ["ONNX Runtime", "fp32"]]
+NATIVE = [["native", "fp32"], ["native", "bf16"]]
+ARTIFACT = [["OpenVINO", "fp32"], ["OpenVINO", "bf16"], ["ONNX Runtime", "fp32"]]
+ROWS = [["torch", "fp32"], *NATIVE, *ARTIFACT]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def folder(made, tmp_path, monkeypatch):
 
 def rows_of(out):
     """Engine and precision of each row of each table, and the rows' other words."""
-    found = re.findall(r"^ *(torch|OpenVINO|ONNX Runtime) +(fp32|bf16|int8) +(.*)$", out, re.M)
+    found = re.findall(r"^ *(torch|native|OpenVINO|ONNX Runtime) +(fp32|bf16|int8) +(.*)$", out, re.M)
     return [[engine, precision] for engine, precision, _ in found], [words.split() for *_, words in found]
 
 
@@ -69,14 +71,16 @@ def test_every_engine_side_by_side(run, folder):
     names, words = rows_of(out)
     assert names == ROWS + ROWS
     assert "Processor X, 2 cores" in out
-    assert re.search(r"2 threads, torch [\d.]+\S*, openvino [\d.]+, onnxruntime [\d.]+", out)
-    assert words[4][1:5] == ["kB", "90.00", "MB", "0.50"]
-    assert [row.count("*") for row in words[:4]] == [0, 0, 2, 0]  # the rule's choice: OpenVINO in bf16
+    assert re.search(r"2 threads, torch [\d.]+\S*, native [\d.]+\S* \(\w+\), openvino [\d.]+, onnxruntime [\d.]+", out)
+    assert words[len(ROWS)][1:5] == ["kB", "90.00", "MB", "0.50"]
+    assert [row.count("*") for row in words[: len(ROWS)]] == [0, 0, 2, 0, 0, 0]  # the rule's choice: native in bf16
     assert "effnet bench m DATA --int8" in out
     assert "Drawn: m.svg" in err
     drawing = (folder / "m.svg").read_text()
     assert all(text in drawing for text in ("OpenVINO bf16", "ms for 2 images", "same class as torch"))
-    assert re.search(r"Next: effnet export m --format (torch|openvino|onnx) --precision (fp32|bf16) --batch 1\n$", err)
+    export = r"export m --format (openvino|onnx) --precision (fp32|bf16) --batch 1"
+    predict = r"predict photo.jpg --model m --engine (torch|native) --precision (fp32|bf16)"
+    assert re.search(rf"Next: effnet ({export}|{predict})\n$", err)
     assert sorted(path.name for path in folder.iterdir()) == ["m", "m.onnx", "m.svg", "nameless", "shapes"]
 
 
@@ -108,7 +112,7 @@ def test_accuracy_is_that_of_val(run, capsys):
 def test_an_artifact(run):
     code, out, err = run("m.onnx", "--rounds", 1, "--threads", 1)
     assert code == 0
-    assert rows_of(out)[0] == [ROWS[3], ROWS[1], ROWS[2]] * 2
+    assert rows_of(out)[0] == [ARTIFACT[2], ARTIFACT[0], ARTIFACT[1]] * 2
     assert "2 images" in out
     assert "32 images" in out
     assert re.search(

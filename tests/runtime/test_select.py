@@ -127,7 +127,7 @@ def test_what_cannot_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ArgumentError, match=r"`precision` \(='int8'\).* calibrate"):
         select(B0, precision="int8")
     for engine in ("torch", "onnxruntime"):
-        with pytest.raises(ArgumentError, match=r"`precision`.*needs engine openvino"):
+        with pytest.raises(ArgumentError, match=r"`precision`.*needs engine native or openvino"):
             select(B0, engine=engine, precision="bf16")
     for name, value in (("batch", 0), ("threads", 99), ("threads", -2)):
         with pytest.raises(ArgumentError, match=rf"`{name}` \(={value}\)"):

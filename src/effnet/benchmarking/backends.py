@@ -12,9 +12,10 @@ from typing import Any
 from effnet.errors import EXTRAS, ArgumentError
 from effnet.files import size_of
 from effnet.machine import this_machine
+from effnet.runtime import native
 from effnet.runtime.artifact import ENGINES, Artifact, Model
 from effnet.runtime.select import NEEDED, installed_engines
-from effnet.runtime.session import TITLES, Backend, EnginePrecision
+from effnet.runtime.session import BF16_ENGINES, TITLES, Backend, EnginePrecision
 
 INT8 = Backend("openvino", "int8")
 
@@ -46,7 +47,9 @@ def list_backends(model: Model, *, int8: bool = False) -> tuple[Backend, ...]:
     here, bf16 = installed_engines(artifact), this_machine().bf16
     exact: EnginePrecision = "fp32"
     if artifact is None:
-        names = [name for name in TITLES if name in here] or ["torch"]  # which fails, and says why
+        unable = {"native"} if native.unsupported(model.config.spec) else set()
+        able = [name for name in TITLES if name in here and name not in unable]
+        names = able or ["torch"]  # which fails, and says why
     elif int8:
         raise ArgumentError("int8", int8, f"is made of a network, and {artifact.path} is an artifact.")
     else:
@@ -57,9 +60,8 @@ def list_backends(model: Model, *, int8: bool = False) -> tuple[Backend, ...]:
     found = []
     for name in names:
         found.append(Backend(name, exact))
-        if name == "openvino":
-            found += [Backend(name, "bf16")] if bf16 else []
-            found += [INT8] if int8 else []
+        found += [Backend(name, "bf16")] if bf16 and name in BF16_ENGINES else []
+        found += [INT8] if int8 and name == "openvino" else []
     return tuple(found)
 
 
@@ -68,7 +70,10 @@ def list_absent(name: str, model: Model, backends: Container[Backend]) -> tuple[
     artifact = model if isinstance(model, Artifact) else None
     here, notes = installed_engines(artifact), []
     for engine in ENGINES[artifact.form.format] if artifact else TITLES:
-        if engine not in here:
+        if engine == "native":
+            if reason := native.missing() or native.unsupported(model.config.spec):
+                notes.append(f"native {reason}")
+        elif engine not in here:
             package = NEEDED[engine][0 if artifact else -1]
             notes.append(f"{TITLES[engine]} is not installed: pip install 'effnet[{EXTRAS[package]}]'")
     if artifact is None and INT8 not in backends:

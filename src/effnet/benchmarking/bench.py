@@ -58,7 +58,6 @@ GROUP = 16  # images with known classes that go together, or a full batch where 
 FORMATS: dict[EngineName, tuple[Format, str]] = {  # what is exported for an engine, and its suffix
     "openvino": ("openvino", ""),
     "onnxruntime": ("onnx", ".onnx"),
-    "torch": ("torch", ".pt2"),
 }
 
 
@@ -204,9 +203,9 @@ class _Bench:
         return self._keep(report) if self.plan.keep else report
 
     def _write_file(self, row: Backend, folder: Path, calibration: TrainVal | None) -> None:
-        """Write what a fresh process opens: an artifact for single images; for torch the weights where they are."""
+        """Write what a fresh process opens: an artifact for single images; for other engines the model."""
         model = self.model
-        if isinstance(model, Artifact) or row.engine == "torch":
+        if isinstance(model, Artifact) or row.engine not in FORMATS:
             self.files[row] = self.name
             self._set(row, file_bytes=bytes_of(model))
             return
@@ -294,7 +293,7 @@ class _Bench:
         for done in range(COLD_STARTS):
             for row, starts in found.items():
                 pins: dict[str, Any] = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}
-                source = self.plan.source if row.engine == "torch" else None  # artifacts need none
+                source = self.plan.source if row.engine not in FORMATS else None  # artifacts need none
                 pins |= {"batch": self.step, "source": source}
                 if start := self._try(row, measure_cold_start, self.files[row], pins):
                     starts.append(start)

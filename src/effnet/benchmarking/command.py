@@ -123,7 +123,7 @@ def _show_rest(report: BenchReport) -> None:
         lines.append(line)
     console.table(heads, lines)
     notes = [
-        "File: what is shipped, for torch its weights; bf16 is what OpenVINO computes with, not what it stores.",
+        "File: what is shipped, for torch and native its weights; bf16 is what an engine computes with, not what is stored.",
         f"Cold start: a new process until its first answer; peak memory: of that process, Python and all libraries "
         f"included; medians of {COLD_STARTS}, with the files in the system's cache.",
         f"Logits: the largest difference from {report.reference}, as a share of the largest logit; same class: on "
@@ -143,7 +143,7 @@ def _next(report: BenchReport) -> str:
     if (best := report.fastest(batch)) is None:
         return f"effnet info {model}"
     engine, precision = best.backend.engine, best.backend.precision
-    if artifact_path(report.model):
+    if artifact_path(report.model) or engine not in FORMATS:
         return f"effnet predict photo.jpg --model {model} --engine {engine} --precision {precision}"
     images = f" {shlex.quote(report.data)}" if precision == "int8" and report.data else ""
     return f"effnet export {model}{images} --format {FORMATS[engine][0]} --precision {precision} --batch {batch}"

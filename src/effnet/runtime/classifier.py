@@ -28,7 +28,7 @@ from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
 if TYPE_CHECKING:
     from effnet.models.efficientnet import EfficientNet
 
-AnyEngine = Literal["auto", "torch", "openvino", "onnxruntime"]
+AnyEngine = Literal["auto", "native", "torch", "openvino", "onnxruntime"]
 AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
 Decode = Literal["fast", "exact"]
 Photo = str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[Any]
@@ -259,11 +259,11 @@ class EngineOptions:
     """What runs a model, and how: part of effnet.load's arguments and of several commands' options."""
 
     engine: AnyEngine = "auto"
-    """What runs the model. Default: what effnet bench --keep found fastest here, else OpenVINO or ONNX Runtime where
-    installed, else torch; an artifact runs in the engine of its format."""
+    """What runs the model. Default: what effnet bench --keep found fastest here, else effnet's own engine, native; what
+    that cannot run, OpenVINO, ONNX Runtime or torch does. An artifact runs in the engine of its format."""
     precision: AnyPrecision | None = None
-    """What it computes with; only OpenVINO has bf16. auto: an artifact's own; else bf16 where OpenVINO runs the model
-    and the processor is faster in it, else fp32. Default: auto; effnet val: an artifact's own, else fp32."""
+    """What it computes with; native and OpenVINO have bf16. auto: an artifact's own; else bf16 where the processor is
+    faster in it, else fp32. Default: auto; effnet val: an artifact's own, else fp32."""
     batch: int | None = None
     """Images of a full batch, which may go through the network in parts. Default: 16, fewer for a large network."""
     threads: int | None = None

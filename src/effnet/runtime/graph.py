@@ -174,6 +174,7 @@ def fold(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def pads_of(kernel_size: int, stride: int, size: int, padding: Padding) -> Pads:
+    """Pixels of padding of a convolution whose input has this height and width."""
     if padding == "symmetric" or stride == 1:
         return (kernel_size - 1) // 2, (kernel_size - 1) // 2
     missing = max(0, kernel_size - stride + size % stride)

@@ -1,4 +1,8 @@
-"""effnet's own engine: a network's numbers and weights in the order in which the kernels of native/ read them."""
+"""effnet's own engine: a network's numbers and weights in the order in which the kernels of native/ read them.
+
+It runs every network of MBConv blocks, from its bundle, with any number of images. docs/architecture.md shows how a
+block goes through the kernels.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,74 @@ from numpy.typing import NDArray
 
 from effnet.arch.blocks import Activation
 from effnet.arch.spec import NetworkSpec, Padding
-from effnet.runtime.graph import PIXEL, Network, fold, pads_of
+from effnet.errors import ArgumentError
+from effnet.machine import this_machine
+from effnet.native import KernelPrecision, NativeNetwork, instruction_sets, sizes
+from effnet.runtime.artifact import Model
+from effnet.runtime.graph import PIXEL, Network, fold, network_of, pads_of
+from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
+from effnet.weights.bundle import Bundle
 
 ACTIVATIONS = {name: number for number, name in enumerate(get_args(Activation), start=1)}  # as in native/network.h
 LARGEST_KERNEL = 63
+
+
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
+    """See runtime.select.compiler. One network serves any number of images.
+
+    Raises:
+        ArgumentError: the kernels cannot run it, or were not compiled when effnet was installed.
+    """
+    if not isinstance(model, Bundle):
+        raise ArgumentError("engine", backend.engine, "runs bundles and weights, not artifacts.")
+    if reason := missing() or unsupported(model.config.spec):
+        raise ArgumentError("engine", backend.engine, f"{reason}.")
+    network, threads = network_of(model), backend.threads or this_machine().cores
+    return lambda images, streams: NativeGraph(network, backend.precision, threads, recording=recording)
+
+
+class NativeGraph:
+    """A network with its weights packed for the kernels; see native.NativeNetwork.
+
+    Args:
+        network: what it is made of.
+        precision: fp32 or bf16.
+        threads: how many.
+        recording: whether it records how long each phase took.
+    """
+
+    def __init__(self, network: Network, precision: EnginePrecision, threads: int, *, recording: bool = False) -> None:
+        assert precision != "int8"  # Backend says so
+        self._spec = network.spec
+        self._network = NativeNetwork(
+            numbers(network.spec, network.policy.padding), [*arrays(network)], precision, threads
+        )
+        self._recorded: list[list[tuple[str, float]]] | None = [] if recording else None
+
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Logits (N, K) float32 of pixels (N, size, size, C) uint8."""
+        logits = self._network(pixels)
+        if self._recorded is not None:
+            self._recorded.append([*zip(_phases(self._spec), self._network.phases().tolist(), strict=True)])
+        return logits
+
+    def recorded(self) -> list[list[tuple[str, float]]]:
+        """The phases of the last image of each call in order, and their seconds."""
+        return self._recorded or []
+
+
+def memory(spec: NetworkSpec, precision: KernelPrecision = "fp32") -> tuple[int, int]:
+    """Bytes of a network's packed weights, and of the arena of each thread; 0 where the kernels cannot run it."""
+    if missing() or unsupported(spec):
+        return 0, 0
+    return sizes(numbers(spec, "symmetric"), precision)
+
+
+def missing() -> str | None:
+    """Why there are no kernels; None where there are."""
+    if instruction_sets():
+        return None
+    return "was not compiled when effnet was installed; with a C++ compiler: pip install --force-reinstall effnet"
 
 
 def unsupported(spec: NetworkSpec) -> str | None:
@@ -32,7 +100,12 @@ def numbers(spec: NetworkSpec, padding: Padding) -> list[int]:
     shape = spec.shape
     stem_pad, _ = pads_of(spec.stem_kernel, spec.stem_stride, spec.resolution, padding)
     found = [spec.resolution, spec.in_channels, spec.stem_kernel, spec.stem_stride, stem_pad, shape.stem_channels]
-    found += [ACTIVATIONS[spec.activation], shape.head_channels if shape.head else 0, spec.num_classes, len(spec.blocks)]
+    found += [
+        ACTIVATIONS[spec.activation],
+        shape.head_channels if shape.head else 0,
+        spec.num_classes,
+        len(spec.blocks),
+    ]
     for block in spec.blocks:
         pad, _ = pads_of(block.kernel_size, block.stride, block.input_size, padding)
         found += [block.in_channels, block.expanded_channels, block.out_channels, block.kernel_size, block.stride, pad]
@@ -59,3 +132,14 @@ def arrays(network: Network) -> Iterator[NDArray[np.float32]]:
             yield array.astype(np.float32)
     yield np.asarray(weights["classifier.weight"], np.float32)
     yield np.asarray(weights["classifier.bias"], np.float32)
+
+
+def _phases(spec: NetworkSpec) -> Iterator[str]:
+    """What the kernels time, named after the layers."""
+    yield "stem.image"
+    for block in spec.blocks:
+        yield f"{block.name}.expand+depthwise"
+        yield f"{block.name}.se"
+        yield f"{block.name}.project"
+    yield "head.features"
+    yield "classifier.logits"

@@ -2,14 +2,16 @@
 
 The rules, and why. What they cost against the measured best: `python benchmarks/rules.py`, in benchmarks/results.
 
-- Engine of a network: the first that is installed of OpenVINO, ONNX Runtime and torch; on x86 processors that have AVX2
-  but not AVX-512, of ONNX Runtime, OpenVINO and torch. torch takes 2 to 4 times as long as the others. With AVX-512
-  OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (1.12 for batches of B0 on Zen 4), and only it has bf16; with
-  AVX2 (Zen 3) ONNX Runtime took 0.9 to 1.04 of OpenVINO's time. ARM was not measured.
+- Engine of a network: the first of native (effnet's own), OpenVINO, ONNX Runtime and torch that is there and can run
+  it; on x86 processors that have AVX2 but not AVX-512, of native, ONNX Runtime, OpenVINO and torch. native takes about
+  two thirds of OpenVINO's time. It gives way to OpenVINO's bf16 where there is AMX, which it does not use, and to both
+  where it has no instruction set but the portable one. torch takes 2 to 4 times as long as OpenVINO. With AVX-512
+  OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (1.12 for batches of B0 on Zen 4); with AVX2 (Zen 3) ONNX
+  Runtime took 0.9 to 1.04 of OpenVINO's time. ARM was not measured.
 - Engine of an artifact: the first that is installed of those that run its format. For ONNX files that is ONNX Runtime,
   which also starts sooner.
-- Precision: bf16 where OpenVINO runs a network and Machine.fast_bf16 holds (AMX, AMD's AVX-512 BF16): 0.6 to 0.7 of
-  fp32's time on Zen 4, Zen 5 and AMX. Else fp32. An artifact runs in the precision that it was exported for.
+- Precision: bf16 where OpenVINO or native runs a network and Machine.fast_bf16 holds (AMX, AMD's AVX-512 BF16): 0.6 to
+  0.7 of fp32's time on Zen 4, Zen 5 and AMX. Else fp32. An artifact runs in the precision that it was exported for.
 - Streams: a request for each core, as many as the batch has. A core that works alone waits for no other.
 - Part: as many images as have their largest feature maps in CACHE together. On Zen 4 that is the best of 1, 2, 4, 8 and
   16 for B0 at 224 px and B4 at 380 px, in fp32 and bf16, in both engines; on a Xeon with twice the L2 cache the next
@@ -39,12 +41,24 @@ from effnet.errors import ArgumentError, optional_import
 from effnet.fields import positive_int, read_fields
 from effnet.files import write_file
 from effnet.machine import Machine, cache_folder, this_machine
+from effnet.native import CHOSEN, instruction_set
+from effnet.runtime import native
 from effnet.runtime.artifact import ENGINES, Artifact, Model, metadata
-from effnet.runtime.session import TITLES, Backend, BatchedSession, Compile, EngineName, EnginePrecision, Session
+from effnet.runtime.session import (
+    BF16_ENGINES,
+    TITLES,
+    Backend,
+    BatchedSession,
+    Compile,
+    EngineName,
+    EnginePrecision,
+    Session,
+)
 from effnet.version import __version__
 from effnet.weights.bundle import Bundle
 
 NEEDED: dict[EngineName, tuple[str, ...]] = {  # packages for a network in memory; for an artifact only the first
+    "native": ("native",),
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnx"),
     "torch": ("torch",),
@@ -71,7 +85,9 @@ class Selection:
 
 
 def installed(name: str) -> bool:
-    """Whether a package can be imported."""
+    """Whether a package can be imported; of "native" whether it was compiled."""
+    if name == "native":
+        return not native.missing()
     try:
         return find_spec(name) is not None
     except ValueError:  # something without a spec stands in for it
@@ -110,7 +126,7 @@ def select(
         raise ArgumentError("threads", threads, f"must be at most {machine.cores}, the cores of this machine.")
     engines = installed_engines(artifact) if installed is None else installed
     if artifact is None:
-        engine, precision, reasons = _of_network(engine, precision, engines, machine)
+        engine, precision, reasons = _of_network(spec, engine, precision, engines, machine)
     else:
         engine, precision, reasons = _of_artifact(artifact, engine, precision, engines, machine)
     fixed = _fixed(engine, precision, artifact)
@@ -171,13 +187,15 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
     Args:
         model: see `open_session`.
         backend: how it is run; its part and streams do not matter here.
-        recording: whether a graph records the time of its nodes, in `recorded()`; only OpenVINO and ONNX Runtime.
+        recording: whether a graph records the time of its nodes, in `recorded()`; not torch.
 
     Raises:
         ArtifactError: the artifact is damaged.
         MissingExtraError: the engine is not installed.
     """
     with optional_import(f"running {model.config.spec.name} in {TITLES[backend.engine]}"):
+        if backend.engine == "native":
+            return native.compiler(model, backend, recording=recording)
         if backend.engine == "openvino":
             from effnet.runtime import openvino
 
@@ -226,6 +244,8 @@ def version_of(engine: str) -> str:
     """The version of the package that an engine is named after; "unknown" where it was installed under another name."""
     from importlib.metadata import PackageNotFoundError, version
 
+    if engine == "native":
+        return f"{__version__} ({instruction_set() or 'not compiled'})"
     try:
         return version(engine)
     except PackageNotFoundError:
@@ -233,7 +253,11 @@ def version_of(engine: str) -> str:
 
 
 def _of_network(
-    engine: EngineName | None, precision: EnginePrecision | None, engines: Collection[EngineName], machine: Machine
+    spec: NetworkSpec,
+    engine: EngineName | None,
+    precision: EnginePrecision | None,
+    engines: Collection[EngineName],
+    machine: Machine,
 ) -> tuple[EngineName, EnginePrecision, list[str]]:
     """Engine, precision and the reasons for a network in memory."""
     if precision == "int8":
@@ -241,19 +265,32 @@ def _of_network(
         raise ArgumentError("precision", precision, rule)
     if engine is not None:
         chosen, reasons = engine, ["the engine that was chosen"]
-    elif precision == "bf16":
-        chosen, reasons = "openvino", ["the engine that computes in bf16"]
     else:
-        order: list[EngineName] = ["openvino", "onnxruntime", "torch"]
-        if "avx2" in machine.features and "avx512f" not in machine.features:
-            order = ["onnxruntime", "openvino", "torch"]
+        order, unable = _order(machine, precision), native.unsupported(spec)
+        if unable:
+            order.remove("native")
         chosen = next((name for name in order if name in engines), order[-1])
         reasons = [f"the first that is installed of {', '.join(TITLES[name] for name in order)}"]
+        if unable or "native" not in engines:
+            reasons.append(f"native {unable or native.missing()}")
     if precision is None:
-        precision = "bf16" if chosen == "openvino" and machine.fast_bf16 else "fp32"
-        if chosen == "openvino":
-            reasons.append(f"bf16 is {'' if machine.fast_bf16 else 'not '}faster than fp32 on this processor")
+        fast = machine.fast_bf16 and (chosen != "native" or "amx_bf16" not in machine.features)
+        precision = "bf16" if chosen in BF16_ENGINES and fast else "fp32"
+        if chosen in BF16_ENGINES:
+            reasons.append(f"bf16 is {'' if fast else 'not '}faster than fp32 on this processor")
     return chosen, precision, reasons
+
+
+def _order(machine: Machine, precision: EnginePrecision | None) -> list[EngineName]:
+    """The engines of a network, best first."""
+    order: list[EngineName] = ["native", "openvino", "onnxruntime", "torch"]
+    if "avx2" in machine.features and "avx512f" not in machine.features:
+        order = ["native", "onnxruntime", "openvino", "torch"]
+    amx = "amx_bf16" in machine.features and precision != "fp32"
+    if amx or "avx2" not in machine.features or os.environ.get(CHOSEN) == "portable":
+        order.remove("native")
+        order.insert(1 if amx else 2, "native")
+    return [name for name in order if name in BF16_ENGINES] if precision == "bf16" else order
 
 
 def _of_artifact(
@@ -290,7 +327,7 @@ def _fixed(engine: EngineName, precision: EnginePrecision, artifact: Artifact | 
     OpenVINO changes the batch of an artifact; in int8 other batches are rounded otherwise than the one evaluated.
     """
     own = artifact.form.batch if artifact else None
-    if engine == "torch":
+    if engine in ("torch", "native"):
         return own or 0
     return own if engine == "onnxruntime" or precision == "int8" else None
 

@@ -30,14 +30,20 @@ from effnet.fields import one_of, positive_int
 
 T = TypeVar("T")
 
-EngineName = Literal["torch", "openvino", "onnxruntime"]
+EngineName = Literal["torch", "native", "openvino", "onnxruntime"]
 EnginePrecision = Literal["fp32", "bf16", "int8"]
 Pixels = NDArray[np.uint8]  # (N, size, size, C)
 Logits = NDArray[np.float32]  # (N, K)
 Run = Callable[[Pixels], Logits]
 Compile = Callable[[int, int], Run]  # images of a graph (0: any number), requests side by side -> the graph
 
-TITLES: dict[EngineName, str] = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+TITLES: dict[EngineName, str] = {
+    "torch": "torch",
+    "native": "native",  # effnet's own
+    "openvino": "OpenVINO",
+    "onnxruntime": "ONNX Runtime",
+}
+BF16_ENGINES: tuple[EngineName, ...] = ("native", "openvino")
 LONGEST_CALL = 10.0  # seconds that a fork waits for sessions
 FEW = 4  # images: up to here, those left over go one by one, each on all threads, rather than in a padded part
 
@@ -68,8 +74,11 @@ class Backend:
                 positive_int(name, value)
         if self.streams > 1 and self.part is None:
             raise ArgumentError("streams", self.streams, "needs `part`, the images of each request.")
-        if self.precision == "bf16" and self.engine != "openvino":
-            raise ArgumentError("precision", self.precision, f"needs engine openvino; {self.engine} does not have it.")
+        if self.precision == "bf16" and self.engine not in BF16_ENGINES:
+            rule = f"needs engine {' or '.join(BF16_ENGINES)}; {self.engine} does not have it."
+            raise ArgumentError("precision", self.precision, rule)
+        if self.precision == "int8" and self.engine == "native":
+            raise ArgumentError("precision", self.precision, "needs an artifact; native does not have it.")
 
     def __str__(self) -> str:
         pieces = [TITLES[self.engine], self.precision]
