@@ -95,7 +95,8 @@ template <> struct Input<bf16> {
 // SiLU of x = t / SCALE, times SCALE: t / (1 + 2^t). The polynomials are minimax fits of 2^f in relative error.
 constexpr float SCALE = -1.44269504088896341f;
 
-static INLINE Vector power_plus(Vector t, Vector summand) {  // 2^t + summand; relative error 4e-7 with AVX-512, 8e-8 elsewhere
+// 2^t + summand, in relative error 4e-7 with AVX-512, 8e-8 elsewhere
+static INLINE Vector power_plus(Vector t, Vector summand) {
 #ifdef __AVX512F__
   const Vector magic = all(786432.f);  // 1.5 * 2^19: the lowest bits of the sum are those of round(16 t)
   Vector sum = t + magic, n = sum - magic, f = t - n;
@@ -118,19 +119,17 @@ static INLINE Vector power(Vector t) {  // 2^t
   return power_plus(t, all(0.f));
 }
 
-// `divide`: which of two ways to a quotient. A processor's divider works beside its multipliers, so that a loop is fastest
-// where it takes turns.
+// `divide`: which of two ways to a quotient. The divider works beside the multipliers, so a loop that takes turns is faster.
 template <class T> static INLINE Vector silu(Vector t, bool divide);
 template <> INLINE Vector silu<float>(Vector t, bool divide) {
-  Vector d = power_plus(t, all(1.f));
 #ifdef __AVX512F__
-  if (divide) return t / d;
+  if (divide) return t / power_plus(t, all(1.f));
+  Vector d = power_plus(smaller(t, all(126.f)), all(1.f));  // finite: Newton's step would make NaN of infinity
   Vector r = _mm512_rcp14_ps(d);
-  r = (1.f - d * r) * r + r;  // a step of Newton's
-  return t * r;
+  return t * ((1.f - d * r) * r + r);
 #else
   (void)divide;
-  return t / d;
+  return t / power_plus(t, all(1.f));
 #endif
 }
 template <> INLINE Vector silu<bf16>(Vector t, bool divide) {

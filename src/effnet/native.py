@@ -24,6 +24,7 @@ from effnet.fields import positive_int
 KernelPrecision = Literal["fp32", "bf16"]
 
 CHOSEN = "EFFNET_ISA"  # the environment's word for an instruction set
+HEADER, RECORD = 10, 9  # numbers of a network, and of each of its blocks
 ABI = 1  # what effnet_abi() of native/dispatch.cpp returns
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_kernels{SUFFIX}")
@@ -81,7 +82,6 @@ class NativeNetwork:
         self, numbers: Sequence[int], arrays: Sequence[NDArray[np.float32]], precision: KernelPrecision, threads: int
     ) -> None:
         positive_int("threads", threads)
-        self.size, self.channels, self.classes = numbers[0], numbers[1], numbers[8]
         library, described = _open(), _int32(numbers)
         held = [np.ascontiguousarray(array, np.float32) for array in arrays]
         pointers = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
@@ -91,6 +91,8 @@ class NativeNetwork:
         self._network = library.effnet_create(_isa(), precision == "bf16", threads, *sized, message, MESSAGE)
         if not self._network:
             raise ArgumentError("numbers", "", message.value.decode())
+        self._size, self._channels, self._classes = numbers[0], numbers[1], numbers[8]
+        self._map = self._map_shape(numbers)
         self._run, self._free, self._phases = library.effnet_run, library.effnet_free, library.effnet_phases
 
     def __call__(self, pixels: NDArray[np.uint8], features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -105,12 +107,19 @@ class NativeNetwork:
         """
         if self._network is None:
             raise ArgumentError("network", "closed", "cannot answer any more.")
-        expected = (self.size, self.size, self.channels)
-        if pixels.shape[1:] != expected or pixels.dtype != np.uint8:
-            raise ArgumentError("pixels", f"{pixels.shape} {pixels.dtype}", f"must be (N, {expected}) uint8.")
+        image = self._size, self._size, self._channels
+        if pixels.ndim != 4 or pixels.shape[1:] != image or pixels.dtype != np.uint8:
+            raise ArgumentError("pixels", f"{pixels.shape} {pixels.dtype}", f"must be N times {image} uint8.")
+        if features is not None:
+            shape = len(pixels), *self._map
+            usual = features.flags.c_contiguous and features.flags.writeable
+            if features.shape != shape or features.dtype != np.float32 or not usual:
+                rule = f"must be {shape} float32, C-contiguous and writeable."
+                raise ArgumentError("features", f"{features.shape} {features.dtype}", rule)
         pixels = np.ascontiguousarray(pixels)
-        logits = np.empty((len(pixels), self.classes), np.float32)
-        self._run(self._network, pixels.ctypes.data, len(pixels), logits.ctypes.data, features and features.ctypes.data)
+        logits = np.empty((len(pixels), self._classes), np.float32)
+        places = (None if array is None else array.ctypes.data for array in (logits, features))
+        self._run(self._network, pixels.ctypes.data, len(pixels), *places)
         return logits
 
     def phases(self) -> NDArray[np.float64]:
@@ -124,6 +133,15 @@ class NativeNetwork:
         network, self._network = self._network, None
         if network is not None:
             self._free(network)
+
+    @staticmethod
+    def _map_shape(numbers: Sequence[int]) -> tuple[int, int, int]:
+        """Height, width and channels of the last feature map; the numbers were checked before."""
+        head, blocks = numbers[7], [numbers[start : start + RECORD] for start in range(HEADER, len(numbers), RECORD)]
+        size = -(-numbers[0] // numbers[3])
+        for _, _, _, _, stride, *_ in blocks:
+            size = -(-size // stride)
+        return size, size, head or blocks[-1][2]
 
     def __del__(self) -> None:
         if getattr(self, "_network", None) is not None:

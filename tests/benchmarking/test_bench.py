@@ -141,7 +141,7 @@ def test_every_backend_of_a_network(model: str, monkeypatch: pytest.MonkeyPatch)
     assert found.rows[0].logit_difference == 0 < found.rows[2].logit_difference
     for batch in (1, 2):
         assert found.selected[batch] == select_for(bundle, batch=batch)
-        assert [row.backend for row in found.rows if found.uses(row, batch)] == [BF16]
+        assert [row.backend for row in found.rows if found.uses(row, batch)] == [NATIVE[1]]
     assert [version.split()[0] for version in found.conditions.versions] == [
         "torch",
         "native",

@@ -31,9 +31,11 @@ from effnet.runtime.session import Backend
 from effnet.weights.bundle import Bundle, BundleConfig, open_bundle
 
 ALL = ("torch", "openvino", "onnxruntime")
-ZEN4 = Machine("Zen 4", 2, None, ("avx512f", "avx512_bf16"))
+OURS = ("native", *ALL)
+ZEN4 = Machine("Zen 4", 2, None, ("avx2", "avx512f", "avx512_bf16"))
 ZEN3 = Machine("Zen 3", 2, None, ("avx2",))
 B0 = effnet.spec("b0")
+FP32 = {"precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +59,21 @@ def of_form(format: str, precision: str = "fp32", batch: int | None = 1) -> Arti
 @pytest.mark.parametrize(
     ("machine", "installed", "pins", "expected"),
     [
+        (ZEN4, OURS, {}, ("native", "bf16")),
+        (ZEN3, OURS, {}, ("native", "fp32")),
+        (Machine("Intel(R) Xeon(R)", 2, None, ZEN4.features), OURS, {}, ("native", "fp32")),
+        (Machine("Intel(R) Xeon(R)", 2, None, (*ZEN4.features, "amx_bf16")), OURS, {}, ("openvino", "bf16")),
+        (Machine("Intel(R) Xeon(R)", 2, None, (*ZEN4.features, "amx_bf16")), ("native",), {}, ("native", "fp32")),
+        (Machine("Intel(R) Xeon(R)", 2, None, (*ZEN4.features, "amx_bf16")), OURS, FP32, ("native", "fp32")),
+        (Machine("Old", 2, None, ()), OURS, {}, ("openvino", "fp32")),
+        (Machine("Old", 2, None, ()), ("native", "torch"), {}, ("native", "fp32")),
         (ZEN4, ALL, {}, ("openvino", "bf16")),
         (Machine("Intel(R) Xeon(R)", 2, None, ZEN4.features), ALL, {}, ("openvino", "fp32")),
         (ZEN3, ALL, {}, ("onnxruntime", "fp32")),
         (ZEN3, ("openvino", "torch"), {}, ("openvino", "fp32")),
         (ZEN4, ("onnxruntime", "torch"), {}, ("onnxruntime", "fp32")),
         (ZEN4, ("torch",), {}, ("torch", "fp32")),
-        (ZEN4, ALL, {"precision": "fp32"}, ("openvino", "fp32")),
+        (ZEN4, ALL, FP32, ("openvino", "fp32")),
         (ZEN3, ALL, {"precision": "bf16"}, ("openvino", "bf16")),
         (ZEN4, ALL, {"engine": "onnxruntime"}, ("onnxruntime", "fp32")),
         (ZEN4, ALL, {"engine": "torch"}, ("torch", "fp32")),
@@ -154,7 +164,7 @@ def test_the_rule_opens_and_answers_as_torch_does(
     have_every_engine(monkeypatch, tmp_path / "cache")
     exported = export(bundle, tmp_path / "m.onnx", format="onnx", batch=2).path
     expected = effnet.load(folder, engine="torch")
-    for model, engine in ((folder, "openvino"), (exported, "onnxruntime")):
+    for model, engine in ((folder, "native"), (exported, "onnxruntime")):
         with effnet.load(model, precision="fp32") as classifier:
             assert classifier.selection.backend.engine == engine
             assert (classifier.group, classifier.network) == (16, None)

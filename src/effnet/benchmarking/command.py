@@ -123,7 +123,7 @@ def _show_rest(report: BenchReport) -> None:
         lines.append(line)
     console.table(heads, lines)
     notes = [
-        "File: what is shipped, for torch and native its weights; bf16 is what an engine computes with, not what is stored.",
+        "File: what is shipped, for torch and native its weights; bf16 is what is computed with, not what is stored.",
         f"Cold start: a new process until its first answer; peak memory: of that process, Python and all libraries "
         f"included; medians of {COLD_STARTS}, with the files in the system's cache.",
         f"Logits: the largest difference from {report.reference}, as a share of the largest logit; same class: on "
