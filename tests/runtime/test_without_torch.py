@@ -80,7 +80,7 @@ def test_commands(photos: Path, tmp_path: Path) -> None:
         (("predict", photos / "coffee.png", "--model", model), "coffee.png"),
         (("val", model, tmp_path / "data"), "33.3%"),
         (("bench", model, "--batch", 1, "--rounds", 1), "ONNX Runtime"),
-        (("export", model, "--out", tmp_path / "openvino"), "network's in OpenVINO"),
+        (("export", model, "--out", tmp_path / "openvino"), "network's in native"),
         (("predict", photos / "coffee.png", "--model", tmp_path / "openvino"), "coffee.png"),
     ):
         assert said in run(BLOCKED + COMMAND, *words), words
