@@ -162,14 +162,19 @@ def _convolve(
     return builder.convolve(x, filters, bias, stride, pads, depthwise)
 
 
-def fold(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do."""
+def fold(network: Network, name: str, out: Array | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do.
+
+    Both are float64; but with `out`, of as many numbers, the filters are a view of it, each rounded once.
+    """
 
     def read(part: str) -> NDArray[np.float64]:
         return np.asarray(network.weights[f"{name}.{part}"], np.float64)
 
     scale = read("norm.weight") / np.sqrt(read("norm.running_var") + network.policy.bn_eps)
-    filters = read("conv.weight") * scale[:, None, None, None]
+    weight = np.asarray(network.weights[f"{name}.conv.weight"])
+    rows, room = weight.reshape(len(weight), -1), None if out is None else out.reshape(len(weight), -1)
+    filters = np.multiply(rows, scale[:, None], room, dtype=np.float64, casting="same_kind").reshape(weight.shape)
     return filters, read("norm.bias") - read("norm.running_mean") * scale
 
 
