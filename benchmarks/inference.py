@@ -1,17 +1,20 @@
 """Inference side by side: effnet's own choice against tuned scripts of torch, ONNX Runtime and OpenVINO.
 
-    python benchmarks/inference.py [--rows b0@224x1,b0@224x32,b4@380x1,b4@380x8] [--rounds 9] [--json FILE]
-                                  [--compile b0] [--parts 1,2,4,8,16]
+    python benchmarks/inference.py [--rows b0@224x1,b0@224x32,...] [--rounds 9] [--engines] [--compile b0] [--json FILE]
+                                  [--parts 1,2,4]
+    EFFNET_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/inference.py --engines     native and OpenVINO with AVX2
 
-A row is a variant, its pixels and its batch. All contestants hold torchvision's weights of that row: random, made sure
-of two photos as a trained network is, see `network_of`. effnet gets them as torchvision's file and is called through
-`classifier.logits` with engine and precision "auto", and with fp32 where auto takes another. effnet and OpenVINO take
-uint8 pixels and normalise them; the others get them normalised for nothing. All use every core.
+A row is a variant, its pixels and its batch. All contestants hold the same weights: random, made sure of two photos as
+a trained network is, see `network_of`; of torchvision's network, or of effnet's for the Lites, which torchvision lacks.
+effnet gets them as a file and is called through `classifier.logits` with engine and precision "auto"; its own engine in
+fp32 and in bf16, too. effnet and OpenVINO take uint8 pixels and normalise them; the others get them normalised for
+nothing. All use every core. `--engines` leaves torch out.
 
 Every answer is compared with torchvision's in fp32 first: the largest difference of a logit, as a share of the largest
 logit. A contestant that promises fp32 and differs by more than 1e-4 makes the run fail.
 
-`--parts` has effnet's sessions take part, too, with a batch in parts of so many images, a part for each core at a time.
+`--parts`: OpenVINO and ONNX Runtime get a batch in parts of so many images as well, a part for each core at a time,
+which is their best setting for batches.
 
 A round asks every contestant in turn, and every second round in the opposite order. Before its turn there is a pause,
 in which the threads of the one before stop spinning (torch's, OpenMP's and ONNX Runtime's wait actively for a while).
@@ -46,12 +49,15 @@ from torch import Tensor, nn
 import effnet
 from effnet.data.image import open_photo
 from effnet.machine import this_machine
+from effnet.models.efficientnet import EfficientNet
+from effnet.native import instruction_set
 from effnet.runtime.select import Selection, installed_engines, open_session
-from effnet.runtime.session import Backend
+from effnet.runtime.session import TITLES, Backend
 from effnet.weights.load import open_model
 
-ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8"
+ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8,lite0@224x1,lite0@224x32,b0@192x1,b0@240x1,b0@260x1"
 SAME = 1e-4  # of the largest logit, for fp32
+BASE = "torch, NCHW"
 TARGET = 0.97  # of the best rival's speed
 SURE = 10.0  # the logit of a photo's cuttings, on average
 PAUSE, TURN = 0.05, 0.1  # seconds before a turn, and of calls that count
@@ -118,7 +124,7 @@ def network_of(row: Row) -> nn.Module:
     their cuttings: answers of random weights are ties, and a precision that is refused for them says nothing.
     """
     torch.manual_seed(0)
-    network: nn.Module = getattr(torchvision.models, f"efficientnet_{row.variant}")()
+    network = untrained(row)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean of all batches
@@ -126,11 +132,21 @@ def network_of(row: Row) -> nn.Module:
         for seed in (1, 2):
             network.train()(normalised(photo_pixels(8, row.px, seed)))
         network.eval()
-        features = network.avgpool(network.features(normalised(photo_pixels(32, row.px, 3)))).flatten(1)
+        images = normalised(photo_pixels(32, row.px, 3))
+        body = network.forward_features if isinstance(network, EfficientNet) else network.features
+        features = body(images).mean((2, 3))
         first, second = features[::2].mean(0), features[1::2].mean(0)  # cuttings of the photos take turns
-        apart, linear = first - second, network.classifier[1]
+        apart, linear = first - second, next(m for m in network.modules() if isinstance(m, nn.Linear))
         linear.weight[:2] = 2 * SURE * torch.stack((apart, -apart)) / apart.square().sum()
         linear.bias[:2] = -linear.weight[:2] @ (first + second) / 2
+    return network
+
+
+def untrained(row: Row) -> nn.Module:
+    """torchvision's network, or effnet's where torchvision has none."""
+    if row.variant.startswith("lite"):
+        return EfficientNet(effnet.spec(row.variant, resolution=row.px))
+    network: nn.Module = getattr(torchvision.models, f"efficientnet_{row.variant}")()
     return network
 
 
@@ -151,14 +167,15 @@ def in_torch(row: Row, make: Callable[[], nn.Module], images: Tensor, compiled: 
     import timm
     from torch.fx.experimental.optimization import fuse
 
-    theirs = make()
+    theirs, last, fp32 = make(), torch.channels_last, torch.float32
+    yield Contestant(BASE, "fp32", torch_call(theirs, images, torch.contiguous_format, fp32))
+    yield Contestant("torch, channels_last", "fp32", torch_call(make(), images, last, fp32))
+    if isinstance(theirs, EfficientNet):
+        return
     eps = next(module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d))
     third = timm.create_model(f"efficientnet_{row.variant}", bn_eps=eps).eval()
     # the state dicts hold the same tensors in the same order under other names
     third.load_state_dict(dict(zip(third.state_dict(), theirs.state_dict().values(), strict=True)))
-    last, fp32 = torch.channels_last, torch.float32
-    yield Contestant("torchvision, NCHW", "fp32", torch_call(theirs, images, torch.contiguous_format, fp32))
-    yield Contestant("torchvision, channels_last", "fp32", torch_call(make(), images, last, fp32))
     yield Contestant("timm, channels_last", "fp32", torch_call(third, images, last, fp32))
     yield Contestant("torch, BN folded, channels_last", "fp32", torch_call(fuse(make()), images, last, fp32))
     if this_machine().bf16:
@@ -233,27 +250,26 @@ def in_openvino(network: nn.Module, pixels: Pixels) -> Iterable[Contestant]:
 
 
 def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
-    """What effnet chooses, and what it chooses in fp32 where that was another."""
-    for precision in ("auto", "fp32"):
-        classifier = effnet.load(file, engine="auto", precision=precision, batch=len(pixels))
-        print(f"effnet, {precision}: {classifier.selection}", flush=True)
+    """What effnet chooses, and its own engine in both precisions."""
+    for engine, precision in (("auto", "auto"), ("native", "fp32"), ("native", "bf16")):
+        classifier = effnet.load(file, engine=engine, precision=precision, batch=len(pixels))
+        print(f"effnet, {engine}, {precision}: {classifier.selection}", flush=True)
         found = classifier.selection.backend.precision
-        yield Contestant(f"effnet, {precision}", found, lambda classifier=classifier: classifier.logits(pixels))
-        if found == "fp32":
-            break
+        yield Contestant(f"effnet, {engine}", found, lambda classifier=classifier: classifier.logits(pixels))
 
 
 def in_parts(file: Path, pixels: Pixels, sizes: Iterable[int]) -> Iterable[Contestant]:
     """OpenVINO's and ONNX Runtime's sessions, a batch in parts of each size."""
     bundle, cores = open_model(file), this_machine().cores
-    engines = [Backend(name) for name in installed_engines(None) if name != "torch"]
+    engines = [Backend(name) for name in installed_engines(None) if name in ("openvino", "onnxruntime")]
     if Backend("openvino") in engines and this_machine().bf16:
         engines.append(Backend("openvino", "bf16"))
     for first in engines:
         for part in (size for size in sizes if size * cores <= len(pixels)):
             backend = dataclasses.replace(first, streams=cores, part=part)
             session = open_session(bundle, Selection(backend, len(pixels), ""))
-            yield Contestant(f"effnet, {backend}", backend.precision, lambda session=session: session(pixels))
+            name = f"{TITLES[backend.engine]}, {cores} streams of {part} image{'' if part == 1 else 's'}"
+            yield Contestant(name, backend.precision, lambda session=session: session(pixels))
 
 
 def turn(call: Call) -> float:
@@ -278,24 +294,27 @@ def rounds_of(contestants: Sequence[Contestant], rounds: int) -> list[list[float
     return times
 
 
-def compare(row: Row, rounds: int, compiled: bool, parts: Sequence[int] = ()) -> Figures:
+def compare(row: Row, rounds: int, compiled: bool, parts: Sequence[int], engines: bool) -> Figures:
     """One row: what is printed of it."""
     pixels, network = photo_pixels(row.batch, row.px), network_of(row)
     state, images = network.state_dict(), normalised(pixels)
 
     def fresh() -> nn.Module:
         """The same network once more."""
-        again: nn.Module = getattr(torchvision.models, f"efficientnet_{row.variant}")()
+        again = untrained(row)
         again.load_state_dict(state)
         return again.eval()
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EFFNET_CACHE"] = folder  # by rule, whatever was kept
         file = Path(folder) / "torchvision.pth"
-        torch.save(state, file)
+        if isinstance(network, EfficientNet):
+            file = effnet.save(network, Path(folder) / "bundle", input=effnet.InputSpec(row.px, row.px))
+        else:
+            torch.save(state, file)
         contestants = [
             *in_effnet(file, pixels),
-            *in_torch(row, fresh, images, compiled),
+            *([] if engines else in_torch(row, fresh, images, compiled)),
             *in_onnxruntime(network, images, Path(folder)),
             *in_openvino(network, pixels),
             *in_parts(file, pixels, parts),
@@ -340,7 +359,7 @@ def show(report: Figures) -> bool:
     """Print a row's table and what follows from it; whether all answers are right."""
     rows = report["contestants"]
     ours, rivals = ([each for each in rows if each["name"].startswith("effnet") is own] for own in (True, False))
-    base = next(each for each in rows if each["name"] == "torchvision, NCHW")
+    base = next((each for each in rows if each["name"] == BASE), ours[0])
     print(f"\n### {report['row']}\nLoad before: {report['load']:.1f}\n")
     print("| variant | precision | ms | images/s | x | of ours | differs by |\n|---|---|---:|---:|---:|---:|---:|")
     for each in rows:
@@ -355,9 +374,9 @@ def show(report: Figures) -> bool:
         )
         print(f"| {' | '.join(cells)} |")
     print(f"\neffnet: {against(ours[0], rivals)}")
-    for own in (each for each in ours if each["name"] in ("effnet, auto", "effnet, fp32")):
+    for own in ours[1:]:
         same = [each for each in rivals if each["precision"] == own["precision"]]
-        print(f"effnet in {own['precision']}, against its like: {against(own, same)}", flush=True)
+        print(f"{own['name']} in {own['precision']}, against its like: {against(own, same)}", flush=True)
     wrong = [each["name"] for each in rows if each["precision"] == "fp32" and not each["difference"] < SAME]
     if wrong:
         print(f"\nWRONG ANSWERS: {', '.join(wrong)}")
@@ -369,16 +388,19 @@ if __name__ == "__main__":
     parser.add_argument("--rows", default=ROWS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", default="b0", help="variants that torch.compile builds too, a minute each")
-    parser.add_argument("--parts", default="", help="images of the parts that effnet's sessions divide a batch into")
+    parser.add_argument("--parts", default="1,2,4", help="images of the parts of a batch in OpenVINO and ONNX Runtime")
+    parser.add_argument("--engines", action="store_true", help="without torch")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of exporters, about themselves
     versions = ", ".join(f"{name} {import_module(name).__version__}" for name in LIBRARIES)
-    conditions = f"{this_machine()}; {torch.get_num_threads()} threads; {versions}; {options.rounds} rounds"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "all that the processor has")
+    isas = f"native {instruction_set()}, OpenVINO {limit}"
+    conditions = f"{this_machine()}; {torch.get_num_threads()} threads; {isas}; {versions}; {options.rounds} rounds"
     print(conditions)
     reports, right, parts = [], True, [int(part) for part in options.parts.split(",") if part]
     for row in map(Row.parse, options.rows.split(",")):
-        reports.append(compare(row, options.rounds, row.variant in options.compile.split(","), parts))
+        reports.append(compare(row, options.rounds, row.variant in options.compile.split(","), parts, options.engines))
         right &= show(reports[-1])
         if options.json:
             options.json.write_text(json.dumps({"conditions": conditions, "rows": reports}, indent=1))
