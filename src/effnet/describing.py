@@ -19,6 +19,8 @@ from effnet.console import MACS, OK, PUBLISHED, Amount, Flag
 from effnet.errors import ArgumentError
 from effnet.fields import parse_bytes
 from effnet.machine import Precision, choose_precision
+from effnet.native import instruction_set
+from effnet.runtime import native
 from effnet.weights.bundle import read_network
 
 
@@ -163,9 +165,12 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
         f"{network.name}: width {network.width:g}, depth {network.depth:g}, {network.resolution} px, "
         f"dropout {network.dropout:g}, drop-connect {network.drop_connect:g}, {network.num_classes} classes"
     )
-    console.table(
-        (*columns, "params", "MACs", "activations"), lines, title=title, note=f"{price.flops:,} FLOPs. {MACS}"
-    )
+    note = f"{price.flops:,} FLOPs. {MACS}"
+    weights, arena = native.memory(network)
+    if weights:
+        note += f"\nMemory in native ({instruction_set()}, fp32): {console.size(weights)} of weights, "
+        note += f"{console.size(arena)} for each thread."
+    console.table((*columns, "params", "MACs", "activations"), lines, title=title, note=note)
     console.remark(f"Next: effnet info {model} --blocks" if not blocks else "Next: effnet info --rivals")
 
 
@@ -242,6 +247,7 @@ def _values(network: NetworkSpec) -> dict[str, Any]:
     values |= {name: getattr(price, name) for name in ("params", "macs", "flops", "activations")}
     values["inference_memory_bytes"] = inference_memory(network)
     values["training_memory_bytes_per_image"] = kept_per_image(network)
+    values["native_weights_bytes"], values["native_thread_bytes"] = native.memory(network)
     if row := VARIANTS.get(network.name):
         values |= {"published_top1": row.top1, "published_top5": row.top5, "published_in": row.source}
     return values
