@@ -46,7 +46,8 @@ X86_ISAS = {
 }
 COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
 RELEASE = "-O2 -fno-rtti"
-SANITIZED = "-Wall -Wextra -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
+# g++ 12 takes its own AVX-512 headers for uninitialised
+SANITIZED = "-Wall -Wextra -Wno-maybe-uninitialized -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
 # Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
 LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-s"}
 

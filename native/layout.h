@@ -4,10 +4,21 @@
 #include <vector>
 
 #include "network.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace effnet {
 
 constexpr size_t ALIGNMENT = 64;  // bytes: a line of the cache, the widest vector
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t GAP = ALIGNMENT;  // between two pieces of an arena: who touches it has left a piece
+inline void guard(char* begin, size_t bytes) { __asan_poison_memory_region(begin, bytes); }
+#else
+constexpr size_t GAP = 0;
+inline void guard(char*, size_t) {}
+#endif
 
 // Hands out a block of memory piece by piece; without a block it only counts.
 class Arena {
@@ -15,8 +26,10 @@ class Arena {
   explicit Arena(char* begin = nullptr) : begin_(begin) {}
   template <class T> T* take(size_t count) { return (T*)bytes(count * sizeof(T)); }
   void* bytes(size_t count) {
-    void* piece = begin_ ? begin_ + used_ : nullptr;
-    used_ += (count + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    char* piece = begin_ ? begin_ + used_ : nullptr;
+    const size_t taken = (count + GAP + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (piece) guard(piece + count, taken - count);
+    used_ += taken;
     return piece;
   }
   size_t used() const { return used_; }

@@ -16,7 +16,7 @@ from native_build import load_build
 
 ROOT = Path(__file__).parents[2]
 SANITIZERS = "address,undefined"
-TESTS = ("tests/native",)
+TESTS = ("tests/test_native.py", "tests/runtime/test_native.py")
 
 
 def environment(build: ModuleType) -> dict[str, str]:
