@@ -15,6 +15,7 @@ from native_build import load_build
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT / "src" / "effnet" / "data" / "photos"
 NOWHERE = {"PATH": "/nowhere", "PYTHONPATH": "", "CXX": ""}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # Opens the library as effnet does; what effnet_build() says.
@@ -86,7 +87,10 @@ def test_a_wheel_with_kernels(tmp_path: Path) -> None:
     python = make_environment(tmp_path / "venv", wheel)
     assert run(python, "-c", OPEN, **NOWHERE).strip() == load_build().hash_sources()
     assert run(python, "-c", "import effnet; print(effnet.__file__)", **NOWHERE).startswith(str(tmp_path))
-    assert "5,288,548" in run(python.with_name("effnet"), "info", "b0", **NOWHERE)
+    shown = run(python.with_name("effnet"), "predict", PHOTOS, "--topk", "1", **NOWHERE)
+    assert "tiger cat" in shown
+    assert "espresso" in shown
+    assert "native" in shown
 
 
 @pytest.mark.parametrize(

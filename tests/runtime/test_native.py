@@ -67,7 +67,7 @@ def error(found: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(found - right).max() / np.abs(right).max())
 
 
-def check(bundle: Bundle, precisions: tuple[str, ...] = ("fp32", "bf16"), images: int = 3) -> None:
+def check(bundle: Bundle, precisions: tuple[str, ...] = ("fp32", "bf16"), images: int = 3, threads: int = 2) -> None:
     """Compare logits and the last map with torch's, on every instruction set."""
     spec, policy = bundle.config.spec, bundle.config.policy
     pixels = pixels_of(spec, images)
@@ -77,7 +77,7 @@ def check(bundle: Bundle, precisions: tuple[str, ...] = ("fp32", "bf16"), images
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EFFNET_ISA", isa)
             for precision in precisions:
-                network = NativeNetwork(numbers(spec, policy.padding), weights, precision, 2)
+                network = NativeNetwork(numbers(spec, policy.padding), weights, precision, threads)
                 features = np.empty(maps.shape, np.float32)
                 found = network(pixels, features)
                 assert error(found, logits) < ALLOWED[precision], (isa, precision, spec)
@@ -120,6 +120,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
             stride=draw(st.integers(1, 2)),
             channels=draw(st.sampled_from([8, 16, 24, 40, 88])),
             layers=draw(st.integers(1, 2)),
+            squeeze_ratio=draw(st.sampled_from([None, None, 0.0, 0.7])),
         )
         for _ in range(draw(st.integers(1, 3)))
     )
@@ -139,9 +140,9 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
 
 
 @settings(max_examples=60, deadline=None)
-@given(specs(), st.sampled_from(["symmetric", "same"]), st.integers(1, 5))
-def test_every_spec_of_mbconv_blocks(spec: NetworkSpec, padding: str, images: int) -> None:
-    check(bundle_of(spec, padding), ("fp32",), images)
+@given(specs(), st.sampled_from(["symmetric", "same"]), st.integers(1, 5), st.integers(1, 3))
+def test_every_spec_of_mbconv_blocks(spec: NetworkSpec, padding: str, images: int, threads: int) -> None:
+    check(bundle_of(spec, padding), images=images, threads=threads)
 
 
 @settings(max_examples=15, deadline=None)
