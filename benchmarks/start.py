@@ -30,7 +30,6 @@ from effnet import console
 from effnet.machine import load_average, this_machine
 
 PHOTO = Path(effnet.__file__).parent / "data" / "photos" / "coffee.png"
-EFFNET = Path(sys.executable).with_name("effnet")
 SECONDS, RATIO, MIB = 0.25, 1.1, 100  # of BUNDLE, at most; the ratio is to BARE
 BUNDLE, BARE = "effnet predict, a bundle", "a bare script of ONNX Runtime"
 PHOTO_LINES = """
@@ -117,7 +116,7 @@ def commands_for(model: str, folder: Path) -> dict[str, list[str]]:
 
     network = effnet.create(model).eval()
     path = effnet.save(network, folder / "bundle", classes=[f"class {k}" for k in range(network.spec.num_classes)])
-    bundle, predict = open_model(path), [str(EFFNET), "predict", str(PHOTO), "--model"]
+    bundle, predict = open_model(path), [sys.executable, "-m", "effnet", "predict", str(PHOTO), "--model"]
     see = bundle.config.input
     commands = {BUNDLE: [*predict, str(path)]}
     for format, lines in ENGINES.items():
