@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from effnet.exporting.export import export
+from effnet.native import instruction_sets
 from effnet.weights.load import open_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
+COMPILED = pytest.mark.skipif(not instruction_sets(), reason="the kernels are not compiled")
 PARENT = """
 import faulthandler, os, sys, threading, warnings
 import numpy as np
@@ -54,6 +56,30 @@ print(os.waitstatus_to_exitcode(status))
 """
 
 
+AT_ONCE = """
+import faulthandler, os, sys, time
+import numpy as np
+import effnet
+images = [np.full((64, 64, 3), value, np.uint8) for value in range(3)]
+expected = effnet.load("lite0", engine="native").predict(images)
+for wait in range(5):
+    classifier = effnet.load("lite0", engine="native")  # which begins to compile
+    time.sleep(0.005 * wait)
+    child = os.fork()
+    if not child:
+        faulthandler.dump_traceback_later(60, exit=True)
+        sys.exit(0 if classifier.predict(images) == expected else 1)
+    assert classifier.predict(images) == expected
+    _, status = os.waitpid(child, 0)
+    assert not status
+"""
+
+
+@COMPILED
+def test_a_process_forked_while_its_model_is_compiled() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", AT_ONCE], check=True, timeout=150)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
@@ -63,7 +89,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("model", "engine"),
-    [("lite0", "torch"), ("lite0", "openvino"), ("lite0", "onnxruntime"), ("m.onnx", "onnxruntime")],
+    [
+        pytest.param("lite0", "native", marks=COMPILED),
+        ("lite0", "torch"),
+        ("lite0", "openvino"),
+        ("lite0", "onnxruntime"),
+        ("m.onnx", "onnxruntime"),
+    ],
 )
 def test_a_forked_process_answers_and_ends(exported: Path, model: str, engine: str) -> None:
     environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
