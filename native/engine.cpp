@@ -7,11 +7,14 @@
 #include <cstring>
 #include <new>
 #if !defined(_WIN32)
+#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
 namespace effnet {
 namespace {
+
+constexpr int FEW_PIXELS = 256;  // of a map: below, a projection's weights are larger than what they are multiplied with
 
 int64_t process() {
 #if defined(_WIN32)
@@ -27,10 +30,16 @@ double now() {
 
 }  // namespace
 
-// Zeroed memory, aligned to the lines of the cache; pages that nobody touches cost nothing.
-Memory::Memory(size_t bytes) : pages_(calloc(bytes + ALIGNMENT, 1)) {
+// Zeroed memory in huge pages where the system has them: weights are read from end to end, and each small page is looked up.
+Memory::Memory(size_t bytes) {
+  constexpr size_t PAGE = size_t(2) << 20;
+  const size_t step = bytes < PAGE ? ALIGNMENT : PAGE;
+  pages_ = calloc(bytes + 2 * step, 1);  // pages that nobody touches cost nothing
   if (!pages_) throw std::bad_alloc();
-  begin = (char*)(((uintptr_t)pages_ + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+  begin = (char*)(((uintptr_t)pages_ + step - 1) / step * step);
+#if defined(MADV_HUGEPAGE)
+  if (step == PAGE) madvise(begin, (bytes + step - 1) / step * step, MADV_HUGEPAGE);
+#endif
 }
 Memory::~Memory() { free(pages_); }
 
@@ -207,8 +216,6 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
       team.barrier.wait(threads);
     }
     done();
-    const int group = threads == 1 ? b.pixels() : std::max(48, (b.pixels() + 8 * threads - 1) / (8 * threads));
-    const int groups = (b.pixels() + group - 1) / group;
     Soon soon;
     if (n + 1 < net.blocks.size() && net.blocks[n + 1].source == Source::expand) {
       const Block& after = net.blocks[n + 1];
@@ -217,11 +224,20 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
       soon.from[0] = (const char*)after.expand.weights + after.first(first) * row;
       soon.bytes[0] = (after.first(first + 1) - after.first(first)) * row;
     }
-    share(groups * b.project.tiles, [&](int i) {
-      const int pixel = i % groups * group;
-      k.project(b, x, y, context, i / groups, pixel, std::min(b.pixels(), pixel + group), soon);
+    const auto project = [&](int tile, int pixel, int end) {
+      k.project(b, x, y, context, tile, pixel, end, soon);
       soon.bytes[0] = 0;
-    });
+    };
+    const int tiles = b.project.tiles, pixels = b.pixels();
+    if (tiles % threads == 0 && pixels < FEW_PIXELS) {  // each thread has the tiles whose weights it fetched before
+      for (int t = part(tiles, place, threads); t < part(tiles, place + 1, threads); t++) project(t, 0, pixels);
+      team.barrier.wait(threads);
+    } else {
+      const int groups = std::min(pixels, threads == 1 ? 1 : 8 * threads);
+      share(groups * tiles, [&](int i) {
+        project(i / groups, part(pixels, i % groups, groups), part(pixels, i % groups + 1, groups));
+      });
+    }
     done();
     x = y;
   }

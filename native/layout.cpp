@@ -138,6 +138,7 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     p.depth = depth;
     p.vectors = (outputs + lanes - 1) / lanes;
     p.tiles = (p.vectors + tile - 1) / tile;
+    if (p.tiles > 1) p.tiles += p.tiles % 2;  // so that two threads have as many each
     return p;
   };
 

@@ -11,7 +11,7 @@
 
 namespace effnet {
 
-constexpr int SPINS = 4000;  // about 50 microseconds
+constexpr int SPINS = 10000;  // a few hundred microseconds
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)

@@ -134,10 +134,10 @@ template <> INLINE Vector silu<float>(Vector t, bool divide) {
 }
 template <> INLINE Vector silu<bf16>(Vector t, bool divide) {
 #ifdef __AVX512F__
-  (void)divide;
   Vector n = _mm512_roundscale_ps(t, 8), f = t - n;
   Vector q = ((5.5171668761e-02f * f + 2.4261113279e-01f) * f + 6.9326098644e-01f) * f + 9.9992807292e-01f;
-  return t * _mm512_rcp14_ps(_mm512_scalef_ps(q, n) + 1.f);  // relative error 1.4e-4
+  Vector d = _mm512_scalef_ps(q, n) + 1.f;
+  return divide ? t / d : t * _mm512_rcp14_ps(d);  // relative error 1.4e-4
 #else
   return silu<float>(t, divide);
 #endif
