@@ -49,7 +49,8 @@ RELEASE = "-O2 -fno-rtti"
 # g++ 12 takes its own AVX-512 headers for uninitialised
 SANITIZED = "-Wall -Wextra -Wno-maybe-uninitialized -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
 # Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
-LINK_EXTRAS = {"linux": "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-s"}
+HIDE = ["-Wl,--exclude-libs,ALL", f"-Wl,--version-script={NATIVE / 'exports.map'}"]
+LINK_EXTRAS = {"linux": ["-static-libgcc", "-static-libstdc++", *HIDE, "-Wl,-s"]}
 
 
 class BuildError(Exception):
@@ -205,7 +206,7 @@ def compile_file(compiler: Compiler, source: Path, flags: list[str], out: Path) 
 
 def link(compiler: Compiler, objects: list[Path], out: Path, sanitize: str) -> None:
     """Objects -> the library, with the extras that the linker knows."""
-    extras = [] if sanitize else LINK_EXTRAS.get(sys.platform, "").split()
+    extras = [] if sanitize else LINK_EXTRAS.get(sys.platform, [])
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.name}.{os.getpid()}")
     needed = [*platform_flags(), *[f"-fsanitize={sanitize}"] * bool(sanitize), "-shared", "-o", str(new)]

@@ -128,7 +128,16 @@ def test_the_library_names_its_sources(build: ModuleType, compiled: Callable[...
 
 
 def test_only_what_is_exported_is_seen(compiled: Callable[..., Path]) -> None:
-    more = "#include <thread>\nEXPORT int cores() { std::thread([] {}).join(); return 1; }\n"
+    more = """#include <stdexcept>
+#include <thread>
+#include <vector>
+EXPORT int cores() {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 2; i++) threads.emplace_back([i] { if (i > 2) throw std::invalid_argument(std::to_string(i)); });
+  for (auto& thread : threads) thread.join();
+  return 1;
+}
+"""
     names = subprocess.run(
         ["nm", "-D", "--defined-only", compiled(**{"zoo.cpp": SOURCES["zoo.cpp"] + more})],
         capture_output=True,
