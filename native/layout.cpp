@@ -138,7 +138,6 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     p.depth = depth;
     p.vectors = (outputs + lanes - 1) / lanes;
     p.tiles = (p.vectors + tile - 1) / tile;
-    if (p.tiles > 1) p.tiles += p.tiles % 2;  // so that two threads have as many each
     return p;
   };
 
@@ -172,6 +171,7 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     if (b.source == Source::expand) b.expand = product(b.in, b.wide, round_up(b.in, table.pair), b.chunk);
     if (b.source == Source::stem) b.expand = product(b.in, b.wide, stem.kernel * stem.block, b.chunk);
     b.project = product(b.wide, b.out, b.vectors * lanes, table.tile);
+    if (b.project.tiles > 1) b.project.tiles += b.project.tiles % 2;  // so that two threads have as many each
     blocks.push_back(b);
     size = b.output;
     channels = b.out;
