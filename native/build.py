@@ -8,6 +8,8 @@ It needs g++ or clang++ (any that knows C++17); CXX names another, words and all
 CXX="python -m ziglang c++ -march=x86_64" (without -march it is for this machine's processor and newer ones).
 On Windows it is clang++, since cl lacks the vector extensions that the kernels are written in; this was never tried.
 EFFNET_BUILD says what --if-possible does: nothing (0), fail where compiling fails (required), or go on without (auto).
+EFFNET_ISAS=host compiles, beside the portable kernels, only those of the best instruction set of this machine's processor,
+in half the time; the default is all, so that the library serves other machines, too.
 
 A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor. They are told by
 -DEFFNET_HAS_ISA=0 or 1 which of them this library has. Objects are kept in build/native by everything that they depend
@@ -25,7 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,6 +132,8 @@ def compile_library(
     flags = [*COMMON.split(), *(SANITIZED if sanitize else RELEASE).split(), *platform_flags()]
     flags += [f"-fsanitize={sanitize}"] * bool(sanitize)
     isas = usable_isas(compiler, native) & set(isas)
+    if wish("EFFNET_ISAS", "all", ("all", "host")) == "host":
+        isas = best_isa(compiler, isas)
     has = [f"-DEFFNET_X86={int(bool(isas))}"]
     has += [f"-DEFFNET_HAS_{isa.upper()}={int(isa in isas)}" for isa in X86_ISAS]
 
@@ -167,6 +171,14 @@ def usable_isas(compiler: Compiler, native: Path) -> set[str]:
         for isa, flags in X86_ISAS.items()
         if (native / f"kernels_{isa}.cpp").exists() and compiler.preprocess(*flags.split()).returncode == 0
     }
+
+
+def best_isa(compiler: Compiler, isas: Collection[str]) -> set[str]:
+    """The last of the instruction sets that this machine's processor has, or none; the compiler knows its features."""
+    host = compiler.preprocess("-march=native").stdout
+    wanted = {isa: [flag[2:] for flag in flags.split() if "=" not in flag] for isa, flags in X86_ISAS.items()}
+    found = [isa for isa in wanted if isa in isas and all(f"__{word.upper()}__ " in host for word in wanted[isa])]
+    return set(found[-1:])
 
 
 def with_headers(source: Path) -> bytes:
@@ -235,6 +247,18 @@ def hash_sources(native: Path = NATIVE) -> str:
     return digest.hexdigest()[:16]
 
 
+def wish(variable: str, default: str, allowed: Sequence[str]) -> str:
+    """What a variable of the environment says, or the default where it is not set.
+
+    Raises:
+        BuildError: it says something else.
+    """
+    value = os.environ.get(variable) or default
+    if value not in allowed:
+        raise BuildError(f"{variable} (={value}) must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+    return value
+
+
 def compile_if_possible() -> Path | None:
     """The library as EFFNET_BUILD asks for it; None where effnet stays without, which is said in one line.
 
@@ -243,16 +267,14 @@ def compile_if_possible() -> Path | None:
     Raises:
         BuildError: compiling failed and EFFNET_BUILD=required, or EFFNET_BUILD has another value than those.
     """
-    wish = os.environ.get("EFFNET_BUILD") or "auto"
-    if wish not in ("0", "auto", "required"):
-        raise BuildError(f"EFFNET_BUILD (={wish}) must be 0, auto or required")
-    if wish == "0":
+    build = wish("EFFNET_BUILD", "auto", ("0", "auto", "required"))
+    if build == "0":
         print("effnet is without its own engine here, because EFFNET_BUILD=0.", file=sys.stderr)
         return None
     try:
         return compile_library()
     except (BuildError, OSError) as error:
-        if wish == "required":
+        if build == "required":
             raise
         if LIBRARY.exists() and hash_sources().encode() in LIBRARY.read_bytes():
             return LIBRARY

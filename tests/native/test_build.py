@@ -12,6 +12,8 @@ import pytest
 import sanitized
 from native_build import load_build
 
+from effnet.machine import this_machine
+
 HEADER = """
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #ifdef __AVX2__
@@ -85,6 +87,21 @@ def test_instruction_sets_unknown_to_the_compiler_are_left_out(
 
 def test_fewer_instruction_sets_may_be_asked_for(compiled: Callable[..., Path]) -> None:
     assert not hasattr(ctypes.CDLL(str(compiled(isas=("avx512",)))), "avx2")
+
+
+def test_only_the_best_instruction_set_of_this_processor_may_be_asked_for(
+    build: ModuleType, compiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {f"kernels_{isa}.cpp": f"EXPORT int {isa}() {{ return 1; }}\n" for isa in ("avx512", "avx512bf16")}
+    files = {name: f'#include "names.h"\n{text}' for name, text in new.items()}
+    monkeypatch.setenv("EFFNET_ISAS", "host")
+    library = ctypes.CDLL(str(compiled(**files)))
+    names = {"avx2": "avx2", "avx512f": "avx512", "avx512_bf16": "avx512bf16"}  # as the operating system calls them
+    best = [isa for feature, isa in names.items() if feature in this_machine().features][-1:]
+    assert [isa for isa in build.X86_ISAS if hasattr(library, isa)] == best
+    monkeypatch.setenv("EFFNET_ISAS", "none")
+    with pytest.raises(build.BuildError, match=r"EFFNET_ISAS \(=none\) must be all or host"):
+        compiled()
 
 
 def test_a_file_of_an_unknown_instruction_set_is_refused(build: ModuleType, compiled: Callable[..., Path]) -> None:
