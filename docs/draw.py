@@ -143,6 +143,71 @@ def squeeze(out: Path) -> None:
         axes.text(40, 1, note, va="bottom", fontsize=11, color=GREY)
 
 
+def kernels(out: Path) -> None:
+    """The way of an image through native/, and of the same block in it."""
+    kernel = f"{SHOWN.kernel_size}×{SHOWN.kernel_size}"
+    middle, low, wide = 28.0, 9.0, SHOWN.expanded_channels
+    with _diagram(out, 132, 62, f"The kernels: an image, and inside it block {SHOWN.name} of B0") as axes:
+        ways = (
+            ("image\nuint8, NHWC", PALE),
+            ("image less the\nmean, padded", GREY),
+            ("block 1, with the\nstem in place of\nthe expansion", GREEN),
+            (f"more blocks,\n{SHOWN.name} below", GREEN),
+            ("head with the\nmean of its map", SKY),
+            ("classifier", SKY),
+            ("logits", PALE),
+        )
+        for place, (words, colour) in enumerate(ways):
+            _box(axes, 2 + 18.6 * place, 49.5, 15.2, 7.5, words, colour)
+            if place:
+                _arrow(axes, (18.6 * place - 1.4, 53.25), (18.6 * place + 2, 53.25))
+        for left, right, words in (
+            (1, 74, "phase 1: one chunk of channels after another, each row by row"),
+            (75, 104, "phase 2: the gate"),
+            (105, 131, "phase 3: tiles of pixels"),
+        ):
+            axes.add_patch(_rectangle(left, 1, right - left, 44.5, (PALE, 0.35)))
+            axes.text((left + right) / 2, 44, words, ha="center", va="top", fontsize=11, color=GREY)
+
+        _tensor(axes, 3, middle, SHOWN.in_channels, SHOWN.input_size)
+        _arrow(axes, (6, middle), (9, middle))
+        _box(axes, 9, middle - 5, 14, 10, "expand: a row\nof the chunk\n1×1, SiLU", SKY)
+        _arrow(axes, (23, middle), (27, middle))
+        for row in range(SHOWN.kernel_size):
+            axes.add_patch(_rectangle(27, middle + 3.4 - 2 * row, 10, 1.5, BLUE if row else SKY))
+        axes.text(32, middle - 6, f"ring of {SHOWN.kernel_size}\nrows, floats", ha="center", va="top", fontsize=11)
+        _arrow(axes, (37, middle), (41, middle))
+        _box(axes, 41, middle - 5, 15, 10, f"depthwise: a row\nof the chunk\n{kernel}, SiLU", GREEN)
+        _arrow(axes, (56, middle), (60, middle))
+        for band in range(8):
+            axes.add_patch(_rectangle(60, middle + 6.1 - 2 * band, 10, 1.8, (BLUE, SKY)[band % 2]))
+        axes.text(65, middle + 8.6, "depthwise map", ha="center", va="bottom", fontsize=11)
+        side = SHOWN.output_size
+        axes.text(66, middle - 8.6, f"{side}×{side}×{wide}", ha="right", va="top", fontsize=11)
+        axes.text(32, low, "the expanded map is never whole", ha="center", va="center", fontsize=11, color=GREY)
+
+        axes.plot([67, 67], [middle - 8.4, low], color=INK, linewidth=1.5)
+        axes.text(65.5, low + 3.5, "sums of\n8 bands", ha="right", va="center", fontsize=11)
+        _arrow(axes, (67, low), (77, low))
+        _box(axes, 77, low - 4, 11, 8, f"squeeze\n{wide} → {SHOWN.squeeze_channels}", ORANGE)
+        _arrow(axes, (88, low), (91, low))
+        _box(axes, 91, low - 4, 11, 8, f"excite\n{SHOWN.squeeze_channels} → {wide}", ORANGE)
+        _arrow(axes, (96.5, low + 4), (96.5, middle - 10.5))
+        axes.text(95.5, middle - 12.6, "gate", ha="right", va="center", fontsize=11)
+        _circle(axes, (96.5, middle - 8.5), "×")
+        _box(axes, 88, middle - 4.5, 15, 8, "projection's\nweights, or the\nmap if smaller", PALE)
+        axes.plot([96.5, 96.5], [middle - 6.5, middle - 4.5], color=INK, linewidth=1.5)
+        _arrow(axes, (103, middle), (107, middle))
+        axes.plot([70, 109, 109], [middle + 7, middle + 7, middle + 5], color=INK, linewidth=1.5)
+        _arrow(axes, (109, middle + 7), (109, middle + 5))
+        _box(axes, 107, middle - 5, 12, 10, "project\n1×1,\n+ shortcut", SKY)
+        _arrow(axes, (119, middle), (124, middle))
+        _tensor(axes, 124, middle, SHOWN.out_channels, SHOWN.output_size)
+        if SHOWN.has_shortcut:
+            axes.plot([4.5, 4.5, 115, 115], [middle + SHOWN.in_channels / 24, 40, 40, 34], color=INK, linewidth=1.5)
+            _arrow(axes, (115, 36), (115, middle + 5))
+
+
 def scaling(out: Path) -> None:
     """B0 and four ways to grow it: a bar is a block, as long as its output channels."""
     with _diagram(out, 132, 80, "B0, and four ways to spend about four times its multiply-adds") as axes:
@@ -240,6 +305,7 @@ def rivals(out: Path) -> None:
 PICTURES: dict[str, Callable[[Path], None]] = {
     "mbconv": mbconv,
     "squeeze": squeeze,
+    "kernels": kernels,
     "scaling": scaling,
     "promised": promised,
     "stages": stages,

@@ -68,7 +68,7 @@ def test_markers_come_in_pairs_and_stay_out_of_the_readers_way(draw: ModuleType)
 
 
 def test_pictures_and_links_agree(draw: ModuleType) -> None:
-    linked = set(re.findall(r"!\[[^]]+\]\((\S+)\)", METHOD.read_text("utf-8")))
+    linked = {path for page in PAGES for path in re.findall(r"!\[[^]]+\]\((pictures/\S+)\)", page.read_text("utf-8"))}
     assert linked == {f"pictures/{name}.svg" for name in draw.PICTURES}
     drawn = {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()}
     assert drawn == linked | {"pictures/run.png"}  # a real run's, which README.md shows

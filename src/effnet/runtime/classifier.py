@@ -260,7 +260,8 @@ class EngineOptions:
 
     engine: AnyEngine = "auto"
     """What runs the model. Default: what effnet bench --keep found fastest here, else effnet's own engine, native; what
-    that cannot run, OpenVINO, ONNX Runtime or torch does. An artifact runs in the engine of its format."""
+    that cannot run or does more slowly by rule (bf16 with AMX) goes to OpenVINO, ONNX Runtime or torch. An artifact
+    runs in the engine of its format."""
     precision: AnyPrecision | None = None
     """What it computes with; native and OpenVINO have bf16. auto: an artifact's own; else bf16 where the processor is
     faster in it, else fp32. Default: auto; effnet val: an artifact's own, else fp32."""
