@@ -13,8 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
-# What differs from run to run, by the last digits from processor to processor, and with the engine that is fastest
-VARYING = re.compile(r"\d+\.\d s with|at most \S+ \(\S+ of the largest\)|\d+\.\d%(?=  )|^(native|torch|O\w+ ?\w*), .*$", re.M)
+# What differs from run to run, by the last digits from processor to processor, and with the engine that runs
+VARYING = re.compile(
+    r"\d+\.\d s with|at most \S+ \(\S+ of the largest\)|\d+\.\d%(?=  )"
+    r"|^(native|torch|O\w+ ?\w*), .*$|^Memory in native .*\n",
+    re.M,
+)
 
 
 def refresh(text: str) -> str:
