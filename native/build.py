@@ -8,8 +8,8 @@ It needs g++ or clang++ (any that knows C++17); CXX names another, words and all
 CXX="python -m ziglang c++ -march=x86_64" (without -march it is for this machine's processor and newer ones).
 On Windows it is clang++, since cl lacks the vector extensions that the kernels are written in; this was never tried.
 EFFNET_BUILD says what --if-possible does: nothing (0), fail where compiling fails (required), or go on without (auto).
-EFFNET_ISAS=host compiles, beside the portable kernels, only those of the best instruction set of this machine's processor,
-in half the time; the default is all, so that the library serves other machines, too.
+EFFNET_ISAS=host compiles, beside the portable kernels, only those of this processor's best instruction set, in half the
+time; the default is all, so that the library serves other machines, too.
 
 A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor. They are told by
 -DEFFNET_HAS_ISA=0 or 1 which of them this library has. Objects are kept in build/native by everything that they depend
