@@ -24,6 +24,18 @@ int64_t process() {
 #endif
 }
 
+// Numbers below 1e-38 count as zero while it lives: processors take a hundred times as long for them.
+class FlushToZero {
+#if defined(__x86_64__) || defined(_M_X64)
+ public:
+  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }  // results and inputs
+  ~FlushToZero() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -115,6 +127,7 @@ void Engine::run(const uint8_t* pixels, int64_t images, float* logits, float* fe
 }
 
 void Engine::work(void* argument, int thread) {
+  const FlushToZero flush;
   Batch& batch = *(Batch*)argument;
   Engine& engine = *batch.engine;
   Team& own = *engine.teams_[thread];
