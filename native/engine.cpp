@@ -14,8 +14,6 @@
 namespace effnet {
 namespace {
 
-constexpr int FEW_PIXELS = 256;  // of a map: below, a projection's weights are larger than what they are multiplied with
-
 int64_t process() {
 #if defined(_WIN32)
   return 0;
@@ -237,19 +235,21 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
       soon.from[0] = (const char*)after.expand.weights + after.first(first) * row;
       soon.bytes[0] = (after.first(first + 1) - after.first(first)) * row;
     }
-    const auto project = [&](int tile, int pixel, int end) {
-      k.project(b, x, y, context, tile, pixel, end, soon);
+    const int tiles = b.project.tiles, pixels = b.pixels();
+    // Where the weights are larger than what they are multiplied with, each thread has the tiles that it fetched before.
+    const bool by_tiles = tiles % threads == 0 && pixels < b.out_lanes;
+    const int tile = by_tiles ? part(tiles, place, threads) : 0, tile_end = by_tiles ? part(tiles, place + 1, threads) : tiles;
+    const int groups = std::max((pixels + GROUP - 1) / GROUP, by_tiles || threads == 1 ? 1 : std::min(pixels, 4 * threads));
+    const auto project = [&](int i) {
+      const int pixel = part(pixels, i, groups), end = part(pixels, i + 1, groups);
+      k.project(b, x, y, context, own, tile, tile_end, pixel, end, soon);
       soon.bytes[0] = 0;
     };
-    const int tiles = b.project.tiles, pixels = b.pixels();
-    if (tiles % threads == 0 && pixels < FEW_PIXELS) {  // each thread has the tiles whose weights it fetched before
-      for (int t = part(tiles, place, threads); t < part(tiles, place + 1, threads); t++) project(t, 0, pixels);
+    if (by_tiles) {
+      for (int i = 0; i < groups; i++) project(i);
       team.barrier.wait(threads);
     } else {
-      const int groups = std::min(pixels, threads == 1 ? 1 : 8 * threads);
-      share(groups * tiles, [&](int i) {
-        project(i / groups, part(pixels, i % groups, groups), part(pixels, i % groups + 1, groups));
-      });
+      share(groups, project);
     }
     done();
     x = y;

@@ -63,12 +63,15 @@ template <class T> struct Inputs {
   int blocks, depth;
 };
 
-template <class T, int M, int N>
-static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T* weights, const float* bias, Ahead& ahead) {
+template <int M, int N> static INLINE void begin(Vector (&totals)[M][N], const float* bias) {
   UNROLL for (int n = 0; n < N; n++) {
     Vector b = load(bias + n * LANES);
     UNROLL for (int m = 0; m < M; m++) totals[m][n] = b;
   }
+}
+
+template <class T, int M, int N>
+static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T* weights, Ahead& ahead) {
 #pragma GCC unroll 1
   for (int i = 0; i < in.blocks; i++) {
     multiply<T, M, N>(totals, in.from, in.apart, weights, in.depth, ahead);
@@ -118,7 +121,8 @@ template <class T> struct Expansion {
     Vector totals[M][N];
     Inputs<T> in = e.in;
     in.from += pixel * in.apart;
-    multiply_blocks<T, M, N>(totals, in, e.weights, e.bias, e.ahead);
+    begin(totals, e.bias);
+    multiply_blocks<T, M, N>(totals, in, e.weights, e.ahead);
     float* to = e.row + pixel * LANES;
     if (e.activation == Activation::silu) {
       UNROLL for (int n = 0; n < N; n++)
@@ -358,14 +362,27 @@ template <class T> struct Projection {
   const T* shortcut;  // or none
   T* out;
   ptrdiff_t apart;  // elements from a pixel of the output to the next
+  float* partial;  // sums over the segments so far, where bf16 cannot hold them
+  bool first, last;  // segment of the inputs
   Ahead ahead;
 
   template <int M, int N> static void run(Projection& p, ptrdiff_t pixel) {
     Vector totals[M][N];
     Inputs<T> in = p.in;
     in.from += pixel * in.apart;
-    multiply_blocks<T, M, N>(totals, in, p.weights, p.bias, p.ahead);
     const ptrdiff_t at = pixel * p.apart;
+    if (p.first) {
+      begin(totals, p.bias);
+    } else {
+      UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int n = 0; n < N; n++) totals[m][n] = load(p.partial + at + m * p.apart + n * LANES);
+    }
+    multiply_blocks<T, M, N>(totals, in, p.weights, p.ahead);
+    if (!p.last) {
+      UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int n = 0; n < N; n++) store(p.partial + at + m * p.apart + n * LANES, totals[m][n]);
+      return;
+    }
     if (p.shortcut) {
       UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int n = 0; n < N; n++) totals[m][n] += load(p.shortcut + at + m * p.apart + n * LANES);
@@ -376,18 +393,33 @@ template <class T> struct Projection {
 };
 template <class T> constexpr Tiles<Projection<T>, TILE> PROJECTIONS{};
 
+static INLINE float* partial_of(float* out, Workspace&, ptrdiff_t) { return out; }
+static INLINE float* partial_of(bf16*, Workspace& space, ptrdiff_t begin) { return space.partial - begin; }
+
+// Tiles of outputs for a group of pixels. Many inputs go in segments, so that the group's part of the map stays in the
+// cache while all tiles read it.
 template <class T>
-static void project(const Block& b, const void* x, void* y, const Context& context, int tile, int pixel, int end, Soon soon) {
-  const int first = b.project.first(tile), vectors = b.project.first(tile + 1) - first;
-  const void* weights = b.squeeze && !b.scales_map ? context.scaled : b.project.weights;
-  Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, 0, {soon.from[0], soon.bytes[0]}};
-  p.in = {(const T*)context.depthwise, LANES, (ptrdiff_t)b.pixels() * LANES, b.vectors, LANES};
-  p.weights = (const T*)weights + (ptrdiff_t)first * LANES * b.project.depth;
-  p.bias = b.project.bias + first * LANES;
-  p.shortcut = b.shortcut ? (const T*)x + first * LANES : nullptr;
-  p.out = (T*)y + first * LANES;
-  p.apart = b.out_lanes;
-  PROJECTIONS<T>.run(p, vectors, pixel, end);
+static void project(const Block& b, const void* x, void* y, const Context& context, Workspace& space, int tile,
+                    int tile_end, int pixel, int end, Soon soon) {
+  const Product& product = b.project;
+  const void* weights = b.squeeze && !b.scales_map ? context.scaled : product.weights;
+  const int segments = b.segments();
+  Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, b.out_lanes, nullptr, false, false, {soon.from[0], soon.bytes[0]}};
+  for (int s = 0; s < segments; s++) {
+    const int block = b.vectors * s / segments, blocks = b.vectors * (s + 1) / segments - block;
+    p.first = s == 0;
+    p.last = s == segments - 1;
+    p.in = {(const T*)context.depthwise + (ptrdiff_t)block * b.pixels() * LANES, LANES, (ptrdiff_t)b.pixels() * LANES, blocks, LANES};
+    for (int t = tile; t < tile_end; t++) {
+      const int first = product.first(t), width = product.first(t + 1) - first;
+      p.weights = (const T*)weights + ((ptrdiff_t)first * product.depth + (ptrdiff_t)block * LANES * width) * LANES;
+      p.bias = product.bias + first * LANES;
+      p.shortcut = b.shortcut ? (const T*)x + first * LANES : nullptr;
+      p.out = (T*)y + first * LANES;
+      p.partial = partial_of(p.out, space, (ptrdiff_t)pixel * b.out_lanes - first * LANES);
+      PROJECTIONS<T>.run(p, width, pixel, end);
+    }
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ ends
@@ -409,13 +441,11 @@ static void stem(const Stem& s, Activation activation, const void* image, void* 
     T* out = (T*)y + (ptrdiff_t)row * s.output * apart;
     for (int t = 0; t < product.tiles; t++) {
       const int first = product.first(t);
-      Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, 0, {nullptr, 0}};
+      Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, apart, nullptr, true, true, {nullptr, 0}};
       p.in = {(const T*)image + (ptrdiff_t)row * s.stride * s.pitch, (ptrdiff_t)s.stride * s.channels, s.pitch, s.kernel, s.block};
       p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
       p.bias = product.bias + first * LANES;
-      p.shortcut = nullptr;
       p.out = out + first * LANES;
-      p.apart = apart;
       PROJECTIONS<T>.run(p, product.first(t + 1) - first, 0, s.output);
     }
     const Vector scale = all(activation == Activation::silu ? 1 / SCALE : 1.f);
@@ -440,7 +470,8 @@ template <class T> struct Pooling {
     Vector totals[M][N];
     Inputs<T> in = p.in;
     in.from += pixel * in.apart;
-    multiply_blocks<T, M, N>(totals, in, p.weights, p.bias, p.ahead);
+    begin(totals, p.bias);
+    multiply_blocks<T, M, N>(totals, in, p.weights, p.ahead);
     UNROLL for (int n = 0; n < N; n++) {
       Vector s = load(p.sums + n * LANES);
       UNROLL for (int m = 0; m < M; m++) {

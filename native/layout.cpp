@@ -166,6 +166,7 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     b.chunk = b.source == Source::stem ? std::min(2, table.chunk) : table.chunk;
     b.row = std::max(b.pad + b.input, (b.output - 1) * b.stride + b.kernel);
     b.chunks = (b.vectors + b.chunk - 1) / b.chunk;
+    b.segment = std::max(1, SEGMENT / (lanes * table.element)) * 3 / 2;
     b.scales_map = b.pixels() < b.out;
     check_map("map", std::max(b.input, b.output), std::max(b.vectors * lanes, b.out_lanes));
     if (b.source == Source::expand) b.expand = product(b.in, b.wide, round_up(b.in, table.pair), b.chunk);
@@ -303,13 +304,16 @@ void Layout::place_context(Arena& arena, Context& c) const {
 }
 
 void Layout::place_workspace(Arena& arena, Workspace& space) const {
-  size_t ring = 0, wide = 0;
+  size_t ring = 0, wide = 0, partial = 0;
   for (const Block& b : blocks) {
+    if (b.segments() > 1 && kernels->element != sizeof(float))
+      partial = std::max(partial, (size_t)std::min(b.pixels(), GROUP) * b.out_lanes);
     ring = std::max(ring, (size_t)b.kernel * b.chunk * b.row * kernels->lanes);
     wide = std::max(wide, (size_t)b.vectors * kernels->lanes);
   }
   space.ring = arena.take<float>(ring);
   space.pooled = arena.take<float>(wide);
+  space.partial = arena.take<float>(partial);
 }
 
 }  // namespace effnet

@@ -15,6 +15,8 @@ enum class Activation : int32_t { none, silu, relu6, relu };
 enum class Source : int32_t { map, expand, stem };  // where a block's depthwise convolution gets its input from
 
 constexpr int BANDS = 8;  // of rows: sums over a map are taken in as many parts, whatever the number of threads
+constexpr int GROUP = 384;  // pixels that a projection takes together, at most
+constexpr int SEGMENT = 2048;  // bytes of each pixel that it takes together, nearly at most
 constexpr int LARGEST_TILE = 5;  // vectors of outputs that a matrix product computes together, at most
 
 // A matrix product with `outputs` rows of `inputs` weights, packed in tiles of a few vectors of outputs.
@@ -52,6 +54,7 @@ struct Block {
   Activation activation = Activation::silu;
   int chunk = 0;  // vectors of expanded channels that are computed together, at most
   int chunks = 0;
+  int segment = 1;  // vectors of the projection's inputs that go together, at most
   int row = 0;  // pixels of a row in the ring, with padding
   bool scales_map = false;  // whether squeeze-and-excitation scales the map rather than the projection's weights
 
@@ -64,6 +67,7 @@ struct Block {
   Product project;
 
   EFFNET_INLINE int pixels() const { return output * output; }
+  EFFNET_INLINE int segments() const { return (vectors + segment - 1) / segment; }
   EFFNET_INLINE int first(int part) const { return (int)((ptrdiff_t)vectors * part / chunks); }  // vector with which a chunk begins
 };
 
@@ -92,6 +96,7 @@ struct Context {
 struct Workspace {
   float* ring = nullptr;
   float* pooled = nullptr;
+  float* partial = nullptr;  // sums of a projection of a group of pixels
 };
 
 // Weights that the thread needs next, to be fetched into the cache meanwhile.
@@ -114,8 +119,8 @@ struct Kernels {
                     Soon);
   void (*squeeze)(const Block&, Context&, Workspace&, int unit, int end);
   void (*excite)(const Block&, Context&, int vector, int end);
-  void (*project)(const Block&, const void* x, void* y, const Context&, int tile, int pixel, int end,
-                  Soon);
+  void (*project)(const Block&, const void* x, void* y, const Context&, Workspace&, int tile, int tile_end, int pixel,
+                  int end, Soon);
   void (*stem)(const Stem&, Activation, const void* image, void* y, int row, int end);
   void (*head)(const Head&, const void* x, Context&, float* map, int tile, Soon);
   void (*classify)(const Head&, const Context&, float* logits, int unit, int end);
