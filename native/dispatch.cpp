@@ -23,9 +23,9 @@ namespace avx512 {
 extern const Kernels FP32, BF16;
 }
 #endif
-#if EFFNET_HAS_AVX512BF16
+#if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
 namespace avx512bf16 {
-extern const Kernels FP32, BF16;
+extern const Kernels BF16;
 }
 #endif
 
@@ -49,8 +49,8 @@ bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf1
 bool always() { return true; }
 
 const Isa ISAS[] = {  // best first
-#if EFFNET_HAS_AVX512BF16
-    {"avx512bf16", &avx512bf16::FP32, &avx512bf16::BF16, has_avx512bf16},
+#if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
+    {"avx512bf16", &avx512::FP32, &avx512bf16::BF16, has_avx512bf16},
 #endif
 #if EFFNET_HAS_AVX512
     {"avx512", &avx512::FP32, &avx512::BF16, has_avx512},
@@ -129,8 +129,13 @@ effnet_network* effnet_create(const char* instruction_set, int32_t bf16, int32_t
   }
 }
 
-void effnet_run(effnet_network* network, const uint8_t* pixels, int64_t images, float* logits, float* features) {
-  ((Engine*)network)->run(pixels, images, logits, features);
+int32_t effnet_run(effnet_network* network, const uint8_t* pixels, int64_t images, float* logits, float* features) {
+  try {
+    ((Engine*)network)->run(pixels, images, logits, features);
+    return 0;
+  } catch (const std::exception&) {  // a thread could not be started
+    return 1;
+  }
 }
 
 int64_t effnet_phases(const effnet_network* network, double* seconds, int64_t count) {

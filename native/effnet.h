@@ -31,8 +31,9 @@ EFFNET_API effnet_network* effnet_create(const char* instruction_set, int32_t bf
                                          const int64_t* lengths, int64_t array_count, char* error, int64_t error_bytes);
 
 // Logits [images][class] of pixels [images][height][width][channel], and the head's feature map [images][height][width]
-// [channel] where `features` is not null. Several threads may call it; one call is computed at a time.
-EFFNET_API void effnet_run(effnet_network*, const uint8_t* pixels, int64_t images, float* logits, float* features);
+// [channel] where `features` is not null. Several threads may call it; one call is computed at a time. 0 where it is fine; 1
+// where the system has no threads left.
+EFFNET_API int32_t effnet_run(effnet_network*, const uint8_t* pixels, int64_t images, float* logits, float* features);
 
 // Seconds of the phases of the last image of the first thread: the image; for each block the expansion with the depthwise
 // convolution, squeeze-and-excitation and the projection; the head and the classifier. Returns how many there are.

@@ -548,9 +548,12 @@ template <class T> static constexpr Kernels table() {
           depthwise<T>, squeeze<T>,     excite<T>,      project<T>,              stem<T>, head<T>, classify<T>};
 }
 
-extern const Kernels FP32, BF16;
-const Kernels FP32 = table<float>();
+extern const Kernels BF16;
 const Kernels BF16 = table<bf16>();
+#if !defined(ONLY_BF16)
+extern const Kernels FP32;
+const Kernels FP32 = table<float>();
+#endif
 
 }  // namespace NAMESPACE
 }  // namespace effnet

@@ -1,6 +1,7 @@
-// AVX-512 with products of bf16.
+// AVX-512 with products of bf16; its fp32 is that of kernels_avx512.cpp.
 #define NAMESPACE avx512bf16
 #define LANES 16
 #define REGISTERS 32
 #define CHUNK 3
+#define ONLY_BF16
 #include "kernels.h"

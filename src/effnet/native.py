@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,7 @@ class NativeNetwork:
     def __init__(
         self, numbers: Sequence[int], arrays: Sequence[NDArray[np.float32]], precision: KernelPrecision, threads: int
     ) -> None:
-        positive_int("threads", threads)
+        self._threads, self._lock = positive_int("threads", threads), threading.Lock()
         library, described = _open(), _int32(numbers)
         held = [np.ascontiguousarray(array, np.float32) for array in arrays]
         pointers = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
@@ -105,8 +106,6 @@ class NativeNetwork:
         Raises:
             ArgumentError: an array has another shape or type, or the network was closed.
         """
-        if self._network is None:
-            raise ArgumentError("network", "closed", "cannot answer any more.")
         image = self._size, self._size, self._channels
         if pixels.ndim != 4 or pixels.shape[1:] != image or pixels.dtype != np.uint8:
             raise ArgumentError("pixels", f"{pixels.shape} {pixels.dtype}", f"must be N times {image} uint8.")
@@ -119,7 +118,11 @@ class NativeNetwork:
         pixels = np.ascontiguousarray(pixels)
         logits = np.empty((len(pixels), self._classes), np.float32)
         places = (None if array is None else array.ctypes.data for array in (logits, features))
-        self._run(self._network, pixels.ctypes.data, len(pixels), *places)
+        with self._lock:
+            if self._network is None:
+                raise ArgumentError("network", "closed", "cannot answer any more.")
+            if self._run(self._network, pixels.ctypes.data, len(pixels), *places):
+                raise ArgumentError("threads", self._threads, "are more than the system can start now.")
         return logits
 
     def phases(self) -> NDArray[np.float64]:
@@ -130,7 +133,8 @@ class NativeNetwork:
 
     def close(self) -> None:
         """Release its threads and memory."""
-        network, self._network = self._network, None
+        with self._lock:  # not while it computes
+            network, self._network = self._network, None
         if network is not None:
             self._free(network)
 
@@ -180,7 +184,6 @@ def _library() -> ctypes.CDLL | None:
     library.effnet_create.argtypes = [text, whole, whole, pointer, number, pointer, pointer, number, pointer, number]
     library.effnet_create.restype = pointer
     library.effnet_run.argtypes = [pointer, pointer, number, pointer, pointer]
-    library.effnet_run.restype = None
     library.effnet_phases.argtypes = [pointer, pointer, number]
     library.effnet_phases.restype = number
     library.effnet_free.argtypes = [pointer]
