@@ -20,9 +20,10 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 demo: .venv/.plain $(KERNELS)
+	@[ -f $(KERNELS) ] || { echo "effnet has no engine of its own here, so torch will answer."; $(MAKE) --no-print-directory .venv/.demo; }
 	@.venv/bin/effnet predict src/effnet/data/photos --topk 3
 	@echo
-	@echo "That was the plain install, pip install effnet: no torch, no other engine. Training needs more."
+	@[ ! -f $(KERNELS) ] || echo "That needs nothing but pip install effnet: no torch, no other engine. Training needs torch."
 	@$(MAKE) --no-print-directory .venv/.demo
 	.venv/bin/effnet train examples/fashion --model lite0 --resolution 64 --minutes 0.9
 	@ls -x runs/train/latest
