@@ -1,5 +1,4 @@
-# make demo     two photos named, once the plain install is there; then what trains is installed (about 2 minutes, once), and a
-#               network trained in under a minute
+# make demo     the plain install, two photos named; then torch (about 2 minutes, once) and a training under a minute
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures, tables, file tree and transcripts of README.md and docs/
@@ -17,7 +16,7 @@ TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 
 .PHONY: help demo install test check docs bench clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 demo: .venv/.plain $(KERNELS)
 	@[ -f $(KERNELS) ] || { echo "effnet has no engine of its own here, so torch will answer."; $(MAKE) --no-print-directory .venv/.demo; }
