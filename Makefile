@@ -77,7 +77,7 @@ $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 	@$(if $(findstring -,$(@D)),$(@D)/bin/python $(PIP) -q -e '.$(patsubst .venv-%,[%],$(filter-out .venv-plain,$(@D)))')
 	@touch $@
 
-# Only the kernels of this processor are compiled before the first answer, in half the time; the others follow in .demo.
+# Only the kernels of this processor are compiled before the first answer; the others follow in .demo.
 .venv/.plain: .venv/.made $(SETUP)
 	@echo "Installing effnet and compiling its kernels: pip install -c constraints.txt -e ."
 	@EFFNET_ISAS=host .venv/bin/python $(PIP) -q -e .

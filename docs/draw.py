@@ -164,7 +164,7 @@ def kernels(out: Path) -> None:
         for left, right, words in (
             (1, 74, "phase 1: one chunk of channels after another, each row by row"),
             (75, 104, "phase 2: the gate"),
-            (105, 131, "phase 3: tiles of pixels"),
+            (105, 131, "phase 3: groups of pixels"),
         ):
             axes.add_patch(_rectangle(left, 1, right - left, 44.5, (PALE, 0.35)))
             axes.text((left + right) / 2, 44, words, ha="center", va="top", fontsize=11, color=GREY)

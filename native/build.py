@@ -8,8 +8,8 @@ It needs g++ or clang++ (any that knows C++17); CXX names another, words and all
 CXX="python -m ziglang c++ -march=x86_64" (without -march it is for this machine's processor and newer ones).
 On Windows it is clang++, since cl lacks the vector extensions that the kernels are written in; this was never tried.
 EFFNET_BUILD says what --if-possible does: nothing (0), fail where compiling fails (required), or go on without (auto).
-EFFNET_ISAS=host compiles, beside the portable kernels, only those of this processor's best instruction set, in half the
-time; the default is all, so that the library serves other machines, too.
+EFFNET_ISAS=host compiles, beside the portable kernels, only those of this processor's best instruction set, which takes
+less time; the default is all, so that the library serves other machines, too.
 
 A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor. They are told by
 -DEFFNET_HAS_ISA=0 or 1 which of them this library has. Objects are kept in build/native by everything that they depend
@@ -46,6 +46,7 @@ X86_ISAS = {
     "avx512": AVX512,
     "avx512bf16": f"{AVX512} -mavx512bf16",
 }
+NEEDS = {"avx512bf16": {"avx512"}}  # whose kernels in fp32 it uses
 COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
 RELEASE = "-O2 -fno-rtti"
 # g++ 12 takes its own AVX-512 headers for uninitialised
@@ -133,7 +134,7 @@ def compile_library(
     flags += [f"-fsanitize={sanitize}"] * bool(sanitize)
     isas = usable_isas(compiler, native) & set(isas)
     if wish("EFFNET_ISAS", "all", ("all", "host")) == "host":
-        isas = best_isa(compiler, isas)
+        isas = best_isas(compiler, isas)
     has = [f"-DEFFNET_X86={int(bool(isas))}"]
     has += [f"-DEFFNET_HAS_{isa.upper()}={int(isa in isas)}" for isa in X86_ISAS]
 
@@ -173,12 +174,12 @@ def usable_isas(compiler: Compiler, native: Path) -> set[str]:
     }
 
 
-def best_isa(compiler: Compiler, isas: Collection[str]) -> set[str]:
-    """The last of the instruction sets that this machine's processor has, or none; the compiler knows its features."""
+def best_isas(compiler: Compiler, isas: Collection[str]) -> set[str]:
+    """The last of the instruction sets that this machine's processor has and what it needs; the compiler knows which."""
     host = compiler.preprocess("-march=native").stdout
     wanted = {isa: [flag[2:] for flag in flags.split() if "=" not in flag] for isa, flags in X86_ISAS.items()}
     found = [isa for isa in wanted if isa in isas and all(f"__{word.upper()}__ " in host for word in wanted[isa])]
-    return set(found[-1:])
+    return set(found[-1:]).union(*(NEEDS.get(isa, ()) for isa in found[-1:]))
 
 
 def with_headers(source: Path) -> bytes:
