@@ -175,7 +175,7 @@ def usable_isas(compiler: Compiler, native: Path) -> set[str]:
 
 
 def best_isas(compiler: Compiler, isas: Collection[str]) -> set[str]:
-    """The last of the instruction sets that this machine's processor has and what it needs; the compiler knows which."""
+    """The last of the instruction sets that this processor has and what it needs; the compiler knows which."""
     host = compiler.preprocess("-march=native").stdout
     wanted = {isa: [flag[2:] for flag in flags.split() if "=" not in flag] for isa, flags in X86_ISAS.items()}
     found = [isa for isa in wanted if isa in isas and all(f"__{word.upper()}__ " in host for word in wanted[isa])]
