@@ -60,6 +60,7 @@ bench: install
 	.venv/bin/python benchmarks/memory.py plans
 	.venv/bin/python benchmarks/memory.py forecast
 	.venv/bin/python benchmarks/memory.py large
+	.venv/bin/python benchmarks/precision.py
 
 clean:
 	rm -rf .venv .venv-plain .venv-openvino .venv-onnx build $(KERNELS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
