@@ -67,6 +67,7 @@ def of_form(format: str, precision: str = "fp32", batch: int | None = 1) -> Arti
         (Machine("Intel(R) Xeon(R)", 2, None, (*ZEN4.features, "amx_bf16")), OURS, FP32, ("native", "fp32")),
         (Machine("Old", 2, None, ()), OURS, {}, ("openvino", "fp32")),
         (Machine("Old", 2, None, ()), ("native", "torch"), {}, ("native", "fp32")),
+        (ZEN4, (), FP32, ("native", "fp32")),  # which says how it is installed
         (ZEN4, ALL, {}, ("openvino", "bf16")),
         (Machine("Intel(R) Xeon(R)", 2, None, ZEN4.features), ALL, {}, ("openvino", "fp32")),
         (ZEN3, ALL, {}, ("onnxruntime", "fp32")),
@@ -230,3 +231,19 @@ def test_what_was_kept_of_an_artifact(bundle: Bundle, tmp_path: Path, cache: Pat
 def test_a_damaged_file_is_passed_over(bundle: Bundle, cache: Path, damage: str) -> None:
     keep_selection(bundle, [SINGLE]).write_text(damage)
     assert kept_selection(bundle, 1) is None
+
+
+def test_an_instruction_set_below_the_processor_s_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa, precision in (("avx2", "fp32"), ("avx512bf16", "bf16"), ("", "bf16")):
+        monkeypatch.setenv("EFFNET_ISA", isa)
+        assert select(B0, machine=ZEN4, installed=OURS).backend == Backend("native", precision)
+
+
+def test_where_nothing_was_compiled_it_says_how(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet.runtime.native.instruction_sets", lambda: ())
+    found = select(B0, machine=ZEN4, installed=("openvino", "torch"))
+    assert (found.backend.engine, "native was not compiled" in found.reason) == ("openvino", True)
+    with pytest.raises(
+        ArgumentError, match=r"`engine` \(='native'\) was not compiled .*pip install 'effnet\[openvino\]'"
+    ):
+        open_session(bundle, select(B0, machine=ZEN4, installed=()))

@@ -81,7 +81,8 @@ def missing() -> str | None:
     """Why there are no kernels; None where there are."""
     if instruction_sets():
         return None
-    return "was not compiled when effnet was installed; with a C++ compiler: pip install --force-reinstall effnet"
+    again = "pip install --force-reinstall --no-deps effnet"
+    return f"was not compiled when effnet was installed: with a C++ compiler {again}, or pip install 'effnet[openvino]'"
 
 
 def unsupported(spec: NetworkSpec) -> str | None:

@@ -269,12 +269,16 @@ def _of_network(
         order, unable = _order(machine, precision), native.unsupported(spec)
         if unable:
             order.remove("native")
-        chosen = next((name for name in order if name in engines), order[-1])
+        nothing = "native" if "native" in order else order[-1]  # which fails, and says why
+        chosen = next((name for name in order if name in engines), nothing)
         reasons = [f"the first that is installed of {', '.join(TITLES[name] for name in order)}"]
-        if unable or "native" not in engines:
-            reasons.append(f"native {unable or native.missing()}")
+        if reason := unable or native.missing():
+            reasons.append(f"native {reason}")
     if precision is None:
-        fast = machine.fast_bf16 and (chosen != "native" or "amx_bf16" not in machine.features)
+        fast = machine.fast_bf16
+        if chosen == "native":  # which does not use AMX, and may have been told to use less than the processor has
+            limited = os.environ.get(CHOSEN) not in (None, "", "avx512bf16")
+            fast = fast and "amx_bf16" not in machine.features and not limited
         precision = "bf16" if chosen in BF16_ENGINES and fast else "fp32"
         if chosen in BF16_ENGINES:
             reasons.append(f"bf16 is {'' if fast else 'not '}faster than fp32 on this processor")
