@@ -34,13 +34,12 @@ class FlushToZero {
 #endif
 };
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 
-// Zeroed memory in huge pages where the system has them: weights are read from end to end, and each small page is looked up.
+// Zeroed memory in huge pages where the system has them: weights are read from end to end, and each small page is
+// looked up.
 Memory::Memory(size_t bytes) {
   constexpr size_t PAGE = size_t(2) << 20;
   const size_t step = bytes < PAGE ? ALIGNMENT : PAGE;
@@ -215,7 +214,8 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
         if (b.squeeze) add_share(2, b.squeeze_weights, (size_t)b.vectors * k.lanes * k.element, b.squeeze);
         if (b.squeeze) add_share(3, b.excite_weights, (size_t)b.squeeze * k.lanes * k.element, b.vectors);
       }
-      k.depthwise(b, net.stem, x, context, own, chunk, part(BANDS, q, alone ? 1 : parts), part(BANDS, q + 1, alone ? 1 : parts), soon);
+      k.depthwise(b, net.stem, x, context, own, chunk, part(BANDS, q, alone ? 1 : parts),
+                  part(BANDS, q + 1, alone ? 1 : parts), soon);
     });
     done();
     if (b.squeeze) {
@@ -236,10 +236,13 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
       soon.bytes[0] = (after.first(first + 1) - after.first(first)) * row;
     }
     const int tiles = b.project.tiles, pixels = b.pixels();
-    // Where the weights are larger than what they are multiplied with, each thread has the tiles that it fetched before.
+    // Where the weights are larger than what they are multiplied with, each thread has the tiles that it fetched
+    // before.
     const bool by_tiles = tiles % threads == 0 && pixels < b.out_lanes;
-    const int tile = by_tiles ? part(tiles, place, threads) : 0, tile_end = by_tiles ? part(tiles, place + 1, threads) : tiles;
-    const int groups = std::max((pixels + GROUP - 1) / GROUP, by_tiles || threads == 1 ? 1 : std::min(pixels, 4 * threads));
+    const int tile = by_tiles ? part(tiles, place, threads) : 0,
+              tile_end = by_tiles ? part(tiles, place + 1, threads) : tiles;
+    const int groups =
+        std::max((pixels + GROUP - 1) / GROUP, by_tiles || threads == 1 ? 1 : std::min(pixels, 4 * threads));
     const auto project = [&](int i) {
       const int pixel = part(pixels, i, groups), end = part(pixels, i + 1, groups);
       k.project(b, x, y, context, own, tile, tile_end, pixel, end, soon);
@@ -270,7 +273,8 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
   done();
   const int parts = threads == 1 ? 1 : std::min(head.classes, 4 * threads);
   share(parts, [&](int i) {
-    k.classify(head, context, batch.logits + index * head.classes, part(head.classes, i, parts), part(head.classes, i + 1, parts));
+    k.classify(head, context, batch.logits + index * head.classes, part(head.classes, i, parts),
+               part(head.classes, i + 1, parts));
   });
   done();
 }

@@ -1,6 +1,6 @@
 // The kernels: one source for every instruction set. A translation unit kernels_<isa>.cpp defines LANES (floats of a
-// vector), REGISTERS (vector registers) and NAMESPACE, and includes this file, so that no function of one instruction set
-// can be taken for that of another by the linker. For the same reason nothing of the standard library is used here.
+// vector), REGISTERS (vector registers) and NAMESPACE, and includes this file, so that no function of one instruction
+// set can be taken for that of another by the linker. For the same reason nothing of the standard library is used here.
 #include "network.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -23,14 +23,13 @@ constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights f
 }
 constexpr int TILE = REGISTERS >= 32 ? LARGEST_TILE : 3;
 
-// Weights that will be needed soon: a product fetches a line of them into the cache with each of its steps, because weights
-// of the late blocks come from far away at every image.
+// Weights that will be needed soon: a product fetches a line of them into the cache with each of its steps, because
+// weights of the late blocks come from far away at every image.
 struct Ahead {
   const char *at, *end;
   ptrdiff_t line;  // 0 where there is nothing left to fetch
 
-  INLINE Ahead(const void* from, size_t bytes)
-      : at((const char*)from), end(at + bytes), line(bytes ? 64 : 0) {}
+  INLINE Ahead(const void* from, size_t bytes) : at((const char*)from), end(at + bytes), line(bytes ? 64 : 0) {}
   INLINE void fetch(ptrdiff_t step) const { __builtin_prefetch(at + step * line, 0, 2); }
   INLINE void advance(ptrdiff_t steps) {
     at += steps * line;
@@ -39,17 +38,18 @@ struct Ahead {
 };
 
 // totals += inputs x weights for M pixels, `apart` elements apart, and N vectors of outputs
-template <class T, int M, int N>
-static INLINE void multiply(Vector (&totals)[M][N], const T* inputs, ptrdiff_t apart, const T* weights, int depth,
-                            const Ahead& ahead) {
+template <class T, int M, int N> static INLINE void multiply(Vector (&totals)[M][N], const T* inputs, ptrdiff_t apart,
+                                                             const T* weights, int depth, const Ahead& ahead) {
   typedef Input<T> In;
 #pragma GCC unroll 4
   for (int k = 0; k < depth; k += In::PAIR) {
     typename In::Type w[N];
-    UNROLL for (int n = 0; n < N; n++) w[n] = In::some(weights + n * LANES * In::PAIR);
+    UNROLL for (int n = 0; n < N; n++)
+      w[n] = In::some(weights + n * LANES * In::PAIR);
     UNROLL for (int m = 0; m < M; m++) {
       typename In::Type x = In::each(inputs + m * apart + k);
-      UNROLL for (int n = 0; n < N; n++) totals[m][n] = In::add_product(totals[m][n], x, w[n]);
+      UNROLL for (int n = 0; n < N; n++)
+        totals[m][n] = In::add_product(totals[m][n], x, w[n]);
     }
     weights += N * LANES * In::PAIR;
     ahead.fetch(k / In::PAIR);
@@ -66,7 +66,8 @@ template <class T> struct Inputs {
 template <int M, int N> static INLINE void begin(Vector (&totals)[M][N], const float* bias) {
   UNROLL for (int n = 0; n < N; n++) {
     Vector b = load(bias + n * LANES);
-    UNROLL for (int m = 0; m < M; m++) totals[m][n] = b;
+    UNROLL for (int m = 0; m < M; m++)
+      totals[m][n] = b;
   }
 }
 
@@ -125,18 +126,18 @@ template <class T> struct Expansion {
     multiply_blocks<T, M, N>(totals, in, e.weights, e.ahead);
     float* to = e.row + pixel * LANES;
     if (e.activation == Activation::silu) {
-      UNROLL for (int n = 0; n < N; n++)
-        UNROLL for (int m = 0; m < M; m++) store(to + n * e.plane + m * LANES, silu<T>(totals[m][n], DIVIDE(n * M + m)));
+      UNROLL for (int n = 0; n < N; n++) UNROLL
+        for (int m = 0; m < M; m++) store(to + n * e.plane + m * LANES, silu<T>(totals[m][n], DIVIDE(n * M + m)));
     } else {
-      UNROLL for (int n = 0; n < N; n++)
-        UNROLL for (int m = 0; m < M; m++)
+      UNROLL for (int n = 0; n < N; n++) UNROLL
+        for (int m = 0; m < M; m++)
           store(to + n * e.plane + m * LANES, smaller(larger(totals[m][n], all(0.f)), e.most));
     }
   }
 };
 template <class T> constexpr Tiles<Expansion<T>, CHUNK> EXPANSIONS{};
 
-// ------------------------------------------------------------------------------------------------ depthwise convolution
+// ------------------------------------------------------------------------------------- depthwise convolution
 template <class T> struct Depthwise {
   const float* const* rows;  // of the ring, one for each row of the filters
   int first, end;  // rows of the filters that lie in the map
@@ -152,14 +153,16 @@ template <class T> struct Depthwise {
 template <class T, int KERNEL, int STRIDE, int M> static INLINE void depthwise_tile(Depthwise<T>& d, ptrdiff_t column) {
   const int kernel = KERNEL ? KERNEL : d.kernel;
   Vector totals[M];
-  UNROLL for (int m = 0; m < M; m++) totals[m] = d.bias;
+  UNROLL for (int m = 0; m < M; m++)
+    totals[m] = d.bias;
 #pragma GCC unroll 1
   for (int y = d.first; y < d.end; y++) {
     const float* row = d.rows[y] + column * STRIDE * LANES;
     const float* filters = d.filters + (ptrdiff_t)y * kernel * LANES;
     if constexpr (KERNEL != 0) {
       Vector w[KERNEL];
-      UNROLL for (int x = 0; x < KERNEL; x++) w[x] = load(filters + x * LANES);
+      UNROLL for (int x = 0; x < KERNEL; x++)
+        w[x] = load(filters + x * LANES);
       UNROLL for (int i = 0; i < (M - 1) * STRIDE + KERNEL; i++) {
         Vector in = load(row + i * LANES);
         UNROLL for (int x = 0; x < KERNEL; x++)
@@ -170,18 +173,23 @@ template <class T, int KERNEL, int STRIDE, int M> static INLINE void depthwise_t
 #pragma GCC unroll 1
       for (int x = 0; x < kernel; x++) {
         Vector w = load(filters + x * LANES);
-        UNROLL for (int m = 0; m < M; m++) totals[m] = load(row + (m * STRIDE + x) * LANES) * w + totals[m];
+        UNROLL for (int m = 0; m < M; m++)
+          totals[m] = load(row + (m * STRIDE + x) * LANES) * w + totals[m];
       }
     }
   }
   if (d.activation == Activation::silu) {
-    UNROLL for (int m = 0; m < M; m++) totals[m] = silu<T>(totals[m], DIVIDE(m));
+    UNROLL for (int m = 0; m < M; m++)
+      totals[m] = silu<T>(totals[m], DIVIDE(m));
   } else {
-    UNROLL for (int m = 0; m < M; m++) totals[m] = smaller(larger(totals[m], all(0.f)), d.most);
+    UNROLL for (int m = 0; m < M; m++)
+      totals[m] = smaller(larger(totals[m], all(0.f)), d.most);
   }
-  UNROLL for (int m = 0; m < M; m++) store(d.out + (column + m) * LANES, totals[m]);
+  UNROLL for (int m = 0; m < M; m++)
+    store(d.out + (column + m) * LANES, totals[m]);
   Vector s = totals[0];
-  UNROLL for (int m = 1; m < M; m++) s += totals[m];
+  UNROLL for (int m = 1; m < M; m++)
+    s += totals[m];
   d.sums += s;
 }
 
@@ -221,23 +229,24 @@ template <class T> static void depthwise_row(Depthwise<T>& d, int stride, int wi
 
 static INLINE Vector upper(Activation kind) { return all(kind == Activation::relu6 ? 6.f : 3.4e38f); }
 
-// A chunk of channels, from a block's input to the depthwise map with its sums: each row of the expanded map is made when
-// the first row of the output needs it, and overwritten when the last one is done with it.
-template <class T>
-static void depthwise(const Block& b, const Stem& stem, const void* input, Context& context, Workspace& space, int chunk,
-                      int band, int band_end, Soon soon) {
+// A chunk of channels, from a block's input to the depthwise map with its sums: each row of the expanded map is made
+// when the first row of the output needs it, and overwritten when the last one is done with it.
+template <class T> static void depthwise(const Block& b, const Stem& stem, const void* input, Context& context,
+                                         Workspace& space, int chunk, int band, int band_end, Soon soon) {
   const int first = b.first(chunk), vectors = b.first(chunk + 1) - first;
   const int top = b.output * band / BANDS, bottom = b.output * band_end / BANDS;
   const ptrdiff_t plane = (ptrdiff_t)b.row * LANES, slot = plane * vectors;
   const T* x = (const T*)input;
 
-  Expansion<T> e{{}, nullptr, nullptr, nullptr, plane, b.activation, upper(b.activation), {soon.from[0], soon.bytes[0]}};
+  Expansion<T> e{
+      {}, nullptr, nullptr, nullptr, plane, b.activation, upper(b.activation), {soon.from[0], soon.bytes[0]}};
   int fetched = 0;  // of `soon`
   if (b.source != Source::map) {
     e.weights = (const T*)b.expand.weights + (ptrdiff_t)first * LANES * b.expand.depth;
     e.bias = b.expand.bias + (ptrdiff_t)first * LANES;
-    e.in = b.source == Source::stem ? Inputs<T>{x, (ptrdiff_t)stem.stride * stem.channels, stem.pitch, stem.kernel, stem.block}
-                                    : Inputs<T>{x, b.in_lanes, 0, 1, b.expand.depth};
+    e.in = b.source == Source::stem
+               ? Inputs<T>{x, (ptrdiff_t)stem.stride * stem.channels, stem.pitch, stem.kernel, stem.block}
+               : Inputs<T>{x, b.in_lanes, 0, 1, b.expand.depth};
   }
   for (ptrdiff_t i = 0; i < b.kernel * vectors; i++) {  // the columns of padding, which no row writes
     float* row = space.ring + i * plane;
@@ -265,7 +274,8 @@ static void depthwise(const Block& b, const Stem& stem, const void* input, Conte
         continue;
       }
       e.row = row;
-      e.in.from = x + made * (b.source == Source::stem ? (ptrdiff_t)stem.stride * stem.pitch : (ptrdiff_t)b.input * b.in_lanes);
+      e.in.from =
+          x + made * (b.source == Source::stem ? (ptrdiff_t)stem.stride * stem.pitch : (ptrdiff_t)b.input * b.in_lanes);
       while (!e.ahead.line && ++fetched < SOON) e.ahead = {soon.from[fetched], soon.bytes[fetched]};
       EXPANSIONS<T>.run(e, vectors, 0, b.input);
     }
@@ -287,7 +297,7 @@ static void depthwise(const Block& b, const Stem& stem, const void* input, Conte
   }
 }
 
-// ------------------------------------------------------------------------------------------------ squeeze-and-excitation
+// ------------------------------------------------------------------------------------- squeeze-and-excitation
 static INLINE float activate_one(float value, Activation kind) {
   Vector result = activate<float>(all(kind == Activation::silu ? SCALE * value : value), kind, upper(kind));
   return kind == Activation::silu ? result[0] / SCALE : result[0];
@@ -311,14 +321,17 @@ template <class T> static void squeeze(const Block& b, Context& context, Workspa
     }
     for (ptrdiff_t c = 0; c < wide; c += LANES) {
       Vector x = load(space.pooled + c);
-      UNROLL for (int u = 0; u < 4; u++) totals[u] = load(weights[u] + c) * x + totals[u];
+      UNROLL for (int u = 0; u < 4; u++)
+        totals[u] = load(weights[u] + c) * x + totals[u];
     }
     for (int u = 0; u < units; u++)
       context.hidden[unit + u] = activate_one(sum(totals[u]) + b.squeeze_bias[unit + u], b.activation);
   }
 }
 
-static INLINE void scale_weights(const float* from, float* to, const float* gate) { store(to, load(from) * all(*gate)); }
+static INLINE void scale_weights(const float* from, float* to, const float* gate) {
+  store(to, load(from) * all(*gate));
+}
 static INLINE void scale_weights(const bf16* from, bf16* to, const float* gate) {  // LANES pairs of inputs
   Integers pairs = *(const Words*)from;
   Integers low = (Integers)((Vector)(pairs << 16) * all(gate[0]));
@@ -374,21 +387,21 @@ template <class T> struct Projection {
     if (p.first) {
       begin(totals, p.bias);
     } else {
-      UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int n = 0; n < N; n++) totals[m][n] = load(p.partial + at + m * p.apart + n * LANES);
+      UNROLL for (int m = 0; m < M; m++) UNROLL
+        for (int n = 0; n < N; n++) totals[m][n] = load(p.partial + at + m * p.apart + n * LANES);
     }
     multiply_blocks<T, M, N>(totals, in, p.weights, p.ahead);
     if (!p.last) {
-      UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int n = 0; n < N; n++) store(p.partial + at + m * p.apart + n * LANES, totals[m][n]);
+      UNROLL for (int m = 0; m < M; m++) UNROLL
+        for (int n = 0; n < N; n++) store(p.partial + at + m * p.apart + n * LANES, totals[m][n]);
       return;
     }
     if (p.shortcut) {
-      UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int n = 0; n < N; n++) totals[m][n] += load(p.shortcut + at + m * p.apart + n * LANES);
+      UNROLL for (int m = 0; m < M; m++) UNROLL
+        for (int n = 0; n < N; n++) totals[m][n] += load(p.shortcut + at + m * p.apart + n * LANES);
     }
-    UNROLL for (int m = 0; m < M; m++)
-      UNROLL for (int n = 0; n < N; n++) store(p.out + at + m * p.apart + n * LANES, totals[m][n]);
+    UNROLL for (int m = 0; m < M; m++) UNROLL
+      for (int n = 0; n < N; n++) store(p.out + at + m * p.apart + n * LANES, totals[m][n]);
   }
 };
 template <class T> constexpr Tiles<Projection<T>, TILE> PROJECTIONS{};
@@ -398,18 +411,19 @@ static INLINE float* partial_of(bf16*, Workspace& space, ptrdiff_t begin) { retu
 
 // Tiles of outputs for a group of pixels. Many inputs go in segments, so that the group's part of the map stays in the
 // cache while all tiles read it.
-template <class T>
-static void project(const Block& b, const void* x, void* y, const Context& context, Workspace& space, int tile,
-                    int tile_end, int pixel, int end, Soon soon) {
+template <class T> static void project(const Block& b, const void* x, void* y, const Context& context, Workspace& space,
+                                       int tile, int tile_end, int pixel, int end, Soon soon) {
   const Product& product = b.project;
   const void* weights = b.squeeze && !b.scales_map ? context.scaled : product.weights;
   const int segments = b.segments();
-  Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, b.out_lanes, nullptr, false, false, {soon.from[0], soon.bytes[0]}};
+  Projection<T> p{{},          nullptr, nullptr, nullptr, nullptr,
+                  b.out_lanes, nullptr, false,   false,   {soon.from[0], soon.bytes[0]}};
   for (int s = 0; s < segments; s++) {
     const int block = b.vectors * s / segments, blocks = b.vectors * (s + 1) / segments - block;
     p.first = s == 0;
     p.last = s == segments - 1;
-    p.in = {(const T*)context.depthwise + (ptrdiff_t)block * b.pixels() * LANES, LANES, (ptrdiff_t)b.pixels() * LANES, blocks, LANES};
+    p.in = {(const T*)context.depthwise + (ptrdiff_t)block * b.pixels() * LANES, LANES, (ptrdiff_t)b.pixels() * LANES,
+            blocks, LANES};
     for (int t = tile; t < tile_end; t++) {
       const int first = product.first(t), width = product.first(t + 1) - first;
       p.weights = (const T*)weights + ((ptrdiff_t)first * product.depth + (ptrdiff_t)block * LANES * width) * LANES;
@@ -442,7 +456,8 @@ static void stem(const Stem& s, Activation activation, const void* image, void* 
     for (int t = 0; t < product.tiles; t++) {
       const int first = product.first(t);
       Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, apart, nullptr, true, true, {nullptr, 0}};
-      p.in = {(const T*)image + (ptrdiff_t)row * s.stride * s.pitch, (ptrdiff_t)s.stride * s.channels, s.pitch, s.kernel, s.block};
+      p.in = {(const T*)image + (ptrdiff_t)row * s.stride * s.pitch, (ptrdiff_t)s.stride * s.channels, s.pitch,
+              s.kernel, s.block};
       p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
       p.bias = product.bias + first * LANES;
       p.out = out + first * LANES;
@@ -483,12 +498,14 @@ template <class T> struct Pooling {
     if (!p.map) return;
     for (int m = 0; m < M; m++)
       for (int n = 0; n < N; n++)
-        for (int i = 0; i < p.lanes[n]; i++) p.map[(pixel + m) * p.apart + n * LANES + i] = totals[m][n][i] * p.scale[0];
+        for (int i = 0; i < p.lanes[n]; i++)
+          p.map[(pixel + m) * p.apart + n * LANES + i] = totals[m][n][i] * p.scale[0];
   }
 };
 template <class T> constexpr Tiles<Pooling<T>, CHUNK> POOLINGS{};
 
-// A tile of the head's features: their map, if it is wanted, and their averages; of the last block where there is no head
+// A tile of the head's features: their map, if it is wanted, and their averages; of the last block where there is no
+// head
 template <class T> static void head(const Head& h, const void* x, Context& context, float* map, int tile, Soon soon) {
   const Product& product = h.product;
   const bool scaled = product.outputs && h.activation == Activation::silu;
@@ -498,7 +515,17 @@ template <class T> static void head(const Head& h, const void* x, Context& conte
   const int vectors = product.outputs ? product.first(tile + 1) - first : 1;
   const T* from = (const T*)x;
   if (product.outputs) {
-    Pooling<T> p{{}, nullptr, nullptr, nullptr, nullptr, 0, {}, h.activation, upper(h.activation), scale, {soon.from[0], soon.bytes[0]}};
+    Pooling<T> p{{},
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 0,
+                 {},
+                 h.activation,
+                 upper(h.activation),
+                 scale,
+                 {soon.from[0], soon.bytes[0]}};
     p.in = {from, h.in_lanes, 0, 1, product.depth};
     p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
     p.bias = product.bias + first * LANES;
@@ -537,15 +564,16 @@ template <class T> static void classify(const Head& h, const Context& context, f
     }
     for (int k = 0; k < h.feature_lanes; k += STEP) {
       typename In::Type x = In::some(features + k);
-      UNROLL for (int u = 0; u < UNITS; u++) totals[u] = In::add_product(totals[u], x, In::some(weights[u] + k));
+      UNROLL for (int u = 0; u < UNITS; u++)
+        totals[u] = In::add_product(totals[u], x, In::some(weights[u] + k));
     }
     for (int u = 0; u < UNITS && unit + u < end; u++) logits[unit + u] = sum(totals[u]) + h.bias[unit + u];
   }
 }
 
 template <class T> static constexpr Kernels table() {
-  return {LANES,        Input<T>::PAIR, (int)sizeof(T), CHUNK, TILE, SCALE,  image<T>,
-          depthwise<T>, squeeze<T>,     excite<T>,      project<T>,              stem<T>, head<T>, classify<T>};
+  return {LANES,        Input<T>::PAIR, (int)sizeof(T), CHUNK,      TILE,    SCALE,   image<T>,
+          depthwise<T>, squeeze<T>,     excite<T>,      project<T>, stem<T>, head<T>, classify<T>};
 }
 
 extern const Kernels BF16;

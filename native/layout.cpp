@@ -178,8 +178,7 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     channels = b.out;
   }
   numbers.end();
-  if (stem_map)
-    stem.product = product(stem.channels, stem_channels, stem.kernel * stem.block, table.tile);
+  if (stem_map) stem.product = product(stem.channels, stem_channels, stem.kernel * stem.block, table.tile);
 
   head.pixels = size * size;
   head.in_lanes = round_up(channels, lanes);
@@ -241,7 +240,8 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
     if (b.source == Source::expand) {
       const float* w = arrays.take(name + "expand.weight", (int64_t)b.wide * b.in);
       const float* shift = arrays.take(name + "expand.bias", b.wide);
-      pack(b.expand, k, writer, shift, scale, [&](int n, int i) { return i < b.in ? w[(size_t)n * b.in + i] * scale : 0.f; });
+      pack(b.expand, k, writer, shift, scale,
+           [&](int n, int i) { return i < b.in ? w[(size_t)n * b.in + i] * scale : 0.f; });
     }
     const int area = b.kernel * b.kernel;
     const float* w = arrays.take(name + "depthwise.weight", (int64_t)b.wide * area);
@@ -267,14 +267,16 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
     }
     const float* p = arrays.take(name + "project.weight", (int64_t)b.out * b.wide);
     const float* q = arrays.take(name + "project.bias", b.out);
-    pack(b.project, k, writer, q, 1.f, [&](int n, int i) { return i < b.wide ? p[(size_t)n * b.wide + i] / scale : 0.f; });
+    pack(b.project, k, writer, q, 1.f,
+         [&](int n, int i) { return i < b.wide ? p[(size_t)n * b.wide + i] / scale : 0.f; });
   }
 
   if (head.product.outputs) {
     const int in = head.product.inputs;
     const float* w = arrays.take("head.weight", (int64_t)head.features * in);
     const float* shift = arrays.take("head.bias", head.features);
-    pack(head.product, k, writer, shift, scale, [&](int n, int i) { return i < in ? w[(size_t)n * in + i] * scale : 0.f; });
+    pack(head.product, k, writer, shift, scale,
+         [&](int n, int i) { return i < in ? w[(size_t)n * in + i] * scale : 0.f; });
   }
   const float* w = arrays.take("classifier.weight", (int64_t)head.classes * head.features);
   writer.rows(head.classifier, w, head.classes, head.features, head.feature_lanes, 1.f);
@@ -284,7 +286,8 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
 
 void Layout::place_context(Arena& arena, Context& c) const {
   const Kernels& k = *kernels;
-  size_t map = stem_map ? (size_t)stem.output * stem.output * stem_lanes : 0, inner = 0, scaled = 0, wide = 0, squeezed = 0;
+  size_t map = stem_map ? (size_t)stem.output * stem.output * stem_lanes : 0, inner = 0, scaled = 0, wide = 0,
+         squeezed = 0;
   for (const Block& b : blocks) {
     const size_t lanes = (size_t)b.vectors * k.lanes;
     map = std::max(map, (size_t)b.pixels() * b.out_lanes);

@@ -1,7 +1,8 @@
 // A network as plain sizes and pointers: what the engine lays out once and the kernels of every instruction set read.
 //
 // Feature maps between blocks are NHWC, their channels padded with zeros to whole vectors ("lanes"). Inside a block the
-// expanded map lives in a ring of a few rows, and the depthwise convolution's output as [vector of channels][pixel][lane].
+// expanded map lives in a ring of a few rows, and the depthwise convolution's output as [vector of
+// channels][pixel][lane].
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -28,7 +29,9 @@ struct Product {
   void* weights = nullptr;  // per tile: [depth][vectors of the tile][lane], in bf16 as pairs of inputs
   float* bias = nullptr;  // one for each lane
 
-  EFFNET_INLINE int first(int tile) const { return (int)((ptrdiff_t)vectors * tile / tiles); }  // vector with which a tile begins
+  EFFNET_INLINE int first(int tile) const {
+    return (int)((ptrdiff_t)vectors * tile / tiles);
+  }  // vector with which a tile begins
 };
 
 struct Stem {
@@ -68,7 +71,9 @@ struct Block {
 
   EFFNET_INLINE int pixels() const { return output * output; }
   EFFNET_INLINE int segments() const { return (vectors + segment - 1) / segment; }
-  EFFNET_INLINE int first(int part) const { return (int)((ptrdiff_t)vectors * part / chunks); }  // vector with which a chunk begins
+  EFFNET_INLINE int first(int part) const {
+    return (int)((ptrdiff_t)vectors * part / chunks);
+  }  // vector with which a chunk begins
 };
 
 struct Head {
@@ -115,8 +120,7 @@ struct Kernels {
   int tile;  // vectors of outputs of a projection, at most
   float scale;  // of SiLU: kernels compute `scale` times it, of `scale` times its input
   void (*image)(const Stem&, const uint8_t* pixels, void* image, int row, int end);
-  void (*depthwise)(const Block&, const Stem&, const void* x, Context&, Workspace&, int chunk, int band, int end,
-                    Soon);
+  void (*depthwise)(const Block&, const Stem&, const void* x, Context&, Workspace&, int chunk, int band, int end, Soon);
   void (*squeeze)(const Block&, Context&, Workspace&, int unit, int end);
   void (*excite)(const Block&, Context&, int vector, int end);
   void (*project)(const Block&, const void* x, void* y, const Context&, Workspace&, int tile, int tile_end, int pixel,

@@ -1,5 +1,5 @@
-// Vectors of one instruction set. Included inside the namespace of a translation unit, which says how many LANES a vector
-// has; what a processor does better than the compiler's own vectors is written with its intrinsics.
+// Vectors of one instruction set. Included inside the namespace of a translation unit, which says how many LANES a
+// vector has; what a processor does better than the compiler's own vectors is written with its intrinsics.
 
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -100,9 +100,9 @@ static INLINE Vector power_plus(Vector t, Vector summand) {
 #ifdef __AVX512F__
   const Vector magic = all(786432.f);  // 1.5 * 2^19: the lowest bits of the sum are those of round(16 t)
   Vector sum = t + magic, n = sum - magic, f = t - n;
-  Vector table = {1.f, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f, 1.2968395547f,
-                  1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f, 1.6817928305f,
-                  1.7562521604f, 1.8340080864f, 1.9152065614f};  // 2^(i/16)
+  Vector table = {1.f,           1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
+                  1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
+                  1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};  // 2^(i/16)
   Vector q = (2.4021946252e-01f * f + 6.9318783162e-01f) * f + 1.0000000069f;
   return q * _mm512_scalef_ps(_mm512_permutexvar_ps(_mm512_castps_si512(sum), table), n) + summand;
 #else
@@ -119,7 +119,8 @@ static INLINE Vector power(Vector t) {  // 2^t
   return power_plus(t, all(0.f));
 }
 
-// `divide`: which of two ways to a quotient. The divider works beside the multipliers, so a loop that takes turns is faster.
+// `divide`: which of two ways to a quotient. The divider works beside the multipliers, so a loop that takes turns is
+// faster.
 template <class T> static INLINE Vector silu(Vector t, bool divide);
 template <> INLINE Vector silu<float>(Vector t, bool divide) {
 #ifdef __AVX512F__
