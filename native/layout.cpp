@@ -52,6 +52,13 @@ uint16_t to_bf16(float value) {
   return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+float to_float(uint16_t bf16) {
+  const uint32_t bits = (uint32_t)bf16 << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
 // The arrays in the order of the network, each of the length that its layer has.
 class Arrays {
  public:
@@ -77,11 +84,15 @@ class Arrays {
 class Writer {
  public:
   explicit Writer(int element) : element_(element) {}
-  void put(void* to, size_t at, float value) const {
-    if (element_ == 4)
+  // Returns what rounding left of the value.
+  float put(void* to, size_t at, float value) const {
+    if (element_ == 4) {
       ((float*)to)[at] = value;
-    else
-      ((uint16_t*)to)[at] = to_bf16(value);
+      return 0.f;
+    }
+    const uint16_t written = to_bf16(value);
+    ((uint16_t*)to)[at] = written;
+    return value - to_float(written);
   }
   // [rows][columns] into rows of `apart` elements, times `scale`
   void rows(void* to, const float* from, int rows, int columns, int apart, float scale) const {
@@ -93,18 +104,25 @@ class Writer {
   int element_;
 };
 
-// weight(output, k) for k < depth as tiles; what lies outside of the network stays zero
+// weight(output, k) for k < depth as tiles; what lies outside of the network stays zero. `keeps_sums`: what rounding leaves
+// of a weight is added to the next one, which is better where neighbouring inputs are much alike, and worse elsewhere.
 template <class Weight>
-void pack(const Product& p, const Kernels& k, const Writer& writer, const float* bias, float scale, Weight weight) {
+void pack(const Product& p, const Kernels& k, const Writer& writer, const float* bias, float scale, Weight weight,
+          bool keeps_sums = false) {
   for (int n = 0; n < p.outputs; n++) p.bias[n] = bias[n] * scale;
   for (int t = 0; t < p.tiles; t++) {
     const int first = p.first(t) * k.lanes, width = (p.first(t + 1) - p.first(t)) * k.lanes;
     const size_t begin = (size_t)first * p.depth;
-    for (int n = first; n < std::min(first + width, p.outputs); n++)
+    for (int n = first; n < std::min(first + width, p.outputs); n++) {
+      float left = 0;
       for (int i = 0; i < p.depth; i++) {
         const size_t at = begin + (size_t)(i / k.pair) * width * k.pair + (size_t)(n - first) * k.pair + i % k.pair;
-        writer.put(p.weights, at, weight(n, i));
+        const float value = weight(n, i);
+        if (value == 0) continue;  // none, or none of the network's
+        const float rest = writer.put(p.weights, at, value + left);
+        if (keeps_sums) left = rest;
       }
+    }
   }
 }
 
@@ -231,12 +249,12 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
     if (i % stem.block >= row) return 0.f;
     return filters[(((size_t)n * stem.channels + c) * stem.kernel + y) * stem.kernel + x] * scale;
   };
-  if (stem_map) pack(stem.product, k, writer, bias, scale, stem_weight);
+  if (stem_map) pack(stem.product, k, writer, bias, scale, stem_weight, true);
 
   for (Block& b : blocks) {
     const std::string name = "block " + std::to_string(&b - blocks.data()) + " ";
     const int wide = b.vectors * k.lanes;
-    if (b.source == Source::stem) pack(b.expand, k, writer, bias, scale, stem_weight);
+    if (b.source == Source::stem) pack(b.expand, k, writer, bias, scale, stem_weight, true);
     if (b.source == Source::expand) {
       const float* w = arrays.take(name + "expand.weight", (int64_t)b.wide * b.in);
       const float* shift = arrays.take(name + "expand.bias", b.wide);

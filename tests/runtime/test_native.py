@@ -220,3 +220,20 @@ def test_it_survives_a_fork() -> None:
     child.join(60)
     assert child.exitcode == 0
     np.testing.assert_array_equal(graph(pixels), right)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_filter_of_the_stem_keeps_its_sum_in_bf16(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of one colour times the sum of a filter that cancels itself out; the block adds nothing to it."""
+    monkeypatch.setenv("EFFNET_ISA", isa)
+    stage = StageSpec(expand_ratio=1, kernel_size=1, stride=1, channels=16, layers=1)
+    options = {"resolution": 6, "num_classes": 2, "squeeze_ratio": 0.0, "stem": 16, "head": 0, "activation": "relu"}
+    spec = NetworkSpec("flat", (stage,), stem_stride=1, **options)
+    filters = np.random.default_rng(0).normal(size=(16, 3, 3, 3)).astype(np.float32)
+    filters += 0.5 / 27 - filters.mean((1, 2, 3), keepdims=True)
+    none, ones = np.zeros(16), np.ones((16, 1, 1, 1))
+    weights = [np.zeros(3), filters, none, ones, none, np.zeros((16, 16)), none, np.zeros((2, 16)), np.zeros(2)]
+    network = NativeNetwork(numbers(spec, "symmetric"), [np.float32(each) for each in weights], "bf16", 1)
+    features = np.empty((1, 6, 6, 16), np.float32)
+    network(np.full((1, 6, 6, 3), 64, np.uint8), features)
+    np.testing.assert_allclose(features[0, 2, 2], 32, atol=0.5)
