@@ -18,7 +18,7 @@ def tree() -> str:
         rows += [(f"  {room.parent.name}/", room), *((f"    {path.name}", path) for path in modules(room.parent))]
     lines = [f"{name:<27}{summary(path)}" for name, path in rows]
     lines.append(f"{'native/':<27}The kernels in C++17, without dependencies.")
-    lines += [f"  {path.name:<25}{summary(path)}" for path in sorted(NATIVE.glob("*.[chp]*"))]
+    lines += [f"  {path.name:<25}{summary(path)}" for path in sorted(NATIVE.glob("[!.]*.[chp]*"))]
     return "\n```\n" + "".join(f"{line}\n" for line in lines) + "```\n"
 
 
