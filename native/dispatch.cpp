@@ -49,7 +49,7 @@ bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf1
 bool always() { return true; }
 
 const Isa ISAS[] = {
-    // best first
+// best first
 #if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
     {"avx512bf16", &avx512::FP32, &avx512bf16::BF16, has_avx512bf16},
 #endif

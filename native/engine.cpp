@@ -69,6 +69,7 @@ struct Engine::Batch {
   int64_t alone;  // images that one thread each computes
   int64_t images;  // the rest of them is computed by all threads together
   std::atomic<int64_t> next{0};
+  Meeting meeting;
   Barrier barrier;
   int threads;
 };
@@ -131,14 +132,15 @@ void Engine::work(void* argument, int thread) {
   own.threads = 1;
   for (int64_t i; (i = batch.next.fetch_add(1)) < batch.alone;) engine.forward(batch, i, own, thread, 0);
   if (batch.alone == batch.images) return;
-  batch.barrier.wait(batch.threads);
+  const int place = thread == 0 ? 0 : batch.meeting.join();
+  if (thread != 0 && place == 0) return;
   Team& all = *engine.teams_[0];
-  if (thread == 0) all.threads = batch.threads;
+  if (thread == 0) all.threads = batch.meeting.begin(batch.threads);
   for (int64_t i = batch.alone; i < batch.images; i++) {
     if (thread == 0)
       for (auto& each : all.next) each.store(0, std::memory_order_relaxed);
-    batch.barrier.wait(batch.threads);
-    engine.forward(batch, i, all, thread, thread);
+    batch.barrier.wait(batch.meeting.size());
+    engine.forward(batch, i, all, thread, place);
   }
 }
 

@@ -104,11 +104,11 @@ class Writer {
   int element_;
 };
 
-// weight(output, k) for k < depth as tiles; what lies outside of the network stays zero. `keeps_sums`: what rounding leaves
-// of a weight is added to the next one, which is better where neighbouring inputs are much alike, and worse elsewhere.
-template <class Weight>
-void pack(const Product& p, const Kernels& k, const Writer& writer, const float* bias, float scale, Weight weight,
-          bool keeps_sums = false) {
+// weight(output, k) for k < depth as tiles; what lies outside of the network stays zero. `keeps_sums`: what rounding
+// leaves of a weight is added to the next one, which is better where neighbouring inputs are much alike, and worse
+// elsewhere.
+template <class Weight> void pack(const Product& p, const Kernels& k, const Writer& writer, const float* bias,
+                                  float scale, Weight weight, bool keeps_sums = false) {
   for (int n = 0; n < p.outputs; n++) p.bias[n] = bias[n] * scale;
   for (int t = 0; t < p.tiles; t++) {
     const int first = p.first(t) * k.lanes, width = (p.first(t + 1) - p.first(t)) * k.lanes;

@@ -1,6 +1,7 @@
 // Threads that a network keeps between its images. They wait in a loop for a moment, then asleep.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -11,7 +12,8 @@
 
 namespace effnet {
 
-constexpr int SPINS = 10000;  // a few hundred microseconds
+constexpr int IDLE_SPINS = 10000;  // a few hundred microseconds, before a thread sleeps
+constexpr int WAIT_SPINS = 1000;  // some tens, before one that waits for another gives its core away
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -24,7 +26,7 @@ inline void relax() {
 // Waits until `ready()`; gives the core away where that takes long, since there may be more threads than cores.
 template <class Ready> void spin(Ready ready) {
   for (int spins = 0; !ready(); spins++) {
-    if (spins < SPINS)
+    if (spins < WAIT_SPINS)
       relax();
     else
       std::this_thread::yield();
@@ -47,6 +49,34 @@ class Barrier {
  private:
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+// The threads that compute an image together: those that are awake when it begins. One that the system lets wait,
+// because other programs are busy, would hold up all others at every barrier.
+class Meeting {
+ public:
+  // In a thread other than the first: its place from 1 on, or 0 where the others have begun without it.
+  int join() {
+    int place = present_.load(std::memory_order_relaxed);
+    do {
+      if (place == CLOSED) return 0;
+    } while (!present_.compare_exchange_weak(place, place + 1, std::memory_order_acq_rel));
+    spin([&] { return size_.load(std::memory_order_acquire) != 0; });
+    return place;
+  }
+  // In the first thread: how many have come, itself included; it waits for `threads` of them, but not long.
+  int begin(int threads) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    while (present_.load(std::memory_order_relaxed) < threads && std::chrono::steady_clock::now() < end) relax();
+    const int size = present_.exchange(CLOSED, std::memory_order_acq_rel);
+    size_.store(size, std::memory_order_release);
+    return size;
+  }
+  int size() const { return size_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr int CLOSED = -1;
+  std::atomic<int> present_{1}, size_{0};
 };
 
 class Pool {
@@ -88,7 +118,7 @@ class Pool {
  private:
   void work(int number, uint32_t seen) {
     for (;;) {
-      for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < SPINS; spins++) relax();
+      for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < IDLE_SPINS; spins++) relax();
       if (turn_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(sleep_);
         awake_.wait(lock, [&] { return turn_.load() != seen; });
