@@ -8,7 +8,8 @@ A row is a variant, its pixels and its batch. All contestants hold the same weig
 a trained network is, see `network_of`; of torchvision's network, or of effnet's for the Lites, which torchvision lacks.
 effnet gets them as a file and is called through `classifier.logits` with engine and precision "auto"; its own engine in
 fp32 and in bf16, too. effnet and OpenVINO take uint8 pixels and normalise them; the others get them normalised for
-nothing. All use every core. `--engines` leaves torch out.
+nothing. All use every core. `--engines` leaves torch out; ONNX Runtime is left out where OpenVINO is limited, for it
+cannot be.
 
 Every answer is compared with torchvision's in fp32 first: the largest difference of a logit, as a share of the largest
 logit. A contestant that promises fp32 and differs by more than 1e-4 makes the run fail.
@@ -58,6 +59,8 @@ from effnet.weights.load import open_model
 ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8,lite0@224x1,lite0@224x32,b0@192x1,b0@240x1,b0@260x1"
 SAME = 1e-4  # of the largest logit, for fp32
 BASE = "torch, NCHW"
+LIMIT = os.environ.get("ONEDNN_MAX_CPU_ISA", "")  # of OpenVINO
+OPENVINO_BF16 = this_machine().bf16 and not LIMIT
 TARGET = 0.97  # of the best rival's speed
 SURE = 10.0  # the logit of a photo's cuttings, on average
 PAUSE, TURN = 0.05, 0.1  # seconds before a turn, and of calls that count
@@ -223,7 +226,7 @@ def in_openvino(network: nn.Module, pixels: Pixels) -> Iterable[Contestant]:
 
     core, batch = ov.Core(), len(pixels)
     cores = this_machine().cores
-    for precision, hint in (("fp32", "f32"), ("bf16", "bf16")) if this_machine().bf16 else (("fp32", "f32"),):
+    for precision, hint in (("fp32", "f32"), ("bf16", "bf16"))[: 1 + OPENVINO_BF16]:
         hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": cores}
         latency = core.compile_model(model_of(batch), "CPU", {"PERFORMANCE_HINT": "LATENCY", **hints})
         request = latency.create_infer_request()
@@ -261,8 +264,10 @@ def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
 def in_parts(file: Path, pixels: Pixels, sizes: Iterable[int]) -> Iterable[Contestant]:
     """OpenVINO's and ONNX Runtime's sessions, a batch in parts of each size."""
     bundle, cores = open_model(file), this_machine().cores
-    engines = [Backend(name) for name in installed_engines(None) if name in ("openvino", "onnxruntime")]
-    if Backend("openvino") in engines and this_machine().bf16:
+    engines = [
+        Backend(name) for name in installed_engines(None) if name == "openvino" or (name == "onnxruntime" and not LIMIT)
+    ]
+    if Backend("openvino") in engines and OPENVINO_BF16:
         engines.append(Backend("openvino", "bf16"))
     for first in engines:
         for part in (size for size in sizes if size * cores <= len(pixels)):
@@ -312,10 +317,13 @@ def compare(row: Row, rounds: int, compiled: bool, parts: Sequence[int], engines
             file = effnet.save(network, Path(folder) / "bundle", input=effnet.InputSpec(row.px, row.px))
         else:
             torch.save(state, file)
+            if row.px != effnet.spec(row.variant).resolution:
+                theirs = open_model(file).network
+                file = effnet.save(theirs, Path(folder) / "bundle", input=effnet.InputSpec(row.px, row.px))
         contestants = [
             *in_effnet(file, pixels),
             *([] if engines else in_torch(row, fresh, images, compiled)),
-            *in_onnxruntime(network, images, Path(folder)),
+            *([] if LIMIT else in_onnxruntime(network, images, Path(folder))),
             *in_openvino(network, pixels),
             *in_parts(file, pixels, parts),
         ]
@@ -376,7 +384,8 @@ def show(report: Figures) -> bool:
     print(f"\neffnet: {against(ours[0], rivals)}")
     for own in ours[1:]:
         same = [each for each in rivals if each["precision"] == own["precision"]]
-        print(f"{own['name']} in {own['precision']}, against its like: {against(own, same)}", flush=True)
+        if same:
+            print(f"{own['name']} in {own['precision']}, against its like: {against(own, same)}", flush=True)
     wrong = [each["name"] for each in rows if each["precision"] == "fp32" and not each["difference"] < SAME]
     if wrong:
         print(f"\nWRONG ANSWERS: {', '.join(wrong)}")
@@ -394,8 +403,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of exporters, about themselves
     versions = ", ".join(f"{name} {import_module(name).__version__}" for name in LIBRARIES)
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "all that the processor has")
-    isas = f"native {instruction_set()}, OpenVINO {limit}"
+    isas = f"native {instruction_set()}, OpenVINO {LIMIT or 'all that the processor has'}"
     conditions = f"{this_machine()}; {torch.get_num_threads()} threads; {isas}; {versions}; {options.rounds} rounds"
     print(conditions)
     reports, right, parts = [], True, [int(part) for part in options.parts.split(",") if part]

@@ -5,9 +5,9 @@ The rules, and why. What they cost against the measured best: `python benchmarks
 - Engine of a network: the first of native (effnet's own), OpenVINO, ONNX Runtime and torch that is there and can run
   it; on x86 processors that have AVX2 but not AVX-512, of native, ONNX Runtime, OpenVINO and torch. native takes about
   two thirds of OpenVINO's time. It gives way to OpenVINO's bf16 where there is AMX, which it does not use, and to both
-  where it has no instruction set but the portable one. torch takes 2 to 4 times as long as OpenVINO. With AVX-512
-  OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (1.12 for batches of B0 on Zen 4); with AVX2 (Zen 3) ONNX
-  Runtime took 0.9 to 1.04 of OpenVINO's time. ARM was not measured.
+  on processors without AVX2, ARM among them, where it was not measured. torch takes 2 to 4 times as long as OpenVINO.
+  With AVX-512 OpenVINO took 0.8 to 1.12 of ONNX Runtime's time in fp32 (1.12 for batches of B0 on Zen 4); with AVX2
+  (Zen 3) ONNX Runtime took 0.9 to 1.04 of OpenVINO's time.
 - Engine of an artifact: the first that is installed of those that run its format. For ONNX files that is ONNX Runtime,
   which also starts sooner.
 - Precision: bf16 where OpenVINO or native runs a network and Machine.fast_bf16 holds (AMX, AMD's AVX-512 BF16): 0.6 to
@@ -291,7 +291,7 @@ def _order(machine: Machine, precision: EnginePrecision | None) -> list[EngineNa
     if "avx2" in machine.features and "avx512f" not in machine.features:
         order = ["native", "onnxruntime", "openvino", "torch"]
     amx = "amx_bf16" in machine.features and precision != "fp32"
-    if amx or "avx2" not in machine.features or os.environ.get(CHOSEN) == "portable":
+    if amx or "avx2" not in machine.features:
         order.remove("native")
         order.insert(1 if amx else 2, "native")
     return [name for name in order if name in BF16_ENGINES] if precision == "bf16" else order
