@@ -106,8 +106,8 @@ def work_of(spec: NetworkSpec, batch: int) -> dict[str, Work]:
         for layer in block.layers:
             inputs = 1 if layer.depthwise else layer.inputs
             filters = inputs * layer.outputs * layer.kernel_size**2
-            maps = layer.inputs * layer.input_size**2 + layer.map
-            shortcut = layer.map if layer.name == "project" and block.has_shortcut else 0
+            maps = layer.inputs * layer.input_size**2 + layer.elements
+            shortcut = layer.elements if layer.name == "project" and block.has_shortcut else 0
             macs = filters * layer.output_size**2
             single = macs if layer.depthwise else 0
             works[f"{block.name}.{layer.name}"] = Work(macs, maps + shortcut, filters, single)
