@@ -237,3 +237,10 @@ def test_a_filter_of_the_stem_keeps_its_sum_in_bf16(isa: str, monkeypatch: pytes
     features = np.empty((1, 6, 6, 16), np.float32)
     network(np.full((1, 6, 6, 3), 64, np.uint8), features)
     np.testing.assert_allclose(features[0, 2, 2], 32, atol=0.5)
+
+
+def test_an_unknown_instruction_set_is_refused_when_the_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_of(effnet.spec("b0", width=0.25, depth=0.5, resolution=32))
+    monkeypatch.setenv("EFFNET_ISA", "avx9")
+    with pytest.raises(ArgumentError, match="EFFNET_ISA"):
+        open_session(bundle, select(bundle.config.spec, engine="native", precision="fp32"))

@@ -16,7 +16,7 @@ from effnet.arch.blocks import Activation
 from effnet.arch.spec import NetworkSpec, Padding
 from effnet.errors import ArgumentError
 from effnet.machine import this_machine
-from effnet.native import KernelPrecision, NativeNetwork, instruction_sets, sizes
+from effnet.native import KernelPrecision, NativeNetwork, instruction_set, instruction_sets, sizes
 from effnet.runtime.artifact import Model
 from effnet.runtime.graph import PIXEL, Network, fold, network_of, pads_of
 from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
@@ -30,12 +30,13 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
     """See runtime.select.compiler. One network serves any number of images.
 
     Raises:
-        ArgumentError: the kernels cannot run it, or were not compiled when effnet was installed.
+        ArgumentError: the kernels cannot run it, were not compiled when effnet was installed, or EFFNET_ISA is unknown.
     """
     if not isinstance(model, Bundle):
         raise ArgumentError("engine", backend.engine, "runs bundles and weights, not artifacts.")
     if reason := missing() or unsupported(model.config.spec):
         raise ArgumentError("engine", backend.engine, f"{reason}.")
+    instruction_set()  # raises here, not with the first image
     network, threads = network_of(model), backend.threads or this_machine().cores
     return lambda images, streams: NativeGraph(network, backend.precision, threads, recording=recording)
 
