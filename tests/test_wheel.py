@@ -30,6 +30,9 @@ print(library.effnet_build().decode())
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+AUTO = {"EFFNET_BUILD": "auto"}  # CI says that a missing compiler is an error
+
+
 def run(*words: str | Path, **environment: str) -> str:
     """What a program prints, which must end well."""
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
@@ -94,7 +97,7 @@ def test_a_wheel_with_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"), [({"EFFNET_BUILD": "0"}, "EFFNET_BUILD=0"), (NOWHERE, "no C++ compiler was found")]
+    ("environment", "said"), [({"EFFNET_BUILD": "0"}, "EFFNET_BUILD=0"), (NOWHERE | AUTO, "no C++ compiler was found")]
 )
 def test_a_wheel_without_compiler(tmp_path: Path, sdist: Path, environment: dict[str, str], said: str) -> None:
     wheel, output = make_wheel(sdist, tmp_path / "wheel", **environment)
