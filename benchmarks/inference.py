@@ -5,7 +5,7 @@
     EFFNET_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/inference.py --engines     native and OpenVINO with AVX2
 
 A row is a variant, its pixels and its batch. All contestants hold the same weights: random, made sure of two photos as
-a trained network is, see `network_of`; of torchvision's network, or of effnet's for the Lites, which torchvision lacks.
+a trained network is, see rows.py; of torchvision's network, or of effnet's for the Lites, which torchvision lacks.
 effnet gets them as a file and is called through `classifier.logits` with engine and precision "auto"; its own engine in
 fp32 and in bf16, too. effnet and OpenVINO take uint8 pixels and normalise them; the others get them normalised for
 nothing. All use every core. `--engines` leaves torch out; ONNX Runtime is left out where OpenVINO is limited, for it
@@ -43,12 +43,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
+from rows import MEAN, STD, Pixels, Row, network_of, normalised, photo_pixels, untrained
 from torch import Tensor, nn
 
 import effnet
-from effnet.data.image import open_photo
 from effnet.machine import this_machine
 from effnet.models.efficientnet import EfficientNet
 from effnet.native import instruction_set
@@ -62,13 +61,9 @@ BASE = "torch, NCHW"
 LIMIT = os.environ.get("ONEDNN_MAX_CPU_ISA", "")  # of OpenVINO
 OPENVINO_BF16 = this_machine().bf16 and not LIMIT
 TARGET = 0.97  # of the best rival's speed
-SURE = 10.0  # the logit of a photo's cuttings, on average
 PAUSE, TURN = 0.05, 0.1  # seconds before a turn, and of calls that count
-PHOTOS = Path(effnet.__file__).parent / "data" / "photos"
 LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's
 
-Pixels = NDArray[np.uint8]
 Figures = dict[str, Any]
 Call = Callable[[], NDArray[np.float32]]
 
@@ -80,77 +75,6 @@ class Contestant:
     name: str
     precision: str
     call: Call
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is run: a network at a resolution, so many images at once."""
-
-    variant: str
-    px: int
-    batch: int
-
-    @classmethod
-    def parse(cls, text: str) -> Row:
-        """`b0@224x1`."""
-        variant, _, rest = text.partition("@")
-        px, _, batch = rest.partition("x")
-        return cls(variant, int(px), int(batch))
-
-    def __str__(self) -> str:
-        return f"{self.variant}@{self.px}, {self.batch} image{'' if self.batch == 1 else 's'}"
-
-
-def photo_pixels(count: int, px: int, seed: int = 0) -> Pixels:
-    """Cuttings (N, px, px, 3) of the packaged photos, at random places and scales."""
-    rng = np.random.default_rng(seed)
-    photos = [open_photo(path) for path in sorted(PHOTOS.glob("*.png"))]
-    cuttings = []
-    for number in range(count):
-        photo = photos[number % len(photos)]
-        side = int(rng.integers(100, min(photo.size) + 1))
-        left, top = (int(rng.integers(whole - side + 1)) for whole in photo.size)
-        cuttings.append(np.asarray(photo.resize((px, px), box=(left, top, left + side, top + side))))
-    return np.stack(cuttings)
-
-
-def normalised(pixels: Pixels) -> Tensor:
-    """What torchvision's networks take: (N, 3, px, px) float32."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return ((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
-
-
-def network_of(row: Row) -> nn.Module:
-    """torchvision's, random, but its activations as large as a trained network's, and as sure of two photos.
-
-    Statistics are those of photos. The first two classes are the packaged photos, told apart by the mean features of
-    their cuttings: answers of random weights are ties, and a precision that is refused for them says nothing.
-    """
-    torch.manual_seed(0)
-    network = untrained(row)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean of all batches
-    with torch.no_grad():
-        for seed in (1, 2):
-            network.train()(normalised(photo_pixels(8, row.px, seed)))
-        network.eval()
-        images = normalised(photo_pixels(32, row.px, 3))
-        body = network.forward_features if isinstance(network, EfficientNet) else network.features
-        features = body(images).mean((2, 3))
-        first, second = features[::2].mean(0), features[1::2].mean(0)  # cuttings of the photos take turns
-        apart, linear = first - second, next(m for m in network.modules() if isinstance(m, nn.Linear))
-        linear.weight[:2] = 2 * SURE * torch.stack((apart, -apart)) / apart.square().sum()
-        linear.bias[:2] = -linear.weight[:2] @ (first + second) / 2
-    return network
-
-
-def untrained(row: Row) -> nn.Module:
-    """torchvision's network, or effnet's where torchvision has none."""
-    if row.variant.startswith("lite"):
-        return EfficientNet(effnet.spec(row.variant, resolution=row.px))
-    network: nn.Module = getattr(torchvision.models, f"efficientnet_{row.variant}")()
-    return network
 
 
 def torch_call(network: nn.Module, images: Tensor, layout: torch.memory_format, dtype: torch.dtype) -> Call:

@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import torch
-from inference import Row, network_of, photo_pixels
 from numpy.typing import NDArray
+from rows import Row, network_of, photo_pixels
 
 from effnet.arch.blocks import BlockSpec
 from effnet.arch.spec import NetworkSpec

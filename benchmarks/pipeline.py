@@ -5,7 +5,7 @@
 
 The files are made in a temporary folder from the packaged photos, as in benchmarks/drafts.py: about 500 x 375 and about
 2000 x 1500 pixels, qualities 75 to 95. All contestants hold the same weights, torchvision's, random as in
-benchmarks/inference.py; effnet's engine is its own choice for batches of 32, and the loops that are said to have
+benchmarks/rows.py; effnet's engine is its own choice for batches of 32, and the loops that are said to have
 "effnet's engine" call the same classifier's `logits`. Workers of a DataLoader start once, before the first round.
 
 Whole passes over the files run in turn, every second round in the opposite order; the first round does not count. The
@@ -36,9 +36,10 @@ import PIL
 import torch
 import torchvision
 from drafts import PACKAGED, jpeg, photos_in, view
-from inference import MEAN, PAUSE, STD, Row, network_of
+from inference import PAUSE
 from numpy.typing import NDArray
 from PIL import Image
+from rows import MEAN, STD, Row, network_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms

@@ -126,7 +126,7 @@ def compile_library(
         objects: where compiled files are kept for the next time.
 
     Raises:
-        BuildError: there is no compiler, or it refuses.
+        BuildError: no compiler was found, or it failed.
     """
     compiler = find_compiler()
     sources = sorted(native.glob("*.cpp"))

@@ -33,16 +33,16 @@ MESSAGE = 512  # bytes
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those that the library has and this processor runs, best first; empty where there is no library."""
+    """The compiled instruction sets that this processor has, best first; empty where nothing was compiled."""
     library = _library()
     return () if library is None else tuple(library.effnet_instruction_sets().decode().split(","))
 
 
 def instruction_set() -> str | None:
-    """The one that kernels use: EFFNET_ISA, else the best; None where there is no library.
+    """The instruction set that the kernels use: EFFNET_ISA, or the best one; None where nothing was compiled.
 
     Raises:
-        ArgumentError: EFFNET_ISA is none of those that run here.
+        ArgumentError: EFFNET_ISA is not one of `instruction_sets()`.
     """
     known = instruction_sets()
     chosen = os.environ.get(CHOSEN)
