@@ -13,9 +13,7 @@ namespace NAMESPACE {
 #include "vectors.h"
 
 // ------------------------------------------------------------------------------------------------ matrix products
-#ifndef DIVIDE
-#define DIVIDE(i) ((i) % 2 == 0)
-#endif
+#define DIVIDE(i) ((i) % 2 == 0)  // which way of silu(): in turn
 constexpr int PIXELS = 8;  // of a tile, at most
 constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights for each, and an input must fit
   int fitting = (REGISTERS - 1 - vectors) / vectors;
