@@ -32,8 +32,8 @@ from effnet.data.image import load_pixels, normalise, views
 from effnet.machine import this_machine
 from effnet.metrics.intervals import Interval, compare_top1, wilson
 from effnet.native import CHOSEN, KernelPrecision, instruction_sets
+from effnet.runtime.options import EngineName
 from effnet.runtime.select import open_session, select, version_of
-from effnet.runtime.session import EngineName
 from effnet.weights.bundle import Bundle
 from effnet.weights.load import open_model
 

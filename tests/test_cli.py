@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,19 @@ def test_predict_prints_csv(capsys: pytest.CaptureFixture[str], tiny: Path, mate
     assert [row["rank"] for row in rows] == ["1", ""]
     assert rows[0]["label"] in "abc"
     assert rows[1]["error"]
+
+
+def test_predict_prints_nothing_of_a_damaged_bundle(
+    capsys: pytest.CaptureFixture[str], tiny: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Its weights are checked while other things go on; no answer comes before."""
+    damaged = shutil.copytree(tiny, tmp_path / "damaged")
+    content = bytearray((damaged / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(content)
+    run = Run(capsys, "predict", photos / "coffee.png", "--model", damaged, "--csv")
+    assert (run.code, run.out) == (2, "")
+    assert "was changed or cut short" in run.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")

@@ -327,7 +327,7 @@ def test_wrong_usage(run, folder, words, message) -> None:
 
 def test_without_matplotlib_the_extra_is_named_first(run, folder, monkeypatch) -> None:
     monkeypatch.setattr("effnet.plots.style.find_spec", lambda name: None)
-    monkeypatch.setattr("effnet.runtime.classifier.load", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("effnet.evaluating.load", lambda *_, **__: pytest.fail("opened"))
     code, _, err = run("good", "photos", "--out", "x")
     assert code == 2
     assert "pip install 'effnet[plots]'" in err

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from effnet.models.efficientnet import efficientnet_b7 as efficientnet_b7
     from effnet.runtime.classifier import Classifier as Classifier
     from effnet.runtime.classifier import Prediction as Prediction
-    from effnet.runtime.classifier import load as load
+    from effnet.runtime.load import load as load
     from effnet.scaling.budget import Budget as Budget
     from effnet.scaling.compound import Rule as Rule
     from effnet.scaling.compound import scale as scale
@@ -56,7 +56,8 @@ _HOMES = {
     "effnet.arch.blocks": ("BlockSpec",),
     "effnet.arch.spec": ("InputSpec", "NetworkSpec", "NumericPolicy", "StageSpec"),
     "effnet.arch.variants": ("spec",),
-    "effnet.runtime.classifier": ("Classifier", "Prediction", "load"),
+    "effnet.runtime.classifier": ("Classifier", "Prediction"),
+    "effnet.runtime.load": ("load",),
     "effnet.errors": ("EffnetError",),
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
     "effnet.scaling.budget": ("Budget",),

@@ -1,10 +1,13 @@
 """What the command `effnet` starts, and `python -m effnet`."""
 
 import gc
+import os
 
 
 def main() -> None:
     """Run the command that was typed, and leave with its exit code."""
+    # Else numpy's threads look for work for 30 ms, on a core that the weights are read on, before they sleep.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # 2^4 cycles
     gc.disable()  # until the command runs: imports leave no garbage, and looking for it takes 10 ms
     from effnet.cli import main as run
 

@@ -27,7 +27,9 @@ from effnet.plots.fonts import explain_labels
 from effnet.plots.style import drawable
 from effnet.progress import Progress
 from effnet.runtime.artifact import artifact_path
-from effnet.runtime.classifier import AUTO, Classifier, EngineOptions, load
+from effnet.runtime.classifier import Classifier
+from effnet.runtime.load import load
+from effnet.runtime.options import AUTO, EngineOptions
 from effnet.weights.bundle import find_splits
 from effnet.weights.registry import match_outputs
 

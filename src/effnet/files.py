@@ -146,6 +146,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def read_bytes(path: Path) -> memoryview:
+    """The content of a file, in memory that can be written to, so that torch can take views of it. Raises OSError.
+
+    Other threads run meanwhile, as they would not while a bytearray is filled with zeros.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        memory = mmap.mmap(-1, max(1, size), access=mmap.ACCESS_COPY)  # of no file
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        content = memoryview(memory)
+        return content[: file.readinto(content[:size])]
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Lines of CSV that every reader divides alike: a carriage return is quoted, which the csv module leaves bare."""
     text = io.StringIO()

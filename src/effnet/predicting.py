@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -14,7 +14,11 @@ from effnet.arch.variants import VARIANTS
 from effnet.console import FINDING, OK, STDIN, Flag, csv_lines, json_line
 from effnet.data.paths import expand
 from effnet.errors import ArgumentError, ImageError
-from effnet.runtime.classifier import LoadOptions, Prediction, load
+from effnet.runtime.load import load
+from effnet.runtime.options import LoadOptions
+
+if TYPE_CHECKING:
+    from effnet.runtime.classifier import Prediction
 
 CSV_COLUMNS = "file", "rank", "index", "label", "probability", "error"
 DEFAULTS = LoadOptions()

@@ -31,7 +31,7 @@ from effnet.machine import Machine
 from effnet.metrics.intervals import compare_top1, wilson
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime import select
-from effnet.runtime.classifier import read_model
+from effnet.runtime.load import read_model
 from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Backend, Pixels
 from effnet.weights.bundle import open_bundle

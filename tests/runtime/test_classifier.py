@@ -14,7 +14,8 @@ import effnet
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
-from effnet.runtime.classifier import Classifier, Prediction, best_classes, load
+from effnet.runtime.classifier import Classifier, Prediction, best_classes
+from effnet.runtime.load import load
 from effnet.weights.bundle import Record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)

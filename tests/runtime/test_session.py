@@ -17,8 +17,9 @@ from random_weights import shaken
 import effnet
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
+from effnet.runtime.options import EngineName
 from effnet.runtime.select import Selection, open_session, select_for
-from effnet.runtime.session import Backend, BatchedSession, EngineName
+from effnet.runtime.session import Backend, BatchedSession
 from effnet.weights.bundle import open_bundle
 
 TORCH = Backend("torch")
@@ -166,7 +167,7 @@ def test_ctrl_c_works_after_classifiers_came_and_went(folder: Path) -> None:
 FIRST = """
 import sys
 import numpy as np
-from effnet.runtime.classifier import read_model
+from effnet.runtime.load import read_model
 from effnet.runtime.select import Selection, open_session
 from effnet.runtime.session import Backend
 

@@ -76,7 +76,8 @@ def check() -> None:
             assert run(*words)[0] == 0, words
 
         from effnet.data.image import preprocess
-        from effnet.runtime.classifier import Classifier, read_model
+        from effnet.runtime.classifier import Classifier
+        from effnet.runtime.load import read_model
         from effnet.weights.bundle import BundleConfig
 
         input_spec = effnet.InputSpec()

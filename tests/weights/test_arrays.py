@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from effnet.weights.arrays import MALFORMED, read_bytes, read_safetensors, to_array
+from effnet.files import read_bytes
+from effnet.weights.arrays import MALFORMED, read_safetensors, to_array
 
 VALUES = torch.tensor([[0.0, -1.5, 3.140625], [65504.0, 2.0**-14, -0.0]])
 

@@ -14,8 +14,9 @@ from effnet.files import size_of
 from effnet.machine import this_machine
 from effnet.runtime import native
 from effnet.runtime.artifact import ENGINES, Artifact, Model
+from effnet.runtime.options import EnginePrecision
 from effnet.runtime.select import NEEDED, installed_engines
-from effnet.runtime.session import BF16_ENGINES, TITLES, Backend, EnginePrecision
+from effnet.runtime.session import BF16_ENGINES, TITLES, Backend
 
 INT8 = Backend("openvino", "int8")
 

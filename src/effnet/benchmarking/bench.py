@@ -44,9 +44,10 @@ from effnet.metrics.intervals import compare_top1, wilson
 from effnet.metrics.timing import Conditions, time_rounds, time_turn
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact, Format, Model, read_artifact
-from effnet.runtime.classifier import read_model
+from effnet.runtime.load import read_model
+from effnet.runtime.options import EngineName
 from effnet.runtime.select import Selection, keep_selection, open_session, select, select_for, version_of
-from effnet.runtime.session import Backend, EngineName, Logits, Session
+from effnet.runtime.session import Backend, Logits, Session
 from effnet.weights.bundle import find_splits
 from effnet.weights.registry import match_outputs
 

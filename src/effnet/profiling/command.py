@@ -16,7 +16,7 @@ from effnet.plots.style import drawable
 from effnet.profiling.profile import DEFAULTS, Profile, TimingOptions
 from effnet.profiling.profile import profile as profile_blocks
 from effnet.runtime.artifact import artifact_path, read_artifact
-from effnet.runtime.session import EngineName
+from effnet.runtime.options import EngineName
 from effnet.weights.bundle import read_network
 
 if TYPE_CHECKING:

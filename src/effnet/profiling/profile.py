@@ -27,8 +27,9 @@ from effnet.metrics.timing import Conditions, Timing, random_bundle, random_imag
 from effnet.plots.style import BLUE, ORANGE, footnote, picture
 from effnet.progress import SILENT, Progress
 from effnet.runtime.artifact import Artifact, Model
+from effnet.runtime.options import EngineName, EnginePrecision
 from effnet.runtime.select import compiler, select, version_of
-from effnet.runtime.session import TITLES, Backend, EngineName, EnginePrecision
+from effnet.runtime.session import TITLES, Backend
 
 WARMUP = 2  # rounds that allocate memory and choose kernels
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from effnet.errors import ArgumentError, ArtifactError
 from effnet.fields import check_fields, one_of, positive_int, read_fields, set_field
 from effnet.files import MARK
-from effnet.runtime.session import EngineName, EnginePrecision
+from effnet.runtime.options import EngineName, EnginePrecision
 from effnet.version import __version__
 from effnet.weights.bundle import Bundle, BundleConfig, parse_config
 

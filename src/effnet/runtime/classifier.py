@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from effnet.arch.spec import FitMode, NetworkSpec
-from effnet.data.image import load_pixels
 from effnet.data.paths import READERS, read_ahead
-from effnet.errors import ArgumentError, CheckpointError, ImageError, optional_import
-from effnet.fields import one_of, positive_int, read_fields
-from effnet.progress import SILENT, Progress
-from effnet.runtime.artifact import Model, artifact_path, read_artifact
-from effnet.runtime.select import Selection, open_session, select_for
-from effnet.runtime.session import Logits, Pixels, in_live_thread
-from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle
+from effnet.errors import ArgumentError, CheckpointError, ImageError
+from effnet.fields import one_of, positive_int
+from effnet.runtime.options import Decode
+from effnet.runtime.session import Logits, Pixels
+from effnet.weights.bundle import BundleConfig
 
 if TYPE_CHECKING:
-    from effnet.models.efficientnet import EfficientNet
+    from PIL.Image import Image
 
-AnyEngine = Literal["auto", "native", "torch", "openvino", "onnxruntime"]
-AnyPrecision = Literal["auto", "fp32", "bf16", "int8"]
-Decode = Literal["fast", "exact"]
-Photo = str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[Any]
+    from effnet.models.efficientnet import EfficientNet
+    from effnet.runtime.select import Selection
+
+    Photo = str | os.PathLike[str] | BinaryIO | Image | NDArray[Any]
 
 GROUP = 16  # images that are read and classified together, rounded down to whole batches of the engine, at least one
 # Times its final size that a JPEG keeps when it is halved while it is decoded. At 2 the agreement of the best class
@@ -167,9 +160,11 @@ class Classifier:
             ImageError: an image cannot be read.
             ArgumentError: a value is outside its range.
         """
+        from PIL.Image import Image
+
         if not isinstance(images, str) and getattr(getattr(images, "dtype", None), "kind", None) in ("U", "O"):
             images = np.ravel(images).tolist()  # type: ignore[arg-type]  # only arrays and columns have a dtype
-        is_one = isinstance(images, (str, os.PathLike, Image.Image)) or hasattr(images, "read")
+        is_one = isinstance(images, (str, os.PathLike, Image)) or hasattr(images, "read")
         single = is_one or getattr(images, "ndim", 4) < 4
         if (not single and not isinstance(images, (Sequence, np.ndarray))) or isinstance(images, bytes):
             raise ArgumentError("images", type(images).__name__, "must be a path, a PIL image, an array, or several.")
@@ -222,6 +217,8 @@ class Classifier:
             raise failure
 
     def _load(self, photo: Photo) -> Pixels:
+        from effnet.data.image import load_pixels  # with Pillow, while the engine takes in the weights
+
         if isinstance(photo, str) and not photo:
             raise ImageError("is an empty name")  # which would mean this folder
         spare, gap = (SPARE, GAP) if self.decode == "fast" else (None, None)
@@ -252,99 +249,3 @@ def best_classes(probabilities: NDArray[np.float64], topk: int) -> Iterator[NDAr
     for row, smallest in zip(probabilities, least, strict=True):
         found = np.flatnonzero(row >= smallest)
         yield found[np.argsort(-row[found], kind="stable")[:topk]]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What runs a model, and how: part of effnet.load's arguments and of several commands' options."""
-
-    engine: AnyEngine = "auto"
-    """What runs the model. Default: what effnet bench --keep found fastest here, else effnet's own engine, native; what
-    that cannot run or does more slowly by rule (bf16 with AMX) goes to OpenVINO, ONNX Runtime or torch. An artifact
-    runs in the engine of its format."""
-    precision: AnyPrecision | None = None
-    """What it computes with; native and OpenVINO have bf16. auto: an artifact's own; else bf16 where the processor is
-    faster in it, else fp32. Default: auto; effnet val: an artifact's own, else fp32."""
-    batch: int | None = None
-    """Images of a full batch, which may go through the network in parts. Default: 16, fewer for a large network."""
-    threads: int | None = None
-    """Threads that the engine and the decoding of images may use. Default: one for each core."""
-    source: str | None = None
-    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
-
-    def __post_init__(self) -> None:
-        one_of("engine", self.engine, AnyEngine)
-        one_of("precision", self.precision or "auto", AnyPrecision)
-
-
-@dataclass(frozen=True)
-class LoadOptions(EngineOptions):
-    """How a model is opened: the arguments of effnet.load."""
-
-    fit: FitMode | None = None
-    """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""
-    decode: Decode = "fast"
-    """fast: a large JPEG is halved while it is decoded, as long as its sides stay four times what the network sees, and
-    a photo is resized within 5 levels of 255. exact: equal to torchvision's bit for bit."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("decode", self.decode, Decode)
-
-
-AUTO = EngineOptions()
-
-
-def load(
-    weights: str | Path, /, *, model: str | NetworkSpec | None = None, progress: Progress = SILENT, **options: Any
-) -> Classifier:
-    """The classifier of a MODEL, ready to predict.
-
-    Args:
-        weights: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
-            another library, "timm/NAME" or "hf:ORG/NAME". Reading them needs no torch.
-        model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
-        progress: follows downloads.
-        options: fields of LoadOptions: engine, precision, batch, threads, source, fit, decode.
-
-    Raises:
-        UnknownNameError: it is none of these.
-        ArgumentError: a value is outside its range, or is fixed by the artifact.
-        CheckpointError, BundleError, ArtifactError, DownloadError: it is one of these and cannot be used.
-        MissingExtraError: no engine, or not the chosen one, is installed.
-    """
-    if not isinstance(weights, (str, os.PathLike)):
-        raise ArgumentError("weights", weights, "must be a name or a path.")
-    chosen = read_fields(LoadOptions, options)
-    opened = in_live_thread(lambda: read_model(weights, model, chosen.source, progress=progress))
-    pins: Any = {name: getattr(chosen, name) for name in ("engine", "precision", "batch", "threads")}
-    pins = {name: value for name, value in pins.items() if value != "auto"}
-    selection = select_for(opened, **pins)
-    config = opened.config
-    if chosen.fit is not None:
-        config = dataclasses.replace(config, input=dataclasses.replace(config.input, fit=chosen.fit))
-    session = open_session(opened, selection)
-    network = opened.network if isinstance(opened, Bundle) and selection.backend.engine == "torch" else None
-    return Classifier(session, config, network=network, selection=selection, decode=chosen.decode)
-
-
-def read_model(
-    weights: str | Path,
-    model: str | NetworkSpec | None = None,
-    source: str | None = None,
-    *,
-    progress: Progress = SILENT,
-) -> Model:
-    """What `load` runs: an artifact, or weights with their context. See `load` for errors."""
-    if not str(weights):
-        raise ArgumentError("weights", str(weights), "must be a name or a path.")
-    if artifact_path(weights) is not None:
-        if source is not None or model is not None:
-            raise ArgumentError("weights", str(weights), "is an artifact, which takes neither source nor model.")
-        return read_artifact(weights)
-    if model is None and is_bundle(Path(weights)):
-        return open_bundle(weights)
-    from effnet.weights.load import open_model  # with the table of known weights, which a bundle does not need
-
-    with optional_import(f"reading the weights of {weights}"):
-        return open_model(weights, network=model, source=source, progress=progress)

@@ -19,7 +19,8 @@ from effnet.machine import this_machine
 from effnet.native import KernelPrecision, NativeNetwork, instruction_set, instruction_sets, sizes
 from effnet.runtime.artifact import Model
 from effnet.runtime.graph import PIXEL, Network, fold, network_of, pads_of
-from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
+from effnet.runtime.options import EnginePrecision
+from effnet.runtime.session import Backend, Compile, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
 ACTIVATIONS = {name: number for number, name in enumerate(get_args(Activation), start=1)}  # as in native/network.h

@@ -19,7 +19,8 @@ from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.runtime.artifact import Model
 from effnet.runtime.graph import Array, Builder, Network, Pads, build, network_of
-from effnet.runtime.session import Backend, Compile, EnginePrecision, Logits, Pixels
+from effnet.runtime.options import EnginePrecision
+from effnet.runtime.session import Backend, Compile, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
 _MAKING = threading.Lock()  # two threads that need the Core at once must not each make one

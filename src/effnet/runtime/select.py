@@ -44,14 +44,13 @@ from effnet.machine import Machine, cache_folder, this_machine
 from effnet.native import CHOSEN, instruction_set
 from effnet.runtime import native
 from effnet.runtime.artifact import ENGINES, Artifact, Model, metadata
+from effnet.runtime.options import EngineName, EnginePrecision
 from effnet.runtime.session import (
     BF16_ENGINES,
     TITLES,
     Backend,
     BatchedSession,
     Compile,
-    EngineName,
-    EnginePrecision,
     Session,
 )
 from effnet.version import __version__

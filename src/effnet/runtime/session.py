@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 
 from effnet.errors import ArgumentError
 from effnet.fields import one_of, positive_int
+from effnet.runtime.options import EngineName, EnginePrecision
 
 T = TypeVar("T")
 
-EngineName = Literal["torch", "native", "openvino", "onnxruntime"]
-EnginePrecision = Literal["fp32", "bf16", "int8"]
 Pixels = NDArray[np.uint8]  # (N, size, size, C)
 Logits = NDArray[np.float32]  # (N, K)
 Run = Callable[[Pixels], Logits]

@@ -19,8 +19,8 @@ from effnet.console import OK, Flag
 from effnet.errors import ArgumentError
 from effnet.files import write_file
 from effnet.plots.style import drawable
+from effnet.runtime.options import EngineName
 from effnet.runtime.select import select
-from effnet.runtime.session import EngineName
 from effnet.scaling import tables
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import RESOLUTION_STEP, largest_phi, read_rule, tabulate

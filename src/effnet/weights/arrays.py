@@ -43,11 +43,6 @@ MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 LENGTH = 8  # bytes that hold the length of a safetensors header
 
 
-def read_bytes(path: Path) -> FileBytes:
-    """The content of a file; it can be written to, so that torch can take views of it. Raises OSError."""
-    return np.fromfile(path, np.uint8)
-
-
 @contextmanager
 def open_zip(path: Path) -> Iterator[ZipFile]:
     """A zip file; raises ValueError where it is damaged, and what else zipfile raises."""
@@ -61,8 +56,9 @@ def open_zip(path: Path) -> Iterator[ZipFile]:
         raise ValueError(str(error)) from error
 
 
-def read_safetensors(content: FileBytes) -> dict[str, AnyArray]:
-    """The tensors of a safetensors file by name; raises one of MALFORMED where `content` is not such a file."""
+def read_safetensors(file: memoryview) -> dict[str, AnyArray]:
+    """The tensors of a safetensors file by name; raises one of MALFORMED where its content is not such a file."""
+    content = np.frombuffer(file, np.uint8)
     length = int.from_bytes(content[:LENGTH].tobytes(), "little")
     if not 0 < length <= len(content) - LENGTH:
         raise ValueError(f"its header of {length} bytes does not fit into {len(content)} bytes")

@@ -20,17 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from effnet.arch.spec import Calibration, InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError, UnknownNameError
 from effnet.fields import read_fields
-from effnet.files import MARK, write_folder
+from effnet.files import MARK, read_bytes, write_folder
 from effnet.version import __version__
-from effnet.weights.arrays import MALFORMED, AnyArray, FileBytes, read_bytes, read_safetensors
 from effnet.weights.layouts import COUNTER, NATIVE
 
 if TYPE_CHECKING:
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
     from effnet.data.dataset import Dataset
     from effnet.data.held_out import Splits
     from effnet.models.efficientnet import EfficientNet
+    from effnet.weights.arrays import AnyArray
 
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
 CONFIG, WEIGHTS, SPLIT = "config.json", "model.safetensors", "split.csv"
@@ -229,12 +227,14 @@ def open_bundle(folder: str | Path) -> Bundle:
     """A bundle with its weights; raises BundleError as `read_config` does."""
     config, path = read_config(folder), Path(folder) / WEIGHTS
     content = _read_checked(path, config.sha256)
+    from effnet.weights.arrays import MALFORMED, read_safetensors  # with numpy, which others may import meanwhile
+
     try:
         weights = read_safetensors(content)
     except MALFORMED as error:
         raise BundleError(f"{path} is not a safetensors file: {error}") from error
     misfit = {name: array.shape for name, array in weights.items()} != NATIVE.shapes(config.spec)
-    if misfit or any(array.dtype != np.float32 for name, array in weights.items() if not name.endswith(COUNTER)):
+    if misfit or any(array.dtype != "float32" for name, array in weights.items() if not name.endswith(COUNTER)):
         raise BundleError(f"{folder} does not hold the network that its {CONFIG} describes")
     return Bundle(config, weights)
 
@@ -288,13 +288,13 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
-def _read_checked(path: Path, sha256: str) -> FileBytes:
+def _read_checked(path: Path, sha256: str) -> memoryview:
     """The content of a file of a bundle; raises BundleError where it was changed."""
     try:
         content = read_bytes(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    if _sha256(content.data) != sha256:
+    if _sha256(content) != sha256:
         raise BundleError(f"{path} was changed or cut short: its sha256 is not the one in {CONFIG}")
     return content
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError, MismatchError
-from effnet.weights.arrays import AnyArray, read_bytes, read_safetensors
+from effnet.files import read_bytes
+from effnet.weights.arrays import AnyArray, read_safetensors
 from effnet.weights.bundle import BundleConfig, is_bundle, open_bundle
 from effnet.weights.keras import SUFFIXES as KERAS_SUFFIXES
 from effnet.weights.keras import KerasLayer, load_keras
