@@ -34,6 +34,9 @@ class FlushToZero {
 #endif
 };
 
+constexpr int64_t NONE = -1;
+constexpr int STEM = -1;  // the step before that of block 0
+
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
@@ -52,26 +55,33 @@ Memory::Memory(size_t bytes) {
 }
 Memory::~Memory() { free(pages_); }
 
-// The images that one thread computes, or that all of them compute together.
+// The threads that compute an image, mostly one. Each thread has a team that it leads; where no image is left it helps
+// another one.
 struct Engine::Team {
   Context context;
+  Members members;
   Barrier barrier;
   std::vector<std::atomic<int>> next;  // item of each phase
   std::vector<double> seconds;
   double since = 0;
-  int threads = 1;
+  // The first thread writes these before the others read them, behind a barrier or because they are admitted.
+  int64_t image = NONE;
+  int threads = 1;  // of the next step: the stem, a block or the head
+  int step = STEM;  // with which those begin who are admitted
 };
 
 struct Engine::Batch {
   Engine* engine;
   const uint8_t* pixels;
   float *logits, *features;
-  int64_t alone;  // images that one thread each computes
-  int64_t images;  // the rest of them is computed by all threads together
+  int64_t images;
   std::atomic<int64_t> next{0};
-  Meeting meeting;
-  Barrier barrier;
-  int threads;
+  bool together;  // fewer images than threads: the first thread leads, all others help it
+
+  int64_t take() {
+    const int64_t image = next.fetch_add(1);
+    return image < images ? image : NONE;
+  }
 };
 
 Engine::Engine(Layout layout, int threads, const float* const* arrays, const int64_t* lengths, int64_t count)
@@ -118,10 +128,9 @@ void Engine::run(const uint8_t* pixels, int64_t images, float* logits, float* fe
   batch.logits = logits;
   batch.features = features;
   batch.images = images;
-  batch.threads = threads_;
-  batch.alone = threads_ == 1 ? images : images / threads_ * threads_;
-  if (images < threads_) batch.alone = 0;
-  pool_->run(batch.threads, &Engine::work, &batch);
+  batch.together = images < threads_;
+  if (batch.together) teams_[0]->members.open();
+  pool_->run(threads_, &Engine::work, &batch);
 }
 
 void Engine::work(void* argument, int thread) {
@@ -129,31 +138,45 @@ void Engine::work(void* argument, int thread) {
   Batch& batch = *(Batch*)argument;
   Engine& engine = *batch.engine;
   Team& own = *engine.teams_[thread];
-  own.threads = 1;
-  for (int64_t i; (i = batch.next.fetch_add(1)) < batch.alone;) engine.forward(batch, i, own, thread, 0);
-  if (batch.alone == batch.images) return;
-  const int place = thread == 0 ? 0 : batch.meeting.join();
-  if (thread != 0 && place == 0) return;
-  Team& all = *engine.teams_[0];
-  if (thread == 0) all.threads = batch.meeting.begin(batch.threads);
-  for (int64_t i = batch.alone; i < batch.images; i++) {
-    if (thread == 0)
-      for (auto& each : all.next) each.store(0, std::memory_order_relaxed);
-    batch.barrier.wait(batch.meeting.size());
-    engine.forward(batch, i, all, thread, place);
+  if (thread == 0 || !batch.together) {
+    own.image = batch.take();
+    if (batch.together)
+      own.members.wait(engine.threads_);
+    else
+      own.members.open();
+    own.threads = own.members.present();
+    while (own.image != NONE) engine.forward(batch, own, thread, 0, STEM);
+    own.members.close();
+  }
+  for (int i = 1; i < engine.threads_; i++) {
+    Team& other = *engine.teams_[(thread + i) % engine.threads_];
+    if (const int place = other.members.join())
+      for (int step = other.step; other.image != NONE; step = STEM) engine.forward(batch, other, thread, place, step);
   }
 }
 
-// `space`: the thread's own; `place`: its number in the team.
-void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int place) {
+// A team's image from the step `begin` on. `space`: the thread's own; `place`: its number in the team.
+void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) {
   const Layout& net = layout_;
   const Kernels& k = *net.kernels;
   Context& context = team.context;
   Workspace& own = spaces_[space];
-  const int threads = team.threads;
-  int phase = 0;
+  const int64_t index = team.image;
+  const int blocks = (int)net.blocks.size();
+  int threads = 1;
+  int phase = begin == STEM ? 0 : 1 + 3 * begin;
   if (place == 0) team.since = now();
 
+  // Before a step's last barrier the first thread counts who is there, behind it those who came are let in.
+  const auto count = [&] {
+    if (place == 0) team.threads = team.members.present();
+  };
+  const auto enter = [&](int step) {
+    threads = team.threads;
+    if (place != 0) return;
+    team.step = step;
+    team.members.admit(threads);
+  };
   // Items of a phase go to whoever is free; the next phase begins when all of them are done.
   const auto share = [&](int items, auto&& work) {
     if (threads == 1)
@@ -172,23 +195,31 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
   };
   const auto part = [](int whole, int i, int parts) { return (int)((int64_t)whole * i / parts); };
 
-  const uint8_t* pixels = batch.pixels + index * net.stem.size * net.stem.size * net.stem.channels;
-  const int strips = threads == 1 ? 1 : std::min(net.stem.size, 4 * threads);
-  share(strips, [&](int i) {
-    k.image(net.stem, pixels, context.image, part(net.stem.size, i, strips), part(net.stem.size, i + 1, strips));
-  });
-  if (net.stem_map) {
-    const int rows = net.stem.output;
-    if (threads > 1) {
-      if (place == 0) team.next[phase].store(0, std::memory_order_relaxed);
-      team.barrier.wait(threads);
+  if (begin == STEM) {
+    enter(STEM);
+    if (place == 0)
+      for (auto& each : team.next) each.store(0, std::memory_order_relaxed);
+    team.barrier.wait(threads);
+    count();
+    const uint8_t* pixels = batch.pixels + index * net.stem.size * net.stem.size * net.stem.channels;
+    const int strips = threads == 1 ? 1 : std::min(net.stem.size, 4 * threads);
+    share(strips, [&](int i) {
+      k.image(net.stem, pixels, context.image, part(net.stem.size, i, strips), part(net.stem.size, i + 1, strips));
+    });
+    if (net.stem_map) {
+      const int rows = net.stem.output;
+      if (threads > 1) {
+        if (place == 0) team.next[phase].store(0, std::memory_order_relaxed);
+        team.barrier.wait(threads);
+      }
+      share(rows, [&](int i) { k.stem(net.stem, net.activation, context.image, context.maps[1], i, i + 1); });
     }
-    share(rows, [&](int i) { k.stem(net.stem, net.activation, context.image, context.maps[1], i, i + 1); });
+    done();
   }
-  done();
 
-  const void* x = net.stem_map ? context.maps[1] : context.image;
-  for (size_t n = 0; n < net.blocks.size(); n++) {
+  for (int n = std::max(begin, 0); n < blocks; n++) {
+    enter(n);
+    const void* x = n || net.stem_map ? context.maps[(n + 1) % 2] : context.image;
     const Block& b = net.blocks[n];
     void* y = context.maps[n % 2];
     // chunks of channels; those beyond a multiple of the threads are divided by rows
@@ -229,8 +260,9 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
       team.barrier.wait(threads);
     }
     done();
+    count();
     Soon soon;
-    if (n + 1 < net.blocks.size() && net.blocks[n + 1].source == Source::expand) {
+    if (n + 1 < blocks && net.blocks[n + 1].source == Source::expand) {
       const Block& after = net.blocks[n + 1];
       const size_t row = (size_t)after.expand.depth * k.lanes * k.element;
       const int first = std::min(place, after.chunks - 1);
@@ -257,9 +289,10 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
       share(groups, project);
     }
     done();
-    x = y;
   }
 
+  enter(blocks);
+  const void* x = context.maps[(blocks + 1) % 2];
   const Head& head = net.head;
   float* map = batch.features ? batch.features + index * head.pixels * head.features : nullptr;
   const int tiles = head.product.outputs ? head.product.tiles : head.in_lanes / k.lanes;
@@ -273,6 +306,8 @@ void Engine::forward(Batch& batch, int64_t index, Team& team, int space, int pla
     k.head(head, x, context, map, i, soon);
   });
   done();
+  if (place == 0) team.image = batch.take();
+  count();
   const int parts = threads == 1 ? 1 : std::min(head.classes, 4 * threads);
   share(parts, [&](int i) {
     k.classify(head, context, batch.logits + index * head.classes, part(head.classes, i, parts),

@@ -29,7 +29,7 @@ class Engine {
   struct Team;
   struct Batch;
   static void work(void* batch, int thread);
-  void forward(Batch& batch, int64_t index, Team& team, int space, int place);
+  void forward(Batch& batch, Team& team, int space, int place, int begin);
 
   Layout layout_;
   int threads_;

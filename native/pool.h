@@ -51,32 +51,41 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
-// The threads that compute an image together: those that are awake when it begins. One that the system lets wait,
-// because other programs are busy, would hold up all others at every barrier.
-class Meeting {
+// The threads that compute an image together: one that leads, and those that come when they have nothing else to do.
+// They are admitted between two of its steps, so nobody waits for a thread that the system lets wait.
+class Members {
  public:
-  // In a thread other than the first: its place from 1 on, or 0 where the others have begun without it.
+  // In a thread other than the first: its place from 1 on, as soon as it is admitted, or 0 where nothing is left to do.
   int join() {
-    int place = present_.load(std::memory_order_relaxed);
+    int place = present_.load(std::memory_order_relaxed), size = 0;
     do {
       if (place == CLOSED) return 0;
     } while (!present_.compare_exchange_weak(place, place + 1, std::memory_order_acq_rel));
-    spin([&] { return size_.load(std::memory_order_acquire) != 0; });
-    return place;
+    spin([&] { return (size = size_.load(std::memory_order_acquire)) > place || size == CLOSED; });
+    return size == CLOSED ? 0 : place;
   }
-  // In the first thread: how many have come, itself included; it waits for `threads` of them, but not long.
-  int begin(int threads) {
+
+  // In the first thread.
+  void open() {
+    size_.store(1, std::memory_order_relaxed);
+    present_.store(1, std::memory_order_release);
+  }
+  // How many are there, the first one included.
+  int present() const { return present_.load(std::memory_order_relaxed); }
+  // Waits for `threads` of them, but not long.
+  void wait(int threads) const {
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
-    while (present_.load(std::memory_order_relaxed) < threads && std::chrono::steady_clock::now() < end) relax();
-    const int size = present_.exchange(CLOSED, std::memory_order_acq_rel);
-    size_.store(size, std::memory_order_release);
-    return size;
+    while (present() < threads && std::chrono::steady_clock::now() < end) relax();
   }
-  int size() const { return size_.load(std::memory_order_relaxed); }
+  void admit(int threads) { size_.store(threads, std::memory_order_release); }
+  void close() {
+    present_.store(CLOSED, std::memory_order_relaxed);
+    admit(CLOSED);
+  }
 
  private:
   static constexpr int CLOSED = -1;
-  std::atomic<int> present_{1}, size_{0};
+  alignas(64) std::atomic<int> present_{CLOSED}, size_{CLOSED};
 };
 
 class Pool {
