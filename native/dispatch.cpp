@@ -83,7 +83,7 @@ using effnet::Engine;
 using effnet::Layout;
 using effnet::Workspace;
 
-int32_t effnet_abi() { return 1; }
+int32_t effnet_abi() { return 2; }
 
 const char* effnet_build() { return EFFNET_BUILD; }
 

@@ -80,6 +80,15 @@ class Arrays {
   int64_t count_, next_ = 0;
 };
 
+// A convolution with its normalisation: an output is the sum times its scale, plus its bias.
+struct Convolution {
+  const float *weight, *scale, *bias;
+  Convolution(Arrays& arrays, const std::string& name, int64_t outputs, int64_t inputs)
+      : weight(arrays.take(name + ".weight", outputs * inputs)),
+        scale(arrays.take(name + ".scale", outputs)),
+        bias(arrays.take(name + ".bias", outputs)) {}
+};
+
 // Writes a weight or a row of them in the precision of the kernels.
 class Writer {
  public:
@@ -107,23 +116,31 @@ class Writer {
 // weight(output, k) for k < depth as tiles; what lies outside of the network stays zero. `keeps_sums`: what rounding
 // leaves of a weight is added to the next one, which is better where neighbouring inputs are much alike, and worse
 // elsewhere.
-template <class Weight> void pack(const Product& p, const Kernels& k, const Writer& writer, const float* bias,
-                                  float scale, Weight weight, bool keeps_sums = false) {
-  for (int n = 0; n < p.outputs; n++) p.bias[n] = bias[n] * scale;
+template <class Weight> void pack(const Product& p, const Kernels& k, const Writer& writer, Weight weight,
+                                  bool keeps_sums = false) {
   for (int t = 0; t < p.tiles; t++) {
     const int first = p.first(t) * k.lanes, width = (p.first(t + 1) - p.first(t)) * k.lanes;
     const size_t begin = (size_t)first * p.depth;
     for (int n = first; n < std::min(first + width, p.outputs); n++) {
       float left = 0;
       for (int i = 0; i < p.depth; i++) {
-        const size_t at = begin + (size_t)(i / k.pair) * width * k.pair + (size_t)(n - first) * k.pair + i % k.pair;
+        const int place = i & (k.pair - 1);
         const float value = weight(n, i);
         if (value == 0) continue;  // none, or none of the network's
+        const size_t at = begin + (size_t)(i - place) * width + (size_t)(n - first) * k.pair + place;
         const float rest = writer.put(p.weights, at, value + left);
         if (keeps_sums) left = rest;
       }
     }
   }
+}
+
+// The tiles of a 1x1 convolution whose weights are scaled by `scale`, its biases by `shift`.
+void pack(const Product& p, const Kernels& k, const Writer& writer, const Convolution& c, float scale, float shift) {
+  for (int n = 0; n < p.outputs; n++) p.bias[n] = c.bias[n] * shift;
+  pack(p, k, writer, [&](int n, int i) {
+    return i < p.inputs ? c.weight[(size_t)n * p.inputs + i] * (c.scale[n] * scale) : 0.f;
+  });
 }
 
 }  // namespace
@@ -242,33 +259,33 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
   const float* mean = arrays.take("mean", stem.channels);
   for (int i = 0; i < stem.size * stem.channels; i++) stem.mean[i] = mean[i % stem.channels];
   const int stem_channels = blocks[0].in, row = stem.kernel * stem.channels;
-  const float* filters = arrays.take("stem.weight", (int64_t)stem_channels * stem.kernel * row);
-  const float* bias = arrays.take("stem.bias", stem_channels);
+  const Convolution first(arrays, "stem", stem_channels, stem.kernel * row);
   const auto stem_weight = [&](int n, int i) {  // of (out, in, ky, kx)
     const int y = i / stem.block, x = i % stem.block / stem.channels, c = i % stem.block % stem.channels;
     if (i % stem.block >= row) return 0.f;
-    return filters[(((size_t)n * stem.channels + c) * stem.kernel + y) * stem.kernel + x] * scale;
+    const size_t at = (((size_t)n * stem.channels + c) * stem.kernel + y) * stem.kernel + x;
+    return first.weight[at] * (first.scale[n] * scale);
   };
-  if (stem_map) pack(stem.product, k, writer, bias, scale, stem_weight, true);
+  const auto pack_stem = [&](const Product& p) {
+    for (int n = 0; n < p.outputs; n++) p.bias[n] = first.bias[n] * scale;
+    pack(p, k, writer, stem_weight, true);
+  };
+  if (stem_map) pack_stem(stem.product);
 
   for (Block& b : blocks) {
     const std::string name = "block " + std::to_string(&b - blocks.data()) + " ";
     const int wide = b.vectors * k.lanes;
-    if (b.source == Source::stem) pack(b.expand, k, writer, bias, scale, stem_weight, true);
-    if (b.source == Source::expand) {
-      const float* w = arrays.take(name + "expand.weight", (int64_t)b.wide * b.in);
-      const float* shift = arrays.take(name + "expand.bias", b.wide);
-      pack(b.expand, k, writer, shift, scale,
-           [&](int n, int i) { return i < b.in ? w[(size_t)n * b.in + i] * scale : 0.f; });
-    }
+    if (b.source == Source::stem) pack_stem(b.expand);
+    if (b.source == Source::expand)
+      pack(b.expand, k, writer, Convolution(arrays, name + "expand", b.wide, b.in), scale, scale);
     const int area = b.kernel * b.kernel;
-    const float* w = arrays.take(name + "depthwise.weight", (int64_t)b.wide * area);
-    const float* shift = arrays.take(name + "depthwise.bias", b.wide);
+    const Convolution depthwise(arrays, name + "depthwise", b.wide, area);
     for (int c = 0; c < b.wide; c++) {
+      const float factor = depthwise.scale[c] * (b.source == Source::map ? scale : 1.f);
       for (int i = 0; i < area; i++)
         b.filters[((size_t)(c / k.lanes) * area + i) * k.lanes + c % k.lanes] =
-            w[(size_t)c * area + i] * (b.source == Source::map ? scale : 1.f);
-      b.bias[c] = shift[c] * scale;
+            depthwise.weight[(size_t)c * area + i] * factor;
+      b.bias[c] = depthwise.bias[c] * scale;
     }
     if (b.squeeze) {
       const int64_t length = (int64_t)b.squeeze * b.wide;
@@ -283,19 +300,11 @@ void Layout::fill_weights(const float* const* values, const int64_t* lengths, in
         }
       memcpy(b.excite_bias, arrays.take(name + "excite.bias", b.wide), b.wide * sizeof(float));
     }
-    const float* p = arrays.take(name + "project.weight", (int64_t)b.out * b.wide);
-    const float* q = arrays.take(name + "project.bias", b.out);
-    pack(b.project, k, writer, q, 1.f,
-         [&](int n, int i) { return i < b.wide ? p[(size_t)n * b.wide + i] / scale : 0.f; });
+    pack(b.project, k, writer, Convolution(arrays, name + "project", b.out, b.wide), 1 / scale, 1.f);
   }
 
-  if (head.product.outputs) {
-    const int in = head.product.inputs;
-    const float* w = arrays.take("head.weight", (int64_t)head.features * in);
-    const float* shift = arrays.take("head.bias", head.features);
-    pack(head.product, k, writer, shift, scale,
-         [&](int n, int i) { return i < in ? w[(size_t)n * in + i] * scale : 0.f; });
-  }
+  if (head.product.outputs)
+    pack(head.product, k, writer, Convolution(arrays, "head", head.features, head.product.inputs), scale, scale);
   const float* w = arrays.take("classifier.weight", (int64_t)head.classes * head.features);
   writer.rows(head.classifier, w, head.classes, head.features, head.feature_lanes, 1.f);
   memcpy(head.bias, arrays.take("classifier.bias", head.classes), head.classes * sizeof(float));

@@ -11,8 +11,8 @@ from effnet.native import NativeNetwork, instruction_set, instruction_sets, size
 
 # 8 pixels, 3 channels; stem of 8, k3 s2 pad 1; SiLU; head of 16; 5 classes; a block 8 -> 8 -> 16, k3 s1, squeeze 2
 NUMBERS = [8, 3, 3, 2, 1, 8, 1, 16, 5, 1, 8, 8, 16, 3, 1, 1, 2, 0, 0]
-SHAPES = [(3,), (8, 3, 3, 3), (8,), (8, 1, 3, 3), (8,), (2, 8), (2,), (8, 2), (8,), (16, 8), (16,)]
-SHAPES += [(16, 16), (16,), (5, 16), (5,)]
+SHAPES = [(3,), (8, 3, 3, 3), (8,), (8,), (8, 1, 3, 3), (8,), (8,), (2, 8), (2,), (8, 2), (8,), (16, 8), (16,), (16,)]
+SHAPES += [(16, 16), (16,), (16,), (5, 16), (5,)]
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 

@@ -231,8 +231,9 @@ def test_a_filter_of_the_stem_keeps_its_sum_in_bf16(isa: str, monkeypatch: pytes
     spec = NetworkSpec("flat", (stage,), stem_stride=1, **options)
     filters = np.random.default_rng(0).normal(size=(16, 3, 3, 3)).astype(np.float32)
     filters += 0.5 / 27 - filters.mean((1, 2, 3), keepdims=True)
-    none, ones = np.zeros(16), np.ones((16, 1, 1, 1))
-    weights = [np.zeros(3), filters, none, ones, none, np.zeros((16, 16)), none, np.zeros((2, 16)), np.zeros(2)]
+    one, none = np.ones(16), np.zeros(16)
+    weights = [np.zeros(3), filters, one, none, one, one, none, np.zeros((16, 16)), one, none]
+    weights += [np.zeros((2, 16)), np.zeros(2)]
     network = NativeNetwork(numbers(spec, "symmetric"), [np.float32(each) for each in weights], "bf16", 1)
     features = np.empty((1, 6, 6, 16), np.float32)
     network(np.full((1, 6, 6, 3), 64, np.uint8), features)

@@ -162,20 +162,20 @@ def _convolve(
     return builder.convolve(x, filters, bias, stride, pads, depthwise)
 
 
-def fold(network: Network, name: str, out: Array | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do.
+def fold(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do."""
+    scale, bias = normalisation(network, name)
+    return np.asarray(network.weights[f"{name}.conv.weight"], np.float64) * scale[:, None, None, None], bias
 
-    Both are float64; but with `out`, of as many numbers, the filters are a view of it, each rounded once.
-    """
 
-    def read(part: str) -> NDArray[np.float64]:
-        return np.asarray(network.weights[f"{name}.{part}"], np.float64)
-
-    scale = read("norm.weight") / np.sqrt(read("norm.running_var") + network.policy.bn_eps)
-    weight = np.asarray(network.weights[f"{name}.conv.weight"])
-    rows, room = weight.reshape(len(weight), -1), None if out is None else out.reshape(len(weight), -1)
-    filters = np.multiply(rows, scale[:, None], room, dtype=np.float64, casting="same_kind").reshape(weight.shape)
-    return filters, read("norm.bias") - read("norm.running_mean") * scale
+def normalisation(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a convolution's normalisation multiplies each output by, and what it adds then."""
+    weight, bias, mean, var = (
+        np.asarray(network.weights[f"{name}.norm.{part}"], np.float64)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = weight / np.sqrt(var + network.policy.bn_eps)
+    return scale, bias - mean * scale
 
 
 def pads_of(kernel_size: int, stride: int, size: int, padding: Padding) -> Pads:

@@ -18,7 +18,7 @@ from effnet.errors import ArgumentError
 from effnet.machine import this_machine
 from effnet.native import KernelPrecision, NativeNetwork, instruction_set, instruction_sets, sizes
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import PIXEL, Network, fold, network_of, pads_of
+from effnet.runtime.graph import PIXEL, Network, network_of, normalisation, pads_of
 from effnet.runtime.options import EnginePrecision
 from effnet.runtime.session import Backend, Compile, Logits, Pixels
 from effnet.weights.bundle import Bundle
@@ -117,32 +117,31 @@ def numbers(spec: NetworkSpec, padding: Padding) -> list[int]:
 
 
 def arrays(network: Network) -> Iterator[NDArray[np.float32]]:
-    """A network's weights, normalisation folded into them, in the same order."""
-    spec, pixels, weights = network.spec, network.input, network.weights
-    # In one piece, since the system gives large pieces in large pages: a fifth of the time.
-    room = np.empty(sum(array.size for name, array in weights.items() if name.endswith(".conv.weight")), np.float32)
-    used = 0
+    """A network's weights in the same order, as they are; of a convolution also what its normalisation does."""
+    spec, weights = network.spec, network.weights
 
-    def folded(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        nonlocal used
-        begin, used = used, used + weights[f"{name}.conv.weight"].size
-        filters, bias = fold(network, name, room[begin:used])
-        return filters, bias.astype(np.float32)
+    def read(name: str) -> NDArray[np.float32]:
+        return np.asarray(weights[name], np.float32)
 
-    yield np.array(pixels.mean, np.float32) * np.float32(PIXEL)
-    filters, bias = fold(network, "stem")
-    yield (filters / (PIXEL * np.array(pixels.std))[:, None, None]).astype(np.float32)
-    yield bias.astype(np.float32)
+    def convolution(name: str) -> Iterator[NDArray[np.float32]]:
+        yield read(f"{name}.conv.weight")
+        yield from (each.astype(np.float32) for each in normalisation(network, name))
+
+    mean, std = (PIXEL * np.array(values) for values in (network.input.mean, network.input.std))
+    yield mean.astype(np.float32)
+    filters, *rest = convolution("stem")
+    yield (filters / std[:, None, None]).astype(np.float32)
+    yield from rest
     for block in spec.blocks:
         for layer in block.layers:
             if block.squeeze_channels and layer == block.path[-1]:
                 for name in ("squeeze.weight", "squeeze.bias", "excite.weight", "excite.bias"):
-                    yield np.asarray(weights[f"{block.name}.se.{name}"], np.float32)
-            yield from folded(f"{block.name}.{layer.name}")
+                    yield read(f"{block.name}.se.{name}")
+            yield from convolution(f"{block.name}.{layer.name}")
     if spec.head:
-        yield from folded("head")
-    yield np.asarray(weights["classifier.weight"], np.float32)
-    yield np.asarray(weights["classifier.bias"], np.float32)
+        yield from convolution("head")
+    yield read("classifier.weight")
+    yield read("classifier.bias")
 
 
 def _phases(spec: NetworkSpec) -> Iterator[str]:
