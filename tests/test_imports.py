@@ -143,13 +143,13 @@ def test_predict_starts_without_what_it_does_not_need() -> None:
     # numpy is imported while the weights are read, Pillow while they are packed
     late = "numpy", "PIL", "ctypes"
     unneeded = (
-        *("torch", "rich", "yaml", "xml", "zipfile", "shutil", "tempfile", "importlib.metadata", "markdown_it"),
-        *("effnet.data.dataset", "effnet.models", "openvino", "onnxruntime"),
+        *("torch", "rich", "yaml", "xml", "zipfile", "shutil", "tempfile", "csv", "difflib"),
+        *("importlib.metadata", "markdown_it", "effnet.data.dataset", "effnet.models", "openvino", "onnxruntime"),
         *("PIL.TiffImagePlugin", "PIL.JpegImagePlugin", "subprocess"),  # the photo is a PNG
     )
     program = f"""
 import sys
-from effnet import cli
+import effnet.cli as cli
 command, bound, _ = cli.build_app(["predict"]).parse_args(["predict", "photo.jpg"])
 print([name for name in {late + unneeded} if name in sys.modules])
 from effnet.arch.spec import InputSpec

@@ -15,7 +15,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from effnet import console
+import effnet.console as console  # `from effnet import` would first look for a public name, and for the nearest one
 from effnet.errors import ArgumentError, EffnetError, RefusedError, translated
 from effnet.version import __version__
 

@@ -5,7 +5,6 @@ A message names the argument or file, its value, what is allowed and, for names,
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import reprlib
 import traceback
@@ -150,6 +149,8 @@ def short(value: object) -> str:
 
 def nearest(value: object, known: Iterable[str]) -> str:
     """The sentence " Did you mean 'b8'?" for the known name nearest to `value`, or nothing."""
+    import difflib  # only when something is wrong
+
     match = difflib.get_close_matches(str(value)[:LONGEST].lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 

@@ -6,7 +6,6 @@ that mentions effnet. Only such a folder, with nothing else in it, or an empty o
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import mmap
@@ -162,6 +161,8 @@ def read_bytes(path: Path) -> memoryview:
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Lines of CSV that every reader divides alike: a carriage return is quoted, which the csv module leaves bare."""
+    import csv
+
     text = io.StringIO()
     quoted, plain = (csv.writer(text, lineterminator="\n", quoting=way) for way in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL))
     for row in rows:
