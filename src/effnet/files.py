@@ -152,7 +152,9 @@ def read_bytes(path: Path) -> memoryview:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        memory = mmap.mmap(-1, max(1, size), access=mmap.ACCESS_COPY)  # of no file
+        # Of no file; private, so that a forked process gets a copy. Windows, which does not fork, may refuse that.
+        access = mmap.ACCESS_COPY if hasattr(os, "fork") else mmap.ACCESS_WRITE
+        memory = mmap.mmap(-1, max(1, size), access=access)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         content = memoryview(memory)

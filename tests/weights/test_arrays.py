@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,28 @@ def test_float32_is_not_copied(tmp_path: Path) -> None:
     for array in read_safetensors(blob).values():
         assert np.shares_memory(array, blob)
         assert array.flags.writeable, "torch warns of arrays that are not"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_forked_process_has_a_copy_of_a_file_s_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    code = """
+import os, sys
+from pathlib import Path
+from effnet.files import read_bytes
+content = read_bytes(Path(sys.argv[1]))
+if not (child := os.fork()):
+    content[0] = 0
+    os._exit(0)
+os.waitpid(child, 0)
+print(bytes(content))
+"""
+    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "a")], text=True) == "b'abc'\n"
+
+
+def test_an_empty_file_has_no_content(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert bytes(read_bytes(tmp_path / "a")) == b""
 
 
 def test_arrays_are_aligned() -> None:
