@@ -6,26 +6,31 @@
 
 #include "effnet.h"
 #include "engine.h"
+#include "training.h"
 
 // build.py says which instruction sets this library has, and what its sources are.
 
 namespace effnet {
 namespace portable {
 extern const Kernels FP32, BF16;
+extern const TrainingKernels TRAINING_FP32, TRAINING_BF16;
 }
 #if EFFNET_HAS_AVX2
 namespace avx2 {
 extern const Kernels FP32, BF16;
+extern const TrainingKernels TRAINING_FP32, TRAINING_BF16;
 }
 #endif
 #if EFFNET_HAS_AVX512
 namespace avx512 {
 extern const Kernels FP32, BF16;
+extern const TrainingKernels TRAINING_FP32, TRAINING_BF16;
 }
 #endif
 #if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
 namespace avx512bf16 {
 extern const Kernels BF16;
+extern const TrainingKernels TRAINING_BF16;
 }
 #endif
 
@@ -34,6 +39,7 @@ namespace {
 struct Isa {
   const char* name;
   const Kernels *fp32, *bf16;
+  const TrainingKernels *training_fp32, *training_bf16;
   bool (*runs)();
 };
 
@@ -51,20 +57,20 @@ bool always() { return true; }
 const Isa ISAS[] = {
 // best first
 #if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
-    {"avx512bf16", &avx512::FP32, &avx512bf16::BF16, has_avx512bf16},
+    {"avx512bf16", &avx512::FP32, &avx512bf16::BF16, &avx512::TRAINING_FP32, &avx512bf16::TRAINING_BF16, has_avx512bf16},
 #endif
 #if EFFNET_HAS_AVX512
-    {"avx512", &avx512::FP32, &avx512::BF16, has_avx512},
+    {"avx512", &avx512::FP32, &avx512::BF16, &avx512::TRAINING_FP32, &avx512::TRAINING_BF16, has_avx512},
 #endif
 #if EFFNET_HAS_AVX2
-    {"avx2", &avx2::FP32, &avx2::BF16, has_avx2},
+    {"avx2", &avx2::FP32, &avx2::BF16, &avx2::TRAINING_FP32, &avx2::TRAINING_BF16, has_avx2},
 #endif
-    {"portable", &portable::FP32, &portable::BF16, always},
+    {"portable", &portable::FP32, &portable::BF16, &portable::TRAINING_FP32, &portable::TRAINING_BF16, always},
 };
 
-const Kernels& find(const char* name, bool bf16) {
+const Isa& find(const char* name) {
   for (const Isa& isa : ISAS)
-    if (!strcmp(isa.name, name) && isa.runs()) return bf16 ? *isa.bf16 : *isa.fp32;
+    if (!strcmp(isa.name, name) && isa.runs()) return isa;
   throw std::invalid_argument(std::string("instruction_set=") + name + " is not one of " + effnet_instruction_sets());
 }
 
@@ -74,7 +80,37 @@ void write(const char* text, char* error, int64_t bytes) {
   error[bytes - 1] = 0;
 }
 
+const Kernels& find(const char* name, bool bf16) { return bf16 ? *find(name).bf16 : *find(name).fp32; }
+
+// OpenMP's own threads, which torch has started: a second pool would compete with them for the cores.
+struct OpenMP {
+  void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags);
+  int (*thread)(), (*threads)();
+} openmp;
+
+struct Job {
+  void (*work)(void*, int part);
+  void* data;
+  int parts;
+};
+
 }  // namespace
+
+void Team::run(void (*work)(void*, int part), void* data) const {
+  Job job{work, data, parts};
+  if (parts == 1 || !openmp.parallel) {
+    for (int part = 0; part < parts; part++) work(data, part);
+    return;
+  }
+  openmp.parallel(
+      [](void* it) {  // there may be fewer threads than parts: inside another parallel region there is one
+        const Job& job = *(Job*)it;
+        const int threads = openmp.threads();
+        for (int part = openmp.thread(); part < job.parts; part += threads) job.work(job.data, part);
+      },
+      &job, (unsigned)parts, 0);
+}
+
 }  // namespace effnet
 
 using effnet::Arena;
@@ -144,3 +180,31 @@ int64_t effnet_phases(const effnet_network* network, double* seconds, int64_t co
 }
 
 void effnet_free(effnet_network* network) { delete (Engine*)network; }
+
+void effnet_use_openmp(void* parallel, void* thread, void* threads) {
+  effnet::openmp = {(void (*)(void (*)(void*), void*, unsigned, unsigned))parallel, (int (*)())thread,
+                    (int (*)())threads};
+}
+
+int64_t effnet_training_scratch(const char* instruction_set, int32_t bf16, int32_t parts,
+                                const effnet_training_segment* segment) {
+  try {
+    const effnet::Isa& isa = effnet::find(instruction_set);
+    const effnet::TrainingKernels& kernels = bf16 ? *isa.training_bf16 : *isa.training_fp32;
+    return kernels.bytes(*segment, effnet::Team{parts});
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+int32_t effnet_train(const char* instruction_set, int32_t bf16, int32_t parts, int32_t backward,
+                     const effnet_training_segment* segment) {
+  try {
+    const effnet::Isa& isa = effnet::find(instruction_set);
+    const effnet::TrainingKernels& kernels = bf16 ? *isa.training_bf16 : *isa.training_fp32;
+    (backward ? kernels.backward : kernels.forward)(*segment, effnet::Team{parts});
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}

@@ -10,6 +10,10 @@
 #endif
 
 struct effnet_network;
+namespace effnet {
+struct TrainingSegment;
+}
+typedef effnet::TrainingSegment effnet_training_segment;
 
 // Raised with every change of this file or of the order of numbers and arrays.
 EFFNET_API int32_t effnet_abi();
@@ -42,3 +46,16 @@ EFFNET_API int32_t effnet_run(effnet_network*, const uint8_t* pixels, int64_t im
 EFFNET_API int64_t effnet_phases(const effnet_network*, double* seconds, int64_t count);
 
 EFFNET_API void effnet_free(effnet_network*);
+
+// The threads of the training passes: OpenMP's GOMP_parallel, omp_get_thread_num and omp_get_num_threads.
+EFFNET_API void effnet_use_openmp(void* parallel, void* thread, void* threads);
+
+// Bytes of scratch that the passes of a segment need when work is divided into `parts`; -1 where the instruction set is
+// not known. Pointers are not read.
+EFFNET_API int64_t effnet_training_scratch(const char* instruction_set, int32_t bf16, int32_t parts,
+                                           const effnet_training_segment*);
+
+// The forward or backward pass of a segment (training.h). Results depend on `parts`, not on how many threads there are.
+// 0 where it is fine. Sizes are the caller's to check.
+EFFNET_API int32_t effnet_train(const char* instruction_set, int32_t bf16, int32_t parts, int32_t backward,
+                                const effnet_training_segment*);

@@ -34,8 +34,8 @@ MESSAGE = 512  # bytes
 
 def instruction_sets() -> tuple[str, ...]:
     """The compiled instruction sets that this processor has, best first; empty where nothing was compiled."""
-    library = _library()
-    return () if library is None else tuple(library.effnet_instruction_sets().decode().split(","))
+    found = library()
+    return () if found is None else tuple(found.effnet_instruction_sets().decode().split(","))
 
 
 def instruction_set() -> str | None:
@@ -163,14 +163,15 @@ def _int32(numbers: Sequence[int]) -> Any:
 
 
 def _open() -> ctypes.CDLL:
-    library = _library()
-    if library is None:
+    found = library()
+    if found is None:
         raise ImportError("effnet was installed without its compiled kernels", name="effnet._kernels")
-    return library
+    return found
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where nothing was compiled."""
     path = Path(os.environ.get("EFFNET_KERNELS") or LIBRARY)
     if not path.is_file():
         return None
@@ -187,5 +188,10 @@ def _library() -> ctypes.CDLL | None:
     library.effnet_phases.argtypes = [pointer, pointer, number]
     library.effnet_phases.restype = number
     library.effnet_free.argtypes = [pointer]
+    library.effnet_use_openmp.argtypes = [pointer, pointer, pointer]
+    library.effnet_use_openmp.restype = None
+    library.effnet_training_scratch.argtypes = [text, whole, whole, pointer]
+    library.effnet_training_scratch.restype = number
+    library.effnet_train.argtypes = [text, whole, whole, whole, pointer]
     library.effnet_free.restype = None
     return library

@@ -72,7 +72,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H', W')."""
-        if not (torch.is_grad_enabled() and _is_eager(x)):
+        if not (torch.is_grad_enabled() and is_eager(x)):
             return super().forward(x)
         kernel = select_kernel(x, self.filter, this_machine().features)
         if torch.is_autocast_enabled("cpu"):
@@ -89,7 +89,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """In training without the filter's rim: torch takes 100 times as long for a 5x5 filter on one pixel."""
-        if self.training and _is_eager(input):
+        if self.training and is_eager(input):
             return _convolve(input, weight, self.filter)
         return super()._conv_forward(input, weight, bias)
 
@@ -163,7 +163,7 @@ def _inside(weight: Tensor, rim: int) -> Tensor:
     return weight[..., rim:-rim, rim:-rim] if rim else weight
 
 
-def _is_eager(x: Tensor) -> bool:
+def is_eager(x: Tensor) -> bool:
     """Whether `x` is a plain tensor on a CPU, outside of anything that expects torch's own operations.
 
     The type comes first: a tracer's tensor has no answer to the rest.
