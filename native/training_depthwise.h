@@ -5,25 +5,20 @@ struct Geometry {
   int kernel, stride, pad_top, pad_left, height, width, out_height, out_width, channels;
 };
 
-// Calls work(Size<n>, first) for runs of n <= MOST columns of nearly the same size
+// Calls work(Size<n>, first) for runs of n <= MOST columns
 template <int N> struct Size {
   static constexpr int value = N;
 };
 template <int MOST, class Work> static INLINE void in_tiles(int first, int end, Work work) {
-  for (int tiles = (end - first + MOST - 1) / MOST; tiles > 0; tiles--) {
-    const int size = (end - first) / tiles;
-    switch (size) {
-      case 1: work(Size<1>(), first); break;
-      case 2: work(Size<2>(), first); break;
-      case 3: work(Size<3>(), first); break;
-      case 4: if constexpr (MOST >= 4) work(Size<4>(), first); break;
-      case 5: if constexpr (MOST >= 5) work(Size<5>(), first); break;
-      case 6: if constexpr (MOST >= 6) work(Size<6>(), first); break;
-      case 7: if constexpr (MOST >= 7) work(Size<7>(), first); break;
-      case 8: if constexpr (MOST >= 8) work(Size<8>(), first); break;
-    }
-    first += size;
+  if constexpr (MOST > 7) {
+    if ((end - first) % 7 == 0) return in_tiles<7>(first, end, work);
   }
+  for (; first + MOST <= end; first += MOST) work(Size<MOST>(), first);
+  if constexpr (MOST > 4) {
+    if (first + 4 <= end) work(Size<4>(), first), first += 4;
+  }
+  for (; first + 2 <= end; first += 2) work(Size<2>(), first);
+  if (first < end) work(Size<1>(), first);
 }
 
 // Rows [vector][column][lane] of which the last few are kept
@@ -295,7 +290,7 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseBackward {
       Vector sum = all(0.f), products = all(0.f);
       const Vector mean = d.before ? load(d.before->norm.saved + c, left) : all(0.f);
       const int begin = g.pad_left / STRIDE, end = (g.pad_left + g.width + STRIDE - 1) / STRIDE;
-      in_tiles<STRIDE == 1 ? (REGISTERS >= 32 ? 8 : 6) : (REGISTERS >= 32 ? 7 : 3)>(
+      in_tiles<STRIDE == 1 ? (REGISTERS >= 32 ? 8 : 6) : (REGISTERS >= 32 ? 7 : 2)>(
           begin, end, [&](auto size, int group) __attribute__((always_inline)) {
             constexpr int M = decltype(size)::value * STRIDE;
             Vector totals[M];

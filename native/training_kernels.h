@@ -34,18 +34,38 @@ template <class Work> static INLINE void parallel(const Team& team, Work work) {
 }
 
 // The first `left` lanes, where fewer than all are left; the others are zero
-template <class T> static INLINE Vector load(const T* from, ptrdiff_t left) {
-  if (left >= LANES) return load(from);
+#ifdef __AVX512F__
+static INLINE __mmask16 lanes(ptrdiff_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
+static INLINE Vector load(const float* from, ptrdiff_t left) { return _mm512_maskz_loadu_ps(lanes(left), from); }
+static INLINE void store(float* to, Vector value, ptrdiff_t left) { _mm512_mask_storeu_ps(to, lanes(left), value); }
+static INLINE Vector load(const bf16* from, ptrdiff_t left) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(lanes(left), from);
+  return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+static INLINE void store(bf16* to, Vector value, ptrdiff_t left) {
+  Halves bits;
+  store((bf16*)&bits, value);
+  _mm256_mask_storeu_epi16(to, lanes(left), (__m256i)bits);
+}
+#else
+#define RARE __attribute__((noinline, cold))
+template <class T> static RARE Vector load_some(const T* from, ptrdiff_t left) {
   T some[LANES] = {};
   for (int i = 0; i < left; i++) some[i] = from[i];
   return load(some);
 }
-template <class T> static INLINE void store(T* to, Vector value, ptrdiff_t left) {
-  if (left >= LANES) return store(to, value);
+template <class T> static RARE void store_some(T* to, Vector value, ptrdiff_t left) {
   T some[LANES];
   store(some, value);
   for (int i = 0; i < left; i++) to[i] = some[i];
 }
+template <class T> static INLINE Vector load(const T* from, ptrdiff_t left) {
+  return left >= LANES ? load(from) : load_some(from, left);
+}
+template <class T> static INLINE void store(T* to, Vector value, ptrdiff_t left) {
+  left >= LANES ? store(to, value) : store_some(to, value, left);
+}
+#endif
 
 static INLINE Integers rounded_bits(Vector value) {  // as bf16, in the lower halves
   Integers bits = (Integers)value;
