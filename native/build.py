@@ -140,7 +140,7 @@ def compile_library(
 
     jobs = []
     for source in sources:
-        isa = source.stem.partition("_")[2]
+        isa = source.stem.partition("_")[2]  # of kernels_ISA and training_ISA
         if isa in X86_ISAS and isa not in isas:
             continue
         if isa not in ("", "portable", *X86_ISAS):

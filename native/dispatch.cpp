@@ -186,25 +186,36 @@ void effnet_use_openmp(void* parallel, void* thread, void* threads) {
                     (int (*)())threads};
 }
 
+namespace {
+
+const effnet::TrainingKernels& training_kernels(const char* instruction_set, bool bf16, int32_t parts,
+                                                const effnet::TrainingSegment& segment) {
+  if (parts < 1 || parts > 4096) throw std::invalid_argument("parts must be from 1 to 4096");
+  effnet::check_segment(segment, bf16);
+  const effnet::Isa& isa = effnet::find(instruction_set);
+  return bf16 ? *isa.training_bf16 : *isa.training_fp32;
+}
+
+}  // namespace
+
 int64_t effnet_training_scratch(const char* instruction_set, int32_t bf16, int32_t parts,
-                                const effnet_training_segment* segment) {
+                                const effnet_training_segment* segment, char* error, int64_t error_bytes) {
   try {
-    const effnet::Isa& isa = effnet::find(instruction_set);
-    const effnet::TrainingKernels& kernels = bf16 ? *isa.training_bf16 : *isa.training_fp32;
-    return kernels.bytes(*segment, effnet::Team{parts});
-  } catch (const std::exception&) {
+    return training_kernels(instruction_set, bf16, parts, *segment).bytes(*segment, effnet::Team{parts});
+  } catch (const std::exception& problem) {
+    effnet::write(problem.what(), error, error_bytes);
     return -1;
   }
 }
 
 int32_t effnet_train(const char* instruction_set, int32_t bf16, int32_t parts, int32_t backward,
-                     const effnet_training_segment* segment) {
+                     const effnet_training_segment* segment, char* error, int64_t error_bytes) {
   try {
-    const effnet::Isa& isa = effnet::find(instruction_set);
-    const effnet::TrainingKernels& kernels = bf16 ? *isa.training_bf16 : *isa.training_fp32;
+    const effnet::TrainingKernels& kernels = training_kernels(instruction_set, bf16, parts, *segment);
     (backward ? kernels.backward : kernels.forward)(*segment, effnet::Team{parts});
     return 0;
-  } catch (const std::exception&) {
+  } catch (const std::exception& problem) {
+    effnet::write(problem.what(), error, error_bytes);
     return 1;
   }
 }

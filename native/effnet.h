@@ -50,12 +50,12 @@ EFFNET_API void effnet_free(effnet_network*);
 // The threads of the training passes: OpenMP's GOMP_parallel, omp_get_thread_num and omp_get_num_threads.
 EFFNET_API void effnet_use_openmp(void* parallel, void* thread, void* threads);
 
-// Bytes of scratch that the passes of a segment need when work is divided into `parts`; -1 where the instruction set is
-// not known. Pointers are not read.
+// Bytes of scratch that the passes of a segment (training.h) need when work is divided into `parts`; -1 where its
+// numbers do not fit each other, and the reason is in `error`. Its pointers are not read.
 EFFNET_API int64_t effnet_training_scratch(const char* instruction_set, int32_t bf16, int32_t parts,
-                                           const effnet_training_segment*);
+                                           const effnet_training_segment*, char* error, int64_t error_bytes);
 
-// The forward or backward pass of a segment (training.h). Results depend on `parts`, not on how many threads there are.
-// 0 where it is fine. Sizes are the caller's to check.
+// The forward or backward pass of a segment. Results depend on `parts`, not on how many threads there are. 0 where it
+// is fine; else the reason is in `error`.
 EFFNET_API int32_t effnet_train(const char* instruction_set, int32_t bf16, int32_t parts, int32_t backward,
-                                const effnet_training_segment*);
+                                const effnet_training_segment*, char* error, int64_t error_bytes);

@@ -53,6 +53,9 @@ struct TrainingSegment {
   EFFNET_INLINE ptrdiff_t out_pixels() const { return (ptrdiff_t)out_height * out_width; }
 };
 
+// Throws std::invalid_argument where the numbers of a segment do not fit each other.
+void check_segment(const TrainingSegment&, bool bf16);
+
 // Threads that share work: part 0 ... parts - 1 of it, each part by one thread.
 struct Team {
   int parts;

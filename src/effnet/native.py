@@ -190,8 +190,8 @@ def library() -> ctypes.CDLL | None:
     library.effnet_free.argtypes = [pointer]
     library.effnet_use_openmp.argtypes = [pointer, pointer, pointer]
     library.effnet_use_openmp.restype = None
-    library.effnet_training_scratch.argtypes = [text, whole, whole, pointer]
+    library.effnet_training_scratch.argtypes = [text, whole, whole, pointer, pointer, number]
     library.effnet_training_scratch.restype = number
-    library.effnet_train.argtypes = [text, whole, whole, whole, pointer]
+    library.effnet_train.argtypes = [text, whole, whole, whole, pointer, pointer, number]
     library.effnet_free.restype = None
     return library

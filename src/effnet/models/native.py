@@ -256,10 +256,12 @@ def _run(segment: _Segment, x: Tensor, backward: bool) -> None:
     assert library is not None
     low, parts, it = x.dtype == torch.bfloat16, torch.get_num_threads(), ctypes.byref(segment)
     isa = native.instruction_set().encode()
-    scratch = torch.empty(library.effnet_training_scratch(isa, low, parts, it), dtype=torch.uint8)
+    message = ctypes.create_string_buffer(native.MESSAGE)
+    size = library.effnet_training_scratch(isa, low, parts, it, message, native.MESSAGE)
+    scratch = torch.empty(max(0, size), dtype=torch.uint8)
     segment.scratch = _address(scratch)
-    if library.effnet_train(isa, low, parts, backward, it):
-        raise RuntimeError("the training kernels failed")
+    if size < 0 or library.effnet_train(isa, low, parts, backward, it, message, native.MESSAGE):
+        raise RuntimeError(message.value.decode())
 
 
 def run(module: nn.Module, x: Tensor, shortcut: bool = False) -> Tensor:
