@@ -68,8 +68,12 @@ template <class T> static INLINE void store(T* to, Vector value, ptrdiff_t left)
 #endif
 
 static INLINE Integers rounded_bits(Vector value) {  // as bf16, in the lower halves
+#ifdef __AVX512BF16__
+  return (Integers)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+#else
   Integers bits = (Integers)value;
   return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
+#endif
 }
 template <class T> static INLINE Vector as_stored(Vector value);
 template <> INLINE Vector as_stored<float>(Vector value) { return value; }
@@ -472,7 +476,7 @@ template <class T> struct ProjectBackward {
     const ptrdiff_t channels = layer.channels, left = channels - c, wide = inputs.wide;
     const Vector mean = load(layer.norm.saved + c, left), factor = gate ? load(gate + c, left) : all(1.f);
     Vector totals[SUMS] = {};
-    for (ptrdiff_t r = first; r < end; r++) {
+    auto row = [&](ptrdiff_t r) __attribute__((always_inline)) {
       prefetch(map + r * channels);
       const Vector m = load(map + r * channels, left), g = load(gradient + r * channels, left), d = m - mean;
       const Slope a = activated_slope<T>(normalised(m, layer, c), layer.activation);
@@ -484,8 +488,15 @@ template <class T> struct ProjectBackward {
         totals[S_ONLY] += a.slope;
         totals[S_M] = a.slope * d + totals[S_M];
       }
-      inputs.put(r, c, a.value * factor);
+      return a.value * factor;
+    };
+    ptrdiff_t r = first;
+    if (r % 2 && r < end) inputs.put(r, c, row(r)), r++;
+    for (; r + 1 < end; r += 2) {
+      const Vector one = row(r);
+      inputs.put_two(r, c, one, row(r + 1));
     }
+    if (r < end) inputs.put(r, c, row(r));
     UNROLL for (int i = 0; i < SUMS; i++)
       store(slot + i * wide, load(slot + i * wide) + totals[i]);
   }
