@@ -132,14 +132,14 @@ def test_the_environment_chooses_an_instruction_set(monkeypatch: pytest.MonkeyPa
 
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("EFFNET_KERNELS", str(tmp_path / "none.so"))
-    native._library.cache_clear()
+    native.library.cache_clear()
     try:
         assert (instruction_sets(), instruction_set()) == ((), None)
         with pytest.raises(ImportError, match="without its compiled kernels"):
             network()
     finally:
         monkeypatch.undo()
-        native._library.cache_clear()
+        native.library.cache_clear()
 
 
 def test_sizes_are_those_of_the_weights_and_the_maps() -> None:

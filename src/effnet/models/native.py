@@ -1,7 +1,7 @@
 """Training by the compiled kernels: a block, or a layer with its normalisation and activation, is one step of autograd.
 
 Autograd then keeps a segment's input and the outputs of its convolutions; normalised, activated and gated maps are
-computed again while the backward pass reads them. Gradients and running statistics are those of torch's own modules but
+computed again while the backward pass reads them. Gradients and running statistics are those of torch's modules but
 for rounding. Convolutions' weights, statistics and all gradients of parameters are float32, maps too, or bfloat16 inside
 autocast.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.module import _has_any_global_hook
 
 from effnet import native
-from effnet.models.depthwise import is_eager
 
 SWITCH = "EFFNET_NATIVE"
 KERNELS, STRIDES = (3, 5, 7), (1, 2)  # of a depthwise convolution
@@ -82,16 +79,13 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def segment_parts(module: nn.Module) -> dict[str, nn.Module] | None:
-    """The layers of a block or a layer by their names in native/training.h; None where it has others."""
-    kinds = {name: type(child).__name__ for name, child in module.named_children()}
-    if kinds.get("conv") and "norm" in kinds:
+def segment_parts(module: Any) -> dict[str, Any]:
+    """The layers of a block or of a single layer by their names in native/training.h, and what else it has."""
+    if hasattr(module, "conv"):
         return {"project": module}
-    if "pointwise" in kinds:
+    if hasattr(module, "pointwise"):
         return {"depthwise": module.depthwise, "project": module.pointwise}
-    if "depthwise" in kinds and "project" in kinds:
-        return {name: module.get_submodule(name) for name in ("expand", "depthwise", "se", "project", "drop")}
-    return None
+    return {name: getattr(module, name) for name in ("expand", "depthwise", "se", "project", "drop")}
 
 
 class Step(torch.autograd.Function):
@@ -148,7 +142,9 @@ class Plan:
     """
 
     def __init__(self, parts: dict[str, nn.Module], shortcut: bool) -> None:
-        self.layers: dict[str, Any] = {n: parts[n] for n in ("expand", "depthwise", "project") if hasattr(parts.get(n), "conv")}
+        self.layers: dict[str, Any] = {
+            n: parts[n] for n in ("expand", "depthwise", "project") if hasattr(parts.get(n), "conv")
+        }
         se = parts.get("se")
         self.se: Any = se if hasattr(se, "squeeze") else None
         self.shortcut = shortcut
@@ -201,7 +197,8 @@ class Plan:
         n, _, h, w = x.shape
         small = self.out_size(h), self.out_size(w)
         return [
-            (n, layer.conv.out_channels, *((h, w) if name == "expand" else small)) for name, layer in self.layers.items()
+            (n, layer.conv.out_channels, *((h, w) if name == "expand" else small))
+            for name, layer in self.layers.items()
         ]
 
     def kept(self, x: Tensor) -> int:
@@ -255,7 +252,7 @@ def _run(segment: _Segment, x: Tensor, backward: bool) -> None:
     library = _library()
     assert library is not None
     low, parts, it = x.dtype == torch.bfloat16, torch.get_num_threads(), ctypes.byref(segment)
-    isa = native.instruction_set().encode()
+    isa = str(native.instruction_set()).encode()
     message = ctypes.create_string_buffer(native.MESSAGE)
     size = library.effnet_training_scratch(isa, low, parts, it, message, native.MESSAGE)
     scratch = torch.empty(max(0, size), dtype=torch.uint8)
