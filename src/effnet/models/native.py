@@ -2,8 +2,7 @@
 
 Autograd then keeps a segment's input and the outputs of its convolutions; normalised, activated and gated maps are
 computed again while the backward pass reads them. Gradients and running statistics are those of torch's modules but
-for rounding. Convolutions' weights, statistics and all gradients of parameters are float32, maps too, or bfloat16 inside
-autocast.
+for rounding. Parameters, their gradients and statistics are float32, maps too, or bfloat16 inside autocast.
 
 What the kernels do not cover is computed by the modules as ever: other devices and types, other normalisations,
 normalisation in eval mode, anything that watches inner layers (hooks, compilers, tracers, functorch). So is everything
