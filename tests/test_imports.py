@@ -42,7 +42,7 @@ WITHOUT_TORCH = (
     "scaling",
     "describing",
     "checking",
-    *(f"data/{name}" for name in ("image", "paths", "dataset", "duplicates")),
+    *(f"data/{name}" for name in ("image", "jpeg", "paths", "dataset", "duplicates")),
     *(f"weights/{name}" for name in ("arrays", "files", "hub", "keras", "layouts", "pickles", "registry")),
     "cli",
 )

@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
-from effnet.arch.spec import InputSpec
+from effnet.arch.spec import InputSpec, Interpolation
 from effnet.data.augment import Augment
 from effnet.data.dataset import Dataset, read_data
-from effnet.data.image import load_pixels
+from effnet.data.image import PHOTOS, load_pixels
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.errors import ArgumentError, DataError, TrainingError
 
@@ -92,6 +93,28 @@ def test_workers_give_the_same_batches_and_their_death_is_an_error(photos: Datas
     os.kill(iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(TrainingError, match="a process that loads images died"):
         list(itertools.chain.from_iterable(map(loader.epoch, range(3, 100))))
+
+
+def test_threads_give_the_same_batches(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = TrainingImages(photos, Augment(INPUT, policy="trivialaugment"), 1)
+    alone = list(Loader(images, Order(12, 12, 12, 0), 0).epoch(1))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    for _ in range(5):
+        assert torch.equal(next(Loader(images, Order(12, 12, 12, 0), 0).epoch(1))[0], alone[0][0])
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_crops_are_torchvisions(tmp_path: Path, interpolation: Interpolation) -> None:
+    photo = Image.open(min(PHOTOS.glob("*.png"))).convert("RGB")
+    photo.save(file := tmp_path / "photo.png")
+    mode = InterpolationMode(interpolation)
+    crop = v2.Compose([v2.RandomResizedCrop(48, (0.5, 1), (0.8, 1.25), mode), v2.RandomHorizontalFlip()])
+    ours = Augment(InputSpec(48, 48, interpolation=interpolation), 0.5, 1.25)
+    for seed in range(6):
+        found = ours(file, seed)
+        torch.manual_seed(seed)
+        differences = np.abs(found.astype(int) - np.asarray(crop(photo)))
+        assert differences.max() <= (0 if interpolation == "lanczos" else 1)
 
 
 def test_a_container_without_shared_memory_is_recognised(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,6 +85,14 @@ class TrainingImages(TorchDataset[Any]):
         except ImageError as error:
             return f"{self.files[index]}: {error}", self.labels[index]
         return pixels, self.labels[index]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Any, int]]:
+        """Several of them, on as many threads as torch has: one in a worker, all that wait in the training process."""
+        threads = min(len(keys), torch.get_num_threads())
+        if threads == 1:
+            return [self[key] for key in keys]
+        with ThreadPoolExecutor(threads) as pool:
+            return [*pool.map(self.__getitem__, keys)]
 
     def __len__(self) -> int:
         return len(self.files)
