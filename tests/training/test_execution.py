@@ -39,10 +39,11 @@ def computer(monkeypatch: pytest.MonkeyPatch, cores: int = 2, memory: int = 8 * 
     ("cores", "images", "resolution", "settings", "workers"),
     [
         (2, SMALL, 32, {}, 0),
-        (2, PHOTOS, 224, {}, 0),  # loading takes little of a core beside training
-        (2, HUGE, 224, {}, 1),  # here it takes as much
+        (2, PHOTOS, 224, {}, 0),
+        (2, HUGE, 224, {}, 0),  # all threads load
         (1, HUGE, 224, {}, 0),
-        (16, HUGE, 224, {}, 8),
+        (16, HUGE, 224, {}, 0),
+        (16, HUGE, 224, {"threads": 2}, 2),  # here cores are left
         (16, PHOTOS, 224, {"device": "cuda"}, 8),
         (2, Images(3, 3000), 224, {}, 0),  # over before a worker has started
     ],

@@ -36,13 +36,13 @@ USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
 MAC_SECONDS = 1e-10  # a multiply-add of a training step
 STEP_OVER_FORWARD = 3  # multiply-adds of a step over those of a forward pass
-IMAGE_SECONDS = 3e-4  # an image, whatever its size
-DECODED_SECONDS = 12e-9  # a pixel of the file
+IMAGE_SECONDS = 3e-4  # an image, whatever its size; threads take turns at it
+DECODED_SECONDS = 5e-9  # a pixel of the file
 CROP_SECONDS = {
-    "none": 6e-9,
-    "autoaugment": 16e-9,
-    "randaugment": 36e-9,
-    "trivialaugment": 20e-9,
+    "none": 8e-9,
+    "autoaugment": 23e-9,
+    "randaugment": 38e-9,
+    "trivialaugment": 26e-9,
 }  # a pixel
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
@@ -123,19 +123,23 @@ def precision_for(spec: NetworkSpec, settings: Settings) -> Precision:
 def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, cores: int) -> int:
     """Processes that load images during training: as many as make a step shortest, none where that saves little.
 
-    With none, all cores train and load in turn: c / cores + l seconds for an image that takes c to train on and l to
-    load on one core. With w of them, training and loading go on side by side: max(c / (cores - w), l / w). Small images
-    have a short l, so on few cores they get none. A GPU has a short c, so it gets many.
+    With none, all threads load, then train, in turn: (c + l) / threads seconds for an image that takes c to train on
+    and l to load on one core; but in a part of l, Python's, threads do not work side by side. With w of them, training
+    and loading go on side by side: max(c / (cores - w), l / w). So a processor rarely gets any. A GPU, which has a
+    short c and would wait while the processor loads, gets many.
     """
     if cores == 1 or not workers_are_safe():
         return 0
-    load = IMAGE_SECONDS + DECODED_SECONDS * images.side**2 * 4 / 3  # photos are 4:3
+    load = DECODED_SECONDS * images.side**2 * 4 / 3  # photos are 4:3
     load += CROP_SECONDS[recipe.augmentation] * spec.resolution**2
-    train = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS if settings.device == "cpu" else 0.0
+    on_cpu = settings.device == "cpu"
+    train = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS if on_cpu else 0.0
 
     def seconds(workers: int) -> float:
         threads = settings.threads or cores - workers
-        return max(train / threads, load / workers) if workers else train / (settings.threads or cores) + load
+        if workers:
+            return max(train / threads, (load + IMAGE_SECONDS) / workers)
+        return (train + load) / (threads if on_cpu else 1) + IMAGE_SECONDS
 
     best = min(range(1, min(cores - 1, MOST_WORKERS) + 1), key=seconds)
     run = seconds(0) * images.count * recipe.epochs if settings.minutes is None else 60 * settings.minutes
