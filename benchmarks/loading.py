@@ -37,7 +37,6 @@ from effnet.data.jpeg import read_pixels
 from effnet.data.loader import Loader, Order, TrainingImages
 from effnet.machine import load_average, this_machine
 from effnet.runtime.torch import torch_threads
-from effnet.training.learner import Normalise
 from effnet.training.recipe import Recipe
 
 SEE, BATCH = InputSpec(224, 256), 32
@@ -111,24 +110,37 @@ def compare(kind: str, count: int, rounds: int) -> None:
             wall, core = (statistics.median(each) / len(files) for each in zip(*taken, strict=True))
             worker = "workers" in name  # whose time is not counted before they end
             print(f"| {name} | {1 / wall:.0f} | {'' if worker else f'{1e3 * core:.2f}'} |")
-        show_parts(files)
+        show_parts(files[:BATCH])
 
 
 def show_parts(files: Sequence[Path]) -> None:
     """Print where the time of one thread goes."""
     augment = Augment(SEE, RECIPE.crop_area, RECIPE.crop_ratio)
-    normalise, batch = Normalise(SEE), torch.zeros((BATCH, SEE.size, SEE.size, 3), dtype=torch.uint8)
+    photos, arrays, boxes = [], [], []
+    for file in files:
+        photos.append(open_photo(file))
+        arrays.append(read_pixels(file))
+        width, height = photos[-1].size
+        left, top = width // 32, height // 32
+        boxes.append((left, top, width - left, height - top))
+    resampling, side = Image.Resampling[SEE.interpolation.upper()], (SEE.size, SEE.size)
     parts: dict[str, Callable[[], object]] = {
-        "Pillow's decoding": lambda: [open_photo(file) for file in files],
+        "decoding, by Pillow": lambda: [open_photo(file) for file in files],
         "decoding": lambda: [read_pixels(file) for file in files],
-        "decoding, cropping, resizing, mirroring": lambda: [augment(file, seed) for seed, file in enumerate(files)],
-        "normalising, in the step": lambda: [normalise(batch) for _ in range(len(files) // BATCH)],
+        "cropping and resizing, by Pillow": lambda: [
+            photo.crop(box).resize(side, resampling) for photo, box in zip(photos, boxes, strict=True)
+        ],
+        "cropping and resizing": lambda: [
+            augment.cut(array, top, left, bottom - top, right - left)
+            for array, (left, top, right, bottom) in zip(arrays, boxes, strict=True)
+        ],
+        "all": lambda: [augment(file, seed) for seed, file in enumerate(files)],
     }
     print("\n| part, one thread | ms an image |\n|---|---:|")
     with torch_threads(1):
         for name, work in parts.items():
             taken = []
-            for _ in range(4):
+            for _ in range(5):
                 began = time.thread_time()
                 work()
                 taken.append(time.thread_time() - began)

@@ -69,7 +69,7 @@ class Augment:
             mirrored = bool(self.flip and torch.rand(1) < self.flip)
             state = torch.default_generator.get_state() if self._policy else None
         if crops:
-            pixels = self._cut(pixels, **box)
+            pixels = self.cut(pixels, **box)
         if mirrored:
             whole_pixels = pixels.view(f"V{pixels.shape[2]}")  # twice as fast as by channels
             pixels = np.ascontiguousarray(whole_pixels[:, ::-1]).view(np.uint8)
@@ -87,9 +87,7 @@ class Augment:
         larger = dataclasses.replace(self.input, size=round(self.input.size * MARGIN))
         return fit_photo(self._image(pixels), larger)
 
-    def _cut(
-        self, pixels: npt.NDArray[np.uint8], top: int, left: int, height: int, width: int
-    ) -> npt.NDArray[np.uint8]:
+    def cut(self, pixels: npt.NDArray[np.uint8], top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
         """A rectangle of the photo, resized to (size, size, C)."""
         size, interpolation = self.input.size, self.input.interpolation
         part = pixels[top : top + height, left : left + width]
