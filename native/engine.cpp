@@ -195,6 +195,16 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
   };
   const auto part = [](int whole, int i, int parts) { return (int)((int64_t)whole * i / parts); };
 
+  const size_t vector = (size_t)k.lanes * k.element;  // bytes
+  const auto add_tile = [&](Soon& soon, const Product& p, int tile) {
+    if (p.outputs && tile < p.tiles) soon.add(p.weights, p.depth * vector, p.first(tile), p.first(tile + 1));
+  };
+  // the part of one of `rounds` in the rows that this thread reads in a later phase
+  const auto add_share = [&](Soon& soon, const void* weights, size_t row, int rows, int round, int rounds) {
+    const int first = part(rows, place, threads), all = part(rows, place + 1, threads) - first;
+    soon.add(weights, row, first + part(all, round, rounds), first + part(all, round + 1, rounds));
+  };
+
   if (begin == STEM) {
     enter(STEM);
     if (place == 0)
@@ -228,24 +238,15 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
     share(whole + (b.chunks - whole) * parts, [&](int i) {
       const bool alone = i < whole;
       const int chunk = alone ? i : whole + (i - whole) / parts, q = alone ? 0 : (i - whole) % parts;
+      const int round = chunk / threads, next = std::min(chunk + threads, b.chunks - 1);
       Soon soon;
-      const auto add = [&](int at, const void* weights, size_t row, int begin, int end) {
-        soon.from[at] = (const char*)weights + begin * row;
-        soon.bytes[at] = (end - begin) * row;
-      };
-      // a chunk's share of what this thread reads in the next phases, behind the weights of the next chunk
-      const auto add_share = [&](int at, const void* weights, size_t row, int items) {
-        const int begin = part(items, place, threads), count = part(items, place + 1, threads) - begin;
-        const int round = chunk / threads;
-        add(at, weights, row, begin + part(count, round, rounds), begin + part(count, round + 1, rounds));
-      };
-      const int next = std::min(chunk + threads, b.chunks - 1);
-      if (b.source == Source::expand) {
-        add(0, b.expand.weights, (size_t)b.expand.depth * k.lanes * k.element, b.first(next), b.first(next + 1));
-        if (next == chunk) soon.bytes[0] = 0;
-        add_share(1, b.project.weights, (size_t)b.project.depth * k.lanes * k.element, b.project.vectors);
-        if (b.squeeze) add_share(2, b.squeeze_weights, (size_t)b.vectors * k.lanes * k.element, b.squeeze);
-        if (b.squeeze) add_share(3, b.excite_weights, (size_t)b.squeeze * k.lanes * k.element, b.vectors);
+      if (b.source == Source::expand) {  // the next chunk's weights, then some of what the next phases read
+        if (next > chunk) add_tile(soon, b.expand, next);
+        add_share(soon, b.project.weights, b.project.depth * vector, b.project.vectors, round, rounds);
+        if (b.squeeze) {
+          add_share(soon, b.squeeze_weights, b.vectors * vector, b.squeeze, round, rounds);
+          add_share(soon, b.excite_weights, b.squeeze * vector, b.vectors, round, rounds);
+        }
       }
       k.depthwise(b, net.stem, x, context, own, chunk, part(BANDS, q, alone ? 1 : parts),
                   part(BANDS, q + 1, alone ? 1 : parts), soon);
@@ -262,13 +263,8 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
     done();
     count();
     Soon soon;
-    if (n + 1 < blocks && net.blocks[n + 1].source == Source::expand) {
-      const Block& after = net.blocks[n + 1];
-      const size_t row = (size_t)after.expand.depth * k.lanes * k.element;
-      const int first = std::min(place, after.chunks - 1);
-      soon.from[0] = (const char*)after.expand.weights + after.first(first) * row;
-      soon.bytes[0] = (after.first(first + 1) - after.first(first)) * row;
-    }
+    const Product& after = n + 1 < blocks ? net.blocks[n + 1].expand : net.head.product;
+    add_tile(soon, after, std::min(place, after.tiles - 1));
     const int tiles = b.project.tiles, pixels = b.pixels();
     // Where the weights are larger than what they are multiplied with, each thread has the tiles that it fetched
     // before.
@@ -276,11 +272,11 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
     const int tile = by_tiles ? part(tiles, place, threads) : 0,
               tile_end = by_tiles ? part(tiles, place + 1, threads) : tiles;
     const int groups =
-        std::max((pixels + GROUP - 1) / GROUP, by_tiles || threads == 1 ? 1 : std::min(pixels, 4 * threads));
+        std::max((pixels + GROUP - 1) / GROUP, by_tiles || threads == 1 ? 1 : std::min(pixels, 2 * threads));
     const auto project = [&](int i) {
       const int pixel = part(pixels, i, groups), end = part(pixels, i + 1, groups);
       k.project(b, x, y, context, own, tile, tile_end, pixel, end, soon);
-      soon.bytes[0] = 0;
+      soon = Soon();
     };
     if (by_tiles) {
       for (int i = 0; i < groups; i++) project(i);
@@ -298,11 +294,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
   const int tiles = head.product.outputs ? head.product.tiles : head.in_lanes / k.lanes;
   share(tiles, [&](int i) {
     Soon soon;
-    if (i + threads < head.product.tiles) {
-      const Product& p = head.product;
-      soon.from[0] = (const char*)p.weights + (size_t)p.first(i + threads) * p.depth * k.lanes * k.element;
-      soon.bytes[0] = (size_t)(p.first(i + threads + 1) - p.first(i + threads)) * p.depth * k.lanes * k.element;
-    }
+    add_tile(soon, head.product, i + threads);
     k.head(head, x, context, map, i, soon);
   });
   done();

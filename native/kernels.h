@@ -21,17 +21,34 @@ constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights f
 }
 constexpr int TILE = REGISTERS >= 32 ? LARGEST_TILE : 3;
 
-// Weights that will be needed soon: a product fetches a line of them into the cache with each of its steps, because
-// weights of the late blocks come from far away at every image.
+// What will be needed soon: a product fetches some bytes of it into the cache with each of its steps, because it comes
+// from far away, such as weights of the late blocks at every image. No faster than it has to be, since bursts hold up the
+// product's own loads.
 struct Ahead {
   const char *at, *end;
-  ptrdiff_t line;  // 0 where there is nothing left to fetch
+  ptrdiff_t pace;  // bytes from a step to the next; 0 where there is nothing left to fetch
+  ptrdiff_t skip = 0;  // bytes between what two runs of steps fetch
+  Soon later = {};  // what comes after it
 
-  INLINE Ahead(const void* from, size_t bytes) : at((const char*)from), end(at + bytes), line(bytes ? 64 : 0) {}
-  INLINE void fetch(ptrdiff_t step) const { __builtin_prefetch(at + step * line, 0, 2); }
+  INLINE Ahead(const void* from, size_t bytes, ptrdiff_t pace) : at((const char*)from), end(at + bytes), pace(pace) {}
+  INLINE Ahead(const Soon& soon, ptrdiff_t steps) : at(nullptr), end(nullptr), pace(0), later(soon) {
+    size_t bytes = 0;
+    for (size_t each : soon.bytes) bytes += each;
+    if (bytes) pace = steps > 0 && bytes / steps < 64 ? bytes / steps + 1 : 64;
+    advance(0);
+  }
+  INLINE void fetch(ptrdiff_t step) const { __builtin_prefetch(at + step * pace, 0, 2); }
   INLINE void advance(ptrdiff_t steps) {
-    at += steps * line;
-    if (at >= end) line = 0, at = end;
+    at += steps * pace + skip;
+    if (at >= end && pace) begin_next();
+  }
+  INLINE void begin_next() {
+    for (int i = 0; i < SOON; i++)
+      if (later.bytes[i]) {
+        at = later.from[i], end = at + later.bytes[i], later.bytes[i] = 0;
+        return;
+      }
+    pace = skip = 0, at = end;
   }
 };
 
@@ -161,7 +178,8 @@ template <class T, int KERNEL, int STRIDE, int M> static INLINE void depthwise_t
       Vector w[KERNEL];
       UNROLL for (int x = 0; x < KERNEL; x++)
         w[x] = load(filters + x * LANES);
-      UNROLL for (int i = 0; i < (M - 1) * STRIDE + KERNEL; i++) {
+#pragma GCC unroll 32  // all of them, or the sums would be in memory
+      for (int i = 0; i < (M - 1) * STRIDE + KERNEL; i++) {
         Vector in = load(row + i * LANES);
         UNROLL for (int x = 0; x < KERNEL; x++)
           if ((i - x) % STRIDE == 0 && i >= x && (i - x) / STRIDE < M)
@@ -236,9 +254,9 @@ template <class T> static void depthwise(const Block& b, const Stem& stem, const
   const ptrdiff_t plane = (ptrdiff_t)b.row * LANES, slot = plane * vectors;
   const T* x = (const T*)input;
 
-  Expansion<T> e{
-      {}, nullptr, nullptr, nullptr, plane, b.activation, upper(b.activation), {soon.from[0], soon.bytes[0]}};
-  int fetched = 0;  // of `soon`
+  const int tiles = (b.input + most_pixels(vectors) - 1) / most_pixels(vectors);  // of a row
+  const ptrdiff_t steps = (ptrdiff_t)(bottom - top) * b.stride * tiles * b.expand.depth / Input<T>::PAIR;
+  Expansion<T> e{{}, nullptr, nullptr, nullptr, plane, b.activation, upper(b.activation), {soon, steps}};
   if (b.source != Source::map) {
     e.weights = (const T*)b.expand.weights + (ptrdiff_t)first * LANES * b.expand.depth;
     e.bias = b.expand.bias + (ptrdiff_t)first * LANES;
@@ -274,7 +292,6 @@ template <class T> static void depthwise(const Block& b, const Stem& stem, const
       e.row = row;
       e.in.from =
           x + made * (b.source == Source::stem ? (ptrdiff_t)stem.stride * stem.pitch : (ptrdiff_t)b.input * b.in_lanes);
-      while (!e.ahead.line && ++fetched < SOON) e.ahead = {soon.from[fetched], soon.bytes[fetched]};
       EXPANSIONS<T>.run(e, vectors, 0, b.input);
     }
     d.first = above < 0 ? -above : 0;
@@ -375,6 +392,7 @@ template <class T> struct Projection {
   ptrdiff_t apart;  // elements from a pixel of the output to the next
   float* partial;  // sums over the segments so far, where bf16 cannot hold them
   bool first, last;  // segment of the inputs
+  bool fresh;  // whether nobody has read these inputs before
   Ahead ahead;
 
   template <int M, int N> static void run(Projection& p, ptrdiff_t pixel) {
@@ -388,7 +406,14 @@ template <class T> struct Projection {
       UNROLL for (int m = 0; m < M; m++) UNROLL
         for (int n = 0; n < N; n++) totals[m][n] = load(p.partial + at + m * p.apart + n * LANES);
     }
-    multiply_blocks<T, M, N>(totals, in, p.weights, p.ahead);
+    Ahead next(Soon(), 0), *ahead = &p.ahead;
+    if (p.fresh && !ahead->pace) {  // the next pixels, which another core may have written
+      const ptrdiff_t bytes = M * LANES * sizeof(T), stride = in.stride * sizeof(T);
+      next = Ahead(in.from + M * LANES, in.blocks * stride, bytes / (LANES / Input<T>::PAIR));
+      next.skip = stride - bytes;
+      ahead = &next;
+    }
+    multiply_blocks<T, M, N>(totals, in, p.weights, *ahead);
     if (!p.last) {
       UNROLL for (int m = 0; m < M; m++) UNROLL
         for (int n = 0; n < N; n++) store(p.partial + at + m * p.apart + n * LANES, totals[m][n]);
@@ -414,8 +439,7 @@ template <class T> static void project(const Block& b, const void* x, void* y, c
   const Product& product = b.project;
   const void* weights = b.squeeze && !b.scales_map ? context.scaled : product.weights;
   const int segments = b.segments();
-  Projection<T> p{{},          nullptr, nullptr, nullptr, nullptr,
-                  b.out_lanes, nullptr, false,   false,   {soon.from[0], soon.bytes[0]}};
+  Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, b.out_lanes, nullptr, false, false, false, {soon, 0}};
   for (int s = 0; s < segments; s++) {
     const int block = b.vectors * s / segments, blocks = b.vectors * (s + 1) / segments - block;
     p.first = s == 0;
@@ -429,6 +453,7 @@ template <class T> static void project(const Block& b, const void* x, void* y, c
       p.shortcut = b.shortcut ? (const T*)x + first * LANES : nullptr;
       p.out = (T*)y + first * LANES;
       p.partial = partial_of(p.out, space, (ptrdiff_t)pixel * b.out_lanes - first * LANES);
+      p.fresh = t == tile;
       PROJECTIONS<T>.run(p, width, pixel, end);
     }
   }
@@ -440,7 +465,9 @@ template <class T> static void image(const Stem& s, const uint8_t* pixels, void*
   for (; row < end; row++) {
     const uint8_t* from = pixels + (ptrdiff_t)row * width;
     T* out = (T*)to + (ptrdiff_t)(row + s.pad) * s.pitch + s.pad * s.channels;
-    for (int i = 0; i < width; i++) set(out + i, (float)from[i] - s.mean[i]);
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) store(out + i, load(from + i) - load(s.mean + i));
+    for (; i < width; i++) set(out + i, (float)from[i] - s.mean[i]);
   }
 }
 
@@ -453,7 +480,7 @@ static void stem(const Stem& s, Activation activation, const void* image, void* 
     T* out = (T*)y + (ptrdiff_t)row * s.output * apart;
     for (int t = 0; t < product.tiles; t++) {
       const int first = product.first(t);
-      Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, apart, nullptr, true, true, {nullptr, 0}};
+      Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, apart, nullptr, true, true, false, {Soon(), 0}};
       p.in = {(const T*)image + (ptrdiff_t)row * s.stride * s.pitch, (ptrdiff_t)s.stride * s.channels, s.pitch,
               s.kernel, s.block};
       p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
@@ -513,6 +540,8 @@ template <class T> static void head(const Head& h, const void* x, Context& conte
   const int vectors = product.outputs ? product.first(tile + 1) - first : 1;
   const T* from = (const T*)x;
   if (product.outputs) {
+    const int most = most_pixels(vectors);
+    const ptrdiff_t steps = (ptrdiff_t)((h.pixels + most - 1) / most) * product.depth / Input<T>::PAIR;
     Pooling<T> p{{},
                  nullptr,
                  nullptr,
@@ -523,7 +552,7 @@ template <class T> static void head(const Head& h, const void* x, Context& conte
                  h.activation,
                  upper(h.activation),
                  scale,
-                 {soon.from[0], soon.bytes[0]}};
+                 {soon, steps}};
     p.in = {from, h.in_lanes, 0, 1, product.depth};
     p.weights = (const T*)product.weights + (ptrdiff_t)first * LANES * product.depth;
     p.bias = product.bias + first * LANES;

@@ -198,7 +198,7 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     b.in_lanes = round_up(b.in, lanes);
     b.out_lanes = round_up(b.out, lanes);
     b.vectors = (b.wide + lanes - 1) / lanes;
-    b.chunk = b.source == Source::stem ? std::min(2, table.chunk) : table.chunk;
+    b.chunk = table.chunk;
     b.row = std::max(b.pad + b.input, (b.output - 1) * b.stride + b.kernel);
     b.chunks = (b.vectors + b.chunk - 1) / b.chunk;
     b.segment = std::max(1, SEGMENT / (lanes * table.element)) * 3 / 2;

@@ -104,11 +104,17 @@ struct Workspace {
   float* partial = nullptr;  // sums of a projection of a group of pixels
 };
 
-// Weights that the thread needs next, to be fetched into the cache meanwhile.
+// What a thread reads next, to be fetched into the cache meanwhile: rows of weights, in up to four pieces.
 constexpr int SOON = 4;
 struct Soon {
-  const void* from[SOON] = {};
+  const char* from[SOON] = {};
   size_t bytes[SOON] = {};
+  int count = 0;
+
+  EFFNET_INLINE void add(const void* weights, size_t row, int begin, int end) {
+    from[count] = (const char*)weights + begin * row;
+    bytes[count++] = (end - begin) * row;
+  }
 };
 
 // The work of an instruction set in a precision. Ranges are [first, end).

@@ -10,6 +10,7 @@ typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 typedef float Floats __attribute__((vector_size(LANES * 4), aligned(4), may_alias));  // anywhere in memory
 typedef int32_t Words __attribute__((vector_size(LANES * 4), aligned(2), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 struct bf16 {
   uint16_t bits;
@@ -17,6 +18,7 @@ struct bf16 {
 
 static INLINE Vector all(float value) { return value - Vector{}; }
 static INLINE Vector load(const float* from) { return *(const Floats*)from; }
+static INLINE Vector load(const uint8_t* from) { return __builtin_convertvector(*(const Bytes*)from, Vector); }
 static INLINE void store(float* to, Vector value) { *(Floats*)to = value; }
 
 static INLINE Vector load(const bf16* from) {
@@ -98,13 +100,14 @@ constexpr float SCALE = -1.44269504088896341f;
 // 2^t + summand, in relative error 4e-7 with AVX-512, 8e-8 elsewhere
 static INLINE Vector power_plus(Vector t, Vector summand) {
 #ifdef __AVX512F__
-  const Vector magic = all(786432.f);  // 1.5 * 2^19: the lowest bits of the sum are those of round(16 t)
-  Vector sum = t + magic, n = sum - magic, f = t - n;
+  // 1.5 * 2^19: the lowest bits of the sum are those of floor(16 t)
+  Vector sum = _mm512_add_round_ps(t, all(786432.f), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  Vector f = _mm512_reduce_ps(t, 4 << 4 | _MM_FROUND_TO_NEG_INF);  // t - floor(16 t) / 16
   Vector table = {1.f,           1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
                   1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
                   1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};  // 2^(i/16)
-  Vector q = (2.4021946252e-01f * f + 6.9318783162e-01f) * f + 1.0000000069f;
-  return q * _mm512_scalef_ps(_mm512_permutexvar_ps(_mm512_castps_si512(sum), table), n) + summand;
+  Vector q = (2.4547958381e-01f * f + 6.9302419437e-01f) * f + 1.0000004235f;
+  return q * _mm512_scalef_ps(_mm512_permutexvar_ps(_mm512_castps_si512(sum), table), t) + summand;
 #else
   t = smaller(larger(t, all(-126.f)), all(126.f));
   const Vector magic = all(12582912.f);  // 1.5 * 2^23
