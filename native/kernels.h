@@ -440,21 +440,33 @@ template <class T> static void project(const Block& b, const void* x, void* y, c
   const void* weights = b.squeeze && !b.scales_map ? context.scaled : product.weights;
   const int segments = b.segments();
   Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, b.out_lanes, nullptr, false, false, false, {soon, 0}};
+  const auto start = [&](int s) { return b.vectors * s / segments; };  // vector of inputs
+  const auto width = [&](int t) { return product.first(t + 1) - product.first(t); };
+  const auto weights_of = [&](int s, int t) {
+    return (const T*)weights +
+           ((ptrdiff_t)product.first(t) * product.depth + (ptrdiff_t)start(s) * LANES * width(t)) * LANES;
+  };
   for (int s = 0; s < segments; s++) {
-    const int block = b.vectors * s / segments, blocks = b.vectors * (s + 1) / segments - block;
+    const int block = start(s), blocks = start(s + 1) - block;
     p.first = s == 0;
     p.last = s == segments - 1;
     p.in = {(const T*)context.depthwise + (ptrdiff_t)block * b.pixels() * LANES, LANES, (ptrdiff_t)b.pixels() * LANES,
             blocks, LANES};
     for (int t = tile; t < tile_end; t++) {
-      const int first = product.first(t), width = product.first(t + 1) - first;
-      p.weights = (const T*)weights + ((ptrdiff_t)first * product.depth + (ptrdiff_t)block * LANES * width) * LANES;
+      const int first = product.first(t), most = most_pixels(width(t));
+      const bool more = t + 1 < tile_end;
+      p.weights = weights_of(s, t);
       p.bias = product.bias + first * LANES;
       p.shortcut = b.shortcut ? (const T*)x + first * LANES : nullptr;
       p.out = (T*)y + first * LANES;
       p.partial = partial_of(p.out, space, (ptrdiff_t)pixel * b.out_lanes - first * LANES);
       p.fresh = t == tile;
-      PROJECTIONS<T>.run(p, width, pixel, end);
+      if (!p.fresh && !p.ahead.pace && (more || !p.last)) {
+        Soon next;
+        next.add(more ? weights_of(s, t + 1) : weights_of(s + 1, tile), blocks * LANES * LANES * sizeof(T), 0, width(t));
+        p.ahead = {next, (ptrdiff_t)((end - pixel + most - 1) / most) * blocks * LANES / Input<T>::PAIR};
+      }
+      PROJECTIONS<T>.run(p, width(t), pixel, end);
     }
   }
 }
