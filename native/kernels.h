@@ -22,8 +22,8 @@ constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights f
 constexpr int TILE = REGISTERS >= 32 ? LARGEST_TILE : 3;
 
 // What will be needed soon: a product fetches some bytes of it into the cache with each of its steps, because it comes
-// from far away, such as weights of the late blocks at every image. No faster than it has to be, since bursts hold up the
-// product's own loads.
+// from far away, such as weights of the late blocks at every image. It does so no faster than it has to, since a burst
+// holds up the product's own loads.
 struct Ahead {
   const char *at, *end;
   ptrdiff_t pace;  // bytes from a step to the next; 0 where there is nothing left to fetch
@@ -454,6 +454,7 @@ template <class T> static void project(const Block& b, const void* x, void* y, c
             blocks, LANES};
     for (int t = tile; t < tile_end; t++) {
       const int first = product.first(t), most = most_pixels(width(t));
+      const size_t row = (size_t)blocks * LANES * LANES * sizeof(T);  // bytes of a vector of outputs' weights
       const bool more = t + 1 < tile_end;
       p.weights = weights_of(s, t);
       p.bias = product.bias + first * LANES;
@@ -462,9 +463,10 @@ template <class T> static void project(const Block& b, const void* x, void* y, c
       p.partial = partial_of(p.out, space, (ptrdiff_t)pixel * b.out_lanes - first * LANES);
       p.fresh = t == tile;
       if (!p.fresh && !p.ahead.pace && (more || !p.last)) {
+        const ptrdiff_t steps = (ptrdiff_t)((end - pixel + most - 1) / most) * blocks * LANES / Input<T>::PAIR;
         Soon next;
-        next.add(more ? weights_of(s, t + 1) : weights_of(s + 1, tile), blocks * LANES * LANES * sizeof(T), 0, width(t));
-        p.ahead = {next, (ptrdiff_t)((end - pixel + most - 1) / most) * blocks * LANES / Input<T>::PAIR};
+        next.add(more ? weights_of(s, t + 1) : weights_of(s + 1, tile), row, 0, width(t));
+        p.ahead = {next, steps};
       }
       PROJECTIONS<T>.run(p, width(t), pixel, end);
     }
