@@ -93,3 +93,9 @@ def test_what_is_wrong_with_a_file_is_said(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(ImageError) as found:
         read_pixels(file)
     assert str(found.value) == str(known.value)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(ImageError, match=reason):
+            read_pixels(path)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from os import PathLike
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags
 
-from effnet.data.image import PIXEL_LIMIT, ColourMode, identify, open_file, open_photo
+from effnet.data.image import PIXEL_LIMIT, ColourMode, explain_error, identify, open_file, open_photo
+from effnet.errors import ImageError
 
+SIGNATURE = b"\xff\xd8"
 COLOURS = {"RGB": "RGB", "L": "GRAY"}  # as simplejpeg calls them
 
 
@@ -33,23 +36,30 @@ def read_pixels(
     Raises:
         ImageError: it cannot be read.
     """
-    with suppress(Exception):  # not installed, or not its kind of file: decoders of arbitrary bytes fail with any error
-        if (pixels := _decode(path, mode, least)) is not None:
-            return pixels
-    photo = open_photo(path, mode, least=least)
+    try:
+        file = open_file(path)
+    except OSError as error:
+        raise ImageError(explain_error(error)) from error
+    with file:
+        with suppress(Exception):  # not installed, or it refuses: decoders of arbitrary bytes fail with any error
+            if (pixels := _decode(file, mode, least)) is not None:
+                return pixels
+        photo = open_photo(file, mode, least=least)
     return np.array(photo).reshape(photo.height, photo.width, -1)
 
 
-def _decode(path: str | PathLike[str], mode: ColourMode, least: float | None) -> npt.NDArray[np.uint8] | None:
+def _decode(file: BinaryIO, mode: ColourMode, least: float | None) -> npt.NDArray[np.uint8] | None:
     """The pixels of a JPEG that is upright, has that mode and is not so large that it may be halved; else None."""
     import simplejpeg
 
-    with open_file(path) as file:
-        header = identify(file)
-        upright = header.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        large = math.prod(header.size) > PIXEL_LIMIT or (least is not None and min(header.size) >= 2 * least)
-        if header.format != "JPEG" or header.mode != mode or not upright or large:
-            return None
-        file.seek(0)
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), COLOURS[mode])
-        return pixels
+    file.seek(0)
+    if file.read(len(SIGNATURE)) != SIGNATURE:
+        return None
+    header = identify(file)
+    upright = header.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    large = math.prod(header.size) > PIXEL_LIMIT or (least is not None and min(header.size) >= 2 * least)
+    if header.format != "JPEG" or header.mode != mode or not upright or large:
+        return None
+    file.seek(0)
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), COLOURS[mode])
+    return pixels
