@@ -5,6 +5,8 @@ Attribute names are the paper's terms, in the order of computation, so a state d
 Departures from the tutorial's blocks: squeeze-and-excitation and stochastic depth are modules of their own; nothing is
 added in place, and an activation is written over its input only where nobody watches (`activate`), so a feature map
 that a caller or a hook keeps is never changed behind its back.
+
+Training on a CPU, blocks and layers are computed by compiled kernels where those cover them: see native.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from effnet.arch.blocks import Activation, BlockSpec
 from effnet.arch.spec import Padding
+from effnet.models import native
 from effnet.models.depthwise import DepthwiseConv2d
 
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
@@ -35,6 +38,8 @@ OVERWRITING: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 class SamePad(nn.Module):
     """TensorFlow's SAME padding for the size that arrives: ceil(size / stride) outputs, an odd rest at the end."""
+
+    PART = "pad"
 
     def __init__(self, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -55,6 +60,8 @@ class SamePad(nn.Module):
 
 class ConvNormAct(nn.Sequential):
     """Convolution, normalisation and, unless `activation` is None, an activation."""
+
+    PART, native = "layer", True
 
     def __init__(
         self,
@@ -84,6 +91,8 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if (y := native.run(self, x)) is not None:
+            return y
         for name, module in self._modules.items():  # pad, conv, norm, act
             assert module is not None
             x = activate(module, x, self) if name == "act" else module(x)
@@ -95,6 +104,8 @@ class SqueezeExcitation(nn.Module):
 
     Squeezed to a quarter of the block's input channels (`BlockSpec.squeeze_channels`), not of the expanded ones.
     """
+
+    PART = "se"
 
     def __init__(self, channels: int, squeeze_channels: int, activation: Activation) -> None:
         super().__init__()
@@ -121,6 +132,8 @@ class StochasticDepth(nn.Module):
     The expectation stays the same. In eval mode it does nothing. The official code calls it drop connect.
     """
 
+    PART = "drop"
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
@@ -139,6 +152,8 @@ class StochasticDepth(nn.Module):
 
 class MBConv(nn.Module):
     """Mobile inverted bottleneck: MobileNetV2's block with squeeze-and-excitation inside."""
+
+    native = True
 
     def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
         super().__init__()
@@ -164,6 +179,8 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if (whole := native.run(self, x, self.has_shortcut)) is not None:
+            return whole
         y = self.expand(x)
         y = self.depthwise(y)
         y = self.se(y)
@@ -176,6 +193,8 @@ class MBConv(nn.Module):
 class SeparableConv(nn.Module):
     """MobileNetV1's block: a depthwise convolution and a pointwise one, both activated, without a shortcut."""
 
+    native = True
+
     def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
         super().__init__()
         conv = partial(ConvNormAct, norm=norm, padding=padding, activation=activation)
@@ -185,6 +204,8 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        if (y := native.run(self, x)) is not None:
+            return y
         x = self.depthwise(x)
         return self.pointwise(x)
 

@@ -25,6 +25,7 @@ from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.models.blocks import BLOCKS, ConvNormAct, Norm, batch_norm, initialise
+from effnet.models.native import covers
 from effnet.models.recompute import follow_plan
 
 
@@ -152,6 +153,22 @@ class EfficientNet(nn.Module):
     def recompute(self, plan: RecomputePlan | None) -> None:
         """Keep less for the backward pass from now on; None keeps everything. See models.recompute.follow_plan."""
         follow_plan(self, self.spec, plan)
+
+    def native(self, on: bool = True) -> None:
+        """Train by the compiled kernels where they can (models/native.py), or with `on=False` by torch's modules only.
+
+        A network trains by the kernels without being told to. They compute the same but for rounding; torch's modules
+        are for second derivatives, and for comparing. EFFNET_NATIVE=0 does the same for every network of a process.
+        """
+        for module in self.modules():
+            if hasattr(type(module), "native") and module is not self:
+                module.native = on  # type: ignore[assignment]  # torch types every attribute as Tensor | Module
+
+    def extra_repr(self) -> str:
+        """Shown by print: what computes a training step on a CPU."""
+        segments = [self.stem, *(block for stage in self.stages.values() for block in stage.children()), self.head]
+        found = {covers(segment) for segment in segments if not isinstance(segment, nn.Identity)}
+        return f"training={' and '.join(('torch', 'native')[one] for one in sorted(found, reverse=True))}"
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""
