@@ -17,7 +17,8 @@ from types import ModuleType
 from native_build import load_build
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/test_native.py", "tests/runtime/test_native.py")
+INFERENCE = ("tests/test_native.py", "tests/runtime/test_native.py")
+TRAINING = ("tests/models/test_native.py",)
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,15 @@ class Check:
 
     sanitizers: str
     runtime: str  # the library that must be there before memory is taken
+    files: tuple[str, ...]
     tests: str  # pytest's -k
     one_isa: bool = False
 
 
 CHECKS = (
-    Check("address,undefined", "libasan.so", "not variant"),
-    # it cannot follow a process of several threads that forks
-    Check("thread", "libtsan.so", "answers or threads or at_once", one_isa=True),
+    Check("address,undefined", "libasan.so", (*INFERENCE, *TRAINING), "not variant"),
+    # It cannot follow a process of several threads that forks, nor threads of an OpenMP that was compiled without it.
+    Check("thread", "libtsan.so", INFERENCE, "answers or threads or at_once", one_isa=True),
 )
 
 
@@ -63,7 +65,7 @@ def run(check: Check, words: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     # --capture=sys: what a sanitizer writes while it ends the process is seen
-    tests = ("-q", "-n0", "--capture=sys", "-p", "no:cacheprovider", "-m", "not slow", "-k", check.tests, *TESTS)
+    tests = ("-q", "-n0", "--capture=sys", "-p", "no:cacheprovider", "-m", "not slow", "-k", check.tests, *check.files)
     print(f"With sanitizers: {check.sanitizers}", flush=True)
     return subprocess.run([sys.executable, "-m", "pytest", *tests, *words], cwd=ROOT, env=seen, check=False).returncode
 

@@ -141,8 +141,8 @@ class Call:
         values[_SCRATCH] = scratch.data_ptr()
         library = open_library()
         assert library is not None
-        if library.effnet_train(*self.arguments, backward, _PACK(*values)):
-            raise RuntimeError("The training kernels failed.")
+        if library.effnet_train(*self.arguments, backward, _PACK(*values), None, 0):
+            raise RuntimeError("The training kernels failed.")  # the same numbers were checked when the call was made
 
 
 class Plan:
@@ -268,7 +268,10 @@ class Plan:
         library = open_library()
         assert library is not None
         arguments = isa.encode(), low, threads
-        scratch = library.effnet_training_scratch(*arguments, _PACK(*values))
+        message = ctypes.create_string_buffer(native.MESSAGE)
+        scratch = library.effnet_training_scratch(*arguments, _PACK(*values), message, native.MESSAGE)
+        if scratch < 0:
+            raise RuntimeError(f"The training kernels: {message.value.decode()}")
         read = [shape, maps[-1], *([] if self.recompute else maps)]
         dtype = torch.bfloat16 if low else torch.float32
         return Call(arguments, dtype, values, maps, read, sum(lengths), inside, scratch)
