@@ -316,6 +316,7 @@ def test_a_map_that_a_hook_keeps_stays_as_it_was(name, grad, everywhere):
 @NAMES
 def test_full_backward_hooks_see_the_gradients(name):
     network, leaves = watched(name)
+    network.native(False)  # as with hooks
     images, gradients, seen = torch.randn(2, 3, 64, 64, requires_grad=True), [], set()
     for hooked in (False, True):
         network.zero_grad()

@@ -43,6 +43,7 @@ def twins(
 ) -> tuple[EfficientNet, EfficientNet]:
     """A network and its copy under a plan: a level everywhere, or with "mixed" another one for each part."""
     network = EfficientNet(spec, policy=NumericPolicy(padding=padding)).to(dtype).train()
+    network.native(False)  # a plan computes by torch's operations
     planned = copy.deepcopy(network)
     plan = RecomputePlan.uniform(spec, Keep.ACTIVATIONS if keep == "mixed" else keep)
     if keep == "mixed":
