@@ -48,7 +48,7 @@ _BACKWARD = [
 _SCRATCH = _PLACES["scratch"]
 _USUAL = {Tensor, nn.Parameter}
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 @functools.cache
@@ -118,8 +118,8 @@ class Call:
     arguments: tuple[bytes, bool, int]  # instruction set, bfloat16, threads
     dtype: torch.dtype
     values: list[Any]  # of the fields, without addresses
-    maps: list[Shape]
-    read: list[Shape]  # the input, the output and the maps that are kept
+    maps: list[TensorShape]
+    read: list[TensorShape]  # the input, the output and the maps that are kept
     kept: int  # numbers beside the maps
     inside: list[tuple[int, int]]  # fields that point into `kept`, and where, in bytes
     scratch: int  # bytes
@@ -172,7 +172,7 @@ class Plan:
 
         self.channels = [conv.out_channels for conv in self.convs]
         self.odd = any(count % 2 for count in (self.channels if self.patches else [self.inputs, *self.channels]))
-        self.shapes: list[Shape] = []
+        self.shapes: list[TensorShape] = []
         for conv in self.convs:
             filters = conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
             self.shapes += filters, *[(conv.out_channels,)] * 2
@@ -237,7 +237,7 @@ class Plan:
         keep = 1 - self.drop.rate
         return torch.empty(images, dtype=torch.float32, device="cpu").bernoulli_(keep).div_(keep)
 
-    def call(self, shape: Shape, low: bool) -> Call:
+    def call(self, shape: TensorShape, low: bool) -> Call:
         """For an input of that shape; `low`: in bfloat16."""
         key = shape, low, torch.get_num_threads(), native.instruction_set() or ""
         found = self._calls.get(key)
@@ -247,7 +247,7 @@ class Plan:
             found = self._calls[key] = self._make_call(*key)
         return found
 
-    def _make_call(self, shape: Shape, low: bool, threads: int, isa: str) -> Call:
+    def _make_call(self, shape: TensorShape, low: bool, threads: int, isa: str) -> Call:
         n, _, *size = shape
         small = [-(-pixels // self.stride) for pixels in size]
         pads = [(self.kernel - 1) // 2] * 2
@@ -283,7 +283,7 @@ def _places(layers: Iterable[str], names: str, others: str | None = None) -> lis
     return [_PLACES[name] for name in (*found, *(others or "").split())]
 
 
-def _are_usual(tensors: list[Any], shapes: list[Shape]) -> bool:
+def _are_usual(tensors: list[Any], shapes: list[TensorShape]) -> bool:
     """Whether they are plain float32 tensors on the CPU, of these shapes."""
     return (
         _USUAL.issuperset(map(type, tensors))
@@ -295,7 +295,7 @@ def _are_usual(tensors: list[Any], shapes: list[Shape]) -> bool:
 
 def _fit(
     tensors: Sequence[Tensor],
-    shapes: Sequence[Shape],
+    shapes: Sequence[TensorShape],
     dtype: torch.dtype,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> list[Tensor]:
