@@ -13,7 +13,7 @@ namespace effnet {
 
 struct TrainingNorm {
   const float *weight, *bias;
-  float *running_mean, *running_variance;  // updated by the forward pass
+  float *running_mean, *running_variance;  // updated by the forward pass, or null
   float* saved;  // [4][channel]: the batch's mean, 1 / standard deviation, and by which the map is scaled and shifted
   float *weight_gradient, *bias_gradient;
   float eps, momentum;
@@ -35,7 +35,7 @@ struct TrainingSegment {
   float *squeeze_gradient, *squeeze_bias_gradient, *excite_gradient, *excite_bias_gradient;
   float *pooled, *squeezed, *gate;  // [image][channel]: means, their squeezed sums before the activation, factors
   const void* x;  // [image][height][width][input]
-  void* y;
+  void* y;  // or null where a forward pass is only to make the maps again
   const float* drop;  // [image]: factors of stochastic depth, or null
   const void* y_gradient;
   void* x_gradient;  // or null where it is not wanted

@@ -187,6 +187,7 @@ static void normalise(const Statistics* found, int parts, const TrainingLayer& l
     norm.saved[channels + c] = (float)inverse;
     norm.saved[2 * channels + c] = (float)scale;
     norm.saved[3 * channels + c] = (float)(norm.bias[c] - mean * scale);
+    if (!norm.running_mean) continue;
     const double unbiased = rows > 1 ? (squares > 0 ? squares : 0) / (rows - 1) : variance;
     norm.running_mean[c] += norm.momentum * (float)(mean - norm.running_mean[c]);
     norm.running_variance[c] += norm.momentum * (float)(unbiased - norm.running_variance[c]);
@@ -706,7 +707,7 @@ template <class T> struct Forward : Pass<T> {
       parallel(team, [&](int part) { squeeze_and_excite(share(s.images, part, parts)); });
     }
     multiply(projected, project, s.project, out_rows);
-    parallel(team, [&](int part) { finish<T>(s, share(out_rows, part, parts)); });
+    if (s.y) parallel(team, [&](int part) { finish<T>(s, share(out_rows, part, parts)); });
   }
 
   void squeeze_and_excite(Range mine) {
