@@ -1,11 +1,16 @@
-"""A training step of B0 against its rivals, at the sizes of big photos and of small ones.
+"""A training step against its rivals: time, what is kept for the backward pass, and the peak of memory.
 
-    python benchmarks/training.py [--rounds 9] [--threads 2] [--layout channels_last] [--px 224 64 32] [--json]
+    python benchmarks/training.py [--rows b0@224x16 b0@64x128] [--rounds 9] [--allocator default tuned] [--json]
     python benchmarks/training.py rules [--rounds 3] [--px 224 64 32]     about a minute a size
 
-Every contestant has the same random weights and runs in this process, in turn, round by round: forward, backward and an
-SGD step, float32, eager. Figures are medians; x is against the faster rival of the same rounds. Before that, logits and
-gradients are compared with torchvision's in eval mode, where nothing is random.
+Every contestant has the same random weights in channels_last, in fp32 and in bf16 (autocast): torchvision, timm, effnet
+by torch's modules, and effnet by its kernels. Of a row all run in one process, in turn, round by round: forward and
+backward. Figures are medians; "time" is a share of the fastest rival's, in any precision and with any allocator. "kept"
+is what autograd holds of an image before the backward pass, "peak" what a fresh process grows by in three steps; both
+are shares of the fastest rival's in fp32.
+
+"tuned" keeps freed memory in the process (mallopt: no mmap, no trimming), which spares page faults and costs memory.
+EFFNET_ISA holds the kernels to an instruction set; ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA torch (say avx2).
 
 `rules` says what the rules of effnet.training cost: steps of a run as the rules compute it and with other precisions,
 workers and threads, in turn, with the loading of images from files. More than 10 % lost is a wrong rule.
@@ -14,31 +19,37 @@ workers and threads, in turn, with the loading of images from files. More than 1
 from __future__ import annotations
 
 import argparse
-import copy
+import ctypes
+import gc
 import itertools
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 import torch
-from networks import contestants, training_step
+import torchvision
+from memory import memory_of
+from networks import contestants
 from PIL import Image
+from rows import Row
 from torch import Tensor, nn
 
 import effnet
 from effnet import console
-from effnet.arch.memory import Keep
-from effnet.arch.recompute import RecomputePlan
 from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset, read_data
 from effnet.data.loader import PREFETCH, Loader, Order, TrainingImages
 from effnet.machine import load_average, this_machine
-from effnet.metrics.timing import LAYOUTS, Conditions, Timing, random_images, seconds
-from effnet.models.depthwise import DepthwiseConv2d
-from effnet.runtime.torch import torch_threads
+from effnet.metrics.timing import random_images, seconds
+from effnet.native import instruction_set
 from effnet.training.execution import Images, choose_execution
 from effnet.training.initial_network import short_side
 from effnet.training.learner import Learner, augment_of
@@ -46,62 +57,99 @@ from effnet.training.optimizer import make_optimizer
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 
-BATCHES = {224: 16, 128: 32, 96: 64, 64: 128, 32: 128}  # images a step, by pixels
+ROWS = "b0@224x16", "b0@64x128", "b0@32x128", "b0@224x1", "b0@224x64", "b4@380x1"
+RIVALS = "torchvision", "timm"
+ALLOCATORS = "default", "tuned"
 STEP_IMAGES, STEPS = 8, 4  # of `rules`: a step's images, and steps that are timed together
-SAME = 1e-3  # of the largest gradient of a tensor: float32, summed in other orders
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+
+Loss = Callable[[], Tensor]
 
 
-def networks_of(layout: str) -> dict[str, nn.Module]:
-    """The rivals, and effnet as it comes, under a plan, and with torch's own depthwise convolutions."""
-    named = {name.split()[0]: network for name, network in contestants("b0").items() if name.endswith(layout)}
-    planned, plain = copy.deepcopy(named["effnet"]), copy.deepcopy(named["effnet"])
-    planned.recompute(RecomputePlan.uniform(planned.spec, Keep.ACTIVATIONS))
-    for module in plain.modules():
-        if isinstance(module, DepthwiseConv2d):
-            module.__class__ = nn.Conv2d
-    return named | {"plan: activations": planned, "torch's kernels": plain}
+def losses_of(row: Row, wanted: Collection[str] | None = None) -> dict[str, Loss]:
+    """Each contestant's forward pass over a batch, by its name."""
+    named = {name.split()[0]: net for name, net in contestants(row.variant).items() if name.endswith("channels_last")}
+    plain: Any = named.pop("effnet")
+    kernels = effnet.EfficientNet(plain.spec, policy=plain.policy).to(memory_format=torch.channels_last)
+    kernels.load_state_dict(plain.state_dict())
+    plain.native(False)
+    named |= {"effnet by torch": plain, "effnet": kernels}
+    images = random_images(row.batch, row.px, layout="channels_last")
+    labels = torch.arange(row.batch)
 
+    def loss(network: nn.Module, low: bool) -> Tensor:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = network(images)
+        return nn.functional.cross_entropy(logits.float(), labels)
 
-def difference(network: nn.Module, reference: nn.Module, images: Tensor) -> float:
-    """The largest difference of a gradient from the reference's, as a share of that tensor's largest.
-
-    Both have the same tensors in the same order.
-    """
-    gradients = []
-    for each in (network.eval(), reference.eval()):
-        each.zero_grad()
-        nn.functional.cross_entropy(each(images), torch.arange(len(images))).backward()
-        gradients.append([weight.grad for weight in each.parameters()])
-    pairs = zip(*gradients, strict=True)
-    return max(float((found - right).abs().max() / right.abs().max().clamp_min(1e-12)) for found, right in pairs)
-
-
-def rounds_of(networks: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Timing]:
-    """Steps in turn; the first round warms up."""
-    steps: dict[str, Callable[[], object]] = {
-        name: lambda network=network: training_step(network, images) for name, network in networks.items()
+    return {
+        f"{name} {precision}": partial(loss, network.train(), precision == "bf16")
+        for name, network in named.items()
+        for precision in ("fp32", "bf16")
+        if wanted is None or f"{name} {precision}" in wanted
     }
-    laps = [[seconds(step) for step in steps.values()] for _ in range(rounds + 1)]
-    return {name: Timing(tuple(taken)) for name, taken in zip(networks, zip(*laps[1:], strict=True), strict=True)}
 
 
-def compare(resolution: int, options: argparse.Namespace) -> list[dict[str, object]]:
-    """One size: the rows of its table."""
-    batch = BATCHES[resolution]
-    networks = networks_of(options.layout)
-    images = random_images(batch, resolution, layout=options.layout)
-    reference = networks["torchvision"]
-    differences = {name: difference(network, reference, images[:4]) for name, network in networks.items()}
-    if wrong := {name: value for name, value in differences.items() if not value < SAME}:
-        sys.exit(f"gradients differ from torchvision's: {wrong}")
-    times = rounds_of(networks, images, options.rounds)
-    best = min(times[name].median_ms for name in ("torchvision", "timm"))
-    return [
-        {"network": name, "px": resolution, "batch": batch, "ratio": time.median_ms / best}
-        | {"gradients_differ_by": differences[name]}
-        | time.to_dict()
-        for name, time in times.items()
-    ]
+def kept_bytes(loss: Loss) -> int:
+    """What autograd holds before the backward pass, without parameters, buffers and images: what is already there."""
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    loss()  # a first time, so that what a network keeps for good is there
+    before = {tensor.untyped_storage().data_ptr() for tensor in gc.get_objects() if isinstance(tensor, Tensor)}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = loss()
+    total = sum(size for address, size in held.items() if address not in before)
+    found.backward()
+    return total
+
+
+def child(task: dict[str, Any]) -> dict[str, Any]:
+    """What a fresh process does: the times of a row's contestants, or what one of them grows by."""
+    if task["allocator"] == "tuned":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    row = Row.parse(task["row"])
+    if name := task.get("name"):
+        losses_of(Row("b0", 32, 2), [name])[name]().backward()  # torch loads on use
+        loss = losses_of(row, [name])[name]
+        before = memory_of("VmRSS")
+        for _ in range(3):
+            loss().backward()
+        return {"peak": memory_of("VmHWM") - before}
+    losses = losses_of(row)
+    kept = {name: kept_bytes(loss) / row.batch for name, loss in losses.items()}
+    laps = [[seconds(lambda loss=loss: loss().backward()) for loss in losses.values()] for _ in range(task["rounds"])]
+    return {"kept": kept, "seconds": dict(zip(losses, map(statistics.median, zip(*laps, strict=True)), strict=True))}
+
+
+def in_a_fresh_process(**task: Any) -> dict[str, Any]:
+    """`child` of that task."""
+    command = [sys.executable, __file__, "child", "--task", json.dumps(task)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def compare(row: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row of the benchmark: the lines of its table."""
+    found = []
+    for allocator in options.allocator:
+        timed = in_a_fresh_process(row=row, allocator=allocator, rounds=options.rounds)
+        for name, taken in timed["seconds"].items():
+            peak = in_a_fresh_process(row=row, allocator=allocator, name=name)["peak"]
+            line = {"contestant": name, "allocator": allocator, "ms": 1000 * taken, "peak_mib": peak}
+            found.append(line | {"kept_mb": timed["kept"][name] / 1e6})
+    rivals = [line for line in found if line["contestant"].startswith(RIVALS)]
+    fastest = min(rivals, key=lambda line: line["ms"])
+    fp32 = min((line for line in rivals if line["contestant"].endswith("fp32")), key=lambda line: line["ms"])
+    shares = {"time": ("ms", fastest), "kept": ("kept_mb", fp32), "peak": ("peak_mib", fp32)}
+    return [line | {name: line[key] / base[key] for name, (key, base) in shares.items()} for line in found]
 
 
 def photos_of(folder: Path, resolution: int) -> Dataset:
@@ -175,36 +223,44 @@ def cost_of_rules(resolution: int, rounds: int) -> None:
     console.table(("<", "ms a step", "the rule loses"), rows, title=title, note=note)
 
 
+def show(row: str, lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """The table of a row."""
+    table = [
+        (
+            f"{line['contestant']}, {line['allocator']}",
+            *(f"{line[key]:.2f}" for key in ("time", "kept", "peak")),
+            f"{line['ms']:.0f}",
+            f"{line['kept_mb']:.1f}",
+            f"{line['peak_mib']:.0f}",
+        )
+        for line in lines
+    ]
+    columns = "<contestant, allocator", "time", "kept", "peak", "ms", "kept, MB an image", "peak, MiB"
+    machine = f"{this_machine()}; kernels: {instruction_set()}; {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
+    rule = f"medians of {options.rounds} rounds; the fastest rival = 1, for kept and peak the fastest in fp32"
+    console.table(columns, table, title=f"A training step, {Row.parse(row)}", note=f"{machine}; {versions}\n{rule}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", nargs="?", choices=("rivals", "rules"), default="rivals")
+    parser.add_argument("mode", nargs="?", choices=("rivals", "rules", "child"), default="rivals")
+    parser.add_argument("--rows", nargs="+", default=ROWS, metavar="b0@224x16")
+    parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, default=ALLOCATORS)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--layout", choices=LAYOUTS, default="channels_last")
-    parser.add_argument("--px", type=int, nargs="+", choices=BATCHES, default=[224, 64, 32])
+    parser.add_argument("--px", type=int, nargs="+", default=[224, 64, 32])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.mode == "rules":
+    if options.mode == "child":
+        print(json.dumps(child(options.task)))
+    elif options.mode == "rules":
         for px in options.px:
             cost_of_rules(px, options.rounds)
-        sys.exit()
-    with torch_threads(options.threads):
-        for px in options.px:
-            conditions = Conditions.now(BATCHES[px], options.layout, "torchvision", "timm")
-            rows = compare(px, options)
+    else:
+        for row in options.rows:
+            lines = compare(row, options)
             if options.json:
-                sys.stdout.write(console.json_line({"conditions": conditions.to_dict(), "rows": rows}))
-                continue
-            lines = [
-                (
-                    row["network"],
-                    f"{row['ratio']:.2f}",
-                    *(f"{row[key]:.0f}" for key in ("median_ms", "p10_ms", "p90_ms")),
-                )
-                for row in rows
-            ]
-            columns = "<network", "x", "ms", "10 %", "90 %"
-            title = f"A training step of B0 at {px} px, {BATCHES[px]} images"
-            console.table(
-                columns, lines, title=title, note=f"{conditions}\n{options.rounds} rounds; x: faster rival = 1"
-            )
+                sys.stdout.write(console.json_line({"row": row, "machine": str(this_machine()), "lines": lines}))
+            else:
+                show(row, lines, options)
