@@ -198,6 +198,16 @@ const effnet::TrainingKernels& training_kernels(const char* instruction_set, boo
 
 }  // namespace
 
+const char* effnet_training_instruction_set() {
+  const effnet::Isa* best = effnet::ISAS;
+  while (!best->runs()) best++;
+#if EFFNET_X86
+  // Intel's multiply pairs of bf16 no faster than floats, AMD's twice as fast
+  if (best->fp32 == best[1].fp32 && !__builtin_cpu_is("amd")) best++;
+#endif
+  return best->name;
+}
+
 int64_t effnet_training_scratch(const char* instruction_set, int32_t bf16, int32_t parts,
                                 const effnet_training_segment* segment, char* error, int64_t error_bytes) {
   try {

@@ -50,6 +50,9 @@ EFFNET_API void effnet_free(effnet_network*);
 // The threads of the training passes: OpenMP's GOMP_parallel, omp_get_thread_num and omp_get_num_threads.
 EFFNET_API void effnet_use_openmp(void* parallel, void* thread, void* threads);
 
+// The best instruction set for training on this processor.
+EFFNET_API const char* effnet_training_instruction_set();
+
 // Bytes of scratch that the passes of a segment (training.h) need when work is divided into `parts`; -1 where its
 // numbers do not fit each other, and the reason is in `error`. Its pointers are not read.
 EFFNET_API int64_t effnet_training_scratch(const char* instruction_set, int32_t bf16, int32_t parts,

@@ -79,6 +79,15 @@ template <class T> static INLINE Vector as_stored(Vector value);
 template <> INLINE Vector as_stored<float>(Vector value) { return value; }
 template <> INLINE Vector as_stored<bf16>(Vector value) { return (Vector)(rounded_bits(value) << 16); }
 
+// What products multiply: bf16 only where the processor multiplies pairs of them, else floats, whatever the maps hold.
+#ifdef __AVX512BF16__
+template <class T> using Factor = T;
+#else
+template <class T> using Factor = float;
+#endif
+template <class A, class B> constexpr bool SAME = false;
+template <class A> constexpr bool SAME<A, A> = true;
+
 template <class T> static INLINE void prefetch(const T* at) { __builtin_prefetch((const char*)at + 4096); }
 
 // ------------------------------------------------------------------------------------- activation, normalisation
@@ -229,29 +238,32 @@ template <class T> struct Operand {
   const TrainingLayer* before;  // whose output the map is, or null
   const float* gate;  // [image][channel], or null
   bool patches;
+  typedef Factor<T> F;
 
   static Operand of_layer(const TrainingSegment& s) {
     const bool patches = s.kernel > 1 || s.stride > 1;
     return {s, (const T*)s.x, patches ? s.kernel * s.kernel * s.inputs : s.inputs, nullptr, nullptr, patches};
   }
-  ptrdiff_t apart() const { return before || patches ? depth_of<T>(channels) : channels; }
+  bool in_place() const { return SAME<T, F> && !before && !patches; }
+  ptrdiff_t apart() const { return in_place() ? channels : depth_of<F>(channels); }
 
   // `count` rows from `first` on: in the map itself, or made in `space`
-  const T* rows(ptrdiff_t first, ptrdiff_t count, T* space) const {
+  const F* rows(ptrdiff_t first, ptrdiff_t count, F* space) const {
     if (patches) {
       for (ptrdiff_t r = 0; r < count; r++) patch(first + r, space + r * apart());
       return space;
     }
-    if (!before) return map + first * channels;
+    if (in_place()) return (const F*)map + first * channels;
     const ptrdiff_t pixels = s.out_pixels();
     for (ptrdiff_t r = 0; r < count; r++) {
       const T* from = map + (first + r) * channels;
-      T* to = space + r * apart();
+      F* to = space + r * apart();
       const float* factors = gate ? gate + (first + r) / pixels * channels : nullptr;
       for (int c = 0; c < channels; c += LANES) {
         prefetch(from + c);
         const ptrdiff_t left = channels - c;
-        Vector value = activated<T>(normalised(load(from + c, left), *before, c), before->activation);
+        Vector value = load(from + c, left);
+        if (before) value = activated<T>(normalised(value, *before, c), before->activation);
         if (factors) value *= load(factors + c, left);
         store(to + c, value, left);
       }
@@ -260,7 +272,7 @@ template <class T> struct Operand {
   }
 
  private:
-  void patch(ptrdiff_t row, T* to) const {
+  void patch(ptrdiff_t row, F* to) const {
     const int x = (int)(row % s.out_width) * s.stride - s.pad_left;
     const int y = (int)(row / s.out_width % s.out_height) * s.stride - s.pad_top;
     const T* image = map + row / s.out_pixels() * s.in_pixels() * s.inputs;
@@ -268,9 +280,9 @@ template <class T> struct Operand {
       for (int j = 0; j < s.kernel; j++) {
         const bool inside = y + i >= 0 && y + i < s.height && x + j >= 0 && x + j < s.width;
         const T* from = image + ((ptrdiff_t)(y + i) * s.width + x + j) * s.inputs;
-        for (int c = 0; c < s.inputs; c++) *to++ = inside ? from[c] : T{};
+        for (int c = 0; c < s.inputs; c++) set(to++, inside ? to_float(from[c]) : 0.f);
       }
-    for (ptrdiff_t c = channels; c < apart(); c++) *to++ = T{};
+    for (ptrdiff_t c = channels; c < apart(); c++) set(to++, 0.f);
   }
 };
 
@@ -300,13 +312,13 @@ template <class T> struct Counting {
 
 template <class T> struct ProductForward {
   ptrdiff_t block;
-  T* rows;
+  Factor<T>* rows;
   Statistics statistics;
 
   ProductForward(Space& space, const Operand<T>& in, int outputs)
-      : block(block_rows(in.channels)), rows(take<T>(space, block * in.apart())), statistics(space, outputs) {}
+      : block(block_rows(in.channels)), rows(take<Factor<T>>(space, block * in.apart())), statistics(space, outputs) {}
 
-  void run(const Operand<T>& in, const Packed<T>& weights, T* out, Range mine) {
+  void run(const Operand<T>& in, const Packed<Factor<T>>& weights, T* out, Range mine) {
     statistics.begin();
     for (ptrdiff_t r = mine.first; r < mine.end; r += block) {
       const ptrdiff_t count = mine.end - r < block ? mine.end - r : block;
@@ -390,25 +402,25 @@ template <class T> struct Block {
 // A pointwise layer's backward pass: the gradients of its input and, as [input][output], of its weights
 template <class T> struct ProductBackward {
   ptrdiff_t block;
-  Block<T> gradients;
-  Stacked<T> inputs;
-  T* rows;
+  Block<Factor<T>> gradients;
+  Stacked<Factor<T>> inputs;
+  Factor<T>* rows;
   float* weights_gradient;
 
   ProductBackward(Space& space, const Operand<T>& in, int outputs)
       : block(block_rows(outputs)),
         gradients(space, block, outputs),
         inputs(space, block, in.channels),
-        rows(take<T>(space, block * in.apart())),
+        rows(take<Factor<T>>(space, block * in.apart())),
         weights_gradient(take<float>(space, in.channels * gradients.stacked.wide)) {}
 
-  void run(const Operand<T>& in, const MapGradient<T>& out, const Packed<T>& weights, T* to, const T* plus, Range mine) {
+  void run(const Operand<T>& in, const MapGradient<T>& out, const Packed<Factor<T>>& weights, T* to, const T* plus, Range mine) {
     const ptrdiff_t vectors = gradients.stacked.wide / LANES;
     for (ptrdiff_t i = 0; i < in.channels * gradients.stacked.wide; i += LANES) store(weights_gradient + i, all(0.f));
     for (ptrdiff_t r = mine.first; r < mine.end; r += block) {
       const ptrdiff_t count = mine.end - r < block ? mine.end - r : block;
       gradients.fill(count, [&](ptrdiff_t i, ptrdiff_t c) __attribute__((always_inline)) { return out.of_map(r + i, c); });
-      const T* x = in.rows(r, count, rows);
+      const Factor<T>* x = in.rows(r, count, rows);
       for (ptrdiff_t i = 0; i < count; i += 2)
         for (ptrdiff_t c = 0; c < inputs.wide; c += LANES) {
           const ptrdiff_t left = in.channels - c;
@@ -419,7 +431,7 @@ template <class T> struct ProductBackward {
         Keeping<T> work{to + r * in.channels, plus ? plus + r * in.channels : nullptr, in.channels};
         product(gradients.rows, gradients.stacked.wide, count, weights, work);
       }
-      outer_product<T>(inputs, in.channels, gradients.stacked, 0, vectors, count, weights_gradient);
+      outer_product<Factor<T>>(inputs, in.channels, gradients.stacked, 0, vectors, count, weights_gradient);
     }
   }
 };
@@ -431,8 +443,8 @@ enum Sums { G_A, G_S, S_ONLY, G_S_M, S_M, SUMS };
 
 template <class T> struct ProjectBackward {
   ptrdiff_t block;
-  Block<T> gradients;
-  Stacked<T> inputs;
+  Block<Factor<T>> gradients;
+  Stacked<Factor<T>> inputs;
   float* weights_gradient;  // [output][input]
 
   ProjectBackward(Space& space, int inputs, int outputs)
@@ -442,7 +454,7 @@ template <class T> struct ProjectBackward {
         weights_gradient(take<float>(space, outputs * this->inputs.wide)) {}
 
   // slots: [image + part][SUMS][channel]
-  void run(const TrainingSegment& s, const MapGradient<T>& out, const Packed<T>& weights, float* slots, int part,
+  void run(const TrainingSegment& s, const MapGradient<T>& out, const Packed<Factor<T>>& weights, float* slots, int part,
            Range mine) {
     const int channels = s.depthwise.channels, outputs = s.project.channels;
     const ptrdiff_t pixels = s.out_pixels(), wide = inputs.wide;
@@ -464,9 +476,9 @@ template <class T> struct ProjectBackward {
         for (int c = 0; c < channels; c += LANES) sum(s, to + c, (const T*)s.depthwise.map + r * channels + c, gate, c, i, end, slot + c);
         i = end;
       }
-      if (Input<T>::PAIR == 2 && count % 2)
+      if (Input<Factor<T>>::PAIR == 2 && count % 2)
         for (ptrdiff_t c = 0; c < wide; c += LANES) inputs.put(count, c, all(0.f));
-      outer_product<T>(gradients.stacked, outputs, inputs, 0, wide / LANES, count, weights_gradient);
+      outer_product<Factor<T>>(gradients.stacked, outputs, inputs, 0, wide / LANES, count, weights_gradient);
     }
   }
 
@@ -633,7 +645,7 @@ template <class T> struct Forward : Pass<T> {
   using P::space;
   using P::team;
   using P::wide;
-  Packed<T> expand, project;
+  Packed<Factor<T>> expand, project;
   Packed<float> squeeze, excite;
   Statistics* found;
   float *slots, *hidden;
@@ -658,7 +670,7 @@ template <class T> struct Forward : Pass<T> {
   }
   ptrdiff_t total() const { return (ptrdiff_t)space.at + parts * bytes; }
 
-  void multiply(const Operand<T>& in, const Packed<T>& weights, const TrainingLayer& layer, ptrdiff_t rows) {
+  void multiply(const Operand<T>& in, const Packed<Factor<T>>& weights, const TrainingLayer& layer, ptrdiff_t rows) {
     parallel(team, [&](int part) {
       Space own = this->own(part, bytes);
       ProductForward<T> work(own, in, layer.channels);
@@ -748,14 +760,14 @@ template <class T> struct Backward : Pass<T> {
   using P::space;
   using P::team;
   using P::wide;
-  Packed<T> expand, project;  // transposed
+  Packed<Factor<T>> expand, project;  // transposed
   Packed<float> squeeze, excite;
   Stacked<float> pooled, hidden, squeezed_gradient, gate_gradient;
   float *squeeze_gradient, *excite_gradient;  // [squeezed][channel]
   float *spread;  // [image][channel]: the gradient of the means
   float *coefficients, *part_sums, *sums, *slots;
   float** gradients;  // of weights, of each part
-  Packed<T> again;  // the layer's weights as the forward pass has them
+  Packed<Factor<T>> again;  // the layer's weights as the forward pass has them
   Statistics* found;
   ptrdiff_t bytes;
 
@@ -868,7 +880,7 @@ template <class T> struct Backward : Pass<T> {
     join(s.inputs, s.expand.channels, s.expand.gradient, 1, s.inputs);
   }
 
-  void multiply(const Operand<T>& in, const MapGradient<T>& out, const Packed<T>& weights, ptrdiff_t rows,
+  void multiply(const Operand<T>& in, const MapGradient<T>& out, const Packed<Factor<T>>& weights, ptrdiff_t rows,
                 const T* plus) {
     parallel(team, [&](int part) {
       Space own = this->own(part, bytes);

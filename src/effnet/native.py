@@ -51,6 +51,18 @@ def instruction_set() -> str | None:
     return (chosen or known[0]) if known else None
 
 
+def training_instruction_set() -> str | None:
+    """The same for training, where the best one is not always the last that the processor has learned.
+
+    Raises:
+        ArgumentError: EFFNET_ISA is not one of `instruction_sets()`.
+    """
+    found = library()
+    if found is None or os.environ.get(CHOSEN):
+        return instruction_set()
+    return str(found.effnet_training_instruction_set().decode())
+
+
 def sizes(numbers: Sequence[int], precision: KernelPrecision) -> tuple[int, int]:
     """Bytes of a network's packed weights, and of what each thread works in.
 
@@ -190,6 +202,7 @@ def library() -> ctypes.CDLL | None:
     library.effnet_free.argtypes = [pointer]
     library.effnet_use_openmp.argtypes = [pointer, pointer, pointer]
     library.effnet_use_openmp.restype = None
+    library.effnet_training_instruction_set.restype = text
     library.effnet_training_scratch.argtypes = [text, whole, whole, pointer, pointer, number]
     library.effnet_training_scratch.restype = number
     library.effnet_train.argtypes = [text, whole, whole, whole, pointer, pointer, number]
