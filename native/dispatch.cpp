@@ -203,7 +203,7 @@ const char* effnet_training_instruction_set() {
   while (!best->runs()) best++;
 #if EFFNET_X86
   // Intel's multiply pairs of bf16 no faster than floats, AMD's twice as fast
-  if (best->fp32 == best[1].fp32 && !__builtin_cpu_is("amd")) best++;
+  if (!strcmp(best->name, "avx512bf16") && !__builtin_cpu_is("amd")) return "avx512";
 #endif
   return best->name;
 }
