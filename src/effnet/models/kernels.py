@@ -239,7 +239,7 @@ class Plan:
 
     def call(self, shape: TensorShape, low: bool) -> Call:
         """For an input of that shape; `low`: in bfloat16."""
-        key = shape, low, torch.get_num_threads(), native.instruction_set() or ""
+        key = shape, low, torch.get_num_threads(), native.training_instruction_set() or ""
         found = self._calls.get(key)
         if found is None:
             if len(self._calls) >= INPUTS:
