@@ -101,7 +101,9 @@ def kept_bytes(loss: Loss) -> int:
         return tensor
 
     loss()  # a first time, so that what a network keeps for good is there
-    before = {tensor.untyped_storage().data_ptr() for tensor in gc.get_objects() if isinstance(tensor, Tensor)}
+    before = {
+        tensor.untyped_storage().data_ptr() for tensor in gc.get_objects() if type(tensor) in (Tensor, nn.Parameter)
+    }
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         found = loss()
     total = sum(size for address, size in held.items() if address not in before)

@@ -33,6 +33,17 @@ template <class Work> static INLINE void parallel(const Team& team, Work work) {
   team.run([](void* it, int part) { (*(Work*)it)(part); }, &work);
 }
 
+static INLINE Integers rounded_bits(Vector value) {  // as bf16, in the lower halves
+#ifdef __AVX512BF16__
+  return (Integers)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+#elif defined(__AVX512F__)
+  return (((Integers)value + 0x8000) >> 16) & 0xffff;  // a tie goes away from zero: faster than to the even one
+#else
+  Integers bits = (Integers)value;
+  return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
+#endif
+}
+
 // The first `left` lanes, where fewer than all are left; the others are zero
 #ifdef __AVX512F__
 static INLINE __mmask16 lanes(ptrdiff_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
@@ -43,9 +54,11 @@ static INLINE Vector load(const bf16* from, ptrdiff_t left) {
   return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
 }
 static INLINE void store(bf16* to, Vector value, ptrdiff_t left) {
-  Halves bits;
-  store((bf16*)&bits, value);
-  _mm256_mask_storeu_epi16(to, lanes(left), (__m256i)bits);
+#ifdef __AVX512BF16__
+  _mm256_mask_storeu_epi16(to, lanes(left), (__m256i)_mm512_cvtneps_pbh(value));
+#else
+  _mm512_mask_cvtepi32_storeu_epi16(to, lanes(left), (__m512i)rounded_bits(value));
+#endif
 }
 #else
 #define RARE __attribute__((noinline, cold))
@@ -67,14 +80,6 @@ template <class T> static INLINE void store(T* to, Vector value, ptrdiff_t left)
 }
 #endif
 
-static INLINE Integers rounded_bits(Vector value) {  // as bf16, in the lower halves
-#ifdef __AVX512BF16__
-  return (Integers)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
-#else
-  Integers bits = (Integers)value;
-  return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
-#endif
-}
 template <class T> static INLINE Vector as_stored(Vector value);
 template <> INLINE Vector as_stored<float>(Vector value) { return value; }
 template <> INLINE Vector as_stored<bf16>(Vector value) { return (Vector)(rounded_bits(value) << 16); }
