@@ -208,6 +208,34 @@ def kernels(out: Path) -> None:
             _arrow(axes, (115, 36), (115, middle + 5))
 
 
+def training(out: Path) -> None:
+    """What the block's training step keeps, and what it computes again."""
+    block = B0.blocks[1]  # the widest one
+    wide, large, small = block.expanded_channels, block.input_size, block.output_size
+    steps = (  # of each: what is computed, the map that comes of it, its side and channels, whether it is kept
+        ("", "x", large, block.in_channels, True),
+        ("expand", "expanded", large, wide, True),
+        ("norm, SiLU", "activated", large, wide, False),
+        ("depthwise", "filtered", small, wide, True),
+        ("norm, SiLU,\ngate", "gated", small, wide, False),
+        ("project", "projected", small, block.out_channels, True),
+        ("norm", "y: the next x", small, block.out_channels, True),
+    )
+    with _diagram(out, 132, 40, f"A training step by the kernels: block {block.name} of B0") as axes:
+        for place, (words, name, side, channels, kept) in enumerate(steps):
+            x, megabytes = 4 + 19.5 * place, 4 * side**2 * channels / 1e6
+            tall = 4 + 4 * megabytes
+            if words:
+                _arrow(axes, (x - 13, 20), (x - 1, 20))
+                axes.text(x - 7.5, 21, words, ha="center", va="bottom", fontsize=11)
+            axes.add_patch(_rectangle(x, 20 - tall / 2, 4, tall, BLUE if kept else "white", INK))
+            axes.text(x + 2, 20 - tall / 2 - 1, f"{name}\n{megabytes:.1f} MB", ha="center", va="top", fontsize=11)
+        axes.add_patch(_rectangle(24, 1, 2, 2, BLUE, INK))
+        axes.text(27, 2, "kept whole until the backward pass", va="center", fontsize=11)
+        axes.add_patch(_rectangle(64, 1, 2, 2, "white", INK))
+        axes.text(67, 2, "made a few rows at a time, in both passes", va="center", fontsize=11)
+
+
 def scaling(out: Path) -> None:
     """B0 and four ways to grow it: a bar is a block, as long as its output channels."""
     with _diagram(out, 132, 80, "B0, and four ways to spend about four times its multiply-adds") as axes:
@@ -306,6 +334,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "mbconv": mbconv,
     "squeeze": squeeze,
     "kernels": kernels,
+    "training": training,
     "scaling": scaling,
     "promised": promised,
     "stages": stages,
