@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from effnet.models.depthwise import DepthwiseConv2d, is_eager
-from effnet.models.kernels import ACTIVATIONS, LAYERS, Plan, Step, open_library
+from effnet.models.kernels import ACTIVATIONS, LAYERS, Plan, Step, count_batch, open_library
 
 SWITCH = "EFFNET_NATIVE"
 KERNELS, STRIDES = (3, 5, 7), (1, 2)  # of a depthwise convolution
@@ -62,7 +62,7 @@ def run(module: Any, x: Tensor, shortcut: bool = False) -> Tensor | None:
     if plan is None or tensors is None:
         return None
     parameters, running, counters = tensors
-    torch._foreach_add_(counters, 1)
+    count_batch(counters)
     return cast(Tensor, Step.apply(plan, running, x, plan.draw(x.shape[0]), low, *parameters))
 
 
