@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from alive import Alive
 from native_block import BLOCK, LAYER, SEGMENTS, SPEC, assert_near, block, images, learn, x_of
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -186,6 +187,9 @@ def test_what_is_not_for_the_kernels(calls, monkeypatch):
     with FlopCounterMode(display=False) as counter:
         module(x)
     assert counter.get_total_flops() > 0
+    with Alive() as alive:  # sees operators
+        module(x)
+    assert alive.peak > 0
     copy.deepcopy(module).double()(x.double())
     copy.deepcopy(module).bfloat16()(x.bfloat16())
     copy.deepcopy(module).eval()(x)
