@@ -26,7 +26,7 @@ KernelPrecision = Literal["fp32", "bf16"]
 
 CHOSEN = "EFFNET_ISA"  # the environment's word for an instruction set
 HEADER, RECORD = 10, 9  # numbers of a network, and of each of its blocks
-ABI = 2  # what effnet_abi() of native/dispatch.cpp returns
+ABI = 3  # what effnet_abi() of native/dispatch.cpp returns
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_kernels{SUFFIX}")
 MESSAGE = 512  # bytes
