@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import effnet
-from effnet.arch.memory import Keep, training_memory
+from effnet.arch.memory import training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.machine import this_machine
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from effnet.arch.cost import cost
-from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch
+from effnet.arch.memory import inference_memory, kept_per_image, largest_batch
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import B0, PAPER, VARIANTS, spec
 from effnet.describing import RIVALS

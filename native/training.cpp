@@ -43,7 +43,6 @@ void check_segment(const TrainingSegment& s, bool bf16) {
   within("pad_left", s.pad_left, 0, s.kernel / 2);
   within("squeeze", s.squeeze, 0, layer ? 0 : MOST);
   within("shortcut", s.shortcut, 0, !layer && s.stride == 1 && s.inputs == s.project.channels);
-  within("recompute", s.recompute, 0, layer);
   if (layer) within("expand.channels", s.expand.channels, 0, 0);
   if (!layer && !s.expand.channels) within("depthwise.channels", s.depthwise.channels, s.inputs, s.inputs);
   if (s.expand.channels) within("expand.channels", s.expand.channels, s.depthwise.channels, s.depthwise.channels);

@@ -46,7 +46,6 @@ struct TrainingSegment {
   int32_t kernel, stride, pad_top, pad_left;  // of the depthwise convolution, or of the single layer
   int32_t squeeze;  // squeezed channels; 0: no squeeze-and-excitation
   int32_t shortcut;
-  int32_t recompute;  // of a single layer: the backward pass computes the map again
 
   EFFNET_INLINE bool is_layer() const { return depthwise.channels == 0; }
   EFFNET_INLINE ptrdiff_t in_pixels() const { return (ptrdiff_t)height * width; }

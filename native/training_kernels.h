@@ -772,8 +772,6 @@ template <class T> struct Backward : Pass<T> {
   float *spread;  // [image][channel]: the gradient of the means
   float *coefficients, *part_sums, *sums, *slots;
   float** gradients;  // of weights, of each part
-  Packed<Factor<T>> again;  // the layer's weights as the forward pass has them
-  Statistics* found;
   ptrdiff_t bytes;
 
   Backward(const TrainingSegment& s, const Team& team, uintptr_t scratch)
@@ -793,12 +791,9 @@ template <class T> struct Backward : Pass<T> {
         part_sums(take<float>(space, parts * 2 * widest())),
         sums(take<float>(space, 2 * widest())),
         slots(take<float>(space, wide ? (s.images + parts) * SUMS * this->padded(wide) : 0)),
-        gradients(take<float*>(space, parts)),
-        again(space, s.recompute ? projected.channels : 0, s.project.channels),
-        found(take<Statistics>(space, parts)) {
+        gradients(take<float*>(space, parts)) {
     if (s.is_layer()) {
       bytes = bytes_of<ProductBackward<T>>(projected, s.project.channels);
-      if (s.recompute) bytes = largest(bytes, bytes_of<ProductForward<T>>(projected, s.project.channels));
       return;
     }
     bytes = bytes_of<ProjectBackward<T>>(wide, s.project.channels);
@@ -840,7 +835,6 @@ template <class T> struct Backward : Pass<T> {
   }
 
   void run() {
-    if (s.recompute) compute_again();
     parallel(team, [&](int part) {
       of_project().sum(share(out_rows, part, parts), part_sums + part * 2 * this->padded(s.project.channels));
       if (!projected.patches) project.fill(s.project.weights, projected.channels, 1, part, parts);
@@ -892,21 +886,6 @@ template <class T> struct Backward : Pass<T> {
       ProductBackward<T> work(own, in, out.layer.channels);
       work.run(in, out, weights, (T*)s.x_gradient, plus, share(rows, part, parts));
       gradients[part] = work.weights_gradient;
-    });
-  }
-
-  void compute_again() {
-    const int taps = s.kernel * s.kernel;
-    float* sorted = (float*)this->own(0, bytes).at;
-    for (int o = 0; o < s.project.channels; o++)
-      for (int i = 0; i < s.inputs; i++)
-        for (int tap = 0; tap < taps; tap++)
-          sorted[(o * taps + tap) * s.inputs + i] = s.project.weights[(o * s.inputs + i) * taps + tap];
-    again.fill(sorted, 1, projected.channels, 0, 1);
-    parallel(team, [&](int part) {
-      Space own = this->own(part, bytes);
-      ProductForward<T> work(own, projected, s.project.channels);
-      work.run(projected, again, (T*)s.project.map, share(out_rows, part, parts));
     });
   }
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import effnet
-from effnet.arch.memory import Keep, largest_batch, training_memory
+from effnet.arch.memory import largest_batch, training_memory
+from effnet.arch.segments import Keep
 from effnet.arch.specfile import spec_text
 from effnet.arch.variants import VARIANTS
 from effnet.describing import RIVALS

@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from effnet import console
 from effnet.arch.cost import Cost, block_rows, cost, stage_rows
-from effnet.arch.memory import Keep, inference_memory, kept_per_image, largest_batch, training_memory
+from effnet.arch.memory import inference_memory, kept_per_image, largest_batch, training_memory
 from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import PAPER, VARIANTS, spec
 from effnet.console import MACS, OK, PUBLISHED, Amount, Flag

@@ -2,7 +2,7 @@
 
 `instruction_sets()` is empty where nothing was compiled: the package was installed without a compiler. The environment
 may choose: EFFNET_ISA, an instruction set in place of the best one; EFFNET_KERNELS, another library than the one beside
-this file.
+this file; EFFNET_NATIVE=0, torch's modules train, not the kernels.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from effnet.fields import positive_int
 KernelPrecision = Literal["fp32", "bf16"]
 
 CHOSEN = "EFFNET_ISA"  # the environment's word for an instruction set
+SWITCH = "EFFNET_NATIVE"  # "0": they do not train
+KERNEL_SIZES, STRIDES = (3, 5, 7), (1, 2)  # of a depthwise convolution that they train
 HEADER, RECORD = 10, 9  # numbers of a network, and of each of its blocks
 ABI = 3  # what effnet_abi() of native/dispatch.cpp returns
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -61,6 +63,11 @@ def training_instruction_set() -> str | None:
     if found is None or os.environ.get(CHOSEN):
         return instruction_set()
     return str(found.effnet_training_instruction_set().decode())
+
+
+def trains() -> bool:
+    """Whether they may train: compiled, and not switched off by EFFNET_NATIVE=0."""
+    return os.environ.get(SWITCH) != "0" and library() is not None
 
 
 def sizes(numbers: Sequence[int], precision: KernelPrecision) -> tuple[int, int]:

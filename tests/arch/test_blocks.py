@@ -6,7 +6,8 @@ import pytest
 import effnet
 from effnet.arch.blocks import Layer, Op
 from effnet.arch.cost import total_cost
-from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memory
+from effnet.arch.memory import file_bytes, inference_memory, training_memory
+from effnet.arch.segments import Keep
 from effnet.arch.variants import B0, LITE0
 from effnet.errors import ArgumentError
 

@@ -5,8 +5,9 @@ import torch
 from alive import Alive
 
 import effnet
-from effnet.arch.memory import Keep, file_bytes, inference_memory, kept_per_image, largest_batch, training_memory
+from effnet.arch.memory import file_bytes, inference_memory, kept_per_image, largest_batch, training_memory
 from effnet.arch.recompute import RecomputePlan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.models.efficientnet import EfficientNet

@@ -1,8 +1,9 @@
 import pytest
 
 import effnet
-from effnet.arch.memory import Keep, training_memory
+from effnet.arch.memory import training_memory
 from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
+from effnet.arch.segments import Keep
 from effnet.errors import ArgumentError
 
 

@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     class Counted:
         @staticmethod
         def apply(*arguments: Any) -> Any:
-            counts.append(len(arguments) - 5)
+            counts.append(len(arguments) - 6)
             return apply(*arguments)
 
     monkeypatch.setattr("effnet.models.native.Step", Counted)

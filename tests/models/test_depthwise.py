@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import effnet
-from effnet.arch.memory import Keep
 from effnet.arch.recompute import RecomputePlan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NumericPolicy
 from effnet.models import depthwise
 from effnet.models.depthwise import KERNELS, DepthwiseConv2d, Filter, select_kernel, weight_gradient

@@ -13,8 +13,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from effnet.arch.memory import Keep
 from effnet.arch.recompute import RecomputePlan
+from effnet.arch.segments import Keep
 from effnet.models.blocks import ConvNormAct, MBConv
 from effnet.models.efficientnet import EfficientNet
 from effnet.native import instruction_sets

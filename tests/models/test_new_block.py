@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import effnet
 from effnet.arch.blocks import OPS, Layer, Op
 from effnet.arch.cost import stage_rows
-from effnet.arch.memory import Keep, training_memory
+from effnet.arch.memory import training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.arch.specfile import read_spec, spec_text
 from effnet.errors import ArgumentError

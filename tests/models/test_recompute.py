@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import effnet
-from effnet.arch.memory import Keep
 from effnet.arch.recompute import RecomputePlan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet

@@ -9,7 +9,8 @@ import statistics
 import pytest
 
 import effnet
-from effnet.arch.memory import Keep, file_bytes, inference_memory, training_memory
+from effnet.arch.memory import file_bytes, inference_memory, training_memory
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import VARIANTS
 from effnet.errors import ArgumentError

@@ -166,6 +166,7 @@ class Op:
     squeezes: bool = False  # whether squeeze-and-excitation may stand before the last layer
     activates_sum: bool = False  # whether an activation follows the sum with the shortcut, in place of the last layer's
     expand_ratios: tuple[int, ...] = ()  # those allowed; (): any
+    trains: bool = False  # whether native/training.h computes the whole block
     recomputes: bool = (
         True  # whether the module computes exactly these layers, so that recomputation can replace its forward
     )
@@ -259,8 +260,9 @@ OPS = {
             lambda block: f"MBConv{block.expand_ratio}, {_kernel(block)}",
             shortcut=lambda block: block.stride == 1 and block.in_channels == block.out_channels,
             squeezes=True,
+            trains=True,
         ),
-        Op("separable", _separable, lambda block: f"Separable, {_kernel(block)}", expand_ratios=(1,)),
+        Op("separable", _separable, lambda block: f"Separable, {_kernel(block)}", expand_ratios=(1,), trains=True),
         Op(
             "bottleneck",
             _bottleneck,

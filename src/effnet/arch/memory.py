@@ -2,22 +2,8 @@
 
 Inference: weights, the image, and the feature maps that are alive together at the worst moment, in eager torch.
 Training: weights, gradients, the optimizer's state, the moving average, the images, and what autograd keeps of each
-image until the backward pass has read it. The last is nearly all of it, and it is what a RecomputePlan saves. A plan
-divides a network into segments, as the literature of checkpointing calls them: the stem, each block, and the head.
-
-What is kept of an MBConv block, in feature maps: E at the size of its expand convolution's output, D of the depthwise
-one's, P of the projected one's. The reason is what each step's gradient reads:
-
-| level | E | D | P | computed again in the backward pass |
-|---|---|---|---|---|
-| no plan | 3 | 4 | 2 | nothing |
-| ACTIVATIONS | 2 | 3 | 2 | normalisation |
-| CONVOLUTIONS | 1 | 1 | 2 | and activations, squeeze-and-excitation's product |
-| DEPTHWISE | 0 | 1 | 2 | and the expand convolution |
-| BOTTLENECKS | 0 | 0 | 2 | and the depthwise convolution |
-
-One of the two P is the block's own output, which the next block reads; without a shortcut it is computed again, too.
-Without squeeze-and-excitation there is no product, which makes one D less where products are kept.
+image until the backward pass has read it. The last is nearly all of it, and it is what a RecomputePlan saves: see
+segments.py.
 
 What the backward pass holds in addition is the largest sum within a block, so the peak of an unusual network can be
 overestimated (by up to a quarter where one tiny block is everything). Not counted: torch itself, the scratch of a
@@ -27,46 +13,22 @@ convolution's kernel, and what the allocator cannot reuse.
 from __future__ import annotations
 
 import bisect
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
-import numpy as np
-
-from effnet.arch.blocks import OPS, Activation, BlockRun, BlockSpec, Layer, Shape, strided_size
-from effnet.arch.cost import block_cost, total_cost
+from effnet.arch.blocks import Shape
+from effnet.arch.cost import total_cost
+from effnet.arch.segments import COUNTER, FLOAT, Keep, SegmentMemory, largest, segment_memories, shape_of, uses_kernels
 from effnet.arch.spec import NetworkSpec
-from effnet.errors import ArgumentError, UnknownNameError
+from effnet.errors import UnknownNameError
 from effnet.fields import one_of, positive_int
 from effnet.machine import Precision
 
-FLOAT = 4  # bytes of a weight, a gradient or a state, in either precision
 ACTIVATION = {"fp32": 4, "bf16": 2}  # bytes of an element of a feature map
-COUNTER = 8  # bytes of a normalisation's counter of batches, and of a place that max pooling remembers
 TENSOR_ENTRY = 144  # bytes, at most, of a tensor's name, type, shape and place in a safetensors file
 # Numbers that an optimizer of torch remembers for every weight
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
-
-
-class Keep(IntEnum):
-    """What a segment keeps for the backward pass: each level keeps what those below it do, and more."""
-
-    BOTTLENECKS = 0  # its input and the output of its last convolution; stem and head: only the input
-    DEPTHWISE = 1  # the output of the convolution before, in an MBConv the depthwise one
-    CONVOLUTIONS = 2  # the outputs of all convolutions
-    ACTIVATIONS = 3  # the outputs of activations and of squeeze-and-excitation
-
-    @classmethod
-    def parse(cls, name: Keep | str) -> Keep:
-        """The level of that name, in lower case; raises UnknownNameError."""
-        if isinstance(name, Keep):
-            return name
-        names = {level.name.lower(): level for level in cls}
-        if name not in names:
-            raise UnknownNameError("keep", name, names)
-        return names[name]
 
 
 @dataclass(frozen=True)
@@ -82,24 +44,13 @@ class TrainingMemory:
     peak: int  # of the sum
 
 
-@dataclass(frozen=True)
-class SegmentMemory:
-    """Equal segments in a row, in elements per image."""
-
-    count: int
-    params: int
-    kept: int  # by each of them
-    working: int  # what its backward pass holds in addition
-    recomputed: int  # what the next segment holds when it computes the last one's output again
-
-
 def inference_memory(network: NetworkSpec | Shape) -> int:
     """Bytes of weights, one image and the feature maps alive at the worst moment, fp32.
 
     As eager torch runs it in eval mode without gradients: a block's input waits for the shortcut, the stage's input for
     its end, and batch normalisation reads one map while it writes the next.
     """
-    shape = _shape(network)
+    shape = shape_of(network)
     peaks = [2 * shape.stem_channels * shape.stem_size**2]
     stage = 0
     for run in shape.runs:
@@ -111,14 +62,14 @@ def inference_memory(network: NetworkSpec | Shape) -> int:
         for layer in run.block.layers:
             steps.append(read + 2 * layer.elements)
             read = layer.elements
-        peaks.append((waiting + entered + _largest(steps)) * (run.count > 0))
+        peaks.append((waiting + entered + largest(steps)) * (run.count > 0))
     peaks.append(shape.final_size**2 * (shape.features + 2 * shape.head_channels * shape.head))
-    return FLOAT * (total_cost(shape).params + shape.in_channels * shape.resolution**2 + _largest(peaks))
+    return FLOAT * (total_cost(shape).params + shape.in_channels * shape.resolution**2 + largest(peaks))
 
 
 def file_bytes(network: NetworkSpec | Shape) -> int:
     """At most the bytes of the network's weights in a bundle: a safetensors file of fp32 tensors and their names."""
-    shape = _shape(network)
+    shape = shape_of(network)
     channels, layers, squeezes = shape.stem_channels + shape.head_channels * shape.head, 1 + shape.head, 0
     for run in shape.runs:
         channels = channels + run.count * sum(layer.outputs for layer in run.block.layers)
@@ -136,6 +87,7 @@ def training_memory(
     ema: bool = True,
     precision: Precision = "fp32",
     plan: Mapping[str, Keep] | Keep | None = None,
+    kernels: bool | None = None,
 ) -> TrainingMemory:
     """What a training step of `batch` images holds.
 
@@ -146,6 +98,8 @@ def training_memory(
         ema: whether a moving average of the weights is kept.
         precision: "bf16" halves the activations; weights, gradients and states stay fp32.
         plan: what each segment keeps (a RecomputePlan; for one network), or one level for all; None keeps everything.
+        kernels: whether the compiled kernels compute the blocks that they know, as on a CPU, or torch's modules compute
+            all, as on a GPU; None: as on a CPU with this process's installation and environment.
 
     Raises:
         ArgumentError: a value is outside its range or unknown, or the network cannot follow the plan.
@@ -154,13 +108,16 @@ def training_memory(
     one_of("precision", precision, Precision)
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
-    shape = _shape(network)
-    segments = segment_memories(network, plan)
+    shape = shape_of(network)
+    kernels = uses_kernels(shape, kernels)
     params, element = total_cost(shape).params, ACTIVATION[precision]
-    copies = 0 if precision == "fp32" else element * params
+    segments = segment_memories(network, plan, kernels, element)
+    cast_params = (shape.head_channels + 1) * shape.num_classes if kernels else params  # the kernels read fp32
+    copies = 0 if precision == "fp32" else element * cast_params
     images = FLOAT * batch * shape.in_channels * shape.resolution**2
     states = OPTIMIZERS[optimizer], int(ema)
-    cast = 0 if precision == "fp32" else images * element // FLOAT  # the stem's convolution keeps its own copy
+    once = 0 if precision == "fp32" else images * element // FLOAT  # the stem's convolution keeps its own copy
+    once = once + FLOAT * sum(each.count * each.statistics for each in segments)
     fixed = FLOAT * params * (1 + sum(states)) + copies + images
     return TrainingMemory(
         weights=FLOAT * params + copies,
@@ -168,15 +125,15 @@ def training_memory(
         optimizer=FLOAT * params * states[0],
         ema=FLOAT * params * states[1],
         images=images,
-        activations=element * batch * sum(each.count * each.kept for each in segments) + cast,
-        peak=fixed + cast + _peak(segments, element * batch),
+        activations=element * batch * sum(each.count * each.kept for each in segments) + once,
+        peak=fixed + once + _peak(segments, element * batch),
     )
 
 
-def kept_per_image(network: NetworkSpec | Shape) -> int:
+def kept_per_image(network: NetworkSpec | Shape, kernels: bool | None = None) -> int:
     """Bytes that one more image of the batch costs in training: itself and what is kept of it, fp32, without a plan."""
-    shape = _shape(network)
-    kept = sum(each.count * each.kept for each in segment_memories(shape, None))
+    shape = shape_of(network)
+    kept = sum(each.count * each.kept for each in segment_memories(shape, None, uses_kernels(shape, kernels)))
     return FLOAT * (shape.in_channels * shape.resolution**2 + kept)
 
 
@@ -195,135 +152,6 @@ def largest_batch(spec: NetworkSpec, limit: int, **settings: Any) -> int:
     return bisect.bisect_left(range(1, beyond + 1), True, key=is_too_large)
 
 
-def segment_memories(network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None) -> list[SegmentMemory]:
-    """Stem, blocks (with a plan each by itself) and head."""
-    shape = _shape(network)
-    if isinstance(plan, Mapping):
-        if not isinstance(network, NetworkSpec):
-            raise ArgumentError("plan", plan, "is for one network; many can only have the same level everywhere.")
-        check_plan(network, plan)
-        blocks = [_block(BlockRun(each, 1), plan[each.name], shape.activation) for each in network.blocks]
-        return [_stem(shape, plan["stem"]), *blocks, _head(shape, plan["head"])]
-    if plan is not None:
-        _check_ops(shape)
-    blocks = [_block(run, plan, shape.activation) for run in shape.runs]
-    return [_stem(shape, plan), *blocks, _head(shape, plan)]
-
-
-def check_plan(spec: NetworkSpec, plan: Mapping[str, Keep]) -> None:
-    """Raise ArgumentError unless the plan has exactly the segments of this network, and all can be recomputed."""
-    names = {"stem", "head", *(block.name for block in spec.blocks)}
-    if wrong := sorted(names ^ plan.keys()):
-        raise ArgumentError("plan", wrong[0], f"is in only one of the plan and the network {spec.name}.")
-    _check_ops(spec.shape)
-
-
-def keeps_output(block: BlockSpec, layer: Layer, keep: Keep) -> bool:
-    """Whether the output of this convolution is kept: of the last always, the ones before from the next levels on."""
-    names = [each.name for each in block.path]
-    distance = 0 if layer.shortcut else len(names) - 1 - names.index(layer.name)
-    return keep >= min(distance, Keep.CONVOLUTIONS)
-
-
-def _stem(shape: Shape, keep: Keep | None) -> SegmentMemory:
-    """The stem: convolution, normalisation, activation. Its input is the image, which is counted elsewhere."""
-    elements = shape.stem_channels * shape.stem_size**2
-    params = shape.stem_channels * (shape.stem_kernel**2 * shape.in_channels + 2)
-    if keep is None or keep is Keep.ACTIVATIONS:
-        kept, recomputed = (_maps_without_plan(shape.activation) if keep is None else 2), 0
-    else:
-        kept, recomputed = (0, 2) if keep is Keep.BOTTLENECKS else (1, 1)
-    working = (2 if kept else 3) * elements
-    if not shape.stem_pool:
-        return SegmentMemory(1, params, kept * elements, working, recomputed * elements)
-    # Pooling reads the activation itself, and remembers the place of each of its outputs
-    pooled = shape.stem_channels * strided_size(shape.stem_size, 2) ** 2
-    return SegmentMemory(1, params, (kept + (recomputed > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
-
-
-def _head(shape: Shape, keep: Keep | None) -> SegmentMemory:
-    """Head and classifier. Pooling reads no values, so nothing keeps the map before it."""
-    elements = shape.head_channels * shape.final_size**2
-    classifier = (shape.head_channels + 1) * shape.num_classes
-    if not shape.head:
-        kept = 2 * shape.head_channels - _kept_for_next(shape.runs[-1].block, keep, shape.activation)
-        return SegmentMemory(1, classifier, kept, elements, 0)
-    kept = _maps_without_plan(shape.activation) - 1 if keep is None else int(keep > Keep.BOTTLENECKS)
-    params = shape.head_channels * (shape.features + 2) + classifier
-    return SegmentMemory(1, params, kept * elements + 2 * shape.head_channels, (2 if kept else 3) * elements, 0)
-
-
-def _block(run: BlockRun, keep: Keep | None, activation: Activation) -> SegmentMemory:
-    """Equal blocks; the module's docstring has the table."""
-    block = run.block
-    full = keep is None or keep is Keep.ACTIVATIONS
-    squeezes = block.squeeze_channels > 0
-    scaled = block.scaled_channels * block.path[-1].input_size ** 2
-    kept = (2 * (block.squeeze_channels + block.scaled_channels) + scaled * full) * squeezes
-    for layer in block.layers:
-        kept = kept + layer.elements * _kept_maps(block, layer, keep, activation)
-    summed, read = OPS[block.op].activates_sum, _kept_for_next(block, keep, activation)
-    if summed or not block.path[-1].activation:  # else the output is the last layer's, which is counted
-        kept = kept + read + block.output_elements * summed
-    recomputed = 0 if summed else block.output_elements - read
-    return SegmentMemory(
-        run.count, block_cost(block).params, kept, _working_elements(block, keep, activation), recomputed
-    )
-
-
-def _shape(network: NetworkSpec | Shape) -> Shape:
-    return network.shape if isinstance(network, NetworkSpec) else network
-
-
-def _check_ops(shape: Shape) -> None:
-    for block in (run.block for run in shape.runs):
-        if not OPS[block.op].recomputes:
-            raise ArgumentError("plan", block.name, f"is a {block.op} block, which cannot be recomputed.")
-
-
-def _maps_without_plan(activation: Activation) -> int:
-    """Maps that a layer keeps without a plan: convolved, normalised, activated; relu writes over the second one."""
-    return 2 if activation == "relu" else 3
-
-
-def _kept_maps(block: BlockSpec, layer: Layer, keep: Keep | None, activation: Activation) -> int:
-    """How many maps of a layer are kept, its output among them where it has an activation."""
-    if keep is None:
-        return _maps_without_plan(activation) if layer.activation else 1
-    if keep is Keep.ACTIVATIONS:
-        return 2 if layer.activation else 1
-    return int(keeps_output(block, layer, keep))
-
-
-def _kept_for_next(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
-    """Elements of a block's output that are kept only because the next segment reads them."""
-    full = keep is None or keep is Keep.ACTIVATIONS
-    if OPS[block.op].activates_sum:
-        return block.output_elements * (activation != "relu")
-    if block.path[-1].activation:
-        return block.output_elements * (full and not (keep is None and activation == "relu"))
-    return block.output_elements * (full or 1 * block.has_shortcut)
-
-
-def _working_elements(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
-    """What the backward pass of a block holds in addition to what is kept, at its worst moment."""
-    path = block.path
-    if len(path) < 2 or not path[-2].depthwise or path[-1].activation:
-        maps = [block.in_channels * block.input_size**2, *(layer.elements for layer in block.layers)]
-        return block.output_elements + 2 * _largest(maps)  # at most, with a layer's two maps
-    # Of an inverted bottleneck two moments can be the worst
-    full = keep is None or keep is Keep.ACTIVATIONS
-    wide, expanded = path[-2], path[0].elements if len(path) > 2 else 0
-    product = wide.elements * (block.squeeze_channels > 0)
-    kept = wide.elements * _kept_maps(block, wide, keep, activation) + product * full
-    passed = 2 * wide.elements + product * (1 if full else 2)  # gradients on their way through squeeze-and-excitation
-    if keep is Keep.BOTTLENECKS:
-        passed = passed + wide.elements + 2 * expanded
-    # the depthwise convolution's, when all that lies behind it is gone
-    behind = wide.elements - kept - block.output_elements
-    return _largest((passed, behind + (2 if keep is None or keep >= Keep.CONVOLUTIONS else 3) * expanded))
-
-
 def _peak(segments: list[SegmentMemory], scale: int) -> int:
     """The most bytes of activations and gradients together, as the backward pass goes from the last segment on.
 
@@ -339,9 +167,4 @@ def _peak(segments: list[SegmentMemory], scale: int) -> int:
         last = scale * (kept + each.working + recomputed * (each.count == 1)) + FLOAT * (gradients + each.params)
         moments += [first * (each.count > 0), last * (each.count > 0)]
         recomputed = each.recomputed * (each.count > 0) + recomputed * (each.count == 0)
-    return _largest(moments)
-
-
-def _largest(values: Iterable[int]) -> int:
-    """The largest value, for each network where there are many."""
-    return functools.reduce(lambda a, b: np.maximum(a, b) if isinstance(a + b, np.ndarray) else max(a, b), values)
+    return largest(moments)

@@ -4,6 +4,8 @@ Work is counted in multiply-adds. Writing a feature map takes most of the time o
 element counts as the multiply-adds that a pointwise convolution does in the same time: MACS_PER_WRITE. The search is
 Lagrangian: the price of a kept element rises until the cheapest plan at that price fits; then segments that still fit
 are kept after all, one by one.
+
+Where the compiled kernels compute, only two levels differ: see segments.py.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from effnet.arch.blocks import BlockSpec
 from effnet.arch.cost import cost
-from effnet.arch.memory import Keep, keeps_output, segment_memories, training_memory
+from effnet.arch.memory import training_memory
+from effnet.arch.segments import Keep, keeps_output, segment_memories, uses_kernels
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
@@ -64,9 +68,14 @@ class Work:
         return self.macs + MACS_PER_WRITE * self.elements
 
 
-def extra_work(spec: NetworkSpec, plan: RecomputePlan) -> Work:
-    """What a plan computes twice."""
-    works = _works(spec, plan)
+def levels(spec: NetworkSpec, kernels: bool | None = None) -> list[Keep]:
+    """The levels that differ for this network, the one that keeps most first; `kernels` as for training_memory."""
+    return [Keep.CONVOLUTIONS, Keep.BOTTLENECKS] if uses_kernels(spec, kernels) else sorted(Keep, reverse=True)
+
+
+def extra_work(spec: NetworkSpec, plan: RecomputePlan, kernels: bool | None = None) -> Work:
+    """What a plan computes twice; `kernels` as for training_memory."""
+    works = _works(spec, plan, uses_kernels(spec, kernels))
     return Work(sum(work.macs for work in works), sum(work.elements for work in works))
 
 
@@ -78,28 +87,32 @@ def find_plan(
     optimizer: str = "rmsprop",
     ema: bool = True,
     precision: Precision = "fp32",
+    kernels: bool | None = None,
 ) -> RecomputePlan:
     """The plan with the least extra work under which a step of `batch` images holds at most `limit` bytes.
+
+    The keyword arguments are those of training_memory.
 
     Raises:
         ArgumentError: the limit is below what the smallest plan needs, which the message says, or the network has a
             kind of block that cannot be recomputed.
     """
-    levels: dict[
-        str, dict[Keep, tuple[int, int]]
-    ] = {}  # of each segment: extra work and elements kept, most kept first
-    for keep in sorted(Keep, reverse=True):
+    kernels = uses_kernels(spec, kernels)
+    offers: dict[str, dict[Keep, tuple[int, int]]] = {}  # of each segment: extra work and elements kept of each level
+    for keep in levels(spec, kernels):
         same = RecomputePlan.uniform(spec, keep)
-        for name, work, memory in zip(same, _works(spec, same), segment_memories(spec, same), strict=True):
-            levels.setdefault(name, {})[keep] = work.equivalent_macs, memory.kept
+        works, memories = _works(spec, same, kernels), segment_memories(spec, same, kernels)
+        for name, work, memory in zip(same, works, memories, strict=True):
+            offers.setdefault(name, {})[keep] = work.equivalent_macs, memory.kept
+    settings: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "precision": precision, "kernels": kernels}
 
     def peak(plan: RecomputePlan) -> int:
-        return training_memory(spec, batch, optimizer=optimizer, ema=ema, precision=precision, plan=plan).peak
+        return training_memory(spec, batch, plan=plan, **settings).peak
 
     def cheapest(price: float) -> RecomputePlan:
         return RecomputePlan(
             # on a tie the level that keeps more, which min meets first
-            {name: min(rows, key=lambda keep: rows[keep][0] + price * rows[keep][1]) for name, rows in levels.items()}
+            {name: min(rows, key=lambda keep: rows[keep][0] + price * rows[keep][1]) for name, rows in offers.items()}
         )
 
     plans = [*(cheapest(price) for price in PRICES), RecomputePlan.uniform(spec, Keep.BOTTLENECKS)]
@@ -110,17 +123,23 @@ def find_plan(
             "limit", limit, f"is too little for {spec.name} at batch {batch}: {least:,} bytes at least."
         )
     fitting = plan
-    for name in sorted(levels, key=lambda name: levels[name][plan[name]], reverse=True):
-        for keep, (again, _) in levels[name].items():
+    for name in sorted(offers, key=lambda name: offers[name][plan[name]], reverse=True):
+        for keep, (again, _) in offers[name].items():
             richer = RecomputePlan({**fitting, name: keep})
-            if again < levels[name][fitting[name]][0] and peak(richer) <= limit:
+            if again < offers[name][fitting[name]][0] and peak(richer) <= limit:
                 fitting = richer
                 break
     return fitting
 
 
-def _works(spec: NetworkSpec, plan: Mapping[str, Keep]) -> list[Work]:
+def _works(spec: NetworkSpec, plan: Mapping[str, Keep], kernels: bool) -> list[Work]:
     """What each segment computes again: stem, blocks, head."""
+    if kernels:
+        *costs, head, _ = cost(spec).blocks  # the last is the classifier's
+        again = [True, *(plan[name] < Keep.CONVOLUTIONS for name in (*(block.name for block in spec.blocks), "head"))]
+        return [
+            Work(each.macs * twice, each.activations * twice) for each, twice in zip([*costs, head], again, strict=True)
+        ]
     blocks = (_block_work(block, plan[block.name]) for block in spec.blocks)
     return [_end_work(spec, "stem", plan["stem"]), *blocks, _end_work(spec, "head", plan["head"])]
 

@@ -35,7 +35,7 @@ _SEGMENT = (
     ("P", "squeeze_gradient squeeze_bias_gradient excite_gradient excite_bias_gradient"),
     ("P", "pooled squeezed gate x y drop y_gradient x_gradient scaled_gradient expanded_gradient scratch"),
     ("i", "images height width inputs out_height out_width kernel stride pad_top pad_left"),
-    ("i", "squeeze shortcut recompute"),
+    ("i", "squeeze shortcut"),
 )
 _FIELDS = [(f"{layer}.{name}", kind) for layer in LAYERS for kind, names in _LAYER for name in names.split()]
 _FIELDS += [(name, kind) for kind, names in _SEGMENT for name in names.split()]
@@ -71,18 +71,24 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, running: list[Tensor], x: Tensor, drop: Tensor | None, low: bool, *parameters: Tensor
+        ctx: Any,
+        plan: Plan,
+        running: list[Tensor],
+        x: Tensor,
+        drop: Tensor | None,
+        low: bool,
+        again: bool,
+        *parameters: Tensor,
     ) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
+        """(N, C, H, W) -> (N, C', H', W'). `again`: the backward pass makes the maps again, so only x is kept."""
         ctx.plan, ctx.shape, ctx.low, ctx.dtype = plan, x.shape, low, x.dtype
         call = plan.call(x.shape, low)
         (x,) = _fit([x], [x.shape], call.dtype, LAST)
         weights = [one.contiguous() for one in parameters]  # a stem's may be channels_last
-        maps = call.empty_maps(x)
+        kept, maps = call.empty(x)
         y = torch.empty_like(maps[-1])
-        kept = torch.empty(call.kept, dtype=torch.float32, device="cpu")
         call(False, plan.forward, [*weights, *maps, *running, x, drop, y], kept)
-        ctx.save_for_backward(x, kept, drop, *([] if plan.recompute else maps), *parameters)
+        ctx.save_for_backward(x, drop, *parameters, *([] if again else [kept, *maps]))
         return y
 
     @staticmethod
@@ -93,13 +99,17 @@ class Step(torch.autograd.Function):
             raise RuntimeError(f"The training kernels have no second derivative (create_graph=True): {rule}")
         plan: Plan = ctx.plan
         call = plan.call(ctx.shape, ctx.low)
-        saved = ctx.saved_tensors
-        found = _fit([saved[0], gradient, *saved[3 : -len(plan.shapes)]], call.read, call.dtype, LAST)
-        x, gradient, *maps = found
-        kept, *weights = _fit([saved[1], *saved[-len(plan.shapes) :]], [(call.kept,), *plan.shapes], torch.float32)
-        drop = None if saved[2] is None else _fit([saved[2]], [ctx.shape[:1]], torch.float32)[0]
-        if plan.recompute:
-            maps = call.empty_maps(x)
+        x, drop, *rest = ctx.saved_tensors
+        parameters, saved = rest[: len(plan.shapes)], rest[len(plan.shapes) :]
+        x, gradient = _fit([x, gradient], [ctx.shape, call.maps[-1]], call.dtype, LAST)
+        weights = _fit(parameters, plan.shapes, torch.float32)
+        if drop is not None:
+            (drop,) = _fit([drop], [ctx.shape[:1]], torch.float32)
+        if saved:
+            (kept,), maps = _fit(saved[:1], [(call.kept,)], torch.float32), _fit(saved[1:], call.maps, call.dtype, LAST)
+        else:  # running statistics have moved, and nobody reads the output
+            kept, maps = call.empty(x)
+            call(False, plan.forward, [*weights, *maps, *[None] * len(plan.buffers), x, drop, None], kept)
         # Contiguous ones have the strides of their weights: DistributedDataParallel compares them.
         gradients = [torch.empty_like(one) for one in weights]
         needed = ctx.needs_input_grad
@@ -107,8 +117,8 @@ class Step(torch.autograd.Function):
         room: list[Tensor | None] = [torch.empty_like(one) for one in maps[:-1]] or [None]
         call(True, plan.backward, [*weights, *maps, *gradients, x, drop, gradient, x_gradient, room[-1], room[0]], kept)
         of_x = x_gradient.to(ctx.dtype) if x_gradient is not None and needed[2] else None
-        of_parameters = (one if need else None for one, need in zip(gradients, needed[5:], strict=True))
-        return None, None, of_x, None, None, *of_parameters
+        of_parameters = (one if need else None for one, need in zip(gradients, needed[6:], strict=True))
+        return None, None, of_x, None, None, None, *of_parameters
 
 
 @dataclass(frozen=True)
@@ -119,14 +129,14 @@ class Call:
     dtype: torch.dtype
     values: list[Any]  # of the fields, without addresses
     maps: list[TensorShape]
-    read: list[TensorShape]  # the input, the output and the maps that are kept
     kept: int  # numbers beside the maps
     inside: list[tuple[int, int]]  # fields that point into `kept`, and where, in bytes
     scratch: int  # bytes
 
-    def empty_maps(self, x: Tensor) -> list[Tensor]:
-        """Memory for the convolutions' outputs."""
-        return [x.new_empty_strided(shape, (c * h * w, 1, c * w, c)) for shape in self.maps for _, c, h, w in (shape,)]
+    def empty(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Memory for statistics and means, and for the convolutions' outputs."""
+        maps = [x.new_empty_strided(shape, (c * h * w, 1, c * w, c)) for shape in self.maps for _, c, h, w in (shape,)]
+        return torch.empty(self.kept, dtype=torch.float32, device="cpu"), maps
 
     def __call__(self, backward: bool, places: list[int], tensors: Sequence[Tensor | None], kept: Tensor) -> None:
         """Run a pass over tensors, each at the place of its field; all were made here, or checked before."""
@@ -167,7 +177,7 @@ class Plan:
         self.kernel, self.stride = spatial.conv.kernel_size[0], spatial.conv.stride[0]
         self.same = "pad" in spatial._modules
         self.patches = single and (self.kernel, self.stride) != (1, 1)  # an image's, which gets no gradient
-        self.recompute = single and self.kernel > 1
+        self.again = single and self.kernel > 1  # an image is kept anyway, and its map is large
         self.writes_x_gradient = not single and not self.expands  # wanted or not
 
         self.channels = [conv.out_channels for conv in self.convs]
@@ -201,7 +211,7 @@ class Plan:
         # Values that do not depend on the input
         self.fixed: dict[str, Any] = {"kernel": self.kernel, "stride": self.stride, "inputs": self.inputs}
         self.fixed |= {"squeeze": se.squeeze.out_channels if se else 0}
-        self.fixed |= {"shortcut": shortcut, "recompute": self.recompute}
+        self.fixed |= {"shortcut": shortcut}
         for name, layer in layers.items():
             act = ACTIVATIONS[type(layer._modules.get("act", nn.Identity()))]
             values = layer.norm.eps, layer.norm.momentum, layer.conv.out_channels, act
@@ -272,9 +282,8 @@ class Plan:
         scratch = library.effnet_training_scratch(*arguments, _PACK(*values), message, native.MESSAGE)
         if scratch < 0:
             raise RuntimeError(f"The training kernels: {message.value.decode()}")
-        read = [shape, maps[-1], *([] if self.recompute else maps)]
         dtype = torch.bfloat16 if low else torch.float32
-        return Call(arguments, dtype, values, maps, read, sum(lengths), inside, scratch)
+        return Call(arguments, dtype, values, maps, sum(lengths), inside, scratch)
 
 
 def count_batch(counters: list[Tensor]) -> None:

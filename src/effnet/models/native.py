@@ -12,7 +12,6 @@ where EFFNET_NATIVE=0 is set, and every network whose `native(False)` was called
 
 from __future__ import annotations
 
-import os
 from operator import itemgetter
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -23,9 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from effnet.models.depthwise import DepthwiseConv2d, is_eager
 from effnet.models.kernels import ACTIVATIONS, LAYERS, Plan, Step, count_batch, open_library
-
-SWITCH = "EFFNET_NATIVE"
-KERNELS, STRIDES = (3, 5, 7), (1, 2)  # of a depthwise convolution
+from effnet.native import KERNEL_SIZES, STRIDES, trains
 
 _CONV = itemgetter(
     "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "in_channels", "out_channels"
@@ -38,13 +35,14 @@ _SETTINGS = {
 _PLANS: WeakKeyDictionary[nn.Module, tuple[list[Any] | None, Plan | None]] = WeakKeyDictionary()
 
 
-def run(module: Any, x: Tensor, shortcut: bool = False) -> Tensor | None:
+def run(module: Any, x: Tensor, shortcut: bool = False, again: bool = False) -> Tensor | None:
     """A segment's training pass: (N, C, H, W) -> (N, C', H', W'); None where its modules have to compute it.
 
     Args:
         module: an MBConv or a SeparableConv, or a ConvNormAct.
         x: its input.
         shortcut: whether the input is added to the output.
+        again: keep only the input, and make the convolutions' outputs again in the backward pass.
     """
     if not (module.training and module.native and torch.is_grad_enabled() and is_eager(x) and _is_on()):
         return None
@@ -63,19 +61,19 @@ def run(module: Any, x: Tensor, shortcut: bool = False) -> Tensor | None:
         return None
     parameters, running, counters = tensors
     count_batch(counters)
-    return cast(Tensor, Step.apply(plan, running, x, plan.draw(x.shape[0]), low, *parameters))
+    return cast(Tensor, Step.apply(plan, running, x, plan.draw(x.shape[0]), low, again or plan.again, *parameters))
 
 
 def covers(module: Any) -> bool:
     """Whether the kernels would compute a segment's training pass on a CPU."""
-    if not (getattr(module, "native", False) and _is_on()) or "forward" in vars(module):
-        return False  # the latter: a recompute plan has a pass of its own
+    if not (getattr(module, "native", False) and _is_on()):
+        return False
     plan = _plan(module, getattr(module, "has_shortcut", False))
     return plan is not None and plan.tensors() is not None
 
 
 def _is_on() -> bool:
-    return os.environ.get(SWITCH) != "0" and open_library() is not None
+    return trains() and open_library() is not None
 
 
 def _plan(module: nn.Module, shortcut: bool) -> Plan | None:
@@ -127,7 +125,7 @@ def _make_plan(module: nn.Module, shortcut: bool) -> Plan | None:
     for name, layer in layers.items():
         conv = layer.conv
         if name == "depthwise":
-            known = conv.groups == conv.out_channels and conv.kernel_size[0] in KERNELS
+            known = conv.groups == conv.out_channels and conv.kernel_size[0] in KERNEL_SIZES
         else:
             known = conv.groups == 1 and conv.kernel_size == conv.stride == (1, 1)
             known = known and (conv.out_channels if name == "expand" else conv.in_channels) == wide

@@ -30,10 +30,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from effnet.arch.blocks import OPS, BlockSpec
-from effnet.arch.memory import Keep, check_plan, keeps_output
 from effnet.arch.recompute import RecomputePlan
+from effnet.arch.segments import Keep, check_plan, keeps_output
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
+from effnet.models import native
 from effnet.models.blocks import ConvNormAct, SqueezeExcitation, activate
 
 aten = torch.ops.aten
@@ -78,14 +79,17 @@ def follow_plan(network: nn.Module, spec: NetworkSpec, plan: RecomputePlan | Non
         segment = network.get_submodule(name)
         vars(segment).pop("forward", None)
         if plan is not None:  # the segment's own method stays its class's
-            vars(segment)["forward"] = partial(_forward, segment, partial(forward, segment, plan[name]))
+            again = plan[name] < Keep.CONVOLUTIONS
+            vars(segment)["forward"] = partial(_forward, segment, partial(forward, segment, plan[name]), again)
 
 
-def _forward(segment: nn.Module, planned: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _forward(segment: Any, planned: Callable[[Tensor], Tensor], again: bool, x: Tensor) -> Tensor:
     """A segment's forward pass: under its plan where something would be kept."""
-    if segment.training and torch.is_grad_enabled():
-        return planned(x)
-    return cast(Tensor, type(segment).forward(segment, x))
+    if not (segment.training and torch.is_grad_enabled()):
+        return cast(Tensor, type(segment).forward(segment, x))
+    covered = hasattr(segment, "native")
+    y = native.run(segment, x, getattr(segment, "has_shortcut", False), again) if covered else None
+    return planned(x) if y is None else y
 
 
 def _check_norm(norm: nn.Module) -> None:

@@ -14,7 +14,8 @@ from cyclopts import Parameter
 
 from effnet.arch.blocks import Shape
 from effnet.arch.cost import total_cost
-from effnet.arch.memory import OPTIMIZERS, Keep, file_bytes, inference_memory, training_memory
+from effnet.arch.memory import OPTIMIZERS, file_bytes, inference_memory, training_memory
+from effnet.arch.segments import Keep
 from effnet.arch.spec import LARGEST_FACTOR, NetworkSpec
 from effnet.console import Amount, given
 from effnet.errors import ArgumentError, UnknownNameError

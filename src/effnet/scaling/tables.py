@@ -10,7 +10,7 @@ from typing import Any
 
 from effnet import console
 from effnet.arch.cost import cost
-from effnet.arch.memory import Keep
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import PAPER, VARIANTS
 from effnet.console import MACS

@@ -21,8 +21,9 @@ from typing import Any
 
 from effnet import machine
 from effnet.arch.cost import cost
-from effnet.arch.memory import Keep, training_memory
+from effnet.arch.memory import training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
+from effnet.arch.segments import Keep
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
