@@ -4,14 +4,17 @@
     python benchmarks/memory.py plans       memory and time of B0 under plans, beside torch.utils.checkpoint
     python benchmarks/memory.py large       B7 at 600 px, one image, in a fresh process, with and without a plan
 
-Float32 and channels_last, random weights. The growth of a process is its largest resident memory minus what was
-resident before the network was built, torch imported and warmed up; on a GPU it is torch's own peak of allocated memory
-(written, not measured). Times are medians of interleaved rounds of one process, as ratios to effnet without a plan.
+Channels_last, random weights; the forecast in float32 and bf16 (autocast), the rest in float32. On a CPU the compiled
+kernels compute; EFFNET_NATIVE=0 leaves it to torch's modules. The growth of a process is its largest resident memory
+minus what was resident before the network was built, torch imported and warmed up; on a GPU it is torch's own peak of
+allocated memory (written, not measured). Times are medians of interleaved rounds of one process, as ratios to effnet
+without a plan.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -27,13 +30,14 @@ from torch.utils.checkpoint import checkpoint
 
 import effnet
 from effnet.arch.memory import training_memory
-from effnet.arch.recompute import RecomputePlan, find_plan
-from effnet.arch.segments import Keep
+from effnet.arch.recompute import RecomputePlan, find_plan, levels
+from effnet.arch.segments import Keep, uses_kernels
 from effnet.arch.spec import NetworkSpec, StageSpec
-from effnet.machine import this_machine
+from effnet.machine import Precision, this_machine
 
 MIB = 2**20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KERNELS = None if DEVICE == "cpu" else False  # None: as this process's installation and environment say
 # Freed memory goes back to the system at once, so that resident memory is what is in use.
 ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -46,7 +50,7 @@ ODD = (
         "relu6-se", (StageSpec(6, 3, 2, 16, 3), StageSpec(6, 3, 1, 32, 2)), activation="relu6", squeeze_ratio=0.5
     ),
 )
-NETWORKS = (*(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0")), *ODD)
+NETWORKS = (*(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0", "mobilenetv1")), *ODD)
 
 
 def memory_of(field: str) -> float:
@@ -55,9 +59,11 @@ def memory_of(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+def step(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "fp32") -> None:
     """Forward and backward."""
-    nn.functional.cross_entropy(network(images), labels).backward()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
+        logits = network(images)
+    nn.functional.cross_entropy(logits.float(), labels).backward()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -69,7 +75,7 @@ def batch_of(spec: NetworkSpec, batch: int) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def train(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int) -> None:
+def train(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int, precision: Precision) -> None:
     """Steps of RMSProp with momentum and a moving average of the weights."""
     network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
     network.recompute(plan)
@@ -78,29 +84,29 @@ def train(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int)
     images, labels = batch_of(spec, batch)
     for _ in range(steps):
         optimizer.zero_grad()
-        step(network, images, labels)
+        step(network, images, labels, precision)
         optimizer.step()
         with torch.no_grad():
             for mean, new in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(new, 0.1)
 
 
-def grow(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int) -> float:
+def grow(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int, precision: Precision) -> float:
     """MiB that training takes in this process, which must be fresh. A tiny network goes first: torch loads on use."""
-    train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2)
+    train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2, precision)
     if DEVICE == "cuda":
         before_cuda = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        train(spec, plan, batch, steps)
+        train(spec, plan, batch, steps, precision)
         return (torch.cuda.max_memory_allocated() - before_cuda) / MIB
     before = memory_of("VmRSS")
-    train(spec, plan, batch, steps)
+    train(spec, plan, batch, steps, precision)
     return memory_of("VmHWM") - before
 
 
-def measured(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int = 2) -> float:
-    """The same in a fresh process."""
-    task = {"spec": spec.to_dict(), "plan": plan and plan.to_dict(), "batch": batch, "steps": steps}
+def measured(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, precision: Precision = "fp32") -> float:
+    """The same in a fresh process, after two steps."""
+    task = {"spec": spec.to_dict(), "plan": plan and plan.to_dict(), "batch": batch, "precision": precision}
     command = [sys.executable, __file__, "child", json.dumps(task)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -109,35 +115,32 @@ def measured(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: i
 def child(task: dict[str, Any]) -> None:
     """What the fresh process does."""
     plan = task["plan"] and RecomputePlan({name: Keep[level.upper()] for name, level in task["plan"].items()})
-    print(grow(NetworkSpec.from_dict(task["spec"]), plan, task["batch"], task["steps"]))
+    print(grow(NetworkSpec.from_dict(task["spec"]), plan, task["batch"], 2, task["precision"]))
 
 
 def forecast() -> None:
     """Forecast beside measurement, with and without a plan."""
-    print("| network | px | batch | plan | forecast, MiB | measured, MiB | ratio |\n|---|---|---|---|---|---|---|")
-    for spec in NETWORKS:
+    print("| network | px | batch | precision | plan | forecast, MiB | measured, MiB | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if this_machine().bf16 else ("fp32",)
+    for spec, precision in itertools.product(NETWORKS, precisions):
         batch = 16 if spec.resolution < 300 else 8
         for plan in (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)):
-            said, found = training_memory(spec, batch, plan=plan).peak / MIB, measured(spec, plan, batch)
-            row = (
-                spec.name,
-                spec.resolution,
-                batch,
-                plan or "none",
-                f"{said:.0f}",
-                f"{found:.0f}",
-                f"{said / found:.3f}",
+            said = training_memory(spec, batch, precision=precision, plan=plan, kernels=KERNELS).peak / MIB
+            found = measured(spec, plan, batch, precision)
+            sizes = f"{said:.0f}", f"{found:.0f}", f"{said / found:.3f}"
+            print(
+                "|", *(f"{cell} |" for cell in (spec.name, spec.resolution, batch, precision, plan or "none", *sizes))
             )
-            print("|", *(f"{cell} |" for cell in row))
 
 
 def large() -> None:
     """B7 at its own resolution; the base is the process with network, optimizer state and image."""
     spec = effnet.spec("b7")
-    held = training_memory(spec, 1)
+    held = training_memory(spec, 1, kernels=KERNELS)
     base = (held.weights + held.optimizer + held.ema + held.images) / MIB
     for plan in (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)):
-        said, found = training_memory(spec, 1, plan=plan).peak / MIB, measured(spec, plan, 1)
+        said, found = training_memory(spec, 1, plan=plan, kernels=KERNELS).peak / MIB, measured(spec, plan, 1)
         over = f"{found - base:.0f} MiB over the base, {said - base:.0f} forecast"
         print(f"b7, 600 px, 1 image, {plan or 'no plan'}: {over}")
 
@@ -161,12 +164,13 @@ class Checkpointed(nn.Module):
 def plans(batch: int = 16, rounds: int = 9) -> None:
     """B0 at 224 px: memory per image (forecast of the activations at their peak) against time."""
     spec = effnet.spec("b0")
-    plain = training_memory(spec, batch)
+    plain = training_memory(spec, batch, kernels=KERNELS)
     fixed = plain.weights + plain.optimizer + plain.ema + plain.images
     chosen: dict[str, RecomputePlan | None] = {"none": None}
-    chosen |= {keep.name.lower(): RecomputePlan.uniform(spec, keep) for keep in sorted(Keep, reverse=True)}
+    chosen |= {keep.name.lower(): RecomputePlan.uniform(spec, keep) for keep in levels(spec, KERNELS)}
     for share in (0.75, 0.5, 0.32):
-        chosen[f"find_plan {share}x"] = find_plan(spec, int(fixed + share * (plain.peak - fixed)), batch)
+        limit = int(fixed + share * (plain.peak - fixed))
+        chosen[f"find_plan {share}x"] = find_plan(spec, limit, batch, kernels=KERNELS)
     network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
     images, labels = batch_of(spec, batch)
     contestants: dict[str, nn.Module] = {}
@@ -200,7 +204,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         child(json.loads(sys.argv[2]))
     elif sys.argv[1:] and sys.argv[1] in ("forecast", "plans", "large"):
-        print(f"{this_machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
+        computed = "kernels" if uses_kernels(effnet.spec("b0"), KERNELS) else "torch's modules"
+        print(f"{this_machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {computed}\n")
         {"forecast": forecast, "plans": plans, "large": large}[sys.argv[1]]()
     else:
         sys.exit(__doc__)

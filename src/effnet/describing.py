@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from effnet import console
 from effnet.arch.cost import Cost, block_rows, cost, stage_rows
 from effnet.arch.memory import inference_memory, kept_per_image, largest_batch, training_memory
-from effnet.arch.recompute import RecomputePlan, extra_work, find_plan
-from effnet.arch.segments import Keep
+from effnet.arch.recompute import RecomputePlan, extra_work, find_plan, levels
+from effnet.arch.segments import Keep, uses_kernels
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import PAPER, VARIANTS, spec
 from effnet.console import MACS, OK, PUBLISHED, Amount, Flag
@@ -179,13 +179,15 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
     limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
     precision, reason = choose_precision() if step.precision is None else (step.precision, "chosen by --precision")
     settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
-    levels: dict[str, Keep | None] = {"everything": None}
-    levels |= {keep.name.lower(): keep for keep in sorted(Keep, reverse=True)}
+    kernels = uses_kernels(network)
+    keeps: dict[str, Keep | None] = {"everything": None}
+    # By the kernels the highest level is what they keep without a plan
+    keeps |= {keep.name.lower(): keep for keep in levels(network)[kernels:]}
     largest = {}
     if limit is not None:
-        largest = {name: largest_batch(network, limit, plan=keep, **settings) for name, keep in levels.items()}
+        largest = {name: largest_batch(network, limit, plan=keep, **settings) for name, keep in keeps.items()}
     images = max(1, *largest.values()) if step.batch is None else step.batch
-    plans = {name: None if keep is None else RecomputePlan.uniform(network, keep) for name, keep in levels.items()}
+    plans = {name: None if keep is None else RecomputePlan.uniform(network, keep) for name, keep in keeps.items()}
     if step.batch is not None and limit is not None and largest["bottlenecks"] >= step.batch:
         plans["least work"] = find_plan(network, limit, step.batch, **settings)
     held = {name: training_memory(network, images, plan=plan, **settings) for name, plan in plans.items()}
@@ -197,6 +199,7 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
             for name in plans
         ]
         values = {"batch": images, "train_memory_bytes": limit, **settings, "precision_because": reason}
+        values["kernels"] = kernels
         sys.stdout.write(console.json_text(_values(network) | values | {"training": rows}))
         return
     terms = "weights", "gradients", "optimizer", "ema", "images", "activations", "peak"
@@ -206,10 +209,12 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
         sizes = (console.size(getattr(memory, term)) for term in terms)
         lines.append((name, *sizes, f"{again[name]:.0%}", *[largest.get(name, images) or "none"] * bool(largest)))
     title = f"Training {network.name} at {network.resolution} px, {step.optimizer}, {precision}: "
+    computed = "by effnet's kernels; of a GPU's step: EFFNET_NATIVE=0" if kernels else "by torch's modules"
+    least = list(keeps)[-1] if kernels else "convolutions"
     note = (
-        f"{precision}: {reason}.\n"
+        f"{precision}: {reason}. Computed {computed}.\n"
         "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
-        "the sum. To keep less: network.recompute(RecomputePlan.uniform(spec, 'convolutions')). Torch is not counted."
+        f"the sum. To keep less: network.recompute(RecomputePlan.uniform(spec, '{least}')). Torch is not counted."
     )
     if "least work" in plans:
         note += f"\nLeast work: find_plan(spec, limit, batch) for {step.train_memory}: {plans['least work']}."

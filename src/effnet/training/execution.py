@@ -104,7 +104,7 @@ def choose_execution(
         recompute=None if plan is None else plan.to_dict(),
         threads=settings.threads or max(1, cores - workers),
         workers=workers,
-        forecast_bytes=training_memory(spec, part, **_memory_options(recipe, precision), plan=plan).peak,
+        forecast_bytes=training_memory(spec, part, **_memory_options(recipe, settings, precision), plan=plan).peak,
     )
 
 
@@ -201,7 +201,7 @@ def fit_memory(
     limit = wanted
     if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
         limit = int(USABLE * memory / world)
-    options = _memory_options(recipe, precision)
+    options = _memory_options(recipe, settings, precision)
     if limit is None or training_memory(spec, share, **options).peak <= limit:
         return share, None
     fewest = smallest_part(spec, recipe, settings.freeze)
@@ -235,5 +235,8 @@ def check_batch(spec: NetworkSpec, recipe: Recipe, freeze: int, share: int) -> N
         raise ArgumentError("batch", share, rule)
 
 
-def _memory_options(recipe: Recipe, precision: Precision) -> dict[str, Any]:
-    return {"optimizer": OPTIMIZER[recipe.optimizer], "ema": recipe.ema > 0, "precision": precision}
+def _memory_options(recipe: Recipe, settings: Settings, precision: Precision) -> dict[str, Any]:
+    # The kernels need a CPU and a normalisation of their own that computes statistics
+    torch_computes = settings.device != "cpu" or settings.sync_bn or not recipe.bn_momentum
+    options = {"optimizer": OPTIMIZER[recipe.optimizer], "ema": recipe.ema > 0, "precision": precision}
+    return {**options, "kernels": False if torch_computes else None}
