@@ -13,8 +13,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from effnet.arch.recompute import RecomputePlan
-from effnet.arch.segments import Keep
 from effnet.models.blocks import ConvNormAct, MBConv
 from effnet.models.efficientnet import EfficientNet
 from effnet.native import instruction_sets
@@ -230,14 +228,6 @@ def test_an_images_gradient_is_torchs(calls):
     network(x).sum().backward()
     assert x.grad is not None
     assert len(calls) == SEGMENTS - 1
-
-
-def test_a_plan_computes_as_ever(calls):
-    network = EfficientNet(SPEC).train()
-    network.recompute(RecomputePlan.uniform(SPEC, Keep.BOTTLENECKS))
-    assert "training=torch" in repr(network)
-    learn(network, images())
-    assert not calls
 
 
 def test_switches_and_repr(calls, monkeypatch):
