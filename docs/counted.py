@@ -74,7 +74,7 @@ def makeup(network: NetworkSpec) -> tuple[float, float, float]:
         if block.expand_ratio != 1:
             expanded += block.expanded_channels * block.input_size**2
     ends = network.stem_channels * network.shape.stem_size**2 + network.head_channels * network.final_size**2
-    total = kept_per_image(network) / FLOAT
+    total = kept_per_image(network, kernels=False) / FLOAT
     return (3 * expanded + 4 * wide) / total, (expanded + wide + ends) / total, wide / total
 
 
@@ -201,8 +201,8 @@ def memory() -> str:
             network.name.upper(),
             f"{cost(network).params * FLOAT / MIB:.0f}",
             f"{feature_maps(network) / MIB:.1f}",
-            f"{kept_per_image(network) / MIB:.0f}",
-            *(largest_batch(network, 24 * 2**30, plan=plan) for plan in plans),
+            f"{kept_per_image(network, kernels=False) / MIB:.0f}",
+            *(largest_batch(network, 24 * 2**30, plan=plan, kernels=False) for plan in plans),
         )
         for network in FAMILY
     ]
@@ -215,7 +215,7 @@ def hungry() -> str:
     rows: list[Sequence[object]] = []
     for name in ("b0", "b4", "b7"):
         for network in dict.fromkeys((spec(name, resolution=224), spec(name))):
-            macs, kept = f"{cost(network).macs / 1e9:.2f} G", f"{kept_per_image(network) / MIB:.0f}"
+            macs, kept = f"{cost(network).macs / 1e9:.2f} G", f"{kept_per_image(network, kernels=False) / MIB:.0f}"
             shares = (f"{share:.0%}" for share in makeup(network))
             rows.append((name.upper(), network.resolution, macs, kept, *shares))
     rows += [(name, 224, f"{macs} G", f"{kept / MIB:.0f}", "", "", "") for name, (macs, kept) in RESNETS.items()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import platform
 import sys
 from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
@@ -17,7 +19,17 @@ from effnet.arch.memory import training_memory
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError
-from effnet.training.execution import Execution, Images, check_main_guard, choose_execution, choose_workers
+from effnet.training import execution
+from effnet.training.execution import (
+    MMAP_MAX,
+    TRIM_THRESHOLD,
+    Execution,
+    Images,
+    check_main_guard,
+    choose_execution,
+    choose_workers,
+    keep_freed_memory,
+)
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 
@@ -167,3 +179,52 @@ def test_synchronised_statistics_need_cuda() -> None:
 def test_the_named_fields_are_known() -> None:
     assert Settings(seed=0, model="lite0").given == {"seed", "model"}
     assert Settings() == Settings(seed=0)
+
+
+class Glibc:
+    """Remembers what its allocator was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+
+    def mallopt(self, option: int, value: int) -> int:
+        self.calls.append((option, value))
+        return 1
+
+    def malloc_trim(self, left: int) -> int:
+        self.calls.append((left,))
+        return 1
+
+
+def test_freed_memory_is_kept_while_steps_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = Glibc()
+    monkeypatch.setattr("effnet.training.execution._glibc", lambda: libc)
+    computer(monkeypatch)
+    chosen = choose()
+    with keep_freed_memory(chosen, ANY, world=1) as kept:
+        assert kept
+        assert libc.calls == [(MMAP_MAX, 0), (TRIM_THRESHOLD, -1)]
+    assert libc.calls[2:] == [(MMAP_MAX, 65536), (TRIM_THRESHOLD, 128 * 1024), (0,)]
+
+    libc.calls.clear()
+    for settings in (Settings(train_memory="4GB"), Settings(device="cuda")):
+        with keep_freed_memory(chosen, settings, world=1) as kept:
+            assert not kept
+    computer(monkeypatch, memory=int(1.5 * chosen.forecast_bytes))  # of which a part is usable
+    with keep_freed_memory(chosen, ANY, world=1) as kept:
+        assert not kept
+    computer(monkeypatch)
+    monkeypatch.setattr("effnet.training.execution._glibc", lambda: None)  # another C library
+    with keep_freed_memory(chosen, ANY, world=1) as kept:
+        assert not kept
+    assert libc.calls == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_the_users_own_setting_of_the_allocator_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    with keep_freed_memory(choose(), ANY, world=1) as kept:
+        assert kept
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    assert execution._glibc() is None

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,20 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 def finished(shapes: Path, spec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("runs") / "first"
     return train(shapes, spec_file, "scratch", out=out, **{**QUICK, "epochs": 8})
+
+
+def test_freed_memory_is_kept_during_the_run(go: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    @contextmanager
+    def recorded(execution: Any, settings: Any, *, world: int) -> Iterator[bool]:
+        seen.append((world, True))
+        yield True
+        seen.append((world, False))
+
+    monkeypatch.setattr("effnet.training.train.keep_freed_memory", recorded)
+    go()
+    assert seen == [(1, True), (1, False)]
 
 
 def test_it_learns(finished: Any) -> None:

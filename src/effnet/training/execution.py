@@ -9,12 +9,18 @@ part        the whole batch, or the largest share of it that fits into --train-m
 workers     processes that load images, where an estimate says that they save a tenth of the time
 threads     one for each core without a worker
 kernels     of the depthwise convolutions: see models.depthwise
+allocator   freed memory stays with the process from step to step where there is enough: see keep_freed_memory
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +54,10 @@ CROP_SECONDS = {
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
 MOST_WORKERS = 8
+HELD = 1.35  # memory of a process that keeps what it freed, over the forecast: B0 at 224 px, 16 and 64 images
+# Arguments of glibc's mallopt(), and its own values
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536
 LEAST_BF16 = 160  # px from which bf16 is used without AMX: see precision_for
 
 
@@ -218,6 +228,35 @@ def fit_memory(
     least = training_memory(spec, sizes[0], **options, plan=RecomputePlan.uniform(spec, Keep.BOTTLENECKS)).peak
     images = "one image takes" if sizes[0] == 1 else f"{sizes[0]} images at once take"
     raise ArgumentError("train_memory", wanted, f"is too little for {spec.name}: {images} {least:,} bytes.")
+
+
+@contextmanager
+def keep_freed_memory(execution: Execution, settings: Settings, *, world: int) -> Iterator[bool]:
+    """While steps run, glibc keeps memory that was freed, where there is enough and no --train-memory; yields whether.
+
+    glibc gives large maps back to the system at once and gets them as fresh pages, which the system fills with zeros:
+    722,000 page faults a step of B0 at 224 px with 64 images, and 1.46 times the processor time (fp32, the compiled
+    kernels, one core of a Xeon with AVX-512). In return the process held 1.26 times the memory. With 16 images a step
+    took .98 of the time, and held the same.
+    """
+    libc = _glibc()
+    memory = machine.this_machine().memory_bytes
+    enough = memory is not None and HELD * execution.forecast_bytes * world <= USABLE * memory
+    if libc is None or not enough or settings.device != "cpu" or settings.train_memory is not None:
+        yield False
+        return
+    try:
+        yield bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1))
+    finally:
+        libc.mallopt(MMAP_MAX, USUAL_MMAP_MAX)
+        libc.mallopt(TRIM_THRESHOLD, USUAL_TRIM_THRESHOLD)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """The C library, where it is glibc and no environment variable sets its allocator."""
+    set_by_user = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    return None if set_by_user or platform.libc_ver()[0] != "glibc" else ctypes.CDLL(None)
 
 
 def smallest_part(spec: NetworkSpec, recipe: Recipe, freeze: int = 0) -> int:

@@ -25,7 +25,14 @@ from effnet.errors import ArgumentError, TrainingError
 from effnet.files import hold_lock, new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
-from effnet.training.execution import SMALLEST_PART, Execution, Images, check_main_guard, choose_execution
+from effnet.training.execution import (
+    SMALLEST_PART,
+    Execution,
+    Images,
+    check_main_guard,
+    choose_execution,
+    keep_freed_memory,
+)
 from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
 from effnet.training.learner import Learner, class_weights
 from effnet.training.loop import Loop, guess_step_seconds, time_budget
@@ -120,7 +127,7 @@ def train(
         plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
             plan.write(folder)
-    with _lock(folder, fabric):
+    with _lock(folder, fabric), keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size):
         loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
         loop.run()
         return finish(loop, base)
@@ -146,7 +153,7 @@ def resume(
     check_main_guard(plan.execution.workers if workers is None else workers)
     fabric = _fabric(plan.settings)
     progress = progress if fabric.is_global_zero else SILENT
-    with _lock(folder, fabric):
+    with _lock(folder, fabric), keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size):
         restore_folder(folder / BEST)
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
