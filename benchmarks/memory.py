@@ -168,7 +168,7 @@ def plans(batch: int = 16, rounds: int = 9) -> None:
     fixed = plain.weights + plain.optimizer + plain.ema + plain.images
     chosen: dict[str, RecomputePlan | None] = {"none": None}
     chosen |= {keep.name.lower(): RecomputePlan.uniform(spec, keep) for keep in levels(spec, KERNELS)}
-    for share in (0.75, 0.5, 0.32):
+    for share in (0.8, 0.65) if uses_kernels(spec, KERNELS) else (0.75, 0.5, 0.32):
         limit = int(fixed + share * (plain.peak - fixed))
         chosen[f"find_plan {share}x"] = find_plan(spec, limit, batch, kernels=KERNELS)
     network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)

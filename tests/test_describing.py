@@ -13,8 +13,10 @@ from effnet.arch.segments import Keep
 from effnet.arch.specfile import spec_text
 from effnet.arch.variants import VARIANTS
 from effnet.describing import RIVALS
+from effnet.native import instruction_sets
 
 COMMAND = "info"  # what `run` runs
+needs_kernels = pytest.mark.skipif(not instruction_sets(), reason="nothing was compiled")
 
 
 def test_the_family(run):
@@ -93,16 +95,25 @@ def test_the_networks_of_table_2(run):
     assert json.loads(run("--rivals", "--json")[1])[0]["rivals"][0]["name"] == "ResNet-50"
 
 
-def test_training_memory(run):
-    _, out, _ = run("b4", "--batch", "32", "--train-memory", "8GB", "--precision", "fp32", "--json")
-    rows = {row["keep"]: row for row in json.loads(out)["training"]}
-    assert list(rows) == ["everything", "activations", "convolutions", "depthwise", "bottlenecks", "least work"]
+LEVELS = {"0": ["activations", "convolutions", "depthwise", "bottlenecks"], "1": ["bottlenecks"]}
+
+
+@pytest.mark.parametrize("native", [pytest.param("1", marks=needs_kernels), "0"])
+def test_training_memory(run, native, monkeypatch):
+    monkeypatch.setenv("EFFNET_NATIVE", native)
+    _, out, _ = run("b4", "--batch", "32", "--train-memory", "6GB", "--precision", "fp32", "--json")
+    values = json.loads(out)
+    rows = {row["keep"]: row for row in values["training"]}
+    assert values["kernels"] is (native == "1")
+    assert list(rows) == ["everything", *LEVELS[native], "least work"]
     spec = effnet.spec("b4")
-    assert rows["everything"]["peak"] == training_memory(spec, 32).peak
-    assert rows["bottlenecks"]["largest_batch"] == largest_batch(spec, 8 * 10**9, plan=Keep.BOTTLENECKS)
-    assert rows["convolutions"]["extra_macs_share"] == 0
+    assert rows["everything"]["peak"] == training_memory(spec, 32, kernels=native == "1").peak
+    assert rows["bottlenecks"]["largest_batch"] == largest_batch(spec, 6 * 10**9, plan=Keep.BOTTLENECKS)
+    assert rows["everything"]["extra_macs_share"] == 0
+    assert 0 < rows["least work"]["extra_macs_share"] < rows["bottlenecks"]["extra_macs_share"] <= 1
     _, out, err = run("b4", "--batch", "32")
     assert "bottlenecks" in out
+    assert ("effnet's kernels" in out) == (native == "1")
     assert "bf16" in out  # the precision and its reason are printed
     assert err == "Next: effnet scale --from b4 --train-memory 8GB --batch 32\n"
 

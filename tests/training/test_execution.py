@@ -112,10 +112,10 @@ def test_what_does_not_fit_goes_in_parts_and_only_a_limit_brings_a_plan(monkeypa
     computer(monkeypatch, memory=whole)  # of which a part is usable
     parts = choose()
     assert (parts.part, parts.parts, parts.plan) == (16, 2, None)
-    limited = choose(Settings(train_memory=whole // 2))
+    limited = choose(Settings(train_memory=9 * whole // 10))
     assert limited.part == 32
     assert limited.plan is not None
-    assert limited.forecast_bytes <= whole // 2
+    assert limited.forecast_bytes <= 9 * whole // 10
     assert choose(like=limited).recompute == limited.recompute
     with pytest.raises(ArgumentError, match="train_memory"):
         choose(Settings(train_memory="1MB"))

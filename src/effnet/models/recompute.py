@@ -14,6 +14,9 @@ a map costs more than its arithmetic. benchmarks/memory.py measures memory and t
 - Outputs and statistics are those of the plain network to the bit; gradients differ in their last digits.
 - The backward pass runs once and has no derivative of its own: no retain_graph, no create_graph.
 - Hooks of a segment (stem, a block, head) are called; hooks of the layers inside it are not.
+
+All that is for torch's modules. What the compiled kernels cover (native.py) they compute under a plan as without one,
+and below the level CONVOLUTIONS a segment keeps its input only and computes its forward pass again.
 """
 
 from __future__ import annotations
