@@ -45,7 +45,7 @@ HARD: dict[str, Any] = {  # all that could disturb a resumed run
     "cutmix": 0.5,
     "head_first": 0.3,
     "precision": "fp32",  # bf16, where a machine has it, would fit without parts
-    "train_memory": "1.3MB",  # a plan, and parts
+    "train_memory": "1MB",  # a plan, and parts
     "class_weights": True,
 }
 
