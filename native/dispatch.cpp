@@ -119,7 +119,7 @@ using effnet::Engine;
 using effnet::Layout;
 using effnet::Workspace;
 
-int32_t effnet_abi() { return 3; }
+int32_t effnet_abi() { return 4; }
 
 const char* effnet_build() { return EFFNET_BUILD; }
 
