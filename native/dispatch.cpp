@@ -14,24 +14,24 @@ namespace effnet {
 namespace portable {
 extern const Kernels FP32, BF16;
 extern const TrainingKernels TRAINING_FP32, TRAINING_BF16;
-}
+}  // namespace portable
 #if EFFNET_HAS_AVX2
 namespace avx2 {
 extern const Kernels FP32, BF16;
 extern const TrainingKernels TRAINING_FP32, TRAINING_BF16;
-}
+}  // namespace avx2
 #endif
 #if EFFNET_HAS_AVX512
 namespace avx512 {
 extern const Kernels FP32, BF16;
 extern const TrainingKernels TRAINING_FP32, TRAINING_BF16;
-}
+}  // namespace avx512
 #endif
 #if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
 namespace avx512bf16 {
 extern const Kernels BF16;
 extern const TrainingKernels TRAINING_BF16;
-}
+}  // namespace avx512bf16
 #endif
 
 namespace {
@@ -57,7 +57,8 @@ bool always() { return true; }
 const Isa ISAS[] = {
 // best first
 #if EFFNET_HAS_AVX512 && EFFNET_HAS_AVX512BF16
-    {"avx512bf16", &avx512::FP32, &avx512bf16::BF16, &avx512::TRAINING_FP32, &avx512bf16::TRAINING_BF16, has_avx512bf16},
+    {"avx512bf16", &avx512::FP32, &avx512bf16::BF16, &avx512::TRAINING_FP32, &avx512bf16::TRAINING_BF16,
+     has_avx512bf16},
 #endif
 #if EFFNET_HAS_AVX512
     {"avx512", &avx512::FP32, &avx512::BF16, &avx512::TRAINING_FP32, &avx512::TRAINING_BF16, has_avx512},

@@ -1,4 +1,5 @@
-// What a training step may be asked to compute. The arrays' lengths follow from these numbers, and the caller checks them.
+// What a training step may be asked to compute. The arrays' lengths follow from these numbers, and the caller checks
+// them.
 #include "training.h"
 
 #include <stdexcept>

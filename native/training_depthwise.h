@@ -1,5 +1,6 @@
 // The depthwise convolution of a training step. A part of the work is a run of output rows, of any images. Rows of its
-// inputs lie in a ring, as [vector of channels][column][lane], after normalisation and activation and with zeros around.
+// inputs lie in a ring, as [vector of channels][column][lane], after normalisation and activation and with zeros
+// around.
 
 struct Geometry {
   int kernel, stride, pad_top, pad_left, height, width, out_height, out_width, channels;

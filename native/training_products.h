@@ -62,14 +62,14 @@ static INLINE void product_tile(const T* rows, ptrdiff_t apart, const T* weights
                                 ptrdiff_t channel, Work& work) {
   Vector totals[M][N];
   _Pragma("GCC unroll 24") for (int m = 0; m < M; m++) UNROLL
-    for (int n = 0; n < N; n++) totals[m][n] = all(0.f);
+  for (int n = 0; n < N; n++) totals[m][n] = all(0.f);
   multiply_rows<T, M, N>(totals, rows + row * apart, apart, Input<T>::PAIR, weights, N * LANES * Input<T>::PAIR, steps);
   work.template take<M, N>(totals, row, channel);
 }
 
-template <class T, int N, class Work>
-static void product_panel(const T* rows, ptrdiff_t apart, const T* weights, ptrdiff_t steps, ptrdiff_t count,
-                          ptrdiff_t channel, Work& work) {
+template <class T, int N, class Work> static void product_panel(const T* rows, ptrdiff_t apart, const T* weights,
+                                                                ptrdiff_t steps, ptrdiff_t count, ptrdiff_t channel,
+                                                                Work& work) {
   ptrdiff_t row = 0;
   for (; row + TOTALS / N <= count; row += TOTALS / N)
     product_tile<T, TOTALS / N, N>(rows, apart, weights, steps, row, channel, work);
@@ -142,9 +142,9 @@ template <class T> struct Stacked {
   static INLINE ptrdiff_t steps(ptrdiff_t rows) { return (rows + Input<T>::PAIR - 1) / Input<T>::PAIR; }
 };
 
-template <class T, int M, int N>
-static INLINE void outer_tile(const T* a, ptrdiff_t a_step, const T* b, ptrdiff_t b_step, ptrdiff_t steps, float* sums,
-                              ptrdiff_t pitch) {
+template <class T, int M, int N> static INLINE void outer_tile(const T* a, ptrdiff_t a_step, const T* b,
+                                                               ptrdiff_t b_step, ptrdiff_t steps, float* sums,
+                                                               ptrdiff_t pitch) {
   Vector totals[M][N];
   UNROLL for (int m = 0; m < M; m++) UNROLL
     for (int n = 0; n < N; n++) totals[m][n] = all(0.f);
@@ -156,21 +156,18 @@ static INLINE void outer_tile(const T* a, ptrdiff_t a_step, const T* b, ptrdiff_
     }
 }
 
-template <class T, int N>
-static void outer_panel(const T* a, ptrdiff_t a_step, ptrdiff_t height, const T* b, ptrdiff_t b_step, ptrdiff_t steps,
-                        float* sums, ptrdiff_t pitch) {
+template <class T, int N> static void outer_panel(const T* a, ptrdiff_t a_step, ptrdiff_t height, const T* b,
+                                                  ptrdiff_t b_step, ptrdiff_t steps, float* sums, ptrdiff_t pitch) {
   constexpr int M = TOTALS / PANEL, PAIR = Input<T>::PAIR;
   ptrdiff_t row = 0;
   for (; row + M <= height; row += M)
     outer_tile<T, M, N>(a + row * PAIR, a_step, b, b_step, steps, sums + row * pitch, pitch);
-  for (; row < height; row++)
-    outer_tile<T, 1, N>(a + row * PAIR, a_step, b, b_step, steps, sums + row * pitch, pitch);
+  for (; row < height; row++) outer_tile<T, 1, N>(a + row * PAIR, a_step, b, b_step, steps, sums + row * pitch, pitch);
 }
 
 // sums[i][j] += the sum over rows of a[row][i] b[row][j], for i < height and vectors [first, end) of j
-template <class T>
-static void outer_product(const Stacked<T>& a, ptrdiff_t height, const Stacked<T>& b, ptrdiff_t first, ptrdiff_t end,
-                          ptrdiff_t rows, float* sums) {
+template <class T> static void outer_product(const Stacked<T>& a, ptrdiff_t height, const Stacked<T>& b,
+                                             ptrdiff_t first, ptrdiff_t end, ptrdiff_t rows, float* sums) {
   constexpr int PAIR = Input<T>::PAIR;
   const ptrdiff_t steps = Stacked<T>::steps(rows);
   for (ptrdiff_t v = first; v < end;) {
@@ -179,7 +176,8 @@ static void outer_product(const Stacked<T>& a, ptrdiff_t height, const Stacked<T
     switch (end - v) {
       case 1: outer_panel<T, 1>(a.at, a.wide * PAIR, height, from, b.wide * PAIR, steps, to, b.wide), v += 1; break;
 #if REGISTERS >= 32
-      case 2: case 4: outer_panel<T, 2>(a.at, a.wide * PAIR, height, from, b.wide * PAIR, steps, to, b.wide), v += 2; break;
+      case 2:
+      case 4: outer_panel<T, 2>(a.at, a.wide * PAIR, height, from, b.wide * PAIR, steps, to, b.wide), v += 2; break;
 #endif
       default: outer_panel<T, PANEL>(a.at, a.wide * PAIR, height, from, b.wide * PAIR, steps, to, b.wide), v += PANEL;
     }
