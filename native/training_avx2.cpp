@@ -2,4 +2,4 @@
 #define NAMESPACE avx2
 #define LANES 8
 #define REGISTERS 16
-#include "training_kernels.h"
+#include "training_segments.h"

@@ -2,4 +2,4 @@
 #define NAMESPACE avx512
 #define LANES 16
 #define REGISTERS 32
-#include "training_kernels.h"
+#include "training_segments.h"

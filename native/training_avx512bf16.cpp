@@ -3,4 +3,4 @@
 #define LANES 16
 #define REGISTERS 32
 #define ONLY_BF16
-#include "training_kernels.h"
+#include "training_segments.h"

@@ -6,4 +6,4 @@
 #else
 #define REGISTERS 16
 #endif
-#include "training_kernels.h"
+#include "training_segments.h"

@@ -1,4 +1,4 @@
-// The kernels of a training step: one source for every instruction set, as kernels.h is for inference.
+// A training step of whole segments: one source for every instruction set, as kernels.h is for inference.
 #include "training.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
