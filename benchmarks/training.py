@@ -49,7 +49,7 @@ from effnet.data.dataset import Dataset, read_data
 from effnet.data.loader import PREFETCH, Loader, Order, TrainingImages
 from effnet.machine import load_average, this_machine
 from effnet.metrics.timing import random_images, seconds
-from effnet.native import instruction_set
+from effnet.native import training_instruction_set
 from effnet.training.execution import Images, choose_execution
 from effnet.training.initial_network import short_side
 from effnet.training.learner import Learner, augment_of
@@ -238,7 +238,7 @@ def show(row: str, lines: list[dict[str, Any]], options: argparse.Namespace) -> 
         for line in lines
     ]
     columns = "<contestant, allocator", "time", "kept", "peak", "ms", "kept, MB an image", "peak, MiB"
-    machine = f"{this_machine()}; kernels: {instruction_set()}; {torch.get_num_threads()} threads"
+    machine = f"{this_machine()}; kernels: {training_instruction_set()}; {torch.get_num_threads()} threads"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
     rule = f"medians of {options.rounds} rounds; the fastest rival = 1, for kept and peak the fastest in fp32"
     console.table(columns, table, title=f"A training step, {Row.parse(row)}", note=f"{machine}; {versions}\n{rule}")
