@@ -210,8 +210,8 @@ def kernels(out: Path) -> None:
 
 def training(out: Path) -> None:
     """What the block's training step keeps, and what it computes again."""
-    block = B0.blocks[1]  # the widest one
-    wide, large, small = block.expanded_channels, block.input_size, block.output_size
+    block, wide = B0.blocks[1], B0.blocks[1].expanded_channels
+    large, small = block.input_size, block.output_size
     steps = (  # of each: what is computed, the map that comes of it, its side and channels, whether it is kept
         ("", "x", large, block.in_channels, True),
         ("expand", "expanded", large, wide, True),
@@ -225,15 +225,13 @@ def training(out: Path) -> None:
         for place, (words, name, side, channels, kept) in enumerate(steps):
             x, megabytes = 4 + 19.5 * place, 4 * side**2 * channels / 1e6
             tall = 4 + 4 * megabytes
-            if words:
-                _arrow(axes, (x - 13, 20), (x - 1, 20))
-                axes.text(x - 7.5, 21, words, ha="center", va="bottom", fontsize=11)
+            if place:
+                _arrow(axes, (x - 13, 20), (x - 1, 20), words)
             axes.add_patch(_rectangle(x, 20 - tall / 2, 4, tall, BLUE if kept else "white", INK))
             axes.text(x + 2, 20 - tall / 2 - 1, f"{name}\n{megabytes:.1f} MB", ha="center", va="top", fontsize=11)
-        axes.add_patch(_rectangle(24, 1, 2, 2, BLUE, INK))
-        axes.text(27, 2, "kept whole until the backward pass", va="center", fontsize=11)
-        axes.add_patch(_rectangle(64, 1, 2, 2, "white", INK))
-        axes.text(67, 2, "made a few rows at a time, in both passes", va="center", fontsize=11)
+        for x, face, words in ((24, BLUE, "kept until the backward pass"), (64, "white", "made a few rows at a time")):
+            axes.add_patch(_rectangle(x, 1, 2, 2, face, INK))
+            axes.text(x + 3, 2, words, va="center", fontsize=11)
 
 
 def scaling(out: Path) -> None:

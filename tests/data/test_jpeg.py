@@ -52,7 +52,6 @@ def expected(path: Path, mode: ColourMode = "RGB", least: float | None = None) -
 def test_usual_jpegs_have_pillows_pixels_without_pillow(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("simplejpeg")
     (file := tmp_path / "photo").write_bytes(USUAL[kind])
     wanted = expected(file)
     monkeypatch.setattr(jpeg, "open_photo", None)

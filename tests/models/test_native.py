@@ -164,11 +164,14 @@ def computed_by(isa: str, threads: int) -> Iterator[None]:
 def apart_from_kinks(case: Case) -> float:
     """How far the nearest activation's input is from 0 and 6, where slopes of ReLU and ReLU6 jump."""
     distance = [1.0]
+
+    def measure(_: nn.Module, __: Any, z: Tensor) -> None:
+        distance.append(float(torch.minimum(z.abs(), (z - 6).abs()).min()))
+
     twin = copy.deepcopy(case.module).double()
     for layer in twin.modules():
         if isinstance(layer, ConvNormAct) and isinstance(getattr(layer, "act", None), nn.ReLU | nn.ReLU6):
-            hook = lambda _, __, z: distance.append(float(torch.minimum(z.abs(), (z - 6).abs()).min()))  # noqa: E731
-            layer.norm.register_forward_hook(hook)
+            layer.norm.register_forward_hook(measure)
     with torch.no_grad():
         twin(case.x.double())
     return min(distance)

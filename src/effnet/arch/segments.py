@@ -15,7 +15,7 @@ one's, P of the projected one's. The reason is what each step's gradient reads:
 | BOTTLENECKS | 0 | 0 | 2 | and the depthwise convolution |
 
 One of the two P is the block's own output, which the next block reads; without a shortcut it is computed again, too.
-Without squeeze-and-excitation there is no product, which makes one D less where products are kept.
+Without squeeze-and-excitation nothing is scaled, so the levels that keep its product keep one D fewer.
 
 That is so where torch's modules compute. The compiled kernels (native/training.h) compute a segment in one step, which
 keeps its input and, from the level CONVOLUTIONS on and without a plan, the outputs of its convolutions: E, D and 2 P.
