@@ -106,6 +106,12 @@ def test_bf16_is_fast_with_amx_or_on_amd() -> None:
     assert without_amx.bf16
     assert not without_amx.fast_bf16
     assert choose_precision("cpu", without_amx)[0] == "fp32"
+    assert choose_precision("cpu", without_amx, kernels=True)[0] == "bf16"
+
+
+def test_the_kernels_keep_bf16_without_instructions_that_multiply_it() -> None:
+    assert choose_precision("cpu", Machine("Intel(R) Xeon(R)", 2, None, ("avx512f",)), kernels=True)[0] == "bf16"
+    assert choose_precision("cpu", machine(ZEN3), kernels=True)[0] == "fp32"
 
 
 @pytest.mark.parametrize(("capability", "value"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])

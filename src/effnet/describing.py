@@ -177,9 +177,11 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
 
 def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:
     limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
-    precision, reason = choose_precision() if step.precision is None else (step.precision, "chosen by --precision")
-    settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
     kernels = uses_kernels(network)
+    precision, reason = step.precision, "chosen by --precision"
+    if precision is None:
+        precision, reason = choose_precision(kernels=kernels)
+    settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
     keeps: dict[str, Keep | None] = {"everything": None}
     # By the kernels the highest level is what they keep without a plan
     keeps |= {keep.name.lower(): keep for keep in levels(network)[kernels:]}

@@ -62,12 +62,12 @@ def computer(monkeypatch: pytest.MonkeyPatch, cores: int = 2, memory: int = 8 * 
 )
 def test_workers(cores: int, images: Images, resolution: int, settings: dict[str, Any], workers: int) -> None:
     network = spec("b0", resolution=resolution)
-    assert choose_workers(network, RECIPE, Settings(**settings), images, cores=cores) == workers
+    assert choose_workers(network, RECIPE, Settings(**settings), images, cores=cores, kernels=False) == workers
 
 
 def test_a_script_gets_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("effnet.training.execution.workers_are_safe", lambda: False)
-    assert choose_workers(spec("b0"), RECIPE, Settings(), HUGE, cores=2) == 0
+    assert choose_workers(spec("b0"), RECIPE, Settings(), HUGE, cores=2, kernels=True) == 0
 
 
 def choose(settings: Settings = ANY, network: NetworkSpec = SHALLOW, **options: Any) -> Execution:
@@ -88,18 +88,25 @@ def test_threads_are_the_cores_without_a_worker(
     monkeypatch: pytest.MonkeyPatch, settings: Settings, world: int, workers: int, threads: int
 ) -> None:
     computer(monkeypatch, 4)
-    execution = choose(settings, spec("b0", resolution=32), images=SMALL, world=world)
+    execution = choose(settings, spec("b0", resolution=64), images=SMALL, world=world)
     assert (execution.workers, execution.threads, execution.part) == (workers, threads, 32 // world)
 
 
 @pytest.mark.parametrize(
-    ("features", "resolution", "precision"),
-    [((), 224, "fp32"), (("amx_bf16",), 64, "bf16"), (("avx512_bf16",), 224, "bf16"), (("avx512_bf16",), 64, "fp32")],
+    ("features", "resolution", "kernels", "precision"),
+    [
+        ((), 224, "1", "fp32"),
+        (("amx_bf16",), 64, "0", "bf16"),
+        (("avx512_bf16",), 224, "0", "bf16"),
+        (("avx512_bf16",), 64, "0", "fp32"),
+        (("avx512f",), 64, "1", "bf16"),  # maps of half the size are faster without instructions for bf16
+    ],
 )
-def test_precision_is_the_machines(
-    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], resolution: int, precision: str
+def test_precision_is_the_machines_and_that_of_what_computes(
+    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], resolution: int, kernels: str, precision: str
 ) -> None:
     computer(monkeypatch, 2, 8 * 10**9, *features)
+    monkeypatch.setenv("EFFNET_NATIVE", kernels)
     assert choose(network=spec("b0", resolution=resolution)).precision == precision
     assert choose(Settings(precision="fp32")).precision == "fp32"
 

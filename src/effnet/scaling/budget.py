@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from effnet import native
 from effnet.arch.blocks import Shape
 from effnet.arch.cost import total_cost
 from effnet.arch.memory import OPTIMIZERS, file_bytes, inference_memory, training_memory
@@ -117,7 +118,7 @@ class Budget:
             if self.train_memory is None and getattr(self, name) != default:
                 raise ArgumentError(name, getattr(self, name), "belongs to `train_memory`, which is not limited.")
         if self.train_memory is not None and self.precision is None:
-            set_field(self, "precision", choose_precision()[0])
+            set_field(self, "precision", choose_precision(kernels=native.trains())[0])
         set_field(self, "keep", keep)
 
     @property

@@ -3,7 +3,8 @@
 The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and the
 user's settings. So the same command on the same machine computes the same bits, and the first step comes at once.
 
-precision   bf16 where it is faster: with AMX, and for large images with AMD's AVX-512 BF16; else fp32
+precision   bf16 where it is faster: by the kernels with AVX-512; by torch's modules with AMX, and for large images
+            with AMD's AVX-512 BF16; else fp32
 recompute   nothing, unless --train-memory is given
 part        the whole batch, or the largest share of it that fits into --train-memory, or else into the machine's memory
 workers     processes that load images, where an estimate says that they save a tenth of the time
@@ -29,7 +30,7 @@ from effnet import machine
 from effnet.arch.cost import cost
 from effnet.arch.memory import training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
-from effnet.arch.segments import Keep
+from effnet.arch.segments import Keep, uses_kernels
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import Precision
@@ -41,7 +42,7 @@ SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so a rec
 USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
 
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
-MAC_SECONDS = 1e-10  # a multiply-add of a training step
+MAC_SECONDS = {True: 5e-11, False: 1e-10}  # a multiply-add of a training step by the kernels, by torch's modules
 STEP_OVER_FORWARD = 3  # multiply-adds of a step over those of a forward pass
 IMAGE_SECONDS = 3e-4  # an image, whatever its size; threads take turns at it
 DECODED_SECONDS = 5e-9  # a pixel of the file
@@ -58,7 +59,7 @@ HELD = 1.35  # memory of a process that keeps what it freed, over the forecast: 
 # Arguments of glibc's mallopt(), and its own values
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536
-LEAST_BF16 = 160  # px from which bf16 is used without AMX: see precision_for
+LEAST_BF16 = 160  # px from which torch's modules use bf16 without AMX: see precision_for
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,14 @@ def choose_execution(
     Raises:
         ArgumentError: the batch does not divide among the processes, or not even one image fits into the memory.
     """
-    precision = precision_for(spec, settings) if settings.precision == "auto" else settings.precision
+    kernels = trains_by_kernels(spec, recipe, settings)
+    precision = precision_for(spec, settings.device, kernels) if settings.precision == "auto" else settings.precision
     cores = max(1, machine.this_machine().cores // world)
     workers = settings.workers
     if workers is None:
-        workers = choose_workers(spec, recipe, settings, Images(images.count // world, images.side), cores=cores)
+        shared = Images(images.count // world, images.side)
+        workers = choose_workers(spec, recipe, settings, shared, cores=cores, kernels=kernels)
+    options = _memory_options(spec, recipe, settings, precision)
     fewest = smallest_part(spec, recipe, settings.freeze)
     if like is not None and like.part * like.parts * world == recipe.batch and like.part >= fewest:
         part, plan = like.part, like.plan
@@ -114,24 +118,37 @@ def choose_execution(
         recompute=None if plan is None else plan.to_dict(),
         threads=settings.threads or max(1, cores - workers),
         workers=workers,
-        forecast_bytes=training_memory(spec, part, **_memory_options(recipe, settings, precision), plan=plan).peak,
+        forecast_bytes=training_memory(spec, part, **options, plan=plan).peak,
     )
 
 
-def precision_for(spec: NetworkSpec, settings: Settings) -> Precision:
-    """The machine's number format; fp32 for small images where the processor multiplies bf16 without tiles (AMX).
+def trains_by_kernels(spec: NetworkSpec, recipe: Recipe, settings: Settings) -> bool:
+    """Whether the compiled kernels compute a run's steps: on a CPU, with batch statistics of each process's own."""
+    return settings.device == "cpu" and not settings.sync_bn and recipe.bn_momentum > 0 and uses_kernels(spec)
 
-    A step of B0 in bf16 took 0.82 of fp32's time at 224 px on an EPYC Zen 5 (16 images). Small images were timed only
-    on a Xeon with AVX-512 BF16, which always gets fp32 (`benchmarks/training.py rules`, 8 images): bf16 took 0.99 of
-    fp32's time at 224 px, and 1.11, 1.02 and 1.09 at 128, 64 and 32 px.
+
+def guess_step_seconds(spec: NetworkSpec, recipe: Recipe, settings: Settings, cores: int) -> float:
+    """What a step of the whole batch takes on that many cores, roughly."""
+    each = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS[trains_by_kernels(spec, recipe, settings)]
+    return each * recipe.batch / cores
+
+
+def precision_for(spec: NetworkSpec, device: str, kernels: bool) -> Precision:
+    """The machine's number format; by torch's modules fp32 for small images where no tiles (AMX) multiply bf16.
+
+    `benchmarks/training.py rules` on a Xeon with AVX-512 BF16, B0, 8 images: by the kernels bf16 took 0.84, 0.89, 0.87
+    and 0.98 of fp32's time at 224, 128, 64 and 32 px; by torch's modules 0.99, 1.11, 1.02 and 1.09, so that processor
+    always got fp32. On an EPYC Zen 5 torch's bf16 took 0.82 at 224 px (16 images); small images were not timed there.
     """
     tiles = "amx_bf16" in machine.this_machine().features
-    if settings.device == "cpu" and not tiles and spec.resolution < LEAST_BF16:
+    if device == "cpu" and not kernels and not tiles and spec.resolution < LEAST_BF16:
         return "fp32"
-    return machine.choose_precision(settings.device)[0]
+    return machine.choose_precision(device, kernels=kernels)[0]
 
 
-def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, cores: int) -> int:
+def choose_workers(
+    spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, cores: int, kernels: bool
+) -> int:
     """Processes that load images during training: as many as make a step shortest, none where that saves little.
 
     With none, all threads load, then train, in turn: (c + l) / threads seconds for an image that takes c to train on
@@ -144,7 +161,7 @@ def choose_workers(spec: NetworkSpec, recipe: Recipe, settings: Settings, images
     load = DECODED_SECONDS * images.side**2 * 4 / 3  # photos are 4:3
     load += CROP_SECONDS[recipe.augmentation] * spec.resolution**2
     on_cpu = settings.device == "cpu"
-    train = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS if on_cpu else 0.0
+    train = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS[kernels] if on_cpu else 0.0
 
     def seconds(workers: int) -> float:
         threads = settings.threads or cores - workers
@@ -211,7 +228,7 @@ def fit_memory(
     limit = wanted
     if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
         limit = int(USABLE * memory / world)
-    options = _memory_options(recipe, settings, precision)
+    options = _memory_options(spec, recipe, settings, precision)
     if limit is None or training_memory(spec, share, **options).peak <= limit:
         return share, None
     fewest = smallest_part(spec, recipe, settings.freeze)
@@ -274,8 +291,10 @@ def check_batch(spec: NetworkSpec, recipe: Recipe, freeze: int, share: int) -> N
         raise ArgumentError("batch", share, rule)
 
 
-def _memory_options(recipe: Recipe, settings: Settings, precision: Precision) -> dict[str, Any]:
-    # The kernels need a CPU and a normalisation of their own that computes statistics
-    torch_computes = settings.device != "cpu" or settings.sync_bn or not recipe.bn_momentum
-    options = {"optimizer": OPTIMIZER[recipe.optimizer], "ema": recipe.ema > 0, "precision": precision}
-    return {**options, "kernels": False if torch_computes else None}
+def _memory_options(spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision) -> dict[str, Any]:
+    return {
+        "optimizer": OPTIMIZER[recipe.optimizer],
+        "ema": recipe.ema > 0,
+        "precision": precision,
+        "kernels": trains_by_kernels(spec, recipe, settings),
+    }

@@ -24,7 +24,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
-from effnet.arch.cost import cost
 from effnet.console import csv_lines
 from effnet.data.dataset import Dataset
 from effnet.data.loader import Loader, Order, TrainingImages
@@ -32,7 +31,6 @@ from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.machine import forget_peak
 from effnet.progress import Progress
-from effnet.training.execution import MAC_SECONDS, STEP_OVER_FORWARD
 from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
 from effnet.training.run_folder import BEST, RESULTS, RunPlan, run_inputs, save_checkpoint
@@ -132,7 +130,7 @@ class Loop:
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
         self.begun = self.elapsed  # when the first step began
-        self.per_step = guess_step_seconds(plan)
+        self.per_step = plan.guess_step_seconds()
         self.validation: float | None = None  # seconds of the last one
         writes = plan.settings.tensorboard and fabric.is_global_zero
         self.logger = TensorBoardLogger(folder, name="tensorboard", version="") if writes else None
@@ -315,12 +313,6 @@ class Loop:
         if self.logger:
             self.logger.log_metrics({name: value for name, value in row.items() if name != "step"}, self.step)
         self.progress.message("".join(f"{row[name]:>{width}{form}}" for name, width, form in COLUMNS))
-
-
-def guess_step_seconds(plan: RunPlan) -> float:
-    """What a step takes on a processor, roughly."""
-    cores = plan.execution.threads * plan.processes
-    return STEP_OVER_FORWARD * cost(plan.spec).macs * MAC_SECONDS * plan.recipe.batch / cores
 
 
 def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:

@@ -49,8 +49,9 @@ from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
 from effnet.files import write_text
 from effnet.machine import this_machine
+from effnet.native import training_instruction_set, trains
 from effnet.progress import Progress
-from effnet.training.execution import Execution
+from effnet.training.execution import Execution, guess_step_seconds
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
 from effnet.version import __version__
@@ -85,6 +86,10 @@ class RunPlan:
         values |= {name: dataclasses.asdict(values[name]) for name in PLAIN} | {"spec": self.spec.to_dict()}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))  # tuples as lists, paths as text
         return plain
+
+    def guess_step_seconds(self) -> float:
+        """What a step takes on a processor, roughly."""
+        return guess_step_seconds(self.spec, self.recipe, self.settings, self.execution.threads * self.processes)
 
     def write(self, folder: Path) -> None:
         """Write args.yaml."""
@@ -126,7 +131,7 @@ def versions() -> dict[str, str]:
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
     names = {"effnet": __version__, "code": code.hexdigest()[:12], "torch": importlib.metadata.version("torch")}
-    return names | {"machine": str(this_machine())}
+    return names | {"machine": str(this_machine()), "kernels": (trains() and training_instruction_set()) or "none"}
 
 
 def is_unborn(folder: Path) -> bool:

@@ -35,7 +35,7 @@ from effnet.training.execution import (
 )
 from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
 from effnet.training.learner import Learner, class_weights
-from effnet.training.loop import Loop, guess_step_seconds, time_budget
+from effnet.training.loop import Loop, time_budget
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
 from effnet.training.run_folder import (
@@ -276,7 +276,7 @@ def _fit_schedule(plan: RunPlan, dataset: Dataset, progress: Progress, started: 
     """The plan with a guess of the steps that fit into a time budget, and a limit on those of the classifier."""
     if budget := time_budget(plan, dataset):
         progress.message("--minutes follows the clock, so the run cannot be repeated to the bit; with --epochs it can")
-        used, per_step = time.monotonic() - started, guess_step_seconds(plan)
+        used, per_step = time.monotonic() - started, plan.guess_step_seconds()
         steps = int((budget.end(per_step) - used) / per_step)
         if steps < 1:
             progress.message(f"{plan.settings.minutes} minutes are too short: reading the images took {used:.0f} s")
