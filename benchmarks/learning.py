@@ -1,8 +1,8 @@
 """What the recipes reach on whole data sets, each by the commands that a user would type.
 
-    python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px, one core: 4 epochs, 15 minutes
-    python benchmarks/learning.py scratch    B0 from scratch on it at 32 px, half an hour of one core each: two recipes,
-                                             two strides of the stem
+    python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px for 15 minutes
+    python benchmarks/learning.py scratch    B0 from scratch on it at 32 px for half an hour each: two recipes, two
+                                             strides of the stem
     python benchmarks/learning.py tuxpaint   Lite0's weights on 191 photo cut-outs of 6 classes, in five folds
     python benchmarks/learning.py linear     a linear classifier on Lite0's features of the same folds, by --fit
     python benchmarks/learning.py inherit    a network that no weights exist for, with and without --init lite0
@@ -50,12 +50,9 @@ from effnet.weights.load import open_model
 ROOT = Path(__file__).resolve().parent
 FOLDS = 5
 PENALTY = 0.3  # times the squared weights of the linear classifier, over all images
-HALF_HOUR = "--model b0 --resolution 32 --val 0.05 --minutes 30 --threads 1"
+HALF_HOUR = "--model b0 --resolution 32 --val 0.05 --minutes 30"
 FASHION = {
-    "finetune": {
-        "4 epochs": "--model lite0 --resolution 64 --val 0.05 --epochs 4 --threads 1",
-        "15 minutes": "--model lite0 --resolution 64 --val 0.05 --minutes 15 --threads 1",
-    },
+    "finetune": {"15 minutes": "--model lite0 --resolution 64 --val 0.05 --minutes 15"},
     "scratch": {
         "scratch, stem stride 1": f"{HALF_HOUR} --recipe scratch --stem-stride 1",
         "paper, stem stride 1": f"{HALF_HOUR} --recipe paper --stem-stride 1",
