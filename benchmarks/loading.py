@@ -134,7 +134,7 @@ def show_parts(files: Sequence[Path]) -> None:
             augment.cut(array, top, left, bottom - top, right - left)
             for array, (left, top, right, bottom) in zip(arrays, boxes, strict=True)
         ],
-        "all": lambda: [augment(file, seed) for seed, file in enumerate(files)],
+        "all": lambda: [augment(augment.read(file), seed) for seed, file in enumerate(files)],
     }
     print("\n| part, one thread | ms an image |\n|---|---:|")
     with torch_threads(1):

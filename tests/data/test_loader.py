@@ -111,7 +111,7 @@ def test_crops_are_torchvisions(tmp_path: Path, interpolation: Interpolation) ->
     crop = v2.Compose([v2.RandomResizedCrop(48, (0.5, 1), (0.8, 1.25), mode), v2.RandomHorizontalFlip()])
     ours = Augment(InputSpec(48, 48, interpolation=interpolation), 0.5, 1.25)
     for seed in range(6):
-        found = ours(file, seed)
+        found = ours(ours.read(file), seed)
         torch.manual_seed(seed)
         differences = np.abs(found.astype(int) - np.asarray(crop(photo)))
         assert differences.max() <= (0 if interpolation == "lanczos" else 1)
@@ -148,12 +148,29 @@ def test_an_unreadable_image_is_named(photos: Dataset) -> None:
 def test_whole_images_are_prepared_as_in_evaluation(photos: Dataset) -> None:
     plain = Augment(INPUT, crop_area=1, flip=0)
     file = photos.file(photos.samples[0])
-    assert np.array_equal(plain(file, 0), load_pixels(file, INPUT))
+    assert np.array_equal(plain(plain.read(file), 0), load_pixels(file, INPUT))
 
 
 def test_grey_images(photos: Dataset) -> None:
     input_spec = InputSpec(8, 8, (0.5,), (0.5,))
-    assert Augment(input_spec, policy="autoaugment")(photos.file(photos.samples[0]), 0).shape == (8, 8, 1)
+    augment = Augment(input_spec, policy="autoaugment")
+    assert augment(augment.read(photos.file(photos.samples[0])), 0).shape == (8, 8, 1)
+
+
+def test_small_data_are_decoded_once(photos: Dataset) -> None:
+    size = TrainingImages(photos, Augment(INPUT), 0).augment.read(photos.file(photos.samples[0])).nbytes
+    order, augment = Order(12, 6, 6, 0), Augment(INPUT)
+    keeps, forgets, lacks = (TrainingImages(photos, augment, 0, keep) for keep in (12 * size, 0, 12 * size - 1))
+    for epoch in range(2):
+        parts = [list(Loader(images, order, 0).epoch(epoch)) for images in (keeps, forgets)]
+        for (found, _), (expected, _) in zip(*parts, strict=True):
+            assert torch.equal(found, expected)
+    list(Loader(lacks, order, 0).epoch(0))
+    for sample in photos.samples:
+        photos.file(sample).unlink()
+    assert len(list(Loader(keeps, order, 0).epoch(2))) == 2
+    with pytest.raises(DataError, match="does not exist"):
+        list(Loader(lacks, order, 0).epoch(1))
 
 
 @pytest.mark.parametrize("fit", ["pad", "squash"])
@@ -167,9 +184,9 @@ def test_a_photo_that_is_not_cropped_is_seen_whole_but_for_its_rim(tmp_path: Pat
         for each in (fit, "crop")
     )
     for seed in range(4):
-        seen = whole(tmp_path / "long.png", seed)
+        seen = whole(whole.read(tmp_path / "long.png"), seed)
         assert seen.shape == (64, 64, channels)
         middle = seen[20:44, :, 0].astype(float)
         assert middle[:, :8].max() > 200 or middle[:, -8:].max() > 200
         assert middle[:, 28:36].max() < 50
-    assert cropped(tmp_path / "long.png", 0).max() < 50  # only the middle
+    assert cropped(cropped.read(tmp_path / "long.png"), 0).max() < 50  # only the middle

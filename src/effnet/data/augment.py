@@ -51,18 +51,21 @@ class Augment:
     flip: float = 0.5
     policy: str = "none"
 
-    def __call__(self, photo: str | PathLike[str], seed: int) -> npt.NDArray[np.uint8]:
-        """A file as pixels (size, size, C) uint8.
+    def read(self, photo: str | PathLike[str]) -> npt.NDArray[np.uint8]:
+        """A file as the pixels (H, W, C) uint8 that `__call__` takes: all that is the same in every epoch.
 
         Raises:
             ImageError: the file cannot be read.
         """
-        size, crops = self.input.size, self.crop_area < 1
+        crops = self.crop_area < 1
         whole = not crops or self.input.fit != "crop"
-        least = None if whole else SPARE * size * math.sqrt(self.crop_ratio / self.crop_area)
+        least = None if whole else SPARE * self.input.size * math.sqrt(self.crop_ratio / self.crop_area)
         pixels = read_pixels(photo, colour_mode(self.input), least=least)
-        if crops and whole:
-            pixels = self._square(pixels)
+        return self._square(pixels) if crops and whole else pixels
+
+    def __call__(self, pixels: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint8]:
+        """A photo as the network sees it: (size, size, C) uint8."""
+        size, crops = self.input.size, self.crop_area < 1
         with DRAWING:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower than a crop
             box = self._crop.make_params([torch.empty(pixels.shape[:2], device="meta")]) if crops else {}

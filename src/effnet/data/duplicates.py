@@ -6,7 +6,7 @@
     3  a perceptual hash (pHash: which of the 8 x 8 lowest frequencies of the thumbnail are above their median) proposes
        for each content and its mirror image the CANDIDATES nearest ones that differ in at most BITS of 64 bits
     4  they are near-duplicates if the slopes of their thumbnails correlate by SAME or more and their colours agree,
-       unless one of them is grey
+       unless one of them is grey; pairs whose slopes' low frequencies alone are too far apart need no closer look
 
 Slopes are the differences between neighbouring pixels, slightly blurred: brightness does not change them, contrast
 changes only their strength. An image of nearly one colour has none and is never a near-duplicate.
@@ -47,6 +47,8 @@ SAME_COLOURS = 0.25  # difference as a share of the stronger chroma; brightened 
 GREY, FAINT = 1.0, 2.0  # mean levels of chroma: an image below the first is grey; the second is always tolerated
 CELLS = 2**24  # hashes compared at a time, 64 MB
 BLOCK = 256  # images whose slopes are compared at a time: they stay in the cache
+COARSE = 12  # frequencies of the slopes each way that rule a pair out
+ROUNDING = 1e-4  # of a squared distance in float32, generously
 WINDOW = 64  # files that are read ahead
 
 Bytes = NDArray[np.uint8]
@@ -196,10 +198,14 @@ def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
     best: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True):
         others, other_chroma = (thumbnails[..., ::-1], chroma[:, :, ::-1]) if mirrored else (thumbnails, chroma)
+        coarse, other_coarse = _coarse_slopes(thumbnails), _coarse_slopes(others)
         for one, two in _propose(_hashes(thumbnails), _hashes(others), strengths >= FLAT):
-            found = np.einsum("ij,ij->i", _unit_slopes(thumbnails[one]), _unit_slopes(others[two]))
             noise = NOISE / np.minimum(strengths[one], strengths[two])
             least = np.sqrt(1 - np.maximum(1 - SAME**2, noise**2))
+            # Of unit vectors that correlate by c the squared distance is 2 - 2c, and no larger in any part of them
+            near = np.square(coarse[one] - other_coarse[two]).sum(axis=1) <= 2 - 2 * least + ROUNDING
+            one, two, least = one[near], two[near], least[near]
+            found = np.einsum("ij,ij->i", _unit_slopes(thumbnails[one]), _unit_slopes(others[two]))
             kept = np.flatnonzero((found >= least) & _colours_agree(chroma[one], other_chroma[two]))
             for at in kept.tolist():
                 ends = known[one[at]][0], known[two[at]][0]
@@ -213,9 +219,9 @@ def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterat
     """Indices of usable images, each with its CANDIDATES nearest later ones by their hashes, BLOCK pairs at a time."""
     rows = max(1, CELLS // max(1, len(signs)))
     for start in range(0, len(signs), rows):
-        differing = (64 - signs[start : start + rows] @ others[start:].T) / 2
-        one, two = np.nonzero(differing <= BITS)
-        bits = differing[one, two]
+        products = signs[start : start + rows] @ others[start:].T
+        one, two = np.nonzero(products >= 64 - 2 * BITS)
+        bits = -products[one, two]
         one, two = one + start, two + start
         kept = (two > one) & usable[one] & usable[two]
         one, two, bits = one[kept], two[kept], bits[kept]
@@ -227,10 +233,16 @@ def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterat
             yield one[first : first + BLOCK], two[first : first + BLOCK]
 
 
+def _cosines(count: int, side: int) -> Floats:
+    """The lowest `count` waves of the DCT-II of `side` pixels, (count, side), not normalised."""
+    waves = np.arange(count)[:, None] * (2 * np.arange(side) + 1)
+    cosines: Floats = np.cos(np.pi / (2 * side) * waves).astype(np.float32)
+    return cosines
+
+
 def _hashes(grey: Bytes) -> Floats:
     """The pHash of images (N, S, S) as 64 numbers, -1 or 1: the product of two is 64 - 2 x differing bits."""
-    waves = np.arange(HASH_SIDE)[:, None] * (2 * np.arange(SIDE) + 1)
-    cosines = np.cos(np.pi / (2 * SIDE) * waves).astype(np.float32)  # DCT-II
+    cosines = _cosines(HASH_SIDE, SIDE)
     frequencies = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(len(grey), HASH_SIDE**2)
     signs: Floats = np.where(frequencies > np.median(frequencies, axis=1, keepdims=True), np.float32(1), np.float32(-1))
     return signs
@@ -244,13 +256,26 @@ def _slopes(grey: Bytes) -> Floats:
     soft = quarter * (soft[:, :, :-2] + soft[:, :, 2:]) + 2 * quarter * soft[:, :, 1:-1]
     corner = soft[:, :-1, :-1]
     both = np.stack((soft[:, :-1, 1:] - corner, soft[:, 1:, :-1] - corner), axis=1)
-    return both.reshape(len(grey), -1)
+    return both.reshape(len(grey), 2 * (SIDE - 1) ** 2)
 
 
 def _unit_slopes(grey: Bytes) -> Floats:
     slopes = _slopes(grey)
     unit: Floats = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
     return unit
+
+
+def _coarse_slopes(grey: Bytes) -> Floats:
+    """The lowest frequencies of the unit slopes of images (N, S, S): (N, 2 * COARSE ** 2), of length 1 at most."""
+    cosines = _cosines(COARSE, SIDE - 1)
+    cosines /= np.linalg.norm(cosines, axis=1, keepdims=True)
+    found = np.zeros((len(grey), 2 * COARSE**2), np.float32)
+    for start in range(0, len(grey), BLOCK):
+        slopes = _slopes(grey[start : start + BLOCK])
+        slopes /= np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), np.float32(1e-6))
+        maps = slopes.reshape(-1, 2, SIDE - 1, SIDE - 1)
+        found[start : start + BLOCK] = (cosines @ maps @ cosines.T).reshape(len(maps), -1)
+    return found
 
 
 def _strengths(grey: Bytes) -> Floats:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
 
 Key = tuple[int, int]  # epoch and index of an image in the data set
 PREFETCH = 4  # parts that a worker prepares ahead
+KEPT_BYTES = 256 * 2**20  # of decoded images that a process keeps for the next epochs
 LONGEST_FOLDER = 70  # bytes; the path of a socket has 104 at most, of which multiprocessing needs 32
 
 
@@ -70,18 +72,27 @@ class Order:
 
 
 class TrainingImages(TorchDataset[Any]):
-    """The images of a data set, augmented; instead of an image that cannot be read, its error as text."""
+    """The images of a data set, augmented; instead of an image that cannot be read, its error as text.
 
-    def __init__(self, data: Dataset, augment: Augment, seed: int) -> None:
+    Args:
+        data: where they are.
+        augment: how they are changed.
+        seed: of the run.
+        keep: bytes of memory for decoded images. Those of a data set that seems to fit, by the first image that is
+            read, are decoded in the first epoch only.
+    """
+
+    def __init__(self, data: Dataset, augment: Augment, seed: int, keep: int = 0) -> None:
         self.files = [str(data.file(sample)) for sample in data.samples]
         self.labels = [sample.label for sample in data.samples]
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.keep = augment, seed, keep
+        self._kept: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __getitem__(self, key: Key) -> tuple[Any, int]:
         """Pixels (size, size, C) uint8 and label of an image in an epoch."""
         epoch, index = key
         try:
-            pixels = self.augment(self.files[index], image_seed(self.seed, epoch, index))
+            pixels = self.augment(self._read(index), image_seed(self.seed, epoch, index))
         except ImageError as error:
             return f"{self.files[index]}: {error}", self.labels[index]
         return pixels, self.labels[index]
@@ -96,6 +107,16 @@ class TrainingImages(TorchDataset[Any]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def _read(self, index: int) -> npt.NDArray[np.uint8]:
+        if (pixels := self._kept.get(index)) is None:
+            pixels = self.augment.read(self.files[index])
+            if not self._kept and pixels.nbytes * len(self) > self.keep:
+                self.keep = 0
+            if pixels.nbytes <= self.keep:
+                self.keep -= pixels.nbytes
+                self._kept[index] = pixels
+        return pixels
 
 
 class Parts:

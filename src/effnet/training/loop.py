@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from effnet.console import csv_lines
 from effnet.data.dataset import Dataset
-from effnet.data.loader import Loader, Order, TrainingImages
+from effnet.data.loader import KEPT_BYTES, Loader, Order, TrainingImages
 from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.machine import forget_peak
@@ -122,7 +122,8 @@ class Loop:
         self.learner, self.updater.optimizer = fabric.setup(learner, self.updater.optimizer)
         train, seed, world = data.subset("train"), plan.settings.seed, fabric.world_size
         order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world)
-        images = TrainingImages(train, augment_of(self.recipe, plan.input), seed)
+        keep = KEPT_BYTES // max(1, plan.execution.workers) // world if plan.settings.train_memory is None else 0
+        images = TrainingImages(train, augment_of(self.recipe, plan.input), seed, keep)
         self.loader = Loader(images, order, self.execution.workers)
         self.step, self.since_best = 0, 0
         self.done = 0.0  # share of the schedule
