@@ -113,14 +113,16 @@ def kept_bytes(loss: Loss) -> int:
 
 def child(task: dict[str, Any]) -> dict[str, Any]:
     """What a fresh process does: the times of a row's contestants, or what one of them grows by."""
+    libc = ctypes.CDLL(None)
     if task["allocator"] == "tuned":
-        libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     row = Row.parse(task["row"])
     if name := task.get("name"):
         losses_of(Row("b0", 32, 2), [name])[name]().backward()  # torch loads on use
         loss = losses_of(row, [name])[name]
+        gc.collect()
+        libc.malloc_trim(0)  # what was freed until here, other networks among it, would hide what a step takes
         before = memory_of("VmRSS")
         for _ in range(3):
             loss().backward()
