@@ -112,7 +112,7 @@ class NativeNetwork:
         if not self._network:
             raise ArgumentError("numbers", "", message.value.decode())
         self._size, self._channels, self._classes = numbers[0], numbers[1], numbers[8]
-        self._map = self._map_shape(numbers)
+        self.map_shape = self._map_shape(numbers)  # height, width and channels of the last feature map
         self._run, self._free, self._phases = library.effnet_run, library.effnet_free, library.effnet_phases
 
     def __call__(self, pixels: NDArray[np.uint8], features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -129,7 +129,7 @@ class NativeNetwork:
         if pixels.ndim != 4 or pixels.shape[1:] != image or pixels.dtype != np.uint8:
             raise ArgumentError("pixels", f"{pixels.shape} {pixels.dtype}", f"must be N times {image} uint8.")
         if features is not None:
-            shape = len(pixels), *self._map
+            shape = len(pixels), *self.map_shape
             usual = features.flags.c_contiguous and features.flags.writeable
             if features.shape != shape or features.dtype != np.float32 or not usual:
                 rule = f"must be {shape} float32, C-contiguous and writeable."

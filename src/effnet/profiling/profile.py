@@ -209,7 +209,7 @@ def _blocks(network: Any) -> list[Any]:
 def _profile_session(model: Model, backend: Backend, batch: int, options: TimingOptions, progress: Progress) -> Profile:
     """Rounds of a graph that records its nodes, and of one that does not: that one counts as the whole."""
     spec = model.config.spec
-    plain, recording = (compiler(model, backend, recording=each)(batch, 1) for each in (False, True))
+    plain, recording = (compiler(model, backend, recording=each).logits(batch, 1) for each in (False, True))
     shape = batch, spec.resolution, spec.resolution, spec.in_channels
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from effnet.data.paths import READERS, read_ahead
 from effnet.errors import ArgumentError, CheckpointError, ImageError
 from effnet.fields import one_of, positive_int
 from effnet.runtime.options import Decode
-from effnet.runtime.session import Logits, Pixels
+from effnet.runtime.session import Linear, Logits, Maps, Pixels, Session
 from effnet.weights.bundle import BundleConfig
 
 if TYPE_CHECKING:
@@ -132,14 +132,38 @@ class Classifier:
         Raises:
             ArgumentError: another shape or dtype.
         """
+        self._check(images)
+        return self._session(images) if len(images) else np.empty((0, self.spec.num_classes), np.float32)
+
+    def maps(self, images: Pixels) -> tuple[Logits, Maps]:
+        """The raw outputs, and the maps (N, C, h, w) float32 that the classifier averages; images as in `logits`.
+
+        Raises:
+            ArgumentError: another shape or dtype, no image, or the session is a function that gives only logits.
+        """
+        self._check(images)
+        if not len(images):
+            raise ArgumentError("images", "0 images", "must be at least one.")
+        return self._opened().maps(images)
+
+    @property
+    def linear(self) -> Linear:
+        """The layer that makes logits of averaged maps; for errors see `maps`."""
+        return self._opened().linear
+
+    def _opened(self) -> Session:
+        if not hasattr(self._session, "maps"):
+            raise ArgumentError(
+                "session", type(self._session).__name__, "gives only logits; open a model for its maps."
+            )
+        return cast("Session", self._session)
+
+    def _check(self, images: Pixels) -> None:
         size, channels = self.input.size, self.input.channels
         shape = getattr(images, "shape", None)
         if shape is None or len(shape) != 4 or shape[1:] != (size, size, channels) or images.dtype != np.uint8:
             found = f"{shape} {getattr(images, 'dtype', type(images).__name__)}"
             raise ArgumentError("images", found, f"must be (N, {size}, {size}, {channels}) uint8.")
-        if not len(images):
-            return np.empty((0, self.spec.num_classes), np.float32)
-        return self._session(images)
 
     @overload
     def predict(self, images: Photo, topk: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from effnet.arch.blocks import OPS, Activation, BlockSpec, Layer
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy, Padding
+from effnet.runtime.session import Linear
 from effnet.weights.bundle import Bundle
 
 Array = NDArray[np.float32]
@@ -80,6 +81,12 @@ def network_of(bundle: Bundle) -> Network:
     """What the graph of a bundle's network is made of."""
     config = bundle.config
     return Network(config.spec, config.policy, config.input, bundle.weights)
+
+
+def linear_of(bundle: Bundle) -> Linear:
+    """The classifier of a bundle's network."""
+    weight, bias = (np.asarray(bundle.weights[f"classifier.{name}"], np.float32) for name in ("weight", "bias"))
+    return Linear(weight, bias)
 
 
 def build(network: Network, builder: Builder, batch: int | None) -> Any:

@@ -6,7 +6,9 @@ block goes through the kernels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import cache
 from typing import get_args
 
 import numpy as np
@@ -18,17 +20,17 @@ from effnet.errors import ArgumentError
 from effnet.machine import this_machine
 from effnet.native import KernelPrecision, NativeNetwork, instruction_set, instruction_sets, sizes
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import PIXEL, Network, network_of, normalisation, pads_of
+from effnet.runtime.graph import PIXEL, Network, linear_of, network_of, normalisation, pads_of
 from effnet.runtime.options import EnginePrecision
-from effnet.runtime.session import Backend, Compile, Logits, Pixels
+from effnet.runtime.session import Backend, Compiler, Logits, Maps, Pixels
 from effnet.weights.bundle import Bundle
 
 ACTIVATIONS = {name: number for number, name in enumerate(get_args(Activation), start=1)}  # as in native/network.h
 LARGEST_KERNEL = 63
 
 
-def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
-    """See runtime.select.compiler. One network serves any number of images.
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compiler:
+    """See runtime.select.compiler. One network serves any number of images, with and without their maps.
 
     Raises:
         ArgumentError: the kernels cannot run it, were not compiled when effnet was installed, or EFFNET_ISA is unknown.
@@ -39,7 +41,12 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
         raise ArgumentError("engine", backend.engine, f"{reason}.")
     instruction_set()  # raises here, not with the first image
     network, threads = network_of(model), backend.threads or this_machine().cores
-    return lambda images, streams: NativeGraph(network, backend.precision, threads, recording=recording)
+    whole = cache(lambda process: NativeGraph(network, backend.precision, threads, recording=recording))
+    return Compiler(
+        lambda images, streams: whole(os.getpid()),
+        lambda images, streams: whole(os.getpid()).maps,
+        lambda: linear_of(model),
+    )
 
 
 class NativeGraph:
@@ -66,6 +73,12 @@ class NativeGraph:
         if self._recorded is not None:
             self._recorded.append([*zip(_phases(self._spec), self._network.phases().tolist(), strict=True)])
         return logits
+
+    def maps(self, pixels: Pixels) -> tuple[Logits, Maps]:
+        """Logits, and the last feature maps (N, C, h, w) float32."""
+        maps = np.empty((len(pixels), *self._network.map_shape), np.float32)
+        logits = self._network(pixels, maps)
+        return logits, np.ascontiguousarray(maps.transpose(0, 3, 1, 2))
 
     def recorded(self) -> list[list[tuple[str, float]]]:
         """The phases of the last image of each call in order, and their seconds."""

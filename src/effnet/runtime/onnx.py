@@ -21,26 +21,37 @@ from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.machine import this_machine
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import Array, Builder, Network, Pads, build, network_of
-from effnet.runtime.session import Backend, Compile, Logits, Pixels
+from effnet.runtime.graph import Array, Builder, Network, Pads, build, linear_of, network_of
+from effnet.runtime.onnx_file import read_linear, with_maps
+from effnet.runtime.session import Backend, Compiler, Logits, Maps, Pixels
 from effnet.weights.bundle import Bundle
 
 OPSET, IR = 17, 9  # versions of ONNX that ONNX Runtime reads since 1.16
 INPUT, OUTPUT = "images", "logits"
 
 
-def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compiler:
     """See runtime.select.compiler. An artifact is compiled for the batch that it was exported for, or for any."""
     import onnxruntime  # noqa: F401  # raises ImportError here, not with the first image
 
     compile = partial(OnnxGraph, threads=backend.threads, recording=recording)
     if not isinstance(model, Bundle):
-        whole = cache(lambda process, streams: compile(model.path, streams=streams))
-        return lambda images, streams: whole(os.getpid(), streams)
+        path = model.path
+        whole = cache(lambda process, streams: compile(path, streams=streams))
+        mapped = cache(lambda process, streams: compile(with_maps(path.read_bytes()), streams=streams))
+        return Compiler(
+            lambda images, streams: whole(os.getpid(), streams),
+            lambda images, streams: mapped(os.getpid(), streams).maps,
+            lambda: read_linear(path.read_bytes()),
+        )
     import onnx  # noqa: F401
 
     network = network_of(model)
-    return lambda images, streams: compile(make(network, images or None, {}), streams=streams)
+    return Compiler(
+        lambda images, streams: compile(make(network, images or None, {}), streams=streams),
+        lambda images, streams: compile(with_maps(make(network, images or None, {})), streams=streams).maps,
+        lambda: linear_of(model),
+    )
 
 
 def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> bytes:
@@ -158,6 +169,11 @@ class OnnxGraph:
         """Logits (N, K) float32 of pixels (N, size, size, C) uint8, N as the graph has it."""
         logits: Logits = self._session.run([OUTPUT], {INPUT: pixels})[0]
         return logits
+
+    def maps(self, pixels: Pixels) -> tuple[Logits, Maps]:
+        """Logits, and the last feature maps (N, C, h, w) float32; of a file of `with_maps`."""
+        logits, maps = self._session.run(None, {INPUT: pixels})
+        return logits, maps
 
     def recorded(self) -> list[list[tuple[str, float]]]:
         """The nodes of each call in order, and their seconds; nothing is recorded afterwards."""

@@ -17,10 +17,11 @@ import numpy as np
 from effnet.arch.blocks import Activation
 from effnet.errors import ArtifactError
 from effnet.files import MARK
+from effnet.runtime import onnx_file
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import Array, Builder, Network, Pads, build, network_of
+from effnet.runtime.graph import Array, Builder, Network, Pads, build, linear_of, network_of
 from effnet.runtime.options import EnginePrecision
-from effnet.runtime.session import Backend, Compile, Logits, Pixels
+from effnet.runtime.session import Backend, Compiler, Linear, Logits, Maps, Pixels
 from effnet.weights.bundle import Bundle
 
 _MAKING = threading.Lock()  # two threads that need the Core at once must not each make one
@@ -28,7 +29,7 @@ _MAKING = threading.Lock()  # two threads that need the Core at once must not ea
 HINTS: dict[EnginePrecision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compiler:
     """See runtime.select.compiler. The batch of an artifact is changed to the number of images."""
     compile = functools.partial(
         OpenVinoGraph, threads=backend.threads, precision=backend.precision, recording=recording
@@ -36,9 +37,24 @@ def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Comp
     if isinstance(model, Bundle):
         core()  # raises ImportError here, not with the first image
         network = network_of(model)
-        return lambda images, streams: compile(make(network, images or None, {}), streams=streams)
+        return Compiler(
+            lambda images, streams: compile(make(network, images or None, {}), streams=streams),
+            lambda images, streams: compile(with_maps(make(network, images or None, {})), streams=streams).maps,
+            lambda: linear_of(model),
+        )
     own, batch = read(model.path), model.form.batch or 0
-    return lambda images, streams: compile(own if images == batch else for_batch(own, images or None), streams=streams)
+
+    def sized(images: int) -> Any:
+        return own if images == batch else for_batch(own, images or None)
+
+    def linear() -> Linear:
+        return onnx_file.read_linear(model.path.read_bytes()) if model.form.format == "onnx" else read_linear(own)
+
+    return Compiler(
+        lambda images, streams: compile(sized(images), streams=streams),
+        lambda images, streams: compile(with_maps(sized(images)), streams=streams).maps,
+        linear,
+    )
 
 
 def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> Any:
@@ -62,6 +78,41 @@ def for_batch(model: Any, batch: int | None) -> Any:
     shape[0] = -1 if batch is None else batch
     model.reshape(shape)
     return model
+
+
+def with_maps(model: Any) -> Any:
+    """A copy of a model whose second output is what its last mean averages: the map before the classifier.
+
+    Raises:
+        ArtifactError: it has no mean.
+    """
+    model = model.clone()
+    model.add_outputs(_last(model, "ReduceMean").input_value(0))
+    return model
+
+
+def read_linear(model: Any) -> Linear:
+    """The weight and the bias of a model's last product of matrices; in int8 what its 8 bits stand for.
+
+    Raises:
+        ArtifactError: it has none.
+    """
+    product = _last(model, "MatMul")
+    (following,) = product.output(0).get_target_inputs()
+    constants = [product.input_value(1), following.get_node().input_value(1)]
+    found = core().compile_model(
+        _openvino().Model(constants, [], "classifier"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    weight, bias = (np.array(values) for values in found([]).values())
+    return Linear(weight, bias.ravel())
+
+
+def _last(model: Any, kind: str) -> Any:
+    """The last node of a kind: whatever the graph has of it comes before the classifier's."""
+    found = [node for node in model.get_ordered_ops() if node.get_type_name() == kind]
+    if not found:
+        raise ArtifactError(f"{model.get_friendly_name()} has no {kind} as what effnet exports: export the model again")
+    return found[-1]
 
 
 def read(file: Path) -> Any:
@@ -171,13 +222,23 @@ class OpenVinoGraph:
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Logits (N, K) float32 of pixels (N, size, size, C) uint8, N as the graph has it."""
+        (logits,) = self._infer(pixels, 1)
+        return logits
+
+    def maps(self, pixels: Pixels) -> tuple[Logits, Maps]:
+        """Logits, and the last feature maps (N, C, h, w) float32; of a model of `with_maps`."""
+        logits, maps = self._infer(pixels, 2)
+        return logits, maps
+
+    def _infer(self, pixels: Pixels, outputs: int) -> list[Array]:
         request = self._free.get()
         try:
-            logits: Logits = np.array(request.infer([pixels], share_inputs=True, share_outputs=True)[0])
+            answer = request.infer([pixels], share_inputs=True, share_outputs=True)
+            found = [np.array(answer[number]) for number in range(outputs)]
             if self._recorded is not None:
                 nodes = request.get_profiling_info()
                 self._recorded.append([(node.node_name, node.real_time.total_seconds()) for node in nodes])
-            return logits
+            return found
         finally:
             self._free.put(request)
 

@@ -50,7 +50,7 @@ from effnet.runtime.session import (
     TITLES,
     Backend,
     BatchedSession,
-    Compile,
+    Compiler,
     Session,
 )
 from effnet.version import __version__
@@ -180,8 +180,8 @@ def select_for(
     return selection
 
 
-def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compile:
-    """The function that compiles a model's graphs: images and streams -> a graph; images 0: any number.
+def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compiler:
+    """What compiles a model's graphs: images and streams -> a graph; images 0: any number.
 
     Args:
         model: see `open_session`.

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -33,8 +33,12 @@ T = TypeVar("T")
 
 Pixels = NDArray[np.uint8]  # (N, size, size, C)
 Logits = NDArray[np.float32]  # (N, K)
+Maps = NDArray[np.float32]  # (N, C, h, w), which the classifier averages
 Run = Callable[[Pixels], Logits]
+RunMaps = Callable[[Pixels], tuple[Logits, Maps]]
 Compile = Callable[[int, int], Run]  # images of a graph (0: any number), requests side by side -> the graph
+CompileMaps = Callable[[int, int], RunMaps]
+Arrays = tuple[NDArray[np.float32], ...]  # logits, or logits and maps
 
 TITLES: dict[EngineName, str] = {
     "torch": "torch",
@@ -89,6 +93,21 @@ class Backend:
         return ", ".join(pieces)
 
 
+class Linear(NamedTuple):
+    """The layer behind the average: logits are weight @ mean(map) + bias."""
+
+    weight: NDArray[np.float32]  # (K, C)
+    bias: NDArray[np.float32]  # (K,)
+
+
+class Compiler(NamedTuple):
+    """What compiles a model's graphs; one that gives its last feature maps too is compiled only when it is asked."""
+
+    logits: Compile
+    maps: CompileMaps
+    linear: Callable[[], Linear]
+
+
 class Session(Protocol):
     """A model that is ready to answer. Threads may share one."""
 
@@ -102,6 +121,13 @@ class Session(Protocol):
 
     def __call__(self, pixels: Pixels, /) -> Logits:
         """Logits (N, K) float32 of pixels (N, size, size, C) uint8, not normalised; N is at least 1."""
+
+    def maps(self, pixels: Pixels, /) -> tuple[Logits, Maps]:
+        """Logits, and the maps (N, C, h, w) float32 that the classifier averages; see Linear."""
+
+    @property
+    def linear(self) -> Linear:
+        """The classifier, which makes logits of averaged maps."""
 
     def close(self) -> None:
         """Release the engine's graphs, threads and memory; a with statement does so, too."""
@@ -119,25 +145,27 @@ class BatchedSession:
 
     Args:
         compile: gives the graph for a number of images; called once for the same two numbers. A graph for several
-            streams may be called by as many threads at once.
+            streams may be called by as many threads at once. A function gives only logits, a Compiler maps as well.
         backend: how the model is run.
         batch: images of a full batch, rounded down to whole waves.
         least: images of the smallest graph; 0: one graph takes any number of images.
     """
 
-    def __init__(self, compile: Compile, backend: Backend, batch: int, *, least: int = 1) -> None:
+    def __init__(self, compile: Compile | Compiler, backend: Backend, batch: int, *, least: int = 1) -> None:
         self.backend, self._least = backend, least
         self._part = backend.part or batch
         self._wave = self._part * backend.streams
         self.batch = max(self._wave, batch - batch % self._wave)
-        self._compile: Compile | None = compile
+        whole = compile if isinstance(compile, Compiler) else Compiler(compile, _only_logits, _only_logits)
+        self._compile: Compiler | None = whole
+        self._linear: Linear | None = None
         self.begin()
         with _FORKING:
             _SESSIONS.add(self)
 
     def begin(self) -> None:
         """Begin without graphs and threads, which are made when they are first needed, and with a lock that is free."""
-        self._graphs: dict[tuple[int, int], Run] = {}
+        self._graphs: dict[tuple[int, int, bool], Callable[[Pixels], Arrays]] = {}
         self._pool = ThreadPoolExecutor(self.backend.streams) if self.backend.streams > 1 else None
         self._caller = ThreadPoolExecutor(1) if _FORKED else None  # see `in_live_thread`
         self._lock = threading.Lock()
@@ -148,22 +176,49 @@ class BatchedSession:
         Raises:
             ArgumentError: the session is closed.
         """
-        return self._caller.submit(self._answer, pixels).result() if self._caller else self._answer(pixels)
+        (logits,) = self._in_caller(lambda: self._answer(pixels, maps=False))
+        return logits
 
-    def _answer(self, pixels: Pixels) -> Logits:
+    def maps(self, pixels: Pixels, /) -> tuple[Logits, Maps]:
+        """See Session.
+
+        Raises:
+            ArgumentError: the session is closed, or was made of a function that gives only logits.
+            ArtifactError: the graph of the artifact is not one that effnet exports.
+        """
+        logits, maps = self._in_caller(lambda: self._answer(pixels, maps=True))
+        return logits, maps
+
+    @property
+    def linear(self) -> Linear:
+        """See Session; for errors see `maps`."""
+        if self._linear is None:
+            self._linear = self._in_caller(self._compiler().linear)  # a small graph, where it is read from one
+        return self._linear
+
+    def _in_caller(self, function: Callable[[], T]) -> T:
+        return self._caller.submit(function).result() if self._caller else function()
+
+    def _compiler(self) -> Compiler:
+        if self._compile is None:
+            raise ArgumentError("session", "closed", "cannot answer any more.")
+        return self._compile
+
+    def _answer(self, pixels: Pixels, *, maps: bool) -> Arrays:
         rest = len(pixels) % self._wave if self._least else 0
-        whole, logits = len(pixels) - rest, []
+        whole, found = len(pixels) - rest, []
         with _FORKING:
             pass  # a fork that waits for this session goes first
         with self._lock:
             if whole:
-                logits.append(self._run(pixels[:whole], self._part, self.backend.streams))
+                found.append(self._run(pixels[:whole], self._part, self.backend.streams, maps))
             if rest:
                 few = rest <= max(FEW, self._least)
                 size, streams = (self._least, 1) if few else (self._part, self.backend.streams)
                 padding = np.zeros((-rest % size, *pixels.shape[1:]), np.uint8)
-                logits.append(self._run(np.concatenate([pixels[whole:], padding]), size, streams)[:rest])
-        return _joined(logits)
+                padded = self._run(np.concatenate([pixels[whole:], padding]), size, streams, maps)
+                found.append(tuple(array[:rest] for array in padded))
+        return _joined(found)
 
     def prepare(self) -> None:
         """Compile in a thread of its own, while the first photos are read; only where one graph takes any number.
@@ -178,7 +233,7 @@ class BatchedSession:
         with _FORKING:
             pass
         with self._lock, suppress(Exception):
-            self._graph(0, self.backend.streams)
+            self._graph(0, self.backend.streams, maps=False)
 
     def close(self) -> None:
         """See Session."""
@@ -194,18 +249,25 @@ class BatchedSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, pixels: Pixels, images: int, streams: int) -> Logits:
-        graph = self._graph(images if self._least else 0, streams)
+    def _run(self, pixels: Pixels, images: int, streams: int, maps: bool) -> Arrays:
+        graph = self._graph(images if self._least else 0, streams, maps)
         parts = [np.ascontiguousarray(pixels[start : start + images]) for start in range(0, len(pixels), images)]
         mapped = self._pool.map if self._pool and streams > 1 and len(parts) > 1 else map
         return _joined([*mapped(graph, parts)])
 
-    def _graph(self, images: int, streams: int) -> Run:
-        if self._compile is None:
-            raise ArgumentError("session", "closed", "cannot answer any more.")
-        if (images, streams) not in self._graphs:
-            self._graphs[images, streams] = self._compile(images, streams)
-        return self._graphs[images, streams]
+    def _graph(self, images: int, streams: int, maps: bool) -> Callable[[Pixels], Arrays]:
+        compiler, key = self._compiler(), (images, streams, maps)
+        if key not in self._graphs:
+            if maps:
+                self._graphs[key] = compiler.maps(images, streams)
+            else:
+                run = compiler.logits(images, streams)
+                self._graphs[key] = lambda pixels: (run(pixels),)
+        return self._graphs[key]
+
+
+def _only_logits(*_: object) -> NoReturn:
+    raise ArgumentError("session", "a function", "gives only logits; open a model for its maps.")
 
 
 def in_live_thread(function: Callable[[], T]) -> T:
@@ -253,5 +315,5 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_anew)
 
 
-def _joined(logits: list[Logits]) -> Logits:
-    return logits[0] if len(logits) == 1 else np.concatenate(logits)
+def _joined(found: list[Arrays]) -> Arrays:
+    return found[0] if len(found) == 1 else tuple(map(np.concatenate, zip(*found, strict=True)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from effnet.arch.spec import InputSpec
 from effnet.errors import ArgumentError, ArtifactError
@@ -20,24 +20,33 @@ from effnet.fields import positive_int
 from effnet.files import MARK
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import Model
-from effnet.runtime.session import Backend, Compile, Logits, Pixels, Run, in_live_thread
+from effnet.runtime.graph import linear_of
+from effnet.runtime.session import Backend, Compiler, Linear, Logits, Maps, Pixels, Run, RunMaps, in_live_thread
 from effnet.weights.bundle import Bundle
+
+T = TypeVar("T")
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it
 READING = threading.Lock()  # torch.export reads one program at a time, and all threads share the environment
 
 
-def compiler(model: Model, backend: Backend) -> Compile:
+def compiler(model: Model, backend: Backend) -> Compiler:
     """See runtime.select.compiler. There is one graph, whatever the number of images.
 
     A network is in eval mode and in channels_last afterwards.
     """
     if isinstance(model, Bundle):
         network = in_live_thread(lambda: model.network.eval().to(memory_format=torch.channels_last))
-        run = compile_network(network, model.config.input, backend.threads)
-    else:
-        run = compile_artifact(model.path, backend.threads)
-    return lambda images, streams: run
+        told = network, model.config.input, backend.threads
+        run, run_maps = compile_network(*told), compile_maps(*told)
+        return Compiler(lambda images, streams: run, lambda images, streams: run_maps, lambda: linear_of(model))
+    program, threads = read_program(model.path), backend.threads
+    run = compile_program(program, threads)
+    return Compiler(
+        lambda images, streams: run,
+        lambda images, streams: compile_program_maps(program, threads),
+        lambda: read_linear(program),
+    )
 
 
 def compile_network(network: EfficientNet, input_spec: InputSpec, threads: int | None = None) -> Run:
@@ -49,39 +58,102 @@ def compile_network(network: EfficientNet, input_spec: InputSpec, threads: int |
         threads: of torch while it computes; None: torch's own number. The number belongs to the process: another thread
             that begins to use torch meanwhile inherits it.
     """
+
+    def answer(images: Tensor) -> Logits:
+        logits: Logits = network(images).float().cpu().numpy()
+        return logits
+
+    return _compile(network, input_spec, threads, answer)
+
+
+def compile_maps(network: EfficientNet, input_spec: InputSpec, threads: int | None = None) -> RunMaps:
+    """The same, with the last feature maps; see `compile_network`."""
+
+    def answer(images: Tensor) -> tuple[Logits, Maps]:
+        maps = network.forward_features(images)
+        logits = network.classifier(network.pool(maps).flatten(1))
+        return logits.float().cpu().numpy(), maps.float().cpu().contiguous().numpy()
+
+    return _compile(network, input_spec, threads, answer)
+
+
+def _compile(
+    network: EfficientNet, input_spec: InputSpec, threads: int | None, answer: Callable[[Tensor], T]
+) -> Callable[[Pixels], T]:
+    """What `answer` makes of pixels, normalised where the network's parameters are."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (input_spec.mean, input_spec.std))
 
     @torch.inference_mode()
-    def run(pixels: Pixels) -> Logits:
+    def run(pixels: Pixels) -> T:
         weight = network.classifier.weight
         images = _tensor(pixels).to(weight.device).permute(0, 3, 1, 2)  # a view, which makes it channels_last
         with torch_threads(threads):
             images = images.to(torch.float32).div_(255).sub_(mean.to(weight.device)).div_(std.to(weight.device))
-            logits: Logits = network(images.to(weight.dtype)).float().cpu().numpy()
-        return logits
+            return answer(images.to(weight.dtype))
 
     return run
 
 
-def compile_artifact(file: Path, threads: int | None = None) -> Run:
-    """A torch.export program; it takes as many images as it was exported for.
+def read_program(file: Path) -> fx.GraphModule:
+    """A torch.export program.
 
     Raises:
         ArtifactError: it is not a torch.export program, or it would run code while it is read.
     """
     try:
         with _weights_only():
-            module = torch.export.load(file).module()
+            program: fx.GraphModule = torch.export.load(file).module()
+            return program
     except Exception as error:  # zip files, JSON and torch's schema have no common exception
         raise ArtifactError(f"{file} cannot be read by torch.export: {str(error).splitlines()[0]}") from error
+
+
+def compile_program(program: fx.GraphModule, threads: int | None = None) -> Run:
+    """A torch.export program; it takes as many images as it was exported for."""
 
     @torch.inference_mode()
     def run(pixels: Pixels) -> Logits:
         with torch_threads(threads):
-            logits: Logits = module(_tensor(pixels)).numpy()
+            logits: Logits = program(_tensor(pixels)).numpy()
         return logits
 
     return run
+
+
+def compile_program_maps(program: fx.GraphModule, threads: int | None = None) -> RunMaps:
+    """The same, with what its last average reads: the last feature maps; the program stays as it is."""
+
+    @torch.inference_mode()
+    def run(pixels: Pixels) -> tuple[Logits, Maps]:
+        keeping = _Keeping(program)
+        with torch_threads(threads):
+            logits: Tensor = keeping.run(_tensor(pixels))
+        return logits.numpy(), keeping.kept.contiguous().numpy()
+
+    return run
+
+
+def read_linear(program: fx.GraphModule) -> Linear:
+    """The classifier of a program that `write` wrote."""
+    state = program.state_dict()
+    weight, bias = (state[f"network.classifier.{name}"].detach().numpy() for name in ("weight", "bias"))
+    return Linear(weight, bias)
+
+
+class _Keeping(fx.Interpreter):
+    """Runs a program node by node, and keeps what its last average reads."""
+
+    kept: Tensor
+
+    def __init__(self, program: fx.GraphModule) -> None:
+        super().__init__(program)
+        self.average = [node for node in program.graph.nodes if "avg_pool" in str(node.target)][-1]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Its result; of the average's input a copy is not needed, nothing is computed in place behind it."""
+        if n is self.average:
+            self.kept = self.env[n.args[0]]
+        return super().run_node(n)
 
 
 class FromPixels(nn.Module):
