@@ -31,6 +31,7 @@ FEATURES = {  # each with the features that it may import
     "training": (),
     "evaluating": (),
     "exporting": (),
+    "explaining": (),
     "benchmarking": ("exporting",),  # it measures the files that would be shipped
     "searching": ("training", "scaling"),
 }

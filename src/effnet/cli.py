@@ -31,6 +31,11 @@ COMMANDS = {
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
     "check": ("checking.command", "", "Unreadable images, copies and leaks between the splits of a data set."),
     "train": ("training.command", "train", "Train a network on a folder of images."),
+    "explain": (
+        "explaining.command",
+        "torch",
+        "Where a model looked in photos, as exact maps, and whether that is true.",
+    ),
     "val": ("evaluating", "torch", "Evaluate a model on labelled images, or compare two models."),
     "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),
     "bench": ("benchmarking.command", "torch", "Time every engine and precision on this machine."),

@@ -24,6 +24,7 @@ from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_log
 from effnet.metrics.intervals import Difference, Interval, compare_top1
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.fonts import explain_labels
+from effnet.plots.overlay import draw_cams
 from effnet.plots.style import drawable
 from effnet.progress import Progress
 from effnet.runtime.artifact import artifact_path
@@ -36,7 +37,7 @@ from effnet.weights.registry import match_outputs
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
 LISTED = 10  # unreadable files, at most
 ALL_CLASSES, WORST = 20, 10  # classes up to which all are shown, and how many where there are more
-FILES = "confusion_matrix.png", "per_class.csv", "reliability.png", "mistakes.jpg"
+FILES = "confusion_matrix.png", "per_class.csv", "reliability.png", "mistakes.jpg", "cams.jpg"
 INTERVALS = (
     "Intervals at 95 %: Wilson's for shares, a bootstrap over all images for macro F1. They hold for images drawn like "
     "these."
@@ -92,7 +93,7 @@ def val(
             split or not, or a manifest.
         options: What is evaluated, and how.
         engine: What runs the models.
-        out: Write confusion_matrix.png, per_class.csv, reliability.png and mistakes.jpg into this folder.
+        out: Write confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg and cams.jpg into this folder.
         json: JSON instead of tables.
     """
     if len(arguments) not in (2, 3):
@@ -205,12 +206,14 @@ def _evaluate(outputs: Outputs, calibration: Calibration | None) -> Evaluation:
 
 
 def _write_files(outputs: Outputs, evaluation: Evaluation, out: Path) -> None:
-    confusion, classes, reliability, mistakes = (out / name for name in FILES)
+    confusion, classes, reliability, mistakes, cams = (out / name for name in FILES)
     draw_confusion(evaluation.pairs, evaluation.classes, confusion)
     write_per_class(evaluation, classes)
     draw_reliability(evaluation.reliability_curves, reliability)
     logits = outputs.predicted.logits
-    draw_mistakes(outputs.data, logits.argmax(1), confidence(logits, evaluation.after.temperature), mistakes)
+    answers = outputs.data, logits.argmax(1), confidence(logits, evaluation.after.temperature)
+    draw_mistakes(*answers, mistakes)
+    draw_cams(outputs.classifier, *answers, cams)
     if numbered := explain_labels(evaluation.classes):
         console.remark(numbered)
 

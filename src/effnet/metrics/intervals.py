@@ -3,6 +3,7 @@
     accuracy, recall, coverage   Wilson's interval for a share (Wilson 1927): never outside 0 ... 1, and not empty at 0
     difference of accuracies     the same images for both models: Bonett and Price's adjusted interval (2012), and
                                  McNemar's exact test on the images that only one of them gets right
+    a mean                       Student's t
 
 All intervals are at 95 %. They assume images drawn independently from one population: frames of one film and
 near-duplicates count for fewer images than they are, and another camera is another population.
@@ -83,6 +84,35 @@ def binomial_tail(count: int, n: int, chance: float) -> float:
         for i in range(count + 1)
     )
     return min(1.0, math.fsum(terms))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean of at least two values with the interval of Student's t."""
+    if len(values) < 2:
+        raise ArgumentError("values", f"{len(values)}", "must be at least two.")
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    reach = student(len(values) - 1) * spread
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def student(freedom: int) -> float:
+    """Student's t that is not exceeded, on either side, with a probability of CONFIDENCE, by bisection.
+
+    The probability is Abramowitz and Stegun's finite sum (26.7.3 and 26.7.4), in the angle atan(t / sqrt(freedom)).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        cosine, odd = math.cos(angle), freedom % 2
+        term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+        for k in range(2 + odd, freedom + 1, 2):
+            total += term
+            term *= cosine * cosine * (k - 1) / k
+        within = math.sin(angle) * total
+        within = 2 / math.pi * (angle + within) if odd else within
+        low, high = (angle, high) if within < CONFIDENCE else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) -> Difference:

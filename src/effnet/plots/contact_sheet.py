@@ -26,7 +26,7 @@ HEAD, TILE, LINE, GAP = 48, 200, 18, 10  # pixels: the title, a photo, a line of
 class Cell:
     """Photos side by side, and the lines below them."""
 
-    photos: tuple[Path, ...]
+    photos: tuple[Path | Image.Image, ...]
     lines: tuple[tuple[str, str], ...]  # text and colour
 
 
@@ -55,27 +55,27 @@ def draw_sheet(cells: Sequence[Cell], title: str, out: Path, *, across: int) -> 
     width, height = photos * (TILE + GAP), TILE + lines * LINE + GAP
     sheet = Image.new("RGB", (across * width + GAP, HEAD + -(-len(cells) // across) * height), "white")
     pen = ImageDraw.Draw(sheet)
-    _write(pen, (GAP, 14), title, INK, 18, sheet.width - GAP)
+    write_line(pen, (GAP, 14), title, INK, 18, sheet.width - GAP)
     for place, cell in enumerate(cells):
         left, top = GAP + place % across * width, HEAD + place // across * height
         for number, photo in enumerate(cell.photos):
             sheet.paste(_tile(photo), (left + number * (TILE + GAP), top))
         for number, (text, colour) in enumerate(cell.lines):
-            _write(pen, (left, top + TILE + 2 + number * LINE), text, colour, 13, width - GAP)
+            write_line(pen, (left, top + TILE + 2 + number * LINE), text, colour, 13, width - GAP)
     with write_file(out) as temporary:
         sheet.save(temporary, SHEET_FORMATS[out.suffix.lower()], quality=90)
 
 
-def _tile(path: Path) -> Image.Image:
+def _tile(source: Path | Image.Image) -> Image.Image:
     """The whole photo on a square."""
     square = Image.new("RGB", (TILE, TILE), PALE)
     with suppress(ImageError):
-        photo = ImageOps.contain(open_photo(path), (TILE, TILE))
+        photo = ImageOps.contain(source if isinstance(source, Image.Image) else open_photo(source), (TILE, TILE))
         square.paste(photo, ((TILE - photo.width) // 2, (TILE - photo.height) // 2))
     return square
 
 
-def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str, size: int, width: int) -> None:
+def write_line(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str, size: int, width: int) -> None:
     """Write a text of at most `width` pixels on one line, in the font that has most of its characters."""
     text = on_one_line(text)
     wanted = {*map(ord, text)}

@@ -108,11 +108,9 @@ def draw_mistakes(
     Raises:
         ArgumentError: `out` has another suffix, or the answers are not those of the data set.
     """
-    if len(predicted) != len(dataset):
-        raise ArgumentError("predicted", f"{len(predicted)} images", f"must be the data's {len(dataset)}.")
-    wrong = np.flatnonzero(predicted != [sample.label for sample in dataset.samples])
+    wrong = worst_mistakes(dataset, predicted, confidence)
     cells, labels = [], label_classes(dataset.classes)
-    for i in wrong[np.argsort(-confidence[wrong], kind="stable")][: positive_int("n", n)].tolist():
+    for i in wrong[: positive_int("n", n)]:
         sample = dataset.samples[i]
         lines = (
             (f"true: {labels[sample.label]}", INK),
@@ -123,6 +121,15 @@ def draw_mistakes(
     order = ", the most confident first" if cells else ""
     title = f"{len(wrong):,} of {len(dataset):,} images predicted wrong{order}"
     draw_sheet(cells, title, out, across=6)
+
+
+def worst_mistakes(dataset: Dataset, predicted: NDArray[np.int64], confidence: NDArray[np.float64]) -> list[int]:
+    """The places of the images that were predicted wrong, the most confident first; arguments as in `draw_mistakes`."""
+    if len(predicted) != len(dataset):
+        raise ArgumentError("predicted", f"{len(predicted)} images", f"must be the data's {len(dataset)}.")
+    wrong = np.flatnonzero(predicted != [sample.label for sample in dataset.samples])
+    found: list[int] = wrong[np.argsort(-confidence[wrong], kind="stable")].tolist()
+    return found
 
 
 def _pool(true: Integers, predicted: Integers, shares: NDArray[np.float64], count: int) -> NDArray[np.float64]:

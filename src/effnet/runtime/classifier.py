@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.data.paths import READERS, read_ahead
-from effnet.errors import ArgumentError, CheckpointError, ImageError
+from effnet.errors import ArgumentError, CheckpointError, ImageError, nearest
 from effnet.fields import one_of, positive_int
+from effnet.runtime.cam import Explanation, decompose
 from effnet.runtime.options import Decode
 from effnet.runtime.session import Linear, Logits, Maps, Pixels, Session
 from effnet.weights.bundle import BundleConfig
@@ -151,6 +152,62 @@ class Classifier:
         """The layer that makes logits of averaged maps; for errors see `maps`."""
         return self._opened().linear
 
+    def explain(
+        self, image: Photo, label: str | int | None = None, versus: str | int | None = None, *, fine: bool = False
+    ) -> Explanation:
+        """Where the logit of a class comes from in an image, exactly; see runtime.cam.
+
+        Args:
+            image: see `predict`.
+            label: a class by name or index; None: the most probable one.
+            versus: a class that it is weighed against: the map says what speaks for the one and against the other.
+            fine: a finer map: the mean over 16 shifted inputs, exact only for each of them.
+
+        Raises:
+            ArgumentError: the model has no such class, or its session gives only logits.
+            ImageError: the image cannot be read.
+        """
+        labels = () if label is None else (label,)
+        (found,) = self.explain_pixels(self.read(image), labels, versus, fine=fine)
+        return found
+
+    def explain_pixels(
+        self,
+        pixels: NDArray[np.uint8],
+        labels: Sequence[str | int] = (),
+        versus: str | int | None = None,
+        *,
+        topk: int = 1,
+        fine: bool = False,
+    ) -> tuple[Explanation, ...]:
+        """The same of an image as `read` gives it, for several classes: `labels`, else the `topk` most probable."""
+        other = None if versus is None else self.index(versus, "versus")
+        chosen = [self.index(label) for label in labels]
+        logits, explain = decompose(self.maps, pixels, self.linear, fine)
+        chosen = chosen or [int(i) for i in np.argsort(-logits, kind="stable") if i != other][:topk]
+        if other in chosen:
+            raise ArgumentError("versus", versus, "is the class itself; name another one.")
+        about = (other, None if other is None else self._label(other))
+        found = []
+        for index in chosen:
+            logit, residual, cells = explain(index, other)
+            found.append(Explanation(index, self._label(index), *about, logit, residual, cells, pixels, fine))
+        return tuple(found)
+
+    def index(self, label: str | int, argument: str = "label") -> int:
+        """The index of a class, by its name or by itself.
+
+        Raises:
+            ArgumentError: there is no such class.
+        """
+        if self.classes and label in self.classes:
+            return self.classes.index(str(label))
+        count = self.spec.num_classes
+        if str(label).isdecimal() and int(label) < count:
+            return int(label)
+        rule = f"is not one of the model's {count} classes.{nearest(label, self.classes or ())}"
+        raise ArgumentError(argument, label, rule)
+
     def _opened(self) -> Session:
         if not hasattr(self._session, "maps"):
             raise ArgumentError(
@@ -220,7 +277,7 @@ class Classifier:
     def _stream(
         self, photos: Iterable[Photo], topk: int, batch: int
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
-        reading = read_ahead(photos, self._load, threads=self._readers, window=2 * batch)
+        reading = read_ahead(photos, self.read, threads=self._readers, window=2 * batch)
         failure: Exception | None = None
         began = os.getpid()
         while failure is None:
@@ -240,7 +297,12 @@ class Classifier:
         if failure:
             raise failure
 
-    def _load(self, photo: Photo) -> Pixels:
+    def read(self, photo: Photo) -> NDArray[np.uint8]:
+        """A photo as the network sees it: (size, size, C) uint8, not normalised.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
         from effnet.data.image import load_pixels  # with Pillow, while the engine takes in the weights
 
         if isinstance(photo, str) and not photo:

@@ -17,7 +17,9 @@ from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.fonts import explain_labels
+from effnet.plots.overlay import draw_cams
 from effnet.plots.style import BLUE, ORANGE, picture
+from effnet.runtime.load import load
 from effnet.runtime.torch import compile_network
 from effnet.training.execution import Execution
 from effnet.training.loop import Loop
@@ -146,6 +148,9 @@ def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset,
     draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")
     predicted, sure = found.logits.argmax(1), confidence(found.logits, temperature)
-    draw_mistakes(found.readable(images), predicted, sure, folder / "mistakes.jpg")
+    answers = found.readable(images), predicted, sure
+    draw_mistakes(*answers, folder / "mistakes.jpg")
+    with load(folder / BEST, engine="torch", decode="exact") as classifier:
+        draw_cams(classifier, *answers, folder / "cams.jpg")
     if numbered := explain_labels(evaluation.classes):
         loop.progress.message(numbered)

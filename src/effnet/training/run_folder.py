@@ -6,7 +6,7 @@ results.csv, .png      a row for each epoch
 best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
 last.ckpt              a line with the sha256 of what follows, then what torch.save writes; so a file that was cut short
                        or changed is recognised, and previous.ckpt, the one before it, is taken
-confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, metrics.json     after the last epoch
+confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, cams.jpg, metrics.json   after the last epoch
 """
 
 from __future__ import annotations

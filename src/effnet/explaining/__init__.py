@@ -1,0 +1,1 @@
+"""effnet explain: where a model looked, and whether that is true."""

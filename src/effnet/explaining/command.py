@@ -1,0 +1,232 @@
+"""effnet explain: where a model looked, as exact maps over the photos, and whether that is true."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from effnet import console
+from effnet.console import FINDING, OK, STDIN, Flag, json_line
+from effnet.data.paths import expand, read_ahead
+from effnet.errors import ArgumentError, ImageError
+from effnet.fields import positive_int
+from effnet.files import new_run
+from effnet.runtime.artifact import artifact_path
+from effnet.runtime.load import load
+from effnet.runtime.options import LoadOptions
+
+if TYPE_CHECKING:
+    from effnet.explaining.faithfulness import Faithfulness, Summary
+    from effnet.plots.contact_sheet import Cell
+    from effnet.runtime.cam import Explanation
+    from effnet.runtime.classifier import Classifier
+
+RUNS, SHEET = Path("runs") / "explain", "sheet.jpg"
+SHOWN = 60  # photos on the sheet, at most
+DEFAULTS = LoadOptions()
+AHEAD = 4  # photos that are read ahead
+CHANCE = "no better than chance"
+HEAD = f"{'file':<32} {'class':<28} {'logit':>8} {'residual':>9} {'deletion':>9} {'insertion':>10}  gain over chance\n"
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What is explained, and how."""
+
+    label: Annotated[str | None, Parameter(name="--class")] = None
+    """The class to explain, by name or index. Default: the most probable one of each photo."""
+    topk: int = 1
+    """How many of the most probable classes to explain, where no class is named."""
+    versus: str | None = None
+    """A class that it is weighed against: the map shows what speaks for the one and against the other."""
+    fine: Flag = False
+    """A finer map, the mean over 16 shifted inputs; each map is exact for its own input only."""
+    check: Flag = False
+    """Only whether the maps are true: no pictures."""
+
+    def __post_init__(self) -> None:
+        positive_int("topk", self.topk)
+        if self.label is not None and self.topk != 1:
+            raise ArgumentError("topk", self.topk, "is for the most probable classes; --class names one.")
+
+
+def explain(
+    *sources: str,
+    model: str = "lite0",
+    options: Annotated[ExplainOptions, Parameter(name="*")] = ExplainOptions(),
+    engine: Annotated[LoadOptions, Parameter(name="*")] = DEFAULTS,
+    json: Flag = False,
+    out: Path | None = None,
+) -> int:
+    """Show where a model looked: how much each place adds to the logit of a class, and whether that is true.
+
+    The cells of a map sum to the logit, exactly but for rounding (the residual). Whether they are what the class
+    depends on is another question: cells are blurred in the map's order, and given back, beside random orders and one
+    from the middle outwards. A map whose gain is no better than chance explains nothing about its photo.
+
+    Args:
+        sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input.
+        model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
+            folder, timm/NAME, hf:ORG/NAME.
+        options: What is explained, and how.
+        engine: What runs the model, and how. Its precision is an artifact's own, else fp32.
+        json: One JSON object a line; pictures only with --out.
+        out: The folder for the pictures: one for each photo, and a sheet of them. Default: a new one in runs/explain.
+    """
+    if not sources:
+        raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
+    if options.check and out is not None:
+        raise ArgumentError("out", str(out), "is for pictures; --check draws none.")
+    if engine.precision is None and artifact_path(model) is None:
+        engine = replace(engine, precision="fp32")
+    pictures = not options.check and (out is not None or not json)
+    with console.Display(f"opening {model}") as progress:
+        classifier = load(model, progress=progress, **asdict(engine))
+    for argument, label in (("class", options.label), ("versus", options.versus)):
+        if label is not None:
+            classifier.index(label, argument)
+    photos = expand(["-" if source == STDIN else source for source in sources], sys.stdin)
+    name = Path(sources[0]).stem if sources[0] not in (STDIN, "-") else "photos"
+    measured: list[Faithfulness] = []
+    cells: list[Cell] = []
+    unreadable = 0
+    with new_run(out, RUNS, name, SHEET) if pictures else nullcontext() as folder:
+        sys.stdout.write("" if json else HEAD)
+        for photo, answer in _explained(classifier, photos, options):
+            if isinstance(answer, ImageError):
+                unreadable += 1
+                text = json_line({"file": photo, "error": str(answer)}) if json else f"{photo} unreadable: {answer}\n"
+            else:
+                measured += [true for _, true in answer]
+                text = "".join((_json_line if json else _line)(photo, *each) for each in answer)
+                if folder is not None:
+                    cells.append(_draw(photo, answer, folder))
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        if folder is not None and len(cells) > 1:
+            _draw_sheet(cells, folder / SHEET)
+    return _finish(measured, unreadable, folder, classifier, json, shlex.quote(model))
+
+
+Answer = list[tuple["Explanation", "Faithfulness"]]
+
+
+def _explained(
+    classifier: Classifier, photos: Iterator[str], options: ExplainOptions
+) -> Iterator[tuple[str, Answer | ImageError]]:
+    """Each photo with its maps and how true they are, or with the reason why it cannot be read."""
+    from effnet.explaining.faithfulness import measure
+
+    labels = () if options.label is None else (options.label,)
+    for number, (photo, read) in enumerate(read_ahead(photos, classifier.read, window=AHEAD)):
+        if isinstance(read, ImageError):
+            yield photo, read
+            continue
+        found = classifier.explain_pixels(read, labels, options.versus, topk=options.topk, fine=options.fine)
+        yield photo, [(each, measure(classifier.logits, each, number)) for each in found]
+
+
+def _line(photo: str, found: Explanation, true: Faithfulness) -> str:
+    """A line of the table; a long name gets a line of its own."""
+    first = f"{photo:<32}" if len(photo) <= 32 else f"{photo}\n{'':<32}"
+    numbers = f"{found.logit:>8.2f} {found.residual:>9.1e} {true.deletion:>9.3f} {true.insertion:>10.3f}"
+    return f"{first} {found.title:<28} {numbers}  {_gain(true)}\n"
+
+
+def _gain(true: Faithfulness) -> str:
+    gain = true.gain
+    verdict = "" if true.beats_chance else f", {CHANCE}"
+    return f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}){verdict}"
+
+
+def _json_line(photo: str, found: Explanation, true: Faithfulness) -> str:
+    values = {"file": photo, "class": found.title, "logit": found.logit, "residual": found.residual}
+    values |= {"map": found.map.tolist(), "deletion": true.deletion, "insertion": true.insertion}
+    return json_line(values | {"gain": asdict(true.gain)})
+
+
+def _draw(photo: str, answer: Answer, folder: Path) -> Cell:
+    """Write the picture of a photo, and return its place on the sheet."""
+    from PIL import Image
+
+    from effnet.plots.contact_sheet import TILE, Cell
+    from effnet.plots.overlay import describe_scale, draw_overlay, shade, strength
+    from effnet.plots.style import GREY, INK
+
+    lines = [
+        f"{photo}: the map sums to the logit; residual {max(each.residual for each, _ in answer):.0e} of the largest"
+    ]
+    if answer[0][0].fine:
+        lines.append("A fine map is the mean over 16 shifted inputs, each exact for its own input only.")
+    for found, true in answer:
+        curves = f"deletion {true.deletion:.3f}, insertion {true.insertion:.3f}, gain over chance {_gain(true)}"
+        lines.append(f"{found.title}: {curves}; from the middle outwards {true.centre:+.3f}")
+    every = [found for found, _ in answer]
+    draw_overlay(every, lines, _free(folder, Path(photo).stem or "photo"))
+    first, true = answer[0]
+    shown = Image.fromarray(first.pixels if first.pixels.shape[2] == 3 else first.pixels[:, :, 0])
+    texts = (f"{first.title}, logit {first.logit:+.2f}", INK), (f"gain {_gain(true)}", GREY), (Path(photo).name, GREY)
+    return Cell((shown, shade(first, strength(every[:1]), TILE)), (*texts, (describe_scale(every[:1]), GREY)))
+
+
+def _free(folder: Path, stem: str) -> Path:
+    """A name that no other photo has: coffee.jpg, coffee-2.jpg."""
+    number, path = 1, folder / f"{stem}.jpg"
+    while path.exists() or path.name == SHEET:
+        number += 1
+        path = folder / f"{stem}-{number}.jpg"
+    return path
+
+
+def _draw_sheet(cells: Sequence[Cell], out: Path) -> None:
+    from effnet.plots.contact_sheet import draw_sheet
+
+    some = f"the first {SHOWN} of {len(cells):,} photos" if len(cells) > SHOWN else f"{len(cells)} photos"
+    draw_sheet(cells[:SHOWN], f"Where the network looked: {some}; each has its own scale", out, across=3)
+
+
+def _finish(
+    measured: Sequence[Faithfulness],
+    unreadable: int,
+    folder: Path | None,
+    classifier: Classifier,
+    json: bool,
+    model: str,
+) -> int:
+    """The verdict over all photos, what was written, and what comes next."""
+    from effnet.explaining.faithfulness import summarise
+
+    if measured:
+        say: Callable[[str], None] = console.remark if json else lambda text: console.paragraphs((text,))
+        say(_verdict(summarise(measured)))
+    if unreadable:
+        console.remark(f"{unreadable:,} photos are unreadable")
+    if folder is not None:
+        console.remark(f"Written: {folder}")
+    console.remark(f"{classifier.selection}")
+    console.remark(f"Next: effnet val {model} DATA --out val")
+    return FINDING if unreadable else OK
+
+
+def _verdict(found: Summary) -> str:
+    """Whether the maps are true, in words."""
+    if found.gain is None or found.over_centre is None:
+        if found.beats_chance:
+            return "The map is better than chance: its gain exceeds that of 95 % of random orders."
+        return f"The map is {CHANCE}: random orders of its cells differ by as much as its gain."
+    gains = found.gain, found.over_centre
+    gain, centre = (f"{each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f})" for each in gains)
+    verdict = "better than chance" if found.beats_chance else CHANCE
+    beyond = "more than" if found.over_centre.low > 0 else "not shown to be more than"
+    return (
+        f"{found.images:,} maps, mean gain {gain}: {verdict}; {found.beating:,} beat it by themselves. Less the "
+        f"gain of the order from the middle outwards: {centre}, {beyond} what a subject in the middle explains. Intervals of "
+        "the means at 95 %, Student's t, for photos drawn like these."
+    )

@@ -1,0 +1,133 @@
+"""Is a map true? Cells are taken away from the image, or given back to it, in the map's order, and the class watched.
+
+    deletion    mean probability of the class while the cells are blurred, those that speak most for it first; low: true
+    insertion   the same while the cells of a blurred image are given back in this order; high: true
+    gain        insertion - deletion, beyond that of a random order
+
+(Petsiuk et al. 2018, here on cells and over a blurred baseline.) Whoever gives a random order back to front swaps the
+two curves. So a random order's insertion - deletion is 0 on average, and ORDERS of them show how far chance departs
+from it. A gain is above chance where it exceeds what 95 % of random orders stay within, by Student's t.
+
+The order from the middle outwards is measured beside them: photos have their subject there, and a map that does not
+beat it says little. Blur leaves a trace of what was there, and an image with blurred cells is one that no network was
+trained on: gains compare maps, they are not probabilities of being right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from effnet.metrics.intervals import Interval, mean_interval, student
+from effnet.runtime.cam import Explanation
+from effnet.runtime.session import Logits, Pixels
+
+LEVELS = 12  # of a curve, at most: cells go in as many groups
+ORDERS = 8  # random orders
+BLUR = 1 / 7  # of the image's side: a cell of the paper's networks, 32 pixels of 224
+CHUNK = 64  # images that are made at once
+
+Order = NDArray[np.intp]  # places of the cells, first to last
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """How true one map is."""
+
+    deletion: float
+    insertion: float
+    gain: Interval  # over random orders
+    centre: float  # insertion - deletion of the order from the middle outwards
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the gain exceeds that of 95 % of random orders."""
+        return self.gain.low > 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How true the maps of several images are; intervals are those of the mean, by Student's t."""
+
+    images: int
+    gain: Interval | None  # over random orders; None of fewer than two images
+    over_centre: Interval | None
+    beating: int  # images whose own map beats chance
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the mean gain is above 0; of one image whether its own is."""
+        return self.gain.low > 0 if self.gain else self.beating > 0
+
+
+def measure(ask: Callable[[Pixels], Logits], found: Explanation, seed: int = 0) -> Faithfulness:
+    """Deletion, insertion and gain of a map.
+
+    Args:
+        ask: the classifier's `logits`.
+        found: the map.
+        seed: of the random orders.
+    """
+    cells = found.map.size
+    random = np.random.default_rng(seed)
+    own = np.argsort(-found.map.ravel(), kind="stable")
+    orders = [own, from_centre(found.map.shape), *(random.permutation(cells) for _ in range(ORDERS))]
+    steps = np.unique(np.linspace(0, cells, min(LEVELS, cells) + 1).round().astype(int))
+    states = [order[:count] for order in orders for count in steps]  # cells that are blurred
+    states += [order[count:] for order in orders for count in steps]
+    curves = _probabilities(ask, found, states).reshape(2, len(orders), len(steps))
+    widths = np.diff(steps) / cells
+    deletion, insertion = ((curves[..., 1:] + curves[..., :-1]) / 2) @ widths
+    own_gain, centre, *chance = (insertion - deletion).tolist()
+    reach = student(ORDERS) * float(np.sqrt(np.mean(np.square(chance))))
+    return Faithfulness(
+        float(deletion[0]), float(insertion[0]), Interval(own_gain, own_gain - reach, own_gain + reach), centre
+    )
+
+
+def summarise(found: Sequence[Faithfulness]) -> Summary:
+    """The mean gain over images."""
+    gains = [each.gain.value for each in found]
+    over_centre = [each.gain.value - each.centre for each in found]
+    several = len(found) > 1
+    return Summary(
+        len(found),
+        mean_interval(gains) if several else None,
+        mean_interval(over_centre) if several else None,
+        sum(each.beats_chance for each in found),
+    )
+
+
+def from_centre(shape: tuple[int, ...]) -> Order:
+    """Cells from the middle of a map outwards."""
+    rows, columns = (np.arange(count) - (count - 1) / 2 for count in shape)
+    return np.argsort((rows[:, None] ** 2 + columns**2).ravel(), kind="stable")
+
+
+def _probabilities(ask: Callable[[Pixels], Logits], found: Explanation, states: Sequence[Order]) -> NDArray[np.float64]:
+    """Of each image with some cells blurred: the probability of the class, among both where there is another."""
+    keys = [bytes(np.isin(np.arange(found.map.size), state)) for state in states]
+    distinct = list(dict.fromkeys(keys))  # many curves begin or end with the same image
+    answers = np.concatenate([ask(images) for images in _blurred(found, distinct)]).astype(np.float64)
+    answers = answers if found.versus is None else answers[:, [found.index, found.versus]]
+    column = found.index if found.versus is None else 0
+    answers = np.exp(answers - answers.max(1, keepdims=True))
+    probability = dict(zip(distinct, answers[:, column] / answers.sum(1), strict=True))
+    return np.array([probability[key] for key in keys])
+
+
+def _blurred(found: Explanation, states: Sequence[bytes]) -> Iterator[Pixels]:
+    """The image with cells blurred, in chunks; of each state a byte for each cell says whether it is."""
+    pixels, shape = found.pixels, found.map.shape
+    size = len(pixels)
+    radius = BLUR * size
+    channels = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, 2, 0)]
+    blurred = np.stack([np.asarray(plane.filter(ImageFilter.GaussianBlur(radius))) for plane in channels], axis=2)
+    rows, columns = (np.arange(size) * count // size for count in shape)
+    for begin in range(0, len(states), CHUNK):
+        masks = [np.frombuffer(state, np.bool_).reshape(shape)[rows][:, columns] for state in states[begin:][:CHUNK]]
+        yield np.stack([np.where(mask[..., None], blurred, pixels) for mask in masks])
