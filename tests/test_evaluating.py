@@ -126,7 +126,7 @@ def test_files_are_written_where_asked(run, folder) -> None:
     code, _, err = run("good", "photos", "--out", "new/report")
     assert code == 0
     files = sorted(path.name for path in (folder / "new" / "report").iterdir())
-    assert files == ["confusion_matrix.png", "mistakes.jpg", "per_class.csv", "reliability.png"]
+    assert files == ["cams.jpg", "confusion_matrix.png", "mistakes.jpg", "per_class.csv", "reliability.png"]
     with (folder / "new" / "report" / "per_class.csv").open() as file:
         assert [row["images"] for row in csv.DictReader(file)] == ["6", "6", "6"]
     assert "Written: new/report/confusion_matrix.png, " in err

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, t, ttest_1samp
 
 from effnet.errors import ArgumentError
-from effnet.metrics.intervals import binomial_tail, check_arrays, compare_top1, wilson
+from effnet.metrics.intervals import binomial_tail, check_arrays, compare_top1, mean_interval, student, wilson
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (0, 40), (37, 40), (40, 40), (1, 1000), (77_123, 100_000)])
@@ -85,6 +85,19 @@ def test_models_may_have_other_classes_beyond_the_labels() -> None:
     assert compare_top1(a, wider, labels) == compare_top1(a, b, labels)
     with pytest.raises(ArgumentError, match="must be of the same 10 images"):
         compare_top1(a, b[:9], labels)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 31, 190, 1001])
+def test_students_t_is_scipys(freedom: int) -> None:
+    assert student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=1e-12)
+
+
+def test_the_interval_of_a_mean_is_scipys() -> None:
+    values = [0.3, -0.1, 0.25, 0.7]
+    found, expected = mean_interval(values), ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), *expected))
+    with pytest.raises(ArgumentError, match="at least two"):
+        mean_interval([1.0])
 
 
 GOOD = np.zeros((2, 3), np.float32)

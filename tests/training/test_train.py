@@ -105,7 +105,7 @@ def test_the_folder_has_everything(finished: Any) -> None:
     folder = finished.folder
     names = {path.name for path in folder.iterdir()}
     tables = {"args.yaml", "split.csv", "results.csv", "per_class.csv", "metrics.json"}
-    assert names == {*tables, *PICTURES, "mistakes.jpg", "best", LAST, PREVIOUS}
+    assert names == {*tables, *PICTURES, "mistakes.jpg", "cams.jpg", "best", LAST, PREVIOUS}
     assert [row["epoch"] for row in rows_of(folder)] == list(range(1, 9))
     for name in PICTURES:
         with Image.open(folder / name) as picture:

@@ -189,7 +189,9 @@ def _draw_sheet(cells: Sequence[Cell], out: Path) -> None:
     from effnet.plots.contact_sheet import draw_sheet
 
     some = f"the first {SHOWN} of {len(cells):,} photos" if len(cells) > SHOWN else f"{len(cells)} photos"
-    draw_sheet(cells[:SHOWN], f"Where the network looked: {some}; each has its own scale", out, across=3)
+    draw_sheet(
+        cells[:SHOWN], f"Where the network looked: {some}; each has its own scale", out, across=min(3, len(cells))
+    )
 
 
 def _finish(
@@ -227,6 +229,6 @@ def _verdict(found: Summary) -> str:
     beyond = "more than" if found.over_centre.low > 0 else "not shown to be more than"
     return (
         f"{found.images:,} maps, mean gain {gain}: {verdict}; {found.beating:,} beat it by themselves. Less the "
-        f"gain of the order from the middle outwards: {centre}, {beyond} what a subject in the middle explains. Intervals of "
-        "the means at 95 %, Student's t, for photos drawn like these."
+        f"gain of the order from the middle outwards: {centre}, {beyond} what a subject in the middle explains. "
+        "Intervals of the means at 95 %, Student's t, for photos drawn like these."
     )

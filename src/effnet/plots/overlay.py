@@ -95,7 +95,7 @@ def describe_scale(found: Sequence[Explanation]) -> str:
     """What the colours mean, in a sentence."""
     height, width = found[0].map.shape
     most = strength(found)
-    return f"blue against, orange for: {-most:+.2g} to {most:+.2g} of the logit in one of {height} x {width} cells"
+    return f"blue against, orange for; full colour ±{most:.2g} in one of {height} x {width} cells"
 
 
 def shade(found: Explanation, largest: float, side: int) -> Image.Image:
