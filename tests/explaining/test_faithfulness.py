@@ -67,7 +67,8 @@ def test_the_mean_over_images() -> None:
         Faithfulness(0.1, 0.2, Interval(0.1, -0.1, 0.3), 0.2),
     ]
     both, alone = summarise(found), summarise(found[:1])
-    assert both.gain is not None and both.over_centre is not None
+    assert both.gain is not None
+    assert both.over_centre is not None
     assert both.gain.value == pytest.approx(0.2)
     assert both.gain.high - both.gain.value == pytest.approx(12.7062 * 0.1, rel=1e-4)  # Student's t of 1 degree
     assert both.over_centre.value == pytest.approx(0.05)

@@ -184,6 +184,7 @@ class Classifier:
         other = None if versus is None else self.index(versus, "versus")
         chosen = [self.index(label) for label in labels]
         logits, explain = decompose(self.maps, pixels, self.linear, fine)
+        _check_finite(logits)
         chosen = chosen or [int(i) for i in np.argsort(-logits, kind="stable") if i != other][:topk]
         if other in chosen:
             raise ArgumentError("versus", versus, "is the class itself; name another one.")
@@ -311,8 +312,7 @@ class Classifier:
         return load_pixels(photo, self.input, spare=spare, gap=gap)
 
     def _name(self, logits: Logits, topk: int) -> list[Prediction]:
-        if not np.isfinite(logits).all():
-            raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
+        _check_finite(logits)
         temperature = self.calibration.temperature if self.calibration else 1.0
         shifted = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
         probabilities = shifted / shifted.sum(1, keepdims=True)
@@ -323,6 +323,11 @@ class Classifier:
 
     def _label(self, index: int) -> str:
         return self.classes[index] if self.classes else str(index)
+
+
+def _check_finite(logits: Logits) -> None:
+    if not np.isfinite(logits).all():
+        raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
 
 
 def best_classes(probabilities: NDArray[np.float64], topk: int) -> Iterator[NDArray[np.intp]]:
