@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corner import CELLS, CLASSES, bright, corner_classifier
+from corner import CELLS, CLASSES, bright_corner, corner_classifier
 from PIL import Image, ImageColor, ImageDraw
 
 from effnet.data.dataset import read_data
@@ -25,10 +25,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_orange_for_blue_against_and_the_photo_where_it_is_0() -> None:
     cells = np.zeros((CELLS, CELLS))
-    cells[0, 0], cells[3, 3] = 2.0, -1.0
-    found = dataclasses.replace(corner_classifier().explain(bright(1, 1)), map=cells, pixels=0 * bright(0, 0))
+    cells[0, 0], cells[-1, -1] = 2.0, -1.0
+    found = dataclasses.replace(corner_classifier().explain(bright_corner()), map=cells, pixels=0 * bright_corner())
     assert strength([found]) == 2
-    assert describe_scale([found]) == "blue against, orange for; full colour ±2 in one of 4 x 4 cells"
+    assert describe_scale([found]) == "blue against, orange for; full colour ±2 in one of 8 x 8 cells"
     picture = np.asarray(shade(found, 2.0, 400), np.float64)
     orange, blue = (OPAQUE * np.array(ImageColor.getrgb(name)) for name in (ORANGE, BLUE))
     assert picture[10, 10] == pytest.approx(orange, abs=1)  # full colour at the largest value
@@ -38,7 +38,7 @@ def test_orange_for_blue_against_and_the_photo_where_it_is_0() -> None:
 
 def test_a_picture_says_its_scale(tmp_path: Path, written: list[str]) -> None:
     classifier = corner_classifier()
-    both = classifier.explain_pixels(bright(0, 0), topk=2)
+    both = classifier.explain_pixels(bright_corner(), topk=2)
     draw_overlay(both, ["a line"], tmp_path / "x.png")
     assert describe_scale(both) in written
     assert written[:3] == ["what the network saw", "corner: +6.00", "nothing: +1.00"]
@@ -50,7 +50,7 @@ def test_a_picture_says_its_scale(tmp_path: Path, written: list[str]) -> None:
 def test_mistakes_with_what_spoke_for_the_answer_and_for_the_truth(tmp_path: Path, written: list[str]) -> None:
     for name in CLASSES:
         (tmp_path / "data" / name).mkdir(parents=True)
-        Image.fromarray(bright(0, 0)).save(tmp_path / "data" / name / f"{name}.png")
+        Image.fromarray(bright_corner()).save(tmp_path / "data" / name / f"{name}.png")
     data, classifier = read_data(tmp_path / "data"), corner_classifier()
     draw_cams(classifier, data, np.zeros(3, np.int64), np.array([0.9, 0.8, 0.95]), tmp_path / "cams.jpg")
     text = "\n".join(written)

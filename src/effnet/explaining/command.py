@@ -221,8 +221,8 @@ def _verdict(found: Summary) -> str:
     """Whether the maps are true, in words."""
     if found.gain is None or found.over_centre is None:
         if found.beats_chance:
-            return "The map is better than chance: its gain exceeds that of 95 % of random orders."
-        return f"The map is {CHANCE}: random orders of its cells differ by as much as its gain."
+            return "The map is better than chance: 95 % of random orders of its cells gain less."
+        return f"The map is {CHANCE}: random orders of its cells gain or lose as much."
     gains = found.gain, found.over_centre
     gain, centre = (f"{each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f})" for each in gains)
     verdict = "better than chance" if found.beats_chance else CHANCE
