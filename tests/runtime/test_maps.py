@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from effnet.weights.bundle import Bundle, open_bundle
 
 SPECS = {
     "tiny": tiny_spec(),
-    "no head": effnet.spec("mobilenetv1", width=0.25, resolution=64, num_classes=5),
+    "no head": dataclasses.replace(tiny_spec(), head=0),
     "odd size": effnet.spec("b0", width=0.25, depth=0.5, resolution=70, num_classes=7),
 }
 FORMATS = {"model": "openvino", "model.onnx": "onnx", "model.pt2": "torch"}
@@ -111,10 +112,10 @@ def test_in_8_bits_the_logits_follow_from_the_map_but_for_their_rounding(tiny: B
     graph = openvino.OpenVinoGraph(openvino.with_maps(model))
     logits, maps = (np.concatenate(each) for each in zip(*(graph.maps(image[None]) for image in pixels), strict=True))
     expected = reference(tiny, pixels)
-    assert 1e-4 < np.abs(maps - expected).max() / np.abs(expected).max() < 0.2
+    assert 0.95 < np.corrcoef(maps.ravel(), expected.ravel())[0, 1] < 1 - 1e-6
     assert np.abs(weight - tiny.weights["classifier.weight"]).max() < 0.01 * np.abs(weight).max()
     found = maps.mean((2, 3)) @ weight.T + bias
-    assert np.abs(found - logits).max() < 0.03 * np.abs(logits).max()
+    assert 0 < np.abs(found - logits).mean() < 0.02 * np.abs(logits).mean()  # the means are in 8 bits, too
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
@@ -163,7 +164,7 @@ def test_a_foreign_onnx_file_is_refused_in_one_line() -> None:
         with pytest.raises(ArtifactError, match=f"no {kind}.*export the model again"):
             read(content)
         with pytest.raises(ArtifactError, match="damaged"):
-            read(content[:-1] + b"\xff")
+            read(content[:-1])
 
 
 def test_the_added_output_is_what_the_package_onnx_would_add(tiny: Bundle) -> None:

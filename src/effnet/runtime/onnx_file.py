@@ -19,7 +19,8 @@ GRAPH = 7  # of a model
 NODE, INITIALIZER, GRAPH_OUTPUT = 1, 5, 12  # of a graph
 INPUT, OPERATOR = 1, 4  # of a node
 NAME, RAW = 8, 9  # of a tensor
-VALUE_NAME, VALUE_TYPE, TENSOR_TYPE, ELEMENT, FLOAT = 1, 2, 1, 1, 1  # of a value: its name, and float32 as its type
+VALUE_NAME, VALUE_TYPE, TENSOR_TYPE, ELEMENT, SHAPE, DIM = 1, 2, 1, 1, 2, 1  # of a value: its name, its type
+FLOAT = 1  # float32
 MORE = 128  # added to a byte of a number that goes on in the next one
 
 Value = int | memoryview
@@ -32,7 +33,8 @@ def with_maps(content: bytes) -> bytes:
         ArtifactError: it is not such a file.
     """
     inputs = _last_inputs(content, "GlobalAveragePool")
-    kind = _field(VALUE_TYPE, _field(TENSOR_TYPE, bytes([ELEMENT << 3, FLOAT])))
+    shape = _field(SHAPE, 4 * _field(DIM, b""))  # any
+    kind = _field(VALUE_TYPE, _field(TENSOR_TYPE, bytes([ELEMENT << 3, FLOAT]) + shape))
     return content + _field(GRAPH, _field(GRAPH_OUTPUT, _field(VALUE_NAME, inputs[0].encode()) + kind))
 
 
@@ -83,6 +85,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
             length, place = _number(message, place) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], place)
             value = message[place : place + length]
             place += length
+            if place > len(message):
+                raise IndexError("cut short")
         yield key >> 3, value
 
 

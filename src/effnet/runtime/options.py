@@ -25,7 +25,7 @@ class EngineOptions:
     runs in the engine of its format."""
     precision: AnyPrecision | None = None
     """What it computes with; native and OpenVINO have bf16. auto: an artifact's own; else bf16 where the processor is
-    faster in it, else fp32. Default: auto; effnet val: an artifact's own, else fp32."""
+    faster in it, else fp32. Default: auto; effnet val and explain: an artifact's own, else fp32."""
     batch: int | None = None
     """Images of a full batch, which may go through the network in parts. Default: 16, fewer for a large network."""
     threads: int | None = None
