@@ -115,7 +115,7 @@ def test_in_8_bits_the_logits_follow_from_the_map_but_for_their_rounding(tiny: B
     assert 0.95 < np.corrcoef(maps.ravel(), expected.ravel())[0, 1] < 1 - 1e-6
     assert np.abs(weight - tiny.weights["classifier.weight"]).max() < 0.01 * np.abs(weight).max()
     found = maps.mean((2, 3)) @ weight.T + bias
-    assert 0 < np.abs(found - logits).mean() < 0.02 * np.abs(logits).mean()  # the means are in 8 bits, too
+    assert 0 < np.abs(found - logits).mean() < 0.05 * np.abs(logits).mean()  # the means are in 8 bits, too
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

@@ -32,7 +32,7 @@ ORDERS = 19  # random orders: the 20th departs farther than all of them with a p
 BLUR = 1 / 7  # of the image's side: a cell of the paper's networks, 32 pixels of 224
 CHUNK = 64  # images that are made at once
 
-Order = NDArray[np.intp]  # places of the cells, first to last
+Places = NDArray[np.intp]  # places of the cells, first to last
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,15 @@ def summarise(found: Sequence[Faithfulness]) -> Summary:
     )
 
 
-def from_centre(shape: tuple[int, ...]) -> Order:
+def from_centre(shape: tuple[int, ...]) -> Places:
     """Cells from the middle of a map outwards."""
     rows, columns = (np.arange(count) - (count - 1) / 2 for count in shape)
     return np.argsort((rows[:, None] ** 2 + columns**2).ravel(), kind="stable")
 
 
-def _probabilities(ask: Callable[[Pixels], Logits], found: Explanation, states: Sequence[Order]) -> NDArray[np.float64]:
+def _probabilities(
+    ask: Callable[[Pixels], Logits], found: Explanation, states: Sequence[Places]
+) -> NDArray[np.float64]:
     """Of each image with some cells blurred: the probability of the class, among both where there is another."""
     keys = [bytes(np.isin(np.arange(found.map.size), state)) for state in states]
     distinct = list(dict.fromkeys(keys))  # many curves begin or end with the same image
