@@ -65,7 +65,7 @@ def _last_inputs(content: bytes, operator: str) -> list[str]:
     except (IndexError, KeyError, UnicodeDecodeError) as error:
         raise ArtifactError("the ONNX file is damaged: export the model again") from error
     if not found:
-        raise ArtifactError(f"the ONNX file has no {operator} as those that effnet exports: export the model again")
+        raise ArtifactError(f"the ONNX file has no {operator}, as every graph of effnet: export the model again")
     return found
 
 

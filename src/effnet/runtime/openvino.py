@@ -111,7 +111,9 @@ def _last(model: Any, kind: str) -> Any:
     """The last node of a kind: whatever the graph has of it comes before the classifier's."""
     found = [node for node in model.get_ordered_ops() if node.get_type_name() == kind]
     if not found:
-        raise ArtifactError(f"{model.get_friendly_name()} has no {kind} as what effnet exports: export the model again")
+        raise ArtifactError(
+            f"{model.get_friendly_name()} has no {kind}, as every graph of effnet: export the model again"
+        )
     return found[-1]
 
 

@@ -193,8 +193,12 @@ class BatchedSession:
     def linear(self) -> Linear:
         """See Session; for errors see `maps`."""
         if self._linear is None:
-            self._linear = self._in_caller(self._compiler().linear)  # a small graph, where it is read from one
+            self._linear = self._in_caller(self._read_linear)
         return self._linear
+
+    def _read_linear(self) -> Linear:
+        with self._lock:  # an engine may compute it
+            return self._compiler().linear()
 
     def _in_caller(self, function: Callable[[], T]) -> T:
         return self._caller.submit(function).result() if self._caller else function()
