@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from effnet.explaining.command import _gain, _verdict
+from effnet.explaining.faithfulness import Faithfulness, summarise
+from effnet.metrics.intervals import Interval
 from effnet.plots.contact_sheet import TILE
 
 COMMAND = "explain"  # what `run` runs
@@ -104,3 +107,23 @@ def test_it_needs_no_torch(photos) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["class"] == "espresso"
+
+
+def true(value: float, reach: float, centre: float = 0.0) -> Faithfulness:
+    return Faithfulness(0.1, 0.1 + value, Interval(value, value - reach, value + reach), centre)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([true(0.1, 0.2)], "is no better than chance"),
+        ([true(0.3, 0.2)], "is better than chance"),
+        ([true(0.1, 0.2), true(-0.1, 0.2)], "not shown to be better than chance; 0 beat it"),
+        ([true(0.3, 0.2, 0.1), true(0.31, 0.4, 0.1)], ": better than chance; 1 beat it"),
+        ([true(0.3, 0.2, 0.1), true(0.31, 0.4, 0.1)], "more than what a subject in the middle explains"),
+        ([true(0.3, 0.2, 0.3), true(0.31, 0.4, 0.3)], "not shown to be more than what a subject"),
+    ],
+)
+def test_the_verdict(found: list[Faithfulness], said: str) -> None:
+    assert said in _verdict(summarise(found))
+    assert ("no better than chance" in _gain(found[0])) == (found[0].gain.low <= 0)

@@ -56,7 +56,7 @@ def test_mistakes_with_what_spoke_for_the_answer_and_for_the_truth(tmp_path: Pat
     text = "\n".join(written)
     assert "2 of 2 mistakes" in text
     assert text.index("nothing.png") < text.index("elsewhere.png")  # the most confident first
-    assert "left: predicted corner, logit +6.00, 95.0% confident" in text
+    assert "middle: predicted corner, logit +6.00, 95.0% confident" in text
     assert "right: its own class nothing, logit +1.00" in text
     with Image.open(tmp_path / "cams.jpg") as sheet:
         assert sheet.size == (6 * (TILE + GAP) + GAP, HEAD + TILE + 3 * LINE + GAP)

@@ -225,7 +225,7 @@ def _verdict(found: Summary) -> str:
         return f"The map is {CHANCE}: random orders of its cells gain or lose as much."
     gains = found.gain, found.over_centre
     gain, centre = (f"{each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f})" for each in gains)
-    verdict = "better than chance" if found.beats_chance else CHANCE
+    verdict = "better than chance" if found.beats_chance else "not shown to be better than chance"
     beyond = "more than" if found.over_centre.low > 0 else "not shown to be more than"
     return (
         f"{found.images:,} maps, mean gain {gain}: {verdict}; {found.beating:,} beat it by themselves. Less the "

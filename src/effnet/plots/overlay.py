@@ -77,7 +77,10 @@ def draw_cams(
         answer, own = found
         largest = strength(found)
         lines = (
-            (f"left: predicted {labels[answer.index]}, logit {answer.logit:+.2f}, {confidence[i]:.1%} confident", RED),
+            (
+                f"middle: predicted {labels[answer.index]}, logit {answer.logit:+.2f}, {confidence[i]:.1%} confident",
+                RED,
+            ),
             (f"right: its own class {labels[own.index]}, logit {own.logit:+.2f}", INK),
             (f"{Path(sample.path).name}; {describe_scale(found)}", GREY),
         )
