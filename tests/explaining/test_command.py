@@ -127,3 +127,12 @@ def true(value: float, reach: float, centre: float = 0.0) -> Faithfulness:
 def test_the_verdict(found: list[Faithfulness], said: str) -> None:
     assert said in _verdict(summarise(found))
     assert ("no better than chance" in _gain(found[0])) == (found[0].gain.low <= 0)
+
+
+def test_a_sheet_of_the_first_photos(run, photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("effnet.explaining.command.SHOWN", 2)
+    monkeypatch.setattr("effnet.plots.contact_sheet.draw_sheet", lambda cells, title, out, across: titles.append(title))
+    run(photos / "coffee.png", photos / "chelsea.png", photos / "coffee.png", "--out", "drawn")
+    assert "the first 2 of 3 photos" in titles[0]
+    assert len(list(Path("drawn").iterdir())) == 3
