@@ -96,7 +96,7 @@ def explain(
     name = Path(sources[0]).stem if sources[0] not in (STDIN, "-") else "photos"
     measured: list[Faithfulness] = []
     cells: list[Cell] = []
-    unreadable = 0
+    explained = unreadable = 0
     with new_run(out, RUNS, name, SHEET) if pictures else nullcontext() as folder:
         sys.stdout.write("" if json else HEAD)
         for photo, answer in _explained(classifier, photos, options):
@@ -104,14 +104,15 @@ def explain(
                 unreadable += 1
                 text = json_line({"file": photo, "error": str(answer)}) if json else f"{photo} unreadable: {answer}\n"
             else:
+                explained += 1
                 measured += [true for _, true in answer]
                 text = "".join((_json_line if json else _line)(photo, *each) for each in answer)
                 if folder is not None:
-                    cells.append(_draw(photo, answer, folder))
+                    cells += [_draw(photo, answer, folder)][: max(0, SHOWN - len(cells))]
             sys.stdout.write(text)
             sys.stdout.flush()
         if folder is not None and len(cells) > 1:
-            _draw_sheet(cells, folder / SHEET)
+            _draw_sheet(cells, explained, folder / SHEET)
     return _finish(measured, unreadable, folder, classifier, json, shlex.quote(model))
 
 
@@ -185,13 +186,11 @@ def _free(folder: Path, stem: str) -> Path:
     return path
 
 
-def _draw_sheet(cells: Sequence[Cell], out: Path) -> None:
+def _draw_sheet(cells: Sequence[Cell], photos: int, out: Path) -> None:
     from effnet.plots.contact_sheet import draw_sheet
 
-    some = f"the first {SHOWN} of {len(cells):,} photos" if len(cells) > SHOWN else f"{len(cells)} photos"
-    draw_sheet(
-        cells[:SHOWN], f"Where the network looked: {some}; each has its own scale", out, across=min(3, len(cells))
-    )
+    some = f"{photos} photos" if photos == len(cells) else f"the first {len(cells)} of {photos:,} photos"
+    draw_sheet(cells, f"Where the network looked: {some}; each has its own scale", out, across=min(3, len(cells)))
 
 
 def _finish(

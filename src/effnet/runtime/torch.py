@@ -150,7 +150,7 @@ class _Keeping(fx.Interpreter):
         self.average = [node for node in program.graph.nodes if "avg_pool" in str(node.target)][-1]
 
     def run_node(self, n: fx.Node) -> Any:
-        """Its result; of the average's input a copy is not needed, nothing is computed in place behind it."""
+        """The result of a node; what the average reads is kept before that, as an interpreter forgets it afterwards."""
         if n is self.average:
             self.kept = self.env[n.args[0]]
         return super().run_node(n)
