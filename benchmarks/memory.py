@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py forecast    forecast beside measured growth, a fresh process for each row
     python benchmarks/memory.py plans       memory and time of B0 under plans, beside torch.utils.checkpoint
-    python benchmarks/memory.py large       B7 at 600 px, one image, in a fresh process, with and without a plan
+    python benchmarks/memory.py large       B7 at 600 px, one image: memory in a fresh process and time of a step, with
+                                            and without a plan, in fp32 and bf16, beside torch's modules
 
-Channels_last, random weights; the forecast in float32 and bf16 (autocast), the rest in float32. On a CPU the compiled
+Channels_last, random weights; plans in float32, the rest in bf16 (autocast), too. On a CPU the compiled
 kernels compute; EFFNET_NATIVE=0 leaves it to torch's modules. The growth of a process is its largest resident memory
 minus what was resident before the network was built, torch imported and warmed up; on a GPU it is torch's own peak of
 allocated memory (written, not measured). Times are medians of interleaved rounds of one process, as ratios to effnet
@@ -38,6 +39,7 @@ from effnet.machine import Precision, this_machine
 MIB = 2**20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = None if DEVICE == "cpu" else False  # None: as this process's installation and environment say
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16") if this_machine().bf16 else ("fp32",)
 # Freed memory goes back to the system at once, so that resident memory is what is in use.
 ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -122,8 +124,7 @@ def forecast() -> None:
     """Forecast beside measurement, with and without a plan."""
     print("| network | px | batch | precision | plan | forecast, MiB | measured, MiB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
-    precisions: tuple[Precision, ...] = ("fp32", "bf16") if this_machine().bf16 else ("fp32",)
-    for spec, precision in itertools.product(NETWORKS, precisions):
+    for spec, precision in itertools.product(NETWORKS, PRECISIONS):
         batch = 16 if spec.resolution < 300 else 8
         for plan in (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)):
             said = training_memory(spec, batch, precision=precision, plan=plan, kernels=KERNELS).peak / MIB
@@ -134,15 +135,30 @@ def forecast() -> None:
             )
 
 
-def large() -> None:
+def large(rounds: int = 3) -> None:
     """B7 at its own resolution; the base is the process with network, optimizer state and image."""
     spec = effnet.spec("b7")
     held = training_memory(spec, 1, kernels=KERNELS)
     base = (held.weights + held.optimizer + held.ema + held.images) / MIB
-    for plan in (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)):
-        said, found = training_memory(spec, 1, plan=plan, kernels=KERNELS).peak / MIB, measured(spec, plan, 1)
-        over = f"{found - base:.0f} MiB over the base, {said - base:.0f} forecast"
-        print(f"b7, 600 px, 1 image, {plan or 'no plan'}: {over}")
+    network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
+    images, labels = batch_of(spec, 1)
+    ways = [*itertools.product(PRECISIONS, (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)))]
+    times: list[list[float]] = [[] for _ in range(len(ways) + 1)]
+    for _, (taken, way) in itertools.product(range(rounds), enumerate([("fp32", None), *ways])):
+        network.native(on=taken > 0)  # the first is a step by torch's modules
+        network.recompute(way[1])
+        network.zero_grad()
+        started = time.perf_counter()
+        step(network, images, labels, way[0])
+        times[taken].append(time.perf_counter() - started)
+    del network
+    plain, *medians = map(statistics.median, times)
+    print(f"B7 at 600 px, one image; a step by torch's modules in fp32 takes {plain:.1f} s\n")
+    print("| precision | plan | over the base, MiB | forecast | time of a step |\n|---|---|---|---|---|")
+    for (precision, plan), taken in zip(ways, medians, strict=True):
+        said = training_memory(spec, 1, plan=plan, precision=precision, kernels=KERNELS).peak / MIB - base
+        over = measured(spec, plan, 1, precision) - base
+        print(f"| {precision} | {plan or 'none'} | {over:.0f} | {said:.0f} | {taken / plain:.2f} |")
 
 
 class Checkpointed(nn.Module):

@@ -34,6 +34,8 @@ SEARCH, CLAIM = ("-m", "effnet", "search"), ("benchmarks/claim.py",)
 STUDIES = {  # arguments of Python, and options
     "separable": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75"),
     "mbconv": (SEARCH, f"--from {BASELINES}/mbconv.yaml --epochs 0.75"),
+    # trainings four times as long, which the compiled kernels pay for in part
+    "mbconv-long": (SEARCH, f"--from {BASELINES}/mbconv.yaml --epochs 3"),
     "compare": (CLAIM, f"--from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4"),
     # every candidate trained in full, to see what halving costs
     "separable-whole": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75 --rungs 1 --seeds 1"),

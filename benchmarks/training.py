@@ -122,7 +122,8 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
         losses_of(Row("b0", 32, 2), [name])[name]().backward()  # torch loads on use
         loss = losses_of(row, [name])[name]
         gc.collect()
-        libc.malloc_trim(0)  # what was freed until here, other networks among it, would hide what a step takes
+        libc.malloc_trim(0)  # what was freed until here, other networks among it, would hide what a step takes,
+        Path("/proc/self/clear_refs").write_text("5")  # and so would the peak until here
         before = memory_of("VmRSS")
         for _ in range(3):
             loss().backward()
