@@ -5,10 +5,21 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom, binomtest, t, ttest_1samp
+from torchmetrics.functional.classification import binary_auroc
 
 from effnet.errors import ArgumentError
-from effnet.metrics.intervals import binomial_tail, check_arrays, compare_top1, mean_interval, student, wilson
+from effnet.metrics.intervals import (
+    auroc,
+    auroc_interval,
+    binomial_tail,
+    check_arrays,
+    compare_top1,
+    mean_interval,
+    student,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (0, 40), (37, 40), (40, 40), (1, 1000), (77_123, 100_000)])
@@ -121,3 +132,34 @@ GOOD = np.zeros((2, 3), np.float32)
 def test_arrays_that_do_not_fit(logits: np.ndarray, labels: list[int], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         check_arrays(logits, labels)
+
+
+def test_the_auroc_is_torchmetrics() -> None:
+    random = np.random.default_rng(0)
+    higher, lower = random.integers(2, 9, 60).astype(float), random.integers(0, 7, 45).astype(float)  # many are equal
+    scores, kind = torch.from_numpy(np.concatenate([higher, lower])), torch.tensor([1] * 60 + [0] * 45)
+    assert auroc(higher, lower).value == pytest.approx(float(binary_auroc(scores / 9, kind)))
+
+
+@pytest.mark.parametrize(("value", "m", "n"), [(0.8, 30, 50), (0.5, 10, 10), (1.0, 20, 5), (0.97, 1000, 3)])
+def test_the_ends_of_an_aurocs_interval_are_where_newcombe_puts_them(value: float, m: int, n: int) -> None:
+    found = auroc_interval(value, m, n)
+    for area in (found.low, found.high):
+        many = (m + n) / 2 - 1  # in place of m - 1 and n - 1 in Hanley and McNeil's variance
+        first, second = area / (2 - area), 2 * area**2 / (1 + area)
+        variance = area * (1 - area) + many * (first - area**2) + many * (second - area**2)
+        assert abs(area - value) == pytest.approx(1.959964 * (variance / (m * n)) ** 0.5, abs=1e-6)
+    assert found.low < value <= found.high
+
+
+def test_the_auroc_of_normal_scores_is_within_its_interval() -> None:
+    """P(x > y) of N(1, 1) and N(0, 1) is Phi(1 / sqrt 2) = .7602."""
+    random = np.random.default_rng(0)
+    drawn = [auroc(random.normal(1, 1, 25), random.normal(0, 1, 40)) for _ in range(400)]
+    assert 0.93 <= np.mean([found.low <= 0.7602 <= found.high for found in drawn]) <= 0.985
+
+
+def test_scores_of_both_kinds_are_needed() -> None:
+    for pair in (([], [1.0]), ([1.0], []), ([float("nan")], [1.0])):
+        with pytest.raises(ArgumentError, match="`scores`"):
+            auroc(*(np.array(each) for each in pair))

@@ -310,6 +310,10 @@ class Calibration:
                 raise ArgumentError(name, value, "must be from 0 to 1.")
         positive_int("n", self.n)
 
+    def abstains(self, confidence: float) -> bool:
+        """Whether an answer of this confidence, at the temperature, is better not given."""
+        return self.threshold is None or confidence < self.threshold
+
 
 def _check_geometry(kernel: str, kernel_size: int, step: str, stride: int) -> None:
     """Raise ArgumentError where a convolution has another filter or stride than the formulas know."""

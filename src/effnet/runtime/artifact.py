@@ -24,7 +24,7 @@ from effnet.fields import check_fields, one_of, positive_int, read_fields, set_f
 from effnet.files import MARK
 from effnet.runtime.options import EngineName, EnginePrecision
 from effnet.version import __version__
-from effnet.weights.bundle import Bundle, BundleConfig, parse_config
+from effnet.weights.bundle import Bundle, BundleConfig, entries_of, parse_config
 
 Format = Literal["openvino", "onnx", "torch"]
 
@@ -105,7 +105,7 @@ def artifact_path(model: str | Path) -> Path | None:
 def metadata(config: BundleConfig, form: Form) -> dict[str, Any]:
     """The metadata that an artifact carries."""
     how = {name: value for name, value in dataclasses.asdict(form).items() if (name, value) != ("int8", None)}
-    return {"format": FORMAT, MARK: __version__, "form": how, **dataclasses.asdict(config)}
+    return {"format": FORMAT, MARK: __version__, "form": how, **entries_of(config)}
 
 
 def read_artifact(model: str | Path) -> Artifact:

@@ -47,9 +47,23 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, best first; its own index, label and probability are the best one's."""
+    """The most probable classes of one image, best first; its own index, label and probability are the best one's.
+
+    What the model cannot tell is None.
+
+    Attributes:
+        scores: the classes.
+        unsure: whether the probability is below the threshold of the model's calibration: better no answer.
+        unfamiliar: whether the image is less like those of the training than 95 % of the val images were.
+        familiarity: the score of that, the higher the more like them; its threshold is `Classifier.familiarity`'s.
+        labels: if asked for, those among which the true one is as often as was asked for, best first.
+    """
 
     scores: tuple[Score, ...]
+    unsure: bool | None = None
+    unfamiliar: bool | None = None
+    familiarity: float | None = None
+    labels: tuple[str, ...] | None = None
 
     def __iter__(self) -> Iterator[Score]:
         return iter(self.scores)
@@ -84,6 +98,8 @@ class Classifier:
         input: how images are prepared.
         classes: the names of the outputs, or None.
         calibration: the temperature of its probabilities and the confidence below which to abstain, or None.
+        sets: what label sets of a stated coverage take, or None.
+        familiarity: what tells images unlike those of the training, or None.
         network: the torch module; None where another engine runs.
         selection: what runs it and why; None where it was not chosen by `load`.
         group: images that are best predicted together.
@@ -110,6 +126,7 @@ class Classifier:
         one_of("decode", decode, Decode)
         self.spec, self.input = config.spec, config.input
         self.classes, self.calibration = config.classes, config.calibration
+        self.sets, self.familiarity = config.sets, config.familiarity
         self.network, self.selection, self.decode = network, selection, decode
         batch = getattr(session, "batch", 1)
         self.group = batch * max(1, GROUP // batch)
@@ -223,17 +240,29 @@ class Classifier:
             found = f"{shape} {getattr(images, 'dtype', type(images).__name__)}"
             raise ArgumentError("images", found, f"must be (N, {size}, {size}, {channels}) uint8.")
 
+    def answer(self, images: Pixels) -> tuple[Logits, NDArray[np.float64] | None]:
+        """Logits, and how familiar each image is, (N,); None where the model cannot tell. See `logits` for errors."""
+        known = self.familiarity
+        if known is None or not known.needs_features or not hasattr(self._session, "maps") or not len(images):
+            logits = self.logits(images)
+            return logits, None if known is None or known.needs_features else known.of(logits)
+        logits, maps = self.maps(images)
+        return logits, known.of(logits, maps.mean((2, 3)))
+
     @overload
-    def predict(self, images: Photo, topk: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
+    def predict(self, images: Photo, topk: int = 5, sets: float | None = None) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
     @overload
-    def predict(self, images: Sequence[Photo], topk: int = 5) -> list[Prediction]: ...
-    def predict(self, images: Photo | Sequence[Photo], topk: int = 5) -> Prediction | list[Prediction]:
+    def predict(self, images: Sequence[Photo], topk: int = 5, sets: float | None = None) -> list[Prediction]: ...
+    def predict(
+        self, images: Photo | Sequence[Photo], topk: int = 5, sets: float | None = None
+    ) -> Prediction | list[Prediction]:
         """What is in the images.
 
         Args:
             images: one or a sequence of paths, open binary files, PIL images or arrays (H, W), (H, W, C) uint8; or an
                 array (N, H, W, C), or an array or a column of paths.
             topk: how many classes to return, at most all.
+            sets: also the labels among which the true one is this often, such as .9.
 
         Returns:
             One Prediction for one image, a list for several.
@@ -252,7 +281,7 @@ class Classifier:
             raise ArgumentError("images", type(images).__name__, "must be a path, a PIL image, an array, or several.")
         photos: Sequence[Any] = [images] if single else images  # type: ignore[assignment]  # `single` is not seen through
         predictions = []
-        for photo, prediction in self.stream(photos, topk=topk):
+        for photo, prediction in self.stream(photos, topk=topk, sets=sets):
             if isinstance(prediction, ImageError):
                 named = isinstance(photo, (str, os.PathLike))
                 raise ImageError(f"{photo or repr(photo)}: {prediction}" if named else str(prediction))
@@ -260,7 +289,7 @@ class Classifier:
         return predictions[0] if single else predictions
 
     def stream(
-        self, photos: Iterable[Photo], *, topk: int = 5, batch: int | None = None
+        self, photos: Iterable[Photo], *, topk: int = 5, batch: int | None = None, sets: float | None = None
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         """Each photo with its prediction, or with the reason why it cannot be read, in order.
 
@@ -269,14 +298,20 @@ class Classifier:
 
         Args:
             photos: paths, PIL images or arrays, drawn as they are needed.
-            topk: see `predict`.
+            topk, sets: see `predict`.
             batch: photos that are predicted together; None: `group`.
         """
         batch = self.group if batch is None else positive_int("batch", batch)
-        return self._stream(photos, positive_int("topk", topk), batch)
+        if sets is not None:
+            if self.sets is None:
+                raise ArgumentError(
+                    "sets", sets, "needs label sets, which effnet train calibrates; this model has none."
+                )
+            self.sets.floor(sets)
+        return self._stream(photos, positive_int("topk", topk), batch, sets)
 
     def _stream(
-        self, photos: Iterable[Photo], topk: int, batch: int
+        self, photos: Iterable[Photo], topk: int, batch: int, sets: float | None
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
         reading = read_ahead(photos, self.read, threads=self._readers, window=2 * batch)
         failure: Exception | None = None
@@ -292,7 +327,7 @@ class Classifier:
             if not group:
                 break
             pixels = [read for _, read in group if not isinstance(read, ImageError)]
-            predictions = iter(self._name(self.logits(np.stack(pixels)), topk) if pixels else ())
+            predictions = iter(self.describe(*self.answer(np.stack(pixels)), topk, sets) if pixels else ())
             for photo, read in group:
                 yield photo, read if isinstance(read, ImageError) else next(predictions)
         if failure:
@@ -311,15 +346,26 @@ class Classifier:
         spare, gap = (SPARE, GAP) if self.decode == "fast" else (None, None)
         return load_pixels(photo, self.input, spare=spare, gap=gap)
 
-    def _name(self, logits: Logits, topk: int) -> list[Prediction]:
+    def describe(
+        self, logits: Logits, familiarity: NDArray[np.float64] | None, topk: int = 5, sets: float | None = None
+    ) -> list[Prediction]:
+        """What the outputs of `answer` mean; for the other arguments see `predict`."""
         _check_finite(logits)
-        temperature = self.calibration.temperature if self.calibration else 1.0
-        shifted = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
-        probabilities = shifted / shifted.sum(1, keepdims=True)
-        return [
-            Prediction(tuple(Score(int(i), self._label(i), float(row[i])) for i in order))
-            for row, order in zip(probabilities, best_classes(probabilities, topk), strict=True)
-        ]
+        calibration, known = self.calibration, self.familiarity
+        chances = probabilities(logits, calibration.temperature if calibration else 1.0)
+        members = None if sets is None or self.sets is None else self.sets.members(chances, sets)
+        predictions = []
+        for image, (row, order) in enumerate(zip(chances, best_classes(chances, topk), strict=True)):
+            scores = tuple(Score(int(i), self._label(i), float(row[i])) for i in order)
+            unsure = None if calibration is None else calibration.abstains(scores[0].probability)
+            score = None if familiarity is None else float(familiarity[image])
+            unfamiliar = None if score is None or known is None else score < known.threshold
+            labels = None
+            if members is not None:
+                found = np.flatnonzero(members[image])
+                labels = tuple(self._label(int(i)) for i in found[np.argsort(-row[found], kind="stable")])
+            predictions.append(Prediction(scores, unsure, unfamiliar, score, labels))
+        return predictions
 
     def _label(self, index: int) -> str:
         return self.classes[index] if self.classes else str(index)
@@ -328,6 +374,13 @@ class Classifier:
 def _check_finite(logits: Logits) -> None:
     if not np.isfinite(logits).all():
         raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
+
+
+def probabilities(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
+    """The softmax (N, K) of logits divided by a temperature."""
+    shifted = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
+    chances: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
+    return chances
 
 
 def best_classes(probabilities: NDArray[np.float64], topk: int) -> Iterator[NDArray[np.intp]]:

@@ -1,15 +1,18 @@
 """A bundle: a folder that holds a network's weights and what is needed to use them.
 
-    config.json         format, spec, numeric policy, InputSpec, class names, source, metrics, calibration, provenance,
-                        sha256 of the other files
+    config.json         format, spec, numeric policy, InputSpec, class names, source, metrics, calibration, label sets,
+                        familiarity, provenance, sha256 of the other files
     model.safetensors   the tensors under native names
     split.csv           if effnet trained it: which images it was trained, chosen and tested on
+    familiarity.safetensors
+                        if its score of familiar images compares features: what it compares them with
 
 Only `save` and `Bundle.network` need torch: a bundle is read, and run by other engines, without it.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -29,6 +32,7 @@ from effnet.fields import read_fields
 from effnet.files import MARK, read_bytes, write_folder
 from effnet.version import __version__
 from effnet.weights.layouts import COUNTER, NATIVE
+from effnet.weights.sureness import Familiarity, LabelSets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # raised whenever an older effnet would misread a bundle
 CONFIG, WEIGHTS, SPLIT = "config.json", "model.safetensors", "split.csv"
+TENSORS = "familiarity.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Record:
     calibration: Calibration | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)  # data, recipe, versions, as JSON values
     split: str | None = None  # the text of split.csv
+    sets: LabelSets | None = None
+    familiarity: Familiarity | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,9 @@ class BundleConfig:
     sha256: str = ""  # of the file of weights
     calibration: Calibration | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of split.csv, where there is one
+    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of each further file
+    sets: LabelSets | None = None
+    familiarity: Familiarity | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +123,7 @@ def save(
             std of ImageNet. Its size becomes the spec's resolution.
         source: where the weights came from, as text.
         metrics: results worth keeping, by name.
-        record: what the training adds: calibration, provenance, the split.
+        record: what the training adds: calibration, label sets, familiarity, provenance, the split.
 
     Raises:
         ArgumentError: `network` is not an EfficientNet, the names do not match the outputs, `input` has other channels
@@ -133,7 +142,11 @@ def save(
     input_spec = input or default_input(spec)
     _check_channels(input_spec, spec)
     blob, record = serialise(state), record or Record()
-    split = None if record.split is None else record.split.encode(errors="surrogateescape")
+    further = {} if record.split is None else {SPLIT: record.split.encode(errors="surrogateescape")}
+    familiarity = record.familiarity
+    if familiarity is not None and familiarity.tensors:
+        further[TENSORS] = base64.b64decode(familiarity.tensors)
+        familiarity = dataclasses.replace(familiarity, tensors="")  # for people who read config.json
     try:
         provenance = json.loads(json.dumps(dict(record.provenance), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -148,20 +161,18 @@ def save(
         _sha256(blob),
         record.calibration,
         provenance,
-        {} if split is None else {SPLIT: _sha256(split)},
+        {name: _sha256(content) for name, content in further.items()},
+        record.sets,
+        familiarity,
     )
-    entries = dataclasses.asdict(config)
-    for name in ("calibration", "provenance", "files"):  # older versions of effnet do not know these entries
-        if not entries[name]:
-            del entries[name]
-    values = {"format": FORMAT, MARK: __version__, **entries}
+    values = {"format": FORMAT, MARK: __version__, **entries_of(config)}
     values["digest"] = _digest(values)
 
     target = Path(folder)
     with write_folder(target, "bundle") as temporary:
         (temporary / WEIGHTS).write_bytes(blob)
-        if split is not None:
-            (temporary / SPLIT).write_bytes(split)
+        for name, content in further.items():
+            (temporary / name).write_bytes(content)
         (temporary / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     return target
 
@@ -194,7 +205,17 @@ def read_config(folder: str | Path) -> BundleConfig:
         raise BundleError(f"{path} was changed: {error}") from error
     if digest != expected:
         raise BundleError(f"{path} was changed since it was written; effnet.save writes a bundle with other values")
+    if config.familiarity is not None and TENSORS in config.files:
+        tensors = base64.b64encode(_read_checked(path.with_name(TENSORS), config.files[TENSORS])).decode()
+        config = dataclasses.replace(config, familiarity=dataclasses.replace(config.familiarity, tensors=tensors))
     return config
+
+
+def entries_of(config: BundleConfig) -> dict[str, Any]:
+    """A config as JSON values, which `parse_config` reads; what it does not have is left out, as older versions do."""
+    entries = dataclasses.asdict(config)
+    optional = ("calibration", "provenance", "files", "sets", "familiarity")
+    return {name: value for name, value in entries.items() if value or name not in optional}
 
 
 def parse_config(values: Mapping[str, Any]) -> BundleConfig:
@@ -203,11 +224,12 @@ def parse_config(values: Mapping[str, Any]) -> BundleConfig:
     spec, input_spec = NetworkSpec.from_dict(values["spec"]), read_fields(InputSpec, values["input"])
     policy = read_fields(NumericPolicy, values["policy"])
     calibration = config.calibration and read_fields(Calibration, values["calibration"])
+    sets = config.sets and read_fields(LabelSets, values["sets"])
+    familiarity = config.familiarity and read_fields(Familiarity, values["familiarity"])
     _check_channels(input_spec, spec)
     classes = _check_classes(config.classes, spec)
-    return dataclasses.replace(
-        config, spec=spec, policy=policy, input=input_spec, classes=classes, calibration=calibration
-    )
+    known = {"calibration": calibration, "sets": sets, "familiarity": familiarity}
+    return dataclasses.replace(config, spec=spec, policy=policy, input=input_spec, classes=classes, **known)
 
 
 def read_network(model: str) -> NetworkSpec:
@@ -277,7 +299,7 @@ def find_splits(model: str, dataset: Dataset) -> Splits | None:
 def read_record(folder: str | Path) -> Record:
     """What the training of a bundle added to it, for `save`."""
     config = read_config(folder)
-    return Record(config.calibration, config.provenance, read_split(folder))
+    return Record(config.calibration, config.provenance, read_split(folder), config.sets, config.familiarity)
 
 
 def is_bundle(path: Path) -> bool:
