@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
+from numpy.typing import NDArray
 
 from effnet import console
 from effnet.arch.spec import Calibration
@@ -20,8 +21,10 @@ from effnet.data.folders import list_names
 from effnet.data.held_out import hold_out
 from effnet.errors import ArgumentError, DataError
 from effnet.metrics.calibration import calibrate, confidence
+from effnet.metrics.conformal import calibrate_sets
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
 from effnet.metrics.intervals import Difference, Interval, compare_top1
+from effnet.metrics.sureness import Sureness, measure_sureness
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.fonts import explain_labels
 from effnet.plots.overlay import draw_cams
@@ -31,12 +34,15 @@ from effnet.runtime.artifact import artifact_path
 from effnet.runtime.classifier import Classifier
 from effnet.runtime.load import load
 from effnet.runtime.options import AUTO, EngineOptions
+from effnet.runtime.session import Logits, Pixels
 from effnet.weights.bundle import find_splits
 from effnet.weights.registry import match_outputs
+from effnet.weights.sureness import Familiarity, LabelSets
 
 ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
 LISTED = 10  # unreadable files, at most
 ALL_CLASSES, WORST = 20, 10  # classes up to which all are shown, and how many where there are more
+USED = ("train", "val", "all")  # splits with images that a run fits something on
 FILES = "confusion_matrix.png", "per_class.csv", "reliability.png", "mistakes.jpg", "cams.jpg"
 INTERVALS = (
     "Intervals at 95 %: Wilson's for shares, a bootstrap over all images for macro F1. They hold for images drawn like "
@@ -74,6 +80,22 @@ class Outputs:
     classifier: Classifier
     data: Dataset  # those images, labelled in the order of the outputs
     predicted: Predicted
+    familiarity: NDArray[np.float64] | None  # (N,); None where the model cannot tell
+
+    @property
+    def told(self) -> tuple[Familiarity, NDArray[np.float64]] | None:
+        """What tells unfamiliar images, and its scores."""
+        known, scores = self.classifier.familiarity, self.familiarity
+        return None if known is None or scores is None else (known, scores)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted on images that are not evaluated."""
+
+    calibration: Calibration | None = None
+    sets: LabelSets | None = None
+    on: str = ""  # these images, in words
 
 
 def val(
@@ -102,7 +124,8 @@ def val(
     _check(models, options, out)
     with console.Display(f"reading {data}") as progress:
         dataset = read_data(data)
-        chosen = hold_out(dataset, {model: find_splits(model, dataset) for model in models}, options.split)
+        splits = {model: find_splits(model, dataset) for model in models}
+        chosen = hold_out(dataset, splits, options.split)
         opened = [(model, _open(model, engine, progress)) for model in models]
         labelled = [(*each, _label(chosen.data, *each, options)) for each in opened]
     outputs = [_run(*each) for each in labelled]
@@ -115,14 +138,19 @@ def val(
             _show_comparison(difference, models, data, chosen.split)
         following = f"effnet val {shlex.join((models[1], data))}{split}"
     else:
-        calibration, fitted_on = _calibrate(first, chosen.val, options)
-        evaluation = _evaluate(first, calibration)
+        fitted = _fit(first, chosen.val, options)
+        evaluation = _evaluate(first, fitted.calibration)
+        used = chosen.split in USED and splits[models[0]] is not None  # by the run that trained the model
+        sureness = _measure(first, fitted, used)
         values = {"model": models[0], "data": data, "split": chosen.split, **evaluation.to_dict()}
-        values |= {"calibrated_on": fitted_on or None, "seen_in_training": chosen.trained}
+        values |= {"calibrated_on": fitted.on or None, "seen_in_training": chosen.trained}
+        values |= {"sureness": sureness.to_dict()}
         if out is not None:
             _write_files(first, evaluation, out)
         if not json:
-            _show_evaluation(evaluation, calibration, fitted_on, models[0], data, chosen.split)
+            _show_evaluation(evaluation, models[0], data, chosen.split)
+            _show_sureness(sureness, first, fitted, used)
+            console.paragraphs((*_describe_confidence(evaluation, fitted.calibration, fitted.on), INTERVALS))
         following = f"effnet predict PHOTO --model {shlex.quote(models[0])}"
         if out is None:
             following = f"effnet val {shlex.join(arguments)}{split} --out val"
@@ -175,28 +203,48 @@ def _label(dataset: Dataset, model: str, classifier: Classifier, options: ValOpt
 
 
 def _run(model: str, classifier: Classifier, dataset: Dataset) -> Outputs:
+    scores: list[NDArray[np.float64] | None] = []
+
+    def network(pixels: Pixels) -> Logits:
+        logits, familiarity = classifier.answer(pixels)
+        scores.append(familiarity)
+        return logits
+
     with console.Display() as progress:
-        network, input_spec = classifier.logits, classifier.input
-        predicted = predict_logits(network, input_spec, dataset, batch=classifier.group, progress=progress, task=model)
+        batch, input_spec = classifier.group, classifier.input
+        predicted = predict_logits(network, input_spec, dataset, batch=batch, progress=progress, task=model)
     if not len(predicted.labels):
         path, reason = next(iter(predicted.unreadable.items()))
         raise DataError(f"none of the {len(dataset):,} images can be read; {path}: {reason}")
-    return Outputs(model, classifier, predicted.readable(dataset), predicted)
+    known = [each for each in scores if each is not None]
+    familiarity = np.concatenate(known) if known else None
+    return Outputs(model, classifier, predicted.readable(dataset), predicted, familiarity)
 
 
-def _calibrate(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> tuple[Calibration | None, str]:
-    """Temperature and threshold, and what they were fitted on: the bundle's, else on the val split not evaluated."""
+def _fit(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> Fitted:
+    """Temperature, threshold and label sets: the bundle's, else fitted on the val split that is not evaluated."""
     own, error = outputs.classifier.calibration, options.error
     if own is not None and error in (None, own.error):
-        return own, f"the {own.n:,} {own.split} images of the run that trained {outputs.model}"
+        on = f"the {own.n:,} {own.split} images of the run that trained {outputs.model}"
+        return Fitted(own, outputs.classifier.sets, on)
     if rest is not None:
         labelled = _label(rest, outputs.model, outputs.classifier, options)
         found = _run(outputs.model, outputs.classifier, labelled).predicted
         fitted = calibrate(found.logits, found.labels, error=error or ERROR)
-        return fitted, f"the {fitted.n:,} images of the data's val split"
+        sets = calibrate_sets(found.logits, found.labels, fitted.temperature)
+        return Fitted(fitted, sets, f"the {fitted.n:,} images of the data's val split")
     if error is not None:
         raise ArgumentError("error", error, "needs a val split beside the evaluated one, to choose a threshold on.")
-    return None, ""
+    return Fitted()
+
+
+def _measure(outputs: Outputs, fitted: Fitted, used: bool) -> Sureness:
+    """What the model says of its limits; not by what was fitted on the images themselves."""
+    logits, labels, _ = outputs.predicted
+    temperature = fitted.calibration.temperature if fitted.calibration else 1.0
+    if used:
+        return measure_sureness(logits, labels, temperature)
+    return measure_sureness(logits, labels, temperature, sets=fitted.sets, told=outputs.told)
 
 
 def _evaluate(outputs: Outputs, calibration: Calibration | None) -> Evaluation:
@@ -234,10 +282,8 @@ def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
     return compare_top1(logits[0], logits[1], labels)
 
 
-def _show_evaluation(
-    evaluation: Evaluation, calibration: Calibration | None, fitted_on: str, model: str, data: str, split: str
-) -> None:
-    """Print the figures, the classes, and what the confidence is worth."""
+def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) -> None:
+    """Print the figures and the classes."""
     figures = ("top-1", evaluation.top1), ("top-5", evaluation.top5), ("macro F1", evaluation.macro_f1)
     lines = [(name, f"{figure.value:.2%}", _bounds(figure)) for name, figure in figures if figure is not None]
     console.paragraphs((f"{model} on {_name(split)} of {data}: {evaluation.n:,} images",))
@@ -263,7 +309,24 @@ def _show_evaluation(
     console.table(columns, rows, title=heading)
     if absent:
         console.paragraphs((f"Without an image here, so not in these figures: {list_names(absent)}.",))
-    console.paragraphs((*_describe_confidence(evaluation, calibration, fitted_on), INTERVALS))
+
+
+def _show_sureness(found: Sureness, outputs: Outputs, fitted: Fitted, used: bool) -> None:
+    """Print coverage against accuracy, and what label sets and familiarity are worth."""
+    rows = [
+        (f"{each.share:.0%}", f"{each.least:.1%}", f"{each.accuracy.value:.2%}", _bounds(each.accuracy))
+        for each in found.curve
+    ]
+    title = "If only the most confident predictions are given"
+    console.table(("answered", "confidence from", "top-1", "95 % interval"), rows, title=title)
+    texts = [f"{each}. They were calibrated on {fitted.on}." for each in found.sets]
+    known = outputs.classifier.familiarity
+    if known is not None and found.unfamiliar is not None:
+        share = f"{found.unfamiliar.value:.1%} ({_bounds(found.unfamiliar, 1)})"
+        texts.append(f"Unfamiliar: {share} of these images. {known}.")
+    if used and (known is not None or outputs.classifier.sets is not None):
+        texts.append("The run that trained the model used these images: label sets and familiarity are not measured.")
+    console.paragraphs(texts)
 
 
 def _show_comparison(found: Difference, models: Sequence[str], data: str, split: str) -> None:

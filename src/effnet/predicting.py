@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -18,28 +21,42 @@ from effnet.runtime.load import load
 from effnet.runtime.options import LoadOptions
 
 if TYPE_CHECKING:
-    from effnet.runtime.classifier import Prediction
+    from effnet.runtime.classifier import Classifier, Prediction
 
-CSV_COLUMNS = "file", "rank", "index", "label", "probability", "error"
+CSV_COLUMNS = "file", "rank", "index", "label", "probability", "error", "unsure", "unfamiliar", "labels"
+FLAGS = "unsure", "unfamiliar"  # of a prediction
+SHOWN = 10  # labels of a set in the table
 DEFAULTS = LoadOptions()
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What is said of each photo."""
+
+    topk: int = 5
+    """How many classes to list for each photo."""
+    sets: float | None = None
+    """Also the labels among which the true one is this often, such as .9; for models of effnet train."""
 
 
 def predict(
     *sources: str,
     model: str = "lite0",
-    topk: int = 5,
+    answer: Annotated[AnswerOptions, Parameter(name="*")] = AnswerOptions(),
     json: Flag = False,
     csv: Flag = False,
     options: Annotated[LoadOptions, Parameter(name="*")] = DEFAULTS,
 ) -> int:
     """Classify photos. Every file gets exactly one answer, in order.
 
+    A model of effnet train also says which answers are unsure, and which photos are unlike those of its training.
+
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
             (the first answers come after two batches of it).
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
-        topk: How many classes to list for each photo.
+        answer: What is said of each photo.
         json: One JSON object a line.
         csv: CSV, one line for each class.
     """
@@ -47,45 +64,75 @@ def predict(
         raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
     if json and csv:
         raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
-    head, format = f"{'file':<40} {'probability':>11}  class\n", _table_lines
+    head, format = f"{'file':<40} {'probability':>11}  class\n", partial(_table_lines, sets=answer.sets)
     if json or csv:
         head, format = ("", _json_line) if json else (csv_lines([CSV_COLUMNS]), _csv_lines)
-    started, photos, unreadable = time.perf_counter(), 0, 0
+    started, photos, counts = time.perf_counter(), 0, Counter[str]()
     with console.Display(f"opening {model}") as progress:
         classifier = load(model, progress=progress, **asdict(options))
     paths = expand(["-" if source == STDIN else source for source in sources], sys.stdin)
-    answers = classifier.stream(paths, topk=topk, batch=options.batch)  # checks topk before the head is written
+    # checks topk and sets before the head is written
+    answers = classifier.stream(paths, topk=answer.topk, batch=options.batch, sets=answer.sets)
     sys.stdout.write(head)
-    for photo, answer in answers:
-        photos, unreadable = photos + 1, unreadable + isinstance(answer, ImageError)
-        sys.stdout.write(format(str(photo), answer))
+    for photo, found in answers:
+        photos += 1
+        counts.update(["unreadable"] if isinstance(found, ImageError) else _flags(found))
+        sys.stdout.write(format(str(photo), found))
         sys.stdout.flush()
     seconds = time.perf_counter() - started
     plural = "" if photos == 1 else "s"
-    console.remark(f"{photos:,} photo{plural}, {unreadable} unreadable, {seconds:.1f} s with {model}")
+    console.remark(f"{photos:,} photo{plural}, {counts['unreadable']} unreadable, {seconds:.1f} s with {model}")
+    for note in _explain_flags(classifier, counts):
+        console.remark(note)
     console.remark(f"{classifier.selection}")
     console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
-    return FINDING if unreadable else OK
+    return FINDING if counts["unreadable"] else OK
 
 
-def _table_lines(file: str, answer: Prediction | ImageError) -> str:
-    """A line for each class; a long name gets a line of its own."""
+def _flags(answer: Prediction) -> list[str]:
+    return [name for name in FLAGS if getattr(answer, name)]
+
+
+def _explain_flags(classifier: Classifier, counts: Counter[str]) -> Iterator[str]:
+    """How many photos got each flag, and what it means."""
+    calibration, familiarity = classifier.calibration, classifier.familiarity
+    if calibration and counts["unsure"]:
+        limit = (
+            "at any confidence" if calibration.threshold is None else f"below {calibration.threshold:.1%} confidence"
+        )
+        yield f"{counts['unsure']:,} unsure: {at} confidence more than {calibration.error:.3g} of the answers may be wrong"
+    if familiarity and counts["unfamiliar"]:
+        split = familiarity.split
+        yield f"{counts['unfamiliar']:,} unfamiliar: less like the training's images than 95 % of its {split} images"
+
+
+def _table_lines(file: str, answer: Prediction | ImageError, sets: float | None) -> str:
+    """A line for each class, and one for a set of labels; a long name gets a line of its own."""
     first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
     if isinstance(answer, ImageError):
         return f"{first} {'-':>11}  unreadable: {answer}\n"
     lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
+    if flags := ", ".join(_flags(answer)):
+        lines[0] += f"  ({flags})"
+    if answer.labels is not None and sets is not None:
+        more = f" and {len(answer.labels) - SHOWN:,} more" if len(answer.labels) > SHOWN else ""
+        lines.append(f"{f'set of {sets:.0%}':>11}  {', '.join(answer.labels[:SHOWN])}{more}")
     return f"{first} " + f"\n{'':<40} ".join(lines) + "\n"
 
 
 def _json_line(file: str, answer: Prediction | ImageError) -> str:
-    """One object: {"file", "predictions": [{"index", "label", "probability"}]} or {"file", "error"}."""
+    """One object: {"file", "predictions": [{"index", "label", "probability"}], ...} or {"file", "error"}."""
     if isinstance(answer, ImageError):
         return json_line({"file": file, "error": str(answer)})
-    return json_line({"file": file, "predictions": [vars(score) for score in answer]})
+    return json_line({"file": file, **answer.to_dict()})
 
 
 def _csv_lines(file: str, answer: Prediction | ImageError) -> str:
-    """A line for each class, ranked from 1, or one line with the error."""
+    """A line for each class, ranked from 1, or one line with the error; a set of labels is a list as in JSON."""
     if isinstance(answer, ImageError):
-        return csv_lines([(file, "", "", "", "", answer)])
-    return csv_lines((file, rank, s.index, s.label, s.probability, "") for rank, s in enumerate(answer, start=1))
+        return csv_lines([(file, "", "", "", "", answer, "", "", "")])
+    flags = ("" if (value := getattr(answer, name)) is None else str(value).lower() for name in FLAGS)
+    known = (*flags, "" if answer.labels is None else json_line(answer.labels).rstrip())
+    return csv_lines(
+        (file, rank, s.index, s.label, s.probability, "", *known) for rank, s in enumerate(answer, start=1)
+    )

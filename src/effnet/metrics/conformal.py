@@ -32,6 +32,13 @@ class Covered:
     labels: float  # in a set, on average
     single: Interval  # share of the sets that are one label
 
+    def __str__(self) -> str:
+        return (
+            f"Label sets for a coverage of {self.coverage:.0%} have the true label in {self.found.value:.1%} "
+            f"({self.found.low:.1%} to {self.found.high:.1%}) of the images, with {self.labels:.2f} labels on average; "
+            f"{self.single.value:.1%} are one label"
+        )
+
 
 def calibrate_sets(
     logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0, *, split: str = "val"

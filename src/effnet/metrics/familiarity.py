@@ -60,8 +60,7 @@ def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val"
     Raises:
         RefusedError: there are too few images or classes, or no score tells left-out classes from the others.
     """
-    if len(val.labels) < FEWEST:
-        raise RefusedError(f"{len(val.labels)} images of {split} are too few for a threshold, which takes {FEWEST}")
+    require_images(len(val.labels), split)
     groups = [group for group in _groups(val.labels, seed) if np.isin(train.labels, group, invert=True).any()]
     if len(groups) < 2:
         raise RefusedError(f"{split} has images of one class, and choosing a score leaves whole classes out")
@@ -84,6 +83,12 @@ def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val"
     scores = np.sort(Familiarity(best, 0.0, *about).of(val.logits, val.features))  # with the numbers as stored
     rank = math.floor((1 - ACCEPTED) * (len(scores) + 1) + 1e-9)
     return Familiarity(best, float(scores[rank - 1]), *about)
+
+
+def require_images(n: int, split: str = "val") -> None:
+    """Raise RefusedError where a split has too few images for a threshold."""
+    if n < FEWEST:
+        raise RefusedError(f"{n} images of {split} are too few for a threshold, which takes {FEWEST}")
 
 
 def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, Arrays]:

@@ -89,6 +89,11 @@ class Prediction:
         """Probability of the best class."""
         return self[0].probability
 
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction as plain values: `predictions`, and of the rest what the model can tell."""
+        known = {name: value for name, value in vars(self).items() if name != "scores" and value is not None}
+        return {"predictions": [vars(score) for score in self.scores], **known}
+
 
 class Classifier:
     """A model that knows how to prepare images and what its classes are called. Threads may share one.

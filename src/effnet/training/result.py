@@ -14,16 +14,18 @@ from effnet.data.dataset import Dataset, manifest
 from effnet.files import write_text
 from effnet.machine import peak_memory
 from effnet.metrics.calibration import calibrate, confidence
-from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
+from effnet.metrics.conformal import calibrate_sets
+from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, write_per_class
+from effnet.metrics.sureness import measure_sureness
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.fonts import explain_labels
 from effnet.plots.overlay import draw_cams
 from effnet.plots.style import BLUE, ORANGE, picture
 from effnet.runtime.load import load
-from effnet.runtime.torch import compile_network
 from effnet.training.execution import Execution
 from effnet.training.loop import Loop
 from effnet.training.run_folder import BEST, METRICS, versions
+from effnet.training.sureness import Evaluated, evaluate_split, learn_familiarity
 from effnet.weights.bundle import Record, open_bundle, save
 
 # The panels of `draw_learning_curves`: label of the axis, columns of results.csv with their names, scale of the values.
@@ -56,7 +58,7 @@ class Result:
 
 
 def finish(loop: Loop, base: int) -> Result:
-    """Evaluate the best weights on test, else val, fit the temperature on val, and write the remaining files.
+    """Evaluate the best weights on test, else val, fit on val what it is sure of, and write the remaining files.
 
     Rank 0 does; the others wait and return the same figures. `base` is the memory in bytes before the network was made.
     """
@@ -94,16 +96,16 @@ def _finish(loop: Loop, taken: int) -> Result:
     plan, folder, data = loop.plan, loop.folder, loop.data
     network = open_bundle(folder / BEST).network.to(loop.fabric.device)
 
-    def predict(images: Dataset) -> Predicted:
-        run, batch = compile_network(network, plan.input), plan.execution.part
-        task = "evaluating the best weights"
-        return predict_logits(run, plan.input, images, batch=batch, progress=loop.progress, task=task)
+    def predict(images: Dataset) -> Evaluated:
+        return evaluate_split(loop, network, images, "evaluating the best weights")
 
-    val = predict(data.subset("val"))
+    val, seen_val = predict(data.subset("val"))
     calibration = calibrate(val.logits, val.labels)
+    sets = calibrate_sets(val.logits, val.labels, calibration.temperature)
+    familiarity = learn_familiarity(loop, network, seen_val)
     split = "test" if "test" in data.splits else "val"
     images = data.subset(split)
-    found = val if split == "val" else predict(images)
+    found, seen = (val, seen_val) if split == "val" else predict(images)
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
@@ -111,6 +113,10 @@ def _finish(loop: Loop, taken: int) -> Result:
     evaluation = evaluate(
         found.logits, found.labels, plan.classes, temperature=calibration.temperature, threshold=calibration.threshold
     )
+    measured = measure_sureness(found.logits, found.labels, calibration.temperature)
+    if split != "val":  # what was calibrated on val is not measured there
+        told = familiarity and (familiarity, familiarity.of(seen.logits, seen.features))
+        measured = measure_sureness(found.logits, found.labels, calibration.temperature, sets=sets, told=told)
     epochs, seconds = loop.step / loop.loader.order.steps, loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
     metrics |= {f"{split}_ece": evaluation.after.ece}
@@ -131,11 +137,12 @@ def _finish(loop: Loop, taken: int) -> Result:
         input=plan.input,
         source=f"effnet train from {plan.source}",
         metrics=metrics,
-        record=Record(calibration, provenance, manifest(data, sizes=True)),
+        record=Record(calibration, provenance, manifest(data, sizes=True), sets, familiarity),
     )
     memory = {"forecast_bytes": plan.execution.forecast_bytes, "taken_bytes": taken}
     cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds, **memory}
-    written = {"split": split, **evaluation.to_dict(), "unreadable": len(found.unreadable), "cost": cost}
+    written = {"split": split, **evaluation.to_dict(), "sureness": measured.to_dict()}
+    written |= {"unreadable": len(found.unreadable), "cost": cost}
     write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
     _draw(loop, evaluation, found, images, calibration.temperature)
     return Result(folder, loop.step, epochs, seconds, split, evaluation, plan.execution, taken)

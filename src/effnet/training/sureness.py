@@ -1,0 +1,66 @@
+"""What a run learns of its limits once its best weights are known: what tells images unlike those of the training."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from effnet.data.dataset import Dataset
+from effnet.errors import RefusedError
+from effnet.metrics.evaluate import Predicted, predict_logits
+from effnet.metrics.familiarity import Seen, fit_familiarity, require_images, spread_classes
+from effnet.models.efficientnet import EfficientNet
+from effnet.runtime.session import Linear, Logits, Pixels
+from effnet.runtime.torch import compile_maps
+from effnet.training.loop import Loop
+from effnet.weights.sureness import Familiarity
+
+# Training images whose features are computed: this many, or so many of each class where that is more. They take as long
+# as evaluating as many images, and a score's AUROC hardly moves beyond.
+IMAGES, EACH = 2000, 10
+
+
+class Evaluated(NamedTuple):
+    """What the best weights make of a split."""
+
+    predicted: Predicted
+    seen: Seen  # the same images, with their features
+
+
+def evaluate_split(loop: Loop, network: EfficientNet, images: Dataset, task: str) -> Evaluated:
+    """Logits, labels and pooled features of the images that can be read; `task` names it to the progress."""
+    run, features = compile_maps(network, loop.plan.input), [np.empty((0, network.spec.head_channels), np.float32)]
+
+    def keep(pixels: Pixels) -> Logits:
+        logits, maps = run(pixels)
+        features.append(maps.mean((2, 3)))
+        return logits
+
+    batch = loop.plan.execution.part
+    found = predict_logits(keep, loop.plan.input, images, batch=batch, progress=loop.progress, task=task)
+    return Evaluated(found, Seen(found.logits, np.concatenate(features), found.labels))
+
+
+def learn_familiarity(loop: Loop, network: EfficientNet, val: Seen) -> Familiarity | None:
+    """What tells unfamiliar images, fitted to some of the training's; None, and a message why, where nothing does."""
+    started, data = time.perf_counter(), loop.data.subset("train")
+    labels = np.array([sample.label for sample in data.samples])
+    rows = spread_classes(labels, max(IMAGES, EACH * len(data.classes)), loop.plan.settings.seed)
+    some = dataclasses.replace(data, samples=tuple(data.samples[row] for row in rows))
+    try:
+        require_images(len(val.labels))  # before it takes time
+        train = evaluate_split(loop, network, some, "features of training images").seen
+        classifier = network.classifier
+        layer = Linear(*(part.detach().float().cpu().numpy() for part in (classifier.weight, classifier.bias)))
+        found = fit_familiarity(train, val, layer, seed=loop.plan.settings.seed)
+    except RefusedError as error:
+        loop.progress.message(f"unfamiliar images will not be told: {error}")
+        return None
+    loop.progress.message(
+        f"{found}. It was fitted to {found.images:,} of {len(data):,} training images in "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+    return found
