@@ -97,10 +97,9 @@ def _explain_flags(classifier: Classifier, counts: Counter[str]) -> Iterator[str
     """How many photos got each flag, and what it means."""
     calibration, familiarity = classifier.calibration, classifier.familiarity
     if calibration and counts["unsure"]:
-        limit = (
-            "at any confidence" if calibration.threshold is None else f"below {calibration.threshold:.1%} confidence"
-        )
-        yield f"{counts['unsure']:,} unsure: {at} confidence more than {calibration.error:.3g} of the answers may be wrong"
+        at = "at any" if calibration.threshold is None else f"below {calibration.threshold:.1%}"
+        risk = f"more than {calibration.error:.3g} of the answers may be wrong"
+        yield f"{counts['unsure']:,} unsure: {at} confidence {risk}"
     if familiarity and counts["unfamiliar"]:
         split = familiarity.split
         yield f"{counts['unfamiliar']:,} unfamiliar: less like the training's images than 95 % of its {split} images"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import NamedTuple, get_args
 
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
 
     def take(self, rows: NDArray[np.bool_]) -> Seen:
         """Some of the images."""
-        return Seen(*(values[rows] for values in self))
+        return Seen(self.logits[rows], self.features[rows], self.labels[rows])
 
 
 def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val", seed: int = 0) -> Familiarity:
@@ -74,15 +75,15 @@ def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val"
     names = [name for name in aurocs if name in stored and len(stored[name]) <= LARGEST]
     best = max(names, key=lambda name: aurocs[name].value)  # of equal ones the first, which costs least
     if aurocs[best].low <= 0.5:
-        value, low, high = (f"{figure:.2f}" for figure in vars(aurocs[best]).values())
-        raise RefusedError(
-            f"no score tells left-out classes from the others: AUROC {value} ({low} to {high}) of the best, {best}"
-        )
-    triples = {name: (figure.value, figure.low, figure.high) for name, figure in aurocs.items()}
-    about = (len(val.labels), split, len(train.labels), len(groups), triples, stored[best])
-    scores = np.sort(Familiarity(best, 0.0, *about).of(val.logits, val.features))  # with the numbers as stored
-    rank = math.floor((1 - ACCEPTED) * (len(scores) + 1) + 1e-9)
-    return Familiarity(best, float(scores[rank - 1]), *about)
+        figure = aurocs[best]
+        text = f"AUROC {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}) of the best, {best}"
+        raise RefusedError(f"no score tells left-out classes from the others: {text}")
+    figures = {name: (figure.value, figure.low, figure.high) for name, figure in aurocs.items()}
+    n, images = len(val.labels), len(train.labels)
+    known = Familiarity(best, 0.0, n, split, images, len(groups), figures, stored[best])
+    scores = np.sort(known.of(val.logits, val.features))  # with the numbers as stored
+    rank = math.floor((1 - ACCEPTED) * (n + 1) + 1e-9)
+    return replace(known, threshold=float(scores[rank - 1]))
 
 
 def require_images(n: int, split: str = "val") -> None:

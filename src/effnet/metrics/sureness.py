@@ -2,7 +2,7 @@
 
     coverage against accuracy   how many of the most confident answers are right, whatever the threshold
     label sets                  how many have the true label; see conformal.py
-    unfamiliar                  share of images that are said to be unlike those of the training; of images like them, 5 %
+    unfamiliar                  share of images said to be unlike those of the training; of images like them, 5 %
 
 All with Wilson's intervals. Label sets and the threshold of familiar images are worth measuring only on other images
 than those that they were calibrated on.

@@ -147,30 +147,35 @@ def score_images(
     """
     import numpy as np
 
+    found: NDArray[np.float64]
     shifted = np.array(logits, np.float64)
     best = shifted.max(1, keepdims=True)
     shifted -= best
+    powers = np.exp(shifted)
     if score == "max-softmax":  # its logarithm, which still differs where the probability rounds to 1
-        powers = np.exp(shifted)
         np.put_along_axis(powers, shifted.argmax(1)[:, None], 0.0, 1)
-        return -np.log1p(powers.sum(1))
-    energy: NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) + best[:, 0]
+        found = -np.log1p(powers.sum(1))
+        return found
+    energy: NDArray[np.float64] = np.log(powers.sum(1)) + best[:, 0]
     if score == "energy":
         return energy
     centred = np.asarray(features, np.float64) - arrays["center"]
     inside = centred @ arrays["basis"].astype(np.float64)
     if score == "vim":
         outside = np.maximum((centred**2).sum(1) - (inside**2).sum(1), 0)
-        return energy - float(arrays["alpha"][0]) * np.sqrt(outside)
+        found = energy - float(arrays["alpha"][0]) * np.sqrt(outside)
+        return found
     points = arrays["points"].astype(np.float64)
     if score == "mahalanobis":
-        return -_distances(inside @ arrays["whiten"].astype(np.float64), points).min(1)
+        found = -_distances(inside @ arrays["whiten"].astype(np.float64), points).min(1)
+        return found
     inside /= np.maximum(np.linalg.norm(inside, axis=1, keepdims=True), 1e-12)
     k = int(arrays["k"][0])
-    return -np.sqrt(np.partition(_distances(inside, points), k - 1, axis=1)[:, k - 1])
+    found = -np.sqrt(np.partition(_distances(inside, points), k - 1, axis=1)[:, k - 1])
+    return found
 
 
 def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Squared distances (N, M) of points (N, d) and (M, d)."""
-    found: NDArray[np.float64] = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return found.clip(0)
+    found: NDArray[np.float64] = ((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T).clip(0)
+    return found
