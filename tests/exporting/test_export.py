@@ -20,6 +20,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from limits import SETS, familiarity
 from random_weights import shaken
 from tiny import tiny_spec
 
@@ -49,7 +50,8 @@ def torch_logits(bundle: Bundle, pixels: Pixels) -> Logits:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     network = shaken(EfficientNet(dataclasses.replace(tiny_spec(), num_classes=5)))
-    record = Record(Calibration(1.7, 0.4, 0.01, 100, "val"), {"data": "shapes"})
+    known = familiarity(network.spec.head_channels, 5)
+    record = Record(Calibration(1.7, 0.4, 0.01, 100, "val"), {"data": "shapes"}, sets=SETS, familiarity=known)
     folder = tmp_path_factory.mktemp("bundle") / "b"
     save(network, folder, classes=CLASSES, input=InputSpec(32, 36), source="drawn", record=record)
     return open_bundle(folder)
@@ -79,9 +81,12 @@ def test_the_same_answers_for_any_number_of_photos(bundle, made, photos, format)
     classifier = effnet.load(made / NAMES[format])
     assert (classifier.classes, classifier.input) == (CLASSES, bundle.config.input)
     assert classifier.calibration == bundle.config.calibration
+    assert (classifier.sets, classifier.familiarity) == (SETS, bundle.config.familiarity)
     reference = effnet.Classifier(open_session(bundle, select_for(bundle, engine="torch")), bundle.config)
-    both = (each.predict(sorted(photos.glob("*.png")), topk=5) for each in (classifier, reference))
+    both = (each.predict(sorted(photos.glob("*.png")), topk=5, sets=0.9) for each in (classifier, reference))
     for one, other in zip(*both, strict=True):
+        assert one.familiarity == pytest.approx(other.familiarity, rel=1e-3)
+        assert (one.unsure, one.labels) == (other.unsure, other.labels)
         assert [score.label for score in one] == [score.label for score in other]
         assert [score.probability for score in one] == pytest.approx([score.probability for score in other], rel=1e-3)
 

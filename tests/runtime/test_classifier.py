@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import SETS, familiarity
 from PIL import Image
+from random_weights import shaken
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
@@ -16,7 +19,8 @@ from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
 from effnet.runtime.classifier import Classifier, Prediction, best_classes
 from effnet.runtime.load import load
-from effnet.weights.bundle import Record
+from effnet.weights.bundle import BundleConfig, Record, read_config
+from effnet.weights.sureness import ScoreName
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 
@@ -230,6 +234,83 @@ def test_probabilities_are_at_the_bundles_temperature(photos: Path, tmp_path: Pa
     expected = torch.from_numpy(logits / 0.05).softmax(0)
     np.testing.assert_allclose([score.probability for score in after], expected, rtol=1e-6)
     assert after.probability > before.probability
+
+
+def test_an_answer_below_the_threshold_is_unsure(photos: Path, tmp_path: Path) -> None:
+    network, coffee = effnet.EfficientNet(TINY), photos / "coffee.png"
+    plain = load(effnet.save(network, tmp_path / "plain")).predict(coffee)
+    assert (plain.unsure, plain.unfamiliar, plain.familiarity, plain.labels) == (None,) * 4
+    assert list(plain.to_dict()) == ["predictions"]
+    found = []
+    for threshold in (0.0, plain.probability - 1e-6, plain.probability + 1e-6, None):  # None: never sure enough
+        record = Record(Calibration(1.0, threshold, 0.05, 100, "val"))
+        found.append(load(effnet.save(network, tmp_path / "x", record=record)).predict(coffee).unsure)
+    assert found == [False, False, True, True]
+
+
+@pytest.mark.parametrize("score", ["energy", "mahalanobis", "neighbours", "vim"])
+@pytest.mark.parametrize("engine", ["native", "torch", "openvino", "onnxruntime"])
+def test_every_engine_tells_unfamiliar_images(engine: str, score: ScoreName, photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = shaken(effnet.EfficientNet(TINY))
+    known = familiarity(TINY.head_channels, 3, score)
+    classifier = load(effnet.save(network, tmp_path / "x", record=Record(familiarity=known)), engine=engine)
+    paths = [photos / "coffee.png", photos / "chelsea.png"]
+    images = torch.stack([torch.from_numpy(preprocess(path, classifier.input)) for path in paths])
+    with torch.inference_mode():
+        features = network.embed(images)
+        expected = known.of(network.classifier(features).numpy(), features.numpy())
+    found = classifier.predict(paths)
+    assert [each.familiarity for each in found] == pytest.approx(expected.tolist(), rel=1e-3)
+    between = dataclasses.replace(known, threshold=float(expected.mean()))
+    classifier.familiarity = between
+    assert [each.unfamiliar for each in classifier.predict(paths)] == (expected < expected.mean()).tolist()
+
+
+def test_maps_are_computed_only_for_a_score_that_needs_them(photos: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Session:
+        batch = 1
+
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            asked.append("logits")
+            return np.zeros((len(pixels), 3), np.float32)
+
+        def maps(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            asked.append("maps")
+            return np.zeros((len(pixels), 3), np.float32), np.ones((len(pixels), TINY.head_channels, 1, 1), np.float32)
+
+    config = read_config(effnet.save(effnet.EfficientNet(TINY), tmp_path / "x"))
+    for score, expected in ((None, "logits"), ("energy", "logits"), ("vim", "maps")):
+        known = familiarity(TINY.head_channels, 3, score) if score else None  # type: ignore[arg-type]
+        classifier = Classifier(Session(), dataclasses.replace(config, familiarity=known))
+        answer = classifier.predict(photos / "coffee.png")
+        assert asked.pop() == expected
+        assert (answer.familiarity is None) == (score is None)
+    # a plain function gives logits only: nothing is said, rather than guessed
+    assert Classifier(Session().__call__, classifier_config(config)).predict(photos / "coffee.png").unfamiliar is None
+
+
+def classifier_config(config: BundleConfig) -> BundleConfig:
+    return dataclasses.replace(config, familiarity=familiarity(TINY.head_channels, 3, "vim"))
+
+
+def test_label_sets_are_asked_for(photos: Path, tmp_path: Path) -> None:
+    network, names = effnet.EfficientNet(TINY), ["a", "b", "c"]
+    classifier = load(effnet.save(network, tmp_path / "x", classes=names, record=Record(sets=SETS)))
+    coffee = photos / "coffee.png"
+    ranked = classifier.predict(coffee, topk=3)
+    assert ranked.labels is None
+    for coverage in (0.5, 0.75, 0.9):
+        floor = SETS.floor(coverage)
+        expected = [score.label for score in ranked if score.probability >= floor] or [ranked.label]
+        assert classifier.predict(coffee, topk=1, sets=coverage).labels == tuple(expected)
+    assert classifier.predict(coffee, sets=0.9).to_dict()["labels"]
+    with pytest.raises(ArgumentError, match=r"at least 49 images of val; there were 30"):
+        classifier.stream([coffee], sets=0.98)
+    with pytest.raises(ArgumentError, match="this model has none"):
+        load(effnet.save(network, tmp_path / "plain")).predict(coffee, sets=0.9)
 
 
 def test_a_file_of_weights_and_the_network_that_they_are_of(tmp_path: Path, photos: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from limits import SETS, familiarity
 from safetensors.torch import save_file
 from torch import nn
 
@@ -217,6 +218,58 @@ def test_what_a_training_leaves_comes_back(network: effnet.EfficientNet, tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "split.csv"]
     assert read_split(save(network, tmp_path / "x")) is None
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_what_a_model_knows_of_its_limits_comes_back(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    known = familiarity(SPEC.head_channels, 3)
+    folder = save(network, tmp_path / "x", record=Record(CALIBRATION, sets=SETS, familiarity=known))
+    config = open_bundle(folder).config
+    assert (config.sets, config.familiarity) == (SETS, known)
+    assert read_record(folder) == Record(CALIBRATION, sets=SETS, familiarity=known)
+    written = json.loads((folder / "config.json").read_text())
+    assert written["familiarity"]["tensors"] == ""  # they are in a file of their own
+    assert list(written["files"]) == ["familiarity.safetensors"]
+    again = save(network, folder, record=read_record(folder))  # such a folder is replaced
+    assert read_config(again) == config
+
+    content = bytearray((folder / "familiarity.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "familiarity.safetensors").write_bytes(content)
+    with pytest.raises(BundleError, match=r"familiarity\.safetensors was changed or cut short"):
+        open_bundle(folder)
+
+
+def test_a_score_of_logits_has_no_file(network: effnet.EfficientNet, tmp_path: Path) -> None:
+    known = familiarity(SPEC.head_channels, 3, "energy")
+    folder = save(network, tmp_path / "x", record=Record(familiarity=known))
+    assert read_config(folder).familiarity == known
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"score": "mahalonobis"}, "Did you mean 'mahalanobis'"),
+        ({"threshold": "low"}, "`threshold`"),
+        ({"n": 0}, "`n`"),
+        ({"aurocs": {"energy": (0.9, 0.8, 1.0)}}, "mahalanobis among them"),
+        ({"aurocs": {"mahalanobis": (0.9, 0.8)}}, "three numbers"),
+        ({"tensors": None}, "`tensors`"),
+    ],
+)
+def test_familiarity_has_sensible_values(values: dict[str, Any], words: str) -> None:
+    known = familiarity(8, 2)
+    fields = {name: getattr(known, name) for name in known.__dataclass_fields__}
+    with pytest.raises(ArgumentError, match=words):
+        type(known)(**fields | values)
+    with pytest.raises(ArgumentError, match="safetensors file in base64"):
+        _ = type(known)(**fields | {"tensors": "AAAA"}).arrays
+
+
+@pytest.mark.parametrize("floors", [(0.5,) * 51, (1.5,), ("a",)])
+def test_floors_are_probabilities(floors: tuple[Any, ...]) -> None:
+    with pytest.raises(ArgumentError, match="`floors`"):
+        type(SETS)(30, "val", floors)
 
 
 def test_a_plain_bundle_is_what_it_always_was(folder: Path) -> None:
