@@ -17,13 +17,17 @@ from pathlib import Path
 import pytest
 import torch
 from cyclopts import App
+from limits import SETS, familiarity
 from PIL import Image
 from ran import Run
 
 import effnet
-from effnet.arch.spec import InputSpec
+from effnet import predicting
+from effnet.arch.spec import Calibration, InputSpec
 from effnet.cli import COMMANDS, main
 from effnet.errors import DownloadError
+from effnet.runtime.classifier import Prediction, Score
+from effnet.weights.bundle import Record
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
 
@@ -164,6 +168,56 @@ def test_predict_prints_csv(capsys: pytest.CaptureFixture[str], tiny: Path, mate
     assert [row["rank"] for row in rows] == ["1", ""]
     assert rows[0]["label"] in "abc"
     assert rows[1]["error"]
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Path:
+    """A bundle that finds every answer unsure and every photo unfamiliar."""
+    torch.manual_seed(0)
+    network = effnet.EfficientNet(TINY)
+    known = familiarity(network.spec.head_channels, 3, threshold=1.0)
+    record = Record(Calibration(1.0, 0.99, 0.05, 60, "val"), sets=SETS, familiarity=known)
+    return effnet.save(network, tmp_path / "limited", classes=["a", "b", "c"], record=record)
+
+
+def test_predict_says_what_is_unsure_and_unfamiliar(
+    capsys: pytest.CaptureFixture[str], limited: Path, photos: Path
+) -> None:
+    words = ("predict", photos / "coffee.png", "--model", limited, "--topk", 1, "--sets", 0.9)
+    run = Run(capsys, *words)
+    first, second = run.out.splitlines()[2:]  # the long name has a line of its own
+    assert first.endswith("(unsure, unfamiliar)")
+    labels = second.split("set of 90%")[1].split(", ")
+    assert "1 unsure: below 99.0% confidence more than 0.05 of the answers may be wrong" in run.err
+    assert "1 unfamiliar: less like the training's images than 95 % of its val images" in run.err
+
+    found = json.loads(Run(capsys, *words, "--json").out)
+    assert (found["unsure"], found["unfamiliar"]) == (True, True)
+    assert found["familiarity"] < 1.0
+    assert found["labels"] == [label.strip() for label in labels]
+
+    (row,) = csv.DictReader(io.StringIO(Run(capsys, *words, "--csv").out))
+    assert (row["unsure"], row["unfamiliar"]) == ("true", "true")
+    assert json.loads(row["labels"]) == found["labels"]
+
+
+def test_predict_says_nothing_of_what_a_model_cannot_tell(
+    capsys: pytest.CaptureFixture[str], tiny: Path, photos: Path
+) -> None:
+    words = ("predict", photos / "coffee.png", "--model", tiny)
+    assert set(json.loads(Run(capsys, *words, "--json").out)) == {"file", "predictions"}
+    rows = csv.DictReader(io.StringIO(Run(capsys, *words, "--csv").out))
+    assert {(row["unsure"], row["unfamiliar"], row["labels"]) for row in rows} == {("", "", "")}
+    assert "unsure" not in Run(capsys, *words).err
+    run = Run(capsys, *words, "--sets", 0.9)
+    assert (run.code, run.out) == (2, "")
+    assert "`sets` (=0.9) needs label sets" in run.err
+
+
+def test_a_long_set_is_cut_in_the_table_only() -> None:
+    answer = Prediction((Score(0, "0", 1.0),), labels=tuple(map(str, range(30))))
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in predicting._table_lines("x.png", answer, 0.9)
+    assert len(json.loads(predicting._json_line("x.png", answer))["labels"]) == 30
 
 
 def test_predict_prints_nothing_of_a_damaged_bundle(

@@ -1,6 +1,7 @@
 """effnet val, as a person types it."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -9,14 +10,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from limits import SETS, familiarity
 from PIL import Image
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.dataset import manifest, match_classes, read_data, split_data
-from effnet.data.image import preprocess
+from effnet.data.image import load_pixels, preprocess
 from effnet.metrics.evaluate import evaluate, predict_logits
-from effnet.weights.bundle import Record
+from effnet.metrics.intervals import wilson
+from effnet.metrics.sureness import measure_sureness
+from effnet.weights.bundle import Record, open_bundle
 
 COMMAND = "val"  # what `run` runs
 
@@ -146,6 +150,43 @@ def test_a_bundles_own_calibration_is_used(run, folder) -> None:
     values = json.loads(run("calibrated", "photos", "--error", 0.9, "--json")[1])
     assert values["temperature"] != 2.0  # fitted again, on the data's val split
     assert values["threshold"] == 0.0
+
+
+def test_what_a_model_says_of_its_limits_is_measured(run, folder) -> None:
+    """Label sets and the score are the bundle's; the images are those of the test split."""
+    network, data = open_bundle("good").network, split_data(read_data("photos"), val=0.25, test=0.25)
+    known = familiarity(network.spec.head_channels, 3)
+    classifier = effnet.load("good")
+    logits, labels, _ = predict_logits(classifier.logits, classifier.input, data.subset("test"))
+    pixels = np.stack([load_pixels(data.file(sample), classifier.input) for sample in data.subset("test").samples])
+    scores = known.of(logits, classifier.maps(pixels)[1].mean((2, 3)))
+    known = dataclasses.replace(known, threshold=float(np.sort(scores)[7]) + 1e-9)
+    record = Record(Calibration(2.0, 0.4, 0.1, 30, "val"), split=manifest(data), sets=SETS, familiarity=known)
+    effnet.save(network, folder / "limited", classes=NAMES, input=SEE, record=record)
+
+    values = json.loads(run("limited", "photos", "--json")[1])["sureness"]
+    assert values == json.loads(
+        json.dumps(measure_sureness(logits, labels, 2.0, sets=SETS, told=(known, scores)).to_dict())
+    )
+    assert values["unfamiliar"] == asdict(wilson(8, 18))
+    assert [each["coverage"] for each in values["sets"]] == [0.9, 0.95]
+    assert values["curve"][0]["accuracy"]["value"] == (logits.argmax(1) == labels).mean()
+    out = " ".join(run("limited", "photos")[1].split())
+    assert f"Unfamiliar: {8 / 18:.1%} ({wilson(8, 18).low:.1%} to {wilson(8, 18).high:.1%}) of these images" in out
+    assert "told by mahalanobis" in out
+    assert "AUROC was 0.900 (0.800 to 0.970)" in out
+    assert "Label sets for a coverage of 90% have the true label in" in out
+
+    used = json.loads(run("limited", "photos", "--split", "val", "--json")[1])["sureness"]
+    assert (used["sets"], used["unfamiliar"]) == ([], None)  # by what was fitted on these images
+    assert "not measured" in run("limited", "photos", "--split", "val")[1]
+
+
+def test_label_sets_of_a_model_without_its_own_are_calibrated_on_the_datas_val_split(run, folder) -> None:
+    values = json.loads(run("good", "photos", "--json")[1])["sureness"]
+    assert [each["coverage"] for each in values["sets"]] == [0.9]  # 18 images; 95 % takes 19
+    assert values["unfamiliar"] is None
+    assert "calibrated on the 18 images of the data's val split" in " ".join(run("good", "photos")[1].split())
 
 
 def test_val_is_never_fitted_on_what_is_evaluated(run, folder) -> None:

@@ -19,7 +19,7 @@ from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
 from effnet.runtime.classifier import Classifier, Prediction, best_classes
 from effnet.runtime.load import load
-from effnet.weights.bundle import BundleConfig, Record, read_config
+from effnet.weights.bundle import Record, read_config
 from effnet.weights.sureness import ScoreName
 
 TINY = effnet.spec("b0", width=0.25, depth=0.4, resolution=32, num_classes=3)
@@ -289,11 +289,9 @@ def test_maps_are_computed_only_for_a_score_that_needs_them(photos: Path, tmp_pa
         assert asked.pop() == expected
         assert (answer.familiarity is None) == (score is None)
     # a plain function gives logits only: nothing is said, rather than guessed
-    assert Classifier(Session().__call__, classifier_config(config)).predict(photos / "coffee.png").unfamiliar is None
-
-
-def classifier_config(config: BundleConfig) -> BundleConfig:
-    return dataclasses.replace(config, familiarity=familiarity(TINY.head_channels, 3, "vim"))
+    known = familiarity(TINY.head_channels, 3, "vim")
+    silent = Classifier(lambda pixels: Session()(pixels), dataclasses.replace(config, familiarity=known))
+    assert silent.predict(photos / "coffee.png").unfamiliar is None
 
 
 def test_label_sets_are_asked_for(photos: Path, tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_the_folder_has_everything(finished: Any) -> None:
     for name in PICTURES:
         with Image.open(folder / name) as picture:
             picture.load()
-    assert json.loads((folder / "metrics.json").read_text())["n"] == 9
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["n"] == 9
+    assert [each["coverage"] for each in metrics["sureness"]["sets"]] == [0.9]
 
 
 def test_the_bundle_is_the_best_epochs_and_knows_its_context(finished: Any, shapes: Path) -> None:
@@ -135,6 +137,10 @@ def test_the_bundle_is_the_best_epochs_and_knows_its_context(finished: Any, shap
     )
     assert config["provenance"]["recipe"]["name"] == "scratch"
     assert config["calibration"]["temperature"] > 0
+    assert classifier.sets is not None
+    assert (classifier.sets.n, len(classifier.sets.floors)) == (9, 41)  # up to a coverage of 90 %
+    assert classifier.familiarity is None  # 9 images are too few for its threshold
+    assert classifier.predict(photo, sets=0.9).labels
     assert (finished.bundle / "split.csv").read_text() == (finished.folder / "split.csv").read_text()
 
 
