@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.metrics.intervals import Interval, Labels, check_arrays, row_blocks, wilson
-from effnet.runtime.classifier import probabilities
+from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Logits
 from effnet.weights.sureness import LEAST, MOST, LabelSets, least_images
 

@@ -17,14 +17,13 @@ import base64
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from statistics import fmean, stdev
 from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effnet.errors import RefusedError
-from effnet.metrics.intervals import Interval, Labels, auroc, auroc_interval
+from effnet.metrics.intervals import Interval, Labels, auroc, auroc_interval, mean_interval
 from effnet.runtime.session import Linear
 from effnet.weights.sureness import Familiarity, ScoreName, score_images
 
@@ -37,9 +36,6 @@ POINTS, NEIGHBOURS, SHARE = 1000, 10, 5  # training images to compare with; whic
 LARGEST = 10**6  # characters of what is stored
 SPARE, ROUNDS = 8, 5  # of the subspace iteration that finds principal components
 RIDGE = 1e-3  # of the mean variance, added to the shared covariance, which few images leave singular
-# Student's t for an interval at 95 %, for 1 ... 9 degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -185,10 +181,10 @@ def _groups(labels: Labels, seed: int) -> list[NDArray[np.int64]]:
 
 def _mean(values: list[float], images: int) -> Interval:
     """The mean over the groups with the wider of two intervals: Student's over them, Newcombe's over the images."""
-    mean = fmean(values)
-    reach = STUDENT[len(values) - 2] * stdev(values) / math.sqrt(len(values))
-    by_images = auroc_interval(mean, images, images)
-    return Interval(mean, max(0.0, min(mean - reach, by_images.low)), min(1.0, max(mean + reach, by_images.high)))
+    groups = mean_interval(values)
+    by_images = auroc_interval(groups.value, images, images)
+    low, high = min(groups.low, by_images.low), max(groups.high, by_images.high)
+    return Interval(groups.value, max(0.0, low), min(1.0, high))
 
 
 def _single(arrays: dict[str, NDArray[np.float64]]) -> Arrays:

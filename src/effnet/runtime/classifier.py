@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast, overload
 
 import numpy as np
@@ -16,6 +15,10 @@ from effnet.errors import ArgumentError, CheckpointError, ImageError, nearest
 from effnet.fields import one_of, positive_int
 from effnet.runtime.cam import Explanation, decompose
 from effnet.runtime.options import Decode
+from effnet.runtime.prediction import Prediction as Prediction
+from effnet.runtime.prediction import Score as Score
+from effnet.runtime.prediction import best_classes as best_classes
+from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Linear, Logits, Maps, Pixels, Session
 from effnet.weights.bundle import BundleConfig
 
@@ -34,65 +37,6 @@ SPARE = 4.0
 # Times its final size to which a photo is first averaged (data.image.fit_photo); 4000 x 3000 pixels, halved, still are.
 # Of 220 views of 2000 x 1500 the same benchmark lost none to it and won 2; of 100 of 4000 x 3000, both lost and won 3.
 GAP = 2.9
-
-
-@dataclass(frozen=True)
-class Score:
-    """One class of a prediction."""
-
-    index: int
-    label: str  # the class's name, or its index where there are no names
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one image, best first; its own index, label and probability are the best one's.
-
-    What the model cannot tell is None.
-
-    Attributes:
-        scores: the classes.
-        unsure: whether the probability is below the threshold of the model's calibration: better no answer.
-        unfamiliar: whether the image is less like those of the training than 95 % of the val images were.
-        familiarity: the score of that, the higher the more like them; its threshold is `Classifier.familiarity`'s.
-        labels: if asked for, those among which the true one is as often as was asked for, best first.
-    """
-
-    scores: tuple[Score, ...]
-    unsure: bool | None = None
-    unfamiliar: bool | None = None
-    familiarity: float | None = None
-    labels: tuple[str, ...] | None = None
-
-    def __iter__(self) -> Iterator[Score]:
-        return iter(self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __getitem__(self, rank: int) -> Score:
-        return self.scores[rank]
-
-    @property
-    def index(self) -> int:
-        """Index of the best class."""
-        return self[0].index
-
-    @property
-    def label(self) -> str:
-        """Name of the best class."""
-        return self[0].label
-
-    @property
-    def probability(self) -> float:
-        """Probability of the best class."""
-        return self[0].probability
-
-    def to_dict(self) -> dict[str, Any]:
-        """The prediction as plain values: `predictions`, and of the rest what the model can tell."""
-        known = {name: value for name, value in vars(self).items() if name != "scores" and value is not None}
-        return {"predictions": [vars(score) for score in self.scores], **known}
 
 
 class Classifier:
@@ -379,22 +323,3 @@ class Classifier:
 def _check_finite(logits: Logits) -> None:
     if not np.isfinite(logits).all():
         raise CheckpointError("the network's outputs are not finite numbers: its weights are damaged")
-
-
-def probabilities(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
-    """The softmax (N, K) of logits divided by a temperature."""
-    shifted = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
-    chances: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
-    return chances
-
-
-def best_classes(probabilities: NDArray[np.float64], topk: int) -> Iterator[NDArray[np.intp]]:
-    """The `topk` most probable classes of each row, or all, best first; of equal ones the first.
-
-    Only those that may be among them are sorted, which takes a seventh of the time of sorting a thousand.
-    """
-    topk = min(topk, probabilities.shape[1])
-    least = np.partition(probabilities, -topk, axis=1)[:, -topk]
-    for row, smallest in zip(probabilities, least, strict=True):
-        found = np.flatnonzero(row >= smallest)
-        yield found[np.argsort(-row[found], kind="stable")[:topk]]
