@@ -36,7 +36,7 @@ POINTS, NEIGHBOURS, SHARE = 1000, 10, 5  # training images to compare with; whic
 LARGEST = 10**6  # characters of what is stored
 SPARE, ROUNDS = 8, 5  # of the subspace iteration that finds principal components
 RIDGE = 1e-3  # of the mean variance, added to the shared covariance, which few images leave singular
-Arrays = dict[str, NDArray[np.float32]]
+ScoreArrays = dict[str, NDArray[np.float32]]
 
 
 class Seen(NamedTuple):
@@ -88,11 +88,11 @@ def require_images(n: int, split: str = "val") -> None:
         raise RefusedError(f"{n} images of {split} are too few for a threshold, which takes {FEWEST}")
 
 
-def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, Arrays]:
+def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, ScoreArrays]:
     """What each score compares with, as `score_images` takes it; a score that these images do not allow is missing."""
     n, channels = train.features.shape
     features, dims = train.features.astype(np.float64), min(DIMENSIONS, channels // 2, n // PER_DIMENSION)
-    fitted: dict[ScoreName, Arrays] = {"max-softmax": {}, "energy": {}}
+    fitted: dict[ScoreName, ScoreArrays] = {"max-softmax": {}, "energy": {}}
     if dims < 1:
         return fitted
     center = features.mean(0)
@@ -113,7 +113,7 @@ def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, Arr
     # ViM's origin is where all logits are 0, or nearest to it
     origin = np.linalg.lstsq(layer.weight.astype(np.float64), -layer.bias.astype(np.float64), rcond=None)[0]
     centred = features - origin
-    vim: Arrays = {"center": origin, "basis": principal_components(centred, dims, seed), "alpha": np.ones(1)}  # type: ignore[dict-item]
+    vim: ScoreArrays = {"center": origin, "basis": principal_components(centred, dims, seed), "alpha": np.ones(1)}  # type: ignore[dict-item]
     virtual = score_images("energy", {}, train.logits) - score_images("vim", vim, train.logits, features)
     total, largest = virtual.sum(), train.logits.max(1).astype(np.float64).sum()
     if total > 0 and largest > 0:
@@ -146,7 +146,7 @@ def spread_classes(labels: Labels, count: int, seed: int = 0) -> NDArray[np.int6
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
-def pack(arrays: Arrays) -> str:
+def pack(arrays: ScoreArrays) -> str:
     """A safetensors file in base64; the two large arrays in half precision."""
     from safetensors.numpy import save
 
@@ -187,5 +187,5 @@ def _mean(values: list[float], images: int) -> Interval:
     return Interval(groups.value, max(0.0, low), min(1.0, high))
 
 
-def _single(arrays: dict[str, NDArray[np.float64]]) -> Arrays:
+def _single(arrays: dict[str, NDArray[np.float64]]) -> ScoreArrays:
     return {name: values.astype(np.float32) for name, values in arrays.items()}
