@@ -187,7 +187,7 @@ def test_predict_says_what_is_unsure_and_unfamiliar(
     run = Run(capsys, *words)
     first, second = run.out.splitlines()[2:]  # the long name has a line of its own
     assert first.endswith("(unsure, unfamiliar)")
-    labels = second.split("set of 90%")[1].split(", ")
+    labels = second.split("set  ")[1].split(", ")
     assert "1 unsure: below 99.0% confidence more than 0.05 of the answers may be wrong" in run.err
     assert "1 unfamiliar: less like the training's images than 95 % of its val images" in run.err
 
@@ -216,7 +216,7 @@ def test_predict_says_nothing_of_what_a_model_cannot_tell(
 
 def test_a_long_set_is_cut_in_the_table_only() -> None:
     answer = Prediction((Score(0, "0", 1.0),), labels=tuple(map(str, range(30))))
-    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in predicting._table_lines("x.png", answer, 0.9)
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in predicting._table_lines("x.png", answer)
     assert len(json.loads(predicting._json_line("x.png", answer))["labels"]) == 30
 
 

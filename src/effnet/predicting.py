@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -64,7 +63,7 @@ def predict(
         raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
     if json and csv:
         raise ArgumentError("csv", csv, "excludes --json: choose one form of output.")
-    head, format = f"{'file':<40} {'probability':>11}  class\n", partial(_table_lines, sets=answer.sets)
+    head, format = f"{'file':<40} {'probability':>11}  class\n", _table_lines
     if json or csv:
         head, format = ("", _json_line) if json else (csv_lines([CSV_COLUMNS]), _csv_lines)
     started, photos, counts = time.perf_counter(), 0, Counter[str]()
@@ -105,7 +104,7 @@ def _explain_flags(classifier: Classifier, counts: Counter[str]) -> Iterator[str
         yield f"{counts['unfamiliar']:,} unfamiliar: less like the training's images than 95 % of its {split} images"
 
 
-def _table_lines(file: str, answer: Prediction | ImageError, sets: float | None) -> str:
+def _table_lines(file: str, answer: Prediction | ImageError) -> str:
     """A line for each class, and one for a set of labels; a long name gets a line of its own."""
     first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
     if isinstance(answer, ImageError):
@@ -113,9 +112,9 @@ def _table_lines(file: str, answer: Prediction | ImageError, sets: float | None)
     lines = [f"{score.probability:>11.1%}  {score.label}" for score in answer]
     if flags := ", ".join(_flags(answer)):
         lines[0] += f"  ({flags})"
-    if answer.labels is not None and sets is not None:
+    if answer.labels is not None:
         more = f" and {len(answer.labels) - SHOWN:,} more" if len(answer.labels) > SHOWN else ""
-        lines.append(f"{f'set of {sets:.0%}':>11}  {', '.join(answer.labels[:SHOWN])}{more}")
+        lines.append(f"{'set':>11}  {', '.join(answer.labels[:SHOWN])}{more}")
     return f"{first} " + f"\n{'':<40} ".join(lines) + "\n"
 
 

@@ -74,7 +74,9 @@ def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val"
         figure = aurocs[best]
         text = f"AUROC {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}) of the best, {best}"
         raise RefusedError(f"no score tells left-out classes from the others: {text}")
-    figures = {name: (figure.value, figure.low, figure.high) for name, figure in aurocs.items()}
+    figures: dict[str, tuple[float, float, float]] = {
+        name: (figure.value, figure.low, figure.high) for name, figure in aurocs.items()
+    }
     n, images = len(val.labels), len(train.labels)
     known = Familiarity(best, 0.0, n, split, images, len(groups), figures, stored[best])
     scores = np.sort(known.of(val.logits, val.features))  # with the numbers as stored

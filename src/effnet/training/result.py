@@ -115,7 +115,7 @@ def _finish(loop: Loop, taken: int) -> Result:
     )
     measured = measure_sureness(found.logits, found.labels, calibration.temperature)
     if split != "val":  # what was calibrated on val is not measured there
-        told = familiarity and (familiarity, familiarity.of(seen.logits, seen.features))
+        told = (familiarity, familiarity.of(seen.logits, seen.features)) if familiarity else None
         measured = measure_sureness(found.logits, found.labels, calibration.temperature, sets=sets, told=told)
     epochs, seconds = loop.step / loop.loader.order.steps, loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}

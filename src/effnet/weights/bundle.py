@@ -228,7 +228,7 @@ def parse_config(values: Mapping[str, Any]) -> BundleConfig:
     familiarity = config.familiarity and read_fields(Familiarity, values["familiarity"])
     _check_channels(input_spec, spec)
     classes = _check_classes(config.classes, spec)
-    known = {"calibration": calibration, "sets": sets, "familiarity": familiarity}
+    known: dict[str, Any] = {"calibration": calibration, "sets": sets, "familiarity": familiarity}
     return dataclasses.replace(config, spec=spec, policy=policy, input=input_spec, classes=classes, **known)
 
 
