@@ -188,7 +188,7 @@ def test_predict_says_what_is_unsure_and_unfamiliar(
     first, second = run.out.splitlines()[2:]  # the long name has a line of its own
     assert first.endswith("(unsure, unfamiliar)")
     labels = second.split("set  ")[1].split(", ")
-    assert "1 unsure: below 99.0% confidence more than 0.05 of the answers may be wrong" in run.err
+    assert "1 unsure: only a confidence from 99.0% ensures that at most 0.05 of the answers are wrong" in run.err
     assert "1 unfamiliar: less like the training's images than 95 % of its val images" in run.err
 
     found = json.loads(Run(capsys, *words, "--json").out)

@@ -96,9 +96,9 @@ def _explain_flags(classifier: Classifier, counts: Counter[str]) -> Iterator[str
     """How many photos got each flag, and what it means."""
     calibration, familiarity = classifier.calibration, classifier.familiarity
     if calibration and counts["unsure"]:
-        at = "at any" if calibration.threshold is None else f"below {calibration.threshold:.1%}"
-        risk = f"more than {calibration.error:.3g} of the answers may be wrong"
-        yield f"{counts['unsure']:,} unsure: {at} confidence {risk}"
+        least = calibration.threshold
+        what = "no confidence" if least is None else f"only a confidence from {least:.1%}"
+        yield f"{counts['unsure']:,} unsure: {what} ensures that at most {calibration.error:.3g} of the answers are wrong"
     if familiarity and counts["unfamiliar"]:
         split = familiarity.split
         yield f"{counts['unfamiliar']:,} unfamiliar: less like the training's images than 95 % of its {split} images"

@@ -115,7 +115,7 @@ def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, Sco
     # ViM's origin is where all logits are 0, or nearest to it
     origin = np.linalg.lstsq(layer.weight.astype(np.float64), -layer.bias.astype(np.float64), rcond=None)[0]
     centred = features - origin
-    vim: ScoreArrays = {"center": origin, "basis": principal_components(centred, dims, seed), "alpha": np.ones(1)}  # type: ignore[dict-item]
+    vim = {"center": origin, "basis": principal_components(centred, dims, seed), "alpha": np.ones(1)}
     virtual = score_images("energy", {}, train.logits) - score_images("vim", vim, train.logits, features)
     total, largest = virtual.sum(), train.logits.max(1).astype(np.float64).sum()
     if total > 0 and largest > 0:

@@ -18,9 +18,9 @@ from effnet.runtime.torch import compile_maps
 from effnet.training.loop import Loop
 from effnet.weights.sureness import Familiarity
 
-# Training images whose features are computed: this many, or so many of each class where that is more. They take as long
-# as evaluating as many images, and a score's AUROC hardly moves beyond.
-IMAGES, EACH = 2000, 10
+# Training images whose features are computed: this many, or so many of each class up to a limit. They take as long as
+# evaluating as many images.
+IMAGES, EACH, MOST = 2000, 10, 10_000
 
 
 class Evaluated(NamedTuple):
@@ -48,7 +48,7 @@ def learn_familiarity(loop: Loop, network: EfficientNet, val: Seen) -> Familiari
     """What tells unfamiliar images, fitted to some of the training's; None, and a message why, where nothing does."""
     started, data = time.perf_counter(), loop.data.subset("train")
     labels = np.array([sample.label for sample in data.samples])
-    rows = spread_classes(labels, max(IMAGES, EACH * len(data.classes)), loop.plan.settings.seed)
+    rows = spread_classes(labels, max(IMAGES, min(MOST, EACH * len(data.classes))), loop.plan.settings.seed)
     some = dataclasses.replace(data, samples=tuple(data.samples[row] for row in rows))
     try:
         require_images(len(val.labels))  # before it takes time
