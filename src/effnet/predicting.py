@@ -98,7 +98,8 @@ def _explain_flags(classifier: Classifier, counts: Counter[str]) -> Iterator[str
     if calibration and counts["unsure"]:
         least = calibration.threshold
         what = "no confidence" if least is None else f"only a confidence from {least:.1%}"
-        yield f"{counts['unsure']:,} unsure: {what} ensures that at most {calibration.error:.3g} of the answers are wrong"
+        promise = f"at most {calibration.error:.3g} of the answers are wrong"
+        yield f"{counts['unsure']:,} unsure: {what} ensures that {promise}"
     if familiarity and counts["unfamiliar"]:
         split = familiarity.split
         yield f"{counts['unfamiliar']:,} unfamiliar: less like the training's images than 95 % of its {split} images"
