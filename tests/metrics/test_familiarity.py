@@ -100,16 +100,34 @@ def fitted() -> Familiarity:
     return fit_familiarity(world(300, 0), world(120, 1), last_layer())
 
 
-def test_the_best_score_is_kept_and_tells_strangers(fitted: Familiarity) -> None:
+def test_a_score_is_kept_that_tells_strangers(fitted: Familiarity) -> None:
     value, low, high = fitted.aurocs[fitted.score]
-    assert value == max(each[0] for each in fitted.aurocs.values())
     assert 0.5 < low < value <= high <= 1
     assert set(fitted.aurocs) == {"max-softmax", "energy", "mahalanobis", "neighbours", "vim"}
     assert (fitted.n, fitted.images, fitted.left_out, fitted.split) == (120, 300, CLASSES, "val")
     layer, new, others = last_layer(), world(200, 2), strange(200)
     familiar = fitted.of(new.logits, new.features)
     unfamiliar = fitted.of(others @ layer.weight.T + layer.bias, others)
-    assert auroc(familiar, unfamiliar).value > 0.9
+    assert auroc(familiar, unfamiliar).value > 0.8
+
+
+def test_vim_is_kept_unless_another_is_shown_to_be_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images whose features outside the principal components are large or small for no reason spoil it."""
+
+    def spoiled(n: int, seed: int) -> Seen:
+        seen, random = world(n, seed, spread=0.7), np.random.default_rng(seed)
+        extra = random.normal(size=(n, CHANNELS)) * np.exp(2 * random.normal(size=(n, 1)))
+        features = np.concatenate([seen.features, extra], 1).astype(np.float32)
+        return Seen(seen.logits, features, seen.labels)
+
+    weight, bias = last_layer()
+    layer = Linear(np.concatenate([weight, np.zeros_like(weight)], 1), bias)
+    found = fit_familiarity(spoiled(300, 0), spoiled(120, 1), layer)
+    best = max(found.aurocs, key=lambda name: found.aurocs[name][0])
+    assert found.score == best != "vim"
+    assert found.aurocs[best][0] - found.aurocs["vim"][0] > 0.1
+    monkeypatch.setattr(familiarity, "MARGIN", 1.0)
+    assert fit_familiarity(spoiled(300, 0), spoiled(120, 1), layer).score == "vim"
 
 
 def test_the_auroc_is_that_of_leaving_each_class_out() -> None:

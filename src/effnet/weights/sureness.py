@@ -78,9 +78,9 @@ def least_images(percent: int) -> int:
 class Familiarity:
     """How a model tells images that are unlike those of its training.
 
-    Which score it is was decided by leaving whole classes out: how often an image of the other classes got a higher
-    score than one of a left-out class (AUROC). The network had seen the left-out classes, so images of other kinds than
-    any class may be told more or less well.
+    Which score it is was decided with the help of whole classes left out: how often an image of the other classes got a
+    higher score than one of a left-out class (AUROC). The network had seen the left-out classes, so images of other
+    kinds than any class may be told more or less well.
     """
 
     score: ScoreName
