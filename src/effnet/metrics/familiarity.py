@@ -5,7 +5,7 @@ whole classes out, each in turn or in ten groups: their logits and their trainin
 the chance that a val image of the other classes is more familiar than one of a left-out class. The network itself had
 seen the left-out classes, so this favours the scores of logits, and it says nothing of images that are like no class at
 all. ViM, the energy less what the features show of those, is therefore kept unless another score is shown to be better
-by more than MARGIN: in benchmarks/familiarity.py it was the best against strangers of three kinds, where leaving classes
+by more than MARGIN: in benchmarks/familiarity.py it was best against strangers of three kinds, where leaving classes
 out alone chose the energy. The threshold is that of split-conformal prediction: at least 95 % of images like those of
 val are at or above it.
 
