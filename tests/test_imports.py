@@ -34,6 +34,7 @@ FEATURES = {  # each with the features that it may import
     "explaining": (),
     "benchmarking": ("exporting",),  # it measures the files that would be shipped
     "searching": ("training", "scaling"),
+    "serving": (),
 }
 LINES = (*((module,) for module in GROUND), *KERNEL, tuple(FEATURES), ("cli",), ("__main__",))
 LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}

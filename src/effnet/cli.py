@@ -38,6 +38,7 @@ COMMANDS = {
     ),
     "val": ("evaluating", "torch", "Evaluate a model on labelled images, or compare two models."),
     "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),
+    "serve": ("serving.command", "serve", "Serve models over HTTP, with a page to try them."),
     "bench": ("benchmarking.command", "torch", "Time every engine and precision on this machine."),
     "search": ("searching.command", "search", "Search alpha, beta and gamma for a baseline on your images."),
 }

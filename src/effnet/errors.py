@@ -31,6 +31,12 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "onnx": "export",
     "nncf": "int8",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "multipart": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
 }
 LONGEST = 250  # letters of a value in a message
 _SHORT = reprlib.Repr()

@@ -1,0 +1,1 @@
+"""effnet serve: models over HTTP, with a page."""

@@ -1,0 +1,58 @@
+"""What GET /metrics tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from effnet.runtime.classifier import Prediction
+from effnet.serving.batcher import Observer
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+IMAGES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Counters:
+    """The numbers of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        # 499: the client has left
+        self.requests = Counter("effnet_requests", "Requests by result", ("door", "status"), registry=self.registry)
+        self.seconds = self._histogram("effnet_request_seconds", "From the first byte to the answer", "door", SECONDS)
+        self.batches = self._histogram("effnet_batch_images", "Images that were computed together", "model", IMAGES)
+        self.waits = self._histogram("effnet_queue_seconds", "What an image waited for its batch", "model", SECONDS)
+        self.engine = self._histogram("effnet_engine_seconds", "What computing a batch took", "model", SECONDS)
+        self.images = Counter("effnet_images", "Images by result", ("model", "result"), registry=self.registry)
+        self.reloads = Counter("effnet_reloads", "Reloads by result", ("model", "result"), registry=self.registry)
+        self._taken = Gauge("effnet_places_taken", "Images in the house", ("model",), registry=self.registry)
+        self._places = Gauge("effnet_places", "Images that may be in the house", ("model",), registry=self.registry)
+
+    def text(self) -> bytes:
+        """All of them in Prometheus's format."""
+        return generate_latest(self.registry)
+
+    def observer(self, model: str) -> Observer:
+        """What notes a model's batches."""
+        batches, waits, engine = (each.labels(model) for each in (self.batches, self.waits, self.engine))
+
+        def observe(waited: Sequence[float], seconds: float) -> None:
+            batches.observe(len(waited))
+            engine.observe(seconds)
+            for wait in waited:
+                waits.observe(wait)
+
+        return observe
+
+    def follow(self, model: str, taken: Callable[[], float], places: Callable[[], float]) -> None:
+        """Show a model's places."""
+        self._taken.labels(model).set_function(taken)
+        self._places.labels(model).set_function(places)
+
+    def count(self, model: str, prediction: Prediction | None) -> None:
+        """Count an image; None: it could not be read."""
+        self.images.labels(model, "unreadable" if prediction is None else "answered").inc()
+
+    def _histogram(self, name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)

@@ -1,0 +1,134 @@
+"""Door: who is let in. Tokens, 413, 429 and 503 are settled here, before a body is read or a route is looked for."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from effnet.errors import EffnetError
+from effnet.serving.catalogue import Catalogue
+
+CLOSED = ("/predict", "/metrics", "/v2")  # what a token protects
+HEALTH = ("/v2/health/live", "/v2/health/ready")  # what it does not
+INFER = re.compile(r"/v2/models/([^/]+)/(?:versions/[^/]+/)?infer")
+MOST_HELD = 256 * 2**20  # bytes of all bodies that are in memory at once
+RETRY = {"retry-after": "1"}  # seconds
+LEFT = 499  # nginx's status of a client that has left
+
+
+class Door:
+    """The outermost part of the application.
+
+    Args:
+        app: what is behind it.
+        catalogue: the models and the server's state.
+        token: what clients must show; "": nothing.
+        most: bytes of a body.
+    """
+
+    def __init__(self, app: ASGIApp, catalogue: Catalogue, token: str, most: int) -> None:
+        self._app, self._catalogue, self._token, self._most = app, catalogue, token.encode(), most
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or say why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, began, status = scope["path"], time.perf_counter(), LEFT
+        leaving = self._catalogue.state in ("leaving", "draining")
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if leaving:  # the client's next request goes to another server
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        headers = dict(scope["headers"])
+        posted = scope["method"] == "POST"
+        if path.startswith(CLOSED) and path not in HEALTH and not self._knows(headers):
+            await refuse(tell, 401, "a token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+        elif posted and (why := self._why_not(scope, headers)):
+            await refuse(tell, *why)
+        elif posted:
+            await self._hold(scope, receive, tell)
+        else:
+            await self._app(scope, receive, tell)
+        if posted:
+            door = "infer" if path.startswith("/v2") else "predict" if path == "/predict" else "other"
+            self._catalogue.counters.requests.labels(door, status).inc()
+            if status == 200:
+                self._catalogue.counters.seconds.labels(door).observe(time.perf_counter() - began)
+
+    def _knows(self, headers: Mapping[bytes, bytes]) -> bool:
+        kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
+        known = hmac.compare_digest(shown.strip(), self._token)  # takes as long for a wrong one
+        return not self._token or (known and kind.lower() == b"bearer")
+
+    def _why_not(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str, Mapping[str, str]] | None:
+        """Status, reason and headers of a refusal."""
+        state = self._catalogue.state
+        if state in ("loading", "draining"):
+            return 503, "the models are being loaded" if state == "loading" else "the server ends", RETRY
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._most:
+            return 413, self._too_large(), {}
+        try:
+            full = self._catalogue.engine(model_of(scope)).batcher.full
+        except EffnetError:
+            return None  # the route says so
+        if full or self._held > MOST_HELD:
+            return 429, "there are more images than can be answered in time: try again", RETRY
+        return None
+
+    async def _hold(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let it in; its body is counted while it is read."""
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            length = len(message.get("body", b""))
+            size, self._held = size + length, self._held + length
+            if size > self._most:
+                raise HTTPException(413, self._too_large())
+            return message
+
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            self._held -= size
+
+    def _too_large(self) -> str:
+        return f"the body has more than {self._most:,} bytes"
+
+
+def model_of(scope: Scope) -> str:
+    """The name of the model that a request asks, "" for the first."""
+    if found := INFER.fullmatch(scope["path"]):
+        return found[1]
+    query = scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get("model", [""])[0] if b"model=" in query else ""
+
+
+async def refuse(send: Send, status: int, reason: str, headers: Mapping[str, str]) -> None:
+    """Answer with a reason: {"error": reason}."""
+    body = json.dumps({"error": reason}).encode()
+    named: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in headers.items()),
+    ]
+    start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": named}
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

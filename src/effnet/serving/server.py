@@ -1,0 +1,74 @@
+"""uvicorn's server, but it drains: at SIGTERM it says for a while that it is not ready, answers, and then ends.
+
+uvicorn closes its listener at once, so clients who were sent here a moment ago cannot connect, and leaves with the
+signal's exit code. SIGHUP reloads the models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from effnet.errors import ArgumentError
+from effnet.serving.catalogue import Catalogue
+
+GRACE = 2.0  # seconds in which load balancers see that it is not ready
+PATIENCE = 30  # seconds that the last answers may take
+BACKLOG = 2048  # connections that wait to be accepted
+
+
+class Server(uvicorn.Server):
+    """A server that drains."""
+
+    def __init__(self, config: uvicorn.Config, catalogue: Catalogue) -> None:
+        super().__init__(config)
+        self._catalogue = catalogue
+        self._end = float("inf")
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, also to SIGHUP."""
+        await super().startup(sockets)
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: leave after GRACE; Ctrl-C or a second signal: as soon as those who are in the house are answered."""
+        if sig == signal.SIGTERM and self._catalogue.state in ("loading", "ready"):
+            self._catalogue.state, self._end = "leaving", time.monotonic() + GRACE
+        elif self._catalogue.state != "draining":
+            self._end = 0.0
+        else:
+            self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: whether to end."""
+        if time.monotonic() >= self._end:
+            self._catalogue.state, self.should_exit = "draining", True
+        return await super().on_tick(counter)
+
+    def _reload(self) -> None:
+        if self._catalogue.state == "ready":
+            task = asyncio.create_task(self._catalogue.reload())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ArgumentError: the port is taken, or not a port; or the host is not one of this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        what = "host" if isinstance(error, socket.gaierror) else "port"
+        rule = f"cannot be listened at: {error}."
+        raise ArgumentError(what, host if what == "host" else port, rule) from error
