@@ -118,6 +118,22 @@ def test_a_batch_waits_for_those_on_their_way_and_no_longer_than_the_delay() -> 
     asyncio.run(scene())
 
 
+def test_nobody_waits_for_one_who_never_arrives() -> None:
+    async def scene() -> None:
+        engine = Engine()
+        batcher = engine.batcher()
+        first = asyncio.create_task(ask(batcher, 0))
+        await until(lambda: engine.batches)
+        with batcher.place():  # cannot be read
+            second = asyncio.create_task(ask(batcher, 1))  # waits already when the first batch ends
+            await asyncio.sleep(0.01)
+            engine.go.set()
+            assert await asyncio.wait_for(asyncio.gather(first, second), 30) == [0, 2]
+        await batcher.close()
+
+    asyncio.run(scene())
+
+
 def test_a_full_house_lets_nobody_in() -> None:
     async def scene() -> None:
         engine = Engine()

@@ -26,7 +26,7 @@ from effnet.version import __version__
 PAGE = Path(__file__).with_name("page")
 # Nothing comes from elsewhere, and nothing in the page itself is run; photos are shown from blob: addresses.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {

@@ -97,16 +97,16 @@ class Batcher(Generic[T, R]):
         """Wait for a first item, and for those on their way while the delay lasts."""
         end = None
         while not self._waiting or len(self._waiting) < min(self.pace.batch, self.taken):
-            self._came.clear()
-            left = None if end is None else end - time.perf_counter()
-            if left is not None and left <= 0:
-                if self._waiting:
+            if not self._waiting:
+                end = left = None  # those that came have left
+            else:
+                now = time.perf_counter()
+                end = end or now + self.pace.delay
+                if (left := end - now) <= 0:
                     return
-                left = end = None  # those that came have left
+            self._came.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._came.wait(), left)
-            if end is None and self._waiting:
-                end = time.perf_counter() + self.pace.delay
 
     async def _answer(self, batch: list[tuple[asyncio.Future[R], tuple[T, float]]]) -> None:
         began = time.perf_counter()

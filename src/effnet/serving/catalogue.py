@@ -93,7 +93,9 @@ class Catalogue:
         old = self.engines.get(name)
         classifier, pace = await asyncio.to_thread(open_engine, model, self._options, self.budget)
         if old and (old.classifier.spec, old.classifier.selection) == (classifier.spec, classifier.selection):
-            pace = Pace(self.budget, old.batcher.pace.times, classifier.group)  # measured when the machine had nothing else to do
+            pace = Pace(
+                self.budget, old.batcher.pace.times, classifier.group
+            )  # measured when the machine had nothing else to do
         self.engines[name] = engine = Engine(classifier, pace, self.counters.observer(name))
         batcher = engine.batcher
         self.counters.follow(name, lambda: batcher.taken, lambda: batcher.pace.places)

@@ -71,6 +71,11 @@ def make_router(catalogue: Catalogue) -> APIRouter:
             "outputs": [{"name": each, "datatype": TYPES[each], "shape": shapes.get(each, [-1])} for each in TYPES],
         }
 
+    @router.post("/repository/index")
+    async def index() -> list[dict[str, str]]:
+        """The models, the first of which answers where none is named."""
+        return [{"name": name, "version": "1", "state": "READY"} for name in catalogue.engines]
+
     @router.get("/models/{name}/ready")
     @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
     async def model_ready(name: str) -> Response:
@@ -152,7 +157,7 @@ def _flat(data: Any) -> list[Any]:
 def _decode(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, TypeError) as error:
         raise ValueError(f"bytes in JSON must be base64 ({error})") from error
 
 
