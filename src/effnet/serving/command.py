@@ -38,8 +38,12 @@ class ServeOptions:
     allow_origin: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     """A web page of another address that may ask, such as https://shop.example; may be repeated."""
 
+    grace: Amount = "2s"
+    """The time between SIGTERM, from which on it is not ready, and the last request that is let in."""
+
     def __post_init__(self) -> None:
         parse_seconds("latency", self.latency)
+        parse_seconds("grace", self.grace)
         parse_bytes("max_upload", self.max_upload)
 
 
@@ -108,7 +112,7 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE
     )
-    server = Server(config, catalogue)
+    server = Server(config, catalogue, parse_seconds("grace", options.grace))
     console.remark(f"Opening {', '.join(named.values())} at {url}")
     if not token and not _is_loopback(host):
         console.remark("Whoever reaches this address may ask: --token or EFFNET_TOKEN lets only those in who know it.")

@@ -17,16 +17,22 @@ import uvicorn
 from effnet.errors import ArgumentError
 from effnet.serving.catalogue import Catalogue
 
-GRACE = 2.0  # seconds in which load balancers see that it is not ready
 PATIENCE = 30  # seconds that the last answers may take
 BACKLOG = 2048  # connections that wait to be accepted
 
 
 class Server(uvicorn.Server):
-    """A server that drains."""
+    """A server that drains.
 
-    def __init__(self, config: uvicorn.Config, catalogue: Catalogue) -> None:
+    Args:
+        config: uvicorn's.
+        catalogue: the models.
+        grace: seconds in which load balancers see that it is not ready.
+    """
+
+    def __init__(self, config: uvicorn.Config, catalogue: Catalogue, grace: float) -> None:
         super().__init__(config)
+        self._grace = grace
         self._catalogue = catalogue
         self._end = float("inf")
         self._reloads: set[asyncio.Task[None]] = set()
@@ -38,9 +44,9 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: leave after GRACE; Ctrl-C or a second signal: as soon as those who are in the house are answered."""
+        """SIGTERM: leave after `grace`; Ctrl-C or a second signal: once those in the house are answered."""
         if sig == signal.SIGTERM and self._catalogue.state in ("loading", "ready"):
-            self._catalogue.state, self._end = "leaving", time.monotonic() + GRACE
+            self._catalogue.state, self._end = "leaving", time.monotonic() + self._grace
         elif self._catalogue.state != "draining":
             self._end = 0.0
         else:
