@@ -37,12 +37,13 @@ LOGIT = 5.0  # of the right colour; the others have 0
 class Colours:
     """Tells which colour an image has most of; `go` is cleared to hold it back."""
 
-    def __init__(self, classes: tuple[str, ...] = COLOURS) -> None:
+    def __init__(self, classes: tuple[str, ...] = COLOURS, **limits: Any) -> None:
         self.go, self.batches, self.closed = threading.Event(), list[int](), False
         self.fails = False
         self.go.set()
         spec = effnet.spec("b0", resolution=SIZE, num_classes=3)
-        self.classifier = Classifier(self, BundleConfig(spec, effnet.NumericPolicy(), InputSpec(SIZE, SIZE), classes))
+        images = InputSpec(SIZE, SIZE)
+        self.classifier = Classifier(self, BundleConfig(spec, effnet.NumericPolicy(), images, classes, **limits))
 
     def __call__(self, pixels: Pixels) -> Logits:
         self.batches.append(len(pixels))

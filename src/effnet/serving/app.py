@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
 from effnet.data.image import PHOTOS
-from effnet.errors import EffnetError, ImageError, UnknownNameError
+from effnet.errors import ArgumentError, EffnetError, ImageError, UnknownNameError
 from effnet.serving import kserve
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.door import Door
@@ -71,10 +71,17 @@ def build_app(
         request: Request,
         model: str = "",
         topk: Annotated[int, Query(ge=1)] = 5,
+        sets: float | None = None,
+        explain: bool = False,
+        versus: str = "",
     ) -> Response:
-        """Classify a photo (the body is the file), or several (multipart/form-data)."""
+        """Classify a photo (the body is the file), or several (multipart/form-data).
+
+        `sets=.9` adds the labels among which the true one is that often; `explain=true` where the network looked,
+        with `versus` a class that the best one is weighed against.
+        """
         names, photos = await read_photos(request)
-        answers = await ask(request, catalogue, model, photos, Wish(topk))
+        answers = await ask(request, catalogue, model, photos, Wish(topk, sets, explain, versus))
         shown = [_shown(answer) for answer in answers]
         failed = all(isinstance(answer, ImageError) for answer in answers)
         if names == [""]:
@@ -114,7 +121,8 @@ def _shown(answer: Answer | ImageError) -> dict[str, Any]:
     """An answer as JSON has it; what the model cannot tell is left out."""
     if isinstance(answer, ImageError):
         return {"error": str(answer)}
-    return {"predictions": [vars(score) for score in answer.prediction]}
+    explained = {} if answer.explanation is None else {"explanation": answer.explanation}
+    return answer.prediction.to_dict() | explained
 
 
 def _json(value: object, status: int) -> Response:
@@ -136,6 +144,10 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(UnknownNameError)
     async def unknown(_: Request, error: UnknownNameError) -> Response:
         return JSONResponse({"error": str(error)}, 404)
+
+    @app.exception_handler(ArgumentError)
+    async def wrong(_: Request, error: ArgumentError) -> Response:
+        return JSONResponse({"error": str(error)}, 422)
 
     @app.exception_handler(EffnetError)
     async def failed(_: Request, error: EffnetError) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
 from effnet.runtime.classifier import Prediction
 from effnet.serving.batcher import Observer
@@ -25,6 +25,8 @@ class Counters:
         self.waits = self._histogram("effnet_queue_seconds", "What an image waited for its batch", "model", SECONDS)
         self.engine = self._histogram("effnet_engine_seconds", "What computing a batch took", "model", SECONDS)
         self.images = Counter("effnet_images", "Images by result", ("model", "result"), registry=self.registry)
+        self.doubts = Counter("effnet_doubts", "Unsure or unfamiliar", ("model", "kind"), registry=self.registry)
+        self.familiarity = Summary("effnet_familiarity", "Scores of it", ("model",), registry=self.registry)
         self.reloads = Counter("effnet_reloads", "Reloads by result", ("model", "result"), registry=self.registry)
         self._taken = Gauge("effnet_places_taken", "Images in the house", ("model",), registry=self.registry)
         self._places = Gauge("effnet_places", "Images that may be in the house", ("model",), registry=self.registry)
@@ -53,6 +55,13 @@ class Counters:
     def count(self, model: str, prediction: Prediction | None) -> None:
         """Count an image; None: it could not be read."""
         self.images.labels(model, "unreadable" if prediction is None else "answered").inc()
+        if prediction is None:
+            return
+        for kind, found in (("unsure", prediction.unsure), ("unfamiliar", prediction.unfamiliar)):
+            if found is not None:
+                self.doubts.labels(model, kind).inc(found)
+        if prediction.familiarity is not None:
+            self.familiarity.labels(model).observe(prediction.familiarity)
 
     def _histogram(self, name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)

@@ -7,15 +7,16 @@ import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import ExifTags
 
+from effnet.arch.spec import InputSpec
 from effnet.data.image import identify, views
 from effnet.data.paths import READERS
-from effnet.errors import EffnetError, ImageError
+from effnet.errors import ArgumentError, EffnetError, ImageError
 from effnet.metrics.timing import time_turn
 from effnet.runtime.classifier import Classifier, Prediction
 from effnet.runtime.load import load
@@ -28,9 +29,19 @@ PIXEL_LIMIT = 64_000_000  # of a photo: 0.26 GB once decoded; the largest of pho
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be said about an image."""
+    """What is to be said about an image.
+
+    Attributes:
+        topk: how many classes.
+        sets: also the labels among which the true one is this often.
+        explain: also where the network looked.
+        versus: the class that the best one is weighed against there; "": none.
+    """
 
     topk: int = 5
+    sets: float | None = None
+    explain: bool = False
+    versus: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Answer:
 
     prediction: Prediction
     logits: Logits  # (K,)
+    explanation: dict[str, Any] | None = None  # as JSON has it
 
 
 class Engine:
@@ -60,7 +72,12 @@ class Engine:
 
         Several images take half of the places that are free as well, so they neither wait for each other nor leave
         nothing to others.
+
+        Raises:
+            ArgumentError: the model cannot tell what is wished.
         """
+        if wish.sets is not None:
+            self._check_sets(wish.sets)
         answers: list[Any] = [None] * len(images)
         left = iter(range(len(images)))
 
@@ -94,9 +111,13 @@ class Engine:
         self.classifier.close()
 
     async def _answer_one(self, image: bytes | Pixels, wish: Wish) -> Answer:
-        if isinstance(image, bytes):
-            image = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, image)
-        return await self.batcher((image, wish))
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(self._readers, self._read, image) if isinstance(image, bytes) else image
+        answer = await self.batcher((pixels, wish))
+        if wish.explain and isinstance(image, bytes):
+            explanation = await loop.run_in_executor(self._readers, self._explain, image, pixels, wish.versus or None)
+            return replace(answer, explanation=explanation)
+        return answer
 
     def _read(self, photo: bytes) -> Pixels:
         file = io.BytesIO(photo)
@@ -104,19 +125,42 @@ class Engine:
         if width * height > PIXEL_LIMIT:
             raise ImageError(f"has {width} x {height} pixels; at most {PIXEL_LIMIT:,} are served")
         try:
-            return self.classifier._load(file)
+            return self.classifier.read(file)
         except ImageError:
             raise
         except EffnetError as error:  # a network whose images are not photos
             raise ImageError(str(error)) from error
 
     def _compute(self, batch: list[tuple[Pixels, Wish]]) -> list[Answer]:
-        logits = self.classifier.logits(np.stack([pixels for pixels, _ in batch]))
+        logits, familiarity = self.classifier.answer(np.stack([pixels for pixels, _ in batch]))
         answers = []
-        for row, (_, wish) in zip(logits, batch, strict=True):
-            (prediction,) = self.classifier._name(row[None], wish.topk)
-            answers.append(Answer(prediction, row))
+        for row, (_, wish) in enumerate(batch):
+            own = slice(row, row + 1)
+            known = None if familiarity is None else familiarity[own]
+            (prediction,) = self.classifier.describe(logits[own], known, wish.topk, wish.sets)
+            answers.append(Answer(prediction, logits[row]))
         return answers
+
+    def _explain(self, photo: bytes, pixels: Pixels, versus: str | None) -> dict[str, Any]:
+        (found,) = self.classifier.explain_pixels(pixels, (), versus)
+        image = identify(io.BytesIO(photo))
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        width, height = image.size[::-1] if turned else image.size
+        return {
+            "class": found.label,
+            "versus": found.versus_label,
+            "logit": found.logit,
+            "residual": found.residual,
+            "map": found.map.tolist(),
+            "box": seen_part(width, height, self.classifier.input),
+        }
+
+    def _check_sets(self, coverage: float) -> None:
+        if self.classifier.sets is None:
+            raise ArgumentError(
+                "sets", coverage, "needs label sets, which effnet train calibrates; the model has none."
+            )
+        self.classifier.sets.floor(coverage)
 
 
 def open_engine(model: str, options: dict[str, Any], budget: float) -> tuple[Classifier, Pace]:
@@ -124,13 +168,14 @@ def open_engine(model: str, options: dict[str, Any], budget: float) -> tuple[Cla
     classifier = load(model, **options)
     images = views(classifier.input, classifier.group)
     return classifier, measure_pace(
-        budget, classifier.group, lambda n: time_turn(lambda: classifier.logits(images[:n]))
+        budget, classifier.group, lambda n: time_turn(lambda: classifier.answer(images[:n]))
     )
 
 
-def probabilities(classifier: Classifier, logits: Logits) -> NDArray[np.float32]:
-    """(N, K), at the temperature of the classifier's calibration."""
-    temperature = classifier.calibration.temperature if classifier.calibration else 1.0
-    shifted = np.exp((logits.astype(np.float64) - logits.max(1, keepdims=True)) / temperature)
-    shares: NDArray[np.float32] = (shifted / shifted.sum(1, keepdims=True)).astype(np.float32)
-    return shares
+def seen_part(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what the network sees, as shares of an upright photo; a border is outside it."""
+    if spec.fit == "squash":
+        return 0.0, 0.0, 1.0, 1.0
+    side = max(width, height) if spec.fit == "pad" else min(width, height) * spec.size / spec.resize
+    across, down = side / width / 2, side / height / 2
+    return 0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down

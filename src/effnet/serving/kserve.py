@@ -2,7 +2,8 @@
 
     inputs    image   BYTES [n]          photos as files; in JSON as base64
               pixels  UINT8 [n, s, s, C] images that are already prepared, at the size of the model
-    outputs   label BYTES [n], probability FP32 [n], probabilities FP32 [n, K], error BYTES [n]
+    outputs   label BYTES [n], probability FP32 [n], probabilities FP32 [n, K], error BYTES [n],
+              unsure and unfamiliar BOOL [n] where the model can tell
 
 A request has one of the inputs. A photo that cannot be read has an empty label, probabilities of 0 and the reason in
 `error`; where that is the only photo, the request fails with 422.
@@ -23,15 +24,19 @@ from numpy.typing import NDArray
 from starlette.responses import JSONResponse
 
 from effnet.errors import ImageError
+from effnet.runtime.classifier import probabilities
 from effnet.runtime.session import Pixels
 from effnet.serving.catalogue import Catalogue
-from effnet.serving.engine import Answer, Engine, Wish, probabilities
+from effnet.serving.engine import Answer, Engine, Wish
 from effnet.serving.exchange import ask, read_body
 from effnet.version import __version__
 
 HEADER = "inference-header-content-length"
-TYPES = {"label": "BYTES", "probability": "FP32", "probabilities": "FP32", "error": "BYTES"}  # of the outputs
-TOP = 1
+BASIC = {"label": "BYTES", "probability": "FP32", "probabilities": "FP32", "error": "BYTES"}
+DOUBTS = {"unsure": "BOOL", "unfamiliar": "BOOL"}
+TYPES = BASIC | DOUBTS
+
+Tensor = list[str] | NDArray[np.float32] | NDArray[np.bool_]
 
 
 def make_router(catalogue: Catalogue) -> APIRouter:
@@ -59,6 +64,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
         """Inputs and outputs of a model."""
         engine = catalogue.engine(name)
         size, channels = engine.classifier.input.size, engine.classifier.input.channels
+        names = _outputs([], engine)
         shapes = {"probabilities": [-1, engine.classifier.spec.num_classes]}
         return {
             "name": name,
@@ -68,7 +74,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
                 {"name": "image", "datatype": "BYTES", "shape": [-1]},
                 {"name": "pixels", "datatype": "UINT8", "shape": [-1, size, size, channels]},
             ],
-            "outputs": [{"name": each, "datatype": TYPES[each], "shape": shapes.get(each, [-1])} for each in TYPES],
+            "outputs": [{"name": each, "datatype": TYPES[each], "shape": shapes.get(each, [-1])} for each in names],
         }
 
     @router.post("/repository/index")
@@ -94,7 +100,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
             raise HTTPException(400, f"{HEADER} (={length}) must be the bytes of the JSON, at most {len(body)}.")
         call = _parse_json(body[: int(length)])
         images = _read_images(call, memoryview(body)[int(length) :], engine)
-        answers = await ask(request, catalogue, name, images, Wish(TOP))
+        answers = await ask(request, catalogue, name, images, Wish(topk=1))
         if len(answers) == 1 and isinstance(answers[0], ImageError):
             raise HTTPException(422, f"the image {answers[0]}")
         return _respond(call, name, _outputs(answers, engine))
@@ -173,19 +179,26 @@ def _split(binary: memoryview) -> list[bytes]:
     return found
 
 
-def _outputs(answers: Sequence[Answer | ImageError], engine: Engine) -> dict[str, list[str] | NDArray[np.float32]]:
-    shares = np.zeros((len(answers), engine.classifier.spec.num_classes), np.float32)
+def _outputs(answers: Sequence[Answer | ImageError], engine: Engine) -> dict[str, Tensor]:
+    classifier = engine.classifier
+    temperature = classifier.calibration.temperature if classifier.calibration else 1.0
+    shares = np.zeros((len(answers), classifier.spec.num_classes), np.float32)
     labels, errors = [""] * len(answers), [""] * len(answers)
     for row, answer in enumerate(answers):
         if isinstance(answer, ImageError):
             errors[row] = str(answer)
         else:
             labels[row] = answer.prediction.label
-            shares[row] = probabilities(engine.classifier, answer.logits[None])[0]
-    return {"label": labels, "probability": shares.max(1), "probabilities": shares, "error": errors}
+            shares[row] = probabilities(answer.logits[None], temperature)[0]
+    found: dict[str, Tensor] = {"label": labels, "probability": shares.max(1), "probabilities": shares, "error": errors}
+    for name, known in zip(DOUBTS, (classifier.calibration, classifier.familiarity), strict=True):
+        if known is not None:
+            told = [getattr(answer.prediction, name) if isinstance(answer, Answer) else None for answer in answers]
+            found[name] = np.array([one is not False for one in told], bool)  # what cannot be read is in doubt
+    return found
 
 
-def _respond(call: Mapping[str, Any], name: str, values: Mapping[str, list[str] | NDArray[np.float32]]) -> Response:
+def _respond(call: Mapping[str, Any], name: str, values: Mapping[str, Tensor]) -> Response:
     """The response to a request, its tensors in JSON or behind it, as was asked."""
     asked = call.get("outputs") or [{"name": each} for each in values]
     binary_by_default = (call.get("parameters") or {}).get("binary_data_output", False)

@@ -112,7 +112,7 @@ function show(card, answer) {
   find(".doubt", card).textContent = doubts.join(" ");
   find(".doubt", card).hidden = !doubts.length;
   const second = answer.predictions[1];
-  find(".why", card).hidden = !explains;
+  find(".why", card).hidden = false;
   find(".versus", card).hidden = !second;
   if (second) {
     card.dataset.second = second.label;
@@ -132,8 +132,6 @@ function say(words) {
 }
 
 // where it looked
-
-let explains = false;
 
 async function explain(card, file, versus) {
   const reason = find(".reason", card);
