@@ -138,9 +138,10 @@ async function explain(card, file, versus) {
   reason.textContent = "…";
   try {
     const { explanation } = await predict({ explain: true, ...(versus && { versus }) }, file);
-    draw(card, explanation);
+    const most = draw(card, explanation);
     const against = versus ? ` rather than ${versus}` : "";
-    reason.textContent = `Orange speaks for ${explanation.class}${against}, blue against it.`;
+    reason.textContent = `Orange speaks for ${explanation.class}${against}, blue against it; full colour is `
+      + `${most.toFixed(2)} of a logit of ${explanation.logit.toFixed(2)}.`;
   } catch (error) {
     reason.textContent = error.message;
   }
@@ -155,7 +156,7 @@ function draw(card, { map, box }) {
   canvas.height = map.length;
   const pixels = new ImageData(canvas.width, canvas.height);
   map.flat().forEach((value, place) => {
-    const colour = value > 0 ? [230, 97, 1] : [33, 102, 172];
+    const colour = value > 0 ? [230, 159, 0] : [0, 114, 178];
     pixels.data.set([...colour, (255 * Math.abs(value)) / most], 4 * place);
   });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
@@ -165,9 +166,13 @@ function draw(card, { map, box }) {
     opacity: slider.value / 100,
   });
   canvas.hidden = slider.parentElement.hidden = false;
+  find("img", card).classList.add("grey");
+  return most;
 }
 
 // what the visitor does
+
+for (const each of document.querySelectorAll(".camera")) each.hidden = !navigator.maxTouchPoints;
 
 async function list() {
   try {
