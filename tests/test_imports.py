@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "scaling",
     "describing",
     "checking",
+    "serving",
     *(f"data/{name}" for name in ("image", "jpeg", "paths", "dataset", "duplicates")),
     *(f"weights/{name}" for name in ("arrays", "files", "hub", "keras", "layouts", "pickles", "registry")),
     "cli",

@@ -61,6 +61,7 @@ def check() -> None:
             ("convert", str(path)),
             ("profile", "b0"),
             ("search", "run", str(path.parent)),
+            ("serve", "lite0"),
             ("export", "lite0", "--format", "torch"),
         ):
             code, said = run(*words)
