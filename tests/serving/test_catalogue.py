@@ -13,7 +13,7 @@ from effnet.runtime.classifier import Classifier
 from effnet.serving import catalogue as module
 from effnet.serving.catalogue import Catalogue, name_models
 from effnet.serving.counters import Counters
-from effnet.serving.engine import Answer, Wish
+from effnet.serving.engine import Reply, Wish
 from effnet.serving.pace import Pace
 
 
@@ -62,7 +62,7 @@ class Shelf:
         engine = self.catalogue.engine()
         with engine.batcher.place():
             (answer,) = await engine.answer([photo("red")], Wish())
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Reply)
         return answer.prediction.label
 
     def reloads(self, result: str) -> float | None:

@@ -19,7 +19,7 @@ from effnet.errors import ArgumentError, EffnetError, ImageError, UnknownNameErr
 from effnet.serving import kserve
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.door import Door
-from effnet.serving.engine import Answer, Wish
+from effnet.serving.engine import Reply, Wish
 from effnet.serving.exchange import ask, read_photos
 from effnet.version import __version__
 
@@ -117,7 +117,7 @@ def _sends(file: Path) -> Callable[[], Any]:
     return send
 
 
-def _shown(answer: Answer | ImageError) -> dict[str, Any]:
+def _shown(answer: Reply | ImageError) -> dict[str, Any]:
     """An answer as JSON has it; what the model cannot tell is left out."""
     if isinstance(answer, ImageError):
         return {"error": str(answer)}

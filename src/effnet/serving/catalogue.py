@@ -84,7 +84,7 @@ class Catalogue:
                 task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Answer everyone who is in the house, and release all."""
+        """Reply everyone who is in the house, and release all."""
         async with self._lock:
             await asyncio.gather(*self._closing, *(engine.close() for engine in self.engines.values()))
             self.engines.clear()

@@ -122,7 +122,7 @@ def model_of(scope: Scope) -> str:
 
 
 async def refuse(send: Send, status: int, reason: str, headers: Mapping[str, str]) -> None:
-    """Answer with a reason: {"error": reason}."""
+    """Reply with a reason: {"error": reason}."""
     body = json.dumps({"error": reason}).encode()
     named: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),

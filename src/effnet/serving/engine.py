@@ -45,7 +45,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What the model says about an image."""
 
     prediction: Prediction
@@ -64,10 +64,10 @@ class Engine:
 
     def __init__(self, classifier: Classifier, pace: Pace, observe: Observer) -> None:
         self.classifier = classifier
-        self.batcher: Batcher[tuple[Pixels, Wish], Answer] = Batcher(self._compute, pace, observe)
+        self.batcher: Batcher[tuple[Pixels, Wish], Reply] = Batcher(self._compute, pace, observe)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
 
-    async def answer(self, images: Sequence[bytes | Pixels], wish: Wish) -> list[Answer | ImageError]:
+    async def answer(self, images: Sequence[bytes | Pixels], wish: Wish) -> list[Reply | ImageError]:
         """What is in each photo or prepared image; the caller has a place.
 
         Several images take half of the places that are free as well, so they neither wait for each other nor leave
@@ -105,12 +105,12 @@ class Engine:
         return answers
 
     async def close(self) -> None:
-        """Answer everyone who has a place, then release the classifier."""
+        """Reply everyone who has a place, then release the classifier."""
         await self.batcher.close()
         self._readers.shutdown(cancel_futures=True)
         self.classifier.close()
 
-    async def _answer_one(self, image: bytes | Pixels, wish: Wish) -> Answer:
+    async def _answer_one(self, image: bytes | Pixels, wish: Wish) -> Reply:
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._readers, self._read, image) if isinstance(image, bytes) else image
         answer = await self.batcher((pixels, wish))
@@ -131,14 +131,14 @@ class Engine:
         except EffnetError as error:  # a network whose images are not photos
             raise ImageError(str(error)) from error
 
-    def _compute(self, batch: list[tuple[Pixels, Wish]]) -> list[Answer]:
+    def _compute(self, batch: list[tuple[Pixels, Wish]]) -> list[Reply]:
         logits, familiarity = self.classifier.answer(np.stack([pixels for pixels, _ in batch]))
         answers = []
         for row, (_, wish) in enumerate(batch):
             own = slice(row, row + 1)
             known = None if familiarity is None else familiarity[own]
             (prediction,) = self.classifier.describe(logits[own], known, wish.topk, wish.sets)
-            answers.append(Answer(prediction, logits[row]))
+            answers.append(Reply(prediction, logits[row]))
         return answers
 
     def _explain(self, photo: bytes, pixels: Pixels, versus: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from effnet.runtime.session import Pixels
 from effnet.serving.batcher import Full
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.door import LEFT, RETRY
-from effnet.serving.engine import Answer, Engine, Wish
+from effnet.serving.engine import Engine, Reply, Wish
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ async def read_photos(request: Request) -> tuple[list[str], list[bytes]]:
 
 async def ask(
     request: Request, catalogue: Catalogue, model: str, images: Sequence[bytes | Pixels], wish: Wish
-) -> list[Answer | ImageError]:
+) -> list[Reply | ImageError]:
     """The model's answers, in order. Once the client has left, nothing more is computed for it."""
     engine = catalogue.engine(model)
     try:

@@ -27,7 +27,7 @@ from effnet.errors import ImageError
 from effnet.runtime.classifier import probabilities
 from effnet.runtime.session import Pixels
 from effnet.serving.catalogue import Catalogue
-from effnet.serving.engine import Answer, Engine, Wish
+from effnet.serving.engine import Engine, Reply, Wish
 from effnet.serving.exchange import ask, read_body
 from effnet.version import __version__
 
@@ -179,7 +179,7 @@ def _split(binary: memoryview) -> list[bytes]:
     return found
 
 
-def _outputs(answers: Sequence[Answer | ImageError], engine: Engine) -> dict[str, Tensor]:
+def _outputs(answers: Sequence[Reply | ImageError], engine: Engine) -> dict[str, Tensor]:
     classifier = engine.classifier
     temperature = classifier.calibration.temperature if classifier.calibration else 1.0
     shares = np.zeros((len(answers), classifier.spec.num_classes), np.float32)
@@ -193,7 +193,7 @@ def _outputs(answers: Sequence[Answer | ImageError], engine: Engine) -> dict[str
     found: dict[str, Tensor] = {"label": labels, "probability": shares.max(1), "probabilities": shares, "error": errors}
     for name, known in zip(DOUBTS, (classifier.calibration, classifier.familiarity), strict=True):
         if known is not None:
-            told = [getattr(answer.prediction, name) if isinstance(answer, Answer) else None for answer in answers]
+            told = [getattr(answer.prediction, name) if isinstance(answer, Reply) else None for answer in answers]
             found[name] = np.array([one is not False for one in told], bool)  # what cannot be read is in doubt
     return found
 
