@@ -169,6 +169,14 @@ def test_a_client_who_leaves_is_forgotten() -> None:
         wait_until(lambda: served.number("effnet_requests_total", door="predict", status=str(LEFT)) == 1)
 
 
+def test_a_client_who_leaves_while_it_sends(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection(served.url.removeprefix("http://").split(":"), 30) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+    wait_until(lambda: served.number("effnet_requests_total", door="predict", status=str(LEFT)) == 1)
+    assert served.taken == 0
+    assert caplog.text == ""
+
+
 def test_an_engine_that_fails(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     served.engine.fails = True
     answer = served.http.post("/predict", content=RED)

@@ -12,13 +12,14 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
 from effnet.data.image import PHOTOS
 from effnet.errors import ArgumentError, EffnetError, ImageError, UnknownNameError
 from effnet.serving import kserve
 from effnet.serving.catalogue import Catalogue
-from effnet.serving.door import Door
+from effnet.serving.door import LEFT, Door
 from effnet.serving.engine import Reply, Wish
 from effnet.serving.exchange import ask, read_photos
 from effnet.version import __version__
@@ -140,6 +141,10 @@ def _handle_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]} (={first['input']}): {first['msg']}"}, 422)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=LEFT)
 
     @app.exception_handler(UnknownNameError)
     async def unknown(_: Request, error: UnknownNameError) -> Response:

@@ -41,6 +41,7 @@ class Catalogue:
         note: Callable[[str], object],
     ) -> None:
         self.models, self.budget, self.counters = dict(models), budget, counters
+        self.first = next(iter(models))
         self.engines: dict[str, Engine] = {}
         self.state: State = "loading"
         self._options, self._note = options, note
@@ -53,7 +54,7 @@ class Catalogue:
         Raises:
             UnknownNameError: there is none of that name.
         """
-        name = name or next(iter(self.models))
+        name = name or self.first
         if name not in self.engines:
             raise UnknownNameError("model", name, self.models)
         return self.engines[name]

@@ -77,7 +77,7 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
     from effnet.serving.app import build_app
     from effnet.serving.catalogue import Catalogue
     from effnet.serving.counters import Counters
-    from effnet.serving.server import PATIENCE, Server, listen
+    from effnet.serving.server import KEEP_ALIVE, PATIENCE, Server, listen
 
     budget = parse_seconds("latency", options.latency)
     catalogue = Catalogue(named, budget, load, Counters(), console.remark)
@@ -110,7 +110,12 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
         lifespan=lifespan,
     )
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=PATIENCE,
     )
     server = Server(config, catalogue, parse_seconds("grace", options.grace))
     console.remark(f"Opening {', '.join(named.values())} at {url}")

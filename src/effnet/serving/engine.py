@@ -65,7 +65,8 @@ class Engine:
     def __init__(self, classifier: Classifier, pace: Pace, observe: Observer) -> None:
         self.classifier = classifier
         self.batcher: Batcher[tuple[Pixels, Wish], Reply] = Batcher(self._compute, pace, observe)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        threads = classifier.selection.backend.threads if classifier.selection else None
+        self._readers = ThreadPoolExecutor(min(threads or READERS, READERS), thread_name_prefix="read")
 
     async def answer(self, images: Sequence[bytes | Pixels], wish: Wish) -> list[Reply | ImageError]:
         """What is in each photo or prepared image; the caller has a place.

@@ -14,7 +14,7 @@ from effnet.runtime.session import Pixels
 from effnet.serving.batcher import Full
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.door import LEFT, RETRY
-from effnet.serving.engine import Engine, Reply, Wish
+from effnet.serving.engine import Reply, Wish
 
 T = TypeVar("T")
 
@@ -54,15 +54,9 @@ async def ask(
         reason = "there are more images than can be answered in time: try again"
         raise HTTPException(429, reason, RETRY) from None
     for answer in answers:
-        catalogue.counters.count(
-            name_of(catalogue, engine), None if isinstance(answer, ImageError) else answer.prediction
-        )
+        prediction = None if isinstance(answer, ImageError) else answer.prediction
+        catalogue.counters.count(model or catalogue.first, prediction)
     return answers
-
-
-def name_of(catalogue: Catalogue, engine: Engine) -> str:
-    """The name that an engine is served by."""
-    return next((name for name, each in catalogue.engines.items() if each is engine), "")
 
 
 async def _in_time(reading: Awaitable[T]) -> T:

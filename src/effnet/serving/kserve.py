@@ -11,6 +11,7 @@ A request has one of the inputs. A photo that cannot be read has an empty label,
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -98,14 +99,19 @@ def make_router(catalogue: Catalogue) -> APIRouter:
         length = request.headers.get(HEADER, str(len(body)))
         if not length.isdigit() or int(length) > len(body):
             raise HTTPException(400, f"{HEADER} (={length}) must be the bytes of the JSON, at most {len(body)}.")
-        call = _parse_json(body[: int(length)])
-        images = _read_images(call, memoryview(body)[int(length) :], engine)
+        call, images = await asyncio.to_thread(_parse, body, int(length), engine)  # JSON may be large
         answers = await ask(request, catalogue, name, images, Wish(topk=1))
         if len(answers) == 1 and isinstance(answers[0], ImageError):
             raise HTTPException(422, f"the image {answers[0]}")
         return _respond(call, name, _outputs(answers, engine))
 
     return router
+
+
+def _parse(body: bytes, length: int, engine: Engine) -> tuple[Mapping[str, Any], Sequence[bytes | Pixels]]:
+    """A request, and its images."""
+    call = _parse_json(body[:length])
+    return call, _read_images(call, memoryview(body)[length:], engine)
 
 
 def _parse_json(text: bytes) -> Mapping[str, Any]:

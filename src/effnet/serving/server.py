@@ -18,6 +18,7 @@ from effnet.errors import ArgumentError
 from effnet.serving.catalogue import Catalogue
 
 PATIENCE = 30  # seconds that the last answers may take
+KEEP_ALIVE = 75  # seconds that an idle connection stays: longer than those of load balancers
 BACKLOG = 2048  # connections that wait to be accepted
 
 
