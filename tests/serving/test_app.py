@@ -55,7 +55,12 @@ def test_more_photos_than_places_are_answered(served: Served) -> None:
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [(b"no photo", "not an image"), (b"", "empty"), (RED[:60], "damaged"), (bomb(), "100000 x 90000 pixels")],
+    [
+        (b"no photo", "not an image"),
+        (b"", "empty"),
+        (RED[:60], "damaged"),
+        (bomb(), "10000 x 9000 pixels; at most 64,000,000"),
+    ],
     ids=["text", "empty", "cut", "bomb"],
 )
 def test_what_is_no_photo_is_refused_with_the_reason(served: Served, body: bytes, words: str) -> None:
@@ -100,9 +105,18 @@ def test_a_token_is_needed() -> None:
             assert served.http.get(f"{path}").status_code == 200
 
 
+def announce(served: Served, length: int) -> str:
+    """What a client is told that sends the head of a request and no body."""
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+    with socket.create_connection(served.url.removeprefix("http://").split(":"), 30) as client:
+        client.sendall(head.encode())
+        return client.recv(4096).decode().lower()
+
+
 def test_too_large_with_and_without_a_length() -> None:
     with serving(Colours(), most=1000) as served:
         assert served.http.post("/predict", content=bytes(1001)).status_code == 413
+        assert announce(served, 1001).startswith("http/1.1 413")
         sent = []
 
         def pieces() -> Iterator[bytes]:  # httpx sends chunks, so no Content-Length
@@ -122,10 +136,7 @@ def test_a_full_house_refuses_before_it_reads() -> None:
         engine.go.clear()
         inside = [pool.submit(served.http.post, "/predict", content=RED) for _ in range(2)]
         wait_until(lambda: served.taken == 2)
-        head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"  # and no body
-        with socket.create_connection(served.url.removeprefix("http://").split(":"), 30) as client:
-            client.sendall(head.encode())
-            said = client.recv(4096).decode().lower()
+        said = announce(served, 1000)
         assert said.startswith("http/1.1 429")
         assert "retry-after: 1" in said
         engine.go.set()
