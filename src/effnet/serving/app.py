@@ -21,7 +21,7 @@ from effnet.serving import kserve
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.door import LEFT, Door
 from effnet.serving.engine import Reply, Wish
-from effnet.serving.exchange import ask, read_photos
+from effnet.serving.exchange import ask, enter, read_photos
 from effnet.version import __version__
 
 PAGE = Path(__file__).with_name("page")
@@ -82,7 +82,9 @@ def build_app(
         with `versus` a class that the best one is weighed against.
         """
         names, photos = await read_photos(request)
-        answers = await ask(request, catalogue, model, photos, Wish(topk, sets, explain, versus))
+        with enter(catalogue, model) as engine:
+            answers = await ask(request, engine, photos, Wish(topk, sets, explain, versus))
+        catalogue.counters.count(model or catalogue.first, answers)
         shown = [_shown(answer) for answer in answers]
         failed = all(isinstance(answer, ImageError) for answer in answers)
         if names == [""]:

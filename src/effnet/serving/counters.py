@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
-from effnet.runtime.classifier import Prediction
+from effnet.errors import ImageError
 from effnet.serving.batcher import Observer
+from effnet.serving.engine import Reply
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64)
@@ -52,16 +53,19 @@ class Counters:
         self._taken.labels(model).set_function(taken)
         self._places.labels(model).set_function(places)
 
-    def count(self, model: str, prediction: Prediction | None) -> None:
-        """Count an image; None: it could not be read."""
-        self.images.labels(model, "unreadable" if prediction is None else "answered").inc()
-        if prediction is None:
-            return
-        for kind, found in (("unsure", prediction.unsure), ("unfamiliar", prediction.unfamiliar)):
-            if found is not None:
-                self.doubts.labels(model, kind).inc(found)
-        if prediction.familiarity is not None:
-            self.familiarity.labels(model).observe(prediction.familiarity)
+    def count(self, model: str, answers: Sequence[Reply | ImageError]) -> None:
+        """Count what became of images."""
+        for answer in answers:
+            if isinstance(answer, ImageError):
+                self.images.labels(model, "unreadable").inc()
+                continue
+            self.images.labels(model, "answered").inc()
+            prediction = answer.prediction
+            for kind, found in (("unsure", prediction.unsure), ("unfamiliar", prediction.unfamiliar)):
+                if found is not None:
+                    self.doubts.labels(model, kind).inc(found)
+            if prediction.familiarity is not None:
+                self.familiarity.labels(model).observe(prediction.familiarity)
 
     def _histogram(self, name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)

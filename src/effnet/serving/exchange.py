@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fastapi import HTTPException, Request
@@ -14,7 +15,7 @@ from effnet.runtime.session import Pixels
 from effnet.serving.batcher import Full
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.door import LEFT, RETRY
-from effnet.serving.engine import Reply, Wish
+from effnet.serving.engine import Engine, Reply, Wish
 
 T = TypeVar("T")
 
@@ -42,34 +43,24 @@ async def read_photos(request: Request) -> tuple[list[str], list[bytes]]:
     return [file.filename or "" for file in files], photos
 
 
-async def ask(
-    request: Request, catalogue: Catalogue, model: str, images: Sequence[bytes | Pixels], wish: Wish
-) -> list[Reply | ImageError]:
-    """The model's answers, in order. Once the client has left, nothing more is computed for it."""
+@contextmanager
+def enter(catalogue: Catalogue, model: str) -> Iterator[Engine]:
+    """A place with an engine, which stays open for whoever has one."""
     engine = catalogue.engine(model)
     try:
         with engine.batcher.place():
-            answers = await _unless_left(request, engine.answer(images, wish))
+            yield engine
     except Full:
         reason = "there are more images than can be answered in time: try again"
         raise HTTPException(429, reason, RETRY) from None
-    for answer in answers:
-        prediction = None if isinstance(answer, ImageError) else answer.prediction
-        catalogue.counters.count(model or catalogue.first, prediction)
-    return answers
 
 
-async def _in_time(reading: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await reading
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {PATIENCE:.0f} seconds") from None
-
-
-async def _unless_left(request: Request, answering: Awaitable[T]) -> T:
-    """The result, unless the client leaves; its body was read, so that is the only message that can come."""
-    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(request.receive())
+async def ask(
+    request: Request, engine: Engine, images: Sequence[bytes | Pixels], wish: Wish
+) -> list[Reply | ImageError]:
+    """The answers, in order, for whoever has entered. Once the client has left, nothing more is computed for it."""
+    # The body was read, so that the client has left is the only message that can come.
+    answer, left = asyncio.ensure_future(engine.answer(images, wish)), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
@@ -78,3 +69,11 @@ async def _unless_left(request: Request, answering: Awaitable[T]) -> T:
     finally:
         for task in (answer, left):
             task.cancel()
+
+
+async def _in_time(reading: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await reading
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {PATIENCE:.0f} seconds") from None

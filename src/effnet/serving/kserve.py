@@ -29,7 +29,7 @@ from effnet.runtime.classifier import probabilities
 from effnet.runtime.session import Pixels
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.engine import Engine, Reply, Wish
-from effnet.serving.exchange import ask, read_body
+from effnet.serving.exchange import ask, enter, read_body
 from effnet.version import __version__
 
 HEADER = "inference-header-content-length"
@@ -94,13 +94,14 @@ def make_router(catalogue: Catalogue) -> APIRouter:
     @router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
     async def infer(name: str, request: Request) -> Response:
         """Classify images: BYTES or uint8 pixels, in JSON or in the binary extension."""
-        engine = catalogue.engine(name)
         body = await read_body(request)
         length = request.headers.get(HEADER, str(len(body)))
         if not length.isdigit() or int(length) > len(body):
             raise HTTPException(400, f"{HEADER} (={length}) must be the bytes of the JSON, at most {len(body)}.")
-        call, images = await asyncio.to_thread(_parse, body, int(length), engine)  # JSON may be large
-        answers = await ask(request, catalogue, name, images, Wish(topk=1))
+        with enter(catalogue, name) as engine:
+            call, images = await asyncio.to_thread(_parse, body, int(length), engine)  # JSON may be large
+            answers = await ask(request, engine, images, Wish(topk=1))
+        catalogue.counters.count(name, answers)
         if len(answers) == 1 and isinstance(answers[0], ImageError):
             raise HTTPException(422, f"the image {answers[0]}")
         return _respond(call, name, _outputs(answers, engine))
