@@ -1,6 +1,6 @@
 """effnet serve under load: its throughput, what overload does to it, and LitServe with the same engine beside it.
 
-    python benchmarks/serving.py [--model b0] [--seconds 15] [--clients 32] [--latency 50ms] [--minutes 10]
+    python benchmarks/serving.py [--model b0] [--seconds 15] [--turns 3] [--clients 32] [--latency 50ms] [--minutes 10]
                                  [--skip overload,litserve,hey] [--json FILE]
 
 The photos are 64 JPEGs of 640 x 480 pixels. Server and client share the machine's cores, so the client costs some of
@@ -46,7 +46,6 @@ from effnet.fields import parse_seconds
 from effnet.machine import this_machine
 
 FILES, SIDES = 64, (640, 480)
-TURNS = 3
 WARMUP = 2.0  # seconds before the first turn
 OVERLOAD = 3  # times what was answered
 WINDOW = 10.0  # seconds between two looks at the memory
@@ -300,7 +299,7 @@ def measure_throughput(options: argparse.Namespace, folder: Path, paths: list[Pa
             return done / (time.perf_counter() - began)
 
         stream(WARMUP)
-        for turn in range(TURNS):
+        for turn in range(options.turns):
             rates.append(stream(options.seconds))
             print(f"{'stream':<34}{rates[-1]:8.1f}")
             with effnet_server(options.model, "1s", folder) as (_, port):
@@ -340,7 +339,7 @@ def hey(port: int, photo: Path, options: argparse.Namespace) -> str:
     ]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     rate = re.findall(r"Requests/sec:\s+([\d.]+)", said)
-    slow = re.findall(r"99%+ in ([\d.]+) secs", said)
+    slow = re.findall(r"99%+ in ([\d.]+) secs", said) or ["nan"]
     status = ", ".join(f"{count} x {code}" for code, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", said))
     return f"{'effnet serve, asked by hey':<34}{float(rate[0]):8.1f}  {'':>16}  {1e3 * float(slow[0]):7.1f}   {status}"
 
@@ -387,6 +386,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lite0")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each turn")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--latency", default="50ms", help="budget under overload")
     parser.add_argument("--minutes", type=float, default=10.0, help="of overload")
