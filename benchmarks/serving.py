@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,8 @@ def process(command: Sequence[str], ready: Callable[[str], bool], log: Path) -> 
     finally:
         started.terminate()
         started.wait(60)
+        with suppress(ProcessLookupError):  # LitServe leaves its own processes behind
+            os.killpg(started.pid, signal.SIGKILL)
 
 
 @contextmanager
