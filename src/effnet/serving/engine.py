@@ -18,8 +18,9 @@ from effnet.data.image import identify, views
 from effnet.data.paths import READERS
 from effnet.errors import ArgumentError, EffnetError, ImageError
 from effnet.metrics.timing import time_turn
-from effnet.runtime.classifier import Classifier, Prediction
+from effnet.runtime.classifier import Classifier
 from effnet.runtime.load import load
+from effnet.runtime.prediction import Prediction
 from effnet.runtime.session import Logits, Pixels
 from effnet.serving.batcher import Batcher, Observer
 from effnet.serving.pace import Pace, measure_pace

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from starlette.responses import JSONResponse
 
 from effnet.errors import ImageError
-from effnet.runtime.classifier import probabilities
+from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Pixels
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.engine import Engine, Reply, Wish
