@@ -246,7 +246,7 @@ def effnet_server(model: str, latency: str, folder: Path) -> Iterator[tuple[int,
     """`effnet serve`: the number of its process, and its port."""
     command = [sys.executable, "-m", "effnet", "serve", model, "--port", "0", "--latency", latency, "--grace", "1ms"]
     with process(command, lambda said: "Next: " in said, folder / "effnet.log") as (pid, said):
-        print(next(line for line in said.splitlines() if "in the house" in line))
+        print(next(line for line in said.splitlines() if "in flight" in line))
         yield pid, int(re.findall(r"Serving at \S+:(\d+);", said)[0])
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from served import LOGIT, Colours, Served, bomb, photo, serving, wait_until
 
-from effnet.serving.door import LEFT
+from effnet.serving.admission import LEFT
 
 RED = photo("red")
 SURE = math.exp(LOGIT) / (math.exp(LOGIT) + 2)  # softmax of (5, 0, 0)
@@ -29,7 +29,7 @@ def test_a_photo_is_the_body(served: Served) -> None:
     best, second = answer.json()["predictions"]
     assert best == {"index": 0, "label": "red", "probability": pytest.approx(SURE)}
     assert second["label"] == "green"
-    assert served.number("effnet_requests_total", door="predict", status="200") == 1
+    assert served.number("effnet_requests_total", endpoint="predict", status="200") == 1
     assert served.number("effnet_images_total", model="colours", result="answered") == 1
 
 
@@ -130,7 +130,7 @@ def test_too_large_with_and_without_a_length() -> None:
         assert served.http.post("/predict", content=RED).status_code == 200
 
 
-def test_a_full_house_refuses_before_it_reads() -> None:
+def test_a_full_server_refuses_before_it_reads() -> None:
     engine = Colours()
     with serving(engine, places=2) as served, ThreadPoolExecutor(2) as pool:
         engine.go.clear()
@@ -142,7 +142,7 @@ def test_a_full_house_refuses_before_it_reads() -> None:
         engine.go.set()
         assert [each.result().status_code for each in inside] == [200, 200]
         assert served.http.post("/predict", content=RED).status_code == 200
-        assert served.number("effnet_requests_total", door="predict", status="429") == 1
+        assert served.number("effnet_requests_total", endpoint="predict", status="429") == 1
 
 
 def test_loading_and_draining() -> None:
@@ -177,13 +177,13 @@ def test_a_client_who_leaves_is_forgotten() -> None:
         engine.go.set()
         assert first.result().status_code == 200
         assert engine.batches == [1]
-        wait_until(lambda: served.number("effnet_requests_total", door="predict", status=str(LEFT)) == 1)
+        wait_until(lambda: served.number("effnet_requests_total", endpoint="predict", status=str(LEFT)) == 1)
 
 
 def test_a_client_who_leaves_while_it_sends(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_connection(served.url.removeprefix("http://").split(":"), 30) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
-    wait_until(lambda: served.number("effnet_requests_total", door="predict", status=str(LEFT)) == 1)
+    wait_until(lambda: served.number("effnet_requests_total", endpoint="predict", status=str(LEFT)) == 1)
     assert served.taken == 0
     assert caplog.text == ""
 
@@ -230,7 +230,7 @@ def test_metrics(served: Served) -> None:
     served.http.post("/predict", content=RED)
     text = served.http.get("/metrics").text
     for line in (
-        'effnet_requests_total{door="predict",status="200"} 1.0',
+        'effnet_requests_total{endpoint="predict",status="200"} 1.0',
         'effnet_batch_images_sum{model="colours"} 1.0',
         'effnet_queue_seconds_count{model="colours"} 1.0',
         'effnet_engine_seconds_count{model="colours"} 1.0',

@@ -101,7 +101,7 @@ def test_a_batch_waits_for_those_on_their_way_and_no_longer_than_the_delay() -> 
         engine = Engine()
         engine.go.set()
         batcher = engine.batcher(delay=10.0)
-        assert await ask(batcher, 1) == 2  # alone in the house: nobody to wait for
+        assert await ask(batcher, 1) == 2  # alone: nobody to wait for
 
         async def slowly(item: int) -> int:
             with batcher.place():
@@ -134,7 +134,7 @@ def test_nobody_waits_for_one_who_never_arrives() -> None:
     asyncio.run(scene())
 
 
-def test_a_full_house_lets_nobody_in() -> None:
+def test_a_full_server_lets_nobody_in() -> None:
     async def scene() -> None:
         engine = Engine()
         batcher = engine.batcher(places=3)
@@ -179,7 +179,7 @@ def test_closing_waits_for_everyone() -> None:
     asyncio.run(scene())
 
 
-def test_the_rate_is_measured_in_a_busy_house_only() -> None:
+def test_the_rate_is_measured_on_a_busy_server_only() -> None:
     async def scene() -> None:
         engine = Engine()
         engine.go.set()

@@ -13,7 +13,7 @@ from effnet.runtime.classifier import Classifier
 from effnet.serving import catalogue as module
 from effnet.serving.catalogue import Catalogue, name_models
 from effnet.serving.counters import Counters
-from effnet.serving.engine import Reply, Wish
+from effnet.serving.engine import PredictOptions, Reply
 from effnet.serving.pace import Pace
 
 
@@ -61,7 +61,7 @@ class Shelf:
     async def ask(self) -> str:
         engine = self.catalogue.engine()
         with engine.batcher.place():
-            (answer,) = await engine.answer([photo("red")], Wish())
+            (answer,) = await engine.answer([photo("red")], PredictOptions())
         assert isinstance(answer, Reply)
         return answer.prediction.label
 

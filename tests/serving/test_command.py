@@ -138,7 +138,7 @@ def test_sigterm_drains(bundle: Path) -> None:
         assert [answer for answer in answers if getattr(answer, "status_code", 0) != 200] == []
 
 
-def test_sigterm_answers_whoever_is_in_the_house(bundle: Path) -> None:
+def test_sigterm_answers_what_is_in_flight(bundle: Path) -> None:
     with running(bundle, "--grace", "100ms") as server:
         host, port = server.url.removeprefix("http://").split(":")
         body = photo("red")

@@ -36,7 +36,7 @@ def test_nobody_waits_longer_than_a_full_batch_saves() -> None:
     assert Pace(1.0, {1: 0.004, 2: 0.009}, 2).delay == 0  # no batch is cheaper than its images
 
 
-def test_a_slower_house_lets_fewer_in_and_a_faster_one_more() -> None:
+def test_a_slower_server_lets_fewer_in_and_a_faster_one_more() -> None:
     pace = Pace(0.1, TIMES, 8)
     for _ in range(100):
         pace.observe(16, 0.34)  # a tenth of the speed that was measured

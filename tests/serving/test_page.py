@@ -136,7 +136,7 @@ def test_a_server_that_stops_in_the_middle(browser: Browser) -> None:
             page.get_by_label("Choose photos").set_input_files(file("red.png", photo("red")))
             expect(card(page, "red.png")).to_contain_text("is being looked at")
             wait_until(lambda: served.taken == 1)
-            served.stop()  # it answers whoever is in the house
+            served.stop()  # it answers what is in flight
             expect(card(page, "red.png").get_by_role("listitem").first).to_contain_text("red")
             page.get_by_label("Choose photos").set_input_files(file("blue.png", photo("blue")))
             expect(card(page, "blue.png").get_by_role("alert")).to_contain_text("The server does not answer")
@@ -150,7 +150,7 @@ def test_a_busy_server_is_asked_again(browser: Browser) -> None:
             batcher = served.catalogue.engine().batcher
             batcher.taken += 2  # by others
             page.get_by_label("Choose photos").set_input_files(file("red.png", photo("red")))
-            wait_until(lambda: served.number("effnet_requests_total", door="predict", status="429"))
+            wait_until(lambda: served.number("effnet_requests_total", endpoint="predict", status="429"))
             batcher.taken -= 2
             expect(card(page, "red.png").get_by_role("listitem").first).to_contain_text("red")
 

@@ -18,9 +18,9 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 from effnet.data.image import PHOTOS
 from effnet.errors import ArgumentError, EffnetError, ImageError, UnknownNameError
 from effnet.serving import kserve
+from effnet.serving.admission import LEFT, Admission
 from effnet.serving.catalogue import Catalogue
-from effnet.serving.door import LEFT, Door
-from effnet.serving.engine import Reply, Wish
+from effnet.serving.engine import PredictOptions, Reply
 from effnet.serving.exchange import ask, enter, read_photos
 from effnet.version import __version__
 
@@ -83,7 +83,7 @@ def build_app(
         """
         names, photos = await read_photos(request)
         with enter(catalogue, model) as engine:
-            answers = await ask(request, engine, photos, Wish(topk, sets, explain, versus))
+            answers = await ask(request, engine, photos, PredictOptions(topk, sets, explain, versus))
         catalogue.counters.count(model or catalogue.first, answers)
         shown = [_shown(answer) for answer in answers]
         failed = all(isinstance(answer, ImageError) for answer in answers)
@@ -107,10 +107,12 @@ def build_app(
 
     for file in (PAGE / "page.css", PAGE / "page.js", *sorted(PHOTOS.glob("*.png"))):
         app.add_api_route(f"/{file.name}", _sends(file), include_in_schema=False)
-    door = Door(app, catalogue, token, most)
+    guarded = Admission(app, catalogue, token, most)
     if not origins:
-        return door
-    return CORSMiddleware(door, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["authorization"])
+        return guarded
+    return CORSMiddleware(
+        guarded, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["authorization"]
+    )
 
 
 def _sends(file: Path) -> Callable[[], Any]:

@@ -24,7 +24,7 @@ class Full(Exception):  # noqa: N818  # it is no error, but an answer
 class Batcher(Generic[T, R]):
     """Collects items and computes them together. Belongs to one event loop.
 
-    Whoever wants an answer takes a place first, which bounds what is in the house. A caller that is cancelled leaves:
+    Whoever wants an answer takes a place first, which bounds what is in flight. A caller that is cancelled leaves:
     its item is not computed unless its batch has begun.
 
     Attributes:
@@ -43,7 +43,7 @@ class Batcher(Generic[T, R]):
         self._waiting: dict[asyncio.Future[R], tuple[T, float]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._came = asyncio.Event()
-        self._ended = 0.0  # when the last batch was finished, if the house was busy then
+        self._ended = 0.0  # when the last batch was finished, if the server was busy then
         self._task = asyncio.create_task(self._run())
 
     @property

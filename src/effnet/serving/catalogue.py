@@ -22,7 +22,7 @@ class Catalogue:
     """The models of a server and its state. Belongs to one event loop.
 
     States: loading; ready; leaving: answers, but says that it is not ready, so that no new clients are sent here;
-    draining: answers those who are in the house, and nobody else.
+    draining: answers what is in flight, and nothing else.
 
     Args:
         models: name -> MODEL; the first is the one that answers where none is named.
@@ -68,7 +68,7 @@ class Catalogue:
             self.state = "ready"
 
     async def reload(self) -> None:
-        """Load all again; one that cannot be loaded stays. Whoever is in the house is answered by the old one."""
+        """Load all again; one that cannot be loaded stays. What is in flight is answered by the old one."""
         async with self._lock:
             for name, model in self.models.items():
                 old = self.engines[name]
@@ -85,7 +85,7 @@ class Catalogue:
                 task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Reply everyone who is in the house, and release all."""
+        """Answer what is in flight, and release all."""
         async with self._lock:
             await asyncio.gather(*self._closing, *(engine.close() for engine in self.engines.values()))
             self.engines.clear()

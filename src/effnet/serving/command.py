@@ -133,7 +133,7 @@ def _introduce(catalogue: Any, url: str) -> None:
         pace = engine.batcher.pace
         console.remark(f"{name}: {engine.classifier.selection}")
         console.remark(
-            f"{name}: batches of at most {pace.batch}, {pace.places} images in the house for {milliseconds:.0f} ms, "
+            f"{name}: batches of at most {pace.batch}, {pace.places} images in flight for {milliseconds:.0f} ms, "
             f"about {pace.rate:.0f} images a second"
         )
         if not pace.keeps:

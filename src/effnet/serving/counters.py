@@ -20,8 +20,10 @@ class Counters:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         # 499: the client has left
-        self.requests = Counter("effnet_requests", "Requests by result", ("door", "status"), registry=self.registry)
-        self.seconds = self._histogram("effnet_request_seconds", "From the first byte to the answer", "door", SECONDS)
+        self.requests = Counter("effnet_requests", "Requests by result", ("endpoint", "status"), registry=self.registry)
+        self.seconds = self._histogram(
+            "effnet_request_seconds", "From the first byte to the answer", "endpoint", SECONDS
+        )
         self.batches = self._histogram("effnet_batch_images", "Images that were computed together", "model", IMAGES)
         self.waits = self._histogram("effnet_queue_seconds", "What an image waited for its batch", "model", SECONDS)
         self.engine = self._histogram("effnet_engine_seconds", "What computing a batch took", "model", SECONDS)
@@ -29,8 +31,8 @@ class Counters:
         self.doubts = Counter("effnet_doubts", "Unsure or unfamiliar", ("model", "kind"), registry=self.registry)
         self.familiarity = Summary("effnet_familiarity", "Scores of it", ("model",), registry=self.registry)
         self.reloads = Counter("effnet_reloads", "Reloads by result", ("model", "result"), registry=self.registry)
-        self._taken = Gauge("effnet_places_taken", "Images in the house", ("model",), registry=self.registry)
-        self._places = Gauge("effnet_places", "Images that may be in the house", ("model",), registry=self.registry)
+        self._taken = Gauge("effnet_places_taken", "Images in flight", ("model",), registry=self.registry)
+        self._places = Gauge("effnet_places", "Images that may be in flight", ("model",), registry=self.registry)
 
     def text(self) -> bytes:
         """All of them in Prometheus's format."""

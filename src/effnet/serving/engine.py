@@ -29,7 +29,7 @@ PIXEL_LIMIT = 64_000_000  # of a photo: 0.26 GB once decoded; the largest of pho
 
 
 @dataclass(frozen=True)
-class Wish:
+class PredictOptions:
     """What is to be said about an image.
 
     Attributes:
@@ -65,28 +65,28 @@ class Engine:
 
     def __init__(self, classifier: Classifier, pace: Pace, observe: Observer) -> None:
         self.classifier = classifier
-        self.batcher: Batcher[tuple[Pixels, Wish], Reply] = Batcher(self._compute, pace, observe)
+        self.batcher: Batcher[tuple[Pixels, PredictOptions], Reply] = Batcher(self._compute, pace, observe)
         threads = classifier.selection.backend.threads if classifier.selection else None
         self._readers = ThreadPoolExecutor(min(threads or READERS, READERS), thread_name_prefix="read")
 
-    async def answer(self, images: Sequence[bytes | Pixels], wish: Wish) -> list[Reply | ImageError]:
+    async def answer(self, images: Sequence[bytes | Pixels], options: PredictOptions) -> list[Reply | ImageError]:
         """What is in each photo or prepared image; the caller has a place.
 
         Several images take half of the places that are free as well, so they neither wait for each other nor leave
         nothing to others.
 
         Raises:
-            ArgumentError: the model cannot tell what is wished.
+            ArgumentError: the model cannot tell what is asked for.
         """
-        if wish.sets is not None:
-            self._check_sets(wish.sets)
+        if options.sets is not None:
+            self._check_sets(options.sets)
         answers: list[Any] = [None] * len(images)
         left = iter(range(len(images)))
 
         async def work() -> None:
             for index in left:
                 try:
-                    answers[index] = await self._answer_one(images[index], wish)
+                    answers[index] = await self._answer_one(images[index], options)
                 except ImageError as error:
                     answers[index] = ImageError(*error.args)  # without its traceback, whose frames keep pixels
 
@@ -107,17 +107,19 @@ class Engine:
         return answers
 
     async def close(self) -> None:
-        """Reply everyone who has a place, then release the classifier."""
+        """Answer everyone who has a place, then release the classifier."""
         await self.batcher.close()
         self._readers.shutdown(cancel_futures=True)
         self.classifier.close()
 
-    async def _answer_one(self, image: bytes | Pixels, wish: Wish) -> Reply:
+    async def _answer_one(self, image: bytes | Pixels, options: PredictOptions) -> Reply:
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._readers, self._read, image) if isinstance(image, bytes) else image
-        answer = await self.batcher((pixels, wish))
-        if wish.explain and isinstance(image, bytes):
-            explanation = await loop.run_in_executor(self._readers, self._explain, image, pixels, wish.versus or None)
+        answer = await self.batcher((pixels, options))
+        if options.explain and isinstance(image, bytes):
+            explanation = await loop.run_in_executor(
+                self._readers, self._explain, image, pixels, options.versus or None
+            )
             return replace(answer, explanation=explanation)
         return answer
 
@@ -133,13 +135,13 @@ class Engine:
         except EffnetError as error:  # a network whose images are not photos
             raise ImageError(str(error)) from error
 
-    def _compute(self, batch: list[tuple[Pixels, Wish]]) -> list[Reply]:
+    def _compute(self, batch: list[tuple[Pixels, PredictOptions]]) -> list[Reply]:
         logits, familiarity = self.classifier.answer(np.stack([pixels for pixels, _ in batch]))
         answers = []
-        for row, (_, wish) in enumerate(batch):
+        for row, (_, options) in enumerate(batch):
             own = slice(row, row + 1)
             known = None if familiarity is None else familiarity[own]
-            (prediction,) = self.classifier.describe(logits[own], known, wish.topk, wish.sets)
+            (prediction,) = self.classifier.describe(logits[own], known, options.topk, options.sets)
             answers.append(Reply(prediction, logits[row]))
         return answers
 

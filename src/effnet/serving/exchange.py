@@ -12,10 +12,10 @@ from starlette.datastructures import UploadFile
 
 from effnet.errors import ImageError
 from effnet.runtime.session import Pixels
+from effnet.serving.admission import LEFT, RETRY
 from effnet.serving.batcher import Full
 from effnet.serving.catalogue import Catalogue
-from effnet.serving.door import LEFT, RETRY
-from effnet.serving.engine import Engine, Reply, Wish
+from effnet.serving.engine import Engine, PredictOptions, Reply
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ MOST_FILES = 1000  # of one request
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body; the door limits its size."""
+    """The whole body; Admission limits its size."""
     return await _in_time(request.body())
 
 
@@ -56,11 +56,11 @@ def enter(catalogue: Catalogue, model: str) -> Iterator[Engine]:
 
 
 async def ask(
-    request: Request, engine: Engine, images: Sequence[bytes | Pixels], wish: Wish
+    request: Request, engine: Engine, images: Sequence[bytes | Pixels], options: PredictOptions
 ) -> list[Reply | ImageError]:
     """The answers, in order, for whoever has entered. Once the client has left, nothing more is computed for it."""
     # The body was read, so that the client has left is the only message that can come.
-    answer, left = asyncio.ensure_future(engine.answer(images, wish)), asyncio.ensure_future(request.receive())
+    answer, left = asyncio.ensure_future(engine.answer(images, options)), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():

@@ -28,7 +28,7 @@ from effnet.errors import ImageError
 from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Pixels
 from effnet.serving.catalogue import Catalogue
-from effnet.serving.engine import Engine, Reply, Wish
+from effnet.serving.engine import Engine, PredictOptions, Reply
 from effnet.serving.exchange import ask, enter, read_body
 from effnet.version import __version__
 
@@ -100,7 +100,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
             raise HTTPException(400, f"{HEADER} (={length}) must be the bytes of the JSON, at most {len(body)}.")
         with enter(catalogue, name) as engine:
             call, images = await asyncio.to_thread(_parse, body, int(length), engine)  # JSON may be large
-            answers = await ask(request, engine, images, Wish(topk=1))
+            answers = await ask(request, engine, images, PredictOptions(topk=1))
         catalogue.counters.count(name, answers)
         if len(answers) == 1 and isinstance(answers[0], ImageError):
             raise HTTPException(422, f"the image {answers[0]}")

@@ -2,11 +2,11 @@
 
 All three follow from the engine's measured times and the latency budget:
 
-    places   by Little's law images in the house = answers a second x seconds of each; one more would exceed the budget
+    places   by Little's law images in flight = answers a second x seconds of each; one more would exceed the budget
     batch    half of the places: an image that comes just after a batch began waits for it and then for its own
     delay    an image that goes alone costs more than one in a full batch: waiting for longer than that never pays
 
-How many are answered a second is measured anew while the house is at least half full, so photos that are slow to
+How many are answered a second is measured anew while at least half of the places are taken, so photos that are slow to
 decode, or another program on the machine, make places fewer rather than answers late.
 """
 
@@ -43,7 +43,7 @@ class Pace:
 
     @property
     def places(self) -> int:
-        """Images that may be in the house: read, waiting or computed."""
+        """Images that may be in flight: read, waiting or computed."""
         return max(FEWEST, int(SHARE * self.budget * self.rate))
 
     @property
@@ -57,7 +57,7 @@ class Pace:
         return fits(self.times[1], self.budget)
 
     def observe(self, images: int, seconds: float) -> None:
-        """Note that a busy house was given `images` answers in `seconds`."""
+        """Note that a busy server gave `images` answers in `seconds`."""
         self.rate += WEIGHT * (images / seconds - self.rate)
 
 

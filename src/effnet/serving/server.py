@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: leave after `grace`; Ctrl-C or a second signal: once those in the house are answered."""
+        """SIGTERM: leave after `grace`; Ctrl-C or a second signal: once those in flight are answered."""
         if sig == signal.SIGTERM and self._catalogue.state in ("loading", "ready"):
             self._catalogue.state, self._end = "leaving", time.monotonic() + self._grace
         elif self._catalogue.state != "draining":

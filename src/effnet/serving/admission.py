@@ -1,4 +1,4 @@
-"""Door: who is let in. Tokens, 413, 429 and 503 are settled here, before a body is read or a route is looked for."""
+"""Admission: who is let in. Tokens, 413, 429 and 503 are settled here, before a body is read or a route is found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RETRY = {"retry-after": "1"}  # seconds
 LEFT = 499  # nginx's status of a client that has left
 
 
-class Door:
+class Admission:
     """The outermost part of the application.
 
     Args:
@@ -65,10 +65,10 @@ class Door:
         else:
             await self._app(scope, receive, tell)
         if posted:
-            door = "infer" if path.startswith("/v2") else "predict" if path == "/predict" else "other"
-            self._catalogue.counters.requests.labels(door, status).inc()
+            endpoint = "infer" if path.startswith("/v2") else "predict" if path == "/predict" else "other"
+            self._catalogue.counters.requests.labels(endpoint, status).inc()
             if status == 200:
-                self._catalogue.counters.seconds.labels(door).observe(time.perf_counter() - began)
+                self._catalogue.counters.seconds.labels(endpoint).observe(time.perf_counter() - began)
 
     def _knows(self, headers: Mapping[bytes, bytes]) -> bool:
         kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
