@@ -99,7 +99,13 @@ def test_the_same_command_gives_the_same_bits_and_prints_only_its_own_lines(fold
         assert process.returncode == 0, lines
         rest = [line for line in lines if not line.startswith(" ")]
         assert len(lines) - len(rest) == 3  # the columns and two epochs
-        expected = ("batch of", "from scratch", "results.png", "Next: effnet predict")
+        expected = (
+            "batch of",
+            "from scratch",
+            "unfamiliar images will not be told",
+            "results.png",
+            "Next: effnet predict",
+        )
         assert all(any(text in line for text in expected) for line in rest), rest
     weights = [tmp_path / str(number) / "best" / "model.safetensors" for number in range(3)]
     assert len({path.read_bytes() for path in weights}) == 1
