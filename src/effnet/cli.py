@@ -99,6 +99,7 @@ def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
             options |= vars(value) if is_dataclass(value) else {name: value}
     names = [name.strip("_") for name, value in options.items() if str(value) == str(error.value)]
     known = len(names) != 1 or error.argument.replace("-", "_") in names
+    known |= any(word.partition("=")[0] == f"--{error.argument}" for word in typed)
     return error if known else error.renamed(names[0])
 
 

@@ -89,7 +89,7 @@ def new_run(
 ) -> Iterator[Path]:
     """A folder for a new run: `out`, or `runs`/`name` with the next free number, to which `runs`/latest then links.
 
-    It is removed if the block fails.
+    It is removed if the block fails; one of `runs` also if nothing was written.
 
     Args:
         out: a folder that does not exist, or is empty.
@@ -117,7 +117,9 @@ def new_run(
             with suppress(OSError):  # runs of others are there
                 os.removedirs(runs)
         raise
-    if folder.parent == runs:
+    if out is None and not any(folder.iterdir()):
+        folder.rmdir()
+    elif folder.parent == runs:
         _link_latest(folder)
 
 

@@ -90,7 +90,7 @@ def test_names_of_one_stem_are_numbered(run, photos, tmp_path) -> None:
         ((), "must name a file"),
         (("x.jpg", "--check", "--out", "o"), "--check draws none"),
         (("x.jpg", "--class", "tabby", "--topk", 2), "--class names one"),
-        (("x.jpg", "--class", "tabi"), "Did you mean 'tabby'"),
+        (("x.jpg", "--class", "tabi"), "`class` (='tabi') is not one of the model's 1000 classes. Did you"),
         (("x.jpg", "--versus", "espreso"), "Did you mean 'espresso'"),
     ],
 )
@@ -99,6 +99,13 @@ def test_what_is_refused_in_one_line(run, words, said) -> None:
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_what_cannot_be_read_leaves_no_folder(run) -> None:
+    code, out, err = run("x.jpg")
+    assert (code, out.splitlines()[1]) == (1, "x.jpg unreadable: does not exist")
+    assert "Written" not in err
+    assert not list(Path("runs/explain").glob("*"))
 
 
 def test_the_plain_install_is_enough(photos) -> None:

@@ -113,7 +113,8 @@ def explain(
             sys.stdout.flush()
         if folder is not None and len(cells) > 1:
             _draw_sheet(cells, explained, folder / SHEET)
-    return _finish(measured, unreadable, folder, classifier, json, shlex.quote(model))
+    written = folder if explained else None
+    return _finish(measured, unreadable, written, classifier, json, shlex.quote(model))
 
 
 Answer = list[tuple["Explanation", "Faithfulness"]]
