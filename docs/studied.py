@@ -181,7 +181,7 @@ def _points(share: float) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    **{f"finalists-{name}": partial(finalists, name) for name in SEARCHES},
+    **{f"finalists-{name}": partial(finalists, name) for name in (*SEARCHES, "mbconv-long")},
     "steadiness": steadiness,
     "shares": shares,
     "halving": halving,
