@@ -328,18 +328,7 @@ def measure_throughput(options: argparse.Namespace, folder: Path, paths: list[Pa
 def hey(port: int, photo: Path, options: argparse.Namespace) -> str:
     """What Debian's hey says: one photo, as many clients."""
     address = f"http://127.0.0.1:{port}/predict"
-    words = [
-        "hey",
-        "-z",
-        f"{options.seconds:.0f}s",
-        "-c",
-        str(options.clients),
-        "-m",
-        "POST",
-        "-D",
-        str(photo),
-        address,
-    ]
+    words = [*f"hey -z {options.seconds:.0f}s -c {options.clients} -m POST -D".split(), str(photo), address]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     rate = re.findall(r"Requests/sec:\s+([\d.]+)", said)
     slow = re.findall(r"99%+ in ([\d.]+) secs", said) or ["nan"]
@@ -372,16 +361,9 @@ def measure_overload(options: argparse.Namespace, folder: Path, paths: list[Path
         f"{load.percentile(0.99) / budget:.2f} of the budget; memory {held[0]:.1f} to {after:.1f} MB, "
         f"at most {max(held):.1f}"
     )
-    return {
-        "peak": peak.rate,
-        "asked": rate,
-        "answered": load.rate,
-        "p50_ms": load.percentile(0.5),
-        "p90_ms": load.percentile(0.9),
-        "p99_ms": load.percentile(0.99),
-        "statuses": dict(load.statuses),
-        "memory_mb": [*held, after],
-    }
+    shares = {f"p{100 * share:.0f}_ms": load.percentile(share) for share in (0.5, 0.9, 0.99)}
+    rates = {"peak": peak.rate, "asked": rate, "answered": load.rate}
+    return {**rates, **shares, "statuses": dict(load.statuses), "memory_mb": [*held, after]}
 
 
 def main() -> None:

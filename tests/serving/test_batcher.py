@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from effnet.serving.batcher import Batcher, Full
+from effnet.serving.batcher import Batcher, FullError
 from effnet.serving.pace import Pace
 
 
@@ -140,7 +140,7 @@ def test_a_full_server_lets_nobody_in() -> None:
         batcher = engine.batcher(places=3)
         tasks = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
         await until(lambda: batcher.full)
-        with pytest.raises(Full):
+        with pytest.raises(FullError):
             await ask(batcher, 3)
         engine.go.set()
         assert await asyncio.gather(*tasks) == [0, 2, 4]

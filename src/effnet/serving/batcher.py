@@ -17,7 +17,7 @@ R = TypeVar("R")
 Observer = Callable[[Sequence[float], float], None]  # told what each item of a batch waited, and what computing it took
 
 
-class Full(Exception):  # noqa: N818  # it is no error, but an answer
+class FullError(Exception):
     """Every place is taken."""
 
 
@@ -56,10 +56,10 @@ class Batcher(Generic[T, R]):
         """Take a place, and give it back at the end.
 
         Raises:
-            Full: none is free.
+            FullError: none is free.
         """
         if self.full:
-            raise Full
+            raise FullError
         self.taken += 1
         try:
             yield

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from effnet.errors import ImageError
 from effnet.runtime.session import Pixels
 from effnet.serving.admission import LEFT, RETRY
-from effnet.serving.batcher import Full
+from effnet.serving.batcher import FullError
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.engine import Engine, PredictOptions, Reply
 
@@ -50,7 +50,7 @@ def enter(catalogue: Catalogue, model: str) -> Iterator[Engine]:
     try:
         with engine.batcher.place():
             yield engine
-    except Full:
+    except FullError:
         reason = "there are more images than can be answered in time: try again"
         raise HTTPException(429, reason, RETRY) from None
 
