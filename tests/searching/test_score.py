@@ -44,9 +44,10 @@ def test_longer_trainings_score_better(plan: SearchPlan, tmp_path: Path) -> None
 
 def test_images_have_the_network_s_resolution(plan: SearchPlan, tmp_path: Path) -> None:
     samples = plan.data.subset("val").samples
-    pixels, labels = load_split(plan, "val", 20, tmp_path)
+    input_spec = dataclasses.replace(plan.input_spec, size=20, resize=20)
+    pixels, labels = load_split(plan.data.subset("val"), input_spec, tmp_path / "val.npy")
     assert pixels.shape == (len(samples), 20, 20, 3)
-    photo = load_pixels(plan.data.file(samples[4]), dataclasses.replace(plan.input_spec, size=20, resize=20))
+    photo = load_pixels(plan.data.file(samples[4]), input_spec)
     assert (pixels[4].numpy() == photo).all()
     assert labels.tolist() == [sample.label for sample in samples]
 

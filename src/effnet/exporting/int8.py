@@ -37,11 +37,12 @@ from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels
 from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, optional_import
-from effnet.exporting.export import artifact_logits, artifact_place, parity_pixels, write_artifact
+from effnet.exporting.export import NOISE, PHOTOS, artifact_logits, artifact_place, parity_pixels, write_artifact
 from effnet.fields import positive_int
 from effnet.files import size_of
 from effnet.metrics.evaluate import Predicted, predict_logits
 from effnet.metrics.intervals import Difference, Interval, compare_top1, wilson
+from effnet.metrics.timing import random_bundle
 from effnet.progress import SILENT, Progress
 from effnet.runtime import openvino
 from effnet.runtime.artifact import OPENVINO_FILE, Form, Int8, metadata, read_artifact
@@ -160,6 +161,21 @@ def export_int8(
         write_artifact(bundle, Form("openvino", "fp32", batch), Path(folder))
         sizes = size_of(target), size_of(Path(folder))
     return Int8Exported(Path(out), form, *sizes, tuple(attempts), len(reference.unreadable))
+
+
+def write_random_int8(spec: NetworkSpec, out: Path) -> None:
+    """Write an int8 artifact of random weights, which is as large and as fast as one of trained weights.
+
+    Raises:
+        MissingExtraError: OpenVINO or NNCF is not installed.
+    """
+    bundle = random_bundle(spec)
+    network = network_of(bundle)
+    with artifact_place(out, "openvino") as target:
+        made = quantize(openvino.make(network, 1, {}), parity_pixels(network.input), spec)
+        form = Form("openvino", "int8", 1, Int8(NOISE + PHOTOS, (), 0.0, 0.0, 0.0, 1, 1))
+        openvino.describe(made, metadata(bundle.config, form))
+        openvino.write(made, target / OPENVINO_FILE)
 
 
 def split_parts(spec: NetworkSpec) -> dict[str, tuple[str, ...]]:

@@ -129,7 +129,11 @@ def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Lab
     for logits in (logits_a, logits_b):
         outputs, truth = check_arrays(logits, labels)
         right.append(outputs.argmax(1) == truth)
-    a, b = right
+    return compare_right(*right)
+
+
+def compare_right(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:
+    """The same of which images two models get right, (N,) each."""
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     reach = Z * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2))

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from effnet.arch.spec import NetworkSpec
+from effnet.arch.spec import InputSpec, NetworkSpec
+from effnet.data.dataset import Dataset
 from effnet.data.image import load_pixels
 from effnet.errors import DataError, EffnetError, ImageError, TrainingError
 from effnet.files import write_file
@@ -24,7 +25,7 @@ from effnet.progress import SILENT, Progress
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import DECODING, SearchPlan
 from effnet.training.initial_network import init_classifier, set_momentum
-from effnet.training.learner import Learner, Normalise, derive_seed, spread
+from effnet.training.learner import Learner, derive_seed, spread
 from effnet.training.optimizer import Updater
 
 SHIFT = 1 / 8  # of the side: the largest shift of an image
@@ -70,35 +71,65 @@ def train_and_score(
         TrainingError: the loss diverges, or the network does not learn.
         DataError: an image cannot be read.
     """
-    recipe, device = plan.recipe, torch.device(plan.options.device)
-    pixels, labels = load_split(plan, "train", spec.resolution, cache, progress)
+    device = torch.device(plan.options.device)
+    input_spec = dataclasses.replace(plan.input_spec, size=spec.resolution, resize=spec.resolution)
+    train, val = (
+        load_split(plan.data.subset(split), input_spec, cache / f"{split}-{spec.resolution}.npy", progress)
+        for split in ("train", "val")
+    )
     torch.manual_seed(seed)
     network = EfficientNet(apply_recipe(plan, spec))
     init_classifier(network)
-    network.to(device).to(memory_format=torch.channels_last)
-    set_momentum(network, recipe.bn_momentum)
-    learner = Learner(network, recipe, plan.input_spec).to(device).train()
+    set_momentum(network, plan.recipe.bn_momentum)
+    learner = Learner(network.to(device).to(memory_format=torch.channels_last), plan.recipe, plan.input_spec)
+    right = train_briefly(learner.to(device), train, val, epochs=epochs, seed=seed, progress=progress)
+    return int(right.sum()) / len(right)
+
+
+def train_briefly(
+    learner: Learner,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    *,
+    epochs: float,
+    seed: int,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """Train a network, and return which val images the average of its weights gets right: (N,) bool.
+
+    Args:
+        learner: the network, on its device, with its recipe.
+        train: images (N, size, size, C) uint8 and labels (N,) to learn from.
+        val: the same of the images to score it with.
+        epochs: passes over the images, not necessarily whole.
+        seed: of order, mirroring and shifting.
+        progress: follows the steps.
+
+    Raises:
+        TrainingError: the loss diverges, or the network does not learn.
+    """
+    network, recipe, (pixels, labels) = learner.network, learner.recipe, train
+    device = network.classifier.weight.device
     updater = Updater(network, recipe)
+    learner.train()
     batch = min(recipe.batch, len(labels))
     per_epoch = len(labels) // batch
     total = max(1, round(epochs * per_epoch))
     for step in range(total):
         if step % per_epoch == 0:
             order = torch.randperm(len(labels), generator=_generator(seed, step))
-        chosen = order[step % per_epoch * batch :][:batch]
+        chosen, done = order[step % per_epoch * batch :][:batch], (step + 1) / total
         images = mirror_and_shift(pixels[chosen], recipe.flip, _generator(seed, step, 1))
-        loss, logits = learner(images.to(device), labels[chosen].to(device), False)
+        loss, logits = learner(images.to(device), labels[chosen].to(device), done < recipe.head_first)
         loss.backward()
-        updater.update(step, (step + 1) / total, float(loss.detach()), spread(logits))
+        updater.update(step, done, float(loss.detach()), spread(logits))
         progress.update("training", step + 1, total)
-    pixels, labels = load_split(plan, "val", spec.resolution, cache, progress)
-    normalise = Normalise(plan.input_spec).to(device)
-    network = updater.averaged.eval()
-    right = 0
+    normalise, network = learner.normalise, updater.averaged.eval()
+    right = []
     with torch.inference_mode():
-        for images, answers in zip(torch.split(pixels, BATCH), torch.split(labels, BATCH), strict=True):
-            right += int((network(normalise(images.to(device))).argmax(1).cpu() == answers).sum())
-    return right / len(labels)
+        for images, answers in zip(*(torch.split(part, BATCH) for part in val), strict=True):
+            right.append(network(normalise(images.to(device))).argmax(1).cpu() == answers)
+    return torch.cat(right)
 
 
 def apply_recipe(plan: SearchPlan, spec: NetworkSpec) -> NetworkSpec:
@@ -108,21 +139,23 @@ def apply_recipe(plan: SearchPlan, spec: NetworkSpec) -> NetworkSpec:
     return dataclasses.replace(spec, num_classes=len(plan.data.classes), **given)
 
 
-def load_split(
-    plan: SearchPlan, split: str, size: int, cache: Path, progress: Progress = SILENT
-) -> tuple[Tensor, Tensor]:
-    """The images (N, size, size, C) uint8 of a split, decoded once and mapped from a file, and their labels (N,)."""
-    file, samples = cache / f"{split}-{size}.npy", plan.data.subset(split).samples
+def load_split(data: Dataset, input_spec: InputSpec, file: Path, progress: Progress = SILENT) -> tuple[Tensor, Tensor]:
+    """The images (N, size, size, C) uint8 of a data set, decoded once into a .npy file, and their labels (N,).
+
+    They are prepared as `input_spec` says, which names their size.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    samples, size = data.samples, input_spec.size
     if not file.exists():
-        input_spec = dataclasses.replace(plan.input_spec, size=size, resize=size)
         with write_file(file) as temporary:
-            shape = (len(samples), size, size, input_spec.channels)
-            rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(samples), size, size, input_spec.channels))
             for place, sample in enumerate(samples):
                 try:
-                    rows[place] = load_pixels(plan.data.file(sample), input_spec)
+                    rows[place] = load_pixels(data.file(sample), input_spec)
                 except ImageError as error:
-                    raise DataError(f"{plan.data.file(sample)} {error}") from error
+                    raise DataError(f"{data.file(sample)} {error}") from error
                 progress.update(DECODING, place + 1, len(samples))
             rows.flush()
     return torch.from_numpy(np.load(file, mmap_mode="c")), torch.tensor([sample.label for sample in samples])

@@ -220,6 +220,21 @@ def assume_input(source: str, spec: NetworkSpec) -> InputSpec | None:
     return next((row.input for row in rows), None)
 
 
+def is_here(weights: KnownWeights) -> bool:
+    """Whether a set is on this machine: in a package that is installed, in torch's cache or in the hub's."""
+    if "://" in weights.location:
+        return (_hub_folder() / "checkpoints" / weights.location.rpartition("/")[2]).is_file()
+    package, _, file = weights.location.partition("/")
+    if package != "timm":
+        spec = find_spec(package)
+        return spec is not None and bool(spec.origin) and (Path(str(spec.origin)).parent / file).is_file()
+    if find_spec("huggingface_hub") is None:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(weights.location, "model.safetensors"), str)
+
+
 def fetch(weights: KnownWeights, *, progress: Progress = SILENT) -> Path:
     """The file or hub folder of known weights on this machine, fetched where it is missing.
 

@@ -1,0 +1,311 @@
+"""The networks that a fit considers, what they cost, and which limit refuses each.
+
+    weights        every set of ImageNet weights that is on this machine, at multiples of 32 px
+    inherited      narrower networks, and the one that the paper's rule makes of the budget, which start from such
+                   weights; only where whole ones leave a limit unmet or most of it unused
+    scratch        B0 with random weights, where there are enough images
+
+Images are barely enlarged, small ones up to 128 px, and a set of weights is not used far above the resolution that it
+was trained at. Multiply-adds, parameters and the file's size follow from formulas. Latency and memory are
+measured with random weights, which take as long as trained ones, in the engine that will run the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effnet.arch.cost import cost
+from effnet.arch.memory import file_bytes, inference_memory
+from effnet.arch.spec import NetworkSpec
+from effnet.arch.specfile import spec_text
+from effnet.arch.variants import spec as make_spec
+from effnet.data.image import natural_resolution
+from effnet.errors import ArgumentError, EffnetError, MissingExtraError
+from effnet.exporting.int8 import write_random_int8
+from effnet.files import size_of, write_text
+from effnet.fitting.measurement import measure
+from effnet.fitting.settings import CANDIDATES, LIMITS, FitOptions, FitPlan
+from effnet.progress import SILENT, Progress
+from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget
+from effnet.scaling.fit import fit_spec
+from effnet.training.execution import Images, choose_execution
+from effnet.training.initial_network import short_side
+from effnet.training.recipe import RECIPES, Recipe
+from effnet.training.settings import Settings
+from effnet.training.train import FEW, batch_for
+from effnet.weights.registry import REGISTRY, is_here
+
+STEP = 32  # pixels between two resolutions
+LEAST_LARGEST = 128  # pixels to which smaller images are enlarged: weights of large photos see more in them that way
+BEYOND = 1.3  # times the resolution that a set of weights was trained at
+WIDTHS = (0.75, 0.5, 0.35)  # of inherited networks, times the width of the weights' own
+SCRATCH_IMAGES, SCRATCH_EACH = 20_000, 500  # training images, and images of a class, from which B0 learns from scratch
+SCRATCH_SIZES = (32, 64)  # pixels
+UNUSED = 0.5  # share of every limit below which a network that the rule makes larger is considered, too
+INT8 = 6  # networks that are quantised to see what they cost, at most
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The limit that a network exceeds."""
+
+    limit: str
+    value: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that may be trained."""
+
+    name: str
+    spec: NetworkSpec
+    weights: str = ""  # the set that it starts from; "" for random ones
+    whole: bool = True  # whether these weights are a network of this width and depth
+    int8: bool = False  # whether it will be run in 8 bits
+    costs: dict[str, float] = dataclasses.field(default_factory=dict)  # of LIMITS and "slowest_tenth", where known
+    refused: Refusal | None = None
+
+    @property
+    def start(self) -> str:
+        """Where its weights come from, for people."""
+        if not self.weights:
+            return "random"
+        return f"weights of {self.weights}" if self.whole else f"inherited from {self.weights}"
+
+    def settings(self, folder: Path, options: FitOptions, **others: Any) -> Settings:
+        """How it is trained; a network without weights of its own is written as a spec.yaml into `folder`."""
+        shared = {"fit": options.fit, "seed": options.seed, "train_memory": options.train_memory} | others
+        if self.weights and self.whole:
+            return Settings(model=self.weights, resolution=self.spec.resolution, **shared)
+        file = folder / f"{self.name}.yaml"
+        write_text(file, spec_text(self.spec))
+        return Settings(model=str(file), init=self.weights or None, **shared)
+
+    def recipe(self, images: int) -> Recipe:
+        """The recipe for so many training images."""
+        if not self.weights:
+            return RECIPES["scratch"]
+        return RECIPES["few" if images < FEW and self.whole else "finetune"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        costs = dict.fromkeys((*LIMITS, "slowest_tenth", "train_memory")) | self.costs
+        refused = self.refused and dataclasses.asdict(self.refused)
+        return {
+            "name": self.name,
+            "start": self.start,
+            "weights": self.weights,
+            "whole": self.whole,
+            "int8": self.int8,
+            "resolution": self.spec.resolution,
+            **costs,
+            "refused": refused,
+            "network": self.spec.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Candidate:
+        """The candidate of `to_dict`."""
+        costs = {name: values[name] for name in (*LIMITS, "slowest_tenth", "train_memory") if values[name] is not None}
+        refused = values["refused"] and Refusal(**values["refused"])
+        names = {name: values[name] for name in ("name", "weights", "whole", "int8")}
+        return cls(**names, spec=NetworkSpec.from_dict(values["network"]), costs=costs, refused=refused)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the candidates depend on beside the options."""
+
+    classes: int
+    train: int  # images
+    side: int  # of the images, the shorter one in pixels
+
+
+def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) -> list[Candidate]:
+    """Every network that is considered, with its costs and what refuses it; kept in candidates.json."""
+    file = plan.folder / CANDIDATES
+    if file.is_file():
+        return [Candidate.from_dict(values) for values in json.loads(file.read_text("utf-8"))]
+    options = plan.options
+    found = [_counted(each, options, facts) for each in _propose(options, facts)]
+    found = _measured(found, options, progress)
+    if options.precision in (None, "int8") and options.engine in ("auto", "openvino"):
+        found = _quantised(found, options, progress)
+    write_text(file, json.dumps([each.to_dict() for each in found], indent=1) + "\n")
+    return found
+
+
+def require_any(found: Sequence[Candidate], options: FitOptions) -> list[Candidate]:
+    """Those that keep every limit.
+
+    Raises:
+        ArgumentError: there is none; the message says what the smallest network needs.
+    """
+    kept = [each for each in found if each.refused is None]
+    if kept:
+        return kept
+    for limit, allowed in options.limits.items():
+        name = "slowest_tenth" if limit == "latency" else limit
+        known = [each for each in found if name in each.costs]
+        least = min(known, key=lambda each: each.costs[name], default=None)
+        if least is not None and least.costs[name] > allowed:
+            need = f"the smallest network that is considered, {least.name}, needs {describe(limit, least.costs[name])}"
+            raise ArgumentError(limit, describe(limit, allowed), f"cannot be kept: {need}.")
+    nearest = min(found, key=lambda each: each.refused.value / each.refused.allowed if each.refused else 0.0)
+    refusal = nearest.refused
+    assert refusal is not None
+    need = f"{nearest.name} comes nearest and needs {describe(refusal.limit, refusal.value)}"
+    raise ArgumentError(
+        refusal.limit, describe(refusal.limit, refusal.allowed), f"cannot be kept with the other limits: {need}."
+    )
+
+
+def describe(limit: str, value: float) -> str:
+    """An amount for people: 12.3 ms, 4.02 MB, 57.9 M."""
+    from effnet import console
+
+    if limit in ("latency", "slowest_tenth"):
+        return f"{1e3 * value:.3g} ms"
+    return console.millions(value) if limit in ("macs", "params") else console.size(value)
+
+
+def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
+    """The resolutions of a set of weights that was trained at `own`, for images of a shorter side, in pixels."""
+    if fixed is not None:
+        return [fixed]
+    most = min(max(natural_resolution(side), LEAST_LARGEST), int(BEYOND * own))
+    return list(range(SMALLEST_RESOLUTION, most + 1, STEP))
+
+
+def _propose(options: FitOptions, facts: Facts) -> Iterator[Candidate]:
+    """The networks, without their costs."""
+    here = [row for row in REGISTRY.values() if "/" not in row.name and is_here(row)]
+    for row in here:
+        own = make_spec(row.variant, num_classes=facts.classes)
+        for size in resolutions(facts.side, row.input.size, options.resolution):
+            yield Candidate(f"{row.name}-{size}", make_spec(own, resolution=size), row.name)
+    if here:
+        smallest = min(here, key=lambda row: cost(make_spec(row.variant)).params)
+        own = make_spec(smallest.variant, num_classes=facts.classes)
+        sizes = resolutions(facts.side, smallest.input.size, options.resolution)
+        for width in WIDTHS:
+            for size in sizes:
+                spec = make_spec(own, width=width, resolution=size)
+                yield Candidate(f"{smallest.name}-w{width:g}-{size}", spec, smallest.name, whole=False)
+        if scaled := _scaled(own, options, max(sizes)):
+            yield Candidate(f"{smallest.name}-scaled-{scaled.resolution}", scaled, smallest.name, whole=False)
+    if facts.train >= SCRATCH_IMAGES and facts.train >= SCRATCH_EACH * facts.classes or not here:
+        for size in SCRATCH_SIZES if options.resolution is None else (options.resolution,):
+            stride = 1 if size < 64 else 2
+            spec = make_spec("b0", num_classes=facts.classes, resolution=size, stem_stride=stride)
+            yield Candidate(f"b0-scratch-{size}", spec)
+
+
+def _scaled(own: NetworkSpec, options: FitOptions, largest: int) -> NetworkSpec | None:
+    """The network that the paper's rule makes of a baseline within the counted limits, if it is larger than it."""
+    limits: dict[str, Any] = {name: options.limits[name] for name in ("macs", "params", "file_size") if name in options.limits}
+    if not limits or "latency" in options.limits:
+        return None
+    size = {"resolution": options.resolution} if options.resolution else {"max_resolution": largest}
+    with suppress(ArgumentError):  # the smallest network of the rule exceeds the budget
+        found = fit_spec(Budget(**limits, **size), own).spec
+        if cost(found).params > 1.1 * cost(own).params:
+            return found
+    return None
+
+
+def _counted(candidate: Candidate, options: FitOptions, facts: Facts) -> Candidate:
+    """With the costs that follow from formulas, and the first limit that they exceed."""
+    spec, price = candidate.spec, cost(candidate.spec)
+    costs: dict[str, float] = {
+        "macs": price.macs,
+        "params": price.params,
+        "memory": inference_memory(spec),
+        "file_size": file_bytes(spec),
+    }
+    refused = None
+    if options.train_memory is not None:
+        recipe = candidate.recipe(facts.train)
+        recipe = dataclasses.replace(recipe, batch=batch_for(recipe, facts.train, 1))
+        settings = Settings(train_memory=options.train_memory)
+        try:
+            execution = choose_execution(spec, recipe, settings, Images(facts.train, facts.side), world=1)
+            costs["train_memory"] = execution.forecast_bytes
+        except ArgumentError:
+            refused = Refusal("train_memory", float("inf"), float(options.train_memory))
+    over = next((name for name, limit in options.limits.items() if costs.get(name, 0) > limit), None)
+    if refused is None and over is not None:
+        refused = Refusal(over, costs[over], options.limits[over])
+    return dataclasses.replace(candidate, costs=costs, refused=refused)
+
+
+def _measured(found: list[Candidate], options: FitOptions, progress: Progress) -> list[Candidate]:
+    """With latency and memory where they are limited, and what exceeds them."""
+    if not {"latency", "memory"} & set(options.limits) or options.precision == "int8":
+        return found
+    backend = {"engine": options.pinned_engine, "precision": options.precision, "threads": options.threads}
+    backend = {name: value for name, value in backend.items() if value is not None}
+    able, done = sum(each.refused is None for each in found), 0
+    for place, each in enumerate(found):
+        if each.refused is None:
+            done += 1
+            progress.update("timing networks", done, able, each.name)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "spec.yaml"
+                file.write_text(spec_text(each.spec), "utf-8")
+                found[place] = _with_measured(each, file, backend, options)
+    return found
+
+
+def _with_measured(candidate: Candidate, model: Path, backend: dict[str, Any], options: FitOptions) -> Candidate:
+    taken = measure(model, backend, latency=options.limits.get("latency"))
+    costs = candidate.costs | {"latency": taken.latency, "slowest_tenth": taken.slowest_tenth, "memory": taken.memory}
+    refused = None
+    for limit, allowed in options.limits.items():
+        value = costs["slowest_tenth" if limit == "latency" else limit]
+        if refused is None and value > allowed:
+            refused = Refusal(limit, value, allowed)
+    return dataclasses.replace(candidate, costs=costs, refused=refused)
+
+
+def _quantised(found: list[Candidate], options: FitOptions, progress: Progress) -> list[Candidate]:
+    """And the same networks in 8 bits, where that was asked for, or only that may keep the latency or the file's size.
+
+    8 bits take a quarter of fp32's file and about half of its time.
+    """
+    asked = options.precision == "int8"
+    in_reach = {"file_size": 0.4, "latency": 0.8}
+    chosen = []
+    for each in found:
+        refusal = each.refused
+        near = refusal is not None and in_reach.get(refusal.limit, 0.0) * refusal.value <= refusal.allowed
+        if each.whole and each.weights and (near or (asked and refusal is None)):
+            chosen.append(each)
+    chosen = sorted(chosen, key=lambda each: -each.costs["macs"])[:INT8]
+    made = []
+    for done, each in enumerate(chosen, start=1):
+        progress.update("networks in 8 bits", done, len(chosen), each.name)
+        named = dataclasses.replace(each, name=f"{each.name}-int8", int8=True, refused=None)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                artifact = Path(folder) / "int8"
+                write_random_int8(each.spec, artifact)
+                costs = each.costs | {"file_size": size_of(artifact)}
+                named = dataclasses.replace(named, costs=costs)
+                threads = {} if options.threads is None else {"threads": options.threads}
+                made.append(_with_measured(named, artifact, threads, options))
+        except MissingExtraError:
+            if asked:
+                raise
+            return found
+        except EffnetError as error:
+            progress.message(f"{named.name} cannot be made: {error}")
+    return [*([] if asked else found), *made]
