@@ -5,6 +5,7 @@
     effnet.scale(spec, 1.5)                   the network that compound scaling makes of it
     effnet.fit_spec(effnet.Budget(macs="1G"))  the network that fits a budget, and why
     effnet.create("b0", num_classes=10)       the network as a torch module, fresh or with weights
+    effnet.fit("photos", latency="20ms")      the network that learns these images best within a budget, trained
     effnet.train("photos", "lite0")           a trained bundle in a run's folder
     effnet.load("lite0").predict("photo.jpg") a classifier that knows how to prepare a photo and names what it sees
     effnet.save(network, "folder")            a bundle: weights and all that belongs to them
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from effnet.arch.spec import StageSpec as StageSpec
     from effnet.arch.variants import spec as spec
     from effnet.errors import EffnetError as EffnetError
+    from effnet.fitting.fit import Fitted as Fitted
+    from effnet.fitting.fit import fit as fit
     from effnet.models.efficientnet import EfficientNet as EfficientNet
     from effnet.models.efficientnet import efficientnet_b0 as efficientnet_b0
     from effnet.models.efficientnet import efficientnet_b1 as efficientnet_b1
@@ -59,6 +62,7 @@ _HOMES = {
     "effnet.runtime.classifier": ("Classifier", "Prediction"),
     "effnet.runtime.load": ("load",),
     "effnet.errors": ("EffnetError",),
+    "effnet.fitting.fit": ("Fitted", "fit"),
     "effnet.models.efficientnet": ("EfficientNet", *(f"efficientnet_b{i}" for i in range(8))),
     "effnet.scaling.budget": ("Budget",),
     "effnet.scaling.compound": ("Rule", "scale"),

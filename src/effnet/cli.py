@@ -24,6 +24,7 @@ HELP = """EfficientNet: exact networks, verified weights, and the network that f
 An error is one line; --traceback shows where it came from."""
 COMMANDS = {
     # name: where its function lives, the extra that it needs, what it does
+    "fit": ("fitting.command", "train", "From images and a budget to the network that keeps it, trained and measured."),
     "info": ("describing", "", "A network: its stages, costs and memory; without a model, the whole family."),
     "predict": ("predicting", "torch", "Classify photos."),
     "convert": ("converting", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),

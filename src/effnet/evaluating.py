@@ -90,7 +90,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedOn:
     """What was fitted on images that are not evaluated."""
 
     calibration: Calibration | None = None
@@ -221,24 +221,24 @@ def _run(model: str, classifier: Classifier, dataset: Dataset) -> Outputs:
     return Outputs(model, classifier, predicted.readable(dataset), predicted, familiarity)
 
 
-def _fit(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> Fitted:
+def _fit(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> FittedOn:
     """Temperature, threshold and label sets: the bundle's, else fitted on the val split that is not evaluated."""
     own, error = outputs.classifier.calibration, options.error
     if own is not None and error in (None, own.error):
         on = f"the {own.n:,} {own.split} images of the run that trained {outputs.model}"
-        return Fitted(own, outputs.classifier.sets, on)
+        return FittedOn(own, outputs.classifier.sets, on)
     if rest is not None:
         labelled = _label(rest, outputs.model, outputs.classifier, options)
         found = _run(outputs.model, outputs.classifier, labelled).predicted
         fitted = calibrate(found.logits, found.labels, error=error or ERROR)
         sets = calibrate_sets(found.logits, found.labels, fitted.temperature)
-        return Fitted(fitted, sets, f"the {fitted.n:,} images of the data's val split")
+        return FittedOn(fitted, sets, f"the {fitted.n:,} images of the data's val split")
     if error is not None:
         raise ArgumentError("error", error, "needs a val split beside the evaluated one, to choose a threshold on.")
-    return Fitted()
+    return FittedOn()
 
 
-def _measure(outputs: Outputs, fitted: Fitted, used: bool) -> Sureness:
+def _measure(outputs: Outputs, fitted: FittedOn, used: bool) -> Sureness:
     """What the model says of its limits; not by what was fitted on the images themselves."""
     logits, labels, _ = outputs.predicted
     temperature = fitted.calibration.temperature if fitted.calibration else 1.0
@@ -311,7 +311,7 @@ def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) 
         console.paragraphs((f"Without an image here, so not in these figures: {list_names(absent)}.",))
 
 
-def _show_sureness(found: Sureness, outputs: Outputs, fitted: Fitted, used: bool) -> None:
+def _show_sureness(found: Sureness, outputs: Outputs, fitted: FittedOn, used: bool) -> None:
     """Print coverage against accuracy, and what label sets and familiarity are worth."""
     rows = [
         (f"{each.share:.0%}", f"{each.least:.1%}", f"{each.accuracy.value:.2%}", _bounds(each.accuracy))

@@ -1,0 +1,342 @@
+"""Which of the networks that keep the budget is trained: linear probes first, then short trainings.
+
+A probe fits a linear classifier to the features of a network with its ImageNet weights, and is judged out of fold, so
+every image counts. The best go on to short trainings, each as long by the rule of a step's cost, and the better ones to
+trainings three times as long (`searching.halving`). All networks are judged on the same images, which belong to train
+and val; test images are not seen.
+
+The winner is the network with the most right images. A cheaper one takes its place where the images show no difference
+and its share of right ones is less than a standard error lower, as in the 1-SE rule of classification trees (Breiman
+et al. 1984).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from effnet.data.dataset import Dataset
+from effnet.errors import TrainingError
+from effnet.files import write_text
+from effnet.fitting.candidates import Candidate
+from effnet.fitting.settings import CHOICE, FitPlan
+from effnet.machine import this_machine
+from effnet.metrics.evaluate import predict_logits
+from effnet.metrics.familiarity import spread_classes
+from effnet.metrics.intervals import Difference, Interval, compare_right, wilson
+from effnet.metrics.linear_probe import predict_out_of_fold
+from effnet.models.efficientnet import EfficientNet
+from effnet.progress import SILENT, Progress
+from effnet.runtime.select import open_session, select
+from effnet.runtime.session import Logits, Pixels
+from effnet.searching.halving import Job, make_rungs, open_jobs, survivors
+from effnet.searching.score import load_split, train_briefly
+from effnet.training.execution import guess_step_seconds
+from effnet.training.initial_network import InitialNetwork, find_initial_network
+from effnet.training.learner import Learner, derive_seed
+from effnet.training.train import batch_for
+from effnet.weights.bundle import Bundle, BundleConfig
+
+SHARE, PROBE_SHARE = 0.25, 0.08  # of the minutes: for the choice, and for its probes
+PROBED_RATE = 2.5e10  # multiply-adds a second of one core, roughly, with reading the images
+FEWEST, MOST = 400, 4000  # images of a probe
+FINALISTS, INHERITED = 4, 2  # networks of probes, and of inherited weights, that are trained briefly
+LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
+LEAST_VAL, MOST_VAL = 200, 2000  # val images that a short training is scored on
+LEAST_SECONDS = 4.0  # of the shortest training, below which it shows nothing
+MOST_IMAGES = 10_000  # that short trainings learn from
+
+Right = NDArray[np.bool_]  # (N,): which images a network gets right
+PROBE, SHORT = "probe", "short"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is trained, and why."""
+
+    order: tuple[str, ...]  # names of candidates, the one to train first
+    reason: str
+    scores: Mapping[str, Mapping[str, Interval]]  # of each candidate, by PROBE and SHORT
+    seconds: float
+
+    @property
+    def chosen(self) -> str:
+        """The name of the first."""
+        return self.order[0]
+
+
+class ScoreRecord:
+    """Which images each network got right, in a file that is written anew after every score."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        values: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        self.seconds: float = values.get("seconds", 0.0)
+        self.rights: dict[str, Right] = {key: _unpack(text) for key, text in values.get("right", {}).items()}
+        self._since = time.monotonic()
+
+    def get(self, key: str, score: Callable[[], Right]) -> Right:
+        """The score of that name, made where it is not known yet."""
+        if key not in self.rights:
+            self.rights[key] = score()
+            self.write()
+        return self.rights[key]
+
+    def write(self, **more: Any) -> None:
+        """Write the file."""
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        values = {"seconds": self.seconds, "right": {key: _pack(right) for key, right in self.rights.items()}, **more}
+        write_text(self.file, json.dumps(values, indent=1) + "\n")
+
+
+def choose(plan: FitPlan, data: Dataset, candidates: Sequence[Candidate], progress: Progress = SILENT) -> Choice:
+    """Choose among the candidates that keep the budget; what was scored before is read from choice.json.
+
+    Args:
+        plan: the fit.
+        data: with its splits, of which test is not used.
+        candidates: all of them; none is refused.
+        progress: follows the probes and trainings.
+    """
+    record = ScoreRecord(plan.folder / CHOICE)
+    budget = 60 * plan.options.minutes
+    whole = [each for each in candidates if each.whole and each.weights]
+    probed = _probe(plan, data, whole, record, PROBE_SHARE * budget, progress) if len(whole) > 1 else {}
+    best = sorted(whole, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
+    others = _without_probe(candidates, whole)
+    entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
+    seconds = SHARE * budget - record.seconds
+    shortest = seconds / _trainings(len(entrants))
+    val = min(MOST_VAL, len(data.subset("val")))
+    rights, kind = probed, PROBE
+    if len(entrants) == 1:
+        order, reason = [entrants[0]], "It is the only network that keeps the budget."
+        if len(candidates) > 1:
+            reason = "No other network that keeps the budget starts from weights of its own or is larger."
+    elif val >= LEAST_VAL and shortest >= LEAST_SECONDS:
+        rights, order = _train(plan, data, entrants, record, shortest, progress)
+        kind = SHORT
+        order, reason = _decide(order[:2], rights, f"after a short training, on {val:,} val images")
+    elif probed:
+        n = len(next(iter(probed.values())))
+        order, reason = _decide(best, probed, f"by linear probes on its features, out of fold on {n:,} images")
+        why = f"{val} val images" if val < LEAST_VAL else f"{plan.options.minutes:g} minutes"
+        reason += f" No network was trained to compare: {why} are too few to show a difference."
+    else:
+        order = sorted(entrants, key=lambda each: -each.costs["macs"])
+        reason = "It has the most multiply-adds of those that keep the budget; nothing else could be compared."
+    rest = [each for each in (*best, *others, *candidates) if each.name not in {one.name for one in order}]
+    names = tuple(dict.fromkeys(each.name for each in (*order, *rest)))
+    scores: dict[str, dict[str, Interval]] = {}
+    for name, right in probed.items():
+        scores.setdefault(name, {})[PROBE] = wilson(int(right.sum()), len(right))
+    for name, right in rights.items() if kind == SHORT else ():
+        scores.setdefault(name, {})[SHORT] = wilson(int(right.sum()), len(right))
+    record.write(order=names, reason=reason)
+    return Choice(names, reason, scores, record.seconds)
+
+
+def _decide(order: Sequence[Candidate], rights: Mapping[str, Right], how: str) -> tuple[list[Candidate], str]:
+    """The order with the chosen network first, and why it is that one."""
+    best = order[0]
+    chosen, found = best, None
+    for other in sorted(order[1:], key=_price):
+        difference = compare_right(rights[other.name], rights[best.name])
+        lost = difference.accuracy.value
+        error = (difference.accuracy.high - difference.accuracy.low) / 2 / 1.96
+        if _price(other) < _price(best) and difference.accuracy.low <= 0 and lost <= error:
+            chosen, found = other, difference
+            break
+    rest = [each for each in order if each is not chosen]
+    if found is not None:
+        shown = f"no difference from {best.name} was found ({_points(found)}), so this cheaper one was taken"
+    else:
+        runner = max(rest, key=lambda each: int(rights[each.name].sum()))
+        difference = compare_right(rights[runner.name], rights[best.name])
+        shown = f"it gets more images right than the next, {runner.name} ({_points(difference)})"
+        if not difference.significant:
+            shown += ", though so few images cannot prove it"
+    return [chosen, *rest], f"{chosen.name}: {shown}, {how}."
+
+
+def _points(difference: Difference) -> str:
+    """The difference in points, with its interval."""
+    gain = difference.accuracy
+    return f"{100 * gain.value:+.2f} points, {100 * gain.low:+.2f} to {100 * gain.high:+.2f}"
+
+
+def _price(candidate: Candidate) -> float:
+    """What makes a network cheaper: the time it takes where that is known, else its multiply-adds."""
+    return candidate.costs.get("latency") or 1e-11 * candidate.costs["macs"]
+
+
+def _without_probe(candidates: Sequence[Candidate], whole: Sequence[Candidate]) -> list[Candidate]:
+    """The networks without weights of their own that are worth a training: larger ones, or where there is no other."""
+    largest = max((each.costs["macs"] for each in whole), default=0.0)
+    inherited = [each for each in candidates if not each.whole and each.costs["macs"] > LARGER * largest]
+    inherited = sorted(inherited, key=lambda each: -each.costs["macs"])[: 1 if whole else INHERITED]
+    return [*inherited, *[each for each in candidates if not each.weights][:1]]
+
+
+def _probe(
+    plan: FitPlan,
+    data: Dataset,
+    candidates: Sequence[Candidate],
+    record: ScoreRecord,
+    seconds: float,
+    progress: Progress,
+) -> dict[str, Right]:
+    """Which images of train and val a linear classifier on each network's features gets right, out of fold."""
+    seen = dataclasses.replace(data, samples=tuple(sample for sample in data.samples if sample.split != "test"))
+    networks = {(each.weights, each.spec.resolution): each for each in candidates}
+    rate = PROBED_RATE * this_machine().cores
+    fitting = rate * seconds / sum(each.costs["macs"] for each in networks.values())
+    labels = np.array([sample.label for sample in seen.samples])
+    rows = spread_classes(labels, int(min(max(fitting, FEWEST), MOST)), plan.options.seed)
+    some = dataclasses.replace(seen, samples=tuple(seen.samples[row] for row in rows))
+    groups = [sample.group or sample.path for sample in some.samples]
+    found: dict[str, Right] = {}
+    for place, candidate in enumerate(candidates):
+        key = f"{PROBE} {candidate.weights} {candidate.spec.resolution}"
+        progress.update("linear probes", place, len(candidates), candidate.name)
+
+        def score(candidate: Candidate = candidate) -> Right:
+            features = _features(plan, some, candidate, progress)
+            chances = predict_out_of_fold(features, labels[rows], len(data.classes), groups=groups)
+            return np.asarray(chances.argmax(1) == labels[rows])
+
+        found[candidate.name] = record.get(key, score)
+    progress.update("linear probes", len(candidates), len(candidates))
+    return found
+
+
+def _features(plan: FitPlan, images: Dataset, candidate: Candidate, progress: Progress) -> NDArray[np.float32]:
+    """The pooled features (N, C) of a network before its training, by effnet's own engine where there is one."""
+    start = _start(plan, images, candidate)
+    config = BundleConfig(start.network.spec, start.network.policy, start.input)
+    bundle = Bundle.from_network(start.network.eval(), config)
+    kept: list[NDArray[np.float32]] = []
+    with open_session(bundle, select(start.network.spec, precision="fp32")) as session:
+
+        def answer(pixels: Pixels) -> Logits:
+            logits, maps = session.maps(pixels)
+            kept.append(maps.mean((2, 3)))
+            return logits
+
+        task = f"features of {candidate.weights} at {candidate.spec.resolution} px"
+        found = predict_logits(answer, start.input, images, batch=session.batch, progress=progress, task=task)
+    if found.unreadable:
+        path, reason = next(iter(found.unreadable.items()))
+        raise TrainingError(f"{path} cannot be read: {reason}")
+    return np.concatenate(kept)
+
+
+def _start(plan: FitPlan, data: Dataset, candidate: Candidate) -> InitialNetwork:
+    """A candidate with the weights that it starts from."""
+    torch.manual_seed(plan.options.seed)
+    recipe = candidate.recipe(len(data))
+    with tempfile.TemporaryDirectory() as folder:
+        return find_initial_network(candidate.settings(Path(folder), plan.options), recipe, data, SILENT)
+
+
+def _trainings(entrants: int) -> float:
+    """The trainings of the choice, in units of the shortest."""
+    rungs = make_rungs(entrants, rungs=2, seeds=1, finalists=2)
+    return sum(rung.trainings * rung.share for rung in rungs) / rungs[0].share
+
+
+def _train(
+    plan: FitPlan,
+    data: Dataset,
+    entrants: Sequence[Candidate],
+    record: ScoreRecord,
+    shortest: float,
+    progress: Progress,
+) -> tuple[dict[str, Right], list[Candidate]]:
+    """Short trainings: which val images the finalists get right, and the entrants, the best first."""
+    rungs = make_rungs(len(entrants), rungs=2, seeds=1, finalists=2)
+    train, val = (_some(data.subset(split), most, plan) for split, most in (("train", MOST_IMAGES), ("val", MOST_VAL)))
+    scores: dict[Job, float] = {}
+    rights: dict[Job, Right] = {}
+    total, done = sum(rung.trainings for rung in rungs), 0
+    with tempfile.TemporaryDirectory(dir=plan.folder, prefix=".pixels-") as cache:
+        while jobs := open_jobs(rungs, scores):
+            for job in jobs:
+                candidate, lasts = entrants[job.candidate], shortest * rungs[job.rung].share / rungs[0].share
+                progress.update("short trainings", done, total, f"{candidate.name}, about {lasts:.0f} s")
+
+                def score(candidate: Candidate = candidate, job: Job = job, lasts: float = lasts) -> Right:
+                    seed = derive_seed(plan.options.seed, job.rung)
+                    return _train_one(plan, candidate, train, val, lasts, seed, Path(cache), progress)
+
+                rights[job] = record.get(f"{SHORT} {candidate.name} {job.rung}", score)
+                scores[job] = float(rights[job].mean())
+                done += 1
+                progress.message(f"{candidate.name}: {scores[job]:.2%} of {len(val):,} val images")
+    progress.update("short trainings", total, total)
+    finalists = survivors(rungs, 1, scores) or ()
+    order = sorted(finalists, key=lambda place: (-scores[Job(1, 0, place)], _price(entrants[place])))
+    rest = (place for place in range(len(entrants)) if place not in order)
+    order += sorted(rest, key=lambda place: -scores[Job(0, 0, place)])
+    # finalists count after their longer training, the others after the shorter one
+    found = {entrants[job.candidate].name: right for job, right in sorted(rights.items())}
+    return found, [entrants[place] for place in order]
+
+
+def _some(data: Dataset, most: int, plan: FitPlan) -> Dataset:
+    """At most so many images, evenly over the classes."""
+    rows = spread_classes(np.array([sample.label for sample in data.samples]), most, plan.options.seed)
+    return dataclasses.replace(data, samples=tuple(data.samples[row] for row in rows))
+
+
+def _train_one(
+    plan: FitPlan,
+    candidate: Candidate,
+    train: Dataset,
+    val: Dataset,
+    seconds: float,
+    seed: int,
+    cache: Path,
+    progress: Progress,
+) -> Right:
+    """Which val images a network gets right after a training of about so many seconds; none where it cannot learn."""
+    start = _start(plan, train, candidate)
+    recipe = candidate.recipe(len(train))
+    recipe = dataclasses.replace(recipe, batch=batch_for(recipe, len(train), 1))
+    step = guess_step_seconds(start.network.spec, recipe, candidate.settings(cache, plan.options), this_machine().cores)
+    epochs = max(1, math.floor(seconds / step)) * recipe.batch / len(train)
+    splits = []
+    for name, images in (("train", train), ("val", val)):
+        file = cache / f"{name}-{start.input.size}-{start.input.resize}.npy"
+        splits.append(load_split(images, start.input, file, progress))
+    network: EfficientNet = start.network.to(memory_format=torch.channels_last)
+    torch.manual_seed(seed)
+    try:
+        right = train_briefly(
+            Learner(network, recipe, start.input), *splits, epochs=epochs, seed=seed, progress=progress
+        )
+    except TrainingError as error:
+        progress.message(f"{candidate.name} cannot be trained: {error}")
+        return np.zeros(len(val), np.bool_)
+    return right.numpy()
+
+
+def _pack(right: Right) -> str:
+    return f"{len(right)} {np.packbits(right).tobytes().hex()}"
+
+
+def _unpack(text: str) -> Right:
+    count, digits = text.split(" ")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))[: int(count)].astype(np.bool_)

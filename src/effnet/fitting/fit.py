@@ -1,0 +1,286 @@
+"""From images and a budget to a trained model that keeps it, in six steps; an interrupted fit goes on where it stopped.
+
+1 look        what is wrong with the data, and its split; test images are not used before the last step
+2 candidates  which networks keep the budget
+3 choice      which of them learns these images best
+4 training    that one, for the time that is left
+5 check       the model as it would be shipped, measured in a fresh process; what breaks a limit goes back once
+6 result      the test images, fit.json, report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effnet.checking.findings import KINDS, Findings, check
+from effnet.data.dataset import Dataset, explain_one_class, read_data, split_data, write_manifest
+from effnet.errors import ArgumentError, DataError
+from effnet.files import hold_lock, new_run, write_text
+from effnet.fitting.candidates import Candidate, Facts, find_candidates, require_any
+from effnet.fitting.choice import Choice, choose
+from effnet.fitting.settings import (
+    AMOUNTS,
+    CANDIDATES,
+    DATA,
+    FINDINGS,
+    MODEL,
+    PLAN,
+    RESULT,
+    FitOptions,
+    FitPlan,
+    options_of,
+)
+from effnet.fitting.verdict import TIGHT, check_model, describe_fit, evaluate_model
+from effnet.machine import this_machine
+from effnet.progress import SILENT, Progress
+from effnet.scaling.budget import Budget
+from effnet.searching.jobs import interruptible
+from effnet.training import train as training
+from effnet.training.execution import guess_step_seconds
+from effnet.training.initial_network import short_side
+from effnet.training.run_folder import LAST as CHECKPOINT
+from effnet.training.run_folder import METRICS, describe_gaps
+from effnet.training.train import batch_for
+
+RUNS = Path("runs") / "fit"
+STEPS = ("look", "candidates", "choice", "training", "check", "result")
+FATAL = ("unreadable", "one_class")  # findings with which nothing can be trained
+RESERVE, RESERVE_INT8 = 20.0, 60.0  # seconds for what follows the training, at most a tenth of the time
+LEAST = 0.2  # of the minutes: a training after going back, where less is left
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a fit."""
+
+    folder: Path
+    result: Mapping[str, Any]  # fit.json
+
+    @property
+    def model(self) -> Path:
+        """The bundle or artifact, for effnet.load."""
+        return self.folder / MODEL
+
+    @property
+    def report(self) -> Path:
+        """The page that explains the result."""
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """How good the model is on the test images: top1 and macro_f1, with intervals."""
+        found: Mapping[str, Any] = self.result["test"]
+        return found
+
+    @property
+    def kept(self) -> bool:
+        """Whether the model keeps the budget."""
+        return bool(self.result["kept"])
+
+
+def fit(
+    data: str | Path,
+    budget: Budget | FitOptions | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Fitted:
+    """Find, train and check the EfficientNet that learns these images best within a budget.
+
+    Args:
+        data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
+        budget: the limits; or give them by name: latency="20ms", macs="100M".
+        out: the folder of the result; by default runs/fit/DATA.
+        progress: follows the six steps.
+        options: fields of FitOptions: minutes (30), engine, precision, threads, resolution, seed ...
+
+    Returns:
+        The model, the report, and how good and how costly the model is. It may break the budget: see `kept`.
+
+    Raises:
+        ArgumentError: no network keeps the budget, or a value is outside its range.
+        DataError: nothing can be trained with the data.
+        KeyboardInterrupt: the fit can go on with `resume`.
+    """
+    chosen = options_of(budget, **options)
+    if not chosen.budget:
+        raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(AMOUNTS)}.")
+    path = Path(data)
+    with new_run(out, RUNS, path.resolve().stem, PLAN) as folder:
+        plan = FitPlan(folder, path.absolute(), chosen)
+        plan.write()
+        consider(plan, progress)
+    return resume(folder, progress=progress)
+
+
+def resume(folder: str | Path, *, progress: Progress = SILENT) -> Fitted:
+    """Go on with a fit that was interrupted; what is finished is not repeated.
+
+    Raises:
+        ArgumentError: the folder is not that of a fit, or another process works on it.
+    """
+    plan = FitPlan.read(Path(folder))
+    try:
+        with hold_lock(plan.folder / PLAN), interruptible():
+            if not (plan.folder / RESULT).is_file():
+                _finish(plan, progress)
+            return Fitted(plan.folder, json.loads((plan.folder / RESULT).read_text("utf-8")))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped. Go on: effnet fit --resume {shlex.quote(str(folder))}") from None
+
+
+def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[Candidate]]:
+    """Steps 1 and 2: the data with its splits, and all candidates with what refuses them.
+
+    Raises:
+        DataError: nothing can be trained with the data.
+        ArgumentError: no network keeps the budget.
+    """
+    data = _look(plan, progress)
+    if not (plan.folder / CANDIDATES).is_file():
+        _step(progress, plan, 2, "which networks keep the budget")
+    facts = Facts(len(data.classes), len(data.subset("train")), short_side(data))
+    found = find_candidates(plan, facts, progress)
+    require_any(found, plan.options)
+    return data, found
+
+
+def _step(progress: Progress, plan: FitPlan, number: int, what: str, spent: float = 0.0) -> None:
+    left = max(0.0, 60 * plan.options.minutes - _spent(plan) - spent)
+    time_left = f"{left / 60:.0f} minutes" if left >= 120 else f"{left:.0f} seconds"
+    progress.message(f"Step {number} of {len(STEPS)}, {STEPS[number - 1]}: {what} (about {time_left} left)")
+
+
+def _look(plan: FitPlan, progress: Progress) -> Dataset:
+    """Step 1; what was found is kept in findings.json, the splits in data.csv."""
+    if (plan.folder / FINDINGS).is_file():
+        return read_data(plan.folder / DATA)
+    _step(progress, plan, 1, f"reading {plan.data}")
+    began, options = time.monotonic(), plan.options
+    whole = read_data(plan.data)
+    found = check(whole, progress=progress)
+    for kind in FATAL:
+        if faults := found.of(kind):
+            first = f"{faults[0].files[0] if faults[0].files else plan.data}: {faults[0].message}"
+            raise DataError(f"{len(faults):,} {KINDS[kind][1]}, such as {first} See: effnet check {plan.data}")
+    data = split_data(whole, val=options.val, test=options.test, seed=options.seed, groups=found.duplicates.groups)
+    if len(data.classes) < 2:
+        raise DataError(f"{plan.data} has one class, at least two are needed: {explain_one_class(data)}")
+    if "val" not in data.splits:
+        raise DataError(f"{plan.data} leaves no image for validation at --val {options.val:g}: take a larger share")
+    sentences = [*_sentences(found), *describe_gaps(data, str(plan.data))]
+    for sentence in sentences:
+        progress.message(sentence)
+    write_manifest(data, plan.folder / DATA)
+    values = {"seconds": time.monotonic() - began, "findings": sentences, "digest": data.digest}
+    write_text(plan.folder / FINDINGS, json.dumps(values, indent=1) + "\n")
+    return read_data(plan.folder / DATA)
+
+
+def _sentences(found: Findings) -> list[str]:
+    """What was found, a sentence for each kind."""
+    sentences = []
+    for kind, (severity, name, advice) in KINDS.items():
+        if count := len(found.of(kind)):
+            sentences.append(f"{severity}: {count:,} {name}. {advice}")
+    return sentences
+
+
+def _spent(plan: FitPlan) -> float:
+    """Seconds of the steps that are finished."""
+    files = (FINDINGS, CANDIDATES, "choice.json")
+    found = [plan.folder / name for name in files if (plan.folder / name).is_file()]
+    return sum(float(json.loads(file.read_text("utf-8"))["seconds"]) for file in found)
+
+
+def _finish(plan: FitPlan, progress: Progress) -> None:
+    """Steps 3 to 6."""
+    data, found = consider(plan, progress)
+    kept = require_any(found, plan.options)
+    _step(progress, plan, 3, f"{len(kept)} of {len(found)} networks keep the budget")
+    choice = choose(plan, data, kept, progress)
+    progress.message(choice.reason)
+    named = {each.name: each for each in found}
+    candidate, notes, spent = named[choice.chosen], [], 0.0
+    tried: list[str] = []
+    while True:
+        tried.append(candidate.name)
+        folder = plan.folder / ("training" if len(tried) == 1 else f"training-{len(tried)}")
+        seconds = _train(plan, data, candidate, folder, spent, progress)
+        spent += seconds
+        _step(progress, plan, 5, "the model as it would be shipped", spent)
+        broken, measured = check_model(plan, data, candidate, folder, progress)
+        following = _next_cheaper(plan, choice, named, tried, broken) if broken else None
+        if following is None or len(tried) == 2:
+            break
+        names = " and ".join(str(each["limit"]) for each in broken)
+        notes.append(f"{candidate.name} was trained and broke {names}, so {following.name} was trained instead.")
+        progress.message(notes[-1])
+        candidate = following
+    _step(progress, plan, 6, "the test images", spent)
+    evaluation, split = evaluate_model(plan, data, progress)
+    result = describe_fit(plan, data, found, choice, candidate, measured, broken, evaluation, split)
+    result["reason"] = " ".join([str(result["reason"]), *notes])
+    result["seconds"]["training"] = spent
+    result["seconds"]["total"] = sum(result["seconds"].values())
+    write_text(plan.folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+
+def _train(plan: FitPlan, data: Dataset, candidate: Candidate, folder: Path, spent: float, progress: Progress) -> float:
+    """Step 4: a run in a folder, which is finished, gone on with or begun; the seconds that it took."""
+    if not (folder / METRICS).is_file():
+        if (folder / CHECKPOINT).is_file():
+            _step(progress, plan, 4, f"going on with {candidate.name}", spent)
+            training.resume(folder, progress=progress)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            limits = _time_limit(plan, data, candidate, spent)
+            lasts = f"{limits['minutes']:.1f} minutes" if limits else "as many epochs as its recipe has"
+            _step(progress, plan, 4, f"{candidate.name}, {lasts}", spent)
+            settings = candidate.settings(plan.folder, plan.options, **limits)
+            named = {name: getattr(settings, name) for name in settings.given}
+            recipe = candidate.recipe(len(data.subset("train")))
+            training.train(plan.folder / DATA, recipe=recipe, out=folder, progress=progress, **named)
+    return float(json.loads((folder / METRICS).read_text("utf-8"))["cost"]["seconds"])
+
+
+def _time_limit(plan: FitPlan, data: Dataset, candidate: Candidate, spent: float) -> dict[str, float]:
+    """The minutes that are left for a training, where its recipe would take longer."""
+    options, images = plan.options, len(data.subset("train"))
+    whole = 60 * options.minutes
+    reserve = min(RESERVE_INT8 if candidate.int8 else RESERVE, whole / 10)
+    left = max(whole - _spent(plan) - spent - reserve, LEAST * whole)
+    recipe = candidate.recipe(images)
+    recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
+    steps = max(recipe.least_steps, recipe.epochs * (images // recipe.batch))
+    settings = candidate.settings(plan.folder, options)
+    guess = steps * guess_step_seconds(candidate.spec, recipe, settings, this_machine().cores)
+    return {"minutes": left / 60} if guess > left else {}
+
+
+def _next_cheaper(
+    plan: FitPlan,
+    choice: Choice,
+    named: Mapping[str, Candidate],
+    tried: Sequence[str],
+    broken: Sequence[Mapping[str, Any]],
+) -> Candidate | None:
+    """The next network of the choice that should keep what was broken."""
+    for name in choice.order:
+        each = named[name]
+        if name in tried or any(each.int8 and one["limit"].startswith("accuracy") for one in broken):
+            continue
+        costs = each.costs | {"latency": each.costs.get("slowest_tenth", 0.0)}
+        limits = [one for one in broken if one["allowed"] is not None]
+        if all(costs.get(one["limit"], 0.0) <= TIGHT * one["allowed"] for one in limits):
+            return each
+    return None
