@@ -35,7 +35,7 @@ from effnet.machine import this_machine
 from effnet.metrics.evaluate import predict_logits
 from effnet.metrics.familiarity import spread_classes
 from effnet.metrics.intervals import Difference, Interval, compare_right, wilson
-from effnet.metrics.linear_probe import predict_out_of_fold
+from effnet.metrics.linear_probe import assign_folds, choose_penalty, out_of_fold
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.runtime.select import open_session, select
@@ -48,8 +48,9 @@ from effnet.training.learner import Learner, derive_seed
 from effnet.training.train import batch_for
 from effnet.weights.bundle import Bundle, BundleConfig
 
-SHARE, PROBE_SHARE = 0.25, 0.08  # of the minutes: for the choice, and for its probes
+SHARE, PROBE_SHARE = 0.25, 0.12  # of the minutes: for the choice, and for its probes
 PROBED_RATE = 2.5e10  # multiply-adds a second of one core, roughly, with reading the images
+FIT_SECONDS, CLASSES = 2.5, 50  # for the classifiers of a probe, roughly: for few classes; twice that for so many
 FEWEST, MOST = 400, 4000  # images of a probe
 FINALISTS, INHERITED = 4, 2  # networks of probes, and of inherited weights, that are trained briefly
 LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
@@ -114,7 +115,8 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[Candidate], progre
     budget = 60 * plan.options.minutes
     whole = [each for each in candidates if each.whole and each.weights]
     probed = _probe(plan, data, whole, record, PROBE_SHARE * budget, progress) if len(whole) > 1 else {}
-    best = sorted(whole, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
+    compared = [each for each in whole if each.name in probed] or whole
+    best = sorted(compared, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
     others = _without_probe(candidates, whole)
     entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
     seconds = SHARE * budget - record.seconds
@@ -198,28 +200,41 @@ def _probe(
     seconds: float,
     progress: Progress,
 ) -> dict[str, Right]:
-    """Which images of train and val a linear classifier on each network's features gets right, out of fold."""
+    """Which images of train and val a linear classifier on each network's features gets right, out of fold.
+
+    The largest networks are probed, as many as the seconds allow by rule.
+    """
     seen = dataclasses.replace(data, samples=tuple(sample for sample in data.samples if sample.split != "test"))
-    networks = {(each.weights, each.spec.resolution): each for each in candidates}
-    rate = PROBED_RATE * this_machine().cores
-    fitting = rate * seconds / sum(each.costs["macs"] for each in networks.values())
+    each_fit = FIT_SECONDS * (1 + len(data.classes) / CLASSES)
+    networks = list(dict.fromkeys(_probed_network(each) for each in sorted(candidates, key=lambda c: -c.costs["macs"])))
+    networks = networks[: max(2, int(seconds / 2 / each_fit))]
+    candidates = [each for each in candidates if _probed_network(each) in networks]
+    macs = sum({_probed_network(each): each.costs["macs"] for each in candidates}.values())
+    fitting = PROBED_RATE * this_machine().cores * (seconds - len(networks) * each_fit) / macs
     labels = np.array([sample.label for sample in seen.samples])
     rows = spread_classes(labels, int(min(max(fitting, FEWEST), MOST)), plan.options.seed)
     some = dataclasses.replace(seen, samples=tuple(seen.samples[row] for row in rows))
-    groups = [sample.group or sample.path for sample in some.samples]
+    labels = labels[rows]
+    folds = assign_folds(labels, [sample.group or sample.path for sample in some.samples], seed=plan.options.seed)
     found: dict[str, Right] = {}
     for place, candidate in enumerate(candidates):
-        key = f"{PROBE} {candidate.weights} {candidate.spec.resolution}"
+        key = f"{PROBE} {_probed_network(candidate)}"
         progress.update("linear probes", place, len(candidates), candidate.name)
 
         def score(candidate: Candidate = candidate) -> Right:
             features = _features(plan, some, candidate, progress)
-            chances = predict_out_of_fold(features, labels[rows], len(data.classes), groups=groups)
-            return np.asarray(chances.argmax(1) == labels[rows])
+            penalty = choose_penalty(features, labels, len(data.classes), folds)
+            logits = out_of_fold(features, labels, len(data.classes), folds, penalty)
+            return np.asarray(logits.argmax(1) == labels)
 
         found[candidate.name] = record.get(key, score)
     progress.update("linear probes", len(candidates), len(candidates))
     return found
+
+
+def _probed_network(candidate: Candidate) -> str:
+    """What a probe depends on; in 8 bits the same."""
+    return f"{candidate.weights} {candidate.spec.resolution}"
 
 
 def _features(plan: FitPlan, images: Dataset, candidate: Candidate, progress: Progress) -> NDArray[np.float32]:

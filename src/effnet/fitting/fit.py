@@ -54,7 +54,7 @@ RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
 FATAL = ("unreadable", "one_class")  # findings with which nothing can be trained
 RESERVE, RESERVE_INT8 = 20.0, 60.0  # seconds for what follows the training, at most a tenth of the time
-LEAST = 0.2  # of the minutes: a training after going back, where less is left
+LEAST, LEAST_AGAIN = 0.5, 0.2  # of the minutes: for the training where less is left, and for the one after going back
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _time_limit(plan: FitPlan, data: Dataset, candidate: Candidate, spent: float
     options, images = plan.options, len(data.subset("train"))
     whole = 60 * options.minutes
     reserve = min(RESERVE_INT8 if candidate.int8 else RESERVE, whole / 10)
-    left = max(whole - _spent(plan) - spent - reserve, LEAST * whole)
+    left = max(whole - _spent(plan) - spent - reserve, (LEAST_AGAIN if spent else LEAST) * whole)
     recipe = candidate.recipe(images)
     recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
     steps = max(recipe.least_steps, recipe.epochs * (images // recipe.batch))
