@@ -295,11 +295,14 @@ def _quantised(found: list[Candidate], options: FitOptions, progress: Progress) 
     chosen = []
     for each in found:
         refusal = each.refused
-        share = None if refusal is None else in_reach.get(refusal.limit)
-        near = refusal is not None and share is not None and share * refusal.value <= refusal.allowed
-        if each.whole and each.weights and (near or (asked and refusal is None)):
+        if refusal is None:
+            wanted = asked
+        else:
+            wanted = refusal.limit in in_reach and in_reach[refusal.limit] * refusal.value <= refusal.allowed
+            wanted |= asked and refusal.limit in in_reach
+        if wanted and each.weights and (asked or each.whole):
             chosen.append(each)
-    chosen = sorted(chosen, key=lambda each: -each.costs["macs"])[:INT8]
+    chosen = sorted(chosen, key=lambda each: -each.costs["macs"])[: INT8 * (1 + asked)]
     made = []
     for done, each in enumerate(chosen, start=1):
         progress.update("networks in 8 bits", done, len(chosen), each.name)
@@ -318,4 +321,6 @@ def _quantised(found: list[Candidate], options: FitOptions, progress: Progress) 
             return found
         except EffnetError as error:
             progress.message(f"{named.name} cannot be made: {error}")
-    return [*([] if asked else found), *made]
+    if asked:  # the same networks in fp32 are not what was asked for
+        found = [each for each in found if each.refused is not None and each not in chosen]
+    return [*found, *made]

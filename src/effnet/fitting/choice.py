@@ -130,10 +130,10 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[Candidate], progre
     elif val >= LEAST_VAL and shortest >= LEAST_SECONDS:
         rights, order = _train(plan, data, entrants, record, shortest, progress)
         kind = SHORT
-        order, reason = _decide(order[:2], rights, f"after a short training, on {val:,} val images")
+        order, reason = decide(order[:2], rights, f"after a short training, on {val:,} val images")
     elif probed:
         n = len(next(iter(probed.values())))
-        order, reason = _decide(best, probed, f"by linear probes on its features, out of fold on {n:,} images")
+        order, reason = decide(best, probed, f"by linear probes on its features, out of fold on {n:,} images")
         why = f"{val} val images" if val < LEAST_VAL else f"{plan.options.minutes:g} minutes"
         reason += f" No network was trained to compare: {why} are too few to show a difference."
     else:
@@ -150,7 +150,7 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[Candidate], progre
     return Choice(names, reason, scores, record.seconds)
 
 
-def _decide(order: Sequence[Candidate], rights: Mapping[str, Right], how: str) -> tuple[list[Candidate], str]:
+def decide(order: Sequence[Candidate], rights: Mapping[str, Right], how: str) -> tuple[list[Candidate], str]:
     """The order with the chosen network first, and why it is that one."""
     best = order[0]
     chosen, found = best, None

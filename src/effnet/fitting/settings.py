@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -152,8 +153,7 @@ class FitPlan:
     @property
     def command(self) -> str:
         """The command that began it."""
-        words = command_line("fit", self.options.to_options()).split(" ", 2)
-        return " ".join([*words[:2], str(self.data), *words[2:]])
+        return command_line("fit", self.options.to_options()).replace("fit", f"fit {shlex.quote(str(self.data))}", 1)
 
     def write(self) -> None:
         """Write plan.yaml."""

@@ -1,0 +1,218 @@
+"""The whole way: from images and a budget to a model that is measured; what happens where a limit breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import effnet
+from effnet.arch.cost import cost
+from effnet.data.dataset import read_data
+from effnet.errors import ArgumentError, DataError, RefusedError
+from effnet.fitting import fit as fitting
+from effnet.fitting import verdict
+from effnet.fitting.fit import Fitted
+from effnet.fitting.measurement import Measurement
+
+COMMAND = "fit"
+# One network of ImageNet's weights and two that are sliced from it; its recipe takes less than the minutes.
+BUDGET: dict[str, Any] = {
+    "params": "3.5M",
+    "macs": "8M",
+    "minutes": 10,
+    "resolution": 32,
+    "threads": 1,
+    "fit": "squash",
+}
+WORDS = ("--params", "3.5M", "--macs", "8M", "--minutes", "10", "--resolution", "32", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def fitted(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    return effnet.fit(shapes, out=tmp_path_factory.mktemp("fit") / "run", **BUDGET)
+
+
+def test_the_budget_is_kept_and_the_images_are_learned(fitted: Fitted, shapes: Path) -> None:
+    assert fitted.kept
+    result = fitted.result
+    assert result["chosen"] == "lite0-32"
+    assert result["measured"]["macs"] == cost(effnet.spec("lite0", num_classes=3, resolution=32)).macs <= 8_000_000
+    assert result["measured"]["file_size"] == (fitted.model / "model.safetensors").stat().st_size
+    assert fitted.metrics["top1"]["low"] > 1 / 3
+    with effnet.load(fitted.model) as classifier:
+        assert classifier.classes == tuple(sorted(folder.name for folder in shapes.iterdir()))
+        assert classifier.predict(next((shapes / "disc").iterdir())).label in classifier.classes
+
+
+def test_fit_json_holds_what_was_asked_and_found(fitted: Fitted) -> None:
+    result = json.loads((fitted.folder / "fit.json").read_text())
+    assert result["budget"] == {"macs": 8_000_000, "params": 3_500_000}
+    names = {each["name"]: each for each in result["candidates"]}
+    assert names["lite1-32"]["refused"]["limit"] in ("macs", "params")
+    assert {"look", "candidates", "choice", "training", "total"} <= set(result["seconds"])
+    assert result["test"]["split"] == "test"
+    assert result["test"]["n"] == len(read_data(fitted.folder / "data.csv").subset("test"))
+
+
+def test_the_split_is_made_once(fitted: Fitted) -> None:
+    ours = {s.path.rpartition("/")[2] + s.split for s in read_data(fitted.folder / "data.csv").samples}
+    theirs = {s.path.rpartition("/")[2] + s.split for s in read_data(fitted.folder / "training" / "split.csv").samples}
+    assert ours == theirs
+
+
+def test_a_finished_fit_is_read(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_finish", lambda *_: pytest.fail("done twice"))
+    assert fitting.resume(fitted.folder) == fitted
+
+
+def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Fitted, shapes: Path, tmp_path: Path) -> None:
+    """Its recipe has a number of epochs here, so no clock decides."""
+    code = (
+        "import sys, torch, effnet; torch.set_num_threads(1); import effnet.runtime.select as select;"
+        "select.installed = lambda name: name == 'torch';"
+        f"effnet.fit(sys.argv[1], out=sys.argv[2], **{BUDGET!r})"
+    )
+    folder = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, shapes, folder], env=environment)
+    end = time.monotonic() + 120
+    while not (folder / "training" / "results.csv").is_file() and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "fit.json").exists()
+    choice = (folder / "choice.json").read_bytes()
+    again = fitting.resume(folder)
+    assert (folder / "choice.json").read_bytes() != choice or again.result["chosen"] == fitted.result["chosen"]
+    assert (again.model / "model.safetensors").read_bytes() == (fitted.model / "model.safetensors").read_bytes()
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> None:
+    """Let the finished models take so long, one after the other."""
+    left = list(latencies)
+
+    def measured(model: Path, backend: dict[str, Any], *, latency: float | None = None) -> Measurement:
+        taken = left.pop(0)
+        return Measurement(taken, taken, 1, "native, fp32")
+
+    monkeypatch.setattr(verdict, "measure", measured)
+
+
+def quick(folder: Path, shapes: Path, **options: Any) -> Fitted:
+    return effnet.fit(shapes, out=folder, **{**BUDGET, "minutes": 0.05, **options})
+
+
+def test_what_breaks_a_limit_goes_back_one_network(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch, 20.0, 0.001)
+    found = quick(tmp_path / "run", shapes, latency="10s")
+    assert found.kept
+    assert found.result["chosen"] != "lite0-32"
+    assert "lite0-32 was trained and broke latency" in found.result["reason"]
+    assert (tmp_path / "run" / "training-2" / "metrics.json").is_file()
+
+
+def test_a_budget_that_is_not_kept_says_so(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    slow(monkeypatch, 20.0, 19.0)
+    code, out, _ = run(shapes, *WORDS[:4], *WORDS[6:], "--minutes", "0.05", "--latency", "10s", "--out", tmp_path / "r")
+    assert code == 1
+    assert "does not keep the budget" in out
+    assert "latency is broken" in out
+    result = json.loads((tmp_path / "r" / "fit.json").read_text())
+    assert result["broken"] == [{"limit": "latency", "value": 19.0, "allowed": 10.0}]
+    assert result["nearest"]
+
+
+def test_eight_bits_that_lose_too_much_go_back(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RefusedError("int8 was not written: it loses more than 0.5 points of top-1")
+
+    monkeypatch.setattr(verdict, "export_int8", refuse)
+    found = quick(tmp_path / "run", shapes, file_size="4.5MB")  # Lite0 in 8 bits, or half of its width
+    names = {each["name"] for each in found.result["candidates"] if each["refused"] is None}
+    assert "lite0-32-int8" in names
+    assert found.result["chosen"] == "lite0-w0.5-32"
+    assert "accuracy in 8 bits" in found.result["reason"]
+    assert found.kept
+
+
+def test_eight_bits_keep_a_small_file(shapes: Path, tmp_path: Path) -> None:
+    found = quick(tmp_path / "run", shapes, file_size="4.1MB", precision="int8")
+    if found.kept:  # so few steps may not survive 8 bits; then the result says so
+        assert (found.model / "model.xml").is_file()
+        assert found.result["measured"]["file_size"] <= 4_100_000
+    else:
+        assert found.result["broken"][0]["limit"] == "accuracy in 8 bits"
+
+
+def test_an_impossible_budget_leaves_nothing(
+    shapes: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run(shapes, "--params", "10k", "--out", tmp_path / "run")
+    assert code == 2
+    assert "params" in err
+    assert "lite0-w0.35" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_budget_three_are_named(shapes: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run(shapes)
+    assert code == 2
+    assert all(option in err for option in ("--latency ", "--macs ", "--file-size "))
+
+
+def test_a_dry_run_trains_nothing(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(shapes, *WORDS, "--dry-run")
+    assert code == 0
+    assert "lite0-32" in out
+    assert "keep the budget" in out
+    assert "Next: effnet fit" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_fit_keeps_its_arguments(fitted: Fitted, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("--resume", fitted.folder, "--macs", "1G")
+    assert code == 2
+    assert "macs" in err
+    code, out, err = run("--resume", fitted.folder)
+    assert code == 0
+    assert "keeps the budget" in out
+    assert "Next: effnet predict" in err
+
+
+def test_data_that_cannot_be_trained_with_stops_it(shapes: Path, tmp_path: Path) -> None:
+    only = tmp_path / "data"
+    (only / "disc").mkdir(parents=True)
+    for file in sorted((shapes / "disc").iterdir())[:3]:
+        (only / "disc" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match="class"):
+        effnet.fit(only, macs="8M", out=tmp_path / "run")
+    (only / "ring").mkdir()
+    (only / "ring" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        effnet.fit(only, macs="8M", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_is_needed(shapes: Path) -> None:
+    with pytest.raises(ArgumentError, match="must limit something"):
+        effnet.fit(shapes)
