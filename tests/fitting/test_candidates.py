@@ -10,13 +10,13 @@ from effnet import cost
 from effnet import spec as make_spec
 from effnet.arch.memory import file_bytes
 from effnet.errors import ArgumentError
-from effnet.fitting.candidates import Candidate, Facts, find_candidates, require_any, resolutions
+from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any, resolutions
 from effnet.fitting.settings import FitOptions, FitPlan
 
 SMALL = Facts(classes=10, train=850, side=28)
 
 
-def find(tmp_path: Path, facts: Facts = SMALL, **options: object) -> list[Candidate]:
+def find(tmp_path: Path, facts: Facts = SMALL, **options: object) -> list[FitCandidate]:
     return find_candidates(FitPlan(tmp_path, tmp_path, FitOptions(**options)), facts)  # type: ignore[arg-type]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from effnet import spec as make_spec
-from effnet.fitting.candidates import Candidate
+from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.choice import Right, ScoreRecord, decide
 
 
-def candidate(name: str, macs: float) -> Candidate:
-    return Candidate(name, make_spec("lite0", resolution=32), "lite0", costs={"macs": macs})
+def candidate(name: str, macs: float) -> FitCandidate:
+    return FitCandidate(name, make_spec("lite0", resolution=32), "lite0", costs={"macs": macs})
 
 
 def right(wrong: int, n: int = 1000) -> Right:

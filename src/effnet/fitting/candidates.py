@@ -64,7 +64,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FitCandidate:
     """A network that may be trained."""
 
     name: str
@@ -114,7 +114,7 @@ class Candidate:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Candidate:
+    def from_dict(cls, values: dict[str, Any]) -> FitCandidate:
         """The candidate of `to_dict`."""
         costs = {name: values[name] for name in (*LIMITS, "slowest_tenth", "train_memory") if values[name] is not None}
         refused = values["refused"] and Refusal(**values["refused"])
@@ -131,11 +131,11 @@ class Facts:
     side: int  # of the images, the shorter one in pixels
 
 
-def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) -> list[Candidate]:
+def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) -> list[FitCandidate]:
     """Every network that is considered, with its costs and what refuses it; kept in candidates.json."""
     file = plan.folder / CANDIDATES
     if file.is_file():
-        return [Candidate.from_dict(values) for values in json.loads(file.read_text("utf-8"))["candidates"]]
+        return [FitCandidate.from_dict(values) for values in json.loads(file.read_text("utf-8"))["candidates"]]
     began, options = time.monotonic(), plan.options
     found = [_counted(each, options, facts) for each in _propose(options, facts)]
     found = _measured(found, options, progress)
@@ -148,7 +148,7 @@ def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) ->
     return found
 
 
-def require_any(found: Sequence[Candidate], options: FitOptions) -> list[Candidate]:
+def require_any(found: Sequence[FitCandidate], options: FitOptions) -> list[FitCandidate]:
     """Those that keep every limit.
 
     Raises:
@@ -190,13 +190,13 @@ def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
     return list(range(SMALLEST_RESOLUTION, most + 1, STEP))
 
 
-def _propose(options: FitOptions, facts: Facts) -> Iterator[Candidate]:
+def _propose(options: FitOptions, facts: Facts) -> Iterator[FitCandidate]:
     """The networks, without their costs."""
     here = [row for row in REGISTRY.values() if "/" not in row.name and is_here(row)]
     for row in here:
         own = make_spec(row.variant, num_classes=facts.classes)
         for size in resolutions(facts.side, row.input.size, options.resolution):
-            yield Candidate(f"{row.name}-{size}", make_spec(own, resolution=size), row.name)
+            yield FitCandidate(f"{row.name}-{size}", make_spec(own, resolution=size), row.name)
     if here:
         smallest = min(here, key=lambda row: cost(make_spec(row.variant)).params)
         own = make_spec(smallest.variant, num_classes=facts.classes)
@@ -204,14 +204,14 @@ def _propose(options: FitOptions, facts: Facts) -> Iterator[Candidate]:
         for width in WIDTHS:
             for size in sizes:
                 spec = make_spec(own, width=width, resolution=size)
-                yield Candidate(f"{smallest.name}-w{width:g}-{size}", spec, smallest.name, whole=False)
+                yield FitCandidate(f"{smallest.name}-w{width:g}-{size}", spec, smallest.name, whole=False)
         if scaled := _scaled(own, options, max(sizes)):
-            yield Candidate(f"{smallest.name}-scaled-{scaled.resolution}", scaled, smallest.name, whole=False)
+            yield FitCandidate(f"{smallest.name}-scaled-{scaled.resolution}", scaled, smallest.name, whole=False)
     if (facts.train >= SCRATCH_IMAGES and facts.train >= SCRATCH_EACH * facts.classes) or not here:
         for size in SCRATCH_SIZES if options.resolution is None else (options.resolution,):
             stride = 1 if size < 64 else 2
             spec = make_spec("b0", num_classes=facts.classes, resolution=size, stem_stride=stride)
-            yield Candidate(f"b0-scratch-{size}", spec)
+            yield FitCandidate(f"b0-scratch-{size}", spec)
 
 
 def _scaled(own: NetworkSpec, options: FitOptions, largest: int) -> NetworkSpec | None:
@@ -229,7 +229,7 @@ def _scaled(own: NetworkSpec, options: FitOptions, largest: int) -> NetworkSpec 
     return None
 
 
-def _counted(candidate: Candidate, options: FitOptions, facts: Facts) -> Candidate:
+def _counted(candidate: FitCandidate, options: FitOptions, facts: Facts) -> FitCandidate:
     """With the costs that follow from formulas, and the first limit that they exceed."""
     spec, price = candidate.spec, cost(candidate.spec)
     costs: dict[str, float] = {
@@ -255,7 +255,7 @@ def _counted(candidate: Candidate, options: FitOptions, facts: Facts) -> Candida
     return dataclasses.replace(candidate, costs=costs, refused=refused)
 
 
-def _measured(found: list[Candidate], options: FitOptions, progress: Progress) -> list[Candidate]:
+def _measured(found: list[FitCandidate], options: FitOptions, progress: Progress) -> list[FitCandidate]:
     """With latency and memory where they are limited, and what exceeds them."""
     if not MEASURED & set(options.limits) or options.precision == "int8":
         return found
@@ -273,7 +273,7 @@ def _measured(found: list[Candidate], options: FitOptions, progress: Progress) -
     return found
 
 
-def _with_measured(candidate: Candidate, model: Path, backend: dict[str, Any], options: FitOptions) -> Candidate:
+def _with_measured(candidate: FitCandidate, model: Path, backend: dict[str, Any], options: FitOptions) -> FitCandidate:
     taken = measure(model, backend, latency=options.limits.get("latency"))
     costs = candidate.costs | {"latency": taken.latency, "slowest_tenth": taken.slowest_tenth, "memory": taken.memory}
     refused = None
@@ -285,7 +285,7 @@ def _with_measured(candidate: Candidate, model: Path, backend: dict[str, Any], o
     return dataclasses.replace(candidate, costs=costs, refused=refused)
 
 
-def _quantised(found: list[Candidate], options: FitOptions, progress: Progress) -> list[Candidate]:
+def _quantised(found: list[FitCandidate], options: FitOptions, progress: Progress) -> list[FitCandidate]:
     """And the same networks in 8 bits, where that was asked for, or only that may keep the latency or the file's size.
 
     8 bits take about .28 of fp32's file and .7 of its time.

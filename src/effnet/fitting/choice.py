@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from effnet.data.dataset import Dataset
 from effnet.errors import TrainingError
 from effnet.files import write_text
-from effnet.fitting.candidates import Candidate
+from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.settings import CHOICE, FitPlan
 from effnet.machine import this_machine
 from effnet.metrics.evaluate import predict_logits
@@ -102,7 +102,7 @@ class ScoreRecord:
         write_text(self.file, json.dumps(values, indent=1) + "\n")
 
 
-def choose(plan: FitPlan, data: Dataset, candidates: Sequence[Candidate], progress: Progress = SILENT) -> Choice:
+def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], progress: Progress = SILENT) -> Choice:
     """Choose among the candidates that keep the budget; what was scored before is read from choice.json.
 
     Args:
@@ -150,7 +150,7 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[Candidate], progre
     return Choice(names, reason, scores, record.seconds)
 
 
-def decide(order: Sequence[Candidate], rights: Mapping[str, Right], how: str) -> tuple[list[Candidate], str]:
+def decide(order: Sequence[FitCandidate], rights: Mapping[str, Right], how: str) -> tuple[list[FitCandidate], str]:
     """The order with the chosen network first, and why it is that one."""
     best = order[0]
     chosen, found = best, None
@@ -179,12 +179,12 @@ def _points(difference: Difference) -> str:
     return f"{100 * gain.value:+.2f} points, {100 * gain.low:+.2f} to {100 * gain.high:+.2f}"
 
 
-def _price(candidate: Candidate) -> float:
+def _price(candidate: FitCandidate) -> float:
     """What makes a network cheaper: the time it takes where that is known, else its multiply-adds."""
     return candidate.costs.get("latency") or 1e-11 * candidate.costs["macs"]
 
 
-def _without_probe(candidates: Sequence[Candidate], whole: Sequence[Candidate]) -> list[Candidate]:
+def _without_probe(candidates: Sequence[FitCandidate], whole: Sequence[FitCandidate]) -> list[FitCandidate]:
     """The networks without weights of their own that are worth a training: larger ones, or where there is no other."""
     largest = max((each.costs["macs"] for each in whole), default=0.0)
     inherited = [each for each in candidates if not each.whole and each.costs["macs"] > LARGER * largest]
@@ -195,7 +195,7 @@ def _without_probe(candidates: Sequence[Candidate], whole: Sequence[Candidate]) 
 def _probe(
     plan: FitPlan,
     data: Dataset,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[FitCandidate],
     record: ScoreRecord,
     seconds: float,
     progress: Progress,
@@ -221,7 +221,7 @@ def _probe(
         key = f"{PROBE} {_probed_network(candidate)}"
         progress.update("linear probes", place, len(candidates), candidate.name)
 
-        def score(candidate: Candidate = candidate) -> Right:
+        def score(candidate: FitCandidate = candidate) -> Right:
             features = _features(plan, some, candidate, progress)
             penalty = choose_penalty(features, labels, len(data.classes), folds)
             logits = out_of_fold(features, labels, len(data.classes), folds, penalty)
@@ -232,12 +232,12 @@ def _probe(
     return found
 
 
-def _probed_network(candidate: Candidate) -> str:
+def _probed_network(candidate: FitCandidate) -> str:
     """What a probe depends on; in 8 bits the same."""
     return f"{candidate.weights} {candidate.spec.resolution}"
 
 
-def _features(plan: FitPlan, images: Dataset, candidate: Candidate, progress: Progress) -> NDArray[np.float32]:
+def _features(plan: FitPlan, images: Dataset, candidate: FitCandidate, progress: Progress) -> NDArray[np.float32]:
     """The pooled features (N, C) of a network before its training, by effnet's own engine where there is one."""
     start = _start(plan, images, candidate)
     config = BundleConfig(start.network.spec, start.network.policy, start.input)
@@ -258,7 +258,7 @@ def _features(plan: FitPlan, images: Dataset, candidate: Candidate, progress: Pr
     return np.concatenate(kept)
 
 
-def _start(plan: FitPlan, data: Dataset, candidate: Candidate) -> InitialNetwork:
+def _start(plan: FitPlan, data: Dataset, candidate: FitCandidate) -> InitialNetwork:
     """A candidate with the weights that it starts from."""
     torch.manual_seed(plan.options.seed)
     recipe = candidate.recipe(len(data))
@@ -275,11 +275,11 @@ def _trainings(entrants: int) -> float:
 def _train(
     plan: FitPlan,
     data: Dataset,
-    entrants: Sequence[Candidate],
+    entrants: Sequence[FitCandidate],
     record: ScoreRecord,
     shortest: float,
     progress: Progress,
-) -> tuple[dict[str, Right], list[Candidate]]:
+) -> tuple[dict[str, Right], list[FitCandidate]]:
     """Short trainings: which val images the finalists get right, and the entrants, the best first."""
     rungs = make_rungs(len(entrants), rungs=2, seeds=1, finalists=2)
     train, val = (_some(data.subset(split), most, plan) for split, most in (("train", MOST_IMAGES), ("val", MOST_VAL)))
@@ -292,7 +292,7 @@ def _train(
                 candidate, lasts = entrants[job.candidate], shortest * rungs[job.rung].share / rungs[0].share
                 progress.update("short trainings", done, total, f"{candidate.name}, about {lasts:.0f} s")
 
-                def score(candidate: Candidate = candidate, job: Job = job, lasts: float = lasts) -> Right:
+                def score(candidate: FitCandidate = candidate, job: Job = job, lasts: float = lasts) -> Right:
                     seed = derive_seed(plan.options.seed, job.rung)
                     return _train_one(plan, candidate, train, val, lasts, seed, Path(cache), progress)
 
@@ -318,7 +318,7 @@ def _some(data: Dataset, most: int, plan: FitPlan) -> Dataset:
 
 def _train_one(
     plan: FitPlan,
-    candidate: Candidate,
+    candidate: FitCandidate,
     train: Dataset,
     val: Dataset,
     seconds: float,

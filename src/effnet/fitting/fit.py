@@ -24,7 +24,7 @@ from effnet.checking.findings import KINDS, Findings, check
 from effnet.data.dataset import Dataset, explain_one_class, read_data, split_data, write_manifest
 from effnet.errors import ArgumentError, DataError
 from effnet.files import hold_lock, new_run, write_text
-from effnet.fitting.candidates import Candidate, Facts, find_candidates, require_any
+from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any
 from effnet.fitting.choice import Choice, choose
 from effnet.fitting.settings import (
     AMOUNTS,
@@ -138,7 +138,7 @@ def resume(folder: str | Path, *, progress: Progress = SILENT) -> Fitted:
         raise KeyboardInterrupt(f"Stopped. Go on: effnet fit --resume {shlex.quote(str(folder))}") from None
 
 
-def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[Candidate]]:
+def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[FitCandidate]]:
     """Steps 1 and 2: the data with its splits, and all candidates with what refuses them.
 
     Raises:
@@ -235,7 +235,9 @@ def _finish(plan: FitPlan, progress: Progress) -> None:
     write_text(plan.folder / RESULT, json.dumps(result, indent=1) + "\n")
 
 
-def _train(plan: FitPlan, data: Dataset, candidate: Candidate, folder: Path, spent: float, progress: Progress) -> float:
+def _train(
+    plan: FitPlan, data: Dataset, candidate: FitCandidate, folder: Path, spent: float, progress: Progress
+) -> float:
     """Step 4: a run in a folder, which is finished, gone on with or begun; the seconds that it took."""
     if not (folder / METRICS).is_file():
         if (folder / CHECKPOINT).is_file():
@@ -253,7 +255,7 @@ def _train(plan: FitPlan, data: Dataset, candidate: Candidate, folder: Path, spe
     return float(json.loads((folder / METRICS).read_text("utf-8"))["cost"]["seconds"])
 
 
-def _time_limit(plan: FitPlan, data: Dataset, candidate: Candidate, spent: float) -> dict[str, float]:
+def _time_limit(plan: FitPlan, data: Dataset, candidate: FitCandidate, spent: float) -> dict[str, float]:
     """The minutes that are left for a training, where its recipe would take longer."""
     options, images = plan.options, len(data.subset("train"))
     whole = 60 * options.minutes
@@ -270,10 +272,10 @@ def _time_limit(plan: FitPlan, data: Dataset, candidate: Candidate, spent: float
 def _next_cheaper(
     plan: FitPlan,
     choice: Choice,
-    named: Mapping[str, Candidate],
+    named: Mapping[str, FitCandidate],
     tried: Sequence[str],
     broken: Sequence[Mapping[str, Any]],
-) -> Candidate | None:
+) -> FitCandidate | None:
     """The next network of the choice that should keep what was broken."""
     for name in choice.order:
         each = named[name]

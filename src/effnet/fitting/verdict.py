@@ -15,7 +15,7 @@ from effnet.data.held_out import TrainVal
 from effnet.errors import RefusedError
 from effnet.exporting.int8 import export_int8
 from effnet.files import write_folder
-from effnet.fitting.candidates import Candidate, describe
+from effnet.fitting.candidates import FitCandidate, describe
 from effnet.fitting.choice import Choice
 from effnet.fitting.measurement import Measurement, measure, model_bytes
 from effnet.fitting.settings import CANDIDATES, FINDINGS, LIMITS, MODEL, FitOptions, FitPlan
@@ -33,7 +33,7 @@ TIGHT = 0.9  # times a limit that was broken: what the next network may need of 
 
 
 def check_model(
-    plan: FitPlan, data: Dataset, candidate: Candidate, run: Path, progress: Progress
+    plan: FitPlan, data: Dataset, candidate: FitCandidate, run: Path, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Step 5: put the model in its place and measure it; the limits that it breaks, and all that was measured."""
     target, options = plan.folder / MODEL, plan.options
@@ -93,9 +93,9 @@ def evaluate_model(plan: FitPlan, data: Dataset, progress: Progress) -> tuple[Ev
 def describe_fit(
     plan: FitPlan,
     data: Dataset,
-    found: Sequence[Candidate],
+    found: Sequence[FitCandidate],
     choice: Choice,
-    candidate: Candidate,
+    candidate: FitCandidate,
     measured: Mapping[str, Any],
     broken: Sequence[Mapping[str, Any]],
     evaluation: Evaluation,
@@ -137,7 +137,7 @@ def describe_fit(
     }
 
 
-def _nearest(found: Sequence[Candidate], broken: Sequence[Mapping[str, Any]]) -> str | None:
+def _nearest(found: Sequence[FitCandidate], broken: Sequence[Mapping[str, Any]]) -> str | None:
     """What would have kept the limits that were broken."""
     for each in broken:
         if each["allowed"] is None:
