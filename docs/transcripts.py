@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+CHINESE = ROOT / "README.zh-CN.md"  # shows what README.md shows; tests/test_chinese.py compares them
 BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 # What differs from run to run, by the last digits from processor to processor, and with the engine that runs
 VARYING = re.compile(
@@ -48,6 +49,12 @@ def _transcript(block: str, folder: str) -> str:
     return "\n".join(shown)
 
 
+def translate(english: str, chinese: str) -> str:
+    """A Chinese page with the console blocks of the English one."""
+    blocks = iter(BLOCK.findall(english))
+    return BLOCK.sub(lambda block: next(blocks, block[0]), chinese)
+
+
 def differences(page: Path) -> str:
     """How a page differs from what its commands print, VARYING apart; "" if it does not."""
     text = page.read_text("utf-8")
@@ -60,3 +67,4 @@ if __name__ == "__main__":
         sys.exit("\n".join(filter(None, map(differences, PAGES))) or 0)
     for page in PAGES:
         page.write_text(refresh(page.read_text("utf-8")), "utf-8")
+    CHINESE.write_text(translate(PAGES[0].read_text("utf-8"), CHINESE.read_text("utf-8")), "utf-8")

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+CHINESE = (ROOT / "README.zh-CN.md", *sorted((ROOT / "docs" / "zh").glob("*.md")))  # their code is that of PAGES
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
@@ -49,7 +50,7 @@ def test_python_runs(page: Path, code: str, clone: Path, monkeypatch: pytest.Mon
     exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES + CHINESE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_named_targets_and_files_exist(page: Path) -> None:
     text, makefile = page.read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"\bmake (demo|install|test|check|docs|bench|clean)\b", text):
