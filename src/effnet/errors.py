@@ -25,6 +25,8 @@ EXTRAS = {
     "matplotlib": "plots",
     "torchvision": "train",
     "lightning_fabric": "train",
+    "jinja2": "report",
+    "markupsafe": "report",
     "scipy": "search",
     "ray": "ray",
     "openvino": "openvino",

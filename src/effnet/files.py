@@ -28,7 +28,10 @@ Content = Literal["bundle", "hub", "artifact"]  # hub: a folder for timm or tran
 MARK = "effnet"  # in config.json, the version that wrote the folder
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 ARTIFACT_FILES = {"model.xml", "model.bin"}
-OTHER_FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "split.csv", "familiarity.safetensors"}
+OTHER_FILES = {
+    *("config.json", "preprocessor_config.json", "model.safetensors", "split.csv", "familiarity.safetensors"),
+    "README.md",
+}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from effnet.data.image import preprocess
 from effnet.models.efficientnet import EfficientNet
 from effnet.training import sureness
 from effnet.training.loop import Loop
-from effnet.training.sureness import evaluate_split, learn_familiarity
+from effnet.training.sureness import evaluate_split, learn_familiarity, see_training_images
 
 INPUT = InputSpec(32, 32)
 
@@ -66,7 +66,9 @@ def test_a_capped_number_of_training_images_is_used(
 ) -> None:
     monkeypatch.setattr(sureness, "IMAGES", 60)
     val = evaluate_split(cast(Loop, loop), network, loop.data.subset("val"), "looking").seen
-    found = learn_familiarity(cast(Loop, loop), network, val)
+    images, train = see_training_images(cast(Loop, loop), network)
+    assert [sample.label for sample in images.samples] == train.labels.tolist()
+    found = learn_familiarity(cast(Loop, loop), network, train, val)
     assert found is not None
     assert (found.images, found.n, found.left_out) == (60, 24, 3)
     assert found.aurocs[found.score][0] > 0.9
@@ -74,8 +76,8 @@ def test_a_capped_number_of_training_images_is_used(
     assert loop.progress.has("fitted to 60 of 90 training images")
 
 
-def test_small_data_is_refused_before_it_takes_time(network: EfficientNet, loop: Any) -> None:
+def test_small_data_is_refused(network: EfficientNet, loop: Any) -> None:
     val = evaluate_split(cast(Loop, loop), network, loop.data.subset("val"), "looking").seen
     few = val.take(np.arange(len(val.labels)) < 10)
-    assert learn_familiarity(cast(Loop, loop), cast(EfficientNet, None), few) is None
+    assert learn_familiarity(cast(Loop, loop), network, val, few) is None
     assert loop.progress.has("will not be told: 10 images of val are too few")

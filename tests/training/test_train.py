@@ -56,7 +56,8 @@ PICTURES = ("results.png", "confusion_matrix.png", "reliability.png")
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first run draws: pictures take longer than these trainings."""
-    monkeypatch.setattr("effnet.training.result._draw", lambda *_: None)
+    for name in ("_draw", "write_report"):
+        monkeypatch.setattr(f"effnet.training.result.{name}", lambda *_: None)
 
 
 @pytest.fixture
@@ -105,7 +106,9 @@ def test_the_folder_has_everything(finished: Any) -> None:
     folder = finished.folder
     names = {path.name for path in folder.iterdir()}
     tables = {"args.yaml", "split.csv", "results.csv", "per_class.csv", "metrics.json"}
-    assert names == {*tables, *PICTURES, "mistakes.jpg", "cams.jpg", "best", LAST, PREVIOUS}
+    assert names == {*tables, *PICTURES, "mistakes.jpg", "cams.jpg", "report.html", "best", LAST, PREVIOUS}
+    assert "9 images of the test split" in finished.report.read_text("utf-8")
+    assert (finished.bundle / "README.md").read_text("utf-8").startswith("---\nlibrary_name: effnet")
     assert [row["epoch"] for row in rows_of(folder)] == list(range(1, 9))
     for name in PICTURES:
         with Image.open(folder / name) as picture:

@@ -136,5 +136,5 @@ def _show(result: Result) -> None:
     console.table(
         ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of the {result.split} split", note=note
     )
-    console.remark(f"{result.folder}: results.png, confusion_matrix.png, reliability.png, mistakes.jpg, cams.jpg, best")
+    console.remark(f"{result.report}: the report; beside it are best (the model), results.png and other pictures")
     console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")

@@ -21,11 +21,16 @@ from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliabil
 from effnet.plots.fonts import explain_labels
 from effnet.plots.overlay import draw_cams
 from effnet.plots.style import BLUE, ORANGE, picture
+from effnet.reporting.card import write_card
+from effnet.reporting.page import write_report
+from effnet.reporting.subject import Neighbours
+from effnet.runtime.classifier import Classifier
 from effnet.runtime.load import load
 from effnet.training.execution import Execution
 from effnet.training.loop import Loop
-from effnet.training.run_folder import BEST, METRICS, versions
-from effnet.training.sureness import Evaluated, evaluate_split, learn_familiarity
+from effnet.training.report import describe_run
+from effnet.training.run_folder import BEST, METRICS, REPORT, versions
+from effnet.training.sureness import Evaluated, evaluate_split, learn_familiarity, see_training_images
 from effnet.weights.bundle import Record, open_bundle, save
 
 # The panels of `draw_learning_curves`: label of the axis, columns of results.csv with their names, scale of the values.
@@ -55,6 +60,11 @@ class Result:
     def bundle(self) -> Path:
         """The trained model."""
         return self.folder / BEST
+
+    @property
+    def report(self) -> Path:
+        """The page about it."""
+        return self.folder / REPORT
 
 
 def finish(loop: Loop, base: int) -> Result:
@@ -102,7 +112,8 @@ def _finish(loop: Loop, taken: int) -> Result:
     val, seen_val = predict(data.subset("val"))
     calibration = calibrate(val.logits, val.labels)
     sets = calibrate_sets(val.logits, val.labels, calibration.temperature)
-    familiarity = learn_familiarity(loop, network, seen_val)
+    train = see_training_images(loop, network)
+    familiarity = learn_familiarity(loop, network, train[1], seen_val)
     split = "test" if "test" in data.splits else "val"
     images = data.subset(split)
     found, seen = (val, seen_val) if split == "val" else predict(images)
@@ -113,9 +124,10 @@ def _finish(loop: Loop, taken: int) -> Result:
     evaluation = evaluate(
         found.logits, found.labels, plan.classes, temperature=calibration.temperature, threshold=calibration.threshold
     )
-    measured = measure_sureness(found.logits, found.labels, calibration.temperature)
+    measured, scores = measure_sureness(found.logits, found.labels, calibration.temperature), None
     if split != "val":  # what was calibrated on val is not measured there
-        told = (familiarity, familiarity.of(seen.logits, seen.features)) if familiarity else None
+        scores = familiarity.of(seen.logits, seen.features) if familiarity else None
+        told = None if familiarity is None or scores is None else (familiarity, scores)
         measured = measure_sureness(found.logits, found.labels, calibration.temperature, sets=sets, told=told)
     epochs, seconds = loop.step / loop.loader.order.steps, loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
@@ -144,20 +156,24 @@ def _finish(loop: Loop, taken: int) -> Result:
     written = {"split": split, **evaluation.to_dict(), "sureness": measured.to_dict()}
     written |= {"unreadable": len(found.unreadable), "cost": cost}
     write_text(folder / METRICS, json.dumps(written, indent=2) + "\n")
-    _draw(loop, evaluation, found, images, calibration.temperature)
+    with load(folder / BEST, engine="torch", decode="exact") as classifier:
+        _draw(loop, evaluation, found, found.readable(images), classifier)
+        neighbours = Neighbours(train[0], train[1].features)
+        limits = calibration, measured, scores
+        subject = describe_run(loop, classifier, (split, found, evaluation), val, limits, neighbours)
+        write_card(subject, folder / BEST)
+        write_report(subject, folder / REPORT, loop.progress)
     return Result(folder, loop.step, epochs, seconds, split, evaluation, plan.execution, taken)
 
 
-def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset, temperature: float) -> None:
+def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset, classifier: Classifier) -> None:
     folder = loop.folder
     draw_learning_curves(loop.rows, folder / "results.png")
     draw_confusion(evaluation.pairs, evaluation.classes, folder / "confusion_matrix.png")
     draw_reliability(evaluation.reliability_curves, folder / "reliability.png")
     write_per_class(evaluation, folder / "per_class.csv")
-    predicted, sure = found.logits.argmax(1), confidence(found.logits, temperature)
-    answers = found.readable(images), predicted, sure
+    answers = images, found.logits.argmax(1), confidence(found.logits, evaluation.after.temperature)
     draw_mistakes(*answers, folder / "mistakes.jpg")
-    with load(folder / BEST, engine="torch", decode="exact") as classifier:
-        draw_cams(classifier, *answers, folder / "cams.jpg")
+    draw_cams(classifier, *answers, folder / "cams.jpg")
     if numbered := explain_labels(evaluation.classes):
         loop.progress.message(numbered)

@@ -6,7 +6,8 @@ results.csv, .png      a row for each epoch
 best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
 last.ckpt              a line with the sha256 of what follows, then what torch.save writes; so a file that was cut short
                        or changed is recognised, and previous.ckpt, the one before it, is taken
-confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, cams.jpg, metrics.json   after the last epoch
+confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, cams.jpg, metrics.json, report.html
+                       after the last epoch; best/ then has a model card, README.md
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from effnet.training.settings import Settings
 from effnet.version import __version__
 
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
+REPORT = "report.html"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RUNS = Path("runs") / "train"
 MARK = b"effnet checkpoint 3 "

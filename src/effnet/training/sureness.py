@@ -11,7 +11,7 @@ import numpy as np
 from effnet.data.dataset import Dataset
 from effnet.errors import RefusedError
 from effnet.metrics.evaluate import Predicted, predict_logits
-from effnet.metrics.familiarity import Seen, fit_familiarity, require_images, spread_classes
+from effnet.metrics.familiarity import Seen, fit_familiarity, spread_classes
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.session import Linear, Logits, Pixels
 from effnet.runtime.torch import compile_maps
@@ -44,15 +44,20 @@ def evaluate_split(loop: Loop, network: EfficientNet, images: Dataset, task: str
     return Evaluated(found, Seen(found.logits, np.concatenate(features), found.labels))
 
 
-def learn_familiarity(loop: Loop, network: EfficientNet, val: Seen) -> Familiarity | None:
-    """What tells unfamiliar images, fitted to some of the training's; None, and a message why, where nothing does."""
-    started, data = time.perf_counter(), loop.data.subset("train")
+def see_training_images(loop: Loop, network: EfficientNet) -> tuple[Dataset, Seen]:
+    """Some of the training images, spread over the classes, and what the best weights make of them."""
+    data = loop.data.subset("train")
     labels = np.array([sample.label for sample in data.samples])
     rows = spread_classes(labels, max(IMAGES, min(MOST, EACH * len(data.classes))), loop.plan.settings.seed)
     some = dataclasses.replace(data, samples=tuple(data.samples[row] for row in rows))
+    found = evaluate_split(loop, network, some, "features of training images")
+    return found.predicted.readable(some), found.seen
+
+
+def learn_familiarity(loop: Loop, network: EfficientNet, train: Seen, val: Seen) -> Familiarity | None:
+    """What tells unfamiliar images, fitted to some of the training's; None, and a message why, where nothing does."""
+    started = time.perf_counter()
     try:
-        require_images(len(val.labels))  # before it takes time
-        train = evaluate_split(loop, network, some, "features of training images").seen
         classifier = network.classifier
         layer = Linear(*(part.detach().float().cpu().numpy() for part in (classifier.weight, classifier.bias)))
         found = fit_familiarity(train, val, layer, seed=loop.plan.settings.seed)
@@ -60,7 +65,7 @@ def learn_familiarity(loop: Loop, network: EfficientNet, val: Seen) -> Familiari
         loop.progress.message(f"unfamiliar images will not be told: {error}")
         return None
     loop.progress.message(
-        f"{found}. It was fitted to {found.images:,} of {len(data):,} training images in "
+        f"{found}. It was fitted to {found.images:,} of {len(loop.data.subset('train')):,} training images in "
         f"{time.perf_counter() - started:.0f} s"
     )
     return found

@@ -1,0 +1,1 @@
+"""One HTML page and a model card about a model on images with known classes."""

@@ -1,0 +1,97 @@
+"""The parts of a page that only `effnet fit` has: the budget, the candidates, what the time bought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from effnet import console
+from effnet.reporting import charts
+from effnet.reporting.sections import accuracy_of, between, clean
+
+LIMITS = {  # fields of fit.json: title, and unit
+    "macs": ("multiply-adds", ""),
+    "params": ("parameters", ""),
+    "memory": ("memory", "B"),
+    "train_memory": ("training memory", "B"),
+    "file_size": ("file size", "B"),
+    "latency": ("latency", "s"),
+    "slowest_tenth": ("latency, slowest tenth", "s"),
+}
+CANDIDATES = 80  # rows of the table
+
+
+def amount(name: str, value: Any) -> str:
+    """A value of a resource in its unit."""
+    if value is None:
+        return "-"
+    unit = LIMITS.get(name, (name, ""))[1]
+    if unit == "s":
+        return f"{1000 * float(value):.3g} ms"
+    return console.size(float(value)) if unit == "B" else console.millions(float(value))
+
+
+def title(name: str) -> str:
+    """The name of a resource for people."""
+    return LIMITS.get(name, (name.replace("_", " "), ""))[0]
+
+
+def tabulate_budget(fit: Mapping[str, Any]) -> dict[str, Any]:
+    """Asked, predicted and measured, a row for each resource."""
+    asked, predicted, measured = (fit.get(name) or {} for name in ("budget", "predicted", "measured"))
+    broken = {each["limit"]: each for each in fit.get("broken") or ()}
+    rows = []
+    for name in dict.fromkeys((*asked, *LIMITS)):
+        values = asked.get(name), predicted.get(name), measured.get(name)
+        if any(value is not None for value in values):
+            verdict = "" if asked.get(name) is None else "broken" if name in broken else "kept"
+            rows.append((title(name), *(amount(name, value) for value in values), verdict))
+    return {"rows": rows, "nearest": fit.get("nearest") or ""}
+
+
+def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks that were looked at: their picture, and a table with the reasons."""
+    rows = []
+    for each in fit.get("candidates") or ():
+        refused, short, probe = each.get("refused"), accuracy_of(each.get("short")), accuracy_of(each.get("probe"))
+        reason = ""
+        if refused:
+            limit = refused["limit"]
+            reason = f"{title(limit)} {amount(limit, refused['value'])}, allowed {amount(limit, refused['allowed'])}"
+        said = [f"{kind} {between(it)}" for kind, it in (("short training", short), ("linear probe", probe)) if it]
+        rows.append(
+            {
+                "name": clean(each["name"]),
+                "start": clean(each.get("start") or ""),
+                "costs": {name: each.get(name) for name in LIMITS},
+                "accuracy": short or probe,
+                "said": "; ".join(said) or "not tried",
+                "refused": reason,
+                "chosen": each["name"] == fit.get("chosen"),
+            }
+        )
+    if not rows:
+        return {}
+    rows.sort(key=lambda row: (not row["chosen"], bool(row["refused"]), row["accuracy"] is None))
+    budget = fit.get("budget") or {}
+    name = next((each for each in ("latency", *budget, "macs") if _has(rows, each)), "")
+    svg = None
+    if name:
+        drawn = [row | {"cost": float(row["costs"][name])} for row in rows]
+        svg = charts.draw_candidates(drawn, (name, title(name), LIMITS[name][1]), budget.get(name))
+    shown = [each for each in LIMITS if any(row["costs"][each] is not None for row in rows)]
+    for row in rows:
+        row["costs"] = [amount(each, row["costs"][each]) for each in shown]
+    return {
+        "svg": svg,
+        "columns": [title(each) for each in shown],
+        "rows": rows[:CANDIDATES],
+        "of": len(rows),
+        "reason": fit.get("reason") or "",
+        "bought": list(fit.get("bought") or ()),
+    }
+
+
+def _has(rows: list[dict[str, Any]], name: str) -> bool:
+    """Whether every row has that cost."""
+    return name in LIMITS and all(row["costs"][name] for row in rows)

@@ -1,0 +1,210 @@
+"""The drawings of a page, as SVG of our own: text stays text, and the page's style gives the colours.
+
+Every drawing has a name for screen readers; its numbers stand in a table beside it. Shapes differ as well as colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from markupsafe import Markup
+
+from effnet.metrics.calibration import Reliability
+from effnet.metrics.intervals import Interval
+
+WIDTH, HEIGHT = 480.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 26.0, 14.0, 44.0  # margins of the axes
+STRIP = 34.0  # below the axes, for what has no height
+STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # of the marks of an axis, times a power of ten
+NAME = 26  # letters
+
+
+class Axis:
+    """From values to places, linear or logarithmic."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
+        self.low, self.high = (low, high) if high > low else (low * 0.9, low * 1.1 or 1.0)
+        self.start, self.end, self.log = start, end, log
+
+    def __call__(self, value: float) -> float:
+        """The place of a value."""
+        low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
+
+    @property
+    def marks(self) -> list[float]:
+        """Values to write at the axis: 1, 2 and 5 of each decade, or about five at equal steps."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            found = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+        else:
+            rough = (self.high - self.low) / 5
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(each * power for each in STEPS if each * power >= rough * 0.999)
+            first = math.ceil(self.low / step - 1e-9)
+            found = [round(step * n, 12) for n in range(first, first + 12)]
+        found = [value for value in found if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
+        return found[:: 1 + len(found) // 9]
+
+
+class Drawing:
+    """Axes with a grid, on which points, lines and bars are drawn."""
+
+    def __init__(self, name: str, x: Axis, y: Axis, height: float = HEIGHT) -> None:
+        self.root = Element("svg", viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", attrib={"aria-label": name})
+        self.x, self.y, self.height = x, y, height
+
+    def axes(self, x: tuple[str, str], y: tuple[str, str]) -> Drawing:
+        """Draw the grid; each axis has a title and a format of its numbers."""
+        for value in self.x.marks:
+            self.line([(self.x(value), TOP), (self.x(value), HEIGHT - BOTTOM)], "grid")
+            self.text(write(value, x[1]), self.x(value), HEIGHT - BOTTOM + 17, "mark", "middle")
+        for value in self.y.marks:
+            self.line([(LEFT, self.y(value)), (WIDTH - RIGHT, self.y(value))], "grid")
+            self.text(write(value, y[1]), LEFT - 6, self.y(value) + 4, "mark", "end")
+        self.text(x[0], (LEFT + WIDTH - RIGHT) / 2, self.height - 6, "title", "middle")
+        self.text(y[0], 0, 0, "title", "middle", f"translate(13 {(TOP + HEIGHT - BOTTOM) / 2:g}) rotate(-90)")
+        return self
+
+    def add(self, tag: str, kind: str, **values: object) -> Element:
+        """An element of a class of the style sheet."""
+        return SubElement(self.root, tag, {"class": kind, **{key: str(value) for key, value in values.items()}})
+
+    def line(self, points: Iterable[tuple[float, float]], kind: str) -> None:
+        """A line through places."""
+        self.add("polyline", kind, points=" ".join(f"{x:g},{y:g}" for x, y in points))
+
+    def curve(self, points: Iterable[tuple[float, float]], kind: str) -> None:
+        """A line through values."""
+        self.line([(self.x(x), self.y(y)) for x, y in points], kind)
+
+    def text(self, text: str, x: float, y: float, kind: str, anchor: str = "start", move: str = "") -> None:
+        """A text at a place."""
+        values = {"text-anchor": anchor} | ({"transform": move} if move else {})
+        self.add("text", kind, x=f"{x:g}", y=f"{y:g}", **values).text = text
+
+    def point(self, x: float, y: float, shape: str) -> None:
+        """A circle, a cross or a diamond at a place."""
+        r = {"circle": 4.0, "cross": 4.5, "diamond": 7.0}[shape]
+        path = {
+            "circle": f"M{x - r} {y}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
+            "cross": f"M{x - r} {y - r}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}",
+            "diamond": f"M{x} {y - r}l{r} {r}l{-r} {r}l{-r} {-r}z",
+        }[shape]
+        self.add("path", shape, d=path)
+
+    def done(self) -> Markup:
+        """The drawing as markup, every text escaped."""
+        return Markup(tostring(self.root, encoding="unicode"))
+
+
+def write(value: float, form: str) -> str:
+    """A number at an axis: "%", or a unit behind a prefix of thousands."""
+    if form == "%":
+        return f"{100 * value:g} %"
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3)):
+        if abs(value) >= factor * 0.9999:
+            return f"{value / factor:.4g} {prefix}{form}".rstrip()
+    return f"{value:g} {form}".rstrip()
+
+
+def draw_coverage(curve: Sequence[tuple[float, int, int]], n: int, mark: int | None) -> Markup:
+    """Accuracy of the most confident answers over their share; `mark` is the place of the chosen threshold.
+
+    Args:
+        curve: for each threshold, it, the images that are answered and those that are right.
+        n: images.
+        mark: a place in `curve`.
+    """
+    points = [(answered / n, right / answered) for _, answered, right in curve if answered]
+    low = max(0.0, math.floor(20 * min(y for _, y in points) - 1e-9) / 20)
+    x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(min(low, 0.95), 1, HEIGHT - BOTTOM, TOP)
+    drawing = Drawing("Accuracy of the answers over the share of images that are answered", x, y)
+    drawing.axes(("images answered, the most confident first", "%"), ("answers that are right", "%"))
+    drawing.curve(points, "line first")
+    shown = points[mark] if mark is not None else points[0]
+    drawing.add("circle", "handle", id="handle", cx=x(shown[0]), cy=y(shown[1]), r=7)
+    return drawing.done()
+
+
+def draw_reliability(before: Reliability, after: Reliability) -> Markup:
+    """Accuracy over confidence in bins, calibrated as bars, uncalibrated as circles."""
+    x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, HEIGHT - BOTTOM, TOP)
+    drawing = Drawing("Accuracy over confidence, in bins", x, y)
+    drawing.axes(("confidence", "%"), ("images that are right", "%"))
+    bins = len(after.counts)
+    for place, (count, accuracy) in enumerate(zip(after.counts, after.accuracy, strict=True)):
+        if count:
+            left, right, top = x(place / bins), x((place + 1) / bins), y(accuracy)
+            drawing.add("rect", "bar", x=left + 1, y=top, width=right - left - 2, height=HEIGHT - BOTTOM - top)
+    drawing.curve([(0, 0), (1, 1)], "line ideal")
+    if before.temperature != after.temperature:
+        for count, sure, accuracy in zip(before.counts, before.confidence, before.accuracy, strict=True):
+            if count:
+                drawing.point(x(sure), y(accuracy), "circle")
+    return drawing.done()
+
+
+def draw_history(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Accuracy on the val split after each epoch."""
+    points = [(float(row["epoch"]), float(row["val_top1"])) for row in rows]
+    values = [value for _, value in points]
+    spread = max(values) - min(values) or 0.1
+    x = Axis(min(0.0, points[0][0]), points[-1][0], LEFT, WIDTH - RIGHT)
+    y = Axis(max(0.0, min(values) - 0.1 * spread), min(1.0, max(values) + 0.1 * spread), HEIGHT - BOTTOM, TOP)
+    drawing = Drawing("Accuracy on the val split after each epoch", x, y)
+    drawing.axes(("epoch", ""), ("right on val", "%")).curve(points, "line first")
+    for epoch, value in points:
+        drawing.point(x(epoch), y(value), "circle")
+    return drawing.done()
+
+
+def draw_candidates(rows: Sequence[Mapping[str, Any]], axis: tuple[str, str, str], limit: float | None) -> Markup:
+    """Accuracy of the networks that were tried over a cost; those that were not tried stand below the axis.
+
+    Args:
+        rows: each with `name`, `cost`, `accuracy` (an Interval or None), `refused` (a reason or "") and `chosen`.
+        axis: the field of the cost, its title and its unit.
+        limit: of the cost, from the budget.
+    """
+    tried = [row["accuracy"] for row in rows if row["accuracy"]]
+    costs = [row["cost"] for row in rows] + ([limit] if limit else [])
+    x = Axis(min(costs) / 1.3, max(costs) * 1.3, LEFT, WIDTH - RIGHT, log=True)
+    low, high = min((each.low for each in tried), default=0.0), max((each.high for each in tried), default=1.0)
+    y = Axis(max(0.0, low - 0.02), min(1.0, high + 0.02), HEIGHT - BOTTOM, TOP)
+    drawing = Drawing(f"Accuracy of the candidates over {axis[1]}", x, y, HEIGHT + STRIP)
+    drawing.axes((axis[1], axis[2]), ("right on val", "%"))
+    if limit:
+        drawing.line([(x(limit), TOP), (x(limit), HEIGHT + STRIP - 22)], "limit")
+        side, anchor = (4.0, "start") if x(limit) < WIDTH / 2 else (-4.0, "end")
+        drawing.text("your limit", x(limit) + side, TOP + 11, "note", anchor)
+    below = HEIGHT - BOTTOM + 34
+    for row in sorted(rows, key=lambda row: bool(row["chosen"])):
+        place, found = x(row["cost"]), row["accuracy"]
+        height = y(found.value) if found else below
+        if found:
+            drawing.line([(place, y(found.low)), (place, y(found.high))], "whisker")
+        drawing.point(place, height, "cross" if row["refused"] else "diamond" if row["chosen"] else "circle")
+        drawing.root[-1].append(_title(f"{row['name']}: {row['refused'] or row['said']}"))
+        if row["chosen"]:
+            side, anchor = (10.0, "start") if place < WIDTH * 0.6 else (-10.0, "end")
+            drawing.text(row["name"][:NAME], place + side, height - 8, "note strong", anchor)
+    return drawing.done()
+
+
+def draw_interval(figure: Interval) -> Markup:
+    """A bar from 0 to 1 with the interval of its value, for a cell of a table."""
+    root = Element("svg", {"viewBox": "0 0 100 14", "class": "cell", "aria-hidden": "true"})
+    value, low, high = (f"{100 * each:.1f}" for each in (figure.value, figure.low, figure.high))
+    SubElement(root, "rect", {"class": "bar", "x": "0", "y": "2", "width": value, "height": "10"})
+    SubElement(root, "polyline", {"class": "whisker", "points": f"{low},7 {high},7"})
+    return Markup(tostring(root, encoding="unicode"))
+
+
+def _title(text: str) -> Element:
+    found = Element("title")
+    found.text = text
+    return found
