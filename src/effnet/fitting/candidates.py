@@ -5,9 +5,10 @@
                    weights; only where whole ones leave a limit unmet or most of it unused
     scratch        B0 with random weights, where there are enough images
 
-Images are barely enlarged, small ones up to 128 px, and a set of weights is not used far above the resolution that it
-was trained at. Multiply-adds, parameters and the file's size follow from formulas. Latency and memory are
-measured with random weights, which take as long as trained ones, in the engine that will run the model.
+Resolutions go up to the images' own, and in wider steps up to the one that the weights were trained at: they see more
+in small images that are enlarged. No set is used far above that. Multiply-adds, parameters and the file's size follow
+from formulas. Latency and memory are measured with random weights, which take as long as trained ones, in the engine
+that will run the model.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ from effnet.training.train import FEW, batch_for
 from effnet.weights.registry import REGISTRY, is_here
 
 STEP = 32  # pixels between two resolutions
-LEAST_LARGEST = 128  # pixels to which smaller images are enlarged: weights of large photos see more in them that way
 BEYOND = 1.3  # times the resolution that a set of weights was trained at
 WIDTHS = (0.75, 0.5, 0.35)  # of inherited networks, times the width of the weights' own
 SCRATCH_IMAGES, SCRATCH_EACH = 20_000, 500  # training images, and images of a class, from which B0 learns from scratch
@@ -186,8 +186,9 @@ def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
     """The resolutions of a set of weights that was trained at `own`, for images of a shorter side, in pixels."""
     if fixed is not None:
         return [fixed]
-    most = min(max(natural_resolution(side), LEAST_LARGEST), int(BEYOND * own))
-    return list(range(SMALLEST_RESOLUTION, most + 1, STEP))
+    whole, natural = own // STEP * STEP, natural_resolution(side)
+    sizes = {size for size in range(SMALLEST_RESOLUTION, int(BEYOND * own) + 1, STEP) if size <= natural}
+    return sorted(sizes | set(range(2 * STEP, whole, 2 * STEP)) | {whole})
 
 
 def _propose(options: FitOptions, facts: Facts) -> Iterator[FitCandidate]:
