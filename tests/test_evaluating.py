@@ -138,6 +138,18 @@ def test_files_are_written_where_asked(run, folder) -> None:
     assert not (folder / "val").exists()
 
 
+def test_a_page_is_written_where_asked(run, folder) -> None:
+    code, _, err = run("good", "photos", "--report", "new/page.html")
+    assert code == 0
+    assert "Report: new/page.html" in err
+    page = (folder / "new" / "page.html").read_text("utf-8")
+    top1 = expected().top1
+    assert f"{top1.value:.1%} ({top1.low:.1%} to {top1.high:.1%}) of 18 images of the test split" in page
+    assert "The splits are those of split.csv in good." in page
+    assert "effnet val good photos --split test --report new/page.html" in page
+    assert "Nearest training images" in page  # split.csv says which these are
+
+
 def test_a_bundles_own_calibration_is_used(run, folder) -> None:
     _, out, _ = run("calibrated", "photos", "--json")
     values = json.loads(out)
@@ -354,7 +366,9 @@ def test_a_class_without_images_is_listed(run, folder) -> None:
         (["good", "photos", "--split", "trian"], "Did you mean 'train'?"),
         (["good", "photos", "--error", "5"], "`error` (=5.0) must be a share"),
         (["good", "poor", "photos", "--out", "x"], "is for one model"),
+        (["good", "poor", "photos", "--report", "x.html"], "is for one model"),
         (["good", "poor", "photos", "--error", "0.1"], "is for one model"),
+        (["good", "photos", "--report", "good"], "is a folder; name a file"),
         (["good", "photos", "--batch", "0"], "`batch` (=0)"),
         (["good", "photos", "--out", "good/config.json"], "is a file; name a folder"),
     ],
@@ -372,3 +386,11 @@ def test_without_matplotlib_the_extra_is_named_first(run, folder, monkeypatch) -
     code, _, err = run("good", "photos", "--out", "x")
     assert code == 2
     assert "pip install 'effnet[plots]'" in err
+
+
+def test_without_jinja2_the_extra_is_named_first(run, folder, monkeypatch) -> None:
+    monkeypatch.setattr("effnet.evaluating.find_spec", lambda name: None)
+    monkeypatch.setattr("effnet.evaluating.load", lambda *_, **__: pytest.fail("opened"))
+    code, _, err = run("good", "photos", "--report", "x.html")
+    assert code == 2
+    assert "pip install 'effnet[report]'" in err

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,18 +19,20 @@ from effnet.arch.spec import Calibration
 from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, read_data
 from effnet.data.folders import list_names
-from effnet.data.held_out import hold_out
-from effnet.errors import ArgumentError, DataError
+from effnet.data.held_out import HeldOut, hold_out, trained_images
+from effnet.errors import ArgumentError, DataError, missing
+from effnet.machine import this_machine
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.conformal import calibrate_sets
 from effnet.metrics.evaluate import Evaluation, Predicted, evaluate, predict_logits, write_per_class
-from effnet.metrics.intervals import Difference, Interval, compare_top1
+from effnet.metrics.intervals import Difference, compare_top1
 from effnet.metrics.sureness import Sureness, measure_sureness
 from effnet.plots.evaluation import draw_confusion, draw_mistakes, draw_reliability
 from effnet.plots.fonts import explain_labels
 from effnet.plots.overlay import draw_cams
 from effnet.plots.style import drawable
 from effnet.progress import Progress
+from effnet.reporting.words import between, bounds, describe_confidence
 from effnet.runtime.artifact import artifact_path
 from effnet.runtime.classifier import Classifier
 from effnet.runtime.load import load
@@ -103,6 +106,7 @@ def val(
     options: Annotated[ValOptions, Parameter(name="*")] = ValOptions(),
     engine: Annotated[EngineOptions, Parameter(name="*")] = AUTO,
     out: Path | None = None,
+    report: Path | None = None,
     json: Flag = False,
 ) -> int:
     """How good a model is: accuracy with its interval, every class, calibration, and when it should abstain.
@@ -116,12 +120,13 @@ def val(
         options: What is evaluated, and how.
         engine: What runs the models.
         out: Write confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg and cams.jpg into this folder.
+        report: Write all of it as one HTML page into this file, with pictures: see docs/report.md.
         json: JSON instead of tables.
     """
     if len(arguments) not in (2, 3):
         raise ArgumentError("arguments", " ".join(arguments), "must be MODEL DATA, or MODEL OTHER-MODEL DATA.")
     *models, data = arguments
-    _check(models, options, out)
+    _check(models, options, out, report)
     with console.Display(f"reading {data}") as progress:
         dataset = read_data(data)
         splits = {model: find_splits(model, dataset) for model in models}
@@ -147,10 +152,14 @@ def val(
         values |= {"sureness": sureness.to_dict()}
         if out is not None:
             _write_files(first, evaluation, out)
+        if report is not None:
+            train = trained_images(dataset, splits[models[0]])
+            train = _label(train, *opened[0], options) if len(train) else train
+            _write_page(first, (evaluation, sureness), fitted, chosen, train, report)
         if not json:
             _show_evaluation(evaluation, models[0], data, chosen.split)
             _show_sureness(sureness, first, fitted, used)
-            console.paragraphs((*_describe_confidence(evaluation, fitted.calibration, fitted.on), INTERVALS))
+            console.paragraphs((*describe_confidence(evaluation, fitted.calibration, fitted.on), INTERVALS))
         following = f"effnet predict PHOTO --model {shlex.quote(models[0])}"
         if out is None:
             following = f"effnet val {shlex.join(arguments)}{split} --out val"
@@ -162,24 +171,31 @@ def val(
         console.remark(f"unreadable: {path}: {reason}")
     if unreadable:
         console.remark(f"{len(unreadable):,} of {len(chosen.data):,} images unreadable and not counted")
+    if report is not None:
+        console.remark(f"Report: {report}")
     if out is not None:
         console.remark(f"Written: {', '.join(str(out / name) for name in FILES)}")
     console.remark(f"Next: {following}")
     return FINDING if unreadable or chosen.trained else OK
 
 
-def _check(models: list[str], options: ValOptions, out: Path | None) -> None:
+def _check(models: list[str], options: ValOptions, out: Path | None, report: Path | None) -> None:
     """Refuse what cannot be done before anything takes time."""
     if models[1:] == models[:1]:
         raise ArgumentError("arguments", models[0], "is given twice; name two models.")
     if len(models) == 2:
-        for option, value in (("out", out), ("error", options.error)):
+        for option, value in (("out", out), ("report", report), ("error", options.error)):
             if value is not None:
                 raise ArgumentError(option, str(value), "is for one model; leave it or the second model out.")
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ArgumentError("out", str(out), "is a file; name a folder.")
         drawable(out / FILES[0])
+    if report is not None:
+        if report.is_dir():
+            raise ArgumentError("report", str(report), "is a folder; name a file, such as report.html.")
+        if find_spec("jinja2") is None:
+            raise missing("--report", "jinja2")
 
 
 def _open(model: str, engine: EngineOptions, progress: Progress) -> Classifier:
@@ -266,6 +282,36 @@ def _write_files(outputs: Outputs, evaluation: Evaluation, out: Path) -> None:
         console.remark(numbered)
 
 
+def _write_page(
+    outputs: Outputs, figures: tuple[Evaluation, Sureness], fitted: FittedOn, chosen: HeldOut, train: Dataset, out: Path
+) -> None:
+    from effnet.reporting.page import write_report
+    from effnet.reporting.subject import Subject, find_neighbours
+
+    data, classifier, split = outputs.data, outputs.classifier, chosen.split
+    again = f"effnet val {shlex.join((outputs.model, str(data)))} --split {split} --report {shlex.quote(str(out))}"
+    with console.Display() as progress:
+        subject = Subject(
+            name=classifier.spec.name,
+            source=data.root.name,
+            data=data,
+            split=split,
+            logits=outputs.predicted.logits,
+            evaluation=figures[0],
+            classifier=classifier,
+            calibration=fitted.calibration,
+            calibrated_on=fitted.on,
+            sureness=figures[1],
+            scores=None if figures[1].unfamiliar is None else outputs.familiarity,
+            suspects=[] if chosen.trained else None,
+            neighbours=find_neighbours(classifier, train, progress),
+            notes=[f"{note[0].upper()}{note[1:]}." for note in chosen.notes],
+            commands=(("This evaluation again:", again),),
+            facts={"model": outputs.model, "data": str(data), "machine": str(this_machine())},
+        )
+        write_report(subject, out, progress)
+
+
 def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
     """The difference on the images that both could read, by the data's classes."""
     label_of = {sample.path: sample.label for sample in dataset.samples}
@@ -285,7 +331,7 @@ def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
 def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) -> None:
     """Print the figures and the classes."""
     figures = ("top-1", evaluation.top1), ("top-5", evaluation.top5), ("macro F1", evaluation.macro_f1)
-    lines = [(name, f"{figure.value:.2%}", _bounds(figure)) for name, figure in figures if figure is not None]
+    lines = [(name, f"{figure.value:.2%}", bounds(figure)) for name, figure in figures if figure is not None]
     console.paragraphs((f"{model} on {_name(split)} of {data}: {evaluation.n:,} images",))
     console.table(("<", "value", "95 % interval"), lines)
     scores, absent = [*evaluation.scores], [score.name for score in evaluation.scores if not score.n]
@@ -302,7 +348,7 @@ def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) 
     rows = []
     for score in scores:
         precision = "-" if score.precision is None else f"{score.precision:.1%}"
-        recall = (f"{score.recall.value:.1%}", _bounds(score.recall, 1)) if score.recall else ("-", "-")
+        recall = (f"{score.recall.value:.1%}", bounds(score.recall, 1)) if score.recall else ("-", "-")
         f1 = "-" if score.f1 is None else f"{score.f1:.1%}"
         rows.append((score.name, score.n, precision, *recall, f1, taken_for.get(score.name, "")))
     columns = "<class", "images", "precision", "recall", "95 % interval", "F1", "<taken for"
@@ -314,7 +360,7 @@ def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) 
 def _show_sureness(found: Sureness, outputs: Outputs, fitted: FittedOn, used: bool) -> None:
     """Print coverage against accuracy, and what label sets and familiarity are worth."""
     rows = [
-        (f"{each.share:.0%}", f"{each.least:.1%}", f"{each.accuracy.value:.2%}", _bounds(each.accuracy))
+        (f"{each.share:.0%}", f"{each.least:.1%}", f"{each.accuracy.value:.2%}", bounds(each.accuracy))
         for each in found.curve
     ]
     title = "If only the most confident predictions are given"
@@ -322,8 +368,7 @@ def _show_sureness(found: Sureness, outputs: Outputs, fitted: FittedOn, used: bo
     texts = [f"{each}. They were calibrated on {fitted.on}." for each in found.sets]
     known = outputs.classifier.familiarity
     if known is not None and found.unfamiliar is not None:
-        share = f"{found.unfamiliar.value:.1%} ({_bounds(found.unfamiliar, 1)})"
-        texts.append(f"Unfamiliar: {share} of these images. {known}.")
+        texts.append(f"Unfamiliar: {between(found.unfamiliar)} of these images. {known}.")
     if used and (known is not None or outputs.classifier.sets is not None):
         texts.append("The run that trained the model used these images: label sets and familiarity are not measured.")
     console.paragraphs(texts)
@@ -332,7 +377,7 @@ def _show_sureness(found: Sureness, outputs: Outputs, fitted: FittedOn, used: bo
 def _show_comparison(found: Difference, models: Sequence[str], data: str, split: str) -> None:
     """Print the accuracy of both models, and what their difference means."""
     rows = [
-        (name, model, f"{accuracy.value:.2%}", _bounds(accuracy), only)
+        (name, model, f"{accuracy.value:.2%}", bounds(accuracy), only)
         for name, model, accuracy, only in zip(
             "AB", models, (found.accuracy_a, found.accuracy_b), (found.only_a, found.only_b), strict=True
         )
@@ -350,38 +395,5 @@ def _show_comparison(found: Difference, models: Sequence[str], data: str, split:
     console.paragraphs((verdict, TEST))
 
 
-def _describe_confidence(evaluation: Evaluation, calibration: Calibration | None, fitted_on: str) -> Iterator[str]:
-    before, after, abstention = evaluation.before, evaluation.after, evaluation.abstention
-    figures = f"ECE {before.ece:.1%}, Brier {before.brier:.3f}, loss {before.loss:.4f}"
-    if calibration is None:
-        yield (
-            f"Confidence as it is: {figures}. No temperature and no threshold: they are fitted on a val split, never "
-            "on what is evaluated."
-        )
-        return
-    yield (
-        f"Confidence as it is: {figures}; at a temperature of {after.temperature:.3g}: ECE {after.ece:.1%}, "
-        f"Brier {after.brier:.3f}, loss {after.loss:.4f}."
-    )
-    yield f"Temperature and threshold are fitted on {fitted_on}."
-    if abstention is None:
-        yield (
-            f"Abstaining: no threshold there ensures that at most {calibration.error:.3g} of the answers are wrong; "
-            "that takes fewer mistakes or more images."
-        )
-        return
-    threshold, error = abstention.threshold, abstention.error
-    rule = f"Abstaining below {threshold:.1%} confidence" if threshold else "Abstaining is not needed"
-    wrong = f"{error.value:.1%} ({_bounds(error, 1)}) of the answers are" if error else "nothing is"
-    yield (
-        f"{rule} to have at most {calibration.error:.3g} of the answers wrong, with 95 % confidence for images like "
-        f"those. Here {abstention.coverage.value:.1%} of the images are answered, and {wrong} wrong."
-    )
-
-
 def _name(split: str) -> str:
     return "all" if split == "all" else f"the {split} split"
-
-
-def _bounds(figure: Interval, digits: int = 2) -> str:
-    return f"{figure.low:.{digits}%} to {figure.high:.{digits}%}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from effnet.data.dataset import Dataset, Sample, split_data
-from effnet.data.held_out import hold_out, match_split, train_and_val
+from effnet.data.held_out import hold_out, match_split, train_and_val, trained_images
 from effnet.errors import DataError, UnknownNameError
 
 
@@ -115,6 +115,13 @@ def test_training_images_are_a_finding_unless_they_are_chosen() -> None:
     assert chosen.trained == 1
     assert "trained on 1 of these 2 images: the figures are too good" in chosen.notes
     assert paths(chosen.val) == ["v1"]  # a temperature is not fitted on what it was trained on
+
+
+def test_the_images_that_a_model_was_trained_on() -> None:
+    assert paths(trained_images(PLAIN, KNOWN)) == ["t1", "t2"]
+    assert paths(trained_images(dataset(t1="train", e1="test"), None)) == ["t1"]
+    assert paths(trained_images(dataset(t1="test", e1="train"), KNOWN)) == ["t1"]  # the model's own word counts
+    assert not len(trained_images(PLAIN, None))
 
 
 @pytest.mark.parametrize("known", [None, {"other/1.jpg": "test"}])

@@ -82,8 +82,8 @@ def test_the_slider_tells_what_a_threshold_does(browser: Browser, address: str, 
             slider.fill(str(place))
             _, answered, right = points[place]
             share, low, high = (100 * value for value in vars(wilson(right, answered)).values())
-            expect(status).to_contain_text(f"{answered / 1.2:.1f} % of the images are answered")
-            expect(status).to_contain_text(f"{share:.1f} % of the answers are right ({low:.1f} to {high:.1f} %)")
+            expect(status).to_contain_text(f"{answered / 1.2:.1f}% of the images are answered")
+            expect(status).to_contain_text(f"{share:.1f}% of the answers are right ({low:.1f}% to {high:.1f}%)")
         place = page.evaluate("document.querySelector('#handle').cx.baseVal.value")
         slider.press("ArrowRight")
         assert page.evaluate("document.querySelector('#handle').cx.baseVal.value") > place

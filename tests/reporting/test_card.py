@@ -28,7 +28,7 @@ def test_names_are_text_and_folders_stay_at_home(subject: Subject, tmp_path: Pat
     assert "\\<script\\>alert\\(1\\)\\</script\\>" in text
     assert text.count("<script") == text.count("\\<script")
     assert "/home/me" not in text  # whoever uploads the folder does not say where it lay
-    assert "Below a confidence of 60.0 %" in text
+    assert "Abstaining below 60.0% confidence" in text
 
 
 def test_a_bundle_with_a_card_is_a_bundle(subject: Subject, bundle: Path, tmp_path: Path) -> None:

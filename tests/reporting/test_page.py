@@ -56,7 +56,7 @@ def test_every_part_has_its_place(subject: Subject, fitted: Subject, tmp_path: P
 def test_the_verdict_has_the_interval(subject: Subject, fitted: Subject, tmp_path: Path) -> None:
     right = int((subject.logits.argmax(1) == subject.labels).sum())
     top1 = subject.evaluation.top1
-    words = f"{right / 1.2:.1f} % ({100 * top1.low:.1f} to {100 * top1.high:.1f} %) of 120 images of the test split"
+    words = f"{right / 1.2:.1f}% ({100 * top1.low:.1f}% to {100 * top1.high:.1f}%) of 120 images of the test split"
     assert words in written(subject, tmp_path).text
     text = written(fitted, tmp_path).text
     assert "Does not keep the budget" in text
@@ -181,7 +181,7 @@ def test_no_mistakes_and_one_image(subject: Subject, tmp_path: Path) -> None:
         evaluation=evaluate(logits, subject.labels[:1], CLASSES),
     )
     found = written(alone, tmp_path)
-    assert "100.0 %" in found.text
+    assert "100.0%" in found.text
     assert not {"mistakes", "labels", "unfamiliar"} & found.ids
 
 

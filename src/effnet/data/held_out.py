@@ -137,6 +137,12 @@ def train_and_val(dataset: Dataset, model: str, known: Splits | None) -> TrainVa
     return TrainVal(train, val, notes)
 
 
+def trained_images(dataset: Dataset, known: Splits | None) -> Dataset:
+    """The images of DATA that a model was trained on, by its split.csv, else DATA's train split; there may be none."""
+    own = [known.get(s.path, "") if known and _overlaps(dataset, known) else s.split for s in dataset.samples]
+    return _keep(dataset, [s for s, split in zip(dataset.samples, own, strict=True) if split == "train"])
+
+
 def _safe_split(own: str, known: str) -> str:
     """The split of an image by DATA and by a split.csv; "" if using it as train or as val would bias the result."""
     if "test" in (own, known):

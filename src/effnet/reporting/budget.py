@@ -7,7 +7,8 @@ from typing import Any
 
 from effnet import console
 from effnet.reporting import charts
-from effnet.reporting.sections import accuracy_of, between, clean
+from effnet.reporting.sections import accuracy_of, clean
+from effnet.reporting.words import between
 
 LIMITS = {  # fields of fit.json: title, and unit
     "macs": ("multiply-adds", ""),

@@ -15,8 +15,9 @@ from effnet import console
 from effnet.arch.cost import cost
 from effnet.files import write_text
 from effnet.metrics.intervals import Interval
-from effnet.reporting.sections import between, clean, tell_verdict
+from effnet.reporting.sections import clean, tell_verdict
 from effnet.reporting.subject import Subject
+from effnet.reporting.words import between, describe_threshold
 
 CARD = "README.md"
 CLASSES = 1000  # that are listed, at most
@@ -93,11 +94,7 @@ def _limits(subject: Subject) -> list[str]:
     texts = ["It names one of its classes whatever it is shown."]
     if calibration is not None:
         texts.append(f"Its confidence was calibrated on {calibration.n:,} {calibration.split} images.")
-        if calibration.threshold:
-            texts.append(
-                f"Below a confidence of {100 * calibration.threshold:.1f} % it says `unsure`: then at most "
-                f"{100 * calibration.error:g} % of its answers are wrong on images like those."
-            )
+        texts.append(f"{describe_threshold(subject.evaluation, calibration)} Below it an answer is `unsure`.")
     if known is not None:
         texts.append(f"{_plain(str(known))}. Images below it are called `unfamiliar`.")
     return texts

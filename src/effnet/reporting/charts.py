@@ -104,7 +104,7 @@ class Drawing:
 def write(value: float, form: str) -> str:
     """A number at an axis: "%", or a unit behind a prefix of thousands."""
     if form == "%":
-        return f"{100 * value:g} %"
+        return f"{100 * value:g}%"
     for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3)):
         if abs(value) >= factor * 0.9999:
             return f"{value / factor:.4g} {prefix}{form}".rstrip()

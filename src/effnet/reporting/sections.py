@@ -17,6 +17,7 @@ from effnet.plots.overlay import describe_scale, shade, strength
 from effnet.reporting import charts
 from effnet.reporting.pictures import LARGE, Pictures
 from effnet.reporting.subject import Subject, image_file, suspect_labels
+from effnet.reporting.words import between, describe_confidence, describe_threshold
 from effnet.runtime.cam import Explanation
 
 NAMED = 20  # classes of the confusion matrix, at most
@@ -37,12 +38,7 @@ def clean(name: object) -> str:
 
 def percent(value: float, digits: int = 1) -> str:
     """A share in percent."""
-    return f"{100 * value:.{digits}f} %"
-
-
-def between(figure: Interval, digits: int = 1) -> str:
-    """A share with its interval."""
-    return f"{percent(figure.value, digits)} ({100 * figure.low:.{digits}f} to {percent(figure.high, digits)})"
+    return f"{value:.{digits}%}"
 
 
 def tell_verdict(subject: Subject) -> dict[str, Any]:
@@ -86,7 +82,7 @@ def tabulate_coverage(subject: Subject) -> dict[str, Any]:
         if not curve or answered < curve[-1][1]:
             curve.append((least, answered, int(rights[answered - 1])))
     curve.reverse()  # from the fewest answers to all, as the slider and the drawing go
-    abstention, mark = subject.evaluation.abstention, len(curve) - 1
+    calibration, abstention, mark = subject.calibration, subject.evaluation.abstention, len(curve) - 1
     threshold = None if abstention is None else abstention.threshold
     if threshold:
         mark = min(range(len(curve)), key=lambda place: abs(curve[place][0] - threshold))
@@ -100,25 +96,8 @@ def tabulate_coverage(subject: Subject) -> dict[str, Any]:
         "mark": mark,
         "n": n,
         "rows": rows,
-        "words": _describe_threshold(subject),
+        "words": describe_threshold(subject.evaluation, calibration) if calibration else "",
     }
-
-
-def _describe_threshold(subject: Subject) -> str:
-    """What the model's own threshold ensures, and does here."""
-    calibration, abstention = subject.calibration, subject.evaluation.abstention
-    if calibration is None:
-        return ""
-    limit, on = f"at most {percent(calibration.error)} of the answers", subject.calibrated_on
-    if abstention is None or abstention.threshold is None:
-        return f"No threshold ensures, by {on}, that {limit} are wrong: that takes fewer mistakes or more images."
-    if abstention.threshold == 0:
-        return f"Every answer may be given: by {on}, {limit} are wrong on images like those."
-    wrong = f"{between(abstention.error)} of the answers are wrong" if abstention.error else "no answer is given"
-    return (
-        f"The model's own threshold is {percent(abstention.threshold)} confidence, chosen on {on} so that {limit} are "
-        f"wrong. Here {between(abstention.coverage)} of the images are answered, and {wrong}."
-    )
 
 
 def tabulate_confusion(subject: Subject, pictures: Pictures) -> dict[str, Any]:
@@ -270,15 +249,12 @@ def tell_calibration(subject: Subject) -> dict[str, Any]:
         if count
     ]
     fitted = before.temperature != after.temperature
-    words = f"Confidence and accuracy are {percent(after.ece)} apart on average (ECE)"
-    if fitted:
-        words += f", and {percent(before.ece)} without the temperature of {after.temperature:.3g}"
-        words += f", which was fitted on {subject.calibrated_on}" if subject.calibrated_on else ""
+    words = list(describe_confidence(subject.evaluation, subject.calibration, subject.calibrated_on))[:2]
     sets = [f"{each}." for each in (subject.sureness.sets if subject.sureness else ())]
     return {
         "svg": charts.draw_reliability(before, after),
         "rows": rows,
-        "words": f"{words}.",
+        "words": words,
         "fitted": fitted,
         "sets": sets,
     }

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from effnet.arch.cost import cost
 from effnet.arch.spec import Calibration
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError
 from effnet.metrics.calibration import confidence
-from effnet.metrics.evaluate import Evaluation
+from effnet.metrics.evaluate import Evaluation, predict_logits
 from effnet.metrics.familiarity import spread_classes
 from effnet.metrics.intervals import Labels, row_blocks
 from effnet.metrics.sureness import Sureness
@@ -24,7 +25,7 @@ from effnet.plots.evaluation import worst_mistakes
 from effnet.progress import SILENT, Progress
 from effnet.runtime.classifier import Classifier
 from effnet.runtime.prediction import probabilities
-from effnet.runtime.session import Logits
+from effnet.runtime.session import Logits, Pixels
 
 SURE = 0.9  # confidence in another label from which the given one is suspected
 # What the features of training images may cost where they have to be computed: images, and multiply-adds of all.
@@ -125,21 +126,15 @@ def suspect_labels(data: Dataset, logits: Logits, temperature: float) -> list[Su
     return sorted(found, key=lambda each: each.self_confidence)
 
 
-def find_neighbours(
-    classifier: Classifier, train: Dataset, macs: int, progress: Progress = SILENT
-) -> Neighbours | None:
-    """The features of training images, spread over the classes; None where fewer than one a class would be cheap.
+def find_neighbours(classifier: Classifier, train: Dataset, progress: Progress = SILENT) -> Neighbours | None:
+    """The features of training images, spread over the classes; None where MOST_MACS are not one of each class.
 
     Args:
         classifier: the model.
-        train: the images that it was trained on.
-        macs: multiply-adds of an image.
+        train: the images that it was trained on, labelled in the order of its outputs.
         progress: counts images.
     """
-    from effnet.metrics.evaluate import predict_logits
-    from effnet.runtime.session import Pixels
-
-    count = min(MOST_IMAGES, int(MOST_MACS / macs))
+    count = min(MOST_IMAGES, int(MOST_MACS / cost(classifier.spec).macs))
     if count < len(train.classes) or not len(train):
         return None
     chosen = spread_classes(np.array([sample.label for sample in train.samples]), count)

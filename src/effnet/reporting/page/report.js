@@ -2,7 +2,7 @@
 
 const find = (selector, within = document) => within.querySelector(selector);
 const every = (selector, within = document) => [...within.querySelectorAll(selector)];
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
 
 // Wilson's interval at 95 % of a share of n images, as metrics/intervals.py has it.
 function wilson(count, n) {
@@ -23,9 +23,9 @@ const curve = find("svg:has(#handle) .first").getAttribute("points").split(" ").
 
 function choose() {
   const [least, answered, right] = points[slider.value];
-  const [low, high] = wilson(right, answered).map((share) => (100 * share).toFixed(1));
+  const [low, high] = wilson(right, answered).map((share) => percent(share));
   const words = `Answers from ${percent(least)} confidence on: ${percent(answered / n)} of the images are answered, `
-    + `${percent(right / answered)} of the answers are right (${low} to ${high} %), ${answered - right} are wrong, `
+    + `${percent(right / answered)} of the answers are right (${low} to ${high}), ${answered - right} are wrong, `
     + `and ${n - answered} images are left to people.`;
   find("#chosen").textContent = words;
   slider.setAttribute("aria-valuetext", `${percent(least)} confidence, ${percent(answered / n)} answered`);
