@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
 
@@ -97,13 +98,20 @@ def collect(section: Section, page: str, token: Token) -> None:
     section.names |= {name.rstrip(".-") for name in NAME.findall(text)}
 
 
+def pairs(ours: list[Section], theirs: list[Section]) -> Iterator[tuple[Section | None, Section | None]]:
+    """Each section with its translation, so that a new one is told once and not by all that follow it."""
+    keys = [[str((section.shape, section.code, sorted(section.links))) for section in page] for page in (ours, theirs)]
+    for _, start, end, other_start, other_end in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
+        yield from zip_longest(ours[start:end], theirs[other_start:other_end])
+
+
 def differences(english: str, text: str, chinese: str, other: str) -> list[str]:
     """What one language has and the other lacks, a line for each section and kind."""
     lines = []
-    pairs = zip_longest(sections(english, text), sections(chinese, other))
-    for left, right in pairs:
+    for left, right in pairs([*sections(english, text)], [*sections(chinese, other)]):
         if not left or not right:
-            return [*lines, f"{(left or right).place}: the other language has no such section"]
+            lines.append(f"{(left or right).place}: the other language has no such section")
+            continue
         where = f"{left.place} / {right.place}"
         if left.shape != right.shape:
             lines.append(f"{where}: not the same paragraphs, items, rows and code blocks: {left.shape} / {right.shape}")
@@ -144,7 +152,7 @@ def test_chinese_is_set_as_chinese(chinese: str) -> None:
     text = re.sub(r"\]\([^)\s]+\)", "]", re.sub(r"`[^`\n]+`", "`x`", page))
     for rule, fault in {
         rf"{WIDE}{NARROW}|{NARROW}{WIDE}": "no space between Chinese and other characters",
-        rf"{WIDE} *[,.:;?!()]|[,:;?!()] *{WIDE}|[,.;:]\n(?=.*{WIDE})": "a narrow punctuation mark",
+        rf"{WIDE} *[,.:;?!()]|[,:;?!()] *{WIDE}": "a narrow punctuation mark",
         r"[，。：；、（）“”] (?!\|)|(?<!\|) [，。：；、（）”]": "a space beside a wide punctuation mark",
         rf"(?:{WIDE}|[，。：；、（）”])\n(?:{WIDE}|[（“`])": "a line break, which is shown as a space",
     }.items():
@@ -208,8 +216,7 @@ effnet info b0 # 注释
         ("- one\n", "", "items"),
         ("- one\n", "A paragraph.\n\n- one\n", "paragraphs"),
         ("## B", "### B", "paragraphs"),
-        ("## B", "## C\n\n## B", "paragraphs"),
-        ("| c |", "| c |", None),
+        ("## B", "## C\n\nText.\n\n## B", "no such section"),
     ],
 )
 def test_a_change_in_english_alone_is_found(old: str, new: str, kind: str | None) -> None:
@@ -218,4 +225,5 @@ def test_a_change_in_english_alone_is_found(old: str, new: str, kind: str | None
     if kind is None:
         assert not found
     else:
-        assert any(kind in line and "README.md" in line and "乙" in line for line in found), found
+        assert any(kind in line and "README.md" in line for line in found), found
+        assert all('"B"' in line or '"C"' in line for line in found), found
