@@ -36,7 +36,7 @@ FEATURES = {  # each with the features that it may import
     "benchmarking": ("exporting",),  # it measures the files that would be shipped
     "searching": ("training", "scaling"),
     "serving": (),
-    "fitting": ("checking", "scaling", "searching", "training", "exporting"),
+    "fitting": ("checking", "scaling", "searching", "training", "exporting", "reporting"),
 }
 LINES = (*((module,) for module in GROUND), *KERNEL, tuple(FEATURES), ("cli",), ("__main__",))
 LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 import time
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from effnet.checking.findings import KINDS, Findings, check
-from effnet.data.dataset import Dataset, explain_one_class, read_data, split_data, write_manifest
+from effnet.data.dataset import Dataset, Sample, explain_one_class, read_data, split_data, write_manifest
 from effnet.errors import ArgumentError, DataError
 from effnet.files import hold_lock, new_run, write_text
 from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any
 from effnet.fitting.choice import Choice, choose
+from effnet.fitting.result import Outcome, write_result
 from effnet.fitting.settings import (
     AMOUNTS,
     CANDIDATES,
@@ -33,12 +35,13 @@ from effnet.fitting.settings import (
     FINDINGS,
     MODEL,
     PLAN,
+    REPORT,
     RESULT,
     FitOptions,
     FitPlan,
     options_of,
 )
-from effnet.fitting.verdict import TIGHT, check_model, describe_fit, evaluate_model
+from effnet.fitting.verdict import TIGHT, check_model
 from effnet.machine import this_machine
 from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget
@@ -53,7 +56,7 @@ from effnet.training.train import batch_for
 RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
 FATAL = ("unreadable", "one_class")  # findings with which nothing can be trained
-RESERVE, RESERVE_INT8 = 20.0, 60.0  # seconds for what follows the training, at most a tenth of the time
+RESERVE, RESERVE_INT8 = 20.0, 60.0  # seconds for what follows the training, at most a sixth of the time
 LEAST, LEAST_AGAIN = 0.5, 0.2  # of the minutes: for the training where less is left, and for the one after going back
 
 
@@ -72,7 +75,7 @@ class Fitted:
     @property
     def report(self) -> Path:
         """The page that explains the result."""
-        return self.folder / "report.html"
+        return self.folder / REPORT
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -163,7 +166,7 @@ def _step(progress: Progress, plan: FitPlan, number: int, what: str, spent: floa
 def _look(plan: FitPlan, progress: Progress) -> Dataset:
     """Step 1; what was found is kept in findings.json, the splits in data.csv."""
     if (plan.folder / FINDINGS).is_file():
-        return read_data(plan.folder / DATA)
+        return _read_split(plan)
     _step(progress, plan, 1, f"reading {plan.data}")
     began, options = time.monotonic(), plan.options
     whole = read_data(plan.data)
@@ -183,7 +186,20 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
     write_manifest(data, plan.folder / DATA)
     values = {"seconds": time.monotonic() - began, "findings": sentences, "digest": data.digest}
     write_text(plan.folder / FINDINGS, json.dumps(values, indent=1) + "\n")
-    return read_data(plan.folder / DATA)
+    return _read_split(plan)
+
+
+def _read_split(plan: FitPlan) -> Dataset:
+    """The images of data.csv, under the paths that they have in the data."""
+    written = read_data(plan.folder / DATA)
+    root = (plan.data if plan.data.is_dir() else plan.data.parent).resolve()
+
+    def named(sample: Sample) -> Sample:
+        file = Path(os.path.normpath(written.root.resolve() / sample.path))
+        inside = file.is_relative_to(root)
+        return dataclasses.replace(sample, path=(file.relative_to(root) if inside else file).as_posix())
+
+    return dataclasses.replace(written, root=root, samples=tuple(map(named, written.samples)), source=str(plan.data))
 
 
 def _sentences(found: Findings) -> list[str]:
@@ -227,12 +243,8 @@ def _finish(plan: FitPlan, progress: Progress) -> None:
         progress.message(notes[-1])
         candidate = following
     _step(progress, plan, 6, "the test images", spent)
-    evaluation, split = evaluate_model(plan, data, progress)
-    result = describe_fit(plan, data, found, choice, candidate, measured, broken, evaluation, split)
-    result["reason"] = " ".join([str(result["reason"]), *notes])
-    result["seconds"]["training"] = spent
-    result["seconds"]["total"] = sum(result["seconds"].values())
-    write_text(plan.folder / RESULT, json.dumps(result, indent=1) + "\n")
+    outcome = Outcome(found, choice, candidate, folder.name, measured, broken, notes, spent)
+    write_result(plan, data, outcome, progress)
 
 
 def _train(
@@ -259,7 +271,7 @@ def _time_limit(plan: FitPlan, data: Dataset, candidate: FitCandidate, spent: fl
     """The minutes that are left for a training, where its recipe would take longer."""
     options, images = plan.options, len(data.subset("train"))
     whole = 60 * options.minutes
-    reserve = min(RESERVE_INT8 if candidate.int8 else RESERVE, whole / 10)
+    reserve = min(RESERVE_INT8 if candidate.int8 else RESERVE, whole / 6)
     left = max(whole - _spent(plan) - spent - reserve, (LEAST_AGAIN if spent else LEAST) * whole)
     recipe = candidate.recipe(images)
     recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))

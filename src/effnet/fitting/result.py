@@ -1,0 +1,204 @@
+"""Step 6 of a fit: how good the model is on the test images; fit.json, the page that explains it, the model card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effnet.arch.cost import cost
+from effnet.data.dataset import Dataset
+from effnet.files import write_text
+from effnet.fitting.candidates import FitCandidate, describe
+from effnet.fitting.choice import Choice
+from effnet.fitting.settings import CANDIDATES, FINDINGS, MODEL, REPORT, RESULT, FitPlan
+from effnet.fitting.verdict import TIGHT, backend_of
+from effnet.machine import this_machine
+from effnet.metrics.evaluate import Evaluation, evaluate, predict_logits
+from effnet.metrics.sureness import measure_sureness
+from effnet.progress import Progress
+from effnet.reporting.card import write_card
+from effnet.reporting.page import write_report
+from effnet.reporting.subject import Subject, find_neighbours
+from effnet.runtime.classifier import Classifier
+from effnet.runtime.load import load
+from effnet.runtime.session import Logits, Pixels
+from effnet.training.initial_network import short_side
+from effnet.training.run_folder import RESULTS, versions
+from effnet.version import __version__
+from effnet.weights.bundle import is_bundle
+from effnet.weights.registry import match_outputs
+
+GAIN = 0.002  # of the val accuracy in the second half of a training, from which more time may help
+
+
+class Outcome(NamedTuple):
+    """What steps 3 to 5 came to."""
+
+    found: Sequence[FitCandidate]
+    choice: Choice
+    candidate: FitCandidate  # that was trained last
+    run: str  # the name of its folder
+    measured: Mapping[str, Any]
+    broken: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]  # what went back
+    seconds: float  # of all trainings
+
+
+def write_result(plan: FitPlan, data: Dataset, outcome: Outcome, progress: Progress) -> None:
+    """Evaluate the model as it would be shipped, on test, else on val; write the page, the card, and fit.json last."""
+    split = "test" if "test" in data.splits else "val"
+    model = plan.folder / MODEL
+    with load(model, **backend_of(plan.options)) as classifier:
+        assert classifier.classes is not None
+        images = match_outputs(data.subset(split), classifier.classes, "the model's")
+        scores: list[NDArray[np.float64]] = []
+
+        def answer(pixels: Pixels) -> Logits:
+            logits, familiar = classifier.answer(pixels)
+            scores.extend([] if familiar is None else [familiar])
+            return logits
+
+        task = f"{split} images"
+        seen = predict_logits(answer, classifier.input, images, batch=classifier.group, progress=progress, task=task)
+        known = classifier.calibration
+        temperature, threshold = (known.temperature, known.threshold) if known else (1.0, None)
+        evaluation = evaluate(
+            seen.logits, seen.labels, classifier.classes, temperature=temperature, threshold=threshold
+        )
+        result = describe_fit(plan, data, outcome, evaluation, split)
+        familiar = np.concatenate(scores) if scores and split != "val" else None
+        told = None if classifier.familiarity is None or familiar is None else (classifier.familiarity, familiar)
+        sets = None if split == "val" else classifier.sets
+        train = match_outputs(data.subset("train"), classifier.classes, "the model's")
+        subject = Subject(
+            name=outcome.candidate.name,
+            source=plan.data.name,
+            data=seen.readable(images),
+            split=split,
+            logits=seen.logits,
+            evaluation=evaluation,
+            classifier=classifier,
+            calibration=known,
+            calibrated_on=f"the {known.n:,} images of the val split" if known else "",
+            sureness=measure_sureness(seen.logits, seen.labels, temperature, sets=sets, told=told),
+            scores=familiar,
+            neighbours=find_neighbours(classifier, train, cost(classifier.spec).macs, progress),
+            history=_history(plan, outcome.run),
+            splits={name: len(data.subset(name)) for name in data.splits},
+            notes=[f"{text[0].upper()}{text[1:].rstrip('.')}." for text in result["findings"]],
+            commands=_commands(plan, classifier),
+            facts=_facts(result),
+            fit=result,
+        )
+        if is_bundle(model):
+            write_card(subject, model)
+        write_report(subject, plan.folder / REPORT, progress)
+    write_text(plan.folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+
+def _history(plan: FitPlan, run: str) -> list[dict[str, Any]]:
+    """The epochs of the training."""
+    text = (plan.folder / run / RESULTS).read_text("utf-8")
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(text.splitlines())]
+
+
+def _commands(plan: FitPlan, classifier: Classifier) -> list[tuple[str, str]]:
+    """What to do next."""
+    model = shlex.quote(str(plan.folder / MODEL))
+    pins = "".join(f" --{name} {value}" for name, value in backend_of(plan.options).items())
+    commands = [
+        ("Classify photos:", f"effnet predict PHOTO --model {model}{pins}"),
+        ("Try it in a browser:", f"effnet serve {model}"),
+        ("See where it looks:", f"effnet explain PHOTO --model {model}"),
+        ("Look at the data:", f"effnet check {shlex.quote(str(plan.data))}"),
+        ("Do all of this again:", plan.command),
+    ]
+    if is_bundle(plan.folder / MODEL):
+        commands.insert(3, ("Write it for another engine:", f"effnet export {model} --format onnx"))
+    return commands
+
+
+def _facts(result: Mapping[str, Any]) -> dict[str, str]:
+    """Where the result came from, in words."""
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+    names = {"data": "data", "data_sha256": "sha256 of the data", "seed": "seed", "machine": "machine"}
+    facts = {title: str(result[name]) for name, title in names.items()}
+    facts |= {"runs in": str(result["backend"]["engine"]), "time": seconds}
+    return facts | {f"version of {name}": result["versions"][name] for name in ("effnet", "torch")}
+
+
+def _describe_time(plan: FitPlan, outcome: Outcome) -> list[str]:
+    """What the minutes bought, and whether more would buy more."""
+    rows, chosen = _history(plan, outcome.run), outcome.candidate
+    compared = len(outcome.choice.scores)
+    texts = [f"{outcome.choice.seconds:.0f} seconds compared {compared} networks."] if compared else []
+    if len(rows) < 3:
+        return texts
+    best = max(row["val_top1"] for row in rows)
+    half = max(row["val_top1"] for row in rows if row["epoch"] <= rows[-1]["epoch"] / 2)
+    more = "more minutes may help" if best - half > GAIN else "more minutes will hardly help"
+    gained = f"in the second half of the training it gained {100 * (best - half):.2f} points on val"
+    return [*texts, f"{len(rows)} epochs of {chosen.name} took {outcome.seconds:.0f} seconds; {gained}, so {more}."]
+
+
+def describe_fit(
+    plan: FitPlan,
+    data: Dataset,
+    outcome: Outcome,
+    evaluation: Evaluation,
+    split: str,
+) -> dict[str, Any]:
+    """What fit.json holds."""
+    options, choice, broken = plan.options, outcome.choice, outcome.broken
+    scored = {name: {kind: vars(score) for kind, score in kinds.items()} for name, kinds in choice.scores.items()}
+    none = {"probe": None, "short": None}
+    look = json.loads((plan.folder / FINDINGS).read_text("utf-8"))
+    second = json.loads((plan.folder / CANDIDATES).read_text("utf-8"))
+    seconds = {"look": look["seconds"], "candidates": second["seconds"]}
+    seconds |= {"choice": choice.seconds, "training": outcome.seconds}
+    figures = evaluation.to_dict()
+    return {
+        "effnet": __version__,
+        "format": 1,
+        "command": plan.command,
+        "data": str(plan.data),
+        "data_sha256": look["digest"],
+        "seed": options.seed,
+        "minutes": options.minutes,
+        "machine": str(this_machine()),
+        "versions": versions(),
+        "backend": {"engine": outcome.measured.get("engine"), **backend_of(options)},
+        "budget": options.budget,
+        "findings": look["findings"],
+        "sizes": {name: len(data.subset(name)) for name in data.splits} | {"side": short_side(data)},
+        "classes": list(data.classes),
+        "candidates": [each.to_dict() | none | scored.get(each.name, {}) for each in outcome.found],
+        "chosen": outcome.candidate.name,
+        "reason": " ".join([choice.reason, *outcome.notes]),
+        "predicted": outcome.candidate.costs,
+        "measured": dict(outcome.measured),
+        "kept": not broken,
+        "broken": [dict(each) for each in broken],
+        "nearest": _nearest(outcome.found, broken),
+        "test": {"split": split, "n": evaluation.n, "top1": figures["top1"], "macro_f1": figures["macro_f1"]},
+        "bought": _describe_time(plan, outcome),
+        "seconds": {**seconds, "total": sum(seconds.values())},
+    }
+
+
+def _nearest(found: Sequence[FitCandidate], broken: Sequence[Mapping[str, Any]]) -> str | None:
+    """What would have kept the limits that were broken."""
+    for each in broken:
+        if each["allowed"] is None:
+            return None
+        name = "slowest_tenth" if each["limit"] == "latency" else each["limit"]
+        needs = sorted((one.costs[name], one.name) for one in found if name in one.costs)
+        value, least = next((need for need in reversed(needs) if need[0] <= TIGHT * each["allowed"]), needs[0])
+        return f"{least} needs {describe(each['limit'], value)}"
+    return None
