@@ -27,7 +27,7 @@ from effnet.errors import ArgumentError, DataError
 from effnet.files import hold_lock, new_run, write_text
 from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any
 from effnet.fitting.choice import Choice, choose
-from effnet.fitting.result import Outcome, write_result
+from effnet.fitting.result import FitOutcome, write_result
 from effnet.fitting.settings import (
     AMOUNTS,
     CANDIDATES,
@@ -243,7 +243,7 @@ def _finish(plan: FitPlan, progress: Progress) -> None:
         progress.message(notes[-1])
         candidate = following
     _step(progress, plan, 6, "the test images", spent)
-    outcome = Outcome(found, choice, candidate, folder.name, measured, broken, notes, spent)
+    outcome = FitOutcome(found, choice, candidate, folder.name, measured, broken, notes, spent)
     write_result(plan, data, outcome, progress)
 
 

@@ -37,7 +37,7 @@ from effnet.weights.registry import match_outputs
 GAIN = 0.002  # of the val accuracy in the second half of a training, from which more time may help
 
 
-class Outcome(NamedTuple):
+class FitOutcome(NamedTuple):
     """What steps 3 to 5 came to."""
 
     found: Sequence[FitCandidate]
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
     seconds: float  # of all trainings
 
 
-def write_result(plan: FitPlan, data: Dataset, outcome: Outcome, progress: Progress) -> None:
+def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Progress) -> None:
     """Evaluate the model as it would be shipped, on test, else on val; write the page, the card, and fit.json last."""
     split = "test" if "test" in data.splits else "val"
     model = plan.folder / MODEL
@@ -133,7 +133,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, str]:
     return facts | {f"version of {name}": result["versions"][name] for name in ("effnet", "torch")}
 
 
-def _describe_time(plan: FitPlan, outcome: Outcome) -> list[str]:
+def _describe_time(plan: FitPlan, outcome: FitOutcome) -> list[str]:
     """What the minutes bought, and whether more would buy more."""
     rows, chosen = _history(plan, outcome.run), outcome.candidate
     compared = len(outcome.choice.scores)
@@ -150,7 +150,7 @@ def _describe_time(plan: FitPlan, outcome: Outcome) -> list[str]:
 def describe_fit(
     plan: FitPlan,
     data: Dataset,
-    outcome: Outcome,
+    outcome: FitOutcome,
     evaluation: Evaluation,
     split: str,
 ) -> dict[str, Any]:
