@@ -1,4 +1,4 @@
-# make demo     the plain install, two photos named; then torch (about 2 minutes, once) and a training under a minute
+# make demo     the plain install, two photos named; then torch (about 2 minutes, once) and a fit of a minute
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures, tables, file tree and transcripts of README.md and docs/
@@ -24,8 +24,8 @@ demo: .venv/.plain $(KERNELS)
 	@echo
 	@[ ! -f $(KERNELS) ] || echo "That needs nothing but pip install effnet: no torch, no other engine. Training needs torch."
 	@$(MAKE) --no-print-directory .venv/.demo
-	.venv/bin/effnet train examples/fashion --model lite0 --resolution 64 --minutes 0.9
-	@ls -x runs/train/latest
+	.venv/bin/effnet fit examples/fashion --macs 100M --minutes 1
+	@echo "The report: $(CURDIR)/runs/fit/latest/report.html"
 	@echo
 	@echo "Lite0 is B0 without squeeze-and-excitation and with ReLU6 in place of SiLU; its weights are installed with"
 	@echo "effnet. B0's own weights come from the internet: .venv/bin/effnet predict PHOTO --model b0"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from effnet.arch.cost import cost
 from effnet.data.dataset import Dataset
 from effnet.files import write_text
 from effnet.fitting.candidates import FitCandidate, describe
@@ -19,15 +16,12 @@ from effnet.fitting.choice import Choice
 from effnet.fitting.settings import CANDIDATES, FINDINGS, MODEL, REPORT, RESULT, FitPlan
 from effnet.fitting.verdict import TIGHT, backend_of
 from effnet.machine import this_machine
-from effnet.metrics.evaluate import Evaluation, evaluate, predict_logits
-from effnet.metrics.sureness import measure_sureness
+from effnet.metrics.evaluate import Evaluation
 from effnet.progress import Progress
 from effnet.reporting.card import write_card
+from effnet.reporting.examine import examine
 from effnet.reporting.page import write_report
-from effnet.reporting.subject import Subject, find_neighbours
-from effnet.runtime.classifier import Classifier
 from effnet.runtime.load import load
-from effnet.runtime.session import Logits, Pixels
 from effnet.training.initial_network import short_side
 from effnet.training.run_folder import RESULTS, versions
 from effnet.version import __version__
@@ -57,42 +51,18 @@ def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Pr
     with load(model, **backend_of(plan.options)) as classifier:
         assert classifier.classes is not None
         images = match_outputs(data.subset(split), classifier.classes, "the model's")
-        scores: list[NDArray[np.float64]] = []
-
-        def answer(pixels: Pixels) -> Logits:
-            logits, familiar = classifier.answer(pixels)
-            scores.extend([] if familiar is None else [familiar])
-            return logits
-
-        task = f"{split} images"
-        seen = predict_logits(answer, classifier.input, images, batch=classifier.group, progress=progress, task=task)
-        known = classifier.calibration
-        temperature, threshold = (known.temperature, known.threshold) if known else (1.0, None)
-        evaluation = evaluate(
-            seen.logits, seen.labels, classifier.classes, temperature=temperature, threshold=threshold
-        )
-        result = describe_fit(plan, data, outcome, evaluation, split)
-        familiar = np.concatenate(scores) if scores and split != "val" else None
-        told = None if classifier.familiarity is None or familiar is None else (classifier.familiarity, familiar)
-        sets = None if split == "val" else classifier.sets
         train = match_outputs(data.subset("train"), classifier.classes, "the model's")
-        subject = Subject(
-            name=outcome.candidate.name,
+        name = outcome.candidate.name
+        seen = examine(classifier, images, split, name=name, train=train, progress=progress)
+        result = describe_fit(plan, data, outcome, seen.evaluation, split)
+        found = [f"{text[0].upper()}{text[1:].rstrip('.')}." for text in result["findings"]]
+        subject = dataclasses.replace(
+            seen,
             source=plan.data.name,
-            data=seen.readable(images),
-            split=split,
-            logits=seen.logits,
-            evaluation=evaluation,
-            classifier=classifier,
-            calibration=known,
-            calibrated_on=f"the {known.n:,} images of the val split" if known else "",
-            sureness=measure_sureness(seen.logits, seen.labels, temperature, sets=sets, told=told),
-            scores=familiar,
-            neighbours=find_neighbours(classifier, train, cost(classifier.spec).macs, progress),
             history=_history(plan, outcome.run),
             splits={name: len(data.subset(name)) for name in data.splits},
-            notes=[f"{text[0].upper()}{text[1:].rstrip('.')}." for text in result["findings"]],
-            commands=_commands(plan, classifier),
+            notes=[*found, *seen.notes],
+            commands=_commands(plan),
             facts=_facts(result),
             fit=result,
         )
@@ -108,7 +78,7 @@ def _history(plan: FitPlan, run: str) -> list[dict[str, Any]]:
     return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(text.splitlines())]
 
 
-def _commands(plan: FitPlan, classifier: Classifier) -> list[tuple[str, str]]:
+def _commands(plan: FitPlan) -> list[tuple[str, str]]:
     """What to do next."""
     model = shlex.quote(str(plan.folder / MODEL))
     pins = "".join(f" --{name} {value}" for name, value in backend_of(plan.options).items())
