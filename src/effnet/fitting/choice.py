@@ -141,8 +141,11 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
         why = f"{val} val images" if val < LEAST_VAL else f"{plan.options.minutes:g} minutes"
         reason += f" No network was trained to compare: {why} are too few to show a difference."
     else:
-        order = sorted(entrants, key=lambda each: -each.costs["macs"])
-        reason = "It has the most multiply-adds of those that keep the budget; nothing else could be compared."
+        order = sorted(entrants, key=lambda each: (not (each.whole and each.weights), -each.costs["macs"]))
+        kind_of = "starts from weights of its own and " if order[0].whole and order[0].weights else ""
+        reason = (
+            f"It {kind_of}has the most multiply-adds of those that keep the budget; there was no time to compare more."
+        )
     rest = [each for each in (*best, *others, *candidates) if each.name not in {one.name for one in order}]
     names = tuple(dict.fromkeys(each.name for each in (*order, *rest)))
     scores: dict[str, dict[str, Interval]] = {}
