@@ -80,7 +80,9 @@ def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
     if name:
         drawn = [row | {"cost": float(row["costs"][name])} for row in rows]
         svg = charts.draw_candidates(drawn, (name, title(name), LIMITS[name][1]), budget.get(name))
-    shown = [each for each in LIMITS if any(row["costs"][each] is not None for row in rows)]
+    shown = [
+        each for each in dict.fromkeys((*budget, "macs", "latency")) if any(row["costs"].get(each) for row in rows)
+    ]
     for row in rows:
         row["costs"] = [amount(each, row["costs"][each]) for each in shown]
     return {

@@ -105,8 +105,8 @@ def write(value: float, form: str) -> str:
     """A number at an axis: "%", or a unit behind a prefix of thousands."""
     if form == "%":
         return f"{100 * value:g}%"
-    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3)):
-        if abs(value) >= factor * 0.9999:
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
+        if abs(value) >= factor * 0.9999 and (form or factor >= 1):
             return f"{value / factor:.4g} {prefix}{form}".rstrip()
     return f"{value:g} {form}".rstrip()
 
@@ -178,10 +178,11 @@ def draw_candidates(rows: Sequence[Mapping[str, Any]], axis: tuple[str, str, str
     drawing = Drawing(f"Accuracy of the candidates over {axis[1]}", x, y, HEIGHT + STRIP)
     drawing.axes((axis[1], axis[2]), ("right on val", "%"))
     if limit:
-        drawing.line([(x(limit), TOP), (x(limit), HEIGHT + STRIP - 22)], "limit")
+        drawing.line([(x(limit), TOP), (x(limit), HEIGHT - BOTTOM)], "limit")
         side, anchor = (4.0, "start") if x(limit) < WIDTH / 2 else (-4.0, "end")
         drawing.text("your limit", x(limit) + side, TOP + 11, "note", anchor)
     below = HEIGHT - BOTTOM + 34
+    drawing.text("not tried", LEFT - 6, below + 4, "note", "end")
     for row in sorted(rows, key=lambda row: bool(row["chosen"])):
         place, found = x(row["cost"]), row["accuracy"]
         height = y(found.value) if found else below

@@ -12,7 +12,7 @@ from PIL import Image
 from effnet.data.image import open_photo
 from effnet.errors import ImageError
 
-SIDE, LARGE = 112, 176  # pixels of the longer side: in rows of pictures, of a mistake and its maps
+SIDE, LARGE = 112, 160  # pixels of the longer side: in rows of pictures, of a mistake and its maps
 TINY = 64  # pixels of a side up to which a picture is shown enlarged, in squares
 QUALITY, QUALITY_OF_TINY = 60, 85  # of WebP
 

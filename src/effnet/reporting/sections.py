@@ -17,7 +17,7 @@ from effnet.plots.overlay import describe_scale, shade, strength
 from effnet.reporting import charts
 from effnet.reporting.pictures import LARGE, Pictures
 from effnet.reporting.subject import Subject, image_file, suspect_labels
-from effnet.reporting.words import between, describe_confidence, describe_threshold
+from effnet.reporting.words import between, describe_confidence
 from effnet.runtime.cam import Explanation
 
 NAMED = 20  # classes of the confusion matrix, at most
@@ -59,8 +59,8 @@ def tell_verdict(subject: Subject) -> dict[str, Any]:
         worst = found.mistakes[0]
         images = f"{worst.count:,} image{'s' if worst.count > 1 else ''}"
         next_steps.append(
-            f"Next, look at the mistakes below: the most frequent one is {clean(worst.true)} taken for "
-            f"{clean(worst.predicted)}, {images}. A label may be wrong as well."
+            f"Next, look at the mistakes below, most often {clean(worst.true)} taken for {clean(worst.predicted)} "
+            f"({images}): a label may be wrong as well."
         )
     return {"sentence": f"{right}.", "kept": kept, "cautions": cautions, "next": next_steps}
 
@@ -82,7 +82,7 @@ def tabulate_coverage(subject: Subject) -> dict[str, Any]:
         if not curve or answered < curve[-1][1]:
             curve.append((least, answered, int(rights[answered - 1])))
     curve.reverse()  # from the fewest answers to all, as the slider and the drawing go
-    calibration, abstention, mark = subject.calibration, subject.evaluation.abstention, len(curve) - 1
+    abstention, mark = subject.evaluation.abstention, len(curve) - 1
     threshold = None if abstention is None else abstention.threshold
     if threshold:
         mark = min(range(len(curve)), key=lambda place: abs(curve[place][0] - threshold))
@@ -96,7 +96,7 @@ def tabulate_coverage(subject: Subject) -> dict[str, Any]:
         "mark": mark,
         "n": n,
         "rows": rows,
-        "words": describe_threshold(subject.evaluation, calibration) if calibration else "",
+        "words": list(describe_confidence(subject.evaluation, subject.calibration, subject.calibrated_on))[1:],
     }
 
 
@@ -249,7 +249,7 @@ def tell_calibration(subject: Subject) -> dict[str, Any]:
         if count
     ]
     fitted = before.temperature != after.temperature
-    words = list(describe_confidence(subject.evaluation, subject.calibration, subject.calibrated_on))[:2]
+    words = next(describe_confidence(subject.evaluation, subject.calibration, subject.calibrated_on))
     sets = [f"{each}." for each in (subject.sureness.sets if subject.sureness else ())]
     return {
         "svg": charts.draw_reliability(before, after),

@@ -25,8 +25,8 @@ function choose() {
   const [least, answered, right] = points[slider.value];
   const [low, high] = wilson(right, answered).map((share) => percent(share));
   const words = `Answers from ${percent(least)} confidence on: ${percent(answered / n)} of the images are answered, `
-    + `${percent(right / answered)} of the answers are right (${low} to ${high}), ${answered - right} are wrong, `
-    + `and ${n - answered} images are left to people.`;
+    + `${percent(right / answered)} of the answers are right (${low} to ${high}). Wrong answers: ${answered - right}; `
+    + `images left to people: ${n - answered}.`;
   find("#chosen").textContent = words;
   slider.setAttribute("aria-valuetext", `${percent(least)} confidence, ${percent(answered / n)} answered`);
   [handle.cx.baseVal.value, handle.cy.baseVal.value] = curve[slider.value].map(Number);
