@@ -41,7 +41,7 @@ from effnet.training.execution import Images, choose_execution
 from effnet.training.recipe import RECIPES, Recipe
 from effnet.training.settings import Settings
 from effnet.training.train import FEW, batch_for
-from effnet.weights.registry import REGISTRY, is_here
+from effnet.weights.registry import REGISTRY, KnownWeights, fetch, is_here
 
 STEP = 32  # pixels between two resolutions
 BEYOND = 1.3  # times the resolution that a set of weights was trained at
@@ -50,6 +50,7 @@ SCRATCH_IMAGES, SCRATCH_EACH = 20_000, 500  # training images, and images of a c
 MEASURED = {"latency", "memory"}  # limits
 SCRATCH_SIZES = (32, 64)  # pixels
 INT8, INT8_MINUTES = 3, 5  # networks that are quantised to see what they cost, at most; minutes that are worth it
+TOO_SLOW = 1.5  # times a limit, from which a network is not measured at higher resolutions
 MARGIN = 0.95  # share of a measured limit that a network may take: times vary from one moment to the next
 OVERHEAD = 8_000_000  # bytes that the engine takes beside weights and maps: 5.6 to 9 MB on a Xeon (AVX-512)
 
@@ -137,7 +138,7 @@ def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) ->
     if file.is_file():
         return [FitCandidate.from_dict(values) for values in json.loads(file.read_text("utf-8"))["candidates"]]
     began, options = time.monotonic(), plan.options
-    found = [_counted(each, options, facts) for each in _propose(options, facts)]
+    found = [_counted(each, options, facts) for each in _propose(options, facts, _weights_here(progress))]
     found = _measured(found, options, progress)
     kept = any(each.refused is None and each.whole for each in found)
     worth = options.precision == "int8" or not kept or options.minutes >= INT8_MINUTES
@@ -191,13 +192,24 @@ def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
     return sorted(sizes | set(range(2 * STEP, whole, 2 * STEP)) | {whole})
 
 
-def _propose(options: FitOptions, facts: Facts) -> Iterator[FitCandidate]:
-    """The networks, without their costs."""
-    here = [row for row in REGISTRY.values() if "/" not in row.name and is_here(row)]
+def _weights_here(progress: Progress) -> list[KnownWeights]:
+    """The sets of weights on this machine, except for files that are damaged."""
+    here = []
+    for row in filter(is_here, REGISTRY.values()):
+        try:
+            fetch(row)
+            here.append(row)
+        except EffnetError as error:
+            progress.message(f"{row.name} is left out: {error}")
+    return here
+
+
+def _propose(options: FitOptions, facts: Facts, here: Sequence[KnownWeights]) -> Iterator[FitCandidate]:
+    """The networks, without their costs; of each set of weights the lowest resolution first."""
     for row in here:
         own = make_spec(row.variant, num_classes=facts.classes)
         for size in resolutions(facts.side, row.input.size, options.resolution):
-            yield FitCandidate(f"{row.name}-{size}", make_spec(own, resolution=size), row.name)
+            yield FitCandidate(f"{row.name.replace('/', '-')}-{size}", make_spec(own, resolution=size), row.name)
     if here:
         smallest = min(here, key=lambda row: cost(make_spec(row.variant)).params)
         own = make_spec(smallest.variant, num_classes=facts.classes)
@@ -262,15 +274,21 @@ def _measured(found: list[FitCandidate], options: FitOptions, progress: Progress
         return found
     backend = {"engine": options.pinned_engine, "precision": options.precision, "threads": options.threads}
     backend = {name: value for name, value in backend.items() if value is not None}
-    able, done = sum(each.refused is None for each in found), 0
+    able, done, slow = sum(each.refused is None for each in found), 0, dict[tuple[float, ...], Refusal]()
     for place, each in enumerate(found):
         if each.refused is None:
             done += 1
             progress.update("timing networks", done, able, each.name)
+            body = each.spec.width, each.spec.depth, cost(each.spec).params
+            if body in slow:  # at a lower resolution it took much too long already
+                found[place] = dataclasses.replace(each, refused=slow[body])
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "spec.yaml"
                 file.write_text(spec_text(each.spec), "utf-8")
-                found[place] = _with_measured(each, file, backend, options)
+                found[place] = made = _with_measured(each, file, backend, options)
+            if made.refused and made.refused.value > TOO_SLOW * made.refused.allowed:
+                slow[body] = made.refused
     return found
 
 

@@ -166,7 +166,10 @@ def _step(progress: Progress, plan: FitPlan, number: int, what: str, spent: floa
 def _look(plan: FitPlan, progress: Progress) -> Dataset:
     """Step 1; what was found is kept in findings.json, the splits in data.csv."""
     if (plan.folder / FINDINGS).is_file():
-        return _read_split(plan)
+        data = _read_split(plan)
+        if data.digest != json.loads((plan.folder / FINDINGS).read_text("utf-8"))["digest"]:
+            raise DataError(f"{plan.data} has changed since the fit began: begin a new one")
+        return data
     _step(progress, plan, 1, f"reading {plan.data}")
     began, options = time.monotonic(), plan.options
     whole = read_data(plan.data)
@@ -184,9 +187,10 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
     for sentence in sentences:
         progress.message(sentence)
     write_manifest(data, plan.folder / DATA)
+    data = _read_split(plan)
     values = {"seconds": time.monotonic() - began, "findings": sentences, "digest": data.digest}
     write_text(plan.folder / FINDINGS, json.dumps(values, indent=1) + "\n")
-    return _read_split(plan)
+    return data
 
 
 def _read_split(plan: FitPlan) -> Dataset:
