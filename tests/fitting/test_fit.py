@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from effnet.fitting import fit as fitting
 from effnet.fitting import verdict
 from effnet.fitting.fit import Fitted
 from effnet.fitting.measurement import Measurement
+from effnet.fitting.settings import FitPlan, options_of
 
 COMMAND = "fit"
 # One network of ImageNet's weights and two that are sliced from it; its recipe takes less than the minutes.
@@ -95,6 +97,18 @@ def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Fitted, shapes: Path, 
     again = fitting.resume(folder)
     assert (folder / "choice.json").read_bytes() != choice or again.result["chosen"] == fitted.result["chosen"]
     assert (again.model / "model.safetensors").read_bytes() == (fitted.model / "model.safetensors").read_bytes()
+
+
+def test_changed_data_are_noticed(shapes: Path, tmp_path: Path) -> None:
+    copy, run = shutil.copytree(shapes, tmp_path / "shapes"), tmp_path / "run"
+    plan = FitPlan(run, copy, options_of(None, **BUDGET))
+    run.mkdir()
+    plan.write()
+    fitting.consider(plan)
+    changed = next((copy / "disc").iterdir())
+    changed.write_bytes(changed.read_bytes() + b"more")
+    with pytest.raises(DataError, match="has changed"):
+        fitting.resume(run)
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> None:

@@ -8,7 +8,6 @@ them, the feature maps, and the engine's own libraries where it has any.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -67,9 +66,7 @@ def model_bytes(model: Path) -> int:
 
 def _ask(model: Path, backend: dict[str, Any]) -> Measurement:
     command = [sys.executable, "-m", "effnet.fitting.measurement", str(model), json.dumps(backend)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": ""}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RefusedError(f"{model} cannot be measured: {reason}")
