@@ -87,6 +87,13 @@ def test_the_verdict_of_a_search_whose_time_is_over(finished: SearchResult, shap
     assert read_rule(out / "rule.yaml") == begun.rule
     assert (out / "search.png").exists()
     before = rows(out / "trials.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("effnet.searching.search.LocalExecutor", None)  # nothing is to be trained
+        for none in (WorkOptions(minutes=1e-6), WorkOptions(minutes=0), WorkOptions(trials=0)):  # of a minute; reading takes longer
+            (out / "verdict.json").unlink()
+            again = resume(out, none)
+            assert (again.scores, repr(again.verdict), again.missing) == (begun.scores, repr(begun.verdict), (1, 4))
+            assert (out / "verdict.json").exists()
     done = resume(out, ONE)
     assert rows(out / "trials.csv")[:2] == before
     assert (done.scores, repr(done.verdict)) == (finished.scores, repr(finished.verdict))  # nan is not nan
@@ -155,7 +162,10 @@ def test_the_length_of_trainings(shapes: Path, tmp_path: Path, monkeypatch: pyte
         options = SearchOptions(triple=OPTIONS.triple, rungs=rungs, seeds=1, val=0.3)
         assert search(shapes, BASE, options, WorkOptions(trials=1), out=tmp_path / f"{rungs}").plan.epochs == steps
     with pytest.raises(TrainingError, match="no training is finished; go on: effnet search --resume"):
-        search(shapes, BASE, OPTIONS, WorkOptions(minutes=1e-9), out=tmp_path / "u")
+        search(shapes, BASE, OPTIONS, WorkOptions(minutes=0), out=tmp_path / "u")
+    for wrong in ({"minutes": -1}, {"trials": -1}, {"workers": 0}):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            WorkOptions(**wrong)
 
 
 def test_two_classes_of_which_nothing_is_learned(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from effnet.arch.variants import spec as make_spec
 from effnet.console import Amount, csv_lines
 from effnet.data.dataset import Dataset, Sample, explain_one_class, manifest, read_data, read_manifest, split_data
 from effnet.errors import ArgumentError, DataError
-from effnet.fields import one_of, positive_float, positive_int, read_fields
+from effnet.fields import non_negative_float, non_negative_int, one_of, positive_float, positive_int, read_fields
 from effnet.files import write_text
 from effnet.machine import this_machine
 from effnet.scaling.budget import Budget
@@ -125,17 +125,21 @@ class WorkOptions:
     """Who trains and for how long, in this run of a search."""
 
     minutes: float | None = None
-    """Time after which no training starts; the verdict uses those that are finished."""
+    """Time after which no training starts; the verdict uses those that are finished. 0: only the verdict."""
     trials: int | None = None
-    """Limit on the trainings of this run."""
+    """Limit on the trainings of this run. 0: only the verdict on those that are finished."""
     workers: int | None = None
     """Trainings at a time, each on one thread. Default: one for each core, or what the Ray cluster has room for."""
     ray: str | None = None
     """Address of a Ray cluster to train on: auto, ray://HOST:10001; local starts one here. Default: processes."""
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError if a value is not positive."""
-        _check_positive(self, ("minutes",), ("trials", "workers"))
+        """Raise ArgumentError if a value is outside its range."""
+        _check_positive(self, (), ("workers",))
+        if self.minutes is not None:
+            non_negative_float("minutes", self.minutes)
+        if self.trials is not None:
+            non_negative_int("trials", self.trials)
 
     def count_workers(self, device: str) -> int:
         """Trainings at a time on this machine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def search(
     with new_run(out, RUNS, f"{data.resolve().stem}-{original.name}", TRIALS) as folder:
         plan = _make_plan(folder, data, original, options, progress)
         plan.write(data)
-    return _continue(plan, work, progress)
+    return _continue(plan, work, time.monotonic(), progress)
 
 
 def resume(
@@ -69,9 +70,10 @@ def resume(
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Go on with the search in a folder; `data` is where the images are, if they were moved. It raises as `search`."""
+    start = time.monotonic()
     plan = SearchPlan.read(Path(folder), None if data is None else Path(data))
     check_device(plan.options.device, DEVICES)
-    return _continue(plan, work, progress)
+    return _continue(plan, work, start, progress)
 
 
 def _check_workers(options: SearchOptions, work: WorkOptions) -> None:
@@ -136,8 +138,8 @@ def _fast_enough(found: tuple[Candidate, ...], latency: float, progress: Progres
     return kept
 
 
-def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> SearchResult:
-    """Train what is missing and judge what is finished."""
+def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progress) -> SearchResult:
+    """Train what is missing, in the minutes after `start` (of time.monotonic), and judge what is finished."""
     rungs, folder = plan.rungs, plan.folder
     workers, total = work.count_workers(plan.options.device), sum(rung.trainings for rung in rungs)
     with open_record(folder / TRIALS, plan.names) as record:
@@ -145,7 +147,8 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
             f"{total} trainings of {len(plan.candidates)} networks, the longest {plan.epochs:.3g} epochs of "
             f"{len(plan.data.subset('train')):,} images; {len(record.trials)} are done. All in {folder}"
         )
-        if open_jobs(rungs, record.scores):
+        minutes = None if work.minutes is None else work.minutes - (time.monotonic() - start) / 60
+        if work.trials != 0 and (minutes is None or minutes > 0) and open_jobs(rungs, record.scores):
             _check_workers(plan.options, work)
             executor = RayExecutor(plan, work.ray, work.workers) if work.ray else LocalExecutor(plan, workers)
             workers = executor.slots
@@ -153,10 +156,12 @@ def _continue(plan: SearchPlan, work: WorkOptions, progress: Progress) -> Search
             try:
                 with interruptible(), closing(executor):
                     run_jobs(
-                        find_open, record, executor, progress, total=total, minutes=work.minutes, trials=work.trials
+                        find_open, record, executor, progress, total=total, minutes=minutes, trials=work.trials
                     )
             except KeyboardInterrupt:
-                kept = f"Stopped; {len(record.trials)} trainings are kept. Go on: effnet search --resume {folder}"
+                again = f"effnet search --resume {folder}"
+                kept = f"Stopped; {len(record.trials)} trainings are kept. Go on: {again}"
+                kept += f"; their verdict: {again} --trials 0" if record.trials else ""
                 raise KeyboardInterrupt(kept) from None
         trials, scores = record.trials.values(), record.scores
     if not open_jobs(rungs, scores):
