@@ -89,7 +89,8 @@ def test_the_verdict_of_a_search_whose_time_is_over(finished: SearchResult, shap
     before = rows(out / "trials.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("effnet.searching.search.LocalExecutor", None)  # nothing is to be trained
-        for none in (WorkOptions(minutes=1e-6), WorkOptions(minutes=0), WorkOptions(trials=0)):  # of a minute; reading takes longer
+        # reading the plan takes longer than 1e-6 minutes
+        for none in (WorkOptions(minutes=1e-6), WorkOptions(minutes=0), WorkOptions(trials=0)):
             (out / "verdict.json").unlink()
             again = resume(out, none)
             assert (again.scores, repr(again.verdict), again.missing) == (begun.scores, repr(begun.verdict), (1, 4))

@@ -188,6 +188,20 @@ def test_a_client_who_leaves_while_it_sends(served: Served, caplog: pytest.LogCa
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=x"])
+def test_a_body_that_does_not_come(served: Served, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("effnet.serving.exchange.PATIENCE", 0.1)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+    with socket.create_connection(served.url.removeprefix("http://").split(":"), 30) as client:
+        client.sendall(head.encode())
+        said = client.recv(4096).decode()
+    assert said.startswith("HTTP/1.1 408")
+    assert "the body did not come within" in said
+    assert served.engine.batches == []
+    assert served.http.post("/predict", content=RED).status_code == 200
+    assert served.number("effnet_requests_total", endpoint="predict", status="408") == 1
+
+
 def test_an_engine_that_fails(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     served.engine.fails = True
     answer = served.http.post("/predict", content=RED)
