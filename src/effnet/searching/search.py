@@ -155,9 +155,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progr
             find_open = functools.partial(open_jobs, rungs)
             try:
                 with interruptible(), closing(executor):
-                    run_jobs(
-                        find_open, record, executor, progress, total=total, minutes=minutes, trials=work.trials
-                    )
+                    run_jobs(find_open, record, executor, progress, total=total, minutes=minutes, trials=work.trials)
             except KeyboardInterrupt:
                 again = f"effnet search --resume {folder}"
                 kept = f"Stopped; {len(record.trials)} trainings are kept. Go on: {again}"
