@@ -263,6 +263,12 @@ class InputSpec:
         """1 for greyscale, 3 for RGB."""
         return len(self.mean)
 
+    def at(self, size: int, side: int) -> InputSpec:
+        """The same for another size; images of `side` pixels, the shorter side, are not enlarged just to be cropped."""
+        enlarged = self.fit == "crop" and side <= size
+        resize = size if enlarged else max(size, round(size * self.resize / self.size))
+        return dataclasses.replace(self, size=size, resize=resize)
+
     def with_channels(self, channels: int) -> InputSpec:
         """The same for another number of channels, each with the averages of these."""
         if channels == self.channels:

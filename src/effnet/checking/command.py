@@ -1,88 +1,143 @@
-"""effnet check: what is wrong with a data set, and a manifest of it without those images."""
+"""effnet check: what is wrong with a data set and its labels, and manifests to go on with."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from effnet import console
 from effnet.checking.findings import COPIES, KINDS, Finding, Findings, clean
 from effnet.checking.findings import check as find
+from effnet.checking.labels import LabelErrors, find_label_errors, without_suspects, write_review
 from effnet.console import FINDING, OK, Flag
 from effnet.data.dataset import Dataset, read_data, write_manifest
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.plots.contact_sheet import Cell, check_sheet, draw_sheet
 from effnet.plots.style import GREY, INK, RED
+from effnet.runtime.load import read_model
 from effnet.weights.bundle import read_network
 
 NAMED = 3  # files of one finding in a line
 CLASSES = 20  # that are named when images are left out, at most
-PAIRS = 60  # copies on a sheet, at most
+CELLS = 60  # on a sheet, at most
+
+
+@dataclass(frozen=True)
+class CheckFiles:
+    """What is written; the data itself stays as it is."""
+
+    fix: Path | None = None
+    """Write a manifest without unreadable files, contradictions, leaks and copies to this .csv file; with --labels,
+    also without images whose label is rather wrong than right."""
+    review: Path | None = None
+    """With --labels: write a manifest of all images to this .csv file, the suspects first, with the likely label beside
+    the given one. Correct the labels in it, delete lines, and train from it."""
+    pictures: Path | None = None
+    """Draw copies side by side into this .jpg or .png file; with --labels, the suspects instead."""
 
 
 def check(
     data: Path,
     *,
+    labels: Flag = False,
     model: str = "lite0",
     resolution: int | None = None,
-    fix: Path | None = None,
-    pictures: Path | None = None,
+    files: Annotated[CheckFiles, Parameter(name="*")] = CheckFiles(),
     limit: int = 3,
     json: Flag = False,
 ) -> int:
-    """Find what is wrong with a data set before training: broken files, copies, leaks, contradictions, sizes.
+    """Find what is wrong with a data set before training: broken files, copies, leaks, contradictions, sizes, labels.
 
-    Copies are found even if they were compressed again, resized, converted, brightened or mirrored.
+    Copies are found even if they were compressed again, resized, converted, brightened or mirrored. Labels are judged
+    by classifiers of the model's features that did not see them.
 
     Args:
         data: A folder with a sub-folder for each class, split (train, val, test) or not, or a manifest.
-        model: The network that will see the images: a variant (b0 ..., lite0 ...), a bundle or a spec.yaml.
+        labels: Also find labels that are probably wrong. It takes the time of predicting every image.
+        model: The network that will see the images: a variant (b0 ..., lite0 ...), a bundle or a spec.yaml. Labels take
+            one with weights.
         resolution: Its resolution in pixels, in place of the model's own.
-        fix: Write a manifest without unreadable files, contradictions, leaks and copies to this .csv file; the data
-            stays as it is.
-        pictures: Draw copies side by side into this .jpg or .png file.
+        files: What is written.
         limit: How many examples of each kind to show.
         json: JSON with every finding instead of a summary.
     """
     limit = positive_int("limit", limit)
+    _check_files(files, data, labels)
     pixels = read_network(model).resolution if resolution is None else positive_int("resolution", resolution)
-    if fix is not None:
-        _check_manifest(fix, data)
-    if pictures is not None:
-        check_sheet("pictures", pictures)
+    errors: LabelErrors | None = None
     with console.Display(f"reading {data}") as progress:
+        opened = read_model(model, progress=progress) if labels else None
         dataset = read_data(data)
         findings = find(dataset, resolution=pixels, progress=progress)
+        if opened is not None:
+            known = findings.duplicates
+            errors = find_label_errors(dataset, opened, resolution=resolution, duplicates=known, progress=progress)
     if json:
-        sys.stdout.write(console.json_text({"data": str(data)} | findings.to_dict()))
+        more = {} if errors is None else {"labels": errors.to_dict()}
+        sys.stdout.write(console.json_text({"data": str(data)} | findings.to_dict() | more))
     else:
         _show(data, dataset, findings, model, limit)
-    if fix is not None:
-        cleaned = clean(dataset, findings)
-        fix.parent.mkdir(parents=True, exist_ok=True)
-        write_manifest(cleaned, fix)
-        console.remark(f"Written: {fix}, {len(cleaned):,} of {len(dataset):,} images")
-        if len(cleaned) < len(dataset):
-            console.remark(f"Left out: {_count_removed(dataset, cleaned)}")
-    if pictures is not None:
-        cells = _pair_copies(dataset, findings)
-        if cells:
-            draw_sheet(cells, f"{data}: copies, two of each", pictures, across=3)
-        console.remark(f"Drawn: {pictures}, {len(cells)} pairs" if cells else "Nothing to draw: no copies.")
-    console.remark(f"Next: {_next(data, fix, pictures, findings)}")
+        if errors is not None:
+            _show_labels(errors, limit)
+    _write(files, dataset, findings, errors)
+    console.remark(f"Next: {_next(data, model, files, findings, errors)}")
     return FINDING if findings.errors else OK
 
 
-def _check_manifest(fix: Path, data: Path) -> None:
-    """Refuse a manifest that cannot be written, before the check takes time."""
-    if fix.suffix.lower() != ".csv":
-        raise ArgumentError("fix", str(fix), "must end in .csv: it is a manifest.")
-    if fix.is_dir():
-        raise ArgumentError("fix", str(fix), "is a folder; name a file.")
-    if fix.resolve() == data.resolve():
-        raise ArgumentError("fix", str(fix), "is the data itself; name another file.")
+def _check_files(files: CheckFiles, data: Path, labels: bool) -> None:
+    """Refuse a file that cannot be written, before the check takes time."""
+    if files.review is not None and not labels:
+        raise ArgumentError("review", str(files.review), "is of labels: add --labels.")
+    for argument, file in (("fix", files.fix), ("review", files.review)):
+        if file is None:
+            continue
+        if file.suffix.lower() != ".csv":
+            raise ArgumentError(argument, str(file), "must end in .csv: it is a manifest.")
+        if file.is_dir():
+            raise ArgumentError(argument, str(file), "is a folder; name a file.")
+        if file.resolve() == data.resolve():
+            raise ArgumentError(argument, str(file), "is the data itself; name another file.")
+    if files.fix is not None and files.review is not None and files.fix.resolve() == files.review.resolve():
+        raise ArgumentError("review", str(files.review), "is the file of --fix; name another one.")
+    if files.pictures is not None:
+        check_sheet("pictures", files.pictures)
+
+
+def _write(files: CheckFiles, dataset: Dataset, findings: Findings, errors: LabelErrors | None) -> None:
+    """Write what was asked for, and say so."""
+    if files.fix is not None:
+        cleaned = clean(dataset, findings)
+        if errors is not None:
+            cleaned = without_suspects(cleaned, errors)
+        files.fix.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(cleaned, files.fix)
+        console.remark(f"Written: {files.fix}, {len(cleaned):,} of {len(dataset):,} images")
+        if len(cleaned) < len(dataset):
+            console.remark(f"Left out: {_count_removed(dataset, cleaned)}")
+    if files.review is not None and errors is not None:
+        files.review.parent.mkdir(parents=True, exist_ok=True)
+        write_review(dataset, errors, files.review)
+        console.remark(f"Written: {files.review}, {len(dataset):,} images, the {len(errors.suspects):,} suspects first")
+        if errors.suspects:
+            console.remark(
+                "Look at each: correct its `label`, or delete its line; only path, label, split and group are read."
+            )
+    if files.pictures is not None:
+        if errors is None:
+            cells, across, of = _pair_copies(dataset, findings), 3, "copies, two of each"
+        else:
+            cells, across, of = _picture_suspects(dataset, errors), 5, "labels that may be wrong"
+        if cells:
+            draw_sheet(cells, f"{dataset}: {of}", files.pictures, across=across)
+        nothing = "no copies" if errors is None else "no label stands out"
+        drawn = f"Drawn: {files.pictures}, {len(cells)} {'pairs' if errors is None else 'images'}"
+        console.remark(drawn if cells else f"Nothing to draw: {nothing}.")
 
 
 def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: int) -> None:
@@ -113,6 +168,25 @@ def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: i
         sys.stdout.write("Nothing was found: every file can be read, and there are no copies.\n")
 
 
+def _show_labels(errors: LabelErrors, limit: int) -> None:
+    """How far the labels can be judged, and the first suspects."""
+    judged = f"{errors.model}'s features at {errors.resolution} px agree with {errors.accuracy.value:.1%} of"
+    judged += f" {errors.judged:,} labels that they did not learn from"
+    if errors.not_judged:
+        judged += f"; {errors.not_judged:,} could not be judged"
+    count, expected = len(errors.suspects), round(errors.expected)
+    sys.stdout.write("\n")
+    if not count:
+        console.paragraphs([f"No label stands out as wrong: {judged}."])
+        return
+    about = f"about {expected:,} of these {count:,} are wrong" if count > 1 else f"wrong with {errors.expected:.0%}"
+    console.paragraphs([f"warning: {count:,} {_plural('label(s)', count)} to look at, {about}. {judged}."])
+    for each in errors.suspects[:limit]:
+        sys.stdout.write(f"  {each.path}: labelled {each.given}, rather {each.likely} (wrong: {each.wrong:.0%})\n")
+    if count > limit:
+        sys.stdout.write(f"  ... and {count - limit:,} more\n")
+
+
 def _plural(name: str, count: int) -> str:
     """A name such as image(s) or class(es) for that many."""
     ending = "es" if "(es)" in name else "s"
@@ -122,7 +196,7 @@ def _plural(name: str, count: int) -> str:
 def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
     """Two images of each group of copies, the worst kinds first, with what is wrong and both names below them."""
     cells = []
-    for finding in [finding for kind in COPIES for finding in findings.of(kind)][:PAIRS]:
+    for finding in [finding for kind in COPIES for finding in findings.of(kind)][:CELLS]:
         pair = finding.files[:2]
         more = f", {len(finding.files)} files" if len(finding.files) > 2 else ""
         fault = f"{_plural(KINDS[finding.kind][1], 1)}: {finding.message}{more}"
@@ -130,6 +204,22 @@ def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
         lines = (fault, RED if finding.severity == "error" else INK), *names
         cells.append(Cell(tuple(dataset.root / path for path in pair), lines))
     return cells
+
+
+def _picture_suspects(dataset: Dataset, errors: LabelErrors) -> list[Cell]:
+    """The first suspects, each with both labels."""
+    return [
+        Cell(
+            (dataset.root / each.path,),
+            (
+                (f"labelled {each.given}", INK),
+                (f"rather {each.likely}", RED),
+                (f"wrong: {each.wrong:.0%}", GREY),
+                (each.path, GREY),
+            ),
+        )
+        for each in errors.suspects[:CELLS]
+    ]
 
 
 def _example(finding: Finding) -> str:
@@ -149,12 +239,14 @@ def _count_removed(dataset: Dataset, cleaned: Dataset) -> str:
     return ", ".join([*lines[:CLASSES], *more])
 
 
-def _next(data: Path, fix: Path | None, pictures: Path | None, findings: Findings) -> str:
+def _next(data: Path, model: str, files: CheckFiles, findings: Findings, errors: LabelErrors | None) -> str:
     """The next command."""
-    if fix is not None:
-        return f"effnet train {shlex.quote(str(fix))}"
-    if pictures is None and any(findings.of(kind) for kind in COPIES):
-        return f"effnet check {shlex.quote(str(data))} --pictures copies.jpg --fix clean.csv"
-    if findings.errors:
-        return f"effnet check {shlex.quote(str(data))} --fix clean.csv"
-    return f"effnet train {shlex.quote(str(data))}"
+    if files.review is not None or files.fix is not None:
+        return f"effnet train {shlex.quote(str(files.review or files.fix))}"
+    check = f"effnet check {shlex.quote(str(data))}"
+    if errors is not None and errors.suspects:
+        chosen = "" if model == "lite0" else f" --model {shlex.quote(model)}"
+        return f"{check} --labels{chosen} --pictures labels.jpg --review labels.csv"
+    if files.pictures is None and any(findings.of(kind) for kind in COPIES):
+        return f"{check} --pictures copies.jpg --fix clean.csv"
+    return f"{check} --fix clean.csv" if findings.errors else f"effnet train {shlex.quote(str(data))}"

@@ -180,10 +180,13 @@ def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
 
 def write_manifest(dataset: Dataset, path: Path) -> None:
     """Write the data set as a manifest that `read_data` reads, with paths relative to the manifest's folder."""
-    folder = path.parent.resolve()
-    paths = (Path(os.path.relpath(dataset.file(sample).resolve(), folder)).as_posix() for sample in dataset.samples)
-    moved = tuple(dataclasses.replace(s, path=path) for s, path in zip(dataset.samples, paths, strict=True))
+    moved = tuple(dataclasses.replace(s, path=path_from(path.parent, dataset.file(s))) for s in dataset.samples)
     write_text(path, manifest(dataclasses.replace(dataset, samples=moved)))
+
+
+def path_from(folder: Path, file: Path) -> str:
+    """A file's path as a manifest in `folder` names it."""
+    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
 def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from effnet.errors import ArgumentError
 from effnet.metrics.familiarity import spread_classes
-from effnet.metrics.intervals import Labels
+from effnet.metrics.intervals import Labels, row_blocks
 from effnet.progress import SILENT, Progress
 from effnet.runtime.prediction import probabilities
-from effnet.runtime.session import Linear
+from effnet.runtime.session import Linear, Logits
 
 TASK = "judging images out of fold"
 FOLDS = 5
-MOST = 4000  # images to choose a penalty with
+MOST, HELD_OUT = 4000, 800  # images to choose a penalty with at most, and those of them that are held out at least
 PENALTIES = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 ITERATIONS, MEMORY = 300, 10  # of L-BFGS: steps at most, and how many of them it remembers
 PRECISION = 1e-7  # the mean loss is that near to its minimum
@@ -54,14 +54,16 @@ def fit_linear(features: Features, labels: Labels, classes: int, penalty: float)
     k = len(present)
     truth = np.searchsorted(present, labels)
     mean = features.mean(0, dtype=np.float64)
-    covariance = (features.T @ features).astype(np.float64) / n - np.outer(mean, mean)
+    covariance = np.zeros((len(mean), len(mean)))
+    for rows in row_blocks(features):
+        centred = features[rows] - mean.astype(features.dtype)
+        covariance += centred.T @ centred / n
     scale = np.sqrt(np.maximum(np.diag(covariance), 0))
     scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant tells nothing: its weight is 0
     bound = n / 2 * covariance / np.outer(scale, scale)
     np.fill_diagonal(bound, n / 2 + penalty)
     basis = np.linalg.inv(np.linalg.cholesky(bound)).T / scale[:, None]  # of decorrelated features
     unit = (2 / n) ** 0.5  # of the bias
-
     spread = np.where(np.isinf(scale), 0, scale)[:, None]  # of the features, (C, 1)
 
     def layer(values: Doubles) -> tuple[Doubles, Doubles]:
@@ -100,7 +102,7 @@ def out_of_fold(
     penalty: float,
     *,
     progress: Progress = SILENT,
-) -> Doubles:
+) -> Logits:
     """The logits (N, K) of every image from the classifier that is fitted to the other folds.
 
     Args:
@@ -108,7 +110,7 @@ def out_of_fold(
         folds: (N,), which fold each image is in; see `assign_folds`.
         progress: follows the folds.
     """
-    logits = np.zeros((len(labels), classes))
+    logits = np.zeros((len(labels), classes), np.float32)
     names = np.unique(folds)
     for done, fold in enumerate(names):
         progress.update(TASK, done, len(names))
@@ -120,19 +122,22 @@ def out_of_fold(
 
 
 def choose_penalty(features: Features, labels: Labels, classes: int, folds: NDArray[np.int64]) -> float:
-    """The penalty of PENALTIES with the lowest cross entropy of a fold that is held out.
+    """The penalty of PENALTIES with the lowest cross entropy of held-out folds, as many as have HELD_OUT images.
 
     They are tried from the largest on, until one is worse than the one before. At most MOST images are used, spread
     evenly over the classes, since the best penalty hardly depends on how many there are.
     """
     rows = spread_classes(labels, MOST)
     features, labels, folds = features[rows], labels[rows], folds[rows]
-    out = folds == folds.min()
+    before = np.cumsum(np.bincount(folds)) - np.bincount(folds)
+    held_out = [folds == fold for fold in np.unique(folds) if before[fold] < HELD_OUT]
     best, lowest = PENALTIES[0], np.inf
     for penalty in PENALTIES:
-        layer = fit_linear(features[~out], labels[~out], classes, penalty)
-        chances = probabilities(features[out] @ layer.weight.T + layer.bias)[np.arange(out.sum()), labels[out]]
-        loss = -float(np.log(np.maximum(chances, np.finfo(np.float64).tiny)).mean())
+        loss = 0.0
+        for out in held_out:
+            layer = fit_linear(features[~out], labels[~out], classes, penalty)
+            chances = probabilities(features[out] @ layer.weight.T + layer.bias)[np.arange(out.sum()), labels[out]]
+            loss -= float(np.log(np.maximum(chances, np.finfo(np.float64).tiny)).sum())
         if loss >= lowest:
             break
         best, lowest = penalty, loss

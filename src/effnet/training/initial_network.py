@@ -94,7 +94,8 @@ def find_initial_network(settings: Settings, recipe: Recipe, data: Dataset, prog
     set_momentum(network, recipe.bn_momentum)
     input_spec = InputSpec() if given is None else given.config.input
     input_spec = dataclasses.replace(input_spec, fit=settings.fit or input_spec.fit)
-    return InitialNetwork(network, _input(spec, input_spec, side), source, tuple(notes), given is not None, side)
+    input_spec = input_spec.with_channels(spec.in_channels).at(spec.resolution, side)
+    return InitialNetwork(network, input_spec, source, tuple(notes), given is not None, side)
 
 
 def short_side(data: Dataset) -> int:
@@ -178,14 +179,6 @@ def _open(argument: str, model: str, progress: Progress) -> Bundle:
         raise DownloadError(f"{error}; to train it from scratch: --recipe scratch") from error
     except UnknownNameError as error:
         raise UnknownNameError(argument, model, (*VARIANTS, "a bundle", "a spec.yaml")) from error
-
-
-def _input(spec: NetworkSpec, input_spec: InputSpec, side: int) -> InputSpec:
-    """How images are prepared: as the weights expect, at the run's resolution, not enlarged only to be cropped."""
-    size = spec.resolution
-    enlarged = input_spec.fit == "crop" and side <= size
-    resize = size if enlarged else max(size, round(size * input_spec.resize / input_spec.size))
-    return dataclasses.replace(input_spec.with_channels(spec.in_channels), size=size, resize=resize)
 
 
 def _size_notes(spec: NetworkSpec, side: int) -> list[str]:
