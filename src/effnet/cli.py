@@ -30,7 +30,11 @@ COMMANDS = {
     "convert": ("converting", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),
     "scale": ("scaling.command", "", "Compound scaling: the network of a phi, or the one that fits a budget."),
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
-    "check": ("checking.command", "", "Unreadable images, copies, leaks between splits and wrong labels of a data set."),
+    "check": (
+        "checking.command",
+        "",
+        "Unreadable images, copies, leaks between splits and wrong labels of a data set.",
+    ),
     "train": ("training.command", "train", "Train a network on a folder of images."),
     "explain": (
         "explaining.command",

@@ -45,7 +45,7 @@ REVIEWED = ("likely", "self_confidence", "wrong")  # a review's columns besides 
 
 
 @dataclass(frozen=True)
-class Suspect:
+class SuspectLabel:
     """An image whose label is probably wrong."""
 
     path: str  # as the data set has it
@@ -66,7 +66,7 @@ class LabelErrors:
     accuracy: Interval  # share of the labels that the classifier would have given
     penalty: float  # of the classifier
     noise: LabelNoise
-    suspects: tuple[Suspect, ...]  # lowest self-confidence first
+    suspects: tuple[SuspectLabel, ...]  # lowest self-confidence first
 
     @property
     def expected(self) -> float:
@@ -128,7 +128,7 @@ def find_label_errors(
     judged = judge_labels(seen.logits, seen.labels, len(classes), groups, seed=seed, progress=progress)
     rows, own = np.flatnonzero(judged.rows & (judged.wrong >= LISTED)), judged.self_confidence
     suspects = (
-        Suspect(
+        SuspectLabel(
             images[row].path, classes[images[row].label], classes[likely], float(own[row]), float(judged.wrong[row])
         )
         for row, likely in ((row, judged.likely[row]) for row in rows[np.argsort(own[rows], kind="stable")])

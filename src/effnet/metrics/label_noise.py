@@ -31,7 +31,6 @@ from effnet.runtime.session import Logits
 
 HIGHEST = 0.5  # of the rate: beyond it, labels tell nothing
 FARTHEST, STEPS, HALVINGS = 2.0, 40, 40  # of ln temperature; of the grid over it; of the intervals around both
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,16 @@ class LabelNoise:
     rate: float  # share of the labels that were replaced
     temperature: float
 
-    def self_confidence(self, logits: Logits, labels: Labels) -> Doubles:
+    def self_confidence(self, logits: Logits, labels: Labels) -> NDArray[np.float64]:
         """The probability (N,) of the given label, by logits (N, K)."""
         return probabilities(logits, self.temperature)[np.arange(len(labels)), labels]
 
-    def wrong(self, confidence: Doubles, classes: int) -> Doubles:
+    def wrong(self, confidence: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
         """The probability (N,) that a label of that self-confidence is wrong, among K classes."""
         other = self.rate * (1 - confidence) / (classes - 1)
-        chance: Doubles = other / np.maximum((1 - self.rate) * confidence + other, np.finfo(np.float64).tiny)
+        chance: NDArray[np.float64] = other / np.maximum(
+            (1 - self.rate) * confidence + other, np.finfo(np.float64).tiny
+        )
         return chance
 
 
