@@ -179,10 +179,12 @@ def _show_labels(errors: LabelErrors, limit: int) -> None:
     if not count:
         console.paragraphs([f"No label stands out as wrong: {judged}."])
         return
-    about = f"about {expected:,} of these {count:,} are wrong" if count > 1 else f"wrong with {errors.expected:.0%}"
+    about = f"about {expected:,} of these {count:,} are wrong" if count > 1 else f"wrong: {_percent(errors.expected)}"
     console.paragraphs([f"warning: {count:,} {_plural('label(s)', count)} to look at, {about}. {judged}."])
     for each in errors.suspects[:limit]:
-        sys.stdout.write(f"  {each.path}: labelled {each.given}, rather {each.likely} (wrong: {each.wrong:.0%})\n")
+        sys.stdout.write(
+            f"  {each.path}: labelled {each.given}, rather {each.likely} (wrong: {_percent(each.wrong)})\n"
+        )
     if count > limit:
         sys.stdout.write(f"  ... and {count - limit:,} more\n")
 
@@ -214,12 +216,17 @@ def _picture_suspects(dataset: Dataset, errors: LabelErrors) -> list[Cell]:
             (
                 (f"labelled {each.given}", INK),
                 (f"rather {each.likely}", RED),
-                (f"wrong: {each.wrong:.0%}", GREY),
+                (f"wrong: {_percent(each.wrong)}", GREY),
                 (each.path, GREY),
             ),
         )
         for each in errors.suspects[:CELLS]
     ]
+
+
+def _percent(chance: float) -> str:
+    """A probability of being wrong; an estimate is never surer than 99 %."""
+    return f"{min(chance, 0.99):.0%}"
 
 
 def _example(finding: Finding) -> str:
