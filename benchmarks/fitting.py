@@ -36,6 +36,7 @@ BUDGETS = {
     "fashion": {"latency": "0.9ms", "file-size": "5MB", "macs": "100M"},
     "tuxpaint": {"latency": "3ms", "file-size": "5MB", "macs": "250M"},
 }
+OWN = {"lite0": 224, "lite1": 240, "lite2": 260}  # pixels
 FEW = {"tuxpaint": "--recipe few --fit squash", "fashion": ""}
 FIT = {"tuxpaint": ["--fit", "squash"], "fashion": []}
 
@@ -75,13 +76,15 @@ class Case:
         place.mkdir(parents=True, exist_ok=True)
         limits: dict[str, Any] = {self.limit.replace("-", "_"): self.value}
         own: list[FitCandidate] = []
-        for size in (None, 224, 240, 260):  # 224, 240 and 260 px are the own resolutions of Lite0-2
+        smaller: list[FitCandidate] = []
+        for size in (None, 224, 240, 260):
             options = FitOptions(**limits, resolution=size)
             folder = place / f"candidates-{size}"
             folder.mkdir(exist_ok=True)
-            own += find_candidates(FitPlan(folder, self.data, options), facts)
-        kept = [each for each in own if each.whole and each.weights and each.refused is None]
-        best = max(kept, key=lambda each: each.costs["macs"])
+            for each in find_candidates(FitPlan(folder, self.data, options), facts):
+                if each.whole and each.weights and each.refused is None:
+                    (own if OWN.get(each.weights) == size else smaller).append(each)
+        best = max(own or smaller, key=lambda each: each.costs["macs"])
         run = train(self, best.name, f"--model {best.weights} --resolution {best.spec.resolution}")
         if not best.int8:
             return best.name, run

@@ -174,7 +174,9 @@ def decide(order: Sequence[FitCandidate], rights: Mapping[str, Right], how: str)
         runner = max(rest, key=lambda each: int(rights[each.name].sum()))
         difference = compare_right(rights[runner.name], rights[best.name])
         shown = f"it gets more images right than the next, {runner.name} ({_points(difference)})"
-        if not difference.significant:
+        if difference.accuracy.value == 0:
+            shown = f"it gets as many images right as {runner.name}, and is cheaper"
+        elif not difference.significant:
             shown += ", though so few images cannot prove it"
     return [chosen, *rest], f"{chosen.name}: {shown}, {how}."
 
