@@ -9,7 +9,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from effnet.checking.labels import find_label_errors
 from effnet.data.dataset import Dataset
+from effnet.errors import EffnetError
 from effnet.files import write_text
 from effnet.fitting.candidates import FitCandidate, describe
 from effnet.fitting.choice import Choice
@@ -17,6 +21,7 @@ from effnet.fitting.settings import CANDIDATES, FINDINGS, MODEL, REPORT, RESULT,
 from effnet.fitting.verdict import TIGHT, backend_of
 from effnet.machine import this_machine
 from effnet.metrics.evaluate import Evaluation
+from effnet.metrics.familiarity import spread_classes
 from effnet.progress import Progress
 from effnet.reporting.card import write_card
 from effnet.reporting.examine import examine
@@ -28,6 +33,7 @@ from effnet.version import __version__
 from effnet.weights.bundle import is_bundle
 from effnet.weights.registry import match_outputs
 
+JUDGED, JUDGED_MINUTES = 2000, 5  # images whose labels are judged, in a fit of at least so many minutes
 GAIN = 0.002  # of the val accuracy in the second half of a training, from which more time may help
 
 
@@ -58,6 +64,7 @@ def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Pr
         found = [f"{text[0].upper()}{text[1:].rstrip('.')}." for text in result["findings"]]
         subject = dataclasses.replace(
             seen,
+            **_judge_labels(plan, data, progress),
             source=plan.data.name,
             history=_history(plan, outcome.run),
             splits={name: len(data.subset(name)) for name in data.splits},
@@ -70,6 +77,23 @@ def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Pr
             write_card(subject, model)
         write_report(subject, plan.folder / REPORT, progress)
     write_text(plan.folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+
+def _judge_labels(plan: FitPlan, data: Dataset, progress: Progress) -> dict[str, Any]:
+    """Labels of train and val that are probably wrong, as by `effnet check --labels`; nothing in a short fit."""
+    if plan.options.minutes < JUDGED_MINUTES:
+        return {}
+    seen = dataclasses.replace(data, samples=tuple(sample for sample in data.samples if sample.split != "test"))
+    rows = spread_classes(np.array([sample.label for sample in seen.samples]), JUDGED, plan.options.seed)
+    some = dataclasses.replace(seen, samples=tuple(seen.samples[row] for row in rows))
+    try:
+        found = find_label_errors(some, seed=plan.options.seed, progress=progress)
+    except EffnetError as error:
+        progress.message(f"labels are not judged: {error}")
+        return {}
+    suspects = [(each.path, each.given, each.likely, each.self_confidence) for each in found.suspects]
+    judge = f"linear classifiers on Lite0's features, out of fold, of {len(some):,} images of train and val"
+    return {"suspects": suspects, "judge": judge}
 
 
 def _history(plan: FitPlan, run: str) -> list[dict[str, Any]]:
