@@ -35,6 +35,7 @@ COMMANDS = {
         "",
         "Unreadable images, copies, leaks between splits and wrong labels of a data set.",
     ),
+    "pack": ("packing.command", "", "Pack a data set into a few large files, here or behind a URL."),
     "train": ("training.command", "train", "Train a network on a folder of images."),
     "explain": (
         "explaining.command",

@@ -22,6 +22,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "h5py": "keras",
     "pillow_heif": "heif",
+    "fsspec": "remote",
     "matplotlib": "plots",
     "torchvision": "train",
     "lightning_fabric": "train",

@@ -25,6 +25,7 @@ from effnet.data.dataset import SPLITS, Dataset, Sample, explain_one_class, miss
 from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
 from effnet.data.folders import EMPTY, class_name
 from effnet.data.image import natural_resolution
+from effnet.data.shards import SHARD
 from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.progress import SILENT, Progress
 
@@ -33,6 +34,7 @@ Severity = Literal["error", "warning", "note"]
 KINDS: dict[str, tuple[Severity, str, str]] = {
     # kind: severity, what one or several are called, what to do
     "unreadable": ("error", "unreadable file(s)", "Replace them or leave them out: training needs every image."),
+    "shard": ("error", "damaged shard(s)", "The other images are used; the same effnet pack writes it again."),
     "label_conflict": ("error", "image(s) with several labels", "Decide which is right; --fix leaves all copies out."),
     "leak": (
         "error",
@@ -272,7 +274,7 @@ def _folder_findings(dataset: Dataset) -> Iterator[Finding]:
     for path in reasons.pop(EMPTY, []):
         yield Finding("empty_class", (path,), EMPTY)
     for reason, paths in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        yield Finding("passed_over", tuple(paths), reason)
+        yield Finding("shard" if reason.startswith(SHARD) else "passed_over", tuple(paths), reason)
     spellings: dict[str, dict[str, None]] = {name: {} for name in dataset.classes}
     for sample in dataset.samples:
         name = dataset.classes[sample.label]

@@ -3,6 +3,7 @@
     photos/cat/1.jpg               unsplit: class folders; `split_data` splits them
     photos/train/cat/1.jpg         split: train, val and test under any usual name (folders.py), each with class folders
     photos.csv                     a manifest: path,label and perhaps split,group; paths relative to its folder
+    shards/shards.json             shards, as `effnet pack` writes them (shards.py); or the URL of their folder
 
 Classes are in alphabetical order, as in torchvision's ImageFolder, and two lists of classes are matched by name. Images
 are found at any depth of a class folder; hidden files are left out.
@@ -27,6 +28,7 @@ from unicodedata import normalize
 
 from effnet.data.duplicates import connect
 from effnet.data.folders import SPLIT_WORDS, Row, class_name, list_names, read_folders
+from effnet.data.shards import MANIFEST, ShardFolder, explain_lost, file_size, name_of, open_shards, url
 from effnet.errors import DataError, UnknownNameError, nearest
 from effnet.files import csv_text, write_text
 
@@ -43,6 +45,11 @@ class Sample:
     label: int  # index of its class in the data set's `classes`
     split: str = ""  # one of SPLITS; empty where the data is not split
     group: str = ""  # images of one group (a patient, a film, near-duplicates) stay in one split
+
+    @property
+    def name(self) -> str:
+        """Its path without the shard that it is in: what puts images in the same order in a folder and in shards."""
+        return name_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,8 @@ def read_data(data: str | Path) -> Dataset:
     if not str(data):
         raise DataError("the name of the data is empty; give a folder or a manifest")
     path = Path(data)
+    if shards := open_shards(path):
+        return _read_shards(path, shards)
     if path.is_dir():
         rows, passed_over = read_folders(path)
         return dataclasses.replace(_dataset(path, rows, str(path)), passed_over=tuple(passed_over))
@@ -113,10 +122,24 @@ def read_data(data: str | Path) -> Dataset:
     raise DataError(f"{data} does not exist.{nearest(path.name, (each.name for each in folder.iterdir()))}")
 
 
-def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
+def _read_shards(root: Path, shards: ShardFolder) -> Dataset:
+    """The images of a folder of shards that are there; what is wrong with a shard is one line of `passed_over`."""
+    where = url(root) or str(root)
+    dataset = read_manifest(root / MANIFEST, root, shards.manifest)
+    lost = {sample.path for sample in dataset.samples if shards.lost(root, sample.path)}
+    counts = Counter(path.partition("/")[0] for path in lost)
+    passed_over = tuple(explain_lost(shards.damaged, counts))
+    samples = tuple(sample for sample in dataset.samples if sample.path not in lost)
+    if not samples:
+        raise DataError(f"{where} holds no image: {'; '.join(': '.join(each) for each in passed_over[:3])}")
+    return dataclasses.replace(dataset, samples=samples, passed_over=passed_over, source=where)
+
+
+def read_manifest(path: str | Path, root: Path | None = None, content: bytes | None = None) -> Dataset:
     """The data set of a CSV file with the columns path, label and perhaps split and group; others are ignored.
 
     Columns are separated by commas, semicolons or tabs. Paths are relative to `root`, by default the file's own folder.
+    `content` is what is in the file, where it was read already.
 
     Raises:
         DataError: it is not such a file; the message names the line.
@@ -124,7 +147,7 @@ def read_manifest(path: str | Path, root: Path | None = None) -> Dataset:
     path = Path(path)
     root = root or path.parent
     try:
-        rows = read_table(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+        rows = read_table((path.read_bytes() if content is None else content).decode("utf-8-sig", "surrogateescape"))
     except UnicodeError as error:
         raise DataError(f"{path} is not a manifest: its columns or labels are not UTF-8; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -172,7 +195,7 @@ def read_table(text: str) -> list[dict[str, str]]:
 def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
     """The text of a manifest, sorted by path; with `sizes`, it has the bytes of each file."""
     rows: list[tuple[object, ...]] = [(*COLUMNS, SIZE) if sizes else COLUMNS]
-    for sample in sorted(dataset.samples, key=lambda sample: sample.path):
+    for sample in sorted(dataset.samples, key=lambda sample: sample.name):
         row = (sample.path, dataset.classes[sample.label], sample.split, sample.group)
         rows.append((*row, file_size(dataset.file(sample))) if sizes else row)
     return csv_text(rows)
@@ -249,7 +272,7 @@ def split_data(
         by_class[label].append(indices)
     assigned: dict[int, str] = {}
     for label in sorted(by_class):
-        units_of_class = sorted(by_class[label], key=lambda indices: dataset.samples[indices[0]].path)
+        units_of_class = sorted(by_class[label], key=lambda indices: dataset.samples[indices[0]].name)
         random.Random(f"{seed} {dataset.classes[label]}").shuffle(units_of_class)
         for indices, split in zip(units_of_class, _assign(units_of_class, shares), strict=True):
             assigned |= dict.fromkeys(indices, split)
@@ -291,14 +314,6 @@ def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[st
             splits.append(split)
             taken += size
     return splits + ["train"] * (len(sizes) - len(splits))
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
-        return -1
 
 
 def _is_of_windows(root: Path, names: Sequence[str]) -> bool:

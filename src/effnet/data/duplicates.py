@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from effnet.data.bit_depth import pixel_range
-from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_file, open_photo
+from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
 from effnet.data.paths import READERS, read_ahead
+from effnet.data.shards import open_file
 from effnet.errors import ImageError
 from effnet.progress import SILENT, Progress
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, file_size, read_table, split_data
+from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, read_table, split_data
+from effnet.data.shards import file_size, name_of
 from effnet.errors import DataError, UnknownNameError
 
 ALL, NEW = "all", "new"  # every image; those that no split.csv lists
@@ -47,16 +48,17 @@ class TrainVal:
 def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
     """The splits of images by a split.csv, keyed by their paths in `dataset`.
 
-    An image is found by its absolute path, or by its path within the folder, in any form of Unicode, if it has the same
-    size. Images that are not found keep their path of `text`, the split.csv, where paths are relative to `root`.
+    An image is found by its absolute path, or by its path within the folder or the shards, in any form of Unicode, if
+    it has the same size. Images that are not found keep their path of `text`, the split.csv, where paths are relative
+    to `root`.
     """
     rows = read_table(text)
     by_file = {_absolute_path(root / row["path"]): row for row in rows}
-    by_path = {normalize("NFC", row["path"]): row for row in rows}
+    by_path = {normalize("NFC", name_of(row["path"])): row for row in rows}
     splits = {file: row["split"] for file, row in by_file.items()}
     for sample in dataset.samples:
         file = _absolute_path(dataset.file(sample))
-        row = by_file.get(file) or by_path.get(normalize("NFC", sample.path))
+        row = by_file.get(file) or by_path.get(normalize("NFC", sample.name))
         if row and (file in by_file or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
             splits.pop(_absolute_path(root / row["path"]), None)
             splits[sample.path] = row["split"]

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -44,6 +43,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from effnet.arch.spec import InputSpec
 from effnet.data.bit_depth import RANGES, load_colours, narrow_grey, note_bits
+from effnet.data.shards import open_file
 from effnet.errors import ArgumentError, ImageError, optional_import
 from effnet.fields import one_of
 
@@ -136,18 +136,6 @@ def open_photo(
     except Exception as error:  # decoders of arbitrary bytes fail with any error
         raise ImageError(explain_error(error)) from error
     raise ArgumentError("source", source, "must be a path, an open binary file, a Pillow image or an array.")
-
-
-def open_file(path: str | PathLike[str]) -> BinaryIO:
-    """An image's file, open for reading.
-
-    Raises:
-        ImageError: it is a pipe with a name, from which reading would wait for ever; /dev/stdin and the like are read.
-        OSError: it cannot be opened.
-    """
-    if Path(path).is_fifo() and not os.fspath(path).startswith(("/dev/", "/proc/")):
-        raise ImageError("is a pipe, not a file.")
-    return Path(path).open("rb")
 
 
 def identify(file: BinaryIO) -> ImageFile.ImageFile:

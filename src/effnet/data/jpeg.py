@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags
 
-from effnet.data.image import PIXEL_LIMIT, ColourMode, explain_error, identify, open_file, open_photo
+from effnet.data.image import PIXEL_LIMIT, ColourMode, explain_error, identify, open_photo
+from effnet.data.shards import open_file
 from effnet.errors import ImageError
 
 SIGNATURE = b"\xff\xd8"

@@ -2,6 +2,7 @@
 
     photos/cat.jpg      a file: passed on unchanged, even if it is missing or not an image; its reader reports that
     photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), without hidden ones
+    shards              a folder of shards (shards.py), its URL, or a shard: the images in them, as they lie there
     photos/**/*.jpg     a pattern: the images that match, and other files only if it ends in their suffix; `**` stands
                         for any depth; a name that exists literally is not a pattern
     -                   the list on standard input: one path a line, read line by line
@@ -26,6 +27,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from effnet.data.shards import TAR, list_shards, member_names, url
 from effnet.errors import ArgumentError, ImageError, nearest
 from effnet.fields import positive_int
 
@@ -54,6 +56,9 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
             if listing is None:
                 raise ArgumentError("sources", source, "needs a list of paths on standard input.")
             yield from filter(None, (line.rstrip("\r\n") for line in listing))
+        elif shards := _shards(source):
+            for shard in shards:
+                yield from (f"{shard}/{name}" for name in member_names(shard))
         elif source and is_folder(Path(source)):  # an empty name does not mean this folder
             for path in _walk(source, lambda path, enter: enter or is_image(path)):
                 yield path
@@ -128,6 +133,14 @@ def is_folder(entry: Path | os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except (OSError, ValueError):  # a link to itself, a name too long
         return False
+
+
+def _shards(source: str) -> list[str]:
+    """The shards that a folder of them, its URL, or a shard's own name stands for."""
+    folder = url(source) or source.rstrip("/")
+    if folder.endswith(TAR):
+        return [folder] if member_names(folder) else []
+    return [f"{folder}/{name}" for name in list_shards(folder)] if folder else []
 
 
 def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:

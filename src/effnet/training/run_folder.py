@@ -34,7 +34,6 @@ from effnet.data.dataset import (
     SIZE,
     Dataset,
     explain_one_class,
-    file_size,
     manifest,
     match_classes,
     missing_classes,
@@ -45,7 +44,8 @@ from effnet.data.dataset import (
 )
 from effnet.data.duplicates import Fingerprint, find_duplicates
 from effnet.data.folders import EMPTY, list_names
-from effnet.data.image import identify, open_file
+from effnet.data.image import identify
+from effnet.data.shards import file_size, open_file, url
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
 from effnet.files import write_text
@@ -209,7 +209,7 @@ def _refuse_broken(broken: Sequence[str], data: str) -> None:
 def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     """The data of a run by its split.csv, with the run's order of classes."""
     root = Path(path)
-    data = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
+    data = read_manifest(folder / SPLIT, root if root.is_dir() or url(root) else root.parent)
     return match_classes(data, classes, "the run's")
 
 

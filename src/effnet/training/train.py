@@ -21,6 +21,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from effnet import machine
 from effnet.data.dataset import Dataset
+from effnet.data.shards import absolute
 from effnet.errors import ArgumentError, TrainingError
 from effnet.files import hold_lock, new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
@@ -101,7 +102,7 @@ def train(
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
     if not str(data):
         raise ArgumentError("data", str(data), "must name a folder or a manifest.")
-    path = Path(data).absolute()
+    path = absolute(data)
     fabric = _fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT
     name = f"{path.resolve().stem}-{Path(settings.model).name.removesuffix('.yaml')}"
@@ -158,7 +159,7 @@ def resume(
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
         if data is not None:
-            plan = dataclasses.replace(plan, data=str(Path(data).absolute()))
+            plan = dataclasses.replace(plan, data=str(absolute(data)))
         if workers is not None:
             plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
         dataset = read_split(plan.data, folder, plan.classes)

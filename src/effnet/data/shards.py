@@ -1,0 +1,293 @@
+"""Shards: tar files that hold a data set, in a folder or behind a URL, and their members read by an index.
+
+    shards/images-000000.tar       images and, beside each, its class as a number: webdataset's layout
+    shards/images-000000.index     for each image its name, offset, bytes, crc32 and class; sorted by name
+    shards/manifest.csv            path,label,split,group; a path leads through a shard: images-000000.tar/cat/1.jpg
+    shards/shards.json             the shards, with their bytes and the crc32 of their index; written last
+
+Such a path names an image like any other: `open_file` and `file_size` look into the shard. No file is kept open, so
+processes may be forked or spawned at any time. URLs (https://, s3://, gs://) are read with fsspec, one range an image.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import zlib
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from effnet.errors import DataError, ImageError, optional_import
+
+SHARDS, MANIFEST, FORMAT = "shards.json", "manifest.csv", 1
+TAR, INDEX = ".tar", ".index"
+SHARD = "the shard"  # so begins what is wrong with one
+URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]+):/+(?=[^/])")  # a Path keeps one slash of two; C:/ is a disk
+SHARD_PATH = re.compile(r"^(train|val|test|images)-\d{6,}\.tar/")
+INSIDE = re.compile(r"\.tar/")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where an image is in its shard."""
+
+    offset: int
+    size: int
+    crc32: int
+    label: int
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A folder of shards, as its shards.json describes it."""
+
+    manifest: bytes
+    sizes: dict[str, int | None]  # of each shard the bytes that are there; None where it is missing or of no use
+    damaged: dict[str, str]  # what is wrong with a shard
+
+    def lost(self, root: Path, path: str) -> bool:
+        """Whether the image of a path of the manifest is not there."""
+        shard, _, name = path.partition("/")
+        if shard not in self.damaged:
+            return shard not in self.sizes
+        there, lines = self.sizes[shard], _index(str(root / shard)) or ()
+        found = _find(lines, name)
+        return there is None or found is None or found.offset + found.size > there
+
+
+def url(path: str | os.PathLike[str]) -> str:
+    """The URL that a path stands for; "" where it is one of this machine. A Path of a URL has lost a slash."""
+    text = os.fspath(path).replace(os.sep, "/")
+    found = URL.match(text)
+    return f"{found['scheme']}://{text[found.end() :]}" if found else ""
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The absolute path; that of a URL as it is."""
+    return Path(path) if url(path) else Path(path).absolute()
+
+
+def name_of(path: str) -> str:
+    """A path of a manifest without the shard that it leads through."""
+    return SHARD_PATH.sub("", path, count=1)
+
+
+def member_of(path: str | os.PathLike[str]) -> tuple[str, Member] | None:
+    """The shard that a path leads through, and where in it its image is; None for any other path.
+
+    Raises:
+        ImageError: the shard has no such image, or no index.
+    """
+    if TAR not in (text := os.fspath(path).replace(os.sep, "/")):
+        return None
+    for inside in INSIDE.finditer(text):
+        shard, name = text[: inside.end() - 1], text[inside.end() :]
+        lines = _index(shard)
+        if lines is None:
+            if not url(shard) and Path(shard).is_file():
+                raise ImageError(f"is in a shard without an index: {Path(shard).with_suffix(INDEX).name} is missing.")
+            continue
+        if found := _find(lines, name):
+            return shard, found
+        raise ImageError(f"is not in its shard, {shard}.")
+    return None
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """An image's file, open for reading; one in a shard is read into memory.
+
+    Raises:
+        ImageError: it is a pipe with a name, from which reading would wait for ever; /dev/stdin and the like are read.
+            Or it is in a shard that is damaged.
+        OSError: it cannot be opened.
+    """
+    if (found := member_of(path)) is not None:
+        return io.BytesIO(read_member(*found))
+    if Path(path).is_fifo() and not os.fspath(path).startswith(("/dev/", "/proc/")):
+        raise ImageError("is a pipe, not a file.")
+    return Path(path).open("rb")
+
+
+def file_size(path: Path) -> int:
+    """Bytes of an image's file; -1 where there is none."""
+    try:
+        found = member_of(path)
+        return path.stat().st_size if found is None else found[1].size
+    except (OSError, ValueError, ImageError):  # ValueError: a name with a zero byte
+        return -1
+
+
+def read_member(shard: str, member: Member) -> bytes:
+    """The bytes of an image in a shard.
+
+    Raises:
+        ImageError: the shard ends before it, or has other bytes than were packed.
+        OSError: the shard cannot be read.
+    """
+    content = _read(shard, member.offset, member.size)
+    if len(content) < member.size:
+        raise ImageError(f"is cut off: its shard ends before it, at {member.offset + len(content):,} bytes.")
+    if zlib.crc32(content) != member.crc32:
+        raise ImageError(f"is damaged: its shard has other bytes at {member.offset:,} than were packed.")
+    return content
+
+
+def member_names(shard: str) -> list[str]:
+    """The images of a shard in the order in which they lie in it; none where it is not a shard with an index."""
+    rows = [(_member(line).offset, line.partition(b"\t")[0]) for line in _index(shard) or ()]
+    return [os.fsdecode(name) for _, name in sorted(rows)]
+
+
+def list_shards(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of a folder's shards; none where it is not a folder of shards."""
+    described = _describe(folder)
+    return [shard["name"] for shard in described["shards"]] if described else []
+
+
+def open_shards(folder: str | os.PathLike[str]) -> ShardFolder | None:
+    """A folder of shards, each looked at for its size and its index; None for any other folder.
+
+    Raises:
+        DataError: its shards.json or its manifest cannot be used.
+    """
+    if (described := _describe(folder)) is None:
+        return None
+    root = Path(folder)
+    try:
+        manifest = _read(str(root / MANIFEST))
+    except OSError as error:
+        raise DataError(f"{url(folder) or folder} has no {MANIFEST}, which effnet pack wrote: {error}") from error
+    sizes: dict[str, int | None] = {}
+    damaged: dict[str, str] = {}
+    for shard in described["shards"]:
+        sizes[shard["name"]], reason = _inspect(str(root / shard["name"]), shard)
+        if reason:
+            damaged[shard["name"]] = reason
+    return ShardFolder(manifest, sizes, damaged)
+
+
+def index_lines(members: dict[str, Member]) -> bytes:
+    """The text of an index."""
+    rows = (b"%s\t%d\t%d\t%d\t%d\n" % (os.fsencode(name), *vars(each).values()) for name, each in members.items())
+    return b"".join(sorted(rows))
+
+
+def read_index(shard: str) -> dict[str, Member]:
+    """The images of a shard; none where it has no index, or a damaged one."""
+    try:
+        return {os.fsdecode(line.partition(b"\t")[0]): _member(line) for line in _index(shard) or ()}
+    except (ValueError, TypeError):
+        return {}
+
+
+def explain_lost(damaged: dict[str, str], lost: Counter[str]) -> list[tuple[str, str]]:
+    """Each damaged shard with what is wrong, and how many of its images are left out."""
+    return [(shard, f"{reason}: {lost[shard]:,} images are left out") for shard, reason in damaged.items()]
+
+
+def _inspect(shard: str, described: dict[str, Any]) -> tuple[int | None, str]:
+    """The bytes of a shard that are there, and what is wrong with it."""
+    try:
+        size = _size(shard)
+    except OSError:
+        return None, f"{SHARD} is missing"
+    lines = _index(shard)
+    if lines is None:
+        return None, f"{SHARD}'s index is missing"
+    if zlib.crc32(b"".join(line + b"\n" for line in lines)) != described["index_crc32"]:
+        return None, f"{SHARD}'s index does not fit: it is damaged, or another pack's"
+    if size is not None and size < described["bytes"]:
+        return size, f"{SHARD} is cut short at {size:,} of {described['bytes']:,} bytes"
+    if size is not None and size > described["bytes"]:
+        return None, f"{SHARD} does not fit its index: {size:,} bytes, not {described['bytes']:,}"
+    return size, ""
+
+
+def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    path = Path(folder) / SHARDS
+    if not url(folder) and not path.is_file():
+        return None
+    try:
+        described: dict[str, Any] = json.loads(_read(str(path)))
+        if described["format"] != FORMAT:
+            raise DataError(f"{path} is of format {described['format']}; this version of effnet reads {FORMAT}")
+        kinds = {"name": str, "bytes": int, "index_crc32": int}
+        described["shards"] = [{key: kind(row[key]) for key, kind in kinds.items()} for row in described["shards"]]
+    except OSError as error:
+        raise DataError(f"{url(path) or path} cannot be read: {str(error) or type(error).__name__}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{url(path) or path} is not what effnet pack writes: pack the data again") from error
+    return described
+
+
+def _find(lines: list[bytes] | tuple[()], name: str) -> Member | None:
+    key = os.fsencode(name) + b"\t"  # no name has a tab, and none has a smaller character
+    place = bisect_left(lines, key)
+    if place == len(lines) or not lines[place].startswith(key):
+        return None
+    return _member(lines[place])
+
+
+def _member(line: bytes) -> Member:
+    return Member(*map(int, line.split(b"\t")[1:]))
+
+
+def _index(shard: str) -> list[bytes] | None:
+    """The lines of a shard's index; None where there is none."""
+    file = shard.removesuffix(TAR) + INDEX
+    if url(file):
+        return _lines(file, 0, 0)
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return None
+    return _lines(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _lines(file: str, changed_ns: int, size: int) -> list[bytes] | None:
+    """The lines of an index; those of another time and size are read anew."""
+    try:
+        return _read(file).splitlines()
+    except FileNotFoundError:
+        return None
+
+
+def _size(file: str) -> int | None:
+    """Bytes of a file; None where a server does not say. Raises OSError."""
+    if not (address := url(file)):
+        return Path(file).stat().st_size
+    size = _system(address).info(address)["size"]
+    return None if size is None else int(size)
+
+
+def _read(file: str, offset: int = 0, size: int | None = None) -> bytes:
+    """Bytes of a file, all from `offset` on or at most `size`. Raises OSError."""
+    if address := url(file):
+        end = None if size is None else offset + size
+        content: bytes = _system(address).cat_file(address, start=offset or None, end=end)
+        return content
+    with Path(file).open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        return stream.read() if size is None else stream.read(size)
+
+
+def _system(address: str) -> Any:
+    """fsspec's file system of a URL.
+
+    Raises:
+        MissingExtraError: fsspec is not installed.
+        DataError: there is none for its scheme.
+    """
+    with optional_import(f"reading {address}"):
+        import fsspec
+    try:
+        return fsspec.core.url_to_fs(address)[0]
+    except (ImportError, ValueError) as error:  # of s3:// it names s3fs, of gs:// gcsfs
+        raise DataError(f"{address} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""effnet pack: a data set as a few large files."""

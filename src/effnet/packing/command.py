@@ -1,0 +1,35 @@
+"""effnet pack: a data set as shards, tar files that are read by an index, here or behind a URL."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from effnet import console
+from effnet.console import FINDING, OK, Amount
+from effnet.data.dataset import read_data
+from effnet.fields import parse_bytes
+from effnet.packing.pack import pack as write
+
+
+def pack(data: Path, out: Path, *, shard_size: Amount = "1GB") -> int:
+    """Pack a data set into a few large tar files, in webdataset's layout, that every command reads like a folder.
+
+    Images are packed as they are, byte for byte, mixed within each split. A pack that was stopped goes on when the same
+    command is given again.
+
+    Args:
+        data: A folder with a sub-folder for each class, split or not, or a manifest.
+        out: A new folder for the shards, their indices and their manifest.
+        shard_size: Bytes of a shard, at most; one image is always taken.
+    """
+    limit = parse_bytes("shard_size", shard_size)
+    with console.Display(f"reading {data}") as progress:
+        packed = write(read_data(data), out, limit, progress=progress)
+    kept = f", {packed.kept} of them were there already" if packed.kept else ""
+    size = console.size(packed.bytes)
+    console.remark(f"{out}: {packed.images:,} images in {packed.shards:,} shards{kept}, {size}")
+    for path in packed.missing:
+        console.remark(f"left out: {path} does not exist")
+    console.remark(f"Next: effnet train {shlex.quote(str(out))}")
+    return FINDING if packed.missing else OK
