@@ -18,12 +18,14 @@ import re
 import zlib
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from effnet.errors import DataError, ImageError, optional_import
+from effnet.errors import DataError, EffnetError, ImageError, optional_import
 
 SHARDS, MANIFEST, FORMAT = "shards.json", "manifest.csv", 1
 TAR, INDEX = ".tar", ".index"
@@ -244,7 +246,7 @@ def _index(shard: str) -> list[bytes] | None:
     if url(file):
         return _lines(file, 0, 0)
     try:
-        status = Path(file).stat()
+        status = os.stat(file)  # noqa: PTH116  # making a Path takes longer than the rest
     except OSError:
         return None
     return _lines(file, status.st_mtime_ns, status.st_size)
@@ -263,7 +265,8 @@ def _size(file: str) -> int | None:
     """Bytes of a file; None where a server does not say. Raises OSError."""
     if not (address := url(file)):
         return Path(file).stat().st_size
-    size = _system(address).info(address)["size"]
+    with _reported(address):
+        size = _system(address).info(address)["size"]
     return None if size is None else int(size)
 
 
@@ -271,11 +274,23 @@ def _read(file: str, offset: int = 0, size: int | None = None) -> bytes:
     """Bytes of a file, all from `offset` on or at most `size`. Raises OSError."""
     if address := url(file):
         end = None if size is None else offset + size
-        content: bytes = _system(address).cat_file(address, start=offset or None, end=end)
+        with _reported(address):
+            content: bytes = _system(address).cat_file(address, start=offset or None, end=end)
         return content
-    with Path(file).open("rb", buffering=0) as stream:
+    with open(file, "rb", buffering=0) as stream:  # noqa: PTH123  # as in _index
         stream.seek(offset)
         return stream.read() if size is None else stream.read(size)
+
+
+@contextmanager
+def _reported(address: str) -> Iterator[None]:
+    """Whatever a server or its package complains of as an OSError."""
+    try:
+        yield
+    except (OSError, EffnetError):
+        raise
+    except Exception as error:
+        raise OSError(f"{address}: {error or type(error).__name__}") from error
 
 
 def _system(address: str) -> Any:

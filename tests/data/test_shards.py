@@ -1,0 +1,279 @@
+"""Images in shards: read by every command like files, damaged ones named, and through a server that answers ranges."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tiny import draw_images
+
+from effnet.checking.findings import check, clean
+from effnet.cli import main
+from effnet.data.dataset import read_data, write_manifest
+from effnet.data.image import open_photo
+from effnet.data.paths import expand
+from effnet.data.shards import file_size, name_of, open_file, url
+from effnet.errors import DataError, ImageError
+from effnet.packing.pack import pack
+
+SIZE = 30_000
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    return draw_images(tmp_path / "shapes", 8)
+
+
+@pytest.fixture
+def shards(shapes: Path, tmp_path: Path) -> Path:
+    pack(read_data(shapes), tmp_path / "shards", SIZE)
+    return tmp_path / "shards"
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves files of a folder, whole or in ranges, and notes what was asked for."""
+
+    def __init__(self, folder: Path, asked: list[tuple[str, str]], *rest: object) -> None:
+        self.folder, self.asked = folder, asked
+        super().__init__(*rest)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self._answer(True)
+
+    def do_HEAD(self) -> None:
+        self._answer(False)
+
+    def _answer(self, with_body: bool) -> None:
+        file, asked = self.folder / self.path.lstrip("/"), self.headers.get("Range", "")
+        if not file.is_file():
+            self.send_error(503 if "broken" in self.path else 404)
+            return
+        content = file.read_bytes()
+        whole = len(content)
+        if asked:
+            first, last = asked.removeprefix("bytes=").split("-")
+            content = content[int(first) : int(last) + 1]
+        if with_body:
+            self.asked.append((file.name, asked))
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(content) - 1}/{whole}")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    asked: list[tuple[str, str]] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, shards.parent, asked)) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}/shards", asked
+        http.shutdown()
+        thread.join()
+
+
+def test_every_image_is_that_of_the_folder(shapes: Path, shards: Path) -> None:
+    folder, packed = read_data(shapes), read_data(shards)
+    assert packed.classes == folder.classes
+    assert [(s.name, s.label) for s in packed.samples] == [(s.path, s.label) for s in folder.samples]
+    for one, two in zip(folder.samples, packed.samples, strict=True):
+        assert file_size(packed.file(two)) == folder.file(one).stat().st_size
+        with open_file(packed.file(two)) as file:
+            assert file.read() == folder.file(one).read_bytes()
+
+
+def test_predict_names_the_images_of_shards(shards: Path) -> None:
+    paths = [*expand([str(shards)])]
+    assert sorted(map(name_of, (path.removeprefix(f"{shards}/") for path in paths))) == sorted(
+        sample.name for sample in read_data(shards).samples
+    )
+    one = str(shards / "images-000001.tar")
+    assert [*expand([one])] == [path for path in paths if path.startswith(f"{one}/")]
+    assert open_photo(paths[0]).size == (32, 32)
+
+
+def test_folders_named_like_shards_are_folders(tmp_path: Path) -> None:
+    draw_images(tmp_path / "odd.tar", 2)
+    data = read_data(tmp_path / "odd.tar")
+    assert len(data) == 6
+    with open_file(data.file(data.samples[0])) as file:
+        assert file.read(4) == b"\x89PNG"
+    assert len([*expand([str(tmp_path / "odd.tar")])]) == 6
+
+
+def test_a_tar_without_an_index_says_so(shards: Path) -> None:
+    (shards / "images-000000.index").unlink()
+    with pytest.raises(ImageError, match=r"images-000000\.index is missing"):
+        open_file(shards / "images-000000.tar" / "disc" / "000.png")
+
+
+def test_a_name_that_is_not_in_its_shard(shards: Path) -> None:
+    with pytest.raises(ImageError, match="is not in its shard"):
+        open_file(shards / "images-000000.tar" / "nothing.png")
+    assert file_size(shards / "images-000000.tar" / "nothing.png") == -1
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("gone", "the shard is missing"),
+        ("cut", "the shard is cut short at 15,000 of"),
+        ("longer", "the shard does not fit its index"),
+        ("index gone", "the shard's index is missing"),
+        ("index", "the shard's index does not fit"),
+    ],
+)
+def test_a_damaged_shard_is_one_line_and_costs_no_other_image(shards: Path, harm: str, words: str) -> None:
+    whole, shard = read_data(shards), shards / "images-000001.tar"
+    index = shard.with_suffix(".index")
+    inside = {sample.path for sample in whole.samples if sample.path.startswith("images-000001")}
+    good = set()
+    match harm:
+        case "gone":
+            shard.unlink()
+        case "cut":
+            rows = [line.split("\t") for line in index.read_text().splitlines()]
+            good = {f"{shard.name}/{row[0]}" for row in rows if int(row[1]) + int(row[2]) <= 15_000}
+            assert good
+            shard.write_bytes(shard.read_bytes()[:15_000])
+        case "longer":
+            shard.write_bytes(shard.read_bytes() * 2)
+        case "index gone":
+            index.unlink()
+        case "index":
+            index.write_bytes(index.read_bytes().replace(b"0", b"1", 1))
+    data = read_data(shards)
+    assert {sample.path for sample in data.samples} == {sample.path for sample in whole.samples} - inside | good
+    [(name, reason)] = data.passed_over
+    assert name == shard.name
+    assert words in reason
+    assert reason.endswith(f": {len(inside - good)} images are left out")
+    findings = check(data)
+    [finding] = findings.of("shard")
+    assert (finding.files, finding.severity) == ((shard.name,), "error")
+    assert not findings.of("unreadable")
+
+
+def test_flipped_bytes_cost_one_image(shards: Path) -> None:
+    data, shard = read_data(shards), shards / "images-000001.tar"
+    name, offset, *_ = (shards / "images-000001.index").read_text().splitlines()[2].split("\t")
+    content = bytearray(shard.read_bytes())
+    content[int(offset) + 100] ^= 4  # many a decoder would not notice
+    shard.write_bytes(content)
+    [finding] = check(read_data(shards)).of("unreadable")
+    assert finding.files == (f"images-000001.tar/{name}",)
+    assert "other bytes" in finding.message
+    assert len(read_data(shards)) == len(data)
+
+
+def test_nothing_left(shards: Path) -> None:
+    for shard in shards.glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(DataError, match=r"holds no image: images-000000\.tar: the shard is missing"):
+        read_data(shards)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "shards": [{"name": "a.tar"}]}'])
+def test_what_is_not_a_description_of_shards_is_refused(shards: Path, text: str) -> None:
+    (shards / "shards.json").write_text(text)
+    with pytest.raises(DataError, match=r"shards\.json is not what effnet pack writes"):
+        read_data(shards)
+
+
+def test_shards_of_a_newer_format_are_refused(shards: Path) -> None:
+    described = json.loads((shards / "shards.json").read_text())
+    (shards / "shards.json").write_text(json.dumps(described | {"format": 2}))
+    with pytest.raises(DataError, match="is of format 2; this version of effnet reads 1"):
+        read_data(shards)
+
+
+def test_a_cleaned_list_names_images_in_shards(shards: Path, tmp_path: Path) -> None:
+    data = read_data(shards)
+    write_manifest(clean(data, check(data)), tmp_path / "lists" / "clean.csv")
+    cleaned = read_data(tmp_path / "lists" / "clean.csv")
+    assert all(open_photo(cleaned.file(sample)).size == (32, 32) for sample in cleaned.samples)
+    assert {cleaned.file(s).resolve() for s in cleaned.samples} <= {data.file(s).resolve() for s in data.samples}
+
+
+def _sizes(paths: list[str]) -> list[int]:
+    return [file_size(Path(path)) for path in paths]
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_other_processes_open_shards_anew(shards: Path, method: str) -> None:
+    paths = [*expand([str(shards)])]
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(_sizes, (paths,)) == _sizes(paths)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("https:/host/a", "https://host/a"),
+        ("s3://bucket/a", "s3://bucket/a"),
+        (Path("gs://bucket/a"), "gs://bucket/a"),
+        ("C:/photos", ""),
+        ("photos/a:/b", ""),
+        ("/photos", ""),
+    ],
+)
+def test_url(path: str, expected: str) -> None:
+    assert url(path) == expected
+
+
+def test_shards_behind_a_url(server: tuple[str, list[tuple[str, str]]], shards: Path) -> None:
+    address, asked = server
+    data = read_data(address)
+    local = read_data(shards)
+    assert data.samples == local.samples
+    sample = data.samples[5]
+    shard, name = sample.path.split("/", 1)
+    asked.clear()
+    with open_file(data.file(sample)) as file:
+        assert file.read() == open_file(local.file(sample)).read()
+    rows = (line.split("\t") for line in (shards / shard).with_suffix(".index").read_text().splitlines())
+    start, size = next((int(row[1]), int(row[2])) for row in rows if row[0] == name)
+    assert asked == [(shard, f"bytes={start}-{start + size - 1}")]  # one request, of that image
+    assert check(data).findings == check(local).findings
+    assert [*expand([address])] == [
+        f"{address}/{path}" for path in (p.split("shards/")[1] for p in expand([str(shards)]))
+    ]
+
+
+def test_a_cut_shard_behind_a_url(server: tuple[str, list[tuple[str, str]]], shards: Path) -> None:
+    (shards / "images-000000.tar").write_bytes((shards / "images-000000.tar").read_bytes()[:5000])
+    (shards / "images-000001.tar").unlink()
+    reasons = [reason for _, reason in read_data(server[0]).passed_over]
+    assert ["cut short" in reasons[0], "missing" in reasons[1]] == [True, True]
+
+
+def test_a_url_without_shards(server: tuple[str, list[tuple[str, str]]], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", f"{server[0]}/nothing"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"{server[0]}/nothing/shards.json" in said
+    assert said.count("\n") == 1
+
+
+def test_a_server_that_fails_is_one_line(server: tuple[str, list[tuple[str, str]]]) -> None:
+    with pytest.raises(DataError, match=r"broken/shards\.json cannot be read: .*503"):
+        read_data(f"{server[0]}/broken")
+
+
+def test_a_scheme_that_needs_a_package() -> None:
+    with pytest.raises(DataError, match=r"s3://bucket/a/shards.json cannot be read: Install s3fs"):
+        read_data("s3://bucket/a")
