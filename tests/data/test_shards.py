@@ -114,6 +114,12 @@ def test_folders_named_like_shards_are_folders(tmp_path: Path) -> None:
     assert len([*expand([str(tmp_path / "odd.tar")])]) == 6
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".tar", "a\0.tar"])
+def test_names_that_no_file_has_are_passed_on(name: str) -> None:
+    assert [*expand([name])] == [name]
+    assert file_size(Path(name)) == -1
+
+
 def test_a_tar_without_an_index_says_so(shards: Path) -> None:
     (shards / "images-000000.index").unlink()
     with pytest.raises(ImageError, match=r"images-000000\.index is missing"):

@@ -213,7 +213,7 @@ def _inspect(shard: str, described: dict[str, Any]) -> tuple[int | None, str]:
 
 def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = Path(folder) / SHARDS
-    if not url(folder) and not path.is_file():
+    if not url(folder) and file_size(path) < 0:
         return None
     try:
         described: dict[str, Any] = json.loads(_read(str(path)))
@@ -247,7 +247,7 @@ def _index(shard: str) -> list[bytes] | None:
         return _lines(file, 0, 0)
     try:
         status = os.stat(file)  # noqa: PTH116  # making a Path takes longer than the rest
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return None
     return _lines(file, status.st_mtime_ns, status.st_size)
 
