@@ -7,6 +7,7 @@ import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from reported import CLASSES, draw
 from effnet.data.dataset import Dataset, Sample
 from effnet.metrics.evaluate import evaluate
 from effnet.reporting import sections
+from effnet.reporting.budget import tabulate_candidates
 from effnet.reporting.page import LIMIT, write_report
 from effnet.reporting.pictures import Pictures
 from effnet.reporting.subject import Subject, suspect_labels
@@ -203,3 +205,20 @@ def test_the_policy_names_what_is_in_the_page(subject: Subject, tmp_path: Path) 
 def test_logits_of_other_images_are_refused(subject: Subject) -> None:
     with pytest.raises(ValueError, match="119 images"):
         dataclasses.replace(subject, logits=subject.logits[:-1])
+
+
+@pytest.mark.parametrize("tried", [True, False])
+def test_candidates_by_accuracy_else_by_two_costs(fitted: Subject, tried: bool) -> None:
+    assert fitted.fit is not None
+    rows = [row if tried else row | {"probe": None, "short": None} for row in fitted.fit["candidates"]]
+    untimed = rows[1] | {"name": "huge", "latency": None}
+    found = tabulate_candidates({**fitted.fit, "candidates": [*rows, untimed]})
+    root = ElementTree.fromstring(found["svg"])
+    texts = {each.text for each in root.iter("text")}
+    assert ("right on val" in texts, "not tried" in texts) == (tried, tried)
+    assert "your limit" in texts
+    shapes = [each.get("class") or "" for each in root.iter("path")]
+    assert sorted(shapes) == ["circle", "cross", "diamond"]
+    titles = [each.text for each in root.iter("title")]
+    assert "large: latency 30 ms, allowed 5 ms" in titles
+    assert (found["of"], found["undrawn"]) == (4, 1)

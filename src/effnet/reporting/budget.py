@@ -75,11 +75,13 @@ def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     rows.sort(key=lambda row: (not row["chosen"], bool(row["refused"]), row["accuracy"] is None))
     budget = fit.get("budget") or {}
-    name = next((each for each in ("latency", *budget, "macs") if _has(rows, each)), "")
-    svg = None
-    if name:
-        drawn = [row | {"cost": float(row["costs"][name])} for row in rows]
-        svg = charts.draw_candidates(drawn, (name, title(name), LIMITS[name][1]), budget.get(name))
+    orders = [each for each in dict.fromkeys((*budget, "latency", "macs", "params", "memory")) if _is_known(rows, each)]
+    tried, svg, drawn = any(row["accuracy"] for row in rows), None, rows
+    if orders[not tried :]:  # a cost beside the accuracy, else two costs
+        names = orders[:1] if tried else orders[:2]
+        drawn = [row for row in rows if all(row["costs"][each] for each in names)]
+        points = [row | {"costs": [float(row["costs"][each]) for each in names]} for row in drawn]
+        svg = charts.draw_candidates(points, [LIMITS[each] for each in names], budget.get(names[0]))
     shown = [
         each for each in dict.fromkeys((*budget, "macs", "latency")) if any(row["costs"].get(each) for row in rows)
     ]
@@ -87,6 +89,8 @@ def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
         row["costs"] = [amount(each, row["costs"][each]) for each in shown]
     return {
         "svg": svg,
+        "tried": tried,
+        "undrawn": len(rows) - len(drawn),
         "columns": [title(each) for each in shown],
         "rows": rows[:CANDIDATES],
         "of": len(rows),
@@ -95,6 +99,7 @@ def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _has(rows: list[dict[str, Any]], name: str) -> bool:
-    """Whether every row has that cost."""
-    return name in LIMITS and all(row["costs"][name] for row in rows)
+def _is_known(rows: list[dict[str, Any]], name: str) -> bool:
+    """Whether a resource is a cost that the chosen network and another one have; too slow ones may not be timed."""
+    have = [row["chosen"] for row in rows if row["costs"].get(name)]
+    return len(have) > 1 and any(have)

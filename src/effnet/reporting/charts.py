@@ -162,32 +162,40 @@ def draw_history(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return drawing.done()
 
 
-def draw_candidates(rows: Sequence[Mapping[str, Any]], axis: tuple[str, str, str], limit: float | None) -> Markup:
-    """Accuracy of the networks that were tried over a cost; those that were not tried stand below the axis.
+def draw_candidates(rows: Sequence[Mapping[str, Any]], costs: Sequence[tuple[str, str]], limit: float | None) -> Markup:
+    """Accuracy of the networks that were tried over a cost, the others below the axis; or one cost over another.
 
     Args:
-        rows: each with `name`, `cost`, `accuracy` (an Interval or None), `refused` (a reason or "") and `chosen`.
-        axis: the field of the cost, its title and its unit.
-        limit: of the cost, from the budget.
+        rows: each with `name`, `costs`, `accuracy` (an Interval or None), `refused` (a reason or ""), `said`, `chosen`.
+        costs: title and unit of one cost, and of another one in place of the accuracy where nothing was tried.
+        limit: of the first cost, from the budget.
     """
-    tried = [row["accuracy"] for row in rows if row["accuracy"]]
-    costs = [row["cost"] for row in rows] + ([limit] if limit else [])
-    x = Axis(min(costs) / 1.3, max(costs) * 1.3, LEFT, WIDTH - RIGHT, log=True)
-    low, high = min((each.low for each in tried), default=0.0), max((each.high for each in tried), default=1.0)
-    y = Axis(max(0.0, low - 0.02), min(1.0, high + 0.02), HEIGHT - BOTTOM, TOP)
-    drawing = Drawing(f"Accuracy of the candidates over {axis[1]}", x, y, HEIGHT + STRIP)
-    drawing.axes((axis[1], axis[2]), ("right on val", "%"))
+    x, y = costs[0], costs[1] if len(costs) > 1 else None
+    across = [row["costs"][0] for row in rows] + ([limit] if limit else [])
+    axis = Axis(min(across) / 1.3, max(across) * 1.3, LEFT, WIDTH - RIGHT, log=True)
+    if y is None:
+        tried = [row["accuracy"] for row in rows if row["accuracy"]]
+        low, high = min((each.low for each in tried), default=0.0), max((each.high for each in tried), default=1.0)
+        upward = Axis(max(0.0, low - 0.02), min(1.0, high + 0.02), HEIGHT - BOTTOM, TOP)
+    else:
+        values = [row["costs"][1] for row in rows]
+        upward = Axis(min(values) / 1.3, max(values) * 1.3, HEIGHT - BOTTOM, TOP, log=True)
+    strip = STRIP if y is None else 0.0
+    what = "Accuracy" if y is None else y[0].capitalize()
+    drawing = Drawing(f"{what} of the candidates over {x[0]}", axis, upward, HEIGHT + strip)
+    drawing.axes(x, ("right on val", "%") if y is None else y)
     if limit:
-        drawing.line([(x(limit), TOP), (x(limit), HEIGHT - BOTTOM)], "limit")
-        side, anchor = (4.0, "start") if x(limit) < WIDTH / 2 else (-4.0, "end")
-        drawing.text("your limit", x(limit) + side, TOP + 11, "note", anchor)
+        drawing.line([(axis(limit), TOP), (axis(limit), HEIGHT - BOTTOM)], "limit")
+        side, anchor = (4.0, "start") if axis(limit) < WIDTH / 2 else (-4.0, "end")
+        drawing.text("your limit", axis(limit) + side, TOP + 11, "note", anchor)
     below = HEIGHT - BOTTOM + 34
-    drawing.text("not tried", LEFT - 6, below + 4, "note", "end")
+    if y is None:
+        drawing.text("not tried", LEFT - 6, below + 4, "note", "end")
     for row in sorted(rows, key=lambda row: bool(row["chosen"])):
-        place, found = x(row["cost"]), row["accuracy"]
-        height = y(found.value) if found else below
+        place, found = axis(row["costs"][0]), row["accuracy"]
+        height = upward(row["costs"][1]) if y else upward(found.value) if found else below
         if found:
-            drawing.line([(place, y(found.low)), (place, y(found.high))], "whisker")
+            drawing.line([(place, upward(found.low)), (place, upward(found.high))], "whisker")
         drawing.point(place, height, "cross" if row["refused"] else "diamond" if row["chosen"] else "circle")
         drawing.root[-1].append(_title(f"{row['name']}: {row['refused'] or row['said']}"))
         if row["chosen"]:
