@@ -206,6 +206,62 @@ def test_a_phone_in_light_and_dark(browser: Browser, served: Served, scheme: str
         assert (int(paper) < int(ink)) == (scheme == "dark")
 
 
+def nodes(page: Page) -> list[dict[str, str]]:
+    """What chromium gives a screen reader, in the order of reading: role, name, description, live and the element."""
+    session = page.context.new_cdp_session(page)
+    found = []
+    for node in session.send("Accessibility.getFullAXTree")["nodes"]:
+        if not node["ignored"]:
+            more = {each["name"]: str(each["value"].get("value", "")) for each in node["properties"]}
+            texts = {key: str(node.get(key, {}).get("value", "")) for key in ("role", "name", "description", "value")}
+            found.append(more | texts)
+    return found
+
+
+def test_for_a_screen_reader(page: Page) -> None:
+    def spoken(role: str) -> list[dict[str, str]]:
+        return [node for node in nodes(page) if node["role"] == role]
+
+    assert [(node["name"], node["level"]) for node in spoken("heading")] == [("What is in your photos?", "1")]
+    assert len(spoken("main")) == 1
+    assert [node["live"] for node in spoken("status")] == ["polite"]
+    files = [file("red.png", photo("red")), file("grey.png", photo("grey")), file("text.jpg", b"no photo")]
+    for each in files:
+        page.get_by_label("Choose photos").set_input_files(each)
+        heard = page.get_by_role("alert") if each["name"] == "text.jpg" else page.locator("#status")
+        expect(heard).to_contain_text(f"{each['name']}: ")
+        if each["name"] != "text.jpg":
+            expect(heard).to_contain_text("Unfamiliar" if each["name"] == "red.png" else "Unsure")
+    assert {node["name"] for node in spoken("list")} == {"Photos", "Most likely first"}
+    assert {node["name"] for node in spoken("heading")} >= {each["name"] for each in files}
+    assert [node["live"] for node in spoken("alert")] == ["assertive"]
+    for role in ("button", "slider", "combobox", "textbox", "link", "image"):
+        assert all(node["name"] for node in spoken(role)), role
+    buttons = [(node["name"], node["description"]) for node in spoken("button")]
+    assert len(buttons) == len(set(buttons))  # where two have a name, the photo tells them apart
+    assert ("Where did it look?", "red.png") in buttons
+    again = card(page, "red.png").get_by_role("button", name="Where did it look?")
+    again.focus()
+    page.keyboard.press("Enter")
+    expect(card(page, "red.png").get_by_role("status")).not_to_be_empty()
+    assert spoken("Canvas") == []
+
+
+def test_focus_is_not_lost(browser: Browser) -> None:
+    with serving(Colours(), token="secret") as served:
+        for page in opened(browser, served):
+            page.get_by_label("This server asks for a token").fill("secret")
+            page.keyboard.press("Enter")
+            expect(page.get_by_label("Model")).to_have_value("colours")
+            assert page.evaluate("document.activeElement.id") == "choose"
+            served.stop()
+            page.get_by_label("Choose photos").set_input_files(file("red.png", photo("red")))
+            again = card(page, "red.png").get_by_role("button", name="Try again")
+            again.focus()
+            page.keyboard.press("Enter")
+            assert page.evaluate("document.activeElement.textContent") == "red.png"
+
+
 def test_by_keyboard(page: Page) -> None:
     expect(page.get_by_text("Take a photo")).to_be_hidden()  # this computer has no touch screen
     reached = []

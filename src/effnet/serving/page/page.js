@@ -9,6 +9,7 @@ const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds)
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
 let token = "";
+let cards = 0;
 let sending = 0;
 const queue = [];
 
@@ -54,10 +55,16 @@ function add(files) {
     const name = file.name || "a pasted picture";
     const image = find("img", card);
     find("h2", card).textContent = name;
+    find("h2", card).id = `photo${cards += 1}`;
+    // a list of buttons has the same ones for every photo: their description says which
+    for (const each of card.querySelectorAll("button, input")) each.setAttribute("aria-describedby", find("h2", card).id);
     image.src = URL.createObjectURL(file);
     image.alt = name;
     image.addEventListener("error", () => { find(".picture", card).hidden = true; });
-    find(".again", card).addEventListener("click", () => enqueue(card, file));
+    find(".again", card).addEventListener("click", () => {
+      if (document.activeElement === find(".again", card)) find("h2", card).focus(); // the button goes
+      enqueue(card, file);
+    });
     find(".explain", card).addEventListener("click", () => explain(card, file, ""));
     find(".versus", card).addEventListener("click", () => explain(card, file, card.dataset.second));
     find("input", card).addEventListener("input", (event) => { find("canvas", card).style.opacity = event.target.value / 100; });
@@ -79,7 +86,7 @@ async function next() {
   sending += 1;
   try {
     show(card, await predict({ topk: SHOWN }, file));
-    say(`${find("h2", card).textContent}: ${find("ol li", card).dataset.words}`);
+    say(`${find("h2", card).textContent}: ${find("ol li", card).dataset.words}. ${find(".doubt", card).textContent}`);
   } catch (error) {
     fail(card, error);
   }
@@ -122,7 +129,10 @@ function show(card, answer) {
 
 function fail(card, error) {
   const line = find(".error", card);
-  line.textContent = error.message;
+  const which = document.createElement("span"); // is heard where the heading is not seen
+  which.className = "unseen";
+  which.textContent = `${find("h2", card).textContent}: `;
+  line.replaceChildren(which, error.message);
   line.hidden = false;
   find(".again", card).hidden = error instanceof Refused;
 }
@@ -211,6 +221,7 @@ find("#access").addEventListener("submit", (event) => {
   event.preventDefault();
   token = find("#token").value;
   find("#access").hidden = true;
+  find("#choose").focus();
   say("");
   list();
   for (const again of document.querySelectorAll(".again:not([hidden])")) again.click();

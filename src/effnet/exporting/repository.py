@@ -1,0 +1,79 @@
+"""Model repositories: an artifact in the folders that Triton and OpenVINO Model Server look for.
+
+NAME/N/model.onnx      Triton: version N, in ONNX
+NAME/config.pbtxt      Triton: its inputs, outputs and batches
+NAME/N/model.xml, .bin OpenVINO Model Server: version N
+NAME/labels.txt        the classes, a line each
+
+A second export adds the next version. The names of files and fields are those of Triton's model_repository.md and
+model_configuration.md and of OpenVINO Model Server's models_repository.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from effnet.errors import ArgumentError
+from effnet.exporting.export import Exported, export
+from effnet.files import write_text
+from effnet.machine import Precision
+from effnet.runtime.artifact import LAYOUTS, Layout
+from effnet.runtime.onnx import INPUT, OUTPUT
+from effnet.weights.bundle import Bundle, BundleConfig
+
+CONFIG, LABELS = "config.pbtxt", "labels.txt"
+MOST = 64  # images of a batch that Triton may put together where the graph takes any number
+
+
+def write_repository(
+    bundle: Bundle, out: Path, layout: Layout, *, precision: Precision = "fp32", batch: int | None = None
+) -> Exported:
+    """Write the next version of a model; its name is that of the folder `out`.
+
+    Raises:
+        ArgumentError: the folder holds a model with other inputs, outputs or classes.
+        RefusedError: the answers differ from the network's; see `export`.
+    """
+    texts = {LABELS: "".join(f"{label}\n" for label in labels(bundle.config))}
+    if layout == "triton":
+        texts[CONFIG] = triton_config(out.resolve().name, bundle.config, batch)
+    if out.exists() and not out.is_dir():
+        raise ArgumentError("out", str(out), "is a file; name the folder of a model.")
+    present = [file.name for file in out.iterdir() if not file.name.startswith(".")] if out.exists() else []
+    for name, text in texts.items():
+        if present and not ((out / name).is_file() and (out / name).read_text(encoding="utf-8") == text):
+            raise ArgumentError("out", str(out), f"holds another model: its {name} differs; choose another folder.")
+    version = max((int(name) for name in present if name.isdecimal()), default=0) + 1
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=out) as folder:  # servers that watch the folder see whole versions only
+        new = Path(folder) / "new"
+        target = new / "model.onnx" if layout == "triton" else new
+        made = export(bundle, target, format=LAYOUTS[layout], precision=precision, batch=batch)
+        for name, text in texts.items():
+            write_text(out / name, text)
+        new.rename(out / str(version))
+    return dataclasses.replace(made, path=out / str(version))
+
+
+def labels(config: BundleConfig) -> list[str]:
+    """The names of the outputs, or their numbers where they have none."""
+    return list(config.classes or map(str, range(config.spec.num_classes)))
+
+
+def triton_config(name: str, config: BundleConfig, batch: int | None) -> str:
+    """What Triton is told: the graph's batch is fixed, or Triton puts one together from the requests that wait."""
+    pixels = [config.input.size, config.input.size, config.input.channels]
+    logits = [config.spec.num_classes]
+    if batch is not None:
+        pixels, logits = [batch, *pixels], [batch, *logits]
+    lines = [
+        f"name: {json.dumps(name)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {MOST if batch is None else 0}",
+        f'input [{{ name: "{INPUT}", data_type: TYPE_UINT8, dims: {pixels} }}]',
+        f'output [{{ name: "{OUTPUT}", data_type: TYPE_FP32, dims: {logits}, label_filename: "{LABELS}" }}]',
+    ]
+    return "\n".join([*lines, *(["dynamic_batching { }"] if batch is None else [])]) + "\n"
