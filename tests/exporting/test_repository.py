@@ -101,11 +101,11 @@ def test_as_it_is_typed(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(folder, "--layout", "triton")
+    code, out, err = run(folder, "--server", "triton")
     assert (code, out.splitlines()[0].split(",")[0]) == (0, "wrote shapes-triton/1: onnx")
     assert err == "Next: tritonserver --model-repository=.\n"
-    code, out, err = run(folder, "--layout", "ovms", "--out", "models/shapes")
+    code, out, err = run(folder, "--server", "ovms", "--out", "models/shapes")
     assert code == 0
     assert err == "Next: ovms --model_name shapes --model_path models/shapes --rest_port 8000\n"
     for words in (("--format", "torch"), ("--precision", "int8")):
-        assert run(folder, "--layout", "triton", *words)[0] == 2
+        assert run(folder, "--server", "triton", *words)[0] == 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from effnet import console
 from effnet.console import OK
 from effnet.errors import ArgumentError, DataError
-from effnet.runtime.artifact import LAYOUTS, Format, Layout, artifact_path
+from effnet.runtime.artifact import SERVER_FORMATS, Format, ModelServer, artifact_path
 
 if TYPE_CHECKING:
     from effnet.data.held_out import TrainVal
@@ -26,7 +26,7 @@ def export(
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     max_drop: float | None = None,
     batch: str | None = None,
-    layout: Layout = "file",
+    server: ModelServer | None = None,
     out: Path | None = None,
     source: str | None = None,
 ) -> int:
@@ -45,20 +45,20 @@ def export(
         max_drop: Points of top-1 that int8 may lose against fp32 on the val images. Default: 0.5. The loss counted
             there has to keep within it; its interval is shown.
         batch: Images that it takes at once, or dynamic for any number, which some engines run more slowly. Default: 1;
-            dynamic in a layout of servers.
-        layout: file, or the folder of a model for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered
+            dynamic with --server.
+        server: Write the folder of a model for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered
             version, its configuration and its labels; another export adds a version.
         out: The file or folder to write. Default: named after the model, in the working folder.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
     """
-    if layout != "file":
-        if format not in (None, LAYOUTS[layout]):
-            raise ArgumentError("format", format, f"must be {LAYOUTS[layout]} for --layout {layout}.")
+    if server is not None:
+        if format not in (None, SERVER_FORMATS[server]):
+            raise ArgumentError("format", format, f"must be {SERVER_FORMATS[server]} for --server {server}.")
         if precision == "int8":
-            why = f"is for --layout file: export int8, and move its files to the folder of a version of {layout}."
+            why = "is not for --server: export int8 alone, and move its files to the folder of a version."
             raise ArgumentError("precision", precision, why)
-    format = format or LAYOUTS.get(layout, "openvino")
-    batch = batch or ("1" if layout == "file" else "dynamic")
+    format = format or (SERVER_FORMATS[server] if server else "openvino")
+    batch = batch or ("dynamic" if server else "1")
     if batch != "dynamic" and not (batch.isdecimal() and int(batch)):
         raise ArgumentError("batch", batch, "must be a positive whole number or dynamic.")
     if precision == "int8":
@@ -79,25 +79,25 @@ def export(
         from effnet.weights.load import open_model
 
         bundle = open_model(model, source=source, progress=progress)
-    suffix = {"openvino": "-openvino", "onnx": ".onnx", "torch": ".pt2"}[format] if layout == "file" else f"-{layout}"
+    suffix = {"openvino": "-openvino", "onnx": ".onnx", "torch": ".pt2"}[format] if server is None else f"-{server}"
     target = out or Path(f"{Path(model).resolve().name if Path(model).is_dir() else Path(model).stem}{suffix}")
     images = None if batch == "dynamic" else int(batch)
     wrote = f"wrote {target}: {format}, {precision}, batch {batch}"
     if precision != "int8":
         with console.Display(f"writing {target} and comparing its answers"):
-            if layout != "file":
-                made = write_repository(bundle, target, layout, precision=precision, batch=images)
+            if server is not None:
+                made = write_repository(bundle, target, server, precision=precision, batch=images)
             else:
                 made = write(bundle, target, format=format, precision=precision, batch=images)
         wrote = f"wrote {made.path}: {format}, {precision}, batch {batch}"
         sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\n{made.parity}\n")
         quoted = shlex.quote(str(target))
         following = {
-            "file": f"effnet predict photo.jpg --model {quoted}",
+            None: f"effnet predict photo.jpg --model {quoted}",
             "triton": f"tritonserver --model-repository={shlex.quote(str(target.parent))}",
             "ovms": f"ovms --model_name {shlex.quote(target.name)} --model_path {quoted} --rest_port 8000",
         }
-        console.remark(f"Next: {following[layout]}")
+        console.remark(f"Next: {following[server]}")
         return OK
     limit = MAX_DROP if max_drop is None else max_drop
     with console.Display(f"quantising {model}") as progress:

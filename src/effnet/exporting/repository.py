@@ -20,7 +20,7 @@ from effnet.errors import ArgumentError
 from effnet.exporting.export import Exported, export
 from effnet.files import write_text
 from effnet.machine import Precision
-from effnet.runtime.artifact import LAYOUTS, Layout
+from effnet.runtime.artifact import SERVER_FORMATS, ModelServer
 from effnet.runtime.onnx import INPUT, OUTPUT
 from effnet.weights.bundle import Bundle, BundleConfig
 
@@ -29,7 +29,7 @@ MOST = 64  # images of a batch that Triton may put together where the graph take
 
 
 def write_repository(
-    bundle: Bundle, out: Path, layout: Layout, *, precision: Precision = "fp32", batch: int | None = None
+    bundle: Bundle, out: Path, server: ModelServer, *, precision: Precision = "fp32", batch: int | None = None
 ) -> Exported:
     """Write the next version of a model; its name is that of the folder `out`.
 
@@ -38,7 +38,7 @@ def write_repository(
         RefusedError: the answers differ from the network's; see `export`.
     """
     texts = {LABELS: "".join(f"{label}\n" for label in labels(bundle.config))}
-    if layout == "triton":
+    if server == "triton":
         texts[CONFIG] = triton_config(out.resolve().name, bundle.config, batch)
     if out.exists() and not out.is_dir():
         raise ArgumentError("out", str(out), "is a file; name the folder of a model.")
@@ -50,8 +50,8 @@ def write_repository(
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=out) as folder:  # servers that watch the folder see whole versions only
         new = Path(folder) / "new"
-        target = new / "model.onnx" if layout == "triton" else new
-        made = export(bundle, target, format=LAYOUTS[layout], precision=precision, batch=batch)
+        target = new / "model.onnx" if server == "triton" else new
+        made = export(bundle, target, format=SERVER_FORMATS[server], precision=precision, batch=batch)
         for name, text in texts.items():
             write_text(out / name, text)
         new.rename(out / str(version))

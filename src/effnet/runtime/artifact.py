@@ -27,10 +27,10 @@ from effnet.version import __version__
 from effnet.weights.bundle import Bundle, BundleConfig, entries_of, parse_config
 
 Format = Literal["openvino", "onnx", "torch"]
-Layout = Literal["file", "triton", "ovms"]  # the artifact itself, or a server's folder of a model
+ModelServer = Literal["triton", "ovms"]  # of others: an artifact in the folder where it looks for a model
 
 FORMAT = 1  # raised whenever an older effnet would misread an artifact
-LAYOUTS: dict[Layout, Format] = {"triton": "onnx", "ovms": "openvino"}
+SERVER_FORMATS: dict[ModelServer, Format] = {"triton": "onnx", "ovms": "openvino"}
 SUFFIXES: dict[str, Format] = {".xml": "openvino", ".onnx": "onnx", ".pt2": "torch"}
 ENGINES: dict[Format, tuple[EngineName, ...]] = {  # the format's own first
     "openvino": ("openvino",),
