@@ -22,6 +22,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.runtime import onnx_file, openvino
 from effnet.runtime.artifact import read_artifact
 from effnet.runtime.graph import network_of
+from effnet.runtime.native import NativeGraph
 from effnet.runtime.options import EngineName
 from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Backend, BatchedSession, Linear, Session
@@ -198,3 +199,20 @@ def test_threads_may_ask_for_maps_and_logits(tiny: Bundle) -> None:
         for each in threads:
             each.join()
     assert not errors
+
+
+def test_who_asks_for_no_maps_pays_nothing(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are given no place for the map, so they write none, and the logits are the same bits."""
+    pixels, places = noise(tiny), []
+    graph = NativeGraph(network_of(tiny), "fp32", 1)
+    run = graph._network._run
+
+    def spy(network: int, given: int, images: int, logits: int, features: int | None) -> int:
+        places.append(features)
+        return int(run(network, given, images, logits, features))
+
+    monkeypatch.setattr(graph._network, "_run", spy)
+    logits = graph(pixels)
+    with_maps, _ = graph.maps(pixels)
+    assert (places[0], places[1] is None) == (None, False)
+    assert np.array_equal(logits, with_maps)
