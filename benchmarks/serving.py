@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -189,7 +189,8 @@ async def open_loop(
     port: int, requests: Sequence[bytes], rate: float, seconds: float, watch: Callable[[Load], None]
 ) -> Load:
     """Requests that come `rate` times a second, on as many connections as it takes; `watch` is called now and then."""
-    load, idle = Load(), [Connection(port) for _ in range(LIMIT)]
+    # in turn: one that rests for longer than the server keeps it would be closed while it is asked
+    load, idle = Load(), deque(Connection(port) for _ in range(LIMIT))
     pending: set[asyncio.Task[None]] = set()
     started = last = time.perf_counter()
 
@@ -206,7 +207,7 @@ async def open_loop(
         while sent < (now - started) * rate:
             sent += 1
             if idle:
-                task = asyncio.create_task(work(idle.pop(), requests[sent % len(requests)]))
+                task = asyncio.create_task(work(idle.popleft(), requests[sent % len(requests)]))
                 pending.add(task)
                 task.add_done_callback(pending.discard)
             else:
