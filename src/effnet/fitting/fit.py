@@ -56,7 +56,7 @@ from effnet.training.train import batch_for
 RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
 FATAL = ("unreadable", "one_class")  # findings with which nothing can be trained
-RESERVE, RESERVE_INT8 = 20.0, 60.0  # seconds for what follows the training, at most a sixth of the time
+RESERVE, RESERVE_INT8 = 45.0, 90.0  # seconds for what follows the training, at most a sixth of the time
 LEAST, LEAST_AGAIN = 0.5, 0.2  # of the minutes: for the training where less is left, and for the one after going back
 
 
