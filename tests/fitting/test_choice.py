@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from effnet import spec as make_spec
+from effnet.data.dataset import read_data, split_data
+from effnet.fitting import choice
 from effnet.fitting.candidates import FitCandidate
-from effnet.fitting.choice import Right, ScoreRecord, decide
+from effnet.fitting.choice import Right, ScoreRecord, choose, decide
+from effnet.fitting.settings import CHOICE, FitOptions, FitPlan
 
 
 def candidate(name: str, macs: float) -> FitCandidate:
@@ -62,3 +66,50 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path, n: int) -> None:
         raise AssertionError("scored twice")
 
     assert (ScoreRecord(tmp_path / "choice.json").get("probe a", again) == drawn).all()
+
+
+def entrants(classes: int) -> list[FitCandidate]:
+    """Lite0 with its weights, at two resolutions, and a narrower network that inherits them."""
+    own = make_spec("lite0", num_classes=classes)
+    made = [
+        FitCandidate(f"lite0-{size}", dataclasses.replace(own, resolution=size), "lite0", costs={"macs": size * 1e5})
+        for size in (32, 64)
+    ]
+    narrow = make_spec(own, width=0.5, resolution=64)
+    return [*made, FitCandidate("narrow", narrow, "lite0", whole=False, costs={"macs": 9e6})]
+
+
+def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is done once; a second call reads it, and comes to the same choice."""
+    monkeypatch.setattr(choice, "LEAST_VAL", 5)
+    monkeypatch.setattr(choice, "LEAST_SECONDS", 0.0)
+    plan = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.5))
+    data = split_data(read_data(shapes))
+    first = choose(plan, data, entrants(3))
+    assert set(first.order) == {"lite0-32", "lite0-64", "narrow"}
+    assert {name: set(kinds) for name, kinds in first.scores.items()} == {
+        "lite0-32": {"probe", "short"},
+        "lite0-64": {"probe", "short"},
+        "narrow": {"short"},
+    }
+    assert "after a short training" in first.reason
+    assert not list(tmp_path.glob(".pixels*"))  # decoded images are gone
+    written = (tmp_path / CHOICE).read_text()
+    monkeypatch.setattr(choice, "_features", lambda *_: pytest.fail("probed twice"))
+    monkeypatch.setattr(choice, "_train_one", lambda *_: pytest.fail("trained twice"))
+    again = choose(plan, data, entrants(3))
+    assert (again.order, again.reason, again.scores) == (first.order, first.reason, first.scores)
+    assert "right" in written
+
+
+def test_test_images_are_not_seen(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "LEAST_VAL", 5)
+    monkeypatch.setattr(choice, "LEAST_SECONDS", 0.0)
+    data = split_data(read_data(shapes))
+    for sample in data.subset("test").samples:  # reading one would fail
+        assert data.file(sample).is_file()
+    gone = dataclasses.replace(
+        data,
+        samples=tuple(dataclasses.replace(s, path=f"{s.path}.gone") if s.split == "test" else s for s in data.samples),
+    )
+    assert choose(FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.3)), gone, entrants(3)[:2]).order

@@ -123,7 +123,7 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
     best = sorted(compared, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
     others = _without_probe(candidates, whole)
     entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
-    seconds = SHARE * budget - record.seconds
+    seconds = (SHARE - PROBE_SHARE) * budget  # not by the clock: the same command comes to the same choice
     shortest = seconds / _trainings(len(entrants))
     val = min(MOST_VAL, len(data.subset("val")))
     rights, kind = probed, PROBE
