@@ -177,7 +177,7 @@ def test_a_killed_worker_changes_no_score(plan: SearchPlan, scores: dict[Job, fl
 @pytest.mark.usefixtures("no_children")
 def test_stopping_keeps_what_is_finished(plan: SearchPlan, scores: dict[Job, float], file: Path) -> None:
     def stop(done: float) -> None:
-        if 1 <= done < TOTAL:  # one training is finished, others are not
+        if 1 < done < TOTAL:  # one training is finished, another one has begun
             signal.raise_signal(signal.SIGTERM)
 
     progress = Recorder(stop)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from effnet import console
 from effnet.console import OK
 from effnet.errors import ArgumentError, DataError
 from effnet.runtime.artifact import SERVER_FORMATS, Format, ModelServer, artifact_path
+from effnet.runtime.options import EnginePrecision
 
 if TYPE_CHECKING:
     from effnet.data.held_out import TrainVal
@@ -18,15 +22,41 @@ if TYPE_CHECKING:
     from effnet.weights.bundle import Bundle
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is written."""
+
+    format: Format | None = None
+    """openvino (a folder), onnx (a file .onnx) or torch (a torch.export program, .pt2). Default: openvino, or what the
+    server reads."""
+    precision: EnginePrecision = "fp32"
+    """What it computes with; bf16 and int8 need OpenVINO."""
+    max_drop: float | None = None
+    """Points of top-1 that int8 may lose against fp32 on the val images. Default: 0.5. The loss counted there has to
+    keep within it; its interval is shown."""
+    batch: str | None = None
+    """Images that it takes at once, or dynamic for any number, which some engines run more slowly. Default: 1; dynamic
+    with --server."""
+    server: ModelServer | None = None
+    """Write the folder of a model for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered version, its
+    configuration and its labels; another export adds a version."""
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError if values exclude each other."""
+        server = self.server
+        if server is not None:
+            if self.format not in (None, SERVER_FORMATS[server]):
+                raise ArgumentError("format", self.format, f"must be {SERVER_FORMATS[server]} for --server {server}.")
+            if self.precision == "int8":
+                why = "is not for --server: export int8 alone, and move its files to the folder of a version."
+                raise ArgumentError("precision", self.precision, why)
+
+
 def export(
     model: str,
     data: str | None = None,
     *,
-    format: Format | None = None,
-    precision: Literal["fp32", "bf16", "int8"] = "fp32",
-    max_drop: float | None = None,
-    batch: str | None = None,
-    server: ModelServer | None = None,
+    options: Annotated[ExportOptions, Parameter(name="*")] = ExportOptions(),
     out: Path | None = None,
     source: str | None = None,
 ) -> int:
@@ -40,25 +70,13 @@ def export(
         model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
         data: For int8, the images that the model was trained on, as for effnet train: its training images calibrate,
             its val images decide, its test images are not used.
-        format: openvino (a folder; the default), onnx (a file .onnx) or torch (a torch.export program, .pt2).
-        precision: What it computes with; bf16 and int8 need OpenVINO.
-        max_drop: Points of top-1 that int8 may lose against fp32 on the val images. Default: 0.5. The loss counted
-            there has to keep within it; its interval is shown.
-        batch: Images that it takes at once, or dynamic for any number, which some engines run more slowly. Default: 1;
-            dynamic with --server.
-        server: Write the folder of a model for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered
-            version, its configuration and its labels; another export adds a version.
+        options: What is written.
         out: The file or folder to write. Default: named after the model, in the working folder.
         source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
     """
-    if server is not None:
-        if format not in (None, SERVER_FORMATS[server]):
-            raise ArgumentError("format", format, f"must be {SERVER_FORMATS[server]} for --server {server}.")
-        if precision == "int8":
-            why = "is not for --server: export int8 alone, and move its files to the folder of a version."
-            raise ArgumentError("precision", precision, why)
-    format = format or (SERVER_FORMATS[server] if server else "openvino")
-    batch = batch or ("dynamic" if server else "1")
+    precision, max_drop, server = options.precision, options.max_drop, options.server
+    format = options.format or (SERVER_FORMATS[server] if server else "openvino")
+    batch = options.batch or ("dynamic" if server else "1")
     if batch != "dynamic" and not (batch.isdecimal() and int(batch)):
         raise ArgumentError("batch", batch, "must be a positive whole number or dynamic.")
     if precision == "int8":
