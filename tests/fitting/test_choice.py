@@ -82,7 +82,7 @@ def entrants(classes: int) -> list[FitCandidate]:
 def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is done once; a second call reads it, and comes to the same choice."""
     monkeypatch.setattr(choice, "LEAST_VAL", 5)
-    monkeypatch.setattr(choice, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choice, "LEAST_STEPS", 1)
     plan = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.5))
     data = split_data(read_data(shapes))
     first = choose(plan, data, entrants(3))
@@ -104,7 +104,7 @@ def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeyp
 
 def test_test_images_are_not_seen(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "LEAST_VAL", 5)
-    monkeypatch.setattr(choice, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choice, "LEAST_STEPS", 1)
     data = split_data(read_data(shapes))
     for sample in data.subset("test").samples:  # reading one would fail
         assert data.file(sample).is_file()

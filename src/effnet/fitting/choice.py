@@ -1,9 +1,9 @@
 """Which of the networks that keep the budget is trained: linear probes first, then short trainings.
 
 A probe fits a linear classifier to the features of a network with its ImageNet weights, and is judged out of fold, so
-every image counts. The best go on to short trainings, each as long by the rule of a step's cost, and the better ones to
-trainings three times as long (`searching.halving`). All networks are judged on the same images, which belong to train
-and val; test images are not seen.
+every image counts. The best go on to short trainings of equally many steps, and the better ones to trainings three
+times as long (`searching.halving`); of equally many seconds, the smallest network would win, which learns fastest at
+first. All networks are judged on the same images, which belong to train and val; test images are not seen.
 
 The winner is the network with the most right images. A cheaper one takes its place where the images show no difference
 and it gets at most half a point fewer of them right. The 1-SE rule (Breiman et al. 1984) would give up more where there
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +39,12 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.runtime.select import open_session, select
 from effnet.runtime.session import Logits, Pixels
-from effnet.searching.halving import Job, make_rungs, open_jobs, survivors
+from effnet.searching.halving import FACTOR, Job, make_rungs, open_jobs, survivors
 from effnet.searching.score import load_split, train_briefly
 from effnet.training.execution import guess_step_seconds
 from effnet.training.initial_network import InitialNetwork, find_initial_network
 from effnet.training.learner import Learner, derive_seed
+from effnet.training.settings import Settings
 from effnet.training.train import batch_for
 from effnet.weights.bundle import Bundle, BundleConfig
 
@@ -56,7 +56,7 @@ FINALISTS, INHERITED = 4, 2  # networks of probes, and of inherited weights, tha
 LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
 LEAST_VAL, MOST_VAL = 200, 2000  # val images that a short training is scored on
 SPARED = 0.005  # share of right images that may be given up for a cheaper network
-LEAST_SECONDS = 4.0  # of the shortest training, below which it shows nothing
+LEAST_STEPS = 60  # of the shortest training, below which it shows nothing
 MOST_IMAGES, MOST_BYTES = (
     10_000,
     2**29,
@@ -124,15 +124,15 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
     others = _without_probe(candidates, whole)
     entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
     seconds = (SHARE - PROBE_SHARE) * budget  # not by the clock: the same command comes to the same choice
-    shortest = seconds / _trainings(len(entrants))
+    steps = _affordable_steps(entrants, len(data.subset("train")), seconds)
     val = min(MOST_VAL, len(data.subset("val")))
     rights, kind = probed, PROBE
     if len(entrants) == 1:
         order, reason = [entrants[0]], "It is the only network that keeps the budget."
         if len(candidates) > 1:
             reason = "No other network that keeps the budget starts from weights of its own or is larger."
-    elif val >= LEAST_VAL and shortest >= LEAST_SECONDS:
-        rights, order = _train(plan, data, entrants, record, shortest, progress)
+    elif val >= LEAST_VAL and steps >= LEAST_STEPS:
+        rights, order = _train(plan, data, entrants, record, steps, progress)
         kind = SHORT
         order, reason = decide(order[:2], rights, f"after a short training, on {val:,} val images")
     elif probed:
@@ -274,10 +274,14 @@ def _start(plan: FitPlan, data: Dataset, candidate: FitCandidate) -> InitialNetw
         return find_initial_network(candidate.settings(Path(folder), plan.options), recipe, data, SILENT)
 
 
-def _trainings(entrants: int) -> float:
-    """The trainings of the choice, in units of the shortest."""
-    rungs = make_rungs(entrants, rungs=2, seeds=1, finalists=2)
-    return sum(rung.trainings * rung.share for rung in rungs) / rungs[0].share
+def _affordable_steps(entrants: Sequence[FitCandidate], images: int, seconds: float) -> int:
+    """The steps of the shortest training, by the rule of a step's cost, where the dearest two become finalists."""
+    each = []
+    for candidate in entrants:
+        recipe = candidate.recipe(images)
+        recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
+        each.append(guess_step_seconds(candidate.spec, recipe, Settings(), this_machine().cores))
+    return int(seconds / (sum(each) + FACTOR * sum(sorted(each)[-2:])))
 
 
 def _train(
@@ -285,7 +289,7 @@ def _train(
     data: Dataset,
     entrants: Sequence[FitCandidate],
     record: ScoreRecord,
-    shortest: float,
+    steps: int,
     progress: Progress,
 ) -> tuple[dict[str, Right], list[FitCandidate]]:
     """Short trainings: which val images the finalists get right, and the entrants, the best first."""
@@ -299,10 +303,10 @@ def _train(
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix=".pixels-") as cache:
         while jobs := open_jobs(rungs, scores):
             for job in jobs:
-                candidate, lasts = entrants[job.candidate], shortest * rungs[job.rung].share / rungs[0].share
-                progress.update("short trainings", done, total, f"{candidate.name}, about {lasts:.0f} s")
+                candidate, lasts = entrants[job.candidate], round(steps * rungs[job.rung].share / rungs[0].share)
+                progress.update("short trainings", done, total, f"{candidate.name}, {lasts} steps")
 
-                def score(candidate: FitCandidate = candidate, job: Job = job, lasts: float = lasts) -> Right:
+                def score(candidate: FitCandidate = candidate, job: Job = job, lasts: int = lasts) -> Right:
                     seed = derive_seed(plan.options.seed, job.rung)
                     return _train_one(plan, candidate, train, val, lasts, seed, Path(cache), progress)
 
@@ -331,17 +335,16 @@ def _train_one(
     candidate: FitCandidate,
     train: Dataset,
     val: Dataset,
-    seconds: float,
+    steps: int,
     seed: int,
     cache: Path,
     progress: Progress,
 ) -> Right:
-    """Which val images a network gets right after a training of about so many seconds; none where it cannot learn."""
+    """Which val images a network gets right after a training of so many steps; none where it cannot learn."""
     start = _start(plan, train, candidate)
     recipe = candidate.recipe(len(train))
     recipe = dataclasses.replace(recipe, batch=batch_for(recipe, len(train), 1))
-    step = guess_step_seconds(start.network.spec, recipe, candidate.settings(cache, plan.options), this_machine().cores)
-    epochs = max(1, math.floor(seconds / step)) * recipe.batch / len(train)
+    epochs = steps / (len(train) // recipe.batch)
     splits = []
     for name, images in (("train", train), ("val", val)):
         file = cache / f"{name}-{start.input.size}-{start.input.resize}.npy"
