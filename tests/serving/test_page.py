@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from browser import open_browser
 from limits import SETS, familiarity
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect
 from served import Colours, Served, photo, serving, wait_until
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 LIMITS = {
     "calibration": Calibration(1.0, 0.9, 0.05, 100, "val"),
     "sets": SETS,
@@ -37,12 +36,8 @@ GIVE = """([type, name, data]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    assert path, f"these tests need a browser: apt-get install chromium, or another of {', '.join(NAMES)}"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def _price(candidate: FitCandidate) -> float:
 
 
 def _without_probe(candidates: Sequence[FitCandidate], whole: Sequence[FitCandidate]) -> list[FitCandidate]:
-    """The networks without weights of their own that are worth a training: larger ones, or where there is no other."""
+    """Networks without pretrained weights of their own to train briefly: only larger ones where others have weights."""
     largest = max((each.costs["macs"] for each in whole), default=0.0)
     inherited = [each for each in candidates if not each.whole and each.costs["macs"] > LARGER * largest]
     inherited = sorted(inherited, key=lambda each: -each.costs["macs"])[: 1 if whole else INHERITED]

@@ -71,7 +71,7 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
 
     Raises:
         ArgumentError: `out` holds something else.
-        DataError: there is no image, or one cannot be read.
+        DataError: the data set is empty, or an image cannot be read.
     """
     if out.exists() and not (out.is_dir() and all(OURS.fullmatch(each.name) for each in out.iterdir())):
         raise ArgumentError("out", str(out), "exists and holds something else; choose another folder.")

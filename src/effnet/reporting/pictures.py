@@ -33,14 +33,14 @@ class Pictures:
         self.room = room
 
     def file(self, path: Path, side: int = SIDE) -> Picture | None:
-        """The photo in a file, its longer side `side` pixels; None where it cannot be read or there is no room."""
+        """The photo in a file, its longer side `side` pixels; None if it cannot be read or the page is full."""
         try:
             return self.image(open_photo(path, least=2.0 * side), side) if self.room > 0 else None
         except (ImageError, OSError):  # gone or changed since it was evaluated
             return None
 
     def image(self, image: Image.Image, side: int = SIDE) -> Picture | None:
-        """A picture, its longer side `side` pixels; None where there is no room."""
+        """A picture, its longer side `side` pixels; None if the page is full."""
         tiny = max(image.size) <= TINY
         if not tiny:
             image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
