@@ -227,3 +227,10 @@ def size(number: float) -> str:
     """Four significant digits, in decimal units of bytes: 21.36 MB."""
     unit, factor = next(((unit, factor) for unit, factor in SIZES if number >= factor), SIZES[-1])
     return f"{number / factor:#.4g} {unit}"
+
+
+def amount(resource: str, value: float) -> str:
+    """A cost of a network, by the name of its limit: 57.91 M, 4.020 MB, 12.3 ms."""
+    if resource in ("latency", "slowest_tenth"):
+        return f"{1e3 * value:.3g} ms"
+    return millions(value) if resource in ("macs", "params") else size(value)

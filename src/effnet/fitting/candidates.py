@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effnet import console
 from effnet.arch.cost import cost
 from effnet.arch.memory import file_bytes, inference_memory
 from effnet.arch.spec import NetworkSpec
@@ -34,6 +35,7 @@ from effnet.exporting.int8 import write_random_int8
 from effnet.files import size_of, write_text
 from effnet.fitting.measurement import measure
 from effnet.fitting.settings import CANDIDATES, LIMITS, FitOptions, FitPlan
+from effnet.metrics.familiarity import most_bytes
 from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget
 from effnet.scaling.fit import fit_spec
@@ -50,9 +52,12 @@ SCRATCH_IMAGES, SCRATCH_EACH = 20_000, 500  # training images, and images of a c
 MEASURED = {"latency", "memory"}  # limits
 SCRATCH_SIZES = (32, 64)  # pixels
 INT8, INT8_MINUTES = 3, 5  # networks that are quantised to see what they cost, at most; minutes that are worth it
+IN_8_BITS = {"file_size": 0.26, "latency": 0.7}  # of fp32's, at best: .28 of Lite0's file, .27 of Lite2's
 TOO_SLOW = 1.5  # times a limit, from which a network is not measured at higher resolutions
 MARGIN = 0.95  # share of a measured limit that a network may take: times vary from one moment to the next
 OVERHEAD = 8_000_000  # bytes that the engine takes beside weights and maps: 5.6 to 9 MB on a Xeon (AVX-512)
+
+Body = tuple[float, ...]  # what tells networks apart beside their resolution
 
 
 @dataclass(frozen=True)
@@ -163,24 +168,16 @@ def require_any(found: Sequence[FitCandidate], options: FitOptions) -> list[FitC
         known = [each for each in found if name in each.costs]
         least = min(known, key=lambda each: each.costs[name], default=None)
         if least is not None and least.costs[name] > allowed:
-            need = f"the smallest network that is considered, {least.name}, needs {describe(limit, least.costs[name])}"
-            raise ArgumentError(limit, describe(limit, allowed), f"cannot be kept: {need}.")
+            need = console.amount(limit, least.costs[name])
+            rule = f"cannot be kept: the smallest network that is considered, {least.name}, needs {need}."
+            raise ArgumentError(limit, console.amount(limit, allowed), rule)
     nearest = min(found, key=lambda each: each.refused.value / each.refused.allowed if each.refused else 0.0)
     refusal = nearest.refused
     assert refusal is not None
-    need = f"{nearest.name} comes nearest and needs {describe(refusal.limit, refusal.value)}"
+    need = f"{nearest.name} comes nearest and needs {console.amount(refusal.limit, refusal.value)}"
     raise ArgumentError(
-        refusal.limit, describe(refusal.limit, refusal.allowed), f"cannot be kept with the other limits: {need}."
+        refusal.limit, console.amount(refusal.limit, refusal.allowed), f"cannot be kept with the other limits: {need}."
     )
-
-
-def describe(limit: str, value: float) -> str:
-    """An amount for people: 12.3 ms, 4.02 MB, 57.9 M."""
-    from effnet import console
-
-    if limit in ("latency", "slowest_tenth"):
-        return f"{1e3 * value:.3g} ms"
-    return console.millions(value) if limit in ("macs", "params") else console.size(value)
 
 
 def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
@@ -274,28 +271,29 @@ def _measured(found: list[FitCandidate], options: FitOptions, progress: Progress
         return found
     backend = {"engine": options.pinned_engine, "precision": options.precision, "threads": options.threads}
     backend = {name: value for name, value in backend.items() if value is not None}
-    able, done, slow = sum(each.refused is None for each in found), 0, dict[tuple[float, ...], Refusal]()
+    able, done, slow = sum(each.refused is None for each in found), 0, dict[Body, Refusal]()
     for place, each in enumerate(found):
         if each.refused is None:
             done += 1
             progress.update("timing networks", done, able, each.name)
-            body = each.spec.width, each.spec.depth, cost(each.spec).params
-            if body in slow:  # at a lower resolution it took much too long already
-                found[place] = dataclasses.replace(each, refused=slow[body])
+            if _body(each) in slow:  # at a lower resolution it took much too long already
+                found[place] = dataclasses.replace(each, refused=slow[_body(each)])
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "spec.yaml"
                 file.write_text(spec_text(each.spec), "utf-8")
                 found[place] = made = _with_measured(each, file, backend, options)
             if made.refused and made.refused.value > TOO_SLOW * made.refused.allowed:
-                slow[body] = made.refused
+                slow[_body(each)] = made.refused
     return found
 
 
 def _with_measured(candidate: FitCandidate, model: Path, backend: dict[str, Any], options: FitOptions) -> FitCandidate:
-    taken = measure(model, backend, latency=options.limits.get("latency"))
-    costs = candidate.costs | {"latency": taken.latency, "slowest_tenth": taken.slowest_tenth, "memory": taken.memory}
-    refused = None
+    """With latency and memory where one of them is limited, and the first limit that is exceeded."""
+    costs, refused = candidate.costs, None
+    if MEASURED & set(options.limits):
+        taken = measure(model, backend, latency=options.limits.get("latency"))
+        costs = costs | {"latency": taken.latency, "slowest_tenth": taken.slowest_tenth, "memory": taken.memory}
     for limit, allowed in options.limits.items():
         value = costs["slowest_tenth" if limit == "latency" else limit]
         most = MARGIN * allowed if limit in MEASURED else allowed
@@ -307,32 +305,28 @@ def _with_measured(candidate: FitCandidate, model: Path, backend: dict[str, Any]
 def _quantised(found: list[FitCandidate], options: FitOptions, progress: Progress) -> list[FitCandidate]:
     """And the same networks in 8 bits, where that was asked for, or only that may keep the latency or the file's size.
 
-    8 bits take about .28 of fp32's file and .7 of its time.
+    Each is written to see what its file takes, to which a trained one adds what tells unfamiliar images; where time is
+    limited as well, each resolution is measured.
     """
     asked = options.precision == "int8"
-    in_reach = {"file_size": 0.3, "latency": 0.8}
-    chosen = []
-    for each in found:
-        refusal = each.refused
-        if refusal is None:
-            wanted = asked
-        else:
-            wanted = refusal.limit in in_reach and in_reach[refusal.limit] * refusal.value <= refusal.allowed
-            wanted |= asked and refusal.limit in in_reach
-        if wanted and each.weights and (asked or each.whole):
-            chosen.append(each)
-    chosen = sorted(chosen, key=lambda each: -each.costs["macs"])[: INT8 * (1 + asked)]
-    made = []
+    chosen = [each for each in found if each.weights and (asked or each.whole) and _in_reach(each.refused, asked)]
+    chosen = sorted(chosen, key=lambda each: -each.costs["macs"])
+    if MEASURED & set(options.limits):
+        chosen = chosen[: INT8 * (1 + asked)]
+    bodies = list(dict.fromkeys(map(_body, chosen)))[: INT8 * (1 + asked)]
+    chosen = [each for each in chosen if _body(each) in bodies]
+    threads = {} if options.threads is None else {"threads": options.threads}
+    made, sizes = list[FitCandidate](), dict[Body, int]()
     for done, each in enumerate(chosen, start=1):
         progress.update("networks in 8 bits", done, len(chosen), each.name)
         named = dataclasses.replace(each, name=f"{each.name}-int8", int8=True, refused=None)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 artifact = Path(folder) / "int8"
-                write_random_int8(each.spec, artifact)
-                costs = each.costs | {"file_size": size_of(artifact)}
-                named = dataclasses.replace(named, costs=costs)
-                threads = {} if options.threads is None else {"threads": options.threads}
+                if MEASURED & set(options.limits) or _body(each) not in sizes:
+                    write_random_int8(each.spec, artifact)
+                    sizes[_body(each)] = size_of(artifact) + most_bytes(each.spec.head_channels)
+                named = dataclasses.replace(named, costs=each.costs | {"file_size": sizes[_body(each)]})
                 made.append(_with_measured(named, artifact, threads, options))
         except MissingExtraError:
             if asked:
@@ -343,3 +337,15 @@ def _quantised(found: list[FitCandidate], options: FitOptions, progress: Progres
     if asked:  # the same networks in fp32 are not what was asked for
         found = [each for each in found if each.refused is not None and each not in chosen]
     return [*found, *made]
+
+
+def _in_reach(refusal: Refusal | None, asked: bool) -> bool:
+    """Whether a network may keep in 8 bits what it exceeds in fp32."""
+    if refusal is None or refusal.limit not in IN_8_BITS:
+        return asked and refusal is None
+    return asked or IN_8_BITS[refusal.limit] * refusal.value <= refusal.allowed
+
+
+def _body(candidate: FitCandidate) -> Body:
+    """A network without its resolution."""
+    return candidate.spec.width, candidate.spec.depth, candidate.costs["params"]

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from effnet.data.dataset import Dataset
+from effnet.data.image import natural_resolution
 from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.fitting.candidates import FitCandidate
@@ -42,7 +43,7 @@ from effnet.runtime.session import Logits, Pixels
 from effnet.searching.halving import FACTOR, Job, make_rungs, open_jobs, survivors
 from effnet.searching.score import load_split, train_briefly
 from effnet.training.execution import guess_step_seconds
-from effnet.training.initial_network import InitialNetwork, find_initial_network
+from effnet.training.initial_network import InitialNetwork, find_initial_network, short_side
 from effnet.training.learner import Learner, derive_seed
 from effnet.training.settings import Settings
 from effnet.training.train import batch_for
@@ -52,7 +53,8 @@ SHARE, PROBE_SHARE = 0.25, 0.12  # of the minutes: for the choice, and for its p
 PROBED_RATE = 2.5e10  # multiply-adds a second of one core, roughly, with reading the images
 FIT_SECONDS, CLASSES = 2.5, 50  # for the classifiers of a probe, roughly: for few classes; twice that for so many
 FEWEST, MOST = 400, 4000  # images of a probe
-FINALISTS, INHERITED = 4, 2  # networks of probes, and of inherited weights, that are trained briefly
+FINALISTS, INHERITED = 4, 3  # networks of probes, and of inherited weights, that are trained briefly
+ENLARGED = 4  # times the images' own resolution, beyond which no network of inherited weights is trained
 LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
 LEAST_VAL, MOST_VAL = 200, 2000  # val images that a short training is scored on
 SPARED = 0.005  # share of right images that may be given up for a cheaper network
@@ -121,10 +123,12 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
     probed = _probe(plan, data, whole, record, PROBE_SHARE * budget, progress) if len(whole) > 1 else {}
     compared = [each for each in whole if each.name in probed] or whole
     best = sorted(compared, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
-    others = _without_probe(candidates, whole)
+    others = _without_probe(candidates, whole, data)
     entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
     seconds = (SHARE - PROBE_SHARE) * budget  # not by the clock: the same command comes to the same choice
-    steps = _affordable_steps(entrants, len(data.subset("train")), seconds)
+    images = len(data.subset("train"))
+    while (steps := _affordable_steps(entrants, images, seconds)) < LEAST_STEPS and len(entrants) > 2:
+        entrants.pop()
     val = min(MOST_VAL, len(data.subset("val")))
     rights, kind = probed, PROBE
     if len(entrants) == 1:
@@ -143,9 +147,7 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
     else:
         order = sorted(entrants, key=lambda each: (not (each.whole and each.weights), -each.costs["macs"]))
         kind_of = "starts from weights of its own and " if order[0].whole and order[0].weights else ""
-        reason = (
-            f"It {kind_of}has the most multiply-adds of those that keep the budget; there was no time to compare more."
-        )
+        reason = f"It {kind_of}has the most multiply-adds of {len(entrants)}; there was no time to compare them."
     rest = [each for each in (*best, *others, *candidates) if each.name not in {one.name for one in order}]
     names = tuple(dict.fromkeys(each.name for each in (*order, *rest)))
     scores: dict[str, dict[str, Interval]] = {}
@@ -192,11 +194,24 @@ def _price(candidate: FitCandidate) -> float:
     return candidate.costs.get("latency") or 1e-11 * candidate.costs["macs"]
 
 
-def _without_probe(candidates: Sequence[FitCandidate], whole: Sequence[FitCandidate]) -> list[FitCandidate]:
-    """Networks without pretrained weights of their own to train briefly: only larger ones where others have weights."""
-    largest = max((each.costs["macs"] for each in whole), default=0.0)
-    inherited = [each for each in candidates if not each.whole and each.costs["macs"] > LARGER * largest]
-    inherited = sorted(inherited, key=lambda each: -each.costs["macs"])[: 1 if whole else INHERITED]
+def _without_probe(
+    candidates: Sequence[FitCandidate], whole: Sequence[FitCandidate], data: Dataset
+) -> list[FitCandidate]:
+    """Networks without pretrained weights of their own to train briefly, the one to give up first at the end.
+
+    Where whole networks keep the budget, a larger one; else the widest, at resolutions that do not enlarge much.
+    """
+    narrow = sorted(
+        (each for each in candidates if each.weights and not each.whole), key=lambda each: each.costs["macs"]
+    )
+    if whole:
+        largest = max(each.costs["macs"] for each in whole)
+        inherited = [each for each in narrow if each.costs["macs"] > LARGER * largest][-1:]
+    else:
+        widest = max((each.costs["params"] for each in narrow), default=0.0)
+        most = ENLARGED * natural_resolution(short_side(data))
+        inherited = [each for each in narrow if each.costs["params"] == widest and each.spec.resolution <= most]
+        inherited = inherited[-INHERITED:]
     return [*inherited, *[each for each in candidates if not each.weights][:1]]
 
 

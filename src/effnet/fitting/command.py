@@ -111,15 +111,13 @@ def _show_candidates(rows: Sequence[Mapping[str, Any]], json: bool) -> None:
     if json:
         sys.stdout.write(console.json_text({"candidates": list(rows)}))
         return
-    from effnet.fitting.candidates import describe
-
     kept = [row for row in rows if row["refused"] is None]
     refused = [row for row in rows if row["refused"] is not None]
     lines = []
     for row in (*kept, *refused[:SHOWN]):
         refusal, taken = row["refused"], row["slowest_tenth"]
-        over = "" if refusal is None else f"{refusal['limit']} {describe(refusal['limit'], refusal['value'])}"
-        costs = [describe(name, row[name]) for name in ("macs", "params", "file_size")]
+        over = "" if refusal is None else f"{refusal['limit']} {console.amount(refusal['limit'], refusal['value'])}"
+        costs = [console.amount(name, row[name]) for name in ("macs", "params", "file_size")]
         lines.append((row["name"], row["start"], *costs, "" if taken is None else f"{1e3 * taken:.3g} ms", over))
     columns = ("<network", "<starts from", "MACs", "params", "file", "slowest tenth", "<refused by")
     more = f"; {len(refused) - SHOWN} more are refused" if len(refused) > SHOWN else ""
@@ -138,8 +136,6 @@ def _show_time(options: FitOptions) -> None:
 
 def _show(result: Mapping[str, Any]) -> None:
     """The verdict, the budget, the accuracy and the reason."""
-    from effnet.fitting.candidates import describe
-
     budget, measured, predicted = result["budget"], result["measured"], result["predicted"]
     rows = []
     for name in AMOUNTS:
@@ -148,7 +144,7 @@ def _show(result: Mapping[str, Any]) -> None:
         limit = amount(name, budget[name]) if name in budget else ""
         real = measured.get("slowest_tenth" if name == "latency" else name)
         guess = predicted.get("slowest_tenth" if name == "latency" else name)
-        cells = ("" if value is None else describe(name, value) for value in (guess, real))
+        cells = ("" if value is None else console.amount(name, value) for value in (guess, real))
         label = "latency, slowest tenth" if name == "latency" else name.replace("_", " ")
         rows.append((label, limit, *cells))
     kept = "keeps the budget" if result["kept"] else "does not keep the budget"

@@ -183,7 +183,7 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
         raise DataError(f"{plan.data} has one class, at least two are needed: {explain_one_class(data)}")
     if "val" not in data.splits:
         raise DataError(f"{plan.data} leaves no image for validation at --val {options.val:g}: take a larger share")
-    sentences = [*_sentences(found), *describe_gaps(data, str(plan.data))]
+    sentences = [*_sentences(found, plan.data), *describe_gaps(data, str(plan.data))]
     for sentence in sentences:
         progress.message(sentence)
     write_manifest(data, plan.folder / DATA)
@@ -206,11 +206,12 @@ def _read_split(plan: FitPlan) -> Dataset:
     return dataclasses.replace(written, root=root, samples=tuple(map(named, written.samples)), source=str(plan.data))
 
 
-def _sentences(found: Findings) -> list[str]:
-    """What was found, a sentence for each kind."""
+def _sentences(found: Findings, data: Path) -> list[str]:
+    """What was found, a sentence for each kind; a fit uses the images as they are."""
     sentences = []
     for kind, (severity, name, advice) in KINDS.items():
         if count := len(found.of(kind)):
+            advice = advice.replace("--fix", f"effnet check {shlex.quote(str(data))} --fix")
             sentences.append(f"{severity}: {count:,} {name}. {advice}")
     return sentences
 

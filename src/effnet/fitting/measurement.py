@@ -20,6 +20,7 @@ from effnet.arch.variants import spec as make_spec
 from effnet.errors import RefusedError
 from effnet.files import size_of
 from effnet.machine import forget_peak, peak_memory, resident_memory
+from effnet.runtime.artifact import OPENVINO_FILE
 from effnet.weights.bundle import WEIGHTS, is_bundle
 
 ROUNDS, RUNS, WARMUP = 3, 40, 5  # the quietest round counts: other programs come and go
@@ -60,8 +61,9 @@ def measure(model: Path, backend: dict[str, Any], *, latency: float | None = Non
 
 
 def model_bytes(model: Path) -> int:
-    """The size of what has to be shipped: a bundle's file of weights, or all of an artifact."""
-    return size_of(model / WEIGHTS if is_bundle(model) else model)
+    """The size of what has to be shipped: a bundle's file of weights, or an artifact without its model card."""
+    files = [model / WEIGHTS] if is_bundle(model) else model.glob(f"{Path(OPENVINO_FILE).stem}.*")
+    return sum(map(size_of, files))
 
 
 def _ask(model: Path, backend: dict[str, Any]) -> Measurement:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effnet import console
 from effnet.checking.labels import find_label_errors
 from effnet.data.dataset import Dataset
 from effnet.errors import EffnetError
 from effnet.files import write_text
-from effnet.fitting.candidates import FitCandidate, describe
+from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.choice import Choice
 from effnet.fitting.settings import CANDIDATES, FINDINGS, MODEL, REPORT, RESULT, FitPlan
 from effnet.fitting.verdict import TIGHT, backend_of
@@ -73,8 +74,7 @@ def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Pr
             facts=_facts(result),
             fit=result,
         )
-        if is_bundle(model):
-            write_card(subject, model)
+        write_card(subject, model)
         write_report(subject, plan.folder / REPORT, progress)
     write_text(plan.folder / RESULT, json.dumps(result, indent=1) + "\n")
 
@@ -194,5 +194,5 @@ def _nearest(found: Sequence[FitCandidate], broken: Sequence[Mapping[str, Any]])
         name = "slowest_tenth" if each["limit"] == "latency" else each["limit"]
         needs = sorted((one.costs[name], one.name) for one in found if name in one.costs)
         value, least = next((need for need in reversed(needs) if need[0] <= TIGHT * each["allowed"]), needs[0])
-        return f"{least} needs {describe(each['limit'], value)}"
+        return f"{least} needs {console.amount(each['limit'], value)}"
     return None

@@ -155,6 +155,11 @@ def spread_classes(labels: Labels, count: int, seed: int = 0) -> NDArray[np.int6
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
+def most_bytes(channels: int) -> int:
+    """What `pack` makes of so many features at most: the text of neighbours with all their points."""
+    return int(4 / 3 * (2 * DIMENSIONS * (channels + POINTS) + 4 * channels))
+
+
 def pack(arrays: ScoreArrays) -> str:
     """A safetensors file in base64; the two large arrays in half precision."""
     from safetensors.numpy import save

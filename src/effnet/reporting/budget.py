@@ -22,14 +22,9 @@ LIMITS = {  # fields of fit.json: title, and unit
 CANDIDATES = 80  # rows of the table
 
 
-def amount(name: str, value: Any) -> str:
+def amount(name: str, value: float | None) -> str:
     """A value of a resource in its unit."""
-    if value is None:
-        return "-"
-    unit = LIMITS.get(name, (name, ""))[1]
-    if unit == "s":
-        return f"{1000 * float(value):.3g} ms"
-    return console.size(float(value)) if unit == "B" else console.millions(float(value))
+    return "-" if value is None else console.amount(name, value)
 
 
 def title(name: str) -> str:
