@@ -10,9 +10,10 @@ import pytest
 
 from effnet import spec as make_spec
 from effnet.data.dataset import read_data, split_data
-from effnet.fitting import choice
+from effnet.fitting import choice, probes
 from effnet.fitting.candidates import FitCandidate
-from effnet.fitting.choice import Right, ScoreRecord, choose, decide
+from effnet.fitting.choice import ScoreRecord, choose, decide
+from effnet.fitting.probes import Right
 from effnet.fitting.settings import CHOICE, FitOptions, FitPlan
 
 
@@ -79,6 +80,41 @@ def entrants(classes: int) -> list[FitCandidate]:
     return [*made, FitCandidate("narrow", narrow, "lite0", whole=False, costs={"macs": 9e6})]
 
 
+def test_networks_that_inherit_their_weights_are_compared_where_no_whole_one_is_left(shapes: Path) -> None:
+    """The widest of them, at resolutions up to four times the images' own, the cheapest first."""
+
+    def inherited(width: float, size: int) -> FitCandidate:
+        costs = {"macs": width * size, "params": width}
+        spec = make_spec("lite0", width=width, resolution=size)
+        return FitCandidate(f"w{width}-{size}", spec, "lite0", whole=False, costs=costs)
+
+    narrow = [inherited(width, size) for width in (0.5, 0.35) for size in (32, 64, 128, 192, 224)]
+    names = [each.name for each in choice._without_probe(narrow, [], read_data(shapes))]
+    assert names == ["w0.5-32", "w0.5-64", "w0.5-128"]
+
+
+def test_a_network_that_would_not_get_through_the_images_is_left_out() -> None:
+    """Three epochs are needed; where no network has the time, the quickest one is left."""
+    sizes = {size: FitCandidate(f"lite0-{size}", make_spec("lite0", resolution=size), "lite0") for size in (32, 224)}
+    recipe, step = sizes[224].pace(10_000)
+    lasts = 3 * (10_000 // recipe.batch) * step
+    both = list(sizes.values())
+    assert choice._learnable(both, 10_000, 1.01 * lasts) == both
+    assert choice._learnable(both, 10_000, 0.99 * lasts) == [sizes[32]]
+    assert choice._learnable(both, 10_000, 0.0) == [sizes[32]]
+
+
+def test_the_last_entrants_are_given_up_where_the_time_is_short(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "LEAST_VAL", 5)
+    monkeypatch.setattr(choice, "_affordable_steps", lambda entrants, *_: 60 if len(entrants) == 2 else 59)
+    monkeypatch.setattr(choice, "_train_one", lambda *_: right(1, 8))
+    plan, data = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.5)), split_data(read_data(shapes))
+    found = choose(plan, data, entrants(3))
+    assert [name for name, kinds in found.scores.items() if "short" in kinds] == ["lite0-32", "lite0-64"]
+
+
 def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is done once; a second call reads it, and comes to the same choice."""
     monkeypatch.setattr(choice, "LEAST_VAL", 5)
@@ -95,7 +131,7 @@ def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeyp
     assert "after a short training" in first.reason
     assert not list(tmp_path.glob(".pixels*"))  # decoded images are gone
     written = (tmp_path / CHOICE).read_text()
-    monkeypatch.setattr(choice, "_features", lambda *_: pytest.fail("probed twice"))
+    monkeypatch.setattr(probes, "_features", lambda *_: pytest.fail("probed twice"))
     monkeypatch.setattr(choice, "_train_one", lambda *_: pytest.fail("trained twice"))
     again = choose(plan, data, entrants(3))
     assert (again.order, again.reason, again.scores) == (first.order, first.reason, first.scores)

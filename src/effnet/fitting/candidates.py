@@ -35,11 +35,12 @@ from effnet.exporting.int8 import write_random_int8
 from effnet.files import size_of, write_text
 from effnet.fitting.measurement import measure
 from effnet.fitting.settings import CANDIDATES, LIMITS, FitOptions, FitPlan
+from effnet.machine import this_machine
 from effnet.metrics.familiarity import most_bytes
 from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget
 from effnet.scaling.fit import fit_spec
-from effnet.training.execution import Images, choose_execution
+from effnet.training.execution import Images, choose_execution, guess_step_seconds
 from effnet.training.recipe import RECIPES, Recipe
 from effnet.training.settings import Settings
 from effnet.training.train import FEW, batch_for
@@ -102,6 +103,12 @@ class FitCandidate:
         if not self.weights:
             return RECIPES["scratch"]
         return RECIPES["few" if images < FEW and self.whole else "finetune"]
+
+    def pace(self, images: int) -> tuple[Recipe, float]:
+        """The recipe with the batch for so many training images, and roughly what a step takes here, in seconds."""
+        recipe = self.recipe(images)
+        recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
+        return recipe, guess_step_seconds(self.spec, recipe, Settings(), this_machine().cores)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -250,8 +257,7 @@ def _counted(candidate: FitCandidate, options: FitOptions, facts: Facts) -> FitC
     }
     refused = None
     if options.train_memory is not None:
-        recipe = candidate.recipe(facts.train)
-        recipe = dataclasses.replace(recipe, batch=batch_for(recipe, facts.train, 1))
+        recipe, _ = candidate.pace(facts.train)
         settings = Settings(train_memory=options.train_memory)
         try:
             execution = choose_execution(spec, recipe, settings, Images(facts.train, facts.side), world=1)

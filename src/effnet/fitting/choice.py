@@ -1,7 +1,6 @@
 """Which of the networks that keep the budget is trained: linear probes first, then short trainings.
 
-A probe fits a linear classifier to the features of a network with its ImageNet weights, and is judged out of fold, so
-every image counts. The best go on to short trainings of equally many steps, and the better ones to trainings three
+The best of the probes go on to short trainings of equally many steps, and the better ones to trainings three
 times as long (`searching.halving`); of equally many seconds, the smallest network would win, which learns fastest at
 first. All networks are judged on the same images, which belong to train and val; test images are not seen.
 
@@ -23,49 +22,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from effnet.data.dataset import Dataset
 from effnet.data.image import natural_resolution
 from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.fitting.candidates import FitCandidate
+from effnet.fitting.probes import PROBE, Right, probe, start_of
 from effnet.fitting.settings import CHOICE, FitPlan
-from effnet.machine import this_machine
-from effnet.metrics.evaluate import predict_logits
 from effnet.metrics.familiarity import spread_classes
 from effnet.metrics.intervals import Difference, Interval, compare_right, wilson
-from effnet.metrics.linear_probe import assign_folds, choose_penalty, out_of_fold
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
-from effnet.runtime.select import open_session, select
-from effnet.runtime.session import Logits, Pixels
 from effnet.searching.halving import FACTOR, Job, make_rungs, open_jobs, survivors
 from effnet.searching.score import load_split, train_briefly
-from effnet.training.execution import guess_step_seconds
-from effnet.training.initial_network import InitialNetwork, find_initial_network, short_side
+from effnet.training.initial_network import short_side
 from effnet.training.learner import Learner, derive_seed
-from effnet.training.settings import Settings
-from effnet.training.train import batch_for
-from effnet.weights.bundle import Bundle, BundleConfig
 
 SHARE, PROBE_SHARE = 0.25, 0.12  # of the minutes: for the choice, and for its probes
-PROBED_RATE = 2.5e10  # multiply-adds a second of one core, roughly, with reading the images
-FIT_SECONDS, CLASSES = 2.5, 50  # for the classifiers of a probe, roughly: for few classes; twice that for so many
-FEWEST, MOST = 400, 4000  # images of a probe
 FINALISTS, INHERITED = 4, 3  # networks of probes, and of inherited weights, that are trained briefly
 ENLARGED = 4  # times the images' own resolution, beyond which no network of inherited weights is trained
 LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
 LEAST_VAL, MOST_VAL = 200, 2000  # val images that a short training is scored on
 SPARED = 0.005  # share of right images that may be given up for a cheaper network
+LEAST_EPOCHS = 3  # of the training that follows; Lite0 at 64 px got 92.1 % of Fashion-MNIST after 1.3, 93.9 % after 4
 LEAST_STEPS = 60  # of the shortest training, below which it shows nothing
-MOST_IMAGES, MOST_BYTES = (
-    10_000,
-    2**29,
-)  # that short trainings learn from, and of their pixels at the largest resolution
+MOST_IMAGES, MOST_BYTES = 10_000, 2**29  # of short trainings; bytes of their pixels at the largest resolution
 
-Right = NDArray[np.bool_]  # (N,): which images a network gets right
-PROBE, SHORT = "probe", "short"
+SHORT = "short"
 
 
 @dataclass(frozen=True)
@@ -119,21 +103,22 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
     """
     record = ScoreRecord(plan.folder / CHOICE)
     budget = 60 * plan.options.minutes
-    whole = [each for each in candidates if each.whole and each.weights]
-    probed = _probe(plan, data, whole, record, PROBE_SHARE * budget, progress) if len(whole) > 1 else {}
+    images = len(data.subset("train"))
+    learnable = _learnable(candidates, images, (1 - SHARE) * budget)
+    whole = [each for each in learnable if each.whole and each.weights]
+    probed = probe(plan, data, whole, record.get, PROBE_SHARE * budget, progress) if len(whole) > 1 else {}
     compared = [each for each in whole if each.name in probed] or whole
     best = sorted(compared, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
-    others = _without_probe(candidates, whole, data)
+    others = _without_probe(learnable, whole, data)
     entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
     seconds = (SHARE - PROBE_SHARE) * budget  # not by the clock: the same command comes to the same choice
-    images = len(data.subset("train"))
     while (steps := _affordable_steps(entrants, images, seconds)) < LEAST_STEPS and len(entrants) > 2:
         entrants.pop()
     val = min(MOST_VAL, len(data.subset("val")))
     rights, kind = probed, PROBE
     if len(entrants) == 1:
         order, reason = [entrants[0]], "It is the only network that keeps the budget."
-        if len(candidates) > 1:
+        if len(learnable) > 1:
             reason = "No other network that keeps the budget starts from weights of its own or is larger."
     elif val >= LEAST_VAL and steps >= LEAST_STEPS:
         rights, order = _train(plan, data, entrants, record, steps, progress)
@@ -148,6 +133,9 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
         order = sorted(entrants, key=lambda each: (not (each.whole and each.weights), -each.costs["macs"]))
         kind_of = "starts from weights of its own and " if order[0].whole and order[0].weights else ""
         reason = f"It {kind_of}has the most multiply-adds of {len(entrants)}; there was no time to compare them."
+    if left_out := len(candidates) - len(learnable):
+        time = f"{plan.options.minutes:g} minutes"
+        reason += f" In {time} {left_out} of {len(candidates)} would not see each image {LEAST_EPOCHS} times."
     rest = [each for each in (*best, *others, *candidates) if each.name not in {one.name for one in order}]
     names = tuple(dict.fromkeys(each.name for each in (*order, *rest)))
     scores: dict[str, dict[str, Interval]] = {}
@@ -194,6 +182,20 @@ def _price(candidate: FitCandidate) -> float:
     return candidate.costs.get("latency") or 1e-11 * candidate.costs["macs"]
 
 
+def _learnable(candidates: Sequence[FitCandidate], images: int, seconds: float) -> list[FitCandidate]:
+    """Those that can see every image a few times in the time of the training; where none can, the quickest.
+
+    Linear probes prefer high resolutions, at which a network may not get through the images once.
+    """
+
+    def lasts(candidate: FitCandidate) -> float:
+        recipe, step = candidate.pace(images)
+        return LEAST_EPOCHS * (images // recipe.batch) * step
+
+    most = max(seconds, min(map(lasts, candidates)))
+    return [each for each in candidates if lasts(each) <= most]
+
+
 def _without_probe(
     candidates: Sequence[FitCandidate], whole: Sequence[FitCandidate], data: Dataset
 ) -> list[FitCandidate]:
@@ -215,87 +217,9 @@ def _without_probe(
     return [*inherited, *[each for each in candidates if not each.weights][:1]]
 
 
-def _probe(
-    plan: FitPlan,
-    data: Dataset,
-    candidates: Sequence[FitCandidate],
-    record: ScoreRecord,
-    seconds: float,
-    progress: Progress,
-) -> dict[str, Right]:
-    """Which images of train and val a linear classifier on each network's features gets right, out of fold.
-
-    The largest networks are probed, as many as the seconds allow by rule.
-    """
-    seen = dataclasses.replace(data, samples=tuple(sample for sample in data.samples if sample.split != "test"))
-    each_fit = FIT_SECONDS * (1 + len(data.classes) / CLASSES)
-    networks = list(dict.fromkeys(_probed_network(each) for each in sorted(candidates, key=lambda c: -c.costs["macs"])))
-    networks = networks[: max(2, int(seconds / 2 / each_fit))]
-    candidates = [each for each in candidates if _probed_network(each) in networks]
-    macs = sum({_probed_network(each): each.costs["macs"] for each in candidates}.values())
-    fitting = PROBED_RATE * this_machine().cores * (seconds - len(networks) * each_fit) / macs
-    labels = np.array([sample.label for sample in seen.samples])
-    rows = spread_classes(labels, int(min(max(fitting, FEWEST), MOST)), plan.options.seed)
-    some = dataclasses.replace(seen, samples=tuple(seen.samples[row] for row in rows))
-    labels = labels[rows]
-    folds = assign_folds(labels, [sample.group or sample.path for sample in some.samples], seed=plan.options.seed)
-    found: dict[str, Right] = {}
-    for place, candidate in enumerate(candidates):
-        key = f"{PROBE} {_probed_network(candidate)}"
-        progress.update("linear probes", place, len(candidates), candidate.name)
-
-        def score(candidate: FitCandidate = candidate) -> Right:
-            features = _features(plan, some, candidate, progress)
-            penalty = choose_penalty(features, labels, len(data.classes), folds)
-            logits = out_of_fold(features, labels, len(data.classes), folds, penalty)
-            return np.asarray(logits.argmax(1) == labels)
-
-        found[candidate.name] = record.get(key, score)
-    progress.update("linear probes", len(candidates), len(candidates))
-    return found
-
-
-def _probed_network(candidate: FitCandidate) -> str:
-    """What a probe depends on; in 8 bits the same."""
-    return f"{candidate.weights} {candidate.spec.resolution}"
-
-
-def _features(plan: FitPlan, images: Dataset, candidate: FitCandidate, progress: Progress) -> NDArray[np.float32]:
-    """The pooled features (N, C) of a network before its training, by effnet's own engine where there is one."""
-    start = _start(plan, images, candidate)
-    config = BundleConfig(start.network.spec, start.network.policy, start.input)
-    bundle = Bundle.from_network(start.network.eval(), config)
-    kept: list[NDArray[np.float32]] = []
-    with open_session(bundle, select(start.network.spec, precision="fp32")) as session:
-
-        def answer(pixels: Pixels) -> Logits:
-            logits, maps = session.maps(pixels)
-            kept.append(maps.mean((2, 3)))
-            return logits
-
-        task = f"features of {candidate.weights} at {candidate.spec.resolution} px"
-        found = predict_logits(answer, start.input, images, batch=session.batch, progress=progress, task=task)
-    if found.unreadable:
-        path, reason = next(iter(found.unreadable.items()))
-        raise TrainingError(f"{path} cannot be read: {reason}")
-    return np.concatenate(kept)
-
-
-def _start(plan: FitPlan, data: Dataset, candidate: FitCandidate) -> InitialNetwork:
-    """A candidate with the weights that it starts from."""
-    torch.manual_seed(plan.options.seed)
-    recipe = candidate.recipe(len(data))
-    with tempfile.TemporaryDirectory() as folder:
-        return find_initial_network(candidate.settings(Path(folder), plan.options), recipe, data, SILENT)
-
-
 def _affordable_steps(entrants: Sequence[FitCandidate], images: int, seconds: float) -> int:
     """The steps of the shortest training, by the rule of a step's cost, where the dearest two become finalists."""
-    each = []
-    for candidate in entrants:
-        recipe = candidate.recipe(images)
-        recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
-        each.append(guess_step_seconds(candidate.spec, recipe, Settings(), this_machine().cores))
+    each = [candidate.pace(images)[1] for candidate in entrants]
     return int(seconds / (sum(each) + FACTOR * sum(sorted(each)[-2:])))
 
 
@@ -356,9 +280,8 @@ def _train_one(
     progress: Progress,
 ) -> Right:
     """Which val images a network gets right after a training of so many steps; none where it cannot learn."""
-    start = _start(plan, train, candidate)
-    recipe = candidate.recipe(len(train))
-    recipe = dataclasses.replace(recipe, batch=batch_for(recipe, len(train), 1))
+    start = start_of(plan, train, candidate)
+    recipe, _ = candidate.pace(len(train))
     epochs = steps / (len(train) // recipe.batch)
     splits = []
     for name, images in (("train", train), ("val", val)):

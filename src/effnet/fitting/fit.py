@@ -42,16 +42,13 @@ from effnet.fitting.settings import (
     options_of,
 )
 from effnet.fitting.verdict import TIGHT, check_model
-from effnet.machine import this_machine
 from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget
 from effnet.searching.jobs import interruptible
 from effnet.training import train as training
-from effnet.training.execution import guess_step_seconds
 from effnet.training.initial_network import short_side
 from effnet.training.run_folder import LAST as CHECKPOINT
 from effnet.training.run_folder import METRICS, describe_gaps
-from effnet.training.train import batch_for
 
 RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
@@ -278,12 +275,9 @@ def _time_limit(plan: FitPlan, data: Dataset, candidate: FitCandidate, spent: fl
     whole = 60 * options.minutes
     reserve = min(RESERVE_INT8 if candidate.int8 else RESERVE, whole / 6)
     left = max(whole - _spent(plan) - spent - reserve, (LEAST_AGAIN if spent else LEAST) * whole)
-    recipe = candidate.recipe(images)
-    recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
+    recipe, step = candidate.pace(images)
     steps = max(recipe.least_steps, recipe.epochs * (images // recipe.batch))
-    settings = candidate.settings(plan.folder, options)
-    guess = steps * guess_step_seconds(candidate.spec, recipe, settings, this_machine().cores)
-    return {"minutes": left / 60} if guess > left else {}
+    return {"minutes": left / 60} if steps * step > left else {}
 
 
 def _next_cheaper(
