@@ -33,8 +33,9 @@ def oracle(features: np.ndarray, labels: np.ndarray, penalty: float, new: np.nda
 
 @pytest.mark.parametrize("penalty", [100.0, 1.0])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_probabilities_are_scikit_learns(penalty: float, dtype: type) -> None:
-    features, labels = world(300)
+@pytest.mark.parametrize("n", [300, 12])  # more images than features, and fewer
+def test_probabilities_are_scikit_learns(n: int, penalty: float, dtype: type) -> None:
+    features, labels = world(n)
     new, _ = world(100, seed=1)
     layer = fit_linear(features.astype(dtype), labels, CLASSES, penalty)
     assert layer.weight.shape == (CLASSES, CHANNELS)

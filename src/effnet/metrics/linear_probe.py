@@ -54,15 +54,7 @@ def fit_linear(features: Features, labels: Labels, classes: int, penalty: float)
     k = len(present)
     truth = np.searchsorted(present, labels)
     mean = features.mean(0, dtype=np.float64)
-    covariance = np.zeros((len(mean), len(mean)))
-    for rows in row_blocks(features):
-        centred = features[rows] - mean.astype(features.dtype)
-        covariance += centred.T @ centred / n
-    scale = np.sqrt(np.maximum(np.diag(covariance), 0))
-    scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant tells nothing: its weight is 0
-    bound = n / 2 * covariance / np.outer(scale, scale)
-    np.fill_diagonal(bound, n / 2 + penalty)
-    basis = np.linalg.inv(np.linalg.cholesky(bound)).T / scale[:, None]  # of decorrelated features
+    scale, basis = _decorrelate(features, mean, penalty)
     unit = (2 / n) ** 0.5  # of the bias
     spread = np.where(np.isinf(scale), 0, scale)[:, None]  # of the features, (C, 1)
 
@@ -87,11 +79,35 @@ def fit_linear(features: Features, labels: Labels, classes: int, penalty: float)
         squares = np.square(spread * weight).sum()
         return float(entropy + penalty / 2 * squares), np.vstack([basis.T @ slope, unit * errors])
 
-    found = _minimise(loss, np.zeros((features.shape[1] + 1, k)), PRECISION * n)
+    found = _minimise(loss, np.zeros((basis.shape[1] + 1, k)), PRECISION * n)
     weight, bias = np.zeros((classes, features.shape[1]), np.float32), np.full(classes, ABSENT, np.float32)
     own_weight, own_bias = layer(found)
     weight[present], bias[present] = own_weight.T, own_bias - own_bias.mean()
     return Linear(weight, bias)
+
+
+def _decorrelate(features: Features, mean: Doubles, penalty: float) -> tuple[Doubles, Doubles]:
+    """The scale (C,) of the features, infinite for constants, and a basis (C, R) of weights in which the bound is 1.
+
+    Of few images the weights are sums of the standardised rows, so that many directions are enough.
+    """
+    n, channels = features.shape
+    few = 2 * n <= channels
+    variance, covariance = np.zeros(channels), np.zeros((0 if few else channels,) * 2)
+    for rows in row_blocks(features):
+        centred = features[rows] - mean.astype(features.dtype)
+        if few:
+            variance += np.square(centred, dtype=np.float64).sum(0) / n
+        else:
+            covariance += centred.T @ centred / n
+    scale = np.sqrt(np.maximum(variance if few else np.diag(covariance), 0))
+    scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant tells nothing: its weight is 0
+    if few:
+        _, sizes, directions = np.linalg.svd((features - mean) / scale, full_matrices=False)
+        return scale, directions.T / np.sqrt(np.square(sizes) / 2 + penalty) / scale[:, None]
+    bound = n / 2 * covariance / np.outer(scale, scale)
+    np.fill_diagonal(bound, n / 2 + penalty)
+    return scale, np.linalg.inv(np.linalg.cholesky(bound)).T / scale[:, None]
 
 
 def out_of_fold(
