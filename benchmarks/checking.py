@@ -2,6 +2,7 @@
 
     python benchmarks/checking.py planted   copies of every fifth photo cut-out and piece of clothing
     python benchmarks/checking.py speed     10,000 JPEG files of 500 x 375 px
+    python benchmarks/checking.py again     `effnet check` of Fashion-MNIST twice: the second time everything is known
         [--data benchmarks/data]
 
 The images come from benchmarks/datasets.py, tuxpaint and fashion. Precision counts every pair of images of different
@@ -12,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import resource
+import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -62,6 +66,7 @@ def planted(name: str, files: list[Path]) -> list[tuple[object, ...]]:
                 change(image).save(copy, **({"quality": quality} if quality else {}))
                 kinds[copy] = number, kind
         places = sorted(kinds)
+        os.environ["EFFNET_CACHE"] = str(Path(folder, "cache"))
         found = find_duplicates(places)
     groups = defaultdict(list)
     for place, group in zip(places, found.groups, strict=True):
@@ -97,11 +102,27 @@ def show_speed(data: Path) -> None:
             shifted.paste(photos[number % len(photos)], (shift, 0))
             shifted.paste(photos[number % len(photos)], (shift - SIZE[0], 0))
             shifted.save(file, quality=90)
+        os.environ["EFFNET_CACHE"] = str(Path(folder, "cache"))  # where nothing is known
         taken = seconds(lambda: find_duplicates(files))
     sys.stdout.write(f"{FILES:,} JPEG files of {SIZE[0]} x {SIZE[1]} px: {taken:.1f} s. {this_machine()}\n")
 
 
-BENCHMARKS = {"planted": show_planted, "speed": show_speed}
+def show_again(data: Path) -> None:
+    """Seconds of the processor, which other programs lengthen little, for the first and the second check."""
+    command = [sys.executable, "-m", "effnet", "check", str(data / "fashion"), "--json"]
+    answers = []
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("first", "second"):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            answers.append(subprocess.run(command, env=os.environ | {"EFFNET_CACHE": cache}, stdout=-1).stdout)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+            size = sum(file.stat().st_size for file in Path(cache).rglob("*"))
+            print(f"{name}: {user:.1f} s user, {system:.1f} s system; cache {size / 1e6:.0f} MB", flush=True)
+    print("the same findings" if answers[0] == answers[1] else "DIFFERENT findings", f"({len(answers[0]):,} bytes)")
+
+
+BENCHMARKS = {"planted": show_planted, "speed": show_speed, "again": show_again}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

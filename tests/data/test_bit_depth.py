@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from effnet.checking.findings import check
 from effnet.data.bit_depth import pixel_range
 from effnet.data.dataset import read_data
-from effnet.data.duplicates import read_fingerprint
+from effnet.data.fingerprint import read_fingerprint
 from effnet.data.image import identify, open_photo
 
 

@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, ImageEnhance, ImageOps
 from planted import COPIES, jpeg, plant, scaled, textures, tiles
 
 from effnet.data import duplicates as module
-from effnet.data.duplicates import Fingerprint, _hashes, connect, find_duplicates, read_fingerprint
+from effnet.data.duplicates import _hashes, connect, find_duplicates
+from effnet.data.fingerprint import Fingerprint, read_fingerprint
 from effnet.errors import ImageError
 
 
@@ -25,7 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, int]:
 
 
 def test_every_kind_of_copy_is_found_and_nothing_else(
-    planted: dict[Path, int], monkeypatch: pytest.MonkeyPatch
+    planted: dict[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(planted)
     counts: list[tuple[float, float]] = []
@@ -41,6 +42,7 @@ def test_every_kind_of_copy_is_found_and_nothing_else(
         assert any(file.stem.endswith(name) for pair in together for file in pair), name
     monkeypatch.setattr(module, "CELLS", 2**10)
     monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setenv("EFFNET_CACHE", str(tmp_path))  # all is read and compared again
     again = find_duplicates(files, threads=3)
     assert (again.groups, again.pairs) == (found.groups, found.pairs)
 

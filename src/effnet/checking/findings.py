@@ -22,7 +22,8 @@ from PIL import Image
 
 from effnet.data.bit_depth import describe_ranges
 from effnet.data.dataset import SPLITS, Dataset, Sample, explain_one_class, missing_classes, split_data
-from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
+from effnet.data.duplicates import Duplicates, connect, find_duplicates
+from effnet.data.fingerprint import Fingerprint
 from effnet.data.folders import EMPTY, class_name
 from effnet.data.image import natural_resolution
 from effnet.data.shards import SHARD

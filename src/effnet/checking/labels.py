@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from effnet.arch.variants import spec as make_spec
 from effnet.data.dataset import COLUMNS, Dataset, path_from
-from effnet.data.duplicates import Duplicates, Fingerprint, connect, find_duplicates
+from effnet.data.duplicates import Duplicates, connect, find_duplicates
+from effnet.data.fingerprint import Fingerprint
 from effnet.data.image import natural_resolution
 from effnet.errors import ArgumentError, RefusedError
 from effnet.fields import positive_int

@@ -20,25 +20,20 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
 
-from effnet.data.bit_depth import pixel_range
-from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
+from effnet.data.fingerprint import COLOUR_SIDE, SIDE, Fingerprint, read_fingerprint
+from effnet.data.fingerprint_cache import FingerprintCache, load_table, save_table
 from effnet.data.paths import READERS, read_ahead
-from effnet.data.shards import open_file
 from effnet.errors import ImageError
 from effnet.progress import SILENT, Progress
 
-SIDE, COLOUR_SIDE, HASH_SIDE = 32, 8, 8  # pixels of a thumbnail and of its colours, frequencies of a hash
-DRAFT = 4  # a JPEG is decoded with at least that many times a thumbnail's pixels a side; fewer would change it
+HASH_SIDE = 8  # frequencies of a hash
 BITS = 12  # finds 95 % of the copies at JPEG quality 30, 99 % at quality 60
 CANDIDATES = 32  # later contents that each is compared with, at most; a film of a still scene would have millions
 SAME = 0.985  # correlation of slopes
@@ -51,28 +46,13 @@ BLOCK = 256  # images whose slopes are compared at a time: they stay in the cach
 COARSE = 12  # frequencies of the slopes each way that rule a pair out
 ROUNDING = 1e-4  # of a squared distance in float32, generously
 WINDOW = 64  # files that are read ahead
+MANY = 1000  # contents, from which on the pairs are kept for the next time: fewer are compared at once
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """One image file."""
-
-    sha256: str
-    size_bytes: int
-    format: str  # Pillow's name: JPEG, PNG
-    mode: str  # Pillow's name of the type of the stored pixels: RGB, CMYK, I;16
-    width: int  # upright
-    height: int
-    turned: bool  # by its EXIF orientation
-    frames: int
-    range: int | None  # the highest value of the range that its pixels are read from; None: 8 bits
-    spread: float  # standard deviation of the thumbnail's most varied channel, in levels of 255
-    thumbnail: bytes  # (SIDE, SIDE) uint8
-    colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
+Match = tuple[int, int, float, bool]  # of two contents: their places, their similarity, whether one is mirrored
+PAIR = np.dtype([("first", "<i8"), ("second", "<i8"), ("similarity", "<f8"), ("mirrored", "?")])
 
 
 @dataclass(frozen=True)
@@ -110,57 +90,32 @@ class Duplicates:
 
 
 def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: Progress = SILENT) -> Duplicates:
-    """Read every image file and find the copies; a file that cannot be read is in a group of its own."""
-    fingerprints: list[Fingerprint | ImageError] = []
-    for _, answer in read_ahead(files, read_fingerprint, threads=threads, window=max(WINDOW, threads)):
-        fingerprints.append(answer)
-        progress.update("reading images", len(fingerprints), len(files))
+    """Read every image file and find the copies; a file that cannot be read is in a group of its own.
+
+    What is known from earlier runs is not read again: see fingerprint_cache.py.
+    """
+    cache = FingerprintCache(files)
+    answers: list[Fingerprint | ImageError | None] = [*cache.fingerprints()]
+    missing = [index for index, answer in enumerate(answers) if answer is None]
+    if done := len(files) - len(missing):
+        progress.update("reading images", done, len(files))
+    unread = (files[index] for index in missing)
+    reader = read_ahead(unread, read_fingerprint, threads=threads, window=max(WINDOW, threads))
+    try:
+        for index, (_, answer) in zip(missing, reader, strict=True):
+            answers[index] = answer
+            done += 1
+            progress.update("reading images", done, len(files))
+    finally:  # what was read before Ctrl-C is kept, too
+        cache.keep(answers)
+    fingerprints = tuple(answer for answer in answers if answer is not None)
     known = [(index, each) for index, each in enumerate(fingerprints) if isinstance(each, Fingerprint)]
     contents = _contents(len(files), known)
-    pairs = tuple(_find_pairs([(index, each) for index, each in known if contents[index] == index]))
+    first = [(index, each) for index, each in known if contents[index] == index]
+    matches = _recall_pairs([each for _, each in first])
+    pairs = tuple(Pair(first[one][0], first[two][0], alike, mirrored) for one, two, alike, mirrored in matches)
     groups = connect(len(files), [*enumerate(contents), *((pair.first, pair.second) for pair in pairs)])
-    return Duplicates(tuple(files), tuple(fingerprints), tuple(contents), pairs, tuple(groups))
-
-
-def read_fingerprint(file: Path) -> Fingerprint:
-    """The fingerprint of one image file.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    try:
-        with open_file(file) as opened:
-            data = opened.read()
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(explain_error(error)) from error
-    image = identify(BytesIO(data))
-    format, mode, (width, height) = image.format or "", image.mode, image.size
-    if format in ("JPEG", "MPO") and width * height <= PIXEL_LIMIT:
-        image.draft(None, (DRAFT * SIDE, DRAFT * SIDE))
-    photo = open_photo(image)
-    small = photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    turn, frames = None, 1
-    with suppress(Exception):  # cameras and editors write broken EXIF
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    with suppress(Exception):
-        frames = int(getattr(image, "n_frames", 1))
-    if turn is not None and turn >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180:
-        width, height = height, width
-    colours = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).convert("YCbCr")
-    return Fingerprint(
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        format=format,
-        mode=mode,
-        width=width,
-        height=height,
-        turned=turn is not None,
-        frames=frames,
-        range=pixel_range(image),
-        spread=float(np.asarray(small, np.float32).std(axis=(0, 1)).max()),
-        thumbnail=small.convert("L").tobytes(),
-        colours=np.asarray(colours)[..., 1:].tobytes(),
-    )
+    return Duplicates(tuple(files), fingerprints, tuple(contents), pairs, tuple(groups))
 
 
 def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -183,20 +138,36 @@ def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]
     """For each file the first with the same bytes, or with the same thumbnail if that is not flat."""
     first: dict[object, int] = {}
     links = []
-    for (index, fingerprint), strength in zip(known, _strengths(_thumbnails(known)).tolist(), strict=True):
+    strengths = _strengths(_thumbnails([fingerprint for _, fingerprint in known]))
+    for (index, fingerprint), strength in zip(known, strengths.tolist(), strict=True):
         links.append((index, first.setdefault(fingerprint.sha256, index)))
         if strength >= FLAT:
             links.append((index, first.setdefault((fingerprint.thumbnail, fingerprint.colours), index)))
     return connect(count, links)
 
 
-def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
-    """The near-duplicates among contents, each pair once, in the order of their indices."""
+def _recall_pairs(known: Sequence[Fingerprint]) -> Sequence[Match]:
+    """The near-duplicates among contents; those of an earlier run where it had the same ones."""
+    pixels = hashlib.sha256()
+    for each in known:
+        pixels.update(each.thumbnail + each.colours)
+    name = f"{pixels.hexdigest()}.pairs"
+    if len(known) >= MANY and (table := load_table(name, PAIR)) is not None:
+        found: list[Match] = table.tolist()
+        return found
+    found = [*_find_pairs(known)]
+    if len(known) >= MANY:
+        save_table(name, np.array(found, PAIR))
+    return found
+
+
+def _find_pairs(known: Sequence[Fingerprint]) -> Iterator[Match]:
+    """The near-duplicates among contents, each pair once, in the order of their places."""
     thumbnails = _thumbnails(known)
     shape = len(known), COLOUR_SIDE, COLOUR_SIDE, 2
-    chroma = np.frombuffer(b"".join(fingerprint.colours for _, fingerprint in known), np.uint8).reshape(shape)
+    chroma = np.frombuffer(b"".join(fingerprint.colours for fingerprint in known), np.uint8).reshape(shape)
     strengths = _strengths(thumbnails)
-    best: dict[tuple[int, int], Pair] = {}
+    best: dict[tuple[int, int], Match] = {}
     for mirrored in (False, True):
         others, other_chroma = (thumbnails[..., ::-1], chroma[:, :, ::-1]) if mirrored else (thumbnails, chroma)
         coarse, other_coarse = _coarse_slopes(thumbnails), _coarse_slopes(others)
@@ -209,9 +180,9 @@ def _find_pairs(known: Sequence[tuple[int, Fingerprint]]) -> Iterator[Pair]:
             found = np.einsum("ij,ij->i", _unit_slopes(thumbnails[one]), _unit_slopes(others[two]))
             kept = np.flatnonzero((found >= least) & _colours_agree(chroma[one], other_chroma[two]))
             for at in kept.tolist():
-                ends = known[one[at]][0], known[two[at]][0]
-                pair = Pair(*ends, min(1.0, round(float(found[at]), 4)), mirrored)
-                best[ends] = max(pair, best.get(ends, pair), key=lambda pair: pair.similarity)
+                ends = int(one[at]), int(two[at])
+                pair = *ends, min(1.0, round(float(found[at]), 4)), mirrored
+                best[ends] = max(pair, best.get(ends, pair), key=lambda pair: pair[2])
     for ends in sorted(best):
         yield best[ends]
 
@@ -294,6 +265,6 @@ def _colours_agree(chroma: Bytes, others: Bytes) -> NDArray[np.bool_]:
     return agree
 
 
-def _thumbnails(known: Sequence[tuple[int, Fingerprint]]) -> Bytes:
-    pixels = np.frombuffer(b"".join(fingerprint.thumbnail for _, fingerprint in known), np.uint8)
+def _thumbnails(known: Sequence[Fingerprint]) -> Bytes:
+    pixels = np.frombuffer(b"".join(fingerprint.thumbnail for fingerprint in known), np.uint8)
     return pixels.reshape(len(known), SIDE, SIDE)

@@ -42,7 +42,9 @@ from effnet.data.dataset import (
     read_table,
     split_data,
 )
-from effnet.data.duplicates import Fingerprint, find_duplicates
+from effnet.data.duplicates import find_duplicates
+from effnet.data.fingerprint import Fingerprint
+from effnet.data.fingerprint_cache import FingerprintCache
 from effnet.data.folders import EMPTY, list_names
 from effnet.data.image import identify
 from effnet.data.shards import file_size, open_file, url
@@ -191,13 +193,16 @@ def describe_gaps(data: Dataset, path: str) -> Iterator[str]:
 
 def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
     """The files whose first bytes already show that they are not images, each with the reason."""
-    for done, sample in enumerate(data.samples, start=1):
+    files = [data.file(sample) for sample in data.samples]
+    cache = FingerprintCache(files)
+    for index, file in enumerate(files):
         try:
-            with open_file(data.file(sample)) as file:
-                identify(file)
+            if not cache.knows(index):
+                with open_file(file) as opened:
+                    identify(opened)
         except (ImageError, OSError, ValueError) as error:
-            yield f"{data.file(sample)} {error}"
-        progress.update("reading the images", done, len(data))
+            yield f"{file} {error}"
+        progress.update("reading the images", index + 1, len(files))
 
 
 def _refuse_broken(broken: Sequence[str], data: str) -> None:

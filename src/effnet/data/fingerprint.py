@@ -1,0 +1,79 @@
+"""What images are compared by: the sha256 of a file, its type and size, and a thumbnail with its colours. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from effnet.data.bit_depth import pixel_range
+from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
+from effnet.data.shards import open_file
+from effnet.errors import ImageError
+
+SIDE, COLOUR_SIDE = 32, 8  # pixels of a thumbnail and of its colours
+DRAFT = 4  # a JPEG is decoded with at least that many times a thumbnail's pixels a side; fewer would change it
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """One image file."""
+
+    sha256: str
+    size_bytes: int
+    format: str  # Pillow's name: JPEG, PNG
+    mode: str  # Pillow's name of the type of the stored pixels: RGB, CMYK, I;16
+    width: int  # upright
+    height: int
+    turned: bool  # by its EXIF orientation
+    frames: int
+    range: int | None  # the highest value of the range that its pixels are read from; None: 8 bits
+    spread: float  # standard deviation of the thumbnail's most varied channel, in levels of 255
+    thumbnail: bytes  # (SIDE, SIDE) uint8
+    colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
+
+
+def read_fingerprint(file: Path) -> Fingerprint:
+    """The fingerprint of one image file.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        with open_file(file) as opened:
+            data = opened.read()
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise ImageError(explain_error(error)) from error
+    image = identify(BytesIO(data))
+    format, mode, (width, height) = image.format or "", image.mode, image.size
+    if format in ("JPEG", "MPO") and width * height <= PIXEL_LIMIT:
+        image.draft(None, (DRAFT * SIDE, DRAFT * SIDE))
+    photo = open_photo(image)
+    small = photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    turn, frames = None, 1
+    with suppress(Exception):  # cameras and editors write broken EXIF
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    with suppress(Exception):
+        frames = int(getattr(image, "n_frames", 1))
+    if turn is not None and turn >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180:
+        width, height = height, width
+    colours = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).convert("YCbCr")
+    return Fingerprint(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        format=format,
+        mode=mode,
+        width=width,
+        height=height,
+        turned=turn is not None,
+        frames=frames,
+        range=pixel_range(image),
+        spread=float(np.asarray(small, np.float32).std(axis=(0, 1)).max()),
+        thumbnail=small.convert("L").tobytes(),
+        colours=np.asarray(colours)[..., 1:].tobytes(),
+    )
