@@ -50,7 +50,8 @@ WITHOUT_TORCH = (
     "packing",
     "serving",
     "reporting",
-    *(f"data/{name}" for name in ("image", "jpeg", "paths", "dataset", "duplicates", "fingerprint", "fingerprint_cache", "shards")),
+    *(f"data/{name}" for name in ("image", "jpeg", "paths", "dataset", "duplicates", "shards")),
+    *(f"data/{name}" for name in ("fingerprint", "fingerprint_cache")),
     *(f"weights/{name}" for name in ("arrays", "files", "hub", "keras", "layouts", "pickles", "registry")),
     "cli",
 )
