@@ -1,8 +1,9 @@
 """Batches for training in an order that can be resumed exactly, from any step, with any number of processes.
 
-An epoch is a permutation that depends only on (seed, epoch), cut into steps of `batch` images; the rest is not used in
-that epoch. Of each step, process r of w takes every w-th image from the r-th on, in parts of `part` images. So any
-number of processes, workers and parts sees the same images in the same steps, and a position is an epoch and a step.
+An epoch is a permutation that depends only on (seed, epoch), or also on where the images lie (blocks.py), cut into
+steps of `batch` images; the rest is not used in that epoch. Of each step, process r of w takes every w-th image from
+the r-th on, in parts of `part` images. So any number of processes, workers and parts sees the same images in the same
+steps, and a position is an epoch and a step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from effnet.data.augment import Augment, image_seed
+from effnet.data.blocks import Blocks
 from effnet.data.dataset import Dataset
 from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
 
@@ -44,6 +47,7 @@ class Order:
     seed: int
     rank: int = 0
     world: int = 1
+    blocks: Blocks | None = None  # images that are to be read one after the other
 
     def __post_init__(self) -> None:
         if self.batch > self.images:
@@ -62,9 +66,14 @@ class Order:
         """Parts of a step, one after another in each process."""
         return self.batch // (self.world * self.part)
 
+    def random(self, epoch: int) -> np.random.Generator:
+        """What decides the order of an epoch."""
+        return np.random.default_rng((self.seed, epoch))
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
         """This process's parts of an epoch, from step `start` on."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+        random = self.random(epoch)
+        order = self.blocks.permutation(random) if self.blocks else random.permutation(self.images)
         for step in range(start, self.steps):
             mine = order[step * self.batch : (step + 1) * self.batch][self.rank :: self.world].tolist()
             for first in range(0, len(mine), self.part):
@@ -126,7 +135,16 @@ class Parts:
         self.order, self.position = order, (0, 0)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return self.order.epoch(*self.position)
+        order, (epoch, start) = self.order, self.position
+        waiting = deque(order.blocks.schedule(order.random(epoch)) if order.blocks else ())
+        used = start * order.batch
+        for part in order.epoch(epoch, start):
+            while waiting and waiting[0][0] <= used:
+                _, end, block = waiting.popleft()
+                if order.blocks and end > used:
+                    order.blocks.read_soon(block)
+            yield part
+            used += order.part * order.world
 
     def __len__(self) -> int:
         return (self.order.steps - self.position[1]) * self.order.parts

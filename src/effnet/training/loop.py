@@ -25,6 +25,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
 from effnet.console import csv_lines
+from effnet.data.blocks import find_blocks
 from effnet.data.dataset import Dataset
 from effnet.data.loader import KEPT_BYTES, Loader, Order, TrainingImages
 from effnet.errors import TrainingError
@@ -121,7 +122,8 @@ class Loop:
         self.learner: Any
         self.learner, self.updater.optimizer = fabric.setup(learner, self.updater.optimizer)
         train, seed, world = data.subset("train"), plan.settings.seed, fabric.world_size
-        order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world)
+        blocks = find_blocks([data.file(each) for each in train.samples]) if plan.settings.shuffle == "block" else None
+        order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world, blocks)
         keep = KEPT_BYTES // max(1, plan.execution.workers) // world if plan.settings.train_memory is None else 0
         images = TrainingImages(train, augment_of(self.recipe, plan.input), seed, keep)
         self.loader = Loader(images, order, self.execution.workers)

@@ -23,6 +23,7 @@ from effnet.fields import (
 )
 
 PrecisionOption = Literal["auto", "fp32", "bf16"]
+Shuffle = Literal["full", "block"]
 STAGES = 9  # of the paper's Table 1
 CHECKS: dict[str, Callable[[str, Any], object]] = {
     "minutes": positive_float,
@@ -81,6 +82,10 @@ class Settings:
     precision: PrecisionOption = "auto"
     """Number format of the feature maps; auto takes bf16 where the processor runs it faster."""
 
+    shuffle: Shuffle = "full"
+    """Order of the images: full, or block for disks that are slow at jumping, which reads 8 MB at a time and mixes 256
+    MB."""
+
     workers: int | None = None
     """Processes that load images. Default: by a rule of image size, network and cores."""
 
@@ -113,6 +118,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check what needs neither model nor data; an ArgumentError names the first value that is outside its range."""
         one_of("precision", self.precision, PrecisionOption)
+        one_of("shuffle", self.shuffle, Shuffle)
         if self.fit is not None:
             one_of("fit", self.fit, FitMode)
         for field, check in CHECKS.items():
