@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ranges import serve
 from tiny import draw_images
 
 from effnet.checking.findings import check, clean
@@ -36,53 +34,10 @@ def shards(shapes: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-class Ranges(BaseHTTPRequestHandler):
-    """Serves files of a folder, whole or in ranges, and notes what was asked for."""
-
-    def __init__(self, folder: Path, asked: list[tuple[str, str]], *rest: object) -> None:
-        self.folder, self.asked = folder, asked
-        super().__init__(*rest)  # type: ignore[arg-type]
-
-    def do_GET(self) -> None:
-        self._answer(True)
-
-    def do_HEAD(self) -> None:
-        self._answer(False)
-
-    def _answer(self, with_body: bool) -> None:
-        file, asked = self.folder / self.path.lstrip("/"), self.headers.get("Range", "")
-        if not file.is_file():
-            self.send_error(503 if "broken" in self.path else 404)
-            return
-        content = file.read_bytes()
-        whole = len(content)
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
-            content = content[int(first) : int(last) + 1]
-        if with_body:
-            self.asked.append((file.name, asked))
-        self.send_response(206 if asked else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content)))
-        if asked:
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(content) - 1}/{whole}")
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
-
-
 @pytest.fixture
 def server(shards: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    asked: list[tuple[str, str]] = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, shards.parent, asked)) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_address[1]}/shards", asked
-        http.shutdown()
-        thread.join()
+    with serve(shards.parent) as (address, asked):
+        yield f"{address}/shards", asked
 
 
 def test_every_image_is_that_of_the_folder(shapes: Path, shards: Path) -> None:
@@ -212,6 +167,32 @@ def test_a_cleaned_list_names_images_in_shards(shards: Path, tmp_path: Path) -> 
     cleaned = read_data(tmp_path / "lists" / "clean.csv")
     assert all(open_photo(cleaned.file(sample)).size == (32, 32) for sample in cleaned.samples)
     assert {cleaned.file(s).resolve() for s in cleaned.samples} <= {data.file(s).resolve() for s in data.samples}
+
+
+def test_a_cleaned_list_of_a_url(server: tuple[str, list[tuple[str, str]]], shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lists" / "clean.csv"
+    with pytest.raises(SystemExit) as ended:
+        main(["check", server[0], "--fix", str(out), "--pictures", str(tmp_path / "copies.jpg")])
+    assert ended.value.code == 0
+    cleaned, local = read_data(out), read_data(shards)
+    assert all(sample.path.startswith(f"{server[0]}/images-0") for sample in cleaned.samples)
+    fixed = clean(local, check(local))
+    assert [(s.path.removeprefix(f"{server[0]}/"), s.label) for s in cleaned.samples] == [
+        (s.path, s.label) for s in fixed.samples
+    ]
+    for one, two in zip(cleaned.samples, fixed.samples, strict=True):
+        assert open_file(cleaned.file(one)).read() == open_file(local.file(two)).read()
+
+
+@pytest.mark.parametrize("split", ["train", "images"])
+def test_shards_without_their_description_are_no_empty_folder(tmp_path: Path, split: str) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / f"{split}-000000.tar").write_bytes(bytes(10_240))
+    for read in (read_data, lambda folder: [*expand([str(folder)])]):
+        with pytest.raises(
+            DataError, match=rf"odd has shards \({split}-000000\.tar\) and no shards\.json: a pack that"
+        ):
+            read(tmp_path / "odd")
 
 
 def _sizes(paths: list[str]) -> list[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranges import serve
 
 import effnet
 from effnet.arch.cost import cost
@@ -24,6 +25,7 @@ from effnet.fitting import verdict
 from effnet.fitting.fit import Fitted
 from effnet.fitting.measurement import Measurement
 from effnet.fitting.settings import FitPlan, options_of
+from effnet.packing.pack import pack
 
 COMMAND = "fit"
 # One network of ImageNet's weights and two that are sliced from it; its recipe takes less than the minutes.
@@ -97,6 +99,21 @@ def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Fitted, shapes: Path, 
     again = fitting.resume(folder)
     assert (folder / "choice.json").read_bytes() != choice or again.result["chosen"] == fitted.result["chosen"]
     assert (again.model / "model.safetensors").read_bytes() == (fitted.model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["shards", "url"])
+def test_a_fit_of_shards_has_the_weights_of_the_folder(
+    fitted: Fitted, shapes: Path, tmp_path: Path, where: str
+) -> None:
+    pack(read_data(shapes), tmp_path / "shards", 30_000)
+    with serve(tmp_path) as (address, _):
+        data = str(tmp_path / "shards") if where == "shards" else f"{address}/shards"
+        found = effnet.fit(data, out=tmp_path / "run", **BUDGET)
+        assert (found.model / "model.safetensors").read_bytes() == (fitted.model / "model.safetensors").read_bytes()
+        assert found.metrics == fitted.metrics
+        assert found.result["data"] == data
+        assert f"effnet check {data}" in found.report.read_text()
+        assert fitting._read_split(FitPlan.read(tmp_path / "run")).digest  # which a resumed fit compares
 
 
 def test_changed_data_are_noticed(shapes: Path, tmp_path: Path) -> None:

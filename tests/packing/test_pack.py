@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import tarfile
 import zlib
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from ranges import serve
 from short_run import QUICK, CrashError, Recorder
 from tiny import draw_images, same, weights, write_spec
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -24,7 +26,7 @@ from effnet.cli import main
 from effnet.data.dataset import read_data
 from effnet.data.duplicates import find_duplicates
 from effnet.data.held_out import match_split
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, DataError
 from effnet.packing import pack as module
 from effnet.packing.pack import member_names, pack
 from effnet.training.train import resume, train
@@ -150,7 +152,9 @@ def test_a_relabelled_image_is_written_again(shapes: Path, tmp_path: Path) -> No
     assert pack(dataclasses.replace(data, samples=moved), out, SIZE).kept == shards - 1
 
 
-def test_a_killed_pack_goes_on_and_is_not_read(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_pack_goes_on_and_is_not_read(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, data, opened = tmp_path / "out", read_data(shapes), Counter[str]()
     pack(data, tmp_path / "whole", SIZE)
 
@@ -164,12 +168,18 @@ def test_a_killed_pack_goes_on_and_is_not_read(shapes: Path, tmp_path: Path, mon
     with pytest.raises(CrashError):
         pack(data, out, SIZE)
     assert not (out / "shards.json").exists()
+    with pytest.raises(DataError, match="is a pack that was not finished; this finishes it: effnet pack") as refused:
+        read_data(out)
     shards = sorted(out.glob("*.tar"))
     assert shards  # whole ones only
     assert all(each.read_bytes() == (tmp_path / "whole" / each.name).read_bytes() for each in shards)
     (out / ".images-000001.tar.abc").mkdir()  # as kill -9 leaves it
     monkeypatch.undo()
-    assert pack(data, out, SIZE).kept == len(shards)
+    command = str(refused.value).partition("it: effnet ")[2]
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(command))
+    assert ended.value.code == 0
+    assert f"{len(shards)} of them were there already" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -218,7 +228,9 @@ def test_command(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads((tmp_path / "out" / "shards.json").read_text())["classes"] == ["disc", "ring"]
 
 
-def test_training_from_shards_gives_the_bits_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_from_shards_gives_the_bits_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("_draw", "write_report"):
         monkeypatch.setattr(f"effnet.training.result.{name}", lambda *_: None)
     shapes, spec = draw_images(tmp_path / "shapes", 16), write_spec(tmp_path / "spec.yaml")
@@ -229,6 +241,14 @@ def test_training_from_shards_gives_the_bits_of_the_folder(tmp_path: Path, monke
         train(tmp_path / "shards", spec, "scratch", out=tmp_path / "two", progress=Recorder(stop=5), **options)
     resume(tmp_path / "two", workers=1)  # which opens the shards in a process of its own
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    with serve(tmp_path) as (address, _):
+        train(f"{address}/shards", spec, "scratch", out=tmp_path / "three", **options)
+        assert same(weights(tmp_path / "one"), weights(tmp_path / "three"))
+        for model in ("one", "three"):  # val knows the images that either was trained on
+            with pytest.raises(SystemExit) as ended:
+                main(["val", str(tmp_path / model / "best"), f"{address}/shards", "--json", "--engine", "torch"])
+            told = json.loads(capsys.readouterr().out)
+            assert (ended.value.code, told["split"], told["seen_in_training"]) == (0, "test", 0)
     # a model of the folder knows in the shards which images it was trained on
     text, packed = (tmp_path / "one" / "split.csv").read_text(), read_data(tmp_path / "shards")
     assert match_split(text, shapes, packed).keys() == {sample.path for sample in packed.samples}

@@ -18,12 +18,14 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from ranges import serve
 from tiny import draw_images
 
 from effnet.arch.cost import cost
 from effnet.arch.specfile import read_spec
 from effnet.data.dataset import read_data
 from effnet.errors import ArgumentError, DataError, TrainingError
+from effnet.packing.pack import pack
 from effnet.scaling.compound import read_rule, scale
 from effnet.searching.plan import SearchOptions, WorkOptions, split_images
 from effnet.searching.search import SearchResult, resume, search
@@ -72,6 +74,19 @@ def test_what_a_finished_search_leaves(finished: SearchResult) -> None:
     again = resume(out)  # only the answer is written anew
     assert (again.scores, again.plan.candidates) == (finished.scores, finished.plan.candidates)
     assert (out / "search.png").exists()
+
+
+@pytest.mark.parametrize("where", ["shards", "url"])
+def test_a_search_in_shards_scores_as_in_the_folder(
+    finished: SearchResult, shapes: Path, tmp_path: Path, where: str
+) -> None:
+    pack(read_data(shapes), tmp_path / "shards", 100_000)
+    with serve(tmp_path) as (address, _):
+        data = str(tmp_path / "shards") if where == "shards" else f"{address}/shards"
+        search(data, BASE, OPTIONS, WorkOptions(workers=1, trials=3), out=tmp_path / "s")
+        found = resume(tmp_path / "s", ONE)
+        assert found.scores == finished.scores
+        assert yaml.safe_load((tmp_path / "s" / "rule.yaml").read_text())["found"]["data"] == data
 
 
 def test_the_verdict_of_a_search_whose_time_is_over(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from effnet.checking.findings import COPIES, KINDS, Finding, Findings, clean
 from effnet.checking.findings import check as find
 from effnet.checking.labels import LabelErrors, find_label_errors, without_suspects, write_review
 from effnet.console import FINDING, OK, Flag
-from effnet.data.dataset import Dataset, read_data, write_manifest
+from effnet.data.dataset import Dataset, place, read_data, write_manifest
+from effnet.data.shards import text_of
 from effnet.errors import ArgumentError
 from effnet.fields import positive_int
 from effnet.plots.contact_sheet import Cell, check_sheet, draw_sheet
@@ -71,7 +72,7 @@ def check(
     _check_files(files, data, labels)
     pixels = read_network(model).resolution if resolution is None else positive_int("resolution", resolution)
     errors: LabelErrors | None = None
-    with console.Display(f"reading {data}") as progress:
+    with console.Display(f"reading {text_of(data)}") as progress:
         opened = read_model(model, progress=progress) if labels else None
         dataset = read_data(data)
         findings = find(dataset, resolution=pixels, progress=progress)
@@ -80,7 +81,7 @@ def check(
             errors = find_label_errors(dataset, opened, resolution=resolution, duplicates=known, progress=progress)
     if json:
         more = {} if errors is None else {"labels": errors.to_dict()}
-        sys.stdout.write(console.json_text({"data": str(data)} | findings.to_dict() | more))
+        sys.stdout.write(console.json_text({"data": text_of(data)} | findings.to_dict() | more))
     else:
         _show(data, dataset, findings, model, limit)
         if errors is not None:
@@ -148,7 +149,7 @@ def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: i
         smallest, largest = (choose(counts, key=counts.__getitem__) for choose in (min, max))
         ends = (f"{name}: {counts[name]:,}" for name in (smallest, largest))
         rows.append((split or "all", f"{sum(counts.values()):,}", sum(map(bool, counts.values())), *ends))
-    title = f"{data}: {findings.images:,} images, {len(findings.classes)} classes"
+    title = f"{text_of(data)}: {findings.images:,} images, {len(findings.classes)} classes"
     console.table(("<split", "images", "classes", "<smallest class", "<largest class"), rows, title=title)
     if findings.sizes:
         sizes = [f"{name} {width} x {height}" for name, (width, height) in findings.sizes.items()]
@@ -204,7 +205,7 @@ def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
         fault = f"{_plural(KINDS[finding.kind][1], 1)}: {finding.message}{more}"
         names = [(f"{number}: {path}", GREY) for number, path in enumerate(pair, start=1)]
         lines = (fault, RED if finding.severity == "error" else INK), *names
-        cells.append(Cell(tuple(dataset.root / path for path in pair), lines))
+        cells.append(Cell(tuple(place(dataset.root, path) for path in pair), lines))
     return cells
 
 
@@ -212,7 +213,7 @@ def _picture_suspects(dataset: Dataset, errors: LabelErrors) -> list[Cell]:
     """The first suspects, each with both labels."""
     return [
         Cell(
-            (dataset.root / each.path,),
+            (place(dataset.root, each.path),),
             (
                 (f"labelled {each.given}", INK),
                 (f"rather {each.likely}", RED),
@@ -250,10 +251,11 @@ def _next(data: Path, model: str, files: CheckFiles, findings: Findings, errors:
     """The next command."""
     if files.review is not None or files.fix is not None:
         return f"effnet train {shlex.quote(str(files.review or files.fix))}"
-    check = f"effnet check {shlex.quote(str(data))}"
+    where = shlex.quote(text_of(data))
+    check = f"effnet check {where}"
     if errors is not None and errors.suspects:
         chosen = "" if model == "lite0" else f" --model {shlex.quote(model)}"
         return f"{check} --labels{chosen} --pictures labels.jpg --review labels.csv"
     if files.pictures is None and any(findings.of(kind) for kind in COPIES):
         return f"{check} --pictures copies.jpg --fix clean.csv"
-    return f"{check} --fix clean.csv" if findings.errors else f"effnet train {shlex.quote(str(data))}"
+    return f"{check} --fix clean.csv" if findings.errors else f"effnet train {where}"

@@ -70,7 +70,7 @@ class Dataset:
 
     def file(self, sample: Sample) -> Path:
         """Where a sample's image is."""
-        return self.root / sample.path
+        return place(self.root, sample.path)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -100,6 +100,16 @@ class Dataset:
         rows = ((s.path, self.classes[s.label], s.split, str(file_size(self.file(s)))) for s in self.samples)
         text = "".join(sorted("\t".join(row) + "\n" for row in rows))
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def place(root: Path, path: str) -> Path:
+    """Where a path of a data set leads: below its root, unless it is absolute or a URL."""
+    return Path(path) if "://" in path and url(path) else root / path
+
+
+def root_of(data: Path) -> Path:
+    """What the paths of a data set are relative to: its folder, its URL, or the folder of its manifest."""
+    return data if url(data) or data.is_dir() else data.parent
 
 
 def read_data(data: str | Path) -> Dataset:
@@ -208,8 +218,8 @@ def write_manifest(dataset: Dataset, path: Path) -> None:
 
 
 def path_from(folder: Path, file: Path) -> str:
-    """A file's path as a manifest in `folder` names it."""
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+    """A file's path as a manifest in `folder` names it; that of a URL is the URL."""
+    return url(file) or Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
 def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset:
@@ -319,9 +329,9 @@ def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[st
 def _is_of_windows(root: Path, names: Sequence[str]) -> bool:
     """Whether the first file that is found of those with a backslash has a slash in its place."""
     for name in (name.strip() for name in names if "\\" in name):
-        if file_size(root / name) >= 0:
+        if file_size(place(root, name)) >= 0:
             return False
-        if file_size(root / name.replace("\\", "/")) >= 0:
+        if file_size(place(root, name.replace("\\", "/"))) >= 0:
             return True
     return False
 
@@ -332,7 +342,7 @@ def _existing(root: Path, name: str, windows: bool) -> str:
     slashed = plain.replace("\\", "/")
     first = (slashed,) if windows and slashed != plain else ()  # a look at the disk for each path, not two
     forms = dict.fromkeys((*first, name, plain, normalize("NFC", plain), normalize("NFD", plain), slashed))
-    return plain if len(forms) == 1 else next((form for form in forms if file_size(root / form) >= 0), plain)
+    return plain if len(forms) == 1 else next((form for form in forms if file_size(place(root, form)) >= 0), plain)
 
 
 def _dataset(root: Path, found: Sequence[Row], where: str) -> Dataset:

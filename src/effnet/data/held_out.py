@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, read_table, split_data
+from effnet.data.dataset import SIZE, SPLITS, Dataset, Sample, place, read_table, split_data
 from effnet.data.shards import file_size, name_of
 from effnet.errors import DataError, UnknownNameError
 
@@ -53,14 +53,14 @@ def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
     to `root`.
     """
     rows = read_table(text)
-    by_file = {_absolute_path(root / row["path"]): row for row in rows}
+    by_file = {_absolute_path(place(root, row["path"])): row for row in rows}
     by_path = {normalize("NFC", name_of(row["path"])): row for row in rows}
     splits = {file: row["split"] for file, row in by_file.items()}
     for sample in dataset.samples:
         file = _absolute_path(dataset.file(sample))
         row = by_file.get(file) or by_path.get(normalize("NFC", sample.name))
         if row and (file in by_file or row.get(SIZE) in (None, str(file_size(dataset.file(sample))))):
-            splits.pop(_absolute_path(root / row["path"]), None)
+            splits.pop(_absolute_path(place(root, row["path"])), None)
             splits[sample.path] = row["split"]
     return splits
 

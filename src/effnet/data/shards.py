@@ -28,10 +28,11 @@ from typing import Any, BinaryIO
 from effnet.errors import DataError, EffnetError, ImageError, optional_import
 
 SHARDS, MANIFEST, FORMAT = "shards.json", "manifest.csv", 1
+UNFINISHED = "unfinished.json"  # is there while a pack is under way: how it goes on
 TAR, INDEX = ".tar", ".index"
 SHARD = "the shard"  # so begins what is wrong with one
 URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]+):/+(?=[^/])")  # a Path keeps one slash of two; C:/ is a disk
-SHARD_PATH = re.compile(r"^(train|val|test|images)-\d{6,}\.tar/")
+SHARD_PATH = re.compile(r"(^|/)(train|val|test|images)-\d{6,}\.tar/")
 INSIDE = re.compile(r"\.tar/")
 
 
@@ -70,6 +71,11 @@ def url(path: str | os.PathLike[str]) -> str:
     return f"{found['scheme']}://{text[found.end() :]}" if found else ""
 
 
+def text_of(path: str | os.PathLike[str]) -> str:
+    """A path as a person types it, of a URL with both slashes."""
+    return url(path) or os.fspath(path)
+
+
 def absolute(path: str | os.PathLike[str]) -> Path:
     """The absolute path; that of a URL as it is."""
     return Path(path) if url(path) else Path(path).absolute()
@@ -77,7 +83,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 def name_of(path: str) -> str:
     """A path of a manifest without the shard that it leads through."""
-    return SHARD_PATH.sub("", path, count=1)
+    return SHARD_PATH.sub(r"\1", path, count=1)
 
 
 def member_of(path: str | os.PathLike[str]) -> tuple[str, Member] | None:
@@ -214,6 +220,7 @@ def _inspect(shard: str, described: dict[str, Any]) -> tuple[int | None, str]:
 def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = Path(folder) / SHARDS
     if not url(folder) and file_size(path) < 0:
+        _refuse_unfinished(Path(folder))
         return None
     try:
         described: dict[str, Any] = json.loads(_read(str(path)))
@@ -226,6 +233,20 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{url(path) or path} is not what effnet pack writes: pack the data again") from error
     return described
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise DataError where a folder holds shards without their description."""
+    try:
+        command = str(json.loads((folder / UNFINISHED).read_text("utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        for name in (f"{split}-000000{TAR}" for split in ("train", "val", "test", "images")):
+            if os.path.isfile(folder / name):  # noqa: PTH113  # of a name that no file can have, too
+                why = "a pack that was not finished or not copied whole, or another program's"
+                advice = "the effnet pack that wrote it, given again, finishes it"
+                raise DataError(f"{folder} has shards ({name}) and no {SHARDS}: {why}; {advice}") from None
+    else:
+        raise DataError(f"{folder} is a pack that was not finished; this finishes it: {command}")
 
 
 def _find(lines: list[bytes] | tuple[()], name: str) -> Member | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from effnet import console
 from effnet.console import FINDING, INTERRUPTED, OK, Display, Flag
+from effnet.data.shards import absolute
 from effnet.errors import ArgumentError
 from effnet.fitting.settings import AMOUNTS, MODEL, RESULT, FitOptions, FitPlan, amount
 
@@ -59,7 +60,7 @@ def fit(
             if dry_run:
                 assert data is not None
                 with tempfile.TemporaryDirectory() as temporary:
-                    plan = FitPlan(Path(temporary), data.absolute(), options)
+                    plan = FitPlan(Path(temporary), absolute(data), options)
                     _, found = fitting.consider(plan, display)
                 display.close()
                 _show_candidates([each.to_dict() for each in found], json)

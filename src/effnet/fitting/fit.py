@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from effnet.checking.findings import KINDS, Findings, check
-from effnet.data.dataset import Dataset, Sample, explain_one_class, read_data, split_data, write_manifest
+from effnet.data.dataset import Dataset, Sample, explain_one_class, read_data, root_of, split_data, write_manifest
+from effnet.data.shards import absolute, text_of, url
 from effnet.errors import ArgumentError, DataError
 from effnet.files import hold_lock, new_run, write_text
 from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any
@@ -116,7 +117,7 @@ def fit(
         raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(AMOUNTS)}.")
     path = Path(data)
     with new_run(out, RUNS, path.resolve().stem, PLAN) as folder:
-        plan = FitPlan(folder, path.absolute(), chosen)
+        plan = FitPlan(folder, absolute(path), chosen)
         plan.write()
         consider(plan, progress)
     return resume(folder, progress=progress)
@@ -165,22 +166,22 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
     if (plan.folder / FINDINGS).is_file():
         data = _read_split(plan)
         if data.digest != json.loads((plan.folder / FINDINGS).read_text("utf-8"))["digest"]:
-            raise DataError(f"{plan.data} has changed since the fit began: begin a new one")
+            raise DataError(f"{plan.source} has changed since the fit began: begin a new one")
         return data
-    _step(progress, plan, 1, f"reading {plan.data}")
+    _step(progress, plan, 1, f"reading {plan.source}")
     began, options = time.monotonic(), plan.options
     whole = read_data(plan.data)
     found = check(whole, progress=progress)
     for kind in FATAL:
         if faults := found.of(kind):
-            first = f"{faults[0].files[0] if faults[0].files else plan.data}: {faults[0].message}"
-            raise DataError(f"{len(faults):,} {KINDS[kind][1]}, such as {first} See: effnet check {plan.data}")
+            first = f"{faults[0].files[0] if faults[0].files else plan.source}: {faults[0].message}"
+            raise DataError(f"{len(faults):,} {KINDS[kind][1]}, such as {first} See: effnet check {plan.source}")
     data = split_data(whole, val=options.val, test=options.test, seed=options.seed, groups=found.duplicates.groups)
     if len(data.classes) < 2:
-        raise DataError(f"{plan.data} has one class, at least two are needed: {explain_one_class(data)}")
+        raise DataError(f"{plan.source} has one class, at least two are needed: {explain_one_class(data)}")
     if "val" not in data.splits:
-        raise DataError(f"{plan.data} leaves no image for validation at --val {options.val:g}: take a larger share")
-    sentences = [*_sentences(found, plan.data), *describe_gaps(data, str(plan.data))]
+        raise DataError(f"{plan.source} leaves no image for validation at --val {options.val:g}: take a larger share")
+    sentences = [*_sentences(found, plan.source), *describe_gaps(data, plan.source)]
     for sentence in sentences:
         progress.message(sentence)
     write_manifest(data, plan.folder / DATA)
@@ -193,17 +194,19 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
 def _read_split(plan: FitPlan) -> Dataset:
     """The images of data.csv, under the paths that they have in the data."""
     written = read_data(plan.folder / DATA)
-    root = (plan.data if plan.data.is_dir() else plan.data.parent).resolve()
+    root = root_of(plan.data) if url(plan.data) else root_of(plan.data).resolve()
 
     def named(sample: Sample) -> Sample:
-        file = Path(os.path.normpath(written.root.resolve() / sample.path))
-        inside = file.is_relative_to(root)
-        return dataclasses.replace(sample, path=(file.relative_to(root) if inside else file).as_posix())
+        file = written.file(sample)
+        if not url(file):
+            file = Path(os.path.normpath(written.root.resolve() / sample.path))
+        path = file.relative_to(root) if file.is_relative_to(root) else file
+        return dataclasses.replace(sample, path=text_of(path.as_posix()))
 
-    return dataclasses.replace(written, root=root, samples=tuple(map(named, written.samples)), source=str(plan.data))
+    return dataclasses.replace(written, root=root, samples=tuple(map(named, written.samples)), source=plan.source)
 
 
-def _sentences(found: Findings, data: Path) -> list[str]:
+def _sentences(found: Findings, data: str) -> list[str]:
     """What was found, a sentence for each kind; a fit uses the images as they are."""
     sentences = []
     for kind, (severity, name, advice) in KINDS.items():

@@ -110,7 +110,7 @@ def _commands(plan: FitPlan) -> list[tuple[str, str]]:
         ("Classify photos:", f"effnet predict PHOTO --model {model}{pins}"),
         ("Try it in a browser:", f"effnet serve {model}"),
         ("See where it looks:", f"effnet explain PHOTO --model {model}"),
-        ("Look at the data:", f"effnet check {shlex.quote(str(plan.data))}"),
+        ("Look at the data:", f"effnet check {shlex.quote(plan.source)}"),
         ("Do all of this again:", plan.command),
     ]
     if is_bundle(plan.folder / MODEL):
@@ -161,7 +161,7 @@ def describe_fit(
         "effnet": __version__,
         "format": 1,
         "command": plan.command,
-        "data": str(plan.data),
+        "data": plan.source,
         "data_sha256": look["digest"],
         "seed": options.seed,
         "minutes": options.minutes,

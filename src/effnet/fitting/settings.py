@@ -25,6 +25,7 @@ from cyclopts import Parameter
 from effnet.arch.spec import FitMode
 from effnet.arch.specfile import read_mapping
 from effnet.console import Amount, command_line, given
+from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError
 from effnet.fields import check_fields, non_negative_int, one_of, positive_float, positive_int, read_fields, set_field
 from effnet.files import write_text
@@ -151,13 +152,18 @@ class FitPlan:
     options: FitOptions
 
     @property
+    def source(self) -> str:
+        """The data as a person types it."""
+        return text_of(self.data)
+
+    @property
     def command(self) -> str:
         """The command that began it."""
-        return command_line("fit", self.options.to_options()).replace("fit", f"fit {shlex.quote(str(self.data))}", 1)
+        return command_line("fit", self.options.to_options()).replace("fit", f"fit {shlex.quote(self.source)}", 1)
 
     def write(self) -> None:
         """Write plan.yaml."""
-        values = {"effnet": __version__, "data": str(self.data.absolute())}
+        values = {"effnet": __version__, "data": text_of(absolute(self.data))}
         values |= {"options": json.loads(json.dumps(dataclasses.asdict(self.options)))}
         write_text(self.folder / PLAN, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 

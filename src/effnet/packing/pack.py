@@ -3,7 +3,8 @@
 Beside each image, cat/1.jpg, lies cat/1.cls: the number of its class. Within a split the images are mixed, always in
 the same way, so that programs that read a shard from its start see all classes; effnet's own order does not depend on
 it. What goes into which shard follows from names and sizes, so a pack that was killed goes on with the shard that it
-was at. A shard appears whole, then its index, and shards.json, without which nothing is read, comes last.
+was at. A shard appears whole, then its index, and shards.json, without which nothing is read, comes last; until then
+unfinished.json has the command that goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import shutil
 import tarfile
 import zlib
@@ -29,14 +31,18 @@ from effnet.data.shards import (
     MANIFEST,
     SHARDS,
     TAR,
+    UNFINISHED,
     Member,
+    absolute,
     file_size,
     index_lines,
     open_file,
     read_index,
     read_member,
+    text_of,
 )
 from effnet.errors import ArgumentError, DataError, ImageError
+from effnet.fields import BYTES, write_amount
 from effnet.files import write_file, write_text
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
@@ -44,7 +50,7 @@ from effnet.version import __version__
 UNSPLIT = "images"  # in the names of the shards of data without splits
 KEY = re.compile(r"(?:[^\x00-\x1f/\\]+/)*[^\x00-\x1f/\\.]+\.[^/.\\\x00-\x1f]+")  # a key of webdataset and one suffix
 BLOCK = tarfile.BLOCKSIZE
-OURS = re.compile(rf"{SHARDS}|{MANIFEST}|(train|val|test|{UNSPLIT})-\d{{6}}({TAR}|{INDEX})|\..*")
+OURS = re.compile(rf"{SHARDS}|{MANIFEST}|{UNFINISHED}|(train|val|test|{UNSPLIT})-\d{{6}}({TAR}|{INDEX})|\..*")
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
     shards = dict(_divide(images, shard_bytes))
     out.mkdir(parents=True, exist_ok=True)
     kept = [name for name, members in shards.items() if _is_whole(out / name, members)]
+    if len(kept) < len(shards):
+        size = write_amount(shard_bytes, BYTES)
+        words = ("effnet", "pack", text_of(absolute(str(dataset))), str(out.absolute()), "--shard-size", size)
+        write_text(out / UNFINISHED, json.dumps({"command": shlex.join(words)}) + "\n")
     _sweep(out, shards, whole=len(kept) == len(shards))
     done = 0
     for name, members in shards.items():
@@ -99,6 +109,7 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
     rows = [_describe(out / name, len(members)) for name, members in shards.items()]
     described = {"effnet": __version__, "format": FORMAT, "classes": dataset.classes, "shards": rows}
     write_text(out / SHARDS, json.dumps(described, indent=1) + "\n")
+    (out / UNFINISHED).unlink(missing_ok=True)
     return Packed(len(images), len(shards), len(kept), sum(int(str(row["bytes"])) for row in rows), missing)
 
 
@@ -172,7 +183,7 @@ def _changed_ns(file: Path) -> int:
 
 def _sweep(out: Path, shards: dict[str, list[_Image]], whole: bool) -> None:
     """Remove what a killed pack left, and files of another pack; then nothing is read until this one is complete."""
-    wanted = {*shards, *(name.removesuffix(TAR) + INDEX for name in shards)}
+    wanted = {UNFINISHED, *shards, *(name.removesuffix(TAR) + INDEX for name in shards)}
     for each in [*out.iterdir()]:
         if each.is_dir():
             shutil.rmtree(each, ignore_errors=True)

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet import console
+from effnet.data.dataset import place
 from effnet.metrics.intervals import Interval
 from effnet.plots.fonts import on_one_line
 from effnet.plots.overlay import describe_scale, shade, strength
 from effnet.reporting import charts
 from effnet.reporting.pictures import LARGE, Pictures
-from effnet.reporting.subject import Subject, image_file, suspect_labels
+from effnet.reporting.subject import Subject, suspect_labels
 from effnet.reporting.words import between, describe_confidence
 from effnet.runtime.cam import Explanation
 
@@ -198,7 +199,7 @@ def list_suspects(subject: Subject, pictures: Pictures) -> dict[str, Any]:
     rows = []
     for path, given, likely, own in itertools.islice(found, SUSPECTS):
         names = {"path": clean(path), "given": clean(given), "likely": clean(likely), "own": percent(own, 2)}
-        rows.append({"picture": pictures.file(image_file(subject.data, path)), **names})
+        rows.append({"picture": pictures.file(place(subject.data.root, path)), **names})
     return {"rows": rows, "count": len(found), "judge": subject.judge}
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,8 +148,3 @@ def find_neighbours(classifier: Classifier, train: Dataset, progress: Progress =
     task = "features of training images"
     found = predict_logits(keep, classifier.input, some, batch=classifier.group, progress=progress, task=task)
     return Neighbours(found.readable(some), np.concatenate(features)) if features else None
-
-
-def image_file(data: Dataset, path: str) -> Path:
-    """Where the image of a path is, which may be absolute."""
-    return data.root / path

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from effnet.console import json_text
+from effnet.data.shards import text_of
 from effnet.files import write_text
 from effnet.machine import this_machine
 from effnet.metrics.intervals import wilson
@@ -68,7 +69,7 @@ def write_answer(found: SearchResult) -> None:
         "found": {
             "complete": verdict.complete,
             "baseline": plan.baseline.name,
-            "data": str(plan.data.root),
+            "data": text_of(plan.data.root),
             "data_sha256": plan.data.digest,
             "score": round(verdict.means[verdict.best], 6),
             "level_with_it": [list(plan.candidates[place].triples[0].growths) for place in verdict.level[1:]],

@@ -31,7 +31,17 @@ from effnet.arch.spec import FitMode, InputSpec, NetworkSpec
 from effnet.arch.specfile import read_mapping, spec_text
 from effnet.arch.variants import spec as make_spec
 from effnet.console import Amount, csv_lines
-from effnet.data.dataset import Dataset, Sample, explain_one_class, manifest, read_data, read_manifest, split_data
+from effnet.data.dataset import (
+    Dataset,
+    Sample,
+    explain_one_class,
+    manifest,
+    read_data,
+    read_manifest,
+    root_of,
+    split_data,
+)
+from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, DataError
 from effnet.fields import non_negative_float, non_negative_int, one_of, positive_float, positive_int, read_fields
 from effnet.files import write_text
@@ -188,7 +198,7 @@ class SearchPlan:
         write_text(self.folder / CANDIDATES, csv_lines([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
         values = {
             "effnet": __version__,
-            "data": str(data.absolute()),
+            "data": text_of(absolute(data)),
             "data_sha256": self.data.digest,
             "epochs": self.epochs,
             "options": dataclasses.asdict(self.options),
@@ -219,7 +229,7 @@ class SearchPlan:
                 "resume", str(folder), f"has an {ARGS} that was edited since the search began: undo that."
             )
         root = data or Path(values["data"])
-        images = read_manifest(folder / SPLIT, root if root.is_dir() else root.parent)
+        images = read_manifest(folder / SPLIT, root_of(root))
         if images.digest != values["data_sha256"]:
             raise DataError(f"{root} has changed since the search began: images differ from {folder / SPLIT}")
         baseline = make_spec(str(folder / BASELINE))
@@ -250,7 +260,7 @@ def split_images(data: Path, options: SearchOptions) -> Dataset:
         if split not in whole.splits:
             raise DataError(f"{data} leaves no image for {split} at --val {options.val:g}")
         kept += _choose(whole.subset(split).samples, options.images or len(whole), options.seed)
-    return dataclasses.replace(whole, samples=tuple(sorted(kept, key=lambda sample: sample.path)))
+    return dataclasses.replace(whole, samples=tuple(sorted(kept, key=lambda sample: sample.name)))
 
 
 def _choose(samples: Sequence[Sample], count: int, seed: int) -> Sequence[Sample]:

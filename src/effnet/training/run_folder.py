@@ -40,6 +40,7 @@ from effnet.data.dataset import (
     read_data,
     read_manifest,
     read_table,
+    root_of,
     split_data,
 )
 from effnet.data.duplicates import find_duplicates
@@ -47,7 +48,7 @@ from effnet.data.fingerprint import Fingerprint
 from effnet.data.fingerprint_cache import FingerprintCache
 from effnet.data.folders import EMPTY, list_names
 from effnet.data.image import identify
-from effnet.data.shards import file_size, open_file, url
+from effnet.data.shards import file_size, open_file
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
 from effnet.files import write_text
@@ -213,8 +214,7 @@ def _refuse_broken(broken: Sequence[str], data: str) -> None:
 
 def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     """The data of a run by its split.csv, with the run's order of classes."""
-    root = Path(path)
-    data = read_manifest(folder / SPLIT, root if root.is_dir() or url(root) else root.parent)
+    data = read_manifest(folder / SPLIT, root_of(Path(path)))
     return match_classes(data, classes, "the run's")
 
 

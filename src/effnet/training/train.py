@@ -21,7 +21,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from effnet import machine
 from effnet.data.dataset import Dataset
-from effnet.data.shards import absolute
+from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, TrainingError
 from effnet.files import hold_lock, new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
@@ -102,20 +102,20 @@ def train(
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
     if not str(data):
         raise ArgumentError("data", str(data), "must name a folder or a manifest.")
-    path = absolute(data)
+    path = text_of(absolute(data))
     fabric = _fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT
-    name = f"{path.resolve().stem}-{Path(settings.model).name.removesuffix('.yaml')}"
+    name = f"{Path(path).resolve().stem}-{Path(settings.model).name.removesuffix('.yaml')}"
     with new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path()) as new:
         folder: Path = fabric.broadcast(new)
         # every process, and a resumed run, reads the splits from there: the same images in the same order
-        classes = write_split(str(path), settings, folder, progress) if fabric.is_global_zero else ()
-        dataset = read_split(str(path), folder, fabric.broadcast(classes))
+        classes = write_split(path, settings, folder, progress) if fabric.is_global_zero else ()
+        dataset = read_split(path, folder, fabric.broadcast(classes))
         base = machine.resident_memory()
         fabric.seed_everything(settings.seed, verbose=False)
         start = find_initial_network(settings, full_recipe, dataset, progress)
         like_execution = other.execution if other and not OTHER_STEP & set(options) else None
-        plan = make_plan(str(path), settings, full_recipe, dataset, start, fabric.world_size, like_execution)
+        plan = make_plan(path, settings, full_recipe, dataset, start, fabric.world_size, like_execution)
         for note in (*start.notes, *_advice(plan, full_recipe.batch, len(dataset.subset("train")), start.trained)):
             progress.message(note)
         torch.set_num_threads(plan.execution.threads)
@@ -159,7 +159,7 @@ def resume(
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
         if data is not None:
-            plan = dataclasses.replace(plan, data=str(absolute(data)))
+            plan = dataclasses.replace(plan, data=text_of(absolute(data)))
         if workers is not None:
             plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
         dataset = read_split(plan.data, folder, plan.classes)

@@ -287,13 +287,14 @@ def read_split(folder: str | Path) -> str | None:
 
 def find_splits(model: str, dataset: Dataset) -> Splits | None:
     """The split of each image of `dataset` in a model's training, by path; None where it is not known."""
+    from effnet.data.dataset import root_of
     from effnet.data.held_out import match_split
 
     text = read_split(model) if is_bundle(Path(model)) else None
     if text is None:
         return None
     data = Path(str(read_config(model).provenance.get("data", "")))
-    return match_split(text, data if data.is_dir() else data.parent, dataset)
+    return match_split(text, root_of(data), dataset)
 
 
 def read_record(folder: str | Path) -> Record:
