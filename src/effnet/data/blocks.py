@@ -22,7 +22,6 @@ from effnet.data.shards import file_size, member_of, url
 BLOCK_BYTES = 8 * 2**20  # a hard disk reads them in the time of eight jumps
 WINDOW = 32  # blocks: 256 MB, which stay in the system's memory
 
-Indices = NDArray[np.int64]
 Range = tuple[str, int, int]  # a file, the first byte and how many
 
 
@@ -30,12 +29,12 @@ Range = tuple[str, int, int]  # a file, the first byte and how many
 class Blocks:
     """Which images lie beside each other."""
 
-    images: Indices  # all of them, as they lie
-    bounds: Indices  # where each block begins among them, and the end of the last one
+    images: NDArray[np.int64]  # all of them, as they lie
+    bounds: NDArray[np.int64]  # where each block begins among them, and the end of the last one
     ranges: tuple[tuple[Range, ...], ...]  # what of which files holds a block; nothing behind a URL
     window: int
 
-    def permutation(self, rng: np.random.Generator) -> Indices:
+    def permutation(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """All images in the order of an epoch."""
         windows = self._windows(rng)
         return np.concatenate([rng.permutation(np.concatenate([self._block(each) for each in w])) for w in windows])
@@ -64,7 +63,7 @@ class Blocks:
         order = rng.permutation(len(self.bounds) - 1).tolist()
         return [order[first : first + self.window] for first in range(0, len(order), self.window)]
 
-    def _block(self, number: int) -> Indices:
+    def _block(self, number: int) -> NDArray[np.int64]:
         return self.images[self.bounds[number] : self.bounds[number + 1]]
 
 
