@@ -22,10 +22,10 @@ from PIL import Image
 from ran import Run
 
 import effnet
-from effnet import predicting
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.cli import COMMANDS, main
 from effnet.errors import DownloadError
+from effnet.predicting.lines import json_object, table_lines
 from effnet.runtime.classifier import Prediction, Score
 from effnet.weights.bundle import Record
 
@@ -216,8 +216,8 @@ def test_predict_says_nothing_of_what_a_model_cannot_tell(
 
 def test_a_long_set_is_cut_in_the_table_only() -> None:
     answer = Prediction((Score(0, "0", 1.0),), labels=tuple(map(str, range(30))))
-    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in predicting._table_lines("x.png", answer)
-    assert len(json.loads(predicting._json_line("x.png", answer))["labels"]) == 30
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in table_lines("x.png", answer)
+    assert len(json.loads(json_object("x.png", answer))["labels"]) == 30
 
 
 def test_predict_prints_nothing_of_a_damaged_bundle(

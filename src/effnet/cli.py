@@ -26,7 +26,7 @@ COMMANDS = {
     # name: where its function lives, the extra that it needs, what it does
     "fit": ("fitting.command", "train", "From images and a budget to the network that keeps it, trained and measured."),
     "info": ("describing", "", "A network: its stages, costs and memory; without a model, the whole family."),
-    "predict": ("predicting", "torch", "Classify photos."),
+    "predict": ("predicting.command", "torch", "Classify photos."),
     "convert": ("converting", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),
     "scale": ("scaling.command", "", "Compound scaling: the network of a phi, or the one that fits a budget."),
     "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),

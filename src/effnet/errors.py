@@ -112,6 +112,10 @@ class TrainingError(EffnetError):
     """A training cannot start, continue or be resumed; the message gives the likely cause."""
 
 
+class ClusterError(EffnetError):
+    """A job on a cluster cannot be done: its workers die, or its machine has another effnet or other files."""
+
+
 class ImageError(EffnetError):
     """An image cannot be read; the message is the reason, without the file's name and without a full stop."""
 

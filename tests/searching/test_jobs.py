@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import multiprocessing
 import os
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from executor import DiedError, InThisProcess
+from machines import Machines
 
+from effnet.cluster import ATTEMPTS
 from effnet.errors import ArgumentError, DataError, TrainingError
 from effnet.searching.halving import Job, Trial, judge, make_rungs, open_jobs
 from effnet.searching.jobs import (
-    ATTEMPTS,
     LocalExecutor,
     RayExecutor,
     TrialOutcome,
@@ -35,6 +35,7 @@ RUNGS = make_rungs(4, rungs=2, seeds=2, finalists=2)
 OPEN = functools.partial(open_jobs, RUNGS)
 TOTAL = sum(rung.trainings for rung in RUNGS)
 NAMES = ("a", "b", "c", "d")
+JOB = "_attempt_on_node"  # what Ray calls a training
 
 
 def score(job: Job) -> Trial:
@@ -205,44 +206,28 @@ def test_a_worker_shares_its_progress() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray of two cores; this process may use it."""
-    import ray
-
-    small = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
-    ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **small)
-    yield
-    ray.shutdown()
-
-
-def ray_workers() -> list[int]:
-    """Processes of this process's Ray that train: the raylet's children."""
-    parents, training = dict[int, int](), set[int]()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"ray::_attempt" in (folder / "cmdline").read_bytes():
-                training.add(int(folder.name))
-    return [worker for worker in training if parents.get(parents[worker]) == os.getpid()]
+def machines() -> Iterator[Machines]:
+    """A Ray cluster of two machines with one core each."""
+    with Machines() as found:
+        yield found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("cluster")
 def test_ray_gives_the_same_scores_and_survives_a_killed_worker(
-    plan: SearchPlan, scores: dict[Job, float], file: Path
+    plan: SearchPlan, scores: dict[Job, float], file: Path, machines: Machines
 ) -> None:
     killed = list[int]()
 
     def kill(done: float) -> None:
         if done >= 1 and not killed:
-            killed.extend(ray_workers()[:1])
+            killed.extend(machines.workers(machines.first, JOB)[:1])
             for worker in killed:
                 os.kill(worker, signal.SIGKILL)
 
     progress = Recorder(kill)
-    executor = RayExecutor(plan, "local")
+    executor = RayExecutor(plan, machines.address)
     assert executor.slots == 2
     with open_record(file, NAMES) as record, closing(executor):
         run_jobs(OPEN, record, executor, progress, total=TOTAL)
@@ -250,3 +235,16 @@ def test_ray_gives_the_same_scores_and_survives_a_killed_worker(
     assert killed
     assert any("worker died" in text for text in progress.messages)
     assert not list(Path(tempfile.gettempdir()).glob(f"effnet-search-*-{os.getpid()}"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_a_machine_that_is_killed_in_the_middle_changes_no_score(
+    plan: SearchPlan, scores: dict[Job, float], file: Path, machines: Machines
+) -> None:
+    progress, executor = Recorder(), RayExecutor(plan, machines.address)
+    with open_record(file, NAMES) as record, closing(executor), machines.second_dies(JOB):
+        run_jobs(OPEN, record, executor, progress, total=TOTAL)
+        assert record.scores == scores
+    assert any("worker died" in text for text in progress.messages)

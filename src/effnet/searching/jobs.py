@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import multiprocessing
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -24,16 +21,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from effnet.cluster import ATTEMPTS, Cluster, scratch_folder
 from effnet.console import csv_lines
-from effnet.errors import ArgumentError, DataError, EffnetError, TrainingError
+from effnet.errors import DataError, EffnetError, TrainingError
 from effnet.files import hold_lock
 from effnet.progress import SILENT, Progress, Silent
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import CACHE, DECODING, SearchPlan
 
-ATTEMPTS = 3  # of a training whose worker dies
 TICK = 0.5  # seconds between two reports of progress
 COLUMNS = ("rung", "seed", "candidate", "network", "score", "seconds", "error")
 TrialOutcome = Trial | EffnetError
@@ -236,47 +233,23 @@ def _end_with_parent() -> None:
 class RayExecutor:
     """A Ray cluster: one training for each of its cores, or each of its GPUs.
 
-    Every machine needs effnet and the images, under the same path; each decodes into its own temporary folder. A
-    cluster to which this process is connected already is used whatever the address, and left running.
-
-    Raises:
-        ArgumentError: the cluster cannot be reached, or has no room.
+    Each machine decodes the images into a temporary folder of its own. For arguments and errors see Cluster.
     """
 
     def __init__(self, plan: SearchPlan, address: str, workers: int | None = None) -> None:
-        from ray import exceptions
-
-        ray: Any = importlib.import_module("ray")  # which has types only in parts
-        self._ray, self._started = ray, not ray.is_initialized()
-        self.lost: tuple[type[BaseException], ...] = (
-            exceptions.WorkerCrashedError,
-            exceptions.NodeDiedError,
-            exceptions.LocalRayletDiedError,
-            exceptions.ObjectLostError,
-            exceptions.OutOfMemoryError,
-        )
-        if self._started:
-            options: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
-            try:
-                ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ArgumentError("ray", address, f"cannot be reached: {error}") from error
-        unit = "GPU" if plan.options.device.startswith("cuda") else "CPU"
-        room = int(ray.cluster_resources().get(unit, 0))
-        if not room:
-            raise ArgumentError("ray", address, f"has no {unit}.")
-        self.slots = min(room, workers or room)
+        unit: Literal["CPU", "GPU"] = "GPU" if plan.options.device.startswith("cuda") else "CPU"
         self._cache = f"effnet-search-{plan.data.digest[:16]}-{os.getpid()}"
-        remote = ray.remote(max_retries=0, num_cpus=int(unit == "CPU"), num_gpus=int(unit == "GPU"))
-        self._attempt, self._clear = remote(_attempt_on_node), ray.remote(num_cpus=0)(_clear_node)
-        self._plan = ray.put(plan)
-        self._running: list[Any] = []
+        self._cluster = Cluster(address, unit=unit, most=workers, scratch=self._cache)
+        self.lost, self._plan = self._cluster.lost, self._cluster.share(plan)
+
+    @property
+    def slots(self) -> int:
+        """Jobs at a time."""
+        return self._cluster.slots
 
     def submit(self, job: Job) -> Future[TrialOutcome]:
         """Start a job where there is room."""
-        self._running.append(self._attempt.remote(self._plan, job, self._cache))
-        future: Future[TrialOutcome] = self._running[-1].future()
-        return future
+        return self._cluster.submit(_attempt_on_node, self._plan, job, self._cache)
 
     def partial(self) -> tuple[float, str]:
         """Nothing is known about running jobs."""
@@ -284,26 +257,13 @@ class RayExecutor:
 
     def close(self) -> None:
         """Stop the running jobs, and remove decoded images from all machines."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        for reference in self._running:
-            self._ray.cancel(reference)
-        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
-        strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-        clearing = [self._clear.options(scheduling_strategy=each).remote(self._cache) for each in strategies]
-        self._ray.wait(clearing, num_returns=len(clearing), timeout=10)
-        if self._started:
-            self._ray.shutdown()
+        self._cluster.close()
 
 
 def _attempt_on_node(plan: SearchPlan, job: Job, cache: str) -> TrialOutcome:
     from effnet.searching.score import attempt
 
-    return attempt(plan, job, Path(tempfile.gettempdir()) / cache)
-
-
-def _clear_node(cache: str) -> None:
-    shutil.rmtree(Path(tempfile.gettempdir()) / cache, ignore_errors=True)
+    return attempt(plan, job, scratch_folder(cache))
 
 
 @contextlib.contextmanager

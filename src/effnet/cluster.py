@@ -1,0 +1,188 @@
+"""Jobs on a Ray cluster: each takes some cores of a machine, and is given to another where a worker or machine dies.
+
+Jobs are Ray's tasks, not actors: Ray keeps the processes that run them, so what a job opens and caches is there for the
+next one; and a task goes to any machine that has room, also to one that joined later, while an actor whose machine
+died waits for as much room as it had.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from effnet.errors import ArgumentError, ClusterError, EffnetError
+from effnet.progress import SILENT, Progress
+from effnet.version import __version__
+
+ATTEMPTS = 3  # at a job whose worker dies
+AHEAD = 2  # jobs handed out for each that runs, so that none waits for this process and a growing cluster sees work
+
+R = TypeVar("R")
+ClusterJob = tuple[str, tuple[Any, ...]]  # a name for messages, and the arguments of its function
+
+
+class Cluster:
+    """A Ray cluster. `close`, or a with statement, cancels its jobs and leaves it.
+
+    Every machine needs effnet, and the files that jobs read, under the same path. A cluster to which this process is
+    connected already is used whatever the address, and left running.
+
+    Attributes:
+        each: CPUs or GPUs of a job.
+        lost: the errors that the future of a job raises whose worker died.
+
+    Args:
+        address: auto, HOST:PORT, ray://HOST:10001; local starts Ray on this machine.
+        each: CPUs or GPUs of a job; as many as the largest machine has, where that is less.
+        unit: which of the two.
+        most: jobs at a time; None: as many as there is room for.
+        scratch: a name for the jobs' folder on each machine (`scratch_folder`), which `close` removes.
+
+    Raises:
+        ArgumentError: it cannot be reached, or has none of that unit.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        each: int = 1,
+        *,
+        unit: Literal["CPU", "GPU"] = "CPU",
+        most: int | None = None,
+        scratch: str = "",
+    ) -> None:
+        ray: Any = importlib.import_module("ray")  # which has types only in parts
+        self._ray, self._unit, self._most, self._scratch = ray, unit, most, scratch
+        self._started, self._running = not ray.is_initialized(), dict[Future[Any], Any]()
+        if self._started:
+            local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
+            try:
+                ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ArgumentError("ray", address, f"cannot be reached: {error}") from error
+        largest = max(self._rooms(), default=0)
+        if not largest:
+            self.close()
+            raise ArgumentError("ray", address, f"has no {unit}.")
+        self.each = min(each, largest)
+        errors = ray.exceptions
+        self.lost: tuple[type[BaseException], ...] = (
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.LocalRayletDiedError,
+            errors.ObjectLostError,
+            errors.OutOfMemoryError,
+        )
+        room = {"num_cpus": self.each} if unit == "CPU" else {"num_cpus": 0, "num_gpus": self.each}
+        self._run = ray.remote(max_retries=0, **room)(_run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rooms(self) -> list[int]:
+        """The CPUs or GPUs of each machine that is there now."""
+        return [int(node["Resources"].get(self._unit, 0)) for node in self._ray.nodes() if node["Alive"]]
+
+    @property
+    def slots(self) -> int:
+        """Jobs at a time on the machines that are there now; 1 where there is none, which waits for one."""
+        room = sum(machine // self.each for machine in self._rooms())
+        return max(1, room if self._most is None else min(room, self._most))
+
+    def share(self, value: object) -> Any:
+        """A reference to a value that many jobs take as an argument: it is sent once to each machine."""
+        return self._ray.put(value)
+
+    def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R | EffnetError]:
+        """Start a job where there is room; an EffnetError of its function is its result."""
+        reference = self._run.options(name=function.__name__).remote(__version__, function, *arguments)
+        future: Future[R | EffnetError] = reference.future()
+        self._running = {each: there for each, there in self._running.items() if not each.done()}
+        self._running[future] = reference
+        return future
+
+    def run(
+        self, function: Callable[..., R], jobs: Iterable[ClusterJob], progress: Progress = SILENT
+    ) -> Iterator[tuple[str, R]]:
+        """The name of each job and what `function` returned for its arguments, as they end.
+
+        Jobs are drawn as there is room for them. One whose worker dies is done again, ATTEMPTS times in all.
+
+        Raises:
+            ClusterError: after all others have ended, where every worker of a job died.
+            EffnetError: the function's own; the other jobs are left to `close`.
+        """
+        waiting, again, running = iter(jobs), list[ClusterJob](), dict[Future[R | EffnetError], ClusterJob]()
+        deaths, dead = Counter[str](), dict[str, BaseException]()
+        while True:
+            room = AHEAD * self.slots - len(running)
+            drawn, again = again[:room], again[room:]
+            for job in (*drawn, *islice(waiting, max(0, room - len(drawn)))):
+                running[self.submit(function, *job[1])] = job
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                name = job[0]
+                try:
+                    result = future.result()
+                except self.lost as error:
+                    deaths[name] += 1
+                    if deaths[name] < ATTEMPTS:
+                        progress.message(f"{name}: its worker or machine died, so it is done again")
+                        again.append(job)
+                    else:
+                        dead[name] = error
+                    continue
+                if isinstance(result, EffnetError):
+                    raise result
+                yield name, result
+        for name, cause in dead.items():
+            others = f", and those of {len(dead) - 1} more" if len(dead) > 1 else ""
+            why = f"perhaps for lack of memory: {' '.join(str(cause).split())}"
+            raise ClusterError(f"{name}: its worker died {ATTEMPTS} times{others}, {why}")
+
+    def close(self) -> None:
+        """Cancel what runs, remove the jobs' folders from all machines, and leave the cluster."""
+        for reference in self._running.values():
+            self._ray.cancel(reference)
+        if self._scratch:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            clear = self._ray.remote(num_cpus=0)(_clear)
+            nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+            strategies = (NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes)
+            clearing = [clear.options(scheduling_strategy=each).remote(self._scratch) for each in strategies]
+            self._ray.wait(clearing, num_returns=len(clearing), timeout=10)
+        if self._started:
+            self._ray.shutdown()
+
+
+def scratch_folder(name: str) -> Path:
+    """The folder of that name for jobs on this machine."""
+    return Path(tempfile.gettempdir()) / name
+
+
+def _clear(scratch: str) -> None:
+    shutil.rmtree(scratch_folder(scratch), ignore_errors=True)
+
+
+def _run(version: str, function: Callable[..., R], *arguments: Any) -> R | EffnetError:
+    """A job, on its machine."""
+    try:
+        if version != __version__:
+            raise ClusterError(f"{platform.node()} has effnet {__version__}, not {version} as here: install the same")
+        return function(*arguments)
+    except EffnetError as error:
+        return error

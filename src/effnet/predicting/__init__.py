@@ -1,0 +1,1 @@
+"""effnet predict: photos in, class names out."""

@@ -1,0 +1,106 @@
+"""Jobs of a cluster: each is done once, whoever dies, and what cannot be done is told at the end."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from short_run import Recorder
+
+from effnet.cluster import AHEAD, ATTEMPTS, Cluster, ClusterJob, _run
+from effnet.errors import ArgumentError, ClusterError, DataError, EffnetError
+from effnet.version import __version__
+
+
+class DiedError(Exception):
+    """Of a worker."""
+
+
+class Pretended(Cluster):
+    """Runs jobs here, at once."""
+
+    slots = 3
+    lost = (DiedError,)
+
+    def __init__(self) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future = Future[Any]()
+        try:
+            future.set_result(_run(__version__, function, *arguments))
+        except DiedError as error:
+            future.set_exception(error)
+        return future
+
+
+def jobs(count: int) -> list[ClusterJob]:
+    return [(f"job {number}", (number,)) for number in range(count)]
+
+
+def test_jobs_are_drawn_as_there_is_room() -> None:
+    drawn = list[str]()
+
+    def draw() -> Iterator[ClusterJob]:
+        for job in jobs(99):
+            drawn.append(job[0])
+            yield job
+
+    answers = Pretended().run(lambda number: number, draw())
+    first = next(answers)
+    assert len(drawn) == AHEAD * Pretended.slots
+    assert {first, *answers} == {(name, number) for name, (number,) in jobs(99)}
+
+
+def test_a_job_whose_worker_dies_is_done_again() -> None:
+    tries, progress = Counter[int](), Recorder()
+
+    def work(number: int) -> int:
+        tries[number] += 1
+        if number % 7 == 0 and tries[number] < ATTEMPTS:
+            raise DiedError
+        return 2 * number
+
+    found = list(Pretended().run(work, jobs(20), progress))
+    assert sorted(found) == sorted((name, 2 * number) for name, (number,) in jobs(20))
+    assert tries == {number: ATTEMPTS if number % 7 == 0 else 1 for number in range(20)}
+    assert progress.messages.count("job 7: its worker or machine died, so it is done again") == ATTEMPTS - 1
+
+
+def test_what_no_worker_survives_is_told_when_the_others_are_done() -> None:
+    def work(number: int) -> int:
+        if number in (0, 5):
+            raise DiedError("signal 9")
+        return number
+
+    found = list[tuple[str, int]]()
+    with pytest.raises(ClusterError, match=rf"job \d: its worker died {ATTEMPTS} times, and those of 1 more.*signal 9"):
+        found.extend(Pretended().run(work, jobs(8)))
+    assert sorted(number for _, number in found) == [1, 2, 3, 4, 6, 7]
+
+
+def test_an_error_of_effnet_ends_it_and_any_other_is_not_hidden() -> None:
+    def broken(number: int) -> int:
+        raise DataError("a.png cannot be read")
+
+    with pytest.raises(DataError, match=r"a\.png"):
+        list(Pretended().run(broken, jobs(5)))
+    with pytest.raises(ZeroDivisionError):
+        list(Pretended().run(lambda number: 1 // number, jobs(5)))
+
+
+def test_a_machine_with_another_effnet_does_nothing() -> None:
+    outcome = _run("0.0.1", lambda: pytest.fail("it ran"))
+    assert isinstance(outcome, EffnetError)
+    assert f"has effnet {__version__}, not 0.0.1 as here" in str(outcome)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_address_where_nothing_is() -> None:
+    with pytest.raises(ArgumentError, match=r"`ray` \(='nonsense://'\) cannot be reached"):
+        Cluster("nonsense://")
+    assert not importlib.import_module("ray").is_initialized()
