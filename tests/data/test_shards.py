@@ -262,5 +262,5 @@ def test_a_server_that_fails_is_one_line(server: tuple[str, list[tuple[str, str]
 
 
 def test_a_scheme_that_needs_a_package() -> None:
-    with pytest.raises(DataError, match=r"s3://bucket/a/shards.json cannot be read: Install s3fs"):
-        read_data("s3://bucket/a")
+    with pytest.raises(DataError, match=r"gs://bucket/a/shards.json cannot be read: Please install gcsfs"):
+        read_data("gs://bucket/a")

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import io
 import json
 import os
 import shlex
 import tarfile
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from ranges import serve
 from short_run import QUICK, CrashError, Recorder
+from timm.data.readers import create_reader
 from tiny import draw_images, same, weights, write_spec
+from webdataset import WebDataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from effnet.cli import main
@@ -60,6 +65,23 @@ def test_webdataset_reads_every_image_with_its_class(shapes: Path, tmp_path: Pat
     for key, row in found.items():
         assert row["png"] == data.file(expected[key]).read_bytes()
         assert int(row["cls"]) == expected[key].label
+
+
+def test_webdatasets_pipeline_and_timms_reader_read_shards(shapes: Path, tmp_path: Path) -> None:
+    data = read_data(shapes)
+    pack(data, tmp_path / "out", SIZE)
+    shards = sorted(str(shard) for shard in (tmp_path / "out").glob("*.tar"))
+    expected = sorted((sample.label, np.asarray(Image.open(data.file(sample))).tobytes()) for sample in data.samples)
+    names = f"images-{{000000..{Path(shards[-1]).stem.removeprefix('images-')}}}.tar"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the last shard to the garbage collector
+        pipeline = WebDataset(shards, shardshuffle=False, empty_check=False).decode("pil").to_tuple("png", "cls")
+        assert sorted((label, np.asarray(photo).tobytes()) for photo, label in pipeline) == expected
+        reader = create_reader("wds/shapes", str(tmp_path / "out"), split=f"{names}|{len(data)}")
+        assert len(reader) == len(data)
+        assert sorted((label, np.asarray(photo).tobytes()) for photo, label in reader) == expected
+        del pipeline, reader
+        gc.collect()
 
 
 def test_the_index_names_the_bytes_of_the_tar(shapes: Path, tmp_path: Path) -> None:
