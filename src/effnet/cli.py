@@ -114,6 +114,8 @@ def _print_error(error: Exception, command: str) -> None:
     if command:
         error = translated(error, command, COMMANDS[command][1] or "torch")
     expected = isinstance(error, (EffnetError, CycloptsError, OSError))
-    console.remark(f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}")
+    write = console.remark_once if command == "train" else console.remark  # torchrun starts several
+    text = f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}"
     if isinstance(error, CycloptsError):
-        console.remark("effnet --help lists the commands, effnet COMMAND --help the options of one.")
+        text += "\neffnet --help lists the commands, effnet COMMAND --help the options of one."
+    write(text)

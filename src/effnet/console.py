@@ -18,10 +18,12 @@ import codecs
 import dataclasses
 import io
 import json
+import os
 import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from cyclopts import Parameter, Token, convert
@@ -211,6 +213,19 @@ def remark(text: str) -> None:
     """Write a line to standard error, after the results so far."""
     sys.stdout.flush()
     sys.stderr.write(f"{text}\n")
+
+
+def remark_once(text: str) -> None:
+    """Write a line to standard error; of all processes that torchrun started on this machine, the first one does."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder of this process's, in one of this start's
+    try:
+        if own is not None:
+            (Path(own).parents[1] / "effnet-line").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except (OSError, IndexError):
+        pass
+    remark(text)
 
 
 def millions(number: float) -> str:

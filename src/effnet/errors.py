@@ -112,6 +112,10 @@ class TrainingError(EffnetError):
     """A training cannot start, continue or be resumed; the message gives the likely cause."""
 
 
+class ProcessLostError(TrainingError):
+    """Another process of the same training is gone; this one cannot go on alone."""
+
+
 class ClusterError(EffnetError):
     """A job on a cluster cannot be done: its workers die, or its machine has another effnet or other files."""
 

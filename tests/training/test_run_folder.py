@@ -121,6 +121,6 @@ def test_file_names_of_any_bytes_are_found_again(tmp_path: Path) -> None:
     again = read_split(str(data), tmp_path, classes)
     assert odd in {again.file(sample) for sample in again.samples}
     plan = SimpleNamespace(data=str(data), processes=1)
-    assert check_resumed(plan, tmp_path, versions(), again, 1) == []
+    assert check_resumed(plan, tmp_path, versions(), again) == []
     odd.write_bytes(b"shorter")
-    assert "1 images have another size" in check_resumed(plan, tmp_path, versions(), again, 1)[0]
+    assert "1 images have another size" in check_resumed(plan, tmp_path, versions(), again)[0]

@@ -1,9 +1,9 @@
 """Batches for training in an order that can be resumed exactly, from any step, with any number of processes.
 
 An epoch is a permutation that depends only on (seed, epoch), or also on where the images lie (blocks.py), cut into
-steps of `batch` images; the rest is not used in that epoch. Of each step, process r of w takes every w-th image from
-the r-th on, in parts of `part` images. So any number of processes, workers and parts sees the same images in the same
-steps, and a position is an epoch and a step.
+steps of `batch` images; the rest is not used in that epoch. Each step is cut into parts of `part` images: the first
+process takes the first of them, and so on. So any number of processes and workers sees the same images in the same
+steps, and with the same size the same parts; and a position is an epoch and a step.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Order:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
         """This process's parts of an epoch, from step `start` on."""
-        random = self.random(epoch)
+        random, share = self.random(epoch), self.batch // self.world
         order = self.blocks.permutation(random) if self.blocks else random.permutation(self.images)
         for step in range(start, self.steps):
-            mine = order[step * self.batch : (step + 1) * self.batch][self.rank :: self.world].tolist()
-            for first in range(0, len(mine), self.part):
-                yield [(epoch, index) for index in mine[first : first + self.part]]
+            begin = step * self.batch + self.rank * share
+            for first in range(begin, begin + share, self.part):
+                yield [(epoch, index) for index in order[first : first + self.part].tolist()]
 
 
 class TrainingImages(TorchDataset[Any]):

@@ -117,7 +117,7 @@ def train(
                 result = training.train(data, recipe=recipe, out=out, like=like, progress=display, **given)
         except Interrupted as stopped:
             display.close()
-            console.remark(str(stopped))
+            console.remark_once(str(stopped))
             return INTERRUPTED
     if result.rank == 0:
         _show(result)

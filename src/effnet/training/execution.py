@@ -100,7 +100,7 @@ def choose_execution(
     """
     kernels = trains_by_kernels(spec, recipe, settings)
     precision = precision_for(spec, settings.device, kernels) if settings.precision == "auto" else settings.precision
-    cores = max(1, machine.this_machine().cores // world)
+    cores = max(1, machine.this_machine().cores // processes_here(world))
     workers = settings.workers
     if workers is None:
         shared = Images(images.count // world, images.side)
@@ -120,6 +120,11 @@ def choose_execution(
         workers=workers,
         forecast_bytes=training_memory(spec, part, **options, plan=plan).peak,
     )
+
+
+def processes_here(world: int) -> int:
+    """How many of a training's `world` processes share this machine, as torchrun says."""
+    return min(world, int(os.environ.get("LOCAL_WORLD_SIZE") or world))
 
 
 def trains_by_kernels(spec: NetworkSpec, recipe: Recipe, settings: Settings) -> bool:
@@ -227,7 +232,7 @@ def fit_memory(
     planned = wanted is not None and not settings.sync_bn  # a plan cannot compute synchronised statistics again
     limit = wanted
     if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
-        limit = int(USABLE * memory / world)
+        limit = int(USABLE * memory / processes_here(world))
     options = _memory_options(spec, recipe, settings, precision)
     if limit is None or training_memory(spec, share, **options).peak <= limit:
         return share, None
@@ -258,7 +263,7 @@ def keep_freed_memory(execution: Execution, settings: Settings, *, world: int) -
     """
     libc = _glibc()
     memory = machine.this_machine().memory_bytes
-    enough = memory is not None and HELD * execution.forecast_bytes * world <= USABLE * memory
+    enough = memory is not None and HELD * execution.forecast_bytes * processes_here(world) <= USABLE * memory
     if libc is None or not enough or settings.device != "cpu" or settings.train_memory is not None:
         yield False
         return

@@ -2,7 +2,7 @@
 
 Lightning's Fabric handles processes, devices and gradient averaging. The loop is ours, because its state has
 to be a handful of numbers for a resumed run to equal an undisturbed one to the bit: every random draw of a step follows
-from (seed, step, part, process), every image's from (seed, epoch, image), and checkpoints are written between steps.
+from (seed, step, part), every image's from (seed, epoch, image), and checkpoints are written between steps.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.machine import forget_peak
 from effnet.progress import Progress
+from effnet.training.execution import processes_here
 from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
+from effnet.training.processes import take_over
 from effnet.training.run_folder import BEST, RESULTS, RunPlan, run_inputs, save_checkpoint
 from effnet.weights.bundle import save
 
@@ -118,13 +120,15 @@ class Loop:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.network.recompute(self.execution.plan)
         torch.set_num_threads(self.execution.threads)
+        take_over(self.network, fabric)  # before the average copies them
         self.updater = Updater(self.network, self.recipe)
         self.learner: Any
         self.learner, self.updater.optimizer = fabric.setup(learner, self.updater.optimizer)
         train, seed, world = data.subset("train"), plan.settings.seed, fabric.world_size
         blocks = find_blocks([data.file(each) for each in train.samples]) if plan.settings.shuffle == "block" else None
         order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world, blocks)
-        keep = KEPT_BYTES // max(1, plan.execution.workers) // world if plan.settings.train_memory is None else 0
+        sharing = max(1, plan.execution.workers) * processes_here(world)
+        keep = KEPT_BYTES // sharing if plan.settings.train_memory is None else 0
         images = TrainingImages(train, augment_of(self.recipe, plan.input), seed, keep)
         self.loader = Loader(images, order, self.execution.workers)
         self.step, self.since_best = 0, 0
@@ -144,12 +148,14 @@ class Loop:
         """Write a checkpoint of all that decides what comes next; rank 0 does."""
         if self.fabric.is_global_zero:
             state = {name: getattr(self, name) for name in STATE} | self.updater.state()
-            save_checkpoint(self.folder, state | {"seconds": self.elapsed, "inputs": self.inputs})
+            state |= {"seconds": self.elapsed, "inputs": self.inputs, "processes": self.fabric.world_size}
+            save_checkpoint(self.folder, state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         for name in STATE:
             setattr(self, name, state[name])
+        self.inputs = state["inputs"]
         self.updater.restore(state)
         self.started = time.monotonic() - state["seconds"]
 
@@ -194,18 +200,17 @@ class Loop:
             except TrainingError:
                 if not stop:
                     raise
-                self._stop()  # the signal reached the processes that load images, too
+                images = []  # the signal reached the processes that load images, too
+            if self._any(bool(stop)):
+                self._stop()
             self._step(images)
             now = time.monotonic()
             self.per_step = SMOOTH * self.per_step + (1 - SMOOTH) * (now - began)
             recent = self.losses[-SHOWN:]
             detail = f"loss {sum(recent) / len(recent):.3f}"
             self.progress.update("training", self.step, round(self.step / self.done), detail)
-            stopping = self._any(bool(stop))
             if self.step % steps == 0 or self.done >= 1:
                 break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
-            if stopping:
-                self._stop()
             if now - saved >= self.plan.settings.save_seconds:
                 self.save()
                 saved = now
@@ -216,6 +221,7 @@ class Loop:
 
     def _stop(self) -> NoReturn:
         self.save()
+        self.fabric.barrier()  # torchrun ends all processes when the first one ends
         raise Interrupted(self.folder, self.step)
 
     def _step(self, images: list[tuple[Tensor, Tensor]]) -> None:
@@ -245,7 +251,7 @@ class Loop:
         total, least_spread, device = torch.zeros(()), 1.0, self.fabric.device
         for number, (pixels, labels) in enumerate(images):
             # what the network draws: dropout, stochastic depth, mixing
-            seed = derive_seed(self.plan.settings.seed, self.step, number, self.fabric.global_rank)
+            seed = derive_seed(self.plan.settings.seed, self.step, self.fabric.global_rank * len(images) + number)
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 torch.cuda.manual_seed(seed)
@@ -262,8 +268,9 @@ class Loop:
                     assert param.grad is not None
                     dist.all_reduce(param.grad)
                     param.grad.div_(self.fabric.world_size)
-            dist.all_reduce(total)
-            total /= self.fabric.world_size
+            sums = torch.stack([total, torch.tensor(least_spread)])
+            dist.all_reduce(sums)
+            total, least_spread = sums[0] / self.fabric.world_size, float(sums[1] / self.fabric.world_size)
         return float(total), least_spread
 
     def _any(self, flag: bool) -> bool:

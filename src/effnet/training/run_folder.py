@@ -255,14 +255,12 @@ def _changes(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any
         yield name, old, new
 
 
-def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: Dataset, world: int) -> list[str]:
+def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: Dataset) -> list[str]:
     """What differs from when the run began, in sentences.
 
     Raises:
-        TrainingError: images are gone, or the number of processes changed, so the run cannot go on.
+        TrainingError: images are gone, so the run cannot go on.
     """
-    if world != plan.processes:
-        raise TrainingError(f"the run began with {plan.processes} processes and is resumed with {world}")
     table = read_table((folder / SPLIT).read_bytes().decode(errors="surrogateescape"))
     sizes = {row["path"]: row.get(SIZE) for row in table}
     now = {sample.path: file_size(data.file(sample)) for sample in data.samples}

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from effnet import machine
 from effnet.data.dataset import Dataset
@@ -37,6 +31,7 @@ from effnet.training.execution import (
 from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
 from effnet.training.learner import Learner, class_weights
 from effnet.training.loop import Loop, time_budget
+from effnet.training.processes import make_fabric, together
 from effnet.training.recipe import Recipe, read_recipe
 from effnet.training.result import Result, finish
 from effnet.training.run_folder import (
@@ -103,10 +98,11 @@ def train(
     if not str(data):
         raise ArgumentError("data", str(data), "must name a folder or a manifest.")
     path = text_of(absolute(data))
-    fabric = _fabric(settings)
+    fabric = make_fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT
     name = f"{Path(path).resolve().stem}-{Path(settings.model).name.removesuffix('.yaml')}"
-    with new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path()) as new:
+    new_folder = new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path())
+    with together(fabric), new_folder as new:
         folder: Path = fabric.broadcast(new)
         # every process, and a resumed run, reads the splits from there: the same images in the same order
         classes = write_split(path, settings, folder, progress) if fabric.is_global_zero else ()
@@ -128,7 +124,8 @@ def train(
         plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
             plan.write(folder)
-    with _lock(folder, fabric), keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size):
+    kept = keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size)
+    with together(fabric, folder), _lock(folder, fabric), kept:
         loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
         loop.run()
         return finish(loop, base)
@@ -139,6 +136,8 @@ def resume(
 ) -> Result:
     """Go on with a run that was interrupted, with the arguments that it was begun with.
 
+    Another number of processes puts the same images into the same steps; see `share_again`.
+
     Args:
         folder: the run's.
         data: where the images are, if they were moved.
@@ -146,16 +145,20 @@ def resume(
         progress: follows steps and epochs.
 
     Raises:
-        TrainingError: there is no run, it has no whole checkpoint, its files were edited, or images are gone.
+        TrainingError: there is no run, it has no whole checkpoint, its files were edited, images are gone, or its batch
+            cannot be shared among the processes.
     """
     started = time.monotonic()
     folder = Path(folder)
     plan, began = RunPlan.read(folder)
     check_main_guard(plan.execution.workers if workers is None else workers)
-    fabric = _fabric(plan.settings)
-    progress = progress if fabric.is_global_zero else SILENT
-    with _lock(folder, fabric), keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size):
-        restore_folder(folder / BEST)
+    fabric = make_fabric(plan.settings)
+    progress, world = progress if fabric.is_global_zero else SILENT, fabric.world_size
+    kept = keep_freed_memory(plan.execution, plan.settings, world=world)
+    with together(fabric, folder), _lock(folder, fabric), kept:
+        if fabric.is_global_zero:
+            restore_folder(folder / BEST)
+        fabric.barrier()  # all find the same files
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
         if data is not None:
@@ -163,7 +166,11 @@ def resume(
         if workers is not None:
             plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
         dataset = read_split(plan.data, folder, plan.classes)
-        for difference in check_resumed(plan, folder, began, dataset, fabric.world_size):
+        began_as = plan
+        plan = share_again(plan, world)
+        if world != state["processes"]:
+            progress.message(describe_share(began_as, plan, state["processes"]))
+        for difference in check_resumed(plan, folder, began, dataset):
             progress.message(difference)
         if problem:
             progress.message(f"{problem}: the checkpoint before it is used")
@@ -262,12 +269,48 @@ def make_plan(
     )
 
 
+def share_again(plan: RunPlan, world: int) -> RunPlan:
+    """The plan of a run that goes on with another number of processes, with the same images in the same steps.
+
+    Where they can, as many images as before go through the network at once, so that batch statistics and random draws
+    stay, too.
+
+    Raises:
+        TrainingError: the batch cannot be shared among `world` processes.
+        ArgumentError: each would get too few images.
+    """
+    before, batch = plan.execution, plan.recipe.batch
+    if world == plan.processes:
+        return plan
+    if batch % world:
+        able = ", ".join(str(number) for number in range(1, batch + 1) if batch % number == 0)
+        raise TrainingError(f"the run's batch of {batch} images does not divide among {world} processes: take {able}")
+    settings = dataclasses.replace(plan.settings, precision=before.precision, workers=before.workers)
+    like = dataclasses.replace(before, parts=batch // world // before.part)
+    execution = choose_execution(plan.spec, plan.recipe, settings, Images(1, 1), world=world, like=like)
+    return dataclasses.replace(plan, processes=world, execution=execution)
+
+
+def describe_share(began: RunPlan, now: RunPlan, last: int) -> str:
+    """What it changes that a run, which went on with `last` processes, goes on with another number."""
+    stays = f"the batch of {now.recipe.batch}, the learning rate and the order of the images stay"
+    before, part = share_again(began, last).execution.part, now.execution.part
+    if part == before:
+        changes = "the weights may differ in their last digits, running statistics are those of rank 0's images"
+    elif now.recipe.bn_momentum:
+        changes = f"batch statistics and random draws are of {part} in place of {before} images"
+    else:
+        changes = f"random draws are of {part} in place of {before} images"
+    return f"{now.processes} in place of {last} processes: {stays}; {changes}"
+
+
 def _advice(plan: RunPlan, batch: int, images: int, trained: bool) -> Iterator[str]:
     """What the user should know about a plan for a recipe's `batch`."""
     if images < FEW and plan.recipe.name == "finetune" and trained:
         yield f"{images} images to learn from: --recipe few changes less of what the weights know"
     if plan.recipe.batch != batch:
-        yield f"{images} images: a batch of {plan.recipe.batch} in place of {batch}"
+        among = f" for {plan.processes} processes" if plan.processes > 1 else ""
+        yield f"{images} images{among}: a batch of {plan.recipe.batch} in place of {batch}"
     parts = plan.execution.parts
     if parts > 1 and plan.settings.train_memory is None:
         yield f"a batch of {plan.recipe.batch} does not fit into this machine's memory: it goes in {parts} parts"
@@ -284,34 +327,6 @@ def _fit_schedule(plan: RunPlan, dataset: Dataset, progress: Progress, started: 
         plan = dataclasses.replace(plan, steps=max(1, steps))
     share = min(plan.recipe.head_first, plan.recipe.head_steps / plan.steps)
     return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, head_first=share))
-
-
-def _fabric(settings: Settings) -> Fabric:
-    """Processes and device."""
-    world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
-    world, local = world or 1, local or world or 1
-    machine.check_device(settings.device)
-    kind, _, index = settings.device.partition(":")
-    # only rank 0 splits the data and evaluates, and the others wait for it
-    several = DDPStrategy(
-        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
-    )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would report every process
-    fabric = Fabric(
-        accelerator="gpu" if kind == "cuda" else kind,
-        devices=local if world > 1 else [int(index)] if index else 1,
-        num_nodes=max(1, world // local),
-        strategy=several if world > 1 else "auto",
-    )
-    fabric.launch()
-    if world > 1:
-
-        def leave() -> None:  # a thread of the process group that outlives Python aborts the process at its exit
-            if dist.is_initialized():
-                dist.destroy_process_group()
-
-        atexit.register(leave)
-    return fabric
 
 
 def _learner(network: EfficientNet, plan: RunPlan, data: Dataset) -> Learner:

@@ -1,0 +1,109 @@
+"""Several processes that train one network, as torchrun starts them, and how all of them end where one is gone.
+
+Fabric averages the gradients (torch's DistributedDataParallel). What follows a clock, a file or a random draw is
+decided by rank 0, the first of the processes, which also writes the run's folder.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
+
+from effnet import machine
+from effnet.errors import ProcessLostError
+from effnet.training.run_folder import LAST
+from effnet.training.settings import Settings
+
+
+class _TerminatedError(RuntimeError):
+    """torchrun ends this process."""
+
+
+def make_fabric(settings: Settings) -> Fabric:
+    """Processes and device."""
+    world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
+    world, local = world or 1, local or world or 1
+    machine.check_device(settings.device)
+    kind, _, index = settings.device.partition(":")
+    # only rank 0 splits the data and evaluates, and the others wait for it
+    several = DDPStrategy(
+        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
+    )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would report every process
+    fabric = Fabric(
+        accelerator="gpu" if kind == "cuda" else kind,
+        devices=local if world > 1 else [int(index)] if index else 1,
+        num_nodes=max(1, world // local),
+        strategy=several if world > 1 else "auto",
+    )
+    fabric.launch()
+    if world > 1:
+
+        def leave() -> None:  # a thread of the process group that outlives Python aborts the process at its exit
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+        atexit.register(leave)
+    return fabric
+
+
+@contextmanager
+def together(fabric: Fabric, folder: Path | None = None) -> Iterator[None]:
+    """Around what several processes do together: where one of them is gone, each of the others raises an error.
+
+    torchrun sends SIGTERM to those that are left. It raises the same error, wherever a process is just then; once the
+    error is raised, the signal is ignored, so that it does not come before the error's line.
+
+    Args:
+        fabric: of the training.
+        folder: of the run, where it has begun.
+
+    Raises:
+        ProcessLostError: a process is gone, or torchrun ended this one.
+    """
+    if fabric.world_size == 1:
+        yield
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise _TerminatedError
+
+    signals = threading.current_thread() is threading.main_thread()  # no other thread receives them
+    before: Any = signal.signal(signal.SIGTERM, end) if signals else None
+    try:
+        yield
+    except RuntimeError as error:
+        ended = isinstance(error, _TerminatedError)
+        if not (ended or isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        before = signal.SIG_IGN
+        if signals:
+            signal.signal(signal.SIGTERM, before)
+        why = "torchrun ended them" if ended else "one of them is gone"
+        again = "nothing was trained yet"
+        if folder is not None and (folder / LAST).exists():
+            again = f"the last checkpoint is whole; go on with torchrun ... -m effnet train --resume {folder}"
+        raise ProcessLostError(f"the {fabric.world_size} processes end, for {why}: {again}") from error
+    finally:
+        if signals:
+            signal.signal(signal.SIGTERM, before)
+
+
+def take_over(network: nn.Module, fabric: Fabric) -> None:
+    """Give the network of every process the weights and statistics of rank 0's."""
+    if fabric.world_size > 1:
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
