@@ -53,6 +53,18 @@ def material(tmp_path: Path, photos: Path) -> Path:
 # the table of commands
 
 
+@pytest.mark.parametrize("name", ["fit", "search"])
+def test_torchrun_is_for_one_training(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main([name, str(tmp_path)])
+    assert ended.value.code == 2
+    assert f"effnet {name} is one process: start it without torchrun" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_root_help_imports_no_command() -> None:
     code = (
         "import sys\nfrom effnet.cli import COMMANDS, main\ntry: main(['--help'])\nexcept SystemExit: pass\n"

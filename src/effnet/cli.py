@@ -49,6 +49,8 @@ COMMANDS = {
     "search": ("searching.command", "search", "Search alpha, beta and gamma for a baseline on your images."),
 }
 
+ALONE = {"fit", "search"}  # commands that train, and that torchrun must not start several times
+
 
 def build_app(words: list[str]) -> App:
     """The application; only a command among the typed words is imported, the others show their line of the table."""
@@ -72,10 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code; `--traceback` shows where an error came from."""
     words = sys.argv[1:] if arguments is None else arguments
     typed = [console.STDIN if word == "-" else word for word in words if word != "--traceback"]
+    name = next((word for word in words if word in COMMANDS), "")
     code = console.ERROR
     console.set_encoding()
     try:
         command, bound, _ = build_app(words).parse_args(typed)
+        _check_alone(name)
         if arguments is None:  # the process is ours, see __main__
             gc.freeze()
             gc.enable()
@@ -90,10 +94,15 @@ def main(arguments: list[str] | None = None) -> None:
         code = console.FINDING if isinstance(error, RefusedError) else console.ERROR
         if isinstance(error, ArgumentError):
             error = _name_option(error, typed)
-        _print_error(error, next((word for word in words if word in COMMANDS), ""))
+        _print_error(error, name)
     if arguments is None:
         gc.freeze()  # else Python looks through every object once more before it ends, which takes 20 ms
     sys.exit(code)
+
+
+def _check_alone(name: str) -> None:
+    if name in ALONE and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise EffnetError(f"effnet {name} is one process: start it without torchrun, which is for effnet train")
 
 
 def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
@@ -114,7 +123,7 @@ def _print_error(error: Exception, command: str) -> None:
     if command:
         error = translated(error, command, COMMANDS[command][1] or "torch")
     expected = isinstance(error, (EffnetError, CycloptsError, OSError))
-    write = console.remark_once if command == "train" else console.remark  # torchrun starts several
+    write = console.remark_once if command in {"train", *ALONE} else console.remark
     text = f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}"
     if isinstance(error, CycloptsError):
         text += "\neffnet --help lists the commands, effnet COMMAND --help the options of one."

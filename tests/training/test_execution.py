@@ -227,6 +227,21 @@ def test_freed_memory_is_kept_while_steps_run(monkeypatch: pytest.MonkeyPatch) -
     assert libc.calls == []
 
 
+def test_processes_share_the_machine_that_they_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer(monkeypatch, 8, 4 * training_memory(SHALLOW, 4, optimizer="adamw", ema=True).peak)
+    alone = choose(world=8)
+    assert alone.threads == 1
+    assert alone.part < 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of torchrun on four machines
+    shared = choose(world=8)
+    assert (shared.threads, shared.part) == (4, 4)
+    monkeypatch.setattr("effnet.training.execution._glibc", Glibc)
+    for local, enough in ((1, True), (8, False)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        with keep_freed_memory(shared, ANY, world=8) as kept:
+            assert kept == enough
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
 def test_the_users_own_setting_of_the_allocator_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:

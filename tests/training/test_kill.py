@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import shlex
@@ -11,17 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny import same, weights
 
 from effnet.errors import TrainingError
 from effnet.training.run_folder import load_checkpoint
-from effnet.training.train import train
 
-COMMAND = [sys.executable, "-m", "effnet", "train"]
-PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "effnet", "train"]
+MODULE = ["-m", "effnet", "train"]
+COMMAND = [sys.executable, *MODULE]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HARD = shlex.split(
     "--epochs 6 --batch 8 --lr 0.02 --threads 1 --train-memory 1.3MB --save-seconds 0 --recipe scratch "
     "--set augmentation=autoaugment --set mixup=0.2 --set head-first=0.1 --class-weights"
@@ -52,39 +50,79 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
         time.sleep(0.02)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def begin(command: list[str], data: Path, spec: Path, out: Path, workers: int = 0) -> subprocess.Popen[str]:
+    return start(command, data, "--model", spec, "--out", out, *HARD, "--workers", workers)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
     output = process.communicate(timeout=170)[0]
     assert process.returncode == 0, output
+    return output
+
+
+def rank_of(torchrun: subprocess.Popen[str], rank: int) -> int:
+    """The process of a rank."""
+    for pid in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            return int(pid)
+    raise AssertionError("no process of that rank")
+
+
+def assert_one_line(output: str, folder: Path) -> None:
+    """One line of effnet's own says what happened and how to go on."""
+    (line,) = (line for line in output.splitlines() if line.startswith("effnet:"))
+    for fact in ("2 processes end", "checkpoint is whole", f"train --resume {folder}"):
+        assert fact in line
+
+
+def assert_equal(whole: Path, broken: Path) -> None:
+    """Checkpoints and models are the same to the bit, and complete."""
+    assert weights(whole)["step"] == STEPS
+    assert same(weights(whole), weights(broken))
+    best = Path("best", "model.safetensors")
+    assert (whole / best).read_bytes() == (broken / best).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("command", "workers"), [(COMMAND, (0, 1)), (PAIR, (0,))], ids=["one", "pair"])
-def test_kill_9_costs_nothing(
-    shapes: Path, spec_file: Path, tmp_path: Path, command: list[str], workers: tuple[int, ...]
-) -> None:
+def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
     """Neither does it matter whether another process loads the images: all equal the undisturbed run without one."""
-
-    def begin(out: Path, workers: int) -> subprocess.Popen[str]:
-        return start(command, shapes, "--model", spec_file, "--out", out, *HARD, "--workers", workers)
-
-    whole, best = tmp_path / "whole", Path("best", "model.safetensors")
-    undisturbed = begin(whole, 0)
-    for number in workers:
-        broken = tmp_path / f"broken-{number}"
-        killed = begin(broken, number)
+    whole = tmp_path / "whole"
+    undisturbed = begin(COMMAND, shapes, spec_file, whole)
+    for workers in (0, 1):
+        broken = tmp_path / f"broken-{workers}"
+        killed = begin(COMMAND, shapes, spec_file, broken, workers)
         wait_for_step(killed, broken, random.randint(1, 20))
         time.sleep(random.random() / 20)  # anywhere within a step or a write
-        subprocess.run(["pkill", "-9", "-f", str(broken)], check=False)  # torchrun starts sessions
+        os.kill(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=120)
         assert step_of(broken) < STEPS
-        finish(start(command, "--resume", broken))
+        finish(start(COMMAND, "--resume", broken))
     finish(undisturbed)
-    assert weights(whole)["step"] == STEPS
-    for number in workers:
-        broken = tmp_path / f"broken-{number}"
-        assert same(weights(whole), weights(broken))
-        assert (whole / best).read_bytes() == (broken / best).read_bytes()
+    for workers in (0, 1):
+        assert_equal(whole, tmp_path / f"broken-{workers}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_process_ends_the_others(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
+    """With one line; the run goes on with --resume, by itself where torchrun may start it again."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    undisturbed = begin([*TORCHRUN, *MODULE], shapes, spec_file, whole)
+    killed = begin([*TORCHRUN, *MODULE], shapes, spec_file, broken)
+    wait_for_step(killed, broken, random.randint(1, 7))
+    os.kill(rank_of(killed, 0), signal.SIGKILL)
+    output = killed.communicate(timeout=120)[0]
+    assert killed.returncode == 1
+    assert_one_line(output, broken)
+    again = start([*TORCHRUN, "--max-restarts", "1", *MODULE], "--resume", broken)
+    wait_for_step(again, broken, random.randint(9, 20))
+    os.kill(rank_of(again, 1), signal.SIGKILL)
+    output = finish(again)
+    assert_one_line(output, broken)
+    assert output.count("going on after") == 2
+    finish(undisturbed)
+    assert_equal(whole, broken)
 
 
 @pytest.mark.slow
@@ -98,20 +136,3 @@ def test_a_polite_signal_to_all_processes_saves_first(shapes: Path, spec_file: P
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     assert f"stopped and saved after {step_of(out)} steps; go on with: effnet train --resume {out}" in output
-
-
-@pytest.mark.slow
-def test_two_processes_are_as_good_as_one(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch": 8, "workers": 0, "threads": 1}
-    trained = train(shapes, spec_file, "scratch", out=tmp_path / "start", epochs=1, **options)
-    options |= {"epochs": 2, "precision": "fp32", "lr": 1e-3, "dropout": 0, "drop_connect": 0}
-    train(shapes, trained.bundle, "few", out=tmp_path / "one", **options)  # batch statistics stay in this recipe
-    words = [f"--{name}={options.pop(name)}" for name in ("batch", "workers", "threads", "epochs", "precision", "lr")]
-    words += [f"--set={name}={value}" for name, value in options.items()]
-    finish(start(PAIR, shapes, "--model", trained.bundle, "--out", tmp_path / "two", "--recipe=few", *words))
-    one, two = (
-        list(csv.DictReader((tmp_path / name / "results.csv").read_text().splitlines())) for name in ("one", "two")
-    )
-    for row, other in zip(one, two, strict=True):
-        for figure in ("train_loss", "val_loss"):
-            assert float(other[figure]) == pytest.approx(float(row[figure]), rel=1e-4)

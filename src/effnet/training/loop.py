@@ -178,6 +178,8 @@ class Loop:
         forget_peak()  # of what was read before the first step
         with caught_signals() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
+            if self.fabric.world_size > 1 and self.done < 1:
+                self._settle()
             self.progress.message("".join(f"{name.replace('_', ' '):>{width}}" for name, width, _ in COLUMNS))
             patience = self.recipe.patience or math.inf
             while self.done < 1 and self.since_best < patience:
@@ -218,6 +220,19 @@ class Loop:
         self.save()
         if self._any(bool(stop)):
             self._stop()
+
+    def _settle(self) -> None:
+        """Make a step that changes nothing, after which DDP sorts the gradients in its messages by when they come.
+
+        A sum over three processes and more depends on the place in its last digits, and a resumed run sorts anew.
+        """
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        part, inputs = self.execution.part, self.plan.input
+        pixels = torch.zeros(part, inputs.size, inputs.size, inputs.channels, dtype=torch.uint8)
+        self._gradients([(pixels, torch.zeros(part, dtype=torch.int64))], head_only=False)
+        self.updater.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.network.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _stop(self) -> NoReturn:
         self.save()

@@ -38,9 +38,9 @@ def make_fabric(settings: Settings) -> Fabric:
     world, local = world or 1, local or world or 1
     machine.check_device(settings.device)
     kind, _, index = settings.device.partition(":")
-    # only rank 0 splits the data and evaluates, and the others wait for it
     several = DDPStrategy(
-        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7)
+        process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+        timeout=timedelta(days=7),  # only rank 0 splits the data and evaluates, and the others wait for it
     )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would report every process
     fabric = Fabric(
