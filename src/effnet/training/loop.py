@@ -226,6 +226,7 @@ class Loop:
 
         A sum over three processes and more depends on the place in its last digits, and a resumed run sorts anew.
         """
+        self.learner.train()
         before = [buffer.clone() for buffer in self.network.buffers()]
         part, inputs = self.execution.part, self.plan.input
         pixels = torch.zeros(part, inputs.size, inputs.size, inputs.channels, dtype=torch.uint8)
