@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from machines import Machines
+from short_run import Recorder
 
 from effnet import spec as make_spec
+from effnet.cluster import ClusterJob
 from effnet.data.dataset import read_data, split_data
+from effnet.errors import ClusterError
 from effnet.fitting import choice, probes
 from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.choice import ScoreRecord, choose, decide
 from effnet.fitting.probes import Right
 from effnet.fitting.settings import CHOICE, FitOptions, FitPlan
+from effnet.progress import Progress
 
 
 def candidate(name: str, macs: float) -> FitCandidate:
@@ -136,6 +145,55 @@ def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeyp
     again = choose(plan, data, entrants(3))
     assert (again.order, again.reason, again.scores) == (first.order, first.reason, first.scores)
     assert "right" in written
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as a machine of the cluster has cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("one_thread")
+def test_a_cluster_trains_to_the_same_bits_also_when_a_machine_dies(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, progress = split_data(read_data(shapes)), Recorder()
+    found = []
+    with Machines() as machines, machines.second_dies("_train_there"):
+        for folder, address in ((tmp_path / "there", machines.address), (tmp_path / "here", None)):
+            folder.mkdir()
+            plan, record = FitPlan(folder, shapes, FitOptions(macs="100M")), ScoreRecord(folder / CHOICE)
+            with monkeypatch.context() as patch:
+                if address:
+                    patch.setattr(choice, "_train_one", lambda *_: pytest.fail("trained here"))
+                rights, order = choice._train(plan, data, entrants(3), record, 2, progress, address)
+            found.append((order, {name: right.tolist() for name, right in rights.items()}))
+    assert progress.has("its worker or machine died")
+    assert found[0] == found[1]
+    assert not list(Path(tempfile.gettempdir()).glob(f"effnet-fit-*-{os.getpid()}"))
+
+
+def test_what_no_worker_survives_is_trained_here(tmp_path: Path) -> None:
+    class Dying:
+        each = 1
+
+        def run(self, function: object, jobs: Iterable[ClusterJob], progress: Progress) -> Iterator[tuple[str, Right]]:
+            (first, _), (second, _) = jobs
+            yield first, right(1)
+            raise ClusterError(f"{second}: its worker died 3 times")
+
+    record, progress = ScoreRecord(tmp_path / CHOICE), Recorder()
+    record.keep("known", right(2))
+    work = [(name, ()) for name in ("known", "first", "second")]
+    choice._train_elsewhere(Dying(), "scratch", work, record, progress)  # type: ignore[arg-type]
+    assert set(ScoreRecord(tmp_path / CHOICE).rights) == {"known", "first"}
+    assert progress.has("second: its worker died 3 times; so this machine does it")
 
 
 def test_test_images_are_not_seen(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class Machines:
     @contextlib.contextmanager
     def second_dies(self, job: str) -> Iterator[None]:
         """Meanwhile the second machine is killed, as soon as both are in the middle of such a job."""
-        thread = threading.Thread(target=self._kill_second, args=[job])
+        thread = threading.Thread(target=self._kill_second, args=[job], daemon=True)
         thread.start()
         yield
         thread.join()
@@ -59,7 +59,7 @@ class Machines:
                         held[machine] = worker
                     else:  # it had just finished
                         os.kill(worker, signal.SIGCONT)
-            time.sleep(0.01)
+            time.sleep(0.05)
         self.cluster.remove_node(self.second, allow_graceful=False)
         os.kill(held[self.second], signal.SIGKILL)  # what is held does not notice that its machine is gone
         os.kill(held[self.first], signal.SIGCONT)

@@ -12,10 +12,13 @@ are few images: two points of 162 photos, for a budget that was granted anyway.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from effnet.cluster import Cluster, ClusterJob, scratch_folder
 from effnet.data.dataset import Dataset
 from effnet.data.image import natural_resolution
-from effnet.errors import TrainingError
+from effnet.errors import ClusterError, TrainingError
 from effnet.files import write_text
 from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.probes import PROBE, Right, probe, start_of
@@ -80,9 +84,13 @@ class ScoreRecord:
     def get(self, key: str, score: Callable[[], Right]) -> Right:
         """The score of that name, made where it is not known yet."""
         if key not in self.rights:
-            self.rights[key] = score()
-            self.write()
+            self.keep(key, score())
         return self.rights[key]
+
+    def keep(self, key: str, right: Right) -> None:
+        """Write the score of that name."""
+        self.rights[key] = right
+        self.write()
 
     def write(self, **more: Any) -> None:
         """Write the file."""
@@ -92,7 +100,13 @@ class ScoreRecord:
         write_text(self.file, json.dumps(values, indent=1) + "\n")
 
 
-def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], progress: Progress = SILENT) -> Choice:
+def choose(
+    plan: FitPlan,
+    data: Dataset,
+    candidates: Sequence[FitCandidate],
+    progress: Progress = SILENT,
+    ray: str | None = None,
+) -> Choice:
     """Choose among the candidates that keep the budget; what was scored before is read from choice.json.
 
     Args:
@@ -100,6 +114,7 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
         data: with its splits, of which test is not used.
         candidates: all of them; none is refused.
         progress: follows the probes and trainings.
+        ray: the address of a Ray cluster for the short trainings; None: they run here, one after the other.
     """
     record = ScoreRecord(plan.folder / CHOICE)
     budget = 60 * plan.options.minutes
@@ -121,7 +136,7 @@ def choose(plan: FitPlan, data: Dataset, candidates: Sequence[FitCandidate], pro
         if len(learnable) > 1:
             reason = "No other network that keeps the budget starts from weights of its own or is larger."
     elif val >= LEAST_VAL and steps >= LEAST_STEPS:
-        rights, order = _train(plan, data, entrants, record, steps, progress)
+        rights, order = _train(plan, data, entrants, record, steps, progress, ray)
         kind = SHORT
         order, reason = decide(order[:2], rights, f"after a short training, on {val:,} val images")
     elif probed:
@@ -230,6 +245,7 @@ def _train(
     record: ScoreRecord,
     steps: int,
     progress: Progress,
+    ray: str | None,
 ) -> tuple[dict[str, Right], list[FitCandidate]]:
     """Short trainings: which val images the finalists get right, and the entrants, the best first."""
     rungs = make_rungs(len(entrants), rungs=2, seeds=1, finalists=2)
@@ -239,17 +255,23 @@ def _train(
     scores: dict[Job, float] = {}
     rights: dict[Job, Right] = {}
     total, done = sum(rung.trainings for rung in rungs), 0
-    with tempfile.TemporaryDirectory(dir=plan.folder, prefix=".pixels-") as cache:
+    scratch = f"effnet-fit-{data.digest[:16]}-{os.getpid()}"
+    with (
+        tempfile.TemporaryDirectory(dir=plan.folder, prefix=".pixels-") as cache,
+        Cluster(ray, torch.get_num_threads(), scratch=scratch) if ray else nullcontext() as cluster,
+    ):
         while jobs := open_jobs(rungs, scores):
+            work: dict[Job, ClusterJob] = {}
             for job in jobs:
                 candidate, lasts = entrants[job.candidate], round(steps * rungs[job.rung].share / rungs[0].share)
+                seed = derive_seed(plan.options.seed, job.rung)
+                work[job] = f"{SHORT} {candidate.name} {job.rung}", (plan, candidate, train, val, lasts, seed)
+            if cluster:
+                _train_elsewhere(cluster, scratch, work.values(), record, progress)
+            for job, (name, arguments) in work.items():
+                candidate, lasts = arguments[1], arguments[4]
                 progress.update("short trainings", done, total, f"{candidate.name}, {lasts} steps")
-
-                def score(candidate: FitCandidate = candidate, job: Job = job, lasts: int = lasts) -> Right:
-                    seed = derive_seed(plan.options.seed, job.rung)
-                    return _train_one(plan, candidate, train, val, lasts, seed, Path(cache), progress)
-
-                rights[job] = record.get(f"{SHORT} {candidate.name} {job.rung}", score)
+                rights[job] = record.get(name, functools.partial(_train_one, Path(cache), progress, *arguments))
                 scores[job] = float(rights[job].mean())
                 done += 1
                 progress.message(f"{candidate.name}: {scores[job]:.2%} of {len(val):,} val images")
@@ -263,6 +285,23 @@ def _train(
     return found, [entrants[place] for place in order]
 
 
+def _train_elsewhere(
+    cluster: Cluster, scratch: str, work: Iterable[ClusterJob], record: ScoreRecord, progress: Progress
+) -> None:
+    """Short trainings on the machines of a cluster; those whose workers die are left to this machine."""
+    there = ((name, (cluster.each, scratch, *arguments)) for name, arguments in work if name not in record.rights)
+    try:
+        for name, right in cluster.run(_train_there, there, progress):
+            record.keep(name, right)
+    except ClusterError as error:
+        progress.message(f"{error}; so this machine does it")
+
+
+def _train_there(threads: int, scratch: str, *arguments: Any) -> Right:
+    torch.set_num_threads(threads)  # the bits depend on it
+    return _train_one(scratch_folder(scratch), SILENT, *arguments)
+
+
 def _some(data: Dataset, most: int, plan: FitPlan) -> Dataset:
     """At most so many images, evenly over the classes."""
     rows = spread_classes(np.array([sample.label for sample in data.samples]), most, plan.options.seed)
@@ -270,14 +309,14 @@ def _some(data: Dataset, most: int, plan: FitPlan) -> Dataset:
 
 
 def _train_one(
+    cache: Path,
+    progress: Progress,
     plan: FitPlan,
     candidate: FitCandidate,
     train: Dataset,
     val: Dataset,
     steps: int,
     seed: int,
-    cache: Path,
-    progress: Progress,
 ) -> Right:
     """Which val images a network gets right after a training of so many steps; none where it cannot learn."""
     start = start_of(plan, train, candidate)

@@ -26,6 +26,7 @@ def fit(
     options: FitOptions = NOTHING,
     out: Path | None = None,
     resume: Path | None = None,
+    ray: str | None = None,
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
@@ -37,7 +38,9 @@ def fit(
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
         options: The budget, the time and the engine.
         out: Folder of the result. Default: runs/fit/DATA.
-        resume: Folder of an interrupted fit; it goes on with its own arguments.
+        resume: Folder of an interrupted fit; it goes on with its own arguments, and --ray.
+        ray: Address of a Ray cluster for the short trainings of the choice: auto, HOST:PORT, ray://HOST:10001; local
+            starts one here. The result is the same, sooner. Default: this machine.
         dry_run: Show which networks keep the budget and how the time would be spent, and train nothing.
         json: JSON instead of tables.
     """
@@ -68,10 +71,10 @@ def fit(
                 console.remark(f"Next: {FitPlan(Path(), data, options).command}")
                 return OK
             if resume is not None:
-                result = fitting.resume(resume, progress=display)
+                result = fitting.resume(resume, ray=ray, progress=display)
             else:
                 assert data is not None
-                result = fitting.fit(data, options, out=out, progress=display)
+                result = fitting.fit(data, options, out=out, ray=ray, progress=display)
         except KeyboardInterrupt as stopped:
             display.close()
             console.remark(str(stopped) or "Stopped.")

@@ -92,6 +92,7 @@ def fit(
     budget: Budget | FitOptions | None = None,
     *,
     out: str | Path | None = None,
+    ray: str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Fitted:
@@ -101,6 +102,7 @@ def fit(
         data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
         budget: the limits; or give them by name: latency="20ms", macs="100M".
         out: the folder of the result; by default runs/fit/DATA.
+        ray: the address of a Ray cluster that does the short trainings; None: this machine.
         progress: follows the six steps.
         options: fields of FitOptions: minutes (30), engine, precision, threads, resolution, seed ...
 
@@ -120,10 +122,10 @@ def fit(
         plan = FitPlan(folder, absolute(path), chosen)
         plan.write()
         consider(plan, progress)
-    return resume(folder, progress=progress)
+    return resume(folder, ray=ray, progress=progress)
 
 
-def resume(folder: str | Path, *, progress: Progress = SILENT) -> Fitted:
+def resume(folder: str | Path, *, ray: str | None = None, progress: Progress = SILENT) -> Fitted:
     """Go on with a fit that was interrupted; what is finished is not repeated.
 
     Raises:
@@ -133,7 +135,7 @@ def resume(folder: str | Path, *, progress: Progress = SILENT) -> Fitted:
     try:
         with hold_lock(plan.folder / PLAN), interruptible():
             if not (plan.folder / RESULT).is_file():
-                _finish(plan, progress)
+                _finish(plan, progress, ray)
             return Fitted(plan.folder, json.loads((plan.folder / RESULT).read_text("utf-8")))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped. Go on: effnet fit --resume {shlex.quote(str(folder))}") from None
@@ -223,12 +225,12 @@ def _spent(plan: FitPlan) -> float:
     return sum(float(json.loads(file.read_text("utf-8"))["seconds"]) for file in found)
 
 
-def _finish(plan: FitPlan, progress: Progress) -> None:
+def _finish(plan: FitPlan, progress: Progress, ray: str | None) -> None:
     """Steps 3 to 6."""
     data, found = consider(plan, progress)
     kept = require_any(found, plan.options)
     _step(progress, plan, 3, f"{len(kept)} of {len(found)} networks keep the budget")
-    choice = choose(plan, data, kept, progress)
+    choice = choose(plan, data, kept, progress, ray)
     progress.message(choice.reason)
     named = {each.name: each for each in found}
     candidate, notes, spent = named[choice.chosen], [], 0.0
