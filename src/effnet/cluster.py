@@ -66,7 +66,7 @@ class Cluster:
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # Ray raises a plain one where its processes do not start in time
                 raise ArgumentError("ray", address, f"cannot be reached: {error}") from error
         largest = max(self._rooms(), default=0)
         if not largest:
