@@ -22,7 +22,7 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import of Keras
-os.environ["RAY_raylet_start_wait_time_s"] = "150"  # seconds that Ray may take to start on a busy machine
+os.environ["RAY_raylet_start_wait_time_s"] = "150"  # noqa: SIM112  # so spelt; seconds for Ray's start where it is busy
 
 # What tests keep is not kept for the user's own networks.
 os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
