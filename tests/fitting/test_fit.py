@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,13 @@ from typing import Any
 
 import pytest
 from ranges import serve
+from short_run import QUICK
+from tiny import same, weights, write_spec
 
 import effnet
 from effnet.arch.cost import cost
 from effnet.data.dataset import read_data
+from effnet.data.shards import absolute
 from effnet.errors import ArgumentError, DataError, RefusedError
 from effnet.fitting import fit as fitting
 from effnet.fitting import verdict
@@ -26,6 +30,7 @@ from effnet.fitting.fit import Fitted
 from effnet.fitting.measurement import Measurement
 from effnet.fitting.settings import FitPlan, options_of
 from effnet.packing.pack import pack
+from effnet.training.train import train
 
 COMMAND = "fit"
 # One network of ImageNet's weights and two that are sliced from it; its recipe takes less than the minutes.
@@ -102,18 +107,28 @@ def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Fitted, shapes: Path, 
 
 
 @pytest.mark.parametrize("where", ["shards", "url"])
-def test_a_fit_of_shards_has_the_weights_of_the_folder(
-    fitted: Fitted, shapes: Path, tmp_path: Path, where: str
+def test_shards_are_split_and_learned_from_as_the_folder(
+    shapes: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("_draw", "write_report"):
+        monkeypatch.setattr(f"effnet.training.result.{name}", lambda *_: None)
+    spec, quick = write_spec(tmp_path / "spec.yaml"), {**QUICK, "epochs": 1}
     pack(read_data(shapes), tmp_path / "shards", 30_000)
     with serve(tmp_path) as (address, _):
-        data = str(tmp_path / "shards") if where == "shards" else f"{address}/shards"
-        found = effnet.fit(data, out=tmp_path / "run", **BUDGET)
-        assert (found.model / "model.safetensors").read_bytes() == (fitted.model / "model.safetensors").read_bytes()
-        assert found.metrics == fitted.metrics
-        assert found.result["data"] == data
-        assert f"effnet check {data}" in found.report.read_text()
-        assert fitting._read_split(FitPlan.read(tmp_path / "run")).digest  # which a resumed fit compares
+        packed = str(tmp_path / "shards") if where == "shards" else f"{address}/shards"
+        looked, learned = [], []
+        for name, data in (("folder", str(shapes)), ("packed", packed)):
+            (tmp_path / name).mkdir()
+            FitPlan(tmp_path / name, absolute(data), options_of(None, **BUDGET)).write()
+            plan = FitPlan.read(tmp_path / name)
+            assert (plan.source, shlex.split(plan.command)[:3]) == (data, ["effnet", "fit", data])
+            first, found = fitting.consider(plan)
+            assert fitting.consider(plan)[0].digest == first.digest  # a resumed fit compares them
+            looked.append(([(s.name, s.label, s.split) for s in first.samples], [each.name for each in found]))
+            train(tmp_path / name / "data.csv", spec, "scratch", out=tmp_path / name / "training", **quick)
+            learned.append(weights(tmp_path / name / "training"))
+        assert looked[0] == looked[1]
+        assert same(*learned)
 
 
 def test_changed_data_are_noticed(shapes: Path, tmp_path: Path) -> None:

@@ -229,7 +229,8 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         kinds = {"name": str, "bytes": int, "index_crc32": int}
         described["shards"] = [{key: kind(row[key]) for key, kind in kinds.items()} for row in described["shards"]]
     except OSError as error:
-        raise DataError(f"{url(path) or path} cannot be read: {str(error) or type(error).__name__}") from error
+        why = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise DataError(f"{text_of(path)} {why}: {str(error) or type(error).__name__}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{url(path) or path} is not what effnet pack writes: pack the data again") from error
     return described
