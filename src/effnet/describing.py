@@ -19,7 +19,7 @@ from effnet.arch.variants import PAPER, VARIANTS, spec
 from effnet.console import MACS, OK, PUBLISHED, Amount, Flag
 from effnet.errors import ArgumentError
 from effnet.fields import parse_bytes
-from effnet.machine import Precision, choose_precision
+from effnet.machine import Precision, StepPrecision, choose_precision
 from effnet.native import instruction_set
 from effnet.runtime import native
 from effnet.weights.bundle import read_network
@@ -178,7 +178,8 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
 def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:
     limit = None if step.train_memory is None else parse_bytes("train_memory", step.train_memory)
     kernels = uses_kernels(network)
-    precision, reason = step.precision, "chosen by --precision"
+    precision: StepPrecision | None = step.precision
+    reason = "chosen by --precision"
     if precision is None:
         precision, reason = choose_precision(kernels=kernels)
     settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}

@@ -21,10 +21,12 @@ from typing import Any, Literal
 from effnet.errors import ArgumentError, UnknownNameError, optional_import
 
 Precision = Literal["bf16", "fp32"]
+StepPrecision = Literal["bf16", "fp16", "tf32", "fp32"]  # of a training step; fp16 and tf32 are for GPUs
 
 CPUINFO = Path("/proc/cpuinfo")
 DEVICES = ("cpu", "cuda", "mps")
-BF16_CAPABILITY = (8, 0)  # of a CUDA GPU: Ampere, the first generation with bf16
+# Of a CUDA GPU: Ampere, the first generation with bf16 and TF32; Volta, the first that multiplies fp16 in tiles
+BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)
 # Instructions that matter to a network, as Linux and macOS name them; the widest first.
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON", "advsimd": "NEON"}
 BF16 = {"amx_bf16": "bf16 (AMX)", "avx512_bf16": "bf16 (AVX-512)", "bf16": "bf16 (ARM)"}
@@ -81,7 +83,7 @@ def this_machine() -> Machine:
 
 def choose_precision(
     device: str = "cpu", machine: Machine | None = None, *, kernels: bool = False
-) -> tuple[Precision, str]:
+) -> tuple[StepPrecision, str]:
     """The number format in which a training step is fast, and why; weights, optimizer and statistics stay fp32.
 
     Args:
@@ -115,21 +117,27 @@ def choose_precision(
     return "fp32", "the processor has no bf16 instructions; a step of B0 took 15 times fp32's time (EPYC Zen 3, AVX2)"
 
 
-def check_device(device: str, kinds: Sequence[str] = DEVICES) -> None:
-    """Check that torch can train on a device: "cpu", "cuda" (the first of them), "cuda:1" or "mps".
+def check_device(device: str, kinds: Sequence[str] | None = None) -> None:
+    """Check that torch can compute on a device: "cpu", "cuda" (the first of them), "cuda:1" or "mps".
 
     Raises:
-        ArgumentError: it is not of these `kinds`, or not on this machine; the message names what is there.
+        ArgumentError: it is not of these `kinds` (None: DEVICES), or not on this machine; the message names what is
+            there.
         MissingExtraError: it is not the processor, and torch is not installed.
     """
     if device == "cpu":
         return
-    torch = _import_torch()
-    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    there = [name for name in there if name.partition(":")[0] in kinds]
-    if device not in there and not (device == "cuda" and "cuda:0" in there):
+    torch, there = _import_torch(), ["cpu"]
+    for kind in (each for each in kinds or DEVICES if each != "cpu"):
+        there += [f"{kind}:{index}" for index in range(torch.get_device_module(kind).device_count())]
+    if device not in there and f"{device}:0" not in there:
         raise ArgumentError("device", device, f"is not one that torch can use here: {', '.join(there)}.")
+
+
+def device_memory(device: str) -> int | None:
+    """All the memory of a CUDA GPU in bytes, used or not; None for other devices."""
+    kind, _, index = device.partition(":")
+    return _import_torch().cuda.get_device_properties(int(index or 0)).total_memory if kind == "cuda" else None
 
 
 def load_average() -> float | None:
@@ -189,7 +197,7 @@ def _memory() -> int | None:
         return None
 
 
-def _precision_of_gpu(index: int) -> tuple[Precision, str]:
+def _precision_of_gpu(index: int) -> tuple[StepPrecision, str]:
     torch = _import_torch()
     if not torch.cuda.is_available():
         return "fp32", "torch sees no CUDA GPU"
@@ -197,7 +205,9 @@ def _precision_of_gpu(index: int) -> tuple[Precision, str]:
     name = f"{torch.cuda.get_device_name(index)} has compute capability {'.'.join(map(str, capability))}"
     if capability >= BF16_CAPABILITY:
         return "bf16", f"{name}, which multiplies bf16; not measured here"
-    return "fp32", f"{name}, and bf16 begins with {'.'.join(map(str, BF16_CAPABILITY))}; not measured here"
+    if capability >= FP16_CAPABILITY:
+        return "fp16", f"{name}: fp16, and bf16 begins with {'.'.join(map(str, BF16_CAPABILITY))}; not measured here"
+    return "fp32", f"{name}, and fast fp16 begins with {'.'.join(map(str, FP16_CAPABILITY))}; not measured here"
 
 
 def _import_torch() -> Any:

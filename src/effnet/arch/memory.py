@@ -8,6 +8,11 @@ segments.py.
 What the backward pass holds in addition is the largest sum within a block, so the peak of an unusual network can be
 overestimated (by up to a quarter where one tiny block is everything). Not counted: torch itself, the scratch of a
 convolution's kernel, and what the allocator cannot reuse.
+
+On a CUDA GPU torch's allocator rounds every tensor up to BLOCK and takes memory from the driver in segments: of SMALL
+bytes for tensors of at most 1 MiB, of MIDDLE for tensors below 10 MiB, else of a multiple of SMALL. `gpu_memory` adds
+that, the two parts of a batch that wait as pixels, and WORKSPACE for cuDNN and cuBLAS, which is an assumption: no GPU
+was at hand. The driver's own context, some hundreds of MB, belongs to no tensor and is not in it.
 """
 
 from __future__ import annotations
@@ -23,10 +28,13 @@ from effnet.arch.segments import COUNTER, FLOAT, Keep, SegmentMemory, largest, s
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import UnknownNameError
 from effnet.fields import one_of, positive_int
-from effnet.machine import Precision
+from effnet.machine import StepPrecision
 
-ACTIVATION = {"fp32": 4, "bf16": 2}  # bytes of an element of a feature map
+ACTIVATION = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of an element of a feature map
 TENSOR_ENTRY = 144  # bytes, at most, of a tensor's name, type, shape and place in a safetensors file
+BLOCK, SMALL, MIDDLE = 512, 2 * 2**20, 20 * 2**20  # bytes; of torch's CUDACachingAllocator
+WORKSPACE = 96 * 2**20  # bytes: 32 MiB for cuBLAS, as torch gives it on Hopper, and 64 MiB for cuDNN
+PARTS = 2  # of a batch, that are on a GPU as pixels: one is copied while the other is computed
 # Numbers that an optimizer of torch remembers for every weight
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
 
@@ -42,6 +50,14 @@ class TrainingMemory:
     images: int
     activations: int  # kept when the backward pass begins
     peak: int  # of the sum
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """What a training step takes on a CUDA GPU, in bytes."""
+
+    allocated: int  # of tensors: torch.cuda.max_memory_allocated()
+    reserved: int  # taken from the driver, at least: torch.cuda.max_memory_reserved()
 
 
 def inference_memory(network: NetworkSpec | Shape) -> int:
@@ -70,11 +86,10 @@ def inference_memory(network: NetworkSpec | Shape) -> int:
 def file_bytes(network: NetworkSpec | Shape) -> int:
     """At most the bytes of the network's weights in a bundle: a safetensors file of fp32 tensors and their names."""
     shape = shape_of(network)
-    channels, layers, squeezes = shape.stem_channels + shape.head_channels * shape.head, 1 + shape.head, 0
+    channels = shape.stem_channels + shape.head_channels * shape.head
     for run in shape.runs:
         channels = channels + run.count * sum(layer.outputs for layer in run.block.layers)
-        layers = layers + run.count * len(run.block.layers)
-        squeezes = squeezes + run.count * (run.block.squeeze_channels > 0)
+    layers, squeezes = _count_layers(shape)
     tensors = 6 * layers + 4 * squeezes + 2  # each layer: a weight, and normalisation's four vectors and counter
     return FLOAT * (total_cost(shape).params + 2 * channels) + COUNTER * layers + TENSOR_ENTRY * tensors
 
@@ -85,7 +100,7 @@ def training_memory(
     *,
     optimizer: str = "rmsprop",
     ema: bool = True,
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     plan: Mapping[str, Keep] | Keep | None = None,
     kernels: bool | None = None,
 ) -> TrainingMemory:
@@ -96,7 +111,7 @@ def training_memory(
         batch: images per step.
         optimizer: "sgd" (without momentum), "momentum", "rmsprop" (with momentum, as the paper), "adam", "adamw".
         ema: whether a moving average of the weights is kept.
-        precision: "bf16" halves the activations; weights, gradients and states stay fp32.
+        precision: "bf16" and "fp16" halve the activations; weights, gradients and states stay fp32.
         plan: what each segment keeps (a RecomputePlan; for one network), or one level for all; None keeps everything.
         kernels: whether the compiled kernels compute the blocks that they know, as on a CPU, or torch's modules compute
             all, as on a GPU; None: as on a CPU with this process's installation and environment.
@@ -105,7 +120,7 @@ def training_memory(
         ArgumentError: a value is outside its range or unknown, or the network cannot follow the plan.
     """
     batch = positive_int("batch", batch)
-    one_of("precision", precision, Precision)
+    one_of("precision", precision, StepPrecision)
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
     shape = shape_of(network)
@@ -113,10 +128,10 @@ def training_memory(
     params, element = total_cost(shape).params, ACTIVATION[precision]
     segments = segment_memories(network, plan, kernels, element)
     cast_params = (shape.head_channels + 1) * shape.num_classes if kernels else params  # the kernels read fp32
-    copies = 0 if precision == "fp32" else element * cast_params
+    copies = 0 if element == FLOAT else element * cast_params
     images = FLOAT * batch * shape.in_channels * shape.resolution**2
     states = OPTIMIZERS[optimizer], int(ema)
-    once = 0 if precision == "fp32" else images * element // FLOAT  # the stem's convolution keeps its own copy
+    once = 0 if element == FLOAT else images * element // FLOAT  # the stem's convolution keeps its own copy
     once = once + FLOAT * sum(each.count * each.statistics for each in segments)
     fixed = FLOAT * params * (1 + sum(states)) + copies + images
     return TrainingMemory(
@@ -128,6 +143,19 @@ def training_memory(
         activations=element * batch * sum(each.count * each.kept for each in segments) + once,
         peak=fixed + once + _peak(segments, element * batch),
     )
+
+
+def gpu_memory(network: NetworkSpec | Shape, batch: int, memory: TrainingMemory) -> GpuMemory:
+    """What torch's allocator makes of the memory of a step of `batch` images on a CUDA GPU: see above."""
+    shape = shape_of(network)
+    layers, squeezes = _count_layers(shape)
+    params, buffers = 3 * layers + 4 * squeezes + 2, 3 * layers
+    copies = (memory.weights + memory.gradients + memory.optimizer) // memory.gradients  # of each parameter
+    average = memory.ema > 0
+    tensors = params * (copies + average) + buffers * (1 + average)
+    pixels = PARTS * batch * shape.in_channels * shape.resolution**2
+    allocated = memory.peak + pixels + tensors * BLOCK // 2 + WORKSPACE
+    return GpuMemory(allocated, -(-allocated // SMALL) * SMALL + SMALL + MIDDLE)
 
 
 def kept_per_image(network: NetworkSpec | Shape, kernels: bool | None = None) -> int:
@@ -150,6 +178,15 @@ def largest_batch(spec: NetworkSpec, limit: int, **settings: Any) -> int:
     while not is_too_large(beyond):
         beyond *= 2
     return bisect.bisect_left(range(1, beyond + 1), True, key=is_too_large)
+
+
+def _count_layers(shape: Shape) -> tuple[int, int]:
+    """Convolutions with their normalisation, and squeeze-and-excitations."""
+    layers, squeezes = 1 + shape.head, 0
+    for run in shape.runs:
+        layers = layers + run.count * len(run.block.layers)
+        squeezes = squeezes + run.count * (run.block.squeeze_channels > 0)
+    return layers, squeezes
 
 
 def _peak(segments: list[SegmentMemory], scale: int) -> int:

@@ -21,7 +21,7 @@ from effnet.arch.memory import training_memory
 from effnet.arch.segments import Keep, keeps_output, segment_memories, uses_kernels
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
-from effnet.machine import Precision
+from effnet.machine import StepPrecision
 
 # Prices of a kept element in multiply-adds: from none to more than any convolution costs per element
 PRICES = (0.0, *(2 ** (step / 4) for step in range(72)))
@@ -86,7 +86,7 @@ def find_plan(
     *,
     optimizer: str = "rmsprop",
     ema: bool = True,
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     kernels: bool | None = None,
 ) -> RecomputePlan:
     """The plan with the least extra work under which a step of `batch` images holds at most `limit` bytes.

@@ -151,9 +151,12 @@ class Parts:
 
 
 class Loader:
-    """Images and labels in the order of `Order`: (N, size, size, C) uint8 and (N,) int64."""
+    """Images and labels in the order of `Order`: (N, size, size, C) uint8 and (N,) int64.
 
-    def __init__(self, images: TrainingImages, order: Order, workers: int) -> None:
+    `pinned`: in memory that a CUDA GPU copies from by itself.
+    """
+
+    def __init__(self, images: TrainingImages, order: Order, workers: int, *, pinned: bool = False) -> None:
         self.order, self._parts = order, Parts(order)
         more: dict[str, Any] = {}
         if workers:
@@ -167,7 +170,12 @@ class Loader:
                 "worker_init_fn": _start_worker,
             }
         self._loader: DataLoader[Any] = DataLoader(
-            images, batch_sampler=cast(Any, self._parts), num_workers=workers, collate_fn=collate, **more
+            images,
+            batch_sampler=cast(Any, self._parts),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pinned,
+            **more,
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

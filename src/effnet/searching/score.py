@@ -122,8 +122,9 @@ def train_briefly(
         images = mirror_and_shift(pixels[chosen], recipe.flip, _generator(seed, step, 1))
         loss, logits = learner(images.to(device), labels[chosen].to(device), done < recipe.head_first)
         loss.backward()
-        updater.update(step, done, float(loss.detach()), spread(logits))
+        updater.update(step, done, loss.detach(), spread(logits))
         progress.update("training", step + 1, total)
+    updater.look()
     normalise, network = learner.normalise, updater.averaged.eval()
     right = []
     with torch.inference_mode():

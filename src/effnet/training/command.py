@@ -128,10 +128,11 @@ def _show(result: Result) -> None:
     found = result.evaluation
     figures = {"top-1": found.top1, "top-5": found.top5, "macro F1": found.macro_f1}
     rows = [(name, f"{it.value:.2%}", f"{it.low:.2%} to {it.high:.2%}") for name, it in figures.items() if it]
+    on_device = "" if result.device_bytes is None else f"{console.size(result.device_bytes)} taken of the GPU, "
     note = (
         f"{result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds / 60:.1f} minutes. Memory: "
         f"{console.size(result.execution.forecast_bytes)} forecast for a step, "
-        f"{console.size(result.taken_bytes)} taken by the run."
+        f"{on_device}{console.size(result.taken_bytes)} taken by the run."
     )
     console.table(
         ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of the {result.split} split", note=note

@@ -4,12 +4,15 @@ The facts are the processor and its cores, the network's closed-form costs, the 
 user's settings. So the same command on the same machine computes the same bits, and the first step comes at once.
 
 precision   bf16 where it is faster: by the kernels with AVX-512; by torch's modules with AMX, and for large images
-            with AMD's AVX-512 BF16; else fp32
+            with AMD's AVX-512 BF16; on CUDA GPUs from Ampere on; fp16 on those before; else fp32
 recompute   nothing, unless --train-memory is given
-part        the whole batch, or the largest share of it that fits into --train-memory, or else into the machine's memory
-workers     processes that load images, where an estimate says that they save a tenth of the time
+part        the whole batch, or the largest share of it that fits into --train-memory, or else into the memory of the
+            machine or the GPU
+workers     processes that load images, where an estimate says that they save a tenth of the time; for a GPU one for
+            each core but one
 threads     one for each core without a worker
 kernels     of the depthwise convolutions: see models.depthwise
+float32     on a GPU: see device.float32_of
 allocator   freed memory stays with the process from step to step where there is enough: see keep_freed_memory
 """
 
@@ -20,7 +23,7 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +31,20 @@ from typing import Any
 
 from effnet import machine
 from effnet.arch.cost import cost
-from effnet.arch.memory import training_memory
+from effnet.arch.memory import gpu_memory, training_memory
 from effnet.arch.recompute import RecomputePlan, find_plan
 from effnet.arch.segments import Keep, uses_kernels
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
-from effnet.machine import Precision
+from effnet.machine import StepPrecision
+from effnet.training.device import float32_of
 from effnet.training.recipe import Recipe
 from effnet.training.settings import STAGES, Settings
 
 OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
 SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so a recompute plan is tried first
 USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
+USABLE_GPU = 0.9  # of a GPU's memory; the rest is for CUDA itself and what its allocator cannot reuse
 
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
 MAC_SECONDS = {True: 5e-11, False: 1e-10}  # a multiply-add of a training step by the kernels, by torch's modules
@@ -54,7 +59,7 @@ CROP_SECONDS = {
 }  # a pixel
 LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
 START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
-MOST_WORKERS = 8
+MOST_WORKERS, MOST_WORKERS_GPU = 8, 24
 HELD = 1.35  # memory of a process that keeps what it freed, over the forecast: B0 at 224 px, 16 and 64 images
 # Arguments of glibc's mallopt(), and its own values
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -66,13 +71,14 @@ LEAST_BF16 = 160  # px from which torch's modules use bf16 without AMX: see prec
 class Execution:
     """How the steps of a run are computed."""
 
-    precision: Precision
+    precision: StepPrecision
     part: int  # images that a process puts through the network at once
     parts: int  # of them one after another in a step
     recompute: dict[str, str] | None  # what each part of the network keeps; None: everything
     threads: int
     workers: int
     forecast_bytes: int  # memory of a step, with weights and optimizer states
+    float32: str = "highest"  # float32 products, as torch calls it; "high" is TF32 on a GPU
 
     @property
     def plan(self) -> RecomputePlan | None:
@@ -105,7 +111,6 @@ def choose_execution(
     if workers is None:
         shared = Images(images.count // world, images.side)
         workers = choose_workers(spec, recipe, settings, shared, cores=cores, kernels=kernels)
-    options = _memory_options(spec, recipe, settings, precision)
     fewest = smallest_part(spec, recipe, settings.freeze)
     if like is not None and like.part * like.parts * world == recipe.batch and like.part >= fewest:
         part, plan = like.part, like.plan
@@ -118,7 +123,8 @@ def choose_execution(
         recompute=None if plan is None else plan.to_dict(),
         threads=settings.threads or max(1, cores - workers),
         workers=workers,
-        forecast_bytes=training_memory(spec, part, **options, plan=plan).peak,
+        forecast_bytes=_forecast(spec, recipe, settings, precision)(part, plan),
+        float32="highest" if settings.device == "cpu" else float32_of(precision),
     )
 
 
@@ -128,8 +134,9 @@ def processes_here(world: int) -> int:
 
 
 def trains_by_kernels(spec: NetworkSpec, recipe: Recipe, settings: Settings) -> bool:
-    """Whether the compiled kernels compute a run's steps: on a CPU, with batch statistics of each process's own."""
-    return settings.device == "cpu" and not settings.sync_bn and recipe.bn_momentum > 0 and uses_kernels(spec)
+    """Whether effnet's kernels compute a run's steps: on a CPU, with batch statistics of each process's own."""
+    theirs = settings.device != "cpu" or settings.sync_bn or settings.compile
+    return not theirs and recipe.bn_momentum > 0 and uses_kernels(spec)
 
 
 def guess_step_seconds(spec: NetworkSpec, recipe: Recipe, settings: Settings, cores: int) -> float:
@@ -138,7 +145,7 @@ def guess_step_seconds(spec: NetworkSpec, recipe: Recipe, settings: Settings, co
     return each * recipe.batch / cores
 
 
-def precision_for(spec: NetworkSpec, device: str, kernels: bool) -> Precision:
+def precision_for(spec: NetworkSpec, device: str, kernels: bool) -> StepPrecision:
     """The machine's number format; by torch's modules fp32 for small images where no tiles (AMX) multiply bf16.
 
     `benchmarks/training.py rules` on a Xeon with AVX-512 BF16, B0, 8 images: by the kernels bf16 took 0.84, 0.89, 0.87
@@ -174,7 +181,8 @@ def choose_workers(
             return max(train / threads, (load + IMAGE_SECONDS) / workers)
         return (train + load) / (threads if on_cpu else 1) + IMAGE_SECONDS
 
-    best = min(range(1, min(cores - 1, MOST_WORKERS) + 1), key=seconds)
+    most = min(cores - 1, MOST_WORKERS if on_cpu else MOST_WORKERS_GPU)
+    best = min(range(1, most + 1), key=seconds)
     run = seconds(0) * images.count * recipe.epochs if settings.minutes is None else 60 * settings.minutes
     saved = 1 - seconds(best) / seconds(0)
     return best if saved > LEAST_SAVED and saved * run > START_SECONDS else 0
@@ -213,12 +221,12 @@ def check_main_guard(workers: int) -> None:
 
 
 def fit_memory(
-    spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision, world: int
+    spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: StepPrecision, world: int
 ) -> tuple[int, RecomputePlan | None]:
     """Images at once, and a plan, by which the recipe's batch fits into the memory limit.
 
     Parts stay as large as they can be: a plan costs a little time, a smaller part makes batch statistics noisier.
-    Without --train-memory the limit is the machine's memory, and no plan is sought.
+    Without --train-memory the limit is the memory of the machine or the GPU, and no plan is sought.
 
     Raises:
         ArgumentError: the batch does not divide among the processes or is too small for batch statistics, or not even
@@ -233,21 +241,24 @@ def fit_memory(
     limit = wanted
     if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
         limit = int(USABLE * memory / processes_here(world))
-    options = _memory_options(spec, recipe, settings, precision)
-    if limit is None or training_memory(spec, share, **options).peak <= limit:
+    if wanted is None and (memory := machine.device_memory(settings.device)):
+        limit = int(USABLE_GPU * memory)
+    options, forecast = _memory_options(spec, recipe, settings, precision), _forecast(spec, recipe, settings, precision)
+    if limit is None or forecast(share, None) <= limit:
         return share, None
     fewest = smallest_part(spec, recipe, settings.freeze)
     sizes = [size for size in range(fewest, share + 1) if share % size == 0]
     for part in sorted(sizes, key=lambda size: (size < SMALLEST_PART, -size)):
         try:
-            plan = find_plan(spec, limit, part, **options) if planned else None
+            beside = forecast(part, None) - training_memory(spec, part, **options).peak
+            plan = find_plan(spec, limit - beside, part, **options) if planned else None
         except ArgumentError:
             continue
-        if training_memory(spec, part, **options, plan=plan).peak <= limit:
+        if forecast(part, plan) <= limit:
             return part, plan
     if wanted is None:
         return sizes[0], None  # the system may still swap
-    least = training_memory(spec, sizes[0], **options, plan=RecomputePlan.uniform(spec, Keep.BOTTLENECKS)).peak
+    least = forecast(sizes[0], RecomputePlan.uniform(spec, Keep.BOTTLENECKS))
     images = "one image takes" if sizes[0] == 1 else f"{sizes[0]} images at once take"
     raise ArgumentError("train_memory", wanted, f"is too little for {spec.name}: {images} {least:,} bytes.")
 
@@ -296,7 +307,20 @@ def check_batch(spec: NetworkSpec, recipe: Recipe, freeze: int, share: int) -> N
         raise ArgumentError("batch", share, rule)
 
 
-def _memory_options(spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: Precision) -> dict[str, Any]:
+def _forecast(
+    spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: StepPrecision
+) -> Callable[[int, RecomputePlan | None], int]:
+    """From the images that go through at once, and a plan, to the bytes that a step takes on the run's device."""
+    options = _memory_options(spec, recipe, settings, precision)
+
+    def bytes_of(part: int, plan: RecomputePlan | None) -> int:
+        memory = training_memory(spec, part, **options, plan=plan)
+        return gpu_memory(spec, part, memory).allocated if settings.device.startswith("cuda") else memory.peak
+
+    return bytes_of
+
+
+def _memory_options(spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: StepPrecision) -> dict[str, Any]:
     return {
         "optimizer": OPTIMIZER[recipe.optimizer],
         "ema": recipe.ema > 0,

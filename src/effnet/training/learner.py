@@ -117,10 +117,10 @@ def class_weights(counts: tuple[int, ...]) -> Tensor:
     return weights.float()
 
 
-def spread(logits: Tensor) -> float:
-    """Standard deviation of the outputs over the images, over their mean absolute value; 1 for a single image."""
+def spread(logits: Tensor) -> Tensor:
+    """Standard deviation of the outputs over the images, over their mean absolute value, (); 1 for a single image."""
     values = logits.detach().float()
-    return 1.0 if len(values) < 2 else float(values.std(0).mean() / values.abs().mean().clamp(min=1e-12))
+    return values.new_ones(()) if len(values) < 2 else values.std(0).mean() / values.abs().mean().clamp(min=1e-12)
 
 
 def derive_seed(*numbers: int) -> int:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from effnet.console import csv_lines
 from effnet.data.blocks import find_blocks
@@ -32,6 +33,7 @@ from effnet.errors import TrainingError
 from effnet.files import write_text
 from effnet.machine import forget_peak
 from effnet.progress import Progress
+from effnet.training.device import AUTOCAST, Feed, compile_failed, forget_device_peak, seed_draws
 from effnet.training.execution import processes_here
 from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
@@ -120,24 +122,27 @@ class Loop:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.network.recompute(self.execution.plan)
         torch.set_num_threads(self.execution.threads)
-        take_over(self.network, fabric)  # before the average copies them
-        self.updater = Updater(self.network, self.recipe)
-        self.learner: Any
-        self.learner, self.updater.optimizer = fabric.setup(learner, self.updater.optimizer)
+        learner.to(fabric.device)  # before the optimizer and the average refer to its tensors
+        take_over(self.network, fabric)
+        self.updater = Updater(self.network, self.recipe, self.execution.precision)
+        if plan.settings.compile:
+            self.network.compile()
+        self.learner: Any = fabric.setup_module(learner)
+        self.feed = Feed(fabric.device)
         train, seed, world = data.subset("train"), plan.settings.seed, fabric.world_size
         blocks = find_blocks([data.file(each) for each in train.samples]) if plan.settings.shuffle == "block" else None
         order = Order(len(train), self.recipe.batch, self.execution.part, seed, fabric.global_rank, world, blocks)
         sharing = max(1, plan.execution.workers) * processes_here(world)
         keep = KEPT_BYTES // sharing if plan.settings.train_memory is None else 0
         images = TrainingImages(train, augment_of(self.recipe, plan.input), seed, keep)
-        self.loader = Loader(images, order, self.execution.workers)
+        self.loader = Loader(images, order, self.execution.workers, pinned=fabric.device.type == "cuda")
         self.step, self.since_best = 0, 0
         self.done = 0.0  # share of the schedule
         self.best = self.kept = -1.0  # val accuracy: the highest so far, and that of the weights in best/
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of this epoch's steps
         self.begun = self.elapsed  # when the first step began
-        self.per_step = plan.guess_step_seconds()
+        self.per_step, self.unread_since = plan.guess_step_seconds(), time.monotonic()
         self.validation: float | None = None  # seconds of the last one
         writes = plan.settings.tensorboard and fabric.is_global_zero
         self.logger = TensorBoardLogger(folder, name="tensorboard", version="") if writes else None
@@ -145,11 +150,16 @@ class Loop:
     # state
 
     def save(self) -> None:
-        """Write a checkpoint of all that decides what comes next; rank 0 does."""
+        """Write a checkpoint of all that decides what comes next; rank 0 does.
+
+        Raises:
+            TrainingError: what would be written cannot succeed; the checkpoint before it stays.
+        """
+        self._note(self.updater.look())
         if self.fabric.is_global_zero:
             state = {name: getattr(self, name) for name in STATE} | self.updater.state()
             state |= {"seconds": self.elapsed, "inputs": self.inputs, "processes": self.fabric.world_size}
-            save_checkpoint(self.folder, state)
+            save_checkpoint(self.folder, tree_map_only(Tensor, Tensor.cpu, state))
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -176,6 +186,7 @@ class Loop:
         if self.step == 0:
             self.save()
         forget_peak()  # of what was read before the first step
+        forget_device_peak(self.fabric.device)
         with caught_signals() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
             if self.fabric.world_size > 1 and self.done < 1:
@@ -196,7 +207,8 @@ class Loop:
             self.losses = []
         saved = time.monotonic()
         for _ in range(within, steps):
-            began = time.monotonic()
+            if not self.updater.unread:
+                self.unread_since = time.monotonic()
             try:
                 images = [next(parts) for _ in range(self.execution.parts)]
             except TrainingError:
@@ -206,10 +218,8 @@ class Loop:
             if self._any(bool(stop)):
                 self._stop()
             self._step(images)
-            now = time.monotonic()
-            self.per_step = SMOOTH * self.per_step + (1 - SMOOTH) * (now - began)
-            recent = self.losses[-SHOWN:]
-            detail = f"loss {sum(recent) / len(recent):.3f}"
+            now, recent = time.monotonic(), self.losses[-SHOWN:]
+            detail = f"loss {sum(recent) / len(recent):.3f}" if recent else ""
             self.progress.update("training", self.step, round(self.step / self.done), detail)
             if self.step % steps == 0 or self.done >= 1:
                 break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
@@ -245,49 +255,63 @@ class Loop:
         done = self._done_after_step()
         try:
             loss, least_spread = self._gradients(images, head_only=done < self.recipe.head_first)
+            losses = self.updater.update(self.step, done, loss, least_spread)
         except RuntimeError as error:
+            if compile_failed(error, self.network):
+                reason = str(error).strip().partition("\n")[0]
+                self.progress.message(f"torch.compile failed, so the run goes on without it: {reason}")
+                self.updater.optimizer.zero_grad(set_to_none=True)
+                return self._step(images)
             if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                 raise
             advice = "give a limit with --train-memory, or a smaller --batch or --resolution"
             raise TrainingError(f"memory ran out at step {self.step}: {advice}") from error
-        self.updater.update(self.step, done, loss, least_spread)
-        self.losses.append(loss)
         self.step, self.done = self.step + 1, done
+        self._note(losses)
+        return None
+
+    def _note(self, losses: list[float]) -> None:
+        """Keep the losses of the steps that were looked at now, and what a step took on average."""
+        if losses:
+            self.losses += losses
+            taken, share = (time.monotonic() - self.unread_since) / len(losses), SMOOTH ** len(losses)
+            self.per_step = share * self.per_step + (1 - share) * taken
 
     def _done_after_step(self) -> float:
         """The share of the schedule that is done after the next step, within a time budget by the clock of rank 0."""
         if self.budget is None:
             return (self.step + 1) / self.plan.steps
-        now, end = self.elapsed + self.per_step, self.budget.end(self.per_step, self.validation)
+        ahead = self.unread_since + len(self.updater.unread) * self.per_step  # a GPU has not computed them yet
+        now, end = max(time.monotonic(), ahead) - self.started, self.budget.end(self.per_step, self.validation)
+        now += self.per_step
         share = 1.0 if now >= end else max(self.done, (now - self.begun) / (end - self.begun))
         return self.fabric.broadcast(share)
 
-    def _gradients(self, images: list[tuple[Tensor, Tensor]], head_only: bool) -> tuple[float, float]:
-        """Gradients of a step; its mean loss over all processes, and how much its outputs differ."""
-        total, least_spread, device = torch.zeros(()), 1.0, self.fabric.device
+    def _gradients(self, images: list[tuple[Tensor, Tensor]], head_only: bool) -> tuple[Tensor, Tensor]:
+        """Gradients of a step; its mean loss over all processes, (), and how much its outputs differ, ()."""
+        device, low = self.fabric.device, AUTOCAST.get(self.execution.precision)
+        total, least_spread = torch.zeros((), device=device), torch.ones((), device=device)
         for number, (pixels, labels) in enumerate(images):
             # what the network draws: dropout, stochastic depth, mixing
             seed = derive_seed(self.plan.settings.seed, self.step, self.fabric.global_rank * len(images) + number)
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
+            seed_draws(seed, device)
             unfinished = head_only or number < len(images) - 1
             with self.fabric.no_backward_sync(self.learner, enabled=unfinished):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.execution.precision == "bf16"):
-                    loss, logits = self.learner(pixels.to(device), labels.to(device), head_only)
-                self.fabric.backward(loss / len(images))
-            total += loss.detach().cpu() / len(images)
-            least_spread = min(least_spread, spread(logits))
+                with torch.autocast(device.type, low, enabled=low is not None):
+                    loss, logits = self.learner(*self.feed(pixels, labels), head_only)
+                self.fabric.backward(self.updater.scaler.scale(loss / len(images)))
+            total += loss.detach() / len(images)
+            least_spread = torch.minimum(least_spread, spread(logits))
         if self.fabric.world_size > 1:
             if head_only:  # its gradients were not averaged
                 for param in self.network.classifier.parameters():
                     assert param.grad is not None
                     dist.all_reduce(param.grad)
                     param.grad.div_(self.fabric.world_size)
-            sums = torch.stack([total, torch.tensor(least_spread)])
+            sums = torch.stack([total, least_spread])
             dist.all_reduce(sums)
-            total, least_spread = sums[0] / self.fabric.world_size, float(sums[1] / self.fabric.world_size)
-        return float(total), least_spread
+            total, least_spread = sums / self.fabric.world_size
+        return total, least_spread
 
     def _any(self, flag: bool) -> bool:
         """Whether a flag is set in any of the processes; all of them get the same answer."""
@@ -299,6 +323,7 @@ class Loop:
 
     def _validate(self, epoch: int) -> None:
         """Evaluate on the val split: a row of results, and the best weights."""
+        self._note(self.updater.look())
         began = time.monotonic()
         network, val = self.updater.averaged, self.data.subset("val")
         top1, loss = score(

@@ -1,6 +1,9 @@
-"""From a step's gradients to new weights: sanity checks, optimizer, learning rate, moving average.
+"""From a step's gradients to new weights: sanity checks, optimizer, learning rate, loss scaling, moving average.
 
 It says which parameters decay and which learn slower, and has RMSProp as TensorFlow computes it.
+
+A number of a GPU can only be read when the GPU has computed it, and until then the processor cannot give it the next
+step. So off the CPU the numbers of a step stay on the device, and LOOK steps are looked at together.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from effnet.errors import TrainingError
+from effnet.machine import StepPrecision
 from effnet.models.efficientnet import EfficientNet
 from effnet.training.recipe import Recipe
 
@@ -25,6 +29,8 @@ CHECKED = 100  # first steps; in later ones, loss and gradients only have to be 
 CONSTANT = 1e-6  # spread of the outputs over a batch, as a share of their size
 PATIENCE = 5  # steps in a row with constant outputs, or with gradients of zero
 RECENT = 20  # steps over which the loss is averaged
+LOOK = 20  # steps of a GPU that are looked at together
+OVERFLOWS = 24  # fp16 steps in a row with infinite gradients: by then the loss is scaled by 2^16 / 2^24
 DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 
 
@@ -33,7 +39,11 @@ class RMSPropTF(torch.optim.Optimizer):
 
     Here the mean square starts at 1 and not at 0, so the first steps are small; epsilon is added under the root; and
     the learning rate goes into the momentum, so a change of rate acts on new gradients only.
+
+    With torch's GradScaler, a step with gradients that are not finite changes nothing, and the device decides it.
     """
+
+    _step_supports_amp_scaling = True  # the scaler then sets `found_inf`, and does not wait for the device itself
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -43,6 +53,7 @@ class RMSPropTF(torch.optim.Optimizer):
         """One step; `closure` computes the gradients and returns the loss."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
+        overflow: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
@@ -55,6 +66,8 @@ class RMSPropTF(torch.optim.Optimizer):
             grads = [param.grad for param in params]
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            before = [*squares, *momenta, *params]
+            kept = [] if overflow is None else [each.clone() for each in before]
             # square += (1 - decay) * (grad^2 - square)
             torch._foreach_mul_(squares, DECAY)
             torch._foreach_addcmul_(squares, grads, grads, 1 - DECAY)
@@ -63,6 +76,9 @@ class RMSPropTF(torch.optim.Optimizer):
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_addcdiv_(momenta, grads, roots, group["lr"])
             torch._foreach_sub_(params, momenta)
+            if overflow is not None:
+                for new, old in zip(before, kept, strict=True):
+                    new.copy_(torch.where(overflow > 0, old, new))
         return loss
 
 
@@ -118,20 +134,26 @@ class Average:
 
 
 class SanityChecks:
-    """Stops a run that cannot succeed."""
+    """Stops a run that cannot succeed.
 
-    def __init__(self, num_classes: int) -> None:
+    Args:
+        num_classes: of the network.
+        scaled: whether the loss is scaled, for fp16: infinite gradients then only skip a step and halve the scale.
+    """
+
+    def __init__(self, num_classes: int, *, scaled: bool = False) -> None:
         self.guessing = math.log(max(2, num_classes))  # the loss of a network that guesses
+        self.scaled = scaled
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.constant = self.zero_gradients = 0
+        self.constant = self.zero_gradients = self.overflows = 0
 
-    def state(self) -> tuple[list[float], int, int]:
+    def state(self) -> tuple[list[float], int, int, int]:
         """What it remembers, for a checkpoint."""
-        return list(self.recent), self.constant, self.zero_gradients
+        return list(self.recent), self.constant, self.zero_gradients, self.overflows
 
-    def restore(self, state: tuple[list[float], int, int]) -> None:
+    def restore(self, state: tuple[list[float], int, int, int]) -> None:
         """Go on from what `state` returned."""
-        recent, self.constant, self.zero_gradients = state
+        recent, self.constant, self.zero_gradients, self.overflows = state
         self.recent.extend(recent)
 
     def check(self, step: int, loss: float, spread: float, gradient: float) -> None:
@@ -148,7 +170,8 @@ class SanityChecks:
         """
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step}: {DIVERGED}")
-        if not math.isfinite(gradient):
+        self.overflows = 0 if math.isfinite(gradient) else self.overflows + 1
+        if self.overflows >= (OVERFLOWS if self.scaled else 1):
             raise TrainingError(f"the gradients are not finite at step {step}, the loss is {loss:.3g}: {DIVERGED}")
         if step >= CHECKED:
             return
@@ -168,33 +191,67 @@ class SanityChecks:
 
 
 class Updater:
-    """Turns the gradients of a step into new weights by a recipe, after the sanity checks, and averages them."""
+    """Turns the gradients of a step into new weights by a recipe, with sanity checks, and averages them.
 
-    def __init__(self, network: EfficientNet, recipe: Recipe) -> None:
+    On a CPU a step is checked before it changes the weights. Elsewhere the first step is looked at, and then LOOK steps
+    together: `look` before anything is kept of the weights.
+
+    Args:
+        network: what learns, on its device.
+        recipe: optimizer, rates, clipping and average.
+        precision: of the steps; with fp16 the loss that goes backward must be `scaler.scale(loss)`.
+    """
+
+    def __init__(self, network: EfficientNet, recipe: Recipe, precision: StepPrecision = "fp32") -> None:
         self.network, self.recipe = network, recipe
-        self.optimizer: Any = make_optimizer(network, recipe)
+        self.device, scaled = network.classifier.weight.device, precision == "fp16"
+        self.optimizer = make_optimizer(network, recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.average = Average(network) if recipe.ema else None
-        self.sanity_checks = SanityChecks(network.spec.num_classes)
+        self.sanity_checks = SanityChecks(network.spec.num_classes, scaled=scaled)
+        self.unread: list[tuple[int, Tensor]] = []  # steps, and their loss, spread and gradient
+        self.most = 1  # steps that are looked at together
 
     @property
     def averaged(self) -> EfficientNet:
         """The network to evaluate and keep: the average where there is one."""
         return self.average.network if self.average else self.network
 
-    def update(self, step: int, progress: float, loss: float, spread: float) -> None:
+    def update(self, step: int, progress: float, loss: Tensor, spread: Tensor) -> list[float]:
         """Update the weights and clear the gradients of step `step`, at a share `progress` of the schedule.
+
+        Returns:
+            The losses of the steps that were looked at now, this or several.
 
         Raises:
             TrainingError: by `loss`, `spread` or gradients, the run cannot succeed; see SanityChecks.
         """
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
-        self.sanity_checks.check(step, loss, spread, float(norm))
+        self.unread.append((step, torch.stack([loss, spread, norm])))
+        losses = self.look() if self.device.type == "cpu" else []
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.scaled_lr * self.recipe.lr_at(progress) * group["share"]
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.network, self.recipe.ema_at(step))
+        if len(self.unread) >= self.most:
+            losses, self.most = self.look(), LOOK
+        return losses
+
+    def look(self) -> list[float]:
+        """Wait for the steps that were not looked at, check them, and return their losses.
+
+        Raises:
+            TrainingError: see `update`.
+        """
+        unread, self.unread = self.unread, []
+        rows = torch.stack([numbers for _, numbers in unread]).cpu().tolist() if unread else []
+        for (step, _), row in zip(unread, rows, strict=True):
+            self.sanity_checks.check(step, *row)
+        return [loss for loss, *_ in rows]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -202,6 +259,7 @@ class Updater:
             "network": self.network.state_dict(),
             "average": self.average.network.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "sanity_checks": self.sanity_checks.state(),
         }
 
@@ -211,4 +269,5 @@ class Updater:
         if self.average:
             self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.sanity_checks.restore(state["sanity_checks"])

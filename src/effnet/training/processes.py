@@ -17,9 +17,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import nn
 
 from effnet import machine
@@ -42,12 +44,13 @@ def make_fabric(settings: Settings) -> Fabric:
         process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
         timeout=timedelta(days=7),  # only rank 0 splits the data and evaluates, and the others wait for it
     )
+    one = SingleDeviceStrategy(torch.device(kind) if kind == "cpu" else torch.device(kind, int(index or 0)))
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would report every process
     fabric = Fabric(
-        accelerator="gpu" if kind == "cuda" else kind,
+        accelerator=kind,
         devices=local if world > 1 else [int(index)] if index else 1,
         num_nodes=max(1, world // local),
-        strategy=several if world > 1 else "auto",
+        strategy=several if world > 1 else one,
     )
     fabric.launch()
     if world > 1:

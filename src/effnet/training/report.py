@@ -15,6 +15,7 @@ from effnet.metrics.evaluate import Evaluation, Predicted
 from effnet.metrics.sureness import Sureness
 from effnet.reporting.subject import Neighbours, Subject, Suspect, suspect_labels
 from effnet.runtime.classifier import Classifier
+from effnet.training.device import device_peak
 from effnet.training.loop import Loop
 from effnet.training.run_folder import BEST, describe_gaps, versions
 
@@ -94,6 +95,9 @@ def _facts(loop: Loop) -> dict[str, str]:
         "trained in": f"{execution.precision} on {plan.settings.device}, {execution.threads} threads",
         "memory of a step": f"{console.size(execution.forecast_bytes)} forecast",
     }
+    if (peak := device_peak(loop.fabric.device)) is not None:
+        facts["memory of a step"] += f", {console.size(peak)} taken of the GPU"
+        facts["trained in"] += f", other products of float32 at the precision {execution.float32!r}"
     return facts | {
         f"version of {name}" if name in ("effnet", "torch") else name: text for name, text in versions().items()
     }

@@ -26,6 +26,7 @@ from effnet.reporting.page import write_report
 from effnet.reporting.subject import Neighbours
 from effnet.runtime.classifier import Classifier
 from effnet.runtime.load import load
+from effnet.training.device import device_peak
 from effnet.training.execution import Execution
 from effnet.training.loop import Loop
 from effnet.training.report import describe_run
@@ -54,6 +55,7 @@ class Result:
     evaluation: Evaluation
     execution: Execution
     taken_bytes: int  # memory, beyond what the process held before the network was made
+    device_bytes: int | None = None  # that torch's tensors took at most of a CUDA GPU while it was trained
     rank: int = 0  # of this process
 
     @property
@@ -72,7 +74,8 @@ def finish(loop: Loop, base: int) -> Result:
 
     Rank 0 does; the others wait and return the same figures. `base` is the memory in bytes before the network was made.
     """
-    result = _finish(loop, peak_memory() - base) if loop.fabric.is_global_zero else None
+    taken = peak_memory() - base, device_peak(loop.fabric.device)
+    result = _finish(loop, *taken) if loop.fabric.is_global_zero else None
     answer: Result = loop.fabric.broadcast(result)  # type: ignore[assignment]  # rank 0 has one
     return replace(answer, rank=loop.fabric.global_rank)
 
@@ -102,7 +105,7 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 axes.legend(frameon=False)
 
 
-def _finish(loop: Loop, taken: int) -> Result:
+def _finish(loop: Loop, taken: int, device_taken: int | None) -> Result:
     plan, folder, data = loop.plan, loop.folder, loop.data
     network = open_bundle(folder / BEST).network.to(loop.fabric.device)
 
@@ -151,7 +154,7 @@ def _finish(loop: Loop, taken: int) -> Result:
         metrics=metrics,
         record=Record(calibration, provenance, manifest(data, sizes=True), sets, familiarity),
     )
-    memory = {"forecast_bytes": plan.execution.forecast_bytes, "taken_bytes": taken}
+    memory = {"forecast_bytes": plan.execution.forecast_bytes, "taken_bytes": taken, "device_bytes": device_taken}
     cost = {"steps": loop.step, "epochs": epochs, "seconds": seconds, **memory}
     written = {"split": split, **evaluation.to_dict(), "sureness": measured.to_dict()}
     written |= {"unreadable": len(found.unreadable), "cost": cost}
@@ -163,7 +166,7 @@ def _finish(loop: Loop, taken: int) -> Result:
         subject = describe_run(loop, classifier, (split, found, evaluation), val, limits, neighbours)
         write_card(subject, folder / BEST)
         write_report(subject, folder / REPORT, loop.progress)
-    return Result(folder, loop.step, epochs, seconds, split, evaluation, plan.execution, taken)
+    return Result(folder, loop.step, epochs, seconds, split, evaluation, plan.execution, taken, device_taken)
 
 
 def _draw(loop: Loop, evaluation: Evaluation, found: Predicted, images: Dataset, classifier: Classifier) -> None:

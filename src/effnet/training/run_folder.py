@@ -64,7 +64,7 @@ ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "
 REPORT = "report.html"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RUNS = Path("runs") / "train"
-MARK = b"effnet checkpoint 3 "
+MARK = b"effnet checkpoint 4 "
 FREE = ("data", "settings.workers", "settings.save_seconds", "execution.workers")  # may change: the bits stay
 
 

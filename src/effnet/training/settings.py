@@ -22,7 +22,7 @@ from effnet.fields import (
     set_field,
 )
 
-PrecisionOption = Literal["auto", "fp32", "bf16"]
+PrecisionOption = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 Shuffle = Literal["full", "block"]
 STAGES = 9  # of the paper's Table 1
 CHECKS: dict[str, Callable[[str, Any], object]] = {
@@ -80,7 +80,12 @@ class Settings:
     """cpu, cuda, cuda:1 or mps."""
 
     precision: PrecisionOption = "auto"
-    """Number format of the feature maps; auto takes bf16 where the processor runs it faster."""
+    """Number format of the feature maps; auto takes what the processor or GPU runs fastest. fp16 (with loss scaling)
+    and tf32 (fp32 maps, products with 10 bits) are for GPUs."""
+
+    compile: Flag = False
+    """Compile the network by torch.compile: minutes before the first step, faster steps on a GPU. Where it fails, the
+    run goes on without."""
 
     shuffle: Shuffle = "full"
     """Order of the images: full, or block for disks that are slow at jumping, which reads 8 MB at a time and mixes 256
@@ -126,5 +131,9 @@ class Settings:
                 check_fields(self, check, field)
         if self.freeze not in range(STAGES + 1):
             raise ArgumentError("freeze", self.freeze, f"must be a number of stages, 0 to {STAGES}.")
+        if self.precision in ("fp16", "tf32") and self.device.partition(":")[0] in ("cpu", "mps"):
+            raise ArgumentError("precision", self.precision, f"needs --device cuda; {self.device} has bf16 and fp32.")
+        if self.compile and self.train_memory is not None:
+            raise ArgumentError("compile", True, "excludes --train-memory, whose plan torch cannot compile.")
         if self.sync_bn and not self.device.startswith("cuda"):
             raise ArgumentError("sync_bn", True, "needs --device cuda: torch synchronises batch statistics only there.")

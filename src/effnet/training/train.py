@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from effnet.errors import ArgumentError, TrainingError
 from effnet.files import hold_lock, new_run, restore_folder
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
+from effnet.training.device import number_formats
 from effnet.training.execution import (
     SMALLEST_PART,
     Execution,
@@ -53,7 +54,7 @@ from effnet.weights.bundle import is_bundle
 FEW = 500  # images to learn from, below which another recipe is advised
 SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
 # Options that change the memory of a step: with one of them, how another run computed says nothing
-OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn"}
+OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn", "compile"}
 
 
 def train(
@@ -124,8 +125,7 @@ def train(
         plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
             plan.write(folder)
-    kept = keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size)
-    with together(fabric, folder), _lock(folder, fabric), kept:
+    with together(fabric, folder), _lock(folder, fabric), _computing(fabric, plan):
         loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
         loop.run()
         return finish(loop, base)
@@ -154,8 +154,7 @@ def resume(
     check_main_guard(plan.execution.workers if workers is None else workers)
     fabric = make_fabric(plan.settings)
     progress, world = progress if fabric.is_global_zero else SILENT, fabric.world_size
-    kept = keep_freed_memory(plan.execution, plan.settings, world=world)
-    with together(fabric, folder), _lock(folder, fabric), kept:
+    with together(fabric, folder), _lock(folder, fabric), _computing(fabric, plan):
         if fabric.is_global_zero:
             restore_folder(folder / BEST)
         fabric.barrier()  # all find the same files
@@ -186,6 +185,14 @@ def resume(
         progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
         loop.run()
         return finish(loop, base)
+
+
+@contextmanager
+def _computing(fabric: Fabric, plan: RunPlan) -> Iterator[None]:
+    """How this process allocates memory and multiplies while a run is computed and evaluated."""
+    memory = keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size)
+    with memory, number_formats(fabric.device, plan.execution.precision):
+        yield
 
 
 def _lock(folder: Path, fabric: Fabric) -> AbstractContextManager[None]:
