@@ -114,7 +114,9 @@ def test_the_kernels_keep_bf16_without_instructions_that_multiply_it() -> None:
     assert choose_precision("cpu", machine(ZEN3), kernels=True)[0] == "fp32"
 
 
-@pytest.mark.parametrize(("capability", "value"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
+@pytest.mark.parametrize(
+    ("capability", "value"), [((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((12, 0), "bf16")]
+)
 def test_a_gpu_is_asked(capability: tuple[int, int], value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

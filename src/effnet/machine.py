@@ -100,8 +100,8 @@ def choose_precision(
         raise UnknownNameError("device", device, DEVICES)
     if kind == "cuda":
         return _precision_of_gpu(int(index or 0))
-    if kind == "mps":
-        return "fp32", "bf16 was not measured on Apple's GPUs"
+    if kind != "cpu":
+        return "fp32", f"bf16 was not measured on {kind}"
     machine = machine or this_machine()
     features = machine.features
     if "amx_bf16" in features:

@@ -35,8 +35,8 @@ LOW = ("conv2d", "linear", "matmul", "mm", "addmm", "bmm")  # what autocast comp
 SOURCE = f"{os.sep}effnet{os.sep}"
 
 aten: Any = torch.ops.aten
-waits: Counter[str] = Counter()  # by "kind file:line", of this process
-full: list[int] = []  # operations after which memory runs out, if that is asked for
+waits: Counter[str] = Counter()  # by "kind file:line function", of this process
+full = [int(text) for text in os.environ.get("PRETEND_FULL", "").split()]  # convolutions until memory runs out
 
 
 class OnDevice(torch.Tensor):
@@ -68,7 +68,7 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     foreign = [each for each in tensors if not isinstance(each, OnDevice) and each.dim()]  # scalars may mix
     if foreign and name not in COPIES and ours:
         raise RuntimeError(f"Expected all tensors to be on the same device: {name} got {NAME}:0 and the CPU")
-    if full and "conv" in name:
+    if full and name == "convolution":
         full[0] -= 1
         if full[0] < 0:
             raise torch.OutOfMemoryError(f"{NAME} out of memory. Tried to allocate 2.00 GiB.")
@@ -181,7 +181,7 @@ def _place(frame: FrameType | None) -> str:
     while frame is not None:
         name = frame.f_code.co_filename
         if SOURCE in name:
-            return f"{name.rpartition(SOURCE)[2]}:{frame.f_lineno}"
+            return f"{name.rpartition(SOURCE)[2]}:{frame.f_lineno} {frame.f_code.co_qualname}"
         frame = frame.f_back
     return "elsewhere"
 
@@ -203,6 +203,7 @@ def _lower(value: Any, low: torch.dtype) -> Any:
 
 if __name__ == "__main__":
     import pretend  # this file under its own name, so that there is one counter
+
     from effnet.cli import main
 
     pretend.register()

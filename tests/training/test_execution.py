@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from effnet import machine
-from effnet.arch.memory import training_memory
+from effnet.arch.memory import gpu_memory, training_memory
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec
 from effnet.errors import ArgumentError
@@ -56,7 +56,8 @@ def computer(monkeypatch: pytest.MonkeyPatch, cores: int = 2, memory: int = 8 * 
         (1, HUGE, 224, {}, 0),
         (16, HUGE, 224, {}, 0),
         (16, HUGE, 224, {"threads": 2}, 2),  # here cores are left
-        (16, PHOTOS, 224, {"device": "cuda"}, 8),
+        (16, PHOTOS, 224, {"device": "cuda"}, 15),  # a GPU waits for nothing but images
+        (64, PHOTOS, 224, {"device": "cuda"}, 24),
         (2, Images(3, 3000), 224, {}, 0),  # over before a worker has started
     ],
 )
@@ -175,6 +176,45 @@ def test_a_main_file_that_every_process_would_run_again(
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(ArgumentError, match=r"`workers` .*__main__"):  # a process that runs it again
         check_main_guard(0)
+
+
+def test_a_batch_fits_into_the_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer(monkeypatch, cores=1, memory=1)  # which does not count
+    settings = Settings(device="cuda:1", precision="fp16")
+    memory = training_memory(SHALLOW, 32, optimizer="adamw", ema=True, precision="fp16", kernels=False)
+    taken = gpu_memory(SHALLOW, 32, memory).allocated
+    asked = []
+
+    def of_gpu(device: str, size: int) -> int | None:
+        asked.append(device)
+        return None if device == "cpu" else size
+
+    monkeypatch.setattr(machine, "device_memory", lambda device: of_gpu(device, int(1.2 * taken)))
+    whole = choose(settings)
+    assert (whole.part, whole.plan, whole.forecast_bytes, whole.float32) == (32, None, taken, "high")
+    assert asked == ["cuda:1"]
+    monkeypatch.setattr(machine, "device_memory", lambda device: of_gpu(device, taken))  # of which a part is usable
+    assert (choose(settings).part, choose(settings).parts) == (16, 2)
+    limited = choose(Settings(device="cuda", precision="fp16", train_memory=9 * taken // 10))
+    assert limited.plan is not None
+    assert limited.forecast_bytes <= 9 * taken // 10
+
+
+def test_fp32_on_a_gpu_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "device_memory", lambda device: None)
+    for precision, products in (("fp32", "highest"), ("tf32", "high"), ("bf16", "high")):
+        assert choose(Settings(device="cuda", precision=precision)).float32 == products
+    assert choose(Settings(precision="bf16")).float32 == "highest"  # of the CPU nothing is changed
+
+
+def test_precisions_and_compiling_that_a_device_does_not_have() -> None:
+    for precision in ("fp16", "tf32"):
+        with pytest.raises(ArgumentError, match=rf"`precision` \(='{precision}'\) needs --device cuda; cpu has bf16"):
+            Settings(precision=precision)
+        assert Settings(precision=precision, device="cuda:1").precision == precision
+    with pytest.raises(ArgumentError, match=r"compile.*excludes --train-memory"):
+        Settings(compile=True, train_memory="1GB")
+    assert not execution.trains_by_kernels(SHALLOW, RECIPE, Settings(compile=True))
 
 
 def test_synchronised_statistics_need_cuda() -> None:

@@ -12,7 +12,15 @@ from torch import nn
 
 import effnet
 from effnet.errors import TrainingError
-from effnet.training.optimizer import CHECKED, Average, RMSPropTF, SanityChecks, Updater, parameter_groups
+from effnet.training.optimizer import (
+    CHECKED,
+    OVERFLOWS,
+    Average,
+    RMSPropTF,
+    SanityChecks,
+    Updater,
+    parameter_groups,
+)
 from effnet.training.recipe import RECIPES, Recipe
 
 
@@ -60,7 +68,7 @@ def test_every_parameter_learns_once_at_its_share(name: str) -> None:
     params = [param for group in updater.optimizer.param_groups for param in group["params"]]
     assert len(params) == len(set(params)) == sum(param.requires_grad for param in network.parameters())
     network(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    updater.update(0, 0.0, loss=1.0, spread=1.0)
+    assert updater.update(0, 0.0, loss=torch.tensor(1.5), spread=torch.tensor(1.0)) == [1.5]
     rates = {param: group["lr"] for group in updater.optimizer.param_groups for param in group["params"]}
     head = set(network.classifier.parameters())
     assert all(rate == pytest.approx(2.0 if param in head else 0.2) for param, rate in rates.items())
@@ -106,6 +114,46 @@ def test_learning_and_guessing_go_on() -> None:
 def test_what_cannot_come_to_anything_stops(values: dict[str, float], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         feed(CHECKED, **values)
+
+
+def test_a_scaled_loss_may_overflow_for_a_while() -> None:
+    checks = SanityChecks(10, scaled=True)
+    for step in range(OVERFLOWS - 1):
+        checks.check(step, 1.0, 0.1, math.inf)
+    again = SanityChecks(10, scaled=True)  # of a resumed run
+    again.restore(checks.state())
+    with pytest.raises(TrainingError, match=f"gradients are not finite at step {OVERFLOWS - 1}"):
+        again.check(OVERFLOWS - 1, 1.0, 0.1, math.nan)
+    checks.check(OVERFLOWS - 1, 1.0, 0.1, 1.0)
+    checks.check(OVERFLOWS, 1.0, 0.1, math.inf)
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        checks.check(OVERFLOWS + 1, math.nan, 0.1, math.inf)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop"])
+def test_a_step_that_overflows_changes_nothing_but_the_scale(name: str) -> None:
+    torch.manual_seed(0)
+    network = effnet.create(tiny_spec())
+    recipe = Recipe(optimizer=name, head_first=0.0, warmup=0.0, lr=0.1, ema=0.0)
+    updater = Updater(network, recipe, "fp16")
+
+    def step(number: int, factor: float) -> None:
+        loss = network(torch.randn(2, 3, 32, 32)).square().mean()
+        updater.scaler.scale(loss * factor).backward()
+        updater.update(number, 0.0, loss.detach(), torch.tensor(1.0))
+
+    def state() -> list[torch.Tensor]:
+        states = [each for found in updater.optimizer.state.values() for each in found.values()]
+        return [each.clone() for each in (*network.parameters(), *states) if isinstance(each, torch.Tensor)]
+
+    step(0, 1.0)
+    before, scale = state(), updater.scaler.get_scale()
+    step(1, math.inf)
+    assert all(map(torch.equal, state(), before))
+    assert updater.scaler.get_scale() == scale / 2
+    step(2, 1.0)
+    assert not any(map(torch.equal, list(network.parameters()), before[:1]))
+    assert all(each.isfinite().all() for each in state())
 
 
 def test_later_only_numbers_that_are_none_stop() -> None:

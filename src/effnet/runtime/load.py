@@ -30,7 +30,7 @@ def load(
             another library, "timm/NAME" or "hf:ORG/NAME". Reading them needs no torch.
         model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
         progress: follows downloads.
-        options: fields of LoadOptions: engine, precision, batch, threads, source, fit, decode.
+        options: fields of LoadOptions: engine, precision, batch, threads, device, source, fit, decode.
 
     Raises:
         UnknownNameError: it is none of these.
@@ -49,7 +49,7 @@ def load(
         from effnet.runtime.select import open_session, select_for
 
         opened = reading.result() if reading else read_model(*named, progress=progress)
-    pins: Any = {name: getattr(chosen, name) for name in ("engine", "precision", "batch", "threads")}
+    pins: Any = {name: getattr(chosen, name) for name in ("engine", "precision", "batch", "threads", "device")}
     pins = {name: value for name, value in pins.items() if value != "auto"}
     selection = select_for(opened, **pins)
     config = opened.config

@@ -32,6 +32,8 @@ class EngineOptions:
     """Threads that the engine and the decoding of images may use. Default: one for each core."""
     source: str | None = None
     """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+    device: str = "cpu"
+    """Where it computes: cpu, or cuda, cuda:1 or mps, on which torch runs weights and bundles."""
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, AnyEngine)

@@ -61,6 +61,7 @@ class Backend:
         threads: the most that it may use; None: one for each core.
         part: images of one request; None: a full batch.
         streams: requests that are computed side by side, each on its share of the threads.
+        device: where torch computes; the other engines know the CPU only.
     """
 
     engine: EngineName
@@ -68,6 +69,7 @@ class Backend:
     threads: int | None = None
     part: int | None = None
     streams: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, EngineName)
@@ -77,14 +79,16 @@ class Backend:
                 positive_int(name, value)
         if self.streams > 1 and self.part is None:
             raise ArgumentError("streams", self.streams, "needs `part`, the images of each request.")
-        if self.precision == "bf16" and self.engine not in BF16_ENGINES:
+        if self.device != "cpu" and self.engine != "torch":
+            raise ArgumentError("device", self.device, f"needs engine torch; {self.engine} computes on the CPU.")
+        if self.precision == "bf16" and self.engine not in BF16_ENGINES and self.device == "cpu":
             rule = f"needs engine {' or '.join(BF16_ENGINES)}; {self.engine} does not have it."
             raise ArgumentError("precision", self.precision, rule)
         if self.precision == "int8" and self.engine == "native":
             raise ArgumentError("precision", self.precision, "needs an artifact; native does not have it.")
 
     def __str__(self) -> str:
-        pieces = [TITLES[self.engine], self.precision]
+        pieces = [TITLES[self.engine], *([] if self.device == "cpu" else [self.device]), self.precision]
         if self.part is not None:
             streams = "parts" if self.streams == 1 else f"{self.streams} streams"
             pieces.append(f"{streams} of {self.part} image{'' if self.part == 1 else 's'}")

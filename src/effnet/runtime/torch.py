@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
@@ -36,8 +37,10 @@ def compiler(model: Model, backend: Backend) -> Compiler:
     A network is in eval mode and in channels_last afterwards.
     """
     if isinstance(model, Bundle):
-        network = in_live_thread(lambda: model.network.eval().to(memory_format=torch.channels_last))
-        told = network, model.config.input, backend.threads
+        low = torch.bfloat16 if backend.precision == "bf16" else None
+        layout, device = torch.channels_last, torch.device(backend.device)
+        network = in_live_thread(lambda: model.network.eval().to(memory_format=layout).to(device))
+        told = network, model.config.input, backend.threads, low
         run, run_maps = compile_network(*told), compile_maps(*told)
         return Compiler(lambda images, streams: run, lambda images, streams: run_maps, lambda: linear_of(model))
     program, threads = read_program(model.path), backend.threads
@@ -49,7 +52,9 @@ def compiler(model: Model, backend: Backend) -> Compiler:
     )
 
 
-def compile_network(network: EfficientNet, input_spec: InputSpec, threads: int | None = None) -> Run:
+def compile_network(
+    network: EfficientNet, input_spec: InputSpec, threads: int | None = None, low: torch.dtype | None = None
+) -> Run:
     """A network on the device where its parameters are; pixels are normalised there. It takes any number of images.
 
     Args:
@@ -57,16 +62,19 @@ def compile_network(network: EfficientNet, input_spec: InputSpec, threads: int |
         input_spec: how images are prepared.
         threads: of torch while it computes; None: torch's own number. The number belongs to the process: another thread
             that begins to use torch meanwhile inherits it.
+        low: what autocast computes in, such as torch.bfloat16; None: without autocast.
     """
 
     def answer(images: Tensor) -> Logits:
         logits: Logits = network(images).float().cpu().numpy()
         return logits
 
-    return _compile(network, input_spec, threads, answer)
+    return _compile(network, input_spec, threads, low, answer)
 
 
-def compile_maps(network: EfficientNet, input_spec: InputSpec, threads: int | None = None) -> RunMaps:
+def compile_maps(
+    network: EfficientNet, input_spec: InputSpec, threads: int | None = None, low: torch.dtype | None = None
+) -> RunMaps:
     """The same, with the last feature maps; see `compile_network`."""
 
     def answer(images: Tensor) -> tuple[Logits, Maps]:
@@ -74,24 +82,38 @@ def compile_maps(network: EfficientNet, input_spec: InputSpec, threads: int | No
         logits = network.classifier(network.pool(maps).flatten(1))
         return logits.float().cpu().numpy(), maps.float().cpu().contiguous().numpy()
 
-    return _compile(network, input_spec, threads, answer)
+    return _compile(network, input_spec, threads, low, answer)
 
 
 def _compile(
-    network: EfficientNet, input_spec: InputSpec, threads: int | None, answer: Callable[[Tensor], T]
+    network: EfficientNet,
+    input_spec: InputSpec,
+    threads: int | None,
+    low: torch.dtype | None,
+    answer: Callable[[Tensor], T],
 ) -> Callable[[Pixels], T]:
     """What `answer` makes of pixels, normalised where the network's parameters are."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (input_spec.mean, input_spec.std))
+    constants: dict[torch.device, list[Tensor]] = {}  # mean and std; a copy to a GPU waits for what it computes
 
     @torch.inference_mode()
     def run(pixels: Pixels) -> T:
         weight = network.classifier.weight
-        images = _tensor(pixels).to(weight.device).permute(0, 3, 1, 2)  # a view, which makes it channels_last
-        with torch_threads(threads):
-            images = images.to(torch.float32).div_(255).sub_(mean.to(weight.device)).div_(std.to(weight.device))
+        device = weight.device
+        if device not in constants:
+            values = (input_spec.mean, input_spec.std)
+            constants[device] = [torch.tensor(each).view(-1, 1, 1).to(device) for each in values]
+        mean, std = constants[device]
+        images = to_device(_tensor(pixels), device).permute(0, 3, 1, 2)  # a view, which makes it channels_last
+        with torch_threads(threads), torch.autocast(device.type, low, enabled=low is not None):
+            images = images.to(torch.float32).div_(255).sub_(mean).div_(std)
             return answer(images.to(weight.dtype))
 
     return run
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; nothing waits for the copy but what reads it."""
+    return tensor.to(device, non_blocking=device.type != "mps")  # there torch may read the tensor after it is gone
 
 
 def read_program(file: Path) -> fx.GraphModule:
@@ -178,7 +200,12 @@ class FromPixels(nn.Module):
 def write(
     network: EfficientNet, input_spec: InputSpec, batch: int | None, metadata: Mapping[str, Any], file: Path
 ) -> None:
-    """Write the network as a torch.export program for `batch` images (None: any number), with its metadata."""
+    """Write the network as a torch.export program for `batch` images (None: any number), with its metadata.
+
+    A program computes where it was exported, so that of a network on a GPU is made of a copy on the CPU.
+    """
+    if network.classifier.weight.device.type != "cpu":
+        network = copy.deepcopy(network).cpu()
     network.to(memory_format=torch.contiguous_format)  # torch.export.save loses weights in channels_last
     module = FromPixels(network, input_spec).eval()
     size = input_spec.size

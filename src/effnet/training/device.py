@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from effnet.machine import StepPrecision
+from effnet.runtime.torch import to_device
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # the others compute in float32
 BUFFERS = 2
@@ -74,7 +75,7 @@ class Feed:
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels and labels on the device; they are valid until the part after the next is asked for."""
         if self.stream is None:
-            return pixels.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            return to_device(pixels, self.device), to_device(labels, self.device)
         cuda: Any = torch.cuda
         compute = cuda.current_stream(self.device)
         if self.buffers:
