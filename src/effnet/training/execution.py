@@ -124,7 +124,7 @@ def choose_execution(
         threads=settings.threads or max(1, cores - workers),
         workers=workers,
         forecast_bytes=_forecast(spec, recipe, settings, precision)(part, plan),
-        float32="highest" if settings.device == "cpu" else float32_of(precision),
+        float32=float32_of(precision) if settings.device.startswith("cuda") else "highest",
     )
 
 
