@@ -180,7 +180,7 @@ def counted_waits(device: torch.device) -> Iterator[list[str]]:
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-    places += [f"{each.filename}:{each.lineno}" for each in said if "synchroniz" in str(each.message)]
+    places += [f"{each.filename}:{each.lineno}" for each in said if "called a synchronizing" in str(each.message)]
 
 
 def run_step(row: Row, bench: Bench, name: str) -> dict[str, Any]:

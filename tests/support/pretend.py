@@ -36,7 +36,7 @@ SOURCE = f"{os.sep}effnet{os.sep}"
 
 aten: Any = torch.ops.aten
 waits: Counter[str] = Counter()  # by "kind file:line function", of this process
-full = [int(text) for text in os.environ.get("PRETEND_FULL", "").split()]  # convolutions until memory runs out
+full: list[int] = []  # convolutions until memory runs out, if it is to
 
 
 class OnDevice(torch.Tensor):
@@ -121,7 +121,7 @@ def run(log: Path, *words: object, code: str = "", **environment: str) -> tuple[
     command = [sys.executable, __file__, str(log), *map(str, words)] if words else [sys.executable, "-c", code]
     paths = [str(Path(__file__).parent), *filter(None, sys.path)]
     settings = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=1800, check=False)
     return done, json.loads(log.read_text()) if log.exists() else None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from short_run import QUICK, Recorder
 from tiny import same, weights
 
+from effnet.errors import ArgumentError, TrainingError
 from effnet.training.device import Feed, number_formats
 from effnet.training.run_folder import RunPlan, load_checkpoint
 from effnet.training.train import train
@@ -25,32 +24,59 @@ OPTIONS: dict[str, Any] = {**QUICK, "batch": 2, "epochs": EPOCHS, "lr": 0.005, "
 # Adam divides by the gradient's size, so that its last digits would become the first of a weight that hardly matters
 SGD: dict[str, Any] = {"precision": "fp32", "lr": 0.3}
 LOOP = ("loop.py", "optimizer.py", "learner.py", "device.py")  # of training: what runs in every step
+NOT_FINITE: dict[str, Any] = {"precision": "fp32", "lr": 1e12, "clip": 0.0}
 
-Ran = tuple[Any, dict[str, int]]
+# All runs in one fresh process: to start it takes longer than they do
+PROGRAM = """
+import json, pretend
+pretend.register()
+from pathlib import Path
+from short_run import CrashError, Recorder
+from effnet.errors import TrainingError
+from effnet.training import result
+from effnet.training.run_folder import load_checkpoint
+from effnet.training.train import resume, train
 
+result._draw = result.write_report = lambda *_: None
+said = {}
 
-def words(**options: Any) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def go(name, **more):
+    pretend.waits.clear()
+    try:
+        train(DATA, MODEL, "scratch", device="pretend", out=f"{OUT}/{name}", **OPTIONS | more)
+        said[name] = dict(pretend.waits)
+    except (CrashError, TrainingError) as error:
+        said[name] = str(error)
+
+go("fp32", optimizer="sgd", **SGD)
+go("bf16", optimizer="sgd", **SGD | {"precision": "bf16"})
+go("stopped", precision="fp16", save_seconds=0.0, progress=Recorder(stop=30))  # a checkpoint, and so a look, every step
+said["left"] = load_checkpoint(Path(OUT) / "stopped")[0]["step"]
+resume(f"{OUT}/stopped")
+go("fp16", precision="fp16")  # which looks at every twentieth step
+for seconds in (0.0, 1000.0):
+    go(f"not finite {seconds:.0f}", save_seconds=seconds, **NOT_FINITE)
+pretend.full.append(100)
+go("full", precision="fp32")
+Path(OUT, "said.json").write_text(json.dumps(said))
+"""
 
 
 @pytest.fixture(scope="module")
-def go(shapes: Path, spec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
-    """Train on the pretend device in a fresh process: what the command said, and what it waited for."""
-
-    def run(out: Path, *more: str, environment: Any = (), **options: Any) -> Ran:
-        log = tmp_path_factory.mktemp("log") / "log.json"
-        given = {"model": spec_file, "recipe": "scratch", "device": "pretend", "out": out, **OPTIONS, **options}
-        return pretend.run(log, "train", shapes, *words(**given), *more, **dict(environment))
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def trained(go: Callable[..., Ran], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    out = tmp_path_factory.mktemp("pretend") / "run"
-    done, waits = go(out, set="optimizer=sgd", **SGD)
+def folder(shapes: Path, spec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of the runs on the pretend device, by name, and what was said and waited for."""
+    folder = tmp_path_factory.mktemp("pretend")
+    values = {"DATA": str(shapes), "MODEL": str(spec_file), "OUT": str(folder)}
+    values |= {"OPTIONS": OPTIONS, "SGD": SGD, "NOT_FINITE": NOT_FINITE}
+    given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    done, _ = pretend.run(folder / "said.json", code=given + PROGRAM)
     assert done.returncode == 0, done.stderr
-    return out, waits
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "said.json").read_text()))
 
 
 def test_the_device_is_one_and_counts(tmp_path: Path) -> None:
@@ -89,9 +115,12 @@ with open(sys.argv[1], "w") as file:
     }
 
 
-def test_it_is_waited_for_once_in_twenty_steps(trained: tuple[Path, dict[str, int]]) -> None:
-    waits = {name: count for name, count in trained[1].items() if name.split()[1].startswith("training/")}
-    in_steps = {name: count for name, count in waits.items() if name.split(":")[0].rpartition("/")[2] in LOOP}
+def test_it_is_waited_for_once_in_twenty_steps(said: dict[str, Any]) -> None:
+    in_steps = {
+        name: count
+        for name, count in said["fp32"].items()
+        if name.split()[1].startswith("training/") and name.split(":")[0].rpartition("/")[2] in LOOP
+    }
     looks = sum(count for name, count in in_steps.items() if name.endswith("Updater.look"))
     # the first step, every twentieth, and what is left at the end of an epoch
     assert 0 < looks <= EPOCHS * STEPS // 20 + EPOCHS + 1
@@ -100,92 +129,58 @@ def test_it_is_waited_for_once_in_twenty_steps(trained: tuple[Path, dict[str, in
 
 
 def test_it_computes_what_the_cpu_does(
-    trained: tuple[Path, dict[str, int]], shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By torch's modules: the CPU's own kernels differ more. Torch's own sum some gradients in another order there."""
     for name in ("models.depthwise", "models.native"):
         monkeypatch.setattr(f"effnet.{name}.is_eager", lambda x: False)
     train(shapes, spec_file, "scratch", out=tmp_path / "run", optimizer="sgd", **OPTIONS | SGD)
-    there, here = weights(trained[0]), weights(tmp_path / "run")
+    there, here = weights(folder / "fp32"), weights(tmp_path / "run")
     for name in ("network", "average"):
         torch.testing.assert_close(there[name], here[name], rtol=1e-4, atol=1e-5)
     for one, other in zip(there["rows"], here["rows"], strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-    start = load_checkpoint(tmp_path / "run")[0]["rows"][0]["train_loss"]
-    assert abs(there["rows"][-1]["train_loss"] - start) > 0.01  # it learned, and by far more than that
-    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (trained[0], tmp_path / "run"))
+    assert abs(there["rows"][-1]["train_loss"] - there["rows"][0]["train_loss"]) > 0.01  # by far more it learned
+    one, other = (json.loads((run / "metrics.json").read_text()) for run in (folder / "fp32", tmp_path / "run"))
     assert one["top1"] == other["top1"]
-    assert one["cost"]["device_bytes"] is None
+    assert one["cost"]["device_bytes"] is None  # torch counts them on CUDA only
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_few_bits_come_close(
-    go: Callable[..., Ran], trained: tuple[Path, dict[str, int]], tmp_path: Path, precision: str
-) -> None:
-    done, _ = go(tmp_path / "run", set="optimizer=sgd", **SGD | {"precision": precision})
-    assert done.returncode == 0, done.stderr
-    there, here = (weights(folder)["rows"] for folder in (trained[0], tmp_path / "run"))
+def test_bf16_comes_close(folder: Path) -> None:
+    there, here = (weights(folder / name)["rows"] for name in ("fp32", "bf16"))
     assert [row["train_loss"] for row in there] != [row["train_loss"] for row in here]
     for one, other in zip(there, here, strict=True):
         assert one["val_loss"] == pytest.approx(other["val_loss"], abs=0.02)
-    assert RunPlan.read(tmp_path / "run")[0].execution.precision == precision
+    assert RunPlan.read(folder / "bf16")[0].execution.precision == "bf16"
 
 
-STOPPED = """
-import sys, pretend
-pretend.register()
-from short_run import CrashError, Recorder
-from effnet.training.train import train
-try:
-    train(DATA, MODEL, "scratch", device="pretend", out=OUT, progress=Recorder(stop=30), **OPTIONS)
-except CrashError:
-    sys.exit(5)
-"""
-
-
-def test_a_resumed_run_equals_an_undisturbed_one(
-    go: Callable[..., Ran], shapes: Path, spec_file: Path, tmp_path: Path
-) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = OPTIONS | {"precision": "fp16", "save_seconds": 0.0}  # a checkpoint, and so a look, at every step
-    code = f"DATA, MODEL, OUT, OPTIONS = {str(shapes)!r}, {str(spec_file)!r}, {str(parts)!r}, {options!r}{STOPPED}"
-    stopped, _ = pretend.run(tmp_path / "none", code=code)
-    assert stopped.returncode == 5, stopped.stderr
-    assert load_checkpoint(parts)[0]["step"] == 29
-    resumed, _ = pretend.run(tmp_path / "log", "train", "--resume", parts)
-    assert resumed.returncode == 0, resumed.stderr
-    done, _ = go(whole, precision="fp16")  # which looks at every twentieth step
-    assert done.returncode == 0, done.stderr
-    assert same(weights(whole), weights(parts))
-    scalers = [load_checkpoint(folder)[0]["scaler"] for folder in (whole, parts)]
+def test_a_resumed_run_equals_an_undisturbed_one(folder: Path, said: dict[str, Any]) -> None:
+    assert said["left"] == 29
+    assert same(weights(folder / "fp16"), weights(folder / "stopped"))
+    scalers = [load_checkpoint(folder / name)[0]["scaler"] for name in ("fp16", "stopped")]
     assert scalers[0] == scalers[1]
     assert scalers[0]["_growth_tracker"] == STEPS * EPOCHS
 
 
-@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
 def test_a_loss_that_is_not_finite_stops_it_at_the_step_and_keeps_the_checkpoint(
-    go: Callable[..., Ran], shapes: Path, spec_file: Path, tmp_path: Path, save_seconds: float
+    folder: Path, said: dict[str, Any], shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"precision": "fp32", "lr": 1e12, "set": "clip=0"}
-    done, _ = go(tmp_path / "run", save_seconds=save_seconds, **options)
-    assert done.returncode == 2
-    state = load_checkpoint(tmp_path / "run")[0]
-    assert all(each.isfinite().all() for each in state["network"].values())
-    on_cpu, _ = go(tmp_path / "cpu", **options | {"device": "cpu"}, environment={"EFFNET_NATIVE": "0"})
-    assert on_cpu.returncode == 2
-    last = on_cpu.stderr.strip().splitlines()[-1]
-    assert "finite at step" in last or "the loss is" in last
-    step = int(last.partition("at step ")[2].partition(":")[0].partition(",")[0])
-    assert f"at step {step}" in done.stderr
-    assert state["step"] == (step if save_seconds == 0 else 0)
+    monkeypatch.setenv("EFFNET_NATIVE", "0")
+    with pytest.raises(TrainingError) as stopped:
+        train(shapes, spec_file, "scratch", out=tmp_path / "run", **OPTIONS | NOT_FINITE)
+    step = int(str(stopped.value).partition("at step ")[2].partition(":")[0].partition(",")[0])
+    assert 1 < step < 20
+    for seconds, left in ((0, step), (1000, 0)):
+        assert f"at step {step}" in said[f"not finite {seconds}"]
+        state = load_checkpoint(folder / f"not finite {seconds}")[0]
+        assert state["step"] == left
+        assert all(each.isfinite().all() for each in state["network"].values())
 
 
-def test_memory_that_runs_out_is_told_and_the_checkpoint_stays(go: Callable[..., Ran], tmp_path: Path) -> None:
-    done, _ = go(tmp_path / "run", precision="fp32", environment={"PRETEND_FULL": "100"})
-    assert done.returncode == 2
-    assert "memory ran out at step" in done.stderr
-    assert "--train-memory" in done.stderr
-    assert load_checkpoint(tmp_path / "run")[0]["step"] == 0
+def test_memory_that_runs_out_is_told_and_the_checkpoint_stays(folder: Path, said: dict[str, Any]) -> None:
+    assert "memory ran out at step" in said["full"]
+    assert "--train-memory" in said["full"]
+    assert load_checkpoint(folder / "full")[0]["step"] == 0
 
 
 def test_a_compiled_network_has_the_names_of_any_other_and_a_failure_is_told(
@@ -281,10 +276,9 @@ def test_a_buffer_is_filled_when_what_read_it_is_computed(monkeypatch: pytest.Mo
         assert -1 not in [turn.find(each) for each in order]
 
 
-def test_there_is_no_such_device(go: Callable[..., Ran], tmp_path: Path) -> None:
-    done, _ = go(tmp_path / "run", device="cuda") if not torch.cuda.is_available() else go(tmp_path, device="cuda:99")
-    assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if line)
-    assert "is not one that torch can use here: cpu" in line
-    assert sys.executable not in line
+def test_there_is_no_such_device(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ArgumentError, match=r"`device` \(='cuda:1'\) is not one .* here: cpu, cuda:0\.$") as refused:
+        train(shapes, device="cuda:1", out=tmp_path / "run")
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()

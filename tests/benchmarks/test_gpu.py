@@ -1,0 +1,24 @@
+"""benchmarks/gpu.py runs through where there is no GPU, on a tiny size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+
+
+def test_it_runs_on_a_cpu_with_tiny_sizes() -> None:
+    command = [sys.executable, SCRIPT, "--tiny", "--json", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    lines = [(each["work"], each["network"]) for each in found["found"]]
+    assert lines == [(work, name) for work in ("inference", "training") for name in ("timm", "effnet")]
+    assert all(each["images_per_second"] > 0 for each in found["found"])
+    (run,) = found["runs"]
+    assert run["rules"]["part"] == 2
+    assert run["forecast"] > 0
+    assert run["peak"] is None  # torch counts it on CUDA only
