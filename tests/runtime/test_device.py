@@ -23,7 +23,6 @@ PROGRAM = """
 import json, numpy as np, pretend, torch
 from pathlib import Path
 import effnet
-from effnet.runtime.load import read_model
 from effnet.runtime.torch import read_program, write
 from effnet.weights.bundle import save
 pretend.register()
