@@ -258,7 +258,7 @@ class Loop:
             losses = self.updater.update(self.step, done, loss, least_spread)
         except RuntimeError as error:
             if compile_failed(error, self.network):
-                reason = str(error).strip().partition("\n")[0]
+                reason = " ".join(str(error).split("\n")[:2])  # what raised, and what it said
                 self.progress.message(f"torch.compile failed, so the run goes on without it: {reason}")
                 self.updater.optimizer.zero_grad(set_to_none=True)
                 return self._step(images)
