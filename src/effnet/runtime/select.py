@@ -141,7 +141,7 @@ def select(
         raise ArgumentError("batch", batch, rule)
     if batch is None:
         more = 1 if device == "cpu" else ON_GPU
-        batch = max(1, min(more * BATCH, int(more**2 * BATCH_MACS / cost(spec).macs)))
+        batch = min(more * BATCH, int(more**2 * BATCH_MACS / cost(spec).macs))
         batch = max(step, batch - batch % step)
     backend = Backend(engine, precision, threads, device=device)
     part, streams = _parts(spec, backend, batch, fixed, machine)
@@ -182,9 +182,7 @@ def select_for(
     artifact = model if isinstance(model, Artifact) else None
     pins: Any = {"engine": engine, "precision": precision, "batch": batch, "threads": threads}
     selection = select(model.config.spec, artifact=artifact, device=device, **pins)
-    if device != "cpu":  # where nothing is measured
-        return selection
-    kept = kept_selection(model, selection.batch, threads=threads)
+    kept = kept_selection(model, selection.batch, threads=threads) if device == "cpu" else None
     if kept and engine in (None, kept.backend.engine) and precision in (None, kept.backend.precision):
         return kept
     return selection
@@ -271,8 +269,7 @@ def _of_device(
         raise ArgumentError("device", device, f"needs engine torch; {engine} computes on the CPU.")
     if precision == "int8":
         raise ArgumentError("precision", precision, f"is for artifacts, which are run on the CPU, not on {device}.")
-    with optional_import(f"computing on {device}"):
-        check_device(device)
+    check_device(device)
     fast, reason = choose_precision(device)
     return "torch", precision or ("bf16" if fast == "bf16" else "fp32"), [f"torch computes on {device}", reason]
 

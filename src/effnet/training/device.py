@@ -21,14 +21,10 @@ from torch import Tensor, nn
 
 from effnet.machine import StepPrecision
 from effnet.runtime.torch import to_device
+from effnet.training.execution import float32_of
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # the others compute in float32
 BUFFERS = 2
-
-
-def float32_of(precision: StepPrecision) -> str:
-    """What torch calls the precision of float32 products on a GPU: "highest" in an fp32 run, else "high", TF32."""
-    return "highest" if precision == "fp32" else "high"
 
 
 def seed_draws(seed: int, device: torch.device) -> None:

@@ -12,7 +12,7 @@ workers     processes that load images, where an estimate says that they save a 
             each core but one
 threads     one for each core without a worker
 kernels     of the depthwise convolutions: see models.depthwise
-float32     on a GPU: see device.float32_of
+float32     on a GPU TF32, unless the run is in fp32
 allocator   freed memory stays with the process from step to step where there is enough: see keep_freed_memory
 """
 
@@ -37,7 +37,6 @@ from effnet.arch.segments import Keep, uses_kernels
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError
 from effnet.machine import StepPrecision
-from effnet.training.device import float32_of
 from effnet.training.recipe import Recipe
 from effnet.training.settings import STAGES, Settings
 
@@ -137,6 +136,11 @@ def trains_by_kernels(spec: NetworkSpec, recipe: Recipe, settings: Settings) -> 
     """Whether effnet's kernels compute a run's steps: on a CPU, with batch statistics of each process's own."""
     theirs = settings.device != "cpu" or settings.sync_bn or settings.compile
     return not theirs and recipe.bn_momentum > 0 and uses_kernels(spec)
+
+
+def float32_of(precision: StepPrecision) -> str:
+    """What torch calls the precision of float32 products on a GPU: "highest" in an fp32 run, else "high", TF32."""
+    return "highest" if precision == "fp32" else "high"
 
 
 def guess_step_seconds(spec: NetworkSpec, recipe: Recipe, settings: Settings, cores: int) -> float:
