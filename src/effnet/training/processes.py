@@ -95,11 +95,12 @@ def together(fabric: Fabric, folder: Path | None = None) -> Iterator[None]:
         before = signal.SIG_IGN
         if signals:
             signal.signal(signal.SIGTERM, before)
-        why = "torchrun ended them" if ended else "one of them is gone"
+        many = f"the {fabric.world_size} processes"
+        why = f"torchrun ended {many}" if ended else f"one of {many} is gone, so all end"
         again = "nothing was trained yet"
         if folder is not None and (folder / LAST).exists():
             again = f"the last checkpoint is whole; go on with torchrun ... -m effnet train --resume {folder}"
-        raise ProcessLostError(f"the {fabric.world_size} processes end, for {why}: {again}") from error
+        raise ProcessLostError(f"{why}: {again}") from error
     finally:
         if signals:
             signal.signal(signal.SIGTERM, before)
