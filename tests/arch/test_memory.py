@@ -190,7 +190,7 @@ def test_plans_of_levels():
     [
         ({"batch": 0}, "`batch`"),
         ({"optimizer": "adm"}, "Did you mean 'adam'"),
-        ({"precision": "fp16"}, "`precision`"),
+        ({"precision": "fp8"}, "`precision`"),
         ({"plan": RecomputePlan({"stem": Keep.BOTTLENECKS})}, "`plan`"),
     ],
 )
