@@ -62,7 +62,7 @@ def settle(folder: Path) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Images of many kinds: a copy, a mirrored one, 16 bits, frames, EXIF, one colour; and a file that is no image."""
+    """Images: a copy, a mirrored one, 16 bits, frames, EXIF, one colour; and a file that is not an image."""
     folder = draw_images(tmp_path / "images", 6)
     first = Image.open(folder / "disc" / "000.png")
     first.save(folder / "ring" / "copy.jpg", quality=95)

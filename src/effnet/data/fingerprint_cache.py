@@ -5,7 +5,7 @@
       NAME.pairs                   the near-duplicates among certain fingerprints
 
 A file is recognised by its path, its size and the time of its last change; an image in a shard also by its own size and
-crc32; behind a URL there is no time. What could not be read is read again, and so is what changed a moment ago.
+crc32, and one behind a URL without a time. Files that could not be read, or changed in the last moment, are read again.
 
 Each file begins with a line: the code that computed its rows, Pillow's version and the rows' crc32. One that does not
 fit is passed over and written anew. Files appear whole. Of two processes that write one at the same time the later

@@ -347,9 +347,10 @@ def _quantised(found: list[FitCandidate], options: FitOptions, progress: Progres
 
 def _in_reach(refusal: Refusal | None, asked: bool) -> bool:
     """Whether a network may keep in 8 bits what it exceeds in fp32."""
-    if refusal is None or refusal.limit not in IN_8_BITS:
-        return asked and refusal is None
-    return asked or IN_8_BITS[refusal.limit] * refusal.value <= refusal.allowed
+    if refusal is None:
+        return asked
+    share = IN_8_BITS.get(refusal.limit)
+    return share is not None and (asked or share * refusal.value <= refusal.allowed)
 
 
 def _body(candidate: FitCandidate) -> Body:

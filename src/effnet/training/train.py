@@ -145,8 +145,8 @@ def resume(
         progress: follows steps and epochs.
 
     Raises:
-        TrainingError: there is no run, it has no whole checkpoint, its files were edited, images are gone, or its batch
-            cannot be shared among the processes.
+        TrainingError: the folder has no run or no intact checkpoint, its files were edited, images are missing, or the
+            batch cannot be divided among the processes.
     """
     started = time.monotonic()
     folder = Path(folder)
