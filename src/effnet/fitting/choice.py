@@ -118,6 +118,7 @@ def choose(
     """
     record = ScoreRecord(plan.folder / CHOICE)
     budget = 60 * plan.options.minutes
+    time_given = f"{plan.options.minutes:g} minute{'' if plan.options.minutes == 1 else 's'}"
     images = len(data.subset("train"))
     learnable = _learnable(candidates, images, (1 - SHARE) * budget)
     whole = [each for each in learnable if each.whole and each.weights]
@@ -142,15 +143,14 @@ def choose(
     elif probed:
         n = len(next(iter(probed.values())))
         order, reason = decide(best, probed, f"by linear probes on its features, out of fold on {n:,} images")
-        why = f"{val} val images" if val < LEAST_VAL else f"{plan.options.minutes:g} minutes"
+        why = f"{val} val images" if val < LEAST_VAL else time_given
         reason += f" No network was trained to compare: {why} are too few to show a difference."
     else:
         order = sorted(entrants, key=lambda each: (not (each.whole and each.weights), -each.costs["macs"]))
         kind_of = "starts from weights of its own and " if order[0].whole and order[0].weights else ""
         reason = f"It {kind_of}has the most multiply-adds of {len(entrants)}; there was no time to compare them."
     if left_out := len(candidates) - len(learnable):
-        time = f"{plan.options.minutes:g} minutes"
-        reason += f" In {time} {left_out} of {len(candidates)} would not see each image {LEAST_EPOCHS} times."
+        reason += f" In {time_given} {left_out} of {len(candidates)} would not see each image {LEAST_EPOCHS} times."
     rest = [each for each in (*best, *others, *candidates) if each.name not in {one.name for one in order}]
     names = tuple(dict.fromkeys(each.name for each in (*order, *rest)))
     scores: dict[str, dict[str, Interval]] = {}
