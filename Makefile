@@ -2,6 +2,7 @@
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures, tables, file tree and transcripts of README.md and docs/
+# make drills   short attacks on all of it: kills, bad input, load, full disks (about two minutes; docs/reliability.md)
 # make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
 #
 # Every target does nothing where nothing changed, and goes on where it was interrupted.
@@ -14,9 +15,9 @@ KERNELS = src/effnet/_kernels.$(if $(filter Darwin,$(shell uname)),dylib,so)
 # One thread a test process: two processes with two threads each would fight over two cores.
 TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 
-.PHONY: help demo install test check docs bench clean
+.PHONY: help demo install test check docs drills bench clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 demo: .venv/.plain $(KERNELS)
 	@[ -f $(KERNELS) ] || { echo "effnet has no engine of its own here, so torch will answer."; $(MAKE) --no-print-directory .venv/.demo; }
@@ -51,6 +52,9 @@ check: install .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 docs: install
 	.venv/bin/python docs/draw.py
 	.venv/bin/python docs/transcripts.py
+
+drills: install
+	@for drill in $(filter-out drills/verdict.py,$(wildcard drills/*.py)); do .venv/bin/python $$drill --short || exit 1; done
 
 bench: install
 	.venv/bin/python benchmarks/networks.py

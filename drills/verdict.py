@@ -1,0 +1,81 @@
+"""What the drills share: the options of their commands, the clock, and the verdict in one line.
+
+Every drill attacks effnet with draws from a seed, until it has done --tries or --minutes are over, prints each fault
+the moment it is found with what repeats it, and ends with one line and exit code 0 (nothing found) or 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much a drill does: in full, and with --short, as it runs before every merge."""
+
+    tries: int
+    minutes: float
+    short_tries: int
+    short_minutes: float = 0.5
+
+
+@dataclass
+class Drill:
+    """One attack under way: its draws, its clock and what it found."""
+
+    name: str
+    seed: int
+    tries: int
+    minutes: float
+    only: int | None = None
+    done: int = 0
+    faults: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    start: float = field(default_factory=time.monotonic)
+
+    def numbers(self) -> range:
+        """The numbers of its tries, or the one that is repeated."""
+        return range(self.tries) if self.only is None else range(self.only, self.only + 1)
+
+    def draws(self, number: int) -> random.Random:
+        """What a try draws from: the same whichever tries came before."""
+        return random.Random(f"{self.name} {self.seed} {number}")
+
+    @property
+    def over(self) -> bool:
+        """Whether its minutes have passed."""
+        return time.monotonic() - self.start > 60 * self.minutes
+
+    def count(self, what: str) -> None:
+        """Add one to what the verdict lists."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def fault(self, number: int, what: str) -> None:
+        """Note a fault and print it with what repeats it."""
+        self.faults.append(what)
+        print(f"{self.name}: FAULT {what}  (--seed {self.seed} --only {number})", flush=True)
+
+    def finish(self) -> int:
+        """Print the verdict; give the exit code."""
+        seconds = time.monotonic() - self.start
+        listed = "".join(f", {value:,} {what}" for what, value in sorted(self.counts.items()))
+        verdict = f"{len(self.faults):,} FAULTS" if self.faults else "no fault"
+        print(f"{self.name}: {verdict} in {self.done:,} tries{listed}; seed {self.seed}, {seconds:.0f} s", flush=True)
+        return 1 if self.faults else 0
+
+
+def begin(name: str, scale: Scale, description: str) -> Drill:
+    """The drill that the command line asks for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tries", type=int, help=f"default: {scale.tries:,}")
+    parser.add_argument("--minutes", type=float, help=f"at most; default: {scale.minutes:g}")
+    parser.add_argument("--short", action="store_true", help=f"{scale.short_tries:,} tries")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="repeat one try")
+    asked = parser.parse_args(sys.argv[1:])
+    tries, minutes = (scale.short_tries, scale.short_minutes) if asked.short else (scale.tries, scale.minutes)
+    return Drill(name, asked.seed, asked.tries or tries, asked.minutes or minutes, asked.only)
