@@ -156,6 +156,11 @@ def write_amount(value: float, units: Mapping[str, int | Decimal]) -> str:
     return min((f"{(exact / factor).normalize():f}{unit}" for unit, factor in units.items()), key=len)
 
 
+def write_count(count: int, noun: str) -> str:
+    """So many of them: 1 image, 2,000 images."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _integer(argument: str, value: SupportsIndex, least: int, rule: str) -> int:
     if not isinstance(value, bool):
         with suppress(TypeError, ValueError):

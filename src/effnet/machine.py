@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effnet.errors import ArgumentError, UnknownNameError, optional_import
+from effnet.fields import write_count
 
 Precision = Literal["bf16", "fp32"]
 StepPrecision = Literal["bf16", "fp16", "tf32", "fp32"]  # of a training step; fp16 and tf32 are for GPUs
@@ -67,7 +68,7 @@ class Machine:
         return dataclasses.asdict(self) | {"features": list(self.features), "bf16": self.bf16, "int8": self.int8}
 
     def __str__(self) -> str:
-        pieces = [self.processor, f"{self.cores} core{'' if self.cores == 1 else 's'}"]
+        pieces = [self.processor, write_count(self.cores, "core")]
         pieces += [VECTORS[feature] for feature in self.features if feature in VECTORS][:1]
         pieces += [BF16[feature] for feature in self.features if feature in BF16][:1] or ["no bf16"]
         return ", ".join(pieces)

@@ -102,15 +102,16 @@ def test_networks_that_inherit_their_weights_are_compared_where_no_whole_one_is_
     assert names == ["w0.5-32", "w0.5-64", "w0.5-128"]
 
 
-def test_a_network_that_would_not_get_through_the_images_is_left_out() -> None:
-    """Three epochs are needed; where no network has the time, the quickest one is left."""
+@pytest.mark.parametrize("images", [1000, 10_000])
+def test_a_network_that_cannot_be_trained_for_long_enough_is_left_out(images: int) -> None:
+    """Three epochs and 150 steps are needed; where no network has the time, the quickest one is left."""
     sizes = {size: FitCandidate(f"lite0-{size}", make_spec("lite0", resolution=size), "lite0") for size in (32, 224)}
-    recipe, step = sizes[224].pace(10_000)
-    lasts = 3 * (10_000 // recipe.batch) * step
+    recipe, step = sizes[224].pace(images)
+    lasts = max(3 * (images // recipe.batch), 150) * step
     both = list(sizes.values())
-    assert choice._learnable(both, 10_000, 1.01 * lasts) == both
-    assert choice._learnable(both, 10_000, 0.99 * lasts) == [sizes[32]]
-    assert choice._learnable(both, 10_000, 0.0) == [sizes[32]]
+    assert choice._learnable(both, images, 1.01 * lasts) == both
+    assert choice._learnable(both, images, 0.99 * lasts) == [sizes[32]]
+    assert choice._learnable(both, images, 0.0) == [sizes[32]]
 
 
 def test_the_last_entrants_are_given_up_where_the_time_is_short(

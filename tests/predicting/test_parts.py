@@ -138,7 +138,7 @@ def test_what_was_answered_is_not_answered_again(
     progress = Recorder()
     counts = answer(out, model, photos, progress)
     assert len(answered) == 5
-    assert progress.has("26 photos in 7 files, of which 2 are there already")
+    assert progress.has("26 photos in 7 files of answers, 2 of them there already")
     assert (counts["photos"], counts["unreadable"]) == (26, 1)
     assert joined(out) == joined(whole)
     assert {file.name for file in out.iterdir()} == {file.name for file in whole.iterdir()}

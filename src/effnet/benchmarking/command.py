@@ -14,6 +14,7 @@ from effnet.benchmarking.bench import COLD_STARTS, DEFAULTS, FORMATS, BenchPlan
 from effnet.benchmarking.bench import bench as measure
 from effnet.benchmarking.report import VIEWS, BenchReport
 from effnet.console import FINDING, OK, Flag
+from effnet.fields import write_count
 from effnet.metrics.intervals import Interval
 from effnet.plots.style import drawable
 from effnet.runtime.artifact import artifact_path
@@ -79,7 +80,7 @@ def _show_speed(report: BenchReport) -> None:
     """A line for each backend, with its times for each batch."""
     heads, lines = ["<engine", "<"], [[TITLES[row.backend.engine], row.backend.precision] for row in report.rows]
     for batch in report.batches:
-        heads += [f"{batch} image{'' if batch == 1 else 's'}\nms", "10 to 90 %", "images/s", "streams\nof"]
+        heads += [f"{write_count(batch, 'image')}\nms", "10 to 90 %", "images/s", "streams\nof"]
         for row, line in zip(report.rows, lines, strict=True):
             if (found := row.time(batch)) is None:
                 line += [NONE] * 4

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effnet.fields import write_count
 from effnet.metrics.intervals import Difference, Interval
 from effnet.metrics.timing import Conditions, Timing
 from effnet.plots.style import BLUE, INK, SKY, footnote, picture
@@ -130,7 +131,7 @@ class BenchReport:
         panels: dict[str, list[Interval | None]] = {}
         for batch in self.batches:
             times = [row.time(batch) for row in self.rows]
-            panels[f"ms for {batch} image{'' if batch == 1 else 's'}"] = [
+            panels[f"ms for {write_count(batch, 'image')}"] = [
                 Interval(each.time.median_ms, *each.time.spread_ms) if each else None for each in times
             ]
         starts = [row.cold_start_seconds for row in self.rows]

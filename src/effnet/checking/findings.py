@@ -28,6 +28,7 @@ from effnet.data.folders import EMPTY, class_name
 from effnet.data.image import natural_resolution
 from effnet.data.shards import SHARD
 from effnet.errors import ArgumentError, DataError, ImageError
+from effnet.fields import write_count
 from effnet.progress import SILENT, Progress
 
 Severity = Literal["error", "warning", "note"]
@@ -303,21 +304,17 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups
         own, message = groups_of[name], f"not in {' and '.join(lacking)}"
         if not set(lacking) <= set(dataset.splits):
             alike = f", {len(set(own)):,} where near-duplicates count once" if len(set(own)) < len(own) else ""
-            message = f"{_count(len(own))}{alike}: training leaves none for {' and '.join(lacking)}"
+            message = f"{write_count(len(own), 'image')}{alike}: training leaves none for {' and '.join(lacking)}"
         yield Finding("missing_class", (name,), message)
     for name, count in counts.items():
         if 0 < count < TINY_CLASS:
-            yield Finding("tiny_class", (name,), _count(count))
+            yield Finding("tiny_class", (name,), write_count(count, "image"))
     filled = [name for name in counts if counts[name]]
     if filled:
         few, many = min(filled, key=counts.__getitem__), max(filled, key=counts.__getitem__)
         if counts[many] > IMBALANCE * counts[few]:
             message = f"{counts[many]:,} and {counts[few]:,} images: 1 in {counts[many] / counts[few]:.0f}"
             yield Finding("unbalanced", (many, few), message)
-
-
-def _count(images: int) -> str:
-    return f"{images:,} image{'s' if images > 1 else ''}"
 
 
 def _sizes(fingerprints: Sequence[Fingerprint]) -> dict[str, tuple[int, int]]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from effnet.errors import ImageError
+from effnet.fields import write_count
 
 BITS = (10, 12, 14, 16)  # in 16
 RANGES = {"I": (255, 1023, 4095, 16383, 65535), "F": (1, 255, 1023, 4095, 16383, 65535)}  # highest values, by mode
@@ -78,7 +79,7 @@ def pixel_range(image: Image.Image) -> int | None:
 def describe_ranges(ranges: Iterable[int | None]) -> str:
     """How many images are read from each range, the commonest first; "" where they are read from one, or none."""
     counts = Counter(top for top in ranges if top)
-    words = (f"0 ... {top:,} in {count:,} image{'s' if count > 1 else ''}" for top, count in counts.most_common())
+    words = (f"0 ... {top:,} in {write_count(count, 'image')}" for top, count in counts.most_common())
     return ", ".join(words) if len(counts) > 1 else ""
 
 

@@ -49,7 +49,8 @@ ENLARGED = 4  # times the images' own resolution, beyond which no network of inh
 LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
 LEAST_VAL, MOST_VAL = 200, 2000  # val images that a short training is scored on
 SPARED = 0.005  # share of right images that may be given up for a cheaper network
-LEAST_EPOCHS = 3  # of the training that follows; Lite0 at 64 px got 92.1 % of Fashion-MNIST after 1.3, 93.9 % after 4
+LEAST_EPOCHS = 3  # of the training that follows, and its recipe's least steps: Lite0 at 64 px got 92.1 % of
+# Fashion-MNIST after 1.3 epochs, 93.9 % after 4
 LEAST_STEPS = 60  # of the shortest training, below which it shows nothing
 MOST_IMAGES, MOST_BYTES = 10_000, 2**29  # of short trainings; bytes of their pixels at the largest resolution
 
@@ -150,7 +151,7 @@ def choose(
         kind_of = "starts from weights of its own and " if order[0].whole and order[0].weights else ""
         reason = f"It {kind_of}has the most multiply-adds of {len(entrants)}; there was no time to compare them."
     if left_out := len(candidates) - len(learnable):
-        reason += f" In {time_given} {left_out} of {len(candidates)} would not see each image {LEAST_EPOCHS} times."
+        reason += f" {left_out} of {len(candidates)} cannot be trained for long enough in {time_given}."
     rest = [each for each in (*best, *others, *candidates) if each.name not in {one.name for one in order}]
     names = tuple(dict.fromkeys(each.name for each in (*order, *rest)))
     scores: dict[str, dict[str, Interval]] = {}
@@ -198,14 +199,15 @@ def _price(candidate: FitCandidate) -> float:
 
 
 def _learnable(candidates: Sequence[FitCandidate], images: int, seconds: float) -> list[FitCandidate]:
-    """Those that can see every image a few times in the time of the training; where none can, the quickest.
+    """Those that the time suffices to train: for a few epochs, and for the least steps of their recipe.
 
-    Linear probes prefer high resolutions, at which a network may not get through the images once.
+    Where it suffices for none, the quickest. Linear probes prefer high resolutions, at which a network may not get
+    through the images once.
     """
 
     def lasts(candidate: FitCandidate) -> float:
         recipe, step = candidate.pace(images)
-        return LEAST_EPOCHS * (images // recipe.batch) * step
+        return max(LEAST_EPOCHS * (images // recipe.batch), recipe.least_steps) * step
 
     most = max(seconds, min(map(lasts, candidates)))
     return [each for each in candidates if lasts(each) <= most]

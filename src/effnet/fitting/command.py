@@ -160,6 +160,7 @@ def _show(result: Mapping[str, Any]) -> None:
             f"Top-1 on the {test['n']:,} {test['split']} images: {top1['value']:.2%} "
             f"({top1['low']:.2%} to {top1['high']:.2%}).",
             result["reason"],
-            *(f"{each['limit']} is broken. Nearest: {result['nearest']}." for each in result["broken"]),
+            *(f"{each['limit']} is broken." for each in result["broken"]),
+            *([f"Nearest: {result['nearest']}."] if result["nearest"] else []),
         ]
     )

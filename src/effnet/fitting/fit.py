@@ -42,7 +42,7 @@ from effnet.fitting.settings import (
     FitPlan,
     options_of,
 )
-from effnet.fitting.verdict import TIGHT, check_model
+from effnet.fitting.verdict import ACCURACY, TIGHT, check_model
 from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget
 from effnet.searching.jobs import interruptible
@@ -158,9 +158,10 @@ def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[
 
 
 def _step(progress: Progress, plan: FitPlan, number: int, what: str, spent: float = 0.0) -> None:
-    left = max(0.0, 60 * plan.options.minutes - _spent(plan) - spent)
-    time_left = f"{left / 60:.0f} minutes" if left >= 120 else f"{left:.0f} seconds"
-    progress.message(f"Step {number} of {len(STEPS)}, {STEPS[number - 1]}: {what} (about {time_left} left)")
+    left = 60 * plan.options.minutes - _spent(plan) - spent
+    time_left = f"about {left / 60:.0f} minutes left" if left >= 120 else f"about {max(1.0, left):.0f} seconds left"
+    time_left = time_left if left > 0 else "later than asked for"
+    progress.message(f"Step {number} of {len(STEPS)}, {STEPS[number - 1]}: {what} ({time_left})")
 
 
 def _look(plan: FitPlan, progress: Progress) -> Dataset:
@@ -249,6 +250,7 @@ def _finish(plan: FitPlan, progress: Progress, ray: str | None) -> None:
         notes.append(f"{candidate.name} was trained and broke {names}, so {following.name} was trained instead.")
         progress.message(notes[-1])
         candidate = following
+    notes += [str(each["why"]) for each in broken if each["limit"] == ACCURACY]
     _step(progress, plan, 6, "the test images", spent)
     outcome = FitOutcome(found, choice, candidate, folder.name, measured, broken, notes, spent)
     write_result(plan, data, outcome, progress)
@@ -293,12 +295,12 @@ def _next_cheaper(
     broken: Sequence[Mapping[str, Any]],
 ) -> FitCandidate | None:
     """The next network of the choice that should keep what was broken."""
+    costly = any(one["limit"] == ACCURACY for one in broken)  # then the limits are those of a model left in fp32
     for name in choice.order:
         each = named[name]
-        if name in tried or any(each.int8 and one["limit"].startswith("accuracy") for one in broken):
+        if name in tried or (costly and each.int8):
             continue
         costs = each.costs | {"latency": each.costs.get("slowest_tenth", 0.0)}
-        limits = [one for one in broken if one["allowed"] is not None]
-        if all(costs.get(one["limit"], 0.0) <= TIGHT * one["allowed"] for one in limits):
+        if costly or all(costs.get(one["limit"], 0.0) <= TIGHT * one["allowed"] for one in broken):
             return each
     return None

@@ -15,6 +15,7 @@ from effnet import console
 from effnet.checking.labels import find_label_errors
 from effnet.data.dataset import Dataset
 from effnet.errors import EffnetError
+from effnet.fields import write_count
 from effnet.files import write_text
 from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.choice import Choice
@@ -138,7 +139,10 @@ def _describe_time(plan: FitPlan, outcome: FitOutcome) -> list[str]:
     half = max(row["val_top1"] for row in rows if row["epoch"] <= rows[-1]["epoch"] / 2)
     more = "more minutes may help" if best - half > GAIN else "more minutes will hardly help"
     gained = f"in the second half of the training it gained {100 * (best - half):.2f} points on val"
-    return [*texts, f"{len(rows)} epochs of {chosen.name} took {outcome.seconds:.0f} seconds; {gained}, so {more}."]
+    return [
+        *texts,
+        f"{write_count(len(rows), 'epoch')} of {chosen.name} took {outcome.seconds:.0f} seconds; {gained}, so {more}.",
+    ]
 
 
 def describe_fit(
@@ -189,10 +193,9 @@ def describe_fit(
 def _nearest(found: Sequence[FitCandidate], broken: Sequence[Mapping[str, Any]]) -> str | None:
     """What would have kept the limits that were broken."""
     for each in broken:
-        if each["allowed"] is None:
-            return None
         name = "slowest_tenth" if each["limit"] == "latency" else each["limit"]
         needs = sorted((one.costs[name], one.name) for one in found if name in one.costs)
-        value, least = next((need for need in reversed(needs) if need[0] <= TIGHT * each["allowed"]), needs[0])
-        return f"{least} needs {console.amount(each['limit'], value)}"
+        if needs:
+            value, least = next((need for need in reversed(needs) if need[0] <= TIGHT * each["allowed"]), needs[0])
+            return f"{least} needs {console.amount(each['limit'], value)}"
     return None

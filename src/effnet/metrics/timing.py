@@ -20,7 +20,7 @@ import numpy as np
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.data.image import views
-from effnet.fields import positive_int
+from effnet.fields import positive_int, write_count
 from effnet.machine import Machine, load_average, this_machine
 from effnet.progress import SILENT, Progress
 from effnet.runtime.select import Selection, open_session, select
@@ -117,7 +117,7 @@ class Conditions:
         return {"machine": self.machine.to_dict(), "threads": self.threads, **details, **busy, **versions}
 
     def __str__(self) -> str:
-        pieces = [f"{self.threads} thread{'' if self.threads == 1 else 's'}"]
+        pieces = [write_count(self.threads, "thread")]
         pieces += [] if self.batch is None else [f"batch {self.batch}"]
         pieces += [detail for detail in (self.dtype, self.layout) if detail]
         load = [] if self.load is None else [f"load {self.load:.1f} before"]

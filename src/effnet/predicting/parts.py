@@ -34,6 +34,7 @@ from effnet.cluster import Cluster
 from effnet.console import json_text
 from effnet.data.shards import file_size
 from effnet.errors import ArgumentError, ClusterError, DataError, ImageError
+from effnet.fields import write_count
 from effnet.files import hold_lock, write_text
 from effnet.predicting.lines import FLAGS, json_object
 from effnet.predicting.settings import AnswerOptions, OutputOptions
@@ -133,7 +134,8 @@ def write_answers(
         parts = {PART.format(place): part for place, part in enumerate(listed.parts)}
         missing = {name: part for name, part in parts.items() if not (out / name).exists()}
         total, there = len(parts), len(parts) - len(missing)
-        progress.message(f"{listed.count:,} photos in {total:,} files, of which {there:,} are there already")
+        files = f"{write_count(total, 'file')} of answers, {there:,} of them there already"
+        progress.message(f"{write_count(listed.count, 'photo')} in {files}")
         with closing(_answer(missing, request, classifier, output, progress)) as answered:
             for done, (name, (text, absent)) in enumerate(answered, start=there + 1):
                 for photo in absent:

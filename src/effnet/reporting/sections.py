@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from effnet import console
 from effnet.data.dataset import place
+from effnet.fields import write_count
 from effnet.metrics.intervals import Interval
 from effnet.plots.fonts import on_one_line
 from effnet.plots.overlay import describe_scale, shade, strength
@@ -58,10 +59,9 @@ def tell_verdict(subject: Subject) -> dict[str, Any]:
         cautions.append("The model may have been trained on these images: the figures do not hold for new ones.")
     if found.mistakes:
         worst = found.mistakes[0]
-        images = f"{worst.count:,} image{'s' if worst.count > 1 else ''}"
         next_steps.append(
             f"Next, look at the mistakes below, most often {clean(worst.true)} taken for {clean(worst.predicted)} "
-            f"({images}): a label may be wrong as well."
+            f"({write_count(worst.count, 'image')}): a label may be wrong as well."
         )
     return {"sentence": f"{right}.", "kept": kept, "cautions": cautions, "next": next_steps}
 
@@ -212,7 +212,7 @@ def list_strange(subject: Subject, pictures: Pictures) -> dict[str, Any]:
     order = np.argsort(scores, kind="stable")
     strange = order[scores[order] < known.threshold]
     photos = [_photo(subject, row, pictures) for row in strange[:STRANGE].tolist()]
-    share = f"{between(found)} of the images" if found else f"{len(strange):,} images"
+    share = f"{between(found)} of the images" if found else write_count(len(strange), "image")
     return {"words": f"{share} are unfamiliar. {known}.", "photos": [photo for photo in photos if photo["picture"]]}
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet.errors import ArgumentError
-from effnet.fields import one_of, positive_int
+from effnet.fields import one_of, positive_int, write_count
 from effnet.runtime.options import EngineName, EnginePrecision
 
 T = TypeVar("T")
@@ -91,9 +91,9 @@ class Backend:
         pieces = [TITLES[self.engine], *([] if self.device == "cpu" else [self.device]), self.precision]
         if self.part is not None:
             streams = "parts" if self.streams == 1 else f"{self.streams} streams"
-            pieces.append(f"{streams} of {self.part} image{'' if self.part == 1 else 's'}")
+            pieces.append(f"{streams} of {write_count(self.part, 'image')}")
         if self.threads is not None:
-            pieces.append(f"{self.threads} thread{'' if self.threads == 1 else 's'}")
+            pieces.append(write_count(self.threads, "thread"))
         return ", ".join(pieces)
 
 

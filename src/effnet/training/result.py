@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from effnet.data.dataset import Dataset, manifest
+from effnet.fields import write_count
 from effnet.files import write_text
 from effnet.machine import peak_memory
 from effnet.metrics.calibration import calibrate, confidence
@@ -88,7 +89,7 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         out: the picture.
     """
     epochs = [float(row["epoch"]) for row in rows]
-    with picture(out, 12, 7.2, f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}") as figure:
+    with picture(out, 12, 7.2, write_count(len(rows), "epoch")) as figure:
         for axes, (label, columns, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for column, name in columns:
                 values = np.array([float(row[column]) * scale for row in rows])
