@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effnet import console
+from effnet.arch.cost import cost
 from effnet.data.dataset import place
 from effnet.fields import write_count
 from effnet.metrics.intervals import Interval
@@ -130,10 +131,9 @@ def tabulate_confusion(subject: Subject, pictures: Pictures) -> dict[str, Any]:
         cells = []
         for j, predicted in enumerate(shown):
             count = int(counts[i, j])
-            shade_ = math.ceil(SHADES * math.sqrt(count / images[true])) if count else 0
-            cells.append(
-                {"count": count, "shade": shade_, "id": f"cell-{true}-{predicted}" if (i, j) in opened else ""}
-            )
+            tint = math.ceil(SHADES * math.sqrt(count / images[true])) if count else 0
+            name = f"cell-{true}-{predicted}" if (i, j) in opened else ""
+            cells.append({"count": count, "shade": tint, "id": name})
         rows_of_cells.append({"name": clean(data.classes[true]), "cells": cells, "n": images[true]})
     names = [clean(data.classes[label]) for label in shown]
     return {"names": names, "rows": rows_of_cells, "pairs": pairs, "of": sum(map(bool, images))}
@@ -263,8 +263,6 @@ def tell_calibration(subject: Subject) -> dict[str, Any]:
 
 def count_network(subject: Subject) -> list[tuple[str, str]]:
     """The network's sizes, and what runs it."""
-    from effnet.arch.cost import cost
-
     spec, price = subject.classifier.spec, cost(subject.classifier.spec)
     rows = [
         ("network", f"{clean(spec.name)} at {subject.classifier.input.size} px"),
