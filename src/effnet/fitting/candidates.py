@@ -34,7 +34,7 @@ from effnet.errors import ArgumentError, EffnetError, MissingExtraError
 from effnet.exporting.int8 import write_random_int8
 from effnet.files import size_of, write_text
 from effnet.fitting.measurement import measure
-from effnet.fitting.settings import CANDIDATES, LIMITS, FitOptions, FitPlan
+from effnet.fitting.settings import CANDIDATES, LIMITS, FitOptions, FitPlan, amount
 from effnet.machine import this_machine
 from effnet.metrics.familiarity import most_bytes
 from effnet.progress import SILENT, Progress
@@ -177,13 +177,13 @@ def require_any(found: Sequence[FitCandidate], options: FitOptions) -> list[FitC
         if least is not None and least.costs[name] > allowed:
             need = console.amount(limit, least.costs[name])
             rule = f"cannot be kept: the smallest network that is considered, {least.name}, needs {need}."
-            raise ArgumentError(limit, console.amount(limit, allowed), rule)
+            raise ArgumentError(limit, amount(limit, allowed), rule)
     nearest = min(found, key=lambda each: each.refused.value / each.refused.allowed if each.refused else 0.0)
     refusal = nearest.refused
     assert refusal is not None
     need = f"{nearest.name} comes nearest and needs {console.amount(refusal.limit, refusal.value)}"
     raise ArgumentError(
-        refusal.limit, console.amount(refusal.limit, refusal.allowed), f"cannot be kept with the other limits: {need}."
+        refusal.limit, amount(refusal.limit, refusal.allowed), f"cannot be kept with the other limits: {need}."
     )
 
 
