@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ran import Run
 from short_run import Recorder
 
 from effnet.cluster import AHEAD, ATTEMPTS, Cluster, ClusterJob, _run
@@ -100,7 +103,46 @@ def test_a_machine_with_another_effnet_does_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_address_where_nothing_is() -> None:
+def test_an_address_that_ray_refuses() -> None:
     with pytest.raises(ArgumentError, match=r"`ray` \(='nonsense://'\) cannot be reached"):
         Cluster("nonsense://")
+    with pytest.raises(ArgumentError, match="must be auto, local, HOST:PORT"):
+        Cluster("")
     assert not importlib.import_module("ray").is_initialized()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:99999", f"{'a' * 70}:1"])
+def test_an_address_where_nobody_listens_is_refused_before_ray_waits_for_minutes(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("waits for minutes"))
+    with pytest.raises(ArgumentError, match=rf"`ray` \(='{re.escape(address)}'\) cannot be reached: .") as refused:
+        Cluster(address)
+    assert "\n" not in str(refused.value)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ArgumentError, match=rf"`ray` \(='auto'\) cannot be reached: {re.escape(address)}: ."):
+        Cluster("auto")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "nowhere", "--macs", "1M", "--out", "out"),
+        ("search", "nowhere", "--out", "out"),
+        ("predict", "nowhere", "--model", "nothing", "--out", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_refuses_a_wrong_address_before_anything_else(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before it looks at the data and the model, which are wrong, too."""
+    monkeypatch.chdir(tmp_path)
+    done = Run(capsys, *words, "--ray", "127.0.0.1:1")
+    assert done.code == 2
+    assert "`ray` (='127.0.0.1:1') cannot be reached" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

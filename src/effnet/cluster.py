@@ -8,8 +8,10 @@ died waits for as much room as it had.
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +25,7 @@ from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
 ATTEMPTS = 3  # at a job whose worker dies
+CONNECT_SECONDS = 10.0  # in which a machine of the cluster has to answer; Ray tries for minutes
 AHEAD = 2  # jobs handed out for each that runs, so that none waits for this process and a growing cluster sees work
 
 R = TypeVar("R")
@@ -63,6 +66,7 @@ class Cluster:
         self._ray, self._unit, self._most, self._scratch = ray, unit, most, scratch
         self._started, self._running = not ray.is_initialized(), dict[Future[Any], Any]()
         if self._started:
+            _knock(address)
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
@@ -167,6 +171,26 @@ class Cluster:
             self._ray.wait(clearing, num_returns=len(clearing), timeout=10)
         if self._started:
             self._ray.shutdown()
+
+
+def check_cluster(address: str | None) -> None:
+    """Raise ArgumentError where no cluster is at an address, before anything is done for it."""
+    if address not in (None, "local"):  # which is to be started
+        Cluster(address).close()
+
+
+def _knock(address: str) -> None:
+    """Raise ArgumentError where an address is empty, or nobody listens at its port."""
+    if not address:
+        raise ArgumentError("ray", address, "must be auto, local, HOST:PORT or ray://HOST:PORT.")
+    place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto, local, or what Ray refuses at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:  # the last two: no host has such a name, none such a port
+        raise ArgumentError("ray", address, f"cannot be reached: {place}: {error}") from error
 
 
 def scratch_folder(name: str) -> Path:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from effnet.checking.findings import KINDS, Findings, check
+from effnet.cluster import check_cluster
 from effnet.data.dataset import Dataset, Sample, explain_one_class, read_data, root_of, split_data, write_manifest
 from effnet.data.shards import absolute, text_of, url
 from effnet.errors import ArgumentError, DataError
@@ -110,35 +111,41 @@ def fit(
         The model, the report, and how good and how costly the model is. It may break the budget: see `kept`.
 
     Raises:
-        ArgumentError: no network keeps the budget, or a value is outside its range.
+        ArgumentError: no network keeps the budget, a value is outside its range, or there is no such cluster.
         DataError: nothing can be trained with the data.
         KeyboardInterrupt: the fit can go on with `resume`.
     """
     chosen = options_of(budget, **options)
     if not chosen.budget:
         raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(AMOUNTS)}.")
+    check_cluster(ray)
     path = Path(data)
     with new_run(out, RUNS, path.resolve().stem, PLAN) as folder:
         plan = FitPlan(folder, absolute(path), chosen)
         plan.write()
         consider(plan, progress)
-    return resume(folder, ray=ray, progress=progress)
+    return _go_on(plan, ray, progress)
 
 
 def resume(folder: str | Path, *, ray: str | None = None, progress: Progress = SILENT) -> Fitted:
     """Go on with a fit that was interrupted; what is finished is not repeated.
 
     Raises:
-        ArgumentError: the folder is not that of a fit, or another process works on it.
+        ArgumentError: the folder is not that of a fit, or another process works on it; or there is no such cluster.
     """
     plan = FitPlan.read(Path(folder))
+    check_cluster(ray)
+    return _go_on(plan, ray, progress)
+
+
+def _go_on(plan: FitPlan, ray: str | None, progress: Progress) -> Fitted:
     try:
         with hold_lock(plan.folder / PLAN), interruptible():
             if not (plan.folder / RESULT).is_file():
                 _finish(plan, progress, ray)
             return Fitted(plan.folder, json.loads((plan.folder / RESULT).read_text("utf-8")))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Stopped. Go on: effnet fit --resume {shlex.quote(str(folder))}") from None
+        raise KeyboardInterrupt(f"Stopped. Go on: effnet fit --resume {shlex.quote(str(plan.folder))}") from None
 
 
 def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[FitCandidate]]:

@@ -76,8 +76,10 @@ def _write(
     out: Path, paths: Iterator[str], model: str, answer: AnswerOptions, output: OutputOptions, options: LoadOptions
 ) -> int:
     """Write the answers into a folder, here or on a cluster."""
+    from effnet.cluster import check_cluster
     from effnet.predicting.parts import open_request, write_answers
 
+    check_cluster(output.ray)
     started = time.perf_counter()
     with console.Display(f"opening {model}") as progress:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec as make_spec
+from effnet.cluster import check_cluster
 from effnet.errors import ArgumentError, TrainingError
 from effnet.files import new_run
 from effnet.machine import check_device
@@ -55,6 +56,7 @@ def search(
         KeyboardInterrupt: Ctrl-C or SIGTERM; finished trainings are kept.
     """
     _check_workers(options, work)
+    check_cluster(work.ray)
     data, original = Path(data), make_spec(baseline)
     with new_run(out, RUNS, f"{data.resolve().stem}-{original.name}", TRIALS) as folder:
         plan = _make_plan(folder, data, original, options, progress)
@@ -73,6 +75,7 @@ def resume(
     start = time.monotonic()
     plan = SearchPlan.read(Path(folder), None if data is None else Path(data))
     check_device(plan.options.device, DEVICES)
+    check_cluster(work.ray)
     return _continue(plan, work, start, progress)
 
 
