@@ -69,6 +69,12 @@ def test_the_verdict_has_the_interval(subject: Subject, fitted: Subject, tmp_pat
     assert "chosen on these images" in on_val
 
 
+@pytest.mark.parametrize("split", ["all", "train"])
+def test_labels_that_a_model_knows_by_heart_are_not_suspected(subject: Subject, tmp_path: Path, split: str) -> None:
+    assert subject.suspects is None
+    assert "labels" not in written(dataclasses.replace(subject, split=split), tmp_path).ids
+
+
 def test_names_are_text(fitted: Subject, tmp_path: Path) -> None:
     found = written(fitted, tmp_path)
     assert found.tags.count("script") == 2  # the numbers of the slider, and the script

@@ -192,10 +192,9 @@ def _nearest(subject: Subject, pixels: NDArray[np.uint8], pictures: Pictures) ->
 def list_suspects(subject: Subject, pictures: Pictures) -> dict[str, Any]:
     """Images whose label may be wrong, the least probable labels first."""
     found = subject.suspects
-    if found is None:
-        if subject.split in ("train", "all"):  # a model knows by heart what it was trained on
-            return {}
-        found = suspect_labels(subject.data, subject.logits, subject.temperature)
+    if found is None:  # a model knows by heart what it was trained on
+        by_heart = subject.split in ("train", "all")
+        found = [] if by_heart else suspect_labels(subject.data, subject.logits, subject.temperature)
     rows = []
     for path, given, likely, own in itertools.islice(found, SUSPECTS):
         names = {"path": clean(path), "given": clean(given), "likely": clean(likely), "own": percent(own, 2)}
