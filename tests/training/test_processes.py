@@ -24,8 +24,9 @@ from torch.testing import assert_close
 
 from effnet.arch.segments import Keep
 from effnet.errors import ArgumentError, ProcessLostError, TrainingError
-from effnet.training.processes import together
+from effnet.training.processes import make_fabric, together
 from effnet.training.run_folder import LAST, RunPlan
+from effnet.training.settings import Settings
 from effnet.training.train import describe_share, resume, share_again, train
 
 WORLD, IMAGES = 4, 42  # to train with
@@ -192,6 +193,16 @@ def test_torchrun_ends_a_process_that_works_alone() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_processes_that_torchrun_starts_again_do_not_wait_for_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one store for all attempts; where each has its own, a process is lost or not as in the first."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(ProcessLostError, match=r"torchrun starts again .* by hand, with --resume"):
+        make_fabric(Settings())
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert make_fabric(Settings()).world_size == 1
 
 
 def _two() -> Any:

@@ -29,6 +29,8 @@ from effnet.errors import ProcessLostError
 from effnet.training.run_folder import LAST
 from effnet.training.settings import Settings
 
+SHARED_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # "True": torchrun keeps one store of addresses for all its attempts
+
 
 class _TerminatedError(RuntimeError):
     """torchrun ends this process."""
@@ -39,6 +41,9 @@ def make_fabric(settings: Settings) -> Fabric:
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
     world, local = world or 1, local or world or 1
     machine.check_device(settings.device)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) and os.environ.get(SHARED_STORE) == "True":
+        why = "processes that torchrun starts again may find the addresses of those before and wait for ever"
+        raise ProcessLostError(f"{why}: give the command again by hand, with --resume, or see docs/scale.md")
     kind, _, index = settings.device.partition(":")
     several = DDPStrategy(
         process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
