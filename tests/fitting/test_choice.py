@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -161,21 +162,26 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("one_thread")
-def test_a_cluster_trains_to_the_same_bits_also_when_a_machine_dies(
+def test_a_cluster_comes_to_the_same_choice_to_the_bit_also_when_a_machine_dies(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choice, "LEAST_VAL", 5)
+    monkeypatch.setattr(choice, "LEAST_STEPS", 1)
+    monkeypatch.setattr(choice, "_affordable_steps", lambda *_: 2)
     data, progress = split_data(read_data(shapes)), Recorder()
     found = []
     with Machines() as machines, machines.second_dies("_train_there"):
         for folder, address in ((tmp_path / "there", machines.address), (tmp_path / "here", None)):
             folder.mkdir()
-            plan, record = FitPlan(folder, shapes, FitOptions(macs="100M")), ScoreRecord(folder / CHOICE)
+            plan = FitPlan(folder, shapes, FitOptions(macs="100M"))
             with monkeypatch.context() as patch:
                 if address:
                     patch.setattr(choice, "_train_one", lambda *_: pytest.fail("trained here"))
-                rights, order = choice._train(plan, data, entrants(3), record, 2, progress, address)
-            found.append((order, {name: right.tolist() for name, right in rights.items()}))
+                chosen = choose(plan, data, entrants(3), progress, address)
+            values = json.loads((folder / CHOICE).read_text())
+            found.append((dataclasses.replace(chosen, seconds=0.0), values | {"seconds": 0.0}))
     assert progress.has("its worker or machine died")
+    assert sum(name.startswith("short ") for name in found[0][1]["right"]) == 5
     assert found[0] == found[1]
     assert not list(Path(tempfile.gettempdir()).glob(f"effnet-fit-*-{os.getpid()}"))
 

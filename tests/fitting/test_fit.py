@@ -155,7 +155,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> None:
     monkeypatch.setattr(verdict, "measure", measured)
 
 
-def quick(folder: Path, shapes: Path, **options: Any) -> Fitted:
+def quick(folder: Path, shapes: Path | str, **options: Any) -> Fitted:
     return effnet.fit(shapes, out=folder, **{**BUDGET, "minutes": 0.05, **options})
 
 
@@ -168,6 +168,21 @@ def test_what_breaks_a_limit_goes_back_one_network(
     assert found.result["chosen"] != "lite0-32"
     assert "lite0-32 was trained and broke latency" in found.result["reason"]
     assert (tmp_path / "run" / "training-2" / "metrics.json").is_file()
+
+
+def test_shards_behind_a_url_are_fitted_to_the_end(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured in a process of its own, which has nothing to do with the data."""
+    slow(monkeypatch, 0.001)
+    pack(read_data(shapes), tmp_path / "shards", 30_000)
+    with serve(tmp_path) as (address, _):
+        found = quick(tmp_path / "run", f"{address}/shards")
+    assert found.kept
+    assert found.metrics["n"] == len(read_data(tmp_path / "run" / "data.csv").subset("test"))
+    page = found.report.read_text()
+    assert f"effnet fit {address}/shards" in page
+    assert page.count("data:image/") > 3
 
 
 def test_a_budget_that_is_not_kept_says_so(

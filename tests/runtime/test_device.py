@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pretend
 import pytest
 import torch
 from ran import Run
-from tiny import tiny_spec
+from tiny import CLASSES, draw_images, tiny_spec
 
 import effnet
 from effnet.errors import ArgumentError
@@ -52,14 +53,47 @@ said["program"] = [str(next(program.parameters()).device), float(np.abs(
 """
 
 
+COMMANDS = """
+import contextlib, io, json, os, re, signal, threading, time, urllib.request
+from pathlib import Path
+import pretend, torch
+from effnet.cli import main
+pretend.register()
+torch.set_num_threads(1)
+words, said = WORDS, {}
+
+def run(name):
+    pretend.waits.clear()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        threading.Thread(target=ask, args=[err], daemon=True).start() if name == "serve" else None
+        try:
+            main([*words[name], "--device", "pretend", "--precision", "fp32", "--threads", "1", "--batch", "4"])
+        except SystemExit as left:
+            said[name] = left.code, out.getvalue(), err.getvalue(), dict(pretend.waits)
+
+def ask(err):
+    try:
+        while not (found := re.findall(r"Serving at (\\S+);", err.getvalue())):
+            time.sleep(0.01)
+        with urllib.request.urlopen(f"{found[0]}/predict", Path(words["photo"][0]).read_bytes()) as reply:
+            said["reply"] = json.loads(reply.read())
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+for name in ("predict", "val", "explain", "serve"):
+    run(name)
+Path(FOLDER, "answered.json").write_text(json.dumps(said))
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device")
     torch.manual_seed(0)
-    network = effnet.create(tiny_spec()).train()
+    network = effnet.create(effnet.spec(tiny_spec(), num_classes=len(CLASSES))).train()
     for _ in range(3):  # statistics that are not those of a fresh network
         network(torch.randn(4, 3, 32, 32))
-    save(network.eval(), folder / "bundle")
+    save(network.eval(), folder / "bundle", classes=CLASSES)
     return folder
 
 
@@ -98,17 +132,50 @@ def test_a_network_on_it_is_saved_and_exported_for_the_cpu(folder: Path, said: d
     assert all((here[name] == again[name]).all() for name in here)
 
 
-def test_a_command_says_the_same(
-    folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = "predict", photos, "--model", folder / "bundle", "--json", "--engine", "torch", "--precision", "fp32"
-    done, waits = pretend.run(tmp_path / "log.json", *words, "--device", "pretend")
+@pytest.fixture(scope="module")
+def commands(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What the commands are given, without where they compute."""
+    data, model = draw_images(tmp_path_factory.mktemp("data"), 4), str(folder / "bundle")
+    photo = str(data / "disc" / "000.png")
+    return {
+        "predict": ["predict", str(data), "--model", model, "--json"],
+        "val": ["val", model, str(data), "--split", "all", "--json", "--report", str(folder / "report.html")],
+        "explain": ["explain", photo, "--model", model, "--json", "--topk", "2"],
+        "serve": ["serve", model, "--port", "0", "--grace", "1ms"],
+        "photo": [photo],
+    }
+
+
+@pytest.fixture(scope="module")
+def answered(folder: Path, commands: dict[str, list[str]]) -> dict[str, Any]:
+    """What they say on the pretend device, all in one fresh process."""
+    program = COMMANDS.replace("WORDS", repr(commands)).replace("FOLDER", repr(str(folder)))
+    done, found = pretend.run(folder / "answered.json", code=program)
     assert done.returncode == 0, done.stderr
-    here = Run(capsys, *words)
-    assert done.stdout == here.out
-    assert "torch, pretend, fp32" in done.stderr
-    assert "torch, fp32" in here.err
-    assert waits
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", ["predict", "val", "explain"])
+def test_a_command_says_the_same(
+    name: str, commands: dict[str, list[str]], answered: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Run(capsys, *commands[name], "--engine", "torch", "--precision", "fp32", "--threads", "1", "--batch", "4")
+    code, out, err, waits = answered[name]
+    assert (code, here.code) == (0, 0), here.err
+    assert out == here.out
+    assert name == "val" or "torch, pretend, fp32" in err  # which does not say what computed
+    assert [wait for wait in waits if wait.startswith("download")]  # it was computed there
+
+
+def test_a_server_answers_the_same(
+    commands: dict[str, list[str]], answered: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err, waits = answered["serve"]
+    assert code == 0
+    assert "bundle: torch, pretend, fp32" in err
+    assert [wait for wait in waits if wait.startswith("download")]
+    here = Run(capsys, "predict", *commands["photo"], *commands["predict"][2:], "--engine", "torch", "--threads", "1")
+    assert answered["reply"]["predictions"] == json.loads(here.out)["predictions"]
 
 
 def test_a_gpu_is_for_torch_and_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
