@@ -37,7 +37,7 @@ COLUMNS = ("path", "label", "split", "group")
 SIZE = "bytes"  # a column of a run's split.csv
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """An image and its class."""
 
@@ -179,6 +179,7 @@ def read_manifest(path: str | Path, root: Path | None = None, content: bytes | N
         if name in samples:
             raise DataError(f"{path}, line {line}: {name} is listed twice")
         samples[name] = label, SPLIT_WORDS.get(own.lower(), ""), group
+    del rows, row  # which take more memory than what is kept of them
     if len({bool(split) for _, split, _ in samples.values()}) > 1:
         raise DataError(f"{path} has lines with and without a split; give all of them one, or none")
     return _dataset(root, [(name, *values) for name, values in samples.items()], str(path))

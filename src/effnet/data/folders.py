@@ -82,9 +82,13 @@ def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     """
     found = Listing()
     _list_folder(root, "", (), found)
-    rows, classes = _arrange(root, [path.split("/") for path in found.images])
-    known = {row[0] for row in rows}
-    loose = [(path, "not in a class folder") for path in found.images if path not in known]
+    examples: dict[str, str] = {}  # an image of each folder, which decides for all that are right in it
+    for path in found.images:
+        examples.setdefault(_folder(path), path)
+    arranged, classes = _arrange(root, [path.split("/") for path in examples.values()])
+    known = {_folder(path): (label, split, group) for path, label, split, group in arranged}
+    rows = [(path, *known[_folder(path)]) for path in found.images if _folder(path) in known]
+    loose = [(path, "not in a class folder") for path in found.images if _folder(path) not in known]
     depth = min((path.count("/") for path in classes), default=-1)  # a README above the class folders is expected
     others = [(path, why) for path, why in found.passed_over if path.count("/") > depth or not why.startswith(OTHER)]
     passed_over = [*others, *loose, *_empty_folders(classes, found)]
@@ -97,6 +101,10 @@ def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
             f"{root} holds no image in a class folder; the names of images end in {', '.join(SUFFIXES)}{why}"
         )
     return rows, passed_over
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def list_names(names: Iterable[str]) -> str:
