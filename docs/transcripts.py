@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,8 +36,7 @@ def _transcript(block: str, folder: str) -> str:
     shown = []
     for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
         done = subprocess.run(
-            command,
-            shell=True,
+            shlex.split(command),
             cwd=folder,
             env={**os.environ, "PATH": path},
             text=True,

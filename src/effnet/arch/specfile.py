@@ -15,6 +15,7 @@ Reading back what was written gives the same network, to the last digit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from typing import Any
 from effnet.arch.spec import NetworkSpec, StageSpec
 from effnet.errors import ArgumentError
 from effnet.fields import read_fields
+from effnet.version import newer_format
 
 SUFFIXES = (".yaml", ".yml")
 SHORT = {"repeats": "layers", "kernel": "kernel_size", "expansion": "expand_ratio", "se": "squeeze_ratio"}
 WIDE = 120  # columns
-MARK = "# An effnet network, format 1: effnet info FILE shows it, effnet scale --phi 1 --from FILE scales it.\n"
+FORMAT = 1
+MARK = f"# An effnet network, format {FORMAT}: effnet info FILE shows it, effnet scale --phi 1 --from FILE scales it.\n"
+NUMBER = re.compile(r"# An effnet network, format (\d+)")
 
 
 def spec_text(spec: NetworkSpec) -> str:
@@ -42,9 +46,12 @@ def read_spec(path: str | Path) -> NetworkSpec:
     """The network in a file.
 
     Raises:
-        ArgumentError: the file does not exist, is not YAML or does not describe a network: line and reason.
+        ArgumentError: the file does not exist, is not YAML, does not describe a network (line and reason), or has a
+            format that only a newer effnet reads.
     """
     values, place = read_mapping(path), list[Any]()
+    if (found := NUMBER.match(Path(path).read_text(encoding="utf-8"))) and int(found[1]) > FORMAT:
+        raise ArgumentError("file", str(path), newer_format(None, int(found[1]), FORMAT))
     try:
         return _network(values, place)
     except ArgumentError as error:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from effnet.errors import DataError, EffnetError, ImageError, optional_import
+from effnet.version import newer_format
 
 SHARDS, MANIFEST, FORMAT = "shards.json", "manifest.csv", 1
 UNFINISHED = "unfinished.json"  # is there while a pack is under way: how it goes on
@@ -224,8 +225,8 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     try:
         described: dict[str, Any] = json.loads(_read(str(path)))
-        if described["format"] != FORMAT:
-            raise DataError(f"{path} is of format {described['format']}; this version of effnet reads {FORMAT}")
+        if described["format"] > FORMAT:
+            raise DataError(f"{path} {newer_format(described['effnet'], described['format'], FORMAT)}")
         kinds = {"name": str, "bytes": int, "index_crc32": int}
         described["shards"] = [{key: kind(row[key]) for key, kind in kinds.items()} for row in described["shards"]]
     except OSError as error:

@@ -31,7 +31,7 @@ from effnet.fields import check_fields, non_negative_int, one_of, positive_float
 from effnet.files import write_text
 from effnet.runtime.options import AnyEngine, EngineName, EnginePrecision
 from effnet.scaling.budget import PARSERS, UNITS, Budget
-from effnet.version import __version__
+from effnet.version import __version__, is_newer, newer_file
 
 PLAN, DATA, FINDINGS, CANDIDATES, CHOICE = "plan.yaml", "data.csv", "findings.json", "candidates.json", "choice.json"
 MODEL, RESULT, REPORT = "model", "fit.json", "report.html"
@@ -177,6 +177,8 @@ class FitPlan:
         if not (folder / PLAN).is_file():
             raise ArgumentError("resume", str(folder), f"is not the folder of a fit: it has no {PLAN}.")
         values = dict(read_mapping(folder / PLAN))
+        if is_newer(version := values.get("effnet")):
+            raise ArgumentError("resume", str(folder), newer_file(version, "only that one goes on with it"))
         try:
             return cls(folder, Path(values["data"]), read_fields(FitOptions, values["options"]))
         except (KeyError, TypeError) as error:

@@ -23,7 +23,7 @@ from effnet.errors import ArgumentError, ArtifactError
 from effnet.fields import check_fields, one_of, positive_int, read_fields, set_field
 from effnet.files import MARK
 from effnet.runtime.options import EngineName, EnginePrecision
-from effnet.version import __version__
+from effnet.version import __version__, is_newer, newer_file, newer_format
 from effnet.weights.bundle import Bundle, BundleConfig, entries_of, parse_config
 
 Format = Literal["openvino", "onnx", "torch"]
@@ -137,18 +137,20 @@ def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:
     if not text:
         reason = "it does not say how images are prepared and what its classes are"
         raise ArtifactError(f"{path} was not exported by effnet, or was cut short: {reason}. Use: effnet export MODEL")
+    version: object = None
     try:
         values = json.loads(text)
-        written = values["format"]
-        if written == FORMAT:
-            rest = {name: value for name, value in values.items() if name not in ("format", "form", MARK)}
-            how = dict(values["form"])
-            if "int8" in how:
-                how["int8"] = read_fields(Int8, how["int8"])
-            return parse_config(rest), read_fields(Form, how)
+        written, version = values.pop("format"), values.pop(MARK)
+        if written > FORMAT:
+            raise ArtifactError(f"{path} {newer_format(version, written, FORMAT)}")
+        how = dict(values.pop("form"))
+        if "int8" in how:
+            how["int8"] = read_fields(Int8, how["int8"])
+        return parse_config(values), read_fields(Form, how)
     except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if is_newer(version):
+            raise ArtifactError(f"{path} {newer_file(version, error)}") from error
         raise ArtifactError(f"{path} was changed: {error}") from error
-    raise ArtifactError(f"{path} has format {written}; this effnet reads {FORMAT}: upgrade")
 
 
 def _read_openvino(file: Path) -> str:

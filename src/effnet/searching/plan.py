@@ -51,7 +51,7 @@ from effnet.scaling.compound import Rule, read_rule
 from effnet.searching.candidates import PRODUCT, Candidate, grid
 from effnet.searching.halving import Rung, make_rungs
 from effnet.training.recipe import Recipe
-from effnet.version import __version__
+from effnet.version import __version__, is_newer, newer_file
 
 ARGS, SPLIT, BASELINE, CANDIDATES, TRIALS = "args.yaml", "split.csv", "baseline.yaml", "candidates.csv", "trials.csv"
 CACHE = "pixels"
@@ -222,8 +222,11 @@ class SearchPlan:
         """
         if not (folder / ARGS).is_file() or "candidates" not in (values := dict(read_mapping(folder / ARGS))):
             raise ArgumentError("resume", str(folder), "is not the folder of a search.")
+        if is_newer(version := values.get("effnet")):
+            raise ArgumentError("resume", str(folder), newer_file(version, "only that one goes on with it"))
         if "sha256" not in values:
-            raise ArgumentError("resume", str(folder), "was begun by an older version of effnet: go on with that one.")
+            why = "was begun by an older effnet and cannot be resumed; begin it anew: effnet search DATA"
+            raise ArgumentError("resume", str(folder), f"{why}.")
         if values["sha256"] != _digest(values):
             raise ArgumentError(
                 "resume", str(folder), f"has an {ARGS} that was edited since the search began: undo that."

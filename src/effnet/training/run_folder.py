@@ -4,8 +4,8 @@ args.yaml              the plan: settings, recipe, network, how steps are comput
 split.csv              which image is in which split
 results.csv, .png      a row for each epoch
 best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
-last.ckpt              a line with the sha256 of what follows, then what torch.save writes; so a file that was cut short
-                       or changed is recognised, and previous.ckpt, the one before it, is taken
+last.ckpt              a line with the format and the sha256 of what follows, then what torch.save writes; so a file
+                       that was cut short or changed is recognised, and previous.ckpt, the one before it, is taken
 confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, cams.jpg, metrics.json, report.html
                        after the last epoch; best/ then has a model card, README.md
 """
@@ -18,6 +18,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -58,13 +59,14 @@ from effnet.progress import Progress
 from effnet.training.execution import Execution, guess_step_seconds
 from effnet.training.recipe import Recipe
 from effnet.training.settings import Settings
-from effnet.version import __version__
+from effnet.version import __version__, is_newer, newer_file, newer_format
 
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
 REPORT = "report.html"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RUNS = Path("runs") / "train"
-MARK = b"effnet checkpoint 4 "
+FORMAT = 4  # of last.ckpt and args.yaml; raised whenever a run of an older effnet would not go on as it began
+HEAD = re.compile(rb"effnet checkpoint (\d+) ([0-9a-f]{64})\n")
 FREE = ("data", "settings.workers", "settings.save_seconds", "execution.workers")  # may change: the bits stay
 
 
@@ -108,7 +110,7 @@ class RunPlan:
         Raises:
             TrainingError: there is no run in that folder, or another version wrote it.
         """
-        path = Path(folder) / ARGS
+        path, began = Path(folder) / ARGS, dict[str, str]()
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             began = values.pop("versions")
@@ -118,6 +120,9 @@ class RunPlan:
         except FileNotFoundError as error:
             raise TrainingError(f"{folder} is not a run: it has no {ARGS}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            _check_format(Path(folder))
+            if is_newer(began.get("effnet")):
+                raise TrainingError(f"{path} {newer_file(began['effnet'], error)}") from error
             raise TrainingError(f"{path} is not what this version of effnet train writes: {error}") from error
 
 
@@ -297,7 +302,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     last, temporary = folder / LAST, folder / f".{LAST}.part"
     try:
         with temporary.open("wb") as file:
-            file.write(MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n")
+            file.write(f"effnet checkpoint {FORMAT} {hashlib.sha256(payload).hexdigest()}\n".encode())
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -314,8 +319,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
     """The newest whole state in a run's folder, and why it is not the last one, if so.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: there is none, or another effnet wrote it.
     """
+    _check_format(folder)
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         try:
@@ -331,10 +337,27 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
 
 def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        head, payload = file.readline(len(MARK) + 65), file.read()
-    if not head.startswith(MARK):
-        raise ValueError("it does not begin as a checkpoint of this version does")
-    if hashlib.sha256(payload).hexdigest().encode() != head[len(MARK) :].strip():
+        head, payload = HEAD.fullmatch(file.readline(100)), file.read()
+    if head is None:
+        raise ValueError("it does not begin as a checkpoint does")
+    if hashlib.sha256(payload).hexdigest().encode() != head[2]:
         raise ValueError("it was cut short or changed")
     state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return state
+
+
+def _check_format(folder: Path) -> None:
+    """Raise TrainingError where the checkpoint of a run has another format than this effnet writes."""
+    for path in (folder / LAST, folder / PREVIOUS):
+        with suppress(OSError), path.open("rb") as file:
+            head = HEAD.fullmatch(file.readline(100))
+            if head is None:
+                continue
+            if (found := int(head[1])) > FORMAT:
+                raise TrainingError(f"{path} {newer_format(None, found, FORMAT)}")
+            if found < FORMAT:
+                why = (
+                    f"is a run of an older effnet (format {found}, not {FORMAT}), which cannot be resumed or used again"
+                )
+                raise TrainingError(f"{folder} {why}; its model can: effnet train DATA --model {folder / BEST}")
+            return

@@ -30,7 +30,7 @@ from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError, UnknownNameError
 from effnet.fields import read_fields
 from effnet.files import MARK, read_bytes, write_folder
-from effnet.version import __version__
+from effnet.version import __version__, is_newer, newer_file, newer_format
 from effnet.weights.layouts import COUNTER, NATIVE
 from effnet.weights.sureness import Familiarity, LabelSets
 
@@ -197,11 +197,15 @@ def read_config(folder: str | Path) -> BundleConfig:
         raise BundleError(f"{folder} is not a bundle: it has no {CONFIG}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{path} is damaged or not effnet's ({type(error).__name__}: {error})") from error
+    if isinstance(written, int) and written > FORMAT:
+        raise BundleError(f"{folder} {newer_format(version, written, FORMAT)}")
     if written != FORMAT:
-        raise BundleError(f"{folder} has format {written} of effnet {version}; this effnet reads {FORMAT}: upgrade it")
+        raise BundleError(f"{path} is damaged or not effnet's (format {written!r})")
     try:
         config = parse_config(values)
     except (ArgumentError, TypeError, ValueError) as error:
+        if digest == expected and is_newer(version):
+            raise BundleError(f"{folder} {newer_file(version, error)}") from error
         raise BundleError(f"{path} was changed: {error}") from error
     if digest != expected:
         raise BundleError(f"{path} was changed since it was written; effnet.save writes a bundle with other values")

