@@ -2,22 +2,25 @@
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures, tables, file tree and transcripts of README.md and docs/
+# make oldest   tests with the oldest versions of everything that pyproject.toml allows (another 7 GB)
 # make drills   short attacks on all of it: kills, bad input, load, full disks (about two minutes; docs/reliability.md)
 # make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
 #
 # Every target does nothing where nothing changed, and goes on where it was interrupted.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
-PIP = -m pip install --disable-pip-version-check -c constraints.txt
+# In CI what goes well is told in few lines.
+QUIET = $(if $(CI),-q)
+PIP = -m pip install --disable-pip-version-check -c constraints.txt $(QUIET)
 SETUP = pyproject.toml constraints.txt
 # Installing compiles native/; this is for changes after it. EFFNET_BUILD: see CONTRIBUTING.md.
 KERNELS = src/effnet/_kernels.$(if $(filter Darwin,$(shell uname)),dylib,so)
 # One thread a test process: two processes with two threads each would fight over two cores.
-TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
+TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto $(QUIET)
 
-.PHONY: help demo install test check docs drills bench clean
+.PHONY: help demo install test check docs oldest drills bench clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 demo: .venv/.plain $(KERNELS)
 	@[ -f $(KERNELS) ] || { echo "effnet has no engine of its own here, so torch will answer."; $(MAKE) --no-print-directory .venv/.demo; }
@@ -43,7 +46,7 @@ check: install .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 	.venv/bin/python -m pytest -q tests/test_imports.py
 	.venv/bin/python tests/support/sanitized.py
 	.venv-plain/bin/python tests/support/plain_install.py
-	.venv-plain/bin/effnet info b0
+	.venv-plain/bin/effnet info b0 >/dev/null
 	.venv/bin/effnet export lite0 --format openvino --out .venv-openvino/lite0
 	.venv-openvino/bin/python tests/support/engine_install.py .venv-openvino/lite0
 	.venv/bin/effnet export lite0 --format onnx --out .venv-onnx/lite0.onnx
@@ -52,6 +55,9 @@ check: install .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 docs: install
 	.venv/bin/python docs/draw.py
 	.venv/bin/python docs/transcripts.py
+
+oldest: .venv-oldest/.made
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q $(OLDEST)
 
 drills: install
 	@for drill in $(filter-out drills/verdict.py,$(wildcard drills/*.py)); do .venv/bin/python $$drill --short || exit 1; done
@@ -67,7 +73,7 @@ bench: install
 	.venv/bin/python benchmarks/precision.py
 
 clean:
-	rm -rf .venv .venv-plain .venv-openvino .venv-onnx build $(KERNELS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-plain .venv-openvino .venv-onnx .venv-oldest build $(KERNELS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 	@.venv/bin/python native/build.py --if-possible
@@ -80,6 +86,12 @@ $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 	@echo "Making $(@D) with $(PYTHON)"
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(if $(findstring -,$(@D)),$(@D)/bin/python $(PIP) -q -e '.$(patsubst .venv-%,[%],$(filter-out .venv-plain,$(@D)))')
+	@touch $@
+
+# Not with constraints.txt, which has the newest pair of torch and torchvision.
+.venv-oldest/.made: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[all]' hypothesis pytest pytest-timeout pytest-xdist
 	@touch $@
 
 # Only the kernels of this processor are compiled before the first answer; the others follow in .demo.

@@ -207,7 +207,7 @@ def read_config(folder: str | Path) -> BundleConfig:
         if digest == expected and is_newer(version):
             raise BundleError(f"{folder} {newer_file(version, error)}") from error
         raise BundleError(f"{path} was changed: {error}") from error
-    if digest != expected:
+    if digest not in (None, expected):  # None: of the first day of format 1
         raise BundleError(f"{path} was changed since it was written; effnet.save writes a bundle with other values")
     if config.familiarity is not None and TENSORS in config.files:
         tensors = base64.b64encode(_read_checked(path.with_name(TENSORS), config.files[TENSORS])).decode()

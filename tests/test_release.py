@@ -1,0 +1,34 @@
+"""What a release promises of itself: which versions it was tried with, and that it says what is new."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import effnet
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_oldest_versions_are_those_that_pyproject_allows() -> None:
+    extras = PROJECT["optional-dependencies"]
+    named = [text for extra in extras if extra != "dev" for text in extras[extra]] + PROJECT["dependencies"]
+    lowest = {
+        requirement.name: Version(bound.version)
+        for requirement in map(Requirement, named)
+        for bound in requirement.specifier
+        if bound.operator in (">=", "==")
+    }
+    text = (ROOT / "constraints-oldest.txt").read_text()
+    assert {name: Version(version) for name, version in re.findall(r"^([\w-]+)==(.+)$", text, re.MULTILINE)} == lowest
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert re.search(
+        rf"^## \[(Unreleased|{re.escape(effnet.__version__)})\]", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
