@@ -73,7 +73,9 @@ def _read_batches(_: type, tokens: Sequence[Token]) -> tuple[int, ...]:
 class BenchPlan:
     """What is measured."""
 
-    batches: Annotated[tuple[int, ...], Parameter(name="--batch", converter=_read_batches, n_tokens=1)] = ()
+    batches: Annotated[
+        tuple[int, ...], Parameter(name="--batch", converter=_read_batches, n_tokens=1, negative=())
+    ] = ()
     """Images that go through together, separated by commas. Default: 1,32, or the next multiples below them for an
     artifact that was exported for several."""
     threads: int | None = None
