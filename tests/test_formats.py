@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ran import Run
-from tiny import draw_images, tiny_spec
+from tiny import tiny_spec
 
 import effnet
 from effnet.data.dataset import read_data
@@ -24,6 +24,7 @@ from effnet.errors import ArgumentError, ArtifactError, BundleError, DataError, 
 from effnet.fitting.settings import FitPlan
 from effnet.searching.plan import SearchPlan
 from effnet.training.run_folder import RunPlan, load_checkpoint
+from effnet.training.train import sort_settings
 from effnet.weights.bundle import open_bundle
 
 FORMATS = Path(__file__).with_name("formats")
@@ -72,13 +73,23 @@ def test_an_older_run_is_refused_and_its_model_opens(
 ) -> None:
     folder = unpack(file, tmp_path)
     check_answer(folder / "best", folder / "answer.json")
-    for option in ("--resume", "--like"):
-        words = ["train", draw_images(tmp_path / "data", 2)] if option == "--like" else ["train"]
-        refused = Run(capsys, *words, option, folder, *(() if option == "--resume" else ("--out", tmp_path / "new")))
+    for broken, advice in ((False, f"--like {folder}"), (True, f"--model {folder / 'best'}")):
+        if broken:
+            plan = folder / "args.yaml"
+            plan.write_text(plan.read_text().replace("settings:\n", "settings:\n  colour: 1\n", 1))
+        refused = Run(capsys, "train", "--resume", folder)
         assert refused.code == 2
         assert refused.err.count("\n") == 1
-        assert f"effnet train DATA --model {folder / 'best'}" in refused.err
         assert "older effnet" in refused.err
+        assert f"effnet train DATA {advice}" in refused.err
+
+
+@pytest.mark.parametrize("file", OLDER_RUNS, ids=lambda file: file.stem)
+def test_an_older_run_can_be_begun_anew(file: Path, tmp_path: Path) -> None:
+    folder = unpack(file, tmp_path)
+    plan, _ = RunPlan.read(folder)
+    settings, recipe = sort_settings(None, {}, plan)
+    assert (settings.resolution, recipe.epochs, recipe.name) == (32, 2, plan.recipe.name)
 
 
 def test_the_current_run_can_be_read(tmp_path: Path) -> None:

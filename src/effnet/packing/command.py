@@ -8,7 +8,7 @@ from pathlib import Path
 from effnet import console
 from effnet.console import FINDING, OK, Amount
 from effnet.data.dataset import read_data
-from effnet.fields import parse_bytes
+from effnet.fields import parse_bytes, write_count
 from effnet.packing.pack import pack as write
 
 
@@ -28,7 +28,8 @@ def pack(data: Path, out: Path, *, shard_size: Amount = "1GB") -> int:
         packed = write(read_data(data), out, limit, progress=progress)
     kept = f", {packed.kept} of them were there already" if packed.kept else ""
     size = console.size(packed.bytes)
-    console.remark(f"{out}: {packed.images:,} images in {packed.shards:,} shards{kept}, {size}")
+    held = f"{write_count(packed.images, 'image')} in {write_count(packed.shards, 'shard')}"
+    console.remark(f"{out}: {held}{kept}, {size}")
     for path in packed.missing:
         console.remark(f"left out: {path} does not exist")
     console.remark(f"Next: effnet train {shlex.quote(str(out))}")

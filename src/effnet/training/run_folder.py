@@ -120,7 +120,7 @@ class RunPlan:
         except FileNotFoundError as error:
             raise TrainingError(f"{folder} is not a run: it has no {ARGS}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-            _check_format(Path(folder))
+            _check_format(Path(folder), f"to train its model further: effnet train DATA --model {Path(folder) / BEST}")
             if is_newer(began.get("effnet")):
                 raise TrainingError(f"{path} {newer_file(began['effnet'], error)}") from error
             raise TrainingError(f"{path} is not what this version of effnet train writes: {error}") from error
@@ -321,7 +321,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
     Raises:
         TrainingError: there is none, or another effnet wrote it.
     """
-    _check_format(folder)
+    _check_format(folder, f"to begin it anew: effnet train DATA --like {folder}")
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         try:
@@ -346,18 +346,15 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _check_format(folder: Path) -> None:
-    """Raise TrainingError where the checkpoint of a run has another format than this effnet writes."""
+def _check_format(folder: Path, advice: str) -> None:
+    """Raise TrainingError where the checkpoint of a run has another format; `advice` is about an older one."""
     for path in (folder / LAST, folder / PREVIOUS):
         with suppress(OSError), path.open("rb") as file:
-            head = HEAD.fullmatch(file.readline(100))
-            if head is None:
+            if (head := HEAD.fullmatch(file.readline(100))) is None:
                 continue
             if (found := int(head[1])) > FORMAT:
                 raise TrainingError(f"{path} {newer_format(None, found, FORMAT)}")
             if found < FORMAT:
-                why = (
-                    f"is a run of an older effnet (format {found}, not {FORMAT}), which cannot be resumed or used again"
-                )
-                raise TrainingError(f"{folder} {why}; its model can: effnet train DATA --model {folder / BEST}")
+                why = f"was begun by an older effnet (format {found}, not {FORMAT}) and cannot go on"
+                raise TrainingError(f"{folder} {why}; {advice}")
             return
