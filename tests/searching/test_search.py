@@ -143,7 +143,7 @@ def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_p
     shutil.copytree(finished.plan.folder, edited)
     args = (edited / "args.yaml").read_text()
     (edited / "args.yaml").write_text(re.sub("(?m)^sha256.*\n", "", args))
-    with pytest.raises(ArgumentError, match="older version"):
+    with pytest.raises(ArgumentError, match="older effnet"):
         resume(edited)
     for old, new, refused in (("epochs: 0.5", "epochs: 5.0", True), (f"data: {shapes}", "data: /gone", False)):
         (edited / "args.yaml").write_text(args.replace(old, new))
