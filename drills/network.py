@@ -18,6 +18,8 @@ import socket
 import struct
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +51,7 @@ COMMANDS = (
     "serve lite0 --port PORT",
     "train DATA --model small.yaml --epochs 1 --resolution 32 --out run --workers 1",
     "val run/best DATA",
-    "convert run/best --to timm --out small.safetensors",
+    "convert run/best --to timm --out small-timm",
     "export run/best --format openvino --out small-openvino",
     "export run/best --format onnx --out small.onnx",
     "export run/best --format torch --out small.pt2",
@@ -61,6 +63,7 @@ COMMANDS = (
     "bench run/best --keep",
     "search DATA --from small.yaml --step 0.1 --rungs 1 --seeds 1 --finalists 1 --epochs 1 --trials 2 --out found",
     "fit DATA --macs 20M --minutes 0.5 --out fitted",
+    "export run/best DATA --precision int8 --max-drop 100 --out small-int8",
 )
 NEEDED = {  # what a command reads of an earlier one
     "run": 8,
@@ -138,8 +141,16 @@ def ask_server(port: int, process: subprocess.Popen[str]) -> str:
         if f":{port}" in line:
             break
     request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", (PHOTOS / "coffee.png").read_bytes())
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=SECONDS) as answer:
-        lines.append(answer.read().decode())
+    opener, end = urllib.request.build_opener(urllib.request.ProxyHandler({})), time.monotonic() + SECONDS
+    while True:
+        try:
+            with opener.open(request, timeout=SECONDS) as answer:
+                lines.append(answer.read().decode())
+            break
+        except urllib.error.HTTPError as error:  # it is opening its model
+            if error.code != 503 or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     return "".join(lines)
 

@@ -67,6 +67,7 @@ class Cluster:
         self._started, self._running = not ray.is_initialized(), dict[Future[Any], Any]()
         if self._started:
             _knock(address)
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports of its use
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address, log_to_driver=False, logging_level="ERROR", **local)

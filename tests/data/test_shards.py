@@ -157,7 +157,7 @@ def test_what_is_not_a_description_of_shards_is_refused(shards: Path, text: str)
 def test_shards_of_a_newer_format_are_refused(shards: Path) -> None:
     described = json.loads((shards / "shards.json").read_text())
     (shards / "shards.json").write_text(json.dumps(described | {"format": 2}))
-    with pytest.raises(DataError, match="newer effnet.*format 2"):
+    with pytest.raises(DataError, match=r"newer effnet.*format 2"):
         read_data(shards)
 
 

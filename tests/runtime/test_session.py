@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -209,3 +210,14 @@ def _processor_times() -> dict[str, int]:
             fields = (task / "stat").read_text().rpartition(")")[2].split()
             found[task.name] = int(fields[11]) + int(fields[12])
     return found
+
+
+def test_onnx_runtime_reports_to_nobody(folder: Path, photos: Path, tmp_path: Path) -> None:
+    """Since 1.29 it keeps a number of this device in the user's cache and sends it with the model's name."""
+    silent = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in silent}
+    words = ("predict", photos / "coffee.png", "--model", folder, "--engine", "onnxruntime")
+    subprocess.run(
+        [sys.executable, "-m", "effnet", *words], env={**environment, "HOME": str(tmp_path)}, check=True, timeout=120
+    )
+    assert not (tmp_path / ".cache" / "Microsoft").exists()

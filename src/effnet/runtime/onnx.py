@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ INPUT, OUTPUT = "images", "logits"
 
 def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compiler:
     """See runtime.select.compiler. An artifact is compiled for the batch that it was exported for, or for any."""
-    import onnxruntime  # noqa: F401  # raises ImportError here, not with the first image
-
+    _onnxruntime()  # raises ImportError here, not with the first image
     compile = partial(OnnxGraph, threads=backend.threads, recording=recording)
     if not isinstance(model, Bundle):
         path = model.path
@@ -150,8 +150,7 @@ class OnnxGraph:
     def __init__(
         self, file: Path | bytes, threads: int | None = None, *, streams: int = 1, recording: bool = False
     ) -> None:
-        import onnxruntime
-
+        onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         if streams > 1:
             threads = max(1, (threads or this_machine().cores) - streams + 1)  # the callers' threads compute as well
@@ -188,3 +187,9 @@ class OnnxGraph:
             elif event["cat"] == "Node":
                 calls[-1].append((event["name"], event["dur"] / 1e6))
         return calls
+
+
+def _onnxruntime() -> Any:
+    """The package, without its reports: since 1.29 it sends Microsoft the model's name and a hash of its graph."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return import_module("onnxruntime")
