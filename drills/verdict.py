@@ -32,6 +32,7 @@ class Drill:
     tries: int
     minutes: float
     only: int | None = None
+    short: bool = False
     done: int = 0
     faults: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -78,4 +79,4 @@ def begin(name: str, scale: Scale, description: str) -> Drill:
     parser.add_argument("--only", type=int, metavar="NUMBER", help="repeat one try")
     asked = parser.parse_args(sys.argv[1:])
     tries, minutes = (scale.short_tries, scale.short_minutes) if asked.short else (scale.tries, scale.minutes)
-    return Drill(name, asked.seed, asked.tries or tries, asked.minutes or minutes, asked.only)
+    return Drill(name, asked.seed, asked.tries or tries, asked.minutes or minutes, asked.only, asked.short)

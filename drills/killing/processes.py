@@ -1,0 +1,271 @@
+"""Commands in processes of their own: started, killed, waited for.
+
+Starting Python with torch takes two seconds or more, so most commands are forked from one process that has imported all
+that they import and has no other thread: the child goes to its folder and calls `effnet.cli.main` with the words that a
+person types. Others are started as a person starts them, by `python -m effnet`.
+
+A forked command can be killed just before its n-th change of a file: before it opens one to write, renames, removes or
+makes one. Python tells an audit hook of each of these; a counter that the command's own processes share counts them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+HANG = 600.0  # seconds after which a command is said to hang; the longest takes 10
+PATIENCE = 60.0  # seconds that processes may take to end after the one that started them
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+@dataclass(frozen=True)
+class Aim:
+    """When a command is killed, and which of its processes are."""
+
+    seconds: float | None = None  # after its start
+    change: int | None = None  # just before this change of a file, from 1 on
+    alone: int | None = None  # only this one of its processes; the others have to end by themselves
+
+
+NEVER = Aim()
+
+
+@dataclass
+class Running:
+    """A command under way: its processes, the first one first."""
+
+    pids: list[int]
+    log: Path
+    aim: Aim
+    counter: mmap.mmap | None = None
+    began: float = field(default_factory=time.monotonic)
+    codes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> int:
+        """How many files were changed so far."""
+        return 0 if self.counter is None else int(struct.unpack("q", self.counter[:8])[0])
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it began."""
+        return time.monotonic() - self.began
+
+    def poll(self) -> bool:
+        """Whether its first process has ended."""
+        for pid in self.pids:
+            if pid not in self.codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    self.codes[pid] = os.waitstatus_to_exitcode(status)
+        return self.pids[0] in self.codes
+
+    def kill(self, only: Sequence[int] = ()) -> None:
+        """Kill -9 all of its processes, or some."""
+        victims = only or [*self.pids, *descendants(self.pids[0])]
+        if not only:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pids[0], signal.SIGKILL)
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def wait(self) -> int | None:
+        """Kill it as aimed, and wait until all of its processes have ended; its exit code, or None where it was killed.
+
+        Raises:
+            TimeoutError: it hangs, or leaves processes behind.
+        """
+        killed = False
+        while not self.poll():
+            if self.aim.seconds is not None and not killed and self.seconds > self.aim.seconds:
+                self.kill(() if self.aim.alone is None else self.pids[self.aim.alone : self.aim.alone + 1])
+                killed = True
+                self._end_others()
+            if self.seconds > HANG:
+                self.kill()
+                raise TimeoutError(f"hangs: {self.tail()}")
+            time.sleep(0.002)
+        if self.codes[self.pids[0]] == -signal.SIGKILL and self.aim.alone is None:
+            self.kill()  # where a hook has killed the first
+        self._end_others()
+        end = time.monotonic() + PATIENCE
+        while not all(pid in self.codes for pid in self.pids) or members(self.pids[0]):
+            self.poll()
+            if time.monotonic() > end:
+                left = members(self.pids[0])
+                self.kill()
+                raise TimeoutError(f"leaves processes behind: {left}")
+            time.sleep(0.005)
+        return None if -signal.SIGKILL in self.codes.values() else self.codes[self.pids[0]]
+
+    def _end_others(self) -> None:
+        """Do as torchrun does where one of several processes has failed."""
+        if len(self.pids) > 1:
+            time.sleep(0.1)
+            self.poll()
+            if any(self.codes.values()):
+                for pid in self.pids:
+                    if pid not in self.codes:
+                        os.kill(pid, signal.SIGTERM)
+
+    def tail(self) -> str:
+        """The end of what it said."""
+        return " | ".join(self.log.read_text(errors="replace").splitlines()[-6:])[-700:]
+
+
+def fork(
+    words: Sequence[str], place: Path, log: Path, aim: Aim = NEVER, processes: int = 1, **environment: str
+) -> Running:
+    """Start a command as a fork of this process, or several as torchrun starts them."""
+    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
+        raise RuntimeError("this process has other threads, so it cannot be forked")
+    counter = mmap.mmap(-1, 8)
+    pids: list[int] = []
+    for rank in range(processes):
+        named = {**environment, **({} if processes == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank)})}
+        pid = os.fork()
+        if not pid:
+            _be(words, place, log, named, (counter, aim) if rank == 0 else None, pids)
+        pids.append(pid)
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pids[0])  # both do it, so that it is done whoever comes first
+    return Running(pids, log, aim, counter)
+
+
+def _be(
+    words: Sequence[str],
+    place: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    counted: tuple[mmap.mmap, Aim] | None,
+    before: Sequence[int],
+) -> NoReturn:
+    """Be that command."""
+    code: Any = 70
+    try:
+        with suppress(PermissionError):
+            os.setpgid(0, before[0] if before else 0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
+            os.dup2(source, target)
+        os.chdir(place)
+        os.environ.update(environment)
+        if counted:
+            _count_changes(place, *counted)
+        from effnet.cli import main
+
+        main(list(words))
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _count_changes(place: Path, counter: mmap.mmap, aim: Aim) -> None:
+    """Count the changes of files below a folder, and kill this command before the one that is aimed at."""
+    root = f"{place}{os.sep}"
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            name, _, flags = arguments
+            if not (isinstance(flags, int) and flags & WRITING) or isinstance(name, int):
+                return
+        elif event in CHANGES:
+            name = arguments[0]
+        else:
+            return
+        path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
+        if os.path.isabs(path) and not path.startswith(root):  # noqa: PTH117
+            return
+        count = struct.unpack("q", counter[:8])[0] + 1
+        counter[:8] = struct.pack("q", count)
+        if count == aim.change:
+            (os.killpg if aim.alone is None else os.kill)(os.getpgrp(), signal.SIGKILL)
+            time.sleep(60)  # until the signal has come
+
+    sys.addaudithook(hook)
+
+
+def start(
+    words: Sequence[str], place: Path, log: Path, aim: Aim = NEVER, processes: int = 1, **environment: str
+) -> Running:
+    """Start a command as a person does, in a new Python."""
+    command = [sys.executable, "-m", "effnet", *words]
+    if processes > 1:
+        run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *run, "-m", "effnet", *words]
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command,
+            cwd=place,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            process_group=0,
+        )
+    process.returncode = 0  # `Running` waits for it
+    return Running([process.pid], log, aim)
+
+
+def in_child(function: Callable[[], object]) -> None:
+    """Call a function in a fork, so that whatever threads it starts end with it."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            function()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError("what the commands need cannot be made")
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (thread / "children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def members(group: int) -> list[str]:
+    """The processes of a group that run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                name, _, rest = (entry / "stat").read_text().rpartition(")")
+                state, _, owner, *_ = rest.split()
+                if int(owner) == group and state != "Z":
+                    found.append(f"{name})")
+    return found

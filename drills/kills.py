@@ -1,0 +1,255 @@
+"""Kills: commands get kill -9 at random moments, go on, and have to end with what undisturbed ones end with.
+
+A try draws a kind of command, runs it in a new folder and kills it once or several times on the way. Half of the kills
+come after a random time, half just before a random change of a file: before one is opened to write, renamed, removed or
+made. After each, every file in the folder has to be whole, and what was whole before has to be there still. Then the
+command goes on as a user goes on, by --resume or by the same words, and at last what it leaves has to equal, to the bit
+and without times, what one undisturbed command leaves; nothing else may lie about.
+
+Most commands are forks of one process that has imported torch, a few are processes of their own; see
+killing/processes.py. The workers of a forked search are forks, too, where a user's are new processes. kill -9 takes a
+process, not the machine: what happens when the power fails is not tried.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verdict import Drill, Scale, begin
+
+# One thread each, before anything is imported that starts threads
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+os.environ |= {"PYTHONWARNINGS": "ignore", "NNCF_CI": "1"}
+
+from killing.kinds import KINDS, Kind, find_difference, make_shared, read_result
+from killing.processes import NEVER, Aim, Running, fork, in_child, start
+from killing.serving import attack_server, free_port
+from killing.whole import find_damage, list_leftovers
+
+from effnet.data.dataset import read_data
+from effnet.errors import DataError
+
+SERVE, SERVE_WEIGHT = "serve", 6
+REAL = 0.04  # of the tries start their commands as a user does
+ALONE = 0.3  # of the kills of a command with several processes take only one of them
+IMPORTED = (  # by the commands: here, once for all; onnxruntime and openvino start threads, so they are not
+    "effnet.training.train",
+    "effnet.fitting.fit",
+    "effnet.searching.search",
+    "effnet.packing.command",
+    "effnet.predicting.parts",
+    "effnet.exporting.repository",
+    "effnet.exporting.int8",
+    "effnet.converting",
+    "effnet.serving.app",
+    "effnet.serving.server",
+    "effnet.weights.writers",
+    "effnet.weights.verify",
+    "effnet.runtime.native",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "uvicorn.protocols.http.auto",
+    "torch.distributed",
+)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What an undisturbed command ends with, and what it took."""
+
+    result: dict[str, Any]
+    seconds: float
+    changes: int
+
+
+@dataclass
+class Attack:
+    """The kills, their folder, and the oracles that were asked for so far."""
+
+    drill: Drill
+    work: Path
+    oracles: dict[str, Oracle] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        """What all commands read."""
+        return self.work / "shared"
+
+    @property
+    def place(self) -> Path:
+        """Where each command works in its turn: the same folder, since results name it."""
+        return self.work / "place"
+
+    def attempt(self, number: int) -> None:
+        """One try."""
+        draws = self.drill.draws(number)
+        name = draw_kind(draws)
+        real = draws.random() < REAL
+        self.drill.count(f"{'started' if real else 'forked'} tries")
+        faults = self._serve(draws, real) if name == SERVE else self._kill(draws, name, KINDS[name], real)
+        for fault in faults:
+            self.drill.fault(number, f"{name}{' (started)' if real else ''}: {fault}")
+
+    def _kill(self, draws: random.Random, name: str, kind: Kind, real: bool) -> Iterator[str]:
+        oracle = self._oracle(name, kind)
+        self._clear(kind)
+        before = set(os.listdir(self.place))  # noqa: PTH208
+        for place in range(draws.randint(1, kind.most)):
+            aim = draw_aim(draws, oracle, kind, real, first=place == 0)
+            running = self._start(kind, aim, draws, real)
+            code = running.wait()
+            if code is not None and (aim.alone is None or code in kind.codes):
+                break  # it was quicker
+            self.drill.count("kills")
+            self.drill.count(f"kills of {name}")
+            yield from find_damage(self.place)
+            if lost := before - set(os.listdir(self.place)):  # noqa: PTH208
+                yield f"{lost} was there before and is gone after {aim}"
+            if name.startswith("pack"):
+                yield from self._read_pack()
+        else:
+            running = self._start(kind, NEVER, draws, real)
+            code = running.wait()
+        if code not in kind.codes:
+            yield f"exit code {code}: {running.tail()}"
+            return
+        yield from find_damage(self.place)
+        if differs := find_difference(oracle.result, read_result(self.place)):
+            yield f"ends differently: {differs}"
+        if name.startswith(("train", "fit", "search", "predict", "pack")) and (left := list_leftovers(self.place)):
+            yield f"leaves {left}"
+
+    def _serve(self, draws: random.Random, real: bool) -> Iterator[str]:
+        self._clear(None)
+
+        def begin_server(words: list[str], aim: Aim) -> Running:
+            return (start if real else fork)(words, self.place, self.work / "log.txt", aim, EFFNET_CACHE=self._cache)
+
+        for found in attack_server(draws, draws.randint(1, 3), begin_server, self.shared, self.place, slow=real):
+            if found is None:
+                self.drill.count("kills")
+                self.drill.count("kills of serve")
+            else:
+                yield found
+
+    def _oracle(self, name: str, kind: Kind) -> Oracle:
+        if name not in self.oracles:
+            self._clear(kind)
+            running = self._start(kind, NEVER, random.Random(0), real=False)
+            code, seconds = running.wait(), running.seconds
+            if code not in kind.codes:
+                raise RuntimeError(f"{name}, undisturbed, ends with exit code {code}: {running.tail()}")
+            if damage := [*find_damage(self.place), *list_leftovers(self.place)]:
+                raise RuntimeError(f"{name}, undisturbed, leaves {damage}")
+            self.oracles[name] = Oracle(read_result(self.place), seconds, running.changes)
+        return self.oracles[name]
+
+    def _start(self, kind: Kind, aim: Aim, draws: random.Random, real: bool) -> Running:
+        environment = {"EFFNET_CACHE": self._cache}
+        if kind.processes > 1 and not real:
+            port, many = str(free_port(draws)), str(kind.processes)
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many}
+        words = kind.words(self.shared, self.place)
+        return (start if real else fork)(
+            words, self.place, self.work / "log.txt", aim, kind.processes, **environment
+        )
+
+    def _read_pack(self) -> Iterator[str]:
+        """A pack is read whole, or is refused with the command that finishes it."""
+        try:
+            read = len(read_data(self.place / "out"))
+            if read != 60:
+                yield f"a killed pack is read as {read} images"
+        except DataError as error:
+            if "effnet pack" not in str(error) and any((self.place / "out").glob("[!.]*")):
+                yield f"a killed pack is refused by: {error}"
+
+    @property
+    def _cache(self) -> str:
+        return str(self.place / "cache")
+
+    def _clear(self, kind: Kind | None) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.place.mkdir()
+        (self.work / "log.txt").write_text("")
+        if kind:
+            kind.prepare(self.shared, self.place)
+
+
+def draw_kind(draws: random.Random, quick: bool = False) -> str:
+    """A kind by its weight."""
+    weights = {**{name: kind.weight for name, kind in KINDS.items()}, SERVE: SERVE_WEIGHT}
+    return draws.choices([*weights], [*weights.values()])[0]
+
+
+def draw_aim(draws: random.Random, oracle: Oracle, kind: Kind, real: bool, first: bool) -> Aim:
+    """When to kill; a command that goes on has less left to do."""
+    share = draws.random() ** (1 if first else 2)
+    several = kind.workers or kind.processes > 1
+    alone = draws.randrange(kind.processes) if several and draws.random() < ALONE else None
+    if real:
+        return Aim(seconds=share * (oracle.seconds + 3 * kind.processes), alone=None if kind.processes > 1 else alone)
+    if draws.random() < 0.5:
+        return Aim(change=1 + int(share * oracle.changes), alone=None if alone is None else 0)
+    return Aim(seconds=share * oracle.seconds, alone=alone)
+
+
+def main() -> int:
+    """All tries."""
+    drill = begin("kills", Scale(tries=420, minutes=60, short_tries=6), __doc__ or "")
+    work = Path(tempfile.mkdtemp(prefix="effnet-kills-"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, sys.path[1:])))
+    try:
+        (work / "shared").mkdir()
+        in_child(lambda: make_shared(work / "shared"))
+        for module in IMPORTED:
+            with suppress(ImportError):
+                __import__(module)
+        import torch
+
+        torch.set_num_threads(1)
+        _fork_search_workers()
+        gc.freeze()
+        attack = Attack(drill, work)
+        numbers = drill.numbers() if drill.only is not None or not drill.short else quick_numbers(drill)
+        for number in numbers:
+            if drill.over:
+                break
+            attack.attempt(number)
+            drill.done += 1
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return drill.finish()
+
+
+def quick_numbers(drill: Drill) -> Iterator[int]:
+    """The first tries whose kinds take little time."""
+    numbers = (n for n in itertools.count() if (k := KINDS.get(draw_kind(drill.draws(n)))) and k.quick)
+    return itertools.islice(numbers, drill.tries)
+
+
+def _fork_search_workers() -> None:
+    """Let the workers of a search be forks, which are there at once."""
+    import multiprocessing
+    from types import SimpleNamespace
+
+    import effnet.searching.jobs as jobs
+
+    jobs.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
+        get_context=lambda _: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
