@@ -29,7 +29,7 @@ from typing import Any
 from verdict import Drill, Scale, begin
 
 # One thread each, before anything is imported that starts threads
-os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 os.environ |= {"PYTHONWARNINGS": "ignore", "NNCF_CI": "1"}
 
 from killing.kinds import KINDS, Kind, find_difference, make_shared, read_result
@@ -159,11 +159,14 @@ class Attack:
         environment = {"EFFNET_CACHE": self._cache}
         if kind.processes > 1 and not real:
             port, many = str(free_port(draws)), str(kind.processes)
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many}
+            environment |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "WORLD_SIZE": many,
+                "LOCAL_WORLD_SIZE": many,
+            }
         words = kind.words(self.shared, self.place)
-        return (start if real else fork)(
-            words, self.place, self.work / "log.txt", aim, kind.processes, **environment
-        )
+        return (start if real else fork)(words, self.place, self.work / "log.txt", aim, kind.processes, **environment)
 
     def _read_pack(self) -> Iterator[str]:
         """A pack is read whole, or is refused with the command that finishes it."""
@@ -187,7 +190,7 @@ class Attack:
             kind.prepare(self.shared, self.place)
 
 
-def draw_kind(draws: random.Random, quick: bool = False) -> str:
+def draw_kind(draws: random.Random) -> str:
     """A kind by its weight."""
     weights = {**{name: kind.weight for name, kind in KINDS.items()}, SERVE: SERVE_WEIGHT}
     return draws.choices([*weights], [*weights.values()])[0]

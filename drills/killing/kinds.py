@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,17 @@ class Kind:
 
 def _train(data: str, *more: str) -> Callable[[Path], Words]:
     def begin(shared: Path) -> Words:
-        words = ["train", str(shared / data), "--model", str(shared / "tiny.yaml"), "--out", "out", "--recipe", "scratch"]
-        return [*words, *"--epochs 3 --batch 8 --lr 0.02 --threads 1 --save-seconds 0".split(), *more]
+        words = [
+            "train",
+            str(shared / data),
+            "--model",
+            str(shared / "tiny.yaml"),
+            "--out",
+            "out",
+            "--recipe",
+            "scratch",
+        ]
+        return [*words, *shlex.split("--epochs 3 --batch 8 --lr 0.02 --threads 1 --save-seconds 0"), *more]
 
     return begin
 
@@ -67,7 +77,7 @@ def _train(data: str, *more: str) -> Callable[[Path], Words]:
 def _search(shared: Path) -> Words:
     triples = [word for triple in ("1,1.41,1", "2,1,1", "1.4,1.2,1") for word in ("--triple", triple)]
     words = ["search", str(shared / "shapes"), "--from", str(shared / "tiny.yaml"), "--out", "out", "--workers", "1"]
-    return [*words, *triples, *"--rungs 2 --seeds 2 --finalists 2 --epochs 1 --val 0.3".split()]
+    return [*words, *triples, *shlex.split("--rungs 2 --seeds 2 --finalists 2 --epochs 1 --val 0.3")]
 
 
 def _export(*more: str) -> Callable[[Path], Words]:
@@ -88,7 +98,7 @@ KINDS = {
         3,
         lambda shared: [
             *("fit", str(shared / "shapes"), "--out", "out"),
-            *"--params 3.5M --macs 8M --minutes 60 --resolution 32 --threads 1".split(),
+            *shlex.split("--params 3.5M --macs 8M --minutes 60 --resolution 32 --threads 1"),
         ],
         resume=("fit", "--resume", "out"),
         marks=("plan.yaml",),
@@ -106,7 +116,7 @@ KINDS = {
         16,
         lambda shared: [
             *("predict", str(shared / "shapes"), str(shared / "broken.png"), "--model", str(shared / "new")),
-            *"--engine native --threads 1 --part 4 --out out".split(),
+            *shlex.split("--engine native --threads 1 --part 4 --out out"),
         ],
         codes=(1,),  # one photo cannot be read
         quick=True,

@@ -32,11 +32,28 @@ def free_port(draws: random.Random) -> int:
 
 
 def attack_server(
-    draws: random.Random, kills: int, start: Callable[[list[str], Aim], Running], shared: Path, place: Path, *, slow: bool
+    draws: random.Random,
+    kills: int,
+    start: Callable[[list[str], Aim], Running],
+    shared: Path,
+    place: Path,
+    *,
+    slow: bool,
 ) -> Iterator[str | None]:
     """Kill a server `kills` times while every photo is asked for; a None for each kill, and a line for each fault."""
     port = free_port(draws)
-    words = ["serve", str(shared / "new"), "--port", str(port), "--engine", "native", "--threads", "1", "--grace", "10ms"]
+    words = [
+        "serve",
+        str(shared / "new"),
+        "--port",
+        str(port),
+        "--engine",
+        "native",
+        "--threads",
+        "1",
+        "--grace",
+        "10ms",
+    ]
     photos = sorted((shared / "shapes").rglob("*.png"))
     answers = place / "answers.jsonl"
     clients = os.fork()
@@ -131,7 +148,7 @@ def _ask_for_all(port: int, photos: list[Path], answers: Path) -> None:
 
 
 def _insist(port: int, photo: bytes) -> Any:
-    """The answer to a photo, whose body has the length that its head says; a server that is not there is asked again."""
+    """The answer to a photo, as long as its head says; a server that is not there is asked again."""
     while True:
         try:
             client = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)

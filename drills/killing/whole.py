@@ -25,7 +25,7 @@ from effnet.runtime.artifact import read_artifact
 from effnet.weights.arrays import read_safetensors
 from effnet.weights.bundle import is_bundle, open_bundle
 
-LEFTOVER = re.compile(r"\.(.+\.)?[a-z0-9_]{8}|\.last\.ckpt\.part|\.pixels-[a-z0-9_]{8}|\.latest\.\d+")
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.last\.ckpt\.part")
 
 
 def find_damage(folder: Path) -> Iterator[str]:

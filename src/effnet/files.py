@@ -27,11 +27,13 @@ Content = Literal["bundle", "hub", "artifact"]  # hub: a folder for timm or tran
 
 MARK = "effnet"  # in config.json, the version that wrote the folder
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
-ARTIFACT_FILES = {"model.xml", "model.bin"}
+ARTIFACT_FILES = {"model.xml", "model.bin", "README.md"}
 OTHER_FILES = {
     *("config.json", "preprocessor_config.json", "model.safetensors", "split.csv", "familiarity.safetensors"),
     "README.md",
 }
+HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]+")  # a folder in which what has that name is written
 
 
 @contextmanager
@@ -52,8 +54,8 @@ def write_file(target: Path) -> Iterator[Path]:
 def write_folder(target: Path, content: Content) -> Iterator[Path]:
     """An empty temporary folder that takes the place of `target` when the block ends without an error.
 
-    Only a folder with the same content is replaced. It is moved aside first and deleted last, so one of the two is
-    whole at any time; `restore_folder` undoes the move after a crash.
+    Only a folder with the same content is replaced, at one moment where the system can do that. Elsewhere it is moved
+    aside first and deleted last, so one of the two is whole at any time; `sweep` undoes the move after a crash.
 
     Raises:
         ArgumentError: something else is in the way, or `target` has the name of a file.
@@ -67,6 +69,8 @@ def write_folder(target: Path, content: Content) -> Iterator[Path]:
         new.mkdir()
         yield new
         if target.exists():
+            if _exchange(new, target):
+                return
             target.replace(old)
         try:
             new.replace(target)
@@ -76,19 +80,40 @@ def write_folder(target: Path, content: Content) -> Iterator[Path]:
             raise
 
 
-def restore_folder(target: Path) -> None:
-    """Put back what `write_folder` moved aside, where the process was killed before the new folder took its place."""
-    aside = None if target.exists() else next(iter(sorted(target.parent.glob(f".{target.name}.*/old"))), None)
-    if aside:
-        import shutil
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left of `write_file` and `write_folder` in a folder, the newest first."""
+    found = []
+    for each in folder.iterdir():
+        with suppress(OSError):  # the process that writes there is not dead, and has just finished
+            match = TEMPORARY.fullmatch(each.name)
+            if match and each.is_dir() and {inside.name for inside in each.iterdir()} <= {match[1], "new", "old"}:
+                found.append((each.stat().st_mtime_ns, each))
+    return [each for _, each in sorted(found, reverse=True)]
 
-        aside.replace(target)
-        shutil.rmtree(aside.parent, ignore_errors=True)
+
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder without leftovers."""
+    return {each.name for each in folder.iterdir()} - {each.name for each in leftovers(folder)}
+
+
+def sweep(folder: Path) -> None:
+    """Remove leftovers from a folder in which no other process writes; what was moved aside and is gone is put back."""
+    import shutil
+
+    for each in leftovers(folder):
+        target = folder / str(TEMPORARY.fullmatch(each.name)[1])  # type: ignore[index]  # it has matched
+        if not target.exists() and (each / "old").exists():
+            (each / "old").replace(target)
+        shutil.rmtree(each, ignore_errors=True)
 
 
 @contextmanager
 def new_run(
-    out: str | Path | None, runs: Path, name: str, begun: str, is_leftover: Callable[[Path], bool] = lambda _: False
+    out: str | Path | None,
+    runs: Path,
+    name: str,
+    begun: tuple[str, ...],
+    is_unborn: Callable[[Path], bool] = lambda _: False,
 ) -> Iterator[Path]:
     """A folder for a new run: `out`, or `runs`/`name` with the next free number, to which `runs`/latest then links.
 
@@ -98,16 +123,16 @@ def new_run(
         out: a folder that does not exist, or is empty.
         runs: where the runs of a command are kept; it has the command's name.
         name: of the run.
-        begun: the file by which a run that can be resumed is recognised.
-        is_leftover: whether a folder with files in it may be replaced.
+        begun: the files by any of which a run that can be resumed is recognised.
+        is_unborn: whether a folder holds only what a run leaves that was killed before it could be resumed.
 
     Raises:
         ArgumentError: `out` holds a run, or something else.
     """
     folder = _next_free(runs, re.sub(r"[^\w.-]+", "-", name)) if out is None else Path(out)
-    if (folder / begun).exists():
+    if any((folder / each).exists() for each in begun):
         raise ArgumentError("out", str(folder), f"holds a run; go on with it: effnet {runs.name} --resume {folder}")
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or is_leftover(folder))):
+    if folder.exists() and not (folder.is_dir() and (not names_in(folder) or is_unborn(folder))):
         raise ArgumentError("out", str(folder), "exists and holds something else; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -229,10 +254,21 @@ def _folder_beside(target: Path) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk is named by no writer
 
 
+def _exchange(new: Path, target: Path) -> bool:
+    """Let a folder and another one beside it take each other's place, at one moment; False where that cannot be."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    return not rename(HERE, os.fsencode(new.absolute()), HERE, os.fsencode(target.absolute()), EXCHANGE)
+
+
 def _may_replace(folder: Path, content: Content) -> bool:
     if not folder.is_dir():
         return False
-    names = {file.name for file in folder.iterdir()}
+    names = names_in(folder)
     if not names:
         return True
     if content == "artifact":

@@ -97,6 +97,14 @@ def test_a_folder_of_another_model(bundle: Bundle, tmp_path: Path) -> None:
         write_repository(bundle, tmp_path, "ovms")
 
 
+def test_a_first_export_that_was_killed_is_made_again(bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    (out / ".1.abcdefgh" / "new").mkdir(parents=True)
+    (out / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES))  # config.pbtxt was not written yet
+    write_repository(bundle, out, "triton")
+    assert {"1", "config.pbtxt", "labels.txt"} <= {file.name for file in out.iterdir()}
+
+
 def test_as_it_is_typed(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ from effnet.fitting.fit import Fitted
 from effnet.fitting.measurement import Measurement
 from effnet.fitting.settings import FitPlan, options_of
 from effnet.packing.pack import pack
+from effnet.progress import SILENT
 from effnet.training.train import train
 
 COMMAND = "fit"
@@ -105,6 +106,22 @@ def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Fitted, shapes: Path, 
     again = fitting.resume(folder)
     assert (folder / "choice.json").read_bytes() != choice or again.result["chosen"] == fitted.result["chosen"]
     assert (again.model / "model.safetensors").read_bytes() == (fitted.model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kept", ["last.ckpt", "previous.ckpt"])
+def test_a_training_that_was_killed_is_gone_on_with(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """Also where only its report is lacking, and where it was killed while a checkpoint was written."""
+    plan, run, resumed = FitPlan(tmp_path, shapes, options_of(None, **BUDGET)), tmp_path / "training", list[Path]()
+    plan.write()
+    data, found = fitting.consider(plan)
+    run.mkdir()
+    (run / kept).touch()
+    (run / "metrics.json").write_text('{"cost": {"seconds": 7}}')
+    monkeypatch.setattr(fitting.training, "resume", lambda folder, **_: resumed.append(folder))
+    assert fitting._train(plan, data, found[0], run, 0.0, SILENT) == 7
+    assert resumed == [run]
 
 
 @pytest.mark.parametrize("where", ["shards", "url"])

@@ -125,11 +125,12 @@ def test_what_was_answered_is_not_answered_again(
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "answers"
     answer(whole, model, photos)
+    (out / f".{REQUEST}.killed").mkdir(parents=True)  # what a process leaves that is killed while it writes
     with pytest.raises(KeyboardInterrupt):
         answer(out, model, photos, Stopping(3))
     kept = {file.name for file in out.glob("*.jsonl")}
     assert kept == {PART.format(place) for place in range(3)}
-    (out / f".{PART.format(5)}.killed").mkdir()  # what a process leaves that is killed while it writes
+    (out / f".{PART.format(5)}.killed").mkdir()
     (out / PART.format(1)).unlink()
 
     answered = list[bytes]()

@@ -134,6 +134,18 @@ def test_killed_with_all_its_processes(finished: SearchResult, shapes: Path, tmp
     assert done.scores == finished.scores
 
 
+def test_a_search_that_was_killed_before_its_plan_was_whole_begins_anew(
+    finished: SearchResult, shapes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    (out / ".candidates.csv.abcdefgh").mkdir(parents=True)
+    for name in ("split.csv", "baseline.yaml"):
+        shutil.copy(finished.plan.folder / name, out)
+    begun = search(shapes, BASE, OPTIONS, WorkOptions(workers=1, trials=1), out=out)
+    assert begun.scores.items() <= finished.scores.items()
+    assert not list(out.glob(".*"))
+
+
 def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=f"holds a run; .*effnet search --resume {finished.plan.folder}"):
         search(shapes, BASE, OPTIONS, out=finished.plan.folder)

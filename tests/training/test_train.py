@@ -322,6 +322,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(go: Any, 
     mine.mkdir()
     for name in ("args.yaml", "split.csv"):
         shutil.copy(finished.folder / name, folder)
+    (folder / ".args.yaml.abcdefgh").mkdir()  # killed while it was written
+    (folder / ".last.ckpt.part").write_bytes(b"cut")
     go(epochs=1)
     (mine / "split.csv").write_text("path,label,split,group\n")  # a manifest of the user's
     with pytest.raises(EffnetError, match="exists"):
@@ -330,9 +332,19 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(go: Any, 
     (folder / "best").rename(tmp_path / "old")  # killed while best was replaced
     (folder / ".best.abc").mkdir()
     (tmp_path / "old").rename(folder / ".best.abc" / "old")
+    (folder / ".best.abc" / "old" / ".README.md.abcdefgh").mkdir()  # killed while the model card was written
     resume(folder)
     assert (folder / "best" / "config.json").exists()
-    assert not (folder / ".best.abc").exists()
+    assert not list(folder.rglob(".*"))
+
+
+def test_a_run_with_only_the_checkpoint_before_the_last_is_gone_on_with(go: Any, tmp_path: Path) -> None:
+    """As a run is left that is killed between the two renames of a checkpoint."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(EffnetError, match=f"holds a run; .*effnet train --resume {folder}"):
+        go(epochs=1)
 
 
 def test_other_settings(go: Any, finished: Any, unsorted: Path, tmp_path: Path) -> None:

@@ -42,13 +42,17 @@ def write_repository(
         texts[CONFIG] = triton_config(out.resolve().name, bundle.config, batch)
     if out.exists() and not out.is_dir():
         raise ArgumentError("out", str(out), "is a file; name the folder of a model.")
-    present = [file.name for file in out.iterdir() if not file.name.startswith(".")] if out.exists() else []
+    present = {file.name for file in out.iterdir() if not file.name.startswith(".")} if out.exists() else set()
     for name, text in texts.items():
-        if present and not ((out / name).is_file() and (out / name).read_text(encoding="utf-8") == text):
+        if name not in present and present <= texts.keys():  # the first export was killed
+            continue
+        if not ((out / name).is_file() and (out / name).read_text(encoding="utf-8") == text):
             raise ArgumentError("out", str(out), f"holds another model: its {name} differs; choose another folder.")
     version = max((int(name) for name in present if name.isdecimal()), default=0) + 1
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=out) as folder:  # servers that watch the folder see whole versions only
+    with TemporaryDirectory(
+        prefix=f".{version}.", dir=out
+    ) as folder:  # servers that watch the folder see whole versions only
         new = Path(folder) / "new"
         target = new / "model.onnx" if server == "triton" else new
         made = export(bundle, target, format=SERVER_FORMATS[server], precision=precision, batch=batch)

@@ -259,7 +259,7 @@ def _train(
     total, done = sum(rung.trainings for rung in rungs), 0
     scratch = f"effnet-fit-{data.digest[:16]}-{os.getpid()}"
     with (
-        tempfile.TemporaryDirectory(dir=plan.folder, prefix=".pixels-") as cache,
+        tempfile.TemporaryDirectory(dir=plan.folder, prefix=".pixels.") as cache,
         Cluster(ray, torch.get_num_threads(), scratch=scratch) if ray else nullcontext() as cluster,
     ):
         while jobs := open_jobs(rungs, scores):
@@ -272,8 +272,9 @@ def _train(
                 _train_elsewhere(cluster, scratch, work.values(), record, progress)
             for job, (name, arguments) in work.items():
                 candidate, lasts = arguments[1], arguments[4]
+                score = functools.partial(_train_one, Path(cache, "pixels"), progress, *arguments)
                 progress.update("short trainings", done, total, f"{candidate.name}, {lasts} steps")
-                rights[job] = record.get(name, functools.partial(_train_one, Path(cache), progress, *arguments))
+                rights[job] = record.get(name, score)
                 scores[job] = float(rights[job].mean())
                 done += 1
                 progress.message(f"{candidate.name}: {scores[job]:.2%} of {len(val):,} val images")

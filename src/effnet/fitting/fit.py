@@ -26,7 +26,7 @@ from effnet.cluster import check_cluster
 from effnet.data.dataset import Dataset, Sample, explain_one_class, read_data, root_of, split_data, write_manifest
 from effnet.data.shards import absolute, text_of, url
 from effnet.errors import ArgumentError, DataError
-from effnet.files import hold_lock, new_run, write_text
+from effnet.files import hold_lock, new_run, sweep, write_text
 from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any
 from effnet.fitting.choice import Choice, choose
 from effnet.fitting.result import FitOutcome, write_result
@@ -49,8 +49,8 @@ from effnet.scaling.budget import Budget
 from effnet.searching.jobs import interruptible
 from effnet.training import train as training
 from effnet.training.initial_network import short_side
-from effnet.training.run_folder import LAST as CHECKPOINT
-from effnet.training.run_folder import METRICS, describe_gaps
+from effnet.training.run_folder import LAST, METRICS, PREVIOUS, describe_gaps
+from effnet.training.run_folder import REPORT as RUN_REPORT
 
 RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
@@ -120,7 +120,7 @@ def fit(
         raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(AMOUNTS)}.")
     check_cluster(ray)
     path = Path(data)
-    with new_run(out, RUNS, path.resolve().stem, PLAN) as folder:
+    with new_run(out, RUNS, path.resolve().stem, (PLAN,)) as folder:
         plan = FitPlan(folder, absolute(path), chosen)
         plan.write()
         consider(plan, progress)
@@ -141,6 +141,7 @@ def resume(folder: str | Path, *, ray: str | None = None, progress: Progress = S
 def _go_on(plan: FitPlan, ray: str | None, progress: Progress) -> Fitted:
     try:
         with hold_lock(plan.folder / PLAN), interruptible():
+            sweep(plan.folder)
             if not (plan.folder / RESULT).is_file():
                 _finish(plan, progress, ray)
             return Fitted(plan.folder, json.loads((plan.folder / RESULT).read_text("utf-8")))
@@ -267,8 +268,8 @@ def _train(
     plan: FitPlan, data: Dataset, candidate: FitCandidate, folder: Path, spent: float, progress: Progress
 ) -> float:
     """Step 4: a run in a folder, which is finished, gone on with or begun; the seconds that it took."""
-    if not (folder / METRICS).is_file():
-        if (folder / CHECKPOINT).is_file():
+    if not (folder / RUN_REPORT).is_file():  # what a training writes last
+        if (folder / LAST).is_file() or (folder / PREVIOUS).is_file():
             _step(progress, plan, 4, f"going on with {candidate.name}", spent)
             training.resume(folder, progress=progress)
         else:

@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
@@ -35,7 +34,7 @@ from effnet.console import json_text
 from effnet.data.shards import file_size
 from effnet.errors import ArgumentError, ClusterError, DataError, ImageError
 from effnet.fields import write_count
-from effnet.files import hold_lock, write_text
+from effnet.files import hold_lock, names_in, sweep, write_text
 from effnet.predicting.lines import FLAGS, json_object
 from effnet.predicting.settings import AnswerOptions, OutputOptions
 from effnet.progress import SILENT, Progress
@@ -129,8 +128,7 @@ def write_answers(
     photos = f"{listed.count} with names {listed.digest[:16]}"
     _claim(out, {"part": output.part, "photos": photos, **request.to_dict()})
     with _locked(out):
-        for leftover in out.glob(".answers*"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        sweep(out)
         parts = {PART.format(place): part for place, part in enumerate(listed.parts)}
         missing = {name: part for name, part in parts.items() if not (out / name).exists()}
         total, there = len(parts), len(parts) - len(missing)
@@ -206,7 +204,7 @@ def _answer(
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
     """Write request.json, or compare it."""
     if not (out / REQUEST).is_file():
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if out.exists() and not (out.is_dir() and not names_in(out)):
             raise ArgumentError("out", str(out), "exists and holds something else; choose another folder.")
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / REQUEST, json_text(wanted))

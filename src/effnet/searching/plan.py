@@ -32,6 +32,7 @@ from effnet.arch.specfile import read_mapping, spec_text
 from effnet.arch.variants import spec as make_spec
 from effnet.console import Amount, csv_lines
 from effnet.data.dataset import (
+    SIZE,
     Dataset,
     Sample,
     explain_one_class,
@@ -44,7 +45,7 @@ from effnet.data.dataset import (
 from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, DataError
 from effnet.fields import non_negative_float, non_negative_int, one_of, positive_float, positive_int, read_fields
-from effnet.files import write_text
+from effnet.files import names_in, write_text
 from effnet.machine import this_machine
 from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, read_rule
@@ -243,6 +244,13 @@ class SearchPlan:
         options = read_fields(SearchOptions, values["options"])
         recipe = read_fields(Recipe, values["recipe"])
         return cls(folder, options, images, recipe, baseline, tuple(found), values["epochs"])
+
+
+def is_unborn(folder: Path) -> bool:
+    """Whether a folder holds a search that was killed before its plan was whole."""
+    names = names_in(folder)
+    sized = SPLIT in names and SIZE.encode() in (folder / SPLIT).read_bytes().split(b"\n")[0]
+    return sized and names <= {SPLIT, BASELINE, CANDIDATES, ARGS}
 
 
 def _digest(values: Mapping[str, Any]) -> str:

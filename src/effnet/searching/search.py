@@ -14,14 +14,14 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec as make_spec
 from effnet.cluster import check_cluster
 from effnet.errors import ArgumentError, TrainingError
-from effnet.files import new_run
+from effnet.files import new_run, sweep
 from effnet.machine import check_device
 from effnet.progress import SILENT, Progress
 from effnet.searching.answer import SearchResult, write_answer
 from effnet.searching.candidates import Candidate, adapt_baseline, build_candidates
 from effnet.searching.halving import judge, missing_trainings, open_jobs
 from effnet.searching.jobs import LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
-from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, split_images
+from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, is_unborn, split_images
 from effnet.training.execution import check_batch, check_main_guard
 from effnet.training.recipe import read_recipe
 
@@ -58,7 +58,8 @@ def search(
     _check_workers(options, work)
     check_cluster(work.ray)
     data, original = Path(data), make_spec(baseline)
-    with new_run(out, RUNS, f"{data.resolve().stem}-{original.name}", TRIALS) as folder:
+    name = f"{data.resolve().stem}-{original.name}"
+    with new_run(out, RUNS, name, (TRIALS,), is_unborn) as folder:
         plan = _make_plan(folder, data, original, options, progress)
         plan.write(data)
     return _continue(plan, work, time.monotonic(), progress)
@@ -146,6 +147,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progr
     rungs, folder = plan.rungs, plan.folder
     workers, total = work.count_workers(plan.options.device), sum(rung.trainings for rung in rungs)
     with open_record(folder / TRIALS, plan.names) as record:
+        sweep(folder)
         progress.message(
             f"{total} trainings of {len(plan.candidates)} networks, the longest {plan.epochs:.3g} epochs of "
             f"{len(plan.data.subset('train')):,} images; {len(record.trials)} are done. All in {folder}"

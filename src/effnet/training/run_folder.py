@@ -52,7 +52,7 @@ from effnet.data.image import identify
 from effnet.data.shards import file_size, open_file
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
-from effnet.files import write_text
+from effnet.files import names_in, write_text
 from effnet.machine import this_machine
 from effnet.native import training_instruction_set, trains
 from effnet.progress import Progress
@@ -63,7 +63,7 @@ from effnet.version import __version__, is_newer, newer_file, newer_format
 
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
 REPORT = "report.html"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, PART = "last.ckpt", "previous.ckpt", ".last.ckpt.part"  # the last one is being written
 RUNS = Path("runs") / "train"
 FORMAT = 4  # of last.ckpt and args.yaml; raised whenever a run of an older effnet would not go on as it began
 HEAD = re.compile(rb"effnet checkpoint (\d+) ([0-9a-f]{64})\n")
@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
 
 def is_unborn(folder: Path) -> bool:
     """Whether a folder holds a run that was killed before its first checkpoint."""
-    names = {each.name for each in folder.iterdir()}
+    names = names_in(folder) - {PART}
     return {SPLIT} <= names <= {SPLIT, ARGS} and SIZE.encode() in (folder / SPLIT).read_bytes().split(b"\n")[0]
 
 
@@ -299,7 +299,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
-    last, temporary = folder / LAST, folder / f".{LAST}.part"
+    last, temporary = folder / LAST, folder / PART
     try:
         with temporary.open("wb") as file:
             file.write(f"effnet checkpoint {FORMAT} {hashlib.sha256(payload).hexdigest()}\n".encode())

@@ -17,7 +17,7 @@ from effnet import machine
 from effnet.data.dataset import Dataset
 from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, TrainingError
-from effnet.files import hold_lock, new_run, restore_folder
+from effnet.files import hold_lock, new_run, sweep
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
 from effnet.training.device import number_formats
@@ -39,6 +39,7 @@ from effnet.training.run_folder import (
     ARGS,
     BEST,
     LAST,
+    PREVIOUS,
     RUNS,
     RunPlan,
     check_inputs,
@@ -102,7 +103,7 @@ def train(
     fabric = make_fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT
     name = f"{Path(path).resolve().stem}-{Path(settings.model).name.removesuffix('.yaml')}"
-    new_folder = new_run(out, RUNS, name, LAST, is_unborn) if fabric.is_global_zero else nullcontext(Path())
+    new_folder = new_run(out, RUNS, name, (LAST, PREVIOUS), is_unborn) if fabric.is_global_zero else nullcontext(Path())
     with together(fabric), new_folder as new:
         folder: Path = fabric.broadcast(new)
         # every process, and a resumed run, reads the splits from there: the same images in the same order
@@ -156,7 +157,7 @@ def resume(
     progress, world = progress if fabric.is_global_zero else SILENT, fabric.world_size
     with together(fabric, folder), _lock(folder, fabric), _computing(fabric, plan):
         if fabric.is_global_zero:
-            restore_folder(folder / BEST)
+            sweep(folder)
         fabric.barrier()  # all find the same files
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
