@@ -158,13 +158,8 @@ class Attack:
     def _start(self, kind: Kind, aim: Aim, draws: random.Random, real: bool) -> Running:
         environment = {"EFFNET_CACHE": self._cache}
         if kind.processes > 1 and not real:
-            port, many = str(free_port(draws)), str(kind.processes)
-            environment |= {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "WORLD_SIZE": many,
-                "LOCAL_WORLD_SIZE": many,
-            }
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(draws))}
+            environment |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(kind.processes))
         words = kind.words(self.shared, self.place)
         return (start if real else fork)(words, self.place, self.work / "log.txt", aim, kind.processes, **environment)
 
@@ -210,7 +205,7 @@ def draw_aim(draws: random.Random, oracle: Oracle, kind: Kind, real: bool, first
 
 def main() -> int:
     """All tries."""
-    drill = begin("kills", Scale(tries=420, minutes=60, short_tries=6), __doc__ or "")
+    drill = begin("kills", Scale(tries=560, minutes=60, short_tries=6, short_minutes=10), __doc__ or "")
     work = Path(tempfile.mkdtemp(prefix="effnet-kills-"))
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, sys.path[1:])))
     try:

@@ -325,6 +325,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(go: Any, 
     (folder / ".args.yaml.abcdefgh").mkdir()  # killed while it was written
     (folder / ".last.ckpt.part").write_bytes(b"cut")
     go(epochs=1)
+    assert not list(folder.glob(".*"))
     (mine / "split.csv").write_text("path,label,split,group\n")  # a manifest of the user's
     with pytest.raises(EffnetError, match="exists"):
         go(mine / "split.csv", out=mine)

@@ -50,9 +50,8 @@ def write_repository(
             raise ArgumentError("out", str(out), f"holds another model: its {name} differs; choose another folder.")
     version = max((int(name) for name in present if name.isdecimal()), default=0) + 1
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(
-        prefix=f".{version}.", dir=out
-    ) as folder:  # servers that watch the folder see whole versions only
+    # servers that watch the folder see whole versions only
+    with TemporaryDirectory(prefix=f".{version}.", dir=out) as folder:
         new = Path(folder) / "new"
         target = new / "model.onnx" if server == "triton" else new
         made = export(bundle, target, format=SERVER_FORMATS[server], precision=precision, batch=batch)

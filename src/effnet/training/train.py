@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,6 @@ def resume(
     fabric = make_fabric(plan.settings)
     progress, world = progress if fabric.is_global_zero else SILENT, fabric.world_size
     with together(fabric, folder), _lock(folder, fabric), _computing(fabric, plan):
-        if fabric.is_global_zero:
-            sweep(folder)
         fabric.barrier()  # all find the same files
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
@@ -196,9 +194,13 @@ def _computing(fabric: Fabric, plan: RunPlan) -> Iterator[None]:
         yield
 
 
-def _lock(folder: Path, fabric: Fabric) -> AbstractContextManager[None]:
-    """Keeps other programs from working on a run; its first process does it for all."""
-    return hold_lock(folder / ARGS) if fabric.is_global_zero else nullcontext()
+@contextmanager
+def _lock(folder: Path, fabric: Fabric) -> Iterator[None]:
+    """Keep other programs from working on a run, and remove what a killed one left; its first process does it."""
+    with hold_lock(folder / ARGS) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            sweep(folder)
+        yield
 
 
 def sort_settings(
