@@ -97,9 +97,12 @@ class Attack:
         name = draw_kind(draws)
         real = draws.random() < REAL
         self.drill.count(f"{'started' if real else 'forked'} tries")
-        faults = self._serve(draws, real) if name == SERVE else self._kill(draws, name, KINDS[name], real)
-        for fault in faults:
-            self.drill.fault(number, f"{name}{' (started)' if real else ''}: {fault}")
+        title = f"{name}{' (started)' if real else ''}"
+        try:
+            for fault in self._serve(draws, real) if name == SERVE else self._kill(draws, name, KINDS[name], real):
+                self.drill.fault(number, f"{title}: {fault}")
+        except (RuntimeError, TimeoutError) as error:
+            self.drill.fault(number, f"{title}: {error}")
 
     def _kill(self, draws: random.Random, name: str, kind: Kind, real: bool) -> Iterator[str]:
         oracle = self._oracle(name, kind)
@@ -205,7 +208,7 @@ def draw_aim(draws: random.Random, oracle: Oracle, kind: Kind, real: bool, first
 
 def main() -> int:
     """All tries."""
-    drill = begin("kills", Scale(tries=560, minutes=60, short_tries=6, short_minutes=10), __doc__ or "")
+    drill = begin("kills", Scale(tries=400, minutes=90, short_tries=6, short_minutes=10), __doc__ or "")
     work = Path(tempfile.mkdtemp(prefix="effnet-kills-"))
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, sys.path[1:])))
     try:

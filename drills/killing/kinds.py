@@ -30,7 +30,7 @@ class Kind:
     begin: Callable[[Path], Words]  # from the folder of what all share: the words of the command
     resume: tuple[str, ...] = ()  # the words that go on; without them the same command does
     marks: tuple[str, ...] = ()  # files of `out` of which one is there as soon as `resume` can go on
-    most: int = 3  # kills of a try
+    most: int = 4  # kills of a try
     processes: int = 1  # as torchrun starts them
     workers: bool = False  # it starts processes of its own
     codes: tuple[int, ...] = (0,)
@@ -87,7 +87,7 @@ def _export(*more: str) -> Callable[[Path], Words]:
 RESUME = ("train", "--resume", "out")
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 DRAWN = ("--set", "augmentation=autoaugment", "--set", "mixup=0.2", "--set", "head-first=0.1", "--class-weights")
-ONCE = {"most": 4, "resume": RESUME, "marks": CHECKPOINTS}
+ONCE = {"most": 6, "resume": RESUME, "marks": CHECKPOINTS}
 KINDS = {
     "train": Kind(8, _train("shapes", *DRAWN), **ONCE, quick=True),
     "train in parts, with a plan": Kind(8, _train("shapes", "--train-memory", "1.3MB"), **ONCE),
@@ -95,7 +95,7 @@ KINDS = {
     "train with a loading process": Kind(5, _train("shapes", "--workers", "1"), **ONCE, workers=True),
     "train in 2 processes": Kind(6, _train("shapes", *DRAWN), **ONCE, processes=2),
     "fit": Kind(
-        3,
+        2,
         lambda shared: [
             *("fit", str(shared / "shapes"), "--out", "out"),
             *shlex.split("--params 3.5M --macs 8M --minutes 60 --resolution 32 --threads 1"),
@@ -113,7 +113,7 @@ KINDS = {
         workers=True,
     ),
     "predict --out": Kind(
-        16,
+        32,
         lambda shared: [
             *("predict", str(shared / "shapes"), str(shared / "broken.png"), "--model", str(shared / "new")),
             *shlex.split("--engine native --threads 1 --part 4 --out out"),
@@ -121,17 +121,17 @@ KINDS = {
         codes=(1,),  # one photo cannot be read
         quick=True,
     ),
-    "pack": Kind(12, lambda shared: ["pack", str(shared / "shapes"), "out", "--shard-size", "60kB"], quick=True),
+    "pack": Kind(24, lambda shared: ["pack", str(shared / "shapes"), "out", "--shard-size", "60kB"], quick=True),
     "pack over another": Kind(
-        6, lambda shared: ["pack", str(shared / "shapes"), "out", "--shard-size", "60kB"], before="shards"
+        12, lambda shared: ["pack", str(shared / "shapes"), "out", "--shard-size", "60kB"], before="shards"
     ),
     "export to ONNX over another": Kind(
-        8, _export("--format", "onnx", "--out", "out.onnx"), before="old.onnx", quick=True
+        16, _export("--format", "onnx", "--out", "out.onnx"), before="old.onnx", quick=True
     ),
-    "export to OpenVINO over another": Kind(8, _export("--format", "openvino", "--out", "out"), before="old-openvino"),
-    "export for Triton": Kind(4, _export("--server", "triton", "--out", "out")),
+    "export to OpenVINO over another": Kind(12, _export("--format", "openvino", "--out", "out"), before="old-openvino"),
+    "export for Triton": Kind(8, _export("--server", "triton", "--out", "out")),
     "convert over a bundle": Kind(
-        6, lambda shared: ["convert", str(shared / "new"), "--to", "bundle", "--out", "out"], before="old"
+        12, lambda shared: ["convert", str(shared / "new"), "--to", "bundle", "--out", "out"], before="old"
     ),
 }
 
