@@ -18,6 +18,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ class Attack:
     drill: Drill
     work: Path
     oracles: dict[str, Oracle] = field(default_factory=dict)
+    running: Running | None = None
 
     @property
     def shared(self) -> Path:
@@ -137,7 +139,9 @@ class Attack:
         self._clear(None)
 
         def begin_server(words: list[str], aim: Aim) -> Running:
-            return (start if real else fork)(words, self.place, self.work / "log.txt", aim, EFFNET_CACHE=self._cache)
+            log, cache = self.work / "log.txt", str(self.place / "cache")
+            self.running = (start if real else fork)(words, self.place, log, aim, EFFNET_CACHE=cache)
+            return self.running
 
         for found in attack_server(draws, draws.randint(1, 3), begin_server, self.shared, self.place, slow=real):
             if found is None:
@@ -159,12 +163,15 @@ class Attack:
         return self.oracles[name]
 
     def _start(self, kind: Kind, aim: Aim, draws: random.Random, real: bool) -> Running:
-        environment = {"EFFNET_CACHE": self._cache}
+        environment = {"EFFNET_CACHE": str(self.place / "cache")}
         if kind.processes > 1 and not real:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(draws))}
             environment |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(kind.processes))
         words = kind.words(self.shared, self.place)
-        return (start if real else fork)(words, self.place, self.work / "log.txt", aim, kind.processes, **environment)
+        self.running = (start if real else fork)(
+            words, self.place, self.work / "log.txt", aim, kind.processes, **environment
+        )
+        return self.running
 
     def _read_pack(self) -> Iterator[str]:
         """A pack is read whole, or is refused with the command that finishes it."""
@@ -175,10 +182,6 @@ class Attack:
         except DataError as error:
             if "effnet pack" not in str(error) and any((self.place / "out").glob("[!.]*")):
                 yield f"a killed pack is refused by: {error}"
-
-    @property
-    def _cache(self) -> str:
-        return str(self.place / "cache")
 
     def _clear(self, kind: Kind | None) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
@@ -210,6 +213,8 @@ def main() -> int:
     """All tries."""
     drill = begin("kills", Scale(tries=400, minutes=90, short_tries=6, short_minutes=10), __doc__ or "")
     work = Path(tempfile.mkdtemp(prefix="effnet-kills-"))
+    attack = Attack(drill, work)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what it started ends, too
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, sys.path[1:])))
     try:
         (work / "shared").mkdir()
@@ -222,7 +227,6 @@ def main() -> int:
         torch.set_num_threads(1)
         _fork_search_workers()
         gc.freeze()
-        attack = Attack(drill, work)
         numbers = drill.numbers() if drill.only is not None or not drill.short else quick_numbers(drill)
         for number in numbers:
             if drill.over:
@@ -230,6 +234,8 @@ def main() -> int:
             attack.attempt(number)
             drill.done += 1
     finally:
+        if attack.running and not attack.running.poll():
+            attack.running.kill()
         shutil.rmtree(work, ignore_errors=True)
     return drill.finish()
 
