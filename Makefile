@@ -1,7 +1,7 @@
 # make demo     the plain install, two photos named; then torch (about 2 minutes, once) and a fit of a minute
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
-# make docs     the pictures, tables, file tree and transcripts of README.md and docs/
+# make docs     the pictures, tables and transcripts of README.md and docs/, and the site, build/site/index.html
 # make oldest   tests with the oldest versions of everything that pyproject.toml allows (another 7 GB)
 # make drills   short attacks on all of it: kills, bad input, load, full disks (about two minutes; docs/reliability.md)
 # make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
@@ -55,6 +55,8 @@ check: install .venv-plain/.made .venv-openvino/.made .venv-onnx/.made
 docs: install
 	.venv/bin/python docs/draw.py
 	.venv/bin/python docs/transcripts.py
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "The site: $(CURDIR)/build/site/index.html"
 
 oldest: .venv-oldest/.made
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q $(OLDEST)

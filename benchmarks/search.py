@@ -1,4 +1,4 @@
-"""The studies of docs/search.md, as commands that a user could type; they take an hour on two cores.
+"""The studies of docs/searching.md, as commands that a user could type; they take an hour on two cores.
 
     python benchmarks/search.py studies [NAME ...]    all of STUDIES, or only these
     python benchmarks/search.py imagenet              how long a search would take on ImageNet, by a training step of B0
@@ -6,7 +6,7 @@
 
 benchmarks/datasets.py makes the data. An interrupted study is resumed; a finished one only writes its results again.
 Its trainings, networks, verdict and picture are copied to --results, from which python docs/draw.py makes the tables of
-docs/search.md.
+docs/searching.md.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python docs/draw.py            write what is out of date
     python docs/draw.py --check    write nothing; exit with 1 if something is out of date
 
-A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py, studied.py and
-tree.py make it.
+A block of a page is what stands between `begin: NAME` and `end: NAME` in markdown comments; counted.py, options.py,
+studied.py and tree.py make it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import counted
+import options
 import studied
 import tree
 from counted import FAMILY, GROWN, SHOWN, grown, ratio, stage_rows
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DOCS = Path(__file__).resolve().parent
-BLOCKS = counted.BLOCKS | studied.BLOCKS | tree.BLOCKS
+BLOCKS = counted.BLOCKS | options.BLOCKS | studied.BLOCKS | tree.BLOCKS
 # Where the name of another network stands: the side of its point, and how many points of type above its middle.
 NAMES_STAND = {
     "DenseNet-169": (LEFT, 0),

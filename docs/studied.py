@@ -1,4 +1,4 @@
-"""The tables of search.md, from what the studies left in benchmarks/results/search.
+"""The tables of searching.md, from what the studies left in benchmarks/results/search.
 
 Verdicts are computed anew from the trainings' scores, by the code that the command uses.
 """

@@ -20,7 +20,7 @@ from effnet.describing import RIVALS
 from effnet.profiling.compare import count
 
 DOCS = Path(__file__).parents[1] / "docs"
-METHOD, SEARCH = DOCS / "method.md", DOCS / "search.md"
+METHOD, SEARCH = DOCS / "method.md", DOCS / "searching.md"
 PAGES = sorted(DOCS.glob("*.md"))
 
 

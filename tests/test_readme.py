@@ -37,17 +37,11 @@ def test_transcripts_are_what_the_commands_print() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("page", "code"),
-    [
-        pytest.param(page, code, id=f"{page.stem}-{n}")
-        for page in PAGES
-        for n, code in enumerate(blocks(page, "python"))
-    ],
-)
-def test_python_runs(page: Path, code: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
-    exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+    for code in blocks(page, "python"):  # one after the other: a later one may use what an earlier one wrote
+        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("page", PAGES + CHINESE, ids=lambda page: page.relative_to(ROOT).as_posix())

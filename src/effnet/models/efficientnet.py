@@ -209,6 +209,8 @@ def _builder(name: str) -> VariantBuilder:
     def build(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> EfficientNet:
         return EfficientNet(make_spec(name, num_classes=num_classes, in_channels=in_channels), **options)
 
+    build.__name__ = build.__qualname__ = f"efficientnet_{name}"
+    build.__doc__ = f"{name.upper()}, freshly initialised; `options` are those of EfficientNet: policy and norm."
     return build
 
 

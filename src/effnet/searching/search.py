@@ -27,7 +27,7 @@ from effnet.training.recipe import read_recipe
 
 RUNS = Path("runs") / "search"
 DEVICES = ("cpu", "cuda")  # others were not tried
-STEPS = 600  # of the longest training by default; docs/search.md shows what that tells apart
+STEPS = 600  # of the longest training by default; docs/searching.md shows what that tells apart
 LEAST_STEPS = 50  # of the shortest training by default
 
 
