@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -121,6 +122,19 @@ def test_an_address_where_nobody_listens_is_refused_before_ray_waits_for_minutes
     assert "\n" not in str(refused.value)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ArgumentError, match=rf"`ray` \(='auto'\) cannot be reached: {re.escape(address)}: ."):
+        Cluster("auto")
+
+
+def test_what_listens_and_is_no_ray_of_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster.")
+
+    monkeypatch.setattr("ray.init", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ArgumentError, match=r"Failed to connect to Ray cluster\. Something listens .* a token\.$"):
+            Cluster(address)
+    with pytest.raises(ArgumentError, match=r"cannot be reached: Failed to connect to Ray cluster\.$"):
         Cluster("auto")
 
 

@@ -66,13 +66,13 @@ class Cluster:
         self._ray, self._unit, self._most, self._scratch = ray, unit, most, scratch
         self._started, self._running = not ray.is_initialized(), dict[Future[Any], Any]()
         if self._started:
-            _knock(address)
+            hint = ". Something listens there: a Ray of another version, or one that asks for a token" * _knock(address)
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports of its use
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
             except Exception as error:  # Ray raises a plain one where its processes do not start in time
-                raise ArgumentError("ray", address, f"cannot be reached: {error}") from error
+                raise ArgumentError("ray", address, f"cannot be reached: {str(error).rstrip('.')}{hint}.") from error
         largest = max(self._rooms(), default=0)
         if not largest:
             self.close()
@@ -180,18 +180,23 @@ def check_cluster(address: str | None) -> None:
         Cluster(address).close()
 
 
-def _knock(address: str) -> None:
-    """Raise ArgumentError where an address is empty, or nobody listens at its port."""
+def _knock(address: str) -> bool:
+    """Whether somebody listens at an address; False where it has no port: auto, local, or what Ray refuses at once.
+
+    Raises:
+        ArgumentError: it is empty, or nobody listens at its port.
+    """
     if not address:
         raise ArgumentError("ray", address, "must be auto, local, HOST:PORT or ray://HOST:PORT.")
     place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     host, _, port = place.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # auto, local, or what Ray refuses at once
+        return False
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:  # the last two: no host has such a name, none such a port
         raise ArgumentError("ray", address, f"cannot be reached: {place}: {error}") from error
+    return True
 
 
 def scratch_folder(name: str) -> Path:
