@@ -7,11 +7,12 @@ table of contents of the lists in index.md, and signatures and docstrings of the
 from __future__ import annotations
 
 import inspect
+import posixpath
 import re
 import sys
 from dataclasses import is_dataclass
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -37,7 +38,6 @@ smartquotes = False  # they would make one dash of the two before an option
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as GitHub makes them
-myst_dmath_double_inline = False
 
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["lightning_fabric"]  # it imports what it can find, for ten seconds; nothing of it is shown
@@ -72,14 +72,12 @@ NAMED = re.compile(r"^- `effnet\.([\w.]+)`", re.MULTILINE)
 def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     """A page as the site needs it."""
     text = source[0]
-    folder = PurePosixPath("docs", name).parent
+    folder = posixpath.dirname(f"docs/{name}")
 
     def outside(link: re.Match[str]) -> str:
         """Links to files beside docs/ lead to the repository."""
-        parts: list[str] = []
-        for part in (folder / link[2]).parts:
-            parts = parts[:-1] if part == ".." else [*parts, part]
-        return link[0] if parts[0] == "docs" else f"{link[1]}{REPOSITORY}{'/'.join(parts)}"
+        path = posixpath.normpath(posixpath.join(folder, link[2]))
+        return link[0] if path.startswith("docs/") else f"{link[1]}{REPOSITORY}{path}"
 
     text = LINK.sub(outside, text)
     if name == root_doc:
