@@ -139,6 +139,36 @@ def test_traceback_on_request() -> None:
         main(["info", "b9", "--traceback"])
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def info() -> int:
+        raise error
+
+    monkeypatch.setattr("effnet.describing.info", info)
+    run = Run(capsys, "info")
+    assert (run.code, run.err) == (2, f"effnet: memory ran out: {error}\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("words", [["info"], ["info", "b0", "--json"]], ids=len)
+def test_a_full_disk_behind_standard_output(words: list[str]) -> None:
+    command = [sys.executable, "-m", "effnet", *words]
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert child.returncode == 2
+    assert child.stderr == "effnet: [Errno 28] No space left on device: 'standard output'\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_behind_standard_error(tiny: Path, photos: Path) -> None:
+    command = [sys.executable, "-m", "effnet", "predict", str(photos), "--model", str(tiny), "--json"]
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert (child.returncode, child.stdout.count("\n")) == (0, 2)
+
+
 @pytest.mark.parametrize("words", [("predict", "x.jpg", "--model", "b0"), ("bench", "b0"), ("export", "b0")])
 def test_a_download_is_drawn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from effnet import files
 from effnet.errors import ArgumentError
-from effnet.files import Content, leftovers, new_run, sweep, write_folder
+from effnet.files import Content, hold_lock, leftovers, new_run, sweep, write_file, write_folder
 
 SWAPS = hasattr(ctypes.CDLL(None), "renameat2") if os.name == "posix" else False
 
@@ -39,7 +42,7 @@ def test_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     real = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: (moves.append(self), real(self, to))[1])
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "exchange", lambda *_: False)
     replace(target, content)
     assert [each.name for each in target.iterdir()] == ["README.md"]
     assert (target / "README.md").read_text() == "new"
@@ -77,4 +80,88 @@ def test_a_run_begins_where_another_was_killed_before_it_wrote_anything(tmp_path
         pytest.raises(ArgumentError, match="go on with it: effnet runs --resume"),
         new_run(tmp_path / "run", tmp_path / "runs", "x", ("plan.yaml",)),
     ):
+        pass
+
+
+# disks that fail, and locks of every kind
+
+CONFIG = '{"effnet": "0", "format": 1}'
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "config.json").write_text(CONFIG)
+    return folder
+
+
+@pytest.mark.parametrize("works", [0, 1])
+def test_a_folder_outlives_a_disk_that_fails_between_two_renames(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, works: int
+) -> None:
+    """However many of the renames still work, what was there is there, or put back by `sweep`."""
+    replace, calls = Path.replace, list[Path]()
+
+    def fails(self: Path, target: Any) -> Path:
+        calls.append(self)
+        if len(calls) > works:
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("effnet.files.exchange", lambda *_: False)  # as on NFS and on other systems
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(OSError, match="Input/output"), write_folder(bundle, "bundle") as new:
+            (new / "config.json").write_text("{}")
+    sweep(bundle.parent)
+    assert (bundle / "config.json").read_text() == CONFIG
+    assert [each.name for each in bundle.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_writer_that_does_not_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """As OpenVINO, torch and safetensors: the disk is asked."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    if full:
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+    expected = pytest.raises(OSError, match=r"No space left.*net\.pt2") if full else pytest.raises(RuntimeError)
+    with expected, write_file(tmp_path / "net.pt2"):
+        raise RuntimeError("basic_ios::clear: iostream error")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["", "config.json"])
+def test_a_lock_of_a_folder_and_of_a_file(bundle: Path, name: str) -> None:
+    refused = pytest.raises(ArgumentError, match=r"`out` .*bundle'\) is in use by another process")
+    with hold_lock(bundle / name, "out"), refused, hold_lock(bundle / name, "out"):
+        pass
+    with hold_lock(bundle / name, "out"):  # it was given back
+        pass
+
+
+def test_a_lock_on_nfs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a file that was opened only for reading cannot be locked alone: flock(2)."""
+    flock = fcntl.flock
+
+    def like_nfs(opened: int, how: int) -> None:
+        if fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(opened, how)
+
+    monkeypatch.setattr("fcntl.flock", like_nfs)
+    file = bundle / "config.json"
+    with hold_lock(file), pytest.raises(ArgumentError, match="is in use"), hold_lock(file):
+        pass
+
+
+def test_a_disk_without_locks(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(opened: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with hold_lock(bundle), hold_lock(bundle):
         pass

@@ -185,6 +185,34 @@ def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown.cores >= 1
 
 
+@pytest.mark.parametrize(
+    ("group", "files"),
+    [
+        ("0::/box/job\n", {"box/memory.max": "3000000\n", "box/job/memory.max": "max\n", "memory.max": "9000000\n"}),
+        ("0::/not/seen/inside\n", {"memory.max": "3000000\n"}),
+        ("4:cpu:/x\n7:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "3000000\n"}),
+    ],
+)
+def test_a_container_limits_the_memory(
+    group: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "group").write_text(group)
+    monkeypatch.setattr("effnet.machine.GROUP", tmp_path / "group")
+    monkeypatch.setattr("effnet.machine.GROUPS", tmp_path)
+    assert this_machine.__wrapped__().memory_bytes == 3_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems may refuse such a limit")
+@pytest.mark.parametrize("kind", ["AS", "DATA"])
+def test_ulimit_limits_the_memory(kind: str) -> None:
+    lines = f"import resource; resource.setrlimit(resource.RLIMIT_{kind}, (2**31, 2**31)); "
+    lines += "from effnet.machine import this_machine; print(this_machine().memory_bytes)"
+    assert int(subprocess.run([sys.executable, "-c", lines], capture_output=True, check=True).stdout) <= 2**31
+
+
 def test_memory_of_this_process() -> None:
     """In a new process: one that has worked before may hold enough free memory for the block."""
     context = multiprocessing.get_context("spawn")

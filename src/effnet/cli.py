@@ -16,7 +16,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 import effnet.console as console  # `from effnet import` would first look for a public name, and for the nearest one
-from effnet.errors import ArgumentError, EffnetError, RefusedError, translated
+from effnet.errors import ArgumentError, EffnetError, RefusedError, ran_out_of_memory, translated
 from effnet.version import __version__
 
 HELP = """EfficientNet: exact networks, verified weights, and the network that fits your budget.
@@ -84,11 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
             gc.freeze()
             gc.enable()
         code = command(*bound.args, **bound.kwargs) or console.OK
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = console.INTERRUPTED
     except BrokenPipeError:  # the reader of the pipe has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
     except Exception as error:
+        _flush_output()
         if "--traceback" in words:
             raise
         code = console.FINDING if isinstance(error, RefusedError) else console.ERROR
@@ -98,6 +100,19 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         gc.freeze()  # else Python looks through every object once more before it ends, which takes 20 ms
     sys.exit(code)
+
+
+def _close_output() -> None:
+    """Write nothing more to standard output, not even what is waiting."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _flush_output() -> None:
+    """Write what is waiting, unless it goes to a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _close_output()
 
 
 def _check_alone(name: str) -> None:
@@ -124,7 +139,10 @@ def _print_error(error: Exception, command: str) -> None:
         error = translated(error, command, COMMANDS[command][1] or "torch")
     expected = isinstance(error, (EffnetError, CycloptsError, OSError))
     write = console.remark_once if command in {"train", *ALONE} else console.remark
-    text = f"effnet: {'' if expected else f'unexpected {type(error).__name__}, see --traceback: '}{error}"
+    unexpected = (
+        "memory ran out: " if ran_out_of_memory(error) else f"unexpected {type(error).__name__}, see --traceback: "
+    )
+    text = f"effnet: {'' if expected else unexpected}{error}"
     if isinstance(error, CycloptsError):
         text += "\neffnet --help lists the commands, effnet COMMAND --help the options of one."
     write(text)

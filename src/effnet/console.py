@@ -22,7 +22,8 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
@@ -110,15 +111,44 @@ def paragraphs(texts: Iterable[str]) -> None:
 
 
 def set_encoding() -> None:
-    """Let standard input and output take every name, whatever their encoding.
+    """Let standard input and output take every name, whatever their encoding; standard output is named in its errors.
 
     Bytes of a file name that are not text in the system's encoding are read and written unchanged; a character that
     the encoding of standard output lacks is written as an escape: \\u4e2d.
     """
     codecs.register_error("effnet", _encode)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Output(sys.stdout)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "effnet")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output, whose errors name it: a full disk behind it does not."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(
+            stream.buffer,
+            stream.encoding,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str, /) -> int:
+        with self._named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            super().flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, "standard output") from error
 
 
 def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -210,9 +240,10 @@ class Display:
 
 
 def remark(text: str) -> None:
-    """Write a line to standard error, after the results so far."""
+    """Write a line to standard error, after the results so far; a training outlives a full disk behind its log."""
     sys.stdout.flush()
-    sys.stderr.write(f"{text}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
 
 
 def remark_once(text: str) -> None:

@@ -41,6 +41,7 @@ EXTRAS = {
     "prometheus_client": "serve",
     "uvicorn": "serve",
 }
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc")  # as torch and C++ say it
 LONGEST = 250  # letters of a value in a message
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST
@@ -197,6 +198,11 @@ def translated(error: Exception, what: str = "this", torch_extra: str = "torch")
         if package in EXTRAS and (isinstance(error, ImportError) or frame.f_code.co_name == "<module>"):
             return missing(what, package, error)
     return error
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as Python, torch, CUDA or C++ say it."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 @contextmanager

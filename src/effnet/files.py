@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from effnet.errors import ArgumentError
+from effnet.errors import ArgumentError, EffnetError
 
 try:
     import fcntl
@@ -33,6 +33,7 @@ OTHER_FILES = {
     "README.md",
 }
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+ROOM = 2**24  # bytes: a disk on which a writer failed, and that takes as many, is not full
 TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]+")  # a folder in which what has that name is written
 
 
@@ -69,7 +70,7 @@ def write_folder(target: Path, content: Content) -> Iterator[Path]:
         new.mkdir()
         yield new
         if target.exists():
-            if _exchange(new, target):
+            if exchange(new, target):
                 return
             target.replace(old)
         try:
@@ -112,7 +113,7 @@ def new_run(
     out: str | Path | None,
     runs: Path,
     name: str,
-    begun: tuple[str, ...],
+    begun: tuple[str, ...] = (),
     is_unborn: Callable[[Path], bool] = lambda _: False,
 ) -> Iterator[Path]:
     """A folder for a new run: `out`, or `runs`/`name` with the next free number, to which `runs`/latest then links.
@@ -152,21 +153,46 @@ def new_run(
 
 
 @contextmanager
-def hold_lock(file: Path) -> Iterator[None]:
-    """Lock a file of a run, so that no other process goes on with the run meanwhile; not where there are no locks.
+def hold_lock(place: Path, argument: str = "resume") -> Iterator[None]:
+    """Lock a file of a run, or a folder, so that no other process writes there meanwhile; not where there are no locks.
 
     Raises:
-        ArgumentError: another process holds the lock. A process that ends, even by kill -9, gives it back.
+        ArgumentError: another process holds the lock, about that `argument`. A process that ends, even by kill -9,
+            gives it back.
     """
-    with file.open("rb") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ArgumentError("resume", str(file.parent), "is in use by another process.") from error
-            except OSError:  # a disk without locks
-                pass
+    if fcntl is None:
         yield
+        return
+    opened = _open_to_lock(place)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(opened)
+        folder = place if place.is_dir() else place.parent
+        raise ArgumentError(argument, str(folder), "is in use by another process.") from error
+    except OSError:  # a disk without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(opened)
+
+
+def _open_to_lock(place: Path) -> int:
+    with suppress(OSError):  # a folder, or a disk that is read-only
+        return os.open(place, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what can be written
+    return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def exchange(new: Path, target: Path) -> bool:
+    """Let two files or folders beside each other change places, at one moment; False where that cannot be."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    return not rename(HERE, os.fsencode(new.absolute()), HERE, os.fsencode(target.absolute()), EXCHANGE)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -242,27 +268,28 @@ def _link_latest(folder: Path) -> None:
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    from tempfile import TemporaryDirectory
+    import shutil
+    from tempfile import mkdtemp
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as folder:
-        try:
-            yield Path(folder)
-        except OSError as error:
-            if error.errno is None or error.filename is not None:
-                raise
-            raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk is named by no writer
-
-
-def _exchange(new: Path, target: Path) -> bool:
-    """Let a folder and another one beside it take each other's place, at one moment; False where that cannot be."""
-    import ctypes
-
+    folder = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        rename = ctypes.CDLL(None).renameat2  # of Linux
-    except (AttributeError, OSError, TypeError):
-        return False
-    return not rename(HERE, os.fsencode(new.absolute()), HERE, os.fsencode(target.absolute()), EXCHANGE)
+        yield folder
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk is named by no writer
+    except EffnetError:
+        raise
+    except Exception as error:  # torch, OpenVINO and safetensors do not say why they cannot write
+        try:
+            (folder / "room").write_bytes(bytes(ROOM))
+        except OSError as full:
+            raise OSError(full.errno, full.strerror, str(target)) from error
+        raise
+    finally:
+        if target.exists() or not (folder / "old").is_dir():  # else it could not be put back, and is all that is left
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _may_replace(folder: Path, content: Content) -> bool:

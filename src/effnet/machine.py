@@ -25,6 +25,7 @@ Precision = Literal["bf16", "fp32"]
 StepPrecision = Literal["bf16", "fp16", "tf32", "fp32"]  # of a training step; fp16 and tf32 are for GPUs
 
 CPUINFO = Path("/proc/cpuinfo")
+GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 DEVICES = ("cpu", "cuda", "mps")
 # Of a CUDA GPU: Ampere, the first generation with bf16 and TF32; Volta, the first that multiplies fp16 in tiles
 BF16_CAPABILITY, FP16_CAPABILITY = (8, 0), (7, 0)
@@ -40,7 +41,7 @@ class Machine:
 
     processor: str
     cores: int  # that this process may use
-    memory_bytes: int | None  # all of it, used or not; None: unknown
+    memory_bytes: int | None  # all that a container and ulimit leave to this process, used or not; None: unknown
     features: tuple[str, ...]  # of VECTORS, BF16 and INT8, in that order
 
     @property
@@ -192,10 +193,33 @@ def _description() -> str:
 
 
 def _memory() -> int | None:
+    """The machine's memory, or less where a container or ulimit gives this process less."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, OSError, ValueError):  # Windows, or a system without these names
         return None
+    with suppress(ImportError, AttributeError, OSError):  # AttributeError: a system without one of the limits
+        import resource
+
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        found += [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return min([*found, *_group_limits()])
+
+
+def _group_limits() -> list[int]:
+    """The limits of the process's control group and of those that it is part of: version 2, and version 1."""
+    found = list[int]()
+    with suppress(OSError):
+        for line in GROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            top, name = (GROUPS / "memory", "memory.limit_in_bytes") if controllers else (GROUPS, "memory.max")
+            own = top / path.lstrip("/")  # in a container it may not be there: what is there is its own
+            for folder in (own, *own.parents[: len(own.parts) - len(top.parts)]):
+                with suppress(OSError, ValueError):  # no limit: "max"
+                    found.append(int((folder / name).read_text()))
+    return found
 
 
 def _precision_of_gpu(index: int) -> tuple[StepPrecision, str]:

@@ -81,7 +81,7 @@ def sizes(numbers: Sequence[int], precision: KernelPrecision) -> tuple[int, int]
     described = _int32(numbers)
     failed = _open().effnet_sizes(_isa(), precision == "bf16", described, len(described), found, message, MESSAGE)
     if failed:
-        raise ArgumentError("numbers", "", message.value.decode())
+        raise _error(message.value.decode())
     return found[0], found[1]
 
 
@@ -110,7 +110,7 @@ class NativeNetwork:
         sized = described, len(described), pointers, lengths, len(held)
         self._network = library.effnet_create(_isa(), precision == "bf16", threads, *sized, message, MESSAGE)
         if not self._network:
-            raise ArgumentError("numbers", "", message.value.decode())
+            raise _error(message.value.decode())
         self._size, self._channels, self._classes = numbers[0], numbers[1], numbers[8]
         self.map_shape = self._map_shape(numbers)  # height, width and channels of the last feature map
         self._run, self._free, self._phases = library.effnet_run, library.effnet_free, library.effnet_phases
@@ -179,6 +179,10 @@ def _isa() -> bytes:
 
 def _int32(numbers: Sequence[int]) -> Any:
     return (ctypes.c_int32 * len(numbers))(*numbers)
+
+
+def _error(text: str) -> Exception:
+    return MemoryError(text) if "bad_alloc" in text else ArgumentError("numbers", "", text)
 
 
 def _open() -> ctypes.CDLL:

@@ -32,6 +32,7 @@ from effnet.data.dataset import read_data
 from effnet.data.duplicates import find_duplicates
 from effnet.data.held_out import match_split
 from effnet.errors import ArgumentError, DataError
+from effnet.files import hold_lock
 from effnet.packing import pack as module
 from effnet.packing.pack import member_names, pack
 from effnet.training.train import resume, train
@@ -152,7 +153,10 @@ def test_splits_and_groups_are_kept(shapes: Path, tmp_path: Path) -> None:
     assert [(s.name, packed.classes[s.label], s.split, s.group) for s in packed.samples] == rows
 
 
-def test_a_second_pack_writes_nothing_and_a_changed_image_only_its_shard(shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [10**9, -(10**12)])  # -: an older image took its place
+def test_a_second_pack_writes_nothing_and_a_changed_image_only_its_shard(
+    shapes: Path, tmp_path: Path, later: int
+) -> None:
     out = tmp_path / "out"
     first = pack(read_data(shapes), out, SIZE)
     before = contents(out)
@@ -162,7 +166,8 @@ def test_a_second_pack_writes_nothing_and_a_changed_image_only_its_shard(shapes:
     pixels = bytearray(changed.read_bytes())
     pixels[-20] ^= 1  # as many bytes as before
     changed.write_bytes(pixels)
-    os.utime(changed, ns=((later := (out / "images-000000.index").stat().st_mtime_ns + 10**9), later))
+    date = (out / "images-000000.index").stat().st_mtime_ns + later
+    os.utime(changed, ns=(date, date))
     assert pack(read_data(shapes), out, SIZE).kept == first.shards - 1
     assert pixels in b"".join(contents(out).values())
 
@@ -274,3 +279,12 @@ def test_training_from_shards_gives_the_bits_of_the_folder(
     # a model of the folder knows in the shards which images it was trained on
     text, packed = (tmp_path / "one" / "split.csv").read_text(), read_data(tmp_path / "shards")
     assert match_split(text, shapes, packed).keys() == {sample.path for sample in packed.samples}
+
+
+def test_two_packs_into_one_folder(tmp_path: Path) -> None:
+    """The second would sweep away what the first is writing."""
+    data, out = read_data(draw_images(tmp_path / "shapes", 2)), tmp_path / "packed"
+    out.mkdir()
+    with hold_lock(out), pytest.raises(ArgumentError, match=r"`out` .*packed'\) is in use by another process"):
+        pack(data, out, SIZE)
+    pack(data, out, SIZE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tiny import tiny_spec
 
+from effnet.arch.spec import InputSpec
 from effnet.data.image import load_pixels
 from effnet.errors import DataError
 from effnet.progress import Silent
@@ -50,6 +51,20 @@ def test_images_have_the_network_s_resolution(plan: SearchPlan, tmp_path: Path) 
     photo = load_pixels(plan.data.file(samples[4]), input_spec)
     assert (pixels[4].numpy() == photo).all()
     assert labels.tolist() == [sample.label for sample in samples]
+
+
+def test_decoded_images_take_room_as_they_are_written(plan: SearchPlan, tmp_path: Path) -> None:
+    """A file that has its whole size from the start, and is mapped, kills the process where the disk is full."""
+    sizes = []
+
+    class Sizes(Silent):
+        def update(self, task: str, done: float, total: float, detail: str = "") -> None:
+            sizes.append(sum(file.stat().st_size for file in tmp_path.rglob("*.npy")))
+
+    data = plan.data.subset("val")
+    load_split(data, InputSpec(64, 64), tmp_path / "val.npy", Sizes())
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 64 * 64 * 3 * len(data) / 2
 
 
 def test_a_broken_image_is_named(plan: SearchPlan, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from served import LOGIT, Colours, Served, bomb, photo, serving, wait_until
@@ -143,6 +144,40 @@ def test_a_full_server_refuses_before_it_reads() -> None:
         assert [each.result().status_code for each in inside] == [200, 200]
         assert served.http.post("/predict", content=RED).status_code == 200
         assert served.number("effnet_requests_total", endpoint="predict", status="429") == 1
+
+
+def test_bodies_that_come_together_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients who were let in while little was held send more than may be: the last of them is told to come again."""
+    monkeypatch.setattr("effnet.serving.admission.MOST_HELD", 1000)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n"
+    with serving(Colours(), most=1000) as served:
+        address = served.url.removeprefix("http://").split(":")
+        with socket.create_connection(address, 30) as first, socket.create_connection(address, 30) as second:
+            for client in (first, second):
+                client.sendall(head)
+            first.sendall(bytes(600))
+            second.sendall(bytes(600))
+            said = {}
+            for _ in range(100):
+                for client in (first, second):
+                    with suppress(TimeoutError):
+                        client.settimeout(0.2)
+                        said[client] = client.recv(4096)
+                if said:
+                    break
+            assert [text[:12] for text in said.values()] == [b"HTTP/1.1 429"]
+        wait_until(lambda: served.number("effnet_requests_total", endpoint="predict", status=str(LEFT)) == 1)
+        assert served.http.post("/predict", content=RED).status_code == 200  # what was held is free again
+
+
+def test_a_form_needs_no_disk(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    answer = served.http.post("/predict", files=[("file", ("large.png", RED + bytes(2_000_000)))])
+    assert answer.status_code == 200
+    assert answer.json()["images"][0]["predictions"][0]["label"] == "red"
 
 
 def test_loading_and_draining() -> None:

@@ -80,6 +80,21 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems rename twice")
+def test_there_is_a_last_checkpoint_whichever_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, 1, 2)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(TrainingError, match=r"cannot be written \(No space left"):
+            save_checkpoint(tmp_path, {"step": 3})
+    assert (tmp_path / LAST).is_file()
+    assert load_checkpoint(tmp_path)[0]["step"] in (2, 3)
+
+
 def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
     data, said = sound_data(tmp_path / "data", 8), []
     for place, file in enumerate(sorted((data / "val" / "dog").iterdir())):

@@ -97,7 +97,7 @@ def explain(
     measured: list[Faithfulness] = []
     cells: list[Cell] = []
     explained = unreadable = 0
-    with new_run(out, RUNS, name, (SHEET,)) if pictures else nullcontext() as folder:
+    with new_run(out, RUNS, name) if pictures else nullcontext() as folder:
         sys.stdout.write("" if json else HEAD)
         for photo, answer in _explained(classifier, photos, options):
             if isinstance(answer, ImageError):

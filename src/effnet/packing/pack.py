@@ -43,7 +43,7 @@ from effnet.data.shards import (
 )
 from effnet.errors import ArgumentError, DataError, ImageError
 from effnet.fields import BYTES, write_amount
-from effnet.files import write_file, write_text
+from effnet.files import hold_lock, write_file, write_text
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
@@ -76,7 +76,7 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
     """Write the images of a data set as shards of at most that many bytes, or of one image, into the folder `out`.
 
     Raises:
-        ArgumentError: `out` holds something else.
+        ArgumentError: `out` holds something else, or another process packs into it.
         DataError: the data set is empty, or an image cannot be read.
     """
     if out.exists() and not (out.is_dir() and all(OURS.fullmatch(each.name) for each in out.iterdir())):
@@ -91,26 +91,27 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
     images = [_Image(name, dataset.file(s), s, size) for name, (s, size) in zip(names, there, strict=True)]
     shards = dict(_divide(images, shard_bytes))
     out.mkdir(parents=True, exist_ok=True)
-    kept = [name for name, members in shards.items() if _is_whole(out / name, members)]
-    if len(kept) < len(shards):
-        size = write_amount(shard_bytes, BYTES)
-        words = ("effnet", "pack", text_of(absolute(str(dataset))), str(out.absolute()), "--shard-size", size)
-        write_text(out / UNFINISHED, json.dumps({"command": shlex.join(words)}) + "\n")
-    _sweep(out, shards, whole=len(kept) == len(shards))
-    done = 0
-    for name, members in shards.items():
-        if name not in kept:
-            _write_shard(out / name, members, len(images), done, progress)
-        done += len(members)
-        progress.update("packing", done, len(images))
-    place = {image.name: f"{shard}/{image.name}" for shard, members in shards.items() for image in members}
-    samples = tuple(dataclasses.replace(image.sample, path=place[image.name]) for image in images)
-    write_text(out / MANIFEST, manifest(dataclasses.replace(dataset, samples=samples)))
-    rows = [_describe(out / name, len(members)) for name, members in shards.items()]
-    described = {"effnet": __version__, "format": FORMAT, "classes": dataset.classes, "shards": rows}
-    write_text(out / SHARDS, json.dumps(described, indent=1) + "\n")
-    (out / UNFINISHED).unlink(missing_ok=True)
-    return Packed(len(images), len(shards), len(kept), sum(int(str(row["bytes"])) for row in rows), missing)
+    with hold_lock(out, "out"):
+        kept = [name for name, members in shards.items() if _is_whole(out / name, members)]
+        if len(kept) < len(shards):
+            size = write_amount(shard_bytes, BYTES)
+            words = ("effnet", "pack", text_of(absolute(str(dataset))), str(out.absolute()), "--shard-size", size)
+            write_text(out / UNFINISHED, json.dumps({"command": shlex.join(words)}) + "\n")
+        _sweep(out, shards, whole=len(kept) == len(shards))
+        done = 0
+        for name, members in shards.items():
+            if name not in kept:
+                _write_shard(out / name, members, len(images), done, progress)
+            done += len(members)
+            progress.update("packing", done, len(images))
+        place = {image.name: f"{shard}/{image.name}" for shard, members in shards.items() for image in members}
+        samples = tuple(dataclasses.replace(image.sample, path=place[image.name]) for image in images)
+        write_text(out / MANIFEST, manifest(dataclasses.replace(dataset, samples=samples)))
+        rows = [_describe(out / name, len(members)) for name, members in shards.items()]
+        described = {"effnet": __version__, "format": FORMAT, "classes": dataset.classes, "shards": rows}
+        write_text(out / SHARDS, json.dumps(described, indent=1) + "\n")
+        (out / UNFINISHED).unlink(missing_ok=True)
+        return Packed(len(images), len(shards), len(kept), sum(int(str(row["bytes"])) for row in rows), missing)
 
 
 def member_names(paths: Sequence[str]) -> list[str]:
@@ -176,9 +177,10 @@ def _is_whole(shard: Path, images: Sequence[_Image]) -> bool:
 
 def _changed_ns(file: Path) -> int:
     try:
-        return file.stat().st_mtime_ns
+        status = file.stat()
     except OSError:  # in a shard itself
         return 0
+    return max(status.st_mtime_ns, status.st_ctime_ns)  # an older file that was moved here is of then, and came now
 
 
 def _sweep(out: Path, shards: dict[str, list[_Image]], whole: bool) -> None:

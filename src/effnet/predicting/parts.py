@@ -21,8 +21,8 @@ import os
 import platform
 import zlib
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def write_answers(
     listed = divide(names, output.part)
     photos = f"{listed.count} with names {listed.digest[:16]}"
     _claim(out, {"part": output.part, "photos": photos, **request.to_dict()})
-    with _locked(out):
+    with hold_lock(out / REQUEST, "out"):
         sweep(out)
         parts = {PART.format(place): part for place, part in enumerate(listed.parts)}
         missing = {name: part for name, part in parts.items() if not (out / name).exists()}
@@ -217,15 +217,6 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
         if found.get(name) != value:
             rule = f"holds answers for another `{name}` ({found.get(name)}, not {value}); choose another folder."
             raise ArgumentError("out", str(out), rule)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    try:
-        with hold_lock(out / REQUEST):
-            yield
-    except ArgumentError as error:
-        raise error.renamed("out") from None
 
 
 def _count(out: Path, listed: Names, part: int) -> Counter[str]:

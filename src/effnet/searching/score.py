@@ -150,15 +150,16 @@ def load_split(data: Dataset, input_spec: InputSpec, file: Path, progress: Progr
     """
     samples, size = data.samples, input_spec.size
     if not file.exists():
-        with write_file(file) as temporary:
-            rows = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(samples), size, size, input_spec.channels))
+        shape = len(samples), size, size, input_spec.channels
+        # Written in order: a file that is mapped would kill this process where the disk is full.
+        with write_file(file) as temporary, temporary.open("wb") as rows:
+            np.lib.format.write_array_header_1_0(rows, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for place, sample in enumerate(samples):
                 try:
-                    rows[place] = load_pixels(data.file(sample), input_spec)
+                    rows.write(np.ascontiguousarray(load_pixels(data.file(sample), input_spec)))
                 except ImageError as error:
                     raise DataError(f"{data.file(sample)} {error}") from error
                 progress.update(DECODING, place + 1, len(samples))
-            rows.flush()
     return torch.from_numpy(np.load(file, mmap_mode="c")), torch.tensor([sample.label for sample in samples])
 
 

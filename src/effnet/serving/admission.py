@@ -21,6 +21,7 @@ HEALTH = ("/v2/health/live", "/v2/health/ready")  # what it does not
 INFER = re.compile(r"/v2/models/([^/]+)/(?:versions/[^/]+/)?infer")
 MOST_HELD = 256 * 2**20  # bytes of all bodies that are in memory at once
 RETRY = {"retry-after": "1"}  # seconds
+FULL = "there are more images than can be answered in time: try again"
 LEFT = 499  # nginx's status of a client that has left
 
 
@@ -88,7 +89,7 @@ class Admission:
         except EffnetError:
             return None  # the route says so
         if full or self._held > MOST_HELD:
-            return 429, "there are more images than can be answered in time: try again", RETRY
+            return 429, FULL, RETRY
         return None
 
     async def _hold(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +103,8 @@ class Admission:
             size, self._held = size + length, self._held + length
             if size > self._most:
                 raise HTTPException(413, self._too_large())
+            if self._held > MOST_HELD:
+                raise HTTPException(429, FULL, RETRY)
             return message
 
         try:

@@ -76,8 +76,9 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
 
     from effnet.serving.app import build_app
     from effnet.serving.catalogue import Catalogue
+    from effnet.serving.connection import IDLE, Connection
     from effnet.serving.counters import Counters
-    from effnet.serving.server import KEEP_ALIVE, PATIENCE, Server, listen
+    from effnet.serving.server import PATIENCE, Server, listen
 
     budget = parse_seconds("latency", options.latency)
     catalogue = Catalogue(named, budget, load, Counters(), console.remark)
@@ -111,10 +112,12 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
     )
     config = uvicorn.Config(
         app,
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=PATIENCE,
     )
     server = Server(config, catalogue, parse_seconds("grace", options.grace))

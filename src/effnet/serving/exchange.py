@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from effnet.errors import ImageError
 from effnet.runtime.session import Pixels
-from effnet.serving.admission import LEFT, RETRY
+from effnet.serving.admission import FULL, LEFT, RETRY
 from effnet.serving.batcher import FullError
 from effnet.serving.catalogue import Catalogue
 from effnet.serving.engine import Engine, PredictOptions, Reply
@@ -32,7 +33,11 @@ async def read_photos(request: Request) -> tuple[list[str], list[bytes]]:
     """Names and bytes of the photos in a body: its files where it is multipart, else itself, without a name."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return [""], [await read_body(request)]
-    form = await _in_time(request.form(max_files=MOST_FILES))
+    try:
+        async with aclosing(request.stream()) as stream:
+            form = await _in_time(_Form(request.headers, stream, max_files=MOST_FILES).parse())
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from error
     try:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         photos = [await file.read() for file in files]
@@ -51,8 +56,7 @@ def enter(catalogue: Catalogue, model: str) -> Iterator[Engine]:
         with engine.batcher.place():
             yield engine
     except FullError:
-        reason = "there are more images than can be answered in time: try again"
-        raise HTTPException(429, reason, RETRY) from None
+        raise HTTPException(429, FULL, RETRY) from None
 
 
 async def ask(
@@ -69,6 +73,10 @@ async def ask(
     finally:
         for task in (answer, left):
             task.cancel()
+
+
+class _Form(MultiPartParser):
+    spool_max_size = 2**40  # photos stay in memory, as bodies of one photo do: the disk may be full, or not be theirs
 
 
 async def _in_time(reading: Awaitable[T]) -> T:

@@ -16,9 +16,10 @@ import uvicorn
 
 from effnet.errors import ArgumentError
 from effnet.serving.catalogue import Catalogue
+from effnet.serving.connection import Connection
 
 PATIENCE = 30  # seconds that the last answers may take
-KEEP_ALIVE = 75  # seconds that an idle connection stays: longer than those of load balancers
+TICKS = 10  # between two looks at idle connections: a second
 BACKLOG = 2048  # connections that wait to be accepted
 
 
@@ -54,9 +55,13 @@ class Server(uvicorn.Server):
             self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: whether to end."""
+        """Called ten times a second: whether to end; idle connections are ended here."""
         if time.monotonic() >= self._end:
             self._catalogue.state, self.should_exit = "draining", True
+        if counter % TICKS == 0:
+            for each in [*self.server_state.connections]:
+                if isinstance(each, Connection):
+                    each.end_if_idle()
         return await super().on_tick(counter)
 
     def _reload(self) -> None:

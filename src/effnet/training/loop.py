@@ -29,7 +29,7 @@ from effnet.console import csv_lines
 from effnet.data.blocks import find_blocks
 from effnet.data.dataset import Dataset
 from effnet.data.loader import KEPT_BYTES, Loader, Order, TrainingImages
-from effnet.errors import TrainingError
+from effnet.errors import TrainingError, ran_out_of_memory
 from effnet.files import write_text
 from effnet.machine import forget_peak
 from effnet.progress import Progress
@@ -42,7 +42,6 @@ from effnet.training.run_folder import BEST, RESULTS, RunPlan, run_inputs, save_
 from effnet.weights.bundle import save
 
 SHOWN = 50  # steps over which the loss that is shown is averaged
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # as torch and CUDA say it
 FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
 ENDING = 8.0  # seconds for pictures and files
 SMOOTH = 0.9  # decay of the average time of a step
@@ -256,13 +255,13 @@ class Loop:
         try:
             loss, least_spread = self._gradients(images, head_only=done < self.recipe.head_first)
             losses = self.updater.update(self.step, done, loss, least_spread)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if compile_failed(error, self.network):
                 reason = " ".join(str(error).split("\n")[:2])  # what raised, and what it said
                 self.progress.message(f"torch.compile failed, so the run goes on without it: {reason}")
                 self.updater.optimizer.zero_grad(set_to_none=True)
                 return self._step(images)
-            if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+            if not ran_out_of_memory(error):
                 raise
             advice = "give a limit with --train-memory, or a smaller --batch or --resolution"
             raise TrainingError(f"memory ran out at step {self.step}: {advice}") from error

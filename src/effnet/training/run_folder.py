@@ -52,7 +52,7 @@ from effnet.data.image import identify
 from effnet.data.shards import file_size, open_file
 from effnet.errors import DataError, ImageError, TrainingError
 from effnet.fields import read_fields
-from effnet.files import names_in, write_text
+from effnet.files import exchange, names_in, write_text
 from effnet.machine import this_machine
 from effnet.native import training_instruction_set, trains
 from effnet.progress import Progress
@@ -307,10 +307,14 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         if last.exists():
+            if exchange(temporary, last):  # so that there is a last.ckpt at every moment
+                temporary.replace(folder / PREVIOUS)
+                return
             last.replace(folder / PREVIOUS)
         temporary.replace(last)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only
+            temporary.unlink(missing_ok=True)
         problem = f"{last} cannot be written ({error.strerror or error})"
         raise TrainingError(f"{problem}; earlier checkpoints are intact: make room, then resume") from error
 
