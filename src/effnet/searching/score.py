@@ -156,7 +156,7 @@ def load_split(data: Dataset, input_spec: InputSpec, file: Path, progress: Progr
             np.lib.format.write_array_header_1_0(rows, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for place, sample in enumerate(samples):
                 try:
-                    rows.write(np.ascontiguousarray(load_pixels(data.file(sample), input_spec)))
+                    rows.write(np.ascontiguousarray(load_pixels(data.file(sample), input_spec)).data)
                 except ImageError as error:
                     raise DataError(f"{data.file(sample)} {error}") from error
                 progress.update(DECODING, place + 1, len(samples))
