@@ -1,0 +1,84 @@
+"""A process that reads image files as effnet predict, check and train do, one after the other, and tells of each.
+
+    python -m attacks.reader < PATHS      (in drills/) a line of JSON for each line of standard input
+
+It is watched from outside: what crashes or hangs it is the file that it was told last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effnet import load
+from effnet.data.fingerprint import read_fingerprint
+from effnet.data.image import identify, open_photo
+from effnet.data.jpeg import read_pixels
+from effnet.errors import EffnetError
+
+MOST_COMPARED = 4_000_000  # pixels of a photo that is decoded once more, by the readers of training
+
+
+def peak_mb(*, reset: bool = False) -> float:
+    """The most memory that this process had since the last reset; 0 where the system does not tell."""
+    with suppress(OSError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1000
+    return 0.0
+
+
+def attempt(read: Callable[[], Any]) -> tuple[Any, str, str]:
+    """What it gives, why it refuses, and what it raises that it should not."""
+    try:
+        return read(), "", ""
+    except EffnetError as error:
+        return None, str(error), ""
+    except BaseException as error:
+        return None, "", f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Read what standard input names, until it ends."""
+    classifier = load("lite0")
+    print(json.dumps({"base_mb": peak_mb()}), flush=True)
+    for line in sys.stdin:
+        path = Path(json.loads(line))
+        base, began = peak_mb(reset=True), time.process_time()
+        pixels, refused, raised = attempt(lambda path=path: classifier.read(path))  # type: ignore[misc]  # bound at once
+        middle = time.process_time()
+        known, unknown, broken = attempt(lambda path=path: read_fingerprint(path))  # type: ignore[misc]
+        times, peak = (middle - began, time.process_time() - middle), peak_mb()
+        size = attempt(lambda path=path: math.prod(identify(io.BytesIO(path.read_bytes())).size))[0] or 0  # type: ignore[misc]
+        differs = ""
+        if known is not None and size <= MOST_COMPARED:
+            photo, trained = attempt(lambda p=path: np.array(open_photo(p))), attempt(lambda p=path: read_pixels(p))  # type: ignore[misc]
+            if photo[1:] != trained[1:] or (photo[0] is not None and not np.array_equal(photo[0], trained[0])):
+                differs = f"{photo[1:]} {trained[1:]}"
+        told = {
+            "digest": "" if pixels is None else hashlib.sha256(pixels).hexdigest(),
+            "refused": refused,
+            "unknown": unknown,
+            "raised": raised or broken,
+            "differs": differs,
+            "seconds": max(times),
+            "mb": peak - base,
+            "pixels": size,
+        }
+        print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
