@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 namespace effnet {
@@ -68,16 +69,29 @@ class Arrays {
     if (next_ == count_) throw std::invalid_argument("the arrays end before " + name);
     if (lengths_[next_] != length) refuse(name, lengths_[next_], "values must be " + std::to_string(length));
     if (!arrays_[next_]) throw std::invalid_argument(name + " is missing");
-    return arrays_[next_++];
+    return plain(arrays_[next_++], length);
   }
   void end() const {
     if (next_ != count_) refuse("arrays", count_ - next_, "are left over");
   }
 
  private:
+  // The values, with the usual NaN in place of any other: where maps are rounded to bf16, in sums of whole numbers, a
+  // NaN of which all bits are set would become 0, and a damaged network would answer.
+  const float* plain(const float* values, int64_t length) {
+    bool any = false;
+    for (int64_t i = 0; i < length; i++) any |= values[i] != values[i];
+    if (!any) return values;
+    plain_.emplace_back(values, values + length);
+    for (float& value : plain_.back())
+      if (value != value) value = std::numeric_limits<float>::quiet_NaN();
+    return plain_.back().data();
+  }
+
   const float* const* arrays_;
   const int64_t* lengths_;
   int64_t count_, next_ = 0;
+  std::vector<std::vector<float>> plain_;
 };
 
 // A convolution with its normalisation: an output is the sum times its scale, plus its bias.

@@ -195,6 +195,21 @@ def test_weights_that_are_not_numbers_are_noticed() -> None:
                 assert np.isnan(NativeGraph(network_of(broken), "fp32", 1)(pixels_of(spec, 1))).all()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("name", ["expand.conv.weight", "expand.norm.bias", "project.norm.running_mean"])
+def test_no_kind_of_nan_becomes_a_number(name: str, bits: int) -> None:
+    """Where bf16 is rounded by adding to the bits, a NaN of which all are set would become 0."""
+    bundle = bundle_of(effnet.spec("b0", width=0.25, depth=0.5, resolution=32))
+    weights = {key: np.array(value) for key, value in bundle.weights.items()}
+    weights[f"stages.3.0.{name}"].reshape(-1).view(np.uint32)[:] = bits
+    broken = Bundle(bundle.config, weights)
+    for isa in ISAS:
+        with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):  # of a NaN that signals
+            patch.setenv("EFFNET_ISA", isa)
+            for precision in ("fp32", "bf16"):
+                assert np.isnan(NativeGraph(network_of(broken), precision, 1)(pixels_of(bundle.config.spec, 1))).all()
+
+
 def test_two_classifiers_answer_at_once() -> None:
     bundle = bundle_of(effnet.spec("b0", width=0.5, depth=0.5, resolution=64))
     graphs = [NativeGraph(network_of(bundle), "fp32", 2) for _ in range(2)]
