@@ -7,12 +7,14 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,6 +33,7 @@ from effnet.exporting.export import export
 from effnet.files import write_file
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import read_artifact
+from effnet.runtime.seal import ENDS
 from effnet.runtime.select import Selection, open_session, select_for
 from effnet.runtime.session import Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle, Record, open_bundle, save
@@ -202,6 +205,91 @@ def test_a_file_that_would_run_code_is_refused(made, tmp_path) -> None:
     assert not touched.exists()
 
 
+def rewritten(source: Path, target: Path, change: Any) -> Path:
+    """The program in a torch.export file, changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("/models/model.json"):
+                content = json.dumps(change(json.loads(content))).encode()
+            new.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize("door", ["size", "guard", "operator", "tree", "library", "object"])
+def test_a_program_that_names_code_is_refused(made, tmp_path, door: str) -> None:
+    """torch evaluates sizes and guards as Python, calls what nodes name, and loads compiled libraries."""
+    touched = tmp_path / "touched"
+    code = f"lambdify.__globals__['builtins'].open({str(touched)!r}, 'w')"
+
+    def change(program: Any) -> Any:
+        inner = program["graph_module"]
+        if door == "size":
+            first = next(iter(inner["graph"]["tensor_values"].values()))
+            first["sizes"][0] = {"as_expr": {"expr_str": code, "hint": None}}
+        elif door == "guard":
+            program["guards_code"] = [code]
+        elif door == "operator":
+            inner["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+        elif door == "tree":
+            signature = inner["module_call_graph"][0]["signature"]
+            signature["in_spec"] = signature["in_spec"].replace("builtins.tuple", "collections.defaultdict")
+        return program
+
+    hostile = rewritten(made / "model.pt2", tmp_path / "hostile.pt2", change)
+    more = {"library": "data/aotinductor/model/code.so", "object": "data/constants/custom_obj_0"}
+    if door in more:
+        with zipfile.ZipFile(hostile, "a") as archive:
+            archive.writestr(f"model/{more[door]}", b"code")
+    with pytest.raises(ArtifactError, match=r"hostile\.pt2 holds .*: opening it could run its code"):
+        open_session(read_artifact(hostile))
+    assert not touched.exists()
+
+
+def test_a_second_program_of_the_same_name_is_refused(made, tmp_path) -> None:
+    """zipfile reads the last of two members of one name, and torch the first, whatever its capitals."""
+    shutil.copy(made / "model.pt2", tmp_path / "twice.pt2")
+    with zipfile.ZipFile(tmp_path / "twice.pt2", "a") as archive:
+        archive.writestr("model/models/MODEL.json", b"{}")
+    with pytest.raises(ArtifactError, match=r"twice\.pt2"):
+        open_session(read_artifact(tmp_path / "twice.pt2"))
+
+
+def test_metadata_does_not_fill_the_memory(tmp_path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/extra/effnet", bytes(10_000_000))
+    with pytest.raises(ArtifactError, match=r"bomb\.pt2 .*compressed"):
+        read_artifact(tmp_path / "bomb.pt2")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model/model.xml", "model/model.bin", "model.pt2"])
+def test_no_changed_byte_is_answered_with(made, tmp_path, name: str) -> None:
+    """Bytes of the weights, which an engine would compute with: neither OpenVINO nor ONNX compares a checksum."""
+    shutil.copytree(made, tmp_path / "made")
+    file = tmp_path / "made" / name
+    content = bytearray(file.read_bytes())
+    opened = file.with_suffix(".xml") if file.suffix == ".bin" else file
+    for place in (len(content) // 3, len(content) // 2):
+        content[place] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(ArtifactError, match=re.escape(opened.name)):
+            open_session(read_artifact(opened))
+        content[place] ^= 1
+    file.write_bytes(content)
+    open_session(read_artifact(opened)).close()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model/model.xml"])
+def test_an_artifact_of_before_the_seal_is_read(made, tmp_path, name: str) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    file = tmp_path / "made" / name
+    content, (before, behind) = file.read_bytes(), ENDS[file.suffix]
+    file.write_bytes(content[: -len(before) - 8 - len(behind)])
+    assert before not in file.read_bytes()
+    with open_session(read_artifact(file)) as session:
+        assert np.isfinite(session(noise(1))).all()
+
+
 class Touch:
     """A pickle that makes a file when it is read."""
 
@@ -237,7 +325,7 @@ def test_what_is_in_the_way_is_kept(bundle, made, tmp_path) -> None:
 def test_foreign_and_damaged_files_are_refused(made, tmp_path) -> None:
     whole = (made / "model.onnx").read_bytes()
     damaged = {"cut.pt2": b"cut", "cut.xml": b"cut", "empty.onnx": b""}
-    damaged |= {"half.onnx": whole[: len(whole) // 2], "short.onnx": whole[:-1]}
+    damaged |= {"half.onnx": whole[: len(whole) // 2], "short.onnx": whole[:-1], "shorter.onnx": whole[:-20]}
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ArtifactError, match=rf"{name} (cannot be read|was .* cut short)"):

@@ -18,6 +18,7 @@ from effnet.machine import Precision
 from effnet.runtime import openvino
 from effnet.runtime.artifact import ENGINES, OPENVINO_FILE, SUFFIXES, Artifact, Form, Format, metadata, read_artifact
 from effnet.runtime.graph import network_of
+from effnet.runtime.seal import write_seal
 from effnet.runtime.select import Selection, installed, open_session, select_for
 from effnet.runtime.session import TITLES, Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle
@@ -120,8 +121,10 @@ def write_artifact(bundle: Bundle, form: Form, target: Path) -> None:
         from effnet.runtime import onnx
 
         target.write_bytes(onnx.make(network_of(bundle), form.batch, about))
+        write_seal(target)
     else:
         openvino.write(openvino.make(network_of(bundle), form.batch, about), target / OPENVINO_FILE)
+        write_seal(target / OPENVINO_FILE)
 
 
 def check_parity(bundle: Bundle, artifact: Artifact) -> Parity:

@@ -47,6 +47,7 @@ from effnet.progress import SILENT, Progress
 from effnet.runtime import openvino
 from effnet.runtime.artifact import OPENVINO_FILE, Form, Int8, metadata, read_artifact
 from effnet.runtime.graph import network_of
+from effnet.runtime.seal import write_seal
 from effnet.runtime.session import Backend, BatchedSession, Pixels, Session
 from effnet.weights.bundle import Bundle
 
@@ -155,6 +156,7 @@ def export_int8(
         evaluated = _open(made)(shown)
         openvino.describe(made, metadata(bundle.config, form))
         openvino.write(made, target / OPENVINO_FILE)
+        write_seal(target / OPENVINO_FILE)
         written = artifact_logits(read_artifact(target), shown)
         if not np.abs(written - evaluated).max() <= REWRITTEN * np.abs(evaluated).max():
             raise RefusedError("int8 was not written: the file answers differently from the model that was evaluated")

@@ -13,7 +13,6 @@ importing one to read it takes 0.2 to 0.4 s, a plain install has none, and an ON
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ from typing import Any, Literal
 
 from effnet.errors import ArgumentError, ArtifactError
 from effnet.fields import check_fields, one_of, positive_int, read_fields, set_field
-from effnet.files import MARK
+from effnet.files import MARK, parse_json
 from effnet.runtime.options import EngineName, EnginePrecision
+from effnet.runtime.seal import check_seal
 from effnet.version import __version__, is_newer, newer_file, newer_format
 from effnet.weights.bundle import Bundle, BundleConfig, entries_of, parse_config
 
@@ -117,7 +117,7 @@ def read_artifact(model: str | Path) -> Artifact:
         model: the file, or OpenVINO's folder.
 
     Raises:
-        ArtifactError: it is damaged, or effnet did not write it.
+        ArtifactError: it is damaged (see seal.py), or effnet did not write it.
         ArgumentError: it is not an artifact.
     """
     path = artifact_path(model)
@@ -127,6 +127,7 @@ def read_artifact(model: str | Path) -> Artifact:
         raise ArtifactError(f"{path} {'is a folder, not a file' if path.exists() else 'does not exist'}")
     format = SUFFIXES[path.suffix.lower()]
     try:
+        check_seal(path)
         text = _READERS[format](path)
     except (ValueError, IndexError, KeyError, SyntaxError) as error:  # SyntaxError: of XML
         raise ArtifactError(f"{path} cannot be read as {format}: {error}") from error
@@ -139,7 +140,7 @@ def _parse(text: str, path: Path) -> tuple[BundleConfig, Form]:
         raise ArtifactError(f"{path} was not exported by effnet, or was cut short: {reason}. Use: effnet export MODEL")
     version: object = None
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         written, version = values.pop("format"), values.pop(MARK)
         if written > FORMAT:
             raise ArtifactError(f"{path} {newer_format(version, written, FORMAT)}")
@@ -167,7 +168,9 @@ def _read_torch(file: Path) -> str:
 
     try:
         with zipfile.ZipFile(file) as archive:
-            found = [name for name in archive.namelist() if name.endswith(f"/extra/{MARK}")]
+            found = [member for member in archive.infolist() if member.filename.endswith(f"/extra/{MARK}")]
+            if found and found[0].compress_size != found[0].file_size:
+                raise ValueError("its metadata is compressed, as torch does not")
             return archive.read(found[0]).decode() if found else ""
     except zipfile.BadZipFile as error:
         raise ValueError(error) from error

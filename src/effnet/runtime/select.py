@@ -40,7 +40,7 @@ from effnet.arch.cost import cost
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, optional_import
 from effnet.fields import positive_int, read_fields
-from effnet.files import write_file
+from effnet.files import parse_json, write_file
 from effnet.machine import Machine, cache_folder, check_device, choose_precision, this_machine
 from effnet.native import CHOSEN, instruction_set
 from effnet.runtime import native
@@ -225,7 +225,7 @@ def kept_selection(model: Model, batch: int, *, threads: int | None = None) -> S
     try:
         if not folder.is_dir():  # else the weights would be read for nothing
             return None
-        values = json.loads((folder / _kept_name(model, threads)).read_text("utf-8"))["selections"]
+        values = parse_json((folder / _kept_name(model, threads)).read_text("utf-8"))["selections"]
         found = [read_fields(Selection, {**each, "backend": read_fields(Backend, each["backend"])}) for each in values]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -22,6 +22,7 @@ from effnet.files import MARK
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.artifact import Model
 from effnet.runtime.graph import linear_of
+from effnet.runtime.program_file import read_checked
 from effnet.runtime.session import Backend, Compiler, Linear, Logits, Maps, Pixels, Run, RunMaps, in_live_thread
 from effnet.weights.bundle import Bundle
 
@@ -123,9 +124,12 @@ def read_program(file: Path) -> fx.GraphModule:
         ArtifactError: it is not a torch.export program, or it would run code while it is read.
     """
     try:
+        content = read_checked(file)
         with _weights_only():
-            program: fx.GraphModule = torch.export.load(file).module()
+            program: fx.GraphModule = torch.export.load(content).module()
             return program
+    except ArtifactError:
+        raise
     except Exception as error:  # zip files, JSON and torch's schema have no common exception
         raise ArtifactError(f"{file} cannot be read by torch.export: {str(error).splitlines()[0]}") from error
 
