@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from effnet.errors import ArgumentError, EffnetError
 
@@ -217,6 +217,14 @@ def read_bytes(path: Path) -> memoryview:
         return content[: file.readinto(content[:size])]
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The values in JSON; raises ValueError for other text, and for what is nested more deeply than Python follows."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Lines of CSV that every reader divides alike: a carriage return is quoted, which the csv module leaves bare."""
     import csv
@@ -301,7 +309,7 @@ def _may_replace(folder: Path, content: Content) -> bool:
     if content == "artifact":
         return names <= ARTIFACT_FILES and "model.xml" in names and has_mark(folder / "model.xml")
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = parse_json((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
     ours = isinstance(config, dict) and MARK in config and ("format" in config) == (content == "bundle")

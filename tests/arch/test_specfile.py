@@ -1,5 +1,8 @@
 """Networks in files: exact there and back, and clear about what cannot be read."""
 
+import itertools
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -7,9 +10,12 @@ from hypothesis import strategies as st
 
 import effnet
 from effnet.arch.spec import NetworkSpec, StageSpec
-from effnet.arch.specfile import read_spec, spec_text
+from effnet.arch.specfile import read_mapping, read_spec, spec_text
 from effnet.arch.variants import VARIANTS
-from effnet.errors import ArgumentError, CheckpointError
+from effnet.errors import ArgumentError, CheckpointError, TrainingError
+from effnet.scaling.compound import read_rule
+from effnet.training.recipe import read_recipe
+from effnet.training.run_folder import RunPlan
 
 rates = st.floats(0, 0.99)
 stages = st.lists(
@@ -159,3 +165,27 @@ def test_a_file_is_a_network_wherever_one_is_named(tmp_path):
     assert effnet.fit_spec(effnet.Budget(params="1M"), str(path)).use <= 1
     with pytest.raises(CheckpointError, match="without weights"):
         effnet.load(str(path))
+
+
+LETTERS = [*itertools.pairwise("abcdefghijk")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in LETTERS) + "name: *k",
+        "name: " + "[" * 20_000,
+    ],
+    ids=["aliases", "deep"],
+)
+def test_what_would_never_be_written_out_is_refused(tmp_path: Path, text: str) -> None:
+    """A value's text, in a message or a name, would have as many words as its aliases stand for: here 2 * 9^9."""
+    file = tmp_path / "x.yaml"
+    file.write_text(text + "\nalpha: 1\nbeta: 1\ngamma: 1\n")
+    for read in (read_mapping, read_rule, read_recipe):
+        with pytest.raises(ArgumentError, match=r"x\.yaml.* is not YAML"):
+            read(file)
+    for content in (file.read_text(), "data: a\nre\nb: c", "a: b: c"):
+        (tmp_path / "args.yaml").write_text(content)
+        with pytest.raises(TrainingError, match=r"args\.yaml is not what[^\n]*$"):
+            RunPlan.read(tmp_path)

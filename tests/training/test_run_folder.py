@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +23,7 @@ from effnet.errors import DataError, TrainingError
 from effnet.progress import SILENT
 from effnet.training.run_folder import (
     LAST,
+    MARK,
     PREVIOUS,
     check_resumed,
     load_checkpoint,
@@ -35,6 +39,31 @@ def written(folder: Path, *steps: int) -> Path:
     for step in steps:
         save_checkpoint(folder, {"step": step, "weights": torch.full((100,), float(step))})
     return folder
+
+
+class Touch:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("touched"),)
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, lambda content: saved(content)], ids=["pickle", "torch.save"])
+def test_a_checkpoint_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+    """Its sha256 fits, as whoever wrote it could compute it."""
+    monkeypatch.chdir(tmp_path)
+    payload = write({"step": 1, "x": Touch()})
+    (tmp_path / LAST).write_bytes(MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    with pytest.raises(
+        TrainingError, match=r"cannot be resumed: last\.ckpt is damaged \(it is not what[^\n]*$"
+    ) as caught:
+        load_checkpoint(tmp_path)
+    assert "weights_only" not in str(caught.value), "torch advises to switch its protection off"
+    assert not (tmp_path / "touched").exists()
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
 
 
 def test_the_last_and_the_one_before(tmp_path: Path) -> None:

@@ -111,6 +111,15 @@ def test_sizes_are_checked(changes: dict[str, object]) -> None:
         read_safetensors(written({"a": ENTRY | changes}, bytes(8)))
 
 
+@pytest.mark.parametrize("offsets", [(4, 20), (0, 8), (8, 20), (12, 24)])
+def test_every_byte_belongs_to_one_tensor(offsets: tuple[int, int]) -> None:
+    """A changed offset, of which the sizes of all tensors say nothing, would make one read another's numbers."""
+    start, end = offsets
+    other = {"dtype": "F32", "shape": [(end - start) // 4], "data_offsets": [start, end]}
+    with pytest.raises(ValueError, match=r"overlap|gap|end at"):
+        read_safetensors(written({"a": ENTRY, "b": other}, bytes(24)))
+
+
 def test_tensors_that_overlap_do_not_fill_the_memory() -> None:
     with pytest.raises(ValueError, match="overlap"):
         read_safetensors(written({f"{number}": ENTRY for number in range(50)}, bytes(8)))

@@ -14,7 +14,7 @@ from torch import nn
 import effnet
 from effnet.arch.spec import Calibration, InputSpec, NumericPolicy
 from effnet.data.dataset import Dataset, Sample
-from effnet.errors import ArgumentError, BundleError
+from effnet.errors import ArgumentError, BundleError, EffnetError
 from effnet.weights.bundle import (
     Record,
     find_splits,
@@ -187,6 +187,14 @@ def test_the_input_has_the_networks_channels(channels: int, tmp_path: Path) -> N
     assert read_config(save(network, tmp_path / "x", input=larger)).spec.resolution == 96
     with pytest.raises(ArgumentError, match=f"must have the network's {channels}"):
         save(network, tmp_path / "y", input=InputSpec(64, 72))
+
+
+def test_a_config_that_is_nested_too_deeply(folder: Path) -> None:
+    (folder / "config.json").write_text('{"effnet": "1", "format": ' + "[" * 100_000)
+    with pytest.raises(BundleError, match=r"config\.json is damaged.*nested too deeply"):
+        open_bundle(folder)
+    with pytest.raises(EffnetError):
+        effnet.load(folder)
 
 
 def test_no_bundle(tmp_path: Path) -> None:

@@ -79,6 +79,14 @@ def library_network(source: str, name: str, size: int) -> nn.Module:
             return transformers_network(size, **b1)
 
 
+def test_whole_numbers_are_no_weights(tmp_path):
+    """A changed format in a file's header, of the same size, would turn every number into another."""
+    state = {key: tensor.contiguous() for key, tensor in tiny("native").items()}
+    state["stem.conv.weight"] = state["stem.conv.weight"].view(torch.int32)
+    with pytest.raises(MismatchError, match=r"lacks 1 of .*stem\.conv\.weight \(int32, not float32\)"):
+        read_checkpoint(saved(tmp_path / "a.pth", state))
+
+
 @pytest.mark.parametrize(("source", "name", "size"), NETWORKS)
 def test_the_librarys_logits(tmp_path, source, name, size):
     theirs = shaken(library_network(source, name, size), size, images=2 if size > 200 else 8)

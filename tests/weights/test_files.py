@@ -325,6 +325,31 @@ def test_keras_archive(tmp_path):
     assert open_weights(tmp_path / "a.keras").tensors["conv2d/0"].shape == (4, 3, 2, 2)
 
 
+@pytest.mark.parametrize("where", ["external", "virtual", "nowhere"])
+def test_keras_numbers_are_in_the_file(tmp_path, where):
+    """HDF5 may keep numbers in any other file, and lists any number of zeros in a few bytes."""
+    (tmp_path / "secret").write_bytes(bytes(64))
+    written(tmp_path / "other.h5", {"a": CONV})
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if where == "external":
+            file.create_dataset("stem_conv/kernel", (4,), "f4", external=[(str(tmp_path / "secret"), 0, 16)])
+        elif where == "virtual":
+            layout = h5py.VirtualLayout(CONV.shape, "f8")
+            layout[...] = h5py.VirtualSource(str(tmp_path / "other.h5"), "a", CONV.shape)
+            file.create_virtual_dataset("stem_conv/kernel", layout)
+        else:
+            file.create_dataset("stem_conv/kernel", (1_000_000, 50_000), "f4", chunks=(1000, 1000))
+    with pytest.raises(CheckpointError, match=r"a\.h5 .*numbers of stem_conv/kernel are not in the file"):
+        open_weights(tmp_path / "a.h5")
+
+
+def test_a_keras_archive_does_not_fill_the_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(10_000_000))
+    with pytest.raises(CheckpointError, match=r"a\.keras .*unpacks to more than"):
+        open_weights(tmp_path / "a.keras")
+
+
 def test_layers_of_two_networks_are_not_mixed(tmp_path):
     names = [f"layers/{network}/layers/conv2d/vars/0" for network in ("functional", "functional_1")]
     path = written(tmp_path / "a.weights.h5", dict.fromkeys(names, CONV))

@@ -211,6 +211,26 @@ def test_containers_are_checked(tmp_path: Path, name: str) -> None:
     refused(tmp_path / "a.pth", CONTAINERS[name], "is damaged or not a weight file")
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_changed_number_is_noticed(tmp_path: Path, checksums: bool) -> None:
+    """By the crc32 that the zip file has of it; torch compares none. torch can be told to write none."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        path = saved(tmp_path / "a.pth", {"conv_stem.weight": BASE})
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert np.array_equal(open_weights(path).tensors["conv_stem.weight"], BASE.numpy())
+    content = path.read_bytes()
+    changed = content.replace(BASE.numpy().tobytes(), (BASE + 1).numpy().tobytes())
+    assert changed != content
+    if checksums:
+        refused(path, changed, r"is damaged or not a weight file .*data/0 .*crc32")
+    else:
+        path.write_bytes(changed)
+        assert np.array_equal(open_weights(path).tensors["conv_stem.weight"], BASE.numpy() + 1)
+
+
 def test_members_that_overlap_do_not_fill_the_memory(tmp_path: Path) -> None:
     """A zip file may list the same bytes many times."""
     keys = [str(number) for number in range(50)]

@@ -28,6 +28,7 @@ from effnet.version import newer_format
 SUFFIXES = (".yaml", ".yml")
 SHORT = {"repeats": "layers", "kernel": "kernel_size", "expansion": "expand_ratio", "se": "squeeze_ratio"}
 WIDE = 120  # columns
+MOST_VALUES = 1_000_000  # in a file, with those that aliases stand for
 FORMAT = 1
 MARK = f"# An effnet network, format {FORMAT}: effnet info FILE shows it, effnet scale --phi 1 --from FILE scales it.\n"
 NUMBER = re.compile(r"# An effnet network, format (\d+)")
@@ -114,6 +115,40 @@ def _lines(text: str) -> dict[tuple[Any, ...], int]:
     return lines
 
 
+def load_yaml(text: str) -> Any:
+    """The values in YAML, of which nothing is ever executed.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, is nested too deeply, or its aliases stand for more than MOST_VALUES values. The
+            reason is one line.
+        ValueError: a value cannot be, such as the date 2021-99-99.
+    """
+    import yaml
+
+    try:
+        if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _count(root, {})
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise yaml.YAMLError(" ".join(str(error).split())) from error
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """The values of a node, counted wherever an alias stands for them: whoever writes them out would never end."""
+    import yaml
+
+    if id(node) not in known:
+        known[id(node)] = 0  # where it holds itself, which Python writes as dots
+        inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+        each = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_count(part, known) for part in each)
+    if known[id(node)] > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
+    return known[id(node)]
+
+
 def read_mapping(path: str | Path) -> Mapping[str, Any]:
     """The names and values in a YAML file; nothing in it is ever executed.
 
@@ -124,13 +159,13 @@ def read_mapping(path: str | Path) -> Mapping[str, Any]:
 
     try:
         text = Path(path).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
     except FileNotFoundError:
         raise ArgumentError("file", str(path), "does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError("file", str(path), f"cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2021-99-99
-        raise ArgumentError("file", str(path), f"is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ArgumentError("file", str(path), f"is not YAML: {error}") from error
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ArgumentError("file", str(path), "must hold names and values, such as `width: 1.2`.")
     try:

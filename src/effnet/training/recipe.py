@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from effnet.arch.specfile import read_mapping
+from effnet.arch.specfile import load_yaml, read_mapping
 from effnet.errors import ArgumentError, UnknownNameError
 from effnet.fields import (
     check_fields,
@@ -213,7 +211,7 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
 
 def recipe_value(text: str) -> Any:
     """A field's value as YAML reads it; 1e-5, which YAML takes for text, becomes a number."""
-    return _number(yaml.safe_load(text))
+    return _number(load_yaml(text))
 
 
 def _number(value: Any) -> Any:

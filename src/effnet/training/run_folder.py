@@ -30,6 +30,7 @@ import torch
 import yaml
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
+from effnet.arch.specfile import load_yaml
 from effnet.data.bit_depth import describe_ranges
 from effnet.data.dataset import (
     SIZE,
@@ -112,7 +113,7 @@ class RunPlan:
         """
         path, began = Path(folder) / ARGS, dict[str, str]()
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = load_yaml(path.read_text(encoding="utf-8"))
             began = values.pop("versions")
             values |= {name: read_fields(cls_, values[name]) for name, cls_ in PLAIN.items()}
             values |= {"spec": NetworkSpec.from_dict(values["spec"]), "classes": tuple(values["classes"])}
@@ -346,7 +347,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError("it does not begin as a checkpoint does")
     if hashlib.sha256(payload).hexdigest().encode() != head[2]:
         raise ValueError("it was cut short or changed")
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch advises to switch its protection off
+        raise ValueError("it is not what torch.save writes, or holds objects whose code would run") from error
     return state
 
 

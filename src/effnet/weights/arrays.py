@@ -66,8 +66,15 @@ def read_safetensors(file: memoryview) -> dict[str, AnyArray]:
     data = content[LENGTH + length :]
     entries = {name: entry for name, entry in header.items() if name != METADATA}
     places = {name: _find_place(data, name, entry) for name, entry in entries.items()}
-    if sum(len(place) for place in places.values()) > len(data):
-        raise ValueError("its tensors overlap")
+    end = 0
+    for start, stop in sorted(entry["data_offsets"] for entry in entries.values()):
+        if start != end:
+            raise ValueError(
+                f"its tensors {'overlap' if start < end else 'leave a gap'} at byte {start} of its numbers"
+            )
+        end = stop
+    if end != len(data):
+        raise ValueError(f"its tensors end at byte {end} of {len(data)}")
     return {name: to_array(places[name], entry["dtype"], entry["shape"]) for name, entry in entries.items()}
 
 

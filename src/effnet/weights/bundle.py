@@ -29,7 +29,7 @@ from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError, UnknownNameError
 from effnet.fields import read_fields
-from effnet.files import MARK, read_bytes, write_folder
+from effnet.files import MARK, parse_json, read_bytes, write_folder
 from effnet.version import __version__, is_newer, newer_file, newer_format
 from effnet.weights.layouts import COUNTER, NATIVE
 from effnet.weights.sureness import Familiarity, LabelSets
@@ -190,7 +190,7 @@ def read_config(folder: str | Path) -> BundleConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_text("utf-8"))
         digest, expected = values.pop("digest", None), _digest(values)
         written, version = values.pop("format"), values.pop(MARK)
     except FileNotFoundError as error:
@@ -310,7 +310,7 @@ def read_record(folder: str | Path) -> Record:
 def is_bundle(path: Path) -> bool:
     """Whether a folder has the config of a bundle."""
     try:
-        return bool(json.loads((path / CONFIG).read_text("utf-8")).keys() >= {"format", MARK})
+        return bool(parse_json((path / CONFIG).read_text("utf-8")).keys() >= {"format", MARK})
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -170,10 +170,15 @@ def native_state(
         for native, _ in NATIVE.keys(step):
             key, shape = theirs.get(native, ("", ()))
             tensor = tensors.get(key)
-            if tensor is not None and tensor.shape == shape:
+            if tensor is None:
+                missing[native] = key
+                continue
+            is_number = tensor.dtype.kind == "f" or native.endswith(COUNTER)
+            if tensor.shape == shape and is_number:
                 state[native] = tensor if native.endswith(COUNTER) else np.asarray(tensor, np.float32, order="C")
             else:
-                missing[native] = key if tensor is None else f"{key} (shape {tensor.shape}, not {shape})"
+                wrong = f"shape {tensor.shape}, not {shape}" if is_number else f"{tensor.dtype}, not float32"
+                missing[native] = f"{key} ({wrong})"
     return state, missing
 
 

@@ -7,7 +7,6 @@ Needs no torch: tensors are numpy arrays.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,7 +19,7 @@ import numpy as np
 
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError, MismatchError
-from effnet.files import read_bytes
+from effnet.files import parse_json, read_bytes
 from effnet.weights.arrays import AnyArray, read_safetensors
 from effnet.weights.bundle import BundleConfig, is_bundle, open_bundle
 from effnet.weights.keras import SUFFIXES as KERAS_SUFFIXES
@@ -321,7 +320,7 @@ def _holds_hidden(loaded: object) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        loaded = parse_json(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     return loaded if isinstance(loaded, dict) else {}

@@ -7,7 +7,6 @@ layers, they are followed from the image to the classifier, and any that an Effi
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,10 +19,12 @@ import numpy as np
 
 from effnet.arch.spec import InputSpec, NetworkSpec, NumericPolicy
 from effnet.errors import MismatchError, optional_import
+from effnet.files import parse_json
 from effnet.weights.arrays import AnyArray, open_zip
 from effnet.weights.layouts import walk
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
+MOST_PACKED = 64  # times a file's bytes that its numbers may take: HDF5 lists any number of zeros in a few bytes
 # The layer that normalises images: mean, variance and their count, by name and by number
 INPUT_KEYS = tuple(f"normalization/{leaf}" for leaf in ("mean", "variance", "count", "0", "1", "2"))
 PREPARING = ("Rescaling", "Normalization")
@@ -69,19 +70,26 @@ def load_keras(path: Path) -> tuple[dict[str, AnyArray], tuple[KerasLayer, ...] 
         import h5py
 
     datasets: dict[str, AnyArray] = {}
+    room = MOST_PACKED * path.stat().st_size
     groups = list[KerasLayer]()
 
     def visit(name: str, item: object) -> None:
+        nonlocal room
         *_, parent, own = ("", *name.split("/"))
         if parent == "layers" and isinstance(item, h5py.Group):
             groups.append(KerasLayer(_kind(own), own, None))
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            room -= item.nbytes
+            if room < 0 or item.external or item.is_virtual:
+                raise ValueError(f"the numbers of {name} are not in the file")
             datasets[name] = np.asarray(item)
 
     content: Path | io.BytesIO = path
     listed = None
     if path.suffix.lower() == ".keras":
         with open_zip(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > room:
+                raise ValueError(f"it unpacks to more than {room:,} bytes")
             content = io.BytesIO(archive.read("model.weights.h5"))
             listed = archive.read("config.json") if "config.json" in archive.namelist() else None
     with h5py.File(content, "r") as file:
@@ -94,7 +102,7 @@ def load_keras(path: Path) -> tuple[dict[str, AnyArray], tuple[KerasLayer, ...] 
     short = {name: "/".join(_pieces(name)[-2:]) for name in datasets}
     times = Counter(short.values())
     tensors = {(key if times[key] == 1 else name): _torch_order(key, datasets[name]) for name, key in short.items()}
-    return tensors, tuple(groups) or None if listed is None else tuple(_flatten(json.loads(listed)))
+    return tensors, tuple(groups) or None if listed is None else tuple(_flatten(parse_json(listed)))
 
 
 def keras_input(

@@ -17,6 +17,7 @@ import mmap
 import pickle
 import re
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,14 +130,19 @@ def _read_zip(path: Path, content: mmap.mmap, storages: _Storages) -> object:
     if f"{root}/constants.pkl" in members:
         raise CheckpointError(f"{path} is a TorchScript archive: opening it would run code in it. {ADVICE}")
 
+    has_checksums = any(info.CRC for info in members.values())  # torch.serialization.set_crc32_options(False)
+
     def find(name: str) -> tuple[int, int]:
         """The bytes of a member, which torch never compresses."""
         info = members[f"{root}/{name}"]
         start = info.header_offset + LOCAL_HEADER
         start += sum(struct.unpack_from("<HH", content, info.header_offset + NAME_SIZE))
-        if info.file_size != info.compress_size or start + info.file_size > len(content):
+        end = start + info.file_size
+        if info.file_size != info.compress_size or end > len(content):
             raise ValueError(f"{name} in it was cut short, or is compressed")
-        return start, start + info.file_size
+        if has_checksums and zlib.crc32(memoryview(content)[start:end]) != info.CRC:
+            raise ValueError(f"{name} in it has other bytes than were written: its crc32 differs")
+        return start, end
 
     if f"{root}/byteorder" in members:
         start, end = find("byteorder")
