@@ -24,7 +24,7 @@ from ran import Run
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.cli import COMMANDS, main
-from effnet.errors import DownloadError
+from effnet.errors import DownloadError, ImageError
 from effnet.predicting.lines import json_object, table_lines
 from effnet.runtime.classifier import Prediction, Score
 from effnet.weights.bundle import Record
@@ -261,6 +261,12 @@ def test_a_long_set_is_cut_in_the_table_only() -> None:
     answer = Prediction((Score(0, "0", 1.0),), labels=tuple(map(str, range(30))))
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more" in table_lines("x.png", answer)
     assert len(json.loads(json_object("x.png", answer))["labels"]) == 30
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a\nb.png", r"a\nb.png"), ("\x1b[2J\x85é.png", r"\x1b[2J\x85é.png")])
+def test_a_name_is_one_line(name: str, shown: str) -> None:
+    """A line feed in a name would be a second answer, and a terminal obeys what follows an escape."""
+    assert table_lines(name, ImageError("is empty")) == f"{shown:<40} {'-':>11}  unreadable: is empty\n"
 
 
 def test_predict_prints_nothing_of_a_damaged_bundle(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         command, bound, _ = build_app(words).parse_args(typed)
         _check_alone(name)
         if arguments is None:  # the process is ours, see __main__
+            warnings.filterwarnings("ignore", module="PIL")  # of photos that are read none the less
             gc.freeze()
             gc.enable()
         code = command(*bound.args, **bound.kwargs) or console.OK

@@ -19,6 +19,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -156,6 +157,11 @@ def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
     letter = error.object[error.start]
     handler = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace"
     return letter.encode("ascii", handler), error.start + 1
+
+
+def one_line(name: str) -> str:
+    """A file's name with its control characters written out: a line feed, or what a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], name)
 
 
 def json_line(value: object) -> str:

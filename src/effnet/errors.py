@@ -122,10 +122,10 @@ class ClusterError(EffnetError):
 
 
 class ImageError(EffnetError):
-    """An image cannot be read; the message is the reason, without the file's name and without a full stop."""
+    """An image cannot be read; the message is the reason in one line, without the file's name and a full stop."""
 
     def __init__(self, reason: str = "") -> None:
-        super().__init__(reason.rstrip("."))
+        super().__init__(" ".join(reason.split()).rstrip("."))  # decoders write several lines
 
 
 class DownloadError(EffnetError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
@@ -334,3 +336,18 @@ def test_processes_that_write_at_once(images: Path, tmp_path: Path, cache: Path,
     looked.clear()
     find(images)
     assert looked == Counter(pairs=1)
+
+
+def test_frames_that_a_file_only_claims(images: Path) -> None:
+    """A PNG says in four bytes that it has 2^31 - 1 frames; of a TIFF every page takes time to count."""
+    path = images / "disc" / "000.png"
+    control = b"acTL" + struct.pack(">II", 2**31 - 1, 0)
+    content, chunk = path.read_bytes(), struct.pack(">I", 8) + control + struct.pack(">I", zlib.crc32(control))
+    path.write_bytes(content[:33] + chunk + content[33:])
+    page = Image.new("L", (1, 1))
+    page.save(images / "ring" / "pages.tiff", save_all=True, append_images=[page] * 1200)
+    settle(images)
+    told = [{each.files[0]: each.message for each in check(read_data(images)).of("animated")} for _ in range(2)]
+    assert told[0] == told[1]
+    assert told[0]["disc/000.png"] == "1000000 frames"
+    assert told[0]["ring/pages.tiff"] == "1000 frames or more"

@@ -19,8 +19,10 @@ from PIL import ExifTags, Image
 
 from effnet.data import image as module
 from effnet.data.duplicates import find_duplicates
+from effnet.data.fingerprint import read_fingerprint
 from effnet.data.image import PIXEL_LIMIT, open_photo
 from effnet.data.paths import expand, is_image
+from effnet.data.shards import FILE_LIMIT
 from effnet.errors import ArgumentError, ImageError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
@@ -265,6 +267,47 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="without an image"):
         list(expand([str(tmp_path)]))
     assert isinstance(find_duplicates([tmp_path / "x.jpg"]).fingerprints[0], ImageError)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no devices in folders")
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    """A manifest may name a device; and the sha256 that check takes of a file reads all of it."""
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(FILE_LIMIT + 1)  # of holes, which take no space
+    for path, words in ((Path("/dev/zero"), "is a device"), (tmp_path / "x.png", "at most 2,147,483,648 are read")):
+        with pytest.raises(ImageError, match=words):
+            open_photo(path)
+        with pytest.raises(ImageError, match=words):
+            read_fingerprint(path)
+
+
+def test_a_decoder_s_reason_is_one_line(tmp_path: Path) -> None:
+    """libheif ends its reasons with a line feed."""
+    pillow_heif.from_pillow(Image.fromarray(np.tile(RGB, (10, 10, 1)))).save(tmp_path / "x.heic")
+    (tmp_path / "x.heic").write_bytes((tmp_path / "x.heic").read_bytes()[:-200])
+    with pytest.raises(ImageError, match="damaged") as caught:
+        open_photo(tmp_path / "x.heic")
+    assert "\n" not in str(caught.value)
+
+
+def scans_of(count: int) -> bytes:
+    """A progressive JPEG whose first scan is there that often."""
+    whole = encode(np.zeros((64, 64), np.uint8), "JPEG", progressive=True).getvalue()
+    start = whole.index(b"\xff\xda")
+    end = whole.index(b"\xff\xc4", start)
+    return whole[:start] + (count - 1) * whole[start:end] + whole[start:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    """Each takes a few bytes, and as long as decoding all blocks."""
+    usual = encode(RGB, "JPEG", progressive=True).getvalue()
+    assert 1 < usual.count(b"\xff\xda") < 20
+    assert pixels(io.BytesIO(usual + 200 * b"\xff\xda")).shape == RGB.shape  # behind its end: a film, perhaps
+    assert open_photo(io.BytesIO(scans_of(50))).size == (64, 64)
+    with pytest.raises(ImageError, match="of more than 100 scans"):
+        open_photo(io.BytesIO(scans_of(200)))
+    plain = encode(RGB, "JPEG").getvalue()
+    assert pixels(io.BytesIO(plain + 200 * plain[plain.index(b"\xff\xda") :])).shape == RGB.shape  # which nobody reads
 
 
 def test_streams_stay_open_and_need_not_seek() -> None:

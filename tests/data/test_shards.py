@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +141,25 @@ def test_flipped_bytes_cost_one_image(shards: Path) -> None:
     assert len(read_data(shards)) == len(data)
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    ["", "\t1\tx\t2\t3", "\t-1\t9\t0\t0", "\t0\t-1\t0\t0", "\t0\t99999999999\t0\t0", "\t99999999999999999999\t0\t0\t0"],
+)
+def test_an_index_that_is_none_is_a_reason(shards: Path, numbers: str) -> None:
+    """Whoever wrote it may have written its crc32 into shards.json as well."""
+    shard, index = shards / "images-000000.tar", shards / "images-000000.index"
+    name = index.read_text().partition("\t")[0]
+    index.write_text(f"{name}{numbers}\n")
+    described = json.loads((shards / "shards.json").read_text())
+    described["shards"][0]["index_crc32"] = zlib.crc32(index.read_bytes())
+    (shards / "shards.json").write_text(json.dumps(described))
+    with pytest.raises(ImageError, match="index is damaged" if numbers else "is not in its shard"):
+        open_photo(shard / name)
+    assert check(read_data(shards)).of("unreadable")
+    with pytest.raises(DataError, match=r"images-000000\.tar .*index is damaged"):
+        [*expand([str(shards)])]
+
+
 def test_nothing_left(shards: Path) -> None:
     for shard in shards.glob("*.tar"):
         shard.unlink()
@@ -147,9 +167,20 @@ def test_nothing_left(shards: Path) -> None:
         read_data(shards)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "shards": [{"name": "a.tar"}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", 9**5 * "[", '{"format": 1}', '{"format": 1, "shards": [{"name": "a.tar"}]}']
+)
 def test_what_is_not_a_description_of_shards_is_refused(shards: Path, text: str) -> None:
     (shards / "shards.json").write_text(text)
+    with pytest.raises(DataError, match=r"shards\.json is not what effnet pack writes"):
+        read_data(shards)
+
+
+@pytest.mark.parametrize("name", ["../../secret.tar", "/etc/passwd", "a\0b", ""])
+def test_a_description_names_files_beside_it(shards: Path, name: str) -> None:
+    described = json.loads((shards / "shards.json").read_text())
+    described["shards"][0]["name"] = name
+    (shards / "shards.json").write_text(json.dumps(described))
     with pytest.raises(DataError, match=r"shards\.json is not what effnet pack writes"):
         read_data(shards)
 

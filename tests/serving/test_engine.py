@@ -122,6 +122,10 @@ def test_where_it_looked(folder: Path) -> None:
         assert np.sum(against["map"]) != pytest.approx(np.sum(asked["map"]))
         wrong: httpx.Response = served.http.post("/predict?explain=true&versus=d", content=rotated.getvalue())
         assert (wrong.status_code, "versus" in wrong.json()["error"]) == (422, True)
+        broken, text = io.BytesIO(), b"\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"  # as the orientation
+        gradient(300, 200).save(broken, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + text)
+        answer = served.http.post("/predict?explain=true", content=broken.getvalue())
+        assert answer.json()["explanation"]["box"] == pytest.approx(seen_part(300, 200, InputSpec(64, 80)))
         assert served.taken == 0
 
 

@@ -117,7 +117,9 @@ def test_what_cannot_be_used_is_named(served: Served, body: Any, words: str) -> 
 
 def test_damaged_requests(served: Served) -> None:
     url = "/v2/models/colours/infer"
-    assert "not JSON" in served.http.post(url, content=b"{").json()["error"]
+    for text in (b"{", b"[" * 100_000):
+        answer = served.http.post(url, content=text)
+        assert (answer.status_code, "not JSON" in answer.json()["error"]) == (400, True)
     short = {"Inference-Header-Content-Length": "99"}
     assert served.http.post(url, content=b"{}", headers=short).status_code == 400
     head = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":8}}]}'

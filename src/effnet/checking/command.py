@@ -183,9 +183,8 @@ def _show_labels(errors: LabelErrors, limit: int) -> None:
     about = f"about {expected:,} of these {count:,} are wrong" if count > 1 else f"wrong: {_percent(errors.expected)}"
     console.paragraphs([f"warning: {count:,} {_plural('label(s)', count)} to look at, {about}. {judged}."])
     for each in errors.suspects[:limit]:
-        sys.stdout.write(
-            f"  {each.path}: labelled {each.given}, rather {each.likely} (wrong: {_percent(each.wrong)})\n"
-        )
+        wrong = f"labelled {each.given}, rather {each.likely} (wrong: {_percent(each.wrong)})"
+        sys.stdout.write(f"  {console.one_line(each.path)}: {wrong}\n")
     if count > limit:
         sys.stdout.write(f"  ... and {count - limit:,} more\n")
 
@@ -234,7 +233,7 @@ def _example(finding: Finding) -> str:
     """A finding in one line."""
     between = " = " if finding.kind in COPIES else ", "
     more = [f"{len(finding.files) - NAMED:,} more"] if len(finding.files) > NAMED else []
-    files = between.join([*finding.files[:NAMED], *more])
+    files = between.join([*map(console.one_line, finding.files[:NAMED]), *more])
     return f"{files}: {finding.message}" if files else finding.message
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from effnet.data.bit_depth import describe_ranges
 from effnet.data.dataset import SPLITS, Dataset, Sample, explain_one_class, missing_classes, split_data
 from effnet.data.duplicates import Duplicates, connect, find_duplicates
-from effnet.data.fingerprint import Fingerprint
+from effnet.data.fingerprint import MOST_PAGES, Fingerprint
 from effnet.data.folders import EMPTY, class_name
 from effnet.data.image import natural_resolution
 from effnet.data.shards import SHARD
@@ -211,7 +211,8 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
         if named is not None and format != JPEG.get(named, named):
             yield Finding("misnamed", file, f"is {format}, its name says {named}")
         if fingerprint.frames > 1 and fingerprint.format not in JPEG:
-            yield Finding("animated", file, f"{fingerprint.frames} frames")
+            more = " or more" if fingerprint.frames == MOST_PAGES else ""
+            yield Finding("animated", file, f"{fingerprint.frames} frames{more}")
         if fingerprint.mode not in PLAIN_MODES or fingerprint.range:
             values = f", read from 0 ... {fingerprint.range:,}" if fingerprint.range else ""
             yield Finding("deep", file, f"{fingerprint.mode} pixels{values}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -33,7 +33,9 @@ RANGES = {"I": (255, 1023, 4095, 16383, 65535), "F": (1, 255, 1023, 4095, 16383,
 HAIR = 1 / 255  # share of the range by which floats may lie outside
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF's tags
 SCALED = ("PPM", "JPEG2000")  # Pillow stretches their values to 16 bits by the depth that they state
+PART = 1 << 18  # pixels that are computed with at once
 STATED, RANGE = "stated bits", "range"  # entries of an image's info
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 LOW = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # Pillow's raw modes
 
 
@@ -62,11 +64,11 @@ def pixel_range(image: Image.Image) -> int | None:
     if RANGE in image.info:
         return int(image.info[RANGE])
     if image.mode.startswith("I;16"):
-        return _range_of_16(image, np.asarray(image))
+        return _range_of_16(image, (values for _, values in _parts(image)))
     if image.mode not in RANGES:
         return None
-    values = np.asarray(image)
-    high, low = values.max(), values.min()
+    ends = [(values.min(), values.max()) for _, values in _parts(image)]
+    low, high = np.min(ends), np.max(ends)  # of numpy, which tell of NaN
     spare = 1 + HAIR if image.mode == "F" else 1
     ranges = ((1 << image.info[STATED]) - 1, *RANGES["I"]) if STATED in image.info else RANGES[image.mode]
     top = next((top for top in ranges if high <= spare * top), None)
@@ -85,13 +87,16 @@ def describe_ranges(ranges: Iterable[int | None]) -> str:
 
 def narrow_grey(image: Image.Image) -> Image.Image:
     """Mode I;16*, I or F to L or, where one value stands for transparent, to LA."""
-    values, top = np.asarray(image), pixel_range(image)
+    top, clear = pixel_range(image), image.info.get("transparency")
     assert top is not None
-    grey = np.rint(values / top * 255).clip(0, 255) if image.mode == "F" else values // ((top + 1) // 256)
-    channels = [grey.astype(np.uint8)]
-    if "transparency" in image.info:
-        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
-    return Image.merge("LA"[: len(channels)], [Image.fromarray(channel) for channel in channels])
+    narrowed = Image.new("L" if clear is None else "LA", image.size)
+    for box, values in _parts(image):
+        grey = np.rint(values / top * 255).clip(0, 255) if image.mode == "F" else values // ((top + 1) // 256)
+        channels = [grey.astype(np.uint8)]
+        if clear is not None:
+            channels.append(np.where(values == clear, 0, 255).astype(np.uint8))
+        narrowed.paste(Image.merge(narrowed.mode, [Image.fromarray(channel) for channel in channels]), box)
+    return narrowed
 
 
 def load_colours(image: Image.Image) -> Image.Image:
@@ -104,32 +109,54 @@ def load_colours(image: Image.Image) -> Image.Image:
     swapped = [_swap_bytes(tile) for tile in tiles]
     if file is None or image.mode not in ("RGB", "RGBA") or not swapped or None in swapped:
         return image
-    high = np.asarray(image)
     # of 14 bits, the high byte has 6
-    if high[..., :3].max() >= 64 or image.info.get(STATED) == 16:
+    if max(high for _, high in image.getextrema()[:3]) >= 64 or image.info.get(STATED) == 16:  # type: ignore[misc, union-attr]  # a pair for each channel
         image.info[RANGE] = RANGES["I"][-1]
         return image
     file.seek(0)
     second = type(image)(file, "")  # type: ignore[call-arg]  # the plugin's class, as `identify` calls it
     second.tile = swapped  # type: ignore[attr-defined]  # image files have tiles, type(image) says only Image
-    values = high.astype(np.uint16) << 8 | np.asarray(second)
-    image.info[RANGE] = top = _range_of_16(image, values[..., :3])
+    second.load()
+
+    def joined() -> Iterator[tuple[Box, NDArray[np.uint16]]]:
+        for (box, high), (_, low) in zip(_parts(image), _parts(second), strict=True):
+            yield box, high.astype(np.uint16) << 8 | low
+
+    image.info[RANGE] = top = _range_of_16(image, (values[..., :3] for _, values in joined()))
     if top == RANGES["I"][-1]:
         return image
-    colours = values >> top.bit_length() - 8
-    if values.shape[2] == 4 and values[..., 3].max() > top:  # alpha has a range of its own
-        colours[..., 3] = high[..., 3]
-    narrowed = Image.fromarray(colours.astype(np.uint8), image.mode)
+    own = image.mode == "RGBA" and any(values[..., 3].max() > top for _, values in joined())
+    narrowed = Image.new(image.mode, image.size)
+    for box, values in joined():
+        colours = values >> top.bit_length() - 8
+        if own:  # alpha has a range of its own
+            colours[..., 3] = values[..., 3] >> 8
+        narrowed.paste(Image.fromarray(colours.astype(np.uint8), image.mode), box)
     narrowed.info = dict(image.info)
     return narrowed
 
 
-def _range_of_16(image: Image.Image, values: NDArray[np.uint16]) -> int:
+def _parts(image: Image.Image) -> Iterator[tuple[Box, NDArray[Any]]]:
+    """The pixels of an image, PART at a time, with their places: an array of all would be held several times over."""
+    width, height = image.size
+    across = min(width, PART)
+    down = PART // across
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            box = left, top, min(width, left + across), min(height, top + down)
+            yield box, np.asarray(image.crop(box))
+
+
+def _range_of_16(image: Image.Image, parts: Iterable[NDArray[np.uint16]]) -> int:
     """The highest value of the range of 16-bit values, as the module's docstring describes."""
-    highest, bits = int(values.max()), int(image.info.get(STATED, 0))
+    highest, empty, repeated = 0, True, True  # the low byte is nothing, or the high byte once more
+    for values in parts:
+        highest = max(highest, int(values.max()))
+        low = values & 255
+        empty, repeated = empty and not low.any(), repeated and bool((values >> 8 == low).all())
+    bits = int(image.info.get(STATED, 0))
     if not bits or highest >= 1 << bits:
-        widened = not (values & 255).any() or bool((values >> 8 == values & 255).all())
-        bits = 16 if widened else next(bits for bits in BITS if highest < 1 << bits)
+        bits = 16 if empty or repeated else next(bits for bits in BITS if highest < 1 << bits)
     return (1 << bits) - 1
 
 

@@ -9,14 +9,16 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageFile
 
 from effnet.data.bit_depth import pixel_range
-from effnet.data.image import PIXEL_LIMIT, TURNS, explain_error, identify, open_photo
+from effnet.data.image import PIXEL_LIMIT, QUARTERS, explain_error, identify, open_photo, turn_of
 from effnet.data.shards import open_file
 from effnet.errors import ImageError
 
 SIDE, COLOUR_SIDE = 32, 8  # pixels of a thumbnail and of its colours
+MOST_FRAMES = 1_000_000
+MOST_PAGES = 1000  # of a TIFF; its first one is read, and the others take 0.2 ms each to count
 DRAFT = 4  # a JPEG is decoded with at least that many times a thumbnail's pixels a side; fewer would change it
 
 
@@ -38,6 +40,18 @@ class Fingerprint:
     colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
 
 
+def count_frames(image: ImageFile.ImageFile) -> int:
+    """Its frames, of a TIFF at most MOST_PAGES: each of its pages is looked up by itself; others claim any number."""
+    if image.format != "TIFF":
+        return min(int(getattr(image, "n_frames", 1)), MOST_FRAMES)
+    for page in range(1, MOST_PAGES):
+        try:
+            image.seek(page)
+        except EOFError:
+            return page
+    return MOST_PAGES
+
+
 def read_fingerprint(file: Path) -> Fingerprint:
     """The fingerprint of one image file.
 
@@ -55,12 +69,10 @@ def read_fingerprint(file: Path) -> Fingerprint:
         image.draft(None, (DRAFT * SIDE, DRAFT * SIDE))
     photo = open_photo(image)
     small = photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    turn, frames = None, 1
-    with suppress(Exception):  # cameras and editors write broken EXIF
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    with suppress(Exception):
-        frames = int(getattr(image, "n_frames", 1))
-    if turn is not None and turn >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180:
+    turn, top, frames = turn_of(image), pixel_range(image), 1
+    with suppress(Exception):  # the last that is asked of it: it is at another frame then
+        frames = count_frames(image)
+    if turn in QUARTERS:
         width, height = height, width
     colours = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).convert("YCbCr")
     return Fingerprint(
@@ -72,7 +84,7 @@ def read_fingerprint(file: Path) -> Fingerprint:
         height=height,
         turned=turn is not None,
         frames=frames,
-        range=pixel_range(image),
+        range=top,
         spread=float(np.asarray(small, np.float32).std(axis=(0, 1)).max()),
         thumbnail=small.convert("L").tobytes(),
         colours=np.asarray(colours)[..., 1:].tobytes(),

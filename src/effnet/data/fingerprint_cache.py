@@ -39,7 +39,8 @@ from effnet.machine import cache_folder
 LIMIT, FILES = 2 * 10**9, 500  # an image takes 1.3 KB
 SETTLED_NS = 50_000_000  # clocks of file systems tick: what changed so recently may change again at the same time
 LEFTOVER = 86_400  # seconds after which the temporary folder of a killed process is removed
-CODE = ("fingerprint.py", "fingerprint_cache.py", "duplicates.py", "image.py", "bit_depth.py")  # what decides the rows
+# What decides the rows
+CODE = ("fingerprint.py", "fingerprint_cache.py", "duplicates.py", "image.py", "bit_depth.py", "scans.py")
 KEY = "key"
 
 Table = NDArray[Any]

@@ -43,6 +43,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from effnet.arch.spec import InputSpec
 from effnet.data.bit_depth import RANGES, load_colours, narrow_grey, note_bits
+from effnet.data.scans import check_scans
 from effnet.data.shards import open_file
 from effnet.errors import ArgumentError, ImageError, optional_import
 from effnet.fields import one_of
@@ -70,6 +71,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
+QUARTERS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # which exchange width and height
 
 
 def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
@@ -163,7 +165,11 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
             if accepts is None or accepts(prefix.ljust(16, b"\0")) is True:
                 image = factory(file, "")
                 note_bits(image, file)
+                if name == "JPEG":
+                    check_scans(file)
                 return image
+        except ImageError:
+            raise
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             if accepts:  # its signature is right
                 complaint = f"is a damaged {name} file ({error})."
@@ -196,6 +202,14 @@ def _register_heif() -> None:
     except ImportError as error:
         raise ImageError(f"is a HEIC image; {error}") from error
     register_heif_opener()
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright by its EXIF; None where it is, or where its EXIF is broken."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # cameras and editors write broken EXIF beside sound pixels
+        return None
 
 
 def colour_mode(spec: InputSpec) -> ColourMode:
@@ -292,10 +306,7 @@ def _turn_upright(image: Image.Image, mode: ColourMode) -> Image.Image:
     if not 0 < width * height <= PIXEL_LIMIT:
         raise ImageError(f"has {width} x {height} pixels; from 1 to {PIXEL_LIMIT} are read.")
     image = load_colours(image)
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # cameras and editors write broken EXIF beside sound pixels
-        turn = None
+    turn = turn_of(image)
     photo = _flatten(image, mode)
     if turn is not None:
         photo = photo.transpose(turn)

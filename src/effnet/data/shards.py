@@ -12,23 +12,26 @@ processes may be forked or spawned at any time. URLs (https://, s3://, gs://) ar
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
+import stat
+import sys
 import zlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from effnet.errors import DataError, EffnetError, ImageError, optional_import
+from effnet.files import parse_json
 from effnet.version import newer_format
 
 SHARDS, MANIFEST, FORMAT = "shards.json", "manifest.csv", 1
+FILE_LIMIT = 2**31  # bytes of an image: 16-bit RGBA of as many pixels as Pillow reads has 1.4 * 10^9
 UNFINISHED = "unfinished.json"  # is there while a pack is under way: how it goes on
 TAR, INDEX = ".tar", ".index"
 SHARD = "the shard"  # so begins what is wrong with one
@@ -61,7 +64,10 @@ class ShardFolder:
         if shard not in self.damaged:
             return shard not in self.sizes
         there, lines = self.sizes[shard], _index(str(root / shard)) or ()
-        found = _find(lines, name)
+        try:
+            found = _find(lines, name)
+        except ImageError:
+            return True
         return there is None or found is None or found.offset + found.size > there
 
 
@@ -112,14 +118,20 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """An image's file, open for reading; one in a shard is read into memory.
 
     Raises:
-        ImageError: it is a pipe with a name, from which reading would wait for ever; /dev/stdin and the like are read.
-            Or it is in a shard that is damaged.
+        ImageError: reading it would never end: it is a pipe with a name (/dev/stdin and the like are read) or a device,
+            or has more than FILE_LIMIT bytes. Or it is in a shard that is damaged.
         OSError: it cannot be opened.
     """
     if (found := member_of(path)) is not None:
         return io.BytesIO(read_member(*found))
-    if Path(path).is_fifo() and not os.fspath(path).startswith(("/dev/", "/proc/")):
-        raise ImageError("is a pipe, not a file.")
+    with suppress(OSError, ValueError):  # which opening it raises, too
+        status = Path(path).stat()
+        if stat.S_ISFIFO(status.st_mode) and not os.fspath(path).startswith(("/dev/", "/proc/")):
+            raise ImageError("is a pipe, not a file.")
+        if stat.S_ISCHR(status.st_mode) and os.fspath(path) != "/dev/stdin":
+            raise ImageError("is a device, not a file.")
+        if status.st_size > FILE_LIMIT:
+            raise ImageError(f"has {status.st_size:,} bytes; at most {FILE_LIMIT:,} are read.")
     return Path(path).open("rb")
 
 
@@ -148,8 +160,15 @@ def read_member(shard: str, member: Member) -> bytes:
 
 
 def member_names(shard: str) -> list[str]:
-    """The images of a shard in the order in which they lie in it; none where it is not a shard with an index."""
-    rows = [(_member(line).offset, line.partition(b"\t")[0]) for line in _index(shard) or ()]
+    """The images of a shard in the order in which they lie in it; none where it is not a shard with an index.
+
+    Raises:
+        DataError: its index is damaged.
+    """
+    try:
+        rows = [(_member(line).offset, line.partition(b"\t")[0]) for line in _index(shard) or ()]
+    except ImageError as error:
+        raise DataError(f"{text_of(shard)} cannot be read: its index is damaged; pack the data again") from error
     return [os.fsdecode(name) for _, name in sorted(rows)]
 
 
@@ -191,7 +210,7 @@ def read_index(shard: str) -> dict[str, Member]:
     """The images of a shard; none where it has no index, or a damaged one."""
     try:
         return {os.fsdecode(line.partition(b"\t")[0]): _member(line) for line in _index(shard) or ()}
-    except (ValueError, TypeError):
+    except ImageError:
         return {}
 
 
@@ -224,10 +243,10 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         _refuse_unfinished(Path(folder))
         return None
     try:
-        described: dict[str, Any] = json.loads(_read(str(path)))
+        described: dict[str, Any] = parse_json(_read(str(path)))
         if described["format"] > FORMAT:
             raise DataError(f"{path} {newer_format(described['effnet'], described['format'], FORMAT)}")
-        kinds = {"name": str, "bytes": int, "index_crc32": int}
+        kinds = {"name": _shard_name, "bytes": int, "index_crc32": int}
         described["shards"] = [{key: kind(row[key]) for key, kind in kinds.items()} for row in described["shards"]]
     except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
@@ -237,10 +256,17 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return described
 
 
+def _shard_name(name: str) -> str:
+    """The name of a shard beside its description; raises ValueError for any other."""
+    if not SHARD_PATH.fullmatch(f"{name}/"):
+        raise ValueError(f"{name} is not a shard's name")
+    return name
+
+
 def _refuse_unfinished(folder: Path) -> None:
     """Raise DataError where a folder holds shards without their description."""
     try:
-        command = str(json.loads((folder / UNFINISHED).read_text("utf-8"))["command"])
+        command = str(parse_json((folder / UNFINISHED).read_text("utf-8"))["command"])
     except (OSError, ValueError, KeyError, TypeError):
         for name in (f"{split}-000000{TAR}" for split in ("train", "val", "test", "images")):
             if os.path.isfile(folder / name):  # noqa: PTH113  # of a name that no file can have, too
@@ -260,7 +286,14 @@ def _find(lines: list[bytes] | tuple[()], name: str) -> Member | None:
 
 
 def _member(line: bytes) -> Member:
-    return Member(*map(int, line.split(b"\t")[1:]))
+    """A line of an index; raises ImageError where it is not one."""
+    try:
+        found = Member(*map(int, line.split(b"\t")[1:]))
+    except (ValueError, TypeError) as error:
+        raise ImageError("is in a shard whose index is damaged.") from error
+    if min(vars(found).values()) < 0 or found.size > FILE_LIMIT or found.offset > sys.maxsize:
+        raise ImageError("is in a shard whose index is damaged.")
+    return found
 
 
 def _index(shard: str) -> list[bytes] | None:

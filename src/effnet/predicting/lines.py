@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from effnet.console import csv_lines, json_line
+from effnet.console import csv_lines, json_line, one_line
 from effnet.errors import ImageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def flags(answer: Prediction) -> list[str]:
 
 def table_lines(file: str, answer: Prediction | ImageError) -> str:
     """A line for each class, and one for a set of labels; a long name gets a line of its own."""
+    file = one_line(file)
     first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
     if isinstance(answer, ImageError):
         return f"{first} {'-':>11}  unreadable: {answer}\n"

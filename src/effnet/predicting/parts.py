@@ -34,7 +34,7 @@ from effnet.console import json_text
 from effnet.data.shards import file_size
 from effnet.errors import ArgumentError, ClusterError, DataError, ImageError
 from effnet.fields import write_count
-from effnet.files import hold_lock, names_in, sweep, write_text
+from effnet.files import hold_lock, names_in, parse_json, sweep, write_text
 from effnet.predicting.lines import FLAGS, json_object
 from effnet.predicting.settings import AnswerOptions, OutputOptions
 from effnet.progress import SILENT, Progress
@@ -210,7 +210,7 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
         write_text(out / REQUEST, json_text(wanted))
         return
     try:
-        found = dict(json.loads((out / REQUEST).read_text("utf-8")))
+        found = dict(parse_json((out / REQUEST).read_text("utf-8")))
     except (ValueError, TypeError) as error:
         raise ArgumentError("out", str(out), f"has a {REQUEST} that cannot be read; choose another folder.") from error
     for name, value in wanted.items():

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from starlette.responses import JSONResponse
 
 from effnet.errors import ImageError
+from effnet.files import parse_json
 from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Pixels
 from effnet.serving.catalogue import Catalogue
@@ -117,7 +118,7 @@ def _parse(body: bytes, length: int, engine: Engine) -> tuple[Mapping[str, Any],
 
 def _parse_json(text: bytes) -> Mapping[str, Any]:
     try:
-        call = json.loads(text)
+        call = parse_json(text)
     except ValueError as error:
         raise HTTPException(400, f"the request is not JSON: {error}") from error
     if not isinstance(call, dict) or not isinstance(call.get("inputs"), list) or len(call["inputs"]) != 1:
