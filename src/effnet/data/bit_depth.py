@@ -110,7 +110,7 @@ def load_colours(image: Image.Image) -> Image.Image:
     if file is None or image.mode not in ("RGB", "RGBA") or not swapped or None in swapped:
         return image
     # of 14 bits, the high byte has 6
-    if max(high for _, high in image.getextrema()[:3]) >= 64 or image.info.get(STATED) == 16:  # type: ignore[misc, union-attr]  # a pair for each channel
+    if max(high for _, high in image.getextrema()[:3]) >= 64 or image.info.get(STATED) == 16:  # type: ignore[misc]  # a pair for each channel
         image.info[RANGE] = RANGES["I"][-1]
         return image
     file.seek(0)

@@ -19,7 +19,7 @@ import sys
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -246,7 +246,7 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         described: dict[str, Any] = parse_json(_read(str(path)))
         if described["format"] > FORMAT:
             raise DataError(f"{path} {newer_format(described['effnet'], described['format'], FORMAT)}")
-        kinds = {"name": _shard_name, "bytes": int, "index_crc32": int}
+        kinds: dict[str, Callable[[Any], Any]] = {"name": _shard_name, "bytes": int, "index_crc32": int}
         described["shards"] = [{key: kind(row[key]) for key, kind in kinds.items()} for row in described["shards"]]
     except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
