@@ -22,8 +22,8 @@ from planted import sound_data
 from effnet.errors import DataError, TrainingError
 from effnet.progress import SILENT
 from effnet.training.run_folder import (
+    FORMAT,
     LAST,
-    MARK,
     PREVIOUS,
     check_resumed,
     load_checkpoint,
@@ -51,7 +51,8 @@ def test_a_checkpoint_that_would_run_code(tmp_path: Path, monkeypatch: pytest.Mo
     """Its sha256 fits, as whoever wrote it could compute it."""
     monkeypatch.chdir(tmp_path)
     payload = write({"step": 1, "x": Touch()})
-    (tmp_path / LAST).write_bytes(MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    head = f"effnet checkpoint {FORMAT} {hashlib.sha256(payload).hexdigest()}\n"
+    (tmp_path / LAST).write_bytes(head.encode() + payload)
     with pytest.raises(
         TrainingError, match=r"cannot be resumed: last\.ckpt is damaged \(it is not what[^\n]*$"
     ) as caught:
