@@ -373,3 +373,23 @@ def test_what_is_missing_or_full_is_named(made, tmp_path) -> None:
     with pytest.raises(OSError, match=r"No space left.*full\.onnx"), write_file(tmp_path / "full.onnx"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
+
+
+def test_a_constant_that_is_an_object_is_not_unpickled(made, tmp_path) -> None:
+    """torch reads constants of a certain name by pickle.loads, whatever is forbidden to torch.load."""
+    touched = tmp_path / "touched"
+    with zipfile.ZipFile(made / "model.pt2") as old, zipfile.ZipFile(tmp_path / "hostile.pt2", "w") as new:
+        contents = {name: old.read(name) for name in old.namelist()}
+        weights, constants = (
+            next(name for name in contents if name.endswith(f"_{kind}_config.json"))
+            for kind in ("weights", "constants")
+        )
+        entry = next(iter(json.loads(contents[weights])["config"].values())) | {"path_name": "opaque_obj_0"}
+        contents[constants] = json.dumps({"config": {"constant": entry | {"use_pickle": True}}}).encode()
+        contents[f"{constants.rpartition('/')[0]}/opaque_obj_0"] = pickle.dumps(Touch(touched))
+        for name, content in contents.items():
+            new.writestr(name, content)
+    with pytest.raises(ArtifactError, match=r"hostile\.pt2"):
+        open_session(read_artifact(tmp_path / "hostile.pt2"))
+    assert not touched.exists()
+    open_session(read_artifact(made / "model.pt2")).close()

@@ -247,12 +247,17 @@ def _tensor(pixels: Pixels) -> Tensor:
 @contextmanager
 def _weights_only() -> Iterator[None]:
     """Without pickles that run code: torch.export.load follows a file that asks for one, unless this forbids it."""
+    from torch.export.pt2_archive import _package
+
     with READING:
         before = os.environ.get(WEIGHTS_ONLY)
         os.environ[WEIGHTS_ONLY] = "1"
+        pickle = vars(_package).pop("pickle", None)  # which it asks for constants that are objects, whatever is set
         try:
             yield
         finally:
+            if pickle is not None:
+                vars(_package)["pickle"] = pickle
             if before is None:
                 del os.environ[WEIGHTS_ONLY]
             else:
