@@ -51,7 +51,7 @@ COMMANDS = (
     "serve lite0 --port PORT",
     "train DATA --model small.yaml --epochs 1 --resolution 32 --out run --workers 1",
     "val run/best DATA",
-    "convert run/best --to timm --out small-timm",
+    "convert lite0 --to timm-tf --out lite0-timm",
     "export run/best --format openvino --out small-openvino",
     "export run/best --format onnx --out small.onnx",
     "export run/best --format torch --out small.pt2",
