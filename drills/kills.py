@@ -211,7 +211,7 @@ def draw_aim(draws: random.Random, oracle: Oracle, kind: Kind, real: bool, first
 
 def main() -> int:
     """All tries."""
-    drill = begin("kills", Scale(tries=400, minutes=90, short_tries=6, short_minutes=10), __doc__ or "")
+    drill = begin("kills", Scale(tries=400, minutes=90, short_tries=8, short_minutes=10), __doc__ or "")
     work = Path(tempfile.mkdtemp(prefix="effnet-kills-"))
     attack = Attack(drill, work)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what it started ends, too
