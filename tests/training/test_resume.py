@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from short_run import QUICK, CrashError, Recorder
+from tiny import same, weights
 
 from effnet.errors import ArgumentError, DataError, TrainingError
 from effnet.files import hold_lock
-from effnet.training.run_folder import load_checkpoint
+from effnet.training.loop import Loop
+from effnet.training.run_folder import load_checkpoint, save_checkpoint
 from effnet.training.train import resume, train
+from effnet.weights.bundle import open_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +99,37 @@ def test_an_unreadable_image_leaves_the_checkpoint(stopped: Path, shapes: Path, 
     with pytest.raises(DataError, match=r"\.png: is not an image"):
         resume(folder, data=data)
     assert load_checkpoint(folder)[0]["step"] == load_checkpoint(stopped)[0]["step"]
+
+
+def test_checkpoints_are_as_rare_as_they_are_slow(
+    shapes: Path, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of ten seconds, a second for a checkpoint; what was trained behind the last one is trained again."""
+    clock, written = [0.0], list[int]()
+    step = Loop._step
+
+    def slow_step(self: Loop, images: Any) -> None:
+        clock[0] += 2
+        step(self, images)
+
+    def slow_save(folder: Path, state: dict[str, Any]) -> None:
+        clock[0] += 1
+        written.append(state["step"])
+        save_checkpoint(folder, state)
+
+    monkeypatch.setattr(Loop, "_step", slow_step)
+    monkeypatch.setattr("effnet.training.loop.save_checkpoint", slow_save)
+    for module in ("loop", "train"):
+        monkeypatch.setattr(f"effnet.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    options = {**QUICK, "epochs": 6, "save_seconds": 1000.0}
+    train(shapes, spec_file, "scratch", out=tmp_path / "whole", **options)
+    assert written == [0, 10, 20, 30, 30]
+    written.clear()
+    with pytest.raises(CrashError):
+        train(shapes, spec_file, "scratch", out=tmp_path / "broken", progress=Recorder(stop=28), **options)
+    assert written == [0, 10, 20]
+    assert open_bundle(tmp_path / "broken" / "best").config.metrics["epoch"] > 4
+    resume(tmp_path / "broken")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    one, other = (tmp_path / run / "best" / "model.safetensors" for run in ("whole", "broken"))
+    assert one.read_bytes() == other.read_bytes()

@@ -44,6 +44,7 @@ from effnet.weights.bundle import save
 SHOWN = 50  # steps over which the loss that is shown is averaged
 FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
 ENDING = 8.0  # seconds for pictures and files
+RARE = 20  # an epoch ends with a checkpoint where the last one is so many times as old as it took to write
 SMOOTH = 0.9  # decay of the average time of a step
 COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
     ("epoch", 6, "d"),
@@ -53,16 +54,8 @@ COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
     ("val_loss", 10, ".4f"),
     ("val_top1", 10, ".2%"),
 )
-STATE = (
-    "step",
-    "done",
-    "begun",
-    "rows",
-    "losses",
-    "best",
-    "kept",
-    "since_best",
-)  # attributes of a Loop that a checkpoint keeps
+# attributes of a Loop that a checkpoint keeps
+STATE = ("step", "done", "begun", "rows", "losses", "best", "since_best")
 
 
 @dataclass(frozen=True)
@@ -137,8 +130,9 @@ class Loop:
         self.loader = Loader(images, order, self.execution.workers, pinned=fabric.device.type == "cuda")
         self.step, self.since_best = 0, 0
         self.done = 0.0  # share of the schedule
-        self.best = self.kept = -1.0  # val accuracy: the highest so far, and that of the weights in best/
+        self.best = -1.0  # the highest val accuracy so far
         self.rows: list[dict[str, Any]] = []
+        self.saved, self.saving = time.monotonic(), 0.0  # when the last checkpoint was written, and how long that took
         self.losses: list[float] = []  # of this epoch's steps
         self.begun = self.elapsed  # when the first step began
         self.per_step, self.unread_since = plan.guess_step_seconds(), time.monotonic()
@@ -154,11 +148,19 @@ class Loop:
         Raises:
             TrainingError: what would be written cannot succeed; the checkpoint before it stays.
         """
+        began = time.monotonic()
         self._note(self.updater.look())
         if self.fabric.is_global_zero:
             state = {name: getattr(self, name) for name in STATE} | self.updater.state()
             state |= {"seconds": self.elapsed, "inputs": self.inputs, "processes": self.fabric.world_size}
             save_checkpoint(self.folder, tree_map_only(Tensor, Tensor.cpu, state))
+        self.saved = time.monotonic()
+        self.saving = self.saved - began
+
+    def _save_after(self, seconds: float) -> None:
+        """Write a checkpoint where the last one is so old."""
+        if time.monotonic() - self.saved >= seconds:
+            self.save()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -204,7 +206,7 @@ class Loop:
         self.learner.train()
         if not within:
             self.losses = []
-        saved = time.monotonic()
+        longest = self.plan.settings.save_seconds
         for _ in range(within, steps):
             if not self.updater.unread:
                 self.unread_since = time.monotonic()
@@ -217,16 +219,14 @@ class Loop:
             if self._any(bool(stop)):
                 self._stop()
             self._step(images)
-            now, recent = time.monotonic(), self.losses[-SHOWN:]
+            recent = self.losses[-SHOWN:]
             detail = f"loss {sum(recent) / len(recent):.3f}" if recent else ""
             self.progress.update("training", self.step, round(self.step / self.done), detail)
             if self.step % steps == 0 or self.done >= 1:
                 break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
-            if now - saved >= self.plan.settings.save_seconds:
-                self.save()
-                saved = now
+            self._save_after(longest)
         self._validate(epoch)
-        self.save()
+        self._save_after(min(longest, RARE * self.saving))
         if self._any(bool(stop)):
             self._stop()
 
@@ -346,8 +346,6 @@ class Loop:
         # is kept: it saw more, at a lower rate. With few images, the highest accuracy is mostly luck
         error = math.sqrt(self.best * (1 - self.best) / len(val))
         better = top1 >= self.best - error
-        if better:
-            self.kept = top1
         if not self.fabric.is_global_zero:
             return
         if better:

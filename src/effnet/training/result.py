@@ -108,7 +108,8 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def _finish(loop: Loop, taken: int, device_taken: int | None) -> Result:
     plan, folder, data = loop.plan, loop.folder, loop.data
-    network = open_bundle(folder / BEST).network.to(loop.fabric.device)
+    best = open_bundle(folder / BEST)
+    network = best.network.to(loop.fabric.device)
 
     def predict(images: Dataset) -> Evaluated:
         return evaluate_split(loop, network, images, "evaluating the best weights")
@@ -136,7 +137,7 @@ def _finish(loop: Loop, taken: int, device_taken: int | None) -> Result:
     epochs, seconds = loop.step / loop.loader.order.steps, loop.elapsed
     metrics = {f"{split}_top1": evaluation.top1.value, f"{split}_macro_f1": evaluation.macro_f1.value}
     metrics |= {f"{split}_ece": evaluation.after.ece}
-    metrics.setdefault("val_top1", loop.kept)
+    metrics.setdefault("val_top1", best.config.metrics["val_top1"])
     provenance = {
         "data": plan.data,
         "data_sha256": plan.data_sha256,

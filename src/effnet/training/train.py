@@ -176,7 +176,7 @@ def resume(
             if state["done"] >= 1:
                 raise TrainingError(f"{folder / BEST} is gone, and no epoch is left that could take its place")
             progress.message(f"{folder / BEST} is gone: the best of the epochs to come takes its place")
-            state |= {"best": -1.0, "kept": -1.0, "since_best": 0}
+            state |= {"best": -1.0, "since_best": 0}
         base = machine.resident_memory()
         learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, dataset)
         loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
