@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from executor import DiedError, InThisProcess
+from forked import CONTEXT
 from machines import Machines
 
 from effnet.cluster import ATTEMPTS
@@ -157,7 +158,13 @@ def no_children() -> Iterator[None]:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.usefixtures("no_children")
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that need not import torch first; effnet's own are spawned."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: CONTEXT)
+
+
+@pytest.mark.usefixtures("no_children", "quick_workers")
 def test_a_killed_worker_changes_no_score(plan: SearchPlan, scores: dict[Job, float], file: Path) -> None:
     killed = list[int]()
 

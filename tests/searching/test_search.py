@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from forked import Forked
 from ranges import serve
 from tiny import draw_images
 
@@ -119,14 +118,14 @@ def test_killed_with_all_its_processes(finished: SearchResult, shapes: Path, tmp
     words = ["search", "run", str(shapes), "--from", str(BASELINE), "--out", str(tmp_path / "s"), "--workers", "1"]
     words += ["--epochs", "0.5", "--val", "0.3", "--rungs", "2", "--seeds", "2", "--finalists", "2"]
     words += [word for triple in OPTIONS.triple for word in ("--triple", triple)]
-    process = subprocess.Popen([sys.executable, "-m", "effnet", *words], start_new_session=True)
+    process = Forked.command(tmp_path / "log", *words)
     file, deadline = tmp_path / "s" / "trials.csv", time.monotonic() + 120
     while not file.exists() or len(file.read_text().splitlines()) < 3:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate(60)
     before = rows(file)
     done = resume(tmp_path / "s", ONE)
     assert rows(file)[: len(before)] == before

@@ -13,7 +13,11 @@ from typing import Any, Self
 
 from ray.cluster_utils import Cluster
 
-SMALL = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+SMALL = {
+    "num_cpus": 1,
+    "object_store_memory": 80 * 2**20,
+    **{"include_dashboard": False, "include_log_monitor": False, "no_monitor": True},  # processes that no test needs
+}
 
 
 class Machines:

@@ -1,4 +1,7 @@
-"""Real processes, killed at random moments: what they end with is what an undisturbed run ends with, to the bit."""
+"""Real processes, killed at random moments: what they end with is what an undisturbed run ends with, to the bit.
+
+Those that need not be started as a user does are forked, see support/forked.py.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from forked import Forked, pair
 from tiny import same, weights
 
 from effnet.errors import TrainingError
@@ -42,7 +47,7 @@ def step_of(folder: Path) -> int:
         return -1
 
 
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen[str] | Forked, folder: Path, step: int) -> None:
     """Wait until a checkpoint of that step is written."""
     deadline = time.monotonic() + 170
     while step_of(folder) < step and process.poll() is None:
@@ -50,14 +55,13 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
         time.sleep(0.02)
 
 
-def begin(command: list[str], data: Path, spec: Path, out: Path, workers: int = 0) -> subprocess.Popen[str]:
-    return start(command, data, "--model", spec, "--out", out, *HARD, "--workers", workers)
+def words(data: Path, spec: Path, out: Path, workers: int = 0) -> list[object]:
+    return [data, "--model", spec, "--out", out, *HARD, "--workers", workers]
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output = process.communicate(timeout=170)[0]
+def finish(process: subprocess.Popen[str] | Forked) -> None:
+    output = process.communicate(timeout=170)
     assert process.returncode == 0, output
-    return output
 
 
 def rank_of(torchrun: subprocess.Popen[str], rank: int) -> int:
@@ -88,16 +92,16 @@ def assert_equal(whole: Path, broken: Path) -> None:
 def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
     """Neither does it matter whether another process loads the images: all equal the undisturbed run without one."""
     whole = tmp_path / "whole"
-    undisturbed = begin(COMMAND, shapes, spec_file, whole)
+    undisturbed = start(COMMAND, *words(shapes, spec_file, whole))
     for workers in (0, 1):
         broken = tmp_path / f"broken-{workers}"
-        killed = begin(COMMAND, shapes, spec_file, broken, workers)
+        killed = Forked.command(tmp_path / f"killed-{workers}.log", "train", *words(shapes, spec_file, broken, workers))
         wait_for_step(killed, broken, random.randint(1, 20))
         time.sleep(random.random() / 20)  # anywhere within a step or a write
         os.kill(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=120)
         assert step_of(broken) < STEPS
-        finish(start(COMMAND, "--resume", broken))
+        finish(Forked.command(tmp_path / f"resumed-{workers}.log", "train", "--resume", broken))
     finish(undisturbed)
     for workers in (0, 1):
         assert_equal(whole, tmp_path / f"broken-{workers}")
@@ -106,19 +110,27 @@ def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_process_ends_the_others(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
-    """With one line, whichever it was; the run goes on with --resume."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = begin([*TORCHRUN, *MODULE], shapes, spec_file, whole)
-    killed = begin([*TORCHRUN, *MODULE], shapes, spec_file, broken)
-    for rank in (0, 1):
-        wait_for_step(killed, broken, 1 + 8 * rank + random.randint(0, 6))
-        os.kill(rank_of(killed, rank), signal.SIGKILL)
-        output = killed.communicate(timeout=120)[0]
-        assert killed.returncode == 1
-        assert_one_line(output, broken)
-        killed = start([*TORCHRUN, *MODULE], "--resume", broken)
-    finish(killed)
-    finish(undisturbed)
+    """With one line, whichever it was; the run goes on with --resume. One is torchrun's own, the other goes as one."""
+    whole, broken, rank = tmp_path / "whole", tmp_path / "broken", random.randint(0, 1)
+    undisturbed = pair(tmp_path / "undisturbed", "train", *words(shapes, spec_file, whole))
+    killed = start([*TORCHRUN, *MODULE], *words(shapes, spec_file, broken))
+    wait_for_step(killed, broken, 1 + random.randint(0, 6))
+    os.kill(rank_of(killed, rank), signal.SIGKILL)
+    output = killed.communicate(timeout=120)[0]
+    assert killed.returncode == 1
+    assert_one_line(output, broken)
+    resumed = pair(tmp_path / "resumed", "train", "--resume", broken)
+    gone, left = resumed[1 - rank], resumed[rank]
+    wait_for_step(left, broken, 9 + random.randint(0, 6))
+    os.kill(gone.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.kill(left.pid, signal.SIGTERM)  # as torchrun does
+    assert_one_line("".join(left.communicate(timeout=120)), broken)
+    assert left.returncode == 2
+    resumed = pair(tmp_path / "again", "train", "--resume", broken)
+    for process in (*resumed, *undisturbed):
+        finish(process)
     assert_equal(whole, broken)
 
 

@@ -1,4 +1,4 @@
-"""Several processes of torchrun: they train what one process trains, and end together."""
+"""Several processes, as torchrun starts them: they train what one process trains, and end together."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import dataclasses
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from forked import ranks as as_ranks
 from ranks import DRAWN, FROZEN, SHORT, interrupted, watched
 from short_run import Recorder
 from tiny import draw_images, same, weights, write_spec
@@ -30,7 +29,6 @@ from effnet.training.settings import Settings
 from effnet.training.train import describe_share, resume, share_again, train
 
 WORLD, IMAGES = 4, 42  # to train with
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # sums in another order
 
 
@@ -44,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(first.bundle, folder / "start")
     with watched(8 // WORLD), interrupted():
         train(data, spec, "scratch", out=folder / "alone", **DRAWN)
-    words, threads = [*TORCHRUN, ranks.__file__, folder], {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(words, env=threads, text=True, capture_output=True, timeout=580, check=False)
-    assert ended.returncode == 0, ended.stderr
+    for process in as_ranks(folder, WORLD, ranks.main, folder):
+        said = process.communicate(timeout=580)
+        assert process.returncode == 0, said
     return folder
 
 

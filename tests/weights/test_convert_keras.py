@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import h5py
@@ -129,6 +130,7 @@ def test_keras_network_inside_another(tmp_path):
     assert read_checkpoint(tmp_path / "notop.weights.h5", num_classes=4).fresh
 
 
+@functools.cache  # Keras takes a second to make one, and a network may be part of several
 def base(**options):
     shape = {"include_top": False, "weights": None, "input_shape": (SIZE, SIZE, 3)}
     return keras_shaken(keras.applications.EfficientNetB0(**shape, **options))
