@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from effnet.data.shards import absolute
 from effnet.errors import ArgumentError, DataError, RefusedError
 from effnet.fitting import fit as fitting
 from effnet.fitting import verdict
+from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.fit import Fitted
 from effnet.fitting.measurement import Measurement
 from effnet.fitting.settings import FitPlan, options_of
@@ -51,11 +53,19 @@ WORDS = ("--params", "3.5M", "--macs", "8M", "--minutes", "10", "--resolution", 
 STEPS = 30  # in place of 150: the classifier, which is fitted before the first one, is right for most of the images
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short() -> Iterator[None]:
-    """Trainings of few images take fewer steps."""
+@contextmanager
+def shortened() -> Iterator[None]:
+    """Trainings of few images take fewer steps, on one thread: two test processes would fight for two cores."""
+    settings = FitCandidate.settings
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "few", dataclasses.replace(RECIPES["few"], least_steps=STEPS))
+        patch.setattr(FitCandidate, "settings", functools.partialmethod(settings, threads=1))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    with shortened():
         yield
 
 
@@ -100,9 +110,9 @@ def test_a_finished_fit_is_read(fitted: Fitted, monkeypatch: pytest.MonkeyPatch)
 def fit_in_torch(shapes: Path, folder: Path) -> None:
     """A fit as this process makes it."""
     torch.set_num_threads(1)
-    select.installed = lambda name: name == "torch"  # type: ignore[assignment]
-    RECIPES["few"] = dataclasses.replace(RECIPES["few"], least_steps=STEPS)
-    effnet.fit(shapes, out=folder, **BUDGET)
+    with pytest.MonkeyPatch.context() as patch, shortened():
+        patch.setattr(select, "installed", lambda name: name == "torch")
+        effnet.fit(shapes, out=folder, **BUDGET)
 
 
 def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Fitted, shapes: Path, tmp_path: Path) -> None:

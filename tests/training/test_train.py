@@ -95,6 +95,17 @@ def test_freed_memory_is_kept_during_the_run(go: Callable[..., Any], monkeypatch
     assert seen == [(1, True), (1, False)]
 
 
+def test_torch_has_as_many_threads_as_before(go: Callable[..., Any]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(CrashError):
+            go(progress=Recorder(stop=1))  # on one thread
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_it_learns(finished: Any) -> None:
     assert (finished.split, finished.evaluation.n, finished.steps) == ("test", 9, 8 * (42 // 8))
     rows = rows_of(finished.folder)

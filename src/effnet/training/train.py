@@ -58,6 +58,17 @@ SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
 OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn", "compile"}
 
 
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Torch's number of threads is the caller's again afterwards: what it computes next may depend on it."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_own_threads()
 def train(
     data: str | Path,
     model: str | Path | None = None,
@@ -132,6 +143,7 @@ def train(
         return finish(loop, base)
 
 
+@_own_threads()
 def resume(
     folder: str | Path, *, data: str | Path | None = None, workers: int | None = None, progress: Progress = SILENT
 ) -> Result:
