@@ -24,11 +24,12 @@ from tiny import same, weights, write_spec
 
 import effnet
 from effnet.arch.cost import cost
+from effnet.arch.spec import NetworkSpec
 from effnet.data.dataset import read_data
 from effnet.data.shards import absolute
 from effnet.errors import ArgumentError, DataError, RefusedError
+from effnet.fitting import candidates, verdict
 from effnet.fitting import fit as fitting
-from effnet.fitting import verdict
 from effnet.fitting.candidates import FitCandidate
 from effnet.fitting.fit import Fitted
 from effnet.fitting.measurement import Measurement
@@ -64,8 +65,19 @@ def shortened() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short() -> Iterator[None]:
-    with shortened():
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """And a network of random weights is written in 8 bits once, not by each fit that wants to know its size."""
+    root, write = tmp_path_factory.mktemp("int8"), candidates.write_random_int8
+    written = dict[NetworkSpec, Path]()
+
+    def write_once(spec: NetworkSpec, out: Path) -> None:
+        if spec not in written:
+            write(spec, root / str(len(written)))
+            written[spec] = root / str(len(written))
+        shutil.copytree(written[spec], out)
+
+    with shortened(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "write_random_int8", write_once)
         yield
 
 
