@@ -49,7 +49,7 @@ def test_every_limit_can_refuse(tmp_path: Path) -> None:
 
 
 def test_training_memory_can_refuse(tmp_path: Path) -> None:
-    found = find(tmp_path, train_memory="20MB", minutes=1)
+    found = find(tmp_path, train_memory="20MB", resolution=32, minutes=1)
     assert {each.refused.limit for each in found if each.refused} == {"train_memory"}
     assert any(each.refused is None for each in found)
 
