@@ -110,7 +110,7 @@ class Settings:
     """Also write curves for TensorBoard."""
 
     save_seconds: float = 60.0
-    """Longest time between two checkpoints; epochs end with one where it takes a twentieth of their time or less."""
+    """Longest time between two checkpoints."""
 
     def __new__(cls, *_: Any, **named: Any) -> Self:
         """Note the names of the fields that are given."""
