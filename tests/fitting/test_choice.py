@@ -130,7 +130,7 @@ def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeyp
     """Everything is done once; a second call reads it, and comes to the same choice."""
     monkeypatch.setattr(choice, "LEAST_VAL", 5)
     monkeypatch.setattr(choice, "LEAST_STEPS", 1)
-    plan = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.2))
+    plan = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.5))
     data = split_data(read_data(shapes))
     first = choose(plan, data, entrants(3))
     assert set(first.order) == {"lite0-32", "lite0-64", "narrow"}
@@ -213,4 +213,4 @@ def test_test_images_are_not_seen(shapes: Path, tmp_path: Path, monkeypatch: pyt
         data,
         samples=tuple(dataclasses.replace(s, path=f"{s.path}.gone") if s.split == "test" else s for s in data.samples),
     )
-    assert choose(FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.2)), gone, entrants(3)[:2]).order
+    assert choose(FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.3)), gone, entrants(3)[:2]).order
