@@ -205,6 +205,12 @@ def test_a_file_that_would_run_code_is_refused(made, tmp_path) -> None:
     assert not touched.exists()
 
 
+def test_a_program_names_no_folder_of_this_machine(made) -> None:
+    with zipfile.ZipFile(made / "model.pt2") as archive:
+        for name in archive.namelist():
+            assert str(Path(torch.__file__).parent).encode() not in archive.read(name), name
+
+
 def rewritten(source: Path, target: Path, change: Any) -> Path:
     """The program in a torch.export file, changed."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:

@@ -20,7 +20,7 @@ from effnet.weights.arrays import open_zip
 PROGRAM = "models/model.json"
 MEMBER = re.compile(
     r"archive_format|archive_version|byteorder|version|\.\w+(/\w+)?|models/model\.json|extra/effnet|"
-    r"data/(weights|constants|sample_inputs)/(?!custom_obj)[\w.-]+"
+    r"data/(weights|constants|sample_inputs)/(?!custom_obj|opaque_obj)[\w.-]+"
 )
 _TYPE, _CONTEXT = r'"type": (null|"builtins\.(tuple|list|dict)")', r'"context": (null|"null"|"\[\]")'
 _SIZE = r"L\['\w+'\]\.size\(\)\[\d+\]"

@@ -217,6 +217,8 @@ def write(
     shapes = None if batch else ({0: torch.export.Dim("batch", min=1)},)
     with torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the folders of this machine
     torch.export.save(program, file, extra_files={MARK: json.dumps(metadata)})
 
 
