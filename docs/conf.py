@@ -24,7 +24,7 @@ from sphinx.pycode import ModuleAnalyzer
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "src"))
 
-from effnet.version import __version__  # noqa: E402
+from effnet.version import __version__  # noqa: E402  # src is on the path from here on
 
 REPOSITORY = "https://github.com/effnet/effnet/blob/main/"
 

@@ -16,8 +16,8 @@ from verdict import Scale, begin
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
-import sanitized  # noqa: E402
-from native_build import load_build  # noqa: E402
+import sanitized  # noqa: E402  # tests/support is on the path from here on
+from native_build import load_build  # noqa: E402  # likewise
 
 SCALE = Scale(tries=20_000, minutes=30, short_tries=300, short_minutes=1)
 SANITIZERS = "address,undefined"

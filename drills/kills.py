@@ -253,7 +253,7 @@ def _fork_search_workers() -> None:
 
     import effnet.searching.jobs as jobs
 
-    jobs.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
+    jobs.multiprocessing = SimpleNamespace(
         get_context=lambda _: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
     )
 

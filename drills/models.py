@@ -235,7 +235,7 @@ def try_changes(drill: Drill, opener: Watched, sound: Path, known: dict[str, Any
         draw = drill.draws(number)
         target = TARGETS[number % len(TARGETS)]
         with tempfile.TemporaryDirectory(dir=sound.parent) as folder:
-            path = prepare(target, sound, Path(folder), lambda content, draw=draw: change(content, draw))  # type: ignore[misc]
+            path = prepare(target, sound, Path(folder), lambda content, draw=draw: change(content, draw))
             told = opener.tell([target.kind, str(path)])
             drill.done += 1
             wrong = told if isinstance(told, str) else judge(target, told, known[target.root])

@@ -199,7 +199,7 @@ def attempt(drill: Drill, number: int, room: Path, isolated: bool) -> None:
 def judge(drill: Drill, number: int, found: dict[str, object], isolated: bool) -> None:
     """Whether a command ended as it should and left nothing but what it may."""
     command, said = COMMANDS[number], str(found["said"])
-    attempts = list(found["attempts"])  # type: ignore[call-overload]
+    attempts = list(found["attempts"])
     outside = [each for each in attempts if not (command.startswith("serve") and LOOPBACK.fullmatch(each))]
     drill.counts["sockets of serve"] = drill.counts.get("sockets of serve", 0) + len(attempts) - len(outside)
     if number == 0:

@@ -545,7 +545,7 @@ def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) 
             env=settings,
             check=False,
             timeout=HANG,
-            **how,  # type: ignore[call-overload]
+            **how,
         )
     except subprocess.TimeoutExpired:
         return -1000, ""

@@ -61,7 +61,7 @@ def make(folder: Path) -> None:
     effnet.save(own, folder / "bundle", classes=list("abcd"), source="drill")
     bundle = read_model(str(folder / "bundle"))
     for format, name in (("openvino", "openvino"), ("onnx", "model.onnx"), ("torch", "model.pt2")):
-        export(bundle, folder / name, format=format)  # type: ignore[arg-type]  # a Bundle and a Format
+        export(bundle, folder / name, format=format)
     state = family.state_dict()
     for layout in LAYOUTS:
         if not layout.startswith("keras"):
@@ -98,7 +98,7 @@ def _small_spec(folder: Path) -> Path:
 
 
 def _write_keras(network: EfficientNet, path: Path) -> None:
-    """The network as a Keras file of weights alone."""
+    """The network as a Keras file that has only weights."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -199,7 +199,7 @@ def main() -> None:
     for line in sys.stdin:
         kind, path = json.loads(line)
         base, began = peak_mb(reset=True), time.process_time()
-        found, refused, raised = attempt(lambda k=kind, p=path: OPENERS[k](Path(p)))  # type: ignore[misc]  # bound at once
+        found, refused, raised = attempt(lambda k=kind, p=path: OPENERS[k](Path(p)))
         digests = [] if found is None else [_digest(each) for each in found]
         items = found[0] if kind == "data" and found else []
         seconds, mb = time.process_time() - began, peak_mb() - base

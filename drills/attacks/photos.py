@@ -284,7 +284,7 @@ def _field(pieces: Pieces, others: list[bytes], draw: random.Random) -> None:
     width, order = draw.choice((1, 2, 2, 4)), draw.choice(("little", "big"))
     place = draw.randrange(draw.choice((min(24, len(piece)), len(piece))))
     value = draw.choice((*INTEGERS, draw.getrandbits(32))) & ((1 << 8 * width) - 1)
-    piece[place : place + width] = value.to_bytes(width, order)  # type: ignore[arg-type]  # one of the two
+    piece[place : place + width] = value.to_bytes(width, order)  # one of the two
 
 
 def _flip(pieces: Pieces, others: list[bytes], draw: random.Random) -> None:

@@ -57,14 +57,14 @@ def main() -> None:
     for line in sys.stdin:
         path = Path(json.loads(line))
         base, began = peak_mb(reset=True), time.process_time()
-        pixels, refused, raised = attempt(lambda path=path: classifier.read(path))  # type: ignore[misc]  # bound at once
+        pixels, refused, raised = attempt(lambda path=path: classifier.read(path))
         middle = time.process_time()
-        known, unknown, broken = attempt(lambda path=path: read_fingerprint(path))  # type: ignore[misc]
+        known, unknown, broken = attempt(lambda path=path: read_fingerprint(path))
         times, peak = (middle - began, time.process_time() - middle), peak_mb()
-        size = attempt(lambda path=path: math.prod(identify(io.BytesIO(path.read_bytes())).size))[0] or 0  # type: ignore[misc]
+        size = attempt(lambda path=path: math.prod(identify(io.BytesIO(path.read_bytes())).size))[0] or 0
         differs = ""
         if known is not None and size <= MOST_COMPARED:
-            photo, trained = attempt(lambda p=path: np.array(open_photo(p))), attempt(lambda p=path: read_pixels(p))  # type: ignore[misc]
+            photo, trained = attempt(lambda p=path: np.array(open_photo(p))), attempt(lambda p=path: read_pixels(p))
             if photo[1:] != trained[1:] or (photo[0] is not None and not np.array_equal(photo[0], trained[0])):
                 differs = f"{photo[1:]} {trained[1:]}"
         told = {

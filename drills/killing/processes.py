@@ -179,7 +179,7 @@ def _be(
         traceback.print_exc()
     finally:
         with suppress(BaseException):
-            threading._shutdown()  # type: ignore[attr-defined]
+            threading._shutdown()
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()

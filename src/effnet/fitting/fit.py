@@ -111,7 +111,7 @@ def fit(
         The model, the report, and how good and how costly the model is. It may break the budget: see `kept`.
 
     Raises:
-        ArgumentError: no network keeps the budget, a value is outside its range, or there is no such cluster.
+        ArgumentError: no network keeps the budget, a value is outside its range, or nothing answers at `ray`.
         DataError: nothing can be trained with the data.
         KeyboardInterrupt: the fit can go on with `resume`.
     """
@@ -131,7 +131,7 @@ def resume(folder: str | Path, *, ray: str | None = None, progress: Progress = S
     """Go on with a fit that was interrupted; what is finished is not repeated.
 
     Raises:
-        ArgumentError: the folder is not that of a fit, or another process works on it; or there is no such cluster.
+        ArgumentError: the folder is not that of a fit, another process works on it, or nothing answers at `ray`.
     """
     plan = FitPlan.read(Path(folder))
     check_cluster(ray)

@@ -63,8 +63,8 @@ class KerasLayer:
 def load_keras(path: Path) -> tuple[dict[str, AnyArray], tuple[KerasLayer, ...] | None]:
     """Arrays as LAYER/LEAF, however deep the layer is nested, and the layers in order; None where none are listed.
 
-    Layers go by name in older files, by class and number in newer ones. A newer file of weights alone has a group for
-    every layer, even for one without weights, so it lists their kinds; an older one lists names.
+    Layers go by name in older files, by class and number in newer ones. A newer file that has only weights has a group
+    for every layer, even for one without weights, so it lists their kinds; an older one lists names.
     """
     with optional_import(f"reading {path.name}"):
         import h5py
@@ -110,7 +110,7 @@ def keras_input(
 ) -> tuple[InputSpec | None, tuple[str, ...]]:
     """How images are prepared by the layers in front of a Keras network, and notes; None where it has none.
 
-    A file of weights alone is taken for Keras' own network, which divides by the root of the variance. Where that
+    A file that has only weights is taken for Keras' own network, which divides by the root of the variance. Where that
     variance is ImageNet's std, a known slip in Keras' published weights, it divides by the root once more.
     """
     stated = [tensors[key].ravel().astype(np.float64) for key in INPUT_KEYS if key in tensors]
