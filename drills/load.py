@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
-import random
 import re
 import shutil
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from attacks.clients import KINDS, Site, best_of, exchange
 from PIL import Image
 from verdict import Drill, Scale, begin
 
@@ -39,39 +34,11 @@ from effnet.arch.spec import InputSpec
 
 TIMES = 3  # of its capacity
 SIDE, CLASSES = 128, 10
-MOST = 1_000_000  # bytes of a body
 GRACE = 2.0  # seconds after SIGTERM in which it still answers
 PATIENCE = 300.0  # seconds until an answer counts as lost; the server gives up a body after 60, silence after 75
-SILENT = 40  # silent clients at once
 SWAP = 7.0  # seconds between two replaced bundles
 GROWN = 48 * 2**20  # bytes by which its memory may grow while it runs: an allocator's play, no leak of an hour
 FULL, SHORT = 10_000_000, 600
-
-Answers = dict[str, tuple[str, float]]  # photo -> label and probability
-
-
-@dataclass
-class Site:
-    """The server, what is known of it, and what was seen of it."""
-
-    drill: Drill
-    process: subprocess.Popen[str]
-    folder: Path
-    photos: dict[str, bytes]
-    known: dict[str, Answers]  # of each bundle
-    log: list[str] = field(default_factory=list)
-    port: int = 0
-    rate: float = 0.0
-    ending: float = float("inf")
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
-    seen: Counter[str] = field(default_factory=Counter)
-    silent: int = 0
-    memory: list[tuple[float, int, int, int]] = field(default_factory=list)
-
-    def right(self, photo: str, shown: dict[str, Any]) -> bool:
-        """Whether one of the bundles answers so."""
-        label, share = best_of(shown)
-        return any(each[photo][0] == label and abs(each[photo][1] - share) < 2e-3 for each in self.known.values())
 
 
 def main() -> int:
@@ -138,11 +105,6 @@ def photo(index: int) -> bytes:
     return buffer.getvalue()
 
 
-def best_of(shown: dict[str, Any]) -> tuple[str, float]:
-    """Label and probability of the best class of an answer."""
-    return str(shown["predictions"][0]["label"]), float(shown["predictions"][0]["probability"])
-
-
 async def wait_for(site: Site, words: str) -> None:
     """Read what the server says until it says that, then go on reading."""
 
@@ -193,240 +155,6 @@ async def client(site: Site, number: int) -> None:
         site.drill.fault(number, f"{kind}: {outcome}")
     else:
         site.drill.count(outcome)
-
-
-# What clients send
-
-
-async def connect(site: Site, small: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection of its own."""
-    return await asyncio.open_connection("127.0.0.1", site.port, limit=4096 if small else 2**20)
-
-
-def post(path: str, body: bytes, kind: str = "image/jpeg", extra: str = "") -> bytes:
-    """A request."""
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
-    return head.encode() + body
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    """Status and body of an answer, and whether the connection ends with it."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = int((re.findall(rb"content-length: (\d+)", head) or [b"0"])[0])
-    return int(head[9:12]), await reader.readexactly(length), b"connection: close" in head.lower()
-
-
-async def leave(writer: asyncio.StreamWriter, hard: bool = False) -> None:
-    """Close, or reset."""
-    if hard:
-        linger = struct.pack("ii", 1, 0)
-        writer.get_extra_info("socket").setsockopt(1, 13, linger)  # SOL_SOCKET, SO_LINGER
-        writer.transport.abort()
-    writer.close()
-
-
-async def exchange(site: Site, request: bytes, *, fresh: bool = False) -> tuple[int, bytes]:
-    """One request and its answer, over a connection that was used before if there is one."""
-    while True:
-        used = bool(site.idle) and not fresh
-        reader, writer = site.idle.pop() if used else await connect(site)
-        try:
-            writer.write(request)
-            await writer.drain()
-            status, body, closes = await answer(reader)
-        except (OSError, EOFError):
-            await leave(writer)
-            if used:  # it was closed meanwhile: every client asks again then
-                continue
-            raise
-        if closes or fresh or len(site.idle) > 100:
-            await leave(writer)
-        else:
-            site.idle.append((reader, writer))
-        return status, body
-
-
-def named(status: int, right: bool = True) -> str:
-    """What became of a request about photos."""
-    if status == 200:
-        return "answered" if right else "WRONG ANSWER"
-    return "told to come again" if status in (429, 503) else f"WRONG STATUS {status}"
-
-
-async def ask(site: Site, random: random.Random) -> str:
-    """A photo, as curl --data-binary sends it."""
-    name = random.choice([*site.photos])
-    status, body = await exchange(site, post("/predict", site.photos[name]), fresh=random.random() < 0.2)
-    return named(status, status != 200 or site.right(name, json.loads(body)))
-
-
-async def ask_several(site: Site, random: random.Random) -> str:
-    """Two to five photos in a form."""
-    names = random.choices([*site.photos], k=random.randint(2, 5))
-    parts = [
-        b'--EDGE\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\n' + site.photos[name] + b"\r\n"
-        for name in names
-    ]
-    status, body = await exchange(
-        site, post("/predict", b"".join(parts) + b"--EDGE--\r\n", "multipart/form-data; boundary=EDGE")
-    )
-    shown = json.loads(body).get("images", ())
-    right = len(shown) == len(names) and all(map(site.right, names, shown))
-    return named(status, status != 200 or right)
-
-
-async def ask_kserve(site: Site, random: random.Random) -> str:
-    """A photo by the protocol of KServe, as binary data."""
-    name = random.choice([*site.photos])
-    data = struct.pack("<I", len(site.photos[name])) + site.photos[name]
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    extra = f"inference-header-content-length: {len(head)}\r\n"
-    status, body = await exchange(site, post("/v2/models/net/infer", head + data, "application/octet-stream", extra))
-    if status != 200:
-        return named(status)
-    outputs = {each["name"]: each["data"] for each in json.loads(body)["outputs"]}
-    shown = {"predictions": [{"label": outputs["label"][0], "probability": outputs["probability"][0]}]}
-    return named(status, site.right(name, shown))
-
-
-async def ask_slowly(site: Site, random: random.Random) -> str:
-    """A photo that comes in ten pieces over seconds."""
-    name, pause = random.choice([*site.photos]), random.uniform(0.02, 0.3)
-    request = post("/predict", site.photos[name])
-    reader, writer = await connect(site)
-    step = len(request) // 10 + 1
-    for start in range(0, len(request), step):
-        writer.write(request[start : start + step])
-        await writer.drain()
-        await asyncio.sleep(pause)
-    status, body, _ = await answer(reader)
-    await leave(writer)
-    return named(status, status != 200 or site.right(name, json.loads(body)))
-
-
-async def cancel(site: Site, random: random.Random) -> str:
-    """A photo that nobody waits for any more, or half of one."""
-    request = post("/predict", site.photos[random.choice([*site.photos])])
-    _, writer = await connect(site)
-    writer.write(request[: random.choice((len(request), random.randrange(1, len(request))))])
-    await asyncio.sleep(random.uniform(0.0, 0.05))
-    await leave(writer, hard=random.random() < 0.5)
-    return "left before an answer"
-
-
-async def fall_silent(site: Site, random: random.Random) -> str:
-    """Nothing, or a part of a head, or of a body, and then silence: the server must close, and keep its place free."""
-    if site.silent >= SILENT:
-        return "left before an answer"
-    request = post("/predict", site.photos["photo0"])
-    sent = request[: random.choice((0, 20, request.index(b"\r\n\r\n") + 2, len(request) // 2))]
-    reader, writer = await connect(site)
-    site.silent += 1
-    try:
-        writer.write(sent)
-        while time.monotonic() < site.ending and not site.drill.over and site.drill.done < site.drill.tries:
-            try:
-                await asyncio.wait_for(reader.read(1000), 1.0)
-            except TimeoutError:
-                continue
-            return "silent, and closed by the server"
-        return "silent to the end"
-    finally:
-        site.silent -= 1
-        await leave(writer)
-
-
-async def send_too_much(site: Site, random: random.Random) -> str:
-    """More than a body may have: by its length, or in chunks that do not say so."""
-    reader, writer = await connect(site)
-    if random.random() < 0.5:
-        writer.write(post("/predict", b"x").replace(b"length: 1", b"length: 30000000"))
-    else:
-        writer.write(b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
-        for _ in range(MOST // 50_000 + 2):
-            writer.write(b"c350\r\n" + bytes(50_000) + b"\r\n")
-            await writer.drain()
-    status, _, _ = await answer(reader)
-    await leave(writer)
-    return "refused as too large" if status == 413 else named(status, right=False)
-
-
-async def send_endless_head(site: Site, random: random.Random) -> str:
-    """A head that never ends: one header without an end, or ever more of them."""
-    piece = b"x" * 4096 if random.random() < 0.5 else b"name: value\r\n" * 300
-    reader, writer = await connect(site)
-    writer.write(b"GET / HTTP/1.1\r\nfirst: ")
-    try:
-        for _ in range(2000):  # 8 MB
-            writer.write(piece)
-            await writer.drain()
-            if reader.at_eof():
-                break
-        else:
-            return "WRONG: 8 MB of a head were taken"
-    except OSError:
-        pass
-    await leave(writer)
-    return "refused as no request"
-
-
-async def send_noise(site: Site, random: random.Random) -> str:
-    """What is not HTTP."""
-    reader, writer = await connect(site)
-    writer.write(random.randbytes(random.randint(4, 300)) + b"\r\n\r\n")
-    try:
-        status = (await asyncio.wait_for(answer(reader), 5))[0]
-    except (OSError, EOFError, TimeoutError):
-        status = 400
-    await leave(writer)
-    return "refused as no request" if status == 400 else f"WRONG STATUS {status}"
-
-
-async def send_no_photo(site: Site, random: random.Random) -> str:
-    """A photo that was cut short, or noise."""
-    whole = site.photos[random.choice([*site.photos])]
-    body = random.choice((whole[: len(whole) // 2], random.randbytes(500), b""))
-    status, _ = await exchange(site, post("/predict", body))
-    return "refused as no photo" if status == 422 else named(status, right=False)
-
-
-async def never_read(site: Site, random: random.Random) -> str:
-    """Asks for pages over and over, and reads none of them."""
-    _, writer = await connect(site, small=True)
-    request = b"GET /docs HTTP/1.1\r\nhost: x\r\n\r\n"
-    try:
-        for _ in range(random.randint(50, 400)):
-            writer.write(request)
-            await asyncio.wait_for(writer.drain(), 1)
-        await asyncio.sleep(random.uniform(0, 10))
-    except (OSError, TimeoutError):
-        pass
-    await leave(writer, hard=True)
-    return "never read its answers"
-
-
-async def look(site: Site, random: random.Random) -> str:
-    """What a load balancer and Prometheus ask for."""
-    path = random.choice(("/metrics", "/v2/health/live", "/v2/health/ready", "/", "/v2/models/net"))
-    status, _ = await exchange(site, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-    return "looked after" if status == 200 or "ready" in path else f"WRONG STATUS {status}"
-
-
-KINDS: dict[str, tuple[float, Callable[[Site, random.Random], Awaitable[str]]]] = {
-    "ask": (60, ask),
-    "ask_several": (5, ask_several),
-    "ask_kserve": (8, ask_kserve),
-    "ask_slowly": (5, ask_slowly),
-    "cancel": (10, cancel),
-    "fall_silent": (2, fall_silent),
-    "send_too_much": (1, send_too_much),
-    "send_endless_head": (0.1, send_endless_head),
-    "send_noise": (1, send_noise),
-    "send_no_photo": (4, send_no_photo),
-    "never_read": (0.5, never_read),
-    "look": (3, look),
-}
 
 
 # What happens around them
