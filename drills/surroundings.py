@@ -15,121 +15,46 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import io
-import json
-import mmap
 import os
 import random
 import re
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from verdict import Drill, Scale, begin
+from attacks.commands import (
+    AGAIN,
+    CAUSES,
+    COMMANDS,
+    HANG,
+    REPEATED,
+    SHIM,
+    Page,
+    Room,
+    arm,
+    await_child,
+    begin_child,
+    damaged,
+    digests,
+    go_on,
+    judge,
+    last_line,
+    make_place,
+    prepare,
+    run,
+    typed,
+    undisturbed,
+)
+from verdict import Scale, begin
 
 HERE = Path(__file__).parent
-SHIM = "EFFNET_SHIM"
-HANG = 900.0  # seconds: a hundred times what a command takes
-CAUSES = {
-    errno.ENOSPC: "No space left on device",
-    errno.EROFS: "Read-only file system",
-    errno.EDQUOT: "Disk quota exceeded",
-    errno.EIO: "Input/output error",
-}
-
-
-class Page(ctypes.Structure):
-    """What surroundings.c reads."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("error", "after", "read_only", "count")),
-        *((name, ctypes.c_int64) for name in ("locks", "clock_after", "clock_back", "clock_count")),
-        ("under", ctypes.c_char * 1024),
-    )
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a user types, in the folder of a try.
-
-    Attributes:
-        words: with names of `Materials` in braces.
-        out: what it writes.
-        exact: a pattern of what always has the same bytes, among the files of `out`.
-        resume: the words that go on, where they are others, once a file of this name is in `out`.
-        weight: how often it is tried; from 1 on in the short form, too.
-    """
-
-    words: str
-    out: str
-    exact: str = r".*"
-    resume: tuple[str, str] | None = None
-    weight: float = 0.5
-
-
-COMMANDS = {
-    "scale": Command("scale --macs 300M --save net.yaml", "net.yaml", weight=1),
-    "check": Command("check {data} --fix clean.csv --pictures it.png", "clean.csv it.png", r".*csv", weight=1),
-    "pack": Command("pack {data} shards --shard-size 30kB", "shards", weight=1),
-    "predict": Command("predict {photos} --model {first} --out answers --part 2", "answers", weight=1),
-    "explain": Command("explain {photos} --model {first} --out maps", "maps", weight=0.5),
-    "val": Command(
-        "val {first} {data} --split all --out figures --report page.html", "figures page.html", r".*csv", weight=0.2
-    ),
-    "onnx": Command("export {first} --format onnx --out net.onnx", "net.onnx", weight=0.5),
-    "openvino": Command("export {first} --format openvino --out net", "net", r".*bin", weight=0.3),
-    "triton": Command("export {first} --server triton --out net", "net", r".*(onnx|txt)", weight=0.3),
-    "to-file": Command("convert {first} --to torchvision --out net.pth", "net.pth", r"-", weight=0.4),
-    "to-bundle": Command("convert {first} --to bundle --out copy", "copy", r".*safetensors", weight=0.5),
-    "train": Command(
-        "train {data} --model {spec} --epochs 2 --batch 8 --recipe scratch --workers 0 --out run",
-        "run",
-        r"(best/.*safetensors|split.csv)",
-        ("last.ckpt", "train --resume run"),
-        weight=0.3,
-    ),
-    "search": Command(
-        "search {data} --from b0 --resolution 24 --triple 1.2,1.1,1.15 --triple 1.6,1.1,1 --rungs 1 --seeds 1 "
-        "--finalists 1 --epochs 1 --workers 1 --out found",
-        "found",
-        r"(rule.yaml|split.csv|candidates.csv)",
-        ("trials.csv", "search --resume found"),
-        weight=0.05,
-    ),
-    "fit": Command(
-        "fit {data} --macs 20M --minutes 0.05 --resolution 32 --out fitted",
-        "fitted",
-        r"split.csv",
-        ("plan.yaml", "fit --resume fitted"),
-        weight=0.03,
-    ),
-}
-REPEATED = ("check", "pack", "predict", "train", "search", "fit")  # go on, or find that nothing is missing
-AGAIN = ("scale", "onnx", "openvino", "to-file", "to-bundle", "val")  # replace what is there
-
-
-@dataclass
-class Room:
-    """Where tries take place: materials, the shim's page, and what commands write undisturbed."""
-
-    drill: Drill
-    folder: Path
-    materials: dict[str, Path]
-    page: Page
-    calls: dict[str, int]
-    codes: dict[str, int]
-    written: dict[str, dict[str, str]]
-    before: dict[str, dict[str, str]]
 
 
 def main() -> int:
@@ -163,177 +88,6 @@ def start_again() -> int:
         page.write_bytes(bytes(ctypes.sizeof(Page)))
         settings = {"LD_PRELOAD": str(library), SHIM: str(page), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         return subprocess.run([sys.executable, *sys.argv], env=os.environ | settings, check=False).returncode
-
-
-def prepare(drill: Drill) -> Room:
-    """Draw photos, make two bundles, and run every command undisturbed."""
-    with open(os.environ[SHIM], "r+b") as file:  # noqa: PTH123  # as mmap wants it
-        page = Page.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(Page)))
-    folder = Path(tempfile.mkdtemp(prefix="effnet-surroundings-")).resolve()
-    names = ("photos", "data", "first", "second", "spec")
-    materials = {name: folder / "materials" / (f"{name}.yaml" if name == "spec" else name) for name in names}
-    if (code := in_child(lambda: make_materials(materials), folder, folder / "log")) != 0:
-        raise SystemExit(f"surroundings: no materials (exit code {code}):\n{(folder / 'log').read_text()}")
-    import_all()
-    return Room(drill, folder, materials, page, {}, {}, {}, {})
-
-
-def make_materials(at: dict[str, Path]) -> int:
-    """Photos, data of two classes, two bundles and a network."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    import effnet
-    from effnet.arch.specfile import spec_text
-
-    draws = np.random.default_rng(0)
-    for name, count in (("photos", 7), ("data/dark", 12), ("data/light", 12)):
-        place = at["photos"].parent / name
-        place.mkdir(parents=True)
-        for index in range(count):
-            light = 128 * (name == "data/light")
-            pixels = draws.integers(light, light + 128, (40, 48, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(place / f"{index}.png")
-    (at["photos"] / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
-    shutil.copy(at["data"] / "dark" / "0.png", at["data"] / "dark" / "copy.png")
-    network = effnet.spec("b0", width=0.25, depth=0.3, resolution=32, num_classes=2)
-    at["spec"].write_text(spec_text(network))
-    for seed, name in enumerate(("first", "second")):
-        torch.manual_seed(seed)
-        effnet.save(effnet.EfficientNet(network), at[name], classes=["dark", "light"])
-    return 0
-
-
-def import_all() -> None:
-    """Import what commands import when they run, so that a fork of this process starts at once."""
-    import torch
-
-    from effnet.cli import COMMANDS as COMMANDS_OF_EFFNET
-
-    torch.set_num_threads(1)
-    for module, _, _ in COMMANDS_OF_EFFNET.values():
-        __import__(f"effnet.{module}")
-    for module in ("training.train", "training.loop", "exporting.export", "reporting.page", "weights.convert"):
-        __import__(f"effnet.{module}")
-    for module in ("matplotlib.pyplot", "onnx", "openvino", "onnxruntime", "jinja2", "rich.table", "rich.progress"):
-        __import__(module)
-
-
-def make_place(at: Path) -> Path:
-    """The folder of a try, with one for temporary files."""
-    (at / "tmpdir").mkdir(parents=True)
-    return at
-
-
-# One command in a fork
-
-
-def in_child(work: Callable[[], int], at: Path, log: Path) -> int:
-    """Do some work in a fork, in a folder; its exit code, or minus the signal that ended it, as subprocess has it."""
-    return await_child(begin_child(work, at, log))
-
-
-def begin_child(work: Callable[[], int], at: Path, log: Path) -> int:
-    """Start some work in a fork, in a folder; the process's number."""
-    sys.stdout.flush()
-    if child := os.fork():
-        return child
-    code = 99
-    try:
-        text = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(text, 1)
-        os.dup2(text, 2)
-        os.chdir(at)
-        for name in ("TMPDIR", "EFFNET_CACHE"):
-            os.environ[name] = str(at / name.lower())
-        tempfile.tempdir = None
-        code = work()
-        sys.stdout.flush()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 98
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def await_child(child: int) -> int:
-    """The exit code of a fork; -1000 where it hangs."""
-    end = time.monotonic() + HANG
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -1000
-
-
-def run(room: Room, words: str, at: Path, log: Path) -> tuple[int, str]:
-    """Run a command of effnet in a folder; its exit code and what it said."""
-    from effnet.cli import main as command
-
-    code = in_child(lambda: command(typed(room, words)) or 0, at, log)
-    return code, log.read_text(errors="replace")
-
-
-def typed(room: Room, words: str) -> list[str]:
-    """The words with the paths of the materials."""
-    return [word.format(**room.materials) for word in words.split()]
-
-
-def undisturbed(room: Room, name: str) -> str:
-    """Note how many calls a command makes that need room, and what it writes, also about something else.
-
-    What is wrong with it already is returned.
-    """
-    if name in room.written:
-        return ""
-    command = COMMANDS[name]
-    for kept, which in ((room.before, "before"), (room.written, "right")):
-        if which == "before" and name not in AGAIN:
-            continue
-        at, log = make_place(room.folder / f"{which}-{name}"), room.folder / "log"
-        arm(room, at, error=errno.ENOSPC, after=2**60)
-        code, said = run(room, command.words if which == "right" else second(command.words), at, log)
-        room.page.error = 0
-        if code not in (0, 1):  # 1: a photo is broken
-            shutil.rmtree(at)
-            return f"{name} ends with {code}, undisturbed: {last_line(said)}"
-        room.calls[name], room.codes[name], kept[name] = room.page.count, code, digests(at, command)
-    return ""
-
-
-def second(words: str) -> str:
-    """The same command about something else."""
-    return words.replace("{first}", "{second}").replace("300M", "500M")
-
-
-def arm(room: Room, under: Path, *, error: int, after: int) -> None:
-    """Let calls below a folder fail."""
-    page = room.page
-    page.under, page.after, page.count, page.read_only = str(under).encode(), after, 0, int(error == errno.EROFS)
-    page.error = error
-
-
-def digests(at: Path, command: Command) -> dict[str, str]:
-    """The content of what a command wrote, by the files' names."""
-    found = {}
-    for out in command.out.split():
-        files = [at / out] if (at / out).is_file() else sorted((at / out).rglob("*"))
-        for file in files:
-            name = str(file.relative_to(at / out)) if file != at / out else out
-            if file.is_file() and not is_hidden(file, at):
-                exact = re.fullmatch(command.exact, name)
-                found[f"{out}:{name}"] = hashlib.sha256(file.read_bytes()).hexdigest() if exact else ""
-    return found
-
-
-# The tries
 
 
 def attack(room: Room, number: int, short: bool) -> None:
@@ -377,101 +131,6 @@ def fail_writes(room: Room, name: str, at: Path, random: random.Random) -> Found
     if error == errno.EROFS and name == "explain":
         return what, wrong  # what it had drawn could not be removed from there, and it does not go on
     return what, wrong + go_on(room, name, at, swept=error != errno.EROFS)
-
-
-def judge(
-    room: Room, name: str, at: Path, code: int, said: str, reached: bool, *, optional: bool, cause: str
-) -> list[str]:
-    """Whether a command ended as it should: well, or with one line."""
-    command, wrong = COMMANDS[name], damaged(at, COMMANDS[name])
-    if code == -1000:
-        return [f"it hangs: {last_line(said)}"]
-    if code == room.codes[name]:
-        if digests(at, command) != room.written[name]:
-            wrong.append(f"exit code {code}, and what it wrote is not what it should be")
-        return wrong
-    if code != 2 or not reached:
-        return [*wrong, f"exit code {code}: {last_line(said)}"]
-    if "Traceback" in said or "unexpected" in said or not last_line(said).startswith("effnet: "):
-        wrong.append(f"not one line: {' | '.join(said.splitlines()[-4:])}")
-    elif cause not in said:
-        wrong.append(f"its line does not say {cause!r}: {last_line(said)}")
-    elif not any(part in last_line(said) for part in (*command.out.split(), str(at))):
-        wrong.append(f"its line names no file: {last_line(said)}")
-    return wrong
-
-
-def go_on(room: Room, name: str, at: Path, *, swept: bool = True) -> list[str]:
-    """Give the command again, with room; what is wrong then, also what was not `swept` away."""
-    command, words = COMMANDS[name], COMMANDS[name].words
-    if command.resume and (at / command.out / command.resume[0]).exists():
-        words = command.resume[1]
-    code, said = run(room, words, at, room.folder / "log")
-    if code != room.codes[name]:
-        return [f"given again ({words.split()[0:2]}), it ends with {code}: {last_line(said)}"]
-    wrong = damaged(at, command)
-    found, right = digests(at, command), room.written[name]
-    if found != right:
-        others = sorted({each for each, _ in found.items() ^ right.items()})
-        wrong.append(f"given again, it wrote something else: {', '.join(others[:4])}")
-    hidden = [str(each.relative_to(at)) for each in at.rglob(".*") if "tmpdir" not in each.parts]
-    return wrong + ([f"left behind: {', '.join(hidden[:4])}"] if hidden and swept else [])
-
-
-def damaged(at: Path, command: Command) -> list[str]:
-    """The files under final names that are not whole."""
-    found = []
-    for out in command.out.split():
-        for file in [at / out] if (at / out).is_file() else sorted((at / out).rglob("*")):
-            if not file.is_file() or is_hidden(file, at):
-                continue
-            try:
-                open_whole(file)
-            except Exception as error:
-                found.append(f"{file.relative_to(at)} is damaged: {type(error).__name__} {error}")
-    return found
-
-
-def is_hidden(file: Path, at: Path) -> bool:
-    """Whether it is below a temporary folder of effnet's."""
-    return any(part.startswith(".") for part in file.relative_to(at).parts)
-
-
-def open_whole(file: Path) -> None:
-    """Raise an error where a file was cut short."""
-    content, suffix = file.read_bytes(), file.suffix
-    if suffix in (".json", ".yaml", ".csv", ".jsonl", ".txt", ".pbtxt", ".md") and not content.endswith(b"\n"):
-        json.loads(content)  # json.dumps ends without a line
-    if suffix == ".html" and b"</html>" not in content[-20:]:
-        raise ValueError("it does not end")
-    if suffix in (".png", ".jpg"):
-        from PIL import Image
-
-        Image.open(file).load()
-    if suffix == ".safetensors":
-        size = int.from_bytes(content[:8], "little")
-        last = max(each["data_offsets"][1] for key, each in json.loads(content[8 : 8 + size]).items() if key[0] != "_")
-        if len(content) != 8 + size + last:
-            raise ValueError("it was cut short")
-    if suffix in (".pth", ".pt2"):
-        zipfile.ZipFile(file).testzip()
-    if suffix == ".ckpt":
-        head, _, payload = content.partition(b"\n")
-        if hashlib.sha256(payload).hexdigest().encode() != head.split()[-1]:
-            raise ValueError("its sha256 is another")
-    if suffix == ".tar" and (len(content) % 512 or content[-1024:] != bytes(1024)):
-        raise ValueError("it was cut short")
-    if suffix == ".onnx":
-        import onnx
-
-        onnx.load_from_string(content)
-    if suffix == ".xml" and not content.rstrip().endswith(b">"):
-        raise ValueError("it was cut short")
-
-
-def last_line(said: str) -> str:
-    """The last line that was said, of any length a person reads."""
-    return (said.strip().splitlines() or [""])[-1][:300]
 
 
 def few_descriptors(room: Room, name: str, at: Path, random: random.Random) -> Found:
