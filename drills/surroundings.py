@@ -128,8 +128,6 @@ def fail_writes(room: Room, name: str, at: Path, random: random.Random) -> Found
         wrong.append("what was there before is gone, and nothing whole took its place")
     if code == room.codes[name] and name not in (*AGAIN, *REPEATED):
         return what, wrong  # given again, it would begin another
-    if error == errno.EROFS and name == "explain":
-        return what, wrong  # what it had drawn could not be removed from there, and it does not go on
     return what, wrong + go_on(room, name, at, swept=error != errno.EROFS)
 
 

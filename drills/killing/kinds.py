@@ -54,7 +54,7 @@ class Kind:
     @property
     def out(self) -> str:
         """The name of what it writes."""
-        return "out.onnx" if self.before.endswith(".onnx") else "out"
+        return f"out{Path(self.before).suffix}"
 
 
 def _train(data: str, *more: str) -> Callable[[Path], Words]:
@@ -129,9 +129,31 @@ KINDS = {
         16, _export("--format", "onnx", "--out", "out.onnx"), before="old.onnx", quick=True
     ),
     "export to OpenVINO over another": Kind(12, _export("--format", "openvino", "--out", "out"), before="old-openvino"),
+    "export to torch over another": Kind(8, _export("--format", "torch", "--out", "out.pt2"), before="old.pt2"),
+    "export in int8 over another": Kind(
+        10,
+        lambda shared: [
+            *("export", str(shared / "new"), str(shared / "shapes"), "--precision", "int8"),
+            *("--max-drop", "60", "--out", "out"),  # nobody has trained it
+        ],
+        before="old-openvino",
+    ),
     "export for Triton": Kind(8, _export("--server", "triton", "--out", "out")),
     "convert over a bundle": Kind(
         12, lambda shared: ["convert", str(shared / "new"), "--to", "bundle", "--out", "out"], before="old"
+    ),
+    "explain": Kind(
+        12,
+        lambda shared: [
+            *("explain", str(shared / "shapes" / "ring"), "--model", str(shared / "new"), "--out", "out"),
+            *shlex.split("--engine native --threads 1"),
+        ],
+    ),
+    "check": Kind(
+        12,
+        lambda shared: ["check", str(shared / "faulty"), *shlex.split("--fix out/clean.csv --pictures out/copies.png")],
+        codes=(1,),  # one photo cannot be read
+        quick=True,
     ),
 }
 
@@ -152,6 +174,9 @@ def make_shared(shared: Path) -> None:
     _draw_images(shared / "shapes", 20)
     _draw_images(shared / "many", 60)  # of which a fit has time for all of its steps in fewer epochs
     (shared / "broken.png").write_bytes(b"\x89PNG cut")
+    shutil.copytree(shared / "shapes", shared / "faulty")
+    shutil.copy(shared / "shapes" / "ring" / "003.png", shared / "faulty" / "disc" / "copy.png")
+    shutil.copy(shared / "broken.png", shared / "faulty" / "disc")
     stages = (StageSpec(1, 3, 1, 8, 1), StageSpec(4, 5, 2, 16, 2))
     spec = NetworkSpec("tiny", stages, resolution=32, stem=8, head=32, dropout=0.2, drop_connect=0.3, num_classes=3)
     (shared / "tiny.yaml").write_text(spec_text(spec))
@@ -161,6 +186,7 @@ def make_shared(shared: Path) -> None:
     pack(read_data(shared / "shapes"), shared / "shards", 200_000)
     old = open_bundle(shared / "old")
     export(old, shared / "old.onnx", format="onnx")
+    export(old, shared / "old.pt2", format="torch")
     export(old, shared / "old-openvino", format="openvino")
 
 

@@ -131,6 +131,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".jpg": _picture,
     ".html": _page,
     ".onnx": read_artifact,
+    ".pt2": read_artifact,
     ".xml": lambda path: xml.etree.ElementTree.parse(path),
     ".bin": lambda path: path.read_bytes()[0],
     ".npy": lambda path: np.load(path, mmap_mode="r"),

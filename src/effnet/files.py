@@ -52,11 +52,12 @@ def write_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def write_folder(target: Path, content: Content) -> Iterator[Path]:
+def write_folder(target: Path, content: Content | None = None) -> Iterator[Path]:
     """An empty temporary folder that takes the place of `target` when the block ends without an error.
 
-    Only a folder with the same content is replaced, at one moment where the system can do that. Elsewhere it is moved
-    aside first and deleted last, so one of the two is whole at any time; `sweep` undoes the move after a crash.
+    Only an empty folder or one with the same content is replaced, at one moment where the system can do that. Elsewhere
+    it is moved aside first and deleted last, so one of the two is whole at any time; `sweep` undoes the move after a
+    crash.
 
     Raises:
         ArgumentError: something else is in the way, or `target` has the name of a file.
@@ -300,12 +301,12 @@ def _folder_beside(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _may_replace(folder: Path, content: Content) -> bool:
+def _may_replace(folder: Path, content: Content | None) -> bool:
     if not folder.is_dir():
         return False
     names = names_in(folder)
-    if not names:
-        return True
+    if not names or content is None:
+        return not names
     if content == "artifact":
         return names <= ARTIFACT_FILES and "model.xml" in names and has_mark(folder / "model.xml")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_names_of_one_stem_are_numbered(run, photos, tmp_path) -> None:
         Image.open(photos / "coffee.png").save(tmp_path / folder / "x.png")
     run("a/x.png", "b/x.png", "--out", "drawn")
     assert {path.name for path in Path("drawn").iterdir()} == {"x.jpg", "x-2.jpg", "sheet.jpg"}
+
+
+def test_after_a_kill_the_same_command_can_be_given_again(run, photos, tmp_path, tmp_path_factory, monkeypatch) -> None:
+    killed = tmp_path_factory.mktemp("killed") / "there"
+
+    def stop(*_, **__) -> None:
+        shutil.copytree(tmp_path, killed)  # what kill -9 leaves once all pictures but the sheet are written
+
+    with monkeypatch.context() as patch:
+        patch.setattr("effnet.plots.contact_sheet.draw_sheet", stop)
+        run(photos, "--out", "drawn")
+    assert [each.name for each in killed.rglob("chelsea.jpg")]
+    monkeypatch.chdir(killed)
+    code, _, err = run(photos, "--out", "drawn")
+    assert (code, "Written: drawn" in err) == (0, True)
+    assert {path.name for path in Path("drawn").iterdir()} == {"coffee.jpg", "chelsea.jpg", "sheet.jpg"}
 
 
 @pytest.mark.parametrize(

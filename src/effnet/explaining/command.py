@@ -17,7 +17,7 @@ from effnet.console import FINDING, OK, STDIN, Flag, json_line
 from effnet.data.paths import expand, read_ahead
 from effnet.errors import ArgumentError, ImageError
 from effnet.fields import positive_int
-from effnet.files import new_run
+from effnet.files import new_run, write_folder
 from effnet.runtime.artifact import artifact_path
 from effnet.runtime.load import load
 from effnet.runtime.options import LoadOptions
@@ -97,7 +97,10 @@ def explain(
     measured: list[Faithfulness] = []
     cells: list[Cell] = []
     explained = unreadable = 0
-    with new_run(out, RUNS, name) if pictures else nullcontext() as folder:
+    with (
+        new_run(out, RUNS, name) if pictures else nullcontext() as place,
+        nullcontext() if place is None else write_folder(place) as folder,  # whole, or empty after a kill
+    ):
         sys.stdout.write("" if json else HEAD)
         for photo, answer in _explained(classifier, photos, options):
             if isinstance(answer, ImageError):
@@ -113,7 +116,7 @@ def explain(
             sys.stdout.flush()
         if folder is not None and len(cells) > 1:
             _draw_sheet(cells, explained, folder / SHEET)
-    written = folder if explained else None
+    written = place if explained else None
     return _finish(measured, unreadable, written, classifier, json, shlex.quote(model))
 
 
