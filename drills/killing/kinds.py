@@ -95,7 +95,7 @@ KINDS = {
     "train with a loading process": Kind(5, _train("shapes", "--workers", "1"), **ONCE, workers=True),
     "train in 2 processes": Kind(6, _train("shapes", *DRAWN), **ONCE, processes=2),
     "fit": Kind(
-        0.4,
+        3,
         lambda shared: [
             *("fit", str(shared / "many"), "--out", "out"),
             *shlex.split("--params 1M --macs 2M --minutes 60 --resolution 32 --threads 1"),
