@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -34,3 +36,16 @@ def test_the_changelog_knows_this_version() -> None:
     assert re.search(
         rf"^## \[(Unreleased|{re.escape(effnet.__version__)})\]", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
+
+
+def test_an_index_shows_the_pictures_and_links_of_the_readme() -> None:
+    written, shown = (ROOT / "README.md").read_text("utf-8"), ProjectMetadata(str(ROOT), PluginManager()).core.readme
+    pointed = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", written)
+    assert len([target for picture, target in pointed if picture]) >= 2
+    for picture, target in pointed:
+        host = "https://raw.githubusercontent.com/effnet/effnet" if picture else f"{PROJECT['urls']['Homepage']}/blob"
+        before, after = f"]({target})", f"]({host}/v{effnet.__version__}/{target})"
+        if not target.startswith("https:"):
+            assert before not in shown
+            assert shown.count(after) == written.count(before), target
+    assert len(re.findall(r"\]\((?!https:)", shown)) == 0

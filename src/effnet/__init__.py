@@ -72,6 +72,7 @@ _HOMES = {
     "effnet.weights.load": ("create",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_TRAINING = ("Fitted", "fit", "train")  # these need more than torch
 __all__ = ["__version__", *_HOME_OF]
 
 
@@ -85,7 +86,8 @@ def __getattr__(name: str) -> Any:
     except Exception as error:
         from effnet.errors import translated
 
-        if (found := translated(error)) is error:
+        extra = "train" if name in _TRAINING else "torch"
+        if (found := translated(error, f"effnet.{name}", torch_extra=extra)) is error:
             raise
         raise found from error
     globals()[name] = value

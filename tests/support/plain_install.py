@@ -12,7 +12,7 @@ import numpy as np
 
 import effnet
 from effnet.cli import COMMANDS, main
-from effnet.errors import EXTRAS
+from effnet.errors import EXTRAS, MissingExtraError
 
 SOURCE = Path(effnet.__file__).parent
 WEIGHTS = ("arrays", "bundle", "convert", "files", "hub", "keras", "layouts", "load", "pickles", "registry")
@@ -76,6 +76,20 @@ def check() -> None:
             *((name, "--help") for name in COMMANDS),
         ):
             assert run(*words)[0] == 0, words
+        for name, call, extra in (
+            ("effnet.create", lambda: effnet.create("b0"), "torch"),
+            ("a network as a torch module", lambda: effnet.create("lite0", weights="lite0"), "torch"),
+            ("effnet.save", lambda: effnet.save(None, "bundle"), "torch"),
+            ("effnet.train", lambda: effnet.train("photos", "lite0"), "train"),
+            ("effnet.fit", lambda: effnet.fit("photos"), "train"),
+        ):
+            said = "no error"
+            try:
+                call()
+            except MissingExtraError as error:
+                said = str(error)
+            assert said.startswith(f"{name} needs torch, "), (name, said)
+            assert f"pip install 'effnet[{extra}]'" in said, (name, said)
 
         from effnet.data.image import preprocess
         from effnet.runtime.classifier import Classifier

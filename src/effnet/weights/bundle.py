@@ -27,7 +27,7 @@ from effnet.arch.spec import Calibration, InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.errors import ArgumentError, BundleError, UnknownNameError
+from effnet.errors import ArgumentError, BundleError, UnknownNameError, optional_import
 from effnet.fields import read_fields
 from effnet.files import MARK, parse_json, read_bytes, write_folder
 from effnet.version import __version__, is_newer, newer_file, newer_format
@@ -95,7 +95,8 @@ class Bundle:
     @cached_property
     def network(self) -> EfficientNet:
         """The torch module, which is built when it is first asked for, in eval mode."""
-        from effnet.models.efficientnet import EfficientNet
+        with optional_import("a network as a torch module"):
+            from effnet.models.efficientnet import EfficientNet
 
         with real_device():
             network = EfficientNet(self.config.spec, policy=self.config.policy)
@@ -130,9 +131,10 @@ def save(
             than the network, the network has other tensors than its spec, JSON cannot hold the provenance, or `folder`
             is not a bundle.
     """
-    from safetensors.torch import save as serialise
+    with optional_import("effnet.save"):
+        from safetensors.torch import save as serialise
 
-    from effnet.models.efficientnet import unwrap_network
+        from effnet.models.efficientnet import unwrap_network
 
     network = unwrap_network(network)
     spec = network.spec

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from effnet.arch.spec import NetworkSpec
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import spec
-from effnet.errors import ArgumentError, CheckpointError
+from effnet.errors import ArgumentError, CheckpointError, optional_import
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
 from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device, to_tensors
@@ -58,7 +58,8 @@ def create(
         CheckpointError, DownloadError: the file cannot be used for this network; weights cannot be fetched.
     """
     if weights is None:
-        from effnet.models.efficientnet import EfficientNet
+        with optional_import("effnet.create"):
+            from effnet.models.efficientnet import EfficientNet
 
         return EfficientNet(spec(network, num_classes=num_classes, in_channels=in_channels), norm=norm)
     if str(weights).lower() == "default":
@@ -136,7 +137,8 @@ def read(
 
 def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
     """The network of a checkpoint, in eval mode."""
-    from effnet.models.efficientnet import EfficientNet
+    with optional_import("a network as a torch module"):
+        from effnet.models.efficientnet import EfficientNet
 
     path, policy = checkpoint.file.path, checkpoint.policy
     misfit = f"{path} does not fit {'its network' if norm is None else 'this norm'}"
