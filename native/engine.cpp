@@ -41,19 +41,30 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 }  // namespace
 
-// Zeroed memory in huge pages where the system has them: weights are read from end to end, and each small page is
-// looked up.
+// Zeroed memory. A large one is in huge pages where the system has them, since weights are read from end to end and each
+// small page is looked up; and it is mapped, so that it goes back to the system at the end: malloc may keep it.
 Memory::Memory(size_t bytes) {
   constexpr size_t PAGE = size_t(2) << 20;
-  const size_t step = bytes < PAGE ? ALIGNMENT : PAGE;
-  pages_ = calloc(bytes + 2 * step, 1);  // pages that nobody touches cost nothing
-  if (!pages_) throw std::bad_alloc();
+  const size_t step = bytes < PAGE ? ALIGNMENT : PAGE, all = bytes + 2 * step;  // pages that nobody touches cost nothing
+#if !defined(_WIN32)
+  if (step == PAGE) {
+    pages_ = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages_ == MAP_FAILED) throw std::bad_alloc();
+    mapped_ = all;
+  }
+#endif
+  if (!mapped_ && !(pages_ = calloc(all, 1))) throw std::bad_alloc();
   begin = (char*)(((uintptr_t)pages_ + step - 1) / step * step);
 #if defined(MADV_HUGEPAGE)
-  if (step == PAGE) madvise(begin, (bytes + step - 1) / step * step, MADV_HUGEPAGE);
+  if (mapped_) madvise(begin, (bytes + step - 1) / step * step, MADV_HUGEPAGE);
 #endif
 }
-Memory::~Memory() { free(pages_); }
+Memory::~Memory() {
+#if !defined(_WIN32)
+  if (mapped_) munmap(pages_, mapped_);
+#endif
+  if (!mapped_) free(pages_);
+}
 
 // The threads that compute an image, mostly one. Each thread has a team that it leads; where no image is left it helps
 // another one.

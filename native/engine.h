@@ -15,6 +15,7 @@ struct Memory {
 
  private:
   void* pages_;
+  size_t mapped_ = 0;  // bytes
 };
 
 class Engine {

@@ -19,6 +19,7 @@ from tiny import CLASSES, tiny_spec
 import effnet
 from effnet.errors import ArgumentError
 from effnet.exporting.repository import write_repository
+from effnet.runtime.artifact import ModelServer
 from effnet.weights.bundle import Bundle, open_bundle
 
 COMMAND = "export"
@@ -78,12 +79,13 @@ def test_triton(bundle: Bundle, tmp_path: Path, batch: int | None) -> None:
 
 def test_openvino_model_server(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "shapes"
-    for version in ("1", "2"):  # another export is another version
-        assert write_repository(bundle, out, "ovms").path == out / version
+    other = Bundle(bundle.config, {**bundle.weights, "classifier.bias": bundle.weights["classifier.bias"] + 1})
+    for each, version in ((bundle, "1"), (other, "2"), (bundle, "3")):  # another network than the newest's
+        assert write_repository(each, out, "ovms").path == out / version
         assert {file.name for file in (out / version).iterdir()} == {"model.xml", "model.bin"}
-    assert {file.name for file in out.iterdir()} == {"1", "2", "labels.txt"}
+    assert {file.name for file in out.iterdir()} == {"1", "2", "3", "labels.txt"}
     model = openvino.Core().compile_model(out / "2" / "model.xml", "CPU")
-    assert model(PIXELS)[0].shape == (3, 3)
+    assert model({"images": PIXELS})["logits"].shape == (3, 3)
 
 
 def test_a_folder_of_another_model(bundle: Bundle, tmp_path: Path) -> None:
@@ -105,6 +107,14 @@ def test_a_first_export_that_was_killed_is_made_again(bundle: Bundle, tmp_path: 
     assert {"1", "config.pbtxt", "labels.txt"} <= {file.name for file in out.iterdir()}
 
 
+@pytest.mark.parametrize("server", ["triton", "ovms"])
+def test_the_same_export_again_adds_nothing(bundle: Bundle, tmp_path: Path, server: ModelServer) -> None:
+    first, again = (write_repository(bundle, tmp_path / "shapes", server) for _ in range(2))
+    assert (first.path, first.is_new) == (again.path, not again.is_new) == (tmp_path / "shapes" / "1", True)
+    assert [file.name for file in (tmp_path / "shapes").iterdir() if file.name.isdecimal()] == ["1"]
+    assert [file.name for file in (tmp_path / "shapes").glob(".*")] == []
+
+
 def test_as_it_is_typed(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,5 +125,7 @@ def test_as_it_is_typed(
     code, out, err = run(folder, "--server", "ovms", "--out", "models/shapes")
     assert code == 0
     assert err == "Next: ovms --model_name shapes --model_path models/shapes --rest_port 8000\n"
+    code, out, err = run(folder, "--server", "ovms", "--out", "models/shapes")
+    assert out.startswith("models/shapes/1 holds this already, to the byte: openvino, fp32, batch dynamic, ")
     for words in (("--format", "torch"), ("--precision", "int8")):
         assert run(folder, "--server", "triton", *words)[0] == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,26 @@ def test_a_reload_loses_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(scene())
     assert shelf.reloads("done") == 1
+
+
+def test_a_replaced_model_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(monkeypatch, Colours(), Colours())
+
+    async def scene() -> None:
+        await shelf.catalogue.load()
+        await shelf.ask()
+        old = weakref.ref(shelf.catalogue.engine())
+        await shelf.catalogue.reload()
+        while shelf.catalogue._closing:
+            await asyncio.sleep(0.001)
+        assert old() is None  # though nothing looked for cycles
+        await shelf.catalogue.close()
+
+    gc.disable()
+    try:
+        asyncio.run(scene())
+    finally:
+        gc.enable()
 
 
 def test_a_broken_model_is_refused_and_the_old_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:

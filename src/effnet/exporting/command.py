@@ -39,7 +39,7 @@ class ExportOptions:
     with --server."""
     server: ModelServer | None = None
     """Write the folder of a model for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered version, its
-    configuration and its labels; another export adds a version."""
+    configuration and its labels; the export of another network adds a version."""
 
     def __post_init__(self) -> None:
         """Raise ArgumentError if values exclude each other."""
@@ -107,8 +107,9 @@ def export(
                 made = write_repository(bundle, target, server, precision=precision, batch=images)
             else:
                 made = write(bundle, target, format=format, precision=precision, batch=images)
-        wrote = f"wrote {made.path}: {format}, {precision}, batch {batch}"
-        sys.stdout.write(f"{wrote}, {console.size(made.bytes)}\n{made.parity}\n")
+        done = f"wrote {made.path}" if made.is_new else f"{made.path} holds this already, to the byte"
+        what = f"{done}: {format}, {precision}, batch {batch}"
+        sys.stdout.write(f"{what}, {console.size(made.bytes)}\n{made.parity}\n")
         quoted = shlex.quote(str(target))
         following = {
             None: f"effnet predict photo.jpg --model {quoted}",

@@ -51,6 +51,7 @@ class Exported:
     form: Form
     bytes: int
     parity: Parity
+    is_new: bool = True  # else the newest version of a model server's folder has these bytes already
 
 
 def export(

@@ -5,13 +5,14 @@ NAME/config.pbtxt      Triton: its inputs, outputs and batches
 NAME/N/model.xml, .bin OpenVINO Model Server: version N
 NAME/labels.txt        the classes, a line each
 
-A second export adds the next version. The names of files and fields are those of Triton's model_repository.md and
-model_configuration.md and of OpenVINO Model Server's models_repository.md.
+An export adds the next version, unless the newest one has the same bytes. The names of files and fields are those of
+Triton's model_repository.md and model_configuration.md and of OpenVINO Model Server's models_repository.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from effnet.exporting.export import Exported, export
 from effnet.files import write_text
 from effnet.machine import Precision
 from effnet.runtime.artifact import SERVER_FORMATS, ModelServer
-from effnet.runtime.onnx import INPUT, OUTPUT
+from effnet.runtime.graph import INPUT, OUTPUT
 from effnet.weights.bundle import Bundle, BundleConfig
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
@@ -32,6 +33,8 @@ def write_repository(
     bundle: Bundle, out: Path, server: ModelServer, *, precision: Precision = "fp32", batch: int | None = None
 ) -> Exported:
     """Write the next version of a model; its name is that of the folder `out`.
+
+    Nothing is added where the newest version has the same bytes: an export that was killed can be given again.
 
     Raises:
         ArgumentError: the folder holds a model with other inputs, outputs or classes.
@@ -48,17 +51,25 @@ def write_repository(
             continue
         if not ((out / name).is_file() and (out / name).read_text(encoding="utf-8") == text):
             raise ArgumentError("out", str(out), f"holds another model: its {name} differs; choose another folder.")
-    version = max((int(name) for name in present if name.isdecimal()), default=0) + 1
+    newest = max((int(name) for name in present if name.isdecimal()), default=0)
     out.mkdir(parents=True, exist_ok=True)
     # servers that watch the folder see whole versions only
-    with TemporaryDirectory(prefix=f".{version}.", dir=out) as folder:
+    with TemporaryDirectory(prefix=f".{newest + 1}.", dir=out) as folder:
         new = Path(folder) / "new"
         target = new / "model.onnx" if server == "triton" else new
         made = export(bundle, target, format=SERVER_FORMATS[server], precision=precision, batch=batch)
         for name, text in texts.items():
             write_text(out / name, text)
-        new.rename(out / str(version))
-    return dataclasses.replace(made, path=out / str(version))
+        if newest and _are_same(new, out / str(newest)):
+            return dataclasses.replace(made, path=out / str(newest), is_new=False)
+        version = new.rename(out / str(newest + 1))
+    return dataclasses.replace(made, path=version)
+
+
+def _are_same(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, to the byte."""
+    names = [sorted(file.name for file in each.iterdir()) for each in (folder, other)]
+    return names[0] == names[1] and all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names[0])
 
 
 def labels(config: BundleConfig) -> list[str]:

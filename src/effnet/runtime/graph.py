@@ -32,6 +32,7 @@ Weights = Mapping[str, NDArray[Any]]  # native names
 Pads = tuple[int, int]  # before and behind, of height and width alike
 
 PIXEL = 255.0  # the largest value of a byte
+INPUT, OUTPUT = "images", "logits"  # what an artifact's clients call its ends
 
 
 class Builder(Protocol):

@@ -22,13 +22,12 @@ from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.machine import this_machine
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import Array, Builder, Network, Pads, build, linear_of, network_of
+from effnet.runtime.graph import INPUT, OUTPUT, Array, Builder, Network, Pads, build, linear_of, network_of
 from effnet.runtime.onnx_file import read_linear, with_maps
 from effnet.runtime.session import Backend, Compiler, Logits, Maps, Pixels
 from effnet.weights.bundle import Bundle
 
 OPSET, IR = 17, 9  # versions of ONNX that ONNX Runtime reads since 1.16
-INPUT, OUTPUT = "images", "logits"
 
 
 def compiler(model: Model, backend: Backend, *, recording: bool = False) -> Compiler:

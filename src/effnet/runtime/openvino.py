@@ -19,7 +19,7 @@ from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.runtime import onnx_file
 from effnet.runtime.artifact import Model
-from effnet.runtime.graph import Array, Builder, Network, Pads, build, linear_of, network_of
+from effnet.runtime.graph import INPUT, OUTPUT, Array, Builder, Network, Pads, build, linear_of, network_of
 from effnet.runtime.options import EnginePrecision
 from effnet.runtime.session import Backend, Compiler, Linear, Logits, Maps, Pixels
 from effnet.weights.bundle import Bundle
@@ -62,8 +62,20 @@ def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> An
     builder = _OpenVinoBuilder()
     logits = build(network, builder, batch)
     model = _openvino().Model([logits], [builder.parameter], network.spec.name)
+    _name(model)
     describe(model, metadata)
     return model
+
+
+def _name(model: Any) -> None:
+    """Name what clients ask for as ONNX's graph does, constants by where they go: OpenVINO would count."""
+    for output, name in ((model.input(0), INPUT), (model.output(0), OUTPUT)):
+        output.get_tensor().set_names({name})
+        output.get_node().set_friendly_name(name)
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant":
+            (consumer,) = node.output(0).get_target_inputs()
+            node.set_friendly_name(f"{consumer.get_node().get_friendly_name()}.{consumer.get_index()}")
 
 
 def describe(model: Any, metadata: Mapping[str, Any]) -> None:
@@ -146,7 +158,7 @@ class _OpenVinoBuilder(Builder):
 
     def pixels(self, batch: int | None, size: int, channels: int, mean: Array) -> Any:
         """Converted, transposed, less the mean: in this order a single image of B0 takes two thirds of the time."""
-        self.parameter = self.ops.parameter([-1 if batch is None else batch, size, size, channels], np.uint8, "images")
+        self.parameter = self.ops.parameter([-1 if batch is None else batch, size, size, channels], np.uint8)
         x = self._named(self.ops.convert(self.parameter, np.float32))
         x = self._named(self.ops.transpose(x, np.array([0, 3, 1, 2])))
         return self._named(self.ops.subtract(x, mean.reshape(1, -1, 1, 1)))

@@ -84,6 +84,7 @@ class Batcher(Generic[T, R]):
         with suppress(asyncio.CancelledError):
             await self._task
         self._thread.shutdown()
+        del self._compute  # which knows what has this batcher: both go now, and not when Python looks for cycles
 
     async def _run(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,8 @@ class Catalogue:
         self.state: State = "loading"
         self._options, self._note = options, note
         self._lock = asyncio.Lock()
+        # Always the same thread: each has a heap of its own, which keeps what a model took there after it was released.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._closing: set[asyncio.Task[None]] = set()
 
     def engine(self, name: str = "") -> Engine:
@@ -89,10 +92,13 @@ class Catalogue:
         async with self._lock:
             await asyncio.gather(*self._closing, *(engine.close() for engine in self.engines.values()))
             self.engines.clear()
+        self._loader.shutdown()
 
     async def _open(self, name: str, model: str) -> None:
         old = self.engines.get(name)
-        classifier, pace = await asyncio.to_thread(open_engine, model, self._options, self.budget)
+        classifier, pace = await asyncio.get_running_loop().run_in_executor(
+            self._loader, open_engine, model, self._options, self.budget
+        )
         if old and (old.classifier.spec, old.classifier.selection) == (classifier.spec, classifier.selection):
             pace = Pace(
                 self.budget, old.batcher.pace.times, classifier.group

@@ -115,6 +115,7 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
         http=Connection,
         ws="none",
         log_config=None,
+        log_level="error",  # a line for each request that is none would be a stranger's way to fill the disk
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE,

@@ -37,6 +37,7 @@ class Connection(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # after a reset its timer would keep all of this for IDLE seconds
 
     def data_received(self, data: bytes) -> None:
         """Take what a client sends, unless its head has too many bytes."""
