@@ -2,7 +2,7 @@
 # make install  everything that tests, checks and documentation need (about 3 more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures, tables and transcripts of README.md and docs/, and the site, build/site/index.html
-# make oldest   tests with the oldest versions of everything that pyproject.toml allows (another 7 GB)
+# make oldest   tests with the oldest versions of everything that pyproject.toml allows (another 9 GB)
 # make drills   short attacks on all of it: kills, bad input, load, full disks (about two minutes; docs/reliability.md)
 # make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
 #
@@ -99,7 +99,7 @@ $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 # Not with constraints.txt, which has the newest pair of torch and torchvision.
 .venv-oldest/.made: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[all]' httpx hypothesis pytest pytest-timeout
+	$(@D)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[all]' httpx hypothesis pytest pytest-timeout tensorboard
 	@touch $@
 
 # Only the kernels of this processor are compiled before the first answer; the others follow in .demo.

@@ -40,9 +40,8 @@ def main() -> None:
         (wheel,) = Path(folder).glob("effnet-*.whl")
         chosen = options.extras or ["plain", *(extra for extra in known if extra != "dev")]
         rows = [measure(extra, wheel, Path(folder), options.python) for extra in chosen]
-    version = run(options.python, "--version").strip()
-    heads = ("<install", "seconds", "MB", "packages", "answer, s")
-    table(heads, rows, title=f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, {version}", note=str(this_machine()))
+        title = f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, {run(options.python, '--version').strip()}"
+    table(("<install", "seconds", "MB", "packages", "answer, s"), rows, title=title, note=str(this_machine()))
 
 
 def measure(extra: str, wheel: Path, folder: Path, python: str) -> tuple[str, ...]:
@@ -66,8 +65,9 @@ def measure(extra: str, wheel: Path, folder: Path, python: str) -> tuple[str, ..
         assert "espresso" in said, said
         if names := MODULES.get(extra, tuple(name for name, home in EXTRAS.items() if home == extra)):
             run(inside, "-c", f"import {', '.join(names)}", cwd=empty)
-    print(extra, "works", file=sys.stderr, flush=True)
-    return extra, f"{seconds:.0f}", f"{int(size):,}", str(count), f"{answer:.1f}"
+    row = extra, f"{seconds:.0f}", f"{int(size):,}", str(count), f"{answer:.1f}"
+    print("works:", *row, file=sys.stderr, flush=True)  # what is measured stays where the rest is interrupted
+    return row
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> str:
