@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -72,6 +76,26 @@ def test_numbers_that_are_no_network_are_refused(at: int, value: int, fact: str)
     assert fact in str(error.value)
     with pytest.raises(ArgumentError):
         sizes(numbers, "fp32")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
+def test_too_little_memory_is_an_error_that_says_so() -> None:
+    """Maps of 2,000 x 2,000 cells; 64 MiB are left."""
+    program = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_native import NUMBERS, NativeNetwork, arrays\n"
+        "with open('/proc/self/statm') as file:\n"
+        "    size = int(file.read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, size + 2**26))\n"
+        "NativeNetwork(NUMBERS, arrays(), 'fp32', 1)\n"
+        "try:\n"
+        "    NativeNetwork([4000, *NUMBERS[1:]], arrays(), 'fp32', 1)\n"
+        "except MemoryError as error:\n"
+        "    print(error)\n"
+    )
+    words = [sys.executable, "-c", program, str(Path(__file__).parent)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "std::bad_alloc\n", "")
 
 
 def test_numbers_left_over_are_refused() -> None:

@@ -99,6 +99,9 @@ def test_after_a_kill_the_same_command_can_be_given_again(run, photos, tmp_path,
     code, _, err = run(photos, "--out", "drawn")
     assert (code, "Written: drawn" in err) == (0, True)
     assert {path.name for path in Path("drawn").iterdir()} == {"coffee.jpg", "chelsea.jpg", "sheet.jpg"}
+    code, _, err = run(photos / "coffee.png", "--out", "drawn")
+    said = "effnet: `out` (='drawn') exists and holds something else; choose another folder."
+    assert (code, err.splitlines()[-1]) == (2, said)  # not: go on with it by --resume, which explain does not have
 
 
 @pytest.mark.parametrize(

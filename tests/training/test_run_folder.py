@@ -110,6 +110,21 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
 
 
+def test_a_disk_that_became_read_only_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither can a checkpoint be written there nor the half of one be removed."""
+    written(tmp_path, 1, 2)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(TrainingError, match=r"last\.ckpt cannot be written \(Read-only file system\)"):
+            save_checkpoint(tmp_path, {"step": 3})
+    assert load_checkpoint(tmp_path)[0]["step"] == 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems rename twice")
 def test_there_is_a_last_checkpoint_whichever_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, 1, 2)
