@@ -34,7 +34,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 os.environ |= {"PYTHONWARNINGS": "ignore", "NNCF_CI": "1"}
 
 from killing.kinds import KINDS, Kind, find_difference, make_shared, read_result
-from killing.processes import NEVER, Aim, Running, fork, in_child, start
+from killing.processes import NEVER, Aim, Running, fork, fork_search_workers, in_child, start
 from killing.serving import attack_server, free_port
 from killing.whole import find_damage, list_leftovers
 
@@ -225,7 +225,7 @@ def main() -> int:
         import torch
 
         torch.set_num_threads(1)
-        _fork_search_workers()
+        fork_search_workers()
         gc.freeze()
         numbers = drill.numbers() if drill.only is not None or not drill.short else quick_numbers(drill)
         for number in numbers:
@@ -244,18 +244,6 @@ def quick_numbers(drill: Drill) -> Iterator[int]:
     """The first tries whose kinds take little time."""
     numbers = (n for n in itertools.count() if (k := KINDS.get(draw_kind(drill.draws(n)))) and k.quick)
     return itertools.islice(numbers, drill.tries)
-
-
-def _fork_search_workers() -> None:
-    """Let the workers of a search be forks, which are there at once."""
-    import multiprocessing
-    from types import SimpleNamespace
-
-    import effnet.searching.jobs as jobs
-
-    jobs.multiprocessing = SimpleNamespace(
-        get_context=lambda _: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
-    )
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ import random
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from attacks.commands import (
@@ -55,6 +57,7 @@ from attacks.commands import (
 from verdict import Scale, begin
 
 HERE = Path(__file__).parent
+LIBRARIES = 650  # MiB that Python, torch and the libraries of a training's pictures and engines may take
 
 
 def main() -> int:
@@ -255,6 +258,41 @@ def little_memory(room: Room, name: str, at: Path, random: random.Random) -> Fou
     return what, wrong + go_on(room, name, at)
 
 
+def small_container(room: Room, name: str, at: Path, random: random.Random) -> Found:
+    """The memory of a control group, as a container has it: the system kills what takes more."""
+    if random.random() < 0.5:
+        name = "train-b0"
+        if wrong := undisturbed(room, name):
+            return name, [wrong]
+    most, group = random.randrange(300, 1200), make_group()
+    if group is None:
+        return "no control groups", []
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(most << 20))
+        code, said = start(room, name, at, {}, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+    finally:
+        group.rmdir()
+    what = f"{name} in {most} MiB"
+    if code == room.codes[name]:
+        return what, judge(room, name, at, code, said, False, optional=False, cause="")
+    wrong = damaged(at, COMMANDS[name])
+    if most >= LIBRARIES if code == -signal.SIGKILL else code != 2 or "Traceback" in said or "unexpected" in said:
+        wrong.append(f"exit code {code}: {' | '.join(said.splitlines()[-3:])}")
+    return what, wrong + go_on(room, name, at, swept=code == 2)
+
+
+def make_group() -> Path | None:
+    """A control group of this process's own (version 1, as root); None where none can be made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controller, path = line.split(":", 2)
+        group = Path("/sys/fs/cgroup/memory", path.lstrip("/"), f"effnet-drill-{os.getpid()}")
+        if controller == "memory":
+            with suppress(OSError):
+                group.mkdir()
+                return group
+    return None
+
+
 def small_disk(room: Room, name: str, at: Path, random: random.Random) -> Found:
     """A disk of a few kB, as root can mount one."""
     size = int(2 ** random.uniform(12, 21)) // 4096 * 4096
@@ -356,6 +394,7 @@ KINDS: dict[str, tuple[float, bool, Callable[[Room, str, Path, random.Random], F
     "no home": (2, False, no_home),
     "output that fails": (2, False, full_output),
     "little memory": (6, False, little_memory),
+    "small containers": (5, False, small_container),
     "poor servers": (3, False, poor_server),
 }
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from killing.processes import fork_search_workers
 from verdict import Drill
 
 SHIM = "EFFNET_SHIM"
@@ -72,6 +73,7 @@ COMMANDS = {
     "onnx": Command("export {first} --format onnx --out net.onnx", "net.onnx", weight=0.5),
     "openvino": Command("export {first} --format openvino --out net", "net", r".*bin", weight=0.3),
     "triton": Command("export {first} --server triton --out net", "net", r".*(onnx|txt)", weight=0.3),
+    "int8": Command("export {first} {data} --precision int8 --max-drop 60 --out net", "net", r".*bin", weight=0.3),
     "to-file": Command("convert {first} --to torchvision --out net.pth", "net.pth", r"-", weight=0.4),
     "to-bundle": Command("convert {first} --to bundle --out copy", "copy", r".*safetensors", weight=0.5),
     "train": Command(
@@ -81,24 +83,49 @@ COMMANDS = {
         ("last.ckpt", "train --resume run"),
         weight=0.3,
     ),
+    "train-with-worker": Command(
+        "train {data} --model {spec} --epochs 2 --batch 8 --recipe scratch --workers 1 --out run",
+        "run",
+        r"(best/.*safetensors|split.csv)",
+        ("last.ckpt", "train --resume run"),
+        weight=0.3,
+    ),
+    "train-b0": Command(  # which takes 880 MB; with less it takes fewer images at once, and learns otherwise
+        "train {data} --model b0 --resolution 160 --epochs 1 --batch 16 --recipe scratch --workers 0 --out run",
+        "run",
+        r"split.csv",
+        ("last.ckpt", "train --resume run"),
+        weight=0,  # only where memory is limited
+    ),
+    "bench": Command("bench {first} --keep --batch 1 --rounds 3 --threads 1", "effnet_cache", r"-", weight=0.15),
     "search": Command(
         "search {data} --from b0 --resolution 24 --triple 1.2,1.1,1.15 --triple 1.6,1.1,1 --rungs 1 --seeds 1 "
         "--finalists 1 --epochs 1 --workers 1 --out found",
         "found",
         r"(rule.yaml|split.csv|candidates.csv)",
         ("trials.csv", "search --resume found"),
-        weight=0.05,
+        weight=0.5,
     ),
     "fit": Command(
-        "fit {data} --macs 20M --minutes 0.05 --resolution 32 --out fitted",
+        "fit {data} --macs 2M --minutes 0.02 --resolution 32 --out fitted",
         "fitted",
         r"split.csv",
         ("plan.yaml", "fit --resume fitted"),
-        weight=0.03,
+        weight=0.5,
     ),
 }
-REPEATED = ("check", "pack", "predict", "train", "search", "fit")  # go on, or find that nothing is missing
-AGAIN = ("scale", "onnx", "openvino", "to-file", "to-bundle", "val")  # replace what is there
+REPEATED = (
+    "check",
+    "pack",
+    "predict",
+    "train",
+    "train-with-worker",
+    "train-b0",
+    "bench",
+    "search",
+    "fit",
+)  # go on, or find that nothing is missing
+AGAIN = ("scale", "onnx", "openvino", "int8", "to-file", "to-bundle", "val")  # replace what is there
 
 
 @dataclass
@@ -162,6 +189,7 @@ def import_all() -> None:
     from effnet.cli import COMMANDS as COMMANDS_OF_EFFNET
 
     torch.set_num_threads(1)
+    fork_search_workers()
     for module, _, _ in COMMANDS_OF_EFFNET.values():
         __import__(f"effnet.{module}")
     for module in ("training.train", "training.loop", "exporting.export", "reporting.page", "weights.convert"):

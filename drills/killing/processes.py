@@ -269,3 +269,15 @@ def members(group: int) -> list[str]:
                 if int(owner) == group and state != "Z":
                     found.append(f"{name})")
     return found
+
+
+def fork_search_workers() -> None:
+    """Let the workers of a search be forks, which are there at once."""
+    import multiprocessing
+    from types import SimpleNamespace
+
+    import effnet.searching.jobs as jobs
+
+    jobs.multiprocessing = SimpleNamespace(
+        get_context=lambda _: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
+    )

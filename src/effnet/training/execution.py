@@ -43,6 +43,7 @@ from effnet.training.settings import STAGES, Settings
 OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
 SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so a recompute plan is tried first
 USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
+LIBRARIES = 600 * 2**20  # bytes of a small machine's or container's memory: what a training of nearly nothing takes
 USABLE_GPU = 0.9  # of a GPU's memory; the rest is for CUDA itself and what its allocator cannot reuse
 
 # What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
@@ -243,8 +244,8 @@ def fit_memory(
     wanted = None if settings.train_memory is None else int(settings.train_memory)
     planned = wanted is not None and not settings.sync_bn  # a plan cannot compute synchronised statistics again
     limit = wanted
-    if wanted is None and settings.device == "cpu" and (memory := machine.this_machine().memory_bytes):
-        limit = int(USABLE * memory / processes_here(world))
+    if wanted is None and settings.device == "cpu":
+        limit = _usable_memory(world)
     if wanted is None and (memory := machine.device_memory(settings.device)):
         limit = int(USABLE_GPU * memory)
     options, forecast = _memory_options(spec, recipe, settings, precision), _forecast(spec, recipe, settings, precision)
@@ -277,8 +278,8 @@ def keep_freed_memory(execution: Execution, settings: Settings, *, world: int) -
     took .98 of the time, and held the same.
     """
     libc = _glibc()
-    memory = machine.this_machine().memory_bytes
-    enough = memory is not None and HELD * execution.forecast_bytes * processes_here(world) <= USABLE * memory
+    usable = _usable_memory(world)
+    enough = usable is not None and HELD * execution.forecast_bytes <= usable
     if libc is None or not enough or settings.device != "cpu" or settings.train_memory is not None:
         yield False
         return
@@ -288,6 +289,14 @@ def keep_freed_memory(execution: Execution, settings: Settings, *, world: int) -
         libc.mallopt(MMAP_MAX, USUAL_MMAP_MAX)
         libc.mallopt(TRIM_THRESHOLD, USUAL_TRIM_THRESHOLD)
         libc.malloc_trim(0)
+
+
+def _usable_memory(world: int) -> int | None:
+    """Bytes that the steps of each process may take on a machine without a GPU; None where its memory is not known."""
+    if (memory := machine.this_machine().memory_bytes) is None:
+        return None
+    each = memory // processes_here(world)
+    return int(min(USABLE * each, each - LIBRARIES))
 
 
 def _glibc() -> Any:
