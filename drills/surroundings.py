@@ -271,11 +271,11 @@ def small_container(room: Room, name: str, at: Path, random: random.Random) -> F
         (group / "memory.limit_in_bytes").write_text(str(most << 20))
         code, said = start(room, name, at, {}, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
     finally:
-        group.rmdir()
+        wrong = close_group(group)
     what = f"{name} in {most} MiB"
     if code == room.codes[name]:
-        return what, judge(room, name, at, code, said, False, optional=False, cause="")
-    wrong = damaged(at, COMMANDS[name])
+        return what, wrong + judge(room, name, at, code, said, False, optional=False, cause="")
+    wrong += damaged(at, COMMANDS[name])
     if most >= LIBRARIES if code == -signal.SIGKILL else code != 2 or "Traceback" in said or "unexpected" in said:
         wrong.append(f"exit code {code}: {' | '.join(said.splitlines()[-3:])}")
     return what, wrong + go_on(room, name, at, swept=code == 2)
@@ -291,6 +291,23 @@ def make_group() -> Path | None:
                 group.mkdir()
                 return group
     return None
+
+
+def close_group(group: Path) -> list[str]:
+    """Remove a control group once all of its processes have ended; those that do not are killed, and named."""
+    end, left = time.monotonic() + 60, list[str]()
+    while True:
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > end:
+                for pid in (group / "cgroup.procs").read_text().split():
+                    with suppress(OSError):
+                        left.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200])
+                        os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.05)
+        else:
+            return [f"leaves behind: {each}" for each in left]
 
 
 def small_disk(room: Room, name: str, at: Path, random: random.Random) -> Found:
