@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -33,22 +35,31 @@ SINGLE, SWEEP_SEEDS, contestants, jobs, compare_lines = (
 )
 FULL = effnet.spec("b0")
 B0 = effnet.spec("b0", resolution=112)
-FOUND = contestants(B0, RULES["paper"], 4.0)
-MAIN = [place for place, each in enumerate(FOUND) if "=" not in each.line]
+
+
+@functools.cache
+def networks() -> list[Any]:
+    """Those that would be compared: who only collects tests has not to compute them."""
+    return contestants(B0, RULES["paper"], 4.0)
+
+
+def lines() -> list[int]:
+    """The places of all but those of the sweeps."""
+    return [place for place, each in enumerate(networks()) if "=" not in each.line]
 
 
 def test_the_lines_cost_the_same() -> None:
-    assert [each.line for each in FOUND[:9]] == ["baseline", *("width", "depth", "resolution", "compound") * 2]
-    assert [each.factor for each in FOUND[:9]] == [1, *[2.0] * 4, *[4.0] * 4]
-    for each in FOUND[:9]:
+    assert [each.line for each in networks()[:9]] == ["baseline", *("width", "depth", "resolution", "compound") * 2]
+    assert [each.factor for each in networks()[:9]] == [1, *[2.0] * 4, *[4.0] * 4]
+    for each in networks()[:9]:
         assert each.ratio == cost(each.network).macs / cost(B0).macs
         assert each.ratio == pytest.approx(each.factor, rel=WITHIN)
-    assert len({each.network.shape for each in FOUND}) == len(FOUND)
-    assert len({each.network.name for each in FOUND}) == len(FOUND)
+    assert len({each.network.shape for each in networks()}) == len(networks())
+    assert len({each.network.name for each in networks()}) == len(networks())
 
 
 def test_the_width_is_swept_as_in_the_papers_figure_4() -> None:
-    swept = [each for each in FOUND if "=" in each.line]
+    swept = [each for each in networks() if "=" in each.line]
     assert [each.line for each in swept] == [
         *["d=1, r=1"] * 2,  # the third is the baseline
         *["d=1, r=1.3"] * 2,  # here and below the wider ones cost more than the lines' dearest
@@ -61,26 +72,26 @@ def test_the_width_is_swept_as_in_the_papers_figure_4() -> None:
 
 
 def scores(gap: dict[str, tuple[float, ...]]) -> dict[Job, float]:
-    return {job: 0.8 - gap.get(FOUND[job.candidate].line, (0,) * 9)[job.seed] for job in jobs(FOUND, 3, {})}
+    return {job: 0.8 - gap.get(networks()[job.candidate].line, (0,) * 9)[job.seed] for job in jobs(networks(), 3, {})}
 
 
 def test_every_seed_of_the_lines_and_some_of_the_sweeps() -> None:
-    wanted = jobs(FOUND, 3, {})
+    wanted = jobs(networks(), 3, {})
     assert len(set(wanted)) == len(wanted) == 3 * 9 + SWEEP_SEEDS * 7
-    assert wanted[:9] == tuple(Job(0, 0, place) for place in MAIN)
-    assert jobs(FOUND, 3, {wanted[0]: 0.5}) == wanted[1:]
-    assert len(jobs(FOUND, 1, {})) == 9 + 7
+    assert wanted[:9] == tuple(Job(0, 0, place) for place in lines())
+    assert jobs(networks(), 3, {wanted[0]: 0.5}) == wanted[1:]
+    assert len(jobs(networks(), 1, {})) == 9 + 7
 
 
 def test_the_verdict_is_the_one_that_the_numbers_allow() -> None:
-    found = compare_lines(FOUND, 3, scores({"width": (0.05, 0.052, 0.051), "depth": (0.02, -0.02, 0.0)}))
+    found = compare_lines(networks(), 3, scores({"width": (0.05, 0.052, 0.051), "depth": (0.02, -0.02, 0.0)}))
     assert [(each.factor, each.line) for each in found] == [(factor, line) for factor in (2.0, 4.0) for line in SINGLE]
     words = {each.line: each.verdict for each in found}
     assert words["width"] == "compound is better than width alone"
     assert words["depth"] == "no difference between compound and depth alone was found"
     low, high = stats.t.interval(1 - 0.05 / 6, 2, 0.051, stats.sem([0.05, 0.052, 0.051]))
     assert (found[0].difference.low, found[0].difference.high) == pytest.approx((low, high))
-    worse = compare_lines(FOUND, 3, scores({"resolution": (-0.03, -0.031, -0.03)}))
+    worse = compare_lines(networks(), 3, scores({"resolution": (-0.03, -0.031, -0.03)}))
     assert worse[2].verdict == "resolution alone is better than compound"
 
 
@@ -88,7 +99,7 @@ def test_what_is_missing_is_not_guessed() -> None:
     some = scores({})
     some.pop(Job(0, 1, 3))
     with pytest.raises(ArgumentError, match=r"lack 1 of the comparison"):
-        compare_lines(FOUND, 3, some)
+        compare_lines(networks(), 3, some)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -124,7 +135,7 @@ def test_two_lines_are_compared_by_a_paired_t_test() -> None:
 
 
 def test_the_lines_have_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
-    found = FOUND
+    found = networks()
     by_place: dict[int, list[float]] = {place: [] for place in range(len(found))}
     for job in jobs(found, 3, {}):
         by_place[job.candidate].append(0.7 + job.candidate / 100 + job.seed**2 / 1000)
@@ -145,7 +156,7 @@ def test_the_lines_have_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 def test_a_single_seed_has_no_interval(tmp_path: Path, drawn: list[Figure]) -> None:
-    found = FOUND
+    found = networks()
     claim.draw_comparison(found, {place: [0.5] for place in range(len(found))}, tmp_path / "compare.png")
     (low, high) = drawn[0].axes[0].containers[0].lines[2][0].get_segments()[0][:, 1]
     assert low == high == 50
