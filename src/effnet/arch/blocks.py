@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from effnet.errors import ArgumentError
@@ -76,12 +77,12 @@ class BlockSpec:
     input_size: int  # height and width of its input in pixels, at the network's resolution
     op: str = "mbconv"  # its kind, a name in OPS
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Its convolutions in the order of computation, a shortcut's last."""
         return OPS[self.op].layers(self)
 
-    @property
+    @cached_property
     def path(self) -> tuple[Layer, ...]:
         """Its convolutions from input to output, without the shortcut's."""
         return tuple(layer for layer in self.layers if not layer.shortcut)
