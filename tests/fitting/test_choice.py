@@ -121,7 +121,7 @@ def test_the_last_entrants_are_given_up_where_the_time_is_short(
     monkeypatch.setattr(choice, "LEAST_VAL", 5)
     monkeypatch.setattr(choice, "_affordable_steps", lambda entrants, *_: 60 if len(entrants) == 2 else 59)
     monkeypatch.setattr(choice, "_train_one", lambda *_: right(1, 8))
-    plan, data = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.5)), split_data(read_data(shapes))
+    plan, data = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=2)), split_data(read_data(shapes))
     found = choose(plan, data, entrants(3))
     assert [name for name, kinds in found.scores.items() if "short" in kinds] == ["lite0-32", "lite0-64"]
 
@@ -130,7 +130,8 @@ def test_probes_and_short_trainings_choose(shapes: Path, tmp_path: Path, monkeyp
     """Everything is done once; a second call reads it, and comes to the same choice."""
     monkeypatch.setattr(choice, "LEAST_VAL", 5)
     monkeypatch.setattr(choice, "LEAST_STEPS", 1)
-    plan = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.5))
+    monkeypatch.setattr(choice, "_affordable_steps", lambda *_: 4)  # in place of as many as there is time for
+    plan = FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=2))
     data = split_data(read_data(shapes))
     first = choose(plan, data, entrants(3))
     assert set(first.order) == {"lite0-32", "lite0-64", "narrow"}

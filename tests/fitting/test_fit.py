@@ -81,6 +81,12 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the trainings, which take as long to draw as they last; those of `fitted` are drawn."""
+    monkeypatch.setattr("effnet.training.result._draw", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def fitted(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return effnet.fit(shapes, out=tmp_path_factory.mktemp("fit") / "run", **BUDGET)
@@ -258,6 +264,12 @@ LOST = "int8 was not written: it loses more than 0.5 points of top-1"
 
 
 @pytest.fixture
+def few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in place of three, since each is written in 8 bits."""
+    monkeypatch.setattr(candidates, "WIDTHS", (0.5,))
+
+
+@pytest.fixture
 def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets 8 bits lose too much."""
 
@@ -277,12 +289,12 @@ def test_eight_bits_that_lose_too_much_go_back(shapes: Path, tmp_path: Path) -> 
     assert found.kept
 
 
-@pytest.mark.usefixtures("lossy")
+@pytest.mark.usefixtures("lossy", "few_widths")
 def test_where_8_bits_were_asked_for_and_lose_too_much_the_model_stays_as_it_was_trained(
     shapes: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    given = ("--file-size", "4.1MB", "--precision", "int8", "--resolution", "32", "--minutes", "0.05")
-    code, out, _ = run(shapes, *given, "--out", tmp_path / "run")
+    given = ("--params", "3.5M", "--file-size", "4.1MB", "--precision", "int8", "--resolution", "32")
+    code, out, _ = run(shapes, *given, "--minutes", "0.05", "--out", tmp_path / "run")
     assert code == 1
     assert LOST in " ".join(out.split())
     result = json.loads((tmp_path / "run" / "fit.json").read_text())
@@ -290,6 +302,7 @@ def test_where_8_bits_were_asked_for_and_lose_too_much_the_model_stays_as_it_was
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("few_widths")
 def test_eight_bits_keep_a_small_file(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lenient = functools.partial(verdict.export_int8, max_drop=99)  # so few steps may not survive 8 bits
     monkeypatch.setattr(verdict, "export_int8", lenient)
