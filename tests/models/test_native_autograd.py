@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import Forked
 from native_block import BLOCK, SEGMENTS, SPEC, assert_near, assert_same, block, images, learn, x_of
 from torch import Tensor, fx, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -317,7 +317,9 @@ def distributed(rank: int, where: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_average_their_gradients(tmp_path):
-    mp.spawn(distributed, (str(tmp_path),), nprocs=2)
+    for process in [Forked(tmp_path / f"{rank}.log", distributed, rank, str(tmp_path)) for rank in range(2)]:
+        said = process.communicate(timeout=150)
+        assert process.returncode == 0, said
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert_same(found[0], found[1])
     torch.manual_seed(0)

@@ -62,11 +62,16 @@ class Forked:
         """The exit code; None while it runs."""
         return self.process.exitcode
 
+    @property
+    def stderr(self) -> str:
+        """What it said there so far."""
+        return self.log.with_suffix(".err").read_text()
+
     def communicate(self, timeout: float) -> tuple[str, str]:
         """What it printed until its end."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, "it did not end"
-        return self.log.read_text(), self.log.with_suffix(".err").read_text()
+        return self.log.read_text(), self.stderr
 
 
 def pair(folder: Path, *words: object) -> list[Forked]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from forked import Forked
 from lightning_fabric.accelerators import ACCELERATOR_REGISTRY, Accelerator
 from torch.utils import _pytree
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -116,13 +116,16 @@ def register() -> None:
     machine.DEVICES = (*machine.DEVICES, NAME)
 
 
-def run(log: Path, *words: object, code: str = "", **environment: str) -> tuple[subprocess.CompletedProcess[str], Any]:
-    """`effnet WORDS ...`, or `code`, in a fresh process where the device exists; and what was waited for, by place."""
-    command = [sys.executable, __file__, str(log), *map(str, words)] if words else [sys.executable, "-c", code]
-    paths = [str(Path(__file__).parent), *filter(None, sys.path)]
-    settings = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=1800, check=False)
-    return done, json.loads(log.read_text()) if log.exists() else None
+def run(log: Path, code: str) -> tuple[Forked, Any]:
+    """Code in a forked process, where the device may exist: how that ended, and what it wrote to `log`."""
+    process = Forked(log.with_suffix(".out"), _execute, code)
+    process.communicate(timeout=1800)
+    return process, json.loads(log.read_text()) if log.exists() else None
+
+
+def _execute(code: str) -> None:
+    torch.set_num_threads(1)
+    exec(code, {"__name__": "program"})
 
 
 class _Module(_DummyBackendModule):
