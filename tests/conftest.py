@@ -6,13 +6,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from ran import Run
 
-PHOTOS = Path(__file__).parents[1] / "src" / "effnet" / "data" / "photos"
+FOLDER = Path(__file__).parent
+PHOTOS = FOLDER.parent / "src" / "effnet" / "data" / "photos"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # parallel workers do not fight for the cores
@@ -26,6 +28,42 @@ os.environ["RAY_raylet_start_wait_time_s"] = "150"  # noqa: SIM112  # so spelt; 
 
 # What tests keep is not kept for the user's own networks.
 os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
+
+
+# The files whose tests take longest: the first about a minute of one core, the others half a minute
+LONGEST = (
+    "fitting/test_fit.py",
+    *(f"models/test_{name}.py" for name in ("efficientnet", "oracles", "native_losses")),
+    *(f"training/test_{name}.py" for name in ("kill", "processes", "device", "train")),
+    *("fitting/test_choice.py", "searching/test_jobs.py", "searching/test_search.py", "test_pages.py"),
+    *(f"weights/test_{name}.py" for name in ("writers", "convert", "convert_keras")),
+)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """All tests of a file go to one process, which makes once what they share; the longest files go first."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.option.dist != "load":  # another way was asked for
+        return None
+    config.option.loadscopereorder = False  # that is by the number of tests
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first where several processes share the work: none is left with them at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {FOLDER / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
+    """What passes is counted and not shown in CI, whose page then has room for what fails."""
+    if "CI" in os.environ and report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
+        return "passed", "", ""
+    return None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -57,7 +57,7 @@ WITHOUT_TORCH = (
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base"}
 
-MODULES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"}
+MODULES = [path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"]
 NAMES = {".".join(("effnet", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in MODULES}
 LONGEST = 400  # lines of a module
 
@@ -67,10 +67,15 @@ def room(path: Path) -> str:
 
 
 @cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, wherever in the file."""
     names = set()
-    for node in ast.walk(MODULES[path]):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -81,7 +86,7 @@ def imported(path: Path) -> set[str]:
 
 def types_defined(path: Path) -> Iterator[str]:
     """The classes of a module, and its aliases of types: names such as Precision that a module binds."""
-    for node in MODULES[path].body:
+    for node in tree(path).body:
         if isinstance(node, ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from PIL import Image
 from random_weights import shaken
 from sklearn.datasets import load_digits
@@ -46,6 +44,9 @@ def digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_planted_errors_beside_cleanlab(seed: int) -> None:
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
     features, labels, planted = digits(seed)
     judged = judge_labels(features, labels, 10, range(len(labels)))
     assert judged.rows.all()
