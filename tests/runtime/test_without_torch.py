@@ -23,10 +23,13 @@ from effnet.models.efficientnet import EfficientNet
 BLOCKED = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
 LOGITS = """
 import json, numpy as np, effnet
-with effnet.load(sys.argv[1], engine=sys.argv[2], precision="fp32") as model:
-    size = model.input.size
-    pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    print(json.dumps(model.logits(pixels).tolist()))
+found = []
+for path, engine in json.loads(sys.argv[1]):
+    with effnet.load(path, engine=engine, precision="fp32") as model:
+        size = model.input.size
+        pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+        found.append(model.logits(pixels).tolist())
+print(json.dumps(found))
 """
 COMMAND = "from effnet.cli import main; main(sys.argv[1:])"
 
@@ -37,37 +40,58 @@ def run(code: str, *words: object) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=["float32", "half", "bfloat16"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    network = getattr(shaken(EfficientNet(tiny_spec())), {"float32": "float"}.get(request.param, request.param))()
-    return effnet.save(network, tmp_path_factory.mktemp("bundle") / "b", input=InputSpec(32, 36))
+Answers = dict[tuple[str, str], list[list[float]]]
+
+TYPES = ("float32", "half", "bfloat16")
+ENGINES = ("openvino", "onnxruntime")
+CHECKPOINTS = {"new.pth": True, "old.pth": False}  # whether in the zip format of today
 
 
-def check_answers(model: str | Path, engine: str) -> None:
-    """Whether a process without torch answers as torch does."""
-    classifier = effnet.load(model, engine="torch")
-    size = classifier.input.size
-    expected = classifier.logits(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8))
-    found = np.array(json.loads(run(BLOCKED + LOGITS, model, engine)))
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_bundle(bundle: Path, engine: str) -> None:
-    check_answers(bundle, engine)
-
-
-def test_published_weights() -> None:
-    check_answers("lite0", "openvino")
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_a_checkpoint_of_a_training(tmp_path: Path, old: bool) -> None:
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle of each type of numbers and a training's checkpoint in each format."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in TYPES:
+        network = getattr(shaken(EfficientNet(tiny_spec())), {"float32": "float"}.get(name, name))()
+        effnet.save(network, folder / name, input=InputSpec(32, 36))
     network = shaken(EfficientNet(effnet.spec("b0", width=0.25, depth=0.4, num_classes=3)))
     held = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
     content = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "state_dict": held}
-    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
-    check_answers(tmp_path / "a.pth", "openvino")
+    for name, zipped in CHECKPOINTS.items():
+        torch.save(content, folder / name, _use_new_zipfile_serialization=zipped)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(models: Path) -> Answers:
+    """What a process without torch answers, by model and engine."""
+    asked = [(name, engine) for name in TYPES for engine in ENGINES]
+    asked += [(name, "openvino") for name in ("lite0", *CHECKPOINTS)]
+    paths = [(name if name == "lite0" else str(models / name), engine) for name, engine in asked]
+    return dict(zip(asked, json.loads(run(BLOCKED + LOGITS, json.dumps(paths))), strict=True))
+
+
+def check_answers(model: str | Path, found: list[list[float]]) -> None:
+    """Whether these are torch's."""
+    classifier = effnet.load(model, engine="torch")
+    size = classifier.input.size
+    expected = classifier.logits(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8))
+    assert np.abs(np.array(found) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", TYPES)
+def test_a_bundle(models: Path, answers: Answers, name: str, engine: str) -> None:
+    check_answers(models / name, answers[name, engine])
+
+
+def test_published_weights(answers: Answers) -> None:
+    check_answers("lite0", answers["lite0", "openvino"])
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_of_a_training(models: Path, answers: Answers, name: str) -> None:
+    check_answers(models / name, answers[name, "openvino"])
 
 
 def test_commands(photos: Path, tmp_path: Path) -> None:
@@ -86,6 +110,7 @@ def test_commands(photos: Path, tmp_path: Path) -> None:
         assert said in run(BLOCKED + COMMAND, *words), words
 
 
-def test_torch_is_not_imported_for_another_engine(bundle: Path) -> None:
+def test_torch_is_not_imported_for_another_engine(models: Path) -> None:
     code = "import sys\n" + LOGITS + "print([name for name in ('torch', 'safetensors') if name in sys.modules])"
-    assert run(code, bundle, "openvino").splitlines()[-1] == "[]"
+    said = run(code, json.dumps([(str(models / name), "openvino") for name in TYPES]))
+    assert said.splitlines()[-1] == "[]"
