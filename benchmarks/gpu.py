@@ -217,7 +217,7 @@ def run_step(row: Row, bench: Bench, name: str) -> dict[str, Any]:
         "row": str(row),
         "rules": chosen,
         "images_per_second": row.batch / taken,
-        "forecast": memory.allocated,
+        "forecast": memory,
         "peak": device_peak(bench.device),
         "waits": len(waits),
         "places": sorted(set(waits)),

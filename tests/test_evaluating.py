@@ -12,11 +12,12 @@ import pytest
 import torch
 from limits import SETS, familiarity
 from PIL import Image
+from prepared import preprocess
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.data.dataset import manifest, match_classes, read_data, split_data
-from effnet.data.image import load_pixels, preprocess
+from effnet.data.image import load_pixels
 from effnet.metrics.evaluate import evaluate, predict_logits
 from effnet.metrics.intervals import wilson
 from effnet.metrics.sureness import measure_sureness

@@ -204,8 +204,8 @@ def test_unknown_level():
         RecomputePlan.uniform(effnet.spec("b0"), "bottleneck")
 
 
-def test_a_gpu_rounds_tensors_and_takes_segments() -> None:
-    """By the constants of torch's CUDACachingAllocator: kMinBlockSize 512, kSmallBuffer 2 MiB, kLargeBuffer 20 MiB."""
+def test_a_gpu_rounds_tensors() -> None:
+    """By torch's CUDACachingAllocator: kMinBlockSize is 512, of which a tensor wastes half in the mean."""
     network = effnet.spec("b0")
     step = training_memory(network, 8, optimizer="adamw", ema=True, precision="bf16")
     found = memory.gpu_memory(network, 8, step)
@@ -213,9 +213,7 @@ def test_a_gpu_rounds_tensors_and_takes_segments() -> None:
     copies = 5  # weights, gradients, Adam's two, the average
     tensors = copies * len([*module.parameters()]) + 2 * len([*module.buffers()])
     pixels = 2 * 8 * 3 * 224 * 224  # two parts of the batch
-    assert found.allocated == step.peak + pixels + tensors * 256 + memory.WORKSPACE
-    assert found.reserved % (2 * 2**20) == 0
-    assert 0 <= found.reserved - found.allocated - 22 * 2**20 < 2 * 2**20
+    assert found == step.peak + pixels + tensors * 256 + memory.WORKSPACE
     fp16, bf16 = (training_memory(network, 8, precision=name) for name in ("fp16", "bf16"))
     assert fp16 == bf16
     assert training_memory(network, 8, precision="tf32") == training_memory(network, 8)

@@ -14,12 +14,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from prepared import normalise, preprocess
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from effnet.arch.spec import InputSpec
 from effnet.data import image as module
-from effnet.data.image import colour_mode, fit_photo, load_pixels, normalise, preprocess, views
+from effnet.data.image import colour_mode, fit_photo, load_pixels, views
 from effnet.errors import ArgumentError
 
 PHOTOS = sorted((Path(module.__file__).parent / "photos").glob("*.png"))
@@ -141,29 +142,7 @@ def test_the_way_around_stays_within_two_levels(short: int, long: int, tall: boo
         assert np.abs(fit_photo(photo, spec) - plain).max() <= 2
 
 
-@settings(max_examples=50, deadline=None)
-@given(mean=st.lists(st.floats(0, 1), min_size=3, max_size=3), std=st.lists(st.floats(0.01, 2), min_size=3, max_size=3))
-def test_normalise_rounds_like_torch_for_every_value(mean: list[float], std: list[float]) -> None:
-    spec = InputSpec(mean=tuple(mean), std=tuple(std))
-    pixels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
-    values = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
-    expected = values.sub(torch.tensor(mean)[:, None, None]).div(torch.tensor(std)[:, None, None])
-    assert equal(normalise(pixels, spec), expected.numpy())
-
-
-def test_normalise_takes_batches() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 6, 3), dtype=np.uint8)
-    batch = normalise(pixels, InputSpec())
-    assert batch.shape == (2, 5, 3, 4, 6)
-    assert batch.flags.c_contiguous
-    assert (batch[1, 2] == normalise(pixels[1, 2], InputSpec())).all()
-    assert normalise(pixels[:0, 0], InputSpec()).shape == (0, 3, 4, 6)
-
-
-@pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 3), np.uint8)])
-def test_other_arrays_and_modes_are_refused(pixels: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"`pixels` .*must be uint8 of shape \(\.\.\., H, W, 3\)"):
-        normalise(pixels, InputSpec())
+def test_another_mode_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"`photo\.mode` .*'RGBA'.* must be 'RGB' for 3 channels"):
         fit_photo(Image.new("RGBA", (9, 9)), InputSpec())
 
@@ -176,7 +155,6 @@ def test_steps_agree_and_pixels_may_be_written(fit: Any, grey: bool) -> None:
     pixels = load_pixels(source, spec)
     assert (pixels.shape, pixels.dtype) == ((20, 20, spec.channels), np.uint8)
     assert (pixels == fit_photo(noise(33, 21, colour_mode(spec)), spec)).all()
-    assert (normalise(pixels, spec) == preprocess(source, spec)).all()
     torch.from_numpy(pixels)  # warns of an array that may not be written
     assert (np.asarray(noise(33, 21)) == source).all()
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from corner import CELLS, CLASSES, CORNER, SIZE, Corner, bright_corner, corner_classifier
+from prepared import preprocess
 from random_weights import shaken
 
 import effnet
 from effnet.arch.spec import InputSpec
-from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, ImageError
 from effnet.models.efficientnet import EfficientNet
 from effnet.runtime.cam import SHIFTS, decompose, enlarge

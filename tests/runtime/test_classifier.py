@@ -11,11 +11,11 @@ import pytest
 import torch
 from limits import SETS, familiarity
 from PIL import Image
+from prepared import preprocess
 from random_weights import shaken
 
 import effnet
 from effnet.arch.spec import Calibration, InputSpec
-from effnet.data.image import preprocess
 from effnet.errors import ArgumentError, CheckpointError, ImageError, MismatchError, UnknownNameError
 from effnet.runtime.classifier import Classifier, Prediction, best_classes
 from effnet.runtime.load import load

@@ -198,7 +198,7 @@ def test_a_batch_fits_into_the_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> N
     computer(monkeypatch, cores=1, memory=1)  # which does not count
     settings = Settings(device="cuda:1", precision="fp16")
     memory = training_memory(SHALLOW, 32, optimizer="adamw", ema=True, precision="fp16", kernels=False)
-    taken = gpu_memory(SHALLOW, 32, memory).allocated
+    taken = gpu_memory(SHALLOW, 32, memory)
     asked = []
 
     def of_gpu(device: str, size: int) -> int | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from prepared import normalise
 from torch import nn
 
 import effnet
 from effnet.arch.spec import InputSpec
-from effnet.data.image import normalise
 from effnet.training.initial_network import set_momentum
 from effnet.training.learner import (
     Learner,

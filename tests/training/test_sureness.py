@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prepared import preprocess
 from random_weights import shaken
 from short_run import Recorder
 from tiny import tiny_spec
 
 from effnet.arch.spec import InputSpec
 from effnet.data.dataset import Dataset, read_data
-from effnet.data.image import preprocess
 from effnet.models.efficientnet import EfficientNet
 from effnet.training import sureness
 from effnet.training.loop import Loop

@@ -14,6 +14,7 @@ import torch
 import torchvision
 import transformers
 from PIL import Image
+from prepared import preprocess
 from random_weights import shaken
 from safetensors.torch import load_file
 from torch import nn
@@ -22,7 +23,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from effnet.arch.spec import InputSpec, NumericPolicy
 from effnet.arch.variants import B0, spec
-from effnet.data.image import preprocess
 from effnet.errors import ArgumentError
 from effnet.models.efficientnet import EfficientNet
 from effnet.weights.bundle import save, to_tensors

@@ -9,10 +9,9 @@ What the backward pass holds in addition is the largest sum within a block, so t
 overestimated (by up to a quarter where one tiny block is everything). Not counted: torch itself, the scratch of a
 convolution's kernel, and what the allocator cannot reuse.
 
-On a CUDA GPU torch's allocator rounds every tensor up to BLOCK and takes memory from the driver in segments: of SMALL
-bytes for tensors of at most 1 MiB, of MIDDLE for tensors below 10 MiB, else of a multiple of SMALL. `gpu_memory` adds
-that, the two parts of a batch that wait as pixels, and WORKSPACE for cuDNN and cuBLAS, which is an assumption: no GPU
-was at hand. The driver's own context, some hundreds of MB, belongs to no tensor and is not in it.
+On a CUDA GPU torch's allocator rounds every tensor up to BLOCK. `gpu_memory` adds that, the two parts of a batch that
+wait as pixels, and WORKSPACE for cuDNN and cuBLAS, which is an assumption: no GPU was at hand. What the allocator takes
+from the driver beyond its tensors (some 22 MB) and the driver's own context (some hundreds) are not in it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from effnet.machine import StepPrecision
 
 ACTIVATION = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of an element of a feature map
 TENSOR_ENTRY = 144  # bytes, at most, of a tensor's name, type, shape and place in a safetensors file
-BLOCK, SMALL, MIDDLE = 512, 2 * 2**20, 20 * 2**20  # bytes; of torch's CUDACachingAllocator
+BLOCK = 512  # bytes; kMinBlockSize of torch's CUDACachingAllocator
 WORKSPACE = 96 * 2**20  # bytes: 32 MiB for cuBLAS, as torch gives it on Hopper, and 64 MiB for cuDNN
 PARTS = 2  # of a batch, that are on a GPU as pixels: one is copied while the other is computed
 # Numbers that an optimizer of torch remembers for every weight
@@ -50,14 +49,6 @@ class TrainingMemory:
     images: int
     activations: int  # kept when the backward pass begins
     peak: int  # of the sum
-
-
-@dataclass(frozen=True)
-class GpuMemory:
-    """What a training step takes on a CUDA GPU, in bytes."""
-
-    allocated: int  # of tensors: torch.cuda.max_memory_allocated()
-    reserved: int  # taken from the driver, at least: torch.cuda.max_memory_reserved()
 
 
 def inference_memory(network: NetworkSpec | Shape) -> int:
@@ -145,8 +136,8 @@ def training_memory(
     )
 
 
-def gpu_memory(network: NetworkSpec | Shape, batch: int, memory: TrainingMemory) -> GpuMemory:
-    """What torch's allocator makes of the memory of a step of `batch` images on a CUDA GPU: see above."""
+def gpu_memory(network: NetworkSpec | Shape, batch: int, memory: TrainingMemory) -> int:
+    """Bytes of tensors in a step of `batch` images on a CUDA GPU, as torch.cuda.max_memory_allocated() counts them."""
     shape = shape_of(network)
     layers, squeezes = _count_layers(shape)
     params, buffers = 3 * layers + 4 * squeezes + 2, 3 * layers
@@ -154,8 +145,7 @@ def gpu_memory(network: NetworkSpec | Shape, batch: int, memory: TrainingMemory)
     average = memory.ema > 0
     tensors = params * (copies + average) + buffers * (1 + average)
     pixels = PARTS * batch * shape.in_channels * shape.resolution**2
-    allocated = memory.peak + pixels + tensors * BLOCK // 2 + WORKSPACE
-    return GpuMemory(allocated, -(-allocated // SMALL) * SMALL + SMALL + MIDDLE)
+    return memory.peak + pixels + tensors * BLOCK // 2 + WORKSPACE
 
 
 def kept_per_image(network: NetworkSpec | Shape, kernels: bool | None = None) -> int:

@@ -74,15 +74,6 @@ TURNS = {
 QUARTERS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # which exchange width and height
 
 
-def preprocess(source: PhotoSource, spec: InputSpec) -> npt.NDArray[np.float32]:
-    """`source` as the network sees it: (C, size, size) float32, normalised by `spec`.
-
-    Raises:
-        ImageError, ArgumentError: see `open_photo`.
-    """
-    return normalise(load_pixels(source, spec), spec)
-
-
 def load_pixels(
     source: PhotoSource, spec: InputSpec, *, spare: float | None = None, gap: float | None = None
 ) -> npt.NDArray[np.uint8]:
@@ -238,23 +229,6 @@ def fit_photo(photo: Image.Image, spec: InputSpec, gap: float | None = None) -> 
     fits = {"crop": _crop, "pad": _pad, "squash": _squash}
     pixels = np.array(fits[spec.fit](photo, spec, gap))  # a copy: torch warns of read-only arrays
     return pixels.reshape(spec.size, spec.size, spec.channels)
-
-
-def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
-    """(pixels / 255 - mean) / std: (..., H, W, C) uint8 -> (..., C, H, W) float32, bit for bit as torch computes it.
-
-    Raises:
-        ArgumentError: the array has another type or number of channels.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim < 3 or pixels.shape[-1] != spec.channels:
-        found = f"array of {pixels.dtype}, shape {pixels.shape}"
-        raise ArgumentError("pixels", found, f"must be uint8 of shape (..., H, W, {spec.channels}).")
-    planes = np.moveaxis(pixels, -1, -3)
-    values = np.empty(planes.shape, np.float32)  # contiguous; three passes, in place
-    np.divide(planes, np.float32(255), out=values)
-    values -= np.array(spec.mean, np.float32)[:, None, None]
-    values /= np.array(spec.std, np.float32)[:, None, None]
-    return values
 
 
 def views(input_spec: InputSpec, count: int) -> npt.NDArray[np.uint8]:

@@ -328,7 +328,7 @@ def _forecast(
 
     def bytes_of(part: int, plan: RecomputePlan | None) -> int:
         memory = training_memory(spec, part, **options, plan=plan)
-        return gpu_memory(spec, part, memory).allocated if settings.device.startswith("cuda") else memory.peak
+        return gpu_memory(spec, part, memory) if settings.device.startswith("cuda") else memory.peak
 
     return bytes_of
 
