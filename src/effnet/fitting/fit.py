@@ -56,6 +56,7 @@ RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
 FATAL = ("unreadable", "one_class")  # findings with which nothing can be trained
 RESERVE, RESERVE_INT8 = 45.0, 90.0  # seconds for what follows the training, at most a sixth of the time
+MARGIN = 1.5  # a recipe that leaves less of the time is ended by the clock, too: another program may slow its steps
 LEAST, LEAST_AGAIN = 0.5, 0.2  # of the minutes: for the training where less is left, and for the one after going back
 
 
@@ -292,7 +293,7 @@ def _time_limit(plan: FitPlan, data: Dataset, candidate: FitCandidate, spent: fl
     left = max(whole - _spent(plan) - spent - reserve, (LEAST_AGAIN if spent else LEAST) * whole)
     recipe, step = candidate.pace(images)
     steps = max(recipe.least_steps, recipe.epochs * (images // recipe.batch))
-    return {"minutes": left / 60} if steps * step > left else {}
+    return {"minutes": left / 60} if MARGIN * steps * step > left else {}
 
 
 def _next_cheaper(
