@@ -91,13 +91,13 @@ def check() -> None:
             assert said.startswith(f"{name} needs torch, "), (name, said)
             assert f"pip install 'effnet[{extra}]'" in said, (name, said)
 
-        from effnet.data.image import preprocess
+        from effnet.data.image import load_pixels
         from effnet.runtime.classifier import Classifier
         from effnet.runtime.load import read_model
         from effnet.weights.bundle import BundleConfig
 
         input_spec = effnet.InputSpec()
-        assert preprocess(path, input_spec).shape == (3, 224, 224)
+        assert load_pixels(path, input_spec).shape == (224, 224, 3)
         # an engine without torch: any function from pixels to logits
         config = BundleConfig(effnet.spec("b0"), effnet.NumericPolicy(), input_spec)
         classifier = Classifier(lambda pixels: np.eye(1000, dtype=np.float32)[pixels[:, 0, 0, 0]], config)
