@@ -1,6 +1,6 @@
 """Memory by formula, beside what torch keeps and holds while its modules compute; test_segments.py has the kernels."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -52,10 +52,17 @@ LEVELS = (None, *Keep)
 by_name = pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 
 
+@cache
+def without_memory(spec: NetworkSpec) -> EfficientNet:
+    """A network of shapes; it takes as long to make as to ask."""
+    with torch.device("meta"):
+        return EfficientNet(spec)
+
+
 def built(spec: NetworkSpec, batch: int) -> tuple[EfficientNet, torch.Tensor]:
     """Shapes without memory."""
-    with torch.device("meta"):
-        return EfficientNet(spec), torch.empty(batch, spec.in_channels, spec.resolution, spec.resolution)
+    images = torch.empty(batch, spec.in_channels, spec.resolution, spec.resolution, device="meta")
+    return without_memory(spec), images
 
 
 def alive_after_forward(spec: NetworkSpec, plan: RecomputePlan | None, batch: int) -> int:

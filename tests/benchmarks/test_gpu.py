@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-def test_it_runs_on_a_cpu_with_tiny_sizes() -> None:
-    command = [sys.executable, SCRIPT, "--tiny", "--json", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_it_runs_on_a_cpu_with_tiny_sizes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--tiny", "--json", "--device", "cpu"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    found = json.loads(capsys.readouterr().out)
     lines = [(each["work"], each["network"]) for each in found["found"]]
     assert lines == [(work, name) for work in ("inference", "training") for name in ("timm", "effnet")]
     assert all(each["images_per_second"] > 0 for each in found["found"])

@@ -139,9 +139,10 @@ def test_a_polite_signal_to_all_processes_saves_first(shapes: Path, spec_file: P
     """As a terminal, `timeout` or a cluster sends it: at the start, the process that loads images dies of it."""
     out = tmp_path / "run"
     long = ["--epochs", "2000", "--batch", "8", "--threads", "1", "--workers", "1", "--save-seconds", "0"]
-    process = start(COMMAND, shapes, "--model", spec_file, "--out", out, "--recipe", "scratch", *long)
+    given = (shapes, "--model", spec_file, "--out", out, "--recipe", "scratch", *long)
+    process = Forked.command(tmp_path / "run.log", "train", *given)
     wait_for_step(process, out, 0)
     os.killpg(process.pid, signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 130, output
     assert f"stopped and saved after {step_of(out)} steps; go on with: effnet train --resume {out}" in output
