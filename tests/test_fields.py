@@ -1,7 +1,7 @@
 import pytest
 
 from effnet.errors import ArgumentError
-from effnet.fields import parse_bytes, parse_count, parse_seconds
+from effnet.fields import parse_bytes, parse_count, parse_seconds, write_count
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,9 @@ def test_wrong_amounts_list_the_right_ones(parse, written, words):
     with pytest.raises(ArgumentError, match=words) as caught:
         parse("limit", written)
     assert "`limit`" in str(caught.value)
+
+
+def test_one_is_not_written_as_several():
+    assert [write_count(count, "image") for count in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert [write_count(count, "image", "have") for count in (1, 2)] == ["1 image has", "2 images have"]
+    assert [write_count(count, "image", "are") for count in (1, 2)] == ["1 image is", "2 images are"]

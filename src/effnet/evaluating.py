@@ -21,6 +21,7 @@ from effnet.data.dataset import Dataset, read_data
 from effnet.data.folders import list_names
 from effnet.data.held_out import HeldOut, hold_out, trained_images
 from effnet.errors import ArgumentError, DataError, missing
+from effnet.fields import write_count
 from effnet.machine import this_machine
 from effnet.metrics.calibration import calibrate, confidence
 from effnet.metrics.conformal import calibrate_sets
@@ -332,7 +333,7 @@ def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) 
     """Print the figures and the classes."""
     figures = ("top-1", evaluation.top1), ("top-5", evaluation.top5), ("macro F1", evaluation.macro_f1)
     lines = [(name, f"{figure.value:.2%}", bounds(figure)) for name, figure in figures if figure is not None]
-    console.paragraphs((f"{model} on {_name(split)} of {data}: {evaluation.n:,} images",))
+    console.paragraphs((f"{model} on {_name(split)} of {data}: {write_count(evaluation.n, 'image')}",))
     console.table(("<", "value", "95 % interval"), lines)
     scores, absent = [*evaluation.scores], [score.name for score in evaluation.scores if not score.n]
     heading = f"{len(scores)} classes"
@@ -382,7 +383,7 @@ def _show_comparison(found: Difference, models: Sequence[str], data: str, split:
             "AB", models, (found.accuracy_a, found.accuracy_b), (found.only_a, found.only_b), strict=True
         )
     ]
-    console.paragraphs((f"Two models on {_name(split)} of {data}: {found.n:,} images",))
+    console.paragraphs((f"Two models on {_name(split)} of {data}: {write_count(found.n, 'image')}",))
     console.table(("<", "<model", "top-1", "95 % interval", "only this right"), rows)
     gain, low, high = (100 * value for value in (found.accuracy.value, found.accuracy.low, found.accuracy.high))
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from numbers import Real
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar, get_args
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, get_args
 
 from effnet.errors import ArgumentError, UnknownNameError
 
@@ -27,6 +27,7 @@ BYTES = {"B": 1} | {
 }
 SECONDS = {"ms": Decimal("1e-3"), "s": Decimal(1), "us": Decimal("1e-6")}
 PLAIN = {"": 1}  # of a number that is not text
+SINGULAR = {"": "", "are": "is", "have": "has"}
 
 LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond any network, and 64 bits hold it
 AMOUNT = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
@@ -156,9 +157,10 @@ def write_amount(value: float, units: Mapping[str, int | Decimal]) -> str:
     return min((f"{(exact / factor).normalize():f}{unit}" for unit, factor in units.items()), key=len)
 
 
-def write_count(count: int, noun: str) -> str:
-    """So many of them: 1 image, 2,000 images."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def write_count(count: int, noun: str, verb: Literal["", "are", "have"] = "") -> str:
+    """So many of them: 1 image, 2,000 images; 1 image is, 2,000 images are."""
+    written = f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{written} {SINGULAR[verb] if count == 1 else verb}".rstrip()
 
 
 def _integer(argument: str, value: SupportsIndex, least: int, rule: str) -> int:

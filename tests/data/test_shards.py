@@ -122,7 +122,8 @@ def test_a_damaged_shard_is_one_line_and_costs_no_other_image(shards: Path, harm
     [(name, reason)] = data.passed_over
     assert name == shard.name
     assert words in reason
-    assert reason.endswith(f": {len(inside - good)} images are left out")
+    lost = len(inside - good)
+    assert reason.endswith(": 1 image is left out" if lost == 1 else f": {lost} images are left out")
     findings = check(data)
     [finding] = findings.of("shard")
     assert (finding.files, finding.severity) == ((shard.name,), "error")

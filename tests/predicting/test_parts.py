@@ -81,9 +81,9 @@ class Stopping(Silent):
             raise KeyboardInterrupt
 
 
-def test_the_files_hold_what_is_printed(predict: Typed, tmp_path: Path) -> None:
-    code, printed, _ = predict("--json")
-    assert code == 1
+def test_the_files_hold_what_is_printed(predict: Typed, model: Path, tmp_path: Path) -> None:
+    code, printed, said = predict("--json")
+    assert (code, said.splitlines()[-1]) == (1, f"Next: effnet info {model}")
     out = tmp_path / "answers"
     code, nothing, remarks = predict("--out", out, "--part", 4)
     assert (code, nothing) == (1, "")

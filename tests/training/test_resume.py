@@ -71,7 +71,7 @@ def test_what_else_is_edited_between(stopped: Path, shapes: Path, tmp_path: Path
     shutil.copytree(shapes, data)
     (data / "disc" / "003.png").rename(data / "disc" / "new.png")
     with pytest.raises(
-        TrainingError, match=r"disc/003\.png: .*1 images are new, such as disc/new\.png.*effnet train DATA"
+        TrainingError, match=r"disc/003\.png: .*1 image is new, such as disc/new\.png.*effnet train DATA"
     ):
         resume(folder, data=data)
     shutil.copy(data / "disc" / "new.png", data / "disc" / "003.png")
@@ -81,7 +81,7 @@ def test_what_else_is_edited_between(stopped: Path, shapes: Path, tmp_path: Path
         resume(folder, data=moved)
     recorder = Recorder()
     result = resume(folder, data=moved, workers=0, progress=recorder)
-    assert recorder.has("1 images are new, such as disc/new.png; this run does not use them")
+    assert recorder.has("1 image is new, such as disc/new.png; this run does not use them")
     assert recorder.has("best is gone: the best of the epochs to come takes its place")
     assert result.bundle.exists()
     assert not recorder.has("digits")

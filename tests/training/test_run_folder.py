@@ -149,7 +149,7 @@ def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
     classes = write_split(str(data), Settings(), tmp_path, SimpleNamespace(message=said.append, update=print))
     assert classes == ("cat", "dog")
     assert said == [
-        f"2 files of {data} are passed over, such as 'train/cat/notes.xml'; effnet check {data} says why",
+        f"2 files are passed over in {data}, such as 'train/cat/notes.xml'; effnet check {data} says why",
         "no image in val of 'dog': the figures there do not show how well it is recognised",
     ]
     shutil.rmtree(data / "train" / "dog")
@@ -183,4 +183,4 @@ def test_file_names_of_any_bytes_are_found_again(tmp_path: Path) -> None:
     plan = SimpleNamespace(data=str(data), processes=1)
     assert check_resumed(plan, tmp_path, versions(), again) == []
     odd.write_bytes(b"shorter")
-    assert "1 images have another size" in check_resumed(plan, tmp_path, versions(), again)[0]
+    assert "1 image has another size" in check_resumed(plan, tmp_path, versions(), again)[0]

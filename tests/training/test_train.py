@@ -259,7 +259,7 @@ def test_changed_data_is_refused(finished: Any, shapes: Path, tmp_path: Path) ->
     args |= {"data": str(data), "versions": {**args["versions"], "torch": "1.0"}}
     (folder / "args.yaml").write_text(yaml.safe_dump(args))
     (data / "disc" / "003.png").unlink()
-    with pytest.raises(TrainingError, match=r"1 images of .* are gone, such as disc/003.png: put them back"):
+    with pytest.raises(TrainingError, match=r"1 image is gone from .*, such as disc/003.png: put them back"):
         resume(folder)
     shutil.copy(shapes / "ring" / "004.png", data / "disc" / "003.png")
     recorder = Recorder()

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -23,8 +24,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from effnet.arch.variants import spec
-from effnet.errors import CheckpointError, MissingExtraError
+from effnet.errors import ArgumentError, CheckpointError, MissingExtraError
 from effnet.models.efficientnet import EfficientNet
+from effnet.weights.bundle import read_network
 from effnet.weights.files import STEMS, open_weights, unwrap
 
 TINY = {"conv_stem.weight": torch.ones(8, 3, 3, 3), "classifier.bias": torch.zeros(2)}
@@ -122,6 +124,14 @@ def test_two_networks_in_one_file_are_not_chosen_between():
 def test_folders(tmp_path):
     with pytest.raises(CheckpointError, match=r"the folder .* holds none of model\.safetensors, pytorch_model\.bin"):
         open_weights(tmp_path)
+    for inside in ("model", "best"):  # of a fit, and of a training
+        (tmp_path / inside).mkdir()
+        (tmp_path / inside / "config.json").write_text('{"effnet": "0", "format": 1}')
+        advice = f"the model of this run is {tmp_path / inside}"
+        with pytest.raises(CheckpointError, match=f"holds none of .*; {re.escape(advice)}$"):
+            open_weights(tmp_path)
+        with pytest.raises(ArgumentError, match=f"is not a bundle; {re.escape(advice)}$"):
+            read_network(str(tmp_path))
     torch.save(TINY, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnet_b0"}))
     file = open_weights(tmp_path)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from effnet.errors import DataError, EffnetError, ImageError, optional_import
+from effnet.fields import write_count
 from effnet.files import parse_json
 from effnet.version import newer_format
 
@@ -216,7 +217,9 @@ def read_index(shard: str) -> dict[str, Member]:
 
 def explain_lost(damaged: dict[str, str], lost: Counter[str]) -> list[tuple[str, str]]:
     """Each damaged shard with what is wrong, and how many of its images are left out."""
-    return [(shard, f"{reason}: {lost[shard]:,} images are left out") for shard, reason in damaged.items()]
+    return [
+        (shard, f"{reason}: {write_count(lost[shard], 'image', 'are')} left out") for shard, reason in damaged.items()
+    ]
 
 
 def _inspect(shard: str, described: dict[str, Any]) -> tuple[int | None, str]:

@@ -16,7 +16,7 @@ from effnet import console
 from effnet.console import FINDING, OK, STDIN, Flag, json_line
 from effnet.data.paths import expand, read_ahead
 from effnet.errors import ArgumentError, ImageError
-from effnet.fields import positive_int
+from effnet.fields import positive_int, write_count
 from effnet.files import new_run, write_folder
 from effnet.runtime.artifact import artifact_path
 from effnet.runtime.load import load
@@ -212,7 +212,7 @@ def _finish(
         say: Callable[[str], None] = console.remark if json else lambda text: console.paragraphs((text,))
         say(_verdict(summarise(measured)))
     if unreadable:
-        console.remark(f"{unreadable:,} photos are unreadable")
+        console.remark(f"{write_count(unreadable, 'photo', 'are')} unreadable")
     if folder is not None:
         console.remark(f"Written: {folder}")
     console.remark(f"{classifier.selection}")

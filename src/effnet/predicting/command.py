@@ -22,6 +22,7 @@ from effnet.predicting.lines import CSV_COLUMNS, csv_rows, flags, json_object, t
 from effnet.predicting.settings import AnswerOptions, OutputOptions
 from effnet.runtime.load import load
 from effnet.runtime.options import LoadOptions
+from effnet.weights.bundle import is_bundle
 
 if TYPE_CHECKING:
     from effnet.runtime.classifier import Classifier
@@ -68,8 +69,15 @@ def predict(
         sys.stdout.write(format(str(photo), found))
         sys.stdout.flush()
     _remark(photos, counts, time.perf_counter() - started, model, classifier)
-    console.remark(f"Next: effnet info {classifier.spec.name if classifier.spec.name in VARIANTS else ''}".rstrip())
+    console.remark(f"Next: {_next(model, classifier.spec.name)}")
     return FINDING if counts["unreadable"] else OK
+
+
+def _next(model: str, name: str) -> str:
+    """The next command; effnet info takes a variant or a bundle."""
+    if is_bundle(Path(model)):
+        return f"effnet info {shlex.quote(model)}"
+    return f"effnet info {name}" if name in VARIANTS else f"effnet explain photo.jpg --model {shlex.quote(model)}"
 
 
 def _write(

@@ -14,6 +14,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.arch.variants import spec as make_spec
 from effnet.cluster import check_cluster
 from effnet.errors import ArgumentError, TrainingError
+from effnet.fields import write_count
 from effnet.files import new_run, sweep
 from effnet.machine import check_device
 from effnet.progress import SILENT, Progress
@@ -163,7 +164,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progr
                     run_jobs(find_open, record, executor, progress, total=total, minutes=minutes, trials=work.trials)
             except KeyboardInterrupt:
                 again = f"effnet search --resume {folder}"
-                kept = f"Stopped; {len(record.trials)} trainings are kept. Go on: {again}"
+                kept = f"Stopped; {write_count(len(record.trials), 'training', 'are')} kept. Go on: {again}"
                 kept += f"; their verdict: {again} --trials 0" if record.trials else ""
                 raise KeyboardInterrupt(kept) from None
         trials, scores = record.trials.values(), record.scores

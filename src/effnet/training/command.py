@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from effnet import console
 from effnet.console import INTERRUPTED, OK, Display, Flag
 from effnet.errors import ArgumentError, UnknownNameError
+from effnet.fields import write_count
 from effnet.training.recipe import Recipe, recipe_value
 from effnet.training.settings import Settings
 
@@ -130,12 +131,15 @@ def _show(result: Result) -> None:
     rows = [(name, f"{it.value:.2%}", f"{it.low:.2%} to {it.high:.2%}") for name, it in figures.items() if it]
     on_device = "" if result.device_bytes is None else f"{console.size(result.device_bytes)} taken of the GPU, "
     note = (
-        f"{result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds / 60:.1f} minutes. Memory: "
-        f"{console.size(result.execution.forecast_bytes)} forecast for a step, "
-        f"{on_device}{console.size(result.taken_bytes)} taken by the run."
+        f"{write_count(result.steps, 'step')}, {result.epochs:.3g} epoch{'' if result.epochs == 1 else 's'}, "
+        f"{result.seconds / 60:.1f} minutes. Memory: {console.size(result.execution.forecast_bytes)} forecast "
+        f"for a step, {on_device}{console.size(result.taken_bytes)} taken by the run."
     )
     console.table(
-        ("<", "value", "95 % interval"), rows, title=f"On the {found.n:,} images of the {result.split} split", note=note
+        ("<", "value", "95 % interval"),
+        rows,
+        title=f"On the {write_count(found.n, 'image')} of the {result.split} split",
+        note=note,
     )
     console.remark(f"{result.report}: the report; beside it are best (the model), results.png and other pictures")
     console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")

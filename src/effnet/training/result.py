@@ -125,7 +125,9 @@ def _finish(loop: Loop, taken: int, device_taken: int | None) -> Result:
     if found.unreadable:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
-        loop.progress.message(f"{count} images of {split} cannot be read and do not count, such as {path}: {reason}")
+        loop.progress.message(
+            f"{write_count(count, 'image')} of {split} cannot be read and will not count, such as {path}: {reason}"
+        )
     evaluation = evaluate(
         found.logits, found.labels, plan.classes, temperature=calibration.temperature, threshold=calibration.threshold
     )

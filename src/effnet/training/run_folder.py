@@ -52,7 +52,7 @@ from effnet.data.folders import EMPTY, list_names
 from effnet.data.image import identify
 from effnet.data.shards import file_size, open_file
 from effnet.errors import DataError, ImageError, TrainingError
-from effnet.fields import read_fields
+from effnet.fields import read_fields, write_count
 from effnet.files import exchange, names_in, write_text
 from effnet.machine import this_machine
 from effnet.native import training_instruction_set, trains
@@ -171,10 +171,11 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))
         if copies := len(data) - groups:
-            text = f"{copies} images are near-duplicates of others; they stay in one split with them"
+            text = f"{write_count(copies, 'near-duplicate')} of other images: all of a kind stay in one split"
             splits = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
             if leaks := len(splits) - groups:
-                text += f", except {leaks} groups that the data's own folders split: expect optimistic figures"
+                text += f", except {write_count(leaks, 'group')} that the data's own folders split"
+                text += ": expect optimistic figures"
             progress.message(text)
     if len(data.classes) < 2:
         raise DataError(f"{path} has one class, at least two are needed: {explain_one_class(data)}")
@@ -189,8 +190,8 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
 def describe_gaps(data: Dataset, path: str) -> Iterator[str]:
     """What a person may believe to be in the data and is not: files, and classes of a split."""
     if files := [name for name, reason in data.passed_over if reason != EMPTY]:
-        example = list_names(files[:1])
-        yield f"{len(files):,} files of {path} are passed over, such as {example}; effnet check {path} says why"
+        some = f"{write_count(len(files), 'file', 'are')} passed over in {path}, such as {list_names(files[:1])}"
+        yield f"{some}; effnet check {path} says why"
     lacking: dict[str, list[str]] = defaultdict(list)
     for name, splits in missing_classes(data).items():
         lacking[" and ".join(splits)].append(name)
@@ -273,10 +274,12 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
     added = list[str]()
     with suppress(DataError):
         added = [sample.path for sample in read_data(plan.data).samples if sample.path not in now]
-    new = f"{len(added):,} images are new, such as {added[0]}" if added else ""
+    new = f"{write_count(len(added), 'image', 'are')} new, such as {added[0]}" if added else ""
     if gone := [path for path, size in now.items() if size < 0]:
         renamed = f" ({new}: if they were renamed, undo that)" if new else ""
-        text = f"{len(gone):,} images of {plan.data} are gone, such as {gone[0]}: put them back{renamed}"
+        text = (
+            f"{write_count(len(gone), 'image', 'are')} gone from {plan.data}, such as {gone[0]}: put them back{renamed}"
+        )
         raise TrainingError(f"{text}, or say where they are: effnet train DATA --resume {folder}")
     current = versions()
     differences = [
@@ -285,7 +288,9 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
         if began.get(name) != current.get(name)
     ]
     if changed := [path for path, size in now.items() if sizes[path] not in (None, str(size))]:
-        differences.append(f"{len(changed):,} images have another size than when the run began, such as {changed[0]}")
+        differences.append(
+            f"{write_count(len(changed), 'image', 'have')} another size than when the run began, such as {changed[0]}"
+        )
     digits = "the result may differ from an undisturbed run's in its last digits"
     unused = [f"{new}; this run does not use them"] if new else []
     return [f"{difference}; {digits}" for difference in differences] + unused

@@ -17,6 +17,7 @@ from effnet import machine
 from effnet.data.dataset import Dataset
 from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, TrainingError
+from effnet.fields import write_count
 from effnet.files import hold_lock, new_run, sweep
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
@@ -193,7 +194,7 @@ def resume(
         learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, dataset)
         loop = Loop(fabric, plan, learner, dataset, folder, progress, started)
         loop.restore(state)
-        progress.message(f"going on after {loop.step:,} steps, {loop.done:.0%} of the training")
+        progress.message(f"going on after {write_count(loop.step, 'step')}, {loop.done:.0%} of the training")
         loop.run()
         return finish(loop, base)
 

@@ -244,7 +244,8 @@ def read_network(model: str) -> NetworkSpec:
         return read_config(model).spec
     described = model in VARIANTS or model in BASELINES or Path(model).suffix.lower() in SUFFIXES
     if Path(model).exists() and not described:
-        raise ArgumentError("model", model, f"is not a bundle; make one with: effnet convert {model}")
+        advice = name_model_inside(Path(model)) or f"; make one with: effnet convert {model}"
+        raise ArgumentError("model", model, f"is not a bundle{advice}")
     try:
         return make_spec(model)
     except UnknownNameError as error:
@@ -315,6 +316,14 @@ def is_bundle(path: Path) -> bool:
         return bool(parse_json((path / CONFIG).read_text("utf-8")).keys() >= {"format", MARK})
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def name_model_inside(folder: Path) -> str:
+    """The end of a message that a folder is not a model: where the model of a training or a fit lies; "" elsewhere."""
+    for inside in (folder / "best", folder / "model"):
+        if is_bundle(inside) or (inside / "model.xml").is_file():
+            return f"; the model of this run is {inside}"
+    return ""
 
 
 def _read_checked(path: Path, sha256: str) -> memoryview:

@@ -21,7 +21,7 @@ from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError, MismatchError
 from effnet.files import parse_json, read_bytes
 from effnet.weights.arrays import AnyArray, read_safetensors
-from effnet.weights.bundle import BundleConfig, is_bundle, open_bundle
+from effnet.weights.bundle import BundleConfig, is_bundle, name_model_inside, open_bundle
 from effnet.weights.keras import SUFFIXES as KERAS_SUFFIXES
 from effnet.weights.keras import KerasLayer, load_keras
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, LayoutStep, list_names
@@ -200,8 +200,7 @@ def _folder_files(folder: Path) -> list[Path]:
             if lost := next((file for file in files if not file.is_file()), None):
                 raise CheckpointError(f"{lost} is missing: {name}.index.json names it as one of {len(files)} files")
             return files
-    hint = f"; the model of this run is {folder / 'best'}" if (folder / "best").is_dir() else ""
-    raise CheckpointError(f"the folder {folder} holds none of {', '.join(FOLDER_FILES)}{hint}")
+    raise CheckpointError(f"the folder {folder} holds none of {', '.join(FOLDER_FILES)}{name_model_inside(folder)}")
 
 
 def _find(
