@@ -265,7 +265,7 @@ def test_changed_data_is_refused(finished: Any, shapes: Path, tmp_path: Path) ->
     recorder = Recorder()
     resume(folder, progress=recorder)
     assert recorder.has("torch was '1.0' and is")
-    assert recorder.has("1 images have another size than when the run began, such as disc/003.png")
+    assert recorder.has("1 image has another size than when the run began, such as disc/003.png")
 
 
 def test_memory_that_runs_out_is_explained(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
