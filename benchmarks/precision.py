@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 
 from effnet import console
 from effnet.data.dataset import match_classes, read_data
-from effnet.data.image import load_pixels, normalise, views
+from effnet.data.image import load_pixels, views
 from effnet.machine import this_machine
 from effnet.metrics.intervals import Interval, compare_top1, wilson
 from effnet.native import CHOSEN, KernelPrecision, instruction_sets
 from effnet.runtime.options import EngineName
 from effnet.runtime.select import open_session, select, version_of
+from effnet.training.learner import Normalise
 from effnet.weights.bundle import Bundle
 from effnet.weights.load import open_model
 
@@ -59,8 +60,8 @@ def right(bundle: Bundle, pixels: Pixels, dtype: torch.dtype) -> NDArray[np.floa
     """Logits of torch, computed in `dtype`."""
     network = copy.deepcopy(bundle.network).to(dtype)
     parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-    given = bundle.config.input
-    logits = [network(torch.from_numpy(normalise(part, given)).to(dtype)).double().numpy() for part in parts]
+    normalise = Normalise(bundle.config.input)
+    logits = [network(normalise(torch.from_numpy(part)).to(dtype)).double().numpy() for part in parts]
     return np.concatenate(logits)
 
 
