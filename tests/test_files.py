@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,14 @@ def test_a_disk_without_locks(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("fcntl.flock", without)
     with hold_lock(bundle), hold_lock(bundle):
         pass
+
+
+@pytest.mark.parametrize("text", ['{"a": 1e400}', "[-1e999]", "Infinity", "[-Infinity]", "[" * 100_000])
+def test_json_that_no_reader_could_use(text: str) -> None:
+    with pytest.raises(ValueError, match="is infinite|nested too deeply"):
+        files.parse_json(text)
+
+
+def test_json_numbers() -> None:
+    assert files.parse_json("[1, 1.5, -1e308, 1e-400]") == [1, 1.5, -1e308, 0.0]
+    assert math.isnan(files.parse_json("NaN"))  # of a metric that was never measured

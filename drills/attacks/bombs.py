@@ -168,7 +168,7 @@ def _huge_others(draw: random.Random) -> tuple[str, bytes]:
                 bytes([0, 0, 10]) + bytes(9) + struct.pack("<HHBB", side & 0xFFFF, side & 0xFFFF, 24, 0) + b"\xff" * 99,
             ),
             ("jpg", b"qoif" + struct.pack(">II", side, side) + b"\x03\0" + b"\xfd" * 1000),
-            ("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\n"),
+            ("png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\n"),
             ("jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         )
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import mmap
 import os
 import re
@@ -219,11 +220,18 @@ def read_bytes(path: Path) -> memoryview:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values in JSON; raises ValueError for other text, and for what is nested more deeply than Python follows."""
+    """The values in JSON; raises ValueError for other text, what is nested too deeply, and numbers that are infinite."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # no whole number could be made of it
+        raise ValueError(f"{text[:20]} is infinite")
+    return number
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

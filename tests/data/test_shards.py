@@ -169,7 +169,7 @@ def test_nothing_left(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", 9**5 * "[", '{"format": 1}', '{"format": 1, "shards": [{"name": "a.tar"}]}']
+    "text", ["", "[]", 9**5 * "[", '{"format": 1}', '{"format": 1, "shards": [{"name": "a.tar"}]}', '{"format": 1e400}']
 )
 def test_what_is_not_a_description_of_shards_is_refused(shards: Path, text: str) -> None:
     (shards / "shards.json").write_text(text)
