@@ -220,7 +220,7 @@ def read_bytes(path: Path) -> memoryview:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values in JSON; raises ValueError for other text, what is nested too deeply, and numbers that are infinite."""
+    """The values in JSON; raises ValueError for other text, for what is nested too deeply and for infinite numbers."""
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
