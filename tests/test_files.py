@@ -135,6 +135,16 @@ def test_a_writer_that_does_not_say_why(tmp_path: Path, monkeypatch: pytest.Monk
     assert [*tmp_path.iterdir()] == []
 
 
+def test_two_that_begin_in_one_folder(tmp_path: Path) -> None:
+    """The second one takes nothing from the first, whose folder is still empty."""
+    runs = tmp_path / "runs"
+    with new_run(tmp_path / "run", runs, "x") as folder:
+        with pytest.raises(ArgumentError, match="in use by another process"), new_run(folder, runs, "x"):
+            pass
+        (folder / "plan.yaml").write_text("")
+    assert (folder / "plan.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["", "config.json"])
 def test_a_lock_of_a_folder_and_of_a_file(bundle: Path, name: str) -> None:
     refused = pytest.raises(ArgumentError, match=r"`out` .*bundle'\) is in use by another process")

@@ -130,24 +130,28 @@ def new_run(
         is_unborn: whether a folder holds only what a run leaves that was killed before it could be resumed.
 
     Raises:
-        ArgumentError: `out` holds a run, or something else.
+        ArgumentError: `out` holds a run or something else, or another process begins one there.
     """
     folder = _next_free(runs, re.sub(r"[^\w.-]+", "-", name)) if out is None else Path(out)
-    if any((folder / each).exists() for each in begun):
-        raise ArgumentError("out", str(folder), f"holds a run; go on with it: effnet {runs.name} --resume {folder}")
-    if folder.exists() and not (folder.is_dir() and (not names_in(folder) or is_unborn(folder))):
-        raise ArgumentError("out", str(folder), "exists and holds something else; choose another folder.")
+    other = ArgumentError("out", str(folder), "exists and holds something else; choose another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise other
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except BaseException:
-        import shutil
+    with hold_lock(folder, "out"):  # another process may begin there: it neither writes nor removes what this one does
+        if any((folder / each).exists() for each in begun):
+            raise ArgumentError("out", str(folder), f"holds a run; go on with it: effnet {runs.name} --resume {folder}")
+        if names_in(folder) and not is_unborn(folder):
+            raise other
+        try:
+            yield folder
+        except BaseException:
+            import shutil
 
-        shutil.rmtree(folder, ignore_errors=True)
-        if out is None:
-            with suppress(OSError):  # runs of others are there
-                os.removedirs(runs)
-        raise
+            shutil.rmtree(folder, ignore_errors=True)
+            if out is None:
+                with suppress(OSError):  # runs of others are there
+                    os.removedirs(runs)
+            raise
     if out is None and not any(folder.iterdir()):
         folder.rmdir()
     elif folder.parent == runs:
