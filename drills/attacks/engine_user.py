@@ -103,7 +103,10 @@ def try_weights(draw: random.Random) -> str:
     with np.errstate(all="ignore"):
         held = [*arrays(network)]
     logits = run(numbers(network.spec, "symmetric"), held, draw)
-    if bits in NANS and name in counting and len(logits) and np.isfinite(logits).all():
+    poisoned = network.weights[name]
+    if poisoned.ndim == 4:  # on a map of few pixels what is not in the middle of a filter may meet padding alone
+        poisoned = poisoned[..., poisoned.shape[2] // 2, poisoned.shape[3] // 2]
+    if name in counting and np.isnan(poisoned).any() and len(logits) and np.isfinite(logits).all():
         return f"answers with finite numbers where {name} holds a NaN ({bits:#x}) in {network.spec.activation}"
     return ""
 

@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,12 +43,15 @@ class Watched:
             return dict(json.loads(line))
         code = process.wait()
         self.process = None
-        return f"ends the process ({signal.Signals(-code).name if code < 0 else code})"
+        self.errors.seek(0)
+        said = self.errors.read()[-2000:].decode(errors="replace")
+        return f"ends the process ({signal.Signals(-code).name if code < 0 else code}): {' | '.join(said.splitlines())}"
 
     def start(self) -> None:
         """Start it, and wait until it is ready."""
         self.lines = queue.Queue()
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # it lasts as long as the process
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(
             self.words, text=True, cwd=Path(__file__).parents[1], env=self.environment, **pipes
         )
