@@ -61,7 +61,10 @@ Memory::Memory(size_t bytes) {
 }
 Memory::~Memory() {
 #if !defined(_WIN32)
-  if (mapped_) munmap(pages_, mapped_);
+  if (mapped_) {
+    unguard(pages_, mapped_);  // what is mapped here later has other pieces
+    munmap(pages_, mapped_);
+  }
 #endif
   if (!mapped_) free(pages_);
 }

@@ -15,9 +15,11 @@ constexpr size_t ALIGNMENT = 64;  // bytes: a line of the cache, the widest vect
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t GAP = ALIGNMENT;  // between two pieces of an arena: who touches it has left a piece
 inline void guard(char* begin, size_t bytes) { __asan_poison_memory_region(begin, bytes); }
+inline void unguard(void* begin, size_t bytes) { __asan_unpoison_memory_region(begin, bytes); }
 #else
 constexpr size_t GAP = 0;
 inline void guard(char*, size_t) {}
+inline void unguard(void*, size_t) {}
 #endif
 
 // Hands out a block of memory piece by piece; without a block it only counts.

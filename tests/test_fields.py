@@ -1,5 +1,6 @@
 import pytest
 
+from effnet import fields
 from effnet.errors import ArgumentError
 from effnet.fields import parse_bytes, parse_count, parse_seconds, write_count
 
@@ -72,3 +73,9 @@ def test_one_is_not_written_as_several():
     assert [write_count(count, "image") for count in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
     assert [write_count(count, "image", "have") for count in (1, 2)] == ["1 image has", "2 images have"]
     assert [write_count(count, "image", "are") for count in (1, 2)] == ["1 image is", "2 images are"]
+
+
+@pytest.mark.parametrize("check", [fields.positive_float, fields.rate, fields.ratio, fields.non_negative_float])
+def test_whole_numbers_beyond_floats(check):
+    with pytest.raises(ArgumentError, match=r"`phi` \(=1000"):
+        check("phi", 10**400)

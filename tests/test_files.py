@@ -178,9 +178,9 @@ def test_a_disk_without_locks(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
-@pytest.mark.parametrize("text", ['{"a": 1e400}', "[-1e999]", "Infinity", "[-Infinity]", "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"a": 1e400}', "[-1e999]", "Infinity", "[-Infinity]", 9**5 * "[", 400 * "9"])
 def test_json_that_no_reader_could_use(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is infinite|nested too deeply"):
+    with pytest.raises(ValueError, match=r"is infinite|nested too deeply|has 400 digits"):
         files.parse_json(text)
 
 

@@ -6,6 +6,7 @@ A message names the argument or file, its value, what is allowed and, for names,
 from __future__ import annotations
 
 import importlib.util
+import re
 import reprlib
 import traceback
 from collections.abc import Iterable, Iterator
@@ -153,6 +154,12 @@ class MissingExtraError(EffnetError, ImportError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.extra, self.package, self.reason)
+
+
+def reason(error: Exception) -> str:
+    """What another library says: its error's name and first sentence, in at most LONGEST letters of one line."""
+    said = re.split(r"\n|\. ", str(error))[0]
+    return f"{type(error).__name__}: {said if len(said) <= LONGEST else f'{said[:LONGEST]} ...'}"
 
 
 def short(value: object) -> str:

@@ -103,7 +103,7 @@ def non_negative_int(argument: str, value: SupportsIndex) -> int:
 def number(argument: str, value: SupportsFloat) -> float:
     """`value` as a float; text and booleans are refused."""
     if not isinstance(value, (bool, str)):
-        with suppress(TypeError, ValueError):  # of an array with several numbers, for example
+        with suppress(TypeError, ValueError, OverflowError):  # of an array with several numbers, for example
             return float(value)
     raise ArgumentError(argument, value, "must be a number.")
 

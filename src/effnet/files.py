@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -224,11 +225,17 @@ def read_bytes(path: Path) -> memoryview:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values in JSON; raises ValueError for other text, for what is nested too deeply and for infinite numbers."""
+    """The values in JSON; raises ValueError for other text, what is nested too deeply and numbers beyond float's."""
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _whole(text: str) -> int:
+    if len(text) > sys.float_info.max_10_exp:
+        raise ValueError(f"{text[:20]} ... has {len(text)} digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -27,7 +27,7 @@ from effnet.arch.spec import Calibration, InputSpec, NetworkSpec, NumericPolicy
 from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
-from effnet.errors import ArgumentError, BundleError, UnknownNameError, optional_import
+from effnet.errors import ArgumentError, BundleError, UnknownNameError, optional_import, reason
 from effnet.fields import read_fields
 from effnet.files import MARK, parse_json, read_bytes, write_folder
 from effnet.version import __version__, is_newer, newer_file, newer_format
@@ -198,7 +198,7 @@ def read_config(folder: str | Path) -> BundleConfig:
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {CONFIG}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BundleError(f"{path} is damaged or not effnet's ({type(error).__name__}: {error})") from error
+        raise BundleError(f"{path} is damaged or not effnet's ({reason(error)})") from error
     if isinstance(written, int) and written > FORMAT:
         raise BundleError(f"{folder} {newer_format(version, written, FORMAT)}")
     if written != FORMAT:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from effnet.arch.spec import NetworkSpec
-from effnet.errors import CheckpointError, MismatchError
+from effnet.errors import CheckpointError, MismatchError, reason
 from effnet.files import parse_json, read_bytes
 from effnet.weights.arrays import AnyArray, read_safetensors
 from effnet.weights.bundle import BundleConfig, is_bundle, name_model_inside, open_bundle
@@ -94,9 +94,7 @@ def open_weights(path: Path) -> WeightFile:
                 return WeightFile(path, tensors, layers=layers)
             held = read_safetensors(read_bytes(file)) if file.suffix == ".safetensors" else read_torch(file)
         except DAMAGED as error:
-            reason = re.split(r"\n|\. ", str(error))[0]
-            message = f"{file} is damaged or not a weight file ({type(error).__name__}: {reason})"
-            raise CheckpointError(message) from error
+            raise CheckpointError(f"{file} is damaged or not a weight file ({reason(error)})") from error
         loaded = held if len(files) == 1 else {**loaded, **held}
     try:
         tensors, beside, idle, notes = unwrap(loaded)
