@@ -110,7 +110,8 @@ def test_manifests_of_spreadsheets(tmp_path: Path, separator: str) -> None:
     ("text", "words"),
     [
         ("", "no line below"),
-        ("file,class\na,b\n", "needs the columns path and label.*file, class"),
+        ("file,class\na,b\n", "needs the columns path and label.*'file', 'class'"),
+        (f"{5000 * 'a'},class\na,b\n", "needs the columns path and label.*found: .{250}, 'class'$"),
         ("path,label\na.png,\n", "line 2: `label` is empty"),
         ("path,label\na.png,x\na.png,y\n", "line 3: a.png is 'x' and 'y'"),
         ("path,label\na.png,x\na.png,x\n", "line 3: a.png is listed twice"),

@@ -93,6 +93,22 @@ def test_a_line_that_was_cut_off_is_done_again(file: Path) -> None:
     assert file.read_bytes() == b"".join(lines)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_a_disk_that_fails_is_named_and_done_again(file: Path) -> None:
+    import resource
+
+    work(file, InThisProcess(score), trials=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"trials\.csv"):
+            work(file, InThisProcess(score))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(file.read_bytes().splitlines()[-1]) == 5
+    assert len(work(file, InThisProcess(score))) == TOTAL
+
+
 def test_one_process_at_a_time_and_whole_lines_only(file: Path) -> None:
     with open_record(file, NAMES), pytest.raises(ArgumentError, match="by another process"), open_record(file, NAMES):
         pass

@@ -163,7 +163,7 @@ def read_manifest(path: str | Path, root: Path | None = None, content: bytes | N
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} is not a manifest ({error}), a CSV file: path,label,split,group") from error
     if not rows or not {"path", "label"} <= rows[0].keys():
-        found = ", ".join(str(name) for name in rows[0]) if rows else "no line below the first"
+        found = list_names(map(str, rows[0])) if rows else "no line below the first"
         raise DataError(f"{path} needs the columns path and label, and may have split and group; found: {found}")
     samples: dict[str, tuple[str, str, str]] = {}
     windows = _is_of_windows(root, [row["path"] or "" for row in rows])

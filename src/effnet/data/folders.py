@@ -23,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 
 from effnet.data.paths import HEIF_SUFFIXES, SUFFIXES, is_folder, is_image
-from effnet.errors import DataError
+from effnet.errors import DataError, short
 
 SPLIT_WORDS = {
     "train": "train",
@@ -111,7 +111,7 @@ def list_names(names: Iterable[str]) -> str:
     """Names for a message: at most eight of them."""
     every = list(names)
     more = f" and {len(every) - 8} more" if len(every) > 8 else ""
-    return ", ".join(repr(name) for name in every[:8]) + more
+    return ", ".join(map(short, every[:8])) + more
 
 
 def _list_folder(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: Listing) -> None:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from io import BufferedRandom
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ class TrialRecord:
     candidates', for people who read the file.
     """
 
-    def __init__(self, file: BufferedRandom, names: Sequence[str]) -> None:
+    def __init__(self, file: FileIO, names: Sequence[str]) -> None:
         self.trials: dict[Job, Trial] = {}
         self._file, self._names = file, names
         file.seek(0)
@@ -77,8 +77,12 @@ class TrialRecord:
         return f"{self._names[job.candidate]}, rung {job.rung + 1}, seed {job.seed + 1}"
 
     def _write(self, row: Sequence[object]) -> None:
-        self._file.write(csv_lines([row]).encode())
-        self._file.flush()
+        line = csv_lines([row]).encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:  # it names no file
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
 
 @contextlib.contextmanager
@@ -89,7 +93,7 @@ def open_record(file: Path, names: Sequence[str]) -> Iterator[TrialRecord]:
         ArgumentError: another process has locked the file.
         DataError: a line cannot be read.
     """
-    with file.open("a+b") as stream, hold_lock(file):
+    with file.open("a+b", buffering=0) as stream, hold_lock(file):
         yield TrialRecord(stream, names)
 
 
