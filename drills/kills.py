@@ -123,6 +123,8 @@ class Attack:
                 yield f"{lost} was there before and is gone after {aim}"
             if name.startswith("pack"):
                 yield from self._read_pack()
+            if kind.once and not find_difference(oracle.result, read_result(self.place)):
+                return
         else:
             running = self._start(kind, NEVER, draws, real)
             code = running.wait()

@@ -34,6 +34,7 @@ class Kind:
     processes: int = 1  # as torchrun starts them
     workers: bool = False  # it starts processes of its own
     codes: tuple[int, ...] = (0,)
+    once: bool = False  # what it has finished it does not write again
     before: str = ""  # what is in `out` before it begins, from the folder of what all share
     quick: bool = False  # whether it is among those that run before every merge
 
@@ -148,6 +149,7 @@ KINDS = {
             *("explain", str(shared / "shapes" / "ring"), "--model", str(shared / "new"), "--out", "out"),
             *shlex.split("--engine native --threads 1"),
         ],
+        once=True,
     ),
     "check": Kind(
         12,

@@ -134,6 +134,11 @@ def test_openvino_opens_it_and_finds_8_bits(written: Int8Exported, bundle: Bundl
     assert {name for name, eight in quantized.items() if not eight} == small  # as NNCF leaves them
 
 
+def test_nncf_cannot_report(written: Int8Exported) -> None:
+    """Its report of being imported goes out before it looks whether it may; without this class there is none."""
+    assert not hasattr(sys.modules["nncf.telemetry.wrapper"], "Telemetry")
+
+
 def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, bundle: Bundle, data: Dataset) -> None:
     classifier = effnet.load(written.path)
     pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])[:-1]

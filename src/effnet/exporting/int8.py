@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import random
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -296,14 +296,26 @@ def _list(kept: Sequence[str]) -> str:
 
 
 def _nncf() -> Any:
-    """NNCF, which sends no reports of its use."""
-    os.environ.setdefault("NNCF_CI", "1")
+    """NNCF, which sends no reports of its use: it would by being imported, whatever NNCF_CI says."""
     logger_class = logging.getLoggerClass()
     try:
-        with optional_import("int8"):
+        with optional_import("int8"), _without("openvino_telemetry"):
             return import_module("nncf")
     finally:
         logging.setLoggerClass(logger_class)  # NNCF replaces the whole process's
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let the import of a module fail."""
+    before = sys.modules.get(module)
+    sys.modules[module] = None  # type: ignore[assignment]  # this is how Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if before is not None:
+            sys.modules[module] = before
 
 
 @contextmanager
