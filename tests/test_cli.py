@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import importlib
 import inspect
 import io
@@ -22,6 +23,7 @@ from PIL import Image
 from ran import Run
 
 import effnet
+from effnet.__main__ import main as program
 from effnet.arch.spec import Calibration, InputSpec
 from effnet.cli import COMMANDS, main
 from effnet.errors import DownloadError, ImageError
@@ -345,3 +347,17 @@ def test_a_reader_that_leaves_is_no_catastrophe(tiny: Path, photos: Path) -> Non
     child.stderr.close()
     child.wait(60)
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="the system tells no load")
+@pytest.mark.parametrize(("load", "given", "expected"), [(0.5, None, None), (1.0, None, "1000"), (9.0, "7", "7")])
+def test_threads_sleep_soon_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, load: float, given: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr("effnet.cli.main", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "environ", {} if given is None else {"GOMP_SPINCOUNT": given})
+    program()
+    gc.enable()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
