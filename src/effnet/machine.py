@@ -21,7 +21,7 @@ from typing import Any, Literal
 from effnet.errors import ArgumentError, UnknownNameError, optional_import
 from effnet.fields import write_count
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["fp32", "bf16"]
 StepPrecision = Literal["bf16", "fp16", "tf32", "fp32"]  # of a training step; fp16 and tf32 are for GPUs
 
 CPUINFO = Path("/proc/cpuinfo")
