@@ -292,6 +292,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow  # under a sanitizer, too, which keeps what was freed
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_a_released_network_leaves_no_memory() -> None:
     done = subprocess.run([sys.executable, "-c", _KEPT], capture_output=True, text=True, check=True)
