@@ -109,7 +109,7 @@ class Attack:
     def _kill(self, draws: random.Random, name: str, kind: Kind, real: bool) -> Iterator[str]:
         oracle = self._oracle(name, kind)
         self._clear(kind)
-        before = set(os.listdir(self.place))  # noqa: PTH208
+        before = {file.name for file in self.place.iterdir()}
         for place in range(draws.randint(1, kind.most)):
             aim = draw_aim(draws, oracle, kind, real, first=place == 0)
             running = self._start(kind, aim, draws, real)
@@ -119,7 +119,7 @@ class Attack:
             self.drill.count("kills")
             self.drill.count(f"kills of {name}")
             yield from find_damage(self.place)
-            if lost := before - set(os.listdir(self.place)):  # noqa: PTH208
+            if lost := before - {file.name for file in self.place.iterdir()}:
                 yield f"{lost} was there before and is gone after {aim}"
             if name.startswith("pack"):
                 yield from self._read_pack()

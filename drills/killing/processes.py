@@ -132,7 +132,7 @@ def fork(
     words: Sequence[str], place: Path, log: Path, aim: Aim = NEVER, processes: int = 1, **environment: str
 ) -> Running:
     """Start a command as a fork of this process, or several as torchrun starts them."""
-    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
+    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208  # only the names are counted
         raise RuntimeError("this process has other threads, so it cannot be forked")
     counter = mmap.mmap(-1, 8)
     pids: list[int] = []
@@ -200,7 +200,7 @@ def _count_changes(place: Path, counter: mmap.mmap, aim: Aim) -> None:
         else:
             return
         path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
-        if os.path.isabs(path) and not path.startswith(root):  # noqa: PTH117
+        if os.path.isabs(path) and not path.startswith(root):  # noqa: PTH117  # it runs at every change of a file
             return
         count = struct.unpack("q", counter[:8])[0] + 1
         counter[:8] = struct.pack("q", count)

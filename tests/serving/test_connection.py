@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
         yield "127.0.0.1", int(re.findall(r"Serving at http://[\d.]+:(\d+)", said)[0])
         server.terminate()
         assert server.wait(60) == 0
-        assert server.stderr.read() == ""  # strangers who send what is no request fill no log
+        assert server.stderr.read() == ""  # malformed requests are not logged
 
 
 def is_cut_off(client: socket.socket, piece: bytes, most: int) -> bool:
