@@ -242,6 +242,7 @@ def test_an_engine_that_fails(served: Served, caplog: pytest.LogCaptureFixture) 
     answer = served.http.post("/predict", content=RED)
     assert answer.status_code == 500
     assert "ArithmeticError" in answer.json()["error"]
+    assert answer.headers["connection"] == "close"  # or the client would lose what it asked next
     wait_until(lambda: "the engine failed" in caplog.text)  # is written after the answer
     served.engine.fails = False
     assert served.http.post("/predict", content=RED).status_code == 200

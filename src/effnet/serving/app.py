@@ -162,9 +162,10 @@ def _handle_errors(app: FastAPI) -> None:
     async def failed(_: Request, error: EffnetError) -> Response:
         return JSONResponse({"error": str(error)}, 500)
 
-    @app.exception_handler(Exception)  # it is written to standard error as well
+    @app.exception_handler(Exception)  # Starlette raises it again after the answer: Uvicorn logs it, and hangs up
     async def broken(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": f"unexpected {type(error).__name__}: see the server's log"}, 500)
+        reason = f"unexpected {type(error).__name__}: see the server's log"
+        return JSONResponse({"error": reason}, 500, {"connection": "close"})
 
 
 def _documentation(schema: dict[str, Any]) -> str:
