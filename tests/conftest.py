@@ -25,6 +25,7 @@ if threading.current_thread() is threading.main_thread():
 
 os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import of Keras
 os.environ["RAY_raylet_start_wait_time_s"] = "150"  # noqa: SIM112  # so spelt; seconds for Ray's start where it is busy
+os.environ["RAY_health_check_period_ms"] = "400"  # noqa: SIM112  # a killed machine is missed five times before it is given up
 
 # What tests keep is not kept for the user's own networks.
 os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
