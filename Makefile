@@ -16,8 +16,8 @@ SETUP = pyproject.toml constraints.txt
 # Installing compiles native/; this is for changes after it. EFFNET_BUILD: see CONTRIBUTING.md.
 KERNELS = src/effnet/_kernels.$(if $(filter Darwin,$(shell uname)),dylib,so)
 # One thread a test process: two processes with two threads each would fight over two cores. Where a test takes two,
-# one that waits for the other leaves its core to the other process.
-TEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto $(QUIET)
+# one that waits for the other leaves its core to the other process. The hundred processes of tests compile Python once.
+TEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto $(QUIET)
 
 # The tests that need no rival: its versions need newer ones. Warnings of old packages about each other are no errors.
 OLDEST = tests/test_formats.py tests/arch/test_cost.py tests/arch/test_memory.py tests/runtime/test_session.py \

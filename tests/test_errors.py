@@ -21,6 +21,7 @@ from effnet.errors import (
     optional_import,
     short,
     translated,
+    without,
 )
 
 
@@ -143,3 +144,11 @@ def test_errors_travel_between_processes(error: EffnetError) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is type(error)
     assert str(back) == str(error)
+
+
+def test_a_package_that_is_left_out_is_there_again() -> None:
+    before = sys.modules["numpy"]
+    with without("numpy"), without("no_such_package"), pytest.raises(ImportError):
+        importlib.import_module("numpy")
+    assert importlib.import_module("numpy") is before
+    assert "no_such_package" not in sys.modules

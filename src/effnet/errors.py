@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import reprlib
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -221,6 +222,19 @@ def optional_import(what: str) -> Iterator[None]:
         if (found := translated(error, what)) is error:
             raise
         raise found from error
+
+
+@contextmanager
+def without(package: str) -> Iterator[None]:
+    """Let the import of a package fail, as if it were not installed: what the imports inside can do without."""
+    before = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]  # this is how Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        sys.modules.pop(package, None)
+        if before is not None:
+            sys.modules[package] = before
 
 
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:

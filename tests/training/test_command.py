@@ -92,6 +92,13 @@ def test_what_is_not_installed_is_named_with_its_extra(blocked):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_it_starts_without_what_it_does_not_need(tmp_path):
+    """Lightning would import torchmetrics, and that all of these."""
+    slow = "torchmetrics", "torchvision", "transformers", "scipy"
+    process = Forked(tmp_path / "log", exec, f"import sys; print([name for name in {slow} if name in sys.modules])", {})
+    assert process.communicate(60) == ("[]\n", "")
+
+
 def test_the_same_command_gives_the_same_bits_and_prints_only_its_own_lines(folder, tmp_path):
     """Three processes with what the rules choose, of which one is as fresh as a user's."""
     options = ["--model", "tiny.yaml", "--recipe", "scratch", "--epochs", 2, "--set", "augmentation=randaugment"]

@@ -21,7 +21,6 @@ from __future__ import annotations
 import io
 import logging
 import random
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -36,7 +35,7 @@ from effnet.arch.spec import InputSpec, NetworkSpec
 from effnet.data.dataset import Dataset
 from effnet.data.held_out import TrainVal
 from effnet.data.image import load_pixels
-from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, optional_import
+from effnet.errors import ArgumentError, DataError, ImageError, RefusedError, optional_import, without
 from effnet.exporting.export import NOISE, PHOTOS, artifact_logits, artifact_place, parity_pixels, write_artifact
 from effnet.fields import positive_int
 from effnet.files import size_of
@@ -299,23 +298,10 @@ def _nncf() -> Any:
     """NNCF, which sends no reports of its use: it would by being imported, whatever NNCF_CI says."""
     logger_class = logging.getLoggerClass()
     try:
-        with optional_import("int8"), _without("openvino_telemetry"):
+        with optional_import("int8"), without("openvino_telemetry"):
             return import_module("nncf")
     finally:
         logging.setLoggerClass(logger_class)  # NNCF replaces the whole process's
-
-
-@contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Let the import of a module fail."""
-    before = sys.modules.get(module)
-    sys.modules[module] = None  # type: ignore[assignment]  # this is how Python marks what cannot be imported
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-        if before is not None:
-            sys.modules[module] = before
 
 
 @contextmanager

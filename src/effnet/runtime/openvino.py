@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import threading
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from effnet.arch.blocks import Activation
-from effnet.errors import ArtifactError
+from effnet.errors import ArtifactError, without
 from effnet.files import MARK
 from effnet.runtime import onnx_file
 from effnet.runtime.artifact import Model
@@ -287,11 +286,5 @@ def _core() -> Any:
 
 def _openvino() -> Any:
     """The package, imported without its telemetry, which sends a report at import and takes time."""
-    silenced = not {"openvino", "openvino_telemetry"} & sys.modules.keys()
-    if silenced:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
-    try:
+    with without("openvino_telemetry"):
         return import_module("openvino")
-    finally:
-        if silenced:
-            del sys.modules["openvino_telemetry"]

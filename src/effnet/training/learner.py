@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +20,7 @@ from effnet.models.efficientnet import EfficientNet
 from effnet.progress import Progress
 from effnet.runtime.session import Run
 from effnet.runtime.torch import compile_network
+from effnet.training.fabric import Fabric
 from effnet.training.optimizer import DIVERGED
 from effnet.training.recipe import Recipe
 from effnet.training.settings import STAGES

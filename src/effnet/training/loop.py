@@ -20,8 +20,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -35,6 +33,7 @@ from effnet.machine import forget_peak
 from effnet.progress import Progress
 from effnet.training.device import AUTOCAST, Feed, compile_failed, forget_device_peak, seed_draws
 from effnet.training.execution import processes_here
+from effnet.training.fabric import Fabric, TensorBoardLogger
 from effnet.training.learner import Learner, augment_of, derive_seed, score, spread
 from effnet.training.optimizer import Updater
 from effnet.training.processes import take_over

@@ -19,13 +19,11 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import nn
 
 from effnet import machine
 from effnet.errors import ProcessLostError
+from effnet.training.fabric import DDPStrategy, Fabric, SingleDeviceStrategy
 from effnet.training.run_folder import LAST
 from effnet.training.settings import Settings
 

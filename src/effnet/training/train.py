@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from effnet import machine
 from effnet.data.dataset import Dataset
@@ -30,6 +29,7 @@ from effnet.training.execution import (
     choose_execution,
     keep_freed_memory,
 )
+from effnet.training.fabric import Fabric
 from effnet.training.initial_network import InitialNetwork, find_initial_network, fit_classifier
 from effnet.training.learner import Learner, class_weights
 from effnet.training.loop import Loop, time_budget

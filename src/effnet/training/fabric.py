@@ -1,0 +1,11 @@
+"""Lightning's Fabric, without torchmetrics: asking for its version would import all of it and what it can use."""
+
+from __future__ import annotations
+
+from effnet.errors import without
+
+with without("torchmetrics"):
+    from lightning_fabric import Fabric as Fabric
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger as TensorBoardLogger
+    from lightning_fabric.strategies.ddp import DDPStrategy as DDPStrategy
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy as SingleDeviceStrategy
