@@ -21,14 +21,12 @@ import random
 import re
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from attacks.commands import (
@@ -38,6 +36,7 @@ from attacks.commands import (
     HANG,
     REPEATED,
     SHIM,
+    Found,
     Page,
     Room,
     arm,
@@ -51,13 +50,14 @@ from attacks.commands import (
     make_place,
     prepare,
     run,
+    start,
     typed,
     undisturbed,
 )
+from attacks.containers import small_container
 from verdict import Scale, begin
 
 HERE = Path(__file__).parent
-LIBRARIES = 650  # MiB that Python, torch and the libraries of a training's pictures and engines may take
 
 
 def main() -> int:
@@ -109,9 +109,6 @@ def attack(room: Room, number: int, short: bool) -> None:
     for each in found:
         room.drill.fault(number, f"{kind}, {name} ({what}): {each}")
     shutil.rmtree(at, ignore_errors=True)
-
-
-Found = tuple[str, list[str]]  # what was done, and what is wrong
 
 
 def fail_writes(room: Room, name: str, at: Path, random: random.Random) -> Found:
@@ -190,28 +187,6 @@ def twice(room: Room, name: str, at: Path, random: random.Random) -> Found:
     return f"{pause:.2f} s apart", wrong + (go_on(room, name, at) if name in (*AGAIN, *REPEATED) else [])
 
 
-def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) -> tuple[int, str]:
-    """Start a command as a user does; its exit code and what it said."""
-    settings = os.environ | {"TMPDIR": str(at / "tmpdir"), "EFFNET_CACHE": str(at / "effnet_cache")} | more
-    settings = {key: value for key, value in settings.items() if value != "-" and key not in ("LD_PRELOAD", SHIM)}
-    words = [sys.executable, "-m", "effnet", *typed(room, COMMANDS[name].words)]
-    how = {"stdout": subprocess.PIPE} | how
-    try:
-        ended = subprocess.run(
-            words,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=at,
-            env=settings,
-            check=False,
-            timeout=HANG,
-            **how,
-        )
-    except subprocess.TimeoutExpired:
-        return -1000, ""
-    return ended.returncode, ended.stderr
-
-
 def no_home(room: Room, name: str, at: Path, random: random.Random) -> Found:
     """No home and no name, as in a container that runs as any user; or a home that is not there."""
     how: dict[str, object] = {}
@@ -256,58 +231,6 @@ def little_memory(room: Room, name: str, at: Path, random: random.Random) -> Fou
     if starts and (code != 2 or "Traceback" in said or "unexpected" in said):
         wrong.append(f"exit code {code}: {' | '.join(said.splitlines()[-3:])}")
     return what, wrong + go_on(room, name, at)
-
-
-def small_container(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """The memory of a control group, as a container has it: the system kills what takes more."""
-    if random.random() < 0.5:
-        name = "train-b0"
-        if wrong := undisturbed(room, name):
-            return name, [wrong]
-    most, group = random.randrange(300, 1200), make_group()
-    if group is None:
-        return "no control groups", []
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(most << 20))
-        code, said = start(room, name, at, {}, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
-    finally:
-        wrong = close_group(group)
-    what = f"{name} in {most} MiB"
-    if code == room.codes[name]:
-        return what, wrong + judge(room, name, at, code, said, False, optional=False, cause="")
-    wrong += damaged(at, COMMANDS[name])
-    if most >= LIBRARIES if code == -signal.SIGKILL else code != 2 or "Traceback" in said or "unexpected" in said:
-        wrong.append(f"exit code {code}: {' | '.join(said.splitlines()[-3:])}")
-    return what, wrong + go_on(room, name, at, swept=code == 2)
-
-
-def make_group() -> Path | None:
-    """A control group of this process's own (version 1, as root); None where none can be made."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controller, path = line.split(":", 2)
-        group = Path("/sys/fs/cgroup/memory", path.lstrip("/"), f"effnet-drill-{os.getpid()}")
-        if controller == "memory":
-            with suppress(OSError):
-                group.mkdir()
-                return group
-    return None
-
-
-def close_group(group: Path) -> list[str]:
-    """Remove a control group once all of its processes have ended; those that do not are killed, and named."""
-    end, left = time.monotonic() + 60, list[str]()
-    while True:
-        try:
-            group.rmdir()
-        except OSError:
-            if time.monotonic() > end:
-                for pid in (group / "cgroup.procs").read_text().split():
-                    with suppress(OSError):
-                        left.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200])
-                        os.kill(int(pid), signal.SIGKILL)
-            time.sleep(0.05)
-        else:
-            return [f"leaves behind: {each}" for each in left]
 
 
 def small_disk(room: Room, name: str, at: Path, random: random.Random) -> Found:

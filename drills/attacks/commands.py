@@ -5,24 +5,25 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import json
 import mmap
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from killing.processes import fork_search_workers
+from killing.whole import find_damage
 from verdict import Drill
 
 SHIM = "EFFNET_SHIM"
+Found = tuple[str, list[str]]  # what was done, and what is wrong
 HANG = 900.0  # seconds: a hundred times what a command takes
 CAUSES = {
     errno.ENOSPC: "No space left on device",
@@ -47,7 +48,7 @@ class Command:
     """What a user types, in the folder of a try.
 
     Attributes:
-        words: with names of `Materials` in braces.
+        words: with names of `Room.materials` in braces.
         out: what it writes.
         exact: a pattern of what always has the same bytes, among the files of `out`.
         resume: the words that go on, where they are others, once a file of this name is in `out`.
@@ -114,17 +115,11 @@ COMMANDS = {
         weight=0.5,
     ),
 }
-REPEATED = (
-    "check",
-    "pack",
-    "predict",
-    "train",
-    "train-with-worker",
-    "train-b0",
-    "bench",
-    "search",
-    "fit",
-)  # go on, or find that nothing is missing
+REPEATED = (  # go on, or find that nothing is missing
+    *("check", "pack", "predict", "bench", "search", "fit"),
+    *("train", "train-with-worker", "train-b0"),
+)
+GROWING = ("trials.csv",)  # a line is added for each trial; where half of one was, --resume removes it
 AGAIN = ("scale", "onnx", "openvino", "int8", "to-file", "to-bundle", "val")  # replace what is there
 
 
@@ -259,6 +254,21 @@ def run(room: Room, words: str, at: Path, log: Path) -> tuple[int, str]:
     return code, log.read_text(errors="replace")
 
 
+def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) -> tuple[int, str]:
+    """Run a command as a user does, in a new process; its exit code and what it said."""
+    settings = os.environ | {"TMPDIR": str(at / "tmpdir"), "EFFNET_CACHE": str(at / "effnet_cache")} | more
+    settings = {key: value for key, value in settings.items() if value != "-" and key not in ("LD_PRELOAD", SHIM)}
+    words = [sys.executable, "-m", "effnet", *typed(room, COMMANDS[name].words)]
+    how = {"stdout": subprocess.PIPE} | how
+    try:
+        ended = subprocess.run(
+            words, stderr=subprocess.PIPE, text=True, cwd=at, env=settings, check=False, timeout=HANG, **how
+        )
+    except subprocess.TimeoutExpired:
+        return -1000, ""
+    return ended.returncode, ended.stderr
+
+
 def typed(room: Room, words: str) -> list[str]:
     """The words with the paths of the materials."""
     return [word.format(**room.materials) for word in words.split()]
@@ -354,56 +364,14 @@ def go_on(room: Room, name: str, at: Path, *, swept: bool = True) -> list[str]:
 
 
 def damaged(at: Path, command: Command) -> list[str]:
-    """The files under final names that are not whole."""
-    found = []
-    for out in command.out.split():
-        for file in [at / out] if (at / out).is_file() else sorted((at / out).rglob("*")):
-            if not file.is_file() or is_hidden(file, at):
-                continue
-            try:
-                open_whole(file)
-            except Exception as error:
-                found.append(f"{file.relative_to(at)} is damaged: {type(error).__name__} {error}")
-    return found
+    """What is not whole of what a command wrote."""
+    outs = [at / out for out in command.out.split() if (at / out).exists()]
+    return [each for out in outs for each in find_damage(out, growing=GROWING)]
 
 
 def is_hidden(file: Path, at: Path) -> bool:
     """Whether it is below a temporary folder of effnet's."""
     return any(part.startswith(".") for part in file.relative_to(at).parts)
-
-
-def open_whole(file: Path) -> None:
-    """Raise an error where a file was cut short."""
-    content, suffix = file.read_bytes(), file.suffix
-    if file.name == "trials.csv":  # lines are added to it; --resume removes half of one
-        return
-    if suffix in (".json", ".yaml", ".csv", ".jsonl", ".txt", ".pbtxt", ".md") and not content.endswith(b"\n"):
-        json.loads(content)  # json.dumps ends without a line
-    if suffix == ".html" and b"</html>" not in content[-20:]:
-        raise ValueError("it does not end")
-    if suffix in (".png", ".jpg"):
-        from PIL import Image
-
-        Image.open(file).load()
-    if suffix == ".safetensors":
-        size = int.from_bytes(content[:8], "little")
-        last = max(each["data_offsets"][1] for key, each in json.loads(content[8 : 8 + size]).items() if key[0] != "_")
-        if len(content) != 8 + size + last:
-            raise ValueError("it was cut short")
-    if suffix in (".pth", ".pt2"):
-        zipfile.ZipFile(file).testzip()
-    if suffix == ".ckpt":
-        head, _, payload = content.partition(b"\n")
-        if hashlib.sha256(payload).hexdigest().encode() != head.split()[-1]:
-            raise ValueError("its sha256 is another")
-    if suffix == ".tar" and (len(content) % 512 or content[-1024:] != bytes(1024)):
-        raise ValueError("it was cut short")
-    if suffix == ".onnx":
-        import onnx
-
-        onnx.load_from_string(content)
-    if suffix == ".xml" and not content.rstrip().endswith(b">"):
-        raise ValueError("it was cut short")
 
 
 def last_line(said: str) -> str:

@@ -12,8 +12,9 @@ import json
 import re
 import tarfile
 import xml.etree.ElementTree
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +26,28 @@ from effnet.runtime.artifact import read_artifact
 from effnet.weights.arrays import read_safetensors
 from effnet.weights.bundle import is_bundle, open_bundle
 
+TAR_BLOCK = 512  # bytes; two of zeros are the end
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.last\.ckpt\.part")
 
 
-def find_damage(folder: Path) -> Iterator[str]:
-    """What is not whole in a folder, a line for each."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            if not LEFTOVER.fullmatch(path.name):
-                yield f"{path.name} does not look like a leftover"
-            continue
-        try:
-            if path.is_dir():
-                if is_bundle(path):
-                    open_bundle(path)
-                elif (path / "model.xml").exists():
-                    read_artifact(path)
-                yield from find_damage(path)
-            else:
-                _read(path)
-        except Exception as error:
-            yield f"{path.name} is damaged: {type(error).__name__}: {error}"
+def find_damage(path: Path, growing: Sequence[str] = ()) -> Iterator[str]:
+    """What is not whole of a file or a folder, a line for each; files named `growing` may end anywhere."""
+    if path.name.startswith("."):
+        if not LEFTOVER.fullmatch(path.name):
+            yield f"{path.name} does not look like a leftover"
+        return
+    try:
+        if path.is_dir():
+            if is_bundle(path):
+                open_bundle(path)
+            elif (path / "model.xml").exists():
+                read_artifact(path)
+            for each in sorted(path.iterdir()):
+                yield from find_damage(each, growing)
+        elif path.name not in growing:
+            _read(path)
+    except Exception as error:
+        yield f"{path.name} is damaged: {type(error).__name__}: {error}"
 
 
 def list_leftovers(folder: Path) -> list[str]:
@@ -88,7 +90,16 @@ def _checkpoint(path: Path) -> None:
         raise ValueError("its sha256 is not the one in its first line")
 
 
+def _zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"the checksum of {damaged} is another")
+
+
 def _shard(path: Path) -> None:
+    content = path.read_bytes()
+    if len(content) % TAR_BLOCK or content[-2 * TAR_BLOCK :] != bytes(2 * TAR_BLOCK):
+        raise ValueError("it was cut short")  # which tarfile does not say
     with tarfile.open(path) as tar:
         names = tar.getnames()
     if path.with_suffix(INDEX).exists():
@@ -130,6 +141,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".png": _picture,
     ".jpg": _picture,
     ".html": _page,
+    ".pth": _zip,
     ".onnx": read_artifact,
     ".pt2": read_artifact,
     ".xml": lambda path: xml.etree.ElementTree.parse(path),

@@ -1,0 +1,66 @@
+"""Containers: commands whose memory a control group limits, where the system kills what takes more."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from attacks.commands import COMMANDS, Found, Room, damaged, go_on, judge, start, undisturbed
+
+LIBRARIES = 650  # MiB that Python, torch and the libraries of a training's pictures and engines may take
+
+
+def small_container(room: Room, name: str, at: Path, random: random.Random) -> Found:
+    """The memory of a control group, as a container has it: the system kills what takes more."""
+    if random.random() < 0.5:
+        name = "train-b0"
+        if wrong := undisturbed(room, name):
+            return name, [wrong]
+    most, group = random.randrange(300, 1200), make_group()
+    if group is None:
+        return "no control groups", []
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(most << 20))
+        code, said = start(room, name, at, {}, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+    finally:
+        wrong = close_group(group)
+    what = f"{name} in {most} MiB"
+    if code == room.codes[name]:
+        return what, wrong + judge(room, name, at, code, said, False, optional=False, cause="")
+    wrong += damaged(at, COMMANDS[name])
+    if most >= LIBRARIES if code == -signal.SIGKILL else code != 2 or "Traceback" in said or "unexpected" in said:
+        wrong.append(f"exit code {code}: {' | '.join(said.splitlines()[-3:])}")
+    return what, wrong + go_on(room, name, at, swept=code == 2)
+
+
+def make_group() -> Path | None:
+    """A control group of this process's own (version 1, as root); None where none can be made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controller, path = line.split(":", 2)
+        group = Path("/sys/fs/cgroup/memory", path.lstrip("/"), f"effnet-drill-{os.getpid()}")
+        if controller == "memory":
+            with suppress(OSError):
+                group.mkdir()
+                return group
+    return None
+
+
+def close_group(group: Path) -> list[str]:
+    """Remove a control group once all of its processes have ended; those that do not are killed, and named."""
+    end, left = time.monotonic() + 60, list[str]()
+    while True:
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > end:
+                for pid in (group / "cgroup.procs").read_text().split():
+                    with suppress(OSError):
+                        left.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200])
+                        os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.05)
+        else:
+            return [f"leaves behind: {each}" for each in left]
