@@ -37,6 +37,7 @@ from attacks.commands import (
     REPEATED,
     SHIM,
     Found,
+    NotHereError,
     Page,
     Room,
     arm,
@@ -104,10 +105,14 @@ def attack(room: Room, number: int, short: bool) -> None:
         room.drill.fault(number, wrong)
         return
     at = make_place(room.folder / f"try{number}")
-    what, found = KINDS[kind][2](room, name, at, random)
-    room.drill.count(kind)
-    for each in found:
-        room.drill.fault(number, f"{kind}, {name} ({what}): {each}")
+    try:
+        what, found = KINDS[kind][2](room, name, at, random)
+    except NotHereError as reason:
+        room.drill.count(f"{kind} left out ({reason})")
+    else:
+        room.drill.count(kind)
+        for each in found:
+            room.drill.fault(number, f"{kind}, {name} ({what}): {each}")
     shutil.rmtree(at, ignore_errors=True)
 
 
@@ -240,7 +245,7 @@ def small_disk(room: Room, name: str, at: Path, random: random.Random) -> Found:
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(at)], capture_output=True, check=False
     )
     if mounted.returncode:
-        return "not root", []
+        raise NotHereError("root alone can mount them")
     try:
         make_place(at)
         code, said = run(room, COMMANDS[name].words, at, room.folder / "log")

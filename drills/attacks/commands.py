@@ -23,7 +23,6 @@ from killing.whole import find_damage
 from verdict import Drill
 
 SHIM = "EFFNET_SHIM"
-Found = tuple[str, list[str]]  # what was done, and what is wrong
 HANG = 900.0  # seconds: a hundred times what a command takes
 CAUSES = {
     errno.ENOSPC: "No space left on device",
@@ -31,6 +30,11 @@ CAUSES = {
     errno.EDQUOT: "Disk quota exceeded",
     errno.EIO: "Input/output error",
 }
+Found = tuple[str, list[str]]  # what was done, and what is wrong
+
+
+class NotHereError(Exception):
+    """This machine does not allow such a try; its text says why."""
 
 
 class Page(ctypes.Structure):

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from attacks.commands import COMMANDS, Found, Room, damaged, go_on, judge, start, undisturbed
+from attacks.commands import COMMANDS, Found, NotHereError, Room, damaged, go_on, judge, start, undisturbed
 
 LIBRARIES = 650  # MiB that Python, torch and the libraries of a training's pictures and engines may take
 
@@ -21,8 +21,6 @@ def small_container(room: Room, name: str, at: Path, random: random.Random) -> F
         if wrong := undisturbed(room, name):
             return name, [wrong]
     most, group = random.randrange(300, 1200), make_group()
-    if group is None:
-        return "no control groups", []
     try:
         (group / "memory.limit_in_bytes").write_text(str(most << 20))
         code, said = start(room, name, at, {}, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
@@ -37,8 +35,12 @@ def small_container(room: Room, name: str, at: Path, random: random.Random) -> F
     return what, wrong + go_on(room, name, at, swept=code == 2)
 
 
-def make_group() -> Path | None:
-    """A control group of this process's own (version 1, as root); None where none can be made."""
+def make_group() -> Path:
+    """A control group of this process's own (version 1, as root).
+
+    Raises:
+        NotHereError: none can be made.
+    """
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controller, path = line.split(":", 2)
         group = Path("/sys/fs/cgroup/memory", path.lstrip("/"), f"effnet-drill-{os.getpid()}")
@@ -46,7 +48,7 @@ def make_group() -> Path | None:
             with suppress(OSError):
                 group.mkdir()
                 return group
-    return None
+    raise NotHereError("no control groups of version 1 can be made")
 
 
 def close_group(group: Path) -> list[str]:
