@@ -21,8 +21,8 @@ TEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/
 
 # The tests that need no rival: its versions need newer ones. Warnings of old packages about each other are no errors.
 OLDEST = tests/test_formats.py tests/arch/test_cost.py tests/arch/test_memory.py tests/runtime/test_session.py \
-	tests/runtime/test_native.py tests/exporting/test_export.py tests/training/test_train.py \
-	tests/serving/test_app.py tests/searching/test_search.py
+	tests/runtime/test_native.py tests/runtime/test_program_file.py tests/exporting/test_export.py \
+	tests/training/test_train.py tests/serving/test_app.py tests/searching/test_search.py
 
 .PHONY: help demo install test check docs oldest drills bench clean
 help:
