@@ -110,8 +110,8 @@ class Attack:
         oracle = self._oracle(name, kind)
         self._clear(kind)
         before = {file.name for file in self.place.iterdir()}
-        for place in range(draws.randint(1, kind.most)):
-            aim = draw_aim(draws, oracle, kind, real, first=place == 0)
+        for earlier in range(draws.randint(1, kind.most)):
+            aim = draw_aim(draws, oracle, kind, real, first=earlier == 0)
             running = self._start(kind, aim, draws, real)
             code = running.wait()
             if code is not None and (aim.alone is None or code in kind.codes):

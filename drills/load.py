@@ -208,9 +208,8 @@ async def settle(site: Site, clients: set[asyncio.Task[None]]) -> None:
     gone = site.drill.counts.get("left before an answer", 0)
     if not asked <= given <= asked + gone:
         site.drill.fault(-1, f"it counts {given:.0f} answers, and {asked} came; {gone} clients had left")
-    for status in (b"500",):
-        if broken := sum(float(count) for _, each, count in statuses if each == status):
-            site.drill.fault(-1, f"it answered {broken:.0f} times with {status.decode()}")
+    if broken := sum(float(count) for _, status, count in statuses if status == b"500"):
+        site.drill.fault(-1, f"it answered {broken:.0f} times with 500")
 
 
 async def end(site: Site, clients: set[asyncio.Task[None]]) -> None:

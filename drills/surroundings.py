@@ -53,6 +53,7 @@ from attacks.commands import (
     run,
     start,
     typed,
+    unattacked,
     undisturbed,
 )
 from attacks.containers import small_container
@@ -68,12 +69,11 @@ def main() -> int:
     drill = begin("surroundings", Scale(1500, 60, 10, 0.3), __doc__ or "")
     room = prepare(drill)
     try:
-        short = "--short" in sys.argv
         drill.start = time.monotonic()  # what comes before is not the attack
         for number in drill.numbers():
             if drill.over:
                 break
-            attack(room, number, short)
+            attack(room, number)
             drill.done += 1
     finally:
         shutil.rmtree(room.folder, ignore_errors=True)
@@ -94,9 +94,9 @@ def start_again() -> int:
         return subprocess.run([sys.executable, *sys.argv], env=os.environ | settings, check=False).returncode
 
 
-def attack(room: Room, number: int, short: bool) -> None:
+def attack(room: Room, number: int) -> None:
     """One try of a kind that is drawn."""
-    random = room.drill.draws(number)
+    random, short = room.drill.draws(number), room.drill.short
     names = {name: each.weight for name, each in COMMANDS.items() if each.weight >= 1 or not short}
     kinds = {kind: weight for kind, (weight, quick, _) in KINDS.items() if quick or not short}
     (kind,) = random.choices([*kinds], [*kinds.values()])
@@ -145,7 +145,7 @@ def few_descriptors(room: Room, name: str, at: Path, random: random.Random) -> F
         code, said = run(room, COMMANDS[name].words, at, room.folder / "log")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    wrong = judge(room, name, at, code, said, True, optional=False, cause="oo many open files")
+    wrong = judge(room, name, at, code, said, True, optional=False, cause="oo many open files")  # Too, or too
     return f"{count} descriptors", wrong + go_on(room, name, at)
 
 
@@ -263,14 +263,13 @@ def poor_server(room: Room, name: str, at: Path, random: random.Random) -> Found
     limit = 64 if kind == resource.RLIMIT_NOFILE else most
     what = "64 descriptors" if kind == resource.RLIMIT_NOFILE else f"address space of {most >> 20} MiB"
     words = ["serve", str(room.materials["first"]), "--port", "0", "--latency", "1s", "--grace", "100ms"]
-    settings = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", SHIM)}
     log = room.folder / "log"
     with (
         log.open("w") as text,
         subprocess.Popen(
             [sys.executable, "-m", "effnet", *words, "--threads", "1"],
             stderr=text,
-            env=settings | {"EFFNET_CACHE": str(at)},
+            env=unattacked() | {"EFFNET_CACHE": str(at)},
             preexec_fn=lambda: resource.setrlimit(kind, (limit, limit)),
         ) as server,
     ):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import socket
 import struct
 import subprocess
 import time
@@ -74,7 +75,7 @@ async def leave(writer: asyncio.StreamWriter, hard: bool = False) -> None:
     """Close, or reset."""
     if hard:
         linger = struct.pack("ii", 1, 0)
-        writer.get_extra_info("socket").setsockopt(1, 13, linger)  # SOL_SOCKET, SO_LINGER
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
     writer.close()
 

@@ -259,9 +259,17 @@ def run(room: Room, words: str, at: Path, log: Path) -> tuple[int, str]:
 
 
 def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) -> tuple[int, str]:
-    """Run a command as a user does, in a new process; its exit code and what it said."""
-    settings = os.environ | {"TMPDIR": str(at / "tmpdir"), "EFFNET_CACHE": str(at / "effnet_cache")} | more
-    settings = {key: value for key, value in settings.items() if value != "-" and key not in ("LD_PRELOAD", SHIM)}
+    """Run a command as a user does, in a new process without the shim; its exit code and what it said.
+
+    Args:
+        room: where the materials are.
+        name: of the command.
+        at: the folder of the try.
+        more: variables of its environment; "-" takes one away.
+        how: further arguments of subprocess.run.
+    """
+    settings = unattacked() | {"TMPDIR": str(at / "tmpdir"), "EFFNET_CACHE": str(at / "effnet_cache")} | more
+    settings = {key: value for key, value in settings.items() if value != "-"}
     words = [sys.executable, "-m", "effnet", *typed(room, COMMANDS[name].words)]
     how = {"stdout": subprocess.PIPE} | how
     try:
@@ -271,6 +279,11 @@ def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) 
     except subprocess.TimeoutExpired:
         return -1000, ""
     return ended.returncode, ended.stderr
+
+
+def unattacked() -> dict[str, str]:
+    """The environment, without what lets calls fail."""
+    return {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", SHIM)}
 
 
 def typed(room: Room, words: str) -> list[str]:
@@ -291,7 +304,7 @@ def undisturbed(room: Room, name: str) -> str:
             continue
         at, log = make_place(room.folder / f"{which}-{name}"), room.folder / "log"
         arm(room, at, error=errno.ENOSPC, after=2**60)
-        code, said = run(room, command.words if which == "right" else second(command.words), at, log)
+        code, said = run(room, command.words if which == "right" else about_another(command.words), at, log)
         room.page.error = 0
         if code not in (0, 1):  # 1: a photo is broken
             shutil.rmtree(at)
@@ -300,7 +313,7 @@ def undisturbed(room: Room, name: str) -> str:
     return ""
 
 
-def second(words: str) -> str:
+def about_another(words: str) -> str:
     """The same command about something else."""
     return words.replace("{first}", "{second}").replace("300M", "500M")
 

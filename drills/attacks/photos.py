@@ -36,7 +36,7 @@ def seeds() -> dict[str, list[bytes]]:
     real = Image.fromarray(np.asarray(grey, np.float32) / 255)
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "drill"
-    profile = zlib.decompress(zlib.compress(b"\0" * 36 + b"acsp" + bytes(3000)))
+    profile = bytes(36) + b"acsp" + bytes(3000)
     known: Any = {"exif": exif.tobytes(), "icc_profile": profile}
     frames: Any = {"save_all": True, "append_images": [photo.rotate(90 * turn) for turn in (1, 2, 3)]}
     found: dict[str, list[bytes]] = {}
@@ -110,8 +110,12 @@ def seeds() -> dict[str, list[bytes]]:
 
 def cuts(files: dict[str, list[bytes]]) -> list[tuple[str, bytes]]:
     """Every file, cut at every kilobyte."""
-    places = ((name, file[:end]) for name, some in files.items() for file in some for end in range(0, len(file), 1000))
-    return [*places]
+    return [
+        (name, file[:end])
+        for name, variants in files.items()
+        for file in variants
+        for end in range(0, len(file), KILOBYTE)
+    ]
 
 
 def change(name: str, file: bytes, others: list[bytes], draw: random.Random) -> bytes:

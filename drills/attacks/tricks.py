@@ -110,7 +110,7 @@ def _hostile_steps() -> Iterator[bytes]:
     doubled = b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86\x94" for n in range(60))
     yield b"\x80\x04)\x94" + doubled + b"."
     nested = b"".join(b"}\x94X\x01\0\0\0ah" + bytes([n]) + b"sX\x01\0\0\0bh" + bytes([n]) + b"s" for n in range(60))
-    yield b"\x80\x04" + b"}\x94" + nested.replace(b"}\x94", b"}\x94", 1) + b"."
+    yield b"\x80\x04" + b"}\x94" + nested + b"."
     yield b"\x80\x04}\x94X\x01\0\0\0ah\0s."  # it holds itself
     yield b"\x80\x04]\x94h\0a."
     big = (

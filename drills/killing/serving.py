@@ -20,7 +20,6 @@ from killing.processes import HANG, NEVER, Aim, Running
 
 CLIENTS = 4
 ROUNDS = 3  # times that every photo is asked for
-READY = 60.0  # seconds
 
 
 def free_port(draws: random.Random) -> int:
