@@ -1,23 +1,27 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from matplotlib.figure import Figure
 from ran import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
 PHOTOS = FOLDER.parent / "src" / "effnet" / "data" / "photos"
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # parallel workers do not fight for the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # the process that starts them has no use for torch
+    import torch
+
+    torch.set_num_threads(1)  # they do not fight for the cores
 
 # A run in the background inherits a deaf ear for Ctrl-C and would hand it on to the programs that tests interrupt.
 if threading.current_thread() is threading.main_thread():
@@ -31,13 +35,13 @@ os.environ["RAY_health_check_period_ms"] = "400"  # noqa: SIM112  # a killed mac
 os.environ["EFFNET_CACHE"] = tempfile.mkdtemp(prefix="effnet-tests-")
 
 
-# The files whose tests take longest: the first about a minute of one core, the others half a minute
+# The files whose tests take longest: the first a minute of one core, the others a quarter to three quarters of one
 LONGEST = (
-    "fitting/test_fit.py",
-    *(f"models/test_{name}.py" for name in ("efficientnet", "oracles", "native_losses")),
-    *(f"training/test_{name}.py" for name in ("kill", "processes", "device", "train")),
-    *("fitting/test_choice.py", "searching/test_jobs.py", "searching/test_search.py", "test_pages.py"),
-    *(f"weights/test_{name}.py" for name in ("writers", "convert", "convert_keras")),
+    *("fitting/test_fit.py", "test_readme.py", "runtime/test_native.py", "training/test_kill.py"),
+    *("models/test_oracles.py", "fitting/test_choice.py", "runtime/test_maps.py", "searching/test_jobs.py"),
+    *("weights/test_convert_keras.py", "models/test_native_losses.py", "training/test_device.py"),
+    *("weights/test_convert.py", "arch/test_memory.py", "training/test_train.py", "weights/test_writers.py"),
+    *("models/test_efficientnet.py", "training/test_processes.py", "runtime/test_fork.py", "training/test_command.py"),
 )
 
 
@@ -59,6 +63,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: a collector that looks at it after every 700 objects takes a fifteenth of the time."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
     """What passes is counted and not shown in CI, whose page then has room for what fails."""
@@ -78,6 +88,8 @@ def run_networks_in_torch() -> Iterator[None]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved."""
+    from matplotlib.figure import Figure
+
     figures: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **kw: (figures.append(figure), save(figure, *a, **kw)))

@@ -51,7 +51,7 @@ BUDGET: dict[str, Any] = {
     "fit": "squash",
 }
 WORDS = ("--params", "3.5M", "--macs", "8M", "--minutes", "10", "--resolution", "32", "--threads", "1")
-STEPS = 30  # in place of 150: the classifier, which is fitted before the first one, is right for most of the images
+STEPS = 12  # in place of 150: the classifier, which is fitted before the first one, is right for most of the images
 
 
 @contextmanager

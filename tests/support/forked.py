@@ -74,11 +74,6 @@ class Forked:
         return self.log.read_text(), self.stderr
 
 
-def pair(folder: Path, *words: object) -> list[Forked]:
-    """A command in two processes."""
-    return ranks(folder, 2, _main, list(map(str, words)))
-
-
 def ranks(folder: Path, world: int, function: Callable[..., Any], *arguments: Any) -> list[Forked]:
     """A function in several processes with what torchrun would tell them; their logs are in the folder.
 

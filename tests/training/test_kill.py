@@ -1,6 +1,7 @@
 """Real processes, killed at random moments: what they end with is what an undisturbed run ends with, to the bit.
 
-Those that need not be started as a user does are forked, see support/forked.py.
+Those that need not be started as a user does are forked, see support/forked.py, and draw nothing: pictures and report
+take as long as these trainings and are not compared.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from forked import Forked, pair
+from forked import Forked, ranks
 from tiny import same, weights
 
+from effnet.cli import main
 from effnet.errors import TrainingError
+from effnet.training import result
 from effnet.training.run_folder import load_checkpoint
 
 MODULE = ["-m", "effnet", "train"]
@@ -45,6 +48,21 @@ def step_of(folder: Path) -> int:
         return int(load_checkpoint(folder)[0]["step"])
     except TrainingError:  # there is none yet
         return -1
+
+
+def undrawn(words: list[str]) -> None:
+    """`effnet train` without pictures and a report."""
+    result._draw = result.write_report = lambda *_: None
+    main(["train", *words])
+
+
+def fork(log: Path, *words: object) -> Forked:
+    return Forked(log, undrawn, list(map(str, words)))
+
+
+def fork_pair(folder: Path, *words: object) -> list[Forked]:
+    """In two processes."""
+    return ranks(folder, 2, undrawn, list(map(str, words)))
 
 
 def wait_for_step(process: subprocess.Popen[str] | Forked, folder: Path, step: int) -> None:
@@ -95,13 +113,13 @@ def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path) -> 
     undisturbed = start(COMMAND, *words(shapes, spec_file, whole))
     for workers in (0, 1):
         broken = tmp_path / f"broken-{workers}"
-        killed = Forked.command(tmp_path / f"killed-{workers}.log", "train", *words(shapes, spec_file, broken, workers))
+        killed = fork(tmp_path / f"killed-{workers}.log", *words(shapes, spec_file, broken, workers))
         wait_for_step(killed, broken, random.randint(1, 20))
         time.sleep(random.random() / 20)  # anywhere within a step or a write
         os.kill(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=120)
         assert step_of(broken) < STEPS
-        finish(Forked.command(tmp_path / f"resumed-{workers}.log", "train", "--resume", broken))
+        finish(fork(tmp_path / f"resumed-{workers}.log", "--resume", broken))
     finish(undisturbed)
     for workers in (0, 1):
         assert_equal(whole, tmp_path / f"broken-{workers}")
@@ -112,14 +130,14 @@ def test_kill_9_costs_nothing(shapes: Path, spec_file: Path, tmp_path: Path) -> 
 def test_a_killed_process_ends_the_others(shapes: Path, spec_file: Path, tmp_path: Path) -> None:
     """With one line, whichever it was; the run goes on with --resume. One is torchrun's own, the other goes as one."""
     whole, broken, rank = tmp_path / "whole", tmp_path / "broken", random.randint(0, 1)
-    undisturbed = pair(tmp_path / "undisturbed", "train", *words(shapes, spec_file, whole))
+    undisturbed = fork_pair(tmp_path / "undisturbed", *words(shapes, spec_file, whole))
     killed = start([*TORCHRUN, *MODULE], *words(shapes, spec_file, broken))
     wait_for_step(killed, broken, 1 + random.randint(0, 6))
     os.kill(rank_of(killed, rank), signal.SIGKILL)
     output = killed.communicate(timeout=120)[0]
     assert killed.returncode == 1
     assert_one_line(output, broken)
-    resumed = pair(tmp_path / "resumed", "train", "--resume", broken)
+    resumed = fork_pair(tmp_path / "resumed", "--resume", broken)
     gone, left = resumed[1 - rank], resumed[rank]
     wait_for_step(left, broken, 9 + random.randint(0, 6))
     os.kill(gone.pid, signal.SIGKILL)
@@ -128,7 +146,7 @@ def test_a_killed_process_ends_the_others(shapes: Path, spec_file: Path, tmp_pat
         os.kill(left.pid, signal.SIGTERM)  # as torchrun does
     assert_one_line("".join(left.communicate(timeout=120)), broken)
     assert left.returncode == 2
-    resumed = pair(tmp_path / "again", "train", "--resume", broken)
+    resumed = fork_pair(tmp_path / "again", "--resume", broken)
     for process in (*resumed, *undisturbed):
         finish(process)
     assert_equal(whole, broken)
@@ -140,7 +158,7 @@ def test_a_polite_signal_to_all_processes_saves_first(shapes: Path, spec_file: P
     out = tmp_path / "run"
     long = ["--epochs", "2000", "--batch", "8", "--threads", "1", "--workers", "1", "--save-seconds", "0"]
     given = (shapes, "--model", spec_file, "--out", out, "--recipe", "scratch", *long)
-    process = Forked.command(tmp_path / "run.log", "train", *given)
+    process = fork(tmp_path / "run.log", *given)
     wait_for_step(process, out, 0)
     os.killpg(process.pid, signal.SIGTERM)
     output = "".join(process.communicate(timeout=60))
