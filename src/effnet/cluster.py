@@ -11,11 +11,14 @@ import importlib
 import os
 import platform
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -70,7 +73,8 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports of its use
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
-                ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+                with _same_sigterm():
+                    ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
             except Exception as error:  # Ray raises a plain one where its processes do not start in time
                 raise ArgumentError("ray", address, f"cannot be reached: {str(error).rstrip('.')}{hint}.") from error
         largest = max(self._rooms(), default=0)
@@ -197,6 +201,17 @@ def _knock(address: str) -> bool:
     except (OSError, ValueError, OverflowError) as error:  # the last two: no host has such a name, none such a port
         raise ArgumentError("ray", address, f"cannot be reached: {place}: {error}") from error
     return True
+
+
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Ray sets a handler for SIGTERM: a command has its own, and a process that is forked later would wait in Ray's."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def scratch_folder(name: str) -> Path:

@@ -54,7 +54,7 @@ def test_planted_errors_beside_cleanlab(seed: int) -> None:
     chances = probabilities(logits, judged.noise.temperature)
     np.testing.assert_allclose(judged.self_confidence, get_label_quality_scores(labels, chances), rtol=1e-6)
     order = np.argsort(judged.self_confidence, kind="stable")
-    issues = find_label_issues(labels, chances, n_jobs=1)  # its processes hang where this one has threads
+    issues = find_label_issues(labels, chances, n_jobs=1)
     assert planted[order[: issues.sum()]].sum() >= planted[issues].sum()
     assert planted[order[:PLANTED]].sum() >= 50
 

@@ -24,9 +24,11 @@ class Machines:
     """Two machines with a core each, to the first of which this process connects."""
 
     def __init__(self) -> None:
+        handler = signal.getsignal(signal.SIGTERM)
         self.cluster = Cluster(initialize_head=True, head_node_args=SMALL)
         self.first, self.second = self.cluster.head_node, self.cluster.add_node(**SMALL)
         self.address: str = self.cluster.address
+        signal.signal(signal.SIGTERM, handler)  # each machine sets its own, which processes forked later would wait in
 
     def __enter__(self) -> Self:
         return self
