@@ -98,7 +98,7 @@ for name, options, *rest in json.loads(sys.argv[1]):
 """
 TRAININGS = [
     (name, options, keep, 16, precision)
-    for name, options in (("b0", {"resolution": 160}), ("mobilenetv1", {"resolution": 128}))
+    for name, options in (("b0", {"resolution": 128}), ("mobilenetv1", {"resolution": 128}))
     for keep in (None, "bottlenecks")
     for precision in PRECISIONS
 ]

@@ -214,4 +214,4 @@ def test_test_images_are_not_seen(shapes: Path, tmp_path: Path, monkeypatch: pyt
         data,
         samples=tuple(dataclasses.replace(s, path=f"{s.path}.gone") if s.split == "test" else s for s in data.samples),
     )
-    assert choose(FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.3)), gone, entrants(3)[:2]).order
+    assert choose(FitPlan(tmp_path, shapes, FitOptions(macs="100M", minutes=0.1)), gone, entrants(3)[:2]).order

@@ -63,7 +63,7 @@ class OnDevice(torch.Tensor):
 def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation, by the CPU; its tensors are the device's again."""
     name = op._schema.name.partition("::")[2]
-    tensors = [each for each in _leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    tensors = [each for each in (*_leaves(args), *kwargs.values()) if isinstance(each, torch.Tensor)]
     ours = {id(each.held): each for each in tensors if isinstance(each, OnDevice)}
     foreign = [each for each in tensors if not isinstance(each, OnDevice) and each.dim()]  # scalars may mix
     if foreign and name not in COPIES and ours:
@@ -77,8 +77,7 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     if name == "copy_":
         to_cpu = not isinstance(args[0], OnDevice)
     note(name, args, kwargs, to_cpu=to_cpu, foreign=bool(foreign))
-    plain, named = _map(_hold, (args, kwargs))
-    found = op(*plain, **named)
+    found = op(*_map(_hold, args), **{name: _hold(each) for name, each in kwargs.items()})
     if name in COPIES and to_cpu:
         return args[0] if name == "copy_" else found
     return _map(lambda it: _give(it, ours), found)
@@ -166,8 +165,6 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
     """An operation's arguments or results, each by `function`; torch.utils._pytree takes three times as long."""
     if type(value) in (tuple, list):
         return type(value)([_map(function, each) for each in value])
-    if type(value) is dict:
-        return {name: _map(function, each) for name, each in value.items()}
     return function(value)
 
 
@@ -206,9 +203,9 @@ def _place(frame: FrameType | None) -> str:
 def _lowered(op: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         low = torch.get_autocast_dtype(NAME)
-        args, kwargs = _map(lambda it: _lower(it, low), (args, kwargs))
+        lowered = [_lower(each, low) for each in args]  # no such operation takes lists of tensors, or names them
         with torch.autocast(NAME, enabled=False):
-            return op(*args, **kwargs)
+            return op(*lowered, **kwargs)
 
     return call
 
