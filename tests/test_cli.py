@@ -117,6 +117,7 @@ def test_more_than_six_options_are_a_dataclass(
         (["export", "lite9"], "`model` (='lite9') is not known"),
         (["convert", "lite9"], "`file` (='lite9') is not known"),
         (["scale", "--from", "b9"], "`from` (='b9') is not known"),
+        (["scale", "b0", "--macs", "400M"], "'b0' is more than effnet scale takes.\neffnet scale --help"),
         (["search", "run", "x", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number"),
         (["predict", "x.jpg", "--topk", "many"], "--topk"),
         (["predict", ""], "an empty word"),

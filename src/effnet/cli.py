@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import effnet.console as console  # `from effnet import` would first look for a public name, and for the nearest one
 from effnet.errors import ArgumentError, EffnetError, RefusedError, ran_out_of_memory, translated
@@ -144,7 +144,10 @@ def _print_error(error: Exception, command: str) -> None:
     unexpected = (
         "memory ran out: " if ran_out_of_memory(error) else f"unexpected {type(error).__name__}, see --traceback: "
     )
-    text = f"effnet: {'' if expected else unexpected}{error}"
+    said = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        said = f"{' '.join(error.unused_tokens or ())!r} is more than effnet {command} takes."
+    text = f"effnet: {'' if expected else unexpected}{said}"
     if isinstance(error, CycloptsError):
-        text += "\neffnet --help lists the commands, effnet COMMAND --help the options of one."
+        text += f"\neffnet {command} --help lists what it takes." if command else "\neffnet --help lists the commands."
     write(text)
