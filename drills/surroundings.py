@@ -146,7 +146,8 @@ def few_descriptors(room: Room, name: str, at: Path, random: random.Random) -> F
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     wrong = judge(room, name, at, code, said, True, optional=False, cause="oo many open files")  # Too, or too
-    return f"{count} descriptors", wrong + go_on(room, name, at)
+    again = code != room.codes[name] or name in (*AGAIN, *REPEATED)
+    return f"{count} descriptors", wrong + (go_on(room, name, at) if again else [])
 
 
 def no_locks(room: Room, name: str, at: Path, random: random.Random) -> Found:

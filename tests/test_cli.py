@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import importlib
 import inspect
@@ -152,6 +153,16 @@ def test_memory_that_runs_out_is_named(
     monkeypatch.setattr("effnet.describing.info", info)
     run = Run(capsys, "info")
     assert (run.code, run.err) == (2, f"effnet: memory ran out: {error}\n")
+
+
+def test_too_few_descriptors_are_told_with_a_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def info() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("effnet.describing.info", info)
+    assert Run(capsys, "info").err == "effnet: [Errno 24] Too many open files; allow more: ulimit -n 1024\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")

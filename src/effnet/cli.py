@@ -6,6 +6,7 @@ on, a refused result, a missed budget); 2 wrong usage, an error that stopped it,
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -147,6 +148,8 @@ def _print_error(error: Exception, command: str) -> None:
     said = str(error)
     if isinstance(error, UnusedCliTokensError):
         said = f"{' '.join(error.unused_tokens or ())!r} is more than effnet {command} takes."
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:  # of a pipe it has no name
+        said += "; allow more: ulimit -n 1024"
     text = f"effnet: {'' if expected else unexpected}{said}"
     if isinstance(error, CycloptsError):
         text += f"\neffnet {command} --help lists what it takes." if command else "\neffnet --help lists the commands."
