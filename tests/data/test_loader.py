@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import multiprocessing
 import os
@@ -137,23 +136,6 @@ def test_a_socket_has_a_short_path(photos: Dataset, tmp_path: Path, monkeypatch:
     Loader(images, Order(len(photos), 2, 2, 0), 1)
     assert config["tempdir"].startswith("/tmp/pymp-")
     assert tempfile.tempdir == str(tmp_path / ("t" * 80))
-
-
-def test_a_folder_of_sockets_that_cannot_be_removed_is_left(
-    photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = multiprocessing.current_process()._config
-    monkeypatch.setitem(config, "tempdir", None)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    Loader(TrainingImages(photos, Augment(INPUT), 0), Order(len(photos), 2, 2, 0), 1)
-    (end,) = (each for each in multiprocessing.util._finalizer_registry.values() if config["tempdir"] in each._args)
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "rmdir", fail)
-    end()
-    assert Path(config["tempdir"]).parent == tmp_path
 
 
 def test_an_unreadable_image_is_named(photos: Dataset) -> None:

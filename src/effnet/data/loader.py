@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -161,7 +160,7 @@ class Loader:
         self.order, self._parts = order, Parts(order)
         more: dict[str, Any] = {}
         if workers:
-            _make_socket_folder()
+            _shorten_socket_paths()
             # fork copies locks that other threads hold; a fork server has no threads. Windows can only spawn
             methods = multiprocessing.get_all_start_methods()
             more = {
@@ -216,17 +215,14 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
     return torch.from_numpy(pixels), torch.tensor([label for _, label in samples]), []
 
 
-def _make_socket_folder() -> None:
-    """Make the folder of multiprocessing's sockets, which it hands on to its processes.
-
-    It is in /tmp where that of temporary files has too long a path for a socket, and is removed at the end if the disk
-    lets it: multiprocessing's own would end with a traceback.
-    """
-    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # where it looks for the folder
-    if config.get("tempdir") is None:
-        is_long = os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER
-        config["tempdir"] = folder = tempfile.mkdtemp(prefix="pymp-", dir="/tmp" if is_long else None)
-        multiprocessing.util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-100)
+def _shorten_socket_paths() -> None:
+    """Let multiprocessing keep its sockets in /tmp where the folder of temporary files has too long a path for one."""
+    if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # which it keeps, and hands on to its processes
+        finally:
+            tempfile.tempdir = before
 
 
 def _start_worker(_: int) -> None:
