@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from ran import Run
 from short_run import Recorder
 
-from effnet.cluster import AHEAD, ATTEMPTS, Cluster, ClusterJob, _run
+from effnet.cluster import AHEAD, ATTEMPTS, Cluster, ClusterJob, _run, _same_sigterm
 from effnet.errors import ArgumentError, ClusterError, DataError, EffnetError
 from effnet.version import __version__
 
@@ -160,3 +161,9 @@ def test_a_command_refuses_a_wrong_address_before_anything_else(
     assert "`ray` (='127.0.0.1:1') cannot be reached" in done.err
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_handler_that_python_did_not_set_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    with _same_sigterm():
+        pass

@@ -152,3 +152,10 @@ def test_a_package_that_is_left_out_is_there_again() -> None:
         importlib.import_module("numpy")
     assert importlib.import_module("numpy") is before
     assert "no_such_package" not in sys.modules
+
+
+def test_a_package_that_somebody_left_out_stays_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)  # type: ignore[arg-type]  # as `without` does
+    with without("numpy"):
+        pass
+    assert sys.modules["numpy"] is None

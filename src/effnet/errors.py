@@ -227,14 +227,15 @@ def optional_import(what: str) -> Iterator[None]:
 @contextmanager
 def without(package: str) -> Iterator[None]:
     """Let the import of a package fail, as if it were not installed: what the imports inside can do without."""
-    before = sys.modules.get(package)
+    was_there, before = package in sys.modules, sys.modules.get(package)
     sys.modules[package] = None  # type: ignore[assignment]  # this is how Python marks what cannot be imported
     try:
         yield
     finally:
-        sys.modules.pop(package, None)
-        if before is not None:
-            sys.modules[package] = before
+        if was_there:
+            sys.modules[package] = before  # type: ignore[assignment]  # None, too: somebody else left it out
+        else:
+            sys.modules.pop(package, None)
 
 
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:

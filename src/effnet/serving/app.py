@@ -162,7 +162,7 @@ def _handle_errors(app: FastAPI) -> None:
     async def failed(_: Request, error: EffnetError) -> Response:
         return JSONResponse({"error": str(error)}, 500)
 
-    @app.exception_handler(Exception)  # Starlette raises it again after the answer: Uvicorn logs it, and hangs up
+    @app.exception_handler(Exception)  # raised again by Starlette: Uvicorn logs it and closes the connection
     async def broken(_: Request, error: Exception) -> Response:
         reason = f"unexpected {type(error).__name__}: see the server's log"
         return JSONResponse({"error": reason}, 500, {"connection": "close"})
