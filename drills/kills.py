@@ -220,7 +220,8 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, sys.path[1:])))
     try:
         (work / "shared").mkdir()
-        in_child(lambda: make_shared(work / "shared"))
+        if in_child(lambda: make_shared(work / "shared"), work) != 0:
+            raise SystemExit("kills: what the commands need cannot be made")
         for module in IMPORTED:
             with suppress(ImportError):
                 __import__(module)

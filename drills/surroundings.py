@@ -33,7 +33,6 @@ from attacks.commands import (
     AGAIN,
     CAUSES,
     COMMANDS,
-    HANG,
     REPEATED,
     SHIM,
     Found,
@@ -41,8 +40,7 @@ from attacks.commands import (
     Page,
     Room,
     arm,
-    await_child,
-    begin_child,
+    begin_command,
     damaged,
     digests,
     go_on,
@@ -52,11 +50,11 @@ from attacks.commands import (
     prepare,
     run,
     start,
-    typed,
     unattacked,
     undisturbed,
 )
 from attacks.containers import small_container
+from killing.processes import HANG, await_child
 from verdict import Scale, begin
 
 HERE = Path(__file__).parent
@@ -172,13 +170,11 @@ def clock_set_back(room: Room, name: str, at: Path, random: random.Random) -> Fo
 
 def twice(room: Room, name: str, at: Path, random: random.Random) -> Found:
     """The same command in two processes on one folder: one of them succeeds, the other too or with one line."""
-    from effnet.cli import main as command
-
     pause = random.choice((0.0, random.uniform(0, 0.5)))
     words, logs = COMMANDS[name].words, (room.folder / "log", room.folder / "log2")
     children = []
     for log in logs:
-        children.append(begin_child(lambda: command(typed(room, words)) or 0, at, log))
+        children.append(begin_command(room, words, at, log))
         time.sleep(pause)
     codes = [await_child(child) for child in children]
     wrong = damaged(at, COMMANDS[name])

@@ -9,21 +9,17 @@ import mmap
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from killing.processes import fork_search_workers
+from killing.processes import HANG, await_child, begin, fork_search_workers, in_child, run_effnet
 from killing.whole import find_damage
 from verdict import Drill
 
 SHIM = "EFFNET_SHIM"
-HANG = 900.0  # seconds: a hundred times what a command takes
 CAUSES = {
     errno.ENOSPC: "No space left on device",
     errno.EROFS: "Read-only file system",
@@ -206,55 +202,16 @@ def make_place(at: Path) -> Path:
 # One command in a fork
 
 
-def in_child(work: Callable[[], int], at: Path, log: Path) -> int:
-    """Do some work in a fork, in a folder; its exit code, or minus the signal that ended it, as subprocess has it."""
-    return await_child(begin_child(work, at, log))
-
-
-def begin_child(work: Callable[[], int], at: Path, log: Path) -> int:
-    """Start some work in a fork, in a folder; the process's number."""
-    sys.stdout.flush()
-    if child := os.fork():
-        return child
-    code = 99
-    try:
-        text = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(text, 1)
-        os.dup2(text, 2)
-        os.chdir(at)
-        for name in ("TMPDIR", "EFFNET_CACHE"):
-            os.environ[name] = str(at / name.lower())
-        tempfile.tempdir = None
-        code = work()
-        sys.stdout.flush()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 98
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def await_child(child: int) -> int:
-    """The exit code of a fork; -1000 where it hangs."""
-    end = time.monotonic() + HANG
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -1000
+def begin_command(room: Room, words: str, at: Path, log: Path) -> int:
+    """Start a command of effnet in a folder; the process's number."""
+    log.unlink(missing_ok=True)
+    folders = {name: str(at / name.lower()) for name in ("TMPDIR", "EFFNET_CACHE")}
+    return begin(lambda: run_effnet(typed(room, words)), at, log, folders)
 
 
 def run(room: Room, words: str, at: Path, log: Path) -> tuple[int, str]:
     """Run a command of effnet in a folder; its exit code and what it said."""
-    from effnet.cli import main as command
-
-    code = in_child(lambda: command(typed(room, words)) or 0, at, log)
+    code = await_child(begin_command(room, words, at, log))
     return code, log.read_text(errors="replace")
 
 

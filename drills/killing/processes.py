@@ -17,6 +17,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -24,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 HANG = 600.0  # seconds after which a command is said to hang; the longest takes 10
 PATIENCE = 60.0  # seconds that processes may take to end after the one that started them
@@ -138,41 +139,67 @@ def fork(
     pids: list[int] = []
     for rank in range(processes):
         named = {**environment, **({} if processes == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank)})}
-        pid = os.fork()
-        if not pid:
-            _be(words, place, log, named, (counter, aim) if rank == 0 else None, pids)
-        pids.append(pid)
-        with suppress(PermissionError, ProcessLookupError):
-            os.setpgid(pid, pids[0])  # both do it, so that it is done whoever comes first
+        counted = (place, counter, aim) if rank == 0 else None
+
+        def work(counted: tuple[Path, mmap.mmap, Aim] | None = counted) -> int:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+            if counted:
+                _count_changes(*counted)
+            return run_effnet(words)
+
+        pids.append(begin(work, place, log, named, group=pids[0] if pids else 0))
     return Running(pids, log, aim, counter)
 
 
-def _be(
-    words: Sequence[str],
+def run_effnet(words: Sequence[str]) -> int:
+    """Run a command of effnet as if this process were its own."""
+    from effnet.cli import main
+
+    sys.argv = ["effnet", *words]
+    main()
+    return 0
+
+
+def begin(
+    work: Callable[[], int | None],
     place: Path,
-    log: Path,
-    environment: Mapping[str, str],
-    counted: tuple[mmap.mmap, Aim] | None,
-    before: Sequence[int],
-) -> NoReturn:
-    """Be that command."""
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    group: int | None = None,
+) -> int:
+    """Start some work in a fork of this process, which ends as a process of Python does.
+
+    Args:
+        work: gives the exit code, or leaves with one.
+        place: its working folder.
+        log: gets what it says; without it that is said here.
+        environment: variables that are added.
+        group: of processes, that it joins; 0: a new one.
+
+    Returns:
+        The process's number.
+    """
+    sys.stdout.flush()
+    if pid := os.fork():
+        if group is not None:
+            with suppress(PermissionError, ProcessLookupError):
+                os.setpgid(pid, group or pid)  # both do it, so that it is done whoever comes first
+        return pid
     code: Any = 70
     try:
-        with suppress(PermissionError):
-            os.setpgid(0, before[0] if before else 0)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
-            os.dup2(source, target)
+        if group is not None:
+            with suppress(PermissionError):
+                os.setpgid(0, group)
+        if log:
+            stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
+                os.dup2(source, target)
         os.chdir(place)
-        os.environ.update(environment)
-        if counted:
-            _count_changes(place, *counted)
-        from effnet.cli import main
-
-        main(list(words))
+        os.environ.update(environment or {})
+        tempfile.tempdir = None  # as the environment has it
+        code = work()
     except SystemExit as left:
         code = left.code
     except BaseException:
@@ -233,19 +260,22 @@ def start(
     return Running([process.pid], log, aim)
 
 
-def in_child(function: Callable[[], object]) -> None:
-    """Call a function in a fork, so that whatever threads it starts end with it."""
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            function()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    if os.waitpid(pid, 0)[1]:
-        raise RuntimeError("what the commands need cannot be made")
+def in_child(work: Callable[[], int | None], place: Path, log: Path | None = None) -> int:
+    """Do some work in a fork, with which all threads that it starts end; its exit code, as `await_child` has it."""
+    return await_child(begin(work, place, log))
+
+
+def await_child(child: int) -> int:
+    """The exit code of a fork, or minus the signal that ended it, as subprocess has it; -1000 where it hangs."""
+    end = time.monotonic() + HANG
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1000
 
 
 def descendants(pid: int) -> list[int]:

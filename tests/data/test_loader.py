@@ -6,6 +6,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -136,6 +138,35 @@ def test_a_socket_has_a_short_path(photos: Dataset, tmp_path: Path, monkeypatch:
     Loader(images, Order(len(photos), 2, 2, 0), 1)
     assert config["tempdir"].startswith("/tmp/pymp-")
     assert tempfile.tempdir == str(tmp_path / ("t" * 80))
+
+
+CLEANED_AWAY = """
+import os, sys
+from pathlib import Path
+
+from effnet.arch.spec import InputSpec
+from effnet.data.augment import Augment
+from effnet.data.dataset import read_data
+from effnet.data.loader import Loader, Order, TrainingImages
+
+if __name__ == "__main__":
+    photos = read_data(sys.argv[1])
+    loader = Loader(TrainingImages(photos, Augment(InputSpec(8, 8)), 0), Order(len(photos), 2, 2, 0), 1)
+    for _ in loader.epoch(0):
+        pass
+    for folder in Path(os.environ["TMPDIR"]).iterdir():
+        folder.rename(folder.with_name(f"cleaned-{folder.name}"))
+"""
+
+
+def test_sockets_that_cannot_be_removed_are_not_spoken_of(photos: Dataset, tmp_path: Path) -> None:
+    """A cleaner of /tmp was there, or its disk became read-only: what was asked for is done all the same."""
+    (script := tmp_path / "script.py").write_text(CLEANED_AWAY)
+    with tempfile.TemporaryDirectory() as folder:  # its path is short enough for sockets
+        words, settings = [sys.executable, str(script), str(photos.root)], os.environ | {"TMPDIR": folder}
+        run = subprocess.run(words, env=settings, capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert list(Path(folder).glob("cleaned-pymp-*/listener-*"))
 
 
 def test_an_unreadable_image_is_named(photos: Dataset) -> None:

@@ -8,6 +8,7 @@ steps, and with the same size the same parts; and a position is an epoch and a s
 
 from __future__ import annotations
 
+import io
 import multiprocessing.util
 import os
 import signal
@@ -16,7 +17,9 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -161,6 +164,7 @@ class Loader:
         more: dict[str, Any] = {}
         if workers:
             _shorten_socket_paths()
+            _end_quietly()
             # fork copies locks that other threads hold; a fork server has no threads. Windows can only spawn
             methods = multiprocessing.get_all_start_methods()
             more = {
@@ -225,6 +229,17 @@ def _shorten_socket_paths() -> None:
             tempfile.tempdir = before
 
 
+@cache
+def _end_quietly() -> None:
+    """Let multiprocessing end without tracebacks of sockets that it cannot remove.
+
+    A cleaner of /tmp did it before, or the disk became read-only; what was asked for is done all the same.
+    """
+    quiet = redirect_stderr(io.StringIO())
+    for priority, change in ((1000, quiet.__enter__), (-1000, partial(quiet.__exit__, None, None, None))):
+        multiprocessing.util.Finalize(None, change, exitpriority=priority)  # highest first: its own have 0 and -100
+
+
 def _start_worker(_: int) -> None:
     """Give a worker one thread, and let it exit when the training process is gone, even by kill -9.
 
@@ -232,6 +247,7 @@ def _start_worker(_: int) -> None:
     saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_quietly()
     torch.set_num_threads(1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
