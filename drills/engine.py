@@ -31,7 +31,7 @@ def main() -> int:
         return 0
     build = load_build()
     library = ROOT / "build" / "sanitized" / SANITIZERS / build.LIBRARY.name
-    short = drill.tries <= SCALE.short_tries and not library.exists()
+    short = drill.short and not library.exists()
     try:
         library = library.with_name("portable.so") if short else library
         build.compile_library(library, SANITIZERS, () if short else tuple(build.X86_ISAS))

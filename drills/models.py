@@ -247,7 +247,7 @@ def try_changes(drill: Drill, opener: Watched, sound: Path, known: dict[str, Any
 
 def try_tricks(drill: Drill, opener: Watched, sound: Path, canary: Path) -> None:
     """Hostile files; the canary is looked for after each."""
-    step = EVERY if drill.tries <= SCALE.short_tries else 1
+    step = EVERY if drill.short else 1
     with tempfile.TemporaryDirectory(dir=sound.parent) as folder:
         for number, (kind, path) in enumerate(tricks(Path(folder), sound, canary)):
             if (number + drill.seed) % step:

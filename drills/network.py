@@ -49,7 +49,7 @@ COMMANDS = (
     "check DATA",
     "pack DATA packed",
     "serve lite0 --port PORT",
-    "train DATA --model small.yaml --epochs 1 --resolution 32 --out run --workers 1",
+    "train DATA --model small.yaml --epochs 1 --resolution 32 --workers 1 --out run",
     "val run/best DATA",
     "convert lite0 --to timm-tf --out lite0-timm",
     "export run/best --format openvino --out small-openvino",
@@ -65,12 +65,7 @@ COMMANDS = (
     "fit DATA --macs 20M --minutes 0.5 --out fitted",
     "export run/best DATA --precision int8 --max-drop 99 --out small-int8",
 )
-NEEDED = {  # what a command reads of an earlier one
-    "run": 8,
-    "small-openvino": 11,
-    "small.onnx": 12,
-    "small.pt2": 13,
-}
+WRITTEN = {words.split("--out ")[1]: number for number, words in enumerate(COMMANDS) if "--out" in words}
 SHORT = 8  # the commands that need no torch
 HOOK = """
 import os, sys
@@ -180,7 +175,7 @@ def attempt(drill: Drill, number: int, room: Path, isolated: bool) -> None:
     """One try, with the commands before it that it needs."""
     for word in COMMANDS[number].split():
         made = word.partition("/")[0]
-        if (needed := NEEDED.get(made, number)) != number and not (room / made).exists():
+        if (needed := WRITTEN.get(made, number)) != number and not (room / made).exists():
             attempt(drill, needed, room, isolated)
     words = words_of(number, room)
     if isolated:
