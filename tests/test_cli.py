@@ -64,7 +64,7 @@ def test_torchrun_is_for_one_training(
     with pytest.raises(SystemExit) as ended:
         main([name, str(tmp_path)])
     assert ended.value.code == 2
-    assert f"effnet {name} is one process: start it without torchrun" in capsys.readouterr().err
+    assert f"effnet {name} is a single process: start it without torchrun" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

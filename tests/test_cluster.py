@@ -73,7 +73,7 @@ def test_a_job_whose_worker_dies_is_done_again() -> None:
     found = list(Pretended().run(work, jobs(20), progress))
     assert sorted(found) == sorted((name, 2 * number) for name, (number,) in jobs(20))
     assert tries == {number: ATTEMPTS if number % 7 == 0 else 1 for number in range(20)}
-    assert progress.messages.count("job 7: its worker or machine died, so it is done again") == ATTEMPTS - 1
+    assert progress.messages.count("job 7: its worker or machine died; it runs again") == ATTEMPTS - 1
 
 
 def test_what_no_worker_survives_is_told_when_the_others_are_done() -> None:

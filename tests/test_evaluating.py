@@ -207,7 +207,7 @@ def test_val_is_never_fitted_on_what_is_evaluated(run, folder) -> None:
     assert "No temperature and no threshold" in out
     code, _, err = run("good", "photos", "--split", "all", "--error", 0.1)
     assert code == 2
-    assert "needs a val split beside the evaluated one" in err
+    assert "needs a val split besides the evaluated one" in err
 
 
 def test_two_models(run, folder) -> None:
@@ -293,7 +293,7 @@ def test_a_model_without_names(run, folder) -> None:
     code, _, err = run("nameless", "photos", "--split", "all")
     assert code == 2
     assert "nameless does not name its 3 outputs" in err
-    assert "say --by-order" in err
+    assert "add --by-order" in err
     _, out, _ = run("nameless", "photos", "--split", "all", "--by-order", "--json")
     _, named, _ = run("plain", "photos", "--split", "all", "--json")
     assert json.loads(out)["top1"] == json.loads(named)["top1"]
@@ -327,7 +327,7 @@ def test_lite0_on_class_folders_of_its_names(run, folder, photos) -> None:
     assert re.search(r"top-1 +100.00% +34.24% to 100.00%", out)
     assert re.search(r"top-5 +100.00%", out)
     assert "2 classes with images, of 1000 classes" in out
-    assert re.search(r"Without an image here, .*: 'tench', .* and 990 more", " ".join(out.split()))
+    assert re.search(r"Without images here, .*: 'tench', .* and 990 more", " ".join(out.split()))
 
 
 def test_imagenets_own_folders(run, folder, photos) -> None:
@@ -353,7 +353,7 @@ def test_a_class_without_images_is_listed(run, folder) -> None:
     assert code == 0
     assert "3 classes" in out
     assert re.search(rf"^ ?{NAMES[2]} +0 ", out, re.M)
-    assert f"Without an image here, so not in these figures: '{NAMES[2]}'." in out
+    assert f"Without images here, so not in these figures: '{NAMES[2]}'." in out
 
 
 @pytest.mark.parametrize(

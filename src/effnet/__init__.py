@@ -2,15 +2,15 @@
 
     effnet.spec("b0", resolution=260)         a network as plain numbers
     effnet.cost(spec)                         its parameters, multiply-adds and activations
-    effnet.scale(spec, 1.5)                   the network that compound scaling makes of it
+    effnet.scale(spec, 1.5)                   a larger network by compound scaling
     effnet.fit_spec(effnet.Budget(macs="1G"))  the network that fits a budget, and why
-    effnet.create("b0", num_classes=10)       the network as a torch module, fresh or with weights
+    effnet.create("b0", num_classes=10)       the network as a torch module, with random or pretrained weights
     effnet.fit("photos", latency="20ms")      the network that learns these images best within a budget, trained
-    effnet.train("photos", "lite0")           a trained bundle in a run's folder
-    effnet.load("lite0").predict("photo.jpg") a classifier that knows how to prepare a photo and names what it sees
-    effnet.save(network, "folder")            a bundle: weights and all that belongs to them
+    effnet.train("photos", "lite0")           a trained bundle in a run folder
+    effnet.load("lite0").predict("photo.jpg") a classifier that prepares photos itself and names what it sees
+    effnet.save(network, "folder")            a bundle: weights and everything that belongs to them
 
-Names are resolved when they are first used, so `import effnet` needs neither torch nor time.
+Names are resolved when they are first used, so `import effnet` is fast and does not need torch.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _HOMES = {
     "effnet.weights.load": ("create",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_TRAINING = ("Fitted", "fit", "train")  # these need more than torch
+_TRAINING = ("Fitted", "fit", "train")  # need more than torch
 __all__ = ["__version__", *_HOME_OF]
 
 

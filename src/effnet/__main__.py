@@ -1,9 +1,10 @@
-"""What the command `effnet` starts, and `python -m effnet`."""
+"""The entry point of `effnet` and `python -m effnet`."""
 
 import gc
 import os
 
-BUSY = 0.35  # of the cores; with a step of training on both of two, another program on one made it 2.8 times as long
+# Share of the cores. A training step on both of two cores took 2.8 times as long with another program on one of them.
+BUSY = 0.35
 
 
 def is_busy() -> bool:
@@ -15,13 +16,13 @@ def is_busy() -> bool:
 
 
 def main() -> None:
-    """Run the command that was typed, and leave with its exit code."""
-    # Else numpy's threads look for work for 30 ms, on a core that the weights are read on, before they sleep.
+    """Run the command of the command line, and exit with its code."""
+    # Otherwise numpy's threads spin for 30 ms before they sleep, on a core that reads the weights.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # 2^4 cycles
     if is_busy():
-        # Else torch's threads look for work for 15 ms, on cores that others use and that this program then waits for.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # some 50 us
-    gc.disable()  # until the command runs: imports leave no garbage, and looking for it takes 10 ms
+        # Otherwise torch's threads spin for 15 ms on cores that other programs use.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # about 50 us
+    gc.disable()  # until the command runs: imports leave no garbage, and collecting takes 10 ms
     from effnet.cli import main as run
 
     run()

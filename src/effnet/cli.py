@@ -1,7 +1,7 @@
-"""The command line: a table of commands, each a function in the module of its feature.
+"""The command line: a table of commands, each a function in its feature's module.
 
-Exit codes: 0 all is well; 1 it ran and found something wrong (an unreadable image, images that the model was trained
-on, a refused result, a missed budget); 2 wrong usage, an error that stopped it, or a closed pipe; 130 Ctrl-C.
+Exit codes: 0 success; 1 the command ran and found something wrong (an unreadable image, images that the model was
+trained on, a refused result, a missed budget); 2 wrong usage, an error, or a closed pipe; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
-import effnet.console as console  # `from effnet import` would first look for a public name, and for the nearest one
+import effnet.console as console  # `from effnet import` would first search the public names
 from effnet.errors import ArgumentError, EffnetError, RefusedError, ran_out_of_memory, translated
 from effnet.version import __version__
 
@@ -25,37 +25,37 @@ HELP = """EfficientNet: exact networks, verified weights, and the network that f
 
 An error is one line; --traceback shows where it came from."""
 COMMANDS = {
-    # name: where its function lives, the extra that it needs, what it does
-    "fit": ("fitting.command", "train", "From images and a budget to the network that keeps it, trained and measured."),
-    "info": ("describing", "", "A network: its stages, costs and memory; without a model, the whole family."),
+    # name: module, extra that it needs, summary
+    "fit": ("fitting.command", "train", "From images and a budget to a trained network that keeps the budget."),
+    "info": ("describing", "", "Show a network's stages, costs and memory, or the whole family."),
     "predict": ("predicting.command", "torch", "Classify photos."),
-    "convert": ("converting", "torch", "Turn a checkpoint of one library into another's, or into a bundle."),
-    "scale": ("scaling.command", "", "Compound scaling: the network of a phi, or the one that fits a budget."),
-    "profile": ("profiling.command", "torch", "Where a network's time goes on this machine."),
+    "convert": ("converting", "torch", "Convert a checkpoint to another library's format, or to a bundle."),
+    "scale": ("scaling.command", "", "Compound scaling: the network for a phi, or for a budget."),
+    "profile": ("profiling.command", "torch", "Show where a network's time goes on this machine."),
     "check": (
         "checking.command",
         "",
-        "Unreadable images, copies, leaks between splits and wrong labels of a data set.",
+        "Find unreadable images, duplicates, leaks between splits and wrong labels in a data set.",
     ),
     "pack": ("packing.command", "", "Pack a data set into a few large files, here or behind a URL."),
     "train": ("training.command", "train", "Train a network on a folder of images."),
     "explain": (
         "explaining.command",
         "torch",
-        "Where a model looked in photos, as exact maps, and whether that is true.",
+        "Show where a model looked in photos, as exact maps, and test them.",
     ),
     "val": ("evaluating", "torch", "Evaluate a model on labelled images, or compare two models."),
-    "export": ("exporting.command", "export", "Write a model as a file for OpenVINO, ONNX Runtime or torch.export."),
+    "export": ("exporting.command", "export", "Export a model for OpenVINO, ONNX Runtime or torch.export."),
     "serve": ("serving.command", "serve", "Serve models over HTTP, with a page to try them."),
     "bench": ("benchmarking.command", "torch", "Time every engine and precision on this machine."),
     "search": ("searching.command", "search", "Search alpha, beta and gamma for a baseline on your images."),
 }
 
-ALONE = {"fit", "search"}  # commands that train, and that torchrun must not start several times
+ALONE = {"fit", "search"}  # commands that train but must not be started by torchrun
 
 
 def build_app(words: list[str]) -> App:
-    """The application; only a command among the typed words is imported, the others show their line of the table."""
+    """The application; only a command among `words` is imported, the others show their summary."""
     app = App(
         name="effnet",
         help=HELP,
@@ -67,13 +67,13 @@ def build_app(words: list[str]) -> App:
         print_error=False,
     )
     for place, (name, (module, _, summary)) in enumerate(COMMANDS.items()):
-        own = name in words  # the command that was typed: its help is its docstring
+        own = name in words  # this command's help is its docstring
         app.command(f"effnet.{module}:{name}", help=None if own else summary, sort_key=place)
     return app
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and leave with its exit code; `--traceback` shows where an error came from."""
+    """Run one command and exit with its code; `--traceback` shows where an error came from."""
     words = sys.argv[1:] if arguments is None else arguments
     typed = [console.STDIN if word == "-" else word for word in words if word != "--traceback"]
     name = next((word for word in words if word in COMMANDS), "")
@@ -82,15 +82,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command, bound, _ = build_app(words).parse_args(typed)
         _check_alone(name)
-        if arguments is None:  # the process is ours, see __main__
-            warnings.filterwarnings("ignore", module="PIL")  # of photos that are read none the less
+        if arguments is None:  # this process runs only the command, see __main__
+            warnings.filterwarnings("ignore", module="PIL")  # about photos that can be read anyway
             gc.freeze()
             gc.enable()
         code = command(*bound.args, **bound.kwargs) or console.OK
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = console.INTERRUPTED
-    except BrokenPipeError:  # the reader of the pipe has left
+    except BrokenPipeError:  # the reader closed the pipe
         _close_output()
     except Exception as error:
         _flush_output()
@@ -101,17 +101,17 @@ def main(arguments: list[str] | None = None) -> None:
             error = _name_option(error, typed)
         _print_error(error, name)
     if arguments is None:
-        gc.freeze()  # else Python looks through every object once more before it ends, which takes 20 ms
+        gc.freeze()  # saves the final collection, 20 ms
     sys.exit(code)
 
 
 def _close_output() -> None:
-    """Write nothing more to standard output, not even what is waiting."""
+    """Discard buffered and further output to standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _flush_output() -> None:
-    """Write what is waiting, unless it goes to a full disk."""
+    """Flush standard output, unless its disk is full."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -120,13 +120,13 @@ def _flush_output() -> None:
 
 def _check_alone(name: str) -> None:
     if name in ALONE and int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise EffnetError(f"effnet {name} is one process: start it without torchrun, which is for effnet train")
+        raise EffnetError(f"effnet {name} is a single process: start it without torchrun, which is for effnet train")
 
 
 def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
-    """The error about what was typed: a library function may call the value of --model `weights`."""
+    """The error with the option's name: a library function may call the value of --model `weights`."""
     options: dict[str, Any] = {}
-    with suppress(EffnetError, CycloptsError):  # then it is about an option as it was read
+    with suppress(EffnetError, CycloptsError):  # then the error already names an option
         _, bound, _ = build_app(typed).parse_args(typed)
         for name, value in bound.arguments.items():
             options |= vars(value) if is_dataclass(value) else {name: value}
@@ -137,7 +137,7 @@ def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
 
 
 def _print_error(error: Exception, command: str) -> None:
-    """One line for what went wrong; a missing package is named with the extra that the command needs."""
+    """Print an error as one line; for a missing package it names the extra that the command needs."""
     if command:
         error = translated(error, command, COMMANDS[command][1] or "torch")
     expected = isinstance(error, (EffnetError, CycloptsError, OSError))
@@ -148,7 +148,7 @@ def _print_error(error: Exception, command: str) -> None:
     said = str(error)
     if isinstance(error, UnusedCliTokensError):
         said = f"{' '.join(error.unused_tokens or ())!r} is more than effnet {command} takes."
-    if isinstance(error, OSError) and error.errno == errno.EMFILE:  # of a pipe it has no name
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:  # without a name if it was a pipe
         said += "; allow more: ulimit -n 1024"
     text = f"effnet: {'' if expected else unexpected}{said}"
     if isinstance(error, CycloptsError):

@@ -1,8 +1,8 @@
-"""Jobs on a Ray cluster: each takes some cores of a machine, and is given to another where a worker or machine dies.
+"""Jobs on a Ray cluster: each takes some cores of a machine, and moves to another if its worker or machine dies.
 
-Jobs are Ray's tasks, not actors: Ray keeps the processes that run them, so what a job opens and caches is there for the
-next one; and a task goes to any machine that has room, also to one that joined later, while an actor whose machine
-died waits for as much room as it had.
+Jobs are Ray tasks, not actors. Ray reuses the processes that run them, so the next job finds what a job opened and
+cached; and a task runs on any machine with room, even one that joined later, while an actor whose machine died waits
+for as much room as it had.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from effnet.errors import ArgumentError, ClusterError, EffnetError
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
-ATTEMPTS = 3  # at a job whose worker dies
-CONNECT_SECONDS = 10.0  # in which a machine of the cluster has to answer; Ray tries for minutes
-AHEAD = 2  # jobs handed out for each that runs, so that none waits for this process and a growing cluster sees work
+ATTEMPTS = 3  # for a job whose worker dies
+CONNECT_SECONDS = 10.0  # time for a machine of the cluster to answer; Ray itself tries for minutes
+AHEAD = 2  # jobs submitted per running job, so that none waits for this process and a cluster that can grow does
 
 R = TypeVar("R")
-ClusterJob = tuple[str, tuple[Any, ...]]  # a name for messages, and the arguments of its function
+ClusterJob = tuple[str, tuple[Any, ...]]  # a name for messages, and the function's arguments
 
 
 class Cluster:
-    """A Ray cluster. `close`, or a with statement, cancels its jobs and leaves it.
+    """A Ray cluster. `close`, or leaving a with statement, cancels its jobs and disconnects.
 
-    Every machine needs effnet, and the files that jobs read, under the same path. A cluster to which this process is
-    connected already is used whatever the address, and left running.
+    Every machine needs effnet, and the files that jobs read under the same path. If this process is already connected
+    to a cluster, that one is used whatever the address, and stays connected.
 
     Attributes:
-        each: CPUs or GPUs of a job.
-        lost: the errors that the future of a job raises whose worker died.
+        each: CPUs or GPUs per job.
+        lost: the errors that a job's future raises if its worker died.
 
     Args:
         address: auto, HOST:PORT, ray://HOST:10001; local starts Ray on this machine.
-        each: CPUs or GPUs of a job; as many as the largest machine has, where that is less.
-        unit: which of the two.
-        most: jobs at a time; None: as many as there is room for.
+        each: CPUs or GPUs per job, at most those of the largest machine.
+        unit: whether these are CPUs or GPUs.
+        most: jobs at a time; None means as many as there is room for.
         scratch: a name for the jobs' folder on each machine (`scratch_folder`), which `close` removes.
 
     Raises:
-        ArgumentError: it cannot be reached, or has none of that unit.
+        ArgumentError: the cluster cannot be reached, or has none of that unit.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class Cluster:
         most: int | None = None,
         scratch: str = "",
     ) -> None:
-        ray: Any = importlib.import_module("ray")  # which has types only in parts
+        ray: Any = importlib.import_module("ray")  # only partly typed
         self._ray, self._unit, self._most, self._scratch = ray, unit, most, scratch
         self._started, self._running = not ray.is_initialized(), dict[Future[Any], Any]()
         if self._started:
-            hint = ". Something listens there: a Ray of another version, or one that asks for a token" * _knock(address)
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports of its use
+            hint = ". Something listens there: another version of Ray, or one that requires a token" * _knock(address)
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
                 with _same_sigterm():
                     ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
-            except Exception as error:  # Ray raises a plain one where its processes do not start in time
+            except Exception as error:  # a plain Exception if Ray's processes do not start in time
                 raise ArgumentError("ray", address, f"cannot be reached: {str(error).rstrip('.')}{hint}.") from error
         largest = max(self._rooms(), default=0)
         if not largest:
@@ -100,21 +100,21 @@ class Cluster:
         self.close()
 
     def _rooms(self) -> list[int]:
-        """The CPUs or GPUs of each machine that is there now."""
+        """The CPUs or GPUs of each machine that is connected now."""
         return [int(node["Resources"].get(self._unit, 0)) for node in self._ray.nodes() if node["Alive"]]
 
     @property
     def slots(self) -> int:
-        """Jobs at a time on the machines that are there now; 1 where there is none, which waits for one."""
+        """Jobs at a time on the machines that are connected now; 1 if there are none, which waits for one."""
         room = sum(machine // self.each for machine in self._rooms())
         return max(1, room if self._most is None else min(room, self._most))
 
     def share(self, value: object) -> Any:
-        """A reference to a value that many jobs take as an argument: it is sent once to each machine."""
+        """A reference to a value that many jobs take as an argument, so that it is sent only once to each machine."""
         return self._ray.put(value)
 
     def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R | EffnetError]:
-        """Start a job where there is room; an EffnetError of its function is its result."""
+        """Start a job where there is room; an EffnetError raised by its function becomes its result."""
         reference = self._run.options(name=function.__name__).remote(__version__, function, *arguments)
         future: Future[R | EffnetError] = reference.future()
         self._running = {each: there for each, there in self._running.items() if not each.done()}
@@ -124,13 +124,13 @@ class Cluster:
     def run(
         self, function: Callable[..., R], jobs: Iterable[ClusterJob], progress: Progress = SILENT
     ) -> Iterator[tuple[str, R]]:
-        """The name of each job and what `function` returned for its arguments, as they end.
+        """Yields each job's name and the result of `function` as jobs finish.
 
-        Jobs are drawn as there is room for them. One whose worker dies is done again, ATTEMPTS times in all.
+        Jobs are taken from the iterable as room becomes free. A job whose worker dies is run up to ATTEMPTS times.
 
         Raises:
-            ClusterError: after all others have ended, where every worker of a job died.
-            EffnetError: the function's own; the other jobs are left to `close`.
+            ClusterError: every worker of a job died; raised after all other jobs have ended.
+            EffnetError: raised by the function; `close` cancels the other jobs.
         """
         waiting, again, running = iter(jobs), list[ClusterJob](), dict[Future[R | EffnetError], ClusterJob]()
         deaths, dead = Counter[str](), dict[str, BaseException]()
@@ -149,7 +149,7 @@ class Cluster:
                 except self.lost as error:
                     deaths[name] += 1
                     if deaths[name] < ATTEMPTS:
-                        progress.message(f"{name}: its worker or machine died, so it is done again")
+                        progress.message(f"{name}: its worker or machine died; it runs again")
                         again.append(job)
                     else:
                         dead[name] = error
@@ -163,7 +163,7 @@ class Cluster:
             raise ClusterError(f"{name}: its worker died {ATTEMPTS} times{others}, {why}")
 
     def close(self) -> None:
-        """Cancel what runs, remove the jobs' folders from all machines, and leave the cluster."""
+        """Cancel running jobs, remove the jobs' folders from all machines, and disconnect."""
         for reference in self._running.values():
             self._ray.cancel(reference)
         if self._scratch:
@@ -179,16 +179,16 @@ class Cluster:
 
 
 def check_cluster(address: str | None) -> None:
-    """Raise ArgumentError where no cluster is at an address, before anything is done for it."""
-    if address not in (None, "local"):  # which is to be started
+    """Raise ArgumentError early if there is no cluster at an address."""
+    if address not in (None, "local"):  # local is still to be started
         Cluster(address).close()
 
 
 def _knock(address: str) -> bool:
-    """Whether somebody listens at an address; False where it has no port: auto, local, or what Ray refuses at once.
+    """Whether something listens at an address; False if it has no port: auto, local, or an address that Ray rejects.
 
     Raises:
-        ArgumentError: it is empty, or nobody listens at its port.
+        ArgumentError: the address is empty, or nothing listens at its port.
     """
     if not address:
         raise ArgumentError("ray", address, "must be auto, local, HOST:PORT or ray://HOST:PORT.")
@@ -198,25 +198,25 @@ def _knock(address: str) -> bool:
         return False
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, ValueError, OverflowError) as error:  # the last two: no host has such a name, none such a port
+    except (OSError, ValueError, OverflowError) as error:  # the last two: impossible host or port
         raise ArgumentError("ray", address, f"cannot be reached: {place}: {error}") from error
     return True
 
 
 @contextmanager
 def _same_sigterm() -> Iterator[None]:
-    """Ray sets a handler for SIGTERM: a command has its own, and a process that is forked later would wait in Ray's."""
+    """Keep the SIGTERM handler, which Ray replaces: commands have their own, and forked processes hang in Ray's."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        # None: it was not set by Python, which cannot set it again
+        # None: the handler was not set from Python, which cannot restore it
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 
 def scratch_folder(name: str) -> Path:
-    """The folder of that name for jobs on this machine."""
+    """The folder with this name for jobs on this machine."""
     return Path(tempfile.gettempdir()) / name
 
 
@@ -225,7 +225,7 @@ def _clear(scratch: str) -> None:
 
 
 def _run(version: str, function: Callable[..., R], *arguments: Any) -> R | EffnetError:
-    """A job, on its machine."""
+    """Run a job, on its machine."""
     try:
         if version != __version__:
             raise ClusterError(f"{platform.node()} has effnet {__version__}, not {version} as here: install the same")

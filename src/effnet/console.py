@@ -1,15 +1,15 @@
-"""What commands print: tables, paragraphs, JSON and CSV; progress; and how their options are declared.
+"""Output of commands: tables, paragraphs, JSON, CSV and progress; and how their options are declared.
 
-Results go to standard output; progress, remarks and the next command to standard error, so that output can be piped.
+Results go to standard output; progress, remarks and the next command go to standard error, so output can be piped.
 
-A command with more than six options takes them as a frozen dataclass, the one that the library function takes:
+A command with more than six options takes them as a frozen dataclass, the same one that the library function takes:
 
     def scale(*, options: Annotated[ScaleOptions, Parameter(name="*")] = ScaleOptions()) -> int: ...
 
-The docstring under a field is its help text: a phrase, with "Default: ..." where the field's default is None. Switches
-are `Flag`, amounts such as 8GB `Amount | None`; a field that is not called like its option is
-Annotated[str, Parameter(name="--from")]. `__post_init__` checks values; its errors reach the user as they are.
-A group of options that may be absent altogether is a parameter `Budget | None = None` of the same form.
+The docstring under a field is its help text: a phrase, with "Default: ..." if the field's default is None. Switches are
+`Flag`, amounts such as 8GB `Amount | None`; a field whose option has another name is
+Annotated[str, Parameter(name="--from")]. `__post_init__` checks values; users see its errors unchanged.
+A group of options that may be absent as a whole is a parameter `Budget | None = None` of the same form.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 OK, FINDING, ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes; see cli
-STDIN = "\0-"  # a lone hyphen, which cyclopts would take for an option; no path can have this name
+STDIN = "\0-"  # stands for a lone hyphen, which cyclopts would take for an option; no path can have this name
 
 MACS = "MACs are multiply-adds, what the paper calls FLOPS; FLOPs are twice as many."
-PUBLISHED = "Accuracies are published ones on ImageNet, not measured here."
+PUBLISHED = "Accuracies are published ImageNet results, not measured here."
 
 WIDE = 500  # columns; no table is wider
 PROSE = 100  # columns
@@ -48,10 +48,10 @@ SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def read_value(type_: Any, tokens: Sequence[Token]) -> Any:
-    """A typed value as cyclopts reads it, except for two.
+    """A value as cyclopts reads it, with two exceptions.
 
-    A whole number is taken only as it is written, where cyclopts would round 1.5 to 2. An empty word, such as a shell's
-    variable that is not set, is refused: as a path it would mean the working folder.
+    A whole number must be written as one; cyclopts would round 1.5 to 2. An empty word, such as an unset shell
+    variable, is refused: as a path it would mean the working folder.
     """
     if any(token.value == "" for token in tokens):
         raise ValueError("an empty word is not a value")
@@ -64,7 +64,7 @@ def read_value(type_: Any, tokens: Sequence[Token]) -> Any:
 
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
-Amount = Annotated[str | float, Parameter(metavar="AMOUNT")]  # text first: a typed 8 has no unit and is refused
+Amount = Annotated[str | float, Parameter(metavar="AMOUNT")]  # text first, so that 8, which has no unit, is refused
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def given(options: Any) -> dict[str, Any]:
 
 
 def command_line(command: str, options: Mapping[str, Any]) -> str:
-    """A command with options as a person types it: `from_` is --from, False is --no-..., a list the option repeated."""
+    """The command line of a command with options: `from_` is --from, False is --no-..., a list repeats the option."""
     words = ["effnet", *command.split()]
     for name, value in options.items():
         option = name.strip("_").replace("_", "-")
@@ -87,7 +87,7 @@ def command_line(command: str, options: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", note: str = "") -> None:
-    """Print a table; columns that start with "<" are text, the others numbers."""
+    """Print a table; columns whose name starts with "<" are text, the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -100,7 +100,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for row in rows:
         drawn.add_row(*(Text(str(value)) for value in row))
     terminal = Console(highlight=False)
-    # A table that is too wide for the terminal wraps; cut off, its numbers would be lost.
+    # A table too wide for the terminal wraps; if it were cut off, numbers would be lost.
     terminal.width = max(terminal.width, terminal.measure(drawn, options=terminal.options.update(width=WIDE)).maximum)
     terminal.print(drawn)
 
@@ -112,10 +112,10 @@ def paragraphs(texts: Iterable[str]) -> None:
 
 
 def set_encoding() -> None:
-    """Let standard input and output take every name, whatever their encoding; standard output is named in its errors.
+    """Let standard input and output take any name, whatever their encoding; output errors name standard output.
 
-    Bytes of a file name that are not text in the system's encoding are read and written unchanged; a character that
-    the encoding of standard output lacks is written as an escape: \\u4e2d.
+    Bytes of a file name that are not valid in the system's encoding are read and written unchanged; a character that
+    standard output's encoding lacks is written as an escape: \\u4e2d.
     """
     codecs.register_error("effnet", _encode)
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
@@ -126,7 +126,7 @@ def set_encoding() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output, whose errors name it: a full disk behind it does not."""
+    """Standard output whose errors name it, which those of a full disk do not."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
@@ -160,7 +160,7 @@ def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def one_line(name: str) -> str:
-    """A file's name with its control characters written out: a line feed, or what a terminal would obey."""
+    """A file name with control characters escaped: line feeds and terminal commands."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], name)
 
 
@@ -175,7 +175,7 @@ def json_text(value: object) -> str:
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    """JSON with every letter as it is, or all in ASCII where standard output or UTF-8 does not have one of them."""
+    """JSON with characters unescaped, or all in ASCII if standard output or UTF-8 cannot encode one of them."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         for encoding in ("utf-8", sys.stdout.encoding or "utf-8"):
@@ -191,9 +191,9 @@ def csv_lines(rows: Iterable[Sequence[object]]) -> str:
 
 
 class Display:
-    """Draws progress on standard error where it is a terminal: a line immediately, bars once work is counted.
+    """Draws progress on standard error if it is a terminal: a line immediately, bars once work is counted.
 
-    Messages stand above the bars; where standard error is not a terminal, only messages are written.
+    Messages appear above the bars; if standard error is not a terminal, only messages are written.
     """
 
     def __init__(self, task: str = "") -> None:
@@ -219,14 +219,14 @@ class Display:
             sys.stderr.write(f"{'':{len(self._line)}}\r")
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
             remark(text)
 
     def update(self, task: str, done: float, total: float, detail: str = "") -> None:
-        """Draw a task's bar; it is removed when the task is finished."""
+        """Draw a task's bar, which is removed when the task is finished."""
         if not sys.stderr.isatty():
             return
         if self._bar is None:
@@ -246,15 +246,15 @@ class Display:
 
 
 def remark(text: str) -> None:
-    """Write a line to standard error, after the results so far; a training outlives a full disk behind its log."""
+    """Write a line to standard error, after the results so far; a full disk behind the log does not stop a training."""
     sys.stdout.flush()
     with suppress(OSError):
         sys.stderr.write(f"{text}\n")
 
 
 def remark_once(text: str) -> None:
-    """Write a line to standard error; of all processes that torchrun started on this machine, the first one does."""
-    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder of this process's, in one of this start's
+    """Write a line to standard error, only in the first of the processes that torchrun started on this machine."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # each start has a folder, with one for each process
     try:
         if own is not None:
             (Path(own).parents[1] / "effnet-line").touch(exist_ok=False)

@@ -1,4 +1,4 @@
-"""effnet convert: a checkpoint of one library as another's, or as a bundle."""
+"""effnet convert: converts a checkpoint to another library's format, or to a bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from effnet.errors import RefusedError, UnknownNameError
 from effnet.files import write_file, write_folder
 from effnet.weights.bundle import read_record, save
 
-SAME = 1e-4  # of the largest logit: networks whose logits differ by less are the same
+SAME = 1e-4  # difference, relative to the largest logit, below which two networks are the same
 
 
 def convert(
@@ -33,7 +33,7 @@ def convert(
             one that its keys imply.
         to: What to write: bundle, tutorial, torchvision, timm, timm-tf or hf.
         out: The file or folder to write; default: in the working folder, named after the input.
-        num_classes: Where it differs from the file's number of classes, the classifier starts fresh.
+        num_classes: Classes of the result; if the file has another number, the classifier gets random weights.
     """
     with console.Display(f"reading {file}") as progress:
         from effnet.weights.convert import read_checkpoint

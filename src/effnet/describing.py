@@ -27,17 +27,17 @@ from effnet.weights.bundle import read_network
 
 @dataclass(frozen=True)
 class Rival:
-    """A published network of Table 2 (v5) of the paper, in the group of the EfficientNet that it is compared with."""
+    """A published network in Table 2 (v5) of the paper, grouped with the EfficientNet that it is compared with."""
 
     name: str
     compared_with: str
     top1: float  # per cent on the ImageNet validation set, single crop, single model
     top5: float
     params_millions: float
-    macs_billions: float | None  # the paper leaves GPipe's out
+    macs_billions: float | None  # the paper omits GPipe's
 
 
-# Nothing here was measured by us. The paper calls the multiply-adds FLOPS.
+# Nothing here was measured by us. The paper calls multiply-adds FLOPS.
 RIVALS = (
     # name, compared with, top-1, top-5, parameters (M), multiply-adds (B)
     Rival("ResNet-50", "b0", 76.0, 93.0, 26, 4.1),
@@ -61,36 +61,36 @@ RIVALS = (
 
 @dataclass(frozen=True)
 class SpecChanges:
-    """What differs from the named network."""
+    """Changes to the named network."""
 
     width: float | None = None
-    """Factor on the baseline's channels, in place of the variant's."""
+    """Factor on the baseline's channels, instead of the variant's."""
     depth: float | None = None
-    """Factor on the baseline's layers, in place of the variant's."""
+    """Factor on the baseline's layers, instead of the variant's."""
     resolution: int | None = None
     """Height and width of the input in pixels."""
     num_classes: int | None = None
     """Outputs of the classifier."""
     stem_stride: int | None = None
-    """1 for small images, which makes every map twice as high and wide; 2 in every published network."""
+    """1 for small images, which makes every feature map twice as high and wide; 2 in every published network."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A training step whose memory is to be shown."""
+    """The training step whose memory is shown."""
 
     batch: int | None = None
-    """Images per training step. Default: as many as fit into --train-memory."""
+    """Images per training step. Default: as many as fit in --train-memory."""
     train_memory: Amount | None = None
-    """Memory for training, such as 8GB: shows the largest batch that fits."""
+    """Memory for training, such as 8GB, to show the largest batch that fits."""
     optimizer: str = "rmsprop"
     """rmsprop, sgd, momentum, adam or adamw."""
     precision: Precision | None = None
-    """Number format of the feature maps. Default: the faster one on this processor."""
+    """Precision of the feature maps. Default: the faster one on this processor."""
 
     def __post_init__(self) -> None:
         if self.batch is None and self.train_memory is None:
-            raise ArgumentError("batch", self.batch, "is missing: name the images per step, or --train-memory.")
+            raise ArgumentError("batch", self.batch, "is missing: give the images per step, or --train-memory.")
 
 
 def info(
@@ -102,15 +102,14 @@ def info(
     changes: Annotated[SpecChanges, Parameter(name="*", group="Changes")] = SpecChanges(),
     step: Annotated[TrainingStep | None, Parameter(name="*", group="Training memory")] = None,
 ) -> int:
-    """The family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
+    """Show the family, or one network stage by stage: sizes, parameters, multiply-adds and activations.
 
-    With --batch or --train-memory: what training that network holds in memory, with and without a plan that computes
-    some of it again.
+    With --batch or --train-memory: what training this network keeps in memory, with and without recomputing some of it.
 
     Args:
         model: A variant (b0 ... b8, l2, lite0 ... lite4), a bundle or a spec.yaml. Default: the whole family.
-        blocks: Every block instead of every stage.
-        rivals: The paper's Table 2: the family beside the networks that it is compared with, all figures published.
+        blocks: Show every block instead of every stage.
+        rivals: Show the paper's Table 2: the family beside the networks that it is compared with, as published.
         json: JSON instead of a table.
     """
     given = console.given(changes)
@@ -118,7 +117,7 @@ def info(
         of_one = given | ({"blocks": True} if blocks else {}) | ({} if step is None else console.given(step))
         for name, value in of_one.items():
             example = console.command_line("info b0", {name: value})
-            raise ArgumentError(name, value, f"is about one network; name it, as in: {example}")
+            raise ArgumentError(name, value, f"applies to one network; name it, as in: {example}")
         if model is not None:
             raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
         _show_rivals(as_json=json) if rivals else _show_family(as_json=json)
@@ -184,7 +183,7 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
         precision, reason = choose_precision(kernels=kernels)
     settings: dict[str, Any] = {"optimizer": step.optimizer, "precision": precision}
     keeps: dict[str, Keep | None] = {"everything": None}
-    # By the kernels the highest level is what they keep without a plan
+    # The highest level is what the kernels keep without a plan.
     keeps |= {keep.name.lower(): keep for keep in levels(network)[kernels:]}
     largest = {}
     if limit is not None:
@@ -212,11 +211,11 @@ def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_j
         sizes = (console.size(getattr(memory, term)) for term in terms)
         lines.append((name, *sizes, f"{again[name]:.0%}", *[largest.get(name, images) or "none"] * bool(largest)))
     title = f"Training {network.name} at {network.resolution} px, {step.optimizer}, {precision}: "
-    computed = "by effnet's kernels; of a GPU's step: EFFNET_NATIVE=0" if kernels else "by torch's modules"
+    computed = "by effnet's kernels; for a GPU's step: EFFNET_NATIVE=0" if kernels else "by torch's modules"
     least = list(keeps)[-1] if kernels else "convolutions"
     note = (
         f"{precision}: {reason}. Computed {computed}.\n"
-        "Activations are kept from the forward to the backward pass; gradients come as they go, so the peak is below\n"
+        "Activations are kept from the forward to the backward pass and gradients replace them, so the peak is below\n"
         f"the sum. To keep less: network.recompute(RecomputePlan.uniform(spec, '{least}')). Torch is not counted."
     )
     if "least work" in plans:
@@ -244,7 +243,7 @@ def _show_rivals(*, as_json: bool) -> None:
                 sizes = [f"{params:g} M", f"{1e6 * params / price.params:.1f}x"]
                 sizes += [f"{macs:g} G", f"{2 * macs:g} G", f"{1e9 * macs / price.macs:.1f}x"] if macs else ["-"] * 3
                 lines.append((f"  {rival.name}", rival.top1, rival.top5, *sizes))
-        note = f"EfficientNet's sizes are counted, its rivals' are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
+        note = f"EfficientNet's sizes are computed here, the others are the paper's (Table 2, v5).\n{PUBLISHED}\n{MACS}"
         console.table(columns, lines, title="The family beside the networks of its time", note=note)
     console.remark("Next: effnet info b0")
 

@@ -1,4 +1,4 @@
-"""Every error that effnet raises on purpose, and which extra installs a missing optional dependency.
+"""The errors that effnet raises on purpose, and the extra that installs a missing optional dependency.
 
 A message names the argument or file, its value, what is allowed and, for names, the nearest match.
 """
@@ -43,36 +43,36 @@ EXTRAS = {
     "prometheus_client": "serve",
     "uvicorn": "serve",
 }
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc")  # as torch and C++ say it
-LONGEST = 250  # letters of a value in a message
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc")  # torch, C++
+LONGEST = 250  # characters of a value in a message
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 12
 
 
 class EffnetError(Exception):
-    """Base of all errors below: catch this one to catch them all."""
+    """Base class of all errors below."""
 
 
 class ArgumentError(EffnetError, ValueError):
-    """An argument has a value that breaks a rule."""
+    """An argument's value breaks a rule."""
 
     def __init__(self, argument: str, value: object, rule: str) -> None:
         super().__init__(f"`{argument}` (={short(value)}) {rule}")
         self.argument, self.value, self.rule = argument, value, rule
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.argument, self.value, self.rule)  # worker processes send errors home
+        return type(self), (self.argument, self.value, self.rule)  # worker processes pickle errors
 
     def renamed(self, argument: str) -> ArgumentError:
-        """The same error about an argument of another name."""
+        """The same error with another argument name."""
         kind, (_, *rest) = self.__reduce__()
         error: ArgumentError = kind(argument, *rest)
         return error
 
 
 class UnknownNameError(ArgumentError):
-    """A name is not among the known ones."""
+    """A name is not one of the known names."""
 
     def __init__(self, argument: str, value: object, known: Iterable[str]) -> None:
         self.known = tuple(known)
@@ -84,15 +84,15 @@ class UnknownNameError(ArgumentError):
 
 
 class CheckpointError(EffnetError):
-    """A file of weights cannot be used."""
+    """A weight file cannot be used."""
 
 
 class AmbiguousSourceError(CheckpointError):
-    """A checkpoint's keys fit several libraries whose networks compute different things; `source` must say which."""
+    """A checkpoint's keys fit several libraries whose networks compute different results; `source` must say which."""
 
 
 class MismatchError(CheckpointError):
-    """Tensors are missing, left over or of another shape than the network's."""
+    """Tensors are missing, unexpected, or of the wrong shape."""
 
 
 class RefusedError(EffnetError):
@@ -100,11 +100,11 @@ class RefusedError(EffnetError):
 
 
 class BundleError(EffnetError):
-    """A bundle was changed, cut short or written by a newer version."""
+    """A bundle was changed, truncated or written by a newer version."""
 
 
 class ArtifactError(EffnetError):
-    """An exported file cannot be used: it is damaged, or effnet did not write it."""
+    """An exported file is damaged, or effnet did not write it."""
 
 
 class DataError(EffnetError):
@@ -116,32 +116,32 @@ class TrainingError(EffnetError):
 
 
 class ProcessLostError(TrainingError):
-    """Another process of the same training is gone; this one cannot go on alone."""
+    """Another process of this training is gone, and this one cannot continue alone."""
 
 
 class ClusterError(EffnetError):
-    """A job on a cluster cannot be done: its workers die, or its machine has another effnet or other files."""
+    """A job on a cluster failed: its workers die, or its machine has another version of effnet or other files."""
 
 
 class ImageError(EffnetError):
-    """An image cannot be read; the message is the reason in one line, without the file's name and a full stop."""
+    """An image cannot be read; the message is the reason in one line, without file name and full stop."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(" ".join(reason.split()).rstrip("."))  # decoders write several lines
 
 
 class DownloadError(EffnetError):
-    """A known file is not on this machine and cannot be fetched."""
+    """A known file is not on this machine and cannot be downloaded."""
 
 
 class MissingExtraError(EffnetError, ImportError):
-    """An optional dependency is not installed, or it is installed and cannot be loaded.
+    """An optional dependency is not installed, or cannot be loaded.
 
     Args:
         what: what needs it, such as "reading x.h5".
-        extra: the extra of effnet that installs it; "" where effnet installs `package` itself.
-        package: the package, where it is only one.
-        reason: why a package that is installed cannot be loaded.
+        extra: the extra of effnet that installs it; "" if effnet itself does.
+        package: the package, if it is only one.
+        reason: why an installed package cannot be loaded.
     """
 
     def __init__(self, what: str, extra: str, package: str = "", reason: str = "") -> None:
@@ -158,13 +158,13 @@ class MissingExtraError(EffnetError, ImportError):
 
 
 def reason(error: Exception) -> str:
-    """What another library says: its error's name and first sentence, in at most LONGEST letters of one line."""
+    """Another library's error in one line: its class and first sentence, at most LONGEST characters."""
     said = re.split(r"\n|\. ", str(error))[0]
     return f"{type(error).__name__}: {said if len(said) <= LONGEST else f'{said[:LONGEST]} ...'}"
 
 
 def short(value: object) -> str:
-    """A value as a message shows it: in one line of at most LONGEST letters, an array or a tensor by its shape."""
+    """A value for a message: one line of at most LONGEST characters, an array or tensor by its shape."""
     if getattr(value, "shape", None) and hasattr(value, "dtype"):
         return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"  # type: ignore[attr-defined]  # just checked
     if isinstance(value, (bytes, bytearray)):
@@ -174,21 +174,21 @@ def short(value: object) -> str:
 
 
 def nearest(value: object, known: Iterable[str]) -> str:
-    """The sentence " Did you mean 'b8'?" for the known name nearest to `value`, or nothing."""
-    import difflib  # only when something is wrong
+    """The sentence " Did you mean 'b8'?" with the known name nearest to `value`, or ""."""
+    import difflib  # only needed for errors
 
     match = difflib.get_close_matches(str(value)[:LONGEST].lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
 def translated(error: Exception, what: str = "this", torch_extra: str = "torch") -> Exception:
-    """The error to raise for a failed import: a MissingExtraError where an optional dependency failed.
+    """The error to raise for a failed import: a MissingExtraError if an optional dependency failed.
 
     Args:
-        error: what an import raised: an ImportError, or whatever a package that is installed raised while it was loaded
-            (an OSError for a shared library, a RuntimeError for another NumPy); any other error is returned as it is.
+        error: what an import raised: an ImportError, or whatever an installed package raised while it was loaded
+            (an OSError for a shared library, a RuntimeError for another NumPy); any other error is returned unchanged.
         what: what needs the package, such as "effnet train".
-        torch_extra: the extra to name where torch is missing; every extra that needs torch installs it.
+        torch_extra: the extra to name if torch is missing, since several install it.
     """
     if isinstance(error, MissingExtraError):
         return error
@@ -200,7 +200,7 @@ def translated(error: Exception, what: str = "this", torch_extra: str = "torch")
             is_missing_torch = package == "torch" and not found.reason
             return MissingExtraError(what, torch_extra, package) if is_missing_torch else found
         cause = cause.__cause__ or cause.__context__
-    # A library that is there but broken fails inside its own modules, under the name of one of them.
+    # A broken library fails inside its own modules, so the error names one of them.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
         if package in EXTRAS and (isinstance(error, ImportError) or frame.f_code.co_name == "<module>"):
@@ -209,13 +209,13 @@ def translated(error: Exception, what: str = "this", torch_extra: str = "torch")
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, as Python, torch, CUDA or C++ say it."""
+    """Whether an error of Python, torch, CUDA or C++ says that memory ran out."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 @contextmanager
 def optional_import(what: str) -> Iterator[None]:
-    """Around the imports that `what` needs in a function of the library: their error is `translated`."""
+    """Wraps imports inside a function, and raises their errors `translated` for `what`."""
     try:
         yield
     except Exception as error:
@@ -226,7 +226,7 @@ def optional_import(what: str) -> Iterator[None]:
 
 @contextmanager
 def without(package: str) -> Iterator[None]:
-    """Let the import of a package fail, as if it were not installed: what the imports inside can do without."""
+    """Make the import of a package fail as if it were not installed; for imports that can do without it."""
     was_there, before = package in sys.modules, sys.modules.get(package)
     sys.modules[package] = None  # type: ignore[assignment]  # this is how Python marks what cannot be imported
     try:
@@ -239,7 +239,7 @@ def without(package: str) -> Iterator[None]:
 
 
 def missing(what: str, package: str, error: BaseException | None = None) -> MissingExtraError:
-    """The error that says what needs `package`, and how to install it or why it cannot be loaded."""
+    """The error for a missing `package`: what needs it, and how to install it or why it cannot be loaded."""
     installed = error is not None and importlib.util.find_spec(package) is not None
     reason = " ".join(str(error).split())[:LONGEST]
     return MissingExtraError(what, EXTRAS[package], package, reason if installed else "")

@@ -1,4 +1,4 @@
-"""effnet val: how good a model is on images with known classes, how certain that is, and which of two is better."""
+"""effnet val: a model's accuracy on labelled images with its uncertainty, and which of two models is better."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from effnet.weights.bundle import find_splits
 from effnet.weights.registry import match_outputs
 from effnet.weights.sureness import Familiarity, LabelSets
 
-ERROR = 0.05  # share of wrong answers for which a threshold is chosen by default
-LISTED = 10  # unreadable files, at most
-ALL_CLASSES, WORST = 20, 10  # classes up to which all are shown, and how many where there are more
-USED = ("train", "val", "all")  # splits with images that a run fits something on
+ERROR = 0.05  # default share of wrong answers that a threshold is chosen for
+LISTED = 10  # unreadable files that are named, at most
+ALL_CLASSES, WORST = 20, 10  # most classes that are all shown, and how many are shown of more
+USED = ("train", "val", "all")  # splits with images that a run fits something to
 FILES = "confusion_matrix.png", "per_class.csv", "reliability.png", "mistakes.jpg", "cams.jpg"
 INTERVALS = (
     "Intervals at 95 %: Wilson's for shares, a bootstrap over all images for macro F1. They hold for images drawn like "
@@ -66,10 +66,10 @@ class ValOptions:
     """The split to evaluate: test (default; val if there is no test split), val, train, new (images that the
     model's split.csv does not list), or all."""
     error: float | None = None
-    """Share of the answers that may be wrong: the model abstains below the confidence that keeps to it. Default: what
-    the bundle was calibrated for, else 0.05."""
+    """Share of the answers that may be wrong; sets the confidence below which the model abstains. Default: what the
+    bundle was calibrated for, else 0.05."""
     by_order: Flag = False
-    """For a model without class names: its outputs are the data's classes in alphabetical order."""
+    """Take the outputs of a model without class names for the data's classes in alphabetical order."""
 
     def __post_init__(self) -> None:
         if self.error is not None and not 0 < self.error < 1:
@@ -84,22 +84,22 @@ class Outputs:
     classifier: Classifier
     data: Dataset  # those images, labelled in the order of the outputs
     predicted: Predicted
-    familiarity: NDArray[np.float64] | None  # (N,); None where the model cannot tell
+    familiarity: NDArray[np.float64] | None  # (N,); None if the model cannot tell
 
     @property
-    def told(self) -> tuple[Familiarity, NDArray[np.float64]] | None:
-        """What tells unfamiliar images, and its scores."""
+    def familiarity_scores(self) -> tuple[Familiarity, NDArray[np.float64]] | None:
+        """The detector of unfamiliar images, and its scores."""
         known, scores = self.classifier.familiarity, self.familiarity
         return None if known is None or scores is None else (known, scores)
 
 
 @dataclass(frozen=True)
 class FittedOn:
-    """What was fitted on images that are not evaluated."""
+    """What was fitted to images that are not evaluated."""
 
     calibration: Calibration | None = None
     sets: LabelSets | None = None
-    on: str = ""  # these images, in words
+    on: str = ""  # description of these images
 
 
 def val(
@@ -110,9 +110,9 @@ def val(
     report: Path | None = None,
     json: Flag = False,
 ) -> int:
-    """How good a model is: accuracy with its interval, every class, calibration, and when it should abstain.
+    """Evaluate a model: accuracy with its interval, every class, calibration, and when it should abstain.
 
-    With two models: which one is better, and whether the images show it. Classes are matched by name.
+    With two models: which one is better, and whether the difference is significant. Classes are matched by name.
 
     Args:
         arguments: MODEL DATA, or MODEL OTHER-MODEL DATA. A model is a bundle, registered weights (lite0, b0 ...), an
@@ -121,7 +121,7 @@ def val(
         options: What is evaluated, and how.
         engine: What runs the models.
         out: Write confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg and cams.jpg into this folder.
-        report: Write all of it as one HTML page into this file, with pictures: see docs/report.md.
+        report: Write everything to this file as one HTML page with pictures: see docs/report.md.
         json: JSON instead of tables.
     """
     if len(arguments) not in (2, 3):
@@ -181,7 +181,7 @@ def val(
 
 
 def _check(models: list[str], options: ValOptions, out: Path | None, report: Path | None) -> None:
-    """Refuse what cannot be done before anything takes time."""
+    """Refuse impossible requests before anything takes time."""
     if models[1:] == models[:1]:
         raise ArgumentError("arguments", models[0], "is given twice; name two models.")
     if len(models) == 2:
@@ -214,7 +214,7 @@ def _label(dataset: Dataset, model: str, classifier: Classifier, options: ValOpt
         return match_outputs(dataset, classifier.classes, f"{model}'s")
     count, found = classifier.spec.num_classes, len(dataset.classes)
     if not options.by_order or count != found:
-        advice = "; if they are the data's in alphabetical order, say --by-order" if count == found else ""
+        advice = "; if they are the data's in alphabetical order, add --by-order" if count == found else ""
         raise DataError(f"{model} does not name its {count} outputs, and the data has {found} classes{advice}")
     return dataset
 
@@ -239,7 +239,7 @@ def _run(model: str, classifier: Classifier, dataset: Dataset) -> Outputs:
 
 
 def _fit(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> FittedOn:
-    """Temperature, threshold and label sets: the bundle's, else fitted on the val split that is not evaluated."""
+    """Temperature, threshold and label sets: the bundle's, else fitted to the val split if it is not evaluated."""
     own, error = outputs.classifier.calibration, options.error
     if own is not None and error in (None, own.error):
         on = f"the {own.n:,} {own.split} images of the run that trained {outputs.model}"
@@ -251,17 +251,17 @@ def _fit(outputs: Outputs, rest: Dataset | None, options: ValOptions) -> FittedO
         sets = calibrate_sets(found.logits, found.labels, fitted.temperature)
         return FittedOn(fitted, sets, f"the {fitted.n:,} images of the data's val split")
     if error is not None:
-        raise ArgumentError("error", error, "needs a val split beside the evaluated one, to choose a threshold on.")
+        raise ArgumentError("error", error, "needs a val split besides the evaluated one, to choose a threshold on.")
     return FittedOn()
 
 
 def _measure(outputs: Outputs, fitted: FittedOn, used: bool) -> Sureness:
-    """What the model says of its limits; not by what was fitted on the images themselves."""
+    """How well the model knows its limits, without anything that was fitted to these images."""
     logits, labels, _ = outputs.predicted
     temperature = fitted.calibration.temperature if fitted.calibration else 1.0
     if used:
         return measure_sureness(logits, labels, temperature)
-    return measure_sureness(logits, labels, temperature, sets=fitted.sets, told=outputs.told)
+    return measure_sureness(logits, labels, temperature, sets=fitted.sets, told=outputs.familiarity_scores)
 
 
 def _evaluate(outputs: Outputs, calibration: Calibration | None) -> Evaluation:
@@ -314,7 +314,7 @@ def _write_page(
 
 
 def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
-    """The difference on the images that both could read, by the data's classes."""
+    """The difference on the images that both models could read, by the data's classes."""
     label_of = {sample.path: sample.label for sample in dataset.samples}
     shared = {sample.path for sample in a.data.samples} & {sample.path for sample in b.data.samples}
     known = sorted({label_of[path] for path in shared})
@@ -322,7 +322,7 @@ def _compare_outputs(a: Outputs, b: Outputs, dataset: Dataset) -> Difference:
     for each in (a, b):
         rows = [number for number, sample in enumerate(each.data.samples) if sample.path in shared]
         output_of = {label_of[sample.path]: sample.label for sample in each.data.samples}
-        first = [output_of[label] for label in known]  # the data's classes, in its own order
+        first = [output_of[label] for label in known]  # the data's classes, in its order
         rest = np.setdiff1d(np.arange(len(each.data.classes)), first)
         logits.append(each.predicted.logits[rows][:, [*first, *rest]])
     labels = np.searchsorted(known, [sample.label for sample in dataset.samples if sample.path in shared])
@@ -355,11 +355,11 @@ def _show_evaluation(evaluation: Evaluation, model: str, data: str, split: str) 
     columns = "<class", "images", "precision", "recall", "95 % interval", "F1", "<taken for"
     console.table(columns, rows, title=heading)
     if absent:
-        console.paragraphs((f"Without an image here, so not in these figures: {list_names(absent)}.",))
+        console.paragraphs((f"Without images here, so not in these figures: {list_names(absent)}.",))
 
 
 def _show_sureness(found: Sureness, outputs: Outputs, fitted: FittedOn, used: bool) -> None:
-    """Print coverage against accuracy, and what label sets and familiarity are worth."""
+    """Print accuracy against coverage, and how good label sets and familiarity are."""
     rows = [
         (f"{each.share:.0%}", f"{each.least:.1%}", f"{each.accuracy.value:.2%}", bounds(each.accuracy))
         for each in found.curve
@@ -376,7 +376,7 @@ def _show_sureness(found: Sureness, outputs: Outputs, fitted: FittedOn, used: bo
 
 
 def _show_comparison(found: Difference, models: Sequence[str], data: str, split: str) -> None:
-    """Print the accuracy of both models, and what their difference means."""
+    """Print the accuracy of both models, and their difference."""
     rows = [
         (name, model, f"{accuracy.value:.2%}", bounds(accuracy), only)
         for name, model, accuracy, only in zip(

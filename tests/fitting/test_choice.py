@@ -201,7 +201,7 @@ def test_what_no_worker_survives_is_trained_here(tmp_path: Path) -> None:
     work = [(name, ()) for name in ("known", "first", "second")]
     choice._train_elsewhere(Dying(), "scratch", work, record, progress)  # type: ignore[arg-type]
     assert set(ScoreRecord(tmp_path / CHOICE).rights) == {"known", "first"}
-    assert progress.has("second: its worker died 3 times; so this machine does it")
+    assert progress.has("second: its worker died 3 times; this machine does it instead")
 
 
 def test_test_images_are_not_seen(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ def test_a_machine_that_is_killed_in_the_middle_changes_nothing(model: Path, pho
     counts, progress = answer(alone, model, photos), Recorder()
     with Machines() as machines, machines.second_dies("_answer_there"):
         assert answer(out, model, photos, progress, machines.address) == counts
-    assert progress.has("its worker or machine died, so it is done again")
+    assert progress.has("its worker or machine died; it runs again")
     for file in alone.iterdir():
         assert (out / file.name).read_bytes() == file.read_bytes()
     files = [json.loads(line)["file"] for line in joined(out).splitlines()]

@@ -1,1 +1,1 @@
-"""Fit: from images and a budget to the EfficientNet that keeps it, trained, and measured on this machine."""
+"""Fit: from images and a budget to a trained EfficientNet that keeps the budget, measured on this machine."""

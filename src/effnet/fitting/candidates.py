@@ -1,14 +1,14 @@
-"""The networks that a fit considers, what they cost, and which limit refuses each.
+"""The networks that a fit considers, what they cost, and which limit rules each one out.
 
-    weights        every set of ImageNet weights that is on this machine, at multiples of 32 px
-    inherited      narrower networks, and the one that the paper's rule makes of the budget, which start from such
-                   weights; only where whole ones leave a limit unmet or most of it unused
-    scratch        B0 with random weights, where there are enough images
+    weights        every set of ImageNet weights on this machine, at multiples of 32 px
+    inherited      narrower networks, and the one that the paper's rule derives from the budget, initialized from such
+                   weights; only where whole networks exceed a limit or leave most of it unused
+    scratch        B0 with random weights, if there are enough images
 
-Resolutions go up to the images' own, and in wider steps up to the one that the weights were trained at: they see more
-in small images that are enlarged. No set is used far above that. Multiply-adds, parameters and the file's size follow
-from formulas. Latency and memory are measured with random weights, which take as long as trained ones, in the engine
-that will run the model.
+Resolutions go up to the images' own, and in wider steps up to the one that the weights were trained at: the weights do
+better on small images that are enlarged. No weights are used far above their own resolution. Multiply-adds, parameters
+and file size follow from formulas. Latency and memory are measured in the engine that will run the model, with random
+weights, which take as long as trained ones.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from effnet.training.train import FEW, batch_for
 from effnet.weights.registry import REGISTRY, KnownWeights, fetch, is_here
 
 STEP = 32  # pixels between two resolutions
-BEYOND = 1.3  # times the resolution that a set of weights was trained at
-WIDTHS = (0.75, 0.5, 0.35)  # of inherited networks, times the width of the weights' own
-SCRATCH_IMAGES, SCRATCH_EACH = 20_000, 500  # training images, and images of a class, from which B0 learns from scratch
-MEASURED = {"latency", "memory"}  # limits
+BEYOND = 1.3  # the highest resolution, relative to the one that the weights were trained at
+WIDTHS = (0.75, 0.5, 0.35)  # of inherited networks, relative to the network of the weights
+SCRATCH_IMAGES, SCRATCH_EACH = 20_000, 500  # fewest training images, in all and per class, to train B0 from scratch
+MEASURED = {"latency", "memory"}  # limits that are measured, not computed
 SCRATCH_SIZES = (32, 64)  # pixels
-INT8, INT8_MINUTES = 3, 5  # networks that are quantised to see what they cost, at most; minutes that are worth it
-IN_8_BITS = {"file_size": 0.26, "latency": 0.7}  # of fp32's, at best: .28 of Lite0's file, .27 of Lite2's
-TOO_SLOW = 1.5  # times a limit, from which a network is not measured at higher resolutions
-MARGIN = 0.95  # share of a measured limit that a network may take: times vary from one moment to the next
-OVERHEAD = 8_000_000  # bytes that the engine takes beside weights and maps: 5.6 to 9 MB on a Xeon (AVX-512)
+INT8, INT8_MINUTES = 3, 5  # most networks that are quantised to see what they cost; fewest minutes for which it pays
+IN_8_BITS = {"file_size": 0.26, "latency": 0.7}  # relative to fp32, at best: .28 for Lite0's file, .27 for Lite2's
+TOO_SLOW = 1.5  # relative to a limit; a network this slow is not measured at higher resolutions
+MARGIN = 0.95  # share of a measured limit that a network may take, since times vary
+OVERHEAD = 8_000_000  # bytes that the engine takes besides weights and maps: 5.6 to 9 MB on a Xeon (AVX-512)
 
-Body = tuple[float, ...]  # what tells networks apart beside their resolution
+Body = tuple[float, ...]  # identifies a network apart from its resolution
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,21 @@ class FitCandidate:
 
     name: str
     spec: NetworkSpec
-    weights: str = ""  # the set that it starts from; "" for random ones
-    whole: bool = True  # whether these weights are a network of this width and depth
-    int8: bool = False  # whether it will be run in 8 bits
-    costs: dict[str, float] = dataclasses.field(default_factory=dict)  # of LIMITS and "slowest_tenth", where known
+    weights: str = ""  # the pretrained weights that it starts from; "" for random ones
+    whole: bool = True  # whether these weights are of a network of this width and depth
+    int8: bool = False  # whether it will run in 8 bits
+    costs: dict[str, float] = dataclasses.field(default_factory=dict)  # by LIMITS and "slowest_tenth", where known
     refused: Refusal | None = None
 
     @property
     def start(self) -> str:
-        """Where its weights come from, for people."""
+        """Where its weights come from, for display."""
         if not self.weights:
             return "random"
         return f"weights of {self.weights}" if self.whole else f"inherited from {self.weights}"
 
     def settings(self, folder: Path, options: FitOptions, **others: Any) -> Settings:
-        """How it is trained; a network without weights of its own is written as a spec.yaml into `folder`."""
+        """Training settings; a network without pretrained weights of its own is written to `folder` as a spec.yaml."""
         shared = {"fit": options.fit, "seed": options.seed, "train_memory": options.train_memory} | others
         if self.weights and self.whole:
             return Settings(model=self.weights, resolution=self.spec.resolution, **shared)
@@ -99,13 +99,13 @@ class FitCandidate:
         return Settings(model=str(file), init=self.weights or None, **shared)
 
     def recipe(self, images: int) -> Recipe:
-        """The recipe for so many training images."""
+        """The recipe for this number of training images."""
         if not self.weights:
             return RECIPES["scratch"]
         return RECIPES["few" if images < FEW and self.whole else "finetune"]
 
     def pace(self, images: int) -> tuple[Recipe, float]:
-        """The recipe with the batch for so many training images, and roughly what a step takes here, in seconds."""
+        """The recipe with the batch for this number of training images, and a rough time per step here, in seconds."""
         recipe = self.recipe(images)
         recipe = dataclasses.replace(recipe, batch=batch_for(recipe, images, 1))
         return recipe, guess_step_seconds(self.spec, recipe, Settings(), this_machine().cores)
@@ -137,15 +137,15 @@ class FitCandidate:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the candidates depend on beside the options."""
+    """What the candidates depend on besides the options."""
 
     classes: int
     train: int  # images
-    side: int  # of the images, the shorter one in pixels
+    side: int  # the images' shorter side in pixels
 
 
 def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) -> list[FitCandidate]:
-    """Every network that is considered, with its costs and what refuses it; kept in candidates.json."""
+    """Every network that is considered, with its costs and the limit it exceeds, if any; saved in candidates.json."""
     file = plan.folder / CANDIDATES
     if file.is_file():
         return [FitCandidate.from_dict(values) for values in json.loads(file.read_text("utf-8"))["candidates"]]
@@ -162,7 +162,7 @@ def find_candidates(plan: FitPlan, facts: Facts, progress: Progress = SILENT) ->
 
 
 def require_any(found: Sequence[FitCandidate], options: FitOptions) -> list[FitCandidate]:
-    """Those that keep every limit.
+    """The candidates that keep every limit.
 
     Raises:
         ArgumentError: there is none; the message says what the smallest network needs.
@@ -188,7 +188,7 @@ def require_any(found: Sequence[FitCandidate], options: FitOptions) -> list[FitC
 
 
 def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
-    """The resolutions of a set of weights that was trained at `own`, for images of a shorter side, in pixels."""
+    """Resolutions to try, in pixels, for weights that were trained at `own` and images with this shorter side."""
     if fixed is not None:
         return [fixed]
     whole, natural = own // STEP * STEP, natural_resolution(side)
@@ -197,19 +197,19 @@ def resolutions(side: int, own: int, fixed: int | None) -> list[int]:
 
 
 def _weights_here(progress: Progress) -> list[KnownWeights]:
-    """The sets of weights on this machine, except for files that are damaged."""
+    """The pretrained weights on this machine, without damaged files."""
     here = []
     for row in filter(is_here, REGISTRY.values()):
         try:
             fetch(row)
             here.append(row)
         except EffnetError as error:
-            progress.message(f"{row.name} is left out: {error}")
+            progress.message(f"{row.name} is skipped: {error}")
     return here
 
 
 def _propose(options: FitOptions, facts: Facts, here: Sequence[KnownWeights]) -> Iterator[FitCandidate]:
-    """The networks, without their costs; of each set of weights the lowest resolution first."""
+    """The networks, without their costs; for each set of weights, the lowest resolution first."""
     for row in here:
         own = make_spec(row.variant, num_classes=facts.classes)
         for size in resolutions(facts.side, row.input.size, options.resolution):
@@ -232,14 +232,14 @@ def _propose(options: FitOptions, facts: Facts, here: Sequence[KnownWeights]) ->
 
 
 def _scaled(own: NetworkSpec, options: FitOptions, largest: int) -> NetworkSpec | None:
-    """The network that the paper's rule makes of a baseline within the counted limits, if it is larger than it."""
+    """The network that the paper's rule scales a baseline to within the counted limits, if larger than the baseline."""
     limits: dict[str, Any] = {
         name: options.limits[name] for name in ("macs", "params", "file_size") if name in options.limits
     }
     if not limits or "latency" in options.limits:
         return None
     size: dict[str, Any] = {"resolution": options.resolution} if options.resolution else {"max_resolution": largest}
-    with suppress(ArgumentError):  # the smallest network of the rule exceeds the budget
+    with suppress(ArgumentError):  # the rule's smallest network exceeds the budget
         found = fit_spec(Budget(**limits, **size), own).spec
         if cost(found).params > 1.1 * cost(own).params:
             return found
@@ -247,12 +247,12 @@ def _scaled(own: NetworkSpec, options: FitOptions, largest: int) -> NetworkSpec 
 
 
 def _counted(candidate: FitCandidate, options: FitOptions, facts: Facts) -> FitCandidate:
-    """With the costs that follow from formulas, and the first limit that they exceed."""
+    """The candidate with the costs that follow from formulas, and the first limit that they exceed."""
     spec, price = candidate.spec, cost(candidate.spec)
     costs: dict[str, float] = {
         "macs": price.macs,
         "params": price.params,
-        "memory": inference_memory(spec) + file_bytes(spec) + OVERHEAD,  # weights as read, and as the engine packs them
+        "memory": inference_memory(spec) + file_bytes(spec) + OVERHEAD,  # weights as read and as packed
         "file_size": file_bytes(spec),
     }
     refused = None
@@ -272,7 +272,7 @@ def _counted(candidate: FitCandidate, options: FitOptions, facts: Facts) -> FitC
 
 
 def _measured(found: list[FitCandidate], options: FitOptions, progress: Progress) -> list[FitCandidate]:
-    """With latency and memory where they are limited, and what exceeds them."""
+    """The candidates with latency and memory where these are limited, and the limit that each exceeds."""
     if not MEASURED & set(options.limits) or options.precision == "int8":
         return found
     backend = {"engine": options.pinned_engine, "precision": options.precision, "threads": options.threads}
@@ -282,7 +282,7 @@ def _measured(found: list[FitCandidate], options: FitOptions, progress: Progress
         if each.refused is None:
             done += 1
             progress.update("timing networks", done, able, each.name)
-            if _body(each) in slow:  # at a lower resolution it took much too long already
+            if _body(each) in slow:  # was already much too slow at a lower resolution
                 found[place] = dataclasses.replace(each, refused=slow[_body(each)])
                 continue
             with tempfile.TemporaryDirectory() as folder:
@@ -295,7 +295,7 @@ def _measured(found: list[FitCandidate], options: FitOptions, progress: Progress
 
 
 def _with_measured(candidate: FitCandidate, model: Path, backend: dict[str, Any], options: FitOptions) -> FitCandidate:
-    """With latency and memory where one of them is limited, and the first limit that is exceeded."""
+    """The candidate with its latency and memory, and the first limit that it exceeds."""
     costs, refused = candidate.costs, None
     if MEASURED & set(options.limits):
         taken = measure(model, backend, latency=options.limits.get("latency"))
@@ -309,17 +309,17 @@ def _with_measured(candidate: FitCandidate, model: Path, backend: dict[str, Any]
 
 
 def _quantised(found: list[FitCandidate], options: FitOptions, progress: Progress) -> list[FitCandidate]:
-    """And the same networks in 8 bits, where that was asked for, or only that may keep the latency or the file's size.
+    """Adds the networks in 8 bits, if int8 was requested or may be the only way to keep the latency or file size.
 
-    Each is written to see what its file takes, to which a trained one adds what tells unfamiliar images; where time is
-    limited as well, each resolution is measured.
+    Each is exported to see the size of its file; a trained model adds the data for detecting unfamiliar images. If
+    latency is limited as well, each resolution is measured.
     """
-    asked = options.precision == "int8"
-    chosen = [each for each in found if each.weights and (asked or each.whole) and _in_reach(each.refused, asked)]
+    forced = options.precision == "int8"
+    chosen = [each for each in found if each.weights and (forced or each.whole) and _in_reach(each.refused, forced)]
     chosen = sorted(chosen, key=lambda each: -each.costs["macs"])
     if MEASURED & set(options.limits):
-        chosen = chosen[: INT8 * (1 + asked)]
-    bodies = list(dict.fromkeys(map(_body, chosen)))[: INT8 * (1 + asked)]
+        chosen = chosen[: INT8 * (1 + forced)]
+    bodies = list(dict.fromkeys(map(_body, chosen)))[: INT8 * (1 + forced)]
     chosen = [each for each in chosen if _body(each) in bodies]
     threads = {} if options.threads is None else {"threads": options.threads}
     made, sizes = list[FitCandidate](), dict[Body, int]()
@@ -335,24 +335,24 @@ def _quantised(found: list[FitCandidate], options: FitOptions, progress: Progres
                 named = dataclasses.replace(named, costs=each.costs | {"file_size": sizes[_body(each)]})
                 made.append(_with_measured(named, artifact, threads, options))
         except MissingExtraError:
-            if asked:
+            if forced:
                 raise
             return found
         except EffnetError as error:
             progress.message(f"{named.name} cannot be made: {error}")
-    if asked:  # the same networks in fp32 are not what was asked for
+    if forced:  # then no network in fp32
         found = [each for each in found if each.refused is not None and each not in chosen]
     return [*found, *made]
 
 
-def _in_reach(refusal: Refusal | None, asked: bool) -> bool:
-    """Whether a network may keep in 8 bits what it exceeds in fp32."""
+def _in_reach(refusal: Refusal | None, forced: bool) -> bool:
+    """Whether a network may keep a limit in 8 bits that it exceeds in fp32."""
     if refusal is None:
-        return asked
+        return forced
     share = IN_8_BITS.get(refusal.limit)
-    return share is not None and (asked or share * refusal.value <= refusal.allowed)
+    return share is not None and (forced or share * refusal.value <= refusal.allowed)
 
 
 def _body(candidate: FitCandidate) -> Body:
-    """A network without its resolution."""
+    """What identifies a network apart from its resolution."""
     return candidate.spec.width, candidate.spec.depth, candidate.costs["params"]

@@ -1,12 +1,12 @@
-"""Which of the networks that keep the budget is trained: linear probes first, then short trainings.
+"""Chooses which of the networks that keep the budget to train: linear probes first, then short trainings.
 
-The best of the probes go on to short trainings of equally many steps, and the better ones to trainings three
-times as long (`searching.halving`); of equally many seconds, the smallest network would win, which learns fastest at
-first. All networks are judged on the same images, which belong to train and val; test images are not seen.
+The best networks in the probes get short trainings of equally many steps, and the better half trainings three times as
+long (`searching.halving`); with equally many seconds the smallest network would win, since it learns fastest at first.
+All networks are judged on the same images, taken from train and val; test images are not used.
 
-The winner is the network with the most right images. A cheaper one takes its place where the images show no difference
-and it gets at most half a point fewer of them right. The 1-SE rule (Breiman et al. 1984) would give up more where there
-are few images: two points of 162 photos, for a budget that was granted anyway.
+The winner is the network that gets the most images right. A cheaper one replaces it if the images show no difference
+and it gets at most half a point fewer of them right. The 1-SE rule (Breiman et al. 1984) would give up more when there
+are few images: two points on 162 photos, to save budget that the user has granted anyway.
 """
 
 from __future__ import annotations
@@ -43,37 +43,38 @@ from effnet.searching.score import load_split, train_briefly
 from effnet.training.initial_network import short_side
 from effnet.training.learner import Learner, derive_seed
 
-SHARE, PROBE_SHARE = 0.25, 0.12  # of the minutes: for the choice, and for its probes
-FINALISTS, INHERITED = 4, 3  # networks of probes, and of inherited weights, that are trained briefly
-ENLARGED = 4  # times the images' own resolution, beyond which no network of inherited weights is trained
-LARGER = 1.2  # times the multiply-adds of the largest whole network: an inherited one is tried only beyond that
+SHARE, PROBE_SHARE = 0.25, 0.12  # share of the minutes for the choice, and for its probes
+FINALISTS, INHERITED = 4, 3  # networks that are trained briefly: the best in the probes, and with inherited weights
+ENLARGED = 4  # the highest resolution of a network with inherited weights, relative to the images' own
+LARGER = 1.2  # multiply-adds, relative to the largest whole network, beyond which an inherited one is worth a try
 LEAST_VAL, MOST_VAL = 200, 2000  # val images that a short training is scored on
-SPARED = 0.005  # share of right images that may be given up for a cheaper network
-LEAST_EPOCHS = 3  # of the training that follows, and its recipe's least steps: Lite0 at 64 px got 92.1 % of
-# Fashion-MNIST after 1.3 epochs, 93.9 % after 4
-LEAST_STEPS = 60  # of the shortest training, below which it shows nothing
-MOST_IMAGES, MOST_BYTES = 10_000, 2**29  # of short trainings; bytes of their pixels at the largest resolution
+SPARED = 0.005  # accuracy that may be given up for a cheaper network
+# Least epochs of the training that follows, besides its recipe's least steps: Lite0 at 64 px got 92.1 % of
+# Fashion-MNIST right after 1.3 epochs, 93.9 % after 4.
+LEAST_EPOCHS = 3
+LEAST_STEPS = 60  # of the shortest training; fewer show nothing
+MOST_IMAGES, MOST_BYTES = 10_000, 2**29  # of short trainings; the bytes are pixels at the largest resolution
 
 SHORT = "short"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is trained, and why."""
+    """What to train, and why."""
 
-    order: tuple[str, ...]  # names of candidates, the one to train first
+    order: tuple[str, ...]  # names of candidates, the chosen one first
     reason: str
     scores: Mapping[str, Mapping[str, Interval]]  # of each candidate, by PROBE and SHORT
     seconds: float
 
     @property
     def chosen(self) -> str:
-        """The name of the first."""
+        """The name of the chosen network."""
         return self.order[0]
 
 
 class ScoreRecord:
-    """Which images each network got right, in a file that is written anew after every score."""
+    """Which images each network got right, in a file that is rewritten after every score."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -83,13 +84,13 @@ class ScoreRecord:
         self._since = time.monotonic()
 
     def get(self, key: str, score: Callable[[], Right]) -> Right:
-        """The score of that name, made where it is not known yet."""
+        """The score under this name, computed if it is not known yet."""
         if key not in self.rights:
             self.keep(key, score())
         return self.rights[key]
 
     def keep(self, key: str, right: Right) -> None:
-        """Write the score of that name."""
+        """Store a score under this name, and write the file."""
         self.rights[key] = right
         self.write()
 
@@ -108,14 +109,14 @@ def choose(
     progress: Progress = SILENT,
     ray: str | None = None,
 ) -> Choice:
-    """Choose among the candidates that keep the budget; what was scored before is read from choice.json.
+    """Choose among the candidates that keep the budget; earlier scores are read from choice.json.
 
     Args:
         plan: the fit.
-        data: with its splits, of which test is not used.
-        candidates: all of them; none is refused.
-        progress: follows the probes and trainings.
-        ray: the address of a Ray cluster for the short trainings; None: they run here, one after the other.
+        data: the data with its splits; test is not used.
+        candidates: the candidates that keep the budget.
+        progress: receives the progress of probes and trainings.
+        ray: the address of a Ray cluster for the short trainings; None runs them here, one after the other.
     """
     record = ScoreRecord(plan.folder / CHOICE)
     budget = 60 * plan.options.minutes
@@ -128,7 +129,7 @@ def choose(
     best = sorted(compared, key=lambda each: (-int(probed[each.name].sum()) if probed else 0, _price(each)))
     others = _without_probe(learnable, whole, data)
     entrants = [*best[: FINALISTS - (len(others) > 0)], *others]
-    seconds = (SHARE - PROBE_SHARE) * budget  # not by the clock: the same command comes to the same choice
+    seconds = (SHARE - PROBE_SHARE) * budget  # estimated, not timed, so that a command always makes the same choice
     while (steps := _affordable_steps(entrants, images, seconds)) < LEAST_STEPS and len(entrants) > 2:
         entrants.pop()
     val = min(MOST_VAL, len(data.subset("val")))
@@ -164,7 +165,7 @@ def choose(
 
 
 def decide(order: Sequence[FitCandidate], rights: Mapping[str, Right], how: str) -> tuple[list[FitCandidate], str]:
-    """The order with the chosen network first, and why it is that one."""
+    """The order with the chosen network first, and the reason for the choice."""
     best = order[0]
     chosen, found = best, None
     for other in sorted(order[1:], key=_price):
@@ -188,21 +189,21 @@ def decide(order: Sequence[FitCandidate], rights: Mapping[str, Right], how: str)
 
 
 def _points(difference: Difference) -> str:
-    """The difference in points, with its interval."""
+    """The difference in percentage points, with its interval."""
     gain = difference.accuracy
     return f"{100 * gain.value:+.2f} points, {100 * gain.low:+.2f} to {100 * gain.high:+.2f}"
 
 
 def _price(candidate: FitCandidate) -> float:
-    """What makes a network cheaper: the time it takes where that is known, else its multiply-adds."""
+    """By what networks count as cheaper: latency where it is known, else multiply-adds."""
     return candidate.costs.get("latency") or 1e-11 * candidate.costs["macs"]
 
 
 def _learnable(candidates: Sequence[FitCandidate], images: int, seconds: float) -> list[FitCandidate]:
-    """Those that the time suffices to train: for a few epochs, and for the least steps of their recipe.
+    """The candidates that there is time to train for a few epochs and for the least steps of their recipe.
 
-    Where it suffices for none, the quickest. Linear probes prefer high resolutions, at which a network may not get
-    through the images once.
+    If there is no such candidate, the quickest. Linear probes prefer high resolutions, at which a network may not see
+    all images even once.
     """
 
     def lasts(candidate: FitCandidate) -> float:
@@ -216,9 +217,9 @@ def _learnable(candidates: Sequence[FitCandidate], images: int, seconds: float) 
 def _without_probe(
     candidates: Sequence[FitCandidate], whole: Sequence[FitCandidate], data: Dataset
 ) -> list[FitCandidate]:
-    """Networks without pretrained weights of their own to train briefly, the one to give up first at the end.
+    """Networks without pretrained weights of their own to train briefly; the last is the first to be dropped.
 
-    Where whole networks keep the budget, a larger one; else the widest, at resolutions that do not enlarge much.
+    If whole networks keep the budget, a larger one; else the widest, at resolutions that do not enlarge images much.
     """
     narrow = sorted(
         (each for each in candidates if each.weights and not each.whole), key=lambda each: each.costs["macs"]
@@ -235,7 +236,7 @@ def _without_probe(
 
 
 def _affordable_steps(entrants: Sequence[FitCandidate], images: int, seconds: float) -> int:
-    """The steps of the shortest training, by the rule of a step's cost, where the dearest two become finalists."""
+    """Steps of the shortest training by the estimated cost of a step, if the two most expensive networks go on."""
     each = [candidate.pace(images)[1] for candidate in entrants]
     return int(seconds / (sum(each) + FACTOR * sum(sorted(each)[-2:])))
 
@@ -249,7 +250,7 @@ def _train(
     progress: Progress,
     ray: str | None,
 ) -> tuple[dict[str, Right], list[FitCandidate]]:
-    """Short trainings: which val images the finalists get right, and the entrants, the best first."""
+    """Short trainings: which val images the finalists get right, and the entrants, best first."""
     rungs = make_rungs(len(entrants), rungs=2, seeds=1, finalists=2)
     largest = max(each.spec.resolution for each in entrants)
     sizes = {"train": min(MOST_IMAGES, MOST_BYTES // (3 * largest**2)), "val": MOST_VAL}
@@ -283,7 +284,7 @@ def _train(
     order = sorted(finalists, key=lambda place: (-scores[Job(1, 0, place)], _price(entrants[place])))
     rest = (place for place in range(len(entrants)) if place not in order)
     order += sorted(rest, key=lambda place: -scores[Job(0, 0, place)])
-    # finalists count after their longer training, the others after the shorter one
+    # Finalists are scored after their longer training, the others after the shorter one.
     found = {entrants[job.candidate].name: right for job, right in sorted(rights.items())}
     return found, [entrants[place] for place in order]
 
@@ -291,22 +292,22 @@ def _train(
 def _train_elsewhere(
     cluster: Cluster, scratch: str, work: Iterable[ClusterJob], record: ScoreRecord, progress: Progress
 ) -> None:
-    """Short trainings on the machines of a cluster; those whose workers die are left to this machine."""
+    """Short trainings on the machines of a cluster; this machine does those whose workers die."""
     there = ((name, (cluster.each, scratch, *arguments)) for name, arguments in work if name not in record.rights)
     try:
         for name, right in cluster.run(_train_there, there, progress):
             record.keep(name, right)
     except ClusterError as error:
-        progress.message(f"{error}; so this machine does it")
+        progress.message(f"{error}; this machine does it instead")
 
 
 def _train_there(threads: int, scratch: str, *arguments: Any) -> Right:
-    torch.set_num_threads(threads)  # the bits depend on it
+    torch.set_num_threads(threads)  # the exact result depends on it
     return _train_one(scratch_folder(scratch), SILENT, *arguments)
 
 
 def _some(data: Dataset, most: int, plan: FitPlan) -> Dataset:
-    """At most so many images, evenly over the classes."""
+    """At most `most` images, evenly over the classes."""
     rows = spread_classes(np.array([sample.label for sample in data.samples]), most, plan.options.seed)
     return dataclasses.replace(data, samples=tuple(data.samples[row] for row in rows))
 
@@ -321,7 +322,7 @@ def _train_one(
     steps: int,
     seed: int,
 ) -> Right:
-    """Which val images a network gets right after a training of so many steps; none where it cannot learn."""
+    """Which val images a network gets right after a short training; none if it cannot be trained."""
     start = start_of(plan, train, candidate)
     recipe, _ = candidate.pace(len(train))
     epochs = steps / (len(train) // recipe.batch)

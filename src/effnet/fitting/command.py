@@ -1,4 +1,4 @@
-"""effnet fit: from images and a budget to a trained model that keeps it."""
+"""effnet fit: from images and a budget to a trained model that keeps the budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from effnet.errors import ArgumentError
 from effnet.fitting.settings import AMOUNTS, MODEL, RESULT, FitOptions, FitPlan, amount
 
 NOTHING = FitOptions()
-SHOWN = 12  # networks that are refused, in the table
+SHOWN = 12  # refused networks in the table, at most
 
 
 def fit(
@@ -30,17 +30,17 @@ def fit(
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Find the EfficientNet that learns your images best within a budget; train it, and check that it keeps the budget.
+    """Find the EfficientNet that learns your images best within a budget, train it, and check that it keeps the budget.
 
-    Exit code 0: the budget is kept; 1: a model was trained and breaks it; 2: no network keeps it, and none was trained.
+    Exit code 0: the budget is kept; 1: the trained model breaks it; 2: no network keeps it, and none was trained.
 
     Args:
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
-        options: The budget, the time and the engine.
-        out: Folder of the result. Default: runs/fit/DATA.
-        resume: Folder of an interrupted fit; it goes on with its own arguments, and --ray.
+        options: Budget, time and engine.
+        out: Folder for the result. Default: runs/fit/DATA.
+        resume: Folder of an interrupted fit, to go on with its own arguments; only --ray may be added.
         ray: Address of a Ray cluster for the short trainings of the choice: auto, HOST:PORT, ray://HOST:10001; local
-            starts one here. The result is the same, sooner. Default: this machine.
+            starts one here. The result is the same, only sooner. Default: this machine.
         dry_run: Show which networks keep the budget and how the time would be spent, and train nothing.
         json: JSON instead of tables.
     """
@@ -111,7 +111,7 @@ def _examples(data: Path) -> str:
 
 
 def _show_candidates(rows: Sequence[Mapping[str, Any]], json: bool) -> None:
-    """The networks that keep the budget, and those that do not, with the limit."""
+    """The networks that keep the budget, and those that do not, with the limit that they exceed."""
     if json:
         sys.stdout.write(console.json_text({"candidates": list(rows)}))
         return

@@ -1,10 +1,10 @@
-"""From images and a budget to a trained model that keeps it, in six steps; an interrupted fit goes on where it stopped.
+"""From images and a budget to a trained model that keeps the budget, in six steps; an interrupted fit can go on.
 
 1 look        what is wrong with the data, and its split; test images are not used before the last step
 2 candidates  which networks keep the budget
 3 choice      which of them learns these images best
-4 training    that one, for the time that is left
-5 check       the model as it would be shipped, measured in a fresh process; what breaks a limit goes back once
+4 training    train that network for the time that is left
+5 check       measure the model as it would be shipped, in a fresh process; if it breaks a limit, back to 4 once
 6 result      the test images, fit.json, report.html
 """
 
@@ -54,15 +54,15 @@ from effnet.training.run_folder import REPORT as RUN_REPORT
 
 RUNS = Path("runs") / "fit"
 STEPS = ("look", "candidates", "choice", "training", "check", "result")
-FATAL = ("unreadable", "one_class")  # findings with which nothing can be trained
+FATAL = ("unreadable", "one_class")  # findings that make training impossible
 RESERVE, RESERVE_INT8 = 45.0, 90.0  # seconds for what follows the training, at most a sixth of the time
-MARGIN = 1.5  # a recipe that leaves less of the time is ended by the clock, too: another program may slow its steps
-LEAST, LEAST_AGAIN = 0.5, 0.2  # of the minutes: for the training where less is left, and for the one after going back
+MARGIN = 1.5  # a training with less time to spare gets a time limit too, since other programs may slow its steps
+LEAST, LEAST_AGAIN = 0.5, 0.2  # least share of the minutes for the training, and for a second one after the check
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a fit."""
+    """The result of a fit."""
 
     folder: Path
     result: Mapping[str, Any]  # fit.json
@@ -104,17 +104,17 @@ def fit(
         data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
         budget: the limits; or give them by name: latency="20ms", macs="100M".
         out: the folder of the result; by default runs/fit/DATA.
-        ray: the address of a Ray cluster that does the short trainings; None: this machine.
-        progress: follows the six steps.
+        ray: the address of a Ray cluster for the short trainings; None uses this machine.
+        progress: receives the progress of the six steps.
         options: fields of FitOptions: minutes (30), engine, precision, threads, resolution, seed ...
 
     Returns:
-        The model, the report, and how good and how costly the model is. It may break the budget: see `kept`.
+        The model, the report, and the model's accuracy and costs. It may break the budget: see `kept`.
 
     Raises:
         ArgumentError: no network keeps the budget, a value is outside its range, or nothing answers at `ray`.
-        DataError: nothing can be trained with the data.
-        KeyboardInterrupt: the fit can go on with `resume`.
+        DataError: the data cannot be trained on.
+        KeyboardInterrupt: interrupted; `resume` goes on with the fit.
     """
     chosen = options_of(budget, **options)
     if not chosen.budget:
@@ -129,10 +129,10 @@ def fit(
 
 
 def resume(folder: str | Path, *, ray: str | None = None, progress: Progress = SILENT) -> Fitted:
-    """Go on with a fit that was interrupted; what is finished is not repeated.
+    """Go on with an interrupted fit; finished steps are not repeated.
 
     Raises:
-        ArgumentError: the folder is not that of a fit, another process works on it, or nothing answers at `ray`.
+        ArgumentError: the folder is not a fit's, another process works on it, or nothing answers at `ray`.
     """
     plan = FitPlan.read(Path(folder))
     check_cluster(ray)
@@ -151,10 +151,10 @@ def _go_on(plan: FitPlan, ray: str | None, progress: Progress) -> Fitted:
 
 
 def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[FitCandidate]]:
-    """Steps 1 and 2: the data with its splits, and all candidates with what refuses them.
+    """Steps 1 and 2: the data with its splits, and all candidates with the limits that they exceed.
 
     Raises:
-        DataError: nothing can be trained with the data.
+        DataError: the data cannot be trained on.
         ArgumentError: no network keeps the budget.
     """
     data = _look(plan, progress)
@@ -169,12 +169,12 @@ def consider(plan: FitPlan, progress: Progress = SILENT) -> tuple[Dataset, list[
 def _step(progress: Progress, plan: FitPlan, number: int, what: str, spent: float = 0.0) -> None:
     left = 60 * plan.options.minutes - _spent(plan) - spent
     time_left = f"about {left / 60:.0f} minutes left" if left >= 120 else f"about {max(1.0, left):.0f} seconds left"
-    time_left = time_left if left > 0 else "later than asked for"
+    time_left = time_left if left > 0 else "over time"
     progress.message(f"Step {number} of {len(STEPS)}, {STEPS[number - 1]}: {what} ({time_left})")
 
 
 def _look(plan: FitPlan, progress: Progress) -> Dataset:
-    """Step 1; what was found is kept in findings.json, the splits in data.csv."""
+    """Step 1; findings are saved in findings.json, the splits in data.csv."""
     if (plan.folder / FINDINGS).is_file():
         data = _read_split(plan)
         if data.digest != json.loads((plan.folder / FINDINGS).read_text("utf-8"))["digest"]:
@@ -204,7 +204,7 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
 
 
 def _read_split(plan: FitPlan) -> Dataset:
-    """The images of data.csv, under the paths that they have in the data."""
+    """The images of data.csv, with their paths in the data."""
     written = read_data(plan.folder / DATA)
     root = root_of(plan.data) if url(plan.data) else root_of(plan.data).resolve()
 
@@ -219,7 +219,7 @@ def _read_split(plan: FitPlan) -> Dataset:
 
 
 def _sentences(found: Findings, data: str) -> list[str]:
-    """What was found, a sentence for each kind; a fit uses the images as they are."""
+    """One sentence for each kind of finding; a fit uses the images as they are."""
     sentences = []
     for kind, (severity, name, advice) in KINDS.items():
         if count := len(found.of(kind)):
@@ -229,7 +229,7 @@ def _sentences(found: Findings, data: str) -> list[str]:
 
 
 def _spent(plan: FitPlan) -> float:
-    """Seconds of the steps that are finished."""
+    """Seconds spent on finished steps."""
     files = (FINDINGS, CANDIDATES, "choice.json")
     found = [plan.folder / name for name in files if (plan.folder / name).is_file()]
     return sum(float(json.loads(file.read_text("utf-8"))["seconds"]) for file in found)
@@ -268,8 +268,8 @@ def _finish(plan: FitPlan, progress: Progress, ray: str | None) -> None:
 def _train(
     plan: FitPlan, data: Dataset, candidate: FitCandidate, folder: Path, spent: float, progress: Progress
 ) -> float:
-    """Step 4: a run in a folder, which is finished, gone on with or begun; the seconds that it took."""
-    if not (folder / RUN_REPORT).is_file():  # what a training writes last
+    """Step 4: start, resume or reuse the run in a folder; the seconds that it took."""
+    if not (folder / RUN_REPORT).is_file():  # written last by a training
         if (folder / LAST).is_file() or (folder / PREVIOUS).is_file():
             _step(progress, plan, 4, f"going on with {candidate.name}", spent)
             training.resume(folder, progress=progress)
@@ -286,7 +286,7 @@ def _train(
 
 
 def _time_limit(plan: FitPlan, data: Dataset, candidate: FitCandidate, spent: float) -> dict[str, float]:
-    """The minutes that are left for a training, where its recipe would take longer."""
+    """The minutes that are left for a training, if its recipe would take longer."""
     options, images = plan.options, len(data.subset("train"))
     whole = 60 * options.minutes
     reserve = min(RESERVE_INT8 if candidate.int8 else RESERVE, whole / 6)
@@ -303,8 +303,8 @@ def _next_cheaper(
     tried: Sequence[str],
     broken: Sequence[Mapping[str, Any]],
 ) -> FitCandidate | None:
-    """The next network of the choice that should keep what was broken."""
-    costly = any(one["limit"] == ACCURACY for one in broken)  # then the limits are those of a model left in fp32
+    """The next network in the order that should keep the broken limits."""
+    costly = any(one["limit"] == ACCURACY for one in broken)  # the model stayed in fp32
     for name in choice.order:
         each = named[name]
         if name in tried or (costly and each.int8):

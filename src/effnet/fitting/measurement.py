@@ -1,8 +1,8 @@
-"""What a model costs when it runs: time, memory and file, measured in a fresh process.
+"""What a model costs to run: latency, memory and file size, measured in a fresh process.
 
-The process imports what it needs, notes its memory, opens the model as `effnet.load` does, answers one image at a time,
-and reports. What it holds at most beyond that note is the model's memory: the weights as read, what the engine makes of
-them, the feature maps, and the engine's own libraries where it has any.
+The process imports what it needs, notes its memory, opens the model as `effnet.load` does and classifies one image at a
+time. The model's memory is the peak beyond that note: the weights as read and as the engine packs them, the feature
+maps, and the engine's own libraries, if any.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from effnet.machine import forget_peak, peak_memory, resident_memory
 from effnet.runtime.artifact import OPENVINO_FILE
 from effnet.weights.bundle import WEIGHTS, is_bundle
 
-ROUNDS, RUNS, WARMUP = 3, 40, 5  # the quietest round counts: other programs come and go
-FEWEST, LONGEST = 10, 1.0  # runs of a round of a slow network, and the seconds that bound them
-PAUSE = 0.05  # seconds between two rounds
+ROUNDS, RUNS, WARMUP = 3, 40, 5  # the quietest round counts, since other programs may disturb some
+FEWEST, LONGEST = 10, 1.0  # runs of a slow network's round, at least; seconds after which the round then ends
+PAUSE = 0.05  # seconds between rounds
 AGAIN, NEAR = (
     2,
     1.5,
@@ -36,10 +36,10 @@ AGAIN, NEAR = (
 class Measurement:
     """What a model costs on this machine."""
 
-    latency: float  # seconds for one image, the median
+    latency: float  # median seconds for one image
     slowest_tenth: float  # nine of ten images take at most this long
-    memory: int  # bytes, at most, beyond what the process held before
-    engine: str  # what ran it: native, bf16
+    memory: int  # peak bytes beyond what the process held before
+    engine: str  # engine and precision: native, bf16
 
 
 def measure(model: Path, backend: dict[str, Any], *, latency: float | None = None) -> Measurement:
@@ -47,8 +47,8 @@ def measure(model: Path, backend: dict[str, Any], *, latency: float | None = Non
 
     Args:
         model: a bundle, an artifact, or a spec.yaml, whose network gets random weights.
-        backend: engine, precision and threads, where they are chosen.
-        latency: a limit in seconds; where the first process takes a little longer, two more measure, and the middle one
+        backend: engine, precision and threads, if they are chosen.
+        latency: a limit in seconds; if the first process takes slightly longer, two more measure, and the median
             counts.
 
     Raises:
@@ -61,7 +61,7 @@ def measure(model: Path, backend: dict[str, Any], *, latency: float | None = Non
 
 
 def model_bytes(model: Path) -> int:
-    """The size of what has to be shipped: a bundle's file of weights, or an artifact without its model card."""
+    """Bytes to ship: a bundle's weight file, or an artifact without its model card."""
     files = [model / WEIGHTS] if is_bundle(model) else model.glob(f"{Path(OPENVINO_FILE).stem}.*")
     return sum(map(size_of, files))
 
@@ -76,7 +76,7 @@ def _ask(model: Path, backend: dict[str, Any]) -> Measurement:
 
 
 def main() -> None:
-    """Measure the model of the command line, and print a line of JSON."""
+    """Measure the model named on the command line, and print a line of JSON."""
     path, pins = Path(sys.argv[1]), json.loads(sys.argv[2])
     import effnet.metrics.timing as timing
     from effnet.data.image import views

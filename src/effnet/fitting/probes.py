@@ -1,7 +1,7 @@
 """Linear probes: which networks have features that tell these images apart, before any of them is trained.
 
-A linear classifier is fitted to the pooled features of a network with its ImageNet weights, and judged out of fold, so
-every image counts. Test images are not seen.
+A linear classifier is fitted to the pooled features of a network with its ImageNet weights and judged out of fold, so
+that every image counts. Test images are not used.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from effnet.runtime.session import Logits, Pixels
 from effnet.training.initial_network import InitialNetwork, find_initial_network
 from effnet.weights.bundle import Bundle, BundleConfig
 
-MAC_RATE = 2.5e10  # multiply-adds a second of one core, roughly, with reading the images
-FIT_SECONDS, CLASSES = 2.5, 50  # for the classifiers of a probe, roughly: for few classes; twice that for so many
+MAC_RATE = 2.5e10  # multiply-adds per second and core, roughly, including reading the images
+FIT_SECONDS, CLASSES = 2.5, 50  # rough time of a probe's classifiers for few classes; for this many it is twice that
 FEWEST, MOST = 400, 4000  # images
 PROBE = "probe"
 
@@ -45,9 +45,9 @@ def probe(
     seconds: float,
     progress: Progress,
 ) -> dict[str, Right]:
-    """Which images of train and val a linear classifier on each network's features gets right, out of fold.
+    """Which train and val images a linear classifier on each network's features gets right, out of fold.
 
-    The largest networks are probed, as many as the seconds allow by rule; `known` keeps their scores under a name.
+    The largest networks are probed, as many as the estimated seconds allow; `known` stores their scores.
     """
     seen = dataclasses.replace(data, samples=tuple(sample for sample in data.samples if sample.split != "test"))
     each_fit = FIT_SECONDS * (1 + len(data.classes) / CLASSES)
@@ -78,12 +78,12 @@ def probe(
 
 
 def _probed_network(candidate: FitCandidate) -> str:
-    """What a probe depends on; in 8 bits the same."""
+    """What a probe depends on; a network in 8 bits has the same probe."""
     return f"{candidate.weights} {candidate.spec.resolution}"
 
 
 def _features(plan: FitPlan, images: Dataset, candidate: FitCandidate, progress: Progress) -> NDArray[np.float32]:
-    """The pooled features (N, C) of a network before its training, by effnet's own engine where there is one."""
+    """The pooled features (N, C) of a network before its training, by effnet's own engine if it is installed."""
     start = start_of(plan, images, candidate)
     config = BundleConfig(start.network.spec, start.network.policy, start.input)
     bundle = Bundle.from_network(start.network.eval(), config)

@@ -1,4 +1,4 @@
-"""Step 6 of a fit: how good the model is on the test images; fit.json, the page that explains it, the model card."""
+"""Step 6 of a fit: accuracy on the test images; fit.json, the report and the model card."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ from effnet.version import __version__
 from effnet.weights.bundle import is_bundle
 from effnet.weights.registry import match_outputs
 
-JUDGED, JUDGED_MINUTES = 2000, 5  # images whose labels are judged, in a fit of at least so many minutes
-GAIN = 0.002  # of the val accuracy in the second half of a training, from which more time may help
+JUDGED, JUDGED_MINUTES = 2000, 5  # most images whose labels are judged; least minutes of a fit that judges labels
+GAIN = 0.002  # val accuracy gained in the second half of a training above which more time may help
 
 
 class FitOutcome(NamedTuple):
-    """What steps 3 to 5 came to."""
+    """The results of steps 3 to 5."""
 
     found: Sequence[FitCandidate]
     choice: Choice
-    candidate: FitCandidate  # that was trained last
+    candidate: FitCandidate  # trained last
     run: str  # the name of its folder
     measured: Mapping[str, Any]
     broken: Sequence[Mapping[str, Any]]
-    notes: Sequence[str]  # what went back
+    notes: Sequence[str]  # one for each network that broke a limit and was replaced
     seconds: float  # of all trainings
 
 
 def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Progress) -> None:
-    """Evaluate the model as it would be shipped, on test, else on val; write the page, the card, and fit.json last."""
+    """Evaluate the shipped model on test, else on val; write the report, the model card, and fit.json last."""
     split = "test" if "test" in data.splits else "val"
     model = plan.folder / MODEL
     with load(model, **backend_of(plan.options)) as classifier:
@@ -81,7 +81,7 @@ def write_result(plan: FitPlan, data: Dataset, outcome: FitOutcome, progress: Pr
 
 
 def _judge_labels(plan: FitPlan, data: Dataset, progress: Progress) -> dict[str, Any]:
-    """Labels of train and val that are probably wrong, as by `effnet check --labels`; nothing in a short fit."""
+    """Labels of train and val that are probably wrong, as in `effnet check --labels`; nothing in a short fit."""
     if plan.options.minutes < JUDGED_MINUTES:
         return {}
     seen = dataclasses.replace(data, samples=tuple(sample for sample in data.samples if sample.split != "test"))
@@ -104,7 +104,7 @@ def _history(plan: FitPlan, run: str) -> list[dict[str, Any]]:
 
 
 def _commands(plan: FitPlan) -> list[tuple[str, str]]:
-    """What to do next."""
+    """The commands to run next."""
     model = shlex.quote(str(plan.folder / MODEL))
     pins = "".join(f" --{name} {value}" for name, value in backend_of(plan.options).items())
     commands = [
@@ -120,7 +120,7 @@ def _commands(plan: FitPlan) -> list[tuple[str, str]]:
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, str]:
-    """Where the result came from, in words."""
+    """Where the result came from, for the report."""
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
     names = {"data": "data", "data_sha256": "sha256 of the data", "seed": "seed", "machine": "machine"}
     facts = {title: str(result[name]) for name, title in names.items()}
@@ -129,7 +129,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _describe_time(plan: FitPlan, outcome: FitOutcome) -> list[str]:
-    """What the minutes bought, and whether more would buy more."""
+    """How the time was spent, and whether more may help."""
     rows, chosen = _history(plan, outcome.run), outcome.candidate
     compared = len(outcome.choice.scores)
     texts = [f"{outcome.choice.seconds:.0f} seconds compared {compared} networks."] if compared else []
@@ -152,7 +152,7 @@ def describe_fit(
     evaluation: Evaluation,
     split: str,
 ) -> dict[str, Any]:
-    """What fit.json holds."""
+    """The content of fit.json."""
     options, choice, broken = plan.options, outcome.choice, outcome.broken
     scored = {name: {kind: vars(score) for kind, score in kinds.items()} for name, kinds in choice.scores.items()}
     none = {"probe": None, "short": None}
@@ -191,7 +191,7 @@ def describe_fit(
 
 
 def _nearest(found: Sequence[FitCandidate], broken: Sequence[Mapping[str, Any]]) -> str | None:
-    """What would have kept the limits that were broken."""
+    """The network that needs least of a broken limit, and how much it needs."""
     for each in broken:
         name = "slowest_tenth" if each["limit"] == "latency" else each["limit"]
         needs = sorted((one.costs[name], one.name) for one in found if name in one.costs)

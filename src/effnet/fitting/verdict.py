@@ -21,16 +21,16 @@ from effnet.progress import Progress
 from effnet.training.run_folder import BEST
 from effnet.weights.bundle import open_bundle
 
-ACCURACY = "accuracy in 8 bits"  # what is broken where 8 bits lose too much
-TIGHT = 0.9  # times a limit that was broken: what the next network may need of it
+ACCURACY = "accuracy in 8 bits"  # the limit that is broken if 8 bits lose too much
+TIGHT = 0.9  # share of a broken limit that the next network may need
 
 
 def check_model(
     plan: FitPlan, data: Dataset, candidate: FitCandidate, run: Path, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Step 5: put the model in its place and measure it; the limits that it breaks, and all that was measured.
+    """Step 5: put the model in its place and measure it; the broken limits, and all measurements.
 
-    A model that loses too much in 8 bits is left as it was trained.
+    A model that loses too much in 8 bits stays as it was trained.
     """
     target, options = plan.folder / MODEL, plan.options
     refused: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def check_model(
 
 
 def backend_of(options: FitOptions) -> dict[str, Any]:
-    """What runs the model, where it was chosen; int8 follows from the artifact."""
+    """What runs the model, if it was chosen; int8 follows from the artifact."""
     precision = None if options.precision == "int8" else options.precision
     pins = {"engine": options.pinned_engine, "precision": precision, "threads": options.threads}
     return {name: value for name, value in pins.items() if value is not None}
