@@ -173,42 +173,45 @@ def check_server(drill: Drill, port: int, files: dict[Path, int], predicted: dic
             drill.fault(number, f"{file.name}: predict says {line}, the server {mine}"[:400])
 
 
+def attack(drill: Drill, port: int, reader: Watched, folder: Path, images: dict[str, bytes], first: int) -> None:
+    """Some images, numbered from `first` on, to the reader, the commands and the server."""
+    folder.mkdir()
+    made: dict[Path, int] = {}
+    refusals: dict[str, str] = {}
+    for number, (name, content) in enumerate(images.items(), first):
+        (file := folder / name).write_bytes(content)
+        refused = check_reader(drill, number, file, reader)
+        if refused is None:
+            file.unlink()
+            continue
+        made[file], refusals[name] = number, refused
+        drill.done += 1
+    if not made:
+        return
+    predicted = check_predict(drill, folder, made)
+    for file, number in made.items():
+        if predicted.get(file.name, {}).get("error", "") != refusals[file.name]:
+            drill.fault(number, f"{file.name}: {refusals[file.name]!r}, but {predicted.get(file.name)}")
+    check_check(drill, folder, made, refusals)
+    check_server(drill, port, made, predicted)
+
+
 def main() -> int:
     """The drill; its exit code."""
     drill = begin("images", SCALE, __doc__)
     files = seeds()
-    short, numbers = cuts(files), [*drill.numbers()]
+    short, numbers = cuts(files), drill.numbers()
     reader = Watched("reader")
     with tempfile.TemporaryDirectory() as place:
         os.environ["EFFNET_CACHE"] = f"{place}/cache"
         with server(Path(place) / "log") as (process, port):
-            for start in range(0, len(numbers), BATCH):
+            for batch in (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)):
                 if drill.over:
                     break
+                made = {number: make(drill, number, files, short) for number in batch}
+                images = {f"{number:06}.{suffix}": content for number, (suffix, content) in made.items()}
                 with tempfile.TemporaryDirectory(dir=place) as folder:
-                    inside = Path(folder) / "class"
-                    inside.mkdir()
-                    made: dict[Path, int] = {}
-                    refusals: dict[str, str] = {}
-                    for number in numbers[start : start + BATCH]:
-                        suffix, content = make(drill, number, files, short)
-                        file = inside / f"{number:06}.{suffix}"
-                        file.write_bytes(content)
-                        refused = check_reader(drill, number, file, reader)
-                        if refused is None:
-                            file.unlink()
-                            continue
-                        made[file], refusals[file.name] = number, refused
-                        drill.done += 1
-                    if made:
-                        predicted = check_predict(drill, inside, made)
-                        for file, number in made.items():
-                            if predicted.get(file.name, {}).get("error", "") != refusals[file.name]:
-                                drill.fault(
-                                    number, f"{file.name}: {refusals[file.name]!r}, but {predicted.get(file.name)}"
-                                )
-                        check_check(drill, inside, made, refusals)
-                        check_server(drill, port, made, predicted)
+                    attack(drill, port, reader, Path(folder) / "class", images, batch[0])
             if process.poll() is not None:
                 drill.fault(numbers[0], f"the server ended with code {process.returncode}")
             peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())

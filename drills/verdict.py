@@ -1,7 +1,8 @@
 """What the drills share: the options of their commands, the clock, and the verdict in one line.
 
 Every drill attacks effnet with draws from a seed, until it has done --tries or --minutes are over, prints each fault
-the moment it is found with what repeats it, and ends with one line and exit code 0 (nothing found) or 1.
+the moment it is found with what repeats it, and ends with one line and exit code 0, or 1 where it
+found something or tried nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Drill:
     faults: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
+    first_try: float | None = None  # when it began: preparing takes none of the minutes
 
     def numbers(self) -> range:
         """The numbers of its tries, or the one that is repeated."""
@@ -48,8 +50,10 @@ class Drill:
 
     @property
     def over(self) -> bool:
-        """Whether its minutes have passed."""
-        return time.monotonic() - self.start > 60 * self.minutes
+        """Whether the minutes have passed since this was first asked, before the first try."""
+        if self.first_try is None:
+            self.first_try = time.monotonic()
+        return time.monotonic() - self.first_try > 60 * self.minutes
 
     def count(self, what: str) -> None:
         """Add one to what the verdict lists."""
@@ -64,9 +68,9 @@ class Drill:
         """Print the verdict; give the exit code."""
         seconds = time.monotonic() - self.start
         listed = "".join(f", {value:,} {what}" for what, value in sorted(self.counts.items()))
-        verdict = f"{len(self.faults):,} FAULTS" if self.faults else "no fault"
+        verdict = f"{len(self.faults):,} FAULTS" if self.faults else "no fault" if self.done else "NO RESULT"
         print(f"{self.name}: {verdict} in {self.done:,} tries{listed}; seed {self.seed}, {seconds:.0f} s", flush=True)
-        return 1 if self.faults else 0
+        return 0 if self.done and not self.faults else 1
 
 
 def begin(name: str, scale: Scale, description: str) -> Drill:
