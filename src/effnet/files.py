@@ -295,6 +295,17 @@ def _link_latest(folder: Path) -> None:
 
 
 @contextmanager
+def name_file(file: Path) -> Iterator[None]:
+    """Name a file in errors of the system that name none, as those of writing to an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+@contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
     import shutil
     from tempfile import mkdtemp
@@ -302,12 +313,9 @@ def _folder_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield folder
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk is named by no writer
-    except EffnetError:
+        with name_file(target):
+            yield folder
+    except (OSError, EffnetError):
         raise
     except Exception as error:  # torch, OpenVINO and safetensors do not say why they cannot write
         try:

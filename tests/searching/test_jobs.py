@@ -109,6 +109,19 @@ def test_a_disk_that_fails_is_named_and_done_again(file: Path) -> None:
     assert len(work(file, InThisProcess(score))) == TOTAL
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="a file that cannot become shorter: Linux has them")
+def test_half_a_line_that_cannot_be_removed_is_named() -> None:
+    import fcntl
+
+    memory = os.memfd_create("trials", os.MFD_ALLOW_SEALING)
+    os.write(memory, b"rung,seed")
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    file = Path(f"/proc/self/fd/{memory}")
+    with pytest.raises(OSError, match=f"{file}"), open_record(file, NAMES):
+        pass
+    os.close(memory)
+
+
 def test_one_process_at_a_time_and_whole_lines_only(file: Path) -> None:
     with open_record(file, NAMES), pytest.raises(ArgumentError, match="by another process"), open_record(file, NAMES):
         pass

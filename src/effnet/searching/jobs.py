@@ -26,7 +26,7 @@ from typing import Any, Literal
 from effnet.cluster import ATTEMPTS, Cluster, scratch_folder
 from effnet.console import csv_lines
 from effnet.errors import DataError, EffnetError, TrainingError
-from effnet.files import hold_lock
+from effnet.files import hold_lock, name_file
 from effnet.progress import SILENT, Progress, Silent
 from effnet.searching.halving import FAILED, Job, Trial
 from effnet.searching.plan import CACHE, DECODING, SearchPlan
@@ -46,10 +46,11 @@ class TrialRecord:
     def __init__(self, file: FileIO, names: Sequence[str]) -> None:
         self.trials: dict[Job, Trial] = {}
         self._file, self._names = file, names
-        file.seek(0)
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))
+        with name_file(Path(file.name)):
+            file.seek(0)
+            content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            file.truncate(len(whole))
         for number, row in enumerate(csv.DictReader(whole.decode().splitlines()), start=2):
             try:
                 job = Job(int(row["rung"]), int(row["seed"]), int(row["candidate"]))
@@ -78,11 +79,9 @@ class TrialRecord:
 
     def _write(self, row: Sequence[object]) -> None:
         line = csv_lines([row]).encode()
-        try:
+        with name_file(Path(self._file.name)):
             while line:
                 line = line[self._file.write(line) :]
-        except OSError as error:  # it names no file
-            raise OSError(error.errno, error.strerror, self._file.name) from error
 
 
 @contextlib.contextmanager
