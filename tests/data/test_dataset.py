@@ -118,7 +118,7 @@ def test_manifests_of_spreadsheets(tmp_path: Path, separator: str) -> None:
         ("path,label,split\na.png,x,trian\n", "line 2.*Did you mean 'train'"),
         ("path,label,split\na.png,x,not test\n", "line 2.*'not test'.*Did you mean 'test'"),
         ("path,label,split\na.png,x,pre-train\n", "line 2.*'pre-train'"),
-        ("path,label,Label\na.png,x,1\n", "column label is there twice"),
+        ("path,label,Label\na.png,x,1\n", "column label appears twice"),
         ("path,label,split\na.png,x,train\nb.png,x,\n", "with and without a split"),
     ],
 )

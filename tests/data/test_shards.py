@@ -93,9 +93,9 @@ def test_a_name_that_is_not_in_its_shard(shards: Path) -> None:
     [
         ("gone", "the shard is missing"),
         ("cut", "the shard is cut short at 15,000 of"),
-        ("longer", "the shard does not fit its index"),
+        ("longer", "the shard does not match its index"),
         ("index gone", "the shard's index is missing"),
-        ("index", "the shard's index does not fit"),
+        ("index", "the shard's index does not match"),
     ],
 )
 def test_a_damaged_shard_is_one_line_and_costs_no_other_image(shards: Path, harm: str, words: str) -> None:
@@ -138,7 +138,7 @@ def test_flipped_bytes_cost_one_image(shards: Path) -> None:
     shard.write_bytes(content)
     [finding] = check(read_data(shards)).of("unreadable")
     assert finding.files == (f"images-000001.tar/{name}",)
-    assert "other bytes" in finding.message
+    assert "are not those that were packed" in finding.message
     assert len(read_data(shards)) == len(data)
 
 
@@ -222,7 +222,7 @@ def test_shards_without_their_description_are_no_empty_folder(tmp_path: Path, sp
     (tmp_path / "odd" / f"{split}-000000.tar").write_bytes(bytes(10_240))
     for read in (read_data, lambda folder: [*expand([str(folder)])]):
         with pytest.raises(
-            DataError, match=rf"odd has shards \({split}-000000\.tar\) and no shards\.json: a pack that"
+            DataError, match=rf"odd has shards \({split}-000000\.tar\) and no shards\.json: an unfinished"
         ):
             read(tmp_path / "odd")
 

@@ -195,7 +195,7 @@ def test_a_killed_pack_goes_on_and_is_not_read(
     with pytest.raises(CrashError):
         pack(data, out, SIZE)
     assert not (out / "shards.json").exists()
-    with pytest.raises(DataError, match="is a pack that was not finished; this finishes it: effnet pack") as refused:
+    with pytest.raises(DataError, match="is an unfinished pack; to finish it: effnet pack") as refused:
         read_data(out)
     shards = sorted(out.glob("*.tar"))
     assert shards  # whole ones only

@@ -57,7 +57,7 @@ def test_a_run_and_its_next_command(run, folder):
         (["shapes", "--set", "mixpu=1"], "mixpu"),
         (["shapes", "--set", "mixup"], "`set` (='mixup') must be NAME=VALUE"),
         (["shapes", "--set", "model=b0"], "`set` (='model') is not known"),
-        (["shapes", "--batch", 8, "--set", "batch=9"], "gives batch for the second time"),
+        (["shapes", "--batch", 8, "--set", "batch=9"], "gives batch twice"),
         (["shapes", "--set", "class_weights=maybe"], "must be true or false"),
         (["shapes", "--device", "gpu"], "`device` (='gpu') is not one that torch can use here: cpu"),
         (["shapes", "--model", "tiny.yaml", "--recipe", "few"], "needs weights, and tiny.yaml has none"),
@@ -114,7 +114,7 @@ def test_the_same_command_gives_the_same_bits_and_prints_only_its_own_lines(fold
         expected = (
             "batch of",
             "from scratch",
-            "unfamiliar images will not be told",
+            "unfamiliar images will not be detected",
             "results.png",
             "Next: effnet predict",
         )

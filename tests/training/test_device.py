@@ -210,7 +210,7 @@ def test_a_compiled_network_has_the_names_of_any_other_and_a_failure_is_told(
     assert same(failing, plain)
     assert not silent.has("torch.compile")
     (message,) = (each for each in told.messages if "torch.compile" in each)
-    assert message.startswith("torch.compile failed, so the run goes on without it: ")
+    assert message.startswith("torch.compile failed, so the run goes on uncompiled: ")
     assert "no compiler is installed" in message
     assert "\n" not in message
 

@@ -106,7 +106,7 @@ def test_learning_and_guessing_go_on() -> None:
         ({"loss": math.nan}, "the loss is nan at step 0.*learning rate"),
         ({"loss": math.inf}, "the loss is inf"),
         ({"gradient": math.nan}, "gradients are not finite"),
-        ({"gradient": 0.0}, "gradients are zero.*damaged"),
+        ({"gradient": 0.0}, "gradients and all activations are zero.*damaged"),
         ({"spread": 0.0}, "same answer to every image"),
         ({"loss": math.log(10) + 2}, r"after 100 steps the loss is 4.30, and guessing gives ln\(K\) = 2.30"),
     ],

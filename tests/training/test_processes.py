@@ -137,12 +137,12 @@ def test_another_number_of_processes_goes_on(folder: Path, one: dict[str, Any]) 
     with watched(8 // WORLD) as seen:
         resume(folder / "half", progress=recorder)
     assert_close_runs(seen, one)
-    line = next(text for text in recorder.messages if text.startswith("1 in place of 4 processes"))
+    line = next(text for text in recorder.messages if text.startswith("1 instead of 4 processes"))
     for fact in ("batch of 8", "learning rate", "order of the images stay", "last digits"):
         assert fact in line
     recorder.messages.clear()
     resume(folder / "half", progress=recorder)
-    assert not recorder.has("in place of 4 processes")  # it went on with one
+    assert not recorder.has("instead of 4 processes")  # it went on with one
     with pytest.raises(TrainingError, match=r"batch of 8 images does not divide among 3 processes: take 1, 2, 4, 8"):
         share_again(RunPlan.read(folder / "half")[0], 3)
 
@@ -151,7 +151,7 @@ def test_what_another_number_of_processes_changes(folder: Path) -> None:
     plan = RunPlan.read(folder / "few-one")[0]
     halves = share_again(plan, 2)
     assert (halves.processes, halves.execution.part, halves.execution.parts) == (2, 4, 1)
-    assert "random draws are of 4 in place of 8 images" in (text := describe_share(plan, halves, 1))
+    assert "random draws are of 4 instead of 8 images" in (text := describe_share(plan, halves, 1))
     assert "statistics" not in text  # the recipe "few" freezes them
     moving = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, bn_momentum=0.1))
     assert "batch statistics and random draws are of 4" in describe_share(moving, share_again(moving, 2), 1)
@@ -197,7 +197,7 @@ def test_processes_that_torchrun_starts_again_do_not_wait_for_those_before(monke
     """With one store for all attempts; where each has its own, a process is lost or not as in the first."""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    with pytest.raises(ProcessLostError, match=r"torchrun starts again .* by hand, with --resume"):
+    with pytest.raises(ProcessLostError, match=r"torchrun restarts .* yourself, with --resume"):
         make_fabric(Settings())
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     assert make_fabric(Settings()).world_size == 1

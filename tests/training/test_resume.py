@@ -82,7 +82,7 @@ def test_what_else_is_edited_between(stopped: Path, shapes: Path, tmp_path: Path
     recorder = Recorder()
     result = resume(folder, data=moved, workers=0, progress=recorder)
     assert recorder.has("1 image is new, such as disc/new.png; this run does not use them")
-    assert recorder.has("best is gone: the best of the epochs to come takes its place")
+    assert recorder.has("best is gone: the best of the remaining epochs will replace it")
     assert result.bundle.exists()
     assert not recorder.has("digits")
     shutil.rmtree(folder / "best")

@@ -149,7 +149,7 @@ def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
     classes = write_split(str(data), Settings(), tmp_path, SimpleNamespace(message=said.append, update=print))
     assert classes == ("cat", "dog")
     assert said == [
-        f"2 files are passed over in {data}, such as 'train/cat/notes.xml'; effnet check {data} says why",
+        f"2 files are skipped in {data}, such as 'train/cat/notes.xml'; effnet check {data} says why",
         "no image in val of 'dog': the figures there do not show how well it is recognised",
     ]
     shutil.rmtree(data / "train" / "dog")
@@ -169,7 +169,7 @@ def test_several_ranges_of_pixels_are_said(tmp_path: Path) -> None:
             values = noise.integers(0, 1024 if number == 3 else 4096, (64, 64)).astype(np.uint16)
             Image.fromarray(values).save(tmp_path / "data" / label / f"{number}.png")
     write_split(str(tmp_path / "data"), Settings(), tmp_path, SimpleNamespace(message=said.append, update=print))
-    assert said[0].startswith("pixels are read from several ranges: 0 ... 4,095 in 16 images, 0 ... 1,023 in 2 images;")
+    assert said[0].startswith("pixel values have several ranges: 0 ... 4,095 in 16 images, 0 ... 1,023 in 2 images;")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")

@@ -80,4 +80,4 @@ def test_small_data_is_refused(network: EfficientNet, loop: Any) -> None:
     val = evaluate_split(cast(Loop, loop), network, loop.data.subset("val"), "looking").seen
     few = val.take(np.arange(len(val.labels)) < 10)
     assert learn_familiarity(cast(Loop, loop), network, val, few) is None
-    assert loop.progress.has("will not be told: 10 images of val are too few")
+    assert loop.progress.has("will not be detected: 10 images of val are too few")

@@ -1,1 +1,1 @@
-"""What a network sees: from files to arrays."""
+"""Input: from image files to arrays."""

@@ -1,10 +1,10 @@
-"""A photo -> the array that a network sees in training: cropped, mirrored and changed at random by a policy.
+"""A photo -> a network's input in training: randomly cropped, mirrored and changed by a policy.
 
-Crops and policies are drawn by torchvision. The random numbers depend only on the run's seed, the epoch and the image:
-not on the number of workers or threads, the batch or an interruption. Pixels stay uint8: `Learner` normalises a batch.
+Crops and policies come from torchvision. The random numbers depend only on the run's seed, the epoch and the image, not
+on the number of workers or threads, the batch or an interruption. Pixels stay uint8: `Learner` normalises batches.
 
-A crop is resized by torch, in a quarter of Pillow's time; it is within a level of 255 where it shrinks and within some
-where it enlarges, as both round between the two directions, in another order.
+torch resizes a crop in a quarter of Pillow's time. The results differ by at most one level of 255 where it shrinks and
+by a few where it enlarges, since both round between the two directions, which they take in different order.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ POLICIES = {
     "randaugment": "RandAugment",  # Cubuk et al. 2020: the official code's for larger variants
     "trivialaugment": "TrivialAugmentWide",  # Mueller & Hutter 2021: nothing to tune
 }
-MARGIN = 8 / 7  # the side that a random crop is taken from, as a multiple of the network's: evaluation's 256 / 224
-SPARE = 4.0  # times its final size that the smallest crop keeps when a JPEG is halved, as in runtime.classifier
+MARGIN = 8 / 7  # side of the image that is cropped, relative to the network's input; as 256 / 224 in evaluation
+SPARE = 4.0  # least size of the smallest crop when a JPEG is halved, relative to its final size; see runtime.classifier
 RESIZED_BY_TORCH = ("bilinear", "bicubic")
-DRAWING = threading.Lock()  # held by the thread that draws from torch's one generator
-SEED_STEP = 1_000_003  # a prime: seeds of neighbouring epochs and images share no sequence
+DRAWING = threading.Lock()  # held by the thread that uses torch's global generator
+SEED_STEP = 1_000_003  # a prime, so that neighbouring epochs and images share no sequence
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How images are changed in training; see Recipe for the numbers."""
+    """Augmentation in training; see Recipe for the numbers."""
 
     input: InputSpec
     crop_area: float = 0.08
@@ -52,7 +52,7 @@ class Augment:
     policy: str = "none"
 
     def read(self, photo: str | PathLike[str]) -> npt.NDArray[np.uint8]:
-        """A file as the pixels (H, W, C) uint8 that `__call__` takes: all that is the same in every epoch.
+        """Read a file into the pixels (H, W, C) uint8 that `__call__` takes, which are the same in every epoch.
 
         Raises:
             ImageError: the file cannot be read.
@@ -64,17 +64,17 @@ class Augment:
         return self._square(pixels) if crops and whole else pixels
 
     def __call__(self, pixels: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint8]:
-        """A photo as the network sees it: (size, size, C) uint8."""
+        """The augmented photo, (size, size, C) uint8."""
         size, crops = self.input.size, self.crop_area < 1
         with DRAWING:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower than a crop
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a crop
             box = self._crop.make_params([torch.empty(pixels.shape[:2], device="meta")]) if crops else {}
             mirrored = bool(self.flip and torch.rand(1) < self.flip)
             state = torch.default_generator.get_state() if self._policy else None
         if crops:
             pixels = self.cut(pixels, **box)
         if mirrored:
-            whole_pixels = pixels.view(f"V{pixels.shape[2]}")  # twice as fast as by channels
+            whole_pixels = pixels.view(f"V{pixels.shape[2]}")  # twice as fast as channel by channel
             pixels = np.ascontiguousarray(whole_pixels[:, ::-1]).view(np.uint8)
         if state is not None:
             image = self._image(pixels)
@@ -97,7 +97,7 @@ class Augment:
         if interpolation not in RESIZED_BY_TORCH:
             image = self._image(part).resize((size, size), Image.Resampling[interpolation.upper()])
             return np.array(image).reshape(size, size, -1)
-        images = torch.empty((1, *part.shape), dtype=torch.uint8)  # of one array, torch does not see channels_last
+        images = torch.empty((1, *part.shape), dtype=torch.uint8)  # torch sees no channels_last in one array
         images.numpy()[0] = part
         resized = functional.interpolate(images.permute(0, 3, 1, 2), (size, size), mode=interpolation, antialias=True)
         return resized.permute(0, 2, 3, 1)[0].numpy()

@@ -1,15 +1,15 @@
-"""Pixels of more than 8 bits -> 8 bits, from the range that their values have.
+"""Pixels of more than 8 bits -> 8 bits, by the range of their values.
 
-    16-bit grey and colour   cameras and scanners store 10, 12 or 14 bits in 16: the range of as many bits as the file
-                             states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue, always in PPM and JPEG2000)
-                             if no value exceeds it; all 16 if each value is one of 8 bits x 256 or x 257; else the
-                             smallest of 10, 12, 14 and 16 that holds every value
-    32-bit integers, floats  the smallest of RANGES that holds every value; others are refused. A float may lie outside
-                             by one level of 255, as resampling leaves it, and is clipped
+    16-bit grey and colour   cameras and scanners store 10, 12 or 14 bits in 16: the number of bits that the file states
+                             (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue, always in PPM and JPEG2000) if no
+                             value exceeds it; 16 if every value is an 8-bit value x 256 or x 257; else the smallest of
+                             10, 12, 14 and 16 that holds every value
+    32-bit integers, floats  the smallest of RANGES that holds every value; other images are refused. Floats may exceed
+                             it by one level of 255, as after resampling, and are clipped
 
-A dark image without such a statement may be taken for one of fewer bits, and brightened; `effnet check` names the
-range of each image of more than 8 bits. Of 16 bits the high byte is kept, which is exact whether 8 bits were widened by
-x 256 or by x 257. Grey with alpha in a 16-bit PNG is always read as 16 bits, since Pillow does not read its low bytes.
+A dark image that states nothing may be taken for one of fewer bits, and brightened; `effnet check` names the range of
+every image of more than 8 bits. Of 16 bits the high byte is kept, which is exact if 8 bits were widened by x 256 or by
+x 257. Grey with alpha in a 16-bit PNG is always read as 16 bits, since Pillow does not read its low bytes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from PIL import Image, ImageFile
 from effnet.errors import ImageError
 from effnet.fields import write_count
 
-BITS = (10, 12, 14, 16)  # in 16
+BITS = (10, 12, 14, 16)  # significant bits of 16
 RANGES = {"I": (255, 1023, 4095, 16383, 65535), "F": (1, 255, 1023, 4095, 16383, 65535)}  # highest values, by mode
-HAIR = 1 / 255  # share of the range by which floats may lie outside
+HAIR = 1 / 255  # share of the range by which floats may exceed it
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF's tags
-SCALED = ("PPM", "JPEG2000")  # Pillow stretches their values to 16 bits by the depth that they state
-PART = 1 << 18  # pixels that are computed with at once
-STATED, RANGE = "stated bits", "range"  # entries of an image's info
+SCALED = ("PPM", "JPEG2000")  # Pillow scales their values from their stated depth to 16 bits
+PART = 1 << 18  # pixels that are processed at once
+STATED, RANGE = "stated bits", "range"  # keys in an image's info
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 LOW = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # Pillow's raw modes
 
 
 def note_bits(image: ImageFile.ImageFile, file: BinaryIO) -> None:
-    """Keep in `image.info` how many bits its file says that it has, where that is between 8 and 16."""
+    """Store in `image.info` the number of bits that the file states, if it is between 8 and 16."""
     bits = 16 if image.format in SCALED else 0
     if image.format == "PNG":
         position = file.tell()
@@ -48,15 +48,15 @@ def note_bits(image: ImageFile.ImageFile, file: BinaryIO) -> None:
         file.seek(position)
     elif image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
-        with suppress(TypeError, ValueError):  # a broken tag beside sound pixels
+        with suppress(TypeError, ValueError):  # a broken tag, but good pixels
             highest, stored = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
-            bits = highest.bit_length() or stored % 16  # 16 is how they are stored, and says nothing
+            bits = highest.bit_length() or stored % 16  # 16 is only the storage size
     if 8 < bits <= 16:
         image.info[STATED] = bits
 
 
 def pixel_range(image: Image.Image) -> int | None:
-    """The highest value of the range that a decoded image's pixels are read from; None where they have 8 bits.
+    """The highest value of the range that a decoded image's pixels are scaled from; None for 8 bits.
 
     Raises:
         ImageError: no usual range holds its values.
@@ -68,7 +68,7 @@ def pixel_range(image: Image.Image) -> int | None:
     if image.mode not in RANGES:
         return None
     ends = [(values.min(), values.max()) for _, values in _parts(image)]
-    low, high = np.min(ends), np.max(ends)  # of numpy, which tell of NaN
+    low, high = np.min(ends), np.max(ends)  # numpy's propagate NaN
     spare = 1 + HAIR if image.mode == "F" else 1
     ranges = ((1 << image.info[STATED]) - 1, *RANGES["I"]) if STATED in image.info else RANGES[image.mode]
     top = next((top for top in ranges if high <= spare * top), None)
@@ -79,14 +79,14 @@ def pixel_range(image: Image.Image) -> int | None:
 
 
 def describe_ranges(ranges: Iterable[int | None]) -> str:
-    """How many images are read from each range, the commonest first; "" where they are read from one, or none."""
+    """How many images have each range, most common first; "" if there is at most one range."""
     counts = Counter(top for top in ranges if top)
     words = (f"0 ... {top:,} in {write_count(count, 'image')}" for top, count in counts.most_common())
     return ", ".join(words) if len(counts) > 1 else ""
 
 
 def narrow_grey(image: Image.Image) -> Image.Image:
-    """Mode I;16*, I or F to L or, where one value stands for transparent, to LA."""
+    """Convert mode I;16*, I or F to L, or to LA if one value means transparent."""
     top, clear = pixel_range(image), image.info.get("transparency")
     assert top is not None
     narrowed = Image.new("L" if clear is None else "LA", image.size)
@@ -100,16 +100,16 @@ def narrow_grey(image: Image.Image) -> Image.Image:
 
 
 def load_colours(image: Image.Image) -> Image.Image:
-    """Decode an image; one of 16-bit colours with less than 16 bits in them is read with its low bytes, too.
+    """Decode an image; 16-bit colours with fewer significant bits are read with their low bytes too.
 
-    Pillow keeps the high byte of such colours, which would leave 4 bits of 12.
+    Pillow keeps only their high byte, which would leave 4 bits of 12.
     """
     file, tiles = getattr(image, "fp", None), list(getattr(image, "tile", ()))
     image.load()
     swapped = [_swap_bytes(tile) for tile in tiles]
     if file is None or image.mode not in ("RGB", "RGBA") or not swapped or None in swapped:
         return image
-    # of 14 bits, the high byte has 6
+    # the high byte has 6 of 14 bits
     if max(high for _, high in image.getextrema()[:3]) >= 64 or image.info.get(STATED) == 16:  # type: ignore[misc]  # a pair for each channel
         image.info[RANGE] = RANGES["I"][-1]
         return image
@@ -129,7 +129,7 @@ def load_colours(image: Image.Image) -> Image.Image:
     narrowed = Image.new(image.mode, image.size)
     for box, values in joined():
         colours = values >> top.bit_length() - 8
-        if own:  # alpha has a range of its own
+        if own:  # alpha has its own range
             colours[..., 3] = values[..., 3] >> 8
         narrowed.paste(Image.fromarray(colours.astype(np.uint8), image.mode), box)
     narrowed.info = dict(image.info)
@@ -137,7 +137,7 @@ def load_colours(image: Image.Image) -> Image.Image:
 
 
 def _parts(image: Image.Image) -> Iterator[tuple[Box, NDArray[Any]]]:
-    """The pixels of an image, PART at a time, with their places: an array of all would be held several times over."""
+    """The pixels of an image with their places, PART at a time to avoid several copies of the whole image."""
     width, height = image.size
     across = min(width, PART)
     down = PART // across
@@ -148,8 +148,8 @@ def _parts(image: Image.Image) -> Iterator[tuple[Box, NDArray[Any]]]:
 
 
 def _range_of_16(image: Image.Image, parts: Iterable[NDArray[np.uint16]]) -> int:
-    """The highest value of the range of 16-bit values, as the module's docstring describes."""
-    highest, empty, repeated = 0, True, True  # the low byte is nothing, or the high byte once more
+    """The highest value of the range of 16-bit values, as described in the module's docstring."""
+    highest, empty, repeated = 0, True, True  # whether low bytes are always 0, or always repeat the high byte
     for values in parts:
         highest = max(highest, int(values.max()))
         low = values & 255
@@ -161,7 +161,7 @@ def _range_of_16(image: Image.Image, parts: Iterable[NDArray[np.uint16]]) -> int
 
 
 def _significant_bits(file: BinaryIO) -> int:
-    """The largest entry of a PNG's chunk sBIT; 0 where it has none."""
+    """The largest entry of a PNG's sBIT chunk; 0 if it has none."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -174,7 +174,7 @@ def _significant_bits(file: BinaryIO) -> int:
 
 
 def _swap_bytes(tile: Any) -> Any:
-    """A tile of Pillow's that decodes the low byte where this one decodes the high byte of 16-bit colours; or None."""
+    """A Pillow tile that decodes the low bytes of 16-bit colours where this one decodes the high bytes; or None."""
     arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
     name, _, raw = str(arguments[0] if arguments else "").partition(";")
     if name not in ("RGB", "RGBA") or raw not in LOW:

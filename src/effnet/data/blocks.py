@@ -1,9 +1,9 @@
-"""An order for disks that are slow at jumping: images that lie beside each other are read one after the other.
+"""An order for disks with slow random access: images that are next to each other are read sequentially.
 
-A block is BLOCK_BYTES of images that lie beside each other in a shard; of a folder, in the order of their names. An
-epoch takes the blocks in random order, WINDOW at a time, and the images of these in random order. While the images of
-one window are used, the operating system is told to read the blocks of the next one, each from its start to its end.
-What lies within BLOCK_BYTES is one block, so that small data sets are shuffled as they always are.
+A block is BLOCK_BYTES of images that are next to each other in a shard, or in a folder by name. An epoch takes blocks
+in random order, WINDOW at a time, and shuffles the images in each window. While the images of one window are used, the
+operating system is told to read ahead the blocks of the next, each from start to end. A data set smaller than
+BLOCK_BYTES is one block, so it is shuffled as usual.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from numpy.typing import NDArray
 
 from effnet.data.shards import file_size, member_of, url
 
-BLOCK_BYTES = 8 * 2**20  # a hard disk reads them in the time of eight jumps
-WINDOW = 32  # blocks: 256 MB, which stay in the system's memory
+BLOCK_BYTES = 8 * 2**20  # a hard disk reads them in the time of eight seeks
+WINDOW = 32  # blocks: 256 MB, which stay in the system's page cache
 
-Range = tuple[str, int, int]  # a file, the first byte and how many
+Range = tuple[str, int, int]  # file, first byte, number of bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Which images lie beside each other."""
+    """Which images are next to each other."""
 
-    images: NDArray[np.int64]  # all of them, as they lie
-    bounds: NDArray[np.int64]  # where each block begins among them, and the end of the last one
-    ranges: tuple[tuple[Range, ...], ...]  # what of which files holds a block; nothing behind a URL
+    images: NDArray[np.int64]  # all images, in the order in which they are stored
+    bounds: NDArray[np.int64]  # where each block begins in `images`, and the end of the last one
+    ranges: tuple[tuple[Range, ...], ...]  # for each block, its ranges of files; empty for URLs
     window: int
 
     def permutation(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """All images in the order of an epoch."""
+        """All images in an epoch's order."""
         windows = self._windows(rng)
         return np.concatenate([rng.permutation(np.concatenate([self._block(each) for each in w])) for w in windows])
 
     def schedule(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-        """For each block after how many images it is to be read, after how many no longer, and which one it is.
+        """For each block, after how many images to read it, after how many it is too late, and its number.
 
-        Those of the first window are due at once, those of another evenly over the window before it.
+        Blocks of the first window are due at once, those of other windows evenly over the previous window.
         """
         found = list[tuple[int, int, int]]()
         before = begin = 0
@@ -54,7 +54,7 @@ class Blocks:
         return found
 
     def read_soon(self, block: int) -> None:
-        """Have the system read a block ahead, where it can."""
+        """Have the system read a block ahead, if it can."""
         for file, first, count in self.ranges[block] if hasattr(os, "posix_fadvise") else ():
             with suppress(OSError), open(file, "rb", buffering=0) as stream:  # noqa: PTH123  # a Path takes longer
                 os.posix_fadvise(stream.fileno(), first, count, os.POSIX_FADV_WILLNEED)
@@ -68,7 +68,7 @@ class Blocks:
 
 
 def find_blocks(files: Sequence[Path]) -> Blocks:
-    """The blocks of images, which are numbered as `files` are."""
+    """The blocks of images, which are numbered as in `files`."""
     places = sorted(_place(file, index) for index, file in enumerate(files))
     bounds, ranges, used, last = list[int](), list[list[Range]](), 0, ""
     for number, (shard, offset, size, index) in enumerate(places):
@@ -87,7 +87,7 @@ def find_blocks(files: Sequence[Path]) -> Blocks:
 
 
 def _place(file: Path, index: int) -> tuple[str, int, int, int]:
-    """The shard that an image is in and its first byte there, else "" and its number; its bytes and its number."""
+    """An image's shard and its first byte there, else "" and its number; then its size and its number."""
     if (inside := member_of(file)) is None:
         return "", index, max(0, file_size(file)), index
     return inside[0], inside[1].offset, inside[1].size, index

@@ -1,14 +1,14 @@
 """A data set on disk: a folder for each class, split or not, or a manifest. Nothing is copied or moved.
 
-    photos/cat/1.jpg               unsplit: class folders; `split_data` splits them
+    photos/cat/1.jpg               not split: class folders; `split_data` splits them
     photos/train/cat/1.jpg         split: train, val and test under any usual name (folders.py), each with class folders
-    photos.csv                     a manifest: path,label and perhaps split,group; paths relative to its folder
-    shards/shards.json             shards, as `effnet pack` writes them (shards.py); or the URL of their folder
+    photos.csv                     a manifest: path,label and optionally split,group; paths relative to its folder
+    shards/shards.json             shards written by `effnet pack` (shards.py), or the URL of their folder
 
 Classes are in alphabetical order, as in torchvision's ImageFolder, and two lists of classes are matched by name. Images
-are found at any depth of a class folder; hidden files are left out.
+are found at any depth of a class folder; hidden files are ignored.
 
-File names that are not UTF-8 stand in a manifest byte for byte, as they are on the disk.
+File names that are not UTF-8 appear in a manifest byte for byte as on disk.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ SIZE = "bytes"  # a column of a run's split.csv
 class Sample:
     """An image and its class."""
 
-    path: str  # from the data set's root, with forward slashes; or absolute
+    path: str  # relative to the data set's root, with forward slashes; or absolute
     label: int  # index of its class in the data set's `classes`
-    split: str = ""  # one of SPLITS; empty where the data is not split
+    split: str = ""  # one of SPLITS; empty if the data is not split
     group: str = ""  # images of one group (a patient, a film, near-duplicates) stay in one split
 
     @property
     def name(self) -> str:
-        """Its path without the shard that it is in: what puts images in the same order in a folder and in shards."""
+        """The path without the shard, so that images have the same order in a folder and in shards."""
         return name_of(self.path)
 
 
@@ -59,7 +59,7 @@ class Dataset:
     root: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
-    passed_over: tuple[tuple[str, str], ...] = ()  # files and folders of its folder that are no sample, with the reason
+    passed_over: tuple[tuple[str, str], ...] = ()  # files and folders that were skipped, with the reason
     source: str = ""  # the folder or manifest that it was read from
 
     def __str__(self) -> str:
@@ -69,17 +69,17 @@ class Dataset:
         return len(self.samples)
 
     def file(self, sample: Sample) -> Path:
-        """Where a sample's image is."""
+        """The path of a sample's image."""
         return place(self.root, sample.path)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """Its splits; none where it is not split."""
+        """The splits; empty if the data is not split."""
         found = {sample.split for sample in self.samples}
         return tuple(name for name in SPLITS if name in found)
 
     def subset(self, split: str) -> Dataset:
-        """The samples of one split; "" means those of an unsplit data set.
+        """The samples of one split; "" for a data set that is not split.
 
         Raises:
             UnknownNameError: there is no such split.
@@ -96,14 +96,14 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of all paths, classes, splits and file sizes, which changes with the data."""
+        """The sha256 of all paths, classes, splits and file sizes, to detect changes of the data."""
         rows = ((s.path, self.classes[s.label], s.split, str(file_size(self.file(s)))) for s in self.samples)
         text = "".join(sorted("\t".join(row) + "\n" for row in rows))
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def place(root: Path, path: str) -> Path:
-    """Where a path of a data set leads: below its root, unless it is absolute or a URL."""
+    """The location of a data set's path: below its root, unless it is absolute or a URL."""
     return Path(path) if "://" in path and url(path) else root / path
 
 
@@ -116,7 +116,7 @@ def read_data(data: str | Path) -> Dataset:
     """The data set of a folder or a manifest.
 
     Raises:
-        DataError: it does not exist, holds no image, or is not laid out as the module's docstring says.
+        DataError: it does not exist, holds no image, or is not laid out as described in the module's docstring.
     """
     if not str(data):
         raise DataError("the name of the data is empty; give a folder or a manifest")
@@ -133,7 +133,7 @@ def read_data(data: str | Path) -> Dataset:
 
 
 def _read_shards(root: Path, shards: ShardFolder) -> Dataset:
-    """The images of a folder of shards that are there; what is wrong with a shard is one line of `passed_over`."""
+    """The images that a folder of shards has; a damaged shard is one line of `passed_over`."""
     where = url(root) or str(root)
     dataset = read_manifest(root / MANIFEST, root, shards.manifest)
     lost = {sample.path for sample in dataset.samples if shards.lost(root, sample.path)}
@@ -146,13 +146,13 @@ def _read_shards(root: Path, shards: ShardFolder) -> Dataset:
 
 
 def read_manifest(path: str | Path, root: Path | None = None, content: bytes | None = None) -> Dataset:
-    """The data set of a CSV file with the columns path, label and perhaps split and group; others are ignored.
+    """The data set of a CSV file with the columns path, label and optionally split and group; others are ignored.
 
-    Columns are separated by commas, semicolons or tabs. Paths are relative to `root`, by default the file's own folder.
-    `content` is what is in the file, where it was read already.
+    Columns are separated by commas, semicolons or tabs. Paths are relative to `root`, by default the file's folder.
+    `content` is the file's content if it was read already.
 
     Raises:
-        DataError: it is not such a file; the message names the line.
+        DataError: it is not a valid manifest; the message names the line.
     """
     path = Path(path)
     root = root or path.parent
@@ -179,24 +179,24 @@ def read_manifest(path: str | Path, root: Path | None = None, content: bytes | N
         if name in samples:
             raise DataError(f"{path}, line {line}: {name} is listed twice")
         samples[name] = label, SPLIT_WORDS.get(own.lower(), ""), group
-    del rows, row  # which take more memory than what is kept of them
+    del rows, row  # they take more memory than the samples
     if len({bool(split) for _, split, _ in samples.values()}) > 1:
         raise DataError(f"{path} has lines with and without a split; give all of them one, or none")
     return _dataset(root, [(name, *values) for name, values in samples.items()], str(path))
 
 
 def read_table(text: str) -> list[dict[str, str]]:
-    """The rows of a manifest's text, in which surrogates stand for the bytes of a path that are not UTF-8.
+    """The rows of a manifest's text; bytes of a path that are not UTF-8 are surrogates.
 
     Raises:
         UnicodeError: a column's name or a label is not UTF-8.
         csv.Error: it is not CSV.
     """
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of much of Europe write semicolons
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write semicolons in much of Europe
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if twice := [name for name in COLUMNS if reader.fieldnames.count(name) > 1]:
-        raise csv.Error(f"the column {twice[0]} is there twice")
+        raise csv.Error(f"the column {twice[0]} appears twice")
     rows = list(reader)
     for words in (*reader.fieldnames, *(row.get("label") or "" for row in rows)):
         words.encode()
@@ -204,7 +204,7 @@ def read_table(text: str) -> list[dict[str, str]]:
 
 
 def manifest(dataset: Dataset, *, sizes: bool = False) -> str:
-    """The text of a manifest, sorted by path; with `sizes`, it has the bytes of each file."""
+    """The text of a manifest, sorted by path; with `sizes`, including each file's size in bytes."""
     rows: list[tuple[object, ...]] = [(*COLUMNS, SIZE) if sizes else COLUMNS]
     for sample in sorted(dataset.samples, key=lambda sample: sample.name):
         row = (sample.path, dataset.classes[sample.label], sample.split, sample.group)
@@ -219,7 +219,7 @@ def write_manifest(dataset: Dataset, path: Path) -> None:
 
 
 def path_from(folder: Path, file: Path) -> str:
-    """A file's path as a manifest in `folder` names it; that of a URL is the URL."""
+    """A file's path for a manifest in `folder`; a URL stays as it is."""
     return url(file) or Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
@@ -227,7 +227,7 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
     """The data set with its labels in the order of `names`; classes that it lacks are empty.
 
     Raises:
-        DataError: the data has a class that is not among `names`, which are `whose`: "the model's", "the run's".
+        DataError: the data has a class that is not in `names`, which are `whose`: "the model's", "the run's".
     """
     numbered = [*enumerate(names)]
     output_of = {class_name(name): number for number, name in reversed(numbered)}  # the first of equal names
@@ -246,15 +246,15 @@ def match_classes(dataset: Dataset, names: Sequence[str], whose: str) -> Dataset
 def split_data(
     dataset: Dataset, *, val: float = 0.15, test: float = 0.15, seed: int = 0, groups: Sequence[object] | None = None
 ) -> Dataset:
-    """Split the data set: stratified by class, groups kept in one split, reproducible by the seed.
+    """Split the data set: stratified by class, groups kept together, reproducible by the seed.
 
-    Unsplit data gets train, val and test splits; split data without a val split gets one out of its training split. A
-    class with at least three groups of images is in every split.
+    Data that is not split gets train, val and test splits; split data without a val split gets one from its training
+    split. A class with at least three groups of images is in every split.
 
     Args:
         dataset: the images.
         val: share of the images for choosing the best epoch and the temperature.
-        test: share of the images for the final figures; only used where the data is not split.
+        test: share of the images for the final evaluation; only used if the data is not split.
         seed: of the shuffle.
         groups: a second group of every sample besides its own `group`, such as its near-duplicates.
 
@@ -295,7 +295,7 @@ def split_data(
 
 
 def missing_classes(dataset: Dataset) -> dict[str, list[str]]:
-    """For each class with images the splits that have none of it, where there are such splits."""
+    """For each class with images, the splits that have none of it, if any."""
     found = {(sample.label, sample.split) for sample in dataset.samples}
     lacking = {
         name: [split for split in dataset.splits if (label, split) not in found]
@@ -305,7 +305,7 @@ def missing_classes(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def explain_one_class(dataset: Dataset) -> str:
-    """Why a data set has one class, as far as its folders show."""
+    """Why a data set has only one class, as far as its folders show."""
     name = dataset.classes[0]
     below = (sample.path.split("/") for sample in dataset.samples)
     inner = {path[path.index(name) + 1] for path in below if name in path[:-2]}
@@ -314,7 +314,7 @@ def explain_one_class(dataset: Dataset) -> str:
 
 
 def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[str]:
-    """The split of each unit of one class: shares are filled in turn, the rest becomes train."""
+    """The split of each unit of one class: shares are filled one after the other, and the rest is train."""
     sizes, splits = [len(unit) for unit in units], list[str]()
     for left, (split, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
         taken = 0
@@ -328,7 +328,7 @@ def _assign(units: Sequence[Sequence[int]], shares: dict[str, float]) -> list[st
 
 
 def _is_of_windows(root: Path, names: Sequence[str]) -> bool:
-    """Whether the first file that is found of those with a backslash has a slash in its place."""
+    """Whether the first path with a backslash that can be found has slashes on disk, as in manifests from Windows."""
     for name in (name.strip() for name in names if "\\" in name):
         if file_size(place(root, name)) >= 0:
             return False
@@ -338,10 +338,10 @@ def _is_of_windows(root: Path, names: Sequence[str]) -> bool:
 
 
 def _existing(root: Path, name: str, windows: bool) -> str:
-    """A manifest's path as written or, if no file has it, without outer blanks, in Unicode's other form, or with /."""
+    """A manifest's path as written or, if no such file exists, stripped, in Unicode's other form, or with slashes."""
     plain = name.strip()
     slashed = plain.replace("\\", "/")
-    first = (slashed,) if windows and slashed != plain else ()  # a look at the disk for each path, not two
+    first = (slashed,) if windows and slashed != plain else ()  # saves a look at the disk for each path
     forms = dict.fromkeys((*first, name, plain, normalize("NFC", plain), normalize("NFD", plain), slashed))
     return plain if len(forms) == 1 else next((form for form in forms if file_size(place(root, form)) >= 0), plain)
 

@@ -1,18 +1,18 @@
-"""Which images are copies of each other: re-compressed, resized, converted, brightened or mirrored. No torch.
+"""Finds images that are copies of each other: re-compressed, resized, converted, brightened or mirrored. No torch.
 
     1  each file is read and decoded once, a large JPEG at a fraction of its size, into a `Fingerprint`: the sha256 of
        its bytes, a thumbnail of 32 x 32 grey levels, and 8 x 8 values of blue and red chroma
-    2  files with the same bytes, and images with the same thumbnail and chroma, are one content with several copies
-    3  a perceptual hash (pHash: which of the 8 x 8 lowest frequencies of the thumbnail are above their median) proposes
-       for each content and its mirror image the CANDIDATES nearest ones that differ in at most BITS of 64 bits
-    4  they are near-duplicates if the slopes of their thumbnails correlate by SAME or more and their colours agree,
-       unless one of them is grey; pairs whose slopes' low frequencies alone are too far apart need no closer look
+    2  files with the same bytes, and images with the same thumbnail and chroma, count as copies of one content
+    3  for each content and its mirror image, a perceptual hash (pHash: which of the 8 x 8 lowest frequencies of the
+       thumbnail are above their median) proposes the CANDIDATES nearest ones that differ in at most BITS of 64 bits
+    4  these are near-duplicates if the slopes of their thumbnails correlate by SAME or more and their colours agree,
+       unless one of them is grey; pairs whose slopes already differ too much in low frequencies are skipped
 
-Slopes are the differences between neighbouring pixels, slightly blurred: brightness does not change them, contrast
-changes only their strength. An image of nearly one colour has none and is never a near-duplicate.
+Slopes are differences between neighbouring pixels, slightly blurred: brightness does not change them, contrast changes
+only their strength. An image of nearly one colour has none and is never a near-duplicate.
 
-Crops are not found: cropped by 2 % a side, a photo correlates with itself no more than with similar ones. Images of
-plain objects on a plain background may be called near-duplicates if they differ by less than JPEG noise.
+Crops are not found: cropped by 2 % per side, a photo correlates with itself no more than with similar photos. Images of
+plain objects on a plain background may count as near-duplicates if they differ by less than JPEG noise.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from effnet.progress import SILENT, Progress
 
 HASH_SIDE = 8  # frequencies of a hash
 BITS = 12  # finds 95 % of the copies at JPEG quality 30, 99 % at quality 60
-CANDIDATES = 32  # later contents that each is compared with, at most; a film of a still scene would have millions
+CANDIDATES = 32  # later contents that each one is compared with, at most; frames of a still scene would give millions
 SAME = 0.985  # correlation of slopes
-NOISE = 0.5  # levels that JPEG at quality 30 adds to the slopes; it lowers the correlation of flat images
-FLAT = 0.8  # levels of the slopes; below it there is only noise
-SAME_COLOURS = 0.25  # difference as a share of the stronger chroma; brightened copies reach 0.2
-GREY, FAINT = 1.0, 2.0  # mean levels of chroma: an image below the first is grey; the second is always tolerated
+NOISE = 0.5  # levels that JPEG at quality 30 adds to the slopes, which lowers the correlation of flat images
+FLAT = 0.8  # levels of the slopes below which there is only noise
+SAME_COLOURS = 0.25  # difference relative to the stronger chroma; brightened copies reach 0.2
+GREY, FAINT = 1.0, 2.0  # mean levels of chroma: below the first an image is grey; the second is always tolerated
 CELLS = 2**24  # hashes compared at a time, 64 MB
-BLOCK = 256  # images whose slopes are compared at a time: they stay in the cache
-COARSE = 12  # frequencies of the slopes each way that rule a pair out
-ROUNDING = 1e-4  # of a squared distance in float32, generously
+BLOCK = 256  # images whose slopes are compared at a time, so that they stay in the processor's cache
+COARSE = 12  # frequencies of the slopes in each direction for the first comparison
+ROUNDING = 1e-4  # generous bound for a squared distance in float32
 WINDOW = 64  # files that are read ahead
-MANY = 1000  # contents, from which on the pairs are kept for the next time: fewer are compared at once
+MANY = 1000  # contents from which on the pairs are cached; fewer are compared in no time
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Match = tuple[int, int, float, bool]  # of two contents: their places, their similarity, whether one is mirrored
+Match = tuple[int, int, float, bool]  # indices of two contents, their similarity, whether one is mirrored
 PAIR = np.dtype([("first", "<i8"), ("second", "<i8"), ("similarity", "<f8"), ("mirrored", "?")])
 
 
@@ -67,13 +67,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The copies among files; every number is an index among them."""
+    """The copies among files; all numbers are indices of files."""
 
     files: tuple[Path, ...]
-    fingerprints: tuple[Fingerprint | ImageError, ...]  # an error where a file could not be read
-    contents: tuple[int, ...]  # for each file the first one with the same content
+    fingerprints: tuple[Fingerprint | ImageError, ...]  # an error for a file that could not be read
+    contents: tuple[int, ...]  # for each file, the first one with the same content
     pairs: tuple[Pair, ...]  # between contents
-    groups: tuple[int, ...]  # for each file the first one that pairs and contents connect it with
+    groups: tuple[int, ...]  # for each file, the first one that is connected to it by pairs and contents
 
     @cached_property
     def copies(self) -> dict[int, tuple[int, ...]]:
@@ -90,9 +90,9 @@ class Duplicates:
 
 
 def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: Progress = SILENT) -> Duplicates:
-    """Read every image file and find the copies; a file that cannot be read is in a group of its own.
+    """Read every image file and find the copies; a file that cannot be read gets its own group.
 
-    What is known from earlier runs is not read again: see fingerprint_cache.py.
+    Files known from earlier runs are not read again: see fingerprint_cache.py.
     """
     cache = FingerprintCache(files)
     answers: list[Fingerprint | ImageError | None] = [*cache.fingerprints()]
@@ -106,7 +106,7 @@ def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: 
             answers[index] = answer
             done += 1
             progress.update("reading images", done, len(files))
-    finally:  # what was read before Ctrl-C is kept, too
+    finally:  # also keeps what was read before Ctrl-C
         cache.keep(answers)
     fingerprints = tuple(answer for answer in answers if answer is not None)
     known = [(index, each) for index, each in enumerate(fingerprints) if isinstance(each, Fingerprint)]
@@ -119,7 +119,7 @@ def find_duplicates(files: Sequence[Path], *, threads: int = READERS, progress: 
 
 
 def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `count` indices the first one of its connected component."""
+    """For each of `count` indices, the first one of its connected component."""
     parent = list(range(count))
 
     def root(index: int) -> int:
@@ -135,7 +135,7 @@ def connect(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]:
-    """For each file the first with the same bytes, or with the same thumbnail if that is not flat."""
+    """For each file, the first one with the same bytes, or with the same thumbnail if that is not flat."""
     first: dict[object, int] = {}
     links = []
     strengths = _strengths(_thumbnails([fingerprint for _, fingerprint in known]))
@@ -147,7 +147,7 @@ def _contents(count: int, known: Sequence[tuple[int, Fingerprint]]) -> list[int]
 
 
 def _recall_pairs(known: Sequence[Fingerprint]) -> Sequence[Match]:
-    """The near-duplicates among contents; those of an earlier run where it had the same ones."""
+    """The near-duplicates among contents, from the cache if an earlier run had the same contents."""
     pixels = hashlib.sha256()
     for each in known:
         pixels.update(each.thumbnail + each.colours)
@@ -162,7 +162,7 @@ def _recall_pairs(known: Sequence[Fingerprint]) -> Sequence[Match]:
 
 
 def _find_pairs(known: Sequence[Fingerprint]) -> Iterator[Match]:
-    """The near-duplicates among contents, each pair once, in the order of their places."""
+    """The near-duplicates among contents, each pair once, in the order of the indices."""
     thumbnails = _thumbnails(known)
     shape = len(known), COLOUR_SIDE, COLOUR_SIDE, 2
     chroma = np.frombuffer(b"".join(fingerprint.colours for fingerprint in known), np.uint8).reshape(shape)
@@ -174,7 +174,7 @@ def _find_pairs(known: Sequence[Fingerprint]) -> Iterator[Match]:
         for one, two in _propose(_hashes(thumbnails), _hashes(others), strengths >= FLAT):
             noise = NOISE / np.minimum(strengths[one], strengths[two])
             least = np.sqrt(1 - np.maximum(1 - SAME**2, noise**2))
-            # Of unit vectors that correlate by c the squared distance is 2 - 2c, and no larger in any part of them
+            # The squared distance of unit vectors that correlate by c is 2 - 2c, and no larger in any subset of axes.
             near = np.square(coarse[one] - other_coarse[two]).sum(axis=1) <= 2 - 2 * least + ROUNDING
             one, two, least = one[near], two[near], least[near]
             found = np.einsum("ij,ij->i", _unit_slopes(thumbnails[one]), _unit_slopes(others[two]))
@@ -188,7 +188,7 @@ def _find_pairs(known: Sequence[Fingerprint]) -> Iterator[Match]:
 
 
 def _propose(signs: Floats, others: Floats, usable: NDArray[np.bool_]) -> Iterator[tuple[Indices, Indices]]:
-    """Indices of usable images, each with its CANDIDATES nearest later ones by their hashes, BLOCK pairs at a time."""
+    """Indices of usable images, each with its CANDIDATES nearest later ones by hash, BLOCK pairs at a time."""
     rows = max(1, CELLS // max(1, len(signs)))
     for start in range(0, len(signs), rows):
         products = signs[start : start + rows] @ others[start:].T

@@ -1,4 +1,4 @@
-"""What images are compared by: the sha256 of a file, its type and size, and a thumbnail with its colours. No torch."""
+"""Fingerprints to compare images by: a file's sha256, type and size, and a thumbnail with colours. No torch."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from effnet.errors import ImageError
 
 SIDE, COLOUR_SIDE = 32, 8  # pixels of a thumbnail and of its colours
 MOST_FRAMES = 1_000_000
-MOST_PAGES = 1000  # of a TIFF; its first one is read, and the others take 0.2 ms each to count
-DRAFT = 4  # a JPEG is decoded with at least that many times a thumbnail's pixels a side; fewer would change it
+MOST_PAGES = 1000  # counted in a TIFF, at 0.2 ms per page; only its first one is read
+DRAFT = 4  # a JPEG is decoded at least this many times larger than the thumbnail; less would change the thumbnail
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """One image file."""
+    """The fingerprint of an image file."""
 
     sha256: str
     size_bytes: int
     format: str  # Pillow's name: JPEG, PNG
-    mode: str  # Pillow's name of the type of the stored pixels: RGB, CMYK, I;16
-    width: int  # upright
+    mode: str  # Pillow's mode of the stored pixels: RGB, CMYK, I;16
+    width: int  # when upright
     height: int
-    turned: bool  # by its EXIF orientation
+    turned: bool  # rotated or mirrored by its EXIF orientation
     frames: int
-    range: int | None  # the highest value of the range that its pixels are read from; None: 8 bits
+    range: int | None  # the highest value of the range that its pixels are scaled from; None: 8 bits
     spread: float  # standard deviation of the thumbnail's most varied channel, in levels of 255
     thumbnail: bytes  # (SIDE, SIDE) uint8
-    colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 where there is none
+    colours: bytes  # (COLOUR_SIDE, COLOUR_SIDE, 2) uint8: chroma, 128 for none
 
 
 def count_frames(image: ImageFile.ImageFile) -> int:
-    """Its frames, of a TIFF at most MOST_PAGES: each of its pages is looked up by itself; others claim any number."""
+    """The number of frames; at most MOST_PAGES for a TIFF, whose pages have to be counted one by one."""
     if image.format != "TIFF":
         return min(int(getattr(image, "n_frames", 1)), MOST_FRAMES)
     for page in range(1, MOST_PAGES):
@@ -70,7 +70,7 @@ def read_fingerprint(file: Path) -> Fingerprint:
     photo = open_photo(image)
     small = photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     turn, top, frames = turn_of(image), pixel_range(image), 1
-    with suppress(Exception):  # the last that is asked of it: it is at another frame then
+    with suppress(Exception):  # last, since it seeks to another frame
         frames = count_frames(image)
     if turn in QUARTERS:
         width, height = height, width

@@ -1,16 +1,16 @@
-"""Fingerprints and comparisons of earlier runs, in the user's cache folder: images are decoded and compared once.
+"""A cache of fingerprints and comparisons in the user's cache folder, so that images are decoded and compared once.
 
     <EFFNET_CACHE>/fingerprints/   or `effnet/fingerprints` in the user's cache folder
       NAME.images                  the fingerprints of the images below a folder or a URL
-      NAME.pairs                   the near-duplicates among certain fingerprints
+      NAME.pairs                   the near-duplicates among a set of fingerprints
 
-A file is recognised by its path, its size and the time of its last change; an image in a shard also by its own size and
-crc32, and one behind a URL without a time. Files that could not be read, or changed in the last moment, are read again.
+A file is recognised by its path, size and modification time; an image in a shard also by its own size and crc32, and
+one behind a URL without a time. Files that could not be read, or changed a moment ago, are read again.
 
-Each file begins with a line: the code that computed its rows, Pillow's version and the rows' crc32. One that does not
-fit is passed over and written anew. Files appear whole. Of two processes that write one at the same time the later
-wins, and the other's images are read again. All together hold LIMIT bytes in FILES files at most: those that were used
-longest ago go first. Without a folder that can be written, everything is computed each time.
+Each cache file begins with a line: the code that computed its rows, Pillow's version and the rows' crc32. One that does
+not match is ignored and rewritten. Files appear whole. If two processes write one at the same time, the later wins, and
+the other's images are read again. The cache holds at most LIMIT bytes in FILES files; the least recently used go first.
+Without a writable folder, everything is computed each time.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from effnet.files import write_file
 from effnet.machine import cache_folder
 
 LIMIT, FILES = 2 * 10**9, 500  # an image takes 1.3 KB
-SETTLED_NS = 50_000_000  # clocks of file systems tick: what changed so recently may change again at the same time
+SETTLED_NS = 50_000_000  # file systems have coarse clocks: what changed so recently may change again at the same time
 LEFTOVER = 86_400  # seconds after which the temporary folder of a killed process is removed
-# What decides the rows
+# The code that the rows depend on
 CODE = ("fingerprint.py", "fingerprint_cache.py", "duplicates.py", "image.py", "bit_depth.py", "scans.py")
 KEY = "key"
 
@@ -64,7 +64,7 @@ ROW = np.dtype(
 
 
 class FingerprintCache:
-    """The fingerprints that are known of some files."""
+    """The known fingerprints of some files."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._keys = [_identify(file) for file in files]
@@ -80,16 +80,16 @@ class FingerprintCache:
                 wanted -= self._rows.keys()
 
     def knows(self, index: int) -> bool:
-        """Whether that file was read before and has not changed since."""
+        """Whether a file was read before and has not changed since."""
         return self._keys[index] in self._rows
 
     def fingerprints(self) -> list[Fingerprint | None]:
-        """What is known of each file."""
+        """The known fingerprint of each file."""
         rows = (None if key is None else self._rows.get(key) for key in self._keys)
         return [None if row is None else _fingerprint(row) for row in rows]
 
     def keep(self, fingerprints: Sequence[Fingerprint | ImageError | None]) -> None:
-        """Keep the fingerprints of all files, where there are new ones."""
+        """Store the fingerprints of all files, if there are new ones."""
         found = {
             key: _row(key, each)
             for key, each in zip(self._keys, fingerprints, strict=True)
@@ -99,26 +99,26 @@ class FingerprintCache:
             return
         rows = np.array(list(found.values()), ROW)
         name = _name(self._folder)
-        if (others := load_table(name, ROW)) is not None:  # another process may have written it meanwhile
+        if (others := load_table(name, ROW)) is not None:  # another process may have written meanwhile
             rows = np.concatenate((rows, others[[key not in found for key in others[KEY].tolist()]]))
         save_table(name, rows[: LIMIT // ROW.itemsize])
 
 
 def load_table(name: str, dtype: np.dtype[Any]) -> Table | None:
-    """The rows that a file of the cache holds; None where there is none, or one that cannot be used."""
+    """The rows of a cache file; None if it is missing or cannot be used."""
     file = _file(name)
     with suppress(OSError, ValueError):
         with file.open("rb") as stream:
             head, content = stream.readline(200), stream.read()
         if head == _head(content):
             with suppress(OSError):
-                os.utime(file)  # it was used now
+                os.utime(file)  # marks it as used
             return np.frombuffer(content, dtype)
     return None
 
 
 def save_table(name: str, rows: Table) -> None:
-    """Write a file of the cache, if that is possible, and remove what was used longest ago where there is too much."""
+    """Write a cache file, if possible, and remove the least recently used ones if there are too many."""
     content = np.ascontiguousarray(rows).view(np.uint8).data
     with suppress(OSError, EffnetError):
         with write_file(_file(name)) as temporary, temporary.open("wb") as stream:
@@ -133,7 +133,7 @@ def _head(content: bytes | memoryview) -> bytes:
 
 @cache
 def _maker() -> str:
-    """What computes the rows."""
+    """Identifies the code that computes the rows."""
     code = hashlib.sha256(PIL.__version__.encode())
     for module in CODE:
         code.update(Path(__file__).with_name(module).read_bytes())
@@ -159,10 +159,10 @@ def _trim() -> None:
 
 
 def _identify(file: Path) -> bytes | None:
-    """What a file is recognised by; None where there is none, or one that may be changing."""
+    """A file's key; None if the file is missing or may be changing."""
     try:
         inside = member_of(file)
-        place = url(file) or os.path.abspath(file)  # noqa: PTH100  # without asking the disk about folders on the way
+        place = url(file) or os.path.abspath(file)  # noqa: PTH100  # does not stat every parent folder
         facts = [] if inside is None else [inside[1].size, inside[1].crc32]
         if not url(file):
             status = os.stat(file if inside is None else inside[0])  # noqa: PTH116  # a Path takes longer
@@ -175,7 +175,7 @@ def _identify(file: Path) -> bytes | None:
 
 
 def _common_folder(files: Sequence[Path]) -> str:
-    """The folder or the URL that all files are below, without a slash at its end."""
+    """The folder or URL that all files are below, without a trailing slash."""
     places = [url(file) or os.path.abspath(file).replace(os.sep, "/") for file in files]  # noqa: PTH100  # as above
     return os.path.commonprefix(places).rpartition("/")[0]  # noqa: RUF071  # commonpath takes no URLs
 

@@ -1,12 +1,12 @@
-"""Folders of images -> the path, the class and the split of each image, and which files were passed over, and why.
+"""Folders of images -> path, class and split of each image, and which files were skipped and why.
 
-A folder is a split if its name says so in one word: train, val or test, in forms such as Training, training_set,
-validation, valid or test2017. train, val, test and what the dictionary below makes of them are enough by themselves.
-Other names only count where the folder holds class folders and their other words are plain ones, such as images, or are
-the same for every split: seg_train and seg_test are splits, "bullet train" and "crash test" are classes.
+A folder is a split if its name contains train, val or test, in forms such as Training, training_set, validation, valid
+or test2017. The names train, val, test and those in the dictionary below suffice by themselves. Other names only count
+if the folder holds class folders and their other words are plain ones, such as images, or are the same for every split:
+seg_train and seg_test are splits, "bullet train" and "crash test" are classes.
 
-One level too many is skipped where splits leave no doubt: photos/archive/train/cat, seg_train/seg_train/cat and
-train/images/cat. What may be read in two ways is refused.
+An extra level of folders is skipped if splits leave no doubt: photos/archive/train/cat, seg_train/seg_train/cat and
+train/images/cat. Ambiguous layouts are refused.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ SPLIT_WORDS = {
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})(?:set|data)?(?![a-z])")
 PLAIN_WORDS = {"set", "data", "dataset", "split", "digits", "image", "images", "img", "imgs", "photos", "pictures"}
 INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
-OUTPUT = {"args.yaml", "per_class.csv"}  # every folder of a run or an evaluation has one of them
+OUTPUT = {"args.yaml", "per_class.csv"}  # every folder of a run or an evaluation has one of these
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-EMPTY, PIPE = "holds no image", "a pipe, a socket or a device"  # reasons for passing over a folder or a file
+EMPTY, PIPE = "holds no image", "a pipe, a socket or a device"  # reasons for skipping a folder or file
 MANIFEST = "move them, or list the images in a manifest: path,label,split"
 OTHER = ("suffix", "no suffix")
 
@@ -49,12 +49,12 @@ Row = tuple[str, str, str, str]  # path, class, split and group of an image
 
 @dataclass
 class Listing:
-    """What is below a folder, without hidden files; paths are relative to it and have forward slashes."""
+    """The content of a folder, without hidden files; paths are relative to it and have forward slashes."""
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)  # folders of runs and evaluations, whose pictures are no data
-    passed_over: list[tuple[str, str]] = field(default_factory=list)  # files and folders, each with the reason
+    outputs: list[str] = field(default_factory=list)  # folders of runs and evaluations, whose pictures are not data
+    passed_over: list[tuple[str, str]] = field(default_factory=list)  # skipped files and folders, with the reason
 
 
 def split_of(name: str) -> str:
@@ -63,38 +63,38 @@ def split_of(name: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-@lru_cache(2**16)  # a folder's name is asked for as often as it has images
+@lru_cache(2**16)  # called for every image
 def class_name(text: str) -> str:
-    r"""The name of a class as a folder or a manifest has it, without differences that people cannot see.
+    r"""The name of a class, from that of a folder or in a manifest, without invisible differences.
 
-    In Unicode's composed form NFC, with a single space for white space of any kind, and none at the ends. A
-    control character, or a byte that is not UTF-8, is written as \xE9.
+    It is in Unicode's composed form NFC, with single spaces for any white space, and stripped. A control character, or
+    a byte that is not UTF-8, is written as \xE9.
     """
     words = " ".join(unicodedata.normalize("NFC", text).split())
     return INVISIBLE.sub(lambda found: rf"\x{ord(found[0]) & 0xFF:02X}", words)
 
 
 def read_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Every image below a folder with its class and its split, and what was passed over.
+    """Every image below a folder with its class and split, and what was skipped.
 
     Raises:
         DataError: it is not laid out as a data set.
     """
     found = Listing()
     _list_folder(root, "", (), found)
-    examples: dict[str, str] = {}  # an image of each folder, which decides for all that are right in it
+    examples: dict[str, str] = {}  # one image of each folder stands for all images directly in it
     for path in found.images:
         examples.setdefault(_folder(path), path)
     arranged, classes = _arrange(root, [path.split("/") for path in examples.values()])
     known = {_folder(path): (label, split, group) for path, label, split, group in arranged}
     rows = [(path, *known[_folder(path)]) for path in found.images if _folder(path) in known]
     loose = [(path, "not in a class folder") for path in found.images if _folder(path) not in known]
-    depth = min((path.count("/") for path in classes), default=-1)  # a README above the class folders is expected
+    depth = min((path.count("/") for path in classes), default=-1)  # a README above them is normal
     others = [(path, why) for path, why in found.passed_over if path.count("/") > depth or not why.startswith(OTHER)]
     passed_over = [*others, *loose, *_empty_folders(classes, found)]
     if not rows:
         reasons = Counter(reason for path, reason in passed_over if reason != EMPTY)
-        why = "".join(f"; passed over: {count:,} ({reason})" for reason, count in reasons.most_common(3))
+        why = "".join(f"; skipped: {count:,} ({reason})" for reason, count in reasons.most_common(3))
         if not found.folders:
             raise DataError(f"{root} has no sub-folders; it needs one for each class, with its images inside{why}")
         raise DataError(
@@ -115,7 +115,7 @@ def list_names(names: Iterable[str]) -> str:
 
 
 def _list_folder(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: Listing) -> None:
-    """Add the files of a folder, then those of its folders, all sorted by name."""
+    """Add a folder's files, then those of its sub-folders, all sorted by name."""
     try:
         status = folder.stat()
         with os.scandir(folder) as scan:
@@ -145,7 +145,7 @@ def _list_folder(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], 
 
 
 def _reason(entry: os.DirEntry[str]) -> str:
-    """Why a file is passed over; "" where it is an image, or nothing to speak of."""
+    """Why a file is skipped; "" for an image or a file that needs no mention."""
     name = entry.name.lower()
     if name in SYSTEM_FILES:
         return ""
@@ -154,7 +154,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
         return f"{suffix} needs: pip install 'effnet[heif]'"
     if not is_image(name):
         return f"suffix {suffix}" if suffix else "no suffix"
-    if entry.is_symlink():  # of a broken link its reader says that there is nothing behind it
+    if entry.is_symlink():  # for a broken link the reader reports that its target is missing
         target = Path(entry.path)
         return "" if target.is_file() or not target.exists() else PIPE
     return "" if entry.is_file() else PIPE
@@ -166,7 +166,7 @@ def _reads_heif() -> bool:
 
 
 def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[list[Row], set[str]]:
-    """The rows of images and the class folders, from the names on their paths, of which `depth` are above the data."""
+    """The rows of images, and the class folders, from the parts of their paths, of which `depth` are above the data."""
     inside = [path for path in paths if len(path) > depth + 1]
     names = sorted({path[depth] for path in inside})
     with_classes = {path[depth] for path in inside if len(path) > depth + 2}
@@ -176,7 +176,7 @@ def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[li
         others = list_names(name for name in names if name not in splits)
         are = "are splits" if len(splits) > 1 else "is a split"
         raise DataError(f"{where} has {list_names(splits)}, which {are}, and other images in {others}; {MANIFEST}")
-    if len(splits) < len(names):  # "train" without folders, among other names, is a class, such as of vehicles
+    if len(splits) < len(names):  # "train" among other names, without sub-folders, is a class, say of vehicles
         shared = _count_shared([path[:-1] for path in inside])
         if shared > depth and _has_splits(inside, shared):
             return _arrange(root, inside, shared)
@@ -199,7 +199,7 @@ def _arrange(root: Path, paths: Sequence[list[str]], depth: int = 0) -> tuple[li
 
 
 def _find_splits(names: Sequence[str], with_classes: set[str]) -> dict[str, str]:
-    """The names that stand for a split, each with the split; `with_classes` are those of folders that hold folders."""
+    """The names that stand for a split, with the split; `with_classes` are names of folders that hold folders."""
     found = {name: split for name in names if (split := split_of(name))}
     others = {name: set(re.findall(r"[^\W\d_]+", SPLIT_WORD.sub(" ", name.lower()))) - PLAIN_WORDS for name in found}
     alike = len(set(found.values())) > 1 and len(set(map(frozenset, others.values()))) == 1
@@ -211,10 +211,10 @@ def _find_splits(names: Sequence[str], with_classes: set[str]) -> dict[str, str]
 
 
 def _same_folders(paths: Sequence[list[str]], depth: int) -> list[str]:
-    """The names of the folders in all folders at that depth: two or more, and the same in each; else none."""
+    """The names of the sub-folders at this depth if they are the same, two or more, in every folder; else none."""
     inner: dict[str, set[str]] = {}
     for path in paths:
-        if len(path) == depth + 2:  # an image beside them
+        if len(path) == depth + 2:  # an image next to them
             return []
         inner.setdefault(path[depth], set()).add(path[depth + 1])
     first, *others = inner.values()
@@ -222,9 +222,9 @@ def _same_folders(paths: Sequence[list[str]], depth: int) -> list[str]:
 
 
 def _skips_level(paths: Sequence[list[str]], training: Sequence[list[str]], depth: int) -> bool:
-    """Whether every split holds one folder, with the split's own name or one like "images", above the class folders.
+    """Whether every split holds a single folder, named like the split or "images", above the class folders.
 
-    Images right in a training split's own folder make that a class.
+    If a training split's inner folder holds images directly, it is a class.
     """
     pairs = {(path[depth].lower(), path[depth + 1].lower()) for path in paths}
     if len(pairs) > len({split for split, _ in pairs}) or any(len(path) == depth + 3 for path in training):
@@ -239,13 +239,13 @@ def _count_shared(folders: Sequence[list[str]]) -> int:
 
 
 def _has_splits(paths: Sequence[Sequence[str]], depth: int) -> bool:
-    """Whether the names at that depth are those of a train split and of another one, and of nothing else."""
+    """Whether the names at this depth are a train split and at least one other split, and nothing else."""
     found = {split_of(path[depth]) if len(path) > depth + 1 else "" for path in paths}
     return {"train"} < found and "" not in found
 
 
 def _empty_folders(classes: set[str], found: Listing) -> Iterator[tuple[str, str]]:
-    """The folders beside class folders that hold neither an image nor a run."""
+    """Folders next to class folders that hold neither an image nor a run."""
     beside = {path.rpartition("/")[0] for path in classes}
     for path in found.folders:
         with_run = any(f"{output}/".startswith(f"{path}/") for output in found.outputs)

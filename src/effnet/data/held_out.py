@@ -1,10 +1,10 @@
-"""Which images of DATA a model is evaluated on: never by accident those that it was trained on.
+"""Chooses the images of DATA that a model is evaluated on, never by accident those that it was trained on.
 
-DATA's own splits decide. Where it has none, the split.csv of a trained model does: its paths are looked up in DATA. If
-the files of two models disagree about an image, train counts before val, and val before test.
+DATA's own splits decide. If it has none, a trained model's split.csv does: its paths are looked up in DATA. If the
+files of two models disagree about an image, train takes precedence over val, and val over test.
 
 `train_and_val` chooses the images that a quantised model is calibrated and evaluated on. There the model's split.csv
-comes first, because training may have taken the val split out of DATA's train split.
+takes precedence, because training may have taken its val split from DATA's train split.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Splits = Mapping[str, str]  # train, val or test by path
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is evaluated."""
+    """The images to evaluate."""
 
     split: str
     data: Dataset
     val: Dataset | None  # images to fit a temperature on, none of them in `data`
-    trained: int = 0  # evaluated images that a model was trained on, unless --split train or all includes them
+    trained: int = 0  # of them, images that a model was trained on, unless --split train or all includes them
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainVal:
-    """What a model is calibrated on and what it is evaluated on: disjoint, and without images of a test split."""
+    """The images that a model is calibrated on and evaluated on: disjoint, and without test images."""
 
     train: Dataset
     val: Dataset
@@ -46,11 +46,11 @@ class TrainVal:
 
 
 def match_split(text: str, root: Path, dataset: Dataset) -> Splits:
-    """The splits of images by a split.csv, keyed by their paths in `dataset`.
+    """The splits of images according to a split.csv, keyed by their paths in `dataset`.
 
-    An image is found by its absolute path, or by its path within the folder or the shards, in any form of Unicode, if
-    it has the same size. Images that are not found keep their path of `text`, the split.csv, where paths are relative
-    to `root`.
+    An image is found by its absolute path, or by its path within the folder or the shards, in any Unicode form, if it
+    has the same size. Images that are not found keep their path from `text`, the split.csv, whose paths are relative to
+    `root`.
     """
     rows = read_table(text)
     by_file = {_absolute_path(place(root, row["path"])): row for row in rows}
@@ -70,7 +70,7 @@ def hold_out(dataset: Dataset, known: Mapping[str, Splits | None], split: str | 
 
     Args:
         dataset: the images to choose from.
-        known: by model, the splits of its split.csv (`match_split`); None where it has none.
+        known: for each model, the splits of its split.csv (`match_split`); None if it has none.
         split: train, val, test, new or all; by default test, else val.
 
     Raises:
@@ -113,9 +113,9 @@ def hold_out(dataset: Dataset, known: Mapping[str, Splits | None], split: str | 
 def train_and_val(dataset: Dataset, model: str, known: Splits | None) -> TrainVal:
     """The training and the validation images of a model in DATA.
 
-    They follow its split.csv, without images of DATA's test split, and without trained images of DATA's val split.
-    Without a split.csv (`known` is None) they are DATA's splits; where DATA has no val split, it is split as training
-    would by default.
+    They follow its split.csv, without images of DATA's test split, and without training images that are in DATA's val
+    split. Without a split.csv (`known` is None) they are DATA's splits; if DATA has no val split, it is split as in
+    training by default.
 
     Raises:
         DataError: one of the two is empty.
@@ -140,7 +140,7 @@ def train_and_val(dataset: Dataset, model: str, known: Splits | None) -> TrainVa
 
 
 def trained_images(dataset: Dataset, known: Splits | None) -> Dataset:
-    """The images of DATA that a model was trained on, by its split.csv, else DATA's train split; there may be none."""
+    """The images of DATA that a model was trained on by its split.csv, else DATA's train split; may be empty."""
     own = [known.get(s.path, "") if known and _overlaps(dataset, known) else s.split for s in dataset.samples]
     return _keep(dataset, [s for s, split in zip(dataset.samples, own, strict=True) if split == "train"])
 
@@ -153,7 +153,7 @@ def _safe_split(own: str, known: str) -> str:
 
 
 def _explain_split(dataset: Dataset, used: Mapping[str, Splits], split_of: Splits, name: str) -> list[str]:
-    """Notes on where the splits come from, and which images the split.csv lacks or has too many."""
+    """Notes on where the splits come from, and which images only one of data and split.csv has."""
     notes = [f"the splits are those of split.csv in {' and '.join(used)}"]
     new = sum(split == NEW for split in split_of.values())
     if new and name not in (NEW, ALL):
@@ -171,7 +171,7 @@ def _explain_unsplit(dataset: Dataset, known: Mapping[str, Splits | None], split
     reason = f"split.csv in {' and '.join(others)} lists none of its images"
     if not others:
         reason = f"{' and '.join(known)} has no split.csv"
-    effect = f"so there is no {split} split" if split else "so which images the model was trained on is not known"
+    effect = f"so there is no {split} split" if split else "so it is unknown which images the model was trained on"
     return (
         f"{dataset} is not split, and {reason}, {effect}. Either --split {ALL} evaluates all "
         f"{len(dataset):,} images, or split them: folders train, val and test, or a manifest with a column split"
@@ -179,7 +179,7 @@ def _explain_unsplit(dataset: Dataset, known: Mapping[str, Splits | None], split
 
 
 def _say_unknown(model: str) -> str:
-    return f"{model} has no split.csv that lists these images: whether it was trained on them is not known"
+    return f"{model} has no split.csv that lists these images: whether it was trained on them is unknown"
 
 
 def _overlaps(dataset: Dataset, splits: Splits) -> bool:
@@ -187,7 +187,7 @@ def _overlaps(dataset: Dataset, splits: Splits) -> bool:
 
 
 def _combine(sample: Sample, known: Collection[Splits]) -> str:
-    """The split of an image by all files: train before val, val before test."""
+    """The split of an image in all files: train takes precedence over val, val over test."""
     found = {splits.get(sample.path, NEW) for splits in known}
     return next(name for name in (*SPLITS, NEW) if name in found)
 
@@ -201,4 +201,4 @@ def _count_images(count: int, where: object) -> str:
 
 
 def _absolute_path(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  # Path.resolve asks the disk about every folder on the way
+    return os.path.abspath(path)  # noqa: PTH100  # Path.resolve stats every parent folder

@@ -1,27 +1,28 @@
-"""A photo, from a file, a stream, a Pillow image or an array -> the array that a network sees. Pillow and numpy only.
+"""A photo from a file, stream, Pillow image or array -> a network's input array. Pillow and numpy only.
 
 `open_photo` decodes it, upright and with 8 bits per channel:
 
-    EXIF orientation           applied; where the EXIF is unreadable the pixels stay as they are stored
+    EXIF orientation           applied; if the EXIF data is unreadable, the pixels stay as stored
     transparency               composed over white
-    CMYK, YCbCr, LAB, palette  converted to RGB by Pillow, which also knows Adobe's inverted CMYK
-    more bits per channel      scaled from the range that the values have (bit_depth.py)
-    an animation               its first frame; of a TIFF its first page
+    CMYK, YCbCr, LAB, palette  converted to RGB by Pillow, which also handles Adobe's inverted CMYK
+    more bits per channel      scaled from the range of the values (bit_depth.py)
+    animations                 the first frame; of a TIFF the first page
 
 torchvision's and timm's readers only call Pillow's `convert("RGB")`: they ignore the EXIF orientation, show the colour
-hidden beneath transparent pixels, mostly black, and clip 16-bit, 32-bit and float pixels at 255. Like them, effnet
-ignores colour profiles (ICC) and the one transparent colour of a 16-bit RGB PNG, which Pillow misses.
+of transparent pixels, mostly black, and clip 16-bit, 32-bit and float pixels at 255. Like them, effnet ignores colour
+profiles (ICC) and the transparent colour of a 16-bit RGB PNG, which Pillow does not support.
 
-`preprocess` does the rest by an InputSpec. From the same decoded image it is equal, bit for bit, to the evaluation
-transforms of torchvision and timm:
+`preprocess` does the rest by an InputSpec. For the same decoded image it equals the evaluation transforms of
+torchvision and timm bit for bit:
 
     fit="crop"    torchvision's `ImageClassification` (Resize, CenterCrop, ToTensor, Normalize), and timm's transform
                   with crop_mode="center", whose `resize` is floor(size / crop_pct)
     fit="squash"  timm's crop_mode="squash" at crop_pct=1
-    fit="pad"     timm's crop_mode="border" at crop_pct=1, but very narrow photos keep 1 pixel where timm fails
+    fit="pad"     timm's crop_mode="border" at crop_pct=1; very narrow photos keep 1 pixel where timm fails
 
-The paper does not say how ImageNet's photos were prepared. The official code crops the middle size / (size + 32) of the
-photo first and resizes it afterwards, bicubic without antialiasing; torchvision's and timm's weights belong to theirs.
+The paper does not say how ImageNet's photos were prepared. The official code first crops the middle size / (size + 32)
+of the photo and then resizes it, bicubic without antialiasing; torchvision's and timm's weights expect their own
+transforms.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ ColourMode = Literal["RGB", "L"]
 PhotoSource = str | PathLike[str] | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
 
-PHOTOS = Path(__file__).with_name("photos")  # two, on which engines and precisions are compared
+PHOTOS = Path(__file__).with_name("photos")  # two photos to compare engines and precisions on
 PIXEL_LIMIT = 178_956_970  # Pillow's own limit: 0.7 GB once decoded
-HALVINGS = 3  # a JPEG's blocks of 8 x 8 pixels shrink to one
+HALVINGS = 3  # then a JPEG's block of 8 x 8 pixels has become one pixel
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 SHARED_BRANDS = (b"mif1", b"msf1")  # HEIC or AVIF, which Pillow reads itself
 COMMON = {b"\xff\xd8\xff": "PIL.JpegImagePlugin", b"\x89PNG\r\n\x1a\n": "PIL.PngImagePlugin"}  # by their first bytes
-REFUSED = ("EPS",)  # Pillow would start Ghostscript on it
-UNCUT_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: 512 : 1 at resize=256
-REACH = 4  # source pixels on either side that the widest filter, Lanczos, weighs when it enlarges, plus one
-RESOLUTION_STEP = 16  # pixels: the stride of a network whose stem has a stride of 1
+REFUSED = ("EPS",)  # Pillow would run Ghostscript
+UNCUT_LIMIT = 2**25  # pixels of a resized photo before its crop, 134 MB: an aspect ratio of 512 at resize=256
+REACH = 4  # source pixels on either side that the widest filter, Lanczos, uses when it enlarges, plus one
+RESOLUTION_STEP = 16  # pixels: the stride of a network whose stem has stride 1
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,8 +83,8 @@ def load_pixels(
     Args:
         source: see `open_photo`.
         spec: how it is prepared.
-        spare: a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays that many
-            times as large as it will be resized to.
+        spare: a JPEG is halved while it is decoded, which takes a fraction of the time, as long as it stays this many
+            times larger than the resized photo.
         gap: see `fit_photo`.
 
     Raises:
@@ -96,18 +97,18 @@ def load_pixels(
 def open_photo(
     source: PhotoSource, mode: ColourMode = "RGB", *, least: float | None = None, longer: bool = False
 ) -> Image.Image:
-    """The photo in `source`: decoded, upright, 8 bits per channel, as the module's docstring describes.
+    """The photo in `source`: decoded, upright, 8 bits per channel, as described in the module's docstring.
 
     Args:
-        source: a path, an open binary file (read from its start where it can seek), a Pillow image, or an array
+        source: a path, an open binary file (read from the start if it is seekable), a Pillow image, or an array
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8: grey, grey, RGB or RGBA.
         mode: "RGB", or "L" for greyscale (ITU-R 601 luma).
-        least: pixels that the shorter side keeps when a JPEG is halved while it is decoded, up to three times, and
-            only while both sides stay whole; None: decoded in full.
-        longer: `least` is about the longer side.
+        least: pixels that the shorter side keeps when a JPEG is halved while it is decoded, up to three times and only
+            while both sides are even; None decodes it in full.
+        longer: whether `least` refers to the longer side.
 
     Returns:
-        An image of that mode; `source` itself if it is one already and upright.
+        An image of that mode; `source` itself if it is one and upright.
 
     Raises:
         ImageError: the photo cannot be read; the message is the reason without the file's name.
@@ -126,19 +127,19 @@ def open_photo(
             return _turn_upright(_halve(identify(source), least, longer), mode)
     except (ImageError, ArgumentError):
         raise
-    except Exception as error:  # decoders of arbitrary bytes fail with any error
+    except Exception as error:  # decoders may raise anything
         raise ImageError(explain_error(error)) from error
     raise ArgumentError("source", source, "must be a path, an open binary file, a Pillow image or an array.")
 
 
 def identify(file: BinaryIO) -> ImageFile.ImageFile:
-    """The image in `file`, not yet decoded: `Image.open`, without its warning about large images and without REFUSED.
+    """The undecoded image in `file`: `Image.open` without its warning about large images and without REFUSED.
 
-    That warning could only be silenced for all threads at once. Without a file's name Pillow does not map it into
+    The warning could only be silenced for all threads at once. Without a file name Pillow does not map the file into
     memory, so a file that shrinks later cannot crash the process.
 
     Raises:
-        ImageError: it is not an image, or a damaged one.
+        ImageError: it is not an image, or it is damaged.
     """
     if not file.seekable():
         file = io.BytesIO(file.read())
@@ -162,7 +163,7 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
         except ImageError:
             raise
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
-            if accepts:  # its signature is right
+            if accepts:  # the signature matches
                 complaint = f"is a damaged {name} file ({error})."
         except Exception as error:
             raise ImageError(explain_error(error)) from error
@@ -170,7 +171,7 @@ def identify(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _formats(prefix: bytes) -> Iterator[str]:
-    """Pillow's formats, the likeliest first; the modules of all take 40 ms to import, so each waits for its turn."""
+    """Pillow's formats, likeliest first; each is imported when it is reached, since all of them take 40 ms."""
     tried = set(REFUSED)
     own = [partial(import_module, module) for mark, module in COMMON.items() if prefix.startswith(mark)]
     steps: list[Callable[[], object]] = [*own, Image.preinit, Image.init]
@@ -182,7 +183,7 @@ def _formats(prefix: bytes) -> Iterator[str]:
 
 
 def _register_heif() -> None:
-    """Let Pillow read HEIC and HEIF, which takes a package of its own.
+    """Let Pillow read HEIC and HEIF, which needs a separate package.
 
     Raises:
         ImageError: it is not installed.
@@ -196,30 +197,30 @@ def _register_heif() -> None:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright by its EXIF; None where it is, or where its EXIF is broken."""
+    """The transpose that makes an image upright by its EXIF data; None if it is upright, or the EXIF data is broken."""
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # cameras and editors write broken EXIF beside sound pixels
+    except Exception:  # cameras and editors write broken EXIF data for good pixels
         return None
 
 
 def colour_mode(spec: InputSpec) -> ColourMode:
-    """The mode of the photos that `spec` prepares: "L" for one channel, "RGB" for three.
+    """The mode of photos for `spec`: "L" for one channel, "RGB" for three.
 
     Raises:
         ArgumentError: it has another number of channels.
     """
     if spec.channels not in (1, 3):
-        raise ArgumentError("input", f"{spec.channels} channels", "cannot be a photo's, which has 1 or 3: give arrays.")
+        raise ArgumentError("input", f"{spec.channels} channels", "cannot be a photo's, which has 1 or 3: pass arrays.")
     return "L" if spec.channels == 1 else "RGB"
 
 
 def fit_photo(photo: Image.Image, spec: InputSpec, gap: float | None = None) -> npt.NDArray[np.uint8]:
     """`photo`, as `open_photo` returns it, resized and cropped, padded or squashed to (size, size, C) uint8.
 
-    With `gap`, a larger photo is first averaged over squares of whole pixels, as long as it stays that many times as
-    large as it will be resized to (at least 1), and what the crop cuts off is not resized: about half the time. At 2
-    photos differ by up to 5 levels of 255 from the exact result, by less than half a level on average; noise by more.
+    With `gap`, a larger photo is first averaged over squares of whole pixels, as long as it stays this many times
+    larger than the resized photo (at least 1), and what the crop cuts off is not resized: about half the time. At 2,
+    photos differ from the exact result by up to 5 levels of 255, by less than half a level on average; noise by more.
 
     Raises:
         ArgumentError: its mode is not `colour_mode(spec)`.
@@ -227,12 +228,12 @@ def fit_photo(photo: Image.Image, spec: InputSpec, gap: float | None = None) -> 
     if photo.mode != colour_mode(spec):
         raise ArgumentError("photo.mode", photo.mode, f"must be {colour_mode(spec)!r} for {spec.channels} channels.")
     fits = {"crop": _crop, "pad": _pad, "squash": _squash}
-    pixels = np.array(fits[spec.fit](photo, spec, gap))  # a copy: torch warns of read-only arrays
+    pixels = np.array(fits[spec.fit](photo, spec, gap))  # a copy, since torch warns about read-only arrays
     return pixels.reshape(spec.size, spec.size, spec.channels)
 
 
 def views(input_spec: InputSpec, count: int) -> npt.NDArray[np.uint8]:
-    """Random crops of the packaged photos, (count, size, size, C); noise where no photo has as many channels."""
+    """Random crops of the packaged photos, (count, size, size, C); noise for other numbers of channels."""
     random = np.random.default_rng(0)
     if input_spec.channels not in (1, 3):
         shape = count, input_spec.size, input_spec.size, input_spec.channels
@@ -250,7 +251,7 @@ def views(input_spec: InputSpec, count: int) -> npt.NDArray[np.uint8]:
 
 
 def natural_resolution(side: int) -> int:
-    """The resolution at which images with that shorter side, in pixels, are barely enlarged."""
+    """The resolution at which images with this shorter side, in pixels, are barely enlarged."""
     return max(2 * RESOLUTION_STEP, RESOLUTION_STEP * -(-side // RESOLUTION_STEP))
 
 
@@ -264,7 +265,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
 
 
 def _halve(image: ImageFile.ImageFile, least: float | None, longer: bool) -> ImageFile.ImageFile:
-    """A JPEG, set to be halved while it is decoded; only while its sides are even, since rounding moves the photo."""
+    """Set a JPEG to be halved while it is decoded; only while its sides are even, since rounding shifts the photo."""
     if least is not None and image.format == "JPEG":
         width, height = image.size
         whole = ((width | height) & -(width | height)).bit_length() - 1
@@ -284,7 +285,7 @@ def _turn_upright(image: Image.Image, mode: ColourMode) -> Image.Image:
     photo = _flatten(image, mode)
     if turn is not None:
         photo = photo.transpose(turn)
-        photo.info.clear()  # its EXIF would turn it again
+        photo.info.clear()  # its EXIF data would turn it again
     return photo
 
 
@@ -297,7 +298,7 @@ def _flatten(image: Image.Image, mode: ColourMode) -> Image.Image:
         canvas.paste(image, mask=image)
         image = canvas
     if image.mode != mode and image.mode not in ("1", "L"):
-        image = image.convert("RGB")  # the only conversion that LAB knows
+        image = image.convert("RGB")  # the only conversion of LAB
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -321,10 +322,10 @@ def explain_error(error: Exception) -> str:
 
 
 def _crop(photo: Image.Image, spec: InputSpec, gap: float | None) -> Image.Image:
-    """The shorter side to `resize`, the longer rounded down; then the middle."""
+    """Resize the shorter side to `resize`, the longer one rounded down; then take the middle."""
     shorter = min(photo.size)
     width, height = (int(spec.resize * side / shorter) for side in photo.size)
-    left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)  # halves to even, as torchvision does
+    left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)  # half to even, as in torchvision
     if width * height > UNCUT_LIMIT:
         return _crop_first(photo, (width, height), (left, top), spec)
     if gap is not None:
@@ -336,10 +337,10 @@ def _crop(photo: Image.Image, spec: InputSpec, gap: float | None) -> Image.Image
 
 
 def _crop_first(photo: Image.Image, resized: Size, corner: Size, spec: InputSpec) -> Image.Image:
-    """The same from only those pixels that the crop needs: bounded memory, within 2 levels where it enlarges.
+    """The same from only the pixels that the crop needs: bounded memory, within 2 levels where it enlarges.
 
-    Pillow keeps the box in float32, so its weights differ in the seventh digit: "nearest" may take the pixel next to
-    the right one. Where it shrinks, Pillow sometimes resizes the height first, which overshoots differently.
+    Pillow stores the box in float32, so its weights differ in the seventh digit: "nearest" may take the pixel next to
+    the right one. When shrinking, Pillow sometimes resizes the height first, which overshoots differently.
     """
     cuts, boxes = [], []
     for side, resized_side, start in zip(photo.size, resized, corner, strict=True):
@@ -355,7 +356,7 @@ def _crop_first(photo: Image.Image, resized: Size, corner: Size, spec: InputSpec
 
 
 def _pad(photo: Image.Image, spec: InputSpec, gap: float | None) -> Image.Image:
-    """The longer side to `size`, centred on the mean colour; an odd pixel of border goes right or below."""
+    """Resize the longer side to `size`, centred on the mean colour; an odd pixel of border goes right or below."""
     ratio = max(photo.size) / spec.size
     width, height = (max(1, round(side / ratio)) for side in photo.size)
     colour = tuple(round(255 * value) for value in spec.mean)

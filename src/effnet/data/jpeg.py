@@ -1,8 +1,8 @@
-"""A photo's pixels in an array, as training needs them: those of `open_photo`, to the bit.
+"""A photo's pixels in an array, for training: identical to those of `open_photo`.
 
-simplejpeg, where it is installed, decodes with Pillow's library, libjpeg-turbo, but straight into the array: a JPEG of
-500 x 375 takes three quarters of the time. It gets the usual JPEGs only. Everything else, and whatever it refuses, goes
-to `open_photo`, which knows all formats and says what is wrong with a file.
+simplejpeg, if installed, uses the same decoder as Pillow, libjpeg-turbo, but decodes straight into the array: a JPEG of
+500 x 375 takes three quarters of the time. It only gets ordinary JPEGs. Everything else, and whatever it refuses, goes
+to `open_photo`, which handles all formats and explains what is wrong with a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from effnet.data.shards import open_file
 from effnet.errors import ImageError
 
 SIGNATURE = b"\xff\xd8"
-COLOURS = {"RGB": "RGB", "L": "GRAY"}  # as simplejpeg calls them
+COLOURS = {"RGB": "RGB", "L": "GRAY"}  # simplejpeg's names
 
 
 def read_pixels(
@@ -30,7 +30,7 @@ def read_pixels(
     """The photo in a file: (H, W, C) uint8, upright, C 3 for "RGB" and 1 for "L".
 
     Args:
-        path: where it is.
+        path: the file.
         mode: see `open_photo`.
         least: see `open_photo`.
 
@@ -42,7 +42,7 @@ def read_pixels(
     except OSError as error:
         raise ImageError(explain_error(error)) from error
     with file:
-        with suppress(Exception):  # not installed, or it refuses: decoders of arbitrary bytes fail with any error
+        with suppress(Exception):  # not installed, or refused; decoders may raise anything
             if (pixels := _decode(file, mode, least)) is not None:
                 return pixels
         photo = open_photo(file, mode, least=least)
@@ -50,7 +50,7 @@ def read_pixels(
 
 
 def _decode(file: BinaryIO, mode: ColourMode, least: float | None) -> npt.NDArray[np.uint8] | None:
-    """The pixels of a JPEG that is upright, has that mode and is not so large that it may be halved; else None."""
+    """The pixels of a JPEG that is upright, has this mode and is too small to be halved; else None."""
     import simplejpeg
 
     file.seek(0)

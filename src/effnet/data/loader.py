@@ -1,9 +1,9 @@
 """Batches for training in an order that can be resumed exactly, from any step, with any number of processes.
 
-An epoch is a permutation that depends only on (seed, epoch), or also on where the images lie (blocks.py), cut into
-steps of `batch` images; the rest is not used in that epoch. Each step is cut into parts of `part` images: the first
-process takes the first of them, and so on. So any number of processes and workers sees the same images in the same
-steps, and with the same size the same parts; and a position is an epoch and a step.
+An epoch is a permutation that depends only on (seed, epoch), or also on where the images are stored (blocks.py), cut
+into steps of `batch` images; the remainder is not used in that epoch. Each step is cut into parts of `part` images,
+which the processes take in turn. So any number of processes and workers gets the same images in the same steps, and
+with the same size also the same parts; a position is an epoch and a step.
 """
 
 from __future__ import annotations
@@ -36,45 +36,45 @@ from effnet.errors import ArgumentError, DataError, ImageError, TrainingError
 
 Key = tuple[int, int]  # epoch and index of an image in the data set
 PREFETCH = 4  # parts that a worker prepares ahead
-KEPT_BYTES = 256 * 2**20  # of decoded images that a process keeps for the next epochs
-LONGEST_FOLDER = 70  # bytes; the path of a socket has 104 at most, of which multiprocessing needs 32
+KEPT_BYTES = 256 * 2**20  # of decoded images that a process keeps for later epochs
+LONGEST_FOLDER = 70  # bytes; a socket's path may have 104, of which multiprocessing needs 32
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which images make up which step."""
+    """The images of each step."""
 
     images: int  # in the training split
-    batch: int  # images of a step, over all processes
-    part: int  # images that a process puts through the network at once
+    batch: int  # images per step, over all processes
+    part: int  # images per process and forward pass
     seed: int
     rank: int = 0
     world: int = 1
-    blocks: Blocks | None = None  # images that are to be read one after the other
+    blocks: Blocks | None = None  # images to read sequentially
 
     def __post_init__(self) -> None:
         if self.batch > self.images:
-            raise ArgumentError("batch", self.batch, f"must be at most {self.images}, the images to train with.")
+            raise ArgumentError("batch", self.batch, f"must be at most {self.images}, the number of training images.")
         if self.batch % (whole := self.world * self.part):
             rule = f"must be a multiple of {whole}: {self.world} processes, {self.part} images at once."
             raise ArgumentError("batch", self.batch, rule)
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return self.images // self.batch
 
     @property
     def parts(self) -> int:
-        """Parts of a step, one after another in each process."""
+        """Parts per step and process, one after another."""
         return self.batch // (self.world * self.part)
 
     def random(self, epoch: int) -> np.random.Generator:
-        """What decides the order of an epoch."""
+        """The random generator for an epoch's order."""
         return np.random.default_rng((self.seed, epoch))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
-        """This process's parts of an epoch, from step `start` on."""
+        """This process's parts of an epoch, starting at step `start`."""
         random, share = self.random(epoch), self.batch // self.world
         order = self.blocks.permutation(random) if self.blocks else random.permutation(self.images)
         for step in range(start, self.steps):
@@ -84,14 +84,14 @@ class Order:
 
 
 class TrainingImages(TorchDataset[Any]):
-    """The images of a data set, augmented; instead of an image that cannot be read, its error as text.
+    """The augmented images of a data set; for an image that cannot be read, the error as text.
 
     Args:
-        data: where they are.
-        augment: how they are changed.
+        data: the images.
+        augment: the augmentation.
         seed: of the run.
-        keep: bytes of memory for decoded images. Those of a data set that seems to fit, by the first image that is
-            read, are decoded in the first epoch only.
+        keep: bytes of memory for decoded images. If the data set seems to fit, judging by the first image, images are
+            decoded only in the first epoch.
     """
 
     def __init__(self, data: Dataset, augment: Augment, seed: int, keep: int = 0) -> None:
@@ -110,7 +110,7 @@ class TrainingImages(TorchDataset[Any]):
         return pixels, self.labels[index]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Any, int]]:
-        """Several of them, on as many threads as torch has: one in a worker, all that wait in the training process."""
+        """Several images, with as many threads as torch has: one in a worker, all of them in the training process."""
         threads = min(len(keys), torch.get_num_threads())
         if threads == 1:
             return [self[key] for key in keys]
@@ -156,7 +156,7 @@ class Parts:
 class Loader:
     """Images and labels in the order of `Order`: (N, size, size, C) uint8 and (N,) int64.
 
-    `pinned`: in memory that a CUDA GPU copies from by itself.
+    `pinned`: in pinned memory, for asynchronous copies to a CUDA GPU.
     """
 
     def __init__(self, images: TrainingImages, order: Order, workers: int, *, pinned: bool = False) -> None:
@@ -165,7 +165,7 @@ class Loader:
         if workers:
             _shorten_socket_paths()
             _end_quietly()
-            # fork copies locks that other threads hold; a fork server has no threads. Windows can only spawn
+            # fork copies locks held by other threads; a fork server has no threads. Windows can only spawn.
             methods = multiprocessing.get_all_start_methods()
             more = {
                 "multiprocessing_context": "forkserver" if "forkserver" in methods else "spawn",
@@ -183,7 +183,7 @@ class Loader:
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The parts of an epoch from step `start` on.
+        """The parts of an epoch, starting at step `start`.
 
         Raises:
             DataError: an image cannot be read; the message names it.
@@ -198,7 +198,7 @@ class Loader:
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
-                reason = "it printed why, or was killed, often because memory ran out: use fewer --workers"
+                reason = "it printed the reason, or was killed, often because memory ran out: use fewer --workers"
                 if "bus error" in str(error).lower():  # a container's /dev/shm has 64 MB
                     reason = "shared memory ran out: enlarge /dev/shm (docker run --shm-size) or use --workers 0"
                 raise TrainingError(f"a process that loads images died ({reason})") from error
@@ -220,20 +220,20 @@ def collate(samples: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor, list[st
 
 
 def _shorten_socket_paths() -> None:
-    """Let multiprocessing keep its sockets in /tmp where the folder of temporary files has too long a path for one."""
+    """Let multiprocessing put its sockets in /tmp if the path of the temporary folder is too long for them."""
     if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
         before, tempfile.tempdir = tempfile.tempdir, "/tmp"
         try:
-            multiprocessing.util.get_temp_dir()  # which it keeps, and hands on to its processes
+            multiprocessing.util.get_temp_dir()  # remembered, and passed on to its processes
         finally:
             tempfile.tempdir = before
 
 
 @cache
 def _end_quietly() -> None:
-    """Let multiprocessing end without tracebacks of sockets that it cannot remove.
+    """Let multiprocessing end without tracebacks about sockets that it cannot remove.
 
-    A cleaner of /tmp did it before, or the disk became read-only; what was asked for is done all the same.
+    They may be gone because something cleaned /tmp, or the disk became read-only; the training is complete anyway.
     """
     quiet = redirect_stderr(io.StringIO())
     for priority, change in ((1000, quiet.__enter__), (-1000, partial(quiet.__exit__, None, None, None))):
@@ -243,7 +243,7 @@ def _end_quietly() -> None:
 def _start_worker(_: int) -> None:
     """Give a worker one thread, and let it exit when the training process is gone, even by kill -9.
 
-    It ignores Ctrl-C, which reaches all processes of a terminal: the training process still needs images until it has
+    It ignores Ctrl-C, which reaches all processes of a terminal, since the training process needs images until it has
     saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -253,7 +253,7 @@ def _start_worker(_: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    # torch only checks the fork server, which outlives the training process as long as a worker lives
+    # torch only checks the fork server, which outlives the training process as long as a worker is alive
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

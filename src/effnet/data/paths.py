@@ -1,18 +1,18 @@
 """Files, folders and patterns -> paths, one at a time; and a reader that decodes photos ahead of the network.
 
-    photos/cat.jpg      a file: passed on unchanged, even if it is missing or not an image; its reader reports that
+    photos/cat.jpg      a file: passed on unchanged, even if it is missing or not an image, which its reader reports
     photos              a folder: its images at any depth, in natural order (2.jpg before 10.jpg), without hidden ones
-    shards              a folder of shards (shards.py), its URL, or a shard: the images in them, as they lie there
-    photos/**/*.jpg     a pattern: the images that match, and other files only if it ends in their suffix; `**` stands
-                        for any depth; a name that exists literally is not a pattern
-    -                   the list on standard input: one path a line, read line by line
+    shards              a folder of shards (shards.py), its URL, or a shard: their images, in stored order
+    photos/**/*.jpg     a pattern: matching images, and other files only if it ends in their suffix; `**` means any
+                        depth; a name that exists literally is not a pattern
+    -                   a list on standard input: one path per line, read line by line
 
-A folder that cannot be listed is passed on too, and its reader reports why. Memory grows with the largest single folder
-and never with the number of files.
+A folder that cannot be listed is also passed on, and its reader reports why. Memory grows with the largest single
+folder, not with the number of files.
 
 Patterns are matched here, name by name with fnmatch, because `glob` has no order, follows links in circles and takes
-the brackets of an existing folder for a pattern. natsort takes longer to import than a photo takes to be classified,
-and reads "²5" as the number 2.
+brackets in an existing folder's name for a pattern. natsort takes longer to import than a photo takes to classify, and
+reads "²5" as the number 2.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ READERS = max(2, os.cpu_count() or 1)  # threads that decode photos ahead of the
 
 
 def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[str]:
-    """The paths that `sources` name, in their order and the user's spelling; the lines of `listing` stand for "-".
+    """The paths that `sources` name, in their order and spelling; "-" stands for the lines of `listing`.
 
     Raises:
-        ArgumentError: a folder or a pattern holds no image, or "-" has no `listing`; raised when it is reached.
+        ArgumentError: a folder or pattern has no image, or "-" has no `listing`; raised when it is reached.
     """
     for source in (sources,) if isinstance(sources, str) else sources:
         path = ""
@@ -59,7 +59,7 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
         elif shards := _shards(source):
             for shard in shards:
                 yield from (f"{shard}/{name}" for name in member_names(shard))
-        elif source and is_folder(Path(source)):  # an empty name does not mean this folder
+        elif source and is_folder(Path(source)):  # an empty name is not the working folder
             for path in _walk(source, lambda path, enter: enter or is_image(path)):
                 yield path
             if not path:
@@ -80,17 +80,17 @@ def expand(sources: Iterable[str], listing: TextIO | None = None) -> Iterator[st
 def read_ahead(
     paths: Iterable[P], read: Callable[[P], R], *, window: int, threads: int = READERS
 ) -> Generator[tuple[P, R | ImageError], None, None]:
-    """Each path with the result of `read`, in order, read by threads while the caller works on earlier ones.
+    """Each path with the result of `read`, in order, read by threads while the caller works on earlier results.
 
-    An ImageError is a result like any other; every other error of `read` or `paths` is raised after the results before
-    it. The first result comes when `window` paths were drawn. Closing the generator, an error or Ctrl-C cancels the
-    calls of `read` that have not begun and waits for the others, at most one a thread.
+    An ImageError is a result like any other; other errors of `read` or `paths` are raised after the results before
+    them. The first result comes once `window` paths were taken. Closing the generator, an error or Ctrl-C cancels calls
+    of `read` that have not started and waits for the others, at most one per thread.
 
     Args:
-        paths: drawn one at a time, at most `window` ahead.
+        paths: taken one at a time, at most `window` ahead.
         read: called in several threads at once.
-        window: the most results held in memory; at least `threads` keeps all threads busy.
-        threads: by default one for each processor.
+        window: most results held in memory; at least `threads` keeps all threads busy.
+        threads: by default one per processor.
 
     Raises:
         ArgumentError: `threads` or `window` is not a positive whole number.
@@ -104,7 +104,7 @@ def read_ahead(
             while len(waiting) < window and not end:
                 try:
                     path = next(paths)
-                except Exception as error:  # StopIteration as a rule
+                except Exception as error:  # usually StopIteration
                     end = error
                 else:
                     waiting.append((path, pool.submit(read, path)))
@@ -123,12 +123,12 @@ def read_ahead(
 
 
 def is_image(path: str) -> bool:
-    """Whether a name ends as an image's does."""
+    """Whether a name has an image's suffix."""
     return path.lower().endswith(SUFFIXES + HEIF_SUFFIXES)
 
 
 def is_folder(entry: Path | os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one; what cannot be asked is not, and its reader reports why."""
+    """Whether it is a folder, or a link to one; False if that cannot be determined, and its reader reports why."""
     try:
         return entry.is_dir()
     except (OSError, ValueError):  # a link to itself, a name too long
@@ -136,7 +136,7 @@ def is_folder(entry: Path | os.DirEntry[str]) -> bool:
 
 
 def _shards(source: str) -> list[str]:
-    """The shards that a folder of them, its URL, or a shard's own name stands for."""
+    """The shards of a folder of shards, of its URL, or a single shard."""
     folder = url(source) or source.rstrip("/")
     if folder.endswith(TAR):
         return [folder] if member_names(folder) else []
@@ -144,7 +144,7 @@ def _shards(source: str) -> list[str]:
 
 
 def _walk(folder: str, wanted: Callable[[str, bool], bool], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """The files below `folder` that are `wanted`; only `wanted` folders are entered."""
+    """The `wanted` files below `folder`; only `wanted` folders are entered."""
     try:
         status = Path(folder).stat()
         with os.scandir(folder or ".") as scan:
@@ -185,7 +185,7 @@ def _match(base: str, parts: list[str]) -> Iterator[str]:
 
 
 def _fits(names: Sequence[str], parts: Sequence[str], *, partly: bool) -> bool:
-    """Whether the path `names` matches the pattern `parts` or, `partly`, may be the start of a path that does."""
+    """Whether the path `names` matches the pattern `parts` or, with `partly`, may be the start of one that does."""
     if not names or not parts:
         return not names and (partly or not parts)
     if parts[0] == "**":
@@ -204,7 +204,7 @@ def _hint(base: str, name: str) -> str:
 
 
 def _natural(entry: os.DirEntry[str]) -> tuple[list[str | int], str]:
-    """A sort key: letters in any case, numbers by value."""
+    """A sort key: case-insensitive, numbers by value."""
     pieces: list[str | int] = [*DIGITS.split(entry.name.casefold())]
     pieces[1::2] = map(int, pieces[1::2])
     return pieces, entry.name

@@ -1,12 +1,12 @@
 """Shards: tar files that hold a data set, in a folder or behind a URL, and their members read by an index.
 
-    shards/images-000000.tar       images and, beside each, its class as a number: webdataset's layout
-    shards/images-000000.index     for each image its name, offset, bytes, crc32 and class; sorted by name
-    shards/manifest.csv            path,label,split,group; a path leads through a shard: images-000000.tar/cat/1.jpg
-    shards/shards.json             the shards, with their bytes and the crc32 of their index; written last
+    shards/images-000000.tar       images, each followed by its class as a number: webdataset's layout
+    shards/images-000000.index     each image's name, offset, size, crc32 and class, sorted by name
+    shards/manifest.csv            path,label,split,group; paths include the shard: images-000000.tar/cat/1.jpg
+    shards/shards.json             the shards, with their sizes and the crc32 of their indexes; written last
 
 Such a path names an image like any other: `open_file` and `file_size` look into the shard. No file is kept open, so
-processes may be forked or spawned at any time. URLs (https://, s3://, gs://) are read with fsspec, one range an image.
+processes may be forked or spawned at any time. URLs (https://, s3://, gs://) are read with fsspec, one range per image.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from effnet.files import parse_json
 from effnet.version import newer_format
 
 SHARDS, MANIFEST, FORMAT = "shards.json", "manifest.csv", 1
-FILE_LIMIT = 2**31  # bytes of an image: 16-bit RGBA of as many pixels as Pillow reads has 1.4 * 10^9
-UNFINISHED = "unfinished.json"  # is there while a pack is under way: how it goes on
+FILE_LIMIT = 2**31  # bytes of an image: 16-bit RGBA with as many pixels as Pillow reads takes 1.4 * 10^9
+UNFINISHED = "unfinished.json"  # exists while a pack is under way, and says how to continue
 TAR, INDEX = ".tar", ".index"
-SHARD = "the shard"  # so begins what is wrong with one
-URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]+):/+(?=[^/])")  # a Path keeps one slash of two; C:/ is a disk
+SHARD = "the shard"  # starts every message about a shard
+URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]+):/+(?=[^/])")  # a Path merges two slashes into one; C:/ is a drive
 SHARD_PATH = re.compile(r"(^|/)(train|val|test|images)-\d{6,}\.tar/")
 INSIDE = re.compile(r"\.tar/")
 
@@ -53,14 +53,14 @@ class Member:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A folder of shards, as its shards.json describes it."""
+    """A folder of shards, as described by its shards.json."""
 
     manifest: bytes
-    sizes: dict[str, int | None]  # of each shard the bytes that are there; None where it is missing or of no use
+    sizes: dict[str, int | None]  # each shard's size on disk; None if it is missing or unusable
     damaged: dict[str, str]  # what is wrong with a shard
 
     def lost(self, root: Path, path: str) -> bool:
-        """Whether the image of a path of the manifest is not there."""
+        """Whether an image of the manifest is missing."""
         shard, _, name = path.partition("/")
         if shard not in self.damaged:
             return shard not in self.sizes
@@ -73,29 +73,29 @@ class ShardFolder:
 
 
 def url(path: str | os.PathLike[str]) -> str:
-    """The URL that a path stands for; "" where it is one of this machine. A Path of a URL has lost a slash."""
+    """The URL that a path stands for, restoring the slash that Path removes; "" for a local path."""
     text = os.fspath(path).replace(os.sep, "/")
     found = URL.match(text)
     return f"{found['scheme']}://{text[found.end() :]}" if found else ""
 
 
 def text_of(path: str | os.PathLike[str]) -> str:
-    """A path as a person types it, of a URL with both slashes."""
+    """A path as on a command line; a URL with both slashes."""
     return url(path) or os.fspath(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The absolute path; that of a URL as it is."""
+    """The absolute path; a URL stays as it is."""
     return Path(path) if url(path) else Path(path).absolute()
 
 
 def name_of(path: str) -> str:
-    """A path of a manifest without the shard that it leads through."""
+    """A manifest's path without the shard."""
     return SHARD_PATH.sub(r"\1", path, count=1)
 
 
 def member_of(path: str | os.PathLike[str]) -> tuple[str, Member] | None:
-    """The shard that a path leads through, and where in it its image is; None for any other path.
+    """The shard in a path, and the place of the image in it; None for any other path.
 
     Raises:
         ImageError: the shard has no such image, or no index.
@@ -116,16 +116,16 @@ def member_of(path: str | os.PathLike[str]) -> tuple[str, Member] | None:
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """An image's file, open for reading; one in a shard is read into memory.
+    """Open an image's file for reading; one in a shard is read into memory.
 
     Raises:
-        ImageError: reading it would never end: it is a pipe with a name (/dev/stdin and the like are read) or a device,
-            or has more than FILE_LIMIT bytes. Or it is in a shard that is damaged.
+        ImageError: reading might never end, since it is a named pipe (but /dev/stdin and the like are read), a device,
+            or larger than FILE_LIMIT; or it is in a damaged shard.
         OSError: it cannot be opened.
     """
     if (found := member_of(path)) is not None:
         return io.BytesIO(read_member(*found))
-    with suppress(OSError, ValueError):  # which opening it raises, too
+    with suppress(OSError, ValueError):  # opening it raises the same
         status = Path(path).stat()
         if stat.S_ISFIFO(status.st_mode) and not os.fspath(path).startswith(("/dev/", "/proc/")):
             raise ImageError("is a pipe, not a file.")
@@ -137,7 +137,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of an image's file; -1 where there is none."""
+    """Bytes of an image's file; -1 if it does not exist."""
     try:
         found = member_of(path)
         return path.stat().st_size if found is None else found[1].size
@@ -149,19 +149,19 @@ def read_member(shard: str, member: Member) -> bytes:
     """The bytes of an image in a shard.
 
     Raises:
-        ImageError: the shard ends before it, or has other bytes than were packed.
+        ImageError: the shard ends before it, or its bytes have changed.
         OSError: the shard cannot be read.
     """
     content = _read(shard, member.offset, member.size)
     if len(content) < member.size:
         raise ImageError(f"is cut off: its shard ends before it, at {member.offset + len(content):,} bytes.")
     if zlib.crc32(content) != member.crc32:
-        raise ImageError(f"is damaged: its shard has other bytes at {member.offset:,} than were packed.")
+        raise ImageError(f"is damaged: its shard's bytes at {member.offset:,} are not those that were packed.")
     return content
 
 
 def member_names(shard: str) -> list[str]:
-    """The images of a shard in the order in which they lie in it; none where it is not a shard with an index.
+    """The images of a shard in stored order; none if it is not a shard with an index.
 
     Raises:
         DataError: its index is damaged.
@@ -174,13 +174,13 @@ def member_names(shard: str) -> list[str]:
 
 
 def list_shards(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of a folder's shards; none where it is not a folder of shards."""
+    """The names of a folder's shards; none if it is not a folder of shards."""
     described = _describe(folder)
     return [shard["name"] for shard in described["shards"]] if described else []
 
 
 def open_shards(folder: str | os.PathLike[str]) -> ShardFolder | None:
-    """A folder of shards, each looked at for its size and its index; None for any other folder.
+    """A folder of shards, with the size and index of each checked; None for any other folder.
 
     Raises:
         DataError: its shards.json or its manifest cannot be used.
@@ -208,7 +208,7 @@ def index_lines(members: dict[str, Member]) -> bytes:
 
 
 def read_index(shard: str) -> dict[str, Member]:
-    """The images of a shard; none where it has no index, or a damaged one."""
+    """The images of a shard; none if its index is missing or damaged."""
     try:
         return {os.fsdecode(line.partition(b"\t")[0]): _member(line) for line in _index(shard) or ()}
     except ImageError:
@@ -216,14 +216,14 @@ def read_index(shard: str) -> dict[str, Member]:
 
 
 def explain_lost(damaged: dict[str, str], lost: Counter[str]) -> list[tuple[str, str]]:
-    """Each damaged shard with what is wrong, and how many of its images are left out."""
+    """For each damaged shard, what is wrong with it and how many of its images are left out."""
     return [
         (shard, f"{reason}: {write_count(lost[shard], 'image', 'are')} left out") for shard, reason in damaged.items()
     ]
 
 
 def _inspect(shard: str, described: dict[str, Any]) -> tuple[int | None, str]:
-    """The bytes of a shard that are there, and what is wrong with it."""
+    """The size of a shard, and what is wrong with it."""
     try:
         size = _size(shard)
     except OSError:
@@ -232,11 +232,11 @@ def _inspect(shard: str, described: dict[str, Any]) -> tuple[int | None, str]:
     if lines is None:
         return None, f"{SHARD}'s index is missing"
     if zlib.crc32(b"".join(line + b"\n" for line in lines)) != described["index_crc32"]:
-        return None, f"{SHARD}'s index does not fit: it is damaged, or another pack's"
+        return None, f"{SHARD}'s index does not match: it is damaged, or another pack's"
     if size is not None and size < described["bytes"]:
         return size, f"{SHARD} is cut short at {size:,} of {described['bytes']:,} bytes"
     if size is not None and size > described["bytes"]:
-        return None, f"{SHARD} does not fit its index: {size:,} bytes, not {described['bytes']:,}"
+        return None, f"{SHARD} does not match its index: {size:,} bytes, not {described['bytes']:,}"
     return size, ""
 
 
@@ -260,28 +260,28 @@ def _describe(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _shard_name(name: str) -> str:
-    """The name of a shard beside its description; raises ValueError for any other."""
+    """Check the name of a shard next to shards.json; raises ValueError for any other."""
     if not SHARD_PATH.fullmatch(f"{name}/"):
         raise ValueError(f"{name} is not a shard's name")
     return name
 
 
 def _refuse_unfinished(folder: Path) -> None:
-    """Raise DataError where a folder holds shards without their description."""
+    """Raise DataError if a folder holds shards without shards.json."""
     try:
         command = str(parse_json((folder / UNFINISHED).read_text("utf-8"))["command"])
     except (OSError, ValueError, KeyError, TypeError):
         for name in (f"{split}-000000{TAR}" for split in ("train", "val", "test", "images")):
-            if os.path.isfile(folder / name):  # noqa: PTH113  # of a name that no file can have, too
-                why = "a pack that was not finished or not copied whole, or another program's"
-                advice = "the effnet pack that wrote it, given again, finishes it"
+            if os.path.isfile(folder / name):  # noqa: PTH113  # also for impossible names
+                why = "an unfinished or partly copied pack, or written by another program"
+                advice = "to finish it, run its effnet pack command again"
                 raise DataError(f"{folder} has shards ({name}) and no {SHARDS}: {why}; {advice}") from None
     else:
-        raise DataError(f"{folder} is a pack that was not finished; this finishes it: {command}")
+        raise DataError(f"{folder} is an unfinished pack; to finish it: {command}")
 
 
 def _find(lines: list[bytes] | tuple[()], name: str) -> Member | None:
-    key = os.fsencode(name) + b"\t"  # no name has a tab, and none has a smaller character
+    key = os.fsencode(name) + b"\t"  # names have no tab and no smaller character
     place = bisect_left(lines, key)
     if place == len(lines) or not lines[place].startswith(key):
         return None
@@ -289,7 +289,7 @@ def _find(lines: list[bytes] | tuple[()], name: str) -> Member | None:
 
 
 def _member(line: bytes) -> Member:
-    """A line of an index; raises ImageError where it is not one."""
+    """Parse a line of an index; raises ImageError if it is not one."""
     try:
         found = Member(*map(int, line.split(b"\t")[1:]))
     except (ValueError, TypeError) as error:
@@ -300,12 +300,12 @@ def _member(line: bytes) -> Member:
 
 
 def _index(shard: str) -> list[bytes] | None:
-    """The lines of a shard's index; None where there is none."""
+    """The lines of a shard's index; None if there is none."""
     file = shard.removesuffix(TAR) + INDEX
     if url(file):
         return _lines(file, 0, 0)
     try:
-        status = os.stat(file)  # noqa: PTH116  # making a Path takes longer than the rest
+        status = os.stat(file)  # noqa: PTH116  # creating a Path takes longer than the rest
     except (OSError, ValueError):  # ValueError: a name with a zero byte
         return None
     return _lines(file, status.st_mtime_ns, status.st_size)
@@ -313,7 +313,7 @@ def _index(shard: str) -> list[bytes] | None:
 
 @cache
 def _lines(file: str, changed_ns: int, size: int) -> list[bytes] | None:
-    """The lines of an index; those of another time and size are read anew."""
+    """The lines of an index, cached by its time and size."""
     try:
         return _read(file).splitlines()
     except FileNotFoundError:
@@ -321,7 +321,7 @@ def _lines(file: str, changed_ns: int, size: int) -> list[bytes] | None:
 
 
 def _size(file: str) -> int | None:
-    """Bytes of a file; None where a server does not say. Raises OSError."""
+    """Bytes of a file; None if a server does not say. Raises OSError."""
     if not (address := url(file)):
         return Path(file).stat().st_size
     with _reported(address):
@@ -330,7 +330,7 @@ def _size(file: str) -> int | None:
 
 
 def _read(file: str, offset: int = 0, size: int | None = None) -> bytes:
-    """Bytes of a file, all from `offset` on or at most `size`. Raises OSError."""
+    """Bytes of a file from `offset` on, at most `size`. Raises OSError."""
     if address := url(file):
         end = None if size is None else offset + size
         with _reported(address):
@@ -343,7 +343,7 @@ def _read(file: str, offset: int = 0, size: int | None = None) -> bytes:
 
 @contextmanager
 def _reported(address: str) -> Iterator[None]:
-    """Whatever a server or its package complains of as an OSError."""
+    """Raise any error of a server or its package as an OSError."""
     try:
         yield
     except (OSError, EffnetError):
@@ -353,15 +353,15 @@ def _reported(address: str) -> Iterator[None]:
 
 
 def _system(address: str) -> Any:
-    """fsspec's file system of a URL.
+    """fsspec's file system for a URL.
 
     Raises:
         MissingExtraError: fsspec is not installed.
-        DataError: there is none for its scheme.
+        DataError: fsspec has none for its scheme.
     """
     with optional_import(f"reading {address}"):
         import fsspec
     try:
         return fsspec.core.url_to_fs(address)[0]
-    except (ImportError, ValueError) as error:  # of s3:// it names s3fs, of gs:// gcsfs
+    except (ImportError, ValueError) as error:  # for s3:// it names s3fs, for gs:// gcsfs
         raise DataError(f"{address} cannot be read: {error}") from error

@@ -1,1 +1,1 @@
-"""How a network learns: a recipe, a run and its folder, and how it goes on after an interruption."""
+"""Training: recipes, runs and their folders, and resuming after an interruption."""

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RecipeOptions:
-    """A recipe, and fields that replace its own; None keeps the recipe's."""
+    """A recipe, and fields that override its own; None keeps the recipe's value."""
 
     recipe: str | None = None
-    """finetune (default), few (for a few hundred images), scratch, paper, or a YAML file with the fields that differ
-    from one of them."""
+    """finetune (default), few (for a few hundred images), scratch, paper, or a YAML file with changes to one of
+    them."""
 
     epochs: float | None = None
-    """Passes over the training images, not necessarily whole. Default: the recipe's."""
+    """Passes over the training images; fractions are allowed. Default: the recipe's."""
 
     batch: int | None = None
-    """Images per step, over all processes. Default: the recipe's, or fewer for small data."""
+    """Images per step, over all processes. Default: the recipe's, or fewer for small data sets."""
 
     lr: float | None = None
-    """Highest learning rate, for the recipe's `lr_batch` images a step. Default: the recipe's."""
+    """Peak learning rate at the recipe's `lr_batch` images per step. Default: the recipe's."""
 
     patience: int | None = None
     """Stop after this many epochs without a better result on the val split. Default: never."""
@@ -65,7 +65,7 @@ class RecipeOptions:
             if name not in known:
                 raise UnknownNameError("set", name, known)
             if name in given:
-                raise ArgumentError("set", text, f"gives {name} for the second time.")
+                raise ArgumentError("set", text, f"gives {name} twice.")
             try:
                 given[name] = recipe_value(value)
             except yaml.YAMLError as error:
@@ -93,9 +93,9 @@ def train(
     Args:
         data: A folder of class folders, split into train, val and test or not, or a manifest (path,label,split,group).
         out: Folder of the run. Default: runs/train/DATA-MODEL.
-        resume: Folder of an interrupted run; it goes on with its own arguments. Only --workers can be given with it,
-            and DATA where the images were moved.
-        like: Folder of a run whose settings, recipe, precision, threads and workers are reused, except for the options
+        resume: Folder of an interrupted run, to go on with its own arguments. Only --workers may be added, and DATA if
+            the images were moved.
+        like: Folder of a run whose settings, recipe, precision, threads and workers are reused, except for options
             given here.
     """
     given = {name: getattr(settings, name) for name in settings.given} | recipe_options.changes()
@@ -129,11 +129,11 @@ def _show(result: Result) -> None:
     found = result.evaluation
     figures = {"top-1": found.top1, "top-5": found.top5, "macro F1": found.macro_f1}
     rows = [(name, f"{it.value:.2%}", f"{it.low:.2%} to {it.high:.2%}") for name, it in figures.items() if it]
-    on_device = "" if result.device_bytes is None else f"{console.size(result.device_bytes)} taken of the GPU, "
+    on_device = "" if result.device_bytes is None else f"{console.size(result.device_bytes)} used on the GPU, "
     note = (
         f"{write_count(result.steps, 'step')}, {result.epochs:.3g} epoch{'' if result.epochs == 1 else 's'}, "
         f"{result.seconds / 60:.1f} minutes. Memory: {console.size(result.execution.forecast_bytes)} forecast "
-        f"for a step, {on_device}{console.size(result.taken_bytes)} taken by the run."
+        f"for a step, {on_device}{console.size(result.taken_bytes)} used by the run."
     )
     console.table(
         ("<", "value", "95 % interval"),
@@ -141,5 +141,5 @@ def _show(result: Result) -> None:
         title=f"On the {write_count(found.n, 'image')} of the {result.split} split",
         note=note,
     )
-    console.remark(f"{result.report}: the report; beside it are best (the model), results.png and other pictures")
+    console.remark(f"{result.report}: the report; next to it are best (the model), results.png and other pictures")
     console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")

@@ -1,12 +1,12 @@
-"""A run's device: how its number formats are set, how images come to it, and how much of its memory is taken.
+"""A run's device: number formats, copying of images, and memory use.
 
-What is here matters off the CPU; on it every function does nothing.
+On the CPU none of these functions does anything.
 
-formats     float32 where autocast leaves it: TF32 unless the run is in fp32 (`float32_of`), cuDNN's kernels by its own
-            rule and only those that give the same bits again, so that a resumed run can equal an undisturbed one
-images      pinned by the loader, and copied on a stream of their own into two buffers in turn, while the network
-            computes on the other one: see Feed
-compiling   `torch.compile` of the network in place, so that the names of its tensors stay
+formats     float32 outside autocast is TF32 unless the run is in fp32 (`float32_of`); cuDNN chooses kernels by its own
+            rule and only deterministic ones, so that a resumed run can equal an uninterrupted one
+images      pinned by the loader, and copied on a separate stream into two alternating buffers, while the network
+            computes on the other: see Feed
+compiling   `torch.compile` of the network in place, which keeps the names of its tensors
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ BUFFERS = 2
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what the network draws in a step: dropout, stochastic depth, mixing."""
+    """Seed a step's random draws: dropout, stochastic depth, mixing."""
     if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer
+        torch.default_generator.manual_seed(seed)  # faster than torch.manual_seed
     else:
-        torch.manual_seed(seed)  # of every device
+        torch.manual_seed(seed)  # seeds every device
 
 
 @contextmanager
 def number_formats(device: torch.device, precision: StepPrecision) -> Iterator[None]:
-    """While steps run on a CUDA GPU, float32 as `float32_of` says, and only kernels that repeat their bits."""
+    """Around steps on a CUDA GPU: sets float32 precision as `float32_of` says, and deterministic kernels only."""
     if device.type != "cuda":
         yield
         return
@@ -53,11 +53,11 @@ def number_formats(device: torch.device, precision: StepPrecision) -> Iterator[N
 
 
 class Feed:
-    """Brings parts of a batch to the device.
+    """Copies parts of a batch to the device.
 
-    On a CUDA GPU a part is copied while the network computes on the one before: on a stream of its own, into one of
-    BUFFERS buffers, once the steps that read that buffer are over. So copies take the memory of two parts, however far
-    the processor is ahead.
+    On a CUDA GPU a part is copied while the network computes on the previous one: on a separate stream, into one of
+    BUFFERS buffers, once the steps that read that buffer are finished. So copies take the memory of two parts, however
+    far ahead the processor is.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,23 +65,23 @@ class Feed:
         cuda: Any = torch.cuda
         self.stream = cuda.Stream(device) if device.type == "cuda" else None
         self.buffers: list[tuple[Tensor, Tensor]] = []
-        self.read: list[Any] = []  # events: what was read from each buffer is computed
+        self.read: list[Any] = []  # for each buffer, the event that its reader has finished
         self.turn = 0
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and labels on the device; they are valid until the part after the next is asked for."""
+        """Pixels and labels on the device, valid until two more parts were requested."""
         if self.stream is None:
             return to_device(pixels, self.device), to_device(labels, self.device)
         cuda: Any = torch.cuda
         compute = cuda.current_stream(self.device)
         if self.buffers:
-            self.read[self.turn].record(compute)  # all that reads the part before is already in line
+            self.read[self.turn].record(compute)  # everything that reads the previous part is queued by now
             self.turn = (self.turn + 1) % len(self.buffers)
-        if len(self.buffers) < BUFFERS:  # parts of a run have one shape
+        if len(self.buffers) < BUFFERS:  # all parts of a run have the same shape
             self.turn = len(self.buffers)
             self.buffers.append((pixels.to(self.device), labels.to(self.device)))
             self.read.append(cuda.Event())
-            self.stream.wait_stream(compute)  # the buffer's memory may have been something else's
+            self.stream.wait_stream(compute)  # the buffer's memory may have been in use before
         with cuda.stream(self.stream):
             self.stream.wait_event(self.read[self.turn])
             for buffer, source in zip(self.buffers[self.turn], (pixels, labels), strict=True):
@@ -91,7 +91,7 @@ class Feed:
 
 
 def compile_failed(error: BaseException, network: nn.Module) -> bool:
-    """Whether `torch.compile` failed on a network; it is then no longer compiled."""
+    """Whether an error came from `torch.compile`; if so, the network is used uncompiled from now on."""
     dynamo = sys.modules.get("torch._dynamo.exc")
     compiled: Any = network
     if dynamo is None or not isinstance(error, dynamo.TorchDynamoException) or compiled._compiled_call_impl is None:
@@ -101,11 +101,11 @@ def compile_failed(error: BaseException, network: nn.Module) -> bool:
 
 
 def forget_device_peak(device: torch.device) -> None:
-    """Let `device_peak` start again."""
+    """Reset `device_peak`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def device_peak(device: torch.device) -> int | None:
-    """The most bytes that torch's tensors took on a CUDA GPU; None elsewhere."""
+    """Peak bytes of torch's tensors on a CUDA GPU; None on other devices."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,19 +1,19 @@
-"""How a run's steps are computed: rules from facts that do not change between two runs, without a stopwatch.
+"""How a run's steps are computed: decided by rules from fixed facts, not by timing.
 
-The facts are the processor and its cores, the network's closed-form costs, the sizes of the images, the recipe and the
-user's settings. So the same command on the same machine computes the same bits, and the first step comes at once.
+The facts are the processor and its cores, the network's closed-form costs, the image sizes, the recipe and the user's
+settings. So the same command on the same machine gives identical bits, and the first step starts at once.
 
-precision   bf16 where it is faster: by the kernels with AVX-512; by torch's modules with AMX, and for large images
-            with AMD's AVX-512 BF16; on CUDA GPUs from Ampere on; fp16 on those before; else fp32
+precision   bf16 where it is faster: with effnet's kernels on AVX-512; with torch's modules on AMX, and for large images
+            on AMD's AVX-512 BF16; on CUDA GPUs since Ampere; fp16 on older ones; else fp32
 recompute   nothing, unless --train-memory is given
-part        the whole batch, or the largest share of it that fits into --train-memory, or else into the memory of the
-            machine or the GPU
-workers     processes that load images, where an estimate says that they save a tenth of the time; for a GPU one for
-            each core but one
-threads     one for each core without a worker
-kernels     of the depthwise convolutions: see models.depthwise
-float32     on a GPU TF32, unless the run is in fp32
-allocator   freed memory stays with the process from step to step where there is enough: see keep_freed_memory
+part        images per forward pass: the whole batch, or the largest share of it that fits in --train-memory, or in the
+            memory of the machine or GPU
+workers     processes that load images, if an estimate says that they save a tenth of the time; for a GPU, one per core
+            except one
+threads     one per core without a worker
+kernels     for depthwise convolutions: see models.depthwise
+float32     TF32 on a GPU, unless the run is in fp32
+allocator   the process keeps freed memory from step to step if there is enough: see keep_freed_memory
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ from effnet.machine import StepPrecision
 from effnet.training.recipe import Recipe
 from effnet.training.settings import STAGES, Settings
 
-OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # as arch.memory calls them
-SMALLEST_PART = 8  # images: batch statistics over fewer are too noisy, so a recompute plan is tried first
-USABLE = 0.75  # of the machine's memory; the rest is for torch, the workers and other programs
-LIBRARIES = 600 * 2**20  # bytes of a small machine's or container's memory: what a training of nearly nothing takes
-USABLE_GPU = 0.9  # of a GPU's memory; the rest is for CUDA itself and what its allocator cannot reuse
+OPTIMIZER = {"adamw": "adamw", "sgd": "momentum", "rmsprop": "rmsprop"}  # their names in arch.memory
+SMALLEST_PART = 8  # images; batch statistics of fewer are too noisy, so a recompute plan is tried first
+USABLE = 0.75  # share of the machine's memory; the rest is for torch, the workers and other programs
+LIBRARIES = 600 * 2**20  # bytes that even a minimal training takes; matters in small machines and containers
+USABLE_GPU = 0.9  # share of a GPU's memory; the rest is for CUDA and for fragmentation
 
-# What one core needs, in seconds of processor time: measured on a busy Xeon (AVX-512). Only their ratios matter.
-MAC_SECONDS = {True: 5e-11, False: 1e-10}  # a multiply-add of a training step by the kernels, by torch's modules
-STEP_OVER_FORWARD = 3  # multiply-adds of a step over those of a forward pass
-IMAGE_SECONDS = 3e-4  # an image, whatever its size; threads take turns at it
-DECODED_SECONDS = 5e-9  # a pixel of the file
+# Processor time in seconds on one core, measured on a busy Xeon (AVX-512). Only the ratios matter.
+MAC_SECONDS = {True: 5e-11, False: 1e-10}  # per multiply-add of a training step: effnet's kernels, torch's modules
+STEP_OVER_FORWARD = 3  # multiply-adds of a step, relative to a forward pass
+IMAGE_SECONDS = 3e-4  # per image, whatever its size; threads cannot share this work
+DECODED_SECONDS = 5e-9  # per pixel of the file
 CROP_SECONDS = {
     "none": 8e-9,
     "autoaugment": 23e-9,
     "randaugment": 38e-9,
     "trivialaugment": 26e-9,
-}  # a pixel
-LEAST_SAVED = 0.1  # share of a step's time: the estimate is not better than that
-START_SECONDS = 10  # until workers have imported torch; less than that is not worth them
+}  # per pixel
+LEAST_SAVED = 0.1  # share of a step's time; the estimate is no more accurate than that
+START_SECONDS = 10  # that workers take to import torch; they must save more than that
 MOST_WORKERS, MOST_WORKERS_GPU = 8, 24
-HELD = 1.35  # memory of a process that keeps what it freed, over the forecast: B0 at 224 px, 16 and 64 images
-# Arguments of glibc's mallopt(), and its own values
+HELD = 1.35  # memory of a process that keeps what it freed, relative to the forecast: B0 at 224 px, 16 and 64 images
+# Arguments of glibc's mallopt(), and glibc's defaults
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536
 LEAST_BF16 = 160  # px from which torch's modules use bf16 without AMX: see precision_for
@@ -72,23 +72,23 @@ class Execution:
     """How the steps of a run are computed."""
 
     precision: StepPrecision
-    part: int  # images that a process puts through the network at once
-    parts: int  # of them one after another in a step
-    recompute: dict[str, str] | None  # what each part of the network keeps; None: everything
+    part: int  # images per process and forward pass
+    parts: int  # forward passes per step, whose gradients accumulate
+    recompute: dict[str, str] | None  # what each segment of the network keeps; None: everything
     threads: int
     workers: int
     forecast_bytes: int  # memory of a step, with weights and optimizer states
-    float32: str = "highest"  # float32 products, as torch calls it; "high" is TF32 on a GPU
+    float32: str = "highest"  # float32 matmul precision in torch's terms; "high" is TF32 on a GPU
 
     @property
     def plan(self) -> RecomputePlan | None:
-        """What each part of the network keeps for the backward pass; None: everything."""
+        """What each segment of the network keeps for the backward pass; None: everything."""
         return None if self.recompute is None else RecomputePlan.from_dict(self.recompute)
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the images of a run cost to load."""
+    """Number and size of a run's images, which determine the cost of loading them."""
 
     count: int  # in the training split
     side: int  # median of the shorter sides of the files, in pixels
@@ -97,12 +97,12 @@ class Images:
 def choose_execution(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, world: int, like: Execution | None = None
 ) -> Execution:
-    """How `world` processes train `spec` at the run's resolution on this machine; what `settings` give is kept.
+    """How `world` processes train `spec` at the run's resolution on this machine; explicit `settings` are kept.
 
-    `like` is how a run of the same network computed: its parts and plan are used again if it has the same batch.
+    `like` is the execution of another run of the same network; its parts and plan are reused if the batch is the same.
 
     Raises:
-        ArgumentError: the batch does not divide among the processes, or not even one image fits into the memory.
+        ArgumentError: the processes do not divide the batch, or not even one image fits in memory.
     """
     kernels = trains_by_kernels(spec, recipe, settings)
     precision = precision_for(spec, settings.device, kernels) if settings.precision == "auto" else settings.precision
@@ -129,33 +129,34 @@ def choose_execution(
 
 
 def processes_here(world: int) -> int:
-    """How many of a training's `world` processes share this machine, as torchrun says."""
+    """How many of a training's `world` processes run on this machine, according to torchrun."""
     return min(world, int(os.environ.get("LOCAL_WORLD_SIZE") or world))
 
 
 def trains_by_kernels(spec: NetworkSpec, recipe: Recipe, settings: Settings) -> bool:
-    """Whether effnet's kernels compute a run's steps: on a CPU, with batch statistics of each process's own."""
+    """Whether effnet's kernels compute a run's steps: on a CPU, without synchronised batch statistics."""
     theirs = settings.device != "cpu" or settings.sync_bn or settings.compile
     return not theirs and recipe.bn_momentum > 0 and uses_kernels(spec)
 
 
 def float32_of(precision: StepPrecision) -> str:
-    """What torch calls the precision of float32 products on a GPU: "highest" in an fp32 run, else "high", TF32."""
+    """The precision of float32 matmuls on a GPU in torch's terms: "highest" in an fp32 run, else "high" (TF32)."""
     return "highest" if precision == "fp32" else "high"
 
 
 def guess_step_seconds(spec: NetworkSpec, recipe: Recipe, settings: Settings, cores: int) -> float:
-    """What a step of the whole batch takes on that many cores, roughly."""
+    """A rough estimate of a step's time with the whole batch on this many cores."""
     each = STEP_OVER_FORWARD * cost(spec).macs * MAC_SECONDS[trains_by_kernels(spec, recipe, settings)]
     return each * recipe.batch / cores
 
 
 def precision_for(spec: NetworkSpec, device: str, kernels: bool) -> StepPrecision:
-    """The machine's number format; by torch's modules fp32 for small images where no tiles (AMX) multiply bf16.
+    """The machine's fast precision; with torch's modules fp32 for small images unless the processor has AMX.
 
-    `benchmarks/training.py rules` on a Xeon with AVX-512 BF16, B0, 8 images: by the kernels bf16 took 0.84, 0.89, 0.87
-    and 0.98 of fp32's time at 224, 128, 64 and 32 px; by torch's modules 0.99, 1.11, 1.02 and 1.09, so that processor
-    always got fp32. On an EPYC Zen 5 torch's bf16 took 0.82 at 224 px (16 images); small images were not timed there.
+    `benchmarks/training.py rules` on a Xeon with AVX-512 BF16, B0, 8 images: with effnet's kernels bf16 took 0.84,
+    0.89, 0.87 and 0.98 of fp32's time at 224, 128, 64 and 32 px; with torch's modules 0.99, 1.11, 1.02 and 1.09, so
+    there that processor always gets fp32. On an EPYC Zen 5 torch's bf16 took 0.82 at 224 px (16 images); small images
+    were not timed there.
     """
     tiles = "amx_bf16" in machine.this_machine().features
     if device == "cpu" and not kernels and not tiles and spec.resolution < LEAST_BF16:
@@ -166,12 +167,12 @@ def precision_for(spec: NetworkSpec, device: str, kernels: bool) -> StepPrecisio
 def choose_workers(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, images: Images, *, cores: int, kernels: bool
 ) -> int:
-    """Processes that load images during training: as many as make a step shortest, none where that saves little.
+    """The number of processes that load images, which makes a step shortest; 0 if they save little.
 
-    With none, all threads load, then train, in turn: (c + l) / threads seconds for an image that takes c to train on
-    and l to load on one core; but in a part of l, Python's, threads do not work side by side. With w of them, training
-    and loading go on side by side: max(c / (cores - w), l / w). So a processor rarely gets any. A GPU, which has a
-    short c and would wait while the processor loads, gets many.
+    Without workers, all threads alternate between loading and training: (c + l) / threads seconds for an image that
+    takes c to train on and l to load on one core; but Python's part of l does not run in parallel. With w workers,
+    training and loading run in parallel: max(c / (cores - w), l / w). So training on a CPU rarely uses any. A GPU,
+    whose c is short and which would wait for images, gets many.
     """
     if cores == 1 or not workers_are_safe():
         return 0
@@ -194,55 +195,54 @@ def choose_workers(
 
 
 def workers_are_safe() -> bool:
-    """Whether worker processes may be started unless the user says so: each imports the program's main file again.
+    """Whether worker processes may be started by default: each of them imports the program's main file again.
 
-    That begins everything anew in a script whose lines are not below `if __name__ == "__main__":`. effnet's own command
-    and a notebook have no such lines.
+    A script without `if __name__ == "__main__":` would start over in each. The effnet command and notebooks are safe.
     """
     file = getattr(sys.modules["__main__"], "__file__", None)
     return file is None or Path(file).parent.name == "effnet" or Path(file).stem == "effnet"
 
 
 def check_main_guard(workers: int) -> None:
-    """Check that processes can be started; called before anything is written.
+    """Check that worker processes can be started, before anything is written.
 
     Raises:
-        ArgumentError: each of `workers` processes would run the program's main file again, with this very call in it;
-            or this is such a process.
+        ArgumentError: each of the `workers` processes would run the program's main file again, including this call; or
+            this is such a process.
     """
     main = sys.modules["__main__"]
     name = str(getattr(main, "__file__", ""))
     spec = getattr(main, "__spec__", None)
-    again = bool(name) and not (spec and spec.name.endswith("__main__"))  # a package's __main__.py is not run again
+    again = bool(name) and not (spec and spec.name.endswith("__main__"))  # a package's __main__.py does not run again
     try:
         guarded = "__name__" in Path(name).read_text(encoding="utf-8") if again else True
     except (OSError, ValueError):
-        guarded = not name.startswith("<")  # standard input, which no other process can read
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        guarded = not name.startswith("<")  # standard input, which other processes cannot read
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # multiprocessing's own check
         workers, guarded = workers or 1, False
     if workers and not guarded:
-        rule = 'starts processes, and each runs {} again: put what it does below `if __name__ == "__main__":`.'
+        rule = 'starts processes, and each runs {} again: put its code below `if __name__ == "__main__":`.'
         raise ArgumentError("workers", workers, rule.format(Path(name).name))
 
 
 def fit_memory(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: StepPrecision, world: int
 ) -> tuple[int, RecomputePlan | None]:
-    """Images at once, and a plan, by which the recipe's batch fits into the memory limit.
+    """The images per forward pass, and the recompute plan, with which the recipe's batch fits the memory limit.
 
-    Parts stay as large as they can be: a plan costs a little time, a smaller part makes batch statistics noisier.
-    Without --train-memory the limit is the memory of the machine or the GPU, and no plan is sought.
+    Parts stay as large as possible: recomputing costs a little time, smaller parts make batch statistics noisier.
+    Without --train-memory the limit is the memory of the machine or GPU, and nothing is recomputed.
 
     Raises:
-        ArgumentError: the batch does not divide among the processes or is too small for batch statistics, or not even
-            the smallest part fits.
+        ArgumentError: the processes do not divide the batch, it is too small for batch statistics, or not even the
+            smallest part fits.
     """
     share, rest = divmod(recipe.batch, world)
     if rest:
         raise ArgumentError("batch", recipe.batch, f"must be a multiple of {world}, the number of processes.")
     check_batch(spec, recipe, settings.freeze, share)
     wanted = None if settings.train_memory is None else int(settings.train_memory)
-    planned = wanted is not None and not settings.sync_bn  # a plan cannot compute synchronised statistics again
+    planned = wanted is not None and not settings.sync_bn  # synchronised statistics cannot be recomputed
     limit = wanted
     if wanted is None and settings.device == "cpu":
         limit = _usable_memory(world)
@@ -270,12 +270,12 @@ def fit_memory(
 
 @contextmanager
 def keep_freed_memory(execution: Execution, settings: Settings, *, world: int) -> Iterator[bool]:
-    """While steps run, glibc keeps memory that was freed, where there is enough and no --train-memory; yields whether.
+    """Let glibc keep freed memory while steps run, if there is enough and no --train-memory; yields whether it does.
 
-    glibc gives large maps back to the system at once and gets them as fresh pages, which the system fills with zeros:
-    722,000 page faults a step of B0 at 224 px with 64 images, and 1.46 times the processor time (fp32, the compiled
-    kernels, one core of a Xeon with AVX-512). In return the process held 1.26 times the memory. With 16 images a step
-    took .98 of the time, and held the same.
+    By default glibc returns large maps to the system at once and gets fresh pages, which the system zeroes: 722,000
+    page faults per step of B0 at 224 px with 64 images, and 1.46 times the processor time (fp32, the compiled kernels,
+    one core of a Xeon with AVX-512). Keeping them took 1.26 times the memory. With 16 images a step took .98 of the
+    time, and the memory was the same.
     """
     libc = _glibc()
     usable = _usable_memory(world)
@@ -292,7 +292,7 @@ def keep_freed_memory(execution: Execution, settings: Settings, *, world: int) -
 
 
 def _usable_memory(world: int) -> int | None:
-    """Bytes that the steps of each process may take on a machine without a GPU; None where its memory is not known."""
+    """Bytes that the steps of each process may take on a machine without a GPU; None if its memory is unknown."""
     if (memory := machine.this_machine().memory_bytes) is None:
         return None
     each = memory // processes_here(world)
@@ -300,21 +300,21 @@ def _usable_memory(world: int) -> int | None:
 
 
 def _glibc() -> Any:
-    """The C library, where it is glibc and no environment variable sets its allocator."""
+    """The C library, if it is glibc and no environment variable configures its allocator."""
     set_by_user = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     return None if set_by_user or platform.libc_ver()[0] != "glibc" else ctypes.CDLL(None)
 
 
 def smallest_part(spec: NetworkSpec, recipe: Recipe, freeze: int = 0) -> int:
-    """Images that must go through a network together: two where batch statistics of one would be of one value.
+    """Fewest images per forward pass: two if the batch statistics of one image would be of a single value.
 
-    That is where the last map has one pixel, its batch normalisation is not frozen, and the recipe computes statistics.
+    That is so if the last map has one pixel, its batch normalisation is not frozen, and the recipe computes statistics.
     """
     return 2 if spec.final_size == 1 and recipe.bn_momentum and freeze < STAGES else 1
 
 
 def check_batch(spec: NetworkSpec, recipe: Recipe, freeze: int, share: int) -> None:
-    """Raise ArgumentError where the `share` of a batch that each process gets is smaller than the smallest part."""
+    """Raise ArgumentError if the `share` of a batch that each process gets is smaller than the smallest part."""
     if share < (fewest := smallest_part(spec, recipe, freeze)):
         rule = f"is too few: at {spec.resolution} px the last map is one pixel, and batch statistics need {fewest}."
         raise ArgumentError("batch", share, rule)
@@ -323,7 +323,7 @@ def check_batch(spec: NetworkSpec, recipe: Recipe, freeze: int, share: int) -> N
 def _forecast(
     spec: NetworkSpec, recipe: Recipe, settings: Settings, precision: StepPrecision
 ) -> Callable[[int, RecomputePlan | None], int]:
-    """From the images that go through at once, and a plan, to the bytes that a step takes on the run's device."""
+    """A function from images per forward pass and a recompute plan to the bytes of a step on the run's device."""
     options = _memory_options(spec, recipe, settings, precision)
 
     def bytes_of(part: int, plan: RecomputePlan | None) -> int:

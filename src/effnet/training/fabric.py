@@ -1,4 +1,4 @@
-"""Lightning's Fabric, without torchmetrics: asking for its version would import all of it and what it can use."""
+"""Lightning's Fabric without torchmetrics, since checking its version imports all of it and its optional packages."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The network that a run begins with: its weights, its input, its outputs in the order of the data's classes.
+"""The network that a run starts from: its weights, its input, its outputs in the order of the data's classes.
 
-The weights come from another network or are drawn at random. Where images are few, the recipe has the classifier
-fitted to the features of the network as it is: a fresh one pulls at the features until it has settled, and one that is
-settled before the first step leaves them what they know (Kumar et al. 2022, "Fine-tuning can distort pretrained
-features"). That problem is convex, and for a few hundred images it fits into memory.
+The weights are pretrained or random. For few images, the recipe first fits the classifier to the features of the
+unchanged network: a random classifier distorts the features until it has converged, and one that has converged before
+the first step does not (Kumar et al. 2022, "Fine-tuning can distort pretrained features"). The problem is convex, and
+for a few hundred images it fits in memory.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from effnet.weights.inherit import inherit
 from effnet.weights.load import open_model
 
 ITERATIONS = 200  # of L-BFGS, at most
-MOST = 2000  # images: more would take more time and memory than they are worth for a start
+MOST = 2000  # images; more are not worth their time and memory
 CLASSES = 1000  # of ImageNet
-SAMPLED = 60  # images of which the size is read
+SAMPLED = 60  # images whose size is read
 
 
 @dataclass(frozen=True)
 class InitialNetwork:
-    """What a run begins with."""
+    """What a run starts from."""
 
     network: EfficientNet
     input: InputSpec
     source: str  # where the weights came from
     notes: tuple[str, ...]  # what the user should know
-    trained: bool  # whether it has weights from elsewhere
-    image_side: int  # the shorter side of the images in pixels, the median
+    trained: bool  # whether it has pretrained weights
+    image_side: int  # median of the images' shorter sides in pixels
 
 
 def find_initial_network(settings: Settings, recipe: Recipe, data: Dataset, progress: Progress) -> InitialNetwork:
@@ -99,7 +99,7 @@ def find_initial_network(settings: Settings, recipe: Recipe, data: Dataset, prog
 
 
 def short_side(data: Dataset) -> int:
-    """The median shorter side in pixels of some images, spread over the data set; 0 where none can be read."""
+    """The median shorter side in pixels of some images, spread over the data set; 0 if none can be read."""
     sides: list[int] = []
     for sample in data.samples[:: max(1, len(data) // SAMPLED)]:
         with suppress(ImageError):
@@ -108,31 +108,31 @@ def short_side(data: Dataset) -> int:
 
 
 def init_classifier(network: EfficientNet) -> None:
-    """Draw a fresh classifier's weights.
+    """Initialize the classifier with random weights.
 
-    The official range, 1 / sqrt(classes), is meant for 1000 classes: with ten, the first loss would be near 3 ln(10).
+    The official range, 1 / sqrt(classes), suits 1000 classes: with ten, the first loss would be near 3 ln(10).
     """
     bound = max(network.spec.num_classes, CLASSES) ** -0.5
     nn.init.uniform_(network.classifier.weight, -bound, bound)
 
 
 def set_momentum(network: EfficientNet, momentum: float) -> None:
-    """Give batch normalisation the recipe's momentum, unless that is 0; other norms have none."""
+    """Set batch normalisation's momentum to the recipe's, unless that is 0; other norms have none."""
     norms = [module.norm for module in network.modules() if isinstance(module, ConvNormAct)]
     if momentum and all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms):
         network.use_policy(dataclasses.replace(network.policy, bn_momentum=momentum))
 
 
 def fit_classifier(learner: Learner, data: Dataset, *, batch: int, progress: Progress = SILENT) -> tuple[float, int]:
-    """Fit the classifier to images; return its accuracy on them, and their number.
+    """Fit the classifier to images; return its accuracy on them and their number.
 
     They are prepared as in evaluation, and mirrored as well if the recipe mirrors; the loss is the learner's.
 
     Args:
         learner: the network with its loss and its recipe, whose `linear_probe` is the weight of the penalty.
         data: the images to learn from; at most about MOST of them are used, evenly spaced.
-        batch: images that go through the network together.
-        progress: follows the images.
+        batch: images per forward pass.
+        progress: receives the number of images.
 
     Raises:
         TrainingError: an image cannot be read.

@@ -1,4 +1,4 @@
-"""What learns: a network with its loss and mixing; and how well it does so far, evaluated after each epoch."""
+"""A network with its loss and mixing, as it is trained; and its evaluation after each epoch."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from effnet.training.settings import STAGES
 
 
 class Learner(nn.Module):
-    """Pixels and labels to the loss: normalising, mixing, the network, cross entropy.
+    """From pixels and labels to the loss: normalising, mixing, the network, cross entropy.
 
     Args:
-        network: what learns.
+        network: the network to train.
         recipe: its loss and mixing.
         input_spec: how pixels are normalised.
-        weights: of the classes, (K,), mean 1; None for equal ones.
-        frozen: the stages 1 ... `frozen` of the paper's Table 1 keep their weights and statistics.
+        weights: class weights, (K,), mean 1; None for equal ones.
+        frozen: stages 1 ... `frozen` of the paper's Table 1 keep their weights and statistics.
     """
 
     class_weights: Tensor | None
@@ -57,7 +57,7 @@ class Learner(nn.Module):
             part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Learner:
-        """Training mode for what learns; frozen parts stay as in evaluation."""
+        """Set the mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in frozen_parts(self.network, self.frozen):
             part.eval()
@@ -96,21 +96,21 @@ class Normalise(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(input_spec, name)), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(pixels / 255 - mean) / std, over whole rows: a third of the time that torch takes for channels of three."""
+        """(pixels / 255 - mean) / std on whole rows, in a third of the time that torch takes over three channels."""
         mean, std = (self.get_buffer(name).repeat(pixels.shape[2]) for name in ("mean", "std"))
         rows = pixels.flatten(2).to(torch.float32).div_(255).sub_(mean).div_(std)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def frozen_parts(network: EfficientNet, frozen: int) -> list[nn.Module]:
-    """Stages 1 ... `frozen`: the stem, blocks and the head."""
+    """The modules of stages 1 ... `frozen`: stem, blocks and head."""
     parts: list[nn.Module] = [network.stem] if frozen >= 1 else []
     parts += [stage for number, stage in network.stages.items() if int(number) <= frozen]
     return parts + ([network.head] if frozen >= STAGES else [])
 
 
 def class_weights(counts: tuple[int, ...]) -> Tensor:
-    """(K,): the inverse of each class's share, 1 on average over the images; 0 for a class without images."""
+    """Inverse class frequencies (K,), 1 on average over the images; 0 for a class without images."""
     images = torch.tensor(counts, dtype=torch.float64)
     present = images > 0
     weights = torch.where(present, images.sum() / (present.sum() * images.clamp(min=1)), 0.0)
@@ -118,18 +118,18 @@ def class_weights(counts: tuple[int, ...]) -> Tensor:
 
 
 def spread(logits: Tensor) -> Tensor:
-    """Standard deviation of the outputs over the images, over their mean absolute value, (); 1 for a single image."""
+    """Standard deviation of the outputs over the images, relative to their mean absolute value, (); 1 for one image."""
     values = logits.detach().float()
     return values.new_ones(()) if len(values) < 2 else values.std(0).mean() / values.abs().mean().clamp(min=1e-12)
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed of 63 bits that follows from several numbers, such as a run's seed and a step."""
+    """A 63-bit seed derived from several numbers, such as a run's seed and a step."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def augment_of(recipe: Recipe, input_spec: InputSpec) -> Augment:
-    """How a recipe changes images."""
+    """The augmentation of a recipe."""
     return Augment(input_spec, recipe.crop_area, recipe.crop_ratio, recipe.flip, recipe.augmentation)
 
 
@@ -146,7 +146,7 @@ def _mixing(recipe: Recipe, num_classes: int) -> Any:
 def predict(
     run: Run, input_spec: InputSpec, images: Dataset, *, batch: int, progress: Progress, task: str
 ) -> Predicted:
-    """The outputs of `run` for every image, as `predict_logits` gives them.
+    """The outputs of `run` for every image, as from `predict_logits`.
 
     Raises:
         TrainingError: an image cannot be read.
@@ -161,7 +161,7 @@ def predict(
 def score(
     network: EfficientNet, input_spec: InputSpec, images: Dataset, *, batch: int, fabric: Fabric, progress: Progress
 ) -> tuple[float, float]:
-    """Accuracy and mean cross entropy of a network over images; each process evaluates its share of the images.
+    """Accuracy and mean cross entropy of a network on images; each process evaluates its share of them.
 
     Raises:
         TrainingError: an image cannot be read, or a logit is not finite.

@@ -1,8 +1,8 @@
-"""The loop: steps, epochs, checkpoints, and the end of a run.
+"""The training loop: steps, epochs, checkpoints, and the end of a run.
 
-Lightning's Fabric handles processes, devices and gradient averaging. The loop is ours, because its state has
-to be a handful of numbers for a resumed run to equal an undisturbed one to the bit: every random draw of a step follows
-from (seed, step, part), every image's from (seed, epoch, image), and checkpoints are written between steps.
+Lightning's Fabric handles processes, devices and gradient averaging. The loop is our own, because a resumed run must
+equal an uninterrupted one to the bit, which needs a small state: every random draw of a step follows from
+(seed, step, part), every image's from (seed, epoch, image), and checkpoints are written between steps.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from effnet.training.processes import take_over
 from effnet.training.run_folder import BEST, RESULTS, RunPlan, run_inputs, save_checkpoint
 from effnet.weights.bundle import save
 
-SHOWN = 50  # steps over which the loss that is shown is averaged
-FORWARD = 1 / 3  # of a training step's time: the backward pass takes twice as long as the forward pass
+SHOWN = 50  # steps that the displayed loss is averaged over
+FORWARD = 1 / 3  # share of a training step's time: the backward pass takes twice as long as the forward pass
 ENDING = 8.0  # seconds for pictures and files
-RARE = 20  # an epoch ends with a checkpoint where the last one is so many times as old as it took to write
-SMOOTH = 0.9  # decay of the average time of a step
-COLUMNS = (  # of the message about an epoch: name in results.csv, width, format
+RARE = 20  # an epoch ends with a checkpoint if the last one is this many times older than it took to write
+SMOOTH = 0.9  # decay of the average step time
+COLUMNS = (  # of an epoch's message: name in results.csv, width, format
     ("epoch", 6, "d"),
     ("step", 8, "d"),
     ("lr", 10, ".2g"),
@@ -59,17 +59,17 @@ STATE = ("step", "done", "begun", "rows", "losses", "best", "since_best")
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """Seconds for a run: the share of them that is gone is the share of the schedule that is done.
+    """Seconds for a run; the share of them that has passed is the progress of the schedule.
 
-    Time is held back for what follows the last step: a validation, the evaluation of the best weights, pictures, files.
+    Time is reserved for what follows the last step: validation, the evaluation of the best weights, pictures, files.
     """
 
     seconds: float
-    validation_steps: float  # training steps that take as long as one validation, until one was timed
-    final: float  # time for the evaluation of the best weights, as a multiple of a validation's
+    validation_steps: float  # training steps that one validation takes as long as, used until one was timed
+    final: float  # time to evaluate the best weights, relative to a validation
 
     def end(self, per_step: float, validation: float | None = None) -> float:
-        """When the last step must be over, for steps of `per_step` seconds and a validation of `validation`."""
+        """When the last step must end, for steps of `per_step` seconds and a validation of `validation` seconds."""
         if validation is None:
             validation = self.validation_steps * per_step
         return self.seconds - ENDING - validation * (1 + self.final)
@@ -83,16 +83,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Loop:
-    """A run from its first step, or from where a checkpoint was written, to its last.
+    """A run from its first step, or from a checkpoint, to its last.
 
     Args:
         fabric: processes and device.
         plan: settings, recipe, and how steps are computed.
-        learner: the network with its first weights; those of a resumed run come from its checkpoint.
-        data: the split data, its labels in the order of the network's outputs.
-        folder: of the run.
-        progress: follows steps and epochs.
-        started: when the command began, by time.monotonic; a time budget counts from there.
+        learner: the network with its initial weights; a resumed run's come from its checkpoint.
+        data: the split data, with labels in the order of the network's outputs.
+        folder: the run's folder.
+        progress: receives steps and epochs.
+        started: when the command started, by time.monotonic; a time budget counts from then.
     """
 
     def __init__(
@@ -128,24 +128,24 @@ class Loop:
         images = TrainingImages(train, augment_of(self.recipe, plan.input), seed, keep)
         self.loader = Loader(images, order, self.execution.workers, pinned=fabric.device.type == "cuda")
         self.step, self.since_best = 0, 0
-        self.done = 0.0  # share of the schedule
+        self.done = 0.0  # progress of the schedule
         self.best = -1.0  # the highest val accuracy so far
         self.rows: list[dict[str, Any]] = []
         self.saved, self.saving = time.monotonic(), 0.0  # when the last checkpoint was written, and how long that took
         self.losses: list[float] = []  # of this epoch's steps
-        self.begun = self.elapsed  # when the first step began
+        self.begun = self.elapsed  # when the first step started
         self.per_step, self.unread_since = plan.guess_step_seconds(), time.monotonic()
-        self.validation: float | None = None  # seconds of the last one
+        self.validation: float | None = None  # seconds of the last validation
         writes = plan.settings.tensorboard and fabric.is_global_zero
         self.logger = TensorBoardLogger(folder, name="tensorboard", version="") if writes else None
 
     # state
 
     def save(self) -> None:
-        """Write a checkpoint of all that decides what comes next; rank 0 does.
+        """Write a checkpoint with everything that the next steps depend on; only rank 0 does.
 
         Raises:
-            TrainingError: what would be written cannot succeed; the checkpoint before it stays.
+            TrainingError: the run cannot succeed, so the previous checkpoint stays.
         """
         began = time.monotonic()
         self._note(self.updater.look())
@@ -157,7 +157,7 @@ class Loop:
         self.saving = self.saved - began
 
     def _save_after(self, seconds: float) -> None:
-        """Write a checkpoint where the last one is so old."""
+        """Write a checkpoint if the last one is older than this."""
         if time.monotonic() - self.saved >= seconds:
             self.save()
 
@@ -171,7 +171,7 @@ class Loop:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the command began, over all its resumptions, without the pauses between."""
+        """Seconds since the command started, over all resumptions, without the pauses in between."""
         return time.monotonic() - self.started
 
     # the run
@@ -180,15 +180,15 @@ class Loop:
         """Train to the end.
 
         Raises:
-            TrainingError: it cannot go on; the last checkpoint is intact.
+            TrainingError: the run cannot go on; the last checkpoint is intact.
             Interrupted: a signal came, and the state was saved.
         """
         if self.step == 0:
             self.save()
-        forget_peak()  # of what was read before the first step
+        forget_peak()  # ignore what was read before the first step
         forget_device_peak(self.fabric.device)
         with caught_signals() as stop, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # of filters (C, 1, K, K), for DDP
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # DDP, about filters (C, 1, K, K)
             if self.fabric.world_size > 1 and self.done < 1:
                 self._settle()
             self.progress.message("".join(f"{name.replace('_', ' '):>{width}}" for name, width, _ in COLUMNS))
@@ -214,7 +214,7 @@ class Loop:
             except TrainingError:
                 if not stop:
                     raise
-                images = []  # the signal reached the processes that load images, too
+                images = []  # the signal also reached the processes that load images
             if self._any(bool(stop)):
                 self._stop()
             self._step(images)
@@ -222,7 +222,7 @@ class Loop:
             detail = f"loss {sum(recent) / len(recent):.3f}" if recent else ""
             self.progress.update("training", self.step, round(self.step / self.done), detail)
             if self.step % steps == 0 or self.done >= 1:
-                break  # no checkpoint between an epoch's last step and its validation: a resumed run would skip it
+                break  # no checkpoint between an epoch's last step and its validation, or a resumed run would skip it
             self._save_after(longest)
         self._validate(epoch)
         self._save_after(min(longest, RARE * self.saving))
@@ -230,9 +230,9 @@ class Loop:
             self._stop()
 
     def _settle(self) -> None:
-        """Make a step that changes nothing, after which DDP sorts the gradients in its messages by when they come.
+        """Run a step that changes nothing, after which DDP orders gradients in its buckets by when they arrive.
 
-        A sum over three processes and more depends on the place in its last digits, and a resumed run sorts anew.
+        The last digits of a sum over three or more processes depend on this order, which a resumed run finds anew.
         """
         self.learner.train()
         before = [buffer.clone() for buffer in self.network.buffers()]
@@ -245,19 +245,19 @@ class Loop:
 
     def _stop(self) -> NoReturn:
         self.save()
-        self.fabric.barrier()  # torchrun ends all processes when the first one ends
+        self.fabric.barrier()  # torchrun ends all processes when one ends
         raise Interrupted(self.folder, self.step)
 
     def _step(self, images: list[tuple[Tensor, Tensor]]) -> None:
-        """One step of the optimizer, from all parts of its images."""
+        """One optimizer step, over all parts of its images."""
         done = self._done_after_step()
         try:
             loss, least_spread = self._gradients(images, head_only=done < self.recipe.head_first)
             losses = self.updater.update(self.step, done, loss, least_spread)
         except (RuntimeError, MemoryError) as error:
             if compile_failed(error, self.network):
-                reason = " ".join(str(error).split("\n")[:2])  # what raised, and what it said
-                self.progress.message(f"torch.compile failed, so the run goes on without it: {reason}")
+                reason = " ".join(str(error).split("\n")[:2])  # the error's class and its message
+                self.progress.message(f"torch.compile failed, so the run goes on uncompiled: {reason}")
                 self.updater.optimizer.zero_grad(set_to_none=True)
                 return self._step(images)
             if not ran_out_of_memory(error):
@@ -269,28 +269,28 @@ class Loop:
         return None
 
     def _note(self, losses: list[float]) -> None:
-        """Keep the losses of the steps that were looked at now, and what a step took on average."""
+        """Record the losses of the steps that were just checked, and the average step time."""
         if losses:
             self.losses += losses
             taken, share = (time.monotonic() - self.unread_since) / len(losses), SMOOTH ** len(losses)
             self.per_step = share * self.per_step + (1 - share) * taken
 
     def _done_after_step(self) -> float:
-        """The share of the schedule that is done after the next step, within a time budget by the clock of rank 0."""
+        """The schedule's progress after the next step; with a time budget, by rank 0's clock."""
         if self.budget is None:
             return (self.step + 1) / self.plan.steps
-        ahead = self.unread_since + len(self.updater.unread) * self.per_step  # a GPU has not computed them yet
+        ahead = self.unread_since + len(self.updater.unread) * self.per_step  # queued on a GPU
         now, end = max(time.monotonic(), ahead) - self.started, self.budget.end(self.per_step, self.validation)
         now += self.per_step
         share = 1.0 if now >= end else max(self.done, (now - self.begun) / (end - self.begun))
         return self.fabric.broadcast(share)
 
     def _gradients(self, images: list[tuple[Tensor, Tensor]], head_only: bool) -> tuple[Tensor, Tensor]:
-        """Gradients of a step; its mean loss over all processes, (), and how much its outputs differ, ()."""
+        """Compute a step's gradients; its mean loss over all processes, (), and the spread of its outputs, ()."""
         device, low = self.fabric.device, AUTOCAST.get(self.execution.precision)
         total, least_spread = torch.zeros((), device=device), torch.ones((), device=device)
         for number, (pixels, labels) in enumerate(images):
-            # what the network draws: dropout, stochastic depth, mixing
+            # for dropout, stochastic depth and mixing
             seed = derive_seed(self.plan.settings.seed, self.step, self.fabric.global_rank * len(images) + number)
             seed_draws(seed, device)
             unfinished = head_only or number < len(images) - 1
@@ -301,7 +301,7 @@ class Loop:
             total += loss.detach() / len(images)
             least_spread = torch.minimum(least_spread, spread(logits))
         if self.fabric.world_size > 1:
-            if head_only:  # its gradients were not averaged
+            if head_only:  # the head's gradients were not averaged
                 for param in self.network.classifier.parameters():
                     assert param.grad is not None
                     dist.all_reduce(param.grad)
@@ -312,7 +312,7 @@ class Loop:
         return total, least_spread
 
     def _any(self, flag: bool) -> bool:
-        """Whether a flag is set in any of the processes; all of them get the same answer."""
+        """Whether a flag is set in any process; all processes get the same answer."""
         if self.fabric.world_size == 1:
             return flag
         return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum"))
@@ -320,7 +320,7 @@ class Loop:
     # validation
 
     def _validate(self, epoch: int) -> None:
-        """Evaluate on the val split: a row of results, and the best weights."""
+        """Evaluate on the val split; add a row to the results, and save the best weights."""
         self._note(self.updater.look())
         began = time.monotonic()
         network, val = self.updater.averaged, self.data.subset("val")
@@ -341,8 +341,8 @@ class Loop:
         self.since_best += 1
         if top1 > self.best:
             self.best, self.since_best = top1, 0
-        # What differs by less than a standard error of the accuracy is equally good, and among equals the later epoch
-        # is kept: it saw more, at a lower rate. With few images, the highest accuracy is mostly luck
+        # Epochs within a standard error of the best accuracy count as equal, and the latest of them is kept: it has
+        # seen more, at a lower rate. With few images, the highest accuracy is mostly luck.
         error = math.sqrt(self.best * (1 - self.best) / len(val))
         better = top1 >= self.best - error
         if not self.fabric.is_global_zero:
@@ -367,13 +367,13 @@ def time_budget(plan: RunPlan, data: Dataset) -> TimeBudget | None:
     if plan.settings.minutes is None:
         return None
     val, test = (len(data.subset(split)) if split in data.splits else 0 for split in ("val", "test"))
-    final = (val + test) / val * plan.processes  # rank 0 does it alone
+    final = (val + test) / val * plan.processes  # only rank 0 evaluates them
     return TimeBudget(60 * plan.settings.minutes, val * FORWARD / plan.recipe.batch, final)
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM and Ctrl-C; the second of one kind acts as it would without this block."""
+    """A list that collects SIGTERM and Ctrl-C; a second signal of a kind has its usual effect."""
     caught: list[int] = []
     main = threading.current_thread() is threading.main_thread()  # no other thread receives signals
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}

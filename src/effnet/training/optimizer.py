@@ -1,9 +1,9 @@
 """From a step's gradients to new weights: sanity checks, optimizer, learning rate, loss scaling, moving average.
 
-It says which parameters decay and which learn slower, and has RMSProp as TensorFlow computes it.
+Also parameter groups, and RMSProp as TensorFlow computes it.
 
-A number of a GPU can only be read when the GPU has computed it, and until then the processor cannot give it the next
-step. So off the CPU the numbers of a step stay on the device, and LOOK steps are looked at together.
+Reading a number from a GPU waits until it is computed, and meanwhile the next step cannot be queued. So on a GPU a
+step's numbers stay on the device, and LOOK steps are checked together.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from effnet.training.recipe import Recipe
 
 DECAY = 0.9  # of RMSProp's mean square (paper, section 5.2)
 EPSILON = 1e-3  # of RMSProp (official code)
-CHECKED = 100  # first steps; in later ones, loss and gradients only have to be finite
-CONSTANT = 1e-6  # spread of the outputs over a batch, as a share of their size
+CHECKED = 100  # first steps; later, loss and gradients only have to be finite
+CONSTANT = 1e-6  # spread of the outputs over a batch, relative to their size, that counts as constant
 PATIENCE = 5  # steps in a row with constant outputs, or with gradients of zero
-RECENT = 20  # steps over which the loss is averaged
-LOOK = 20  # steps of a GPU that are looked at together
+RECENT = 20  # steps that the loss is averaged over
+LOOK = 20  # steps on a GPU that are checked together
 OVERFLOWS = 24  # fp16 steps in a row with infinite gradients: by then the loss is scaled by 2^16 / 2^24
 DIVERGED = "the learning rate is probably too high: try a tenth of it with --lr"
 
 
 class RMSPropTF(torch.optim.Optimizer):
-    """RMSProp as in TensorFlow 1, which trained the paper's networks; torch's differs in three places.
+    """RMSProp as in TensorFlow 1, which trained the paper's networks; torch's differs in three ways.
 
-    Here the mean square starts at 1 and not at 0, so the first steps are small; epsilon is added under the root; and
-    the learning rate goes into the momentum, so a change of rate acts on new gradients only.
+    Here the mean square starts at 1, not 0, so the first steps are small; epsilon is added inside the square root; and
+    the learning rate is part of the momentum, so a change of rate affects new gradients only.
 
-    With torch's GradScaler, a step with gradients that are not finite changes nothing, and the device decides it.
+    With torch's GradScaler, a step with non-finite gradients changes nothing, as decided on the device.
     """
 
-    _step_supports_amp_scaling = True  # the scaler then sets `found_inf`, and does not wait for the device itself
+    _step_supports_amp_scaling = True  # the scaler sets `found_inf` and need not wait for the device
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -83,9 +83,9 @@ class RMSPropTF(torch.optim.Optimizer):
 
 
 def make_optimizer(network: EfficientNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters that learn; each group has its `share` of the learning rate.
+    """The recipe's optimizer over the trainable parameters; each group has its `share` of the learning rate.
 
-    torch's are fused, one pass over each tensor: AdamW took 7 in place of 23 ms for B0 (Xeon, one thread).
+    torch's optimizers are fused, one pass over each tensor: AdamW took 7 instead of 23 ms for B0 (Xeon, one thread).
     """
     groups = parameter_groups(network, recipe)
     lr, decay = recipe.scaled_lr, recipe.weight_decay
@@ -98,7 +98,7 @@ def make_optimizer(network: EfficientNet, recipe: Recipe) -> torch.optim.Optimiz
 
 
 def parameter_groups(network: EfficientNet, recipe: Recipe) -> list[dict[str, Any]]:
-    """Body and classifier, decayed and not: normalisation never decays, biases where the recipe says so."""
+    """Groups by body or classifier, with decay or without: norms never decay, biases if the recipe says so."""
     undecayed = set()
     for module in network.modules():
         for name, param in module.named_parameters(recurse=False):
@@ -117,7 +117,7 @@ def parameter_groups(network: EfficientNet, recipe: Recipe) -> list[dict[str, An
 
 
 class Average:
-    """The exponential moving average of a network's weights and statistics: steadier, and what is kept."""
+    """The exponential moving average of a network's weights and statistics, which is evaluated and kept."""
 
     def __init__(self, network: EfficientNet) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
@@ -125,7 +125,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: EfficientNet, decay: float) -> None:
-        """Move towards the network: average = decay * average + (1 - decay) * network."""
+        """Update: average = decay * average + (1 - decay) * network."""
         state, averaged = network.state_dict(), self.network.state_dict()
         names = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([averaged[name] for name in names], [state[name] for name in names], 1 - decay)
@@ -138,7 +138,7 @@ class SanityChecks:
 
     Args:
         num_classes: of the network.
-        scaled: whether the loss is scaled, for fp16: infinite gradients then only skip a step and halve the scale.
+        scaled: whether the loss is scaled, for fp16; infinite gradients then only skip a step and halve the scale.
     """
 
     def __init__(self, num_classes: int, *, scaled: bool = False) -> None:
@@ -148,21 +148,21 @@ class SanityChecks:
         self.constant = self.zero_gradients = self.overflows = 0
 
     def state(self) -> tuple[list[float], int, int, int]:
-        """What it remembers, for a checkpoint."""
+        """The state for a checkpoint."""
         return list(self.recent), self.constant, self.zero_gradients, self.overflows
 
     def restore(self, state: tuple[list[float], int, int, int]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         recent, self.constant, self.zero_gradients, self.overflows = state
         self.recent.extend(recent)
 
     def check(self, step: int, loss: float, spread: float, gradient: float) -> None:
-        """Check a step, counted from 0.
+        """Check a step.
 
         Args:
-            step: its number.
+            step: its number, from 0.
             loss: its mean loss.
-            spread: standard deviation of the outputs over the images, as a share of their mean size.
+            spread: standard deviation of the outputs over the images, relative to their mean absolute value.
             gradient: norm of all gradients before clipping.
 
         Raises:
@@ -181,25 +181,25 @@ class SanityChecks:
         if self.constant >= PATIENCE:
             raise TrainingError(
                 f"the network gives the same answer to every image at step {step}: are the images all alike or empty? "
-                "Look at them with effnet check; damaged weights look the same"
+                "Look at them with effnet check; damaged weights have the same effect"
             )
         if self.zero_gradients >= PATIENCE:
-            raise TrainingError(f"the gradients are zero at step {step}, all activations too: are the weights damaged?")
+            raise TrainingError(f"the gradients and all activations are zero at step {step}: are the weights damaged?")
         if step == CHECKED - 1 and (mean := fmean(self.recent)) > self.guessing + 1:
             guessing = f"guessing gives ln(K) = {self.guessing:.2f}"
             raise TrainingError(f"after {CHECKED} steps the loss is {mean:.2f}, and {guessing}: {DIVERGED}")
 
 
 class Updater:
-    """Turns the gradients of a step into new weights by a recipe, with sanity checks, and averages them.
+    """Updates and averages the weights from a step's gradients by a recipe, with sanity checks.
 
-    On a CPU a step is checked before it changes the weights. Elsewhere the first step is looked at, and then LOOK steps
-    together: `look` before anything is kept of the weights.
+    On a CPU a step is checked before it changes the weights. On a GPU the first step is checked, then LOOK steps
+    together: call `look` before the weights are saved.
 
     Args:
-        network: what learns, on its device.
+        network: the network to train, on its device.
         recipe: optimizer, rates, clipping and average.
-        precision: of the steps; with fp16 the loss that goes backward must be `scaler.scale(loss)`.
+        precision: of the steps; with fp16, call backward on `scaler.scale(loss)`.
     """
 
     def __init__(self, network: EfficientNet, recipe: Recipe, precision: StepPrecision = "fp32") -> None:
@@ -210,21 +210,21 @@ class Updater:
         self.average = Average(network) if recipe.ema else None
         self.sanity_checks = SanityChecks(network.spec.num_classes, scaled=scaled)
         self.unread: list[tuple[int, Tensor]] = []  # steps, and their loss, spread and gradient
-        self.most = 1  # steps that are looked at together
+        self.most = 1  # steps that are checked together
 
     @property
     def averaged(self) -> EfficientNet:
-        """The network to evaluate and keep: the average where there is one."""
+        """The network to evaluate and keep: the average if there is one."""
         return self.average.network if self.average else self.network
 
     def update(self, step: int, progress: float, loss: Tensor, spread: Tensor) -> list[float]:
-        """Update the weights and clear the gradients of step `step`, at a share `progress` of the schedule.
+        """Update the weights and clear the gradients of step `step`, at `progress` (0 to 1) of the schedule.
 
         Returns:
-            The losses of the steps that were looked at now, this or several.
+            The losses of the steps that were checked in this call.
 
         Raises:
-            TrainingError: by `loss`, `spread` or gradients, the run cannot succeed; see SanityChecks.
+            TrainingError: `loss`, `spread` or gradients show that the run cannot succeed; see SanityChecks.
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or float("inf"))
@@ -242,7 +242,7 @@ class Updater:
         return losses
 
     def look(self) -> list[float]:
-        """Wait for the steps that were not looked at, check them, and return their losses.
+        """Wait for the steps that were not checked yet, check them, and return their losses.
 
         Raises:
             TrainingError: see `update`.
@@ -254,7 +254,7 @@ class Updater:
         return [loss for loss, *_ in rows]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.network.state_dict() if self.average else None,
@@ -264,7 +264,7 @@ class Updater:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self.network.load_state_dict(state["network"])
         if self.average:
             self.average.network.load_state_dict(state["average"])

@@ -1,7 +1,7 @@
-"""Several processes that train one network, as torchrun starts them, and how all of them end where one is gone.
+"""Several processes that train one network, as started by torchrun, and how all of them end if one dies.
 
-Fabric averages the gradients (torch's DistributedDataParallel). What follows a clock, a file or a random draw is
-decided by rank 0, the first of the processes, which also writes the run's folder.
+Fabric averages the gradients (torch's DistributedDataParallel). Rank 0 decides whatever depends on a clock, a file or a
+random draw, and writes the run's folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from effnet.training.fabric import DDPStrategy, Fabric, SingleDeviceStrategy
 from effnet.training.run_folder import LAST
 from effnet.training.settings import Settings
 
-SHARED_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # "True": torchrun keeps one store of addresses for all its attempts
+SHARED_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # "True": torchrun reuses one store of addresses for all restarts
 
 
 class _TerminatedError(RuntimeError):
@@ -35,20 +35,20 @@ class _TerminatedError(RuntimeError):
 
 
 def make_fabric(settings: Settings) -> Fabric:
-    """Processes and device."""
+    """The Fabric with a run's processes and device."""
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
     world, local = world or 1, local or world or 1
     machine.check_device(settings.device)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) and os.environ.get(SHARED_STORE) == "True":
-        why = "processes that torchrun starts again may find the addresses of those before and wait for ever"
-        raise ProcessLostError(f"{why}: give the command again by hand, with --resume, or see docs/scale.md")
+        why = "processes that torchrun restarts may find the addresses of their predecessors and wait forever"
+        raise ProcessLostError(f"{why}: run the command again yourself, with --resume, or see docs/scale.md")
     kind, _, index = settings.device.partition(":")
     several = DDPStrategy(
         process_group_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-        timeout=timedelta(days=7),  # only rank 0 splits the data and evaluates, and the others wait for it
+        timeout=timedelta(days=7),  # only rank 0 splits the data and evaluates, while the others wait
     )
     one = SingleDeviceStrategy(torch.device(kind) if kind == "cpu" else torch.device(kind, int(index or 0)))
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would report every process
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs a line for each process
     fabric = Fabric(
         accelerator=kind,
         devices=local if world > 1 else [int(index)] if index else 1,
@@ -58,7 +58,7 @@ def make_fabric(settings: Settings) -> Fabric:
     fabric.launch()
     if world > 1:
 
-        def leave() -> None:  # a thread of the process group that outlives Python aborts the process at its exit
+        def leave() -> None:  # a process group's thread that outlives Python aborts the process at exit
             if dist.is_initialized():
                 dist.destroy_process_group()
 
@@ -68,14 +68,14 @@ def make_fabric(settings: Settings) -> Fabric:
 
 @contextmanager
 def together(fabric: Fabric, folder: Path | None = None) -> Iterator[None]:
-    """Around what several processes do together: where one of them is gone, each of the others raises an error.
+    """Around collective work of several processes: if one of them is gone, each of the others raises an error.
 
-    torchrun sends SIGTERM to those that are left. It raises the same error, wherever a process is just then; once the
-    error is raised, the signal is ignored, so that it does not come before the error's line.
+    torchrun sends SIGTERM to the remaining ones, which raises the same error wherever a process is; once the error is
+    raised, the signal is ignored, so that the error can still be printed.
 
     Args:
         fabric: of the training.
-        folder: of the run, where it has begun.
+        folder: of the run, if it has begun.
 
     Raises:
         ProcessLostError: a process is gone, or torchrun ended this one.
@@ -87,7 +87,7 @@ def together(fabric: Fabric, folder: Path | None = None) -> Iterator[None]:
     def end(*_: object) -> NoReturn:
         raise _TerminatedError
 
-    signals = threading.current_thread() is threading.main_thread()  # no other thread receives them
+    signals = threading.current_thread() is threading.main_thread()  # only the main thread receives them
     before: Any = signal.signal(signal.SIGTERM, end) if signals else None
     try:
         yield
@@ -110,7 +110,7 @@ def together(fabric: Fabric, folder: Path | None = None) -> Iterator[None]:
 
 
 def take_over(network: nn.Module, fabric: Fabric) -> None:
-    """Give the network of every process the weights and statistics of rank 0's."""
+    """Copy rank 0's weights and statistics to the network of every process."""
     if fabric.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, 0)

@@ -1,8 +1,8 @@
-"""Every hyper-parameter of a training, with its reason and source; and the recipes that are known to work.
+"""The hyper-parameters of a training, each with its reason and source; and recipes that are known to work.
 
-The paper names some of its own in section 5.2; the rest of `paper` is the official code's (tensorflow/tpu,
-models/official/efficientnet/main.py). A shorter run goes through the same schedule, compressed: rates and shares are
-written for the whole run, so that twenty epochs of `paper` end with the learning rate that 350 end with.
+The paper gives some of its own in section 5.2; the rest of `paper` comes from the official code (tensorflow/tpu,
+models/official/efficientnet/main.py). A shorter run uses the same schedule, compressed: rates and shares refer to the
+whole run, so that twenty epochs of `paper` end with the same learning rate as 350.
 """
 
 from __future__ import annotations
@@ -33,63 +33,64 @@ Augmentation = Literal["none", "autoaugment", "randaugment", "trivialaugment"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; the defaults are those of `finetune`."""
+    """How a network is trained; the defaults are the recipe `finetune`."""
 
     name: str = "finetune"
-    fresh: bool = False  # for training from scratch: a variant's weights are not loaded
-    epochs: float = 10.0  # passes over the training split, where no time is given
-    least_steps: int = 150  # with few images more epochs are made, unless the user gives a number
+    fresh: bool = False  # train from scratch: a variant's weights are not loaded
+    epochs: float = 10.0  # passes over the training split, if no time is given
+    least_steps: int = 150  # more epochs are made to reach this many, unless the user gives their number
 
     # optimizer
     optimizer: OptimizerName = "adamw"  # "rmsprop" is TensorFlow's, see optimizer.py
     batch: int = 64  # images per step, over all processes and accumulated parts
-    epoch_steps: int = 8  # the batch is halved until an epoch has this many steps, unless the user gives it
-    lr: float = 1e-3  # the highest rate of the schedule, for `lr_batch` images a step
-    lr_batch: int = 64  # the rate grows with the batch: see scaled_lr
+    epoch_steps: int = 8  # the batch is halved until an epoch has this many steps, unless the user sets it
+    lr: float = 1e-3  # the schedule's peak rate, for `lr_batch` images per step
+    lr_batch: int = 64  # the rate is scaled with the batch: see scaled_lr
     momentum: float = 0.9  # of sgd and rmsprop; Adam's first beta
     weight_decay: float = 0.02  # adamw: decoupled; the others: L2, added to the gradient
-    decay_biases: bool = False  # the official code decays every weight but batch normalisation's, biases too
-    clip: float = 5.0  # largest norm of the gradient, 0 for none: one bad batch cannot ruin the weights
+    decay_biases: bool = False  # the official code decays all weights but batch normalisation's, including biases
+    clip: float = 5.0  # largest gradient norm, 0 for none, so that one bad batch cannot ruin the weights
 
     # schedule, in shares of the run
-    # First only the classifier learns: a new one would send noise through the network, and with a good one the
-    # network's features change less (Kumar et al. 2022)
+    # First only the classifier is trained: a random one sends noise through the network, and with a good one the
+    # features change less (Kumar et al. 2022)
     head_first: float = 0.1
-    head_steps: int = 100  # at most this many steps of it
-    head_lr: float = 10.0  # its rate in that time, as a multiple of `lr`
-    # Penalty on the squared weights, summed over all images, with which the classifier is fitted before the first step
-    # (initial_network.py); 0 for a random one
+    head_steps: int = 100  # at most this many steps
+    head_lr: float = 10.0  # its rate in these steps, relative to `lr`
+    # L2 penalty, summed over all images, for fitting the classifier before the first step (initial_network.py); 0 for a
+    # random classifier
     linear_probe: float = 0.0
     schedule: Schedule = "cosine"
-    warmup: float = 0.05  # the rate rises from 0: statistics and moments are not yet those of this data
-    final_lr: float = 0.01  # share of `lr` where the schedule ends
-    body_lr: float = 1.0  # rate of all layers but the classifier, as a share: they know much already
+    warmup: float = 0.05  # the rate rises from 0, until statistics and moments have adapted to this data
+    final_lr: float = 0.01  # rate at the end of the schedule, relative to `lr`
+    body_lr: float = 1.0  # rate of all layers but the classifier, relative to `lr`: they are pretrained
 
     # regularisation
     label_smoothing: float = 0.1  # official code
     dropout: float | None = None  # None: the network's own
-    drop_connect: float | None = 0.05  # stochastic depth; None: the network's own, which is made for hundreds of epochs
-    class_weights: bool = False  # rare classes count as much as frequent ones
+    drop_connect: float | None = 0.05  # stochastic depth; None: the network's own, meant for hundreds of epochs
+    class_weights: bool = False  # whether rare classes count as much as frequent ones
     mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al. 2018); 0 for none
     cutmix: float = 0.0  # alpha (Yun et al. 2019); with both, each batch draws one of them
 
     # images
-    crop_area: float = 0.75  # least share of the image that a random crop shows
-    crop_ratio: float = 1.15  # the crop's sides are at most as unequal as this
-    flip: float = 0.5  # share of mirrored images; 0 for digits, letters and traffic signs
+    crop_area: float = 0.75  # least share of the image's area in a random crop
+    crop_ratio: float = 1.15  # highest aspect ratio of the crop
+    flip: float = 0.5  # probability of mirroring; 0 for digits, letters and traffic signs
     augmentation: Augmentation = "none"
 
     # averages
-    ema: float = 0.998  # decay of the moving average of the weights, which is what is evaluated and kept; 0 for none
-    # Of the running statistics. TensorFlow's .99 is .01 here and needs hundreds of steps to forget its start. With 0,
-    # batch normalisation stays as in evaluation, with the statistics of the weights: a few images have no better ones
+    ema: float = 0.998  # decay of the moving average of the weights, which is evaluated and kept; 0 for none
+    # Of the running statistics. TensorFlow's .99 is .01 here and needs hundreds of steps to forget the initial values.
+    # With 0, batch normalisation stays in evaluation mode with the pretrained statistics, for which few images are no
+    # replacement
     bn_momentum: float = 0.1
 
     # stopping
-    patience: int = 0  # epochs without better results on the val split, after which it stops; 0 for never
+    patience: int = 0  # epochs without a better val result before the run stops; 0 for never
 
     def __post_init__(self) -> None:
-        """Check every value; an ArgumentError names the first that is outside its range."""
+        """Check every value; an ArgumentError names the first one outside its range."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
@@ -107,40 +108,40 @@ class Recipe:
 
     @property
     def scaled_lr(self) -> float:
-        """The highest learning rate for this batch.
+        """The peak learning rate for this batch.
 
-        It grows linearly (Goyal et al. 2017), and with Adam, which divides by the gradient's size, by the square root
+        It scales linearly (Goyal et al. 2017), and with the square root for Adam, which divides by the gradient's size
         (Malladi et al. 2022).
         """
         return float(self.lr * (self.batch / self.lr_batch) ** (0.5 if self.optimizer == "adamw" else 1.0))
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate as a share of `lr`, at a share `progress` of the run."""
+        """The learning rate relative to `lr`, at `progress` (0 to 1) of the run."""
         if progress < self.head_first:
             return self.head_lr
         progress = (progress - self.head_first) / (1 - self.head_first)
         if progress < self.warmup:
             return progress / self.warmup
         if self.schedule == "exponential":
-            # x 0.97 every 2.4 of 350 epochs, in stairs, counted from the start as the official code does
+            # x 0.97 every 2.4 of 350 epochs, in steps, counted from the start as in the official code
             return float(0.97 ** math.floor(progress * 350 / 2.4))
         falling = (progress - self.warmup) / (1 - self.warmup)
         return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * min(1.0, falling))) / 2
 
     def ema_at(self, step: int) -> float:
-        """The average's decay after `step` steps: it grows to `ema`, so that the start is forgotten (TensorFlow)."""
+        """The average's decay after `step` steps; it rises to `ema` to forget the initial weights (TensorFlow)."""
         return min(self.ema, (1 + step) / (10 + step))
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        # Fine-tunes weights of photos on new classes.
+        # Fine-tunes ImageNet weights on new classes.
         #   effnet train fashion --model lite0 --resolution 64 --minutes 15
         #   94.6 % of Fashion-MNIST's test images in 6.2 epochs, two cores of an Intel Xeon
         Recipe(),
-        # The same for a few hundred images. Batch normalisation learns no better statistics from them than it has. A
-        # classifier that is fitted to the features is most of what can be learned; the network follows in small steps
+        # The same for a few hundred images, which do not improve batch normalisation's statistics. Most of what can be
+        # learned is a classifier fitted to the features; the network follows in small steps
         #   effnet train tuxpaint --model lite0 --recipe few --fit squash
         #   95.8 % of 191 photo cut-outs, mean of five folds; 3 minutes of one core of an Intel Xeon each
         Recipe(name="few", batch=16, head_first=0.0, linear_probe=3.0, lr=5e-4, body_lr=0.05, bn_momentum=0.0),
@@ -154,13 +155,13 @@ RECIPES = {
             head_first=0.0,
             lr=3e-3,
             weight_decay=0.05,
-            drop_connect=0.0,  # what trains for hours and not for weeks learns too little, not too much
+            drop_connect=0.0,  # a training of hours, not weeks, underfits rather than overfits
             crop_area=0.6,
             ema=0.999,
         ),
         # Section 5.2 and the official code, for a network of the family on ImageNet.
         #   effnet train imagenet --model b0 --recipe paper
-        #   77.1 % after 350 epochs, as published, not measured here; 67.7 % where `scratch` had 90.1 %, in 2 epochs
+        #   77.1 % after 350 epochs, as published, not measured here; 67.7 % in 2 epochs where `scratch` reached 90.1 %
         Recipe(
             name="paper",
             fresh=True,
@@ -188,9 +189,9 @@ RECIPES = {
 
 
 def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
-    """A recipe by its name, or of a YAML file; `changes` win over both.
+    """A recipe by name or from a YAML file; `changes` override both.
 
-    The file holds the fields that differ from the recipe it names as `base`, by default finetune.
+    The file holds the fields that differ from the recipe that it names as `base`, by default finetune.
 
     Raises:
         UnknownNameError: there is no such recipe.
@@ -210,7 +211,7 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
 
 
 def recipe_value(text: str) -> Any:
-    """A field's value as YAML reads it; 1e-5, which YAML takes for text, becomes a number."""
+    """A field's value as YAML; 1e-5, which YAML reads as text, becomes a number."""
     return _number(load_yaml(text))
 
 

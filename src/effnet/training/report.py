@@ -1,4 +1,4 @@
-"""The report of a run: what its page and its model card tell beside the figures."""
+"""The report of a run: what its page and model card say besides the figures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def describe_run(
     limits: tuple[Calibration, Sureness, NDArray[np.float64] | None],
     neighbours: Neighbours,
 ) -> Subject:
-    """A finished run as its report shows it.
+    """A finished run, for its report.
 
     Args:
         loop: the run.
         classifier: its best weights.
         evaluated: the split, its logits, and the figures.
         val: the logits of the val split.
-        limits: the calibration, what the model knows of its limits, and how familiar each evaluated image is.
+        limits: calibration, how well the model knows its limits, and how familiar each evaluated image is.
         neighbours: training images with their features.
     """
     (split, found, evaluation), (calibration, sureness, scores) = evaluated, limits
@@ -65,7 +65,7 @@ def describe_run(
         commands=(
             ("Classify photos:", f"effnet predict PHOTO --model {bundle}"),
             ("Try it in a browser:", f"effnet serve {bundle}"),
-            ("Look for copies and leaks between the splits:", f"effnet check {where}"),
+            ("Look for duplicates and leaks between the splits:", f"effnet check {where}"),
             ("Train again with the same settings:", f"effnet train {where} --like {shlex.quote(str(loop.folder))}"),
         ),
         facts=_facts(loop),
@@ -76,19 +76,19 @@ def _notes(data: Dataset, where: str, unreadable: int) -> list[str]:
     counts = [count for count in data.subset("train").counts if count]
     texts = [f"{len(data.classes)} classes, of {min(counts):,} to {max(counts):,} training images"]
     if unreadable:
-        texts.append(f"{unreadable:,} of the evaluated images cannot be read and do not count")
+        texts.append(f"{unreadable:,} of the evaluated images cannot be read and are not counted")
     return [*texts, *describe_gaps(data, where)]
 
 
 def _facts(loop: Loop) -> dict[str, str]:
-    """Where the run came from, in words."""
+    """Where the run came from, for the report."""
     plan, recipe = loop.plan, loop.plan.recipe
     epochs = loop.step / loop.loader.order.steps
     execution = plan.execution
     facts = {
         "data": plan.data,
         "sha256 of the data": plan.data_sha256,
-        "weights at the start": plan.source,
+        "initial weights": plan.source,
         "recipe": f"{recipe.name}, {loop.step:,} steps of {recipe.batch} images, {epochs:.3g} epochs",
         "seed": str(plan.settings.seed),
         "time": f"{loop.elapsed / 60:.1f} minutes",
@@ -96,8 +96,8 @@ def _facts(loop: Loop) -> dict[str, str]:
         "memory of a step": f"{console.size(execution.forecast_bytes)} forecast",
     }
     if (peak := device_peak(loop.fabric.device)) is not None:
-        facts["memory of a step"] += f", {console.size(peak)} taken of the GPU"
-        facts["trained in"] += f", other products of float32 at the precision {execution.float32!r}"
+        facts["memory of a step"] += f", {console.size(peak)} used on the GPU"
+        facts["trained in"] += f", other float32 products at precision {execution.float32!r}"
     return facts | {
         f"version of {name}" if name in ("effnet", "torch") else name: text for name, text in versions().items()
     }

@@ -1,4 +1,4 @@
-"""The result of a run: the best weights evaluated and calibrated, the bundle, the pictures."""
+"""The result of a run: the best weights, evaluated and calibrated; the bundle and the pictures."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from effnet.training.run_folder import BEST, METRICS, REPORT, versions
 from effnet.training.sureness import Evaluated, evaluate_split, learn_familiarity, see_training_images
 from effnet.weights.bundle import Record, open_bundle, save
 
-# The panels of `draw_learning_curves`: label of the axis, columns of results.csv with their names, scale of the values.
+# Panels of `draw_learning_curves`: axis label, columns of results.csv with their labels, scale of the values.
 PANELS = (
     ("loss", (("train_loss", "training"), ("val_loss", "validation")), 1.0),
     ("top-1 of the validation split, %", (("val_top1", "validation"),), 100.0),
     ("learning rate", (("lr", ""),), 1.0),
-    ("seconds of the epoch", (("seconds", ""),), 1.0),
+    ("seconds per epoch", (("seconds", ""),), 1.0),
 )
 
 
 @dataclass(frozen=True)
 class Result:
-    """How good a finished run is, and what it took."""
+    """How good a finished run is, and what it needed."""
 
     folder: Path
     steps: int
     epochs: float
     seconds: float
-    split: str  # the split that `evaluation` is of: test where there is one, else val
+    split: str  # the evaluated split: test if there is one, else val
     evaluation: Evaluation
     execution: Execution
-    taken_bytes: int  # memory, beyond what the process held before the network was made
-    device_bytes: int | None = None  # that torch's tensors took at most of a CUDA GPU while it was trained
+    taken_bytes: int  # peak memory beyond what the process held before the network was created
+    device_bytes: int | None = None  # peak of torch's tensors on a CUDA GPU during training
     rank: int = 0  # of this process
 
     @property
@@ -66,14 +66,15 @@ class Result:
 
     @property
     def report(self) -> Path:
-        """The page about it."""
+        """The report's HTML page."""
         return self.folder / REPORT
 
 
 def finish(loop: Loop, base: int) -> Result:
-    """Evaluate the best weights on test, else val, fit on val what it is sure of, and write the remaining files.
+    """Evaluate the best weights on test, else val, calibrate them on val, and write the remaining files.
 
-    Rank 0 does; the others wait and return the same figures. `base` is the memory in bytes before the network was made.
+    Only rank 0 does; the others wait and return the same figures. `base` is the memory in bytes before the network was
+    created.
     """
     taken = peak_memory() - base, device_peak(loop.fabric.device)
     result = _finish(loop, *taken) if loop.fabric.is_global_zero else None
@@ -85,8 +86,8 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Draw the learning curves of a run.
 
     Args:
-        rows: of results.csv: epoch, train_loss, val_loss, val_top1 (0 to 1), lr, and seconds since the start.
-        out: the picture.
+        rows: rows of results.csv: epoch, train_loss, val_loss, val_top1 (0 to 1), lr, and seconds since the start.
+        out: the picture's file.
     """
     epochs = [float(row["epoch"]) for row in rows]
     with picture(out, 12, 7.2, write_count(len(rows), "epoch")) as figure:
@@ -100,7 +101,7 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
             axes.set(xlabel="epoch", ylabel=label)
             axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
             axes.locator_params(axis="x", integer=True, min_n_ticks=1)  # no half epochs
-            if label == "seconds of the epoch":
+            if label == "seconds per epoch":
                 axes.set_ylim(bottom=0)
             if len(columns) > 1:
                 axes.legend(frameon=False)
@@ -126,13 +127,13 @@ def _finish(loop: Loop, taken: int, device_taken: int | None) -> Result:
         path, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
         loop.progress.message(
-            f"{write_count(count, 'image')} of {split} cannot be read and will not count, such as {path}: {reason}"
+            f"{write_count(count, 'image')} of {split} cannot be read and will not be counted, such as {path}: {reason}"
         )
     evaluation = evaluate(
         found.logits, found.labels, plan.classes, temperature=calibration.temperature, threshold=calibration.threshold
     )
     measured, scores = measure_sureness(found.logits, found.labels, calibration.temperature), None
-    if split != "val":  # what was calibrated on val is not measured there
+    if split != "val":  # calibrated on val, so not measured there
         scores = familiarity.of(seen.logits, seen.features) if familiarity else None
         told = None if familiarity is None or scores is None else (familiarity, scores)
         measured = measure_sureness(found.logits, found.labels, calibration.temperature, sets=sets, told=told)

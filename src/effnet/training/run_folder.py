@@ -1,11 +1,11 @@
-"""A run's folder, in which every file is whole or absent: what it holds, and how a run is written and read again.
+"""A run's folder, in which every file is whole or absent: its content, and how a run is written and read.
 
-args.yaml              the plan: settings, recipe, network, how steps are computed, versions; a resumed run needs it
+args.yaml              the plan: settings, recipe, network, how steps are computed, versions; needed to resume
 split.csv              which image is in which split
 results.csv, .png      a row for each epoch
 best/                  a bundle: the latest weights whose val accuracy is within a standard error of the highest
-last.ckpt              a line with the format and the sha256 of what follows, then what torch.save writes; so a file
-                       that was cut short or changed is recognised, and previous.ckpt, the one before it, is taken
+last.ckpt              a line with the format and the sha256 of the rest, then what torch.save writes; if it turns out
+                       to be truncated or changed, previous.ckpt, the one before it, is used
 confusion_matrix.png, per_class.csv, reliability.png, mistakes.jpg, cams.jpg, metrics.json, report.html
                        after the last epoch; best/ then has a model card, README.md
 """
@@ -64,18 +64,18 @@ from effnet.version import __version__, is_newer, newer_file, newer_format
 
 ARGS, SPLIT, RESULTS, BEST, METRICS = "args.yaml", "split.csv", "results.csv", "best", "metrics.json"
 REPORT = "report.html"
-LAST, PREVIOUS, PART = "last.ckpt", "previous.ckpt", ".last.ckpt.part"  # the last one is being written
+LAST, PREVIOUS, PART = "last.ckpt", "previous.ckpt", ".last.ckpt.part"  # the last one while it is written
 RUNS = Path("runs") / "train"
-FORMAT = 4  # of last.ckpt and args.yaml; raised whenever a run of an older effnet would not go on as it began
+FORMAT = 4  # of last.ckpt and args.yaml; raised whenever an older effnet's runs would not continue unchanged
 HEAD = re.compile(rb"effnet checkpoint (\d+) ([0-9a-f]{64})\n")
-FREE = ("data", "settings.workers", "settings.save_seconds", "execution.workers")  # may change: the bits stay
+FREE = ("data", "settings.workers", "settings.save_seconds", "execution.workers")  # no effect on the weights
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All that decides what a run does, as args.yaml has it."""
+    """Everything that determines a run, as in args.yaml."""
 
-    data: str  # a folder or a manifest, as an absolute path
+    data: str  # absolute path of a folder or manifest
     settings: Settings
     recipe: Recipe
     spec: NetworkSpec
@@ -86,7 +86,7 @@ class RunPlan:
     data_sha256: str
     processes: int
     execution: Execution
-    steps: int  # of the whole run; with --minutes a guess
+    steps: int  # of the whole run; an estimate with --minutes
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -96,7 +96,7 @@ class RunPlan:
         return plain
 
     def guess_step_seconds(self) -> float:
-        """What a step takes on a processor, roughly."""
+        """A rough estimate of a step's time on a CPU."""
         return guess_step_seconds(self.spec, self.recipe, self.settings, self.execution.threads * self.processes)
 
     def write(self, folder: Path) -> None:
@@ -106,10 +106,10 @@ class RunPlan:
 
     @classmethod
     def read(cls, folder: str | Path) -> tuple[RunPlan, dict[str, str]]:
-        """The plan of a run, and the versions that it was begun with.
+        """The plan of a run, and the versions that it was started with.
 
         Raises:
-            TrainingError: there is no run in that folder, or another version wrote it.
+            TrainingError: there is no run in the folder, or another version wrote it.
         """
         path, began = Path(folder) / ARGS, dict[str, str]()
         try:
@@ -137,7 +137,7 @@ PLAIN = {  # parts of a plan that are mappings of plain values
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides its arguments; `code` is a hash of effnet's own source."""
+    """The versions that a result depends on; `code` is a hash of effnet's own source."""
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
@@ -155,7 +155,7 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
     """Split the data, near-duplicates and groups together, write split.csv, and return the classes.
 
     Raises:
-        DataError: the data cannot be trained with.
+        DataError: the data cannot be trained on.
     """
     data = read_data(path)
     if "val" in data.splits:
@@ -167,11 +167,11 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         _refuse_broken(broken, path)
         ranges = describe_ranges(each.range for each in found.fingerprints if isinstance(each, Fingerprint))
         if ranges:
-            progress.message(f"pixels are read from several ranges: {ranges}; effnet check {path} names the images")
+            progress.message(f"pixel values have several ranges: {ranges}; effnet check {path} names the images")
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))
         if copies := len(data) - groups:
-            text = f"{write_count(copies, 'near-duplicate')} of other images: all of a kind stay in one split"
+            text = f"{write_count(copies, 'near-duplicate')} of other images: each group stays in one split"
             splits = {(group, sample.split) for group, sample in zip(found.groups, data.samples, strict=True)}
             if leaks := len(splits) - groups:
                 text += f", except {write_count(leaks, 'group')} that the data's own folders split"
@@ -188,9 +188,9 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
 
 
 def describe_gaps(data: Dataset, path: str) -> Iterator[str]:
-    """What a person may believe to be in the data and is not: files, and classes of a split."""
+    """What is unexpectedly missing from the data: skipped files, and classes without images in a split."""
     if files := [name for name, reason in data.passed_over if reason != EMPTY]:
-        some = f"{write_count(len(files), 'file', 'are')} passed over in {path}, such as {list_names(files[:1])}"
+        some = f"{write_count(len(files), 'file', 'are')} skipped in {path}, such as {list_names(files[:1])}"
         yield f"{some}; effnet check {path} says why"
     lacking: dict[str, list[str]] = defaultdict(list)
     for name, splits in missing_classes(data).items():
@@ -200,7 +200,7 @@ def describe_gaps(data: Dataset, path: str) -> Iterator[str]:
 
 
 def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
-    """The files whose first bytes already show that they are not images, each with the reason."""
+    """Files that are not images judging by their first bytes, each with the reason."""
     files = [data.file(sample) for sample in data.samples]
     cache = FingerprintCache(files)
     for index, file in enumerate(files):
@@ -226,7 +226,7 @@ def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
 
 
 def run_inputs(plan: RunPlan, folder: Path) -> dict[str, Any]:
-    """What a run's files say that must not change while it goes on; a checkpoint keeps it.
+    """The contents of a run's files that must not change until it ends, for a checkpoint.
 
     Raises:
         TrainingError: there is no split.csv.
@@ -239,10 +239,10 @@ def run_inputs(plan: RunPlan, folder: Path) -> dict[str, Any]:
 
 
 def check_inputs(before: Mapping[str, Any], plan: RunPlan, folder: Path) -> None:
-    """Check that a run's files are those of its checkpoint, except for FREE; `before` is what `run_inputs` returned.
+    """Check that a run's files match its checkpoint, except for FREE; `before` is what `run_inputs` returned.
 
     Raises:
-        TrainingError: one was edited, so that what follows would not go on with what was begun.
+        TrainingError: a file was edited, so the run would not continue as it began.
     """
     now = run_inputs(plan, folder)
     for name, old, new in _changes(before["plan"], now["plan"]):
@@ -254,7 +254,7 @@ def check_inputs(before: Mapping[str, Any], plan: RunPlan, folder: Path) -> None
 
 
 def _changes(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The values that differ, by their path of names; None for one that is not there."""
+    """The values that differ, by dotted name; None for a missing one."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             yield from _changes(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
@@ -263,7 +263,7 @@ def _changes(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any
 
 
 def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: Dataset) -> list[str]:
-    """What differs from when the run began, in sentences.
+    """What has changed since the run began, in sentences.
 
     Raises:
         TrainingError: images are gone, so the run cannot go on.
@@ -291,16 +291,16 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
         differences.append(
             f"{write_count(len(changed), 'image', 'have')} another size than when the run began, such as {changed[0]}"
         )
-    digits = "the result may differ from an undisturbed run's in its last digits"
+    digits = "the result may differ from an uninterrupted run's in its last digits"
     unused = [f"{new}; this run does not use them"] if new else []
     return [f"{difference}; {digits}" for difference in differences] + unused
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write last.ckpt; what was there becomes previous.ckpt. One of the two is whole at any time.
+    """Write last.ckpt; the old one becomes previous.ckpt. One of the two is whole at any time.
 
     Raises:
-        TrainingError: the disk is full or the folder cannot be written; the files that were there are intact.
+        TrainingError: the disk is full or the folder cannot be written; existing files are intact.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -313,25 +313,25 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         if last.exists():
-            if exchange(temporary, last):  # so that there is a last.ckpt at every moment
+            if exchange(temporary, last):  # so that last.ckpt always exists
                 temporary.replace(folder / PREVIOUS)
                 return
             last.replace(folder / PREVIOUS)
         temporary.replace(last)
     except OSError as error:
-        with suppress(OSError):  # a disk that is read-only
+        with suppress(OSError):  # a read-only disk
             temporary.unlink(missing_ok=True)
         problem = f"{last} cannot be written ({error.strerror or error})"
         raise TrainingError(f"{problem}; earlier checkpoints are intact: make room, then resume") from error
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
-    """The newest whole state in a run's folder, and why it is not the last one, if so.
+    """The newest whole state in a run's folder, and if it is not the last one, the reason.
 
     Raises:
         TrainingError: there is none, or another effnet wrote it.
     """
-    _check_format(folder, f"to begin it anew: effnet train DATA --like {folder}")
+    _check_format(folder, f"to start over: effnet train DATA --like {folder}")
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         try:
@@ -349,18 +349,18 @@ def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         head, payload = HEAD.fullmatch(file.readline(100)), file.read()
     if head is None:
-        raise ValueError("it does not begin as a checkpoint does")
+        raise ValueError("it does not start like a checkpoint")
     if hashlib.sha256(payload).hexdigest().encode() != head[2]:
-        raise ValueError("it was cut short or changed")
+        raise ValueError("it was truncated or changed")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch advises to switch its protection off
+    except Exception as error:  # torch's own message advises to switch its protection off
         raise ValueError("it is not what torch.save writes, or holds objects whose code would run") from error
     return state
 
 
 def _check_format(folder: Path, advice: str) -> None:
-    """Raise TrainingError where the checkpoint of a run has another format; `advice` is about an older one."""
+    """Raise TrainingError if a run's checkpoint has another format; `advice` is for an older one."""
     for path in (folder / LAST, folder / PREVIOUS):
         with suppress(OSError), path.open("rb") as file:
             if (head := HEAD.fullmatch(file.readline(100))) is None:

@@ -1,4 +1,4 @@
-"""The settings of a run: what is trained, on what, and within which limits."""
+"""The settings of a run: what is trained, on which data, and within which limits."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ CHECKS: dict[str, Callable[[str, Any], object]] = {
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and within which limits; the recipe holds the hyper-parameters.
+    """What is trained, and within which limits; the recipe holds the hyper-parameters.
 
-    These are options of `effnet train` and keyword arguments of `effnet.train`. `given` holds the names of the fields
-    that were given explicitly; only these override the settings of a `like` run.
+    These are options of `effnet train` and keyword arguments of `effnet.train`. `given` names the fields that were set
+    explicitly; only these override the settings of a `like` run.
     """
 
     model: str = "lite0"
-    """A variant (lite0, b0), a bundle, a file of weights, or a spec.yaml."""
+    """A variant (lite0, b0), a bundle, a weight file, or a spec.yaml."""
 
     minutes: float | None = None
     """Time for the whole run, instead of epochs. The schedule follows the clock, so the weights differ from run to
@@ -56,22 +56,22 @@ class Settings:
     """Height and width of the images in pixels. Default: the model's."""
 
     fit: FitMode | None = None
-    """How photos become square. Default: as the weights expect, mostly crop. For objects that fill the frame, pad or
-    squash cut nothing off."""
+    """How photos become square: crop, pad or squash. Default: as the weights expect, mostly crop. For objects that
+    fill the frame, pad and squash cut nothing off."""
 
     stem_stride: int | None = None
     """1 suits images of up to 64 px: with 2, the last feature map has one pixel at 32 px, two by two at 64. Default:
     the model's."""
 
     init: str | None = None
-    """Start from another network's weights, as far as its blocks match or can be sliced or grown."""
+    """Network to start from, as far as its blocks match or can be sliced or grown."""
 
     freeze: int = 0
-    """Keep the weights of stages 1 to N; with 9, only the classifier learns."""
+    """Freeze stages 1 to N; with 9, only the classifier is trained."""
 
     train_memory: Amount | None = None
-    """Memory limit of a training step, such as 4GB; torch itself is not counted. Feature maps are then recomputed
-    instead of kept, and a batch goes through in parts."""
+    """Memory limit of a training step, such as 4GB; torch itself is not counted. Kept by recomputing feature maps and
+    by splitting batches."""
 
     seed: int = 0
     """Seed of the split, the initial weights, the order of the images and the augmentation."""
@@ -80,31 +80,31 @@ class Settings:
     """cpu, cuda, cuda:1 or mps."""
 
     precision: PrecisionOption = "auto"
-    """Number format of the feature maps; auto takes what the processor or GPU runs fastest. fp16 (with loss scaling)
-    and tf32 (fp32 maps, products with 10 bits) are for GPUs."""
+    """Precision of the feature maps; auto takes the fastest on this processor or GPU. fp16 (with loss scaling) and
+    tf32 (fp32 maps, products with 10 bits) are for GPUs."""
 
     compile: Flag = False
-    """Compile the network by torch.compile: minutes before the first step, faster steps on a GPU. Where it fails, the
-    run goes on without."""
+    """Compile the network with torch.compile: minutes before the first step, faster steps on a GPU. If that fails, the
+    run goes on uncompiled."""
 
     shuffle: Shuffle = "full"
-    """Order of the images: full, or block for disks that are slow at jumping, which reads 8 MB at a time and mixes 256
-    MB."""
+    """Order of the images: full, or block for disks with slow random access, which reads 8 MB at a time and mixes
+    256 MB."""
 
     workers: int | None = None
-    """Processes that load images. Default: by a rule of image size, network and cores."""
+    """Processes that load images. Default: derived from image size, network and cores."""
 
     threads: int | None = None
-    """Threads that torch uses. Default: one per core without a worker."""
+    """Threads that torch may use. Default: one per core without a worker."""
 
     val: float = 0.15
-    """Share of the images for validation, where the data has no val split."""
+    """Share of the images for validation, if the data has no val split."""
 
     test: float = 0.15
-    """Share of the images for the final evaluation, where the data is not split."""
+    """Share of the images for the final evaluation, if the data is not split."""
 
     sync_bn: Flag = False
-    """Synchronise batch normalisation over all processes of torchrun; CUDA only."""
+    """Synchronise batch normalisation over all of torchrun's processes; CUDA only."""
 
     tensorboard: Flag = False
     """Also write curves for TensorBoard."""
@@ -113,7 +113,7 @@ class Settings:
     """Longest time between two checkpoints."""
 
     def __new__(cls, *_: Any, **named: Any) -> Self:
-        """Note the names of the fields that are given."""
+        """Record the names of the fields that are given."""
         self = super().__new__(cls)
         set_field(self, "given", frozenset(named))
         return self
@@ -121,7 +121,7 @@ class Settings:
     given = frozenset[str]()  # without an annotation, so that it is not a field
 
     def __post_init__(self) -> None:
-        """Check what needs neither model nor data; an ArgumentError names the first value that is outside its range."""
+        """Check what needs neither model nor data; an ArgumentError names the first value outside its range."""
         one_of("precision", self.precision, PrecisionOption)
         one_of("shuffle", self.shuffle, Shuffle)
         if self.fit is not None:

@@ -1,4 +1,4 @@
-"""What a run learns of its limits once its best weights are known: what tells images unlike those of the training."""
+"""Fits the detector of images unlike the training's, once a run's best weights are known."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from effnet.runtime.torch import compile_maps
 from effnet.training.loop import Loop
 from effnet.weights.sureness import Familiarity
 
-# Training images whose features are computed: this many, or so many of each class up to a limit. They take as long as
-# evaluating as many images.
+# Training images whose features are computed: this many, or this many per class up to a limit. They take as long as
+# evaluating the same number.
 IMAGES, EACH, MOST = 2000, 10, 10_000
 
 
 class Evaluated(NamedTuple):
-    """What the best weights make of a split."""
+    """The best weights' outputs for a split."""
 
     predicted: Predicted
     seen: Seen  # the same images, with their features
 
 
 def evaluate_split(loop: Loop, network: EfficientNet, images: Dataset, task: str) -> Evaluated:
-    """Logits, labels and pooled features of the images that can be read; `task` names it to the progress."""
+    """Logits, labels and pooled features of the images that can be read; `task` is the name for progress."""
     run, features = compile_maps(network, loop.plan.input), [np.empty((0, network.spec.head_channels), np.float32)]
 
     def keep(pixels: Pixels) -> Logits:
@@ -45,7 +45,7 @@ def evaluate_split(loop: Loop, network: EfficientNet, images: Dataset, task: str
 
 
 def see_training_images(loop: Loop, network: EfficientNet) -> tuple[Dataset, Seen]:
-    """Some of the training images, spread over the classes, and what the best weights make of them."""
+    """Some training images, spread over the classes, and the best weights' outputs for them."""
     data = loop.data.subset("train")
     labels = np.array([sample.label for sample in data.samples])
     rows = spread_classes(labels, max(IMAGES, min(MOST, EACH * len(data.classes))), loop.plan.settings.seed)
@@ -55,14 +55,14 @@ def see_training_images(loop: Loop, network: EfficientNet) -> tuple[Dataset, See
 
 
 def learn_familiarity(loop: Loop, network: EfficientNet, train: Seen, val: Seen) -> Familiarity | None:
-    """What tells unfamiliar images, fitted to some of the training's; None, and a message why, where nothing does."""
+    """The detector of unfamiliar images, fitted to some training images; if none works, None and a message why."""
     started = time.perf_counter()
     try:
         classifier = network.classifier
         layer = Linear(*(part.detach().float().cpu().numpy() for part in (classifier.weight, classifier.bias)))
         found = fit_familiarity(train, val, layer, seed=loop.plan.settings.seed)
     except RefusedError as error:
-        loop.progress.message(f"unfamiliar images will not be told: {error}")
+        loop.progress.message(f"unfamiliar images will not be detected: {error}")
         return None
     loop.progress.message(
         f"{found}. It was fitted to {found.images:,} of {len(loop.data.subset('train')):,} training images in "

@@ -1,4 +1,4 @@
-"""From a data set and a model to a trained bundle in a run's folder; and how an interrupted run goes on."""
+"""From a data set and a model to a trained bundle in a run's folder; and resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ from effnet.training.run_folder import (
 from effnet.training.settings import Settings
 from effnet.weights.bundle import is_bundle
 
-FEW = 500  # images to learn from, below which another recipe is advised
-SMALLEST_BATCH = 16  # to which a recipe's own batch is halved for small data
-# Options that change the memory of a step: with one of them, how another run computed says nothing
+FEW = 500  # training images below which another recipe is recommended
+SMALLEST_BATCH = 16  # down to which a recipe's batch is halved for small data
+# Options that change the memory of a step, so that another run's execution cannot be reused
 OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn", "compile"}
 
 
 @contextmanager
 def _own_threads() -> Iterator[None]:
-    """Torch's number of threads is the caller's again afterwards: what it computes next may depend on it."""
+    """Restore torch's number of threads afterwards, since the caller's results may depend on it."""
     before = torch.get_num_threads()
     try:
         yield
@@ -86,20 +86,20 @@ def train(
 
     Args:
         data: a folder with a sub-folder for each class, split into train, val and test or not, or a manifest.
-        model: a variant, a bundle, a spec.yaml, or a file of weights; by default "lite0".
+        model: a variant, a bundle, a spec.yaml, or a weight file; by default "lite0".
         recipe: "finetune" (default), "few", "scratch", "paper", a YAML file, or a Recipe.
         out: the run's folder; by default runs/train/DATA-MODEL.
-        like: the folder of a run whose settings, recipe, precision, threads and workers are reused, except for the
-            other arguments.
-        progress: follows steps and epochs.
+        like: the folder of a run whose settings, recipe, precision, threads and workers are reused, except for
+            arguments given here.
+        progress: receives steps and epochs.
         options: fields of Settings (minutes, train_memory, resolution ...) and of Recipe (epochs, batch, lr ...).
 
     Returns:
         The run's folder, with a bundle in `best`, and how good it is.
 
     Raises:
-        DataError, ArgumentError, TrainingError, CheckpointError: the run cannot begin, or cannot continue.
-        Interrupted: a KeyboardInterrupt, after the run was saved.
+        DataError, ArgumentError, TrainingError, CheckpointError: the run cannot start or continue.
+        Interrupted: a KeyboardInterrupt, raised after the run was saved.
     """
     started = time.monotonic()
     if model is not None:
@@ -118,7 +118,7 @@ def train(
     new_folder = new_run(out, RUNS, name, (LAST, PREVIOUS), is_unborn) if fabric.is_global_zero else nullcontext(Path())
     with together(fabric), new_folder as new:
         folder: Path = fabric.broadcast(new)
-        # every process, and a resumed run, reads the splits from there: the same images in the same order
+        # Every process, and a resumed run, reads the splits from there, to get the same images in the same order.
         classes = write_split(path, settings, folder, progress) if fabric.is_global_zero else ()
         dataset = read_split(path, folder, fabric.broadcast(classes))
         base = machine.resident_memory()
@@ -130,11 +130,11 @@ def train(
             progress.message(note)
         torch.set_num_threads(plan.execution.threads)
         learner = _learner(start.network, plan, dataset)
-        if full_recipe.linear_probe and fabric.is_global_zero:  # the others take over rank 0's weights
+        if full_recipe.linear_probe and fabric.is_global_zero:  # the others copy rank 0's weights
             images = dataset.subset("train")
             learner.to(fabric.device)
             accuracy, seen = fit_classifier(learner, images, batch=plan.execution.part, progress=progress)
-            progress.message(f"the classifier is fitted to {seen} images, and right on {accuracy:.1%} of them")
+            progress.message(f"the classifier was fitted to {seen} images and gets {accuracy:.1%} of them right")
         plan = fabric.broadcast(_fit_schedule(plan, dataset, progress, started))
         if fabric.is_global_zero:
             plan.write(folder)
@@ -148,19 +148,19 @@ def train(
 def resume(
     folder: str | Path, *, data: str | Path | None = None, workers: int | None = None, progress: Progress = SILENT
 ) -> Result:
-    """Go on with a run that was interrupted, with the arguments that it was begun with.
+    """Go on with an interrupted run, with its original arguments.
 
-    Another number of processes puts the same images into the same steps; see `share_again`.
+    With another number of processes, each step has the same images; see `share_again`.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         data: where the images are, if they were moved.
-        workers: another number of processes that load images, on which the weights do not depend.
-        progress: follows steps and epochs.
+        workers: another number of processes that load images, which does not change the weights.
+        progress: receives steps and epochs.
 
     Raises:
         TrainingError: the folder has no run or no intact checkpoint, its files were edited, images are missing, or the
-            batch cannot be divided among the processes.
+            processes do not divide the batch.
     """
     started = time.monotonic()
     folder = Path(folder)
@@ -169,7 +169,7 @@ def resume(
     fabric = make_fabric(plan.settings)
     progress, world = progress if fabric.is_global_zero else SILENT, fabric.world_size
     with together(fabric, folder), _lock(folder, fabric), _computing(fabric, plan):
-        fabric.barrier()  # all find the same files
+        fabric.barrier()  # all must find the same files
         state, problem = load_checkpoint(folder)
         check_inputs(state["inputs"], plan, folder)
         if data is not None:
@@ -184,11 +184,11 @@ def resume(
         for difference in check_resumed(plan, folder, began, dataset):
             progress.message(difference)
         if problem:
-            progress.message(f"{problem}: the checkpoint before it is used")
+            progress.message(f"{problem}: the previous checkpoint is used")
         if state["rows"] and not is_bundle(folder / BEST):
             if state["done"] >= 1:
-                raise TrainingError(f"{folder / BEST} is gone, and no epoch is left that could take its place")
-            progress.message(f"{folder / BEST} is gone: the best of the epochs to come takes its place")
+                raise TrainingError(f"{folder / BEST} is gone, and no epoch is left to replace it")
+            progress.message(f"{folder / BEST} is gone: the best of the remaining epochs will replace it")
             state |= {"best": -1.0, "since_best": 0}
         base = machine.resident_memory()
         learner = _learner(EfficientNet(plan.spec, policy=plan.policy), plan, dataset)
@@ -201,7 +201,7 @@ def resume(
 
 @contextmanager
 def _computing(fabric: Fabric, plan: RunPlan) -> Iterator[None]:
-    """How this process allocates memory and multiplies while a run is computed and evaluated."""
+    """Sets memory allocation and number formats while a run is computed and evaluated."""
     memory = keep_freed_memory(plan.execution, plan.settings, world=fabric.world_size)
     with memory, number_formats(fabric.device, plan.execution.precision):
         yield
@@ -209,7 +209,7 @@ def _computing(fabric: Fabric, plan: RunPlan) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path, fabric: Fabric) -> Iterator[None]:
-    """Keep other programs from working on a run, and remove what a killed one left; its first process does it."""
+    """Lock a run against other programs, and remove what a killed one left; only rank 0 does."""
     with hold_lock(folder / ARGS) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
             sweep(folder)
@@ -219,7 +219,7 @@ def _lock(folder: Path, fabric: Fabric) -> Iterator[None]:
 def sort_settings(
     recipe: str | Path | Recipe | None, named: dict[str, Any], like: RunPlan | None = None
 ) -> tuple[Settings, Recipe]:
-    """The settings, and the recipe, from values of their fields by name; None stands for not given.
+    """Settings and recipe from their fields' values by name; None means not given.
 
     Raises:
         ArgumentError: a name is unknown, or a value outside its range.
@@ -232,7 +232,7 @@ def sort_settings(
             (own if name in fields else changes)[name] = value
     if "minutes" in own and "epochs" in changes:
         raise ArgumentError("minutes", own["minutes"], f"excludes --epochs (={changes['epochs']}): give one of them.")
-    # Epochs or a batch that the user or another run gives switch off the recipe's adaptation to little data.
+    # Epochs or a batch given by the user or by another run switch off the recipe's adaptation to small data.
     for name, rule in (("epochs", "least_steps"), ("batch", "epoch_steps")):
         if name in changes:
             changes.setdefault(rule, 0)
@@ -248,7 +248,7 @@ def sort_settings(
 
 
 def batch_for(recipe: Recipe, images: int, world: int) -> int:
-    """The effective batch: the recipe's, or less where there are few images.
+    """The effective batch: the recipe's, or less if there are few images.
 
     Raises:
         TrainingError: there are fewer images than processes.
@@ -273,7 +273,7 @@ def make_plan(
     world: int,
     like: Execution | None = None,
 ) -> RunPlan:
-    """The plan of a run, with the recipe's own number of steps; `like` is how a run of the same network computed."""
+    """The plan of a run, with the recipe's own number of steps; `like` is another run's execution."""
     count, spec = len(dataset.subset("train")), start.network.spec
     recipe = dataclasses.replace(recipe, batch=batch_for(recipe, count, world))
     return RunPlan(
@@ -293,13 +293,12 @@ def make_plan(
 
 
 def share_again(plan: RunPlan, world: int) -> RunPlan:
-    """The plan of a run that goes on with another number of processes, with the same images in the same steps.
+    """The plan of a run that goes on with another number of processes, each step with the same images.
 
-    Where they can, as many images as before go through the network at once, so that batch statistics and random draws
-    stay, too.
+    If possible, the images per forward pass stay the same, and with them batch statistics and random draws.
 
     Raises:
-        TrainingError: the batch cannot be shared among `world` processes.
+        TrainingError: `world` does not divide the batch.
         ArgumentError: each would get too few images.
     """
     before, batch = plan.execution, plan.recipe.batch
@@ -315,34 +314,34 @@ def share_again(plan: RunPlan, world: int) -> RunPlan:
 
 
 def describe_share(began: RunPlan, now: RunPlan, last: int) -> str:
-    """What it changes that a run, which went on with `last` processes, goes on with another number."""
+    """What changes if a run that used `last` processes goes on with another number."""
     stays = f"the batch of {now.recipe.batch}, the learning rate and the order of the images stay"
     before, part = share_again(began, last).execution.part, now.execution.part
     if part == before:
         changes = "the weights may differ in their last digits, running statistics are those of rank 0's images"
     elif now.recipe.bn_momentum:
-        changes = f"batch statistics and random draws are of {part} in place of {before} images"
+        changes = f"batch statistics and random draws are of {part} instead of {before} images"
     else:
-        changes = f"random draws are of {part} in place of {before} images"
-    return f"{now.processes} in place of {last} processes: {stays}; {changes}"
+        changes = f"random draws are of {part} instead of {before} images"
+    return f"{now.processes} instead of {last} processes: {stays}; {changes}"
 
 
 def _advice(plan: RunPlan, batch: int, images: int, trained: bool) -> Iterator[str]:
-    """What the user should know about a plan for a recipe's `batch`."""
+    """Advice about a plan for a recipe's `batch`."""
     if images < FEW and plan.recipe.name == "finetune" and trained:
-        yield f"{images} images to learn from: --recipe few changes less of what the weights know"
+        yield f"only {images} training images: --recipe few changes pretrained weights less"
     if plan.recipe.batch != batch:
         among = f" for {plan.processes} processes" if plan.processes > 1 else ""
-        yield f"{images} images{among}: a batch of {plan.recipe.batch} in place of {batch}"
+        yield f"{images} images{among}: a batch of {plan.recipe.batch} instead of {batch}"
     parts = plan.execution.parts
     if parts > 1 and plan.settings.train_memory is None:
-        yield f"a batch of {plan.recipe.batch} does not fit into this machine's memory: it goes in {parts} parts"
+        yield f"a batch of {plan.recipe.batch} does not fit in this machine's memory: it is split into {parts} parts"
 
 
 def _fit_schedule(plan: RunPlan, dataset: Dataset, progress: Progress, started: float) -> RunPlan:
-    """The plan with a guess of the steps that fit into a time budget, and a limit on those of the classifier."""
+    """The plan with an estimate of the steps that fit a time budget, and a limit on those of the classifier."""
     if budget := time_budget(plan, dataset):
-        progress.message("--minutes follows the clock, so the run cannot be repeated to the bit; with --epochs it can")
+        progress.message("--minutes follows the clock, so the run is not reproducible to the bit; with --epochs it is")
         used, per_step = time.monotonic() - started, plan.guess_step_seconds()
         steps = int((budget.end(per_step) - used) / per_step)
         if steps < 1:
