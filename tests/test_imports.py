@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "effnet"
 
 # Lower rooms first. A room imports those on the lines before its own, and of its own line only itself.
-GROUND = ("version", "errors", "fields", "files", "machine", "progress", "cluster", "console", "native")
+GROUND = ("version", "errors", "fields", "files", "machine", "process", "progress", "cluster", "console", "native")
 KERNEL = (("arch",), ("models", "data"), ("weights",), ("runtime",), ("metrics", "plots"))
 FEATURES = {  # each with the features that it may import
     "describing": (),

@@ -42,6 +42,7 @@ from effnet.files import size_of
 from effnet.metrics.evaluate import Predicted, predict_logits
 from effnet.metrics.intervals import Difference, Interval, compare_top1, wilson
 from effnet.metrics.timing import random_bundle
+from effnet.process import unchanged
 from effnet.progress import SILENT, Progress
 from effnet.runtime import openvino
 from effnet.runtime.artifact import OPENVINO_FILE, Form, Int8, metadata, read_artifact
@@ -296,12 +297,8 @@ def _list(kept: Sequence[str]) -> str:
 
 def _nncf() -> Any:
     """NNCF, which sends no reports of its use: it would by being imported, whatever NNCF_CI says."""
-    logger_class = logging.getLoggerClass()
-    try:
-        with optional_import("int8"), without("openvino_telemetry"):
-            return import_module("nncf")
-    finally:
-        logging.setLoggerClass(logger_class)  # NNCF replaces the whole process's
+    with optional_import("int8"), unchanged(), without("openvino_telemetry"):
+        return import_module("nncf")
 
 
 @contextmanager

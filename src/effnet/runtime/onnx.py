@@ -21,6 +21,7 @@ from effnet.arch.blocks import Activation
 from effnet.errors import ArtifactError
 from effnet.files import MARK
 from effnet.machine import this_machine
+from effnet.process import unchanged
 from effnet.runtime.artifact import Model
 from effnet.runtime.graph import INPUT, OUTPUT, Array, Builder, Network, Pads, build, linear_of, network_of
 from effnet.runtime.onnx_file import read_linear, with_maps
@@ -190,5 +191,6 @@ class OnnxGraph:
 
 def _onnxruntime() -> Any:
     """The package, without its reports: since 1.29 it sends Microsoft the model's name and a hash of its graph."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return import_module("onnxruntime")
+    with unchanged():
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import
+        return import_module("onnxruntime")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from effnet.errors import ArgumentError, ArtifactError
 from effnet.fields import positive_int
 from effnet.files import MARK
 from effnet.models.efficientnet import EfficientNet
+from effnet.process import unchanged
 from effnet.runtime.artifact import Model
 from effnet.runtime.graph import linear_of
 from effnet.runtime.program_file import read_checked
@@ -29,7 +29,6 @@ from effnet.weights.bundle import Bundle
 T = TypeVar("T")
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it
-READING = threading.Lock()  # torch.export reads one program at a time, and all threads share the environment
 
 
 def compiler(model: Model, backend: Backend) -> Compiler:
@@ -251,8 +250,7 @@ def _weights_only() -> Iterator[None]:
     """Without pickles that run code: torch.export.load follows a file that asks for one, unless this forbids it."""
     from torch.export.pt2_archive import _package
 
-    with READING:
-        before = os.environ.get(WEIGHTS_ONLY)
+    with unchanged():  # one program at a time, since all threads share the environment
         os.environ[WEIGHTS_ONLY] = "1"
         pickle = vars(_package).pop("pickle", None)  # which it asks for constants that are objects, whatever is set
         try:
@@ -260,7 +258,3 @@ def _weights_only() -> Iterator[None]:
         finally:
             if pickle is not None:
                 vars(_package)["pickle"] = pickle
-            if before is None:
-                del os.environ[WEIGHTS_ONLY]
-            else:
-                os.environ[WEIGHTS_ONLY] = before

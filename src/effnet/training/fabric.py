@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from effnet.errors import without
+from effnet.process import unchanged
 
-with without("torchmetrics"):
+with unchanged(), without("torchmetrics"):
     from lightning_fabric import Fabric as Fabric
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger as TensorBoardLogger
     from lightning_fabric.strategies.ddp import DDPStrategy as DDPStrategy

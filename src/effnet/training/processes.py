@@ -48,7 +48,9 @@ def make_fabric(settings: Settings) -> Fabric:
         timeout=timedelta(days=7),  # only rank 0 splits the data and evaluates, while the others wait
     )
     one = SingleDeviceStrategy(torch.device(kind) if kind == "cpu" else torch.device(kind, int(index or 0)))
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs a line for each process
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it logs a line for each process
     fabric = Fabric(
         accelerator=kind,
         devices=local if world > 1 else [int(index)] if index else 1,
@@ -56,6 +58,7 @@ def make_fabric(settings: Settings) -> Fabric:
         strategy=several if world > 1 else one,
     )
     fabric.launch()
+    logger.setLevel(level)
     if world > 1:
 
         def leave() -> None:  # a process group's thread that outlives Python aborts the process at exit

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import CheckpointError
 from effnet.models.efficientnet import EfficientNet
+from effnet.process import unchanged
 from effnet.weights.bundle import to_tensors
 from effnet.weights.convert import Checkpoint, foreign_state, native_state
 from effnet.weights.hub import hf_config
@@ -56,6 +56,7 @@ class LogitDifference:
         return f"{text} ({self.relative:.1e} of the largest)" + (f"; {self.note}" if self.note else "")
 
 
+@torch.random.fork_rng(())
 def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDifference:
     """Compare the network that was built from a file, or written to it, with that of the file's library.
 
@@ -174,9 +175,9 @@ def _hf(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any
 
 def _keras(checkpoint: Checkpoint, network: EfficientNet, spec: NetworkSpec) -> Any:
     """Keras opens the file itself, and gets the pixels that its own preprocessing turns into `images`."""
-    if "keras" not in sys.modules:
+    with unchanged():
         os.environ.setdefault("KERAS_BACKEND", "torch")  # torch is here, TensorFlow need not be
-    keras = import_module("keras")
+        keras = import_module("keras")
     build = getattr(keras.applications, f"EfficientNet{(published_name(spec) or '').upper()}", None)
     if build is None:
         raise _NotBuiltError("Keras builds only B0-B7")
