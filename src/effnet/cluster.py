@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from effnet.errors import ArgumentError, ClusterError, EffnetError
+from effnet.process import unchanged
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
@@ -65,15 +66,16 @@ class Cluster:
         most: int | None = None,
         scratch: str = "",
     ) -> None:
-        ray: Any = importlib.import_module("ray")  # only partly typed
+        with unchanged():
+            ray: Any = importlib.import_module("ray")  # only partly typed
         self._ray, self._unit, self._most, self._scratch = ray, unit, most, scratch
         self._started, self._running = not ray.is_initialized(), dict[Future[Any], Any]()
         if self._started:
             hint = ". Something listens there: another version of Ray, or one that requires a token" * _knock(address)
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
             local = {"num_cpus": most and each * most, "include_dashboard": False} if address == "local" else {}
             try:
-                with _same_sigterm():
+                with unchanged(), _same_sigterm():
+                    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
                     ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
             except Exception as error:  # a plain Exception if Ray's processes do not start in time
                 raise ArgumentError("ray", address, f"cannot be reached: {str(error).rstrip('.')}{hint}.") from error
@@ -175,7 +177,8 @@ class Cluster:
             clearing = [clear.options(scheduling_strategy=each).remote(self._scratch) for each in strategies]
             self._ray.wait(clearing, num_returns=len(clearing), timeout=10)
         if self._started:
-            self._ray.shutdown()
+            with unchanged(), _same_sigterm():
+                self._ray.shutdown()
 
 
 def check_cluster(address: str | None) -> None:
@@ -205,7 +208,10 @@ def _knock(address: str) -> bool:
 
 @contextmanager
 def _same_sigterm() -> Iterator[None]:
-    """Keep the SIGTERM handler, which Ray replaces: commands have their own, and forked processes hang in Ray's."""
+    """Keep the SIGTERM handler, which Ray replaces as it starts, and takes away as it ends.
+
+    Commands have their own, and forked processes hang in Ray's.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
