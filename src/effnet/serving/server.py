@@ -10,6 +10,8 @@ import asyncio
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 import uvicorn
@@ -39,11 +41,11 @@ class Server(uvicorn.Server):
         self._end = float("inf")
         self._reloads: set[asyncio.Task[None]] = set()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, also to SIGHUP."""
-        await super().startup(sockets)
-        if hasattr(signal, "SIGHUP"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own signals, and SIGHUP where there is one."""
+        with _called_at_hangup(self._reload) if hasattr(signal, "SIGHUP") else nullcontext(), super().capture_signals():
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: leave after `grace`; Ctrl-C or a second signal: once those in flight are answered."""
@@ -84,3 +86,15 @@ def listen(host: str, port: int) -> socket.socket:
         what = "host" if isinstance(error, socket.gaierror) else "port"
         rule = f"cannot be listened at: {error}."
         raise ArgumentError(what, host if what == "host" else port, rule) from error
+
+
+@contextmanager
+def _called_at_hangup(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` for each SIGHUP; the program's own handler is in place again afterwards."""
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGHUP)
+    loop.add_signal_handler(signal.SIGHUP, act)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
