@@ -48,6 +48,7 @@ from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget
 from effnet.searching.jobs import interruptible
 from effnet.training import train as training
+from effnet.training.device import callers_torch
 from effnet.training.initial_network import short_side
 from effnet.training.run_folder import LAST, METRICS, PREVIOUS, describe_gaps
 from effnet.training.run_folder import REPORT as RUN_REPORT
@@ -139,6 +140,7 @@ def resume(folder: str | Path, *, ray: str | None = None, progress: Progress = S
     return _go_on(plan, ray, progress)
 
 
+@callers_torch()
 def _go_on(plan: FitPlan, ray: str | None, progress: Progress) -> Fitted:
     try:
         with hold_lock(plan.folder / PLAN), interruptible():

@@ -116,7 +116,7 @@ def compare_networks(options: TimingOptions = DEFAULTS, *, progress: Progress = 
     """
     batch = options.batch or 1
     costs = {name: count(name) for name in COMPARED}
-    with torch_threads(options.threads):
+    with torch_threads(options.threads), torch.random.fork_rng(()):
         conditions = Conditions.now(batch, "channels_last", "torchvision")
         functions = {}
         for name, (_, resolution) in costs.items():

@@ -179,8 +179,9 @@ def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress
     from effnet.runtime.torch import torch_threads
 
     batch = options.batch or 1
-    network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
-    images = random_images(batch, spec.resolution, spec.in_channels)
+    with torch.random.fork_rng(()):  # the program's random numbers stay its own
+        network = EfficientNet(spec).eval().to(memory_format=torch.channels_last)
+        images = random_images(batch, spec.resolution, spec.in_channels)
     blocks = _blocks(network)
 
     def run_round() -> list[float]:

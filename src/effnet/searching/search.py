@@ -17,6 +17,7 @@ from effnet.errors import ArgumentError, TrainingError
 from effnet.fields import write_count
 from effnet.files import new_run, sweep
 from effnet.machine import check_device
+from effnet.process import any_start_method
 from effnet.progress import SILENT, Progress
 from effnet.searching.answer import SearchResult, write_answer
 from effnet.searching.candidates import Candidate, adapt_baseline, build_candidates
@@ -160,7 +161,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progr
             workers = executor.slots
             find_open = functools.partial(open_jobs, rungs)
             try:
-                with interruptible(), closing(executor):
+                with interruptible(), any_start_method(), closing(executor):
                     run_jobs(find_open, record, executor, progress, total=total, minutes=minutes, trials=work.trials)
             except KeyboardInterrupt:
                 again = f"effnet search --resume {folder}"

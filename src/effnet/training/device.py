@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from effnet.machine import StepPrecision
+from effnet.process import any_start_method
 from effnet.runtime.torch import to_device
 from effnet.training.execution import float32_of
 
@@ -33,6 +34,22 @@ def seed_draws(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)  # faster than torch.manual_seed
     else:
         torch.manual_seed(seed)  # seeds every device
+
+
+@contextmanager
+def callers_torch() -> Iterator[None]:
+    """Restore torch's threads and random numbers afterwards, since the caller's results may depend on them.
+
+    A GPU that was not in use has no random numbers yet. The start method of processes stays the caller's to choose.
+    """
+    before = torch.get_num_threads()
+    cuda: Any = torch.cuda
+    devices = range(cuda.device_count()) if cuda.is_initialized() else ()
+    try:
+        with any_start_method(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from effnet.fields import write_count
 from effnet.files import hold_lock, new_run, sweep
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
-from effnet.training.device import number_formats
+from effnet.training.device import callers_torch, number_formats, seed_draws
 from effnet.training.execution import (
     SMALLEST_PART,
     Execution,
@@ -59,17 +59,7 @@ SMALLEST_BATCH = 16  # down to which a recipe's batch is halved for small data
 OTHER_STEP = {"model", "init", "resolution", "stem_stride", "train_memory", "device", "sync_bn", "compile"}
 
 
-@contextmanager
-def _own_threads() -> Iterator[None]:
-    """Restore torch's number of threads afterwards, since the caller's results may depend on it."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@_own_threads()
+@callers_torch()
 def train(
     data: str | Path,
     model: str | Path | None = None,
@@ -122,7 +112,7 @@ def train(
         classes = write_split(path, settings, folder, progress) if fabric.is_global_zero else ()
         dataset = read_split(path, folder, fabric.broadcast(classes))
         base = machine.resident_memory()
-        fabric.seed_everything(settings.seed, verbose=False)
+        seed_draws(settings.seed, fabric.device)
         start = find_initial_network(settings, full_recipe, dataset, progress)
         like_execution = other.execution if other and not OTHER_STEP & set(options) else None
         plan = make_plan(path, settings, full_recipe, dataset, start, fabric.world_size, like_execution)
@@ -144,7 +134,7 @@ def train(
         return finish(loop, base)
 
 
-@_own_threads()
+@callers_torch()
 def resume(
     folder: str | Path, *, data: str | Path | None = None, workers: int | None = None, progress: Progress = SILENT
 ) -> Result:

@@ -16,7 +16,7 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,7 +98,7 @@ class Bundle:
         with optional_import("a network as a torch module"):
             from effnet.models.efficientnet import EfficientNet
 
-        with real_device():
+        with for_weights():
             network = EfficientNet(self.config.spec, policy=self.config.policy)
         network.load_state_dict(to_tensors(self.weights))
         return network.eval()
@@ -276,11 +276,17 @@ def to_tensors(weights: Mapping[str, AnyArray]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def real_device() -> Iterator[None]:
-    """Inside torch.device("meta"), where tensors have no values, weights are read to the CPU; elsewhere as usual."""
+def for_weights(fresh: Collection[str] = ()) -> Iterator[None]:
+    """Around a network that is built for weights that are read: all of them, but for those that start `fresh`.
+
+    Without fresh ones it takes none of the caller's random numbers. Inside torch.device("meta"), where tensors have no
+    values, weights are read to the CPU; elsewhere as usual.
+    """
     import torch
 
-    with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+    device = torch.get_default_device()
+    draws = nullcontext() if fresh else torch.random.fork_rng((device,) if device.type == "cuda" else ())
+    with draws, torch.device("cpu") if device.type == "meta" else nullcontext():
         yield
 
 

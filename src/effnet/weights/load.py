@@ -17,7 +17,7 @@ from effnet.arch.variants import spec
 from effnet.errors import ArgumentError, CheckpointError, optional_import
 from effnet.progress import SILENT, Progress
 from effnet.weights import registry
-from effnet.weights.bundle import Bundle, BundleConfig, is_bundle, open_bundle, real_device, to_tensors
+from effnet.weights.bundle import Bundle, BundleConfig, for_weights, is_bundle, open_bundle, to_tensors
 from effnet.weights.convert import Checkpoint, read_checkpoint
 from effnet.weights.layouts import COUNTER, list_names
 
@@ -142,7 +142,7 @@ def build(checkpoint: Checkpoint, *, norm: Norm | None = None) -> EfficientNet:
 
     path, policy = checkpoint.file.path, checkpoint.policy
     misfit = f"{path} does not fit {'its network' if norm is None else 'this norm'}"
-    with real_device():
+    with for_weights(checkpoint.fresh):
         network = EfficientNet(checkpoint.spec, policy=policy, norm=norm)
     try:
         missing, unexpected = network.load_state_dict(to_tensors(checkpoint.state), strict=False)
