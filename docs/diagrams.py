@@ -77,8 +77,8 @@ def kernels(out: Path) -> None:
     with _diagram(out, 132, 62, f"The kernels: an image, and inside it block {SHOWN.name} of B0") as axes:
         ways = (
             ("image\nuint8, NHWC", PALE),
-            ("image less the\nmean, padded", GREY),
-            ("block 1, with the\nstem in place of\nthe expansion", GREEN),
+            ("image minus the\nmean, padded", GREY),
+            ("block 1, with the\nstem instead of\nthe expansion", GREEN),
             (f"more blocks,\n{SHOWN.name} below", GREEN),
             ("head with the\nmean of its map", SKY),
             ("classifier", SKY),
@@ -111,7 +111,7 @@ def kernels(out: Path) -> None:
         axes.text(65, middle + 8.6, "depthwise map", ha="center", va="bottom", fontsize=11)
         side = SHOWN.output_size
         axes.text(66, middle - 8.6, f"{side}×{side}×{wide}", ha="right", va="top", fontsize=11)
-        axes.text(32, low, "the expanded map is never whole", ha="center", va="center", fontsize=11, color=GREY)
+        axes.text(32, low, "the expanded map is never held whole", ha="center", va="center", fontsize=11, color=GREY)
 
         axes.plot([67, 67], [middle - 8.4, low], color=INK, linewidth=1.5)
         axes.text(65.5, low + 3.5, "sums of\n8 bands", ha="right", va="center", fontsize=11)
@@ -148,7 +148,7 @@ def training(out: Path) -> None:
         ("project", "projected", small, block.out_channels, True),
         ("norm", "y: the next x", small, block.out_channels, True),
     )
-    with _diagram(out, 132, 40, f"A training step by the kernels: block {block.name} of B0") as axes:
+    with _diagram(out, 132, 40, f"A training step with the kernels: block {block.name} of B0") as axes:
         for place, (words, name, side, channels, kept) in enumerate(steps):
             x, megabytes = 4 + 19.5 * place, 4 * side**2 * channels / 1e6
             tall = 4 + 4 * megabytes

@@ -86,7 +86,7 @@ def finalists(name: str) -> str:
         words = "best" if gap is None else "level" if gap.level else "worse"
         built = f"{row['layers'].replace(' ', ' + ')}", row["resolution"], f"{int(row['params']):,}"
         rows.append((nominal, effect, *built, f"{mean:.2%}", shown, words))
-    header = "alpha, beta, gamma | in effect | layers | px | params | accuracy | less the best | "
+    header = "alpha, beta, gamma | in effect | layers | px | params | accuracy | minus the best | "
     return table(header, rows, left=(1, 2))
 
 
@@ -100,8 +100,8 @@ def steadiness() -> str:
         close = " and ".join(map(str, judged.close_calls))
         rows.append((name, rungs, *taus, f"{100 * judged.noise:.2f}", close, f"{study.minutes / 2:.0f}"))
     header = (
-        "baseline | networks x seeds | tau between rungs | tau between seeds | noise of a seed, points"
-        " | left within the noise | minutes of two cores"
+        "baseline | networks x seeds | tau between rungs | tau between seeds | seed noise, points"
+        " | eliminated within the noise | minutes on two cores"
     )
     return table(header, rows, left=(1, 2, 3))
 
@@ -130,7 +130,7 @@ def halving() -> str:
     places = ", ".join(map(str, kept[:-1])) + f" and {kept[-1]}"
     return (
         f"Kendall's tau between the two rankings of all {len(full)} networks is {tau.statistic:+.2f} "
-        f"(p = {tau.pvalue:.2g}), and the {len(last)} finalists are numbers {places} of the whole trainings"
+        f"(p = {tau.pvalue:.2g}), and the {len(last)} finalists are numbers {places} in the full trainings"
     )
 
 
@@ -173,7 +173,7 @@ def standing() -> str:
     for row in found:
         value, low, high = (_points(row[name]) for name in ("value", "low", "high"))
         rows.append((f"{row['macs']:.3g}", row["words"], f"{value} ({low} to {high})"))
-    return table("multiply-adds, x | verdict | compound less the other, points", rows, left=(1,))
+    return table("multiply-adds, x | verdict | compound minus the other, points", rows, left=(1,))
 
 
 def _points(share: float) -> str:
