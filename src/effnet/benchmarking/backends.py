@@ -1,4 +1,4 @@
-"""The backends that can run a model here, and a fresh process in which one of them answers for the first time."""
+"""The backends that can run a model here, and the cold start of a fresh process with one of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from effnet.runtime.session import BF16_ENGINES, TITLES, Backend
 
 INT8 = Backend("openvino", "int8")
 
-# Only what a user's program would import is imported before the first answer.
+# Before the first prediction it imports only what a user's program would.
 PROGRAM = """
 import json, sys, time
 import numpy, effnet
@@ -35,11 +35,11 @@ print(json.dumps([answered, peak_memory()]))
 
 
 def list_backends(model: Model, *, int8: bool = False) -> tuple[Backend, ...]:
-    """The backends that can run a model here; the first is exact, and the reference for the others.
+    """List the backends that can run a model here; the first is exact, and the reference for the others.
 
     Args:
         model: a network or an artifact.
-        int8: whether a network is calibrated and measured in int8, too.
+        int8: also include int8, for which the network is calibrated.
 
     Raises:
         ArgumentError: `int8` is given for an artifact.
@@ -50,12 +50,12 @@ def list_backends(model: Model, *, int8: bool = False) -> tuple[Backend, ...]:
     if artifact is None:
         unable = {"native"} if native.unsupported(model.config.spec) else set()
         able = [name for name in TITLES if name in here and name not in unable]
-        names = able or ["torch"]  # which fails, and says why
+        names = able or ["torch"]  # fails, with the reason
     elif int8:
-        raise ArgumentError("int8", int8, f"is made of a network, and {artifact.path} is an artifact.")
+        raise ArgumentError("int8", int8, f"needs a network to calibrate, and {artifact.path} is an artifact.")
     else:
         form = artifact.form
-        names = here or [ENGINES[form.format][0]]  # which fails, and says why
+        names = here or [ENGINES[form.format][0]]  # fails, with the reason
         exact = "int8" if form.precision == "int8" else "fp32"
         bf16 = form.precision == "bf16" or (bf16 and exact == "fp32")
     found = []
@@ -67,7 +67,7 @@ def list_backends(model: Model, *, int8: bool = False) -> tuple[Backend, ...]:
 
 
 def list_absent(name: str, model: Model, backends: Container[Backend]) -> tuple[str, ...]:
-    """Why engines and precisions are not among the backends of a model; `name` is what effnet.load takes."""
+    """Explain which engines and precisions are missing from a model's backends; `name` is as for effnet.load."""
     artifact = model if isinstance(model, Artifact) else None
     here, notes = installed_engines(artifact), []
     for engine in ENGINES[artifact.form.format] if artifact else TITLES:
@@ -90,23 +90,23 @@ def bytes_of(model: Model) -> int:
 
 
 def measure_cold_start(model: str, pins: Mapping[str, Any]) -> tuple[float, int]:
-    """Start Python, load a model and have it answer once.
+    """Start Python, load a model and predict once.
 
     Args:
-        model: as effnet.load takes it.
-        pins: effnet.load's other arguments.
+        model: as for effnet.load.
+        pins: other arguments of effnet.load.
 
     Returns:
-        Seconds until the first answer, and the bytes that the process held at most, Python and all libraries included;
-        0 where the system does not report that.
+        Seconds until the first prediction, and the peak memory of the process in bytes, including Python and all
+        libraries; 0 if the system does not report it.
 
     Raises:
-        ChildProcessError: the process failed; the message is the last line that it wrote.
+        ChildProcessError: the process failed; the message is its last line of output.
     """
     command = [sys.executable, "-P", "-c", PROGRAM, json.dumps([model, dict(pins)])]
     started = time.monotonic()  # the same clock for all processes
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ChildProcessError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])
+        raise ChildProcessError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
     answered, held = json.loads(done.stdout.splitlines()[-1])
     return answered - started, held

@@ -1,14 +1,14 @@
-"""Every engine and precision side by side: how fast, how large, how soon, and whether it still answers the same.
+"""Every engine and precision side by side: speed, size, cold start, and whether predictions stay the same.
 
-- Speed: all backends run the same batch in turn, round after round, so that a disturbance meets all of them. A batch
-  goes through each in parts as the rule of runtime/select.py says, and in parts of half and of twice as many images;
-  the fastest counts.
-- Answers: logits and classes are compared with those of the first backend, on views of two photos and on images of
-  known classes.
-- Cold start: fresh processes in turn, the files in the system's cache.
+- Speed: all backends run the same batch in turn, round after round, so that a disturbance affects all of them. Each
+  runs the batch in parts of the size that runtime/select.py chooses, and of half and twice that size; the fastest
+  counts.
+- Predictions: logits and classes are compared with those of the first backend, on views of two photos and on labelled
+  images.
+- Cold start: fresh processes in turn, with the files in the system's cache.
 
-Models are opened in memory, as effnet.load does it; files are what would be shipped: artifacts, or for torch the
-weights. A backend that fails keeps what was measured of it until then, and its row says why. Only networks need torch.
+Models are opened in memory, as effnet.load does; files are what would be shipped: artifacts, or the weights for torch.
+If a backend fails, its row keeps what was measured before and names the reason. Only networks need torch.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from effnet.weights.registry import match_outputs
 T = TypeVar("T")
 
 BATCHES = 1, 32
-COLD_STARTS = 3  # processes for each backend
-GROUP = 16  # images with known classes that go together, or a full batch where that is more
-FORMATS: dict[EngineName, tuple[Format, str]] = {  # what is exported for an engine, and its suffix
+COLD_STARTS = 3  # processes per backend
+GROUP = 16  # labelled images per batch, or the largest measured batch if that is more
+FORMATS: dict[EngineName, tuple[Format, str]] = {  # export format and suffix per engine
     "openvino": ("openvino", ""),
     "onnxruntime": ("onnx", ".onnx"),
 }
@@ -76,23 +76,23 @@ class BenchPlan:
     batches: Annotated[
         tuple[int, ...], Parameter(name="--batch", converter=_read_batches, n_tokens=1, negative=())
     ] = ()
-    """Images that go through together, separated by commas. Default: 1,32, or the next multiples below them for an
-    artifact that was exported for several."""
+    """Batch sizes, separated by commas. Default: 1,32, rounded down to multiples of the batch that an artifact was
+    exported for."""
     threads: int | None = None
-    """Threads that an engine may use. Default: one for each core."""
+    """Threads that an engine may use. Default: one per core."""
     rounds: int | None = None
-    """Rounds that count, for each batch. Default: as many as fit into 20 seconds, from 7 to 30."""
+    """Timed rounds per batch size. Default: as many as fit into 20 seconds, from 7 to 30."""
     int8: Flag = False
-    """Measure OpenVINO's int8, too. It is calibrated on DATA's training images first, which takes minutes."""
+    """Also measure OpenVINO's int8, after calibrating it on DATA's training images, which takes minutes."""
     keep: Flag = False
     """Remember the fastest backend that agrees with fp32: effnet.load uses it for this model on this machine."""
     source: str | None = None
-    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+    """Library that wrote a weight file, if its keys do not tell: timm or timm-tf."""
     split: str | None = None
-    """The split of DATA to evaluate on, as for effnet val: test (default), val, train, new or all."""
+    """Split of DATA to evaluate on, as for effnet val: test (default), val, train, new or all."""
 
     def __post_init__(self) -> None:
-        """Check `rounds`; batches and threads are checked where a rule selects for them.
+        """Check `rounds`; batches and threads are checked when a backend is selected for them.
 
         Raises:
             ArgumentError: it is not a positive whole number.
@@ -110,16 +110,15 @@ def bench(
     """Measure a model on every backend that can run it here.
 
     Args:
-        model: as effnet.load takes it.
+        model: as for effnet.load.
         plan: what is measured.
-        data: images with known classes: a folder with a sub-folder for each class, or a manifest. int8 is calibrated
-            on its training images, too.
-        progress: follows each step.
+        data: labelled images: a folder of class folders, or a manifest. int8 is calibrated on its training images.
+        progress: reports each step.
 
     Raises:
-        ArgumentError: the machine does not have so many threads, an artifact does not take such a batch, int8 is
-            wanted of one, or `data` is missing for it or for the split.
-        DataError: the images and their classes do not fit the model.
+        ArgumentError: the machine does not have so many threads; an artifact was exported for another batch, or is to
+            be measured in int8; or `data` is missing for int8 or the split.
+        DataError: the images or their classes do not fit the model.
     """
     for option, value in (("split", plan.split), ("int8", plan.int8 or None)):
         if value and data is None:
@@ -132,10 +131,10 @@ def bench(
 
 
 def _read_images(name: str, model: Model, data: str, plan: BenchPlan) -> tuple[HeldOut, TrainVal | None]:
-    """The images to evaluate on, and those that int8 is calibrated and evaluated on before it takes part."""
+    """The images to evaluate on, and those that int8 is calibrated and checked on first."""
     classes = model.config.classes
     if classes is None:
-        raise DataError(f"{name} does not name its outputs, so it cannot be evaluated on images with known classes")
+        raise DataError(f"{name} has no class names for its outputs, so it cannot be evaluated on labelled images")
     dataset = match_outputs(read_data(data), classes, f"{name}'s")
     known = find_splits(name, dataset)
     held_out = hold_out(dataset, {name: known}, plan.split)
@@ -144,7 +143,7 @@ def _read_images(name: str, model: Model, data: str, plan: BenchPlan) -> tuple[H
 
 @contextmanager
 def _note_interrupts() -> Iterator[list[int]]:
-    """A list to which every Ctrl-C adds: an import may turn the KeyboardInterrupt into an ImportError."""
+    """A list that grows with every Ctrl-C, since an import may turn the KeyboardInterrupt into an ImportError."""
     interrupts: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -152,7 +151,7 @@ def _note_interrupts() -> Iterator[list[int]]:
         signal.default_int_handler(number, frame)
 
     if signal.getsignal(signal.SIGINT) != signal.default_int_handler or current_thread() != main_thread():
-        yield interrupts  # the interrupt is ignored or somebody else's, or this thread may not set a handler
+        yield interrupts  # SIGINT is ignored or handled elsewhere, or this thread may not set a handler
         return
     signal.signal(signal.SIGINT, note)
     try:
@@ -162,25 +161,25 @@ def _note_interrupts() -> Iterator[list[int]]:
 
 
 class _Bench:
-    """One bench, step by step; where a backend fails, the others go on."""
+    """One bench, step by step; if a backend fails, the others continue."""
 
     def __init__(self, name: str, model: Model, plan: BenchPlan, interrupts: list[int], progress: Progress) -> None:
         self.name, self.model, self.plan, self.interrupts, self.progress = name, model, plan, interrupts, progress
         self.input = model.config.input
-        self.step = (isinstance(model, Artifact) and model.form.batch) or 1  # images that an artifact takes at once
+        self.step = (isinstance(model, Artifact) and model.form.batch) or 1  # batch of an artifact
         smaller = (max(self.step, batch - batch % self.step) for batch in BATCHES)
         self.batches = tuple(sorted({*(plan.batches or smaller)}))
         self.selected = self._select()
         self.rows = {backend: BenchRow(backend) for backend in list_backends(model, int8=plan.int8)}
         self.models: dict[Backend, Model] = dict.fromkeys(self.rows, model)
-        self.files: dict[Backend, str] = {}  # what a fresh process opens
+        self.files: dict[Backend, str] = {}  # that a fresh process opens
         self.reference: Backend | None = None
         self.expected: Logits | None = None  # the reference's, on views
-        self.found: Predicted | None = None  # the reference's, on images with known classes
+        self.found: Predicted | None = None  # the reference's, on labelled images
 
     def run(self, folder: Path, held_out: HeldOut | None, calibration: TrainVal | None) -> BenchReport:
-        """All steps."""
-        engines = dict.fromkeys(backend.engine for backend in self.rows)  # they are named as their packages are
+        """Run all steps."""
+        engines = dict.fromkeys(backend.engine for backend in self.rows)  # named as their packages
         versions = tuple(f"{name} {version_of(name)}" for name in engines)
         conditions = Conditions(self.plan.threads or this_machine().cores, versions, machine=this_machine())
         for row in self.rows:
@@ -206,7 +205,7 @@ class _Bench:
         return self._keep(report) if self.plan.keep else report
 
     def _write_file(self, row: Backend, folder: Path, calibration: TrainVal | None) -> None:
-        """Write what a fresh process opens: an artifact for single images; for other engines the model."""
+        """Write the file that a fresh process opens: an artifact for single images, or for other engines the model."""
         model = self.model
         if isinstance(model, Artifact) or row.engine not in FORMATS:
             self.files[row] = self.name
@@ -228,7 +227,7 @@ class _Bench:
         self._set(row, file_bytes=size)
 
     def _measure(self, batch: int, images: Dataset | None) -> None:
-        """Time all backends in turn; after the last batch compare their answers, while they are open."""
+        """Time all backends in turn; after the last batch compare their predictions, while they are open."""
         size, channels = self.input.size, self.input.channels
         pixels = np.resize(views(self.input, min(batch, VIEWS)), (batch, size, size, channels))
         sessions: dict[Backend, Session] = {}
@@ -261,18 +260,18 @@ class _Bench:
                 session.close()
 
     def _divide(self, row: Backend, batch: int) -> list[Backend]:
-        """The backend in parts by rule, and in half and twice as large ones where the batch has them."""
+        """The backend with parts of the size by rule, and of half and twice that size as far as the batch allows."""
         model = self.models[row]
         artifact = model if isinstance(model, Artifact) else None
         pins: Any = {"engine": row.engine, "precision": row.precision, "threads": self.plan.threads}
         rule = select(model.config.spec, batch=batch, artifact=artifact, **pins).backend
-        if rule.part is None or (artifact and artifact.form.batch):  # its own batch is the part
+        if rule.part is None or (artifact and artifact.form.batch):  # the part is the exported batch
             return [rule]
         parts = [part for part in (rule.part // 2, rule.part * 2) if 1 <= part <= batch // rule.streams]
         return [rule, *(dataclasses.replace(rule, part=part) for part in parts)]
 
     def _compare(self, row: Backend, session: Session, images: Dataset | None) -> None:
-        """Compare a backend's answers with those of the reference, which is the first that gives any."""
+        """Compare a backend's predictions with the reference's; the first backend that works is the reference."""
         logits = session(views(self.input, VIEWS))
         if not np.isfinite(logits).all():
             raise CheckpointError("its outputs are not finite numbers")
@@ -284,7 +283,7 @@ class _Bench:
         self._set(row, logit_difference=difference, same_class=wilson(same, VIEWS))
         if images is None or (self.found is None and row != self.reference):
             return
-        batch, task = max(GROUP, *self.batches), f"{row}: images with known classes"
+        batch, task = max(GROUP, *self.batches), f"{row}: labelled images"
         found = predict_logits(session, self.input, images, batch=batch, progress=self.progress, task=task)
         self.found = self.found or found
         if len(found.labels):
@@ -305,13 +304,13 @@ class _Bench:
             self.progress.update("starting fresh processes in turn", done + 1, COLD_STARTS)
 
     def _keep(self, report: BenchReport) -> BenchReport:
-        """Have effnet.load follow the fastest backend that agrees with the reference, for each batch."""
-        rows = tuple(row for row in report.rows if self.models[row.backend] is self.model)  # not int8's
+        """Make effnet.load use the fastest backend that agrees with the reference, for each batch."""
+        rows = tuple(row for row in report.rows if self.models[row.backend] is self.model)  # without int8
         loadable, kept = dataclasses.replace(report, rows=rows), []
         for batch in self.batches:
             if (row := loadable.fastest(batch)) and (time := row.time(batch)) and row.same_class:
                 agreement = f"the same class as {self.reference} for {row.same_class.value:.0%} of {VIEWS} views"
-                reason = f"the fastest that effnet bench measured here, {time.time.median_ms:.2f} ms; {agreement}"
+                reason = f"the fastest in effnet bench on this machine, {time.time.median_ms:.2f} ms; {agreement}"
                 kept.append(Selection(time.backend, batch, reason))
         if not kept:
             return report
@@ -326,7 +325,7 @@ class _Bench:
         self.rows[row] = dataclasses.replace(self.rows[row], **values)
 
     def _try(self, backend: Backend, step: Callable[..., T], *arguments: Any) -> T | None:
-        """The result of a step; None where the backend has failed, in this step or before."""
+        """The result of a step; None if the backend failed, in this step or before."""
         row = engine_and_precision(backend)
         if self.rows[row].problem:
             return None

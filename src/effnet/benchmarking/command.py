@@ -1,4 +1,4 @@
-"""effnet bench: every engine and precision that runs a model here, side by side."""
+"""effnet bench: compares every engine and precision that can run a model on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from effnet.runtime.artifact import artifact_path
 from effnet.runtime.session import TITLES
 
 NONE = "-"
-LISTED = 10  # unreadable images that are named
+LISTED = 10  # unreadable images to print
 
 
 def bench(
@@ -32,16 +32,16 @@ def bench(
     plot: Path | None = None,
     json: Flag = False,
 ) -> int:
-    """Every engine and precision side by side: speed, size, memory, cold start and, with DATA, accuracy.
+    """Compare every engine and precision: speed, size, memory, cold start and, with DATA, accuracy.
 
-    All of them take turns, so that a disturbance meets all. What effnet predict uses when nothing is pinned is marked.
+    They run in turn, so that a disturbance affects all of them. The default of effnet predict is marked.
 
     Args:
-        model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
+        model: Registered weights (lite0, b0 ...), a bundle, an artifact from effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
-        data: Images with known classes, as for effnet val: a folder with a sub-folder for each class, or a manifest.
-        plan: What is measured.
-        plot: Draw the results into this .png, .svg or .pdf file.
+        data: Labelled images, as for effnet val: a folder of class folders, or a manifest.
+        plan: What to measure.
+        plot: Draw the results to this .png, .svg or .pdf file.
         json: Print JSON instead of tables.
     """
     if plot is not None:
@@ -59,7 +59,7 @@ def bench(
     for note in report.caveats:
         console.remark(f"Note: {note}.")
     if report.split == "val" and plan.int8:
-        console.remark(f"Note: int8 passed its check on {model}'s val images, which flatters it a little here.")
+        console.remark(f"Note: int8 passed its check on {model}'s val images, so its figures are slightly optimistic.")
     if report.conditions.warning:
         console.remark(report.conditions.warning)
     for path, reason in list(report.unreadable.items())[:LISTED]:
@@ -71,13 +71,13 @@ def bench(
             console.remark(f"Kept for batches of {batch}: {selection}")
         console.remark(f"effnet.load uses these for this model on this machine while {report.kept} exists.")
     elif plan.keep:
-        console.remark("Nothing is kept: no backend answered as the reference does.")
+        console.remark("Nothing is kept: no backend agreed with the reference.")
     console.remark(f"Next: {_next(report)}")
     return FINDING if missed or report.seen_in_training else OK
 
 
 def _show_speed(report: BenchReport) -> None:
-    """A line for each backend, with its times for each batch."""
+    """Print a line per backend, with its times per batch."""
     heads, lines = ["<engine", "<"], [[TITLES[row.backend.engine], row.backend.precision] for row in report.rows]
     for batch in report.batches:
         heads += [f"{write_count(batch, 'image')}\nms", "10 to 90 %", "images/s", "streams\nof"]
@@ -91,15 +91,15 @@ def _show_speed(report: BenchReport) -> None:
             line.append(f"{found.backend.streams} of {found.backend.part or batch}")
     rounds = sorted({len(time.time.seconds) for row in report.rows for time in row.times})
     note = (
-        f"Medians of {' and '.join(map(str, rounds))} rounds, in which all took turns.\n"
-        "* what effnet.load and effnet predict use for this batch when nothing is pinned."
+        f"Medians of {' and '.join(map(str, rounds))} rounds, in which the backends ran in turn.\n"
+        "* the default of effnet.load and effnet predict for this batch."
     )
     console.table(heads, lines, title=f"{report.model}, {report.resolution} px\n{report.conditions}", note=note)
-    console.paragraphs(f"{row.backend} is not measured in full: {row.problem}" for row in report.rows if row.problem)
+    console.paragraphs(f"{row.backend} was not fully measured: {row.problem}" for row in report.rows if row.problem)
 
 
 def _show_rest(report: BenchReport) -> None:
-    """How large, how soon, and how it answers."""
+    """Print sizes, cold starts and how predictions differ."""
     heads = [
         "<engine",
         "<",
@@ -109,7 +109,7 @@ def _show_rest(report: BenchReport) -> None:
         "logits\ndiffer by",
         "same class\n(95 % interval)",
     ]
-    heads += ["top-1\n(95 % interval)", "gain on the first\n(95 % interval)"] if report.images else []
+    heads += ["top-1\n(95 % interval)", "gain over first\n(95 % interval)"] if report.images else []
     lines = []
     for row in report.rows:
         accuracy, first = row.accuracy, row.backend == report.reference
@@ -124,9 +124,9 @@ def _show_rest(report: BenchReport) -> None:
         lines.append(line)
     console.table(heads, lines)
     notes = [
-        "File: what is shipped, for torch and native its weights; bf16 is what is computed with, not what is stored.",
-        f"Cold start: a new process until its first answer; peak memory: of that process, Python and all libraries "
-        f"included; medians of {COLD_STARTS}, with the files in the system's cache.",
+        "File: what is shipped, the weights for torch and native; bf16 is the precision of computing, not of storing.",
+        f"Cold start: from starting a process to its first prediction; peak memory: of that process, including Python "
+        f"and all libraries; medians of {COLD_STARTS}, with the files in the system's cache.",
         f"Logits: the largest difference from {report.reference}, as a share of the largest logit; same class: on "
         f"{VIEWS} views of two photos.",
         *([f"Top-1: on {report.images:,} images: {report.split} of {report.data}."] if report.images else []),
@@ -139,7 +139,7 @@ def _interval(found: Interval | None, form: str) -> str:
 
 
 def _next(report: BenchReport) -> str:
-    """The command that writes the fastest as a file, or runs it where it is one."""
+    """The command that exports the fastest backend, or runs it if it is an artifact already."""
     batch, model = report.batches[0], shlex.quote(report.model)
     if (best := report.fastest(batch)) is None:
         return f"effnet info {model}"

@@ -1,4 +1,4 @@
-"""What a bench found: a row for every engine and precision, what they were measured on, and the picture of it."""
+"""The results of a bench: a row per engine and precision, the conditions, and their plot."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from effnet.runtime.session import TITLES, Backend
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VIEWS = 64  # of the packaged photos, on which backends are compared
-ACROSS = 3  # panels in a row of the picture
-AGREE = 0.95  # share of them for which a backend has to name the reference's class
+VIEWS = 64  # of the packaged photos, on which predictions are compared
+ACROSS = 3  # panels in a row of the plot
+AGREE = 0.95  # share of the views on which a backend must predict the reference's class
 
 
 @dataclass(frozen=True)
 class BatchTime:
-    """How long a backend took for a batch."""
+    """Time of a backend for a batch."""
 
     batch: int
-    backend: Backend  # with the part and streams that were fastest
+    backend: Backend  # with the fastest part and streams
     time: Timing
 
     @property
     def images_per_second(self) -> float:
-        """By the median."""
+        """Images per second, by the median time."""
         return 1e3 * self.batch / self.time.median_ms
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What was measured of one engine and precision; None where it is missing."""
+    """The measurements of one engine and precision; None if missing."""
 
     backend: Backend  # without parts and streams
-    times: tuple[BatchTime, ...] = ()  # one for each batch
+    times: tuple[BatchTime, ...] = ()  # one per batch
     logit_difference: float | None = None  # the largest, as a share of the reference's largest logit
-    same_class: Interval | None = None  # share of the views for which the reference names the same class
-    accuracy: Difference | None = None  # a is the reference, b this backend; only with images of known classes
+    same_class: Interval | None = None  # share of the views on which both predict the same class
+    accuracy: Difference | None = None  # a is the reference, b this backend; only with labelled images
     file_bytes: int | None = None  # of what is shipped
-    cold_start_seconds: float | None = None  # median of a new process, until its first answer
+    cold_start_seconds: float | None = None  # median, from starting a process to its first prediction
     peak_memory_bytes: int | None = None  # median of that process
     problem: str = ""  # why something is missing
 
     def time(self, batch: int) -> BatchTime | None:
-        """How long it took for a batch."""
+        """Its time for a batch."""
         return next((time for time in self.times if time.batch == batch), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,30 +69,30 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """The backends of a model, side by side."""
+    """The comparison of a model's backends."""
 
     model: str
     resolution: int
     conditions: Conditions
     batches: tuple[int, ...]  # smallest first
     rows: tuple[BenchRow, ...]
-    reference: Backend | None  # whose answers the others' are compared with; None where nothing answered
-    selected: Mapping[int, Selection]  # what effnet.load uses when nothing is pinned, by batch
-    notes: tuple[str, ...]  # what could not be measured here, and why
-    data: str | None = None  # the images with known classes
+    reference: Backend | None  # the others are compared with it; None if all failed
+    selected: Mapping[int, Selection]  # the defaults of effnet.load, by batch
+    notes: tuple[str, ...]  # what could not be measured, and why
+    data: str | None = None  # the labelled images
     split: str | None = None  # of them
     images: int = 0  # of the split that were read
     seen_in_training: int = 0  # of the split
     caveats: tuple[str, ...] = ()  # about the split
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reason by path
-    kept: Path | None = None  # the file that effnet.load follows from now on
+    kept: Path | None = None  # the file that effnet.load follows
 
     def uses(self, row: BenchRow, batch: int) -> bool:
         """Whether effnet.load uses this engine and precision for a batch."""
         return engine_and_precision(self.selected[batch].backend) == row.backend
 
     def fastest(self, batch: int) -> BenchRow | None:
-        """The fastest for a batch among those that agree with the reference."""
+        """The fastest backend for a batch that agrees with the reference."""
         found = {
             time.time.median_ms: row
             for row in self.rows
@@ -109,7 +109,7 @@ class BenchReport:
         return self.conditions.to_dict() | values | {"views": VIEWS, "selected": selected, "kept": kept, "rows": rows}
 
     def draw(self, out: Path) -> None:
-        """Draw speed, cold start, memory and answers of every backend, the reference on top; errors as `picture`."""
+        """Draw speed, cold start, memory and agreement of every backend, the reference on top; errors as `picture`."""
         names = [f"{TITLES[row.backend.engine]} {row.backend.precision}" for row in self.rows]
         panels = self._panels()
         down = -(-len(panels) // ACROSS)
@@ -127,7 +127,7 @@ class BenchReport:
             footnote(figure, f"{self.conditions}\nWhiskers: 10 to 90 % of the rounds; of shares the 95 % interval.")
 
     def _panels(self) -> dict[str, list[Interval | None]]:
-        """The bars of each panel by its title, with the ends of their whiskers; None where a figure is missing."""
+        """The bars with whiskers of each panel by its title; None if a figure is missing."""
         panels: dict[str, list[Interval | None]] = {}
         for batch in self.batches:
             times = [row.time(batch) for row in self.rows]
@@ -136,10 +136,8 @@ class BenchReport:
             ]
         starts = [row.cold_start_seconds for row in self.rows]
         peaks = [(row.peak_memory_bytes or 0) / 1e6 for row in self.rows]
-        panels["seconds until a new process answers"] = [
-            Interval(each, each, each) if each else None for each in starts
-        ]
-        panels["peak memory of that process, MB"] = [Interval(each, each, each) if each else None for each in peaks]
+        panels["cold start, seconds"] = [Interval(each, each, each) if each else None for each in starts]
+        panels["peak memory of a process, MB"] = [Interval(each, each, each) if each else None for each in peaks]
         if self.images:
             title = f"top-1 of {self.images:,} images, %"
             shares = [row.accuracy.accuracy_b if row.accuracy else None for row in self.rows]
@@ -157,7 +155,7 @@ def engine_and_precision(backend: Backend) -> Backend:
 
 
 def _draw(axes: Axes, bars: list[Interval | None], *, points: bool) -> None:
-    """Bars from 0, or points where figures may be close to each other."""
+    """Draw bars from 0, or points if the values may be close to each other."""
     for place, bar in enumerate(bars):
         if bar is None:
             continue

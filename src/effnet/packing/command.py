@@ -1,4 +1,4 @@
-"""effnet pack: a data set as shards, tar files that are read by an index, here or behind a URL."""
+"""effnet pack: packs a data set into shards, indexed tar files that are read from disk or over HTTP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from effnet.packing.pack import pack as write
 def pack(data: Path, out: Path, *, shard_size: Amount = "1GB") -> int:
     """Pack a data set into a few large tar files, in webdataset's layout, that every command reads like a folder.
 
-    Images are packed as they are, byte for byte, mixed within each split. A pack that was stopped goes on when the same
-    command is given again.
+    Images are packed byte for byte, shuffled within each split. To finish an interrupted pack, repeat the command.
 
     Args:
-        data: A folder with a sub-folder for each class, split or not, or a manifest.
+        data: A folder of class folders, split or not, or a manifest.
         out: A new folder for the shards, their indices and their manifest.
-        shard_size: Bytes of a shard, at most; one image is always taken.
+        shard_size: Maximum bytes per shard; a single image may exceed it.
     """
     limit = parse_bytes("shard_size", shard_size)
     with console.Display(f"reading {data}") as progress:

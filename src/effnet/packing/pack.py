@@ -1,10 +1,10 @@
 """Packing: the images of a data set, byte for byte, into tar files in webdataset's layout, each with an index.
 
-Beside each image, cat/1.jpg, lies cat/1.cls: the number of its class. Within a split the images are mixed, always in
-the same way, so that programs that read a shard from its start see all classes; effnet's own order does not depend on
-it. What goes into which shard follows from names and sizes, so a pack that was killed goes on with the shard that it
-was at. A shard appears whole, then its index, and shards.json, without which nothing is read, comes last; until then
-unfinished.json has the command that goes on.
+Each image, such as cat/1.jpg, is followed by the number of its class, cat/1.cls. Images are shuffled within a split,
+always in the same order, so that programs that read a shard sequentially see all classes; effnet's own order does not
+depend on it. Names and sizes determine the contents of each shard, so a killed pack can continue at the shard that it
+was writing. A shard appears whole, then its index; shards.json, without which nothing is read, comes last, and until
+then unfinished.json has the command to continue.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from effnet.files import hold_lock, write_file, write_text
 from effnet.progress import SILENT, Progress
 from effnet.version import __version__
 
-UNSPLIT = "images"  # in the names of the shards of data without splits
+UNSPLIT = "images"  # in shard names, if the data has no splits
 KEY = re.compile(r"(?:[^\x00-\x1f/\\]+/)*[^\x00-\x1f/\\.]+\.[^/.\\\x00-\x1f]+")  # a key of webdataset and one suffix
 BLOCK = tarfile.BLOCKSIZE
 OURS = re.compile(rf"{SHARDS}|{MANIFEST}|{UNFINISHED}|(train|val|test|{UNSPLIT})-\d{{6}}({TAR}|{INDEX})|\..*")
@@ -55,13 +55,13 @@ OURS = re.compile(rf"{SHARDS}|{MANIFEST}|{UNFINISHED}|(train|val|test|{UNSPLIT})
 
 @dataclass(frozen=True)
 class Packed:
-    """What a pack wrote."""
+    """The result of packing."""
 
     images: int
     shards: int
-    kept: int  # shards that were there already
+    kept: int  # shards that existed already
     bytes: int
-    missing: tuple[str, ...]  # images of a manifest that are not there
+    missing: tuple[str, ...]  # images of a manifest that do not exist
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class _Image:
 
 
 def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = SILENT) -> Packed:
-    """Write the images of a data set as shards of at most that many bytes, or of one image, into the folder `out`.
+    """Write the images of a data set to the folder `out`, in shards of at most `shard_bytes` bytes or one image.
 
     Raises:
-        ArgumentError: `out` holds something else, or another process packs into it.
+        ArgumentError: `out` contains something else, or another process is packing into it.
         DataError: the data set is empty, or an image cannot be read.
     """
     if out.exists() and not (out.is_dir() and all(OURS.fullmatch(each.name) for each in out.iterdir())):
@@ -86,7 +86,7 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
     missing = tuple(sample.path for sample, size in zip(ordered, sizes, strict=True) if size < 0)
     there = [(sample, size) for sample, size in zip(ordered, sizes, strict=True) if size >= 0]
     if not there:
-        raise DataError(f"{dataset} has no image to pack: none of its {len(dataset):,} files is there")
+        raise DataError(f"{dataset} has no image to pack: none of its {len(dataset):,} files exist")
     names = member_names([sample.name for sample, _ in there])
     images = [_Image(name, dataset.file(s), s, size) for name, (s, size) in zip(names, there, strict=True)]
     shards = dict(_divide(images, shard_bytes))
@@ -115,9 +115,9 @@ def pack(dataset: Dataset, out: Path, shard_bytes: int, *, progress: Progress = 
 
 
 def member_names(paths: Sequence[str]) -> list[str]:
-    """The names of images in their shards: their paths where webdataset reads each as a key of its own with one suffix.
+    """Names of images in their shards: their paths, if webdataset reads each as a unique key with one suffix.
 
-    Otherwise a number goes before all of them, which keeps their order, and dots within names become underscores.
+    Otherwise all get a number as prefix, which keeps their order, and dots within names become underscores.
     """
     keys = {path.rpartition(".")[0] for path in paths}
     if len(keys) == len(paths) and all(KEY.fullmatch(path) and not path.startswith(("/", "../")) for path in paths):
@@ -149,7 +149,7 @@ def _divide(images: Sequence[_Image], limit: int) -> Iterator[tuple[str, list[_I
 
 
 def _packed_size(image: _Image) -> int:
-    """Bytes of an image and its class with their headers, which long names and those in other scripts enlarge."""
+    """Bytes of an image and its class with their headers, which are larger for long and non-ASCII names."""
     name = image.name.encode(errors="surrogateescape")
     more = 2 * BLOCK + _padded(len(name) + 2 * BLOCK) if len(name) > 96 or not name.isascii() else 0
     return _padded(image.size) + 3 * BLOCK + 2 * more
@@ -160,7 +160,7 @@ def _padded(size: int, unit: int = BLOCK) -> int:
 
 
 def _is_whole(shard: Path, images: Sequence[_Image]) -> bool:
-    """Whether a shard holds these images, unharmed, and none of them was changed since."""
+    """Whether a shard contains these images intact, and none of them was changed since."""
     with suppress(OSError, ImageError):
         members, written = read_index(str(shard)), shard.with_suffix(INDEX).stat().st_mtime_ns
         found = {name: (member.size, member.label) for name, member in members.items()}
@@ -178,13 +178,13 @@ def _is_whole(shard: Path, images: Sequence[_Image]) -> bool:
 def _changed_ns(file: Path) -> int:
     try:
         status = file.stat()
-    except OSError:  # in a shard itself
+    except OSError:  # the image is in a shard
         return 0
-    return max(status.st_mtime_ns, status.st_ctime_ns)  # an older file that was moved here is of then, and came now
+    return max(status.st_mtime_ns, status.st_ctime_ns)  # moving a file here changes only ctime
 
 
 def _sweep(out: Path, shards: dict[str, list[_Image]], whole: bool) -> None:
-    """Remove what a killed pack left, and files of another pack; then nothing is read until this one is complete."""
+    """Remove files of killed and other packs, so that nothing is read until this pack is complete."""
     wanted = {UNFINISHED, *shards, *(name.removesuffix(TAR) + INDEX for name in shards)}
     for each in [*out.iterdir()]:
         if each.is_dir():
@@ -213,7 +213,7 @@ def _write_shard(shard: Path, images: Sequence[_Image], total: int, done: int, p
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append a file; where it ends, with its padding."""
+    """Append a file, and return the offset of its end, with its padding."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))

@@ -1,1 +1,1 @@
-"""Pictures that more than one feature draws."""
+"""Plots that several features draw."""

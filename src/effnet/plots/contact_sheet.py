@@ -1,6 +1,6 @@
-"""A sheet of photos with lines of text below them, for a person to look through. Drawn by Pillow.
+"""Contact sheets: photos with lines of text below them, drawn by Pillow.
 
-Fonts are those of fonts.py; without matplotlib, Pillow's own, which has the characters of ASCII.
+Fonts are those of fonts.py; without matplotlib, Pillow's own, which has only ASCII.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from effnet.plots.fonts import characters, choose_fonts, drawable_text, on_one_l
 from effnet.plots.style import INK, PALE
 
 SHEET_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-HEAD, TILE, LINE, GAP = 48, 200, 18, 10  # pixels: the title, a photo, a line of text, the space around a cell
+HEAD, TILE, LINE, GAP = 48, 200, 18, 10  # pixels: title, photo, line of text, space around a cell
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Photos side by side, and the lines below them."""
+    """Photos side by side, with lines of text below."""
 
     photos: tuple[Path | Image.Image, ...]
     lines: tuple[tuple[str, str], ...]  # text and colour
 
 
 def check_sheet(argument: str, out: Path) -> None:
-    """Check a sheet's path; called before long work, so that its sheet is not refused afterwards.
+    """Check a sheet's path before long work, not after it.
 
     Raises:
-        ArgumentError: `out` has another suffix than .jpg, .jpeg or .png, or is a folder.
+        ArgumentError: `out` does not end in .jpg, .jpeg or .png, or is a folder.
     """
     if out.suffix.lower() not in SHEET_FORMATS:
         raise ArgumentError(argument, str(out), f"must end in {', '.join(SHEET_FORMATS)}.")
@@ -43,9 +43,9 @@ def check_sheet(argument: str, out: Path) -> None:
 
 
 def draw_sheet(cells: Sequence[Cell], title: str, out: Path, *, across: int) -> None:
-    """Draw cells, which have the same number of photos and lines, in rows of `across`.
+    """Draw cells in rows of `across`. All have the same number of photos and lines.
 
-    A photo that cannot be read any more leaves an empty square.
+    A photo that can no longer be read leaves an empty square.
 
     Raises:
         ArgumentError: see `check_sheet`.
@@ -67,7 +67,7 @@ def draw_sheet(cells: Sequence[Cell], title: str, out: Path, *, across: int) -> 
 
 
 def _tile(source: Path | Image.Image) -> Image.Image:
-    """The whole photo on a square."""
+    """The whole photo, padded to a square."""
     square = Image.new("RGB", (TILE, TILE), PALE)
     with suppress(ImageError):
         photo = ImageOps.contain(source if isinstance(source, Image.Image) else open_photo(source), (TILE, TILE))
@@ -76,7 +76,7 @@ def _tile(source: Path | Image.Image) -> Image.Image:
 
 
 def write_line(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str, size: int, width: int) -> None:
-    """Write a text of at most `width` pixels on one line, in the font that has most of its characters."""
+    """Write a text on one line of at most `width` pixels, in the font that has most of its characters."""
     text = on_one_line(text)
     wanted = {*map(ord, text)}
     best = max(choose_fonts(text), key=lambda font: len(wanted & characters(font.file)), default=None)
@@ -85,7 +85,7 @@ def write_line(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colo
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, without its middle where it is wider than that many pixels."""
+    """The text, without its middle if it is wider than `width` pixels."""
     kept, short = len(text), text
     while font.getlength(short) > width:
         kept -= 1

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: confusion matrix, reliability diagram, contact sheet of mistakes.
+"""Plots of an evaluation: confusion matrix, reliability diagram, contact sheet of mistakes.
 
 All but the sheet need the extra `plots` and raise the errors of `plots.style.picture`.
 """
@@ -22,21 +22,21 @@ from effnet.plots.style import BLUE, GREY, INK, RED, picture
 Integers = NDArray[np.int64]
 Bins = tuple[Sequence[int], Sequence[float], Sequence[float]]  # counts, mean confidence and accuracy of each bin
 
-COUNTED, NAMED = 20, 30  # classes up to which the cells of a confusion matrix have counts, and its sides names
-CELLS = 400  # a side of the drawn matrix, at most; of several classes that share a cell the darkest is drawn
+COUNTED, NAMED = 20, 30  # most classes for which a confusion matrix shows counts in its cells, and names on its sides
+CELLS = 400  # most cells per side of the drawn matrix; classes that share a cell are drawn as the darkest
 PAIRS = 16  # mistakes listed beside a matrix without names
 LETTERS = 24  # of a class's name
-LETTERS_PER_INCH = 8  # more than that along the lower side, and the names stand upright
+LETTERS_PER_INCH = 8  # beyond this, the names along the lower side are rotated
 LIST_WIDTH = 5.0  # inches
 
 
 def draw_confusion(pairs: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
-    """Draw a confusion matrix, each row as shares of its class, with counts, names or the worst pairs as they fit.
+    """Draw a confusion matrix, each row as shares of its class, with counts, names or the worst pairs if they fit.
 
     Args:
-        pairs: (D, 3), a true class, a predicted one and the images; classes that are in no pair are left out.
+        pairs: (D, 3), true class, predicted class and number of images; classes in no pair are left out.
         classes: K names.
-        out: the picture.
+        out: the file.
     """
     used, places = np.unique(pairs[:, :2], return_inverse=True)
     (true, predicted), counts = places.reshape(-1, 2).T, pairs[:, 2]
@@ -50,7 +50,7 @@ def draw_confusion(pairs: NDArray[np.int64], classes: Sequence[str], out: Path) 
         widths = (size,) if small else (size, LIST_WIDTH)
         axes, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         axes.grid(visible=False)
-        # the square root of the share makes visible that a class loses 1 % of its images to another
+        # the square root makes a cell with 1 % of the images of a class visible
         axes.imshow(
             np.sqrt(_pool(true, predicted, shares, len(used))), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest"
         )
@@ -72,7 +72,7 @@ def draw_confusion(pairs: NDArray[np.int64], classes: Sequence[str], out: Path) 
 
 
 def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
-    """Draw accuracy over confidence, and the number of images in each bin: a panel for each title."""
+    """Draw accuracy against confidence, and the number of images per bin, in a panel per title."""
     total = sum(next(iter(curves.values()))[0])
     with picture(out, 1 + 5 * len(curves), 6.4, f"Confidence and accuracy of {total:,} images") as figure:
         panels = figure.subplots(2, len(curves), sharex=True, squeeze=False, height_ratios=(3, 1))
@@ -96,17 +96,17 @@ def draw_reliability(curves: Mapping[str, Bins], out: Path) -> None:
 def draw_mistakes(
     dataset: Dataset, predicted: NDArray[np.int64], confidence: NDArray[np.float64], out: Path, n: int = 24
 ) -> None:
-    """A sheet of the `n` most confident mistakes: the photo, its class, the answer and its confidence.
+    """Draw a sheet of the `n` most confident mistakes: the photo, its class, the predicted class and its confidence.
 
     Args:
         dataset: N images.
-        predicted: the class that each was predicted as, (N,).
-        confidence: of these predictions, (N,).
+        predicted: the predicted class of each, (N,).
+        confidence: the confidence of these predictions, (N,).
         out: a .jpg, .jpeg or .png file.
-        n: mistakes at most.
+        n: maximum number of mistakes.
 
     Raises:
-        ArgumentError: `out` has another suffix, or the answers are not those of the data set.
+        ArgumentError: `out` has another suffix, or the number of predictions is not that of the images.
     """
     wrong = worst_mistakes(dataset, predicted, confidence)
     cells, labels = [], label_classes(dataset.classes)
@@ -124,7 +124,7 @@ def draw_mistakes(
 
 
 def worst_mistakes(dataset: Dataset, predicted: NDArray[np.int64], confidence: NDArray[np.float64]) -> list[int]:
-    """The places of the images that were predicted wrong, the most confident first; arguments as in `draw_mistakes`."""
+    """Indices of the wrong predictions, the most confident first; arguments as for `draw_mistakes`."""
     if len(predicted) != len(dataset):
         raise ArgumentError("predicted", f"{len(predicted)} images", f"must be the data's {len(dataset)}.")
     wrong = np.flatnonzero(predicted != [sample.label for sample in dataset.samples])
@@ -133,7 +133,7 @@ def worst_mistakes(dataset: Dataset, predicted: NDArray[np.int64], confidence: N
 
 
 def _pool(true: Integers, predicted: Integers, shares: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The matrix of the shares with at most CELLS cells a side, each the largest of those that it stands for."""
+    """The matrix of shares, max-pooled to at most CELLS cells per side."""
     step = -(-count // CELLS)
     pooled = np.zeros((-(-count // step), -(-count // step)))
     np.maximum.at(pooled, (true // step, predicted // step), shares)
@@ -141,7 +141,7 @@ def _pool(true: Integers, predicted: Integers, shares: NDArray[np.float64], coun
 
 
 def _commonest_mistakes(true: Integers, predicted: Integers, counts: Integers, names: Sequence[str]) -> list[str]:
-    """The pairs that were mixed up most often, a line each."""
+    """The pairs of classes confused most often, a line each."""
     wrong = np.flatnonzero(true != predicted)
     worst = wrong[np.argsort(-counts[wrong], kind="stable")][:PAIRS].tolist()
     return ["Mixed up most often:", *(f"{counts[i]} x {names[true[i]]}: {names[predicted[i]]}" for i in worst)]

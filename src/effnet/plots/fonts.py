@@ -1,8 +1,8 @@
-r"""Fonts: which characters can be drawn on this machine, so that no picture has boxes in place of letters.
+r"""Fonts: which characters this machine can draw, so that no picture shows boxes instead of letters.
 
 matplotlib comes with DejaVu, which has Latin, Greek, Cyrillic, Arabic and symbols. What it lacks, such as Chinese, is
-drawn in a font of the system. Where none has a character, its code is drawn (\u732b), and a class whose name has such a
-character is drawn as its number.
+drawn in a system font. A character that no font has is drawn as its code (\u732b), and a class whose name has such a
+character as its number.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ NAMED = 8  # classes in a message
 
 
 class Font(NamedTuple):
-    """A font in a file."""
+    """A font file."""
 
     family: str
     file: str
 
 
 def choose_fonts(text: str) -> list[Font]:
-    """DejaVu and, for what it lacks of a text, fonts of the system; none without matplotlib."""
+    """DejaVu and system fonts for the characters of a text that it lacks; none without matplotlib."""
     if find_spec("matplotlib") is None:
         return []
     from matplotlib import get_data_path
@@ -44,47 +44,47 @@ def choose_fonts(text: str) -> list[Font]:
 
 @cache
 def system_fonts() -> tuple[Font, ...]:
-    """The upright fonts of normal weight that matplotlib finds, those without serifs first."""
+    """The upright fonts of normal weight that matplotlib finds, sans-serif ones first."""
     from matplotlib.font_manager import fontManager
 
     fonts = [Font(it.name, it.fname) for it in fontManager.ttflist if (it.style, it.weight) == ("normal", 400)]
-    fonts = [font for font in fonts if "Last Resort" not in font.family]  # which has a box for every character
+    fonts = [font for font in fonts if "Last Resort" not in font.family]  # it has a box for every character
     return tuple(sorted(fonts, key=lambda font: ("Sans" not in font.family, font)))
 
 
 @cache
 def characters(file: str) -> frozenset[int]:
-    """The code points that a font has outlines of."""
+    """The code points for which a font has outlines."""
     from matplotlib.ft2font import FT2Font
 
     try:
         font = FT2Font(file)
         return frozenset(font.get_charmap()) if font.scalable else frozenset()
-    except (OSError, RuntimeError):  # not a font that can be drawn with
+    except (OSError, RuntimeError):  # unusable
         return frozenset()
 
 
 def on_one_line(text: str) -> str:
-    """A text without what no font draws: control characters as their codes, invisible ones left out."""
+    """A text without undrawable characters: control characters become codes, invisible ones are left out."""
     kept = (char for char in text if unicodedata.category(char) != "Cf")
     return "".join(char if char.isprintable() else _code(char) for char in kept)
 
 
 def drawable_text(text: str, fonts: Sequence[Font]) -> str:
-    """A text on one line, with codes for the characters that none of the fonts has; any font has those of ASCII."""
+    """A text on one line, with codes for non-ASCII characters that none of the fonts has."""
     known = _known(tuple(fonts))
     return "".join(char if ord(char) in known else _code(char) for char in on_one_line(text))
 
 
 def label_classes(classes: Sequence[str]) -> list[str]:
-    """The names of classes as pictures show them: "class 3" for the third where no font has its characters."""
+    """The names of classes as shown in plots: "class 3" for the third if no font has its characters."""
     lines = [on_one_line(name) for name in classes]
     fonts = choose_fonts("".join(lines))
     return [line if drawable_text(line, fonts) == line else f"class {n}" for n, line in enumerate(lines, start=1)]
 
 
 def explain_labels(classes: Sequence[str]) -> str:
-    """Which classes `label_classes` numbers, in a sentence; empty where it names all."""
+    """A sentence about the classes that `label_classes` numbers; empty if it numbers none."""
     pairs = zip(classes, label_classes(classes), strict=True)
     numbered = [f"{label} is {line}" for name, label in pairs if label != (line := on_one_line(name))]
     if not numbered:

@@ -1,7 +1,7 @@
-"""Class activation maps over what the network saw: orange speaks for the class, blue against it. Drawn by Pillow.
+"""Class activation maps over the network's input: orange for the class, blue against it. Drawn by Pillow.
 
-The photo is grey below the map. Colours grow linearly from none at 0 to full at the largest value of all maps in a
-picture, for or against; that value is written beside them, so nothing is cut off or stretched without being said.
+The photo is grey below the map. The colour is linear in the value, from none at 0 to full at the largest absolute value
+of all maps in the picture. That value is written beside them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from effnet.plots.style import BLUE, GREY, INK, ORANGE, RED
 from effnet.runtime.cam import Explanation
 from effnet.runtime.classifier import Classifier
 
-SIDE, BAR = 448, 12  # pixels: a photo, the height of the scale
+SIDE, BAR = 448, 12  # pixels: side of a photo, height of the scale
 OPAQUE = 0.85  # share of the colour at full strength
 MISTAKES = 24
 
 
 def draw_overlay(found: Sequence[Explanation], lines: Sequence[str], out: Path) -> None:
-    """What the network saw and, beside it, the map of each class with its logit; below, the scale and lines of text.
+    """Draw the network's input, the map of each class with its logit, and below them the scale and lines of text.
 
     Args:
-        found: of one image, at least one.
+        found: at least one explanation, all for one image.
         lines: text.
         out: a .jpg, .jpeg or .png file.
     """
@@ -61,12 +61,12 @@ def draw_cams(
     out: Path,
     n: int = MISTAKES,
 ) -> None:
-    """A sheet of the `n` most confident mistakes: the photo, what speaks for the answer, what for its own class.
+    """Draw a sheet of the `n` most confident mistakes: the photo, and the maps of the predicted and the true class.
 
     Args:
-        classifier: the model whose answers they are.
+        classifier: the model that made them.
         dataset, predicted, confidence, out: see plots.evaluation.draw_mistakes.
-        n: mistakes at most.
+        n: maximum number of mistakes.
     """
     wrong, labels = worst_mistakes(dataset, predicted, confidence), label_classes(dataset.classes)
     cells = []
@@ -90,21 +90,21 @@ def draw_cams(
 
 
 def strength(found: Sequence[Explanation]) -> float:
-    """The largest value of a cell, for or against, in all of these maps; 1 where all are 0."""
+    """The largest absolute value of a cell in all of these maps; 1 if all are 0."""
     return float(max(np.abs(each.map).max() for each in found)) or 1.0
 
 
 def describe_scale(found: Sequence[Explanation]) -> str:
-    """What the colours mean, in a sentence."""
+    """A sentence about the meaning of the colours."""
     height, width = found[0].map.shape
     most = strength(found)
     return f"blue against, orange for; full colour ±{most:.2g} in one of {height} x {width} cells"
 
 
 def shade(found: Explanation, largest: float, side: int) -> Image.Image:
-    """A map over what the network saw, in grey, `side` pixels a side; `largest` is the value of full colour."""
+    """A map over the network's input in grey, `side` x `side` pixels; `largest` is the value of full colour."""
     grey = np.asarray(_enlarged(found.pixels, side).convert("L"), np.float64)
-    values = found.enlarge(side) * (side * side / found.map.size) / largest  # a cell's value, whatever its pixels
+    values = found.enlarge(side) * (side * side / found.map.size) / largest  # value per cell, not per pixel
     return Image.fromarray(_blend(grey, values))
 
 
@@ -117,6 +117,6 @@ def _blend(grey: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np
 
 
 def _enlarged(pixels: NDArray[np.uint8], side: int = SIDE) -> Image.Image:
-    """Pixels (size, size, C), of which the first is shown where they are no photo's, `side` pixels a side."""
+    """Pixels (size, size, C) at `side` x `side`; only the first channel unless C is 3."""
     shown = pixels if pixels.shape[2] == 3 else pixels[:, :, 0]
     return Image.fromarray(shown).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)

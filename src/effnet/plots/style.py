@@ -1,9 +1,9 @@
-"""What all pictures share: files, colours, fonts. The suffix chooses between png, svg and pdf.
+"""What all plots share: files, colours, fonts. The suffix chooses between png, svg and pdf.
 
-Needs the extra `plots`. No window is opened, and matplotlib's settings stay as they are. Neither a date nor a version
-is written, so the same numbers give the same bytes; text in svg stays text.
+Needs the extra `plots`. No window is opened, and matplotlib's settings stay unchanged. Files have neither date nor
+version, so the same numbers give the same bytes; text in svg stays text.
 
-Colours are from the palette of Okabe and Ito, which colour-blind readers tell apart; shapes and labels differ as well.
+Colours are from the colour-blind safe palette of Okabe and Ito; shapes and labels differ as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D5
 
 STYLE: dict[Any, Any] = {
     "font.size": 12,
-    "text.parse_math": False,  # a name may have dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "effnet",
 }
-UNDATED: dict[str, dict[str, Any]] = {  # switches off matplotlib's name and the date
+UNDATED: dict[str, dict[str, Any]] = {  # metadata without matplotlib's version and the date
     ".png": {"Software": None},
     ".svg": {"Creator": None, "Date": None},
     ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -54,10 +54,10 @@ LEFT, RIGHT = -1, 1
 
 
 def drawable(out: Path) -> str:
-    """The suffix of `out` in lower case; called before long work, so that its picture is not refused afterwards.
+    """The suffix of `out` in lower case. Call it before long work, to fail early.
 
     Raises:
-        ArgumentError: `out` has another suffix than .png, .svg or .pdf.
+        ArgumentError: `out` does not end in .png, .svg or .pdf.
         MissingExtraError: matplotlib is not installed.
     """
     suffix = out.suffix.lower()
@@ -70,9 +70,9 @@ def drawable(out: Path) -> str:
 
 @contextmanager
 def picture(out: Path, width: float, height: float, title: str, names: Sequence[str] = ()) -> Iterator[Figure]:
-    """A figure of that size in inches with a title, written to `out` when the block ends without an error.
+    """A figure of this size in inches with a title, written to `out` if the block ends without an error.
 
-    Its fonts have the characters of the title and of `names`, which the block writes, as far as there are such fonts.
+    Its fonts have the characters of the title and of `names`, which the block writes, if such fonts are installed.
 
     Raises:
         ArgumentError, MissingExtraError: see `drawable`.
@@ -85,7 +85,7 @@ def picture(out: Path, width: float, height: float, title: str, names: Sequence[
     with rc_context(STYLE | {"font.family": [font.family for font in fonts]}):
         figure = Figure(figsize=(width, height), layout="constrained")
         font: dict[str, Any] = {"family": [font.family for font in title_fonts], "size": 15}
-        font["weight"] = "bold" if len(title_fonts) == 1 else "normal"  # other fonts may lack it
+        font["weight"] = "bold" if len(title_fonts) == 1 else "normal"  # other fonts may have no bold
         figure.suptitle(drawable_text(title, title_fonts), x=0.012, ha="left", fontproperties=font)
         yield figure
         with write_file(out) as temporary:
@@ -93,12 +93,12 @@ def picture(out: Path, width: float, height: float, title: str, names: Sequence[
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """Write small grey text below everything."""
+    """Write small grey text at the bottom."""
     figure.supxlabel(text, x=0.012, ha="left", fontsize=10, color=GREY)
 
 
 def decades(axes: Axes) -> None:
-    """Mark two logarithmic axes at 1, 2 and 5 of each decade, in plain numbers."""
+    """Put ticks at 1, 2 and 5 of each decade of both logarithmic axes, in plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for axis in (axes.xaxis, axes.yaxis):

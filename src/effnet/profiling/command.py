@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from effnet.metrics.timing import Timing
     from effnet.profiling.compare import Comparison
 
-PAIRS = 8  # inversions that are listed; --json has them all
+PAIRS = 8  # inversions to print; --json has them all
 
 
 def profile(
@@ -36,26 +36,26 @@ def profile(
     plot: Path | None = None,
     json: Flag = False,
 ) -> int:
-    """Time on this machine's processor: a network block by block, or networks side by side.
+    """Time a network block by block on this machine's processor, or compare networks.
 
-    Networks have random weights: time does not depend on their values.
+    Weights are random, since time does not depend on their values.
 
     Args:
-        model: A variant (b0 ..., lite0 ...), a bundle, a spec.yaml, or an artifact of effnet export.
-        options: How it is timed.
-        engine: What runs the network. Default: torch, eagerly; an artifact runs in its own engine.
-        precision: What it computes with. Default: fp32, or an artifact's own precision; only OpenVINO computes in bf16.
-        compare: Instead of MODEL, time small EfficientNets in turn with networks of other families, and show how well
+        model: A variant (b0 ..., lite0 ...), a bundle, a spec.yaml, or an artifact from effnet export.
+        options: How to time it.
+        engine: Engine to run it with. Default: torch, eagerly, or the engine of an artifact.
+        precision: Precision to compute in. Default: fp32, or an artifact's own; only OpenVINO computes in bf16.
+        compare: Instead of MODEL, time small EfficientNets and networks of other families in turn, and show how well
             multiply-adds and activations predict their times.
-        plot: Draw the profile or the comparison into this .png, .svg or .pdf file.
+        plot: Draw the profile or the comparison to this .png, .svg or .pdf file.
         json: Print JSON instead of a table.
     """
     if (model is None) != compare:
-        rule = "and --compare exclude each other." if model else "must name a network: effnet profile b0; or --compare."
+        rule = "cannot be used with --compare." if model else "must name a network: effnet profile b0; or --compare."
         raise ArgumentError("model", model or "", rule)
     for option, value in (("engine", engine), ("precision", precision)):
         if compare and value is not None:
-            raise ArgumentError(option, value, "needs a MODEL; --compare runs every network in torch.")
+            raise ArgumentError(option, value, "needs MODEL: --compare runs every network in torch.")
     if plot is not None:
         drawable(plot)
     measured: Profile | Comparison
@@ -87,7 +87,7 @@ def profile(
 
 
 def _show_profile(measured: Profile) -> None:
-    """A row for each block, their sum, and the network itself."""
+    """Print a row per block, their sum, and the whole network."""
     columns = "<block", "<operator", "input px", "MACs", "MB", "ms", "10 to 90 %", "time\n%", "MACs\n%", "GMAC/s"
     lines: list[tuple[object, ...]] = [
         (
@@ -110,16 +110,16 @@ def _show_profile(measured: Profile) -> None:
     lines.append(("sum", "", "", macs, megabytes, f"{measured.sum_ms:.2f}", "", "100.0", "100.0", ""))
     lines.append(("whole", "", "", macs, "", f"{whole:.2f}", _spread(measured.whole), "", "", speed))
     note = (
-        f"Medians of {len(measured.whole.seconds)} runs with random weights; all figures are of a batch of "
+        f"Medians of {len(measured.whole.seconds)} runs with random weights; all figures are per batch of "
         f"{measured.conditions.batch}.\n"
         f"The blocks add up to {measured.sum_ms / whole:.1%} of the whole, which is timed separately.\n"
-        f"MB: the least that moves, each weight read once,\neach activation written once and read once.\n{MACS}"
+        f"MB: the minimum memory traffic, each weight read once,\neach activation written once and read once.\n{MACS}"
     )
     console.table(columns, lines, title=f"{measured.name}, {measured.resolution} px\n{measured.conditions}", note=note)
 
 
 def _show_comparison(measured: Comparison) -> None:
-    """A row for each network, then what predicts time, then where multiply-adds do not."""
+    """Print a row per network, what predicts time, and the pairs for which multiply-adds do not."""
     columns = "<name", "px", "params", "MACs", "FLOPs", "activations", "ms", "10 to 90 %"
     lines = [
         (
@@ -136,7 +136,7 @@ def _show_comparison(measured: Comparison) -> None:
     ]
     runs, found = len(measured.rows[0].time.seconds), measured.correlations
     note = (
-        f"Medians of {runs} rounds, random weights; ms are of a batch of {measured.conditions.batch}.\n{MACS}\n"
+        f"Medians of {runs} rounds, random weights; ms are per batch of {measured.conditions.batch}.\n{MACS}\n"
         f"Pearson's r of log time with log MACs {found['macs']:.3f}, with log activations {found['activations']:.3f}."
     )
     console.table(columns, lines, title=f"Networks in turn, by multiply-adds\n{measured.conditions}", note=note)

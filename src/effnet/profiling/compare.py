@@ -1,6 +1,6 @@
-"""Measured time of many networks in turn: how well multiply-adds and activations predict it.
+"""Time of many networks, measured in turn, and how well multiply-adds and activations predict it.
 
-Everything runs eagerly in float32 on the processor, in eval mode, with random weights, on which time does not depend.
+Everything runs eagerly in float32 on the processor, in eval mode. Weights are random: time does not depend on them.
 The networks of other families are torchvision's.
 """
 
@@ -43,7 +43,7 @@ COMPARED = ("b0", "b1", "b2", "b3", "lite0", *(name for name in RIVALS if name !
 
 @dataclass(frozen=True)
 class Contestant:
-    """A network of the comparison; its cost is of one image, its time of a batch."""
+    """A network of the comparison; its cost is per image, its time per batch."""
 
     cost: Cost
     resolution: int
@@ -127,12 +127,12 @@ def compare_networks(options: TimingOptions = DEFAULTS, *, progress: Progress = 
 
 
 def count(name: str) -> tuple[Cost, int]:
-    """What one image costs in a variant or a network of RIVALS, and the resolution in pixels.
+    """Cost per image of a variant or a network of RIVALS, and its resolution in pixels.
 
-    A variant is counted from its spec; a rival by torch on the meta device, where nothing is computed.
+    Variants are counted from their spec; rivals by torch on the meta device, which computes nothing.
 
     Raises:
-        UnknownNameError: a name is neither a variant's nor among RIVALS.
+        UnknownNameError: the name is neither a variant nor among RIVALS.
         ImportError: torchvision is not installed.
     """
     if name in VARIANTS:
@@ -167,5 +167,5 @@ def build_network(name: str) -> nn.Module:
 
 
 def log_correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Pearson's r of the logarithms: 1 where one is a power of the other."""
+    """Pearson's r of the logarithms: 1 if one is a power of the other."""
     return statistics.correlation([math.log(x) for x in xs], [math.log(y) for y in ys])

@@ -1,11 +1,11 @@
-"""Time and multiply-adds of each block of a network, in torch or inside OpenVINO or ONNX Runtime.
+"""Time and multiply-adds of each block of a network, in torch, OpenVINO or ONNX Runtime.
 
-Multiply-adds say how much arithmetic there is, not how long a processor takes for it: a profile shows where the time
-goes. Weights are random where MODEL has none, since time does not depend on their values.
+Multiply-adds count arithmetic; a profile shows where the time goes. Weights are random if MODEL has none, since time
+does not depend on their values.
 
-torch runs the blocks eagerly in float32, one after the other, and reads the clock between them. The engines report how
-long each node of their graph took. Nodes are named after the layers that they compute (runtime/graph.py); what an
-engine adds, such as a change of memory layout, counts for the block before it.
+torch runs the blocks eagerly in float32, one after the other, and is timed between them. The engines report the time
+of each node of their graph. Nodes are named after the layers that they compute (runtime/graph.py); nodes that an engine
+adds, such as a change of memory layout, count for the block before them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ WARMUP = 2  # rounds that allocate memory and choose kernels
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """How long something is timed, and under which conditions."""
+    """How to time a network."""
 
     batch: int | None = None
-    """Images that go through together. Default: 1, or the batch that an artifact was exported for."""
+    """Batch size. Default: 1, or the batch that an artifact was exported for."""
     threads: int | None = None
     """Threads that the engine may use. Default: the engine's own."""
     runs: int | None = None
-    """Rounds that count, after a warm-up. Default: as many as fit into 20 seconds, from 7 to 30."""
+    """Timed rounds, after a warm-up. Default: as many as fit into 20 seconds, from 7 to 30."""
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -61,22 +61,22 @@ DEFAULTS = TimingOptions()
 
 @dataclass(frozen=True)
 class BlockTime:
-    """A block, what it has to do for the whole batch, and how long that took."""
+    """A block, its work for the whole batch, and its time."""
 
     row: StageRow
     macs: int
-    bytes: int  # the least that moves in float32: each weight read once, each activation written once and read once
+    bytes: int  # minimum traffic in float32: each weight read once, each activation written once and read once
     time: Timing
 
     @property
     def gmacs_per_second(self) -> float:
-        """Billions of multiply-adds in a second: how well the block uses the processor."""
+        """Billions of multiply-adds per second: how well the block uses the processor."""
         return self.macs / self.time.median_ms / 1e6
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A network's time block by block, and the time of the whole network when no clock is read between blocks."""
+    """A network's time block by block, and the time of the whole network without timing between blocks."""
 
     name: str
     resolution: int
@@ -86,7 +86,7 @@ class Profile:
 
     @property
     def sum_ms(self) -> float:
-        """The blocks' medians, added up."""
+        """Sum of the blocks' medians."""
         return sum(block.time.median_ms for block in self.blocks)
 
     @property
@@ -95,15 +95,15 @@ class Profile:
         return sum(block.macs for block in self.blocks)
 
     def time_share(self, block: BlockTime) -> float:
-        """The block's part of `sum_ms`."""
+        """The block's share of `sum_ms`."""
         return block.time.median_ms / self.sum_ms
 
     def macs_share(self, block: BlockTime) -> float:
-        """The block's part of `macs`."""
+        """The block's share of `macs`."""
         return block.macs / self.macs
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, and what it was measured on."""
+        """Every figure, and the conditions of measuring."""
         blocks = [
             {"name": block.row.name, "operator": block.row.operator, "macs": block.macs, "bytes": block.bytes}
             | {**block.time.to_dict(), "gmacs_per_second": block.gmacs_per_second}
@@ -147,9 +147,9 @@ def profile(
     Args:
         model: a network, which gets random weights, or an artifact.
         options: batch, threads and rounds.
-        engine: what runs it; by default torch, or an artifact's own engine.
-        precision: what it computes with; by default fp32, or an artifact's own precision.
-        progress: follows the rounds.
+        engine: by default torch, or an artifact's own engine.
+        precision: by default fp32, or an artifact's own precision.
+        progress: reports the rounds.
 
     Raises:
         ArgumentError: the engine does not have this precision, the artifact was exported for another batch, or it is a
@@ -163,7 +163,7 @@ def profile(
         return _profile_session(random_bundle(model), backend, options.batch or 1, options, progress)
     selection = select(model.config.spec, engine=engine, precision=precision, threads=options.threads, artifact=model)
     if selection.backend.engine == "torch":
-        rule = "is a torch.export program, which does not report the time of its blocks; name its bundle."
+        rule = "is a torch.export program, which does not report the time of its blocks; use its bundle."
         raise ArgumentError("model", str(model.path), rule)
     exported = model.form.batch
     if exported is not None and options.batch not in (None, exported):
@@ -172,7 +172,7 @@ def profile(
 
 
 def _profile_torch(spec: NetworkSpec, options: TimingOptions, progress: Progress) -> Profile:
-    """Each round runs the blocks one after the other, then the whole network."""
+    """Run the blocks one after the other, then the whole network, in each round."""
     import torch
 
     from effnet.models.efficientnet import EfficientNet
@@ -208,7 +208,7 @@ def _blocks(network: Any) -> list[Any]:
 
 
 def _profile_session(model: Model, backend: Backend, batch: int, options: TimingOptions, progress: Progress) -> Profile:
-    """Rounds of a graph that records its nodes, and of one that does not: that one counts as the whole."""
+    """Run a graph that records its nodes, then one that does not, whose time counts as the whole, in each round."""
     spec = model.config.spec
     plain, recording = (compiler(model, backend, recording=each).logits(batch, 1) for each in (False, True))
     shape = batch, spec.resolution, spec.resolution, spec.in_channels
@@ -237,7 +237,7 @@ def _block_times(spec: NetworkSpec, batch: int, times: Sequence[Timing]) -> tupl
 
 
 def _sum_by_block(nodes: Iterable[tuple[str, float]], blocks: Iterable[str]) -> Mapping[str, float]:
-    """The seconds of each block; those of the pixels' nodes, which come first, count for the first block."""
+    """Seconds per block; nodes that convert pixels come first and count for the first block."""
     found = dict.fromkeys(blocks, 0.0)
     current = next(iter(found))
     for name, taken in nodes:

@@ -1,1 +1,1 @@
-"""One HTML page and a model card about a model on images with known classes."""
+"""An HTML report and a model card about a model on labelled images."""

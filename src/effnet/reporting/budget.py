@@ -1,4 +1,4 @@
-"""The parts of a page that only `effnet fit` has: the budget, the candidates, what the time bought."""
+"""The parts of a report that only `effnet fit` has: the budget and the candidates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {  # fields of fit.json: title, and unit
     "latency": ("latency", "s"),
     "slowest_tenth": ("latency, slowest tenth", "s"),
 }
-CANDIDATES = 80  # rows of the table
+CANDIDATES = 80  # most rows of the table
 
 
 def amount(name: str, value: float | None) -> str:
@@ -28,12 +28,12 @@ def amount(name: str, value: float | None) -> str:
 
 
 def title(name: str) -> str:
-    """The name of a resource for people."""
+    """The display name of a resource."""
     return LIMITS.get(name, (name.replace("_", " "), ""))[0]
 
 
 def tabulate_budget(fit: Mapping[str, Any]) -> dict[str, Any]:
-    """Asked, predicted and measured, a row for each resource."""
+    """Asked, predicted and measured, a row per resource."""
     asked, predicted, measured = (fit.get(name) or {} for name in ("budget", "predicted", "measured"))
     broken = {each["limit"]: each for each in fit.get("broken") or ()}
     rows = []
@@ -46,7 +46,7 @@ def tabulate_budget(fit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
-    """The networks that were looked at: their picture, and a table with the reasons."""
+    """The networks that were considered: a plot, and a table with the reasons."""
     rows = []
     for each in fit.get("candidates") or ():
         refused, short, probe = each.get("refused"), accuracy_of(each.get("short")), accuracy_of(each.get("probe"))
@@ -72,7 +72,7 @@ def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
     budget = fit.get("budget") or {}
     orders = [each for each in dict.fromkeys((*budget, "latency", "macs", "params", "memory")) if _is_known(rows, each)]
     tried, svg, drawn = any(row["accuracy"] for row in rows), None, rows
-    if orders[not tried :]:  # a cost beside the accuracy, else two costs
+    if orders[not tried :]:  # plot accuracy against a cost, or one cost against another
         names = orders[:1] if tried else orders[:2]
         drawn = [row for row in rows if all(row["costs"][each] for each in names)]
         points = [row | {"costs": [float(row["costs"][each]) for each in names]} for row in drawn]
@@ -95,6 +95,6 @@ def tabulate_candidates(fit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_known(rows: list[dict[str, Any]], name: str) -> bool:
-    """Whether a resource is a cost that the chosen network and another one have; too slow ones may not be timed."""
+    """Whether the cost is known of the chosen network and another one; networks that are too slow may not be timed."""
     have = [row["chosen"] for row in rows if row["costs"].get(name)]
     return len(have) > 1 and any(have)

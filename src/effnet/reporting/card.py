@@ -1,6 +1,6 @@
-"""The model card: README.md with a YAML header, as the Hugging Face hub reads it, inside a bundle's folder.
+"""The model card: README.md in a bundle's folder, with a YAML header for the Hugging Face hub.
 
-No licence is named: it depends on the images and on the weights that the training began with.
+It names no licence, which depends on the images and the initial weights.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from effnet.reporting.subject import Subject
 from effnet.reporting.words import between, describe_threshold
 
 CARD = "README.md"
-CLASSES = 1000  # that are listed, at most
+CLASSES = 1000  # most classes to list
 EXAMPLE = """```python
 import effnet
 
-classifier = effnet.load("FOLDER")  # of this file
+classifier = effnet.load("FOLDER")  # the folder of this file
 print(classifier.predict("photo.jpg"))
 ```"""
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&-])")  # what markdown would not take as it is
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&-])")  # characters to escape in markdown
 
 
 def write_card(subject: Subject, folder: str | Path) -> Path:
-    """Write README.md into the folder of a bundle, and return its path."""
+    """Write README.md to the folder of a bundle, and return its path."""
     header = yaml.safe_dump(_metadata(subject), sort_keys=False, allow_unicode=True)
     path = Path(folder) / CARD
     write_text(path, f"---\n{header}---\n\n{_text(subject)}")
@@ -39,7 +39,7 @@ def write_card(subject: Subject, folder: str | Path) -> Path:
 
 
 def _metadata(subject: Subject) -> dict[str, Any]:
-    """The header: what the hub shows and searches, with the figures as its model index has them."""
+    """The header that the hub shows and searches, with the figures as a model index."""
     found = subject.evaluation
     values = {"accuracy": found.top1, "f1": found.macro_f1}
     names = {"accuracy": "Accuracy", "f1": "Macro F1"}
@@ -91,15 +91,15 @@ def _text(subject: Subject) -> str:
 
 def _limits(subject: Subject) -> list[str]:
     calibration, known = subject.calibration, subject.classifier.familiarity
-    texts = ["It names one of its classes whatever it is shown."]
+    texts = ["It predicts one of its classes for any image."]
     if calibration is not None:
         texts.append(f"Its confidence was calibrated on {calibration.n:,} {calibration.split} images.")
-        texts.append(f"{describe_threshold(subject.evaluation, calibration)} Below it an answer is `unsure`.")
+        texts.append(f"{describe_threshold(subject.evaluation, calibration)} Predictions below it are `unsure`.")
     if known is not None:
         texts.append(f"{_plain(str(known))}. Images below it are called `unfamiliar`.")
     return texts
 
 
 def _plain(text: str) -> str:
-    """A text that markdown shows as it is."""
+    """A text escaped for markdown."""
     return SPECIAL.sub(r"\\\1", clean(text)) if len(text) <= 60 else SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,6 +1,6 @@
-"""The drawings of a page, as SVG of our own: text stays text, and the page's style gives the colours.
+"""The charts of a report, as SVG without matplotlib: text stays text, and the page's style sets the colours.
 
-Every drawing has a name for screen readers; its numbers stand in a table beside it. Shapes differ as well as colours.
+Every chart has a name for screen readers, and a table of its numbers beside it. Shapes differ as well as colours.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from effnet.metrics.intervals import Interval
 
 WIDTH, HEIGHT = 480.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 26.0, 14.0, 44.0  # margins of the axes
-STRIP = 34.0  # below the axes, for what has no height
-STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # of the marks of an axis, times a power of ten
+STRIP = 34.0  # below the axes, for points without a y value
+STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # between the ticks of an axis, times a power of ten
 NAME = 26  # letters
 
 
 class Axis:
-    """From values to places, linear or logarithmic."""
+    """Maps values to coordinates, linearly or logarithmically."""
 
     def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
         self.low, self.high = (low, high) if high > low else (low * 0.9, low * 1.1 or 1.0)
         self.start, self.end, self.log = start, end, log
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """The coordinate of a value."""
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 2)
 
     @property
     def marks(self) -> list[float]:
-        """Values to write at the axis: 1, 2 and 5 of each decade, or about five at equal steps."""
+        """Values of the ticks: 1, 2 and 5 of each decade, or about five at equal steps."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             found = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
@@ -51,14 +51,14 @@ class Axis:
 
 
 class Drawing:
-    """Axes with a grid, on which points, lines and bars are drawn."""
+    """Axes with a grid, to draw points, lines and bars on."""
 
     def __init__(self, name: str, x: Axis, y: Axis, height: float = HEIGHT) -> None:
         self.root = Element("svg", viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", attrib={"aria-label": name})
         self.x, self.y, self.height = x, y, height
 
     def axes(self, x: tuple[str, str], y: tuple[str, str]) -> Drawing:
-        """Draw the grid; each axis has a title and a format of its numbers."""
+        """Draw the grid. Each axis has a title and a number format."""
         for value in self.x.marks:
             self.line([(self.x(value), TOP), (self.x(value), HEIGHT - BOTTOM)], "grid")
             self.text(write(value, x[1]), self.x(value), HEIGHT - BOTTOM + 17, "mark", "middle")
@@ -70,24 +70,24 @@ class Drawing:
         return self
 
     def add(self, tag: str, kind: str, **values: object) -> Element:
-        """An element of a class of the style sheet."""
+        """Add an element with a class of the style sheet."""
         return SubElement(self.root, tag, {"class": kind, **{key: str(value) for key, value in values.items()}})
 
     def line(self, points: Iterable[tuple[float, float]], kind: str) -> None:
-        """A line through places."""
+        """Draw a line through coordinates."""
         self.add("polyline", kind, points=" ".join(f"{x:g},{y:g}" for x, y in points))
 
     def curve(self, points: Iterable[tuple[float, float]], kind: str) -> None:
-        """A line through values."""
+        """Draw a line through values."""
         self.line([(self.x(x), self.y(y)) for x, y in points], kind)
 
     def text(self, text: str, x: float, y: float, kind: str, anchor: str = "start", move: str = "") -> None:
-        """A text at a place."""
+        """Write a text at coordinates."""
         values = {"text-anchor": anchor} | ({"transform": move} if move else {})
         self.add("text", kind, x=f"{x:g}", y=f"{y:g}", **values).text = text
 
     def point(self, x: float, y: float, shape: str) -> None:
-        """A circle, a cross or a diamond at a place."""
+        """Draw a circle, a cross or a diamond at coordinates."""
         r = {"circle": 4.0, "cross": 4.5, "diamond": 7.0}[shape]
         path = {
             "circle": f"M{x - r} {y}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
@@ -97,12 +97,12 @@ class Drawing:
         self.add("path", shape, d=path)
 
     def done(self) -> Markup:
-        """The drawing as markup, every text escaped."""
+        """The chart as markup, with all text escaped."""
         return Markup(tostring(self.root, encoding="unicode"))
 
 
 def write(value: float, form: str) -> str:
-    """A number at an axis: "%", or a unit behind a prefix of thousands."""
+    """Format a number of an axis as "%", or with a unit and an SI prefix."""
     if form == "%":
         return f"{100 * value:g}%"
     for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
@@ -112,12 +112,12 @@ def write(value: float, form: str) -> str:
 
 
 def draw_coverage(curve: Sequence[tuple[float, int, int]], n: int, mark: int | None) -> Markup:
-    """Accuracy of the most confident answers over their share; `mark` is the place of the chosen threshold.
+    """Draw accuracy against coverage, with a mark at the chosen threshold.
 
     Args:
-        curve: for each threshold, it, the images that are answered and those that are right.
-        n: images.
-        mark: a place in `curve`.
+        curve: (threshold, number of images answered, number of correct answers), by threshold.
+        n: number of images.
+        mark: index of the chosen threshold in `curve`.
     """
     points = [(answered / n, right / answered) for _, answered, right in curve if answered]
     low = max(0.0, math.floor(20 * min(y for _, y in points) - 1e-9) / 20)
@@ -131,7 +131,7 @@ def draw_coverage(curve: Sequence[tuple[float, int, int]], n: int, mark: int | N
 
 
 def draw_reliability(before: Reliability, after: Reliability) -> Markup:
-    """Accuracy over confidence in bins, calibrated as bars, uncalibrated as circles."""
+    """Draw accuracy against confidence in bins, calibrated as bars, uncalibrated as circles."""
     x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, HEIGHT - BOTTOM, TOP)
     drawing = Drawing("Accuracy over confidence, in bins", x, y)
     drawing.axes(("confidence", "%"), ("images that are right", "%"))
@@ -149,7 +149,7 @@ def draw_reliability(before: Reliability, after: Reliability) -> Markup:
 
 
 def draw_history(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Accuracy on the val split after each epoch."""
+    """Draw the accuracy on the val split after each epoch."""
     points = [(float(row["epoch"]), float(row["val_top1"])) for row in rows]
     values = [value for _, value in points]
     spread = max(values) - min(values) or 0.1
@@ -163,12 +163,12 @@ def draw_history(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def draw_candidates(rows: Sequence[Mapping[str, Any]], costs: Sequence[tuple[str, str]], limit: float | None) -> Markup:
-    """Accuracy of the networks that were tried over a cost, the others below the axis; or one cost over another.
+    """Draw accuracy against a cost, with untried networks below the axis; or one cost against another.
 
     Args:
         rows: each with `name`, `costs`, `accuracy` (an Interval or None), `refused` (a reason or ""), `said`, `chosen`.
-        costs: title and unit of one cost, and of another one in place of the accuracy where nothing was tried.
-        limit: of the first cost, from the budget.
+        costs: title and unit of one cost, and of another that replaces the accuracy if nothing was tried.
+        limit: the budget for the first cost.
     """
     x, y = costs[0], costs[1] if len(costs) > 1 else None
     across = [row["costs"][0] for row in rows] + ([limit] if limit else [])
@@ -205,7 +205,7 @@ def draw_candidates(rows: Sequence[Mapping[str, Any]], costs: Sequence[tuple[str
 
 
 def draw_interval(figure: Interval) -> Markup:
-    """A bar from 0 to 1 with the interval of its value, for a cell of a table."""
+    """Draw a bar from 0 to 1 with the interval of its value, for a table cell."""
     root = Element("svg", {"viewBox": "0 0 100 14", "class": "cell", "aria-hidden": "true"})
     value, low, high = (f"{100 * each:.1f}" for each in (figure.value, figure.low, figure.high))
     SubElement(root, "rect", {"class": "bar", "x": "0", "y": "2", "width": value, "height": "10"})

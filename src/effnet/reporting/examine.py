@@ -1,4 +1,4 @@
-"""A model's answers to images with known classes, with every figure that a page shows."""
+"""Evaluates a model on labelled images, with every figure that a report shows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def examine(
     train: Dataset | None = None,
     progress: Progress = SILENT,
 ) -> Subject:
-    """Run a model on images with known classes, and measure all that a report tells.
+    """Run a model on labelled images, and measure everything that a report shows.
 
     Args:
-        classifier: the model; its own calibration counts.
+        classifier: the model, with its own calibration.
         images: labelled in the order of its outputs.
-        split: what these images are: test, val ... Label sets and familiarity, which are fitted on val, are measured
-            on other splits only.
-        name: of the model, for people.
-        train: the images that it was trained on, labelled likewise, among which those nearest to mistakes are shown.
+        split: the split of these images: test, val ... Label sets and familiarity are fitted on val, so they are
+            measured only on other splits.
+        name: display name of the model.
+        train: its training images, labelled likewise; the report shows those nearest to mistakes.
         progress: counts images.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The report: one HTML file of at most 3 MB that needs no network, no server and no JavaScript.
+"""The report: one HTML file of at most 3 MB that works without network, server and JavaScript.
 
-What it holds comes from a Subject; page/ has the template, the style and the script, which are written into it. Its
-content security policy names the two by their hashes, so nothing else in it can run, whatever a class is called.
+Its content comes from a Subject; page/ has the template, and the style and script that are inlined. The content
+security policy allows these two by their hashes, so nothing else in the page can run, whatever a class is called.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from effnet.reporting.pictures import Pictures
 from effnet.reporting.subject import Subject
 from effnet.version import __version__
 
-LIMIT = 3_000_000  # bytes of a page
-ROOM = 2_200_000  # of them for pictures, as long as the rest leaves so much
+LIMIT = 3_000_000  # bytes per page
+ROOM = 2_200_000  # bytes of them for pictures, less if the rest is large
 
 
 def write_report(subject: Subject, out: str | Path, progress: Progress = SILENT) -> Path:
-    """Write a page about a model on images with known classes, and return its path.
+    """Write a page about a model on labelled images, and return its path.
 
-    The same subject gives the same bytes. Small copies of some images are in it: whoever gets the page sees them.
+    The same subject gives the same bytes. The page includes small copies of some images: mind whom you give it to.
 
     Raises:
         ArgumentError: `out` is a folder.
@@ -44,7 +44,7 @@ def write_report(subject: Subject, out: str | Path, progress: Progress = SILENT)
 
 
 def render(subject: Subject, room: int, progress: Progress = SILENT) -> str:
-    """The page's text, with at most `room` bytes of pictures."""
+    """The page as HTML, with at most `room` bytes of pictures."""
     environment = Environment(
         loader=PackageLoader("effnet.reporting", "page"),
         autoescape=True,
@@ -62,7 +62,7 @@ def render(subject: Subject, room: int, progress: Progress = SILENT) -> str:
 
 
 def _fill(subject: Subject, pictures: Pictures, progress: Progress) -> dict[str, Any]:
-    """Every part of the page; the first ones get their pictures first."""
+    """Every part of the page; pictures are allotted in this order."""
     fit, history = subject.fit or {}, subject.history
     parts: dict[str, Callable[[], Any]] = {
         "verdict": lambda: sections.tell_verdict(subject),

@@ -1,4 +1,4 @@
-"""The pictures of a page: small, WebP, as data URIs, and never more bytes of them than the page has room for."""
+"""The pictures of a page: small WebP images as data URIs, no more bytes than the page has room for."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from PIL import Image
 from effnet.data.image import open_photo
 from effnet.errors import ImageError
 
-SIDE, LARGE = 112, 160  # pixels of the longer side: in rows of pictures, of a mistake and its maps
-TINY = 64  # pixels of a side up to which a picture is shown enlarged, in squares
+SIDE, LARGE = 112, 160  # pixels of the longer side: in rows of pictures, and for a mistake and its maps
+TINY = 64  # pictures of up to this many pixels a side are shown enlarged, without smoothing
 QUALITY, QUALITY_OF_TINY = 60, 85  # of WebP
 
 
 class Picture(NamedTuple):
-    """A picture in a page."""
+    """A picture on a page."""
 
     source: str  # a data URI
-    width: int  # as shown, in pixels of CSS
+    width: int  # as shown, in CSS pixels
     height: int
     tiny: bool  # whether it is enlarged
 
 
 class Pictures:
-    """Encodes pictures while there is room for them: `room` is the bytes that are left."""
+    """Encodes pictures while there is room; `room` is the number of bytes left."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -36,7 +36,7 @@ class Pictures:
         """The photo in a file, its longer side `side` pixels; None if it cannot be read or the page is full."""
         try:
             return self.image(open_photo(path, least=2.0 * side), side) if self.room > 0 else None
-        except (ImageError, OSError):  # gone or changed since it was evaluated
+        except (ImageError, OSError):  # deleted or changed since it was evaluated
             return None
 
     def image(self, image: Image.Image, side: int = SIDE) -> Picture | None:

@@ -1,4 +1,4 @@
-"""The parts of a page as plain values, in the words and numbers that the reader sees; the template arranges them."""
+"""The parts of a page as plain values, with the text and numbers that the reader sees; the template arranges them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from effnet.reporting.subject import Subject, suspect_labels
 from effnet.reporting.words import between, describe_confidence
 from effnet.runtime.cam import Explanation
 
-NAMED = 20  # classes of the confusion matrix, at most
-PAIRS, OF_PAIR, OF_CLASS = 60, 8, 5  # pairs of classes with pictures, and pictures of a pair and of a right class
-MISTAKES, NEAREST = 12, 3  # with maps; training images beside each
-SUSPECTS, STRANGE = 24, 12  # pictures of suspected labels and of unfamiliar images
-CLASSES = 300  # rows of the table of classes
+NAMED = 20  # most classes of the confusion matrix
+PAIRS, OF_PAIR, OF_CLASS = 60, 8, 5  # cells with pictures, pictures of a confused pair, and of a class predicted right
+MISTAKES, NEAREST = 12, 3  # mistakes with maps, and training images beside each
+SUSPECTS, STRANGE = 24, 12  # pictures of suspected labels, and of unfamiliar images
+CLASSES = 300  # most rows of the table of classes
 STEPS = 200  # thresholds of the slider
-LETTERS = 60  # of a class's or a file's name
-SHADES = 9  # of the cells of the matrix
+LETTERS = 60  # longest name of a class or file
+SHADES = 9  # of the matrix's cells
 
 
 def clean(name: object) -> str:
-    """A name from the user's data on one line, without its middle where it is long."""
+    """A name from the user's data on one line, without its middle if it is long."""
     text = on_one_line(str(name))
     return text if len(text) <= LETTERS else f"{text[: LETTERS // 2]}…{text[-LETTERS // 2 + 1 :]}"
 
@@ -45,7 +45,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def tell_verdict(subject: Subject) -> dict[str, Any]:
-    """What came of it in a sentence, and what to do next."""
+    """The result in a sentence, and what to do next."""
     found = subject.evaluation
     right = f"{between(found.top1)} of {found.n:,} images {whose(subject.split)} are classified correctly"
     cautions, next_steps, kept = [], [], None
@@ -55,7 +55,7 @@ def tell_verdict(subject: Subject) -> dict[str, Any]:
         if not kept and subject.fit.get("nearest"):
             next_steps.append(f"{subject.fit['nearest']}.")
     if subject.split == "val":
-        cautions.append("The weights were chosen on these images, so on new ones it may be less: keep a test split.")
+        cautions.append("The weights were chosen on these images, so on new ones it may be lower: keep a test split.")
     elif subject.split in ("train", "all"):
         cautions.append("The model may have been trained on these images: the figures do not hold for new ones.")
     if found.mistakes:
@@ -68,12 +68,12 @@ def tell_verdict(subject: Subject) -> dict[str, Any]:
 
 
 def whose(split: str) -> str:
-    """The images of a split, in words."""
+    """The images of a split, as a phrase."""
     return {"all": "of the data", "new": "that are new", "": "of the data"}.get(split, f"of the {split} split")
 
 
 def tabulate_coverage(subject: Subject) -> dict[str, Any]:
-    """Coverage against accuracy: the picture, thresholds for the slider, and a few of them as a table."""
+    """Accuracy against coverage: the chart, thresholds for the slider, and a few of them as a table."""
     sure, right = np.sort(subject.confidence)[::-1], subject.predicted == subject.labels
     order = np.argsort(-subject.confidence, kind="stable")
     rights, n = np.cumsum(right[order]), len(sure)
@@ -83,7 +83,7 @@ def tabulate_coverage(subject: Subject) -> dict[str, Any]:
         answered = int(np.searchsorted(-sure, -least, side="right"))  # ties are answered together
         if not curve or answered < curve[-1][1]:
             curve.append((least, answered, int(rights[answered - 1])))
-    curve.reverse()  # from the fewest answers to all, as the slider and the drawing go
+    curve.reverse()  # from the fewest answers to all, like the slider and the chart
     abstention, mark = subject.evaluation.abstention, len(curve) - 1
     threshold = None if abstention is None else abstention.threshold
     if threshold:
@@ -119,7 +119,7 @@ def tabulate_confusion(subject: Subject, pictures: Pictures) -> dict[str, Any]:
     for _, i, j in (*sorted(wrong)[:PAIRS], *same):
         true, predicted = shown[i], shown[j]
         members = order[(subject.labels[order] == true) & (subject.predicted[order] == predicted)]
-        rows = members[:OF_PAIR] if i != j else members[::-1][:OF_CLASS]  # of the right ones the least confident
+        rows = members[:OF_PAIR] if i != j else members[::-1][:OF_CLASS]  # of correct ones the least confident
         photos = [_photo(subject, row, pictures) for row in rows.tolist()]
         if photos := [photo for photo in photos if photo["picture"]]:
             opened.add((i, j))
@@ -140,7 +140,7 @@ def tabulate_confusion(subject: Subject, pictures: Pictures) -> dict[str, Any]:
 
 
 def _confused_classes(subject: Subject) -> list[int]:
-    """The classes with images or answers, or of many those that are mixed up most often, in their order."""
+    """The classes with images or predictions, or if there are many the most confused ones, in order."""
     pairs = subject.evaluation.pairs
     used: list[int] = np.unique(pairs[:, :2]).tolist()
     if len(used) <= NAMED:
@@ -174,7 +174,7 @@ def _map(found: Explanation, largest: float, names: Sequence[str], pictures: Pic
 
 
 def _nearest(subject: Subject, pixels: NDArray[np.uint8], pictures: Pictures) -> Iterator[dict[str, Any]]:
-    """The training images whose features point most nearly the way of an image's."""
+    """The training images whose features have the largest cosine similarity to an image's."""
     assert subject.neighbours is not None
     images, features = subject.neighbours
     _, maps = subject.classifier.maps(pixels[None])
@@ -192,7 +192,7 @@ def _nearest(subject: Subject, pixels: NDArray[np.uint8], pictures: Pictures) ->
 def list_suspects(subject: Subject, pictures: Pictures) -> dict[str, Any]:
     """Images whose label may be wrong, the least probable labels first."""
     found = subject.suspects
-    if found is None:  # a model knows by heart what it was trained on
+    if found is None:  # these images were trained on, and a model memorises their labels
         by_heart = subject.split in ("train", "all")
         found = [] if by_heart else suspect_labels(subject.data, subject.logits, subject.temperature)
     rows = []
@@ -216,7 +216,7 @@ def list_strange(subject: Subject, pictures: Pictures) -> dict[str, Any]:
 
 
 def tabulate_classes(subject: Subject) -> dict[str, Any]:
-    """Every class, or of many those of the lowest F1."""
+    """Every class, or if there are many those with the lowest F1."""
     taken_for: dict[str, str] = {}
     for mistake in subject.evaluation.mistakes:
         taken_for.setdefault(mistake.true, f"{clean(mistake.predicted)} ({mistake.count:,})")
@@ -261,11 +261,11 @@ def tell_calibration(subject: Subject) -> dict[str, Any]:
 
 
 def count_network(subject: Subject) -> list[tuple[str, str]]:
-    """The network's sizes, and what runs it."""
+    """The network's sizes, and its backend."""
     spec, price = subject.classifier.spec, cost(subject.classifier.spec)
     rows = [
         ("network", f"{clean(spec.name)} at {subject.classifier.input.size} px"),
-        ("multiply-adds of an image", console.millions(price.macs)),
+        ("multiply-adds per image", console.millions(price.macs)),
         ("parameters", console.millions(price.params)),
         ("weights in fp32", console.size(4 * price.params)),
     ]
@@ -275,13 +275,13 @@ def count_network(subject: Subject) -> list[tuple[str, str]]:
 
 
 def split_rows(subject: Subject) -> list[tuple[str, str]]:
-    """How many images each split has, as numbers and shares."""
+    """Number and share of the images of each split."""
     total = sum(subject.splits.values())
     return [(name, f"{count:,} ({percent(count / total)})") for name, count in subject.splits.items() if count]
 
 
 def accuracy_of(figure: Any) -> Interval | None:
-    """An interval of fit.json."""
+    """An interval from fit.json."""
     return None if figure is None else Interval(*(float(figure[name]) for name in ("value", "low", "high")))
 
 

@@ -1,4 +1,4 @@
-"""What a report is about: a model, what it made of images with known classes, and where all of that came from."""
+"""The subject of a report: a model, its predictions for labelled images, and the origin of both."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from effnet.runtime.classifier import Classifier
 from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Logits, Pixels
 
-SURE = 0.9  # confidence in another label from which the given one is suspected
-# What the features of training images may cost where they have to be computed: images, and multiply-adds of all.
+SURE = 0.9  # from this confidence in another class, a label is suspected
+# Limits for computing the features of training images: number of images, and multiply-adds of all.
 MOST_IMAGES, MOST_MACS = 2000, 100e9
 
 
 class Suspect(NamedTuple):
-    """An image whose label may be wrong; a plain tuple of the four will do."""
+    """An image whose label may be wrong; a plain tuple of the four works as well."""
 
     path: str  # from the data's root, or absolute
     given: str
@@ -41,7 +41,7 @@ class Suspect(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """Training images among which those nearest to a mistake are looked for."""
+    """Training images to search for those nearest to a mistake."""
 
     images: Dataset  # M
     features: NDArray[np.floating[Any]]  # (M, C), pooled
@@ -49,28 +49,28 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """All that a page tells; what is empty or None is left out of it."""
+    """Everything that a page shows; parts that are empty or None are left out."""
 
-    name: str  # of the model, for people
-    source: str  # the name of the data, for people
+    name: str  # display name of the model
+    source: str  # display name of the data
     data: Dataset  # the N evaluated images, labelled in the order of the outputs
     split: str  # train, val, test, new or all
     logits: Logits  # (N, K), raw
     evaluation: Evaluation
-    classifier: Classifier  # the model, for maps of where it looked
+    classifier: Classifier  # for activation maps
     calibration: Calibration | None = None
-    calibrated_on: str = ""  # these images, in words
+    calibrated_on: str = ""  # description of these images
     sureness: Sureness | None = None
-    scores: NDArray[np.float64] | None = None  # (N,), how familiar; the classifier knows the threshold
+    scores: NDArray[np.float64] | None = None  # (N,), familiarity; the classifier has the threshold
     neighbours: Neighbours | None = None
-    suspects: Sequence[tuple[str, str, str, float]] | None = None  # None: of the evaluated images; see suspect_labels
+    suspects: Sequence[tuple[str, str, str, float]] | None = None  # None: by suspect_labels, of the evaluated images
     judge: str = "the model itself, which was not trained on these images"  # who suspects the labels
     history: Sequence[Mapping[str, Any]] = ()  # rows of a run's results.csv
-    splits: Mapping[str, int] = field(default_factory=dict)  # images of each split
+    splits: Mapping[str, int] = field(default_factory=dict)  # number of images per split
     notes: Sequence[str] = ()  # sentences about the data
-    commands: Sequence[tuple[str, str]] = ()  # what each does, and the command
-    facts: Mapping[str, str] = field(default_factory=dict)  # seed, versions, machine, seconds, in words
-    fit: Mapping[str, Any] | None = None  # what fit.json holds
+    commands: Sequence[tuple[str, str]] = ()  # title and command
+    facts: Mapping[str, str] = field(default_factory=dict)  # seed, versions, machine, seconds, as text
+    fit: Mapping[str, Any] | None = None  # the contents of fit.json
 
     def __post_init__(self) -> None:
         if len(self.logits) != len(self.data):
@@ -83,7 +83,7 @@ class Subject:
 
     @property
     def temperature(self) -> float:
-        """By which the logits are divided."""
+        """The divisor of the logits."""
         return self.evaluation.after.temperature
 
     @cached_property
@@ -103,17 +103,17 @@ class Subject:
 
     @cached_property
     def mistakes(self) -> list[int]:
-        """The images that were predicted wrong, the most confident first."""
+        """Indices of the wrong predictions, the most confident first."""
         return worst_mistakes(self.data, self.predicted, self.confidence)
 
 
 def suspect_labels(data: Dataset, logits: Logits, temperature: float) -> list[Suspect]:
-    """Images that a model takes for another class with a confidence of SURE, the least probable labels first.
+    """Images for which a model predicts another class with a confidence of SURE, the least probable labels first.
 
     Args:
         data: N images that the model was not trained on.
         logits: (N, K), raw.
-        temperature: by which they are divided.
+        temperature: the divisor of the logits.
     """
     labels, found = np.array([sample.label for sample in data.samples], np.int64), list[Suspect]()
     for rows in row_blocks(logits):
@@ -126,11 +126,11 @@ def suspect_labels(data: Dataset, logits: Logits, temperature: float) -> list[Su
 
 
 def find_neighbours(classifier: Classifier, train: Dataset, progress: Progress = SILENT) -> Neighbours | None:
-    """The features of training images, spread over the classes; None where MOST_MACS are not one of each class.
+    """Features of training images, spread over the classes; None if MOST_MACS does not allow one per class.
 
     Args:
         classifier: the model.
-        train: the images that it was trained on, labelled in the order of its outputs.
+        train: its training images, labelled in the order of its outputs.
         progress: counts images.
     """
     count = min(MOST_IMAGES, int(MOST_MACS / cost(classifier.spec).macs))

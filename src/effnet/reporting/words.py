@@ -1,4 +1,4 @@
-"""How confidence, temperature and threshold are told, on a page and by effnet val alike."""
+"""Sentences about confidence, temperature and threshold, for the report and effnet val."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from effnet.metrics.intervals import Interval
 
 
 def bounds(figure: Interval, digits: int = 2) -> str:
-    """The interval of a share."""
+    """The interval of a share, as text."""
     return f"{figure.low:.{digits}%} to {figure.high:.{digits}%}"
 
 
 def between(figure: Interval, digits: int = 1) -> str:
-    """A share with its interval."""
+    """A share with its interval, as text."""
     return f"{figure.value:.{digits}%} ({bounds(figure, digits)})"
 
 
 def describe_confidence(evaluation: Evaluation, calibration: Calibration | None, fitted_on: str) -> Iterator[str]:
-    """How far confidence is from accuracy, and what a threshold does.
+    """Describe how far confidence is from accuracy, and what a threshold does.
 
     Args:
         evaluation: the figures.
-        calibration: what was fitted; None: nothing.
-        fitted_on: the images that it was fitted on, in words.
+        calibration: None if nothing was fitted.
+        fitted_on: description of the images that it was fitted on.
     """
     before, after = evaluation.before, evaluation.after
     figures = f"ECE {before.ece:.1%}, Brier {before.brier:.3f}, loss {before.loss:.4f}"
@@ -44,7 +44,7 @@ def describe_confidence(evaluation: Evaluation, calibration: Calibration | None,
 
 
 def describe_threshold(evaluation: Evaluation, calibration: Calibration) -> str:
-    """What the threshold of a calibration ensures, and does with the evaluated images."""
+    """Describe what the threshold of a calibration ensures, and its effect on the evaluated images."""
     abstention = evaluation.abstention
     if abstention is None:
         return (
