@@ -118,6 +118,8 @@ def test_more_than_six_options_are_a_dataclass(
         (["export", "lite9"], "`model` (='lite9') is not known"),
         (["convert", "lite9"], "`file` (='lite9') is not known"),
         (["scale", "--from", "b9"], "`from` (='b9') is not known"),
+        (["scale", "--macs", "300", "M"], "'M' is more than effnet scale takes. Write 300M in one word."),
+        (["scale", "--memory", "8", "GB"], "100MiB, 8GB or 8GiB. Write 8GB in one word."),
         (["scale", "b0", "--macs", "400M"], "'b0' is more than effnet scale takes.\neffnet scale --help"),
         (["search", "run", "x", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number"),
         (["predict", "x.jpg", "--topk", "many"], "--topk"),
@@ -136,6 +138,16 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert message in run.err
     assert "Traceback" not in run.err
     assert run.out == ""
+
+
+@pytest.mark.parametrize("words", [["--model=~/my models/none.pth"], ["--model", "~/my models/none.pth"]])
+def test_the_home_that_no_shell_wrote_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    """Bash leaves ~ alone behind = and in quotes, which a pattern and a name with a space need."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/my models/none.pth does not exist" in Run(capsys, "predict", "x.jpg", *words).err
+    assert "`model` (='~x') is not known" in Run(capsys, "info", "~x").err
 
 
 def test_traceback_on_request() -> None:

@@ -50,11 +50,13 @@ def test_nearest(word: str, expected: str) -> None:
         (bytes(10**6), "1,000,000 bytes"),
         (np.float32(1.5), "1.5"),
         ("photos/a.png", "'photos/a.png'"),
+        (Path("photos/a.png"), "'photos/a.png'"),
         ([1, 2, 3], "[1, 2, 3]"),
     ],
 )
 def test_a_value_is_shown_short(value: object, shown: str) -> None:
     assert shown in short(value)
+    assert "Path(" not in short(value)
 
 
 @pytest.mark.parametrize(

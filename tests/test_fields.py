@@ -16,6 +16,7 @@ from effnet.fields import parse_bytes, parse_count, parse_seconds, write_count
         (7, 7),
         ("7", 7),
         ("1,000,000", 10**6),
+        ("1,500M", 15 * 10**8),
         ("1_000", 1000),
         (".5M", 500_000),
         (".29G", 290_000_000),  # .29 is no binary number
@@ -56,6 +57,10 @@ def test_seconds(written, number):
         (parse_count, "1GB", "Did you mean 1G"),
         (parse_count, "0.5", "at least 1"),
         (parse_count, "1e400", "at most"),
+        (parse_count, "1,5G", "Did you mean 1.5G"),  # not 15G
+        (parse_count, "15,00", "Did you mean 15.00"),
+        (parse_count, "1,2,3", "390M, 1G"),
+        (parse_seconds, "0,5s", "Did you mean 0.5s"),
         (parse_bytes, "10Gi", "Did you mean 10GiB"),
         (parse_seconds, "20", "20ms"),
         (parse_seconds, "20m", "Did you mean 20ms"),
@@ -79,3 +84,17 @@ def test_one_is_not_written_as_several():
 def test_whole_numbers_beyond_floats(check):
     with pytest.raises(ArgumentError, match=r"`phi` \(=1000"):
         check("phi", 10**400)
+
+
+@pytest.mark.parametrize("check", [fields.positive_int, fields.non_negative_int])
+def test_whole_numbers_beyond_64_bits(check):
+    assert check("batch", 2**63 - 1) == 2**63 - 1
+    with pytest.raises(ArgumentError, match=r"`batch` \(=9223372036854775808\) must be at most 2\^63 - 1"):
+        check("batch", 2**63)
+
+
+def test_a_seed_has_32_bits():
+    assert fields.seed_number("seed", 2**32 - 1) == 2**32 - 1
+    for wrong in (2**32, -1, 1.5, None):
+        with pytest.raises(ArgumentError, match="`seed`"):
+            fields.seed_number("seed", wrong)

@@ -13,12 +13,14 @@ import sys
 import warnings
 from contextlib import suppress
 from dataclasses import is_dataclass
+from itertools import pairwise
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import effnet.console as console  # `from effnet import` would first search the public names
 from effnet.errors import ArgumentError, EffnetError, RefusedError, ran_out_of_memory, translated
+from effnet.fields import AMOUNT, BYTES, COUNTS, SECONDS
 from effnet.version import __version__
 
 HELP = """EfficientNet: exact networks, verified weights, and the network that fits your budget.
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = console.FINDING if isinstance(error, RefusedError) else console.ERROR
         if isinstance(error, ArgumentError):
             error = _name_option(error, typed)
-        _print_error(error, name)
+        _print_error(error, name, _divided_amount(typed))
     if arguments is None:
         gc.freeze()  # saves the final collection, 20 ms
     sys.exit(code)
@@ -136,7 +138,14 @@ def _name_option(error: ArgumentError, typed: list[str]) -> ArgumentError:
     return error if known else error.renamed(names[0])
 
 
-def _print_error(error: Exception, command: str) -> None:
+def _divided_amount(typed: list[str]) -> str:
+    """The amount that was typed as two words, as in --macs 300 M; "" where there is none."""
+    units = {unit.lower() for unit in (*COUNTS, *BYTES, *SECONDS)} - {""}
+    pairs = (number + unit for number, unit in pairwise(typed) if unit.lower() in units)
+    return next((amount for amount in pairs if AMOUNT.fullmatch(amount)), "")
+
+
+def _print_error(error: Exception, command: str, divided: str) -> None:
     """Print an error as one line; for a missing package it names the extra that the command needs."""
     if command:
         error = translated(error, command, COMMANDS[command][1] or "torch")
@@ -148,6 +157,8 @@ def _print_error(error: Exception, command: str) -> None:
     said = str(error)
     if isinstance(error, UnusedCliTokensError):
         said = f"{' '.join(error.unused_tokens or ())!r} is more than effnet {command} takes."
+    if divided and isinstance(error, (ArgumentError, UnusedCliTokensError)):
+        said = f"{said.partition(' Did you mean')[0]} Write {divided} in one word."
     if isinstance(error, OSError) and error.errno == errno.EMFILE:  # without a name if it was a pipe
         said += "; allow more: ulimit -n 1024"
     text = f"effnet: {'' if expected else unexpected}{said}"

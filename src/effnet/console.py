@@ -48,11 +48,13 @@ SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def read_value(type_: Any, tokens: Sequence[Token]) -> Any:
-    """A value as cyclopts reads it, with two exceptions.
+    """A value as cyclopts reads it, with three exceptions.
 
     A whole number must be written as one; cyclopts would round 1.5 to 2. An empty word, such as an unset shell
-    variable, is refused: as a path it would mean the working folder.
+    variable, is refused: as a path it would mean the working folder. ~/ is the user's home, which a shell does not
+    write out in --out=~/photos or '~/photos/*.jpg'.
     """
+    tokens = [token.evolve(value=_at_home(token.value)) for token in tokens]
     if any(token.value == "" for token in tokens):
         raise ValueError("an empty word is not a value")
     if type_ is int or int in get_args(type_):
@@ -61,6 +63,12 @@ def read_value(type_: Any, tokens: Sequence[Token]) -> Any:
         except ValueError as error:
             raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
     return convert(type_, tokens)
+
+
+def _at_home(word: str) -> str:
+    with suppress(RuntimeError):  # a user without a home
+        return str(Path(word).expanduser()) if word == "~" or word.startswith("~/") else word
+    return word
 
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 
 # package -> the extra that installs it; "": it is installed with effnet
@@ -169,7 +170,7 @@ def short(value: object) -> str:
         return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"  # type: ignore[attr-defined]  # just checked
     if isinstance(value, (bytes, bytearray)):
         return f"{len(value):,} {type(value).__name__}"
-    text = " ".join(_SHORT.repr(value).split())
+    text = " ".join(_SHORT.repr(str(value) if isinstance(value, PurePath) else value).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]} ... {text[-15:]}"
 
 

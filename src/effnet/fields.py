@@ -30,7 +30,10 @@ PLAIN = {"": 1}  # of a number that is not text
 SINGULAR = {"": "", "are": "is", "have": "has"}
 
 LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond any network, and 64 bits hold it
-AMOUNT = re.compile(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
+LARGEST_WHOLE = 2**63 - 1  # of what counts steps, images or pixels, in Python's own loops, too
+# A comma divides thousands, as effnet writes them; 1,5G is no amount.
+WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)"
+AMOUNT = re.compile(rf"({WHOLE}\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
 
 
 def positive_float(argument: str, value: SupportsFloat) -> float:
@@ -100,6 +103,14 @@ def non_negative_int(argument: str, value: SupportsIndex) -> int:
     return _integer(argument, value, 0, "must be a whole number of at least 0.")
 
 
+def seed_number(argument: str, value: SupportsIndex) -> int:
+    """`value` as a seed, which numpy's older generator takes: a whole number of 32 bits."""
+    result = non_negative_int(argument, value)
+    if result >= 2**32:
+        raise ArgumentError(argument, value, "must be at most 4294967295 (2^32 - 1).")
+    return result
+
+
 def number(argument: str, value: SupportsFloat) -> float:
     """`value` as a float; text and booleans are refused."""
     if not isinstance(value, (bool, str)):
@@ -166,7 +177,9 @@ def write_count(count: int, noun: str, verb: Literal["", "are", "have"] = "") ->
 def _integer(argument: str, value: SupportsIndex, least: int, rule: str) -> int:
     if not isinstance(value, bool):
         with suppress(TypeError, ValueError):
-            if (number := operator.index(value)) >= least:
+            if (number := operator.index(value)) > LARGEST_WHOLE:
+                rule = "must be at most 2^63 - 1."
+            elif number >= least:
                 return number
     raise ArgumentError(argument, value, rule)
 
@@ -178,9 +191,11 @@ def _parse(
     rule = f"must be an amount such as {forms}."
     if isinstance(amount, bool) or not isinstance(amount, (str, Real)):
         raise ArgumentError(argument, amount, rule)
-    found = AMOUNT.fullmatch(str(amount).strip().replace("µ", "u").replace("μ", "u"))
+    text = str(amount).strip().replace("µ", "u").replace("μ", "u")
+    found = AMOUNT.fullmatch(text)
     if found is None:
-        raise ArgumentError(argument, amount, rule)
+        point = text.replace(",", ".")
+        raise ArgumentError(argument, amount, rule + (f" Did you mean {point}?" if AMOUNT.fullmatch(point) else ""))
     digits, written = found.groups()
     known = {unit.lower(): unit for unit in units}
     bits = written.endswith("b") and not written.islower() and units is BYTES

@@ -27,7 +27,7 @@ from effnet.arch.specfile import read_mapping
 from effnet.console import Amount, command_line, given
 from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError
-from effnet.fields import check_fields, non_negative_int, one_of, positive_float, positive_int, read_fields, set_field
+from effnet.fields import check_fields, one_of, positive_float, positive_int, read_fields, seed_number, set_field
 from effnet.files import write_text
 from effnet.runtime.options import AnyEngine, EngineName, EnginePrecision
 from effnet.scaling.budget import PARSERS, UNITS, Budget
@@ -85,7 +85,7 @@ class FitOptions:
             if getattr(self, name) is not None:
                 set_field(self, name, PARSERS[name](name, getattr(self, name)))
         check_fields(self, positive_float, "minutes")
-        check_fields(self, non_negative_int, "seed")
+        check_fields(self, seed_number, "seed")
         check_fields(self, positive_int, *(n for n in ("resolution", "threads") if getattr(self, n) is not None))
         one_of("engine", self.engine, AnyEngine)
         if self.precision is not None:

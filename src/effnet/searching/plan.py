@@ -44,7 +44,15 @@ from effnet.data.dataset import (
 )
 from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, DataError
-from effnet.fields import non_negative_float, non_negative_int, one_of, positive_float, positive_int, read_fields
+from effnet.fields import (
+    non_negative_float,
+    non_negative_int,
+    one_of,
+    positive_float,
+    positive_int,
+    read_fields,
+    seed_number,
+)
 from effnet.files import names_in, write_text
 from effnet.machine import this_machine
 from effnet.scaling.budget import Budget
@@ -107,8 +115,7 @@ class SearchOptions:
         object.__setattr__(self, "triple", tuple(self.triple))
         one_of("fit", self.fit, FitMode)
         _check_positive(self, ("epochs",), ("images", "resolution", "rungs", "seeds", "finalists"))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ArgumentError("seed", self.seed, "must be a whole number from 0 on.")
+        seed_number("seed", self.seed)
         if not 0 < self.phi <= LARGEST_PHI:
             raise ArgumentError("phi", self.phi, f"must be more than 0 and at most {LARGEST_PHI}.")
         for rule in map(read_rule, self.triple):

@@ -19,6 +19,7 @@ from effnet.fields import (
     parse_bytes,
     positive_float,
     positive_int,
+    seed_number,
     set_field,
 )
 
@@ -31,7 +32,7 @@ CHECKS: dict[str, Callable[[str, Any], object]] = {
     "threads": positive_int,
     "train_memory": parse_bytes,
     "workers": non_negative_int,
-    "seed": non_negative_int,
+    "seed": seed_number,
     "save_seconds": non_negative_float,
 }
 
