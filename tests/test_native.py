@@ -65,6 +65,8 @@ def test_it_answers_and_closes() -> None:
         (15, 3, "pad=3"),
         (17, 1, "shortcut=1 must be from 0 to 0"),
         (0, 60000, "2^31"),
+        (0, 2**32 + 8, "4294967304 must be below 2^31"),  # whose lowest 32 bits are 8
+        (8, 10**30, "must be below 2^31"),
         (11, 2**31 - 1, "expanded_channels=2147483647"),
     ],
 )

@@ -178,11 +178,17 @@ def _isa() -> bytes:
 
 
 def _int32(numbers: Sequence[int]) -> Any:
+    if (largest := max(numbers, default=0)) >= 2**31:  # ctypes would keep the lowest bits
+        raise _error(f"{largest} must be below 2^31")
     return (ctypes.c_int32 * len(numbers))(*numbers)
 
 
 def _error(text: str) -> Exception:
-    return MemoryError(text) if "bad_alloc" in text else ArgumentError("numbers", "", text)
+    return (
+        MemoryError(text)
+        if "bad_alloc" in text
+        else ArgumentError("network", text, "is not one that the kernels can run.")
+    )
 
 
 def _open() -> ctypes.CDLL:

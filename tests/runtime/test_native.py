@@ -184,6 +184,12 @@ def test_memory_is_the_spec_s() -> None:
     assert memory(effnet.spec("b0", resolution=448))[1] > 3 * work
 
 
+@pytest.mark.parametrize("changes", [{"resolution": 2**32 + 224}, {"resolution": 60000}, {"num_classes": 2**32 + 10}])
+def test_a_network_too_large_for_the_kernels_has_no_memory_there(changes: dict[str, int]) -> None:
+    """Its numbers are not cut to 32 bits, which would make another network of it."""
+    assert memory(effnet.spec("b0", **changes)) == (0, 0)
+
+
 def test_weights_that_are_not_numbers_are_noticed() -> None:
     bundle = bundle_of(effnet.spec("b0", width=0.25, depth=0.5, resolution=32))
     for activation in ("silu", "relu6"):

@@ -158,6 +158,12 @@ def test_what_cannot_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.undo()
 
 
+def test_a_network_that_no_memory_holds_is_not_opened(bundle: Bundle) -> None:
+    config = dataclasses.replace(bundle.config, spec=effnet.spec(bundle.config.spec, resolution=10**6))
+    with pytest.raises(ArgumentError, match=r"`resolution` \(=1000000\) is too large: one map takes [0-9,.]+ GB"):
+        open_session(dataclasses.replace(bundle, config=config))
+
+
 def test_the_rule_opens_and_answers_as_torch_does(
     folder: Path, bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

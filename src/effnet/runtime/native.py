@@ -89,7 +89,10 @@ def memory(spec: NetworkSpec, precision: KernelPrecision = "fp32") -> tuple[int,
     """Bytes of a network's packed weights, and of the arena of each thread; 0 where the kernels cannot run it."""
     if missing() or unsupported(spec):
         return 0, 0
-    return sizes(numbers(spec, "symmetric"), precision)
+    try:
+        return sizes(numbers(spec, "symmetric"), precision)
+    except ArgumentError:  # its maps are too large
+        return 0, 0
 
 
 def missing() -> str | None:

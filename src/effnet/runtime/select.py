@@ -46,14 +46,7 @@ from effnet.native import CHOSEN, instruction_set
 from effnet.runtime import native
 from effnet.runtime.artifact import ENGINES, Artifact, Model, metadata
 from effnet.runtime.options import EngineName, EnginePrecision
-from effnet.runtime.session import (
-    BF16_ENGINES,
-    TITLES,
-    Backend,
-    BatchedSession,
-    Compiler,
-    Session,
-)
+from effnet.runtime.session import BF16_ENGINES, TITLES, Backend, BatchedSession, Compiler, Session
 from effnet.version import __version__
 from effnet.weights.bundle import Bundle
 
@@ -158,9 +151,9 @@ def open_session(model: Model, selection: Selection | None = None) -> Session:
         selection: how it is run; None: see `select_for`.
 
     Raises:
-        ArtifactError: the artifact is damaged.
-        MissingExtraError: the engine is not installed.
+        ArgumentError, ArtifactError, MissingExtraError: see `check_memory`; it is damaged; there is no engine for it.
     """
+    check_memory(model.config.spec)
     selection = selection or select_for(model)
     backend = selection.backend
     fixed = _fixed(backend.engine, backend.precision, model if isinstance(model, Artifact) else None)
@@ -371,6 +364,14 @@ def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
     stem = spec.shape.stem_channels * spec.shape.stem_size**2
     largest = max(stem, *(layer.elements for block in spec.blocks for layer in block.layers))
     return largest * {"fp32": 4, "bf16": 2, "int8": 1}[precision]
+
+
+def check_memory(spec: NetworkSpec) -> None:
+    """Raise ArgumentError where one map takes more memory than this machine has: a slip of the keyboard."""
+    needed, there = largest_map(spec, "fp32"), this_machine().memory_bytes
+    if there is not None and needed > there:
+        rule = f"is too large: one map takes {needed / 1e9:,.1f} GB, and there are {there / 1e9:,.1f} GB of memory."
+        raise ArgumentError("resolution", spec.resolution, rule)
 
 
 def installed_engines(artifact: Artifact | None) -> list[EngineName]:

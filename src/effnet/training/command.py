@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,9 +59,9 @@ class RecipeOptions:
         known = [field.name for field in dataclasses.fields(Recipe)]
         given = {name: value for name, value in vars(self).items() if name in known and value is not None}
         for text in self.set_ or []:
-            name, equals, value = text.partition("=")
+            name, _, value = text.partition("=")
             name = name.replace("-", "_")
-            if not equals:
+            if not value:
                 raise ArgumentError("set", text, "must be NAME=VALUE, such as mixup=0.2.")
             if name not in known:
                 raise UnknownNameError("set", name, known)
@@ -142,4 +143,4 @@ def _show(result: Result) -> None:
         note=note,
     )
     console.remark(f"{result.report}: the report; next to it are best (the model), results.png and other pictures")
-    console.remark(f"Next: effnet predict PHOTO --model {result.bundle}")
+    console.remark(f"Next: effnet predict PHOTO --model {shlex.quote(str(result.bundle))}")

@@ -29,6 +29,7 @@ from effnet.errors import ArgumentError, DownloadError, ImageError, UnknownNameE
 from effnet.models.blocks import ConvNormAct
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
+from effnet.runtime.select import check_memory
 from effnet.runtime.session import Logits, Pixels
 from effnet.training.learner import Learner, predict
 from effnet.training.recipe import Recipe
@@ -77,6 +78,7 @@ def find_initial_network(settings: Settings, recipe: Recipe, data: Dataset, prog
         dropout=recipe.dropout,
         drop_connect=recipe.drop_connect,
     )
+    check_memory(spec)
     side = short_side(data)
     network = EfficientNet(spec, policy=NumericPolicy() if given is None else given.config.policy)
     init_classifier(network)
