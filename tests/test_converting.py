@@ -72,8 +72,9 @@ def test_a_bundle_is_opened_once(
 
 
 def test_another_number_of_classes(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Run(capsys, "convert", checkpoint, "--num-classes", 3, "--out", "three").code == 0
-    ours, old = open_bundle("three").network, small()
+    ran = Run(capsys, "convert", checkpoint, "--num-classes", 3, "--out", "of three")
+    assert (ran.code, ran.err) == (0, "Next: effnet predict photo.jpg --model 'of three'\n")
+    ours, old = open_bundle("of three").network, small()
     assert ours.classifier.out_features == 3
     assert torch.equal(ours.stem.conv.weight, old.stem.conv.weight)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,15 @@ def test_sizes_reproduce_the_printed_ratios():
             assert rival.macs_billions is None
         else:
             assert rival.macs_billions / macs == pytest.approx(macs_ratio, rel=0.05), rival.name
+
+
+def test_the_next_command_shows_the_same_network(run, tmp_path):
+    path = tmp_path / "my networks" / "b0.yaml"
+    path.parent.mkdir()
+    path.write_text(spec_text(effnet.spec("b0")))
+    said = run(str(path), "--resolution", "64", "--num-classes", "7")[2]
+    following = shlex.split(said.removeprefix("Next: effnet info "))
+    assert following == [str(path), "--resolution", "64", "--num-classes", "7", "--blocks"]
+    code, out, said = run(*following)
+    assert (code, said) == (0, "Next: effnet info --rivals\n")
+    assert "64 px, dropout 0.2, drop-connect 0.2, 7 classes" in out

@@ -74,12 +74,12 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_run_begins_where_another_was_killed_before_it_wrote_anything(tmp_path: Path) -> None:
-    (tmp_path / "run" / ".plan.yaml.abcd1234").mkdir(parents=True)
-    with new_run(tmp_path / "run", tmp_path / "runs", "x", ("plan.yaml",)) as folder:
+    (tmp_path / "a run" / ".plan.yaml.abcd1234").mkdir(parents=True)
+    with new_run(tmp_path / "a run", tmp_path / "runs", "x", ("plan.yaml",)) as folder:
         (folder / "plan.yaml").touch()
     with (
-        pytest.raises(ArgumentError, match="go on with it: effnet runs --resume"),
-        new_run(tmp_path / "run", tmp_path / "runs", "x", ("plan.yaml",)),
+        pytest.raises(ArgumentError, match=f"go on with it: effnet runs --resume '{tmp_path}/a run'"),
+        new_run(tmp_path / "a run", tmp_path / "runs", "x", ("plan.yaml",)),
     ):
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -66,5 +67,5 @@ def convert(
         if not difference.relative <= SAME:
             raise RefusedError(f"{target} was not written, since its logits differ: {difference}")
     sys.stdout.write("\n".join((f"wrote {target} ({to})", *notes, f"written: {difference}")) + "\n")
-    console.remark(f"Next: effnet predict photo.jpg --model {target}")
+    console.remark(f"Next: effnet predict photo.jpg --model {shlex.quote(str(target))}")
     return OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from operator import attrgetter
@@ -122,7 +123,7 @@ def info(
             raise ArgumentError("model", model, "does not go with --rivals, which shows the whole family.")
         _show_rivals(as_json=json) if rivals else _show_family(as_json=json)
     elif step is None:
-        _show_network(spec(read_network(model), **given), model, blocks=blocks, as_json=json)
+        _show_network(model, given, blocks=blocks, as_json=json)
     elif blocks:
         raise ArgumentError("blocks", blocks, "does not go with --batch or --train-memory.")
     else:
@@ -149,7 +150,8 @@ def _show_family(*, as_json: bool) -> None:
     console.remark("Next: effnet info b4")
 
 
-def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bool) -> None:
+def _show_network(model: str, given: dict[str, Any], *, blocks: bool, as_json: bool) -> None:
+    network = spec(read_network(model), **given)
     rows = block_rows(network) if blocks else stage_rows(network)
     if as_json:
         values = {"blocks" if blocks else "stages": [row.to_dict() for row in rows]}
@@ -171,7 +173,8 @@ def _show_network(network: NetworkSpec, model: str, *, blocks: bool, as_json: bo
         note += f"\nMemory in native ({instruction_set()}, fp32): {console.size(weights)} of weights, "
         note += f"{console.size(arena)} for each thread."
     console.table((*columns, "params", "MACs", "activations"), lines, title=title, note=note)
-    console.remark(f"Next: effnet info {model} --blocks" if not blocks else "Next: effnet info --rivals")
+    whole = console.command_line("info", {**given, "blocks": True}).replace("info", f"info {shlex.quote(model)}", 1)
+    console.remark(f"Next: {'effnet info --rivals' if blocks else whole}")
 
 
 def _show_training(network: NetworkSpec, model: str, step: TrainingStep, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -140,7 +141,11 @@ def new_run(
     folder.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder, "out"):  # another process may begin there: it neither writes nor removes what this one does
         if any((folder / each).exists() for each in begun):
-            raise ArgumentError("out", str(folder), f"holds a run; go on with it: effnet {runs.name} --resume {folder}")
+            raise ArgumentError(
+                "out",
+                str(folder),
+                f"holds a run; go on with it: effnet {runs.name} --resume {shlex.quote(str(folder))}",
+            )
         if names_in(folder) and not is_unborn(folder):
             raise other
         try:

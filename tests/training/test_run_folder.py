@@ -141,7 +141,7 @@ def test_there_is_a_last_checkpoint_whichever_rename_fails(tmp_path: Path, monke
 
 
 def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
-    data, said = sound_data(tmp_path / "data", 8), []
+    data, said = sound_data(tmp_path / "my data", 8), []
     for place, file in enumerate(sorted((data / "val" / "dog").iterdir())):
         file.rename(data / "train" / "dog" / f"more{place}.png")
     (data / "train" / "cat" / "notes.xml").touch()
@@ -149,7 +149,7 @@ def test_what_the_data_lacks_is_said(tmp_path: Path) -> None:
     classes = write_split(str(data), Settings(), tmp_path, SimpleNamespace(message=said.append, update=print))
     assert classes == ("cat", "dog")
     assert said == [
-        f"2 files are skipped in {data}, such as 'train/cat/notes.xml'; effnet check {data} says why",
+        f"2 files are skipped in {data}, such as 'train/cat/notes.xml'; effnet check '{data}' says why",
         "no image in val of 'dog': the figures there do not show how well it is recognised",
     ]
     shutil.rmtree(data / "train" / "dog")

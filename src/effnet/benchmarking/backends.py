@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ def list_absent(name: str, model: Model, backends: Container[Backend]) -> tuple[
             package = NEEDED[engine][0 if artifact else -1]
             notes.append(f"{TITLES[engine]} is not installed: pip install 'effnet[{EXTRAS[package]}]'")
     if artifact is None and INT8 not in backends:
-        notes.append(f"int8 is calibrated first, which takes minutes: effnet bench {name} DATA --int8")
+        notes.append(f"int8 is calibrated first, which takes minutes: effnet bench {shlex.quote(name)} DATA --int8")
     return tuple(notes)
 
 

@@ -14,6 +14,7 @@ If a backend fails, its row keeps what was measured before and names the reason.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +123,7 @@ def bench(
     """
     for option, value in (("split", plan.split), ("int8", plan.int8 or None)):
         if value and data is None:
-            raise ArgumentError(option, value, f"needs images: effnet bench {model} DATA --{option}")
+            raise ArgumentError(option, value, f"needs images: effnet bench {shlex.quote(str(model))} DATA --{option}")
     opened = read_model(model, source=plan.source, progress=progress)
     with tempfile.TemporaryDirectory(prefix="effnet-bench-") as folder, _note_interrupts() as interrupts:
         images = (None, None) if data is None else _read_images(model, opened, data, plan)

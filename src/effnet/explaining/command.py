@@ -216,7 +216,7 @@ def _finish(
     if folder is not None:
         console.remark(f"Written: {folder}")
     console.remark(f"{classifier.selection}")
-    console.remark(f"Next: effnet val {model} DATA --out val")
+    console.remark(f"Next: effnet val {shlex.quote(model)} DATA --out val")
     return FINDING if unreadable else OK
 
 

@@ -81,7 +81,7 @@ def export(
         raise ArgumentError("batch", batch, "must be a positive whole number or dynamic.")
     if precision == "int8":
         if data is None:
-            rule = f"must be given for int8: effnet export {model} DATA --precision int8"
+            rule = f"must be given for int8: effnet export {shlex.quote(model)} DATA --precision int8"
             raise ArgumentError("data", data, rule)
         if format != "openvino":
             raise ArgumentError("precision", precision, f"needs format openvino; {format} would not be faster in it.")

@@ -189,7 +189,9 @@ def _look(plan: FitPlan, progress: Progress) -> Dataset:
     for kind in FATAL:
         if faults := found.of(kind):
             first = f"{faults[0].files[0] if faults[0].files else plan.source}: {faults[0].message}"
-            raise DataError(f"{len(faults):,} {KINDS[kind][1]}, such as {first} See: effnet check {plan.source}")
+            raise DataError(
+                f"{len(faults):,} {KINDS[kind][1]}, such as {first} See: effnet check {shlex.quote(plan.source)}"
+            )
     data = split_data(whole, val=options.val, test=options.test, seed=options.seed, groups=found.duplicates.groups)
     if len(data.classes) < 2:
         raise DataError(f"{plan.source} has one class, at least two are needed: {explain_one_class(data)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import shutil
 import time
 from contextlib import closing
@@ -164,7 +165,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progr
                 with interruptible(), any_start_method(), closing(executor):
                     run_jobs(find_open, record, executor, progress, total=total, minutes=minutes, trials=work.trials)
             except KeyboardInterrupt:
-                again = f"effnet search --resume {folder}"
+                again = f"effnet search --resume {shlex.quote(str(folder))}"
                 kept = f"Stopped; {write_count(len(record.trials), 'training', 'are')} kept. Go on: {again}"
                 kept += f"; their verdict: {again} --trials 0" if record.trials else ""
                 raise KeyboardInterrupt(kept) from None
@@ -173,7 +174,7 @@ def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progr
         shutil.rmtree(folder / CACHE, ignore_errors=True)
     verdict, missing = judge(rungs, scores), missing_trainings(rungs, scores)
     if verdict is None:
-        raise TrainingError(f"no training is finished; go on: effnet search --resume {folder}")
+        raise TrainingError(f"no training is finished; go on: effnet search --resume {shlex.quote(str(folder))}")
     lasted = sum(trial.seconds for trial in trials) / sum(rungs[trial.job.rung].share for trial in trials)
     minutes = lasted * sum(rung.share * count for rung, count in zip(rungs, missing, strict=True)) / 60 / workers
     result = SearchResult(plan, scores, verdict, missing, minutes)

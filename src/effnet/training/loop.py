@@ -8,6 +8,7 @@ equal an uninterrupted one to the bit, which needs a small state: every random d
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import threading
 import time
@@ -79,7 +80,9 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop; its state was saved."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        super().__init__(f"stopped and saved after {step} steps; go on with: effnet train --resume {folder}")
+        super().__init__(
+            f"stopped and saved after {step} steps; go on with: effnet train --resume {shlex.quote(str(folder))}"
+        )
 
 
 class Loop:

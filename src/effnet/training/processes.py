@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -105,7 +106,8 @@ def together(fabric: Fabric, folder: Path | None = None) -> Iterator[None]:
         why = f"torchrun ended {many}" if ended else f"one of {many} is gone, so all end"
         again = "nothing was trained yet"
         if folder is not None and (folder / LAST).exists():
-            again = f"the last checkpoint is whole; go on with torchrun ... -m effnet train --resume {folder}"
+            again = f"torchrun ... -m effnet train --resume {shlex.quote(str(folder))}"
+            again = f"the last checkpoint is whole; go on with {again}"
         raise ProcessLostError(f"{why}: {again}") from error
     finally:
         if signals:

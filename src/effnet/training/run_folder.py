@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -121,7 +122,10 @@ class RunPlan:
         except FileNotFoundError as error:
             raise TrainingError(f"{folder} is not a run: it has no {ARGS}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-            _check_format(Path(folder), f"to train its model further: effnet train DATA --model {Path(folder) / BEST}")
+            _check_format(
+                Path(folder),
+                f"to train its model further: effnet train DATA --model {shlex.quote(str(Path(folder) / BEST))}",
+            )
             if is_newer(began.get("effnet")):
                 raise TrainingError(f"{path} {newer_file(began['effnet'], error)}") from error
             raise TrainingError(f"{path} is not what this version of effnet train writes: {error}") from error
@@ -167,7 +171,8 @@ def write_split(path: str, settings: Settings, folder: Path, progress: Progress)
         _refuse_broken(broken, path)
         ranges = describe_ranges(each.range for each in found.fingerprints if isinstance(each, Fingerprint))
         if ranges:
-            progress.message(f"pixel values have several ranges: {ranges}; effnet check {path} names the images")
+            advice = f"effnet check {shlex.quote(path)} names the images"
+            progress.message(f"pixel values have several ranges: {ranges}; {advice}")
         data = split_data(data, val=settings.val, test=settings.test, seed=settings.seed, groups=found.groups)
         groups = len(set(found.groups))
         if copies := len(data) - groups:
@@ -191,7 +196,7 @@ def describe_gaps(data: Dataset, path: str) -> Iterator[str]:
     """What is unexpectedly missing from the data: skipped files, and classes without images in a split."""
     if files := [name for name, reason in data.passed_over if reason != EMPTY]:
         some = f"{write_count(len(files), 'file', 'are')} skipped in {path}, such as {list_names(files[:1])}"
-        yield f"{some}; effnet check {path} says why"
+        yield f"{some}; effnet check {shlex.quote(path)} says why"
     lacking: dict[str, list[str]] = defaultdict(list)
     for name, splits in missing_classes(data).items():
         lacking[" and ".join(splits)].append(name)
@@ -216,7 +221,8 @@ def _unreadable(data: Dataset, progress: Progress) -> Iterator[str]:
 def _refuse_broken(broken: Sequence[str], data: str) -> None:
     if broken:
         others = f", and {len(broken) - 1} other images" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0]}{others}. A list without what cannot be read: effnet check {data} --fix clean.csv")
+        advice = f"A list without what cannot be read: effnet check {shlex.quote(data)} --fix clean.csv"
+        raise DataError(f"{broken[0]}{others}. {advice}")
 
 
 def read_split(path: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
@@ -248,7 +254,8 @@ def check_inputs(before: Mapping[str, Any], plan: RunPlan, folder: Path) -> None
     for name, old, new in _changes(before["plan"], now["plan"]):
         if name not in FREE:
             why = f"was changed since the run began: {name} was {old!r} and is {new!r}. A run goes on as it began"
-            raise TrainingError(f"{folder / ARGS} {why}; to begin another: effnet train {plan.data} --like {folder}")
+            again = f"effnet train {shlex.quote(plan.data)} --like {shlex.quote(str(folder))}"
+            raise TrainingError(f"{folder / ARGS} {why}; to begin another: {again}")
     if before["split"] != now["split"]:
         raise TrainingError(f"{folder / SPLIT} was changed since the run began: put it back as it was")
 
@@ -280,7 +287,7 @@ def check_resumed(plan: RunPlan, folder: Path, began: Mapping[str, str], data: D
         text = (
             f"{write_count(len(gone), 'image', 'are')} gone from {plan.data}, such as {gone[0]}: put them back{renamed}"
         )
-        raise TrainingError(f"{text}, or say where they are: effnet train DATA --resume {folder}")
+        raise TrainingError(f"{text}, or say where they are: effnet train DATA --resume {shlex.quote(str(folder))}")
     current = versions()
     differences = [
         f"{name} was {began.get(name)!r} and is {current.get(name)!r}"
@@ -331,7 +338,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str]:
     Raises:
         TrainingError: there is none, or another effnet wrote it.
     """
-    _check_format(folder, f"to start over: effnet train DATA --like {folder}")
+    _check_format(folder, f"to start over: effnet train DATA --like {shlex.quote(str(folder))}")
     problems: list[str] = []
     for name in (LAST, PREVIOUS):
         try:

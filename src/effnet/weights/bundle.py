@@ -16,6 +16,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -244,7 +245,7 @@ def read_network(model: str) -> NetworkSpec:
         return read_config(model).spec
     described = model in VARIANTS or model in BASELINES or Path(model).suffix.lower() in SUFFIXES
     if Path(model).exists() and not described:
-        advice = name_model_inside(Path(model)) or f"; make one with: effnet convert {model}"
+        advice = name_model_inside(Path(model)) or f"; make one with: effnet convert {shlex.quote(model)}"
         raise ArgumentError("model", model, f"is not a bundle{advice}")
     try:
         return make_spec(model)
