@@ -1,19 +1,19 @@
 """Compiles native/ into one shared library, src/effnet/_kernels.so (.dylib, .dll), which effnet opens with ctypes.
 
     python native/build.py                                            write src/effnet/_kernels.so
-    python native/build.py --if-possible                              the same, as installing and `make` do it
-    python native/build.py --sanitize address,undefined --out FOLDER  a library that checks itself, for tests
+    python native/build.py --if-possible                              the same, as run by installation and `make`
+    python native/build.py --sanitize address,undefined --out FOLDER  a library with sanitizers, for tests
 
-It needs g++ or clang++ (any that knows C++17); CXX names another, words and all, such as
-CXX="python -m ziglang c++ -march=x86_64" (without -march it is for this machine's processor and newer ones).
-On Windows it is clang++, since cl lacks the vector extensions that the kernels are written in; this was never tried.
-EFFNET_BUILD says what --if-possible does: nothing (0), fail where compiling fails (required), or go on without (auto).
-EFFNET_ISAS=host compiles, beside the portable kernels, only those of this processor's best instruction set, which takes
-less time; the default is all, so that the library serves other machines, too.
+It needs g++ or clang++ with C++17; CXX names another compiler, including any arguments, such as
+CXX="python -m ziglang c++ -march=x86_64" (without -march, ziglang compiles for this machine's processor and newer).
+On Windows it uses clang++, since cl lacks the vector extensions that the kernels need; this was never tried.
+EFFNET_BUILD sets what --if-possible does: nothing (0), fail if compiling fails (required), or go on without (auto).
+EFFNET_ISAS=host compiles only the portable kernels and those for this processor's best instruction set, which takes
+less time; the default is all, so that the library also runs on other machines.
 
-A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor. They are told by
--DEFFNET_HAS_ISA=0 or 1 which of them this library has. Objects are kept in build/native by everything that they depend
-on, so nothing is compiled twice. Only Python's standard library is needed.
+A file kernels_ISA.cpp is compiled for its instruction set, all others for any processor; -DEFFNET_HAS_ISA=0 or 1 tells
+them which instruction sets the library has. Objects are cached in build/native under a hash of everything that they
+depend on, so nothing is compiled twice. Only Python's standard library is needed.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 LIBRARY = ROOT / "src" / "effnet" / f"_kernels{SUFFIX}"
 OBJECTS = ROOT / "build" / "native"
 
-# Each instruction set with what it needs of the compiler, later ones after those that they contain.
+# Each instruction set with its compiler flags; an instruction set follows those that it contains.
 AVX512 = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 X86_ISAS = {
     "avx2": "-mavx2 -mfma",
     "avx512": AVX512,
     "avx512bf16": f"{AVX512} -mavx512bf16",
 }
-NEEDS = {"avx512bf16": {"avx512"}}  # whose kernels in fp32 it uses
+NEEDS = {"avx512bf16": {"avx512"}}  # it uses their fp32 kernels
 COMMON = "-std=c++17 -fno-math-errno -ffp-contract=fast -fvisibility=hidden"
 RELEASE = "-O2 -fno-rtti"
-# g++ 12 takes its own AVX-512 headers for uninitialised
+# g++ 12 warns about its own AVX-512 headers
 SANITIZED = "-Wall -Wextra -Wno-maybe-uninitialized -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
-# Left out where the linker does not know them. They keep the C++ library inside, unseen, and the file small.
+# Dropped if the linker does not know them. They link the C++ library statically, hide its symbols and shrink the file.
 HIDE = ["-Wl,--exclude-libs,ALL", f"-Wl,--version-script={NATIVE / 'exports.map'}"]
 LINK_EXTRAS = {"linux": ["-static-libgcc", "-static-libstdc++", *HIDE, "-Wl,-s"]}
 
 
 class BuildError(Exception):
-    """The library could not be compiled; the message is one line, and what the compiler wrote stands before it."""
+    """The library could not be compiled; the message is one line, printed after the compiler's output."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: the words that start it."""
+    """A C++ compiler, as the words of its command."""
 
     words: tuple[str, ...]
 
@@ -70,7 +70,7 @@ class Compiler:
         return shlex.join(self.words)
 
     def run(self, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """What it says to these arguments."""
+        """Run the compiler with these arguments and capture its output."""
         words = [*self.words, *map(str, arguments)]
         try:
             return subprocess.run(words, input=stdin, capture_output=True, text=True, errors="replace", check=False)
@@ -79,14 +79,14 @@ class Compiler:
 
     @cached_property
     def macros(self) -> str:
-        """What it predefines: its version and the processor that it compiles for."""
+        """Its predefined macros, which give its version and target processor."""
         done = self.preprocess(*platform_flags())
         if done.returncode:
             raise BuildError(f"{self} is not a compiler like g++ or clang++: {first_error(done)}")
         return done.stdout
 
     def preprocess(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        """An empty file with these flags; the exit code tells whether it knows them."""
+        """Preprocess an empty file with these flags; the exit code says whether the compiler knows them."""
         return self.run(*flags, "-dM", "-E", "-x", "c++", "-")
 
 
@@ -101,7 +101,7 @@ def find_compiler() -> Compiler:
         if not shutil.which(words[0]):
             raise BuildError(f"the C++ compiler that CXX names was not found: {named}")
         return Compiler(words)
-    # Windows' g++ makes libraries that need its own run-time libraries
+    # g++ on Windows makes libraries that need its runtime libraries
     known = ("clang++",) if sys.platform == "win32" else ("g++", "clang++", "c++")
     for name in known:
         if shutil.which(name):
@@ -116,14 +116,14 @@ def compile_library(
     native: Path = NATIVE,
     objects: Path = OBJECTS,
 ) -> Path:
-    """The library `out`, compiled from the folder `native`; it appears whole or not at all.
+    """Compile the folder `native` into the library `out`, which appears whole or not at all.
 
     Args:
         out: the file to write.
         sanitize: sanitizers by the compiler's names, such as "address,undefined".
-        isas: instruction sets beyond the plain processor's; what the compiler does not know is left out.
-        native: the sources; the default is effnet's own.
-        objects: where compiled files are kept for the next time.
+        isas: instruction sets beyond the baseline; those that the compiler does not know are skipped.
+        native: the folder of sources.
+        objects: the folder where object files are cached.
 
     Raises:
         BuildError: no compiler was found, or it failed.
@@ -146,17 +146,17 @@ def compile_library(
         if isa not in ("", "portable", *X86_ISAS):
             raise BuildError(f"{source.name}: build.py knows no flags for {isa}; it knows {', '.join(X86_ISAS)}")
         own = X86_ISAS[isa].split() if isa in X86_ISAS else has
-        if b"EFFNET_BUILD" in source.read_bytes():  # others need not be compiled again when this one changes
+        if b"EFFNET_BUILD" in source.read_bytes():  # only this file is recompiled whenever any source changes
             own = [*own, f'-DEFFNET_BUILD="{hash_sources(native)}"']
         key = hashlib.sha256(repr((with_headers(source), flags, own, compiler.macros)).encode()).hexdigest()
-        # The linker keeps the first copy of an inline function. The first must be one that any processor can run.
+        # The linker keeps the first copy of an inline function, which must be one that any processor can run.
         jobs.append(([*X86_ISAS].index(isa) if isa in X86_ISAS else -1, source, flags + own, objects / f"{key}.o"))
     jobs.sort(key=lambda job: job[:2])
 
     objects.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
-        # the widest instruction sets take longest, so they come first
+        # the widest instruction sets take longest, so they start first
         for done in [pool.submit(compile_file, compiler, *job[1:]) for job in reversed(jobs)]:
             done.result()
     link(compiler, [job[3] for job in jobs], out, sanitize)
@@ -164,7 +164,7 @@ def compile_library(
 
 
 def usable_isas(compiler: Compiler, native: Path) -> set[str]:
-    """The instruction sets beyond the plain processor's that have a file and that the compiler knows."""
+    """The instruction sets beyond the baseline that have a source file and that the compiler knows."""
     if "__x86_64__" not in compiler.macros:
         return set()
     return {
@@ -175,7 +175,7 @@ def usable_isas(compiler: Compiler, native: Path) -> set[str]:
 
 
 def best_isas(compiler: Compiler, isas: Collection[str]) -> set[str]:
-    """The last of the instruction sets that this processor has and what it needs; the compiler knows which."""
+    """The best of the instruction sets on this processor, as the compiler detects it, with those that it needs."""
     host = compiler.preprocess("-march=native").stdout
     wanted = {isa: [flag[2:] for flag in flags.split() if "=" not in flag] for isa, flags in X86_ISAS.items()}
     found = [isa for isa in wanted if isa in isas and all(f"__{word.upper()}__ " in host for word in wanted[isa])]
@@ -183,7 +183,7 @@ def best_isas(compiler: Compiler, isas: Collection[str]) -> set[str]:
 
 
 def with_headers(source: Path) -> bytes:
-    """A file, the headers of ours that it includes, and those that they include."""
+    """The contents of a source file and of our headers that it includes, directly or not."""
     contents: dict[Path, bytes] = {}
     waiting = [source]
     while waiting:
@@ -196,7 +196,7 @@ def with_headers(source: Path) -> bytes:
 
 
 def platform_flags() -> list[str]:
-    """What this operating system asks for."""
+    """Compiler flags for this operating system."""
     if sys.platform == "win32":
         return []
     archs = os.environ.get("ARCHFLAGS", "").split() if sys.platform == "darwin" else []
@@ -206,24 +206,24 @@ def platform_flags() -> list[str]:
 
 
 def compile_file(compiler: Compiler, source: Path, flags: list[str], out: Path) -> None:
-    """One source -> one object, unless it is there."""
+    """Compile one source file to an object, unless the object exists."""
     if out.exists():
         return
     new = out.with_suffix(f".{os.getpid()}.o")
     done = compiler.run(*flags, "-c", source, "-o", new)
-    sys.stderr.write(done.stderr)  # its warnings too
+    sys.stderr.write(done.stderr)  # including warnings
     if done.returncode:
         raise BuildError(f"{compiler} could not compile {source.name}: {first_error(done)}")
     new.replace(out)
 
 
 def link(compiler: Compiler, objects: list[Path], out: Path, sanitize: str) -> None:
-    """Objects -> the library, with the extras that the linker knows."""
+    """Link objects to the library, with LINK_EXTRAS if the linker knows them."""
     extras = [] if sanitize else LINK_EXTRAS.get(sys.platform, [])
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.name}.{os.getpid()}")
     needed = [*platform_flags(), *[f"-fsanitize={sanitize}"] * bool(sanitize), "-shared", "-o", str(new)]
-    needed += ["-Wl,-z,defs"] * (sys.platform == "linux" and not sanitize)  # a function that is nowhere is an error
+    needed += ["-Wl,-z,defs"] * (sys.platform == "linux" and not sanitize)  # fail on undefined functions
     needed += map(str, objects)
     done = compiler.run(*needed, *extras)
     if done.returncode and extras:
@@ -235,13 +235,13 @@ def link(compiler: Compiler, objects: list[Path], out: Path, sanitize: str) -> N
 
 
 def first_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The first error among what a compiler or its linker wrote."""
+    """The first error in the output of a compiler or linker."""
     lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
     return next((line for line in lines if re.search("error: |undefined ", line)), lines[0]).strip()
 
 
 def hash_sources(native: Path = NATIVE) -> str:
-    """What effnet_build() of a library compiled from these sources returns."""
+    """The hash that effnet_build() returns in a library compiled from these sources."""
     digest = hashlib.sha256()
     for path in sorted([*native.glob("*.cpp"), *native.glob("*.h")]):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
@@ -249,10 +249,10 @@ def hash_sources(native: Path = NATIVE) -> str:
 
 
 def wish(variable: str, default: str, allowed: Sequence[str]) -> str:
-    """What a variable of the environment says, or the default where it is not set.
+    """The value of an environment variable, or the default if it is not set.
 
     Raises:
-        BuildError: it says something else.
+        BuildError: the value is not allowed.
     """
     value = os.environ.get(variable) or default
     if value not in allowed:
@@ -261,12 +261,12 @@ def wish(variable: str, default: str, allowed: Sequence[str]) -> str:
 
 
 def compile_if_possible() -> Path | None:
-    """The library as EFFNET_BUILD asks for it; None where effnet stays without, which is said in one line.
+    """Compile the library as EFFNET_BUILD says; without a library, print one line that says why and return None.
 
-    Where compiling fails, a library of these very sources is kept and one of older sources is removed.
+    If compiling fails, an existing library is kept if it was compiled from the same sources, and removed otherwise.
 
     Raises:
-        BuildError: compiling failed and EFFNET_BUILD=required, or EFFNET_BUILD has another value than those.
+        BuildError: compiling failed and EFFNET_BUILD=required, or the value of EFFNET_BUILD is not allowed.
     """
     build = wish("EFFNET_BUILD", "auto", ("0", "auto", "required"))
     if build == "0":
@@ -285,14 +285,14 @@ def compile_if_possible() -> Path | None:
 
 
 def main() -> int:
-    """The command line above; the exit code."""
+    """Run the command line and return its exit code."""
     summary, _, more = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--if-possible", action="store_true", help="go on where compiling fails, as EFFNET_BUILD says")
+    parser.add_argument("--if-possible", action="store_true", help="follow EFFNET_BUILD if compiling fails")
     parser.add_argument("--sanitize", default="", metavar="NAMES", help="such as address,undefined")
-    parser.add_argument("--out", type=Path, default=LIBRARY.parent, metavar="FOLDER", help="where the library goes")
+    parser.add_argument("--out", type=Path, default=LIBRARY.parent, metavar="FOLDER", help="folder for the library")
     options = parser.parse_args()
     started = time.perf_counter()
     try:

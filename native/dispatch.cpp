@@ -1,4 +1,4 @@
-// The C interface, and the choice of the instruction set.
+// The C interface, and the choice of instruction set.
 #include <cstring>
 #include <exception>
 #include <stdexcept>
@@ -8,7 +8,7 @@
 #include "engine.h"
 #include "training.h"
 
-// build.py says which instruction sets this library has, and what its sources are.
+// build.py defines which instruction sets this library has (EFFNET_HAS_...) and the hash of its sources (EFFNET_BUILD).
 
 namespace effnet {
 namespace portable {
@@ -44,7 +44,7 @@ struct Isa {
 };
 
 #if EFFNET_X86
-// The compiler's runtime asks the processor (cpuid) and the operating system (xgetbv).
+// The compiler's runtime checks the processor (cpuid) and the operating system (xgetbv).
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -83,7 +83,7 @@ void write(const char* text, char* error, int64_t bytes) {
 
 const Kernels& find(const char* name, bool bf16) { return bf16 ? *find(name).bf16 : *find(name).fp32; }
 
-// OpenMP's own threads, which torch has started: a second pool would compete with them for the cores.
+// OpenMP's threads, which torch has already started: a second pool would compete with them for the cores.
 struct OpenMP {
   void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags);
   int (*thread)(), (*threads)();
@@ -104,7 +104,7 @@ void Team::run(void (*work)(void*, int part), void* data) const {
     return;
   }
   openmp.parallel(
-      [](void* it) {  // there may be fewer threads than parts: inside another parallel region there is one
+      [](void* it) {  // there may be fewer threads than parts; inside another parallel region there is only one
         const Job& job = *(Job*)it;
         const int threads = openmp.threads();
         for (int part = openmp.thread(); part < job.parts; part += threads) job.work(job.data, part);
@@ -203,7 +203,7 @@ const char* effnet_training_instruction_set() {
   const effnet::Isa* best = effnet::ISAS;
   while (!best->runs()) best++;
 #if EFFNET_X86
-  // Intel's multiply pairs of bf16 no faster than floats, AMD's twice as fast
+  // Intel processors multiply pairs of bf16 no faster than floats, AMD processors twice as fast
   if (!strcmp(best->name, "avx512bf16") && !__builtin_cpu_is("amd")) return "avx512";
 #endif
   return best->name;

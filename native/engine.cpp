@@ -1,4 +1,4 @@
-// Runs a network: who computes what, in which order, and where it lies in memory.
+// Runs a network: which thread computes what, in which order, and where it lies in memory.
 #include "engine.h"
 
 #include <algorithm>
@@ -22,7 +22,7 @@ int64_t process() {
 #endif
 }
 
-// Numbers below 1e-38 count as zero while it lives: processors take a hundred times as long for them.
+// Treats denormals (below 1e-38) as zero during its lifetime: processors take a hundred times as long for them.
 class FlushToZero {
 #if defined(__x86_64__) || defined(_M_X64)
  public:
@@ -35,17 +35,17 @@ class FlushToZero {
 };
 
 constexpr int64_t NONE = -1;
-constexpr int STEM = -1;  // the step before that of block 0
+constexpr int STEM = -1;  // the step before block 0
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 
-// Zeroed memory. A large one is in huge pages where the system has them, since weights are read from end to end and each
-// small page is looked up; and it is mapped, so that it goes back to the system at the end: malloc may keep it.
+// Zeroed memory. Large blocks use huge pages where the system has them, which saves TLB misses as weights are read from
+// end to end; and they are mapped, so that they return to the system when freed, since malloc may keep them.
 Memory::Memory(size_t bytes) {
   constexpr size_t PAGE = size_t(2) << 20;
-  const size_t step = bytes < PAGE ? ALIGNMENT : PAGE, all = bytes + 2 * step;  // pages that nobody touches cost nothing
+  const size_t step = bytes < PAGE ? ALIGNMENT : PAGE, all = bytes + 2 * step;  // untouched pages cost nothing
 #if !defined(_WIN32)
   if (step == PAGE) {
     pages_ = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -62,26 +62,26 @@ Memory::Memory(size_t bytes) {
 Memory::~Memory() {
 #if !defined(_WIN32)
   if (mapped_) {
-    unguard(pages_, mapped_);  // what is mapped here later has other pieces
+    unguard(pages_, mapped_);  // these addresses may be mapped again
     munmap(pages_, mapped_);
   }
 #endif
   if (!mapped_) free(pages_);
 }
 
-// The threads that compute an image, mostly one. Each thread has a team that it leads; where no image is left it helps
-// another one.
+// The threads that compute an image together, usually just one. Each thread leads a team of its own; if no image is
+// left, it helps another team.
 struct Engine::Team {
   Context context;
   Members members;
   Barrier barrier;
-  std::vector<std::atomic<int>> next;  // item of each phase
+  std::vector<std::atomic<int>> next;  // the next item of each phase
   std::vector<double> seconds;
   double since = 0;
-  // The first thread writes these before the others read them, behind a barrier or because they are admitted.
+  // Written by the first thread; the others read them after a barrier or after they are admitted.
   int64_t image = NONE;
   int threads = 1;  // of the next step: the stem, a block or the head
-  int step = STEM;  // with which those begin who are admitted
+  int step = STEM;  // where admitted threads begin
 };
 
 struct Engine::Batch {
@@ -90,7 +90,7 @@ struct Engine::Batch {
   float *logits, *features;
   int64_t images;
   std::atomic<int64_t> next{0};
-  bool together;  // fewer images than threads: the first thread leads, all others help it
+  bool together;  // fewer images than threads: the first thread leads and all others help
 
   int64_t take() {
     const int64_t image = next.fetch_add(1);
@@ -126,11 +126,11 @@ Engine::Engine(Layout layout, int threads, const float* const* arrays, const int
 }
 
 Engine::~Engine() {
-  if (process() != process_) pool_.release();  // its threads are not in this process
+  if (process() != process_) pool_.release();  // its threads are in another process
 }
 
 void Engine::run(const uint8_t* pixels, int64_t images, float* logits, float* features) {
-  if (process() != process_) {  // a fork copied everything but the threads
+  if (process() != process_) {  // a fork copies everything but the threads
     pool_.release();
     pool_.reset(new Pool);
     process_ = process();
@@ -169,7 +169,8 @@ void Engine::work(void* argument, int thread) {
   }
 }
 
-// A team's image from the step `begin` on. `space`: the thread's own; `place`: its number in the team.
+// Computes a team's image from step `begin` on. `space`: index of the thread's workspace; `place`: its number in the
+// team.
 void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) {
   const Layout& net = layout_;
   const Kernels& k = *net.kernels;
@@ -181,7 +182,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
   int phase = begin == STEM ? 0 : 1 + 3 * begin;
   if (place == 0) team.since = now();
 
-  // Before a step's last barrier the first thread counts who is there, behind it those who came are let in.
+  // The first thread counts the threads present before a step's last barrier, and admits them after it.
   const auto count = [&] {
     if (place == 0) team.threads = team.members.present();
   };
@@ -191,7 +192,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
     team.step = step;
     team.members.admit(threads);
   };
-  // Items of a phase go to whoever is free; the next phase begins when all of them are done.
+  // Free threads take the items of a phase; the next phase begins when all items are done.
   const auto share = [&](int items, auto&& work) {
     if (threads == 1)
       for (int i = 0; i < items; i++) work(i);
@@ -213,7 +214,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
   const auto add_tile = [&](Soon& soon, const Product& p, int tile) {
     if (p.outputs && tile < p.tiles) soon.add(p.weights, p.depth * vector, p.first(tile), p.first(tile + 1));
   };
-  // the part of one of `rounds` in the rows that this thread reads in a later phase
+  // in each of `rounds`, fetches a part of the rows that this thread reads in a later phase
   const auto add_share = [&](Soon& soon, const void* weights, size_t row, int rows, int round, int rounds) {
     const int first = part(rows, place, threads), all = part(rows, place + 1, threads) - first;
     soon.add(weights, row, first + part(all, round, rounds), first + part(all, round + 1, rounds));
@@ -246,7 +247,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
     const void* x = n || net.stem_map ? context.maps[(n + 1) % 2] : context.image;
     const Block& b = net.blocks[n];
     void* y = context.maps[n % 2];
-    // chunks of channels; those beyond a multiple of the threads are divided by rows
+    // chunks of channels; chunks left over after equal shares for all threads are split by rows
     const int whole = b.chunks / threads * threads, parts = std::min(threads, BANDS);
     const int rounds = (b.chunks + threads - 1) / threads;
     share(whole + (b.chunks - whole) * parts, [&](int i) {
@@ -254,7 +255,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
       const int chunk = alone ? i : whole + (i - whole) / parts, q = alone ? 0 : (i - whole) % parts;
       const int round = chunk / threads, next = std::min(chunk + threads, b.chunks - 1);
       Soon soon;
-      if (b.source == Source::expand) {  // the next chunk's weights, then some of what the next phases read
+      if (b.source == Source::expand) {  // the next chunk's weights, then a share of those of the next phases
         if (next > chunk) add_tile(soon, b.expand, next);
         add_share(soon, b.project.weights, b.project.depth * vector, b.project.vectors, round, rounds);
         if (b.squeeze) {
@@ -280,8 +281,7 @@ void Engine::forward(Batch& batch, Team& team, int space, int place, int begin) 
     const Product& after = n + 1 < blocks ? net.blocks[n + 1].expand : net.head.product;
     add_tile(soon, after, std::min(place, after.tiles - 1));
     const int tiles = b.project.tiles, pixels = b.pixels();
-    // Where the weights are larger than what they are multiplied with, each thread has the tiles that it fetched
-    // before.
+    // If the weights are larger than their inputs, each thread computes the tiles that it has prefetched.
     const bool by_tiles = tiles % threads == 0 && pixels < b.out_lanes;
     const int tile = by_tiles ? part(tiles, place, threads) : 0,
               tile_end = by_tiles ? part(tiles, place + 1, threads) : tiles;

@@ -1,4 +1,4 @@
-// A network that is ready to run.
+// A network with packed weights, working memory and threads, ready to run.
 #pragma once
 #include <memory>
 #include <vector>
@@ -20,7 +20,7 @@ struct Memory {
 
 class Engine {
  public:
-  // See effnet_create; raises std::invalid_argument.
+  // See effnet_create; throws std::invalid_argument.
   Engine(Layout layout, int threads, const float* const* arrays, const int64_t* lengths, int64_t count);
   ~Engine();
   void run(const uint8_t* pixels, int64_t images, float* logits, float* features);

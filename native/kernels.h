@@ -1,6 +1,6 @@
-// The kernels: one source for every instruction set. A translation unit kernels_<isa>.cpp defines LANES (floats of a
-// vector), REGISTERS (vector registers) and NAMESPACE, and includes this file, so that no function of one instruction
-// set can be taken for that of another by the linker. For the same reason nothing of the standard library is used here.
+// The kernels: one source for every instruction set. A translation unit kernels_<isa>.cpp defines LANES (floats per
+// vector), REGISTERS (vector registers) and NAMESPACE, and includes this file, so that the linker cannot mistake a
+// function of one instruction set for another's. For the same reason the standard library is not used here.
 #include "network.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -13,22 +13,22 @@ namespace NAMESPACE {
 #include "vectors.h"
 
 // ------------------------------------------------------------------------------------------------ matrix products
-#define DIVIDE(i) ((i) % 2 == 0)  // which way of silu(): in turn
-constexpr int PIXELS = 8;  // of a tile, at most
-constexpr int most_pixels(int vectors) {  // accumulators, a vector of weights for each, and an input must fit
+#define DIVIDE(i) ((i) % 2 == 0)  // alternates the two methods of silu()
+constexpr int PIXELS = 8;  // per tile, at most
+constexpr int most_pixels(int vectors) {  // registers hold the accumulators, `vectors` of weights and one input
   int fitting = (REGISTERS - 1 - vectors) / vectors;
   return fitting < PIXELS ? fitting : PIXELS;
 }
 constexpr int TILE = REGISTERS >= 32 ? LARGEST_TILE : 3;
 
-// What will be needed soon: a product fetches some bytes of it into the cache with each of its steps, because it comes
-// from far away, such as weights of the late blocks at every image. It does so no faster than it has to, since a burst
-// holds up the product's own loads.
+// Prefetches data that will be needed soon and is not in the cache, such as the weights of the late blocks at every
+// image: each step of a product fetches some bytes. It fetches no faster than it must, since a burst would delay the
+// product's own loads.
 struct Ahead {
   const char *at, *end;
-  ptrdiff_t pace;  // bytes from a step to the next; 0 where there is nothing left to fetch
-  ptrdiff_t skip = 0;  // bytes between what two runs of steps fetch
-  Soon later = {};  // what comes after it
+  ptrdiff_t pace;  // bytes per step; 0 if nothing is left to fetch
+  ptrdiff_t skip = 0;  // bytes to skip after each run of steps
+  Soon later = {};  // what to fetch afterwards
 
   INLINE Ahead(const void* from, size_t bytes, ptrdiff_t pace) : at((const char*)from), end(at + bytes), pace(pace) {}
   INLINE Ahead(const Soon& soon, ptrdiff_t steps) : at(nullptr), end(nullptr), pace(0), later(soon) {
@@ -52,7 +52,7 @@ struct Ahead {
   }
 };
 
-// totals += inputs x weights for M pixels, `apart` elements apart, and N vectors of outputs
+// totals += inputs x weights for M pixels, which are `apart` elements apart, and N vectors of outputs
 template <class T, int M, int N> static INLINE void multiply(Vector (&totals)[M][N], const T* inputs, ptrdiff_t apart,
                                                              const T* weights, int depth, const Ahead& ahead) {
   typedef Input<T> In;
@@ -71,7 +71,7 @@ template <class T, int M, int N> static INLINE void multiply(Vector (&totals)[M]
   }
 }
 
-// What a tile reads: `blocks` runs of `depth` inputs, `stride` elements apart, for pixels `apart` elements apart.
+// The inputs of a tile: `blocks` runs of `depth` inputs, `stride` elements apart, for pixels `apart` elements apart.
 template <class T> struct Inputs {
   const T* from;
   ptrdiff_t apart, stride;
@@ -97,7 +97,7 @@ static INLINE void multiply_blocks(Vector (&totals)[M][N], Inputs<T> in, const T
   }
 }
 
-// The work of a tile, compiled for every number of pixels that fits the registers and up to MOST vectors of outputs
+// The work of a tile, compiled for each number of pixels that fits the registers and up to MOST vectors of outputs
 template <class Work, int MOST> struct Tiles {
   typedef void (*Function)(Work&, ptrdiff_t pixel);
   Function at[MOST + 1][PIXELS + 1] = {};
@@ -111,7 +111,7 @@ template <class Work, int MOST> struct Tiles {
       fill<1, N + 1>();
     }
   }
-  // All of [pixel, end), in tiles of nearly the same size
+  // Runs pixels [pixel, end) in tiles of nearly equal size
   void run(Work& work, int vectors, ptrdiff_t pixel, ptrdiff_t end) const {
     const int most = most_pixels(vectors);
     for (ptrdiff_t tiles = (end - pixel + most - 1) / most; tiles > 0; tiles--) {
@@ -128,7 +128,7 @@ template <class T> struct Expansion {
   const T* weights;
   const float* bias;
   float* row;  // of the ring: [vector][pixel][lane]
-  ptrdiff_t plane;  // floats from a vector to the next
+  ptrdiff_t plane;  // floats between vectors
   Activation activation;
   Vector most;
   Ahead ahead;
@@ -154,9 +154,9 @@ template <class T> constexpr Tiles<Expansion<T>, CHUNK> EXPANSIONS{};
 
 // ------------------------------------------------------------------------------------- depthwise convolution
 template <class T> struct Depthwise {
-  const float* const* rows;  // of the ring, one for each row of the filters
-  int first, end;  // rows of the filters that lie in the map
-  const float* filters;  // of a vector of channels: [ky][kx][lane]
+  const float* const* rows;  // of the ring, one per row of the filters
+  int first, end;  // rows of the filters that lie inside the map
+  const float* filters;  // for one vector of channels: [ky][kx][lane]
   Vector bias;
   T* out;  // [pixel][lane]
   int kernel;
@@ -178,7 +178,7 @@ template <class T, int KERNEL, int STRIDE, int M> static INLINE void depthwise_t
       Vector w[KERNEL];
       UNROLL for (int x = 0; x < KERNEL; x++)
         w[x] = load(filters + x * LANES);
-#pragma GCC unroll 32  // all of them, or the sums would be in memory
+#pragma GCC unroll 32  // fully, or the sums would spill to memory
       for (int i = 0; i < (M - 1) * STRIDE + KERNEL; i++) {
         Vector in = load(row + i * LANES);
         UNROLL for (int x = 0; x < KERNEL; x++)
@@ -209,7 +209,7 @@ template <class T, int KERNEL, int STRIDE, int M> static INLINE void depthwise_t
   d.sums += s;
 }
 
-constexpr int COLUMNS = REGISTERS >= 32 ? 8 : 6;  // of a tile, at most
+constexpr int COLUMNS = REGISTERS >= 32 ? 8 : 6;  // per tile, at most
 
 template <class T, int KERNEL, int STRIDE> static void depthwise_row(Depthwise<T>& d, int width) {
   int column = 0;
@@ -245,8 +245,8 @@ template <class T> static void depthwise_row(Depthwise<T>& d, int stride, int wi
 
 static INLINE Vector upper(Activation kind) { return all(kind == Activation::relu6 ? 6.f : 3.4e38f); }
 
-// A chunk of channels, from a block's input to the depthwise map with its sums: each row of the expanded map is made
-// when the first row of the output needs it, and overwritten when the last one is done with it.
+// Computes a chunk of channels from a block's input to the depthwise map and its sums. Each row of the expanded map is
+// computed when the first output row needs it, and overwritten after the last one has read it.
 template <class T> static void depthwise(const Block& b, const Stem& stem, const void* input, Context& context,
                                          Workspace& space, int chunk, int band, int band_end, Soon soon) {
   const int first = b.first(chunk), vectors = b.first(chunk + 1) - first;
@@ -264,7 +264,7 @@ template <class T> static void depthwise(const Block& b, const Stem& stem, const
                ? Inputs<T>{x, (ptrdiff_t)stem.stride * stem.channels, stem.pitch, stem.kernel, stem.block}
                : Inputs<T>{x, b.in_lanes, 0, 1, b.expand.depth};
   }
-  for (ptrdiff_t i = 0; i < b.kernel * vectors; i++) {  // the columns of padding, which no row writes
+  for (ptrdiff_t i = 0; i < b.kernel * vectors; i++) {  // the padding columns, which no row writes
     float* row = space.ring + i * plane;
     for (ptrdiff_t j = 0; j < b.pad * LANES; j += LANES) store(row + j, all(0.f));
     for (ptrdiff_t j = (ptrdiff_t)(b.pad + b.input) * LANES; j < plane; j += LANES) store(row + j, all(0.f));
@@ -279,7 +279,7 @@ template <class T> static void depthwise(const Block& b, const Stem& stem, const
   int made = top * b.stride - b.pad;  // the first row of the expanded map that is not in the ring
   if (made < 0) made = 0;
   for (int y = top; y < bottom; y++) {
-    const int above = y * b.stride - b.pad;  // the map's row under the filters' first
+    const int above = y * b.stride - b.pad;  // the map's row under the first row of the filters
     const int last = above + b.kernel < b.input ? above + b.kernel : b.input;
     for (; made < last; made++) {
       float* row = space.ring + (made % b.kernel) * slot + b.pad * LANES;
@@ -355,7 +355,8 @@ static INLINE void scale_weights(const bf16* from, bf16* to, const float* gate) 
   *(Words*)to = low | ((high + 0x8000) & (int32_t)0xffff0000);
 }
 
-// The gate of vectors of channels, and what it scales: the smaller one of the map and the projection's weights.
+// Computes the gate for a range of channel vectors, and scales the smaller of the map and the projection's weights by
+// it.
 template <class T> static void excite(const Block& b, Context& context, int vector, int end) {
   for (int v = vector; v < end; v++) {
     Vector total = load(b.excite_bias + v * LANES);
@@ -387,12 +388,12 @@ template <class T> struct Projection {
   Inputs<T> in;
   const T* weights;
   const float* bias;
-  const T* shortcut;  // or none
+  const T* shortcut;  // or null
   T* out;
-  ptrdiff_t apart;  // elements from a pixel of the output to the next
-  float* partial;  // sums over the segments so far, where bf16 cannot hold them
-  bool first, last;  // segment of the inputs
-  bool fresh;  // whether nobody has read these inputs before
+  ptrdiff_t apart;  // elements between output pixels
+  float* partial;  // sums over the segments so far; bf16 would round them
+  bool first, last;  // whether this is the first or last segment of the inputs
+  bool fresh;  // whether these inputs have not been read yet
   Ahead ahead;
 
   template <int M, int N> static void run(Projection& p, ptrdiff_t pixel) {
@@ -407,7 +408,7 @@ template <class T> struct Projection {
         for (int n = 0; n < N; n++) totals[m][n] = load(p.partial + at + m * p.apart + n * LANES);
     }
     Ahead next(Soon(), 0), *ahead = &p.ahead;
-    if (p.fresh && !ahead->pace) {  // the next pixels, which another core may have written
+    if (p.fresh && !ahead->pace) {  // prefetch the next pixels, which another core may have written
       const ptrdiff_t bytes = M * LANES * sizeof(T), stride = in.stride * sizeof(T);
       next = Ahead(in.from + M * LANES, in.blocks * stride, bytes / (LANES / Input<T>::PAIR));
       next.skip = stride - bytes;
@@ -432,15 +433,15 @@ template <class T> constexpr Tiles<Projection<T>, TILE> PROJECTIONS{};
 static INLINE float* partial_of(float* out, Workspace&, ptrdiff_t) { return out; }
 static INLINE float* partial_of(bf16*, Workspace& space, ptrdiff_t begin) { return space.partial - begin; }
 
-// Tiles of outputs for a group of pixels. Many inputs go in segments, so that the group's part of the map stays in the
-// cache while all tiles read it.
+// Computes tiles of outputs for a group of pixels. Many inputs are split into segments, so that the group's part of the
+// map stays in the cache while all tiles read it.
 template <class T> static void project(const Block& b, const void* x, void* y, const Context& context, Workspace& space,
                                        int tile, int tile_end, int pixel, int end, Soon soon) {
   const Product& product = b.project;
   const void* weights = b.squeeze && !b.scales_map ? context.scaled : product.weights;
   const int segments = b.segments();
   Projection<T> p{{}, nullptr, nullptr, nullptr, nullptr, b.out_lanes, nullptr, false, false, false, {soon, 0}};
-  const auto start = [&](int s) { return b.vectors * s / segments; };  // vector of inputs
+  const auto start = [&](int s) { return b.vectors * s / segments; };  // first vector of inputs
   const auto width = [&](int t) { return product.first(t + 1) - product.first(t); };
   const auto weights_of = [&](int s, int t) {
     return (const T*)weights +
@@ -485,7 +486,7 @@ template <class T> static void image(const Stem& s, const uint8_t* pixels, void*
   }
 }
 
-// The stem as a map of its own, where the first block expands it
+// The stem as a map of its own, if the first block expands it
 template <class T>
 static void stem(const Stem& s, Activation activation, const void* image, void* y, int row, int end) {
   const Product& product = s.product;
@@ -513,7 +514,7 @@ template <class T> struct Pooling {
   const T* weights;
   const float* bias;
   float* sums;
-  float* map;  // or none
+  float* map;  // or null
   ptrdiff_t apart;
   int lanes[LARGEST_TILE];  // features of each vector
   Activation activation;
@@ -543,8 +544,8 @@ template <class T> struct Pooling {
 };
 template <class T> constexpr Tiles<Pooling<T>, CHUNK> POOLINGS{};
 
-// A tile of the head's features: their map, if it is wanted, and their averages; of the last block where there is no
-// head
+// Computes a tile of the head's features: their averages and, if wanted, their map. Without a head, these are of the
+// last block's output.
 template <class T> static void head(const Head& h, const void* x, Context& context, float* map, int tile, Soon soon) {
   const Product& product = h.product;
   const bool scaled = product.outputs && h.activation == Activation::silu;

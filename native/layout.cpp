@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t LARGEST = 1 << 20;  // of any number
 constexpr int LARGEST_KERNEL = 63;
-constexpr int64_t LARGEST_MAP = int64_t(1) << 31;  // elements: what an int can count
+constexpr int64_t LARGEST_MAP = int64_t(1) << 31;  // elements, so that an int can count them
 
 int round_up(int64_t value, int step) { return (int)((value + step - 1) / step * step); }
 
@@ -18,7 +18,7 @@ int round_up(int64_t value, int step) { return (int)((value + step - 1) / step *
   throw std::invalid_argument(what + "=" + std::to_string(value) + " " + rule);
 }
 
-// Reads numbers in order, each in its range.
+// Reads numbers in order and checks that each is in its range.
 class Numbers {
  public:
   Numbers(const int32_t* numbers, int64_t count) : next_(numbers), end_(numbers + count) {}
@@ -60,7 +60,7 @@ float to_float(uint16_t bf16) {
   return value;
 }
 
-// The arrays in the order of the network, each of the length that its layer has.
+// Reads the arrays in the order of the network and checks the length of each.
 class Arrays {
  public:
   Arrays(const float* const* arrays, const int64_t* lengths, int64_t count)
@@ -76,8 +76,8 @@ class Arrays {
   }
 
  private:
-  // The values, with the usual NaN in place of any other: where maps are rounded to bf16, in sums of whole numbers, a
-  // NaN of which all bits are set would become 0, and a damaged network would answer.
+  // The values with every NaN replaced by the quiet NaN: rounding to bf16 is integer addition, which would turn a NaN
+  // with all bits set into 0, so a damaged network would give answers.
   const float* plain(const float* values, int64_t length) {
     bool any = false;
     for (int64_t i = 0; i < length; i++) any |= values[i] != values[i];
@@ -94,7 +94,7 @@ class Arrays {
   std::vector<std::vector<float>> plain_;
 };
 
-// A convolution with its normalisation: an output is the sum times its scale, plus its bias.
+// A convolution with its normalisation: each output is the sum times a scale, plus a bias.
 struct Convolution {
   const float *weight, *scale, *bias;
   Convolution(Arrays& arrays, const std::string& name, int64_t outputs, int64_t inputs)
@@ -103,11 +103,11 @@ struct Convolution {
         bias(arrays.take(name + ".bias", outputs)) {}
 };
 
-// Writes a weight or a row of them in the precision of the kernels.
+// Writes weights in the precision of the kernels.
 class Writer {
  public:
   explicit Writer(int element) : element_(element) {}
-  // Returns what rounding left of the value.
+  // Returns the rounding error.
   float put(void* to, size_t at, float value) const {
     if (element_ == 4) {
       ((float*)to)[at] = value;
@@ -127,9 +127,8 @@ class Writer {
   int element_;
 };
 
-// weight(output, k) for k < depth as tiles; what lies outside of the network stays zero. `keeps_sums`: what rounding
-// leaves of a weight is added to the next one, which is better where neighbouring inputs are much alike, and worse
-// elsewhere.
+// Packs weight(output, k) for k < depth into tiles; padding stays zero. `keeps_sums` adds the rounding error of each
+// weight to the next one, which is better if neighbouring inputs are similar, and worse otherwise.
 template <class Weight> void pack(const Product& p, const Kernels& k, const Writer& writer, Weight weight,
                                   bool keeps_sums = false) {
   for (int t = 0; t < p.tiles; t++) {
@@ -140,7 +139,7 @@ template <class Weight> void pack(const Product& p, const Kernels& k, const Writ
       for (int i = 0; i < p.depth; i++) {
         const int place = i & (k.pair - 1);
         const float value = weight(n, i);
-        if (value == 0) continue;  // none, or none of the network's
+        if (value == 0) continue;  // a zero or padding
         const size_t at = begin + (size_t)(i - place) * width + (size_t)(n - first) * k.pair + place;
         const float rest = writer.put(p.weights, at, value + left);
         if (keeps_sums) left = rest;
@@ -149,7 +148,7 @@ template <class Weight> void pack(const Product& p, const Kernels& k, const Writ
   }
 }
 
-// The tiles of a 1x1 convolution whose weights are scaled by `scale`, its biases by `shift`.
+// Packs a 1x1 convolution, with weights times `scale` and biases times `shift`.
 void pack(const Product& p, const Kernels& k, const Writer& writer, const Convolution& c, float scale, float shift) {
   for (int n = 0; n < p.outputs; n++) p.bias[n] = c.bias[n] * shift;
   pack(p, k, writer, [&](int n, int i) {
@@ -221,7 +220,7 @@ Layout::Layout(const Kernels& table, const int32_t* values, int64_t count) : ker
     if (b.source == Source::expand) b.expand = product(b.in, b.wide, round_up(b.in, table.pair), b.chunk);
     if (b.source == Source::stem) b.expand = product(b.in, b.wide, stem.kernel * stem.block, b.chunk);
     b.project = product(b.wide, b.out, b.vectors * lanes, table.tile);
-    if (b.project.tiles > 1) b.project.tiles += b.project.tiles % 2;  // so that two threads have as many each
+    if (b.project.tiles > 1) b.project.tiles += b.project.tiles % 2;  // so that two threads get equal shares
     blocks.push_back(b);
     size = b.output;
     channels = b.out;

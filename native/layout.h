@@ -1,4 +1,4 @@
-// The layout of a network: its sizes from numbers, with every one of them checked, and its places in memory.
+// The layout of a network: its sizes, read from numbers and checked, and its places in memory.
 #pragma once
 #include <string>
 #include <vector>
@@ -10,10 +10,10 @@
 
 namespace effnet {
 
-constexpr size_t ALIGNMENT = 64;  // bytes: a line of the cache, the widest vector
+constexpr size_t ALIGNMENT = 64;  // bytes: a cache line, and the widest vector
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr size_t GAP = ALIGNMENT;  // between two pieces of an arena: who touches it has left a piece
+constexpr size_t GAP = ALIGNMENT;  // between pieces of an arena, to detect accesses beyond a piece
 inline void guard(char* begin, size_t bytes) { __asan_poison_memory_region(begin, bytes); }
 inline void unguard(void* begin, size_t bytes) { __asan_unpoison_memory_region(begin, bytes); }
 #else
@@ -50,7 +50,7 @@ struct Layout {
   std::vector<Block> blocks;
   Head head;
 
-  // Raises std::invalid_argument where the numbers do not describe a network.
+  // Throws std::invalid_argument if the numbers do not describe a network.
   Layout(const Kernels& kernels, const int32_t* numbers, int64_t count);
 
   void place_weights(Arena& arena);

@@ -1,65 +1,65 @@
-// A network as plain sizes and pointers: what the engine lays out once and the kernels of every instruction set read.
+// A network as plain sizes and pointers, which the engine lays out once and the kernels of every instruction set read.
 //
-// Feature maps between blocks are NHWC, their channels padded with zeros to whole vectors ("lanes"). Inside a block the
-// expanded map lives in a ring of a few rows, and the depthwise convolution's output as [vector of
-// channels][pixel][lane].
+// Feature maps between blocks are NHWC, with channels zero-padded to whole vectors ("lanes"). Inside a block the
+// expanded map lives in a ring buffer of a few rows, and the output of the depthwise convolution is stored as
+// [vector of channels][pixel][lane].
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-// Always inlined: a copy compiled for one instruction set must not stand in for another's.
+// Always inlined: the linker must not use a copy compiled for one instruction set in another's code.
 #define EFFNET_INLINE inline __attribute__((always_inline))
 
 namespace effnet {
 
 enum class Activation : int32_t { none, silu, relu6, relu };
-enum class Source : int32_t { map, expand, stem };  // where a block's depthwise convolution gets its input from
+enum class Source : int32_t { map, expand, stem };  // where a block's depthwise convolution takes its input from
 
-constexpr int BANDS = 8;  // of rows: sums over a map are taken in as many parts, whatever the number of threads
-constexpr int GROUP = 384;  // pixels that a projection takes together, at most
-constexpr int SEGMENT = 2048;  // bytes of each pixel that it takes together, nearly at most
-constexpr int LARGEST_TILE = 5;  // vectors of outputs that a matrix product computes together, at most
+constexpr int BANDS = 8;  // of rows: a map's sums are computed in this many parts, whatever the number of threads
+constexpr int GROUP = 384;  // most pixels that a projection processes together
+constexpr int SEGMENT = 2048;  // bytes per pixel that it processes together, approximately at most
+constexpr int LARGEST_TILE = 5;  // most vectors of outputs that a matrix product computes together
 
-// A matrix product with `outputs` rows of `inputs` weights, packed in tiles of a few vectors of outputs.
+// A matrix product with `outputs` rows of `inputs` weights, packed into tiles of a few vectors of outputs.
 struct Product {
   int inputs = 0, outputs = 0;
   int depth = 0;  // inputs as packed: rounded up to pairs, or to whole vectors
   int vectors = 0;  // of outputs
   int tiles = 0;
   void* weights = nullptr;  // per tile: [depth][vectors of the tile][lane], in bf16 as pairs of inputs
-  float* bias = nullptr;  // one for each lane
+  float* bias = nullptr;  // one per lane
 
   EFFNET_INLINE int first(int tile) const {
     return (int)((ptrdiff_t)vectors * tile / tiles);
-  }  // vector with which a tile begins
+  }  // first vector of a tile
 };
 
 struct Stem {
   int size = 0, channels = 0;  // of the image
   int kernel = 0, stride = 0, pad = 0;
   int output = 0;  // height and width of its output
-  int pitch = 0;  // elements of a row of the padded image
+  int pitch = 0;  // elements per row of the padded image
   int rows = 0;  // of the padded image
-  float* mean = nullptr;  // a row of it, repeated for each pixel
+  float* mean = nullptr;  // one row, the mean repeated for each pixel
   Product product;  // inputs: kernel rows of `block` elements each
-  int block = 0;  // elements of a kernel row as packed
+  int block = 0;  // elements per kernel row as packed
 };
 
 struct Block {
   Source source = Source::map;
   int input = 0, output = 0;  // height and width of its maps
   int in = 0, wide = 0, out = 0;  // channels
-  int in_lanes = 0, out_lanes = 0;  // the same as stored
+  int in_lanes = 0, out_lanes = 0;  // channels as stored
   int vectors = 0;  // of expanded channels
   int kernel = 0, stride = 0, pad = 0;
   int squeeze = 0;
   bool shortcut = false;
   Activation activation = Activation::silu;
-  int chunk = 0;  // vectors of expanded channels that are computed together, at most
+  int chunk = 0;  // most vectors of expanded channels that are computed together
   int chunks = 0;
-  int segment = 1;  // vectors of the projection's inputs that go together, at most
-  int row = 0;  // pixels of a row in the ring, with padding
-  bool scales_map = false;  // whether squeeze-and-excitation scales the map rather than the projection's weights
+  int segment = 1;  // most vectors of the projection's inputs that are multiplied together
+  int row = 0;  // pixels per row of the ring, with padding
+  bool scales_map = false;  // whether squeeze-and-excitation scales the map instead of the projection's weights
 
   Product expand;  // or the stem's
   float* filters = nullptr;  // [vector][ky][kx][lane]
@@ -73,20 +73,20 @@ struct Block {
   EFFNET_INLINE int segments() const { return (vectors + segment - 1) / segment; }
   EFFNET_INLINE int first(int part) const {
     return (int)((ptrdiff_t)vectors * part / chunks);
-  }  // vector with which a chunk begins
+  }  // first vector of a chunk
 };
 
 struct Head {
   int pixels = 0, in_lanes = 0;
   Activation activation = Activation::silu;
-  Product product;  // outputs 0: there is none, the last map is pooled
+  Product product;  // outputs 0: no head, so the last map is pooled
   int features = 0, feature_lanes = 0;  // of the pooled features
   int classes = 0;
   void* classifier = nullptr;  // [class][feature]
   float* bias = nullptr;
 };
 
-// What one image needs on its way.
+// The buffers of one image.
 struct Context {
   void* image = nullptr;  // padded
   void* maps[2] = {nullptr, nullptr};
@@ -97,14 +97,14 @@ struct Context {
   void* pooled = nullptr;
 };
 
-// What one thread needs.
+// The buffers of one thread.
 struct Workspace {
   float* ring = nullptr;
   float* pooled = nullptr;
-  float* partial = nullptr;  // sums of a projection of a group of pixels
+  float* partial = nullptr;  // a projection's sums for a group of pixels
 };
 
-// What a thread reads next, to be fetched into the cache meanwhile: rows of weights, in up to four pieces.
+// Rows of weights that a thread reads next, in up to four pieces, to be prefetched.
 constexpr int SOON = 4;
 struct Soon {
   const char* from[SOON] = {};
@@ -117,14 +117,14 @@ struct Soon {
   }
 };
 
-// The work of an instruction set in a precision. Ranges are [first, end).
+// The kernels of an instruction set in one precision. Ranges are [first, end).
 struct Kernels {
   int lanes;
   int pair;  // inputs that a product multiplies in one step: 1, or 2 in bf16
-  int element;  // bytes of a value in maps and weights
-  int chunk;  // vectors of expanded channels that it likes best
-  int tile;  // vectors of outputs of a projection, at most
-  float scale;  // of SiLU: kernels compute `scale` times it, of `scale` times its input
+  int element;  // bytes per value in maps and weights
+  int chunk;  // preferred number of vectors of expanded channels
+  int tile;  // most vectors of outputs per tile of a projection
+  float scale;  // of SiLU: from `scale` times its input, kernels compute `scale` times its output
   void (*image)(const Stem&, const uint8_t* pixels, void* image, int row, int end);
   void (*depthwise)(const Block&, const Stem&, const void* x, Context&, Workspace&, int chunk, int band, int end, Soon);
   void (*squeeze)(const Block&, Context&, Workspace&, int unit, int end);

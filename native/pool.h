@@ -1,4 +1,4 @@
-// Threads that a network keeps between its images. They wait in a loop for a moment, then asleep.
+// Threads that a network keeps between images. They spin for a moment, then sleep.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -12,8 +12,8 @@
 
 namespace effnet {
 
-constexpr int IDLE_SPINS = 10000;  // a few hundred microseconds, before a thread sleeps
-constexpr int WAIT_SPINS = 1000;  // some tens, before one that waits for another gives its core away
+constexpr int IDLE_SPINS = 10000;  // a few hundred microseconds, before an idle thread sleeps
+constexpr int WAIT_SPINS = 1000;  // some tens of microseconds, before a thread that waits for another yields its core
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -23,7 +23,7 @@ inline void relax() {
 #endif
 }
 
-// Waits until `ready()`; gives the core away where that takes long, since there may be more threads than cores.
+// Waits until `ready()`, and yields the core if that takes long, since there may be more threads than cores.
 template <class Ready> void spin(Ready ready) {
   for (int spins = 0; !ready(); spins++) {
     if (spins < WAIT_SPINS)
@@ -51,11 +51,12 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
-// The threads that compute an image together: one that leads, and those that come when they have nothing else to do.
-// They are admitted between two of its steps, so nobody waits for a thread that the system lets wait.
+// The threads that compute an image together: a leader, and others that join when they have nothing else to do. They
+// are admitted between steps, so none waits for a thread that the system has not scheduled.
 class Members {
  public:
-  // In a thread other than the first: its place from 1 on, as soon as it is admitted, or 0 where nothing is left to do.
+  // Called by threads other than the first: the place (1 and up) as soon as it is admitted, or 0 if nothing is left to
+  // do.
   int join() {
     int place = present_.load(std::memory_order_relaxed), size = 0;
     do {
@@ -65,14 +66,14 @@ class Members {
     return size == CLOSED ? 0 : place;
   }
 
-  // In the first thread.
+  // Called by the first thread.
   void open() {
     size_.store(1, std::memory_order_relaxed);
     present_.store(1, std::memory_order_release);
   }
-  // How many are there, the first one included.
+  // The number of threads present, including the first.
   int present() const { return present_.load(std::memory_order_relaxed); }
-  // Waits for `threads` of them, but not long.
+  // Waits until `threads` are present, but not long.
   void wait(int threads) const {
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
     while (present() < threads && std::chrono::steady_clock::now() < end) relax();
@@ -92,7 +93,7 @@ class Pool {
  public:
   typedef void (*Task)(void* argument, int thread);
 
-  std::mutex busy;  // held by who runs something
+  std::mutex busy;  // held while something runs
 
   ~Pool() {
     {
@@ -104,7 +105,7 @@ class Pool {
     for (auto& thread : threads_) thread.join();
   }
 
-  // task(argument, 0) in this thread and task(argument, 1) ... task(argument, threads - 1) in others, all at once
+  // Runs task(argument, 0) in this thread and task(argument, 1) ... task(argument, threads - 1) in others, concurrently
   void run(int threads, Task task, void* argument) {
     while ((int)threads_.size() < threads - 1) {
       const int number = (int)threads_.size() + 1;

@@ -1,5 +1,4 @@
-// What a training step may be asked to compute. The arrays' lengths follow from these numbers, and the caller checks
-// them.
+// Checks the numbers of a training segment. The lengths of its arrays follow from them and are checked by the caller.
 #include "training.h"
 
 #include <stdexcept>
@@ -8,7 +7,7 @@
 namespace effnet {
 namespace {
 
-constexpr int32_t MOST = 1 << 20;  // of a size: their products stay far below what an index holds
+constexpr int32_t MOST = 1 << 20;  // largest size, so that products of sizes cannot overflow an index
 
 void within(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;

@@ -1,4 +1,4 @@
-// AVX-512 with products of bf16; its fp32 is that of training_avx512.cpp.
+// AVX-512 with bf16 products; its fp32 kernels are those of training_avx512.cpp.
 #define NAMESPACE avx512bf16
 #define LANES 16
 #define REGISTERS 32

@@ -1,4 +1,4 @@
-// What the kernels of a training step are made of: parts of the work, scratch, rounding, activations, normalisation.
+// Building blocks of the training kernels: parts of the work, scratch, rounding, activations, normalisation.
 
 struct Range {
   ptrdiff_t first, end;
@@ -8,7 +8,7 @@ static INLINE Range share(ptrdiff_t total, int part, int parts) {
 }
 static INLINE int smaller_of(int a, int b) { return a < b ? a : b; }
 
-// Hands out scratch, from address 0 on where only the bytes are to be counted.
+// Hands out scratch; starts at address 0 if bytes are only counted.
 struct Space {
   uintptr_t at;
 };
@@ -26,14 +26,14 @@ static INLINE Integers rounded_bits(Vector value) {  // as bf16, in the lower ha
 #ifdef __AVX512BF16__
   return (Integers)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
 #elif defined(__AVX512F__)
-  return (((Integers)value + 0x8000) >> 16) & 0xffff;  // a tie goes away from zero: faster than to the even one
+  return (((Integers)value + 0x8000) >> 16) & 0xffff;  // rounds ties away from zero: faster than to even
 #else
   Integers bits = (Integers)value;
   return ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
 #endif
 }
 
-// The first `left` lanes, where fewer than all are left; the others are zero
+// Loads and stores of the first `left` lanes, if fewer than all are left; the others load as zero
 #ifdef __AVX512F__
 static INLINE __mmask16 lanes(ptrdiff_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
 static INLINE Vector load(const float* from, ptrdiff_t left) { return _mm512_maskz_loadu_ps(lanes(left), from); }
@@ -73,7 +73,8 @@ template <class T> static INLINE Vector as_stored(Vector value);
 template <> INLINE Vector as_stored<float>(Vector value) { return value; }
 template <> INLINE Vector as_stored<bf16>(Vector value) { return (Vector)(rounded_bits(value) << 16); }
 
-// What products multiply: bf16 only where the processor multiplies pairs of them, else floats, whatever the maps hold.
+// The type that products multiply: bf16 only if the processor multiplies pairs of them, else float, whatever the maps
+// hold.
 #ifdef __AVX512BF16__
 template <class T> using Factor = T;
 #else
@@ -90,7 +91,7 @@ struct Slope {
 };
 
 #ifdef __AVX512F__
-static INLINE Vector exact_power(Vector t) {  // 2^t, as power() but in relative error 1e-7
+static INLINE Vector exact_power(Vector t) {  // 2^t, like power() but with relative error 1e-7
   const Vector magic = all(786432.f);  // 1.5 * 2^19: the lowest bits of the sum are those of round(16 t)
   Vector sum = t + magic, n = sum - magic, f = t - n;
   Vector table = {1.f,           1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
@@ -138,7 +139,8 @@ static INLINE Vector normalised(Vector value, const TrainingLayer& layer, ptrdif
   return value * load(scale, left) + load(scale + layer.channels, left);
 }
 
-// Sums of a map's channels and of their squares, less a first value of each: short sums in fp32, long ones in double.
+// Per-channel sums of a map and of its squares, after subtracting each channel's first value: short sums in fp32, long
+// ones in double.
 struct Statistics {
   static constexpr ptrdiff_t SHORT = 256;  // rows
   float *shift, *sums, *squares;
@@ -168,7 +170,8 @@ struct Statistics {
   }
 };
 
-// The batch's mean and variance of each channel, joined by Chan's formula, and what follows from them
+// Combines the parts' statistics by Chan's formula into mean and variance per channel, and fills norm.saved and the
+// running statistics from them
 static void normalise(const Statistics* found, int parts, const TrainingLayer& layer) {
   const TrainingNorm& norm = layer.norm;
   const ptrdiff_t channels = layer.channels;
@@ -197,8 +200,9 @@ static void normalise(const Statistics* found, int parts, const TrainingLayer& l
   }
 }
 
-// Sums of a normalisation's gradient g and of g (map - mean) over all `count` rows -> the gradients of weight and bias,
-// and the coefficients [3][channel] of the map's gradient: of g, of the map, and a constant.
+// From the sums of a normalisation's output gradient g and of g (map - mean) over all `count` rows, computes the
+// gradients of weight and bias, and the coefficients [3][channel] of the map's gradient: for g, for the map, and a
+// constant.
 static void differentiate(const TrainingLayer& layer, double count, const float* sums, const float* products,
                           float* coefficients) {
   const TrainingNorm& norm = layer.norm;

@@ -1,6 +1,5 @@
-// The depthwise convolution of a training step. A part of the work is a run of output rows, of any images. Rows of its
-// inputs lie in a ring, as [vector of channels][column][lane], after normalisation and activation and with zeros
-// around.
+// The depthwise convolution of a training step. A part of the work is a run of output rows, across images. Its input
+// rows lie in a ring buffer, as [vector of channels][column][lane], normalised, activated and zero-padded.
 
 struct Geometry {
   int kernel, stride, pad_top, pad_left, height, width, out_height, out_width, channels;
@@ -22,10 +21,10 @@ template <int MOST, class Work> static INLINE void in_tiles(int first, int end, 
   if (first < end) work(Size<1>(), first);
 }
 
-// Rows [vector][column][lane] of which the last few are kept
+// A ring buffer of the last few rows [vector][column][lane]
 struct Ring {
   float* at;
-  ptrdiff_t plane, slot;  // floats from a vector to the next, and from a row to the next
+  ptrdiff_t plane, slot;  // floats between vectors, and between rows
   int rows;
 
   Ring(Space& space, int rows, int columns, int channels)
@@ -62,7 +61,8 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseForward {
     return read > filled ? read : filled;
   }
 
-  // Output rows `mine` of all images; the input is normalised and activated where it has `before`.
+  // Computes output rows `mine`, counted across images; the input is first normalised and activated if `before` is
+  // given.
   void run(const Geometry& g, const T* x, const TrainingLayer* before, const float* weights, T* out, Range mine) {
     const int channels = g.channels;
     ring.clear();
@@ -133,12 +133,12 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseForward {
   }
 };
 
-// What the backward pass of a depthwise convolution reads and makes. The gradient of its own output comes either as it
-// is or, with `own`, before activation and normalisation: of the map that the projection multiplied.
+// Inputs and outputs of the backward pass of a depthwise convolution. `gradient` is that of the projection's input;
+// gate, activation and normalisation of `own` are differentiated here.
 template <class T> struct DepthwiseGradients {
   const T *gradient, *map, *x;
-  T* to;  // the gradient of x, before the activation of `before` where it has one
-  const T* plus;  // added to it where given
+  T* to;  // the gradient of x, before the activation of `before` if given
+  const T* plus;  // added to it, or null
   const float* weights;
   const TrainingLayer *own, *before;
   const float* coefficients;  // [3][channel] of own's normalisation
@@ -146,7 +146,7 @@ template <class T> struct DepthwiseGradients {
 };
 
 template <class T, int KERNEL, int STRIDE> struct DepthwiseBackward {
-  static constexpr int REACH = (KERNEL - 1) / STRIDE;  // rows and columns of outputs before and behind
+  static constexpr int REACH = (KERNEL - 1) / STRIDE;  // rows and columns of outputs before and after
   Ring inputs, slopes, gradients;
   float *filters, *filter_gradient, *sums, *row_sums;
 
@@ -160,7 +160,7 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseBackward {
     sums = take<float>(space, 2 * wide);
     row_sums = take<float>(space, 2 * wide);
   }
-  static int columns(const Geometry& g) {  // of gradients that are read, from the first on
+  static int columns(const Geometry& g) {  // of gradients that are read, from the first one on
     const int read = (g.width + g.pad_left + STRIDE - 1) / STRIDE + 1;
     return read > g.out_width ? read : g.out_width;
   }
@@ -183,7 +183,7 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseBackward {
       for (; y < top; y++) fill_gradients(g, d, image, y);
       int made = top * STRIDE - g.pad_top;
       if (made < 0) made = 0;
-      int done = top ? made : 0;  // the first input row whose gradient is not made
+      int done = top ? made : 0;  // the first input row whose gradient is not computed
       for (; y < bottom; y++) {
         fill_gradients(g, d, image, y);
         const int above = y * STRIDE - g.pad_top;
@@ -239,7 +239,7 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseBackward {
       }
   }
 
-  // The filters' gradient by one row of outputs
+  // Adds the contribution of one output row to the filters' gradient
   INLINE void filter_row(const Geometry& g, int y, int above) {
     const int first = above < 0 ? -above : 0, end = smaller_of(KERNEL, g.height - above);
     for (int c = 0; c < g.channels; c += LANES) {
@@ -272,7 +272,7 @@ template <class T, int KERNEL, int STRIDE> struct DepthwiseBackward {
       for (int x = 0; x < KERNEL; x++) store(to + (k * KERNEL + x) * LANES, totals[k][x]);
   }
 
-  // The gradient of one row of inputs; columns are taken in groups of STRIDE, which read the same outputs
+  // Computes the gradient of one input row; columns are processed in groups of STRIDE, which read the same outputs
   INLINE void input_row(const Geometry& g, const DepthwiseGradients<T>& d, const T* x, ptrdiff_t at, int row) {
     const int channels = g.channels;
     const float* rows[KERNEL];

@@ -1,17 +1,17 @@
 // The pointwise layers of a training step: expansion, projection, head, and a stem whose patches are rows.
 
-// Rows that a part takes together, so that they stay in the second cache while all weights pass
+// Rows that a part processes together, so that they stay in the L2 cache while all weights are read
 static INLINE ptrdiff_t block_rows(ptrdiff_t channels) {
   const ptrdiff_t rows = 40000 / channels / ROWS * ROWS;
   return rows < ROWS ? ROWS : rows > 8 * ROWS ? 8 * ROWS : rows;
 }
 
-// What a product reads: rows of a map; rows after normalisation, activation and gate; or patches of an image.
+// The input of a product: rows of a map; rows after normalisation, activation and gate; or patches of an image.
 template <class T> struct Operand {
   const TrainingSegment& s;
   const T* map;
   int channels;
-  const TrainingLayer* before;  // whose output the map is, or null
+  const TrainingLayer* before;  // the layer whose output the map is, or null
   const float* gate;  // [image][channel], or null
   bool patches;
   typedef Factor<T> F;
@@ -23,7 +23,7 @@ template <class T> struct Operand {
   bool in_place() const { return SAME<T, F> && !before && !patches; }
   ptrdiff_t apart() const { return in_place() ? channels : depth_of<F>(channels); }
 
-  // `count` rows from `first` on: in the map itself, or made in `space`
+  // `count` rows from `first` on: in the map itself, or computed in `space`
   const F* rows(ptrdiff_t first, ptrdiff_t count, F* space) const {
     if (patches) {
       for (ptrdiff_t r = 0; r < count; r++) patch(first + r, space + r * apart());
@@ -62,7 +62,7 @@ template <class T> struct Operand {
   }
 };
 
-// Keeps a product's tiles in a map and counts their statistics
+// Stores a product's tiles in a map and accumulates their statistics
 template <class T> struct Counting {
   T* to;
   Statistics& statistics;
@@ -106,8 +106,8 @@ template <class T> struct ProductForward {
   }
 };
 
-// The gradient of a layer's map: from that of its output, dropped and before the activation, or from one that is
-// already before the activation
+// The gradient of a layer's map, from the gradient of its output (with stochastic depth and activation still to be
+// applied) or from one that already includes them
 template <class T> struct MapGradient {
   const T *gradient, *map;
   const TrainingLayer& layer;
@@ -155,7 +155,7 @@ template <class T> struct MapGradient {
   }
 };
 
-// Rows as a product reads them and stacked as a product over rows does
+// Rows laid out for a product, and stacked for a product over rows
 template <class T> struct Block {
   Stacked<T> stacked;
   T* rows;
@@ -176,7 +176,7 @@ template <class T> struct Block {
   }
 };
 
-// A pointwise layer's backward pass: the gradients of its input and, as [input][output], of its weights
+// A pointwise layer's backward pass: the gradients of its input and of its weights, as [input][output]
 template <class T> struct ProductBackward {
   ptrdiff_t block;
   Block<Factor<T>> gradients;
@@ -215,9 +215,9 @@ template <class T> struct ProductBackward {
   }
 };
 
-// -------------------------------------------------------------------- projection, squeeze-and-excitation: backwards
-// Sums of an image's rows that the gate's gradient and the normalisation's need, of the gradient g of the projection's
-// input, the activation a, its slope s, and the map m less its mean
+// ---------------------------------------------------------------- backward of projection and squeeze-and-excitation
+// Sums over an image's rows that the gradients of the gate and the normalisation need: products of the gradient G of
+// the projection's input, the activation A, its slope S, and the map M minus its mean
 enum Sums { G_A, G_S, S_ONLY, G_S_M, S_M, SUMS };
 
 template <class T> struct ProjectBackward {
@@ -238,7 +238,7 @@ template <class T> struct ProjectBackward {
     const int channels = s.depthwise.channels, outputs = s.project.channels;
     const ptrdiff_t pixels = s.out_pixels(), wide = inputs.wide;
     for (ptrdiff_t i = 0; i < outputs * wide; i += LANES) store(weights_gradient + i, all(0.f));
-    ptrdiff_t begun = -1;  // the last image whose slot is begun
+    ptrdiff_t begun = -1;  // the last image whose slot is initialised
     for (ptrdiff_t r = mine.first; r < mine.end; r += block) {
       const ptrdiff_t count = mine.end - r < block ? mine.end - r : block;
       gradients.fill(count,

@@ -1,4 +1,4 @@
-// any processor, by the compiler's own vectors: SSE2 on x86-64, NEON on ARM.
+// Any processor, with the compiler's vector extensions: SSE2 on x86-64, NEON on ARM.
 #define NAMESPACE portable
 #define LANES 4
 #if defined(__aarch64__)

@@ -1,9 +1,9 @@
-// Matrix products of a training step: maps times weights, and the products of two maps that are weights' gradients.
-// Rows are pixels. In bf16 a product reads pairs of neighbours in the summed dimension.
+// Matrix products of a training step: maps times weights, and products of two maps, which give weight gradients. Rows
+// are pixels. In bf16 a product reads pairs of neighbours in the summed dimension.
 
-constexpr int TOTALS = REGISTERS >= 32 ? 24 : 12;  // accumulators of a tile
-constexpr int PANEL = REGISTERS >= 32 ? 3 : 2;  // vectors of outputs of a tile, at most
-constexpr int ROWS = 24;  // of which blocks of rows are multiples: it divides into the tiles of every width
+constexpr int TOTALS = REGISTERS >= 32 ? 24 : 12;  // accumulators per tile
+constexpr int PANEL = REGISTERS >= 32 ? 3 : 2;  // most vectors of outputs per tile
+constexpr int ROWS = 24;  // blocks of rows are multiples of this: it is a multiple of every tile's rows
 
 static INLINE ptrdiff_t vectors_of(ptrdiff_t channels) { return (channels + LANES - 1) / LANES; }
 static INLINE ptrdiff_t panels_of(ptrdiff_t vectors) { return (vectors + PANEL - 1) / PANEL; }
@@ -12,7 +12,7 @@ template <class T> static INLINE ptrdiff_t depth_of(ptrdiff_t inputs) {
   return (inputs + Input<T>::PAIR - 1) / Input<T>::PAIR * Input<T>::PAIR;
 }
 
-// Weights for a product: per panel [input][vector][lane], in bf16 [pair of inputs][vector][lane][2].
+// Weights packed for a product: per panel [input][vector][lane], in bf16 [pair of inputs][vector][lane][2].
 template <class T> struct Packed {
   T* weights;
   int inputs, outputs;
@@ -22,7 +22,7 @@ template <class T> struct Packed {
 
   const T* panel(ptrdiff_t first) const { return weights + first * LANES * depth_of<T>(inputs); }
 
-  // weight(input, output) is read at from[input * in + output * out]
+  // Reads weight(input, output) at from[input * in + output * out]
   void fill(const float* from, ptrdiff_t in, ptrdiff_t out, int part, int parts) const {
     constexpr int PAIR = Input<T>::PAIR;
     const ptrdiff_t vectors = vectors_of(outputs), depth = depth_of<T>(inputs);
@@ -77,7 +77,7 @@ template <class T, int N, class Work> static void product_panel(const T* rows, p
   for (; row < count; row++) product_tile<T, 1, N>(rows, apart, weights, steps, row, channel, work);
 }
 
-// `count` rows, `apart` elements apart, times weights; work.take(totals, row, channel) gets each tile
+// Multiplies `count` rows, `apart` elements apart, with weights; passes each tile to work.take(totals, row, channel)
 template <class T, class Work>
 static void product(const T* rows, ptrdiff_t apart, ptrdiff_t count, const Packed<T>& packed, Work& work) {
   const ptrdiff_t vectors = vectors_of(packed.outputs), steps = depth_of<T>(packed.inputs) / Input<T>::PAIR;
@@ -94,7 +94,7 @@ static void product(const T* rows, ptrdiff_t apart, ptrdiff_t count, const Packe
   }
 }
 
-// What a product does with its tiles: keeps them in a map, plus those of another map where one is given.
+// Stores a product's tiles in a map, after adding another map if one is given.
 template <class T> struct Keeping {
   T* to;
   const T* plus;
@@ -113,8 +113,8 @@ template <class T> struct Keeping {
   }
 };
 
-// A map's rows as a product over rows reads them: [row][channel], in bf16 [pair of rows][channel][2], channels padded
-// to whole vectors.
+// A map's rows laid out for a product over rows: [row][channel], in bf16 [pair of rows][channel][2], with channels
+// padded to whole vectors.
 template <class T> struct Stacked {
   T* at;
   ptrdiff_t wide;
@@ -131,7 +131,7 @@ template <class T> struct Stacked {
       *(Words*)pairs = row % 2 ? (*(Words*)pairs & 0xffff) | (bits << 16) : bits;
     }
   }
-  INLINE void put_two(ptrdiff_t row, ptrdiff_t channel, Vector first, Vector second) const {  // of an even row on
+  INLINE void put_two(ptrdiff_t row, ptrdiff_t channel, Vector first, Vector second) const {  // `row` is even
     if constexpr (Input<T>::PAIR == 1) {
       store(at + row * wide + channel, first);
       store(at + (row + 1) * wide + channel, second);

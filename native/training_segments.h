@@ -1,4 +1,4 @@
-// A training step of whole segments: one source for every instruction set, as kernels.h is for inference.
+// Training steps of whole segments: one source for every instruction set, like kernels.h for inference.
 #include "training.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -16,7 +16,7 @@ namespace NAMESPACE {
 #include "training_pointwise.h"
 
 // ------------------------------------------------------------------------------------------------ whole segments
-// Sums of each part's rows of an image lie in slot image + part: parts follow each other, so no two share a slot.
+// Each part's sums over its rows of an image lie in slot image + part. Parts are consecutive, so no two share a slot.
 struct Slots {
   ptrdiff_t rows;  // of all images
   ptrdiff_t pixels;
@@ -31,7 +31,7 @@ struct Slots {
     while (!has(part, image)) part++;
     return part;
   }
-  // Adds up what the parts have of an image, in the slot that is returned
+  // Adds up the parts' sums of an image in the slot that is returned
   float* join(float* slots, ptrdiff_t size, ptrdiff_t image) const {
     const int begin = first(image);
     float* to = slots + (image + begin) * size;
@@ -43,7 +43,7 @@ struct Slots {
   }
 };
 
-// Sums of an image's normalised and activated rows
+// Sums each image's normalised and activated rows
 template <class T> static void pool(const TrainingSegment& s, float* slots, int part, Range mine) {
   const TrainingLayer& layer = s.depthwise;
   const int channels = layer.channels;
@@ -83,7 +83,7 @@ template <class T> static void finish(const TrainingSegment& s, Range mine) {
   }
 }
 
-// Calls work(Size<kernel>, Size<stride>) for the depthwise convolution's
+// Calls work(Size<kernel>, Size<stride>) for the depthwise convolution
 template <class Work> static void with_geometry(int kernel, int stride, Work work) {
   if (kernel == 3 && stride == 1) return work(Size<3>(), Size<1>());
   if (kernel == 3) return work(Size<3>(), Size<2>());
@@ -97,12 +97,12 @@ static INLINE Geometry geometry_of(const TrainingSegment& s) {
           s.width,  s.out_height, s.out_width, s.depthwise.channels};
 }
 
-// A pass over a segment. With scratch at address 0 its constructor counts the bytes.
+// A pass over a segment. If scratch is at address 0, its constructor only counts bytes.
 template <class T> struct Pass {
   const TrainingSegment& s;
   const Team& team;
   const int parts, wide;  // channels of the depthwise convolution
-  const Operand<T> expanded, projected;  // what the two pointwise products read
+  const Operand<T> expanded, projected;  // inputs of the two pointwise products
   const ptrdiff_t in_rows, out_rows;
   Space space;
 
@@ -123,7 +123,7 @@ template <class T> struct Pass {
   const T* depthwise_input() const { return (const T*)(s.expand.channels ? s.expand.map : s.x); }
   const TrainingLayer* before_depthwise() const { return s.expand.channels ? &s.expand : nullptr; }
 
-  // A part's own scratch, behind what all share
+  // A part's own scratch, after the shared scratch
   Space own(int part, ptrdiff_t bytes) const { return {space.at + (uintptr_t)(part * bytes)}; }
 };
 
@@ -149,7 +149,7 @@ template <class T> struct Forward : Pass<T> {
   Packed<float> squeeze, excite;
   Statistics* found;
   float *slots, *hidden;
-  ptrdiff_t bytes;  // of a part
+  ptrdiff_t bytes;  // per part
 
   Forward(const TrainingSegment& s, const Team& team, uintptr_t scratch)
       : P(s, team, scratch),
@@ -180,7 +180,7 @@ template <class T> struct Forward : Pass<T> {
     normalise(found, parts, layer);
   }
 
-  // Weights as the product reads them: [output][input], of patches [output][input][row][column]
+  // Packs the weights: [output][input], or for patches [output][input][row][column]
   void pack_project(int part) {
     if (!projected.patches) return project.fill(s.project.weights, 1, projected.channels, part, parts);
     if (part) return;
@@ -266,7 +266,7 @@ template <class T> struct Backward : Pass<T> {
   float *squeeze_gradient, *excite_gradient;  // [squeezed][channel]
   float* spread;  // [image][channel]: the gradient of the means
   float *coefficients, *part_sums, *sums, *slots;
-  float** gradients;  // of weights, of each part
+  float** gradients;  // each part's weight gradients
   ptrdiff_t bytes;
 
   Backward(const TrainingSegment& s, const Team& team, uintptr_t scratch)
@@ -305,7 +305,8 @@ template <class T> struct Backward : Pass<T> {
     const TrainingLayer& layer = s.project;
     return {(const T*)s.y_gradient, (const T*)layer.map, layer, s.drop, s.out_pixels(), layer.activation, coefficients};
   }
-  // The parts' sums [2][channel] -> the normalisation's gradients and the coefficients of its map's
+  // From the parts' sums [2][channel], computes the normalisation's gradients and the coefficients for its map's
+  // gradient
   void differentiate_parts(const TrainingLayer& layer, double rows) {
     const ptrdiff_t size = 2 * this->padded(layer.channels);
     for (ptrdiff_t i = 0; i < size; i += LANES) {
@@ -315,7 +316,7 @@ template <class T> struct Backward : Pass<T> {
     }
     differentiate(layer, rows, sums, sums + size / 2, coefficients);
   }
-  // The parts' gradients [row][column, padded] -> one, as to[row * by_row + column * by_column]
+  // Adds up the parts' gradients [row][column, padded] into to[row * by_row + column * by_column]
   void join(ptrdiff_t rows, ptrdiff_t columns, float* to, ptrdiff_t by_row, ptrdiff_t by_column) {
     const ptrdiff_t pitch = this->padded(columns);
     parallel(team, [&](int part) {
@@ -411,7 +412,7 @@ template <class T> struct Backward : Pass<T> {
       }
   }
 
-  // Over all images, for a part's channels: the sums of the depthwise normalisation's gradient
+  // For a part's channels, sums the gradient of the depthwise normalisation over all images
   void sum_images(int part) {
     const ptrdiff_t pitch = this->padded(wide);
     const Slots joined{out_rows, s.out_pixels(), parts};

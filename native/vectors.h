@@ -1,5 +1,5 @@
-// Vectors of one instruction set. Included inside the namespace of a translation unit, which says how many LANES a
-// vector has; what a processor does better than the compiler's own vectors is written with its intrinsics.
+// Vectors of one instruction set. Included inside the namespace of a translation unit, which defines LANES, the floats
+// per vector. Intrinsics are used only where they beat the compiler's vector extensions.
 
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -7,7 +7,7 @@
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-typedef float Floats __attribute__((vector_size(LANES * 4), aligned(4), may_alias));  // anywhere in memory
+typedef float Floats __attribute__((vector_size(LANES * 4), aligned(4), may_alias));  // at any address
 typedef int32_t Words __attribute__((vector_size(LANES * 4), aligned(2), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
@@ -48,7 +48,7 @@ static INLINE void set(bf16* to, float value) {
   to->bits = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-static INLINE Vector smaller(Vector a, Vector b) { return a > b ? b : a; }  // a where it is not a number
+static INLINE Vector smaller(Vector a, Vector b) { return a > b ? b : a; }  // a if a is NaN
 static INLINE Vector larger(Vector a, Vector b) { return a < b ? b : a; }
 static INLINE float sum(Vector value) {
   float total = 0;
@@ -56,8 +56,8 @@ static INLINE float sum(Vector value) {
   return total;
 }
 
-// What a product reads at once: a float, or a pair of bf16 for neighbouring inputs. `from` of `each` gives one for all
-// lanes, of `some` one for each lane.
+// What a product reads at a time: a float, or a pair of bf16 for neighbouring inputs. `each` broadcasts one to all
+// lanes, `some` loads one per lane.
 template <class T> struct Input;
 
 template <> struct Input<float> {
@@ -97,7 +97,7 @@ template <> struct Input<bf16> {
 // SiLU of x = t / SCALE, times SCALE: t / (1 + 2^t). The polynomials are minimax fits of 2^f in relative error.
 constexpr float SCALE = -1.44269504088896341f;
 
-// 2^t + summand, in relative error 4e-7 with AVX-512, 8e-8 elsewhere
+// 2^t + summand, with relative error 4e-7 on AVX-512, 8e-8 elsewhere
 static INLINE Vector power_plus(Vector t, Vector summand) {
 #ifdef __AVX512F__
   // 1.5 * 2^19: the lowest bits of the sum are those of floor(16 t)
@@ -122,13 +122,13 @@ static INLINE Vector power(Vector t) {  // 2^t
   return power_plus(t, all(0.f));
 }
 
-// `divide`: which of two ways to a quotient. The divider works beside the multipliers, so a loop that takes turns is
-// faster.
+// `divide` selects one of two ways to compute the quotient. The divider runs in parallel with the multipliers, so a
+// loop that alternates is faster.
 template <class T> static INLINE Vector silu(Vector t, bool divide);
 template <> INLINE Vector silu<float>(Vector t, bool divide) {
 #ifdef __AVX512F__
   if (divide) return t / power_plus(t, all(1.f));
-  Vector d = power_plus(smaller(t, all(126.f)), all(1.f));  // finite: Newton's step would make NaN of infinity
+  Vector d = power_plus(smaller(t, all(126.f)), all(1.f));  // finite, since Newton's step would turn infinity into NaN
   Vector r = _mm512_rcp14_ps(d);
   return t * ((1.f - d * r) * r + r);
 #else
