@@ -1,4 +1,4 @@
-# effnet serve without torch. Untried: there was no Docker where it was written.
+# effnet serve without torch. Never tried: Docker was not available where it was written.
 #
 #     docker build -t effnet .
 #     docker run -p 8000:8000 -v ./runs/train/latest/best:/best:ro effnet best=/best

@@ -1,25 +1,26 @@
-# make demo     the plain install, two photos named; then torch (about 2 minutes, once) and a fit of a minute
-# make install  everything that tests, checks and documentation need (about 3 more)
+# make demo     the plain install classifies two photos; then torch (about 2 minutes, once) and a fit of a minute
+# make install  everything that tests, checks and documentation need (about 3 minutes more)
 # make test     all tests           make check   style, types, import rules and the installs without torch
 # make docs     the pictures, tables and transcripts of README.md and docs/, and the site, build/site/index.html
 # make oldest   tests with the oldest versions of everything that pyproject.toml allows (another 9 GB)
-# make drills   short attacks on all of it: kills, bad input, load, full disks (about two minutes; docs/reliability.md)
-# make bench    every benchmark, on this machine (about a quarter of an hour; it should have nothing else to do)
+# make drills   short fault-injection drills: kills, bad input, load, full disks (two minutes; docs/reliability.md)
+# make bench    the benchmarks, on this machine (about a quarter of an hour; it should be otherwise idle)
 #
-# Every target does nothing where nothing changed, and goes on where it was interrupted.
+# Targets do nothing if nothing has changed, and an interrupted one continues where it stopped.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
-# In CI what goes well is told in few lines.
+# Less output in CI.
 QUIET = $(if $(CI),-q)
 PIP = -m pip install --disable-pip-version-check -c constraints.txt $(QUIET)
 SETUP = pyproject.toml constraints.txt
-# Installing compiles native/; this is for changes after it. EFFNET_BUILD: see CONTRIBUTING.md.
+# Installation compiles native/; this rule recompiles it after changes. EFFNET_BUILD: see CONTRIBUTING.md.
 KERNELS = src/effnet/_kernels.$(if $(filter Darwin,$(shell uname)),dylib,so)
-# One thread a test process: two processes with two threads each would fight over two cores. Where a test takes two,
-# one that waits for the other leaves its core to the other process. The hundred processes of tests compile Python once.
+# One thread per test process: two processes with two threads each would compete for two cores. If a test uses two, the
+# passive wait policy frees the core of a waiting thread. Bytecode is written, so that test processes compile only once.
 TEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto $(QUIET)
 
-# The tests that need no rival: its versions need newer ones. Warnings of old packages about each other are no errors.
+# Tests that do not compare with other libraries, whose pinned versions need newer packages. Warnings are not errors
+# here: old packages warn about each other.
 OLDEST = tests/test_formats.py tests/arch/test_cost.py tests/arch/test_memory.py tests/runtime/test_session.py \
 	tests/runtime/test_native.py tests/runtime/test_program_file.py tests/exporting/test_export.py \
 	tests/training/test_train.py tests/serving/test_app.py tests/searching/test_search.py
@@ -86,8 +87,8 @@ clean:
 $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 	@.venv/bin/python native/build.py --if-possible
 
-# A folder without its mark was interrupted while it was made, so it is made anew.
-# .venv-plain has no extras, .venv-openvino and .venv-onnx the one of their name and no torch.
+# An environment without its marker file was interrupted, so it is made anew.
+# .venv-plain has no extras; .venv-openvino and .venv-onnx have only the extra of their name, and no torch.
 .venv/.made .venv-plain/.made .venv-openvino/.made .venv-onnx/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "effnet needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
@@ -96,13 +97,13 @@ $(KERNELS): native/build.py $(wildcard native/*.cpp native/*.h) | .venv/.made
 	@$(if $(findstring -,$(@D)),$(@D)/bin/python $(PIP) -q -e '.$(patsubst .venv-%,[%],$(filter-out .venv-plain,$(@D)))')
 	@touch $@
 
-# Not with constraints.txt, which has the newest pair of torch and torchvision.
+# Without constraints.txt, which pins the newest pair of torch and torchvision.
 .venv-oldest/.made: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[all]' httpx hypothesis pytest pytest-timeout tensorboard
 	@touch $@
 
-# Only the kernels of this processor are compiled before the first answer; the others follow in .demo.
+# Compiles only the kernels for this processor before the first answer; the others follow in .demo.
 .venv/.plain: .venv/.made $(SETUP)
 	@echo "Installing effnet and compiling its kernels: pip install -c constraints.txt -e ."
 	@EFFNET_ISAS=host .venv/bin/python $(PIP) -q -e .
