@@ -1,4 +1,4 @@
-"""The blocks of a network: which kinds there are, which layers each is made of, and its sizes after rounding.
+"""The blocks of a network: their kinds, the layers of each, and sizes after rounding.
 
 | op | layers | expand_ratio | shortcut |
 |---|---|---|---|
@@ -7,14 +7,14 @@
 | bottleneck | 1x1, k x k, 1x1 to e times the inner channels (ResNet, He et al. 2016) | e | always; 1x1 in the first |
 
 A bottleneck's stride is in its middle convolution, as in torchvision and unlike the paper, and its activation follows
-the sum. With a ratio of 1, an mbconv has no first layer.
+the sum. An mbconv with a ratio of 1 has no first layer.
 
 A new kind of block is an entry in OPS and a module in models/blocks.py. Costs, memory, tensor names, recomputation,
 inheritance and engine graphs follow from the entry. Its path must not end in a depthwise layer; Op checks that.
 
 Arithmetic on sizes has no branches here, in cost.py and in memory.py, so every number may be an int or a numpy array
-with an entry for each network: a budget prices ten thousand candidates with the formulas of a single network. The
-annotation `int` stands for either.
+with an entry per network: a budget prices ten thousand candidates with the formulas of a single network. The
+annotation `int` stands for both.
 
 Rounding is the official code's (tensorflow/tpu, efficientnet_builder.py); "nearest" layers are ours.
 """
@@ -32,7 +32,7 @@ Activation = Literal["silu", "relu6", "relu"]
 DepthRounding = Literal["ceil", "nearest"]
 
 CHANNEL_DIVISOR = 8
-FIRST_STAGE = 2  # of blocks: the paper counts the stem as stage 1
+FIRST_STAGE = 2  # of the blocks: the paper counts the stem as stage 1
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Layer:
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """As torch has it: (out, in / groups, kernel, kernel)."""
+        """In torch's order: (out, in / groups, kernel, kernel)."""
         return self.outputs, 1 if self.depthwise else self.inputs, self.kernel_size, self.kernel_size
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block as it is built. `name` is also its path in the module."""
+    """A block as built. `name` is also its path in the module."""
 
     name: str
     stage: int  # the paper's number, 2 ... 8
@@ -72,8 +72,8 @@ class BlockSpec:
     kernel_size: int
     stride: int
     expand_ratio: int
-    squeeze_channels: int  # of squeeze-and-excitation; 0 where there is none
-    drop_rate: float  # stochastic depth: the chance that a sample skips this block in training
+    squeeze_channels: int  # of squeeze-and-excitation; 0 if there is none
+    drop_rate: float  # stochastic depth: the probability that a sample skips this block in training
     input_size: int  # height and width of its input in pixels, at the network's resolution
     op: str = "mbconv"  # its kind, a name in OPS
 
@@ -94,7 +94,7 @@ class BlockSpec:
 
     @property
     def scaled_channels(self) -> int:
-        """Channels that squeeze-and-excitation scales: it stands before the last layer of the path."""
+        """Channels that squeeze-and-excitation scales, before the last layer of the path."""
         return self.path[-1].inputs
 
     @property
@@ -109,23 +109,23 @@ class BlockSpec:
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether the input is added to the output as it is."""
+        """Whether the input is added to the output unchanged."""
         return OPS[self.op].shortcut(self)
 
 
 @dataclass(frozen=True)
 class BlockRun:
-    """Equal blocks in a row: the first block of a stage, or the others, of which there may be none."""
+    """Equal consecutive blocks: the first block of a stage, or the others, if any."""
 
-    block: BlockSpec  # the first of them; its stochastic depth is left at 0
+    block: BlockSpec  # the first of them, with stochastic depth 0
     count: int
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A network as built: all that its costs depend on. Specs of one shape are one network, whatever their factors.
+    """A network as built: everything that its costs depend on. Specs with equal shapes are the same network.
 
-    So it also holds the few fields of the spec that no factor scales; networks are told apart by it.
+    So it includes the few fields of the spec that no factor scales.
     """
 
     in_channels: int
@@ -163,10 +163,10 @@ class Op:
     name: str
     layers: Callable[[BlockSpec], tuple[Layer, ...]]
     title: Callable[[BlockSpec], str]  # in a table of stages
-    shortcut: Callable[[BlockSpec], bool] = lambda block: False  # whether the input is added to the output as it is
-    squeezes: bool = False  # whether squeeze-and-excitation may stand before the last layer
-    activates_sum: bool = False  # whether an activation follows the sum with the shortcut, in place of the last layer's
-    expand_ratios: tuple[int, ...] = ()  # those allowed; (): any
+    shortcut: Callable[[BlockSpec], bool] = lambda block: False  # whether the input is added to the output unchanged
+    squeezes: bool = False  # whether squeeze-and-excitation may precede the last layer
+    activates_sum: bool = False  # whether the activation follows the sum with the shortcut, not the last layer
+    expand_ratios: tuple[int, ...] = ()  # allowed values; (): any
     trains: bool = False  # whether native/training.h computes the whole block
     recomputes: bool = (
         True  # whether the module computes exactly these layers, so that recomputation can replace its forward
@@ -180,7 +180,7 @@ class Op:
             raise ArgumentError("layers", self.name, rule)
 
     def check(self, expand_ratio: int, squeeze_ratio: float | None) -> None:
-        """Raise ArgumentError where a stage's numbers mean nothing for this kind."""
+        """Raise ArgumentError if a stage's numbers are invalid for this kind."""
         if squeeze_ratio and not self.squeezes:
             raise ArgumentError("squeeze_ratio", squeeze_ratio, f"must be 0: {self.name} blocks never squeeze.")
         if self.expand_ratios and expand_ratio not in self.expand_ratios:
@@ -189,13 +189,13 @@ class Op:
 
 
 def round_channels(channels: float) -> int:
-    """Channels to a multiple of 8, at least 8 and nine tenths of the exact number (official `round_filters`)."""
+    """Round channels to a multiple of 8, at least 8 and 90 % of the exact number (official `round_filters`)."""
     rounded = (channels + CHANNEL_DIVISOR / 2) // CHANNEL_DIVISOR * CHANNEL_DIVISOR
     return _whole(rounded + CHANNEL_DIVISOR * ((rounded == 0) | (rounded < 0.9 * channels)))
 
 
 def round_layers(layers: float, rule: DepthRounding) -> int:
-    """Layers to a whole number: up (official `round_repeats`) or to the nearest, at least 1."""
+    """Round layers to a whole number: up (official `round_repeats`) or to the nearest, at least 1."""
     rounded = -(-layers // 1) if rule == "ceil" else (layers + 0.5) // 1
     return _whole(rounded + (rounded < 1))
 

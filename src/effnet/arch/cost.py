@@ -1,9 +1,9 @@
-"""What a network costs, in closed form from its spec; and the paper's Table 1 of any network with the cost of each row.
+"""A network's costs in closed form from its spec, and the paper's Table 1 for any network with the cost of each row.
 
 - `macs` are multiply-adds, one each, of convolutions and fully connected layers: what the paper calls FLOPS.
 - `flops` count the multiplication and the addition: twice the macs.
 - `activations` are the elements that convolutions write, squeeze-and-excitation's included (Radosavovic et al. 2020).
-- `params` are all learned numbers. Batch normalisation's running statistics are buffers and do not count.
+- `params` are all learned parameters. Batch normalisation's running statistics are buffers and do not count.
 
 All are per image at the network's resolution. Batch normalisation, activation functions, pooling and products have no
 multiply-adds here, as in the paper; fvcore counts batch normalisation, which is why timm's tables show 3 % more for B0.
@@ -41,10 +41,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class NetworkCost(Cost):
-    """The cost of a network, in total, by stage and by block; the stages add up to the total, and so do the blocks."""
+    """The cost of a network, in total, by stage and by block; stages and blocks each add up to the total."""
 
     stages: tuple[Cost, ...]  # the paper's nine: stem, seven of blocks, head with classifier
-    blocks: tuple[Cost, ...]  # stem, each block, head (of nothing, where there is none), classifier
+    blocks: tuple[Cost, ...]  # stem, each block, head (zero if there is none), classifier
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers under the names of the attributes, stages and blocks included."""
@@ -90,7 +90,7 @@ def cost(spec: NetworkSpec) -> NetworkCost:
 
 
 def total_cost(shape: Shape) -> Cost:
-    """The cost in total, of one shape or of many at once."""
+    """The total cost of one shape, or of many at once."""
     runs = (_times(run.count, block_cost(run.block)) for run in shape.runs)
     return _sum("", _stem(shape), *runs, _head(shape), _classifier(shape))
 

@@ -1,17 +1,16 @@
-"""What a network holds in memory, in inference and in training, in closed form: nothing is built.
+"""A network's memory in inference and in training, in closed form, without building it.
 
-Inference: weights, the image, and the feature maps that are alive together at the worst moment, in eager torch.
-Training: weights, gradients, the optimizer's state, the moving average, the images, and what autograd keeps of each
-image until the backward pass has read it. The last is nearly all of it, and it is what a RecomputePlan saves: see
-segments.py.
+Inference: weights, the image, and the peak of the feature maps that are alive together, in eager torch.
+Training: weights, gradients, the optimizer's state, the moving average, the images, and what autograd keeps per image
+for the backward pass. The last is nearly all of it, and a RecomputePlan reduces it: see segments.py.
 
 What the backward pass holds in addition is the largest sum within a block, so the peak of an unusual network can be
 overestimated (by up to a quarter where one tiny block is everything). Not counted: torch itself, the scratch of a
 convolution's kernel, and what the allocator cannot reuse.
 
 On a CUDA GPU torch's allocator rounds every tensor up to BLOCK. `gpu_memory` adds that, the two parts of a batch that
-wait as pixels, and WORKSPACE for cuDNN and cuBLAS, which is an assumption: no GPU was at hand. What the allocator takes
-from the driver beyond its tensors (some 22 MB) and the driver's own context (some hundreds) are not in it.
+are kept as pixels, and WORKSPACE for cuDNN and cuBLAS, an assumption made without a GPU. What the allocator takes
+from the driver beyond its tensors (about 22 MB) and the driver's own context (some hundreds) are not included.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from effnet.fields import one_of, positive_int
 from effnet.machine import StepPrecision
 
 ACTIVATION = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of an element of a feature map
-TENSOR_ENTRY = 144  # bytes, at most, of a tensor's name, type, shape and place in a safetensors file
+TENSOR_ENTRY = 144  # most bytes of a tensor's name, type, shape and offset in a safetensors file
 BLOCK = 512  # bytes; kMinBlockSize of torch's CUDACachingAllocator
 WORKSPACE = 96 * 2**20  # bytes: 32 MiB for cuBLAS, as torch gives it on Hopper, and 64 MiB for cuDNN
-PARTS = 2  # of a batch, that are on a GPU as pixels: one is copied while the other is computed
-# Numbers that an optimizer of torch remembers for every weight
+PARTS = 2  # of a batch, kept on a GPU as pixels: one is copied while the other is computed
+# Numbers that torch's optimizers store per weight
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What a training step holds, in bytes. The gradients come as the activations go, so the peak is below the sum."""
+    """Memory of a training step in bytes. Gradients replace activations, so the peak is below the sum."""
 
-    weights: int  # with bf16, its copies in that precision too
+    weights: int  # including bf16 copies
     gradients: int
     optimizer: int
     ema: int

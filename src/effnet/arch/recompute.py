@@ -1,11 +1,11 @@
-"""Which segments of a network to compute again so that training fits into a given memory, at the least extra work.
+"""Which segments of a network to recompute, so that training fits into a given memory with the least extra work.
 
-Work is counted in multiply-adds. Writing a feature map takes most of the time of computing it again, so each written
+Work is counted in multiply-adds. Writing a feature map takes most of the time of recomputing it, so each written
 element counts as the multiply-adds that a pointwise convolution does in the same time: MACS_PER_WRITE. The search is
-Lagrangian: the price of a kept element rises until the cheapest plan at that price fits; then segments that still fit
-are kept after all, one by one.
+Lagrangian: it raises the price of a kept element until the cheapest plan at that price fits, then keeps segments that
+still fit, one by one.
 
-Where the compiled kernels compute, only two levels differ: see segments.py.
+With the compiled kernels only two levels differ: see segments.py.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MACS_PER_WRITE = 50
 
 
 class RecomputePlan(dict[str, Keep]):
-    """How much each segment keeps for the backward pass: the stem, each block by its name, and the head."""
+    """What each segment keeps for the backward pass: the stem, each block by its name, and the head."""
 
     @classmethod
     def uniform(cls, spec: NetworkSpec, keep: Keep | str) -> RecomputePlan:
-        """The same level everywhere; UnknownNameError where no level has that name."""
+        """The same level everywhere; raises UnknownNameError for an unknown level."""
         names = ("stem", *(block.name for block in spec.blocks), "head")
         return cls(dict.fromkeys(names, Keep.parse(keep)))
 
@@ -49,7 +49,7 @@ class RecomputePlan(dict[str, Keep]):
         return {name: keep.name.lower() for name, keep in self.items()}
 
     def __str__(self) -> str:
-        """How many segments have which level, in words."""
+        """The number of segments per level, as text."""
         levels = list(self.values())
         counts = [(keep.name.lower(), levels.count(keep)) for keep in reversed(Keep) if keep in levels]
         return ", ".join(f"{name} {count}" if len(counts) > 1 else name for name, count in counts)
@@ -57,7 +57,7 @@ class RecomputePlan(dict[str, Keep]):
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed again in the backward pass, per image."""
+    """What the backward pass recomputes, per image."""
 
     macs: int
     elements: int  # of normalised maps, activations and products
@@ -69,7 +69,7 @@ class Work:
 
 
 def levels(spec: NetworkSpec, kernels: bool | None = None) -> list[Keep]:
-    """The levels that differ for this network, the one that keeps most first; `kernels` as for training_memory."""
+    """The levels that differ for this network, from the most kept to the least; `kernels` as for training_memory."""
     return [Keep.CONVOLUTIONS, Keep.BOTTLENECKS] if uses_kernels(spec, kernels) else sorted(Keep, reverse=True)
 
 
@@ -94,11 +94,11 @@ def find_plan(
     The keyword arguments are those of training_memory.
 
     Raises:
-        ArgumentError: the limit is below what the smallest plan needs, which the message says, or the network has a
+        ArgumentError: the limit is below the least possible memory, which the message names, or the network has a
             kind of block that cannot be recomputed.
     """
     kernels = uses_kernels(spec, kernels)
-    offers: dict[str, dict[Keep, tuple[int, int]]] = {}  # of each segment: extra work and elements kept of each level
+    offers: dict[str, dict[Keep, tuple[int, int]]] = {}  # per segment and level: extra work, elements kept
     for keep in levels(spec, kernels):
         same = RecomputePlan.uniform(spec, keep)
         works, memories = _works(spec, same, kernels), segment_memories(spec, same, kernels)
@@ -111,7 +111,7 @@ def find_plan(
 
     def cheapest(price: float) -> RecomputePlan:
         return RecomputePlan(
-            # on a tie the level that keeps more, which min meets first
+            # min returns the first, so ties go to the level that keeps more
             {name: min(rows, key=lambda keep: rows[keep][0] + price * rows[keep][1]) for name, rows in offers.items()}
         )
 
@@ -133,7 +133,7 @@ def find_plan(
 
 
 def _works(spec: NetworkSpec, plan: Mapping[str, Keep], kernels: bool) -> list[Work]:
-    """What each segment computes again: stem, blocks, head."""
+    """What each segment recomputes: stem, blocks, head."""
     if kernels:
         *costs, head, _ = cost(spec).blocks  # the last is the classifier's
         again = [True, *(plan[name] < Keep.CONVOLUTIONS for name in (*(block.name for block in spec.blocks), "head"))]

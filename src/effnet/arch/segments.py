@@ -1,12 +1,11 @@
-"""What each segment of a network keeps and holds in a training step, in closed form.
+"""The memory of each segment of a network in a training step, in closed form.
 
-A RecomputePlan divides a network into segments, as the literature of checkpointing calls them: the stem, each block,
-and the head.
+A RecomputePlan divides a network into segments, a term from gradient checkpointing: the stem, each block, and the head.
 
-What is kept of an MBConv block, in feature maps: E at the size of its expand convolution's output, D of the depthwise
-one's, P of the projected one's. The reason is what each step's gradient reads:
+An MBConv block keeps these feature maps, which the gradients of its steps read: E of the size of its expand
+convolution's output, D of the depthwise one's, P of the projected one's.
 
-| level | E | D | P | computed again in the backward pass |
+| level | E | D | P | recomputed in the backward pass |
 |---|---|---|---|---|
 | no plan | 3 | 4 | 2 | nothing |
 | ACTIVATIONS | 2 | 3 | 2 | normalisation |
@@ -14,13 +13,13 @@ one's, P of the projected one's. The reason is what each step's gradient reads:
 | DEPTHWISE | 0 | 1 | 2 | and the expand convolution |
 | BOTTLENECKS | 0 | 0 | 2 | and the depthwise convolution |
 
-One of the two P is the block's own output, which the next block reads; without a shortcut it is computed again, too.
-Without squeeze-and-excitation nothing is scaled, so the levels that keep its product keep one D fewer.
+One of the two P is the block's own output, which the next block reads; without a shortcut it is recomputed as well.
+Without squeeze-and-excitation nothing is scaled, so the levels that keep its product keep one D less.
 
-That is so where torch's modules compute. The compiled kernels (native/training.h) compute a segment in one step, which
-keeps its input and, from the level CONVOLUTIONS on and without a plan, the outputs of its convolutions: E, D and 2 P.
-The levels below keep the input only, and the backward pass computes the forward pass again. Of the stem they always
-keep the image only.
+That holds for torch's modules. The compiled kernels (native/training.h) compute a segment in one step, which keeps its
+input and, without a plan or from the level CONVOLUTIONS on, the outputs of its convolutions: E, D and 2 P. The levels
+below keep only the input, and the backward pass recomputes the forward pass. For the stem they always keep only the
+image.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ from effnet.arch.cost import block_cost
 from effnet.arch.spec import NetworkSpec
 from effnet.errors import ArgumentError, UnknownNameError
 
-STATISTICS = 4  # numbers that the kernels keep of a normalisation's channel: see native/training.h
+STATISTICS = 4  # numbers that the kernels keep per channel of a normalisation: see native/training.h
 FLOAT = 4  # bytes of a weight, a gradient or a state, in either precision
-COUNTER = 8  # bytes of a normalisation's counter of batches, and of a place that max pooling remembers
+COUNTER = 8  # bytes of a normalisation's batch counter, and of an index of max pooling
 
 
 class Keep(IntEnum):
-    """What a segment keeps for the backward pass: each level keeps what those below it do, and more."""
+    """What a segment keeps for the backward pass; each level keeps more than those below it."""
 
     BOTTLENECKS = 0  # its input and the output of its last convolution; stem and head: only the input
-    DEPTHWISE = 1  # the output of the convolution before, in an MBConv the depthwise one
+    DEPTHWISE = 1  # and the output of the convolution before, in an MBConv the depthwise one
     CONVOLUTIONS = 2  # the outputs of all convolutions
     ACTIVATIONS = 3  # the outputs of activations and of squeeze-and-excitation
 
@@ -65,20 +64,20 @@ class Keep(IntEnum):
 
 @dataclass(frozen=True)
 class SegmentMemory:
-    """Equal segments in a row, in elements per image."""
+    """Equal consecutive segments, in elements per image."""
 
     count: int
     params: int
-    kept: int  # by each of them
-    working: int  # what its backward pass holds in addition
-    recomputed: int  # what the next segment holds when it computes the last one's output again
-    statistics: int = 0  # fp32 numbers that each of them keeps once for all images
+    kept: int  # per segment
+    working: int  # held by its backward pass in addition
+    recomputed: int  # held by the next segment when it recomputes this one's output
+    statistics: int = 0  # fp32 numbers per segment, independent of the number of images
 
 
 def uses_kernels(network: NetworkSpec | Shape, kernels: bool | None = None) -> bool:
-    """Whether the compiled kernels train the network's blocks: they know all of them, and compute (`kernels`) on a CPU.
+    """Whether the compiled kernels train the network: they support all its blocks, and `kernels` says to use them.
 
-    None: they do if they were compiled and EFFNET_NATIVE does not say otherwise.
+    None: use them if they were compiled and EFFNET_NATIVE does not disable them.
     """
     blocks = [run.block for run in shape_of(network).runs]
     known = all(
@@ -91,7 +90,7 @@ def uses_kernels(network: NetworkSpec | Shape, kernels: bool | None = None) -> b
 def segment_memories(
     network: NetworkSpec | Shape, plan: Mapping[str, Keep] | Keep | None, kernels: bool, element: int = FLOAT
 ) -> list[SegmentMemory]:
-    """Stem, blocks (with a plan each by itself) and head; `element`: bytes of a map's element."""
+    """Stem, blocks (one by one if there is a plan) and head; `element`: bytes of a map's element."""
     shape = shape_of(network)
     native_block = functools.partial(_native_block, element=element)
     stem, block, head = (_native_stem, native_block, _native_head) if kernels else (_stem, _block, _head)
@@ -116,7 +115,7 @@ def check_plan(spec: NetworkSpec, plan: Mapping[str, Keep]) -> None:
 
 
 def keeps_output(block: BlockSpec, layer: Layer, keep: Keep) -> bool:
-    """Whether the output of this convolution is kept: of the last always, the ones before from the next levels on."""
+    """Whether a convolution's output is kept: the last one's always, earlier ones at higher levels."""
     names = [each.name for each in block.path]
     distance = 0 if layer.shortcut else len(names) - 1 - names.index(layer.name)
     return keep >= min(distance, Keep.CONVOLUTIONS)
@@ -133,13 +132,13 @@ def _stem(shape: Shape, keep: Keep | None) -> SegmentMemory:
     working = (2 if kept else 3) * elements
     if not shape.stem_pool:
         return SegmentMemory(1, params, kept * elements, working, recomputed * elements)
-    # Pooling reads the activation itself, and remembers the place of each of its outputs
+    # Pooling keeps the activation, and the index of each of its outputs
     pooled = shape.stem_channels * strided_size(shape.stem_size, 2) ** 2
     return SegmentMemory(1, params, (kept + (recomputed > 0)) * elements + pooled * (1 + COUNTER // FLOAT), working, 0)
 
 
 def _head(shape: Shape, keep: Keep | None) -> SegmentMemory:
-    """Head and classifier. Pooling reads no values, so nothing keeps the map before it."""
+    """Head and classifier. The gradient of pooling reads no values, so the map before it is not kept."""
     elements = shape.head_channels * shape.final_size**2
     classifier = (shape.head_channels + 1) * shape.num_classes
     if not shape.head:
@@ -169,7 +168,7 @@ def _block(run: BlockRun, keep: Keep | None, activation: Activation) -> SegmentM
 
 
 def _native_stem(shape: Shape, keep: Keep | None) -> SegmentMemory:
-    """The stem by the kernels: its convolution is always computed again."""
+    """The stem in the kernels, which always recompute its convolution."""
     elements = shape.stem_channels * shape.stem_size**2
     kept = elements
     if shape.stem_pool:
@@ -178,7 +177,7 @@ def _native_stem(shape: Shape, keep: Keep | None) -> SegmentMemory:
 
 
 def _native_block(run: BlockRun, keep: Keep | None, activation: Activation, *, element: int) -> SegmentMemory:
-    """Equal blocks by the kernels. The backward pass holds a gradient of each map and of the input."""
+    """Equal blocks in the kernels. The backward pass holds a gradient of each map and of the input."""
     block = run.block
     maps = [layer.elements for layer in block.layers]
     means = (block.squeeze_channels + 2 * block.scaled_channels) * (block.squeeze_channels > 0)
@@ -191,7 +190,7 @@ def _native_block(run: BlockRun, keep: Keep | None, activation: Activation, *, e
 
 
 def _native_head(shape: Shape, keep: Keep | None) -> SegmentMemory:
-    """Head by the kernels, and classifier."""
+    """Head in the kernels, and classifier."""
     if not shape.head:  # nothing reads the last block's output
         return dataclasses.replace(
             _head(shape, keep), kept=2 * shape.head_channels - shape.runs[-1].block.output_elements
@@ -234,12 +233,12 @@ def _kept_for_next(block: BlockSpec, keep: Keep | None, activation: Activation) 
 
 
 def _working_elements(block: BlockSpec, keep: Keep | None, activation: Activation) -> int:
-    """What the backward pass of a block holds in addition to what is kept, at its worst moment."""
+    """The peak of what a block's backward pass holds in addition to what is kept."""
     path = block.path
     if len(path) < 2 or not path[-2].depthwise or path[-1].activation:
         maps = [block.in_channels * block.input_size**2, *(layer.elements for layer in block.layers)]
         return block.output_elements + 2 * largest(maps)  # at most, with a layer's two maps
-    # Of an inverted bottleneck two moments can be the worst
+    # An inverted bottleneck can peak at two moments
     full = keep is None or keep is Keep.ACTIVATIONS
     wide, expanded = path[-2], path[0].elements if len(path) > 2 else 0
     product = wide.elements * (block.squeeze_channels > 0)
@@ -258,5 +257,5 @@ def shape_of(network: NetworkSpec | Shape) -> Shape:
 
 
 def largest(values: Iterable[int]) -> int:
-    """The largest value, for each network where there are many."""
+    """The largest value, per network if there are many."""
     return functools.reduce(lambda a, b: np.maximum(a, b) if isinstance(a + b, np.ndarray) else max(a, b), values)

@@ -1,1 +1,1 @@
-"""How good a model is, and how fast: the arithmetic, the same for every engine."""
+"""Accuracy, calibration and timing: the arithmetic, the same for every engine."""

@@ -1,8 +1,8 @@
-"""Calibration: how far confidence is from accuracy, the temperature that corrects it, the threshold for abstaining.
+"""Calibration: the gap between confidence and accuracy, the temperature that corrects it, the abstention threshold.
 
-The confidence is the largest probability. Temperature scaling (Guo et al. 2017) divides the logits by one number: the
-predictions stay, their confidence changes. Temperature and threshold are fitted on a validation split, never on the
-images of the final figures.
+The confidence is the largest probability. Temperature scaling (Guo et al. 2017) divides the logits by one number,
+which changes the confidence but not the predictions. Temperature and threshold are fitted on a validation split, never
+on the images of the final figures.
 
 The threshold's guarantee: with 95 % confidence over the draw of the validation images, at most `error` of the
 predictions at or above it are wrong on images of the same population. The most confident images are tested, from a
@@ -10,7 +10,7 @@ third of them up to all, each share by its exact binomial tail, until the first 
 advance, so no correction for multiple tests is needed. Choosing the best of all thresholds would break the guarantee;
 starting with fewer images would let a single wrong label among the most confident stop the sequence.
 
-Logits are raw, (N, K), and labels (N,) whole numbers; arrays that do not fit each other are an ArgumentError.
+Logits are raw, (N, K), and labels (N,) whole numbers; mismatched arrays raise an ArgumentError.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from effnet.runtime.session import Logits
 BINS = 15  # of equal width, as in Guo et al. and torchmetrics
 SHARES = 20  # of the images, which `abstain` tests in turn
 FIRST, ENOUGH = 1 / 3, 10  # `abstain` starts with this share, or with 10 times the fewest images that can pass if less
-FARTHEST = 10.0  # a temperature is between exp(-10) and exp(10)
+FARTHEST = 10.0  # temperatures are between exp(-10) and exp(10)
 CLOSE = 1e-6  # precision of the logarithm of the temperature
-ROUNDS = 100  # of Newton's method, at most
+ROUNDS = 100  # most iterations of Newton's method
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How far confidence and accuracy are apart at one temperature."""
+    """The gap between confidence and accuracy at one temperature."""
 
     temperature: float
     loss: float  # mean cross-entropy, in nats
@@ -50,9 +50,9 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Abstention:
-    """The effect of giving no answer below a threshold of the confidence."""
+    """The effect of abstaining below a confidence threshold."""
 
-    threshold: float | None  # None: no answer is confident enough
+    threshold: float | None  # None: always abstain
     coverage: Interval  # share of the images that are answered
     error: Interval | None  # share of the answers that are wrong; None without answers
 
@@ -87,11 +87,11 @@ def confidence(logits: Logits, temperature: float = 1.0) -> NDArray[np.float64]:
 def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
     """The temperature at which the labels of a validation split are most probable.
 
-    It minimises the sum of the cross-entropy and (ln T)^2 / 2. The second term weighs less than one image; without it,
-    the temperature would go to 0 where no image is wrong.
+    Minimises the sum of the cross-entropy and (ln T)^2 / 2. The second term weighs less than one image; without it,
+    the temperature would go to 0 if no image is wrong.
     """
     outputs, truth = check_arrays(logits, labels)
-    low, high, log_scale = -FARTHEST, FARTHEST, 0.0  # of -ln T: Newton's method, bisected where it would leave them
+    low, high, log_scale = -FARTHEST, FARTHEST, 0.0  # bounds of -ln T; bisect if Newton's method would leave them
     for _ in range(ROUNDS):
         slope, curve = _slope(outputs, truth, log_scale)
         low, high = (low, log_scale) if slope > 0 else (log_scale, high)
@@ -105,11 +105,11 @@ def fit_temperature(logits: Logits, labels: Sequence[int] | Labels) -> float:
 def abstain(
     logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0, error: float = 0.05
 ) -> Abstention:
-    """Choose the confidence below which to abstain; the module's docstring has its guarantee.
+    """Choose the confidence below which to abstain; see the module's docstring for the guarantee.
 
     Returns:
-        The threshold and its effect on these images: 0 where every answer may be given, None where no threshold keeps
-        the guarantee (at 5 % it takes at least 59 images).
+        The threshold and its effect on these images: 0 if abstaining is not needed, None if no threshold gives the
+        guarantee (at 5 % it takes at least 59 images).
 
     Raises:
         ArgumentError: `error` is not between 0 and 1.
@@ -146,14 +146,14 @@ def apply_threshold(
 def calibrate(
     logits: Logits, labels: Sequence[int] | Labels, *, split: str = "val", error: float = 0.05
 ) -> Calibration:
-    """Temperature and threshold for a bundle, fitted on that split; `error` is the share of wrong answers."""
+    """Fit temperature and threshold for a bundle on this split; `error` is the share of wrong answers to allow."""
     temperature = fit_temperature(logits, labels)
     threshold = abstain(logits, labels, temperature, error).threshold
     return Calibration(temperature, threshold, error, len(labels), split)
 
 
 def _scale(logits: Logits, temperature: float) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Some images at a time: float64 logits divided by the temperature, shifted so that each image's largest is 0."""
+    """Yield blocks of float64 logits divided by the temperature, shifted so that each image's largest is 0."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ArgumentError("temperature", temperature, "must be a positive finite number.")
     for rows in row_blocks(logits):

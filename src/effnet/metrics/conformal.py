@@ -1,4 +1,4 @@
-"""Label sets with a stated coverage: split-conformal prediction by the probability of a label.
+"""Label sets with guaranteed coverage: split-conformal prediction by the probability of a label.
 
 LAC (Sadinle, Lei and Wasserman 2019): the set holds every label whose probability is at least a floor. For a coverage c
 the floor is the ceil((n + 1) c)-th largest probability that a true label had among n images that the model was not
@@ -25,12 +25,12 @@ from effnet.weights.sureness import LEAST, MOST, LabelSets, least_images
 
 @dataclass(frozen=True)
 class Covered:
-    """The label sets of images with known classes."""
+    """The label sets of labelled images."""
 
-    coverage: float  # that was asked for
+    coverage: float  # as requested
     found: Interval  # share of the sets that have the true label
-    labels: float  # in a set, on average
-    single: Interval  # share of the sets that are one label
+    labels: float  # mean size of a set
+    single: Interval  # share of the sets with one label
 
     def __str__(self) -> str:
         return (
@@ -43,7 +43,7 @@ class Covered:
 def calibrate_sets(
     logits: Logits, labels: Sequence[int] | Labels, temperature: float = 1.0, *, split: str = "val"
 ) -> LabelSets:
-    """The floors of each coverage that so many images can ensure; see the module's docstring."""
+    """The floor of each coverage that this many images can guarantee; see the module's docstring."""
     outputs, truth = check_arrays(logits, labels)
     true = np.empty(len(outputs))
     for rows in row_blocks(outputs):
@@ -57,10 +57,10 @@ def calibrate_sets(
 def measure_sets(
     logits: Logits, labels: Sequence[int] | Labels, temperature: float, sets: LabelSets, coverage: float
 ) -> Covered:
-    """What the sets of a coverage are worth on these images, which must not be those that they were calibrated on.
+    """Measure the label sets of a coverage on images other than those that they were calibrated on.
 
     Raises:
-        ArgumentError: the coverage cannot be had, or the arrays do not fit each other.
+        ArgumentError: the coverage is not available, or the arrays do not match.
     """
     outputs, truth = check_arrays(logits, labels)
     sizes, right = np.empty(len(outputs), np.int64), np.empty(len(outputs), bool)

@@ -1,14 +1,14 @@
-"""How good a model is on images with known classes, with intervals. numpy only: any engine's logits will do.
+"""A model's figures on labelled images, with intervals. numpy only, for the logits of any engine.
 
-    top-1, top-5   share of the images whose class is the most probable one, or among five; Wilson's interval
+    top-1, top-5   share of the images whose class is the most probable one, or among the top five; Wilson's interval
     macro F1       mean of 2 right / (images + predictions) over the classes that have images; a bootstrap interval
     recall         share of a class's images that are predicted as it; Wilson's interval
-    precision      share of the predictions of a class that are right; none where it is never predicted
+    precision      share of the predictions of a class that are right; undefined if it is never predicted
     calibration    see calibration.py
 
-A class without images in the evaluated split has neither recall nor F1 and does not enter the mean; predicting it
-lowers the recall of the true class. Accuracy and precision hold for that split's mix of classes, which may not be the
-world's.
+A class without images in the evaluated split has neither recall nor F1 and is left out of the mean; predicting it
+lowers the recall of the true class. Accuracy and precision hold for the class frequencies of that split, which may
+differ in deployment.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from effnet.progress import SILENT, Progress
 from effnet.runtime.session import Logits
 
 TOP = 5
-RESAMPLES, DRAWN = 1000, 100  # samples of the bootstrap, and how many are drawn at a time
+RESAMPLES, DRAWN = 1000, 100  # bootstrap samples, and how many are drawn at a time
 
 
 class Predicted(NamedTuple):
-    """Logits and labels of the images that could be read, in order, and why others could not be."""
+    """Logits and labels of the readable images, in order, and the errors of the others."""
 
     logits: NDArray[np.float32]  # (N, K), raw
     labels: Labels  # (N,)
@@ -84,7 +84,7 @@ class ClassScore:
 
     @property
     def f1(self) -> float | None:
-        """Harmonic mean of the two, 0 where nothing is right; None without images."""
+        """Harmonic mean of the two, 0 if nothing is right; None without images."""
         return 2 * self.right / (self.n + self.predicted) if self.n else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Evaluation:
     classes: tuple[str, ...]
     pairs: NDArray[np.int64]  # (D, 3): a true class, a predicted one, and the images; only pairs that occur, in order
     top1: Interval
-    top5: Interval | None  # None for five classes and fewer, where it is 1 by definition
+    top5: Interval | None  # None for five or fewer classes, for which it is 1 by definition
     macro_f1: Interval
     before: Reliability  # at temperature 1
     after: Reliability  # at the given temperature
@@ -113,7 +113,7 @@ class Evaluation:
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """The confusion matrix (K, K): images of class i predicted as j; of 21,000 classes it would take 3.5 GB."""
+        """The confusion matrix (K, K): images of class i predicted as j; 3.5 GB for 21,000 classes."""
         matrix = np.zeros((len(self.classes), len(self.classes)), np.int64)
         matrix[self.pairs[:, 0], self.pairs[:, 1]] = self.pairs[:, 2]
         return matrix
@@ -137,7 +137,7 @@ class Evaluation:
 
     @cached_property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """Pairs of classes that were confused, the most frequent first."""
+        """Confused pairs of classes, the most frequent first."""
         wrong = self.pairs[self.pairs[:, 0] != self.pairs[:, 1]]
         order = np.argsort(-wrong[:, 2], kind="stable")
         return tuple(Mistake(self.classes[i], self.classes[j], count) for i, j, count in wrong[order].tolist())
@@ -178,9 +178,9 @@ def evaluate(
         logits: (N, K) raw outputs.
         labels: (N,) whole numbers from 0 to K - 1.
         classes: the names of the K outputs.
-        temperature: fitted on other images than these by `fit_temperature`; 1 for none.
-        threshold: confidence at that temperature below which the model abstains; `abstain` chooses it.
-        seed: of the bootstrap of macro F1.
+        temperature: from `fit_temperature`, fitted on other images; 1 for none.
+        threshold: from `abstain`, the confidence at that temperature below which the model abstains.
+        seed: for the bootstrap of macro F1.
 
     Raises:
         ArgumentError: see `check_arrays`.
@@ -215,14 +215,14 @@ def predict_logits(
     progress: Progress = SILENT,
     task: str = "evaluating",
 ) -> Predicted:
-    """The logits of every image that can be read; photos are decoded in threads ahead of the network.
+    """Compute the logits of every readable image; threads decode photos ahead of the network.
 
     Args:
         network: from pixels (N, size, size, C) to raw outputs (N, K): a session, or the `logits` of a Classifier.
         input_spec: how images are prepared.
         dataset: the images, with their labels in the order of the outputs (`match_classes`).
-        batch: images that go through the network together.
-        progress, task: shows how many images are done, as a task of that name.
+        batch: batch size.
+        progress, task: counts images, under that name.
 
     Raises:
         CheckpointError: the outputs are not finite.
@@ -252,7 +252,7 @@ def predict_logits(
 
 
 def write_per_class(evaluation: Evaluation, out: Path) -> None:
-    """Write a CSV line for each class; undefined figures are empty."""
+    """Write a CSV line per class; undefined figures are empty."""
     rows: list[tuple[object, ...]] = [
         ("class", "images", "predicted", "precision", "recall", "recall_low", "recall_high", "f1")
     ]
@@ -264,7 +264,7 @@ def write_per_class(evaluation: Evaluation, out: Path) -> None:
 
 
 def _ranks(logits: Logits, truth: Labels) -> NDArray[np.int64]:
-    """How many classes rank above the true one; of equal logits the first ranks higher, as in argmax."""
+    """The number of classes that rank above the true one; ties go to the first, as in argmax."""
     ranks, outputs = np.empty(len(logits), np.int64), np.arange(logits.shape[1])
     for rows in row_blocks(logits):
         some, label = logits[rows], truth[rows, None]
@@ -277,9 +277,9 @@ def _macro_f1(pairs: NDArray[np.int64], k: int, top1: Interval, seed: int) -> In
     """Macro F1 with a bootstrap interval.
 
     Each of RESAMPLES samples draws n of the n images with replacement, whatever their class; a class that was not drawn
-    is left out of that sample's mean. The interval reaches equally far up and down: as far as the more distant of the
-    2.5 % and 97.5 % percentiles, since with few images of a class both lie too low. If all images are right, or all
-    wrong, every sample is the same, and the interval of top-1 takes its place.
+    is left out of that sample's mean. The interval is symmetric, and reaches to the farther of the 2.5 % and 97.5 %
+    percentiles, since both are too low with few images of a class. If all images are right, or all wrong, every sample
+    is the same, and the interval of top-1 is used instead.
     """
     true, predicted, counts = pairs.T
     value = float(_mean_f1(counts[None], true, predicted, k)[0])

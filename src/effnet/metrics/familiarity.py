@@ -1,4 +1,4 @@
-"""Which images are unlike those of the training: the score that tells them best, and its threshold. numpy only.
+"""Out-of-distribution images: the score that detects them best, and its threshold. numpy only.
 
 Five scores (weights/sureness.py has their formulas and papers) are fitted to training images, and compared by leaving
 whole classes out, each in turn or in ten groups: their logits and their training images are taken away, and AUROC is
@@ -32,22 +32,22 @@ from effnet.weights.sureness import Familiarity, ScoreName, score_images
 ACCEPTED = 0.95  # of the val images
 FEWEST = 19  # val images for which 5 % and one more are a whole image
 PREFERRED: ScoreName = "vim"
-MARGIN = 0.02  # of the AUROC; see above
-GROUPS = 10  # of classes at most, each of which is left out once
-DIMENSIONS = 64  # principal components at most
-PER_DIMENSION = 4  # training images at least
+MARGIN = 0.02  # of AUROC; see above
+GROUPS = 10  # most groups of classes, each of which is left out once
+DIMENSIONS = 64  # most principal components
+PER_DIMENSION = 4  # fewest training images per principal component
 POINTS, NEIGHBOURS, SHARE = 1000, 10, 5  # training images to compare with; which neighbour counts: 1 of 5 of a class's
-LARGEST = 10**6  # characters of what is stored
+LARGEST = 10**6  # most characters to store
 SPARE, ROUNDS = 8, 5  # of the subspace iteration that finds principal components
 RIDGE = 1e-3  # of the mean variance, added to the shared covariance, which few images leave singular
 ScoreArrays = dict[str, NDArray[np.float32]]
 
 
 class Seen(NamedTuple):
-    """What a network made of images with known classes."""
+    """A network's outputs for labelled images."""
 
     logits: NDArray[np.float32]  # (N, K)
-    features: NDArray[np.float32]  # (N, C), pooled: what the classifier sees
+    features: NDArray[np.float32]  # (N, C), pooled: the input of the classifier layer
     labels: Labels  # (N,)
 
     def take(self, rows: NDArray[np.bool_]) -> Seen:
@@ -56,10 +56,10 @@ class Seen(NamedTuple):
 
 
 def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val", seed: int = 0) -> Familiarity:
-    """The score that tells left-out classes best, fitted to `train`, with its threshold on `val`.
+    """Fit the score that detects left-out classes best to `train`, and its threshold to `val`.
 
     Raises:
-        RefusedError: there are too few images or classes, or no score tells left-out classes from the others.
+        RefusedError: there are too few images or classes, or no score detects left-out classes.
     """
     require_images(len(val.labels), split)
     groups = [group for group in _groups(val.labels, seed) if np.isin(train.labels, group, invert=True).any()]
@@ -73,7 +73,7 @@ def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val"
     fitted = {name: arrays for name, arrays in fit_scores(train, layer, seed).items() if name in aurocs}
     stored = {name: pack(arrays) for name, arrays in fitted.items()}
     names = [name for name in aurocs if name in stored and len(stored[name]) <= LARGEST]
-    best = max(names, key=lambda name: aurocs[name].value)  # of equal ones the first, which costs least
+    best = max(names, key=lambda name: aurocs[name].value)  # of equal ones the first, the cheapest
     if PREFERRED in names and aurocs[PREFERRED].low > 0.5:
         behind = [high - low for high, low in zip(found[best], found[PREFERRED], strict=True)]
         best = PREFERRED if mean_interval(behind).low <= MARGIN else best
@@ -92,13 +92,13 @@ def fit_familiarity(train: Seen, val: Seen, layer: Linear, *, split: str = "val"
 
 
 def require_images(n: int, split: str = "val") -> None:
-    """Raise RefusedError where a split has too few images for a threshold."""
+    """Raise RefusedError if a split has too few images for a threshold."""
     if n < FEWEST:
         raise RefusedError(f"{n} images of {split} are too few for a threshold, which takes {FEWEST}")
 
 
 def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, ScoreArrays]:
-    """What each score compares with, as `score_images` takes it; a score that these images do not allow is missing."""
+    """Fit the arrays of each score, for `score_images`; scores that need more images are left out."""
     n, channels = train.features.shape
     features, dims = train.features.astype(np.float64), min(DIMENSIONS, channels // 2, n // PER_DIMENSION)
     fitted: dict[ScoreName, ScoreArrays] = {"max-softmax": {}, "energy": {}}
@@ -119,7 +119,7 @@ def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, Sco
     lengths = np.maximum(np.linalg.norm(inside[rows], axis=1, keepdims=True), 1e-12)
     k = max(1, min(NEIGHBOURS, len(rows) // (SHARE * len(classes))))
     fitted["neighbours"] = _single(space | {"points": inside[rows] / lengths, "k": np.array([k])})
-    # ViM's origin is where all logits are 0, or nearest to it
+    # ViM's origin: all logits are 0 there, or as close to it as possible
     origin = np.linalg.lstsq(layer.weight.astype(np.float64), -layer.bias.astype(np.float64), rcond=None)[0]
     centred = features - origin
     vim = {"center": origin, "basis": principal_components(centred, dims, seed), "alpha": np.ones(1)}
@@ -131,9 +131,9 @@ def fit_scores(train: Seen, layer: Linear, seed: int = 0) -> dict[ScoreName, Sco
 
 
 def principal_components(centred: NDArray[np.float64], dims: int, seed: int = 0) -> NDArray[np.float64]:
-    """An orthonormal basis (C, dims) of the directions in which rows (N, C) reach farthest from 0.
+    """An orthonormal basis (C, dims) of the directions in which rows (N, C) have the largest mean square.
 
-    Subspace iteration (Halko, Martinsson and Tropp 2011): a tenth of the time of all C components.
+    Subspace iteration (Halko, Martinsson and Tropp 2011) takes a tenth of the time of all C components.
     """
     channels = centred.shape[1]
     start = np.random.default_rng(seed).normal(size=(channels, min(channels, dims + SPARE)))
@@ -146,17 +146,17 @@ def principal_components(centred: NDArray[np.float64], dims: int, seed: int = 0)
 
 
 def spread_classes(labels: Labels, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """At most `count` images, in order, as evenly over the classes as there are images."""
+    """Indices of at most `count` images, in order, spread over the classes as evenly as possible."""
     order = np.random.default_rng(seed).permutation(len(labels))
     _, of_class = np.unique(labels[order], return_inverse=True)
-    turn = np.empty(len(labels), np.int64)  # the how manieth of its class an image is
+    turn = np.empty(len(labels), np.int64)  # an image's index within its class
     for index in range(of_class.max(initial=-1) + 1):
         turn[of_class == index] = np.arange((of_class == index).sum())
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
 def most_bytes(channels: int) -> int:
-    """What `pack` makes of so many features at most: the text of neighbours with all their points."""
+    """The largest output of `pack` for this many features: neighbours with all their points."""
     return int(4 / 3 * (2 * DIMENSIONS * (channels + POINTS) + 4 * channels))
 
 
@@ -167,7 +167,7 @@ def pack(arrays: ScoreArrays) -> str:
     if not arrays:
         return ""
     halves = {"basis", "points"} if "k" in arrays else {"basis"}
-    stored = {  # C order: safetensors writes the memory of other arrays as it lies
+    stored = {  # C order: safetensors ignores the strides of other arrays
         name: values.astype(np.float16 if name in halves else np.float32, order="C") for name, values in arrays.items()
     }
     return base64.b64encode(save(stored)).decode()
@@ -176,7 +176,7 @@ def pack(arrays: ScoreArrays) -> str:
 def _leave_out(
     group: NDArray[np.int64], train: Seen, val: Seen, layer: Linear, seed: int
 ) -> Iterator[tuple[ScoreName, float]]:
-    """The AUROC of each score where these classes are left out."""
+    """The AUROC of each score if these classes are left out."""
     kept = np.setdiff1d(np.arange(train.logits.shape[1]), group)
     some = train.take(np.isin(train.labels, group, invert=True))
     left_out = np.isin(val.labels, group)

@@ -1,4 +1,4 @@
-"""Confidence intervals of figures counted on n images, and whether two models differ.
+"""Confidence intervals of figures on n images, and whether two models differ.
 
     accuracy, recall, coverage   Wilson's interval for a share (Wilson 1927): never outside 0 ... 1, and not empty at 0
     difference of accuracies     the same images for both models: Bonett and Price's adjusted interval (2012), and
@@ -6,8 +6,8 @@
     a mean                       Student's t
     area under the ROC curve     Newcombe's method 5 (2006, part 2), which like Wilson's is not empty at 1
 
-All intervals are at 95 %. They assume images drawn independently from one population: frames of one film and
-near-duplicates count for fewer images than they are, and another camera is another population.
+All intervals are at 95 %. They assume images drawn independently from one population: video frames and near-duplicates
+are worth fewer images than they are, and another camera is another population.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from effnet.errors import ArgumentError
 from effnet.runtime.session import Logits
 
 CONFIDENCE = 0.95
-ROWS, CELLS = 4096, 2**22  # images, and logits, that are worked on at once: 34 MB in double precision
+ROWS, CELLS = 4096, 2**22  # images and logits per block: 34 MB in double precision
 BISECTIONS = 50  # of an interval of 1, to the precision of a float
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
 
@@ -43,7 +43,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two models on the same images; positive where the second is better."""
+    """Two models on the same images; positive if the second is better."""
 
     n: int
     accuracy_a: Interval
@@ -74,7 +74,7 @@ def wilson(count: int, n: int) -> Interval:
     share, weight = count / n, Z * Z / n
     middle = (share + weight / 2) / (1 + weight)
     reach = Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    low = 0.0 if count == 0 else max(0.0, middle - reach)  # exactly 0 and 1 in spite of rounding
+    low = 0.0 if count == 0 else max(0.0, middle - reach)  # exactly 0 and 1 despite rounding
     return Interval(share, low, 1.0 if count == n else min(1.0, middle + reach))
 
 
@@ -118,10 +118,10 @@ def student(freedom: int) -> float:
 
 
 def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Labels) -> Difference:
-    """Compare the accuracy of two models on the same images; their classes may differ beyond those of the labels.
+    """Compare the accuracy of two models on the same images; either may have more classes than the labels.
 
     Raises:
-        ArgumentError: the arrays do not fit each other; see `check_arrays`.
+        ArgumentError: the arrays do not match; see `check_arrays`.
     """
     if len(logits_a) != len(logits_b):
         raise ArgumentError("logits_b", f"{len(logits_b)} images", f"must be of the same {len(logits_a)} images.")
@@ -133,7 +133,7 @@ def compare_top1(logits_a: Logits, logits_b: Logits, labels: Sequence[int] | Lab
 
 
 def compare_right(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:
-    """The same of which images two models get right, (N,) each."""
+    """Compare two models by which images they get right, (N,) each."""
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     reach = Z * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2))
@@ -144,7 +144,7 @@ def compare_right(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:
 
 
 def auroc(higher: NDArray[np.floating[Any]], lower: NDArray[np.floating[Any]]) -> Interval:
-    """The chance that a score of the first kind (M,) is above one of the second (N,), equal ones counting half.
+    """The probability that a score of the first kind (M,) is above one of the second (N,); ties count half.
 
     Raises:
         ArgumentError: a kind has no scores, or one that is not a number.
@@ -180,13 +180,13 @@ def auroc_interval(value: float, m: int, n: int) -> Interval:
 
 
 def row_blocks(logits: Logits) -> Iterator[slice]:
-    """Rows to work on at once, so that what is made of them stays small however many classes there are."""
+    """Slices of rows to process at once, so that temporary arrays stay small for any number of classes."""
     rows = max(1, min(ROWS, CELLS // max(1, logits.shape[1])))
     return (slice(first, first + rows) for first in range(0, len(logits), rows))
 
 
 def check_arrays(logits: Logits, labels: Sequence[int] | Labels) -> tuple[Logits, Labels]:
-    """The arrays, which must be (N, K) finite floats and N labels from 0 to K - 1; N at least 1.
+    """Check that the arrays are (N, K) finite floats and N labels from 0 to K - 1, N at least 1, and return them.
 
     Raises:
         ArgumentError: they are not.

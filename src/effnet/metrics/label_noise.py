@@ -1,4 +1,4 @@
-"""How many labels are wrong, and which: judged by the logits of a classifier that did not see them. numpy only.
+"""How many labels are wrong, and which: judged by a classifier that was not fitted to them. numpy only.
 
 A label that the classifier finds improbable is either right, of an image that is hard to tell, or wrong. The two leave
 different traces: of hard images there are the fewer, the farther the logits are from the label, while a label that
@@ -29,13 +29,13 @@ from effnet.metrics.intervals import Labels
 from effnet.runtime.prediction import probabilities
 from effnet.runtime.session import Logits
 
-HIGHEST = 0.5  # of the rate: beyond it, labels tell nothing
+HIGHEST = 0.5  # rate: above it, labels carry no information
 FARTHEST, STEPS, HALVINGS = 2.0, 40, 40  # of ln temperature; of the grid over it; of the intervals around both
 
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """How the given labels came about; see the module."""
+    """The model of label noise; see the module."""
 
     rate: float  # share of the labels that were replaced
     temperature: float
@@ -54,20 +54,20 @@ class LabelNoise:
 
 
 def fit_label_noise(logits: Logits, labels: Labels, classes: int) -> LabelNoise:
-    """Rate and temperature of labels (N,) that logits (N, K) did not see.
+    """Fit rate and temperature to labels (N,) and the logits (N, K) of a classifier that did not see them.
 
     Args:
-        logits: of a classifier that was fitted to other images with the same noise, such as `out_of_fold`.
-        labels: the given ones.
-        classes: how many a label may have been, at least 2; K, unless some have no images.
+        logits: from a classifier fitted to other images with the same noise, such as `out_of_fold`.
+        labels: the given labels.
+        classes: number of possible classes, at least 2; K, unless some have no images.
     """
 
     def fit(log_temperature: float) -> tuple[float, float]:
         """The log-likelihood, less (ln T)^2 / 2 as in `fit_temperature`, and the rate that makes it the highest."""
         own = LabelNoise(0.0, math.exp(log_temperature)).self_confidence(logits, labels)
-        gain = (1 - own) / (classes - 1) - own  # what is linear in the rate
+        gain = (1 - own) / (classes - 1) - own  # the term that is linear in the rate
         own = np.maximum(own, np.finfo(np.float64).tiny)
-        low, high = 0.0, HIGHEST if (gain / own).sum() > 0 else 0.0  # it is concave in the rate
+        low, high = 0.0, HIGHEST if (gain / own).sum() > 0 else 0.0  # the likelihood is concave in the rate
         for _ in range(HALVINGS if high else 0):
             middle = (low + high) / 2
             rises = (gain / (own + middle * gain)).sum() > 0

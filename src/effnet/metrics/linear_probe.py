@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features, fitted and cross-validated: how well they tell classes apart. numpy only.
+"""Linear probes: a linear classifier on frozen features, fitted and cross-validated. numpy only.
 
 It is multinomial logistic regression: it minimises the sum of the cross entropies plus penalty / 2 times the squared
 weights of the standardised features (mean 0, variance 1); the bias is free. The problem is convex, so nothing is drawn
@@ -6,7 +6,7 @@ at random and nothing depends on where it starts. L-BFGS (Liu and Nocedal 1989) 
 decorrelated by Böhning's bound of the Hessian (1992), which takes tens of steps where the features as they are take
 hundreds.
 
-Out of fold, every image is judged by a classifier that saw neither it nor an image of its group.
+Out of fold, every image is predicted by a classifier that saw neither it nor an image of its group.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from effnet.runtime.session import Linear, Logits
 
 TASK = "judging images out of fold"
 FOLDS = 5
-MOST, HELD_OUT = 4000, 800  # images to choose a penalty with at most, and those of them that are held out at least
+MOST, HELD_OUT = 4000, 800  # to choose a penalty: most images, and fewest of them held out
 PENALTIES = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
-ITERATIONS, MEMORY = 300, 10  # of L-BFGS: steps at most, and how many of them it remembers
-PRECISION = 1e-7  # the mean loss is that near to its minimum
-ARMIJO = 1e-4  # share of the decrease that the slope promises which a step must keep
+ITERATIONS, MEMORY = 300, 10  # of L-BFGS: most steps, and length of its history
+PRECISION = 1e-7  # distance of the mean loss from its minimum
+ARMIJO = 1e-4  # share of the decrease predicted by the slope that a step must reach
 ABSENT = -100.0  # the bias of a class without images: a probability of 0 as far as float32 can tell
 
 Features = NDArray[np.float32]  # (N, C)
@@ -41,13 +41,13 @@ def fit_linear(features: Features, labels: Labels, classes: int, penalty: float)
     """The weight (K, C) and the bias (K,) of the classifier.
 
     Args:
-        features: (N, C) float32; with float64 the computation is in that.
+        features: (N, C) float32; float64 features are processed in float64.
         labels: (N,), from 0 to `classes` - 1. A class without images gets a probability of 0.
         classes: K.
         penalty: see the module; it does not depend on the number of images or the scale of the features.
 
     Raises:
-        ArgumentError: the shapes do not fit, a value is not finite, or `penalty` is not above 0.
+        ArgumentError: the shapes do not match, a value is not finite, or `penalty` is not above 0.
     """
     _check(features, labels, classes, penalty)
     n, present = len(labels), np.unique(labels)
@@ -59,7 +59,7 @@ def fit_linear(features: Features, labels: Labels, classes: int, penalty: float)
     spread = np.where(np.isinf(scale), 0, scale)[:, None]  # of the features, (C, 1)
 
     def layer(values: Doubles) -> tuple[Doubles, Doubles]:
-        """The weight (C, K) and the bias of what L-BFGS changes."""
+        """The weight (C, K) and the bias for the variables of L-BFGS."""
         weight = basis @ values[:-1]
         return weight, unit * values[-1] - mean @ weight
 
@@ -87,9 +87,9 @@ def fit_linear(features: Features, labels: Labels, classes: int, penalty: float)
 
 
 def _decorrelate(features: Features, mean: Doubles, penalty: float) -> tuple[Doubles, Doubles]:
-    """The scale (C,) of the features, infinite for constants, and a basis (C, R) of weights in which the bound is 1.
+    """The scale (C,) of the features, infinite for constants, and a basis (C, R) of the weights where the bound is 1.
 
-    Of few images the weights are sums of the standardised rows, so that many directions are enough.
+    With few images the weights are combinations of the standardised rows, so R is at most their number.
     """
     n, channels = features.shape
     few = 2 * n <= channels
@@ -101,7 +101,7 @@ def _decorrelate(features: Features, mean: Doubles, penalty: float) -> tuple[Dou
         else:
             covariance += centred.T @ centred / n
     scale = np.sqrt(np.maximum(variance if few else np.diag(covariance), 0))
-    scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant tells nothing: its weight is 0
+    scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # constant features get a weight of 0
     if few:
         _, sizes, directions = np.linalg.svd((features - mean) / scale, full_matrices=False)
         return scale, directions.T / np.sqrt(np.square(sizes) / 2 + penalty) / scale[:, None]
@@ -123,8 +123,8 @@ def out_of_fold(
 
     Args:
         features, labels, classes, penalty: see `fit_linear`, whose errors this raises.
-        folds: (N,), which fold each image is in; see `assign_folds`.
-        progress: follows the folds.
+        folds: (N,), the fold of each image; see `assign_folds`.
+        progress: counts folds.
     """
     logits = np.zeros((len(labels), classes), np.float32)
     names = np.unique(folds)
@@ -140,8 +140,8 @@ def out_of_fold(
 def choose_penalty(features: Features, labels: Labels, classes: int, folds: NDArray[np.int64]) -> float:
     """The penalty of PENALTIES with the lowest cross entropy of held-out folds, as many as have HELD_OUT images.
 
-    They are tried from the largest on, until one is worse than the one before. At most MOST images are used, spread
-    evenly over the classes, since the best penalty hardly depends on how many there are.
+    Tries them from the largest down, until one is worse than the one before. Uses at most MOST images, spread evenly
+    over the classes, since the best penalty hardly depends on their number.
     """
     rows = spread_classes(labels, MOST)
     features, labels, folds = features[rows], labels[rows], folds[rows]
@@ -161,13 +161,13 @@ def choose_penalty(features: Features, labels: Labels, classes: int, folds: NDAr
 
 
 def assign_folds(labels: Labels, groups: Sequence[object], *, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Which fold (N,) each image is in: as evenly over the classes as can be, images of one group together.
+    """Assign each image to a fold, (N,), evenly over the classes, with images of one group together.
 
     Args:
         labels: (N,).
-        groups: (N,), equal for images that must not be in different folds, such as near-duplicates.
-        folds: how many.
-        seed: of the order in which groups of one size are placed.
+        groups: (N,), equal for images that must stay in one fold, such as near-duplicates.
+        folds: number of folds.
+        seed: for the order of groups of equal size.
     """
     members: dict[object, list[int]] = {}
     for index, group in enumerate(groups):
@@ -197,7 +197,7 @@ def _check(features: Features, labels: Labels, classes: int, penalty: float) -> 
 
 
 def _minimise(loss: Callable[[Doubles], tuple[float, Doubles]], start: Doubles, enough: float) -> Doubles:
-    """Where a convex loss, which comes with its slope, is at most about `enough` above its minimum, by L-BFGS."""
+    """Minimise a convex loss, which returns its value and gradient, to about `enough` above its minimum, by L-BFGS."""
     values, (height, slope) = start, loss(start)
     steps: deque[tuple[Doubles, Doubles, float]] = deque(maxlen=MEMORY)
     for _ in range(ITERATIONS):
@@ -215,7 +215,7 @@ def _minimise(loss: Callable[[Doubles], tuple[float, Doubles]], start: Doubles, 
         moved = direction
         new_height, new_slope = loss(values + moved)
         while new_height > height - ARMIJO * decrease:
-            if decrease <= enough:  # as much as rounding errors
+            if decrease <= enough:  # about the rounding error
                 return values
             moved, decrease = moved / 2, decrease / 2
             new_height, new_slope = loss(values + moved)

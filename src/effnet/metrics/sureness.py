@@ -1,11 +1,11 @@
-"""What a model says of its own limits, measured on images with known classes: abstaining, label sets, familiarity.
+"""How well a model knows its limits, measured on labelled images: abstaining, label sets, familiarity.
 
-    coverage against accuracy   how many of the most confident answers are right, whatever the threshold
-    label sets                  how many have the true label; see conformal.py
-    unfamiliar                  share of images said to be unlike those of the training; of images like them, 5 %
+    coverage against accuracy   accuracy of the most confident answers, for every threshold
+    label sets                  share with the true label; see conformal.py
+    unfamiliar                  share of images judged unlike the training images; 5 % of images like those
 
-All with Wilson's intervals. Label sets and the threshold of familiar images are worth measuring only on other images
-than those that they were calibrated on.
+All with Wilson's intervals. Measure label sets and the threshold of familiar images only on images other than those
+that they were calibrated on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from effnet.runtime.session import Logits
 from effnet.weights.sureness import Familiarity, LabelSets, least_images
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)  # of the images, the most confident ones
-COVERAGES = (0.9, 0.95)  # of label sets, as far as they were calibrated
+COVERAGES = (0.9, 0.95)  # of label sets, if calibrated for them
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Sureness:
-    """A model's figures; what it cannot tell is empty or None."""
+    """A model's figures; empty or None if not available."""
 
     curve: tuple[Answered, ...]  # from all images down
     sets: tuple[Covered, ...] = ()
@@ -65,10 +65,10 @@ def measure_sureness(
         labels: (N,).
         temperature: the logits are divided by it.
         sets: label sets, which are measured at COVERAGES.
-        told: what tells unfamiliar images, and its scores (N,).
+        told: the detector of unfamiliar images, and its scores (N,).
 
     Raises:
-        ArgumentError: the arrays do not fit each other.
+        ArgumentError: the arrays do not match.
     """
     outputs, truth = check_arrays(logits, labels)
     sure, right = confidence(outputs, temperature), outputs.argmax(1) == truth

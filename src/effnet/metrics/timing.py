@@ -1,6 +1,6 @@
-"""How long functions take, and the conditions of the measurement. Only what needs torch imports it.
+"""Timing of functions, and the conditions of the measurement. torch is imported only where it is needed.
 
-Functions that are compared take turns in one process, round after round, so that a disturbance affects all of them; the
+Functions to compare run in turn in one process, round after round, so that a disturbance affects all of them; the
 figure is the median.
 """
 
@@ -31,21 +31,21 @@ from effnet.weights.layouts import COUNTER, NATIVE
 if TYPE_CHECKING:
     from torch import Tensor
 
-TURN, CALLS = 0.08, 200  # a turn of short calls: seconds that it lasts, and calls at most
-RUNS, WARMUP = 15, 3  # of a network that is timed with single images
-FEWEST, MOST, ENOUGH = 7, 30, 20.0  # by default: at least 7 rounds, at most 30, and else as many as fit into 20 seconds
-LAYOUTS = ("NCHW", "channels_last")  # of images in memory
+TURN, CALLS = 0.08, 200  # a turn of short calls: duration in seconds, and most calls
+RUNS, WARMUP = 15, 3  # for a network with single images
+FEWEST, MOST, ENOUGH = 7, 30, 20.0  # default: as many rounds as fit into 20 seconds, at least 7, at most 30
+LAYOUTS = ("NCHW", "channels_last")  # memory formats of images
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long each run of one function took."""
+    """The times of all runs of one function."""
 
     seconds: tuple[float, ...]
 
     @property
     def median_ms(self) -> float:
-        """The median: a disturbed run does not move it."""
+        """The median, which a disturbed run does not change much."""
         return 1e3 * statistics.median(self.seconds)
 
     @property
@@ -75,7 +75,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a time depends on besides the network; batch, layout and dtype are None where several are timed."""
+    """What a time depends on besides the network; batch, layout and dtype are None if several are timed."""
 
     threads: int
     versions: tuple[str, ...]  # torch 2.14.1
@@ -83,11 +83,11 @@ class Conditions:
     layout: str | None = None
     dtype: str | None = None
     machine: Machine = field(default_factory=this_machine)
-    load: float | None = field(default_factory=load_average)  # of the system, the minute before; None on Windows
+    load: float | None = field(default_factory=load_average)  # system load of the last minute; None on Windows
 
     @classmethod
     def now(cls, batch: int, layout: str, *libraries: str) -> Conditions:
-        """Those of torch in fp32 with its present number of threads; `libraries` are named with their versions."""
+        """The conditions of torch in fp32 with its current number of threads, and the versions of `libraries`."""
         import torch
 
         versions = tuple(f"{name} {import_module(name).__version__}" for name in ("torch", *libraries))
@@ -95,12 +95,12 @@ class Conditions:
 
     @property
     def crowded(self) -> bool:
-        """Whether programs and threads outnumber the cores: torch's threads then wait for the slowest."""
+        """Whether programs and threads outnumber the cores, so that torch's threads wait for the slowest."""
         return self.load is not None and self.threads + self.load > self.machine.cores + 0.5
 
     @property
     def warning(self) -> str:
-        """What a crowded machine does to the times, for people; empty where it was quiet."""
+        """A warning about a busy machine; empty if it was quiet."""
         if not self.crowded:
             return ""
         advice = "" if self.threads == 1 else ", or with --threads 1"
@@ -133,9 +133,9 @@ def random_images(batch: int, resolution: int, channels: int = 3, *, layout: str
 
 
 def time_network(spec: NetworkSpec, selection: Selection | None = None, *, runs: int = RUNS) -> Timing:
-    """Time a network of random weights, which take as long as trained ones, with single images.
+    """Time a network with random weights, which take as long as trained ones, on single images.
 
-    By default the rules of `runtime.select` say how it runs.
+    By default the rules of `runtime.select` choose the backend.
 
     Raises:
         ArgumentError: `runs` is not a positive whole number.
@@ -148,7 +148,7 @@ def time_network(spec: NetworkSpec, selection: Selection | None = None, *, runs:
 
 
 def random_bundle(spec: NetworkSpec) -> Bundle:
-    """A network of random weights by He's rule, always the same ones; its images have its resolution."""
+    """A network with random weights by He's rule, always the same, for images of its resolution."""
     random, weights = np.random.default_rng(0), dict[str, AnyArray]()
     for name, shape in NATIVE.shapes(spec).items():
         if name.endswith(COUNTER):
@@ -174,7 +174,7 @@ def measure_in_turn(
     warmup: int = 2,
     progress: Progress = SILENT,
 ) -> dict[str, Timing]:
-    """Time every function once in each round; see `time_rounds` for the other arguments."""
+    """Time every function once per round; see `time_rounds` for the other arguments."""
 
     def run_round() -> list[float]:
         return [seconds(function) for function in functions.values()]
@@ -190,13 +190,13 @@ def time_rounds(
     progress: Progress = SILENT,
     task: str = "rounds",
 ) -> list[Timing]:
-    """Run rounds and collect the times of each function; where torch is loaded, it records no gradients.
+    """Run rounds and collect the times of each function; if torch is loaded, without autograd.
 
     Args:
         turn: one round; returns the seconds of each function.
-        runs: rounds that count; by default as many as fit into 20 seconds, at least 7 and at most 30.
+        runs: timed rounds; by default as many as fit into 20 seconds, at least 7 and at most 30.
         warmup: rounds before them, which allocate memory and choose kernels.
-        progress, task: follows the rounds under that name.
+        progress, task: counts rounds, under that name.
 
     Raises:
         ArgumentError: `runs` or `warmup` is not a positive whole number.
@@ -215,7 +215,7 @@ def time_rounds(
 
 
 def time_turn(function: Callable[[], object]) -> float:
-    """The median seconds of as many calls as fit into TURN, after one that wakes threads and fills caches."""
+    """Median seconds of as many calls as fit into TURN, after one call to warm up threads and caches."""
     function()
     times = [seconds(function)]
     while sum(times) < TURN and len(times) < CALLS:
@@ -224,7 +224,7 @@ def time_turn(function: Callable[[], object]) -> float:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """The time of one call."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

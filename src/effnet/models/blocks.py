@@ -3,10 +3,10 @@
 Attribute names are the paper's terms, in the order of computation, so a state dict reads like the network.
 
 Departures from the tutorial's blocks: squeeze-and-excitation and stochastic depth are modules of their own; nothing is
-added in place, and an activation is written over its input only where nobody watches (`activate`), so a feature map
-that a caller or a hook keeps is never changed behind its back.
+added in place, and an activation overwrites its input only if nothing can observe it (`activate`), so a feature map
+that a caller or a hook keeps never changes.
 
-Training on a CPU, blocks and layers are computed by compiled kernels where those cover them: see native.py.
+In training on a CPU, compiled kernels compute the blocks and layers that they support: see native.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OVERWRITING: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 class SamePad(nn.Module):
-    """TensorFlow's SAME padding for the size that arrives: ceil(size / stride) outputs, an odd rest at the end."""
+    """TensorFlow's SAME padding, computed from the input size: ceil(size / stride) outputs, odd pixel at the end."""
 
     PART = "pad"
 
@@ -76,7 +76,7 @@ class ConvNormAct(nn.Sequential):
     ) -> None:
         super().__init__()
         symmetric = (kernel_size - 1) // 2
-        # Where nothing is strided both kinds of padding are the same, and SAME needs no pass of its own.
+        # With stride 1 both kinds of padding are the same, and SAME needs no extra pass.
         if padding == "same" and stride > 1:
             self.pad = SamePad(kernel_size, stride)
             symmetric = 0
@@ -100,7 +100,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a number between 0 and 1 that is computed from the means of all channels.
+    """Scales each channel by a factor between 0 and 1, computed from the means of all channels.
 
     Squeezed to a quarter of the block's input channels (`BlockSpec.squeeze_channels`), not of the expanded ones.
     """
@@ -160,7 +160,7 @@ class MBConv(nn.Module):
         conv = partial(ConvNormAct, norm=norm, padding=padding)
         inputs, wide, outputs = block.in_channels, block.expanded_channels, block.out_channels
 
-        # expand: 1x1, left out where nothing is widened
+        # expand: 1x1, left out if expand_ratio is 1
         self.expand = conv((inputs, wide), activation=activation) if block.expand_ratio != 1 else nn.Identity()
 
         # depthwise: one filter per channel
@@ -211,14 +211,14 @@ class SeparableConv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """ResNet's block, with the stride in the middle convolution and the activation behind the sum."""
+    """ResNet's block, with the stride in the middle convolution and the activation after the sum."""
 
     def __init__(self, block: BlockSpec, *, norm: Norm, activation: Activation, padding: Padding) -> None:
         super().__init__()
         conv = partial(ConvNormAct, norm=norm, padding=padding)
         inputs, inner, outputs = block.in_channels, block.layers[0].outputs, block.out_channels
 
-        # to the inner channels, between them, and out of them
+        # reduce, 3x3, expand
         self.reduce = conv((inputs, inner), activation=activation)
         self.conv = conv((inner, inner), block.kernel_size, stride=block.stride, activation=activation)
         self.widen = conv((inner, outputs), activation=None)
@@ -243,10 +243,10 @@ BLOCKS: dict[str, type[nn.Module]] = {"mbconv": MBConv, "separable": SeparableCo
 
 
 def activate(act: nn.Module, x: Tensor, layer: nn.Module | None = None) -> Tensor:
-    """`act(x)`, written over `x` where nobody watches, which saves a map of memory and the time of writing it.
+    """`act(x)`, in place if nothing can observe `x`, which saves the memory of a map and the time of writing it.
 
-    Tracers and compilers watch, and so do hooks: those of `act`, of the modules of `layer`, which made `x`, or of all
-    modules. SiLU's gradient reads its input, so there autograd would copy the map first.
+    Tracers and compilers can, and hooks: of `act`, of the modules of `layer`, which computed `x`, or global ones.
+    SiLU's gradient reads its input, so autograd would copy the map first.
     """
     kind = type(act)
     if (
@@ -275,7 +275,7 @@ def initialise(network: nn.Module) -> None:
     | depthwise convolution | normal, std sqrt(2 / kernel^2) | one output per filter; torch's fan_out counts all |
     | fully connected | uniform within 1 / sqrt(outputs) | |
     | biases | 0 | |
-    Normalisation layers start as torch makes them: weight 1, bias 0.
+    Normalisation layers keep torch's initialisation: weight 1, bias 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,11 +1,11 @@
-"""The depthwise convolution, whose weight gradient is computed by the kernel that is fast for its shape.
+"""The depthwise convolution, with a weight gradient by the fastest kernel for its shape.
 
 Torch leaves this gradient to oneDNN, whose kernel for it takes filters up to three columns wide and maps that are no
 smaller than the filter. Everything else falls back to one that is slow on large maps and very slow on small ones: a 5x5
-filter on a 4x4 map takes 30 times as long as its forward pass. So the gradient is asked for in a form that is fast:
+filter on a 4x4 map takes 30 times as long as its forward pass. So the gradient is expressed in a form that is fast:
 
-    torch     as torch does it
-    columns   two or three columns of the filter at a time, on maps with zeros around
+    torch     torch's own
+    columns   two or three columns of the filter at a time, on zero-padded maps
     maps      all maps of the batch as channels of one image, their gradients as its filters: a forward pass
 
 | the map | channels_last | NCHW |
@@ -14,12 +14,12 @@ filter on a 4x4 map takes 30 times as long as its forward pass. So the gradient 
 | else, filters up to 3x3 | torch | torch |
 | else, larger filters | columns up to MIDDLE, then torch | maps |
 
-A filter's rim that touches nothing but padding has no gradient and is left out by all of them but torch.
+Outer rings of a filter that see only padding have no gradient and are left out by all of them except torch.
 
 They agree up to rounding. `select_kernel` is a fixed rule, so the same seed gives the same weights to the bit;
-benchmarks/kernels.py measures what the rule loses against the best kernel of each layer. It is followed where torch
-trains eagerly on a CPU, and nowhere else: inference, export, tracing, compiling, torch.func and other devices have
-torch's own convolution. Second derivatives work, too.
+benchmarks/kernels.py measures what the rule loses against the best kernel of each layer. It applies only to eager
+training on a CPU: inference, export, tracing, compiling, torch.func and other devices use torch's own convolution.
+Second derivatives work as well.
 
 Inside bfloat16 autocast on a CPU the forward pass stays in bfloat16 and the gradients are computed in float32: the
 bfloat16 ones took 249 of the 493 ms of a B0 step on a processor with AMX, the float32 ones 87.
@@ -39,10 +39,10 @@ from torch.nn import functional
 
 from effnet.machine import this_machine
 
-WIDEST = 3  # columns of a filter that oneDNN's kernel takes
-# Pixels, times the stride squared, of the largest map for which copies in columns pay, without and with AVX-512
+WIDEST = 3  # most columns of a filter for oneDNN's kernel
+# Pixels, times the stride squared, of the largest map for which copies in columns pay off, without and with AVX-512
 MIDDLE, MIDDLE_AVX512 = 16 * 16, 28 * 28
-TINY = 2  # height and width in pixels up to which `maps` has no fast forward pass to use
+TINY = 2  # largest height and width in pixels for which `maps` has no fast forward pass
 
 aten = torch.ops.aten
 
@@ -56,11 +56,11 @@ class Filter:
     padding: int
 
     def rim(self, rows: int, columns: int) -> int:
-        """How many of the filter's outer rings touch nothing but padding on a map of that size."""
+        """How many of the filter's outer rings see only padding on a map of this size."""
         return max(0, self.padding - max(rows, columns) + 1)
 
     def without(self, rim: int) -> Filter:
-        """The same without that many outer rings, and without the padding that they need."""
+        """The filter without `rim` outer rings and the padding that they need."""
         return Filter(self.size - 2 * rim, self.stride, self.padding - rim)
 
 
@@ -88,14 +88,14 @@ class DepthwiseConv2d(nn.Conv2d):
         return Filter(self.kernel_size[0], self.stride[0], cast(int, self.padding[0]))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """In training without the filter's rim: torch takes 100 times as long for a 5x5 filter on one pixel."""
+        """Leave out the filter's rim in training: torch takes 100 times as long for a 5x5 filter on one pixel."""
         if self.training and is_eager(input):
             return _convolve(input, weight, self.filter)
         return super()._conv_forward(input, weight, bias)
 
 
 def select_kernel(x: Tensor, filter: Filter, features: Collection[str]) -> str:
-    """The name in KERNELS of the weight gradient's kernel, from nothing but shape, memory layout and processor.
+    """Choose the weight gradient's kernel in KERNELS, only by shape, memory layout and processor.
 
     Args:
         x: the convolution's input (N, C, H, W).
@@ -130,7 +130,7 @@ def weight_gradient(kernel: str, x: Tensor, grad: Tensor, filter: Filter) -> Ten
 
 
 class _OwnGradients(torch.autograd.Function):
-    """The convolution, in autocast's precision where that is on; gradients in float32 or float64."""
+    """The convolution, in autocast's precision if it is enabled; gradients in float32 or float64."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, filter: Filter, kernel: str) -> Tensor:
@@ -164,9 +164,9 @@ def _inside(weight: Tensor, rim: int) -> Tensor:
 
 
 def is_eager(x: Tensor) -> bool:
-    """Whether `x` is a plain tensor on a CPU, outside of anything that expects torch's own operations.
+    """Whether `x` is a plain CPU tensor, outside of everything that expects torch's own operations.
 
-    The type comes first: a tracer's tensor has no answer to the rest.
+    The type is checked first: a tracer's tensor does not support the other checks.
     """
     return (
         type(x) in (Tensor, nn.Parameter)
@@ -183,7 +183,7 @@ def _torch(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
 
 
 def _columns(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
-    """Columns are split evenly, because a filter of one column may not be strided."""
+    """Split columns evenly, because a filter of one column may not be strided."""
     if filter.size == 1 and filter.stride == 1 and not filter.padding:
         return (x * grad).sum((0, 2, 3)).view(-1, 1, 1, 1)
     pieces = -(-filter.size // WIDEST)
@@ -199,7 +199,7 @@ def _piece(x: Tensor, grad: Tensor, filter: Filter, first: int, end: int) -> Ten
     rows, columns = (filter.stride * (size - 1) for size in grad.shape[-2:])  # first to last output
     left = filter.padding - first
     right = columns + end - first - x.shape[-1] - left
-    if min(left, right) < -x.shape[-1]:  # on a narrow map these columns touch nothing but padding
+    if min(left, right) < -x.shape[-1]:  # on a narrow map these columns see only padding
         return x.new_zeros(x.shape[1], 1, filter.size, end - first)
     above = below = 0
     inside = filter.padding
@@ -211,12 +211,12 @@ def _piece(x: Tensor, grad: Tensor, filter: Filter, first: int, end: int) -> Ten
 
 
 def _maps(x: Tensor, grad: Tensor, filter: Filter) -> Tensor:
-    """Where an output's gradient is a filter's tap, a stride between outputs is a dilation."""
+    """An output's gradient becomes a filter tap, and the stride becomes a dilation."""
     batch, channels = x.shape[:2]
     filters = grad.reshape(batch * channels, 1, *grad.shape[-2:])
     image = x.reshape(1, batch * channels, *x.shape[-2:])
     found = functional.conv2d(image, filters, None, 1, filter.padding, filter.stride, batch * channels)
-    found = found[..., : filter.size, : filter.size]  # the rows and columns behind the last output lie outside
+    found = found[..., : filter.size, : filter.size]  # drop rows and columns beyond the last output
     return found.reshape(batch, channels, 1, filter.size, filter.size).sum(0)
 
 

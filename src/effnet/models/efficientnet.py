@@ -1,14 +1,14 @@
 """EfficientNet as a torch module, built from a NetworkSpec.
 
 Departures from the tutorial's network (and its reasons to differ from the official code):
-- weights start as in the official code; the tutorial's depthwise filters start up to 50 times too small, so that batch
-  normalisation's eps rules the first activations;
+- weights are initialised as in the official code; the tutorial's depthwise filters start up to 50 times too small, so
+  that batch normalisation's eps dominates the first activations;
 - batch normalisation's momentum is .01 in torch's terms, as the official .99; the tutorial has .1 (see NumericPolicy);
-- the dropout layer is always there, so the classifier's key does not move when its rate is 0;
-- blocks are numbered, not lettered: letters run out behind the 26th block of a stage;
+- the dropout layer is always present, so the classifier's key does not change if its rate is 0;
+- blocks are numbered, not lettered: letters run out after the 26th block of a stage;
 - the shortcut is not added in place, and the classifier is drawn from the official uniform distribution.
-The same as the tutorial: symmetric padding (TensorFlow pads SAME; weights from there ask for it, see NumericPolicy),
-eps 1e-3, shortcut only where stride is 1 and channels agree, stochastic depth growing linearly from block to block.
+As in the tutorial: symmetric padding (TensorFlow pads SAME, and its weights set that, see NumericPolicy), eps 1e-3,
+shortcut only if stride is 1 and channels match, stochastic depth growing linearly from block to block.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from effnet.models.recompute import follow_plan
 
 
 class ParameterGroup(TypedDict):
-    """Parameters that are used in the same step of the network; torch optimizers take a list of these."""
+    """Parameters of one stage or layer; torch optimizers take a list of these."""
 
     name: str
     params: list[nn.Parameter]
@@ -40,12 +40,12 @@ class EfficientNet(nn.Module):
     """The network of `spec`, freshly initialised.
 
     Stages are numbered as in Table 1 of the paper: `network.stages["2"]` ... `network.stages["8"]` hold the
-    blocks, `stem` is stage 1, `head` with `classifier` stage 9. No image size is remembered: any height and width do.
+    blocks, `stem` is stage 1, `head` with `classifier` stage 9. Images may have any height and width.
 
     Args:
         spec: what to build.
-        policy: batch normalisation's constants and the kind of padding; the default is a fresh network's.
-        norm: makes the normalisation layer from a number of channels, in place of BatchNorm2d: frozen
+        policy: batch normalisation's constants and the kind of padding; by default those of a new network.
+        norm: builds a normalisation layer for a number of channels, instead of BatchNorm2d: frozen
             (`torchvision.ops.FrozenBatchNorm2d`), synchronised (`nn.SyncBatchNorm`), group
             (`lambda channels: nn.GroupNorm(8, channels)`; all channels are multiples of 8).
     """
@@ -53,7 +53,7 @@ class EfficientNet(nn.Module):
     def __init__(self, spec: NetworkSpec, *, policy: NumericPolicy | None = None, norm: Norm | None = None) -> None:
         super().__init__()
         if not isinstance(spec, NetworkSpec):
-            rule = "must be a NetworkSpec; effnet.spec('b0') makes one, effnet.create('b0') a network."
+            rule = "must be a NetworkSpec: effnet.spec('b0') returns one, effnet.create('b0') a network."
             raise ArgumentError("spec", spec, rule)
         self.spec = spec
         self.policy = policy or NumericPolicy()
@@ -88,7 +88,7 @@ class EfficientNet(nn.Module):
         return self.classifier(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Pooled features (N, head_channels): what the classifier sees."""
+        """Pooled features (N, head_channels), the classifier's input."""
         x = self.forward_features(images)
         x = self.pool(x)
         return x.flatten(1)
@@ -104,7 +104,7 @@ class EfficientNet(nn.Module):
         """The deepest map of each stride 2, 4, 8, 16, 32, finest first, for detectors and segmenters.
 
         Map i has shape (N, pyramid_channels[i], H / 2^(i+1), W / 2^(i+1)), sizes rounded up. The last one is stage 8's
-        output: the head belongs to classification. With a stem stride of 1 the strides are 1, 2, 4, 8, 16.
+        output, since the head belongs to the classifier. With a stem stride of 1 the strides are 1, 2, 4, 8, 16.
         """
         strided = {str(block.stage) for block in self.spec.blocks if block.stride > 1}
         maps = []
@@ -126,7 +126,7 @@ class EfficientNet(nn.Module):
         return *before, self.spec.blocks[-1].out_channels
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one for `num_classes` classes; everything else stays."""
+        """Replace the classifier with a new one for `num_classes` classes."""
         num_classes = positive_int("num_classes", num_classes)
         old = self.classifier
         self.classifier = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
@@ -134,7 +134,7 @@ class EfficientNet(nn.Module):
         self.spec = dataclasses.replace(self.spec, num_classes=num_classes)
 
     def use_policy(self, policy: NumericPolicy) -> None:
-        """Compute with other constants of batch normalisation from now on, such as a momentum of .1 for a short run.
+        """Change the constants of batch normalisation, such as to a momentum of .1 for a short run.
 
         Raises:
             ArgumentError: `policy` has another padding, which is built in, or the norm is not batch normalisation.
@@ -151,27 +151,27 @@ class EfficientNet(nn.Module):
         self.policy = policy
 
     def recompute(self, plan: RecomputePlan | None) -> None:
-        """Keep less for the backward pass from now on; None keeps everything. See models.recompute.follow_plan."""
+        """Keep fewer activations for the backward pass; None keeps all. See models.recompute.follow_plan."""
         follow_plan(self, self.spec, plan)
 
     def native(self, on: bool = True) -> None:
-        """Train by the compiled kernels where they can (models/native.py), or with `on=False` by torch's modules only.
+        """Train with the compiled kernels where possible (models/native.py), or with torch only if `on` is False.
 
-        A network trains by the kernels without being told to. They compute the same but for rounding; torch's modules
-        are for second derivatives, and for comparing. EFFNET_NATIVE=0 does the same for every network of a process.
+        The kernels are the default, and compute the same up to rounding. Use torch for second derivatives, or to
+        compare. EFFNET_NATIVE=0 disables them for every network of a process.
         """
         for module in self.modules():
             if hasattr(type(module), "native") and module is not self:
                 module.native = on  # type: ignore[assignment]  # torch types every attribute as Tensor | Module
 
     def extra_repr(self) -> str:
-        """Shown by print: what computes a training step on a CPU."""
+        """What computes a training step on a CPU; shown by print."""
         segments = [self.stem, *(block for stage in self.stages.values() for block in stage.children()), self.head]
         found = {covers(segment) for segment in segments if not isinstance(segment, nn.Identity)}
         return f"training={' and '.join(('torch', 'native')[one] for one in sorted(found, reverse=True))}"
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters stage by stage, from input to classifier: for freezing and for learning rates by depth."""
+        """All parameters by stage, from input to classifier, to freeze some or set learning rates by depth."""
         groups: list[tuple[str, nn.Module]] = [("stem", self.stem)]
         groups += [(f"stages.{number}", stage) for number, stage in self.stages.items()]
         groups += [("head", self.head), ("classifier", self.classifier)]
@@ -202,7 +202,7 @@ class VariantBuilder(Protocol):
         policy: NumericPolicy | None = None,
         norm: Norm | None = None,
     ) -> EfficientNet:
-        """The network, freshly initialised; `effnet.create("b0", weights=...)` gives it with weights."""
+        """A new network; `effnet.create("b0", weights=...)` returns one with weights."""
 
 
 def _builder(name: str) -> VariantBuilder:

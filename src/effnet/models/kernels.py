@@ -1,7 +1,7 @@
-"""The compiled kernels' training pass of a segment: what it is told, and the step of autograd that it is.
+"""A segment's training pass in the compiled kernels: its arguments, and its autograd function.
 
-Addresses are taken from tensors in one place (`Call`), and only from tensors that were made here or that `fit` and
-`are_usual` have checked: a wrong shape or type would make the kernels write into somebody else's memory.
+Tensors' addresses are read in one place (`Call`), and only of tensors that were created here or that `_fit` and
+`_are_usual` have checked: with a wrong shape or type the kernels would write to other memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from effnet import native
 ACTIVATIONS: dict[type, int] = {nn.Identity: 0, nn.SiLU: 1, nn.ReLU6: 2, nn.ReLU: 3}  # as in native/network.h
 LAYERS = ("expand", "depthwise", "project")
 LAST = torch.channels_last
-INPUTS = 64  # shapes that a segment remembers
+INPUTS = 64  # input shapes that a segment caches
 
 # TrainingSegment of native/training.h, field by field; sizes come last, so that no field needs padding before it
 _LAYER = (
@@ -53,11 +53,11 @@ TensorShape = tuple[int, ...]
 
 @functools.cache
 def open_library() -> ctypes.CDLL | None:
-    """The kernels, with torch's own OpenMP threads; None where either is missing."""
+    """The kernels, using torch's OpenMP threads; None if either is missing."""
     library = native.library()
     torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        openmp = ctypes.CDLL(str(torch_cpu))  # finds symbols in what it depends on, too
+        openmp = ctypes.CDLL(str(torch_cpu))  # also finds symbols in its dependencies
         functions = openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads
     except (OSError, AttributeError):
         return None
@@ -80,7 +80,7 @@ class Step(torch.autograd.Function):
         again: bool,
         *parameters: Tensor,
     ) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'). `again`: the backward pass makes the maps again, so only x is kept."""
+        """(N, C, H, W) -> (N, C', H', W'). `again`: the backward pass recomputes the maps, so only x is kept."""
         ctx.plan, ctx.shape, ctx.low, ctx.dtype = plan, x.shape, low, x.dtype
         call = plan.call(x.shape, low)
         (x,) = _fit([x], [x.shape], call.dtype, LAST)
@@ -107,10 +107,10 @@ class Step(torch.autograd.Function):
             (drop,) = _fit([drop], [ctx.shape[:1]], torch.float32)
         if saved:
             (kept,), maps = _fit(saved[:1], [(call.kept,)], torch.float32), _fit(saved[1:], call.maps, call.dtype, LAST)
-        else:  # running statistics have moved, and nobody reads the output
+        else:  # the running statistics are updated already, and the output is not used
             kept, maps = call.empty(x)
             call(False, plan.forward, [*weights, *maps, *[None] * len(plan.buffers), x, drop, None], kept)
-        # Contiguous ones have the strides of their weights: DistributedDataParallel compares them.
+        # With the strides of the weights, which DistributedDataParallel compares.
         gradients = [torch.empty_like(one) for one in weights]
         needed = ctx.needs_input_grad
         x_gradient = torch.empty_like(x) if needed[2] or plan.writes_x_gradient else None
@@ -123,14 +123,14 @@ class Step(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Call:
-    """How the kernels are called for inputs of one shape and type, by so many threads."""
+    """A call of the kernels for inputs of one shape and type and a number of threads."""
 
     arguments: tuple[bytes, bool, int]  # instruction set, bfloat16, threads
     dtype: torch.dtype
     values: list[Any]  # of the fields, without addresses
     maps: list[TensorShape]
-    kept: int  # numbers beside the maps
-    inside: list[tuple[int, int]]  # fields that point into `kept`, and where, in bytes
+    kept: int  # floats kept besides the maps
+    inside: list[tuple[int, int]]  # fields that point into `kept`, and their offsets in bytes
     scratch: int  # bytes
 
     def empty(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -139,7 +139,7 @@ class Call:
         return torch.empty(self.kept, dtype=torch.float32, device="cpu"), maps
 
     def __call__(self, backward: bool, places: list[int], tensors: Sequence[Tensor | None], kept: Tensor) -> None:
-        """Run a pass over tensors, each at the place of its field; all were made here, or checked before."""
+        """Run a pass over tensors, each at the index of its field; all were created here or checked before."""
         values = self.values.copy()
         for place, tensor in zip(places, tensors, strict=True):
             if tensor is not None:
@@ -152,21 +152,21 @@ class Call:
         library = open_library()
         assert library is not None
         if library.effnet_train(*self.arguments, backward, _PACK(*values), None, 0):
-            raise RuntimeError("The training kernels failed.")  # the same numbers were checked when the call was made
+            raise RuntimeError("The training kernels failed.")  # unexpected: the call was checked when created
 
 
 class Plan:
-    """What a segment is made of: its sizes, and where its parameters stand.
+    """The structure of a segment: its sizes, and the fields of its parameters.
 
     Args:
         layers: its ConvNormActs by their names in _LAYERS.
         se: its squeeze-and-excitation.
-        drop: its stochastic depth, where the sum has one.
+        drop: its stochastic depth, if any.
         shortcut: whether the input is added to the output.
     """
 
     def __init__(self, layers: dict[str, Any], se: Any = None, drop: Any = None, shortcut: bool = False) -> None:
-        # Nothing here refers to the segment itself, which would then live as long as what is known of it.
+        # No reference to the segment itself, which would keep it alive.
         self.convs = [layer.conv for layer in layers.values()]
         self.norms = [layer.norm for layer in layers.values()]
         self.squeezes = [se.squeeze, se.excite] if se else []
@@ -176,7 +176,7 @@ class Plan:
         spatial = layers.get("depthwise", layers["project"])
         self.kernel, self.stride = spatial.conv.kernel_size[0], spatial.conv.stride[0]
         self.same = "pad" in spatial._modules
-        self.patches = single and (self.kernel, self.stride) != (1, 1)  # an image's, which gets no gradient
+        self.patches = single and (self.kernel, self.stride) != (1, 1)  # the input is an image, which gets no gradient
         self.again = single and self.kernel > 1  # an image is kept anyway, and its map is large
         self.writes_x_gradient = not single and not self.expands  # wanted or not
 
@@ -191,7 +191,7 @@ class Plan:
         self.usual = [*self.shapes, *((count,) for count in self.channels for _ in range(2))]
         self._calls: dict[Any, Call] = {}
 
-        # Where tensors come from, and the places of their fields
+        # Where tensors come from, and the indices of their fields
         self.parameters = [
             owner
             for conv, norm in zip(self.convs, self.norms, strict=True)
@@ -219,15 +219,15 @@ class Plan:
             self.fixed |= zip(fields, values, strict=True)
 
     def takes(self, x: Tensor, low: bool) -> bool:
-        """Whether the kernels compute that input; `low`: in bfloat16."""
+        """Whether the kernels support this input; `low`: in bfloat16."""
         if x.ndim != 4 or x.layout is not torch.strided or (low and self.odd) or (self.patches and x.requires_grad):
             return False
         n, c, h, w = x.shape
-        values = n * -(-h // self.stride) * -(-w // self.stride)  # of a channel
+        values = n * -(-h // self.stride) * -(-w // self.stride)  # per channel
         return c == self.inputs and values > 1 and all(norm.training for norm in self.norms)
 
     def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
-        """Parameters, running statistics and counters as the modules have them now; None where one is unusual."""
+        """The modules' current parameters, running statistics and counters; None if the kernels do not support one."""
         parameters = [module._parameters[name] for module, name in self.parameters]
         running = [module._buffers[name] for module, name in self.buffers]
         counters = [norm._buffers["num_batches_tracked"] for norm in self.norms]
@@ -241,14 +241,14 @@ class Plan:
         return parameters, running, counters
 
     def draw(self, images: int) -> Tensor | None:
-        """Stochastic depth's factor of each image, from the random numbers that StochasticDepth would draw."""
+        """Stochastic depth's factor per image, from the random numbers that StochasticDepth would draw."""
         if self.drop is None or not self.drop.training or self.drop.rate == 0:
             return None
         keep = 1 - self.drop.rate
         return torch.empty(images, dtype=torch.float32, device="cpu").bernoulli_(keep).div_(keep)
 
     def call(self, shape: TensorShape, low: bool) -> Call:
-        """For an input of that shape; `low`: in bfloat16."""
+        """The call for an input of this shape; `low`: in bfloat16."""
         key = shape, low, torch.get_num_threads(), native.training_instruction_set() or ""
         found = self._calls.get(key)
         if found is None:
@@ -287,19 +287,19 @@ class Plan:
 
 
 def count_batch(counters: list[Tensor]) -> None:
-    """Add 1 to each, which `Plan.tensors` has checked: torch's operator takes four times as long."""
+    """Add 1 to each, in place of torch's operator, which takes four times as long; `Plan.tensors` has checked them."""
     for counter in counters:
         ctypes.c_int64.from_address(counter.data_ptr()).value += 1
 
 
 def _places(layers: Iterable[str], names: str, others: str | None = None) -> list[int]:
-    """The places of each layer's fields, and of other fields."""
+    """The indices of each layer's fields, and of other fields."""
     found = [f"{layer}.{name}" for layer in layers for name in names.split()]
     return [_PLACES[name] for name in (*found, *(others or "").split())]
 
 
 def _are_usual(tensors: list[Any], shapes: list[TensorShape]) -> bool:
-    """Whether they are plain float32 tensors on the CPU, of these shapes."""
+    """Whether all are plain float32 CPU tensors of these shapes."""
     return (
         _USUAL.issuperset(map(type, tensors))
         and [one.shape for one in tensors] == shapes
@@ -314,12 +314,12 @@ def _fit(
     dtype: torch.dtype,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> list[Tensor]:
-    """The tensors in the type and memory layout that the kernels read.
+    """Convert the tensors to the type and memory layout that the kernels read.
 
-    Gradients come in any layout, and what hooks of saved tensors return may have another layout and type, too.
+    Gradients come in any layout, and hooks of saved tensors may return another layout and type.
 
     Raises:
-        RuntimeError: one has another shape, or lies on another device.
+        RuntimeError: one has another shape or device.
     """
     found = []
     for one, shape in zip(tensors, shapes, strict=True):

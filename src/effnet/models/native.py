@@ -1,13 +1,13 @@
-"""Which modules train by the compiled kernels, and when.
+"""Which modules train with the compiled kernels, and when.
 
-A block, or a layer with its normalisation and activation, is then one step of autograd, which keeps the input and the
-outputs of the convolutions; normalised, activated and gated maps are computed again while the backward pass reads them.
-Gradients and running statistics are those of torch's own modules but for rounding. Weights, statistics and all
-gradients of parameters are float32; maps too, or bfloat16 inside autocast.
+A block, or a layer with its normalisation and activation, is then one autograd function, which saves the input and the
+outputs of the convolutions; the backward pass recomputes normalised, activated and gated maps as it reads them.
+Gradients and running statistics are those of torch's own modules up to rounding. Weights, statistics and gradients of
+parameters are float32; maps are float32, or bfloat16 inside autocast.
 
-What the kernels do not cover is computed by the modules as ever: other devices and types, other normalisations,
-normalisation in eval mode, anything that watches inner layers (hooks, compilers, tracers, functorch). So is everything
-where EFFNET_NATIVE=0 is set, and every network whose `native(False)` was called.
+The modules compute what the kernels do not support: other devices and types, other normalisations, normalisation in
+eval mode, and anything that observes inner layers (hooks, compilers, tracers, functorch). With EFFNET_NATIVE=0 they
+compute everything, as in a network after `native(False)`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _PLANS: WeakKeyDictionary[nn.Module, tuple[list[Any] | None, Plan | None]] = Wea
 
 
 def run(module: Any, x: Tensor, shortcut: bool = False, again: bool = False) -> Tensor | None:
-    """A segment's training pass: (N, C, H, W) -> (N, C', H', W'); None where its modules have to compute it.
+    """Run a segment's training pass: (N, C, H, W) -> (N, C', H', W'); None if its modules have to compute it.
 
     Args:
         module: an MBConv or a SeparableConv, or a ConvNormAct.
         x: its input.
         shortcut: whether the input is added to the output.
-        again: keep only the input, and make the convolutions' outputs again in the backward pass.
+        again: keep only the input, and recompute the convolutions' outputs in the backward pass.
     """
     if not (module.training and module.native and torch.is_grad_enabled() and is_eager(x) and _is_on()):
         return None
@@ -77,7 +77,7 @@ def _is_on() -> bool:
 
 
 def _plan(module: nn.Module, shortcut: bool) -> Plan | None:
-    """The segment's plan, made anew where something that it follows from has changed."""
+    """The segment's plan, cached until one of the facts that determine it changes."""
     facts = _facts(module, shortcut)
     if facts is None:
         return None
@@ -89,7 +89,7 @@ def _plan(module: nn.Module, shortcut: bool) -> Plan | None:
 
 
 def _facts(module: nn.Module, shortcut: bool) -> list[Any] | None:
-    """What a plan follows from: inner modules and their settings; None where hooks or other methods watch them."""
+    """What determines a plan: inner modules and their settings; None if they have hooks or replaced methods."""
     facts: list[Any] = [shortcut]
     modules = [*module._modules.values()]
     for each in modules:
@@ -109,7 +109,7 @@ def _facts(module: nn.Module, shortcut: bool) -> list[Any] | None:
 
 
 def _make_plan(module: nn.Module, shortcut: bool) -> Plan | None:
-    """The plan of a segment whose modules are those that the kernels know; else None."""
+    """The plan of a segment, or None if the kernels do not support its modules."""
     children: dict[str, Any] = {
         name: child for name, child in module._modules.items() if type(child) is not nn.Identity
     }
@@ -141,12 +141,12 @@ def _make_plan(module: nn.Module, shortcut: bool) -> Plan | None:
 
 
 def _part(module: nn.Module) -> str | None:
-    """What the module is to a segment; a subclass may compute something else, so it does not inherit that."""
+    """The module's part in a segment; not inherited, since a subclass may compute something else."""
     return cast("str | None", vars(type(module)).get("PART"))
 
 
 def _is_layer(layer: Any) -> bool:
-    """Whether it is a convolution, batch normalisation and an activation, padded as symmetric or SAME padding says."""
+    """Whether it is a convolution, batch normalisation and an activation, with symmetric or SAME padding."""
     children = layer._modules
     if [*children] != [name for name in ("pad", "conv", "norm", "act") if name in children]:
         return False

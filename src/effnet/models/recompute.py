@@ -1,22 +1,22 @@
-"""Training that keeps less: a network follows a plan (arch/recompute.py) segment by segment.
+"""Training with less memory: a network follows a plan (arch/recompute.py) segment by segment.
 
-Autograd keeps every tensor that the backward pass will read. Most of them can be computed again from a few others: a
+Autograd saves every tensor that the backward pass will read. Most of them can be recomputed from a few others: a
 normalised map from the convolution's output, an activation from that, a whole block from its input. A segment under a
-plan keeps the outputs of the convolutions that its level names, and a recipe for everything else. A recipe is followed
-when the backward pass asks for its tensor, and the tensor goes when all that read it have run.
+plan saves the outputs of the convolutions that its level names, and a recipe for everything else. A recipe runs when
+the backward pass needs its tensor, and the tensor is freed after its last reader.
 
-It costs little time. Normalisation and activation are one step here that saves a copy of each map, and on a CPU writing
+It costs little time. Normalisation and activation are fused here, which saves a copy of each map, and on a CPU writing
 a map costs more than its arithmetic. benchmarks/memory.py measures memory and time of every level.
 
-- Batch normalisation computes its statistics in the forward pass only; recipes use those. Running statistics and their
-  counter move once per step, as without a plan. torch.utils.checkpoint would move them twice.
-- Nothing random is drawn again: stochastic depth lies outside of what is computed again.
-- Outputs and statistics are those of the plain network to the bit; gradients differ in their last digits.
-- The backward pass runs once and has no derivative of its own: no retain_graph, no create_graph.
+- Batch normalisation computes its statistics in the forward pass only, and recipes use those. Running statistics and
+  their counter are updated once per step, as without a plan; torch.utils.checkpoint would update them twice.
+- Nothing random is drawn again: stochastic depth is never recomputed.
+- Outputs and statistics are bitwise those of the plain network; gradients differ in their last digits.
+- The backward pass runs only once and cannot be differentiated: no retain_graph, no create_graph.
 - Hooks of a segment (stem, a block, head) are called; hooks of the layers inside it are not.
 
-All that is for torch's modules. What the compiled kernels cover (native.py) they compute under a plan as without one,
-and below the level CONVOLUTIONS a segment keeps its input only and computes its forward pass again.
+All this applies to torch's modules. The compiled kernels (native.py) compute the same under a plan as without one;
+below the level CONVOLUTIONS a segment saves only its input and recomputes its forward pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ aten = torch.ops.aten
 
 
 class Source:
-    """A tensor of the forward pass: kept, or computed again when it is needed, and held until it is released."""
+    """A tensor of the forward pass: saved, or recomputed when it is needed and kept until it is released."""
 
     def __init__(self, recipe: Callable[[], Tensor] | None = None, kept: Tensor | None = None) -> None:
         self.recipe, self.value = recipe, kept
@@ -59,15 +59,15 @@ class Source:
         return self.value
 
     def release(self) -> None:
-        """Free it and all that its recipe holds: everything that reads it has run."""
+        """Free the tensor and everything that its recipe refers to; called after its last reader."""
         self.recipe = self.value = None
 
 
 def follow_plan(network: nn.Module, spec: NetworkSpec, plan: RecomputePlan | None) -> None:
-    """Follow `plan` in every training step from now on; None keeps everything, as a fresh network does.
+    """Follow `plan` in every training step; None saves everything, as in a new network.
 
     Raises:
-        ArgumentError: the plan is another network's, or a block or a normalisation cannot be recomputed.
+        ArgumentError: the plan is for another network, or a block or normalisation cannot be recomputed.
     """
     forwards: dict[str, Callable[..., Tensor]] = {"stem": _end}
     forwards |= {block.name: partial(_block, block) for block in spec.blocks}
@@ -81,13 +81,13 @@ def follow_plan(network: nn.Module, spec: NetworkSpec, plan: RecomputePlan | Non
     for name, forward in forwards.items():
         segment = network.get_submodule(name)
         vars(segment).pop("forward", None)
-        if plan is not None:  # the segment's own method stays its class's
+        if plan is not None:  # else the class's own method applies
             again = plan[name] < Keep.CONVOLUTIONS
             vars(segment)["forward"] = partial(_forward, segment, partial(forward, segment, plan[name]), again)
 
 
 def _forward(segment: Any, planned: Callable[[Tensor], Tensor], again: bool, x: Tensor) -> Tensor:
-    """A segment's forward pass: under its plan where something would be kept."""
+    """A segment's forward pass, under its plan if anything would be saved for the backward pass."""
     if not (segment.training and torch.is_grad_enabled()):
         return cast(Tensor, type(segment).forward(segment, x))
     covered = hasattr(segment, "native")
@@ -96,9 +96,9 @@ def _forward(segment: Any, planned: Callable[[Tensor], Tensor], again: bool, x: 
 
 
 def _check_norm(norm: nn.Module) -> None:
-    """Refuse what computes something else than torch's batch normalisation with weight and bias."""
+    """Raise ArgumentError unless this is torch's batch normalisation with weight and bias."""
     if type(norm).forward is not nn.BatchNorm2d.forward or getattr(norm, "weight", None) is None:
-        rule = "is not BatchNorm2d with weight and bias, which is all that a plan can recompute."
+        rule = "is not BatchNorm2d with weight and bias, the only one that a plan can recompute."
         raise ArgumentError("norm", str(norm), rule)
 
 
@@ -107,7 +107,7 @@ def _end(layer: ConvNormAct, keep: Keep, x: Tensor) -> Tensor:
 
 
 def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
-    """A block by its description in arch/blocks.py, which is what its module's own forward pass computes."""
+    """Compute a block from its description in arch/blocks.py, with the result of its module's own forward pass."""
     full = keep is Keep.ACTIVATIONS
     *before, last = block.path
     shortcuts = [layer.name for layer in block.layers if layer.shortcut]
@@ -126,10 +126,10 @@ def _block(block: BlockSpec, module: Any, keep: Keep, x: Tensor) -> Tensor:
 
 
 def _conv_norm_act(layer: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> Tensor:
-    """One layer. `conv` and `act`: whether the outputs of its convolution and of its activation are kept."""
+    """One layer. `conv` and `act`: whether to save the outputs of its convolution and of its activation."""
     source, precision = _source_of(x), _autocast(x)
     pad: nn.Module | None = getattr(layer, "pad", None)
-    # The weights of this forward pass: the module may hold others by then, as under torch.func.functional_call.
+    # The weights of this forward pass: later the module may have others, as under torch.func.functional_call.
     weight, bias = cast(Tensor, layer.norm.weight), cast(Tensor, layer.norm.bias)
     conv2d = partial(layer.conv._conv_forward, weight=layer.conv.weight.detach(), bias=None)
 
@@ -152,7 +152,7 @@ def _conv_norm_act(layer: ConvNormAct, x: Tensor, *, conv: bool, act: bool) -> T
 
 
 def _squeeze_excite(se: SqueezeExcitation, x: Tensor, *, keep: bool) -> Tensor:
-    """Squeeze-and-excitation. `keep`: whether its input and its product are kept."""
+    """Squeeze-and-excitation. `keep`: whether to save its input and its product."""
     scale = se.scale(x)
     if keep:
         return x * scale
@@ -169,7 +169,7 @@ def _squeeze_excite(se: SqueezeExcitation, x: Tensor, *, keep: bool) -> Tensor:
 
 
 class _NormAct(torch.autograd.Function):
-    """Batch normalisation and activation in one step, which keeps nothing but two numbers per channel."""
+    """Fused batch normalisation and activation, which save only two numbers per channel."""
 
     @staticmethod
     def forward(
@@ -213,7 +213,7 @@ class _NormAct(torch.autograd.Function):
             grads = aten.native_batch_norm_backward(grad, z, weight, *arguments, [True, True, True])
             return *grads, None, None, None
         normalised = _norm(z, mean, scale, weight, bias)
-        # From here on the normalised map's memory holds the gradient: a fresh map would cost more than its arithmetic.
+        # The gradient overwrites the normalised map: allocating a new map would cost more than its arithmetic.
         grad = _act_backward(layer, grad, normalised)
         _, by_weight, by_bias = aten.native_batch_norm_backward(grad, z, weight, *arguments, [False, True, True])
         slope = scale * weight
@@ -227,7 +227,7 @@ class _NormAct(torch.autograd.Function):
 
 
 def _norm(z: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    variance = scale.reciprocal().square_()  # with eps in it
+    variance = scale.reciprocal().square_()  # includes eps
     return functional.batch_norm(z, mean, variance, weight, bias, False, 0.0, 0.0)
 
 
@@ -255,14 +255,14 @@ def _attach(x: Tensor, source: Source) -> Tensor:
 
 
 def _source_of(x: Tensor) -> Source:
-    """Where `x` comes from: the layer before, or the map itself, which is kept anyway or was written into since."""
+    """The source of `x`: the layer before, or the map itself, if it is saved anyway or was modified since."""
     source, version = getattr(x, "source", (None, None))
     return source if source is not None and version == x._version else Source(kept=x.detach())
 
 
 def _replace_saved(kept: Tensor, again: Callable[[], Tensor]) -> AbstractContextManager[None]:
-    """Autograd keeps `again` where it would keep this tensor."""
-    address, shape = kept.untyped_storage()._cdata, kept.shape  # the tensor itself in a closure would stay in memory
+    """Make autograd save `again` instead of this tensor."""
+    address, shape = kept.untyped_storage()._cdata, kept.shape  # a closure would keep the tensor itself in memory
     return saved_tensors_hooks(
         lambda tensor: again if tensor.untyped_storage()._cdata == address and tensor.shape == shape else tensor,
         lambda packed: packed if isinstance(packed, Tensor) else packed(),
@@ -270,7 +270,7 @@ def _replace_saved(kept: Tensor, again: Callable[[], Tensor]) -> AbstractContext
 
 
 def _autocast(x: Tensor) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the autocast that is on now; the backward pass runs outside of it."""
+    """A factory of the current autocast context, since the backward pass runs outside of it."""
     device = x.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext
