@@ -1,12 +1,12 @@
-"""What `effnet check` finds of copies that were planted among real images, and how long it takes.
+"""How many planted duplicates `effnet check` finds among real images, and how long it takes.
 
     python benchmarks/checking.py planted   copies of every fifth photo cut-out and piece of clothing
     python benchmarks/checking.py speed     10,000 JPEG files of 500 x 375 px
-    python benchmarks/checking.py again     `effnet check` of Fashion-MNIST twice: the second time everything is known
+    python benchmarks/checking.py again     `effnet check` of Fashion-MNIST twice: the second time from its cache
         [--data benchmarks/data]
 
-The images come from benchmarks/datasets.py, tuxpaint and fashion. Precision counts every pair of images of different
-origin that is called a copy, also where the originals are copies of each other to begin with.
+The images come from benchmarks/datasets.py, tuxpaint and fashion. Every reported pair of images with different
+originals counts against precision, even if the originals are duplicates of each other.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from effnet.machine import this_machine
 from effnet.metrics.timing import seconds
 
 ROOT = Path(__file__).resolve().parent
-EVERY = 5  # original is copied
+EVERY = 5  # every fifth original is copied
 CLOTHES = 1000  # pieces of clothing
 FILES, SIZE = 10_000, (500, 375)
-COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], str, int]] = {  # how it is made, the suffix, the quality
+COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], str, int]] = {  # how it is made, suffix, quality
     "JPEG, quality 30": (lambda image: image, ".jpg", 30),
     "JPEG, quality 75": (lambda image: image, ".jpg", 75),
     "half as large": (lambda image: image.resize([max(1, side // 2) for side in image.size]), ".png", 0),
@@ -53,7 +53,7 @@ def flat(file: Path) -> Image.Image:
 
 
 def planted(name: str, files: list[Path]) -> list[tuple[object, ...]]:
-    """Rows: kinds of copies, how many were planted, how many were found; then what was called a copy and is none."""
+    """Rows per kind of copy: how many were planted and found; then a row for false positives."""
     with tempfile.TemporaryDirectory() as folder:
         kinds: dict[Path, tuple[int, str]] = {}
         for number, file in enumerate(files):
@@ -84,7 +84,7 @@ def planted(name: str, files: list[Path]) -> list[tuple[object, ...]]:
 
 
 def show_planted(data: Path) -> None:
-    """The table of both kinds of images."""
+    """Print the table of both kinds of images."""
     photos = sorted((data / "tuxpaint").rglob("*.png"))
     clothes = sorted((data / "fashion" / "train").rglob("*.png"))
     rows = planted("photo cut-outs", photos) + planted("clothing", clothes[:: len(clothes) // CLOTHES][:CLOTHES])
@@ -92,23 +92,23 @@ def show_planted(data: Path) -> None:
 
 
 def show_speed(data: Path) -> None:
-    """Seconds for many files."""
+    """Print the seconds that many files take."""
     photos = [flat(file).resize(SIZE) for file in sorted((data / "tuxpaint").rglob("*.png"))]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{number:05}.jpg" for number in range(FILES)]
-        for number, file in enumerate(files):  # moved sideways, so that each is another photo
+        for number, file in enumerate(files):  # shifted sideways, so that each is a different photo
             shifted = Image.new("RGB", SIZE)
             shift = number // len(photos) * 9
             shifted.paste(photos[number % len(photos)], (shift, 0))
             shifted.paste(photos[number % len(photos)], (shift - SIZE[0], 0))
             shifted.save(file, quality=90)
-        os.environ["EFFNET_CACHE"] = str(Path(folder, "cache"))  # where nothing is known
+        os.environ["EFFNET_CACHE"] = str(Path(folder, "cache"))  # empty
         taken = seconds(lambda: find_duplicates(files))
     sys.stdout.write(f"{FILES:,} JPEG files of {SIZE[0]} x {SIZE[1]} px: {taken:.1f} s. {this_machine()}\n")
 
 
 def show_again(data: Path) -> None:
-    """Seconds of the processor, which other programs lengthen little, for the first and the second check."""
+    """Print the processor seconds, which other programs hardly affect, of the first and the second check."""
     command = [sys.executable, "-m", "effnet", "check", str(data / "fashion"), "--json"]
     answers = []
     with tempfile.TemporaryDirectory() as cache:
@@ -127,7 +127,7 @@ BENCHMARKS = {"planted": show_planted, "speed": show_speed, "again": show_again}
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where datasets.py put them")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="the folder of datasets.py")
     options = parser.parse_args()
     if missing := [name for name in ("tuxpaint", "fashion") if not (options.data / name).is_dir()]:
         sys.exit(f"{options.data / missing[0]} is missing. Make it with: python benchmarks/datasets.py {missing[0]}")

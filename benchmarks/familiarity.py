@@ -1,15 +1,15 @@
-"""Are images of other kinds told, and do label sets cover what they say? On real images, with real strangers.
+"""Detection of out-of-distribution images, and coverage of label sets, on real images.
 
-    python benchmarks/familiarity.py fashion    a network trained on Fashion-MNIST: digits and photos are strangers
-    python benchmarks/familiarity.py tuxpaint   191 photo cut-outs of 6 classes: each class in turn is a stranger
+    python benchmarks/familiarity.py fashion    a network trained on Fashion-MNIST; digits and photos are unfamiliar
+    python benchmarks/familiarity.py tuxpaint   191 photo cut-outs of 6 classes; each class in turn is unfamiliar
         [--data benchmarks/data] [--run benchmarks/runs/15-minutes/best]
 
-fashion takes the bundle of a run of benchmarks/learning.py finetune with its split. Scores are fitted to 2,000 of its
-training images, the threshold to its val images, and strangers are compared with its test images: scikit-learn's 1,797
-handwritten digits (8 x 8, enlarged to 28) and Tux Paint's photos. tuxpaint trains a linear classifier on the features
-of Lite0's published weights without the class that is left out; five folds of the others give the familiar images. "as
-chosen" is the score that effnet would keep, of a quarter of the training images as val. The interval of a mean is
-Student's over the classes, that of one AUROC Newcombe's.
+fashion uses the bundle and the split of a run of benchmarks/learning.py finetune. Scores are fitted to 2,000 of its
+training images and the threshold to its val images; its test images are compared with unfamiliar ones: scikit-learn's
+1,797 handwritten digits (8 x 8, enlarged to 28) and Tux Paint's photos. tuxpaint trains a linear classifier on the
+features of Lite0's published weights without the class that is left out; five folds of the other classes give the
+familiar images. "as chosen" is the score that effnet would select with a quarter of the training images as val. The
+interval of a mean is Student's over the classes, that of a single AUROC Newcombe's.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def see(classifier: Classifier, pixels: Iterable[NDArray[np.uint8]], labels: Seq
 
 
 def see_data(classifier: Classifier, data: Dataset) -> Seen:
-    """The same of a data set's images."""
+    """Logits and pooled features of a data set's images."""
     pixels = (load_pixels(data.file(sample), classifier.input) for sample in data.samples)
     return see(classifier, pixels, [sample.label for sample in data.samples])
 
 
 def digits() -> list[Image.Image]:
-    """scikit-learn's digits, white on black as Fashion-MNIST's clothes are."""
+    """scikit-learn's digits, white on black like Fashion-MNIST's clothes."""
     from sklearn.datasets import load_digits
 
     images = np.clip(load_digits().images * (255 / 16), 0, 255).astype(np.uint8)
@@ -78,7 +78,7 @@ def figure(found: Interval) -> str:
 
 
 def fashion(data: Path, run: Path) -> None:
-    """AUROC of each score against two kinds of strangers; what the threshold flags; coverage of label sets."""
+    """Print the AUROC of each score on two kinds of unfamiliar images, what the threshold flags, and set coverage."""
     classifier = effnet.load(run)
     assert classifier.classes is not None
     clothes = match_classes(read_data(data / "fashion"), classifier.classes, "the run's")
@@ -113,7 +113,7 @@ def fashion(data: Path, run: Path) -> None:
 
 
 def tuxpaint(data: Path, run: Path) -> None:
-    """Each class in turn is a stranger to a linear classifier and to scores that were fitted without it."""
+    """Leave out each class in turn, and test a linear classifier and scores that were fitted without it on it."""
     del run
     classifier, photos = effnet.load("lite0"), read_data(data / "tuxpaint")
     features = see_data(classifier, photos).features
@@ -147,7 +147,7 @@ def tuxpaint(data: Path, run: Path) -> None:
     console.table(("<score", "<mean over the classes"), means_of, title=f"Chosen: {dict(chosen)}")
 
     counts = {coverage: np.zeros(3) for coverage in COVERAGES}  # hits, labels and images
-    for fold in range(FOLDS):  # the fold before is what sets are calibrated on
+    for fold in range(FOLDS):  # sets are calibrated on the previous fold
         val, test = fold_of == (fold - 1) % FOLDS, fold_of == fold
         linear = probe(features[~val & ~test], labels[~val & ~test])
         seen_val, seen = (_seen(linear, features, labels, rows_) for rows_ in (val, test))
@@ -167,7 +167,7 @@ def tuxpaint(data: Path, run: Path) -> None:
 
 
 def probe(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Linear:
-    """Logistic regression whose weights are decayed by PENALTY, as in learning.py linear."""
+    """Logistic regression with weight decay PENALTY, as in learning.py linear."""
     import torch
 
     inputs, truth = torch.from_numpy(features).double(), torch.from_numpy(labels)
@@ -193,7 +193,7 @@ def _seen(linear: Linear, features: NDArray[np.float32], labels: NDArray[np.int6
 
 
 def _choose(features: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
-    """What effnet would keep, with every fourth image as its val split; max-softmax where it refuses."""
+    """The score that effnet would select with every fourth image as val split; max-softmax if it refuses."""
     val = np.arange(len(labels)) % 4 == 0
     linear = probe(features[~val], labels[~val])
     try:

@@ -1,18 +1,18 @@
-"""effnet fit beside what a person would do without it, on the same split, for the same minutes.
+"""effnet fit compared with fine-tuning by hand, on the same split and for the same time.
 
     python benchmarks/fitting.py fashion     60,000 + 10,000 pieces of clothing of 28 px
     python benchmarks/fitting.py tuxpaint    191 photo cut-outs of 6 classes
         [--minutes 30] [--budget macs] [--data-folder benchmarks/data] [--out benchmarks/runs/fit]
 
-For each of three budgets, tight latency, tight file size and multiply-adds only:
+For each of three budgets, a tight latency, a tight file size, and multiply-adds only:
     fit          effnet fit DATA --LIMIT VALUE --minutes M
-    (a) largest  the published variant with weights here that has most multiply-adds within the budget, at its own
-                 resolution or else at the largest multiple of 32 px that keeps the limit, fine-tuned; in 8 bits where
-                 it keeps the limit only so
+    (a) largest  the largest published variant with local weights that keeps the budget, by multiply-adds, fine-tuned
+                 at its own resolution or else at the largest multiple of 32 px that keeps the limit; in 8 bits if only
+                 that keeps the limit
     (b) default  Lite0 at 224 px, fine-tuned, whatever it costs
 The models are compared on the same test images (`effnet val A B`), and the budget is measured once more in a fresh
-process when everything else is done. A run that is finished in --out is read. The data come from
-benchmarks/datasets.py; the machine should have nothing else to do.
+process at the end. Runs that are finished in --out are reused. The data come from benchmarks/datasets.py; the machine
+should be otherwise idle.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def folder(self) -> Path:
-        """Where its fit is."""
+        """The folder of its fit."""
         return self.out / f"{self.data.name}-{self.limit}"
 
     @property
@@ -64,7 +64,7 @@ class Case:
         return found
 
     def fit(self) -> None:
-        """Run the command, or go on with it."""
+        """Run the command, or resume it."""
         if (self.folder / "fit.json").exists():
             return
         begun = (self.folder / "plan.yaml").exists()
@@ -72,7 +72,7 @@ class Case:
         effnet("fit", *(["--resume", str(self.folder)] if begun else [*words, "--out", str(self.folder)]))
 
     def largest(self) -> tuple[str, Path]:
-        """(a): its name and its model."""
+        """Name and model of (a)."""
         facts, place = self.facts(), self.out / f"largest-{self.data.name}-{self.limit}"
         place.mkdir(parents=True, exist_ok=True)
         limits: dict[str, Any] = {self.limit.replace("-", "_"): self.value}
@@ -96,13 +96,13 @@ class Case:
         return best.name, small
 
     def facts(self) -> Facts:
-        """What the candidates depend on, as the fit found it."""
+        """The facts that the candidates depend on, as recorded by the fit."""
         sizes = self.result["sizes"]
         return Facts(len(self.result["classes"]), sizes["train"], sizes["side"])
 
 
 def effnet(*words: str) -> str:
-    """Run a command; its output."""
+    """Run a command and return its output."""
     console.remark(f"$ effnet {' '.join(words)}")
     done = subprocess.run([sys.executable, "-m", "effnet", *words], check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1):
@@ -111,7 +111,7 @@ def effnet(*words: str) -> str:
 
 
 def train(case: Case, model: str, resolution: int) -> Path:
-    """Train on the split of the fit for the same minutes; the bundle."""
+    """Train on the split of the fit for the same time, and return the bundle."""
     folder = case.out / f"{case.data.name}-{model}-{resolution}"
     if not (folder / "metrics.json").exists():
         begun = (folder / "last.ckpt").exists()
@@ -123,7 +123,7 @@ def train(case: Case, model: str, resolution: int) -> Path:
 
 
 def compare(case: Case, other: Path) -> str:
-    """How much better fit's model is on the test images, in points."""
+    """The gain of fit's model on the test images, in points."""
     words = ("val", str(other), str(case.folder / "model"), str(case.folder / "data.csv"), "--split", "test", "--json")
     found = json.loads(effnet(*words))
     gain = found["accuracy"]
@@ -138,7 +138,7 @@ def top1(case: Case, model: Path) -> str:
 
 
 def again(case: Case) -> str:
-    """The limited cost, measured once more in a fresh process."""
+    """The limited cost, measured again in a fresh process."""
     limit, model = case.limit.replace("-", "_"), case.folder / "model"
     if limit == "latency":
         return f"{1e3 * measure(model, {}).slowest_tenth:.3f} ms"
@@ -148,7 +148,7 @@ def again(case: Case) -> str:
 
 
 def main() -> None:
-    """Run what is missing, and print the tables."""
+    """Do the missing runs, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=BUDGETS)
     parser.add_argument("--minutes", type=float, default=30.0)

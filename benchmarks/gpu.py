@@ -1,16 +1,16 @@
-"""effnet beside timm on a GPU: training and inference, memory against the forecast, and what is waited for.
+"""effnet compared with timm on a GPU: training, inference, memory against the forecast, and synchronizations.
 
     python benchmarks/gpu.py [--rows b0@224x128 b4@380x32] [--rounds 5] [--minutes 9] [--device cuda] [--json]
-    python benchmarks/gpu.py --tiny        seconds, on a CPU: that it runs; its figures say nothing
+    python benchmarks/gpu.py --tiny        a smoke test on a CPU, in seconds; its figures mean nothing
 
-The networks of a row have the same random weights, in channels_last and bf16 (autocast; fp16 before Ampere), and run in
-this process in turn, round by round: inference, and a training step (forward, backward, fused AdamW). Their logits are
-compared first. x is against timm without torch.compile. Compiled networks come last, as long as the minutes last, for
-compiling takes most of the time.
+The networks of a row have the same random weights, in channels_last and bf16 (autocast; fp16 before Ampere), and take
+turns in this process, round by round: inference, and a training step (forward, backward, fused AdamW). Their logits are
+compared first. x is relative to timm without torch.compile. Compiled networks come last, while time is left, since
+compiling takes most of it.
 
-Then a step as `effnet train` computes it (loss, clipping, average, images from pinned memory): images/s, the most
-memory that torch took beside the forecast, and how often the processor waited for the GPU in 40 steps (torch's sync
-debug mode). What the rules would choose for a run is printed above it.
+Then a step as in `effnet train` (loss, clipping, average, images from pinned memory): images/s, torch's peak memory
+next to the forecast, and how often the CPU waited for the GPU in 40 steps (torch's sync debug mode). The choices of the
+rules for a run are printed above.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ from effnet.training.settings import Settings
 
 ROWS = "b0@224x128", "b4@380x32"
 TINY = ("b0@32x2",)
-SECONDS = 0.5  # of a round of one network, about
-STEPS = 2 * LOOK  # in which waits are counted
-CLOSE = 0.05  # largest difference of logits in few bits, as a share of the largest
+SECONDS = 0.5  # approximate length of a round of one network
+STEPS = 2 * LOOK  # steps in which waits are counted
+CLOSE = 0.05  # largest difference of logits in low precision, relative to the largest logit
 
 
 @dataclass
 class Bench:
-    """Where and for how long it runs, and what it found."""
+    """Device and time limits of the benchmark, and its results."""
 
     device: torch.device
     rounds: int
-    deadline: float  # by time.monotonic
+    deadline: float  # of time.monotonic()
     tiny: bool
     low: torch.dtype | None = None
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def wait(self) -> None:
-        """Until the device has computed all that it was given."""
+        """Wait until the device has finished all work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def time(self, work: Callable[[], object], count: int) -> float:
-        """Seconds of one `work`, of `count` in a row."""
+        """Seconds per `work`, from `count` in a row."""
         self.wait()
         began = time.perf_counter()
         for _ in range(count):
@@ -76,7 +76,7 @@ class Bench:
         return (time.perf_counter() - began) / count
 
     def compare(self, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-        """The median seconds of each work, all in turn, round by round, after a round that warms up."""
+        """The median seconds of each work, interleaved round by round, after a warm-up round."""
         counts = {}
         for name, work in works.items():
             self.time(work, 1)
@@ -86,7 +86,7 @@ class Bench:
 
 
 def networks_of(row: Row, bench: Bench) -> dict[str, nn.Module]:
-    """timm's and effnet's network with the same weights; their logits agree."""
+    """timm's and effnet's network with the same weights, after checking that their logits agree."""
     torch.manual_seed(0)
     theirs = timm.create_model(f"efficientnet_{row.variant}", drop_path_rate=0.2)
     eps = next(module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d))
@@ -113,7 +113,7 @@ def images_of(row: Row, bench: Bench) -> Tensor:
 
 
 def inference(network: nn.Module, row: Row, bench: Bench) -> Callable[[], object]:
-    """A batch through a network."""
+    """Inference on a batch."""
     images = images_of(row, bench)
 
     @torch.inference_mode()
@@ -161,7 +161,7 @@ def compare_networks(row: Row, bench: Bench, *, compiled: bool) -> None:
 
 
 def release() -> None:
-    """Give memory of networks that are gone back."""
+    """Free the memory of deleted networks."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -169,7 +169,7 @@ def release() -> None:
 
 @contextlib.contextmanager
 def counted_waits(device: torch.device) -> Iterator[list[str]]:
-    """Where the processor waits for a CUDA GPU, as torch's sync debug mode warns of it."""
+    """Collect the places where the CPU waits for a CUDA GPU, from the warnings of torch's sync debug mode."""
     places: list[str] = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -184,7 +184,7 @@ def counted_waits(device: torch.device) -> Iterator[list[str]]:
 
 
 def run_step(row: Row, bench: Bench, name: str) -> dict[str, Any]:
-    """A step as `effnet train` computes it: speed, memory, waits, and the rules for a run on 100,000 photos."""
+    """A step as in `effnet train`: speed, memory, waits, and the rules for a run on 100,000 photos."""
     spec: NetworkSpec = effnet.spec(row.variant, resolution=row.px)
     recipe, settings = Recipe(batch=row.batch), Settings(device=name)
     chosen = choose_execution(spec, recipe, settings, Images(100_000, 375), world=1)
@@ -208,7 +208,7 @@ def run_step(row: Row, bench: Bench, name: str) -> dict[str, Any]:
 
     forget_device_peak(bench.device)
     with number_formats(bench.device, chosen.precision):
-        bench.time(step, 1 if bench.tiny else LOOK + 1)  # the first step is looked at by itself, then LOOK together
+        bench.time(step, 1 if bench.tiny else LOOK + 1)  # the first step is checked by itself, then LOOK together
         with counted_waits(bench.device) as waits:
             taken = bench.time(step, 1 if bench.tiny else STEPS)
     options = {"optimizer": recipe.optimizer, "ema": True, "precision": chosen.precision, "kernels": False}
@@ -225,7 +225,7 @@ def run_step(row: Row, bench: Bench, name: str) -> dict[str, Any]:
 
 
 def show(bench: Bench, runs: list[dict[str, Any]], skipped: list[str], title: str) -> None:
-    """The tables."""
+    """Print the tables."""
     lines = [
         (each["row"], each["work"], each["network"], f"{each['images_per_second']:,.0f}", f"{each['x']:.2f}")
         for each in bench.found

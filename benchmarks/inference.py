@@ -1,27 +1,27 @@
-"""Inference side by side: effnet's own choice against tuned scripts of torch, ONNX Runtime and OpenVINO.
+"""Inference: effnet's own choice against tuned scripts of torch, ONNX Runtime and OpenVINO.
 
     python benchmarks/inference.py [--rows b0@224x1,b0@224x32,...] [--rounds 9] [--engines] [--compile b0] [--json FILE]
                                   [--parts 1,2,4]
     EFFNET_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/inference.py --engines     native and OpenVINO with AVX2
 
-A row is a variant, its pixels and its batch. All contestants hold the same weights: random, made sure of two photos as
-a trained network is, see rows.py; of torchvision's network, or of effnet's for the Lites, which torchvision lacks.
-effnet gets them as a file and is called through `classifier.logits` with engine and precision "auto"; its own engine in
-fp32 and in bf16, too. effnet and OpenVINO take uint8 pixels and normalise them; the others get them normalised for
-nothing. All use every core. `--engines` leaves torch out; ONNX Runtime is left out where OpenVINO is limited, for it
-cannot be.
+A row is a variant, its resolution and its batch. All contestants have the same weights: random, but as confident on two
+photos as a trained network (see rows.py); those of torchvision's network, or of effnet's for the Lites, which
+torchvision lacks. effnet loads them from a file and is called through `classifier.logits` with engine and precision
+"auto", and also with its own engine in fp32 and bf16. effnet and OpenVINO normalise uint8 pixels themselves; for the
+others normalisation is not timed. All use every core. `--engines` skips torch; if OpenVINO's instruction set is
+limited, ONNX Runtime is skipped, since it cannot be limited.
 
-Every answer is compared with torchvision's in fp32 first: the largest difference of a logit, as a share of the largest
-logit. A contestant that promises fp32 and differs by more than 1e-4 makes the run fail.
+All outputs are first compared with torchvision's in fp32, by the largest difference of a logit relative to the largest
+logit. If a contestant that claims fp32 differs by more than 1e-4, the run fails.
 
-`--parts`: OpenVINO and ONNX Runtime get a batch in parts of so many images as well, a part for each core at a time,
-which is their best setting for batches.
+`--parts`: OpenVINO and ONNX Runtime also get a batch in parts of this many images, one part per core at a time, which
+is their best setting for batches.
 
-A round asks every contestant in turn, and every second round in the opposite order. Before its turn there is a pause,
-in which the threads of the one before stop spinning (torch's, OpenMP's and ONNX Runtime's wait actively for a while).
-The first call of a turn wakes threads and fills caches and does not count; then calls are timed for a tenth of a
-second, at least one. A turn's figure is the median of its calls, and a contestant's the median of its turns. "of ours"
-compares turns of the same round; above 1, ours is the faster.
+In each round the contestants take turns, in reverse order every second round. Before each turn there is a pause, in
+which the previous contestant's threads stop spinning (torch's, OpenMP's and ONNX Runtime's wait actively for a while).
+The first call of a turn wakes threads and fills caches and is not timed; then calls are timed for a tenth of a second,
+at least one. A turn's time is the median of its calls, and a contestant's the median of its turns. "of ours" compares
+turns of the same round; above 1, ours is faster.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ from effnet.runtime.session import TITLES, Backend
 from effnet.weights.load import open_model
 
 ROWS = "b0@224x1,b0@224x32,b4@380x1,b4@380x8,lite0@224x1,lite0@224x32,b0@192x1,b0@240x1,b0@260x1"
-SAME = 1e-4  # of the largest logit, for fp32
+SAME = 1e-4  # largest difference in fp32, relative to the largest logit
 BASE = "torch, NCHW"
-LIMIT = os.environ.get("ONEDNN_MAX_CPU_ISA", "")  # of OpenVINO
+LIMIT = os.environ.get("ONEDNN_MAX_CPU_ISA", "")  # instruction set of OpenVINO
 OPENVINO_BF16 = this_machine().bf16 and not LIMIT
-TARGET = 0.97  # of the best rival's speed
-PAUSE, TURN = 0.05, 0.1  # seconds before a turn, and of calls that count
+TARGET = 0.97  # relative to the best rival's speed
+PAUSE, TURN = 0.05, 0.1  # seconds of the pause before a turn, and of its timed calls
 LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
 
 Figures = dict[str, Any]
@@ -78,7 +78,7 @@ class Contestant:
 
 
 def torch_call(network: nn.Module, images: Tensor, layout: torch.memory_format, dtype: torch.dtype) -> Call:
-    """A module in eager mode, or a compiled one."""
+    """A call of an eager or compiled module."""
     network, images = network.to(dtype, memory_format=layout), images.to(dtype, memory_format=layout)
 
     @torch.no_grad()  # freezing needs this one; inference_mode is no faster
@@ -90,7 +90,7 @@ def torch_call(network: nn.Module, images: Tensor, layout: torch.memory_format, 
 
 
 def in_torch(row: Row, make: Callable[[], nn.Module], images: Tensor, compiled: bool) -> Iterable[Contestant]:
-    """Eager, batch normalisation folded, and compiled; `make` gives the network anew."""
+    """Eager, with folded batch normalisation, and compiled; `make` returns a fresh network."""
     import timm
     from torch.fx.experimental.optimization import fuse
 
@@ -115,7 +115,7 @@ def in_torch(row: Row, make: Callable[[], nn.Module], images: Tensor, compiled: 
 
 
 def in_onnxruntime(network: nn.Module, images: Tensor, folder: Path) -> Iterable[Contestant]:
-    """torch's own export, every optimisation, and ONNX Runtime's own threads or so many."""
+    """torch's own export with all optimisations, with ONNX Runtime's default threads or a fixed number."""
     import onnxruntime
 
     file, values = folder / "torchvision.onnx", images.numpy()
@@ -134,7 +134,7 @@ def in_onnxruntime(network: nn.Module, images: Tensor, folder: Path) -> Iterable
 
 
 def in_openvino(network: nn.Module, pixels: Pixels) -> Iterable[Contestant]:
-    """OpenVINO's own conversion; pixels are normalised inside; latency, and two streams of half a batch."""
+    """OpenVINO's own conversion, normalising pixels itself; in latency mode, and with two streams of half a batch."""
     import openvino as ov
     from openvino.preprocess import PrePostProcessor
 
@@ -177,7 +177,7 @@ def in_openvino(network: nn.Module, pixels: Pixels) -> Iterable[Contestant]:
 
 
 def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
-    """What effnet chooses, and its own engine in both precisions."""
+    """effnet's choice, and its own engine in both precisions."""
     for engine, precision in (("auto", "auto"), ("native", "fp32"), ("native", "bf16")):
         classifier = effnet.load(file, engine=engine, precision=precision, batch=len(pixels))
         print(f"effnet, {engine}, {precision}: {classifier.selection}", flush=True)
@@ -186,7 +186,7 @@ def in_effnet(file: Path, pixels: Pixels) -> Iterable[Contestant]:
 
 
 def in_parts(file: Path, pixels: Pixels, sizes: Iterable[int]) -> Iterable[Contestant]:
-    """OpenVINO's and ONNX Runtime's sessions, a batch in parts of each size."""
+    """OpenVINO's and ONNX Runtime's sessions with a batch in parts of each size."""
     bundle, cores = open_model(file), this_machine().cores
     engines = [
         Backend(name) for name in installed_engines(None) if name == "openvino" or (name == "onnxruntime" and not LIMIT)
@@ -202,7 +202,7 @@ def in_parts(file: Path, pixels: Pixels, sizes: Iterable[int]) -> Iterable[Conte
 
 
 def turn(call: Call) -> float:
-    """Seconds of a call, once its threads are awake."""
+    """Median seconds per call, once its threads are awake."""
     time.sleep(PAUSE)
     call()
     laps = []
@@ -224,18 +224,18 @@ def rounds_of(contestants: Sequence[Contestant], rounds: int) -> list[list[float
 
 
 def compare(row: Row, rounds: int, compiled: bool, parts: Sequence[int], engines: bool) -> Figures:
-    """One row: what is printed of it."""
+    """Measure one row."""
     pixels, network = photo_pixels(row.batch, row.px), network_of(row)
     state, images = network.state_dict(), normalised(pixels)
 
     def fresh() -> nn.Module:
-        """The same network once more."""
+        """Another copy of the network."""
         again = untrained(row)
         again.load_state_dict(state)
         return again.eval()
 
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["EFFNET_CACHE"] = folder  # by rule, whatever was kept
+        os.environ["EFFNET_CACHE"] = folder  # empty, so that rules decide
         file = Path(folder) / "torchvision.pth"
         if isinstance(network, EfficientNet):
             file = effnet.save(network, Path(folder) / "bundle", input=effnet.InputSpec(row.px, row.px))
@@ -282,13 +282,13 @@ def against(own: Figures, rivals: Sequence[Figures]) -> str:
 
 
 def of_ours(rival: Figures, own: Figures) -> float:
-    """How many times as fast effnet is, by turns of the same round."""
+    """How many times faster effnet is, by turns of the same round."""
     pairs = zip(rival["rounds_ms"], own["rounds_ms"], strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def show(report: Figures) -> bool:
-    """Print a row's table and what follows from it; whether all answers are right."""
+    """Print a row's table and conclusions; return whether all outputs are right."""
     rows = report["contestants"]
     ours, rivals = ([each for each in rows if each["name"].startswith("effnet") is own] for own in (True, False))
     base = next((each for each in rows if each["name"] == BASE), ours[0])
@@ -325,7 +325,7 @@ if __name__ == "__main__":
     parser.add_argument("--engines", action="store_true", help="without torch")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of exporters, about themselves
+    warnings.simplefilter("ignore")  # from exporters
     versions = ", ".join(f"{name} {import_module(name).__version__}" for name in LIBRARIES)
     isas = f"native {instruction_set()}, OpenVINO {LIMIT or 'all that the processor has'}"
     conditions = f"{this_machine()}; {torch.get_num_threads()} threads; {isas}; {versions}; {options.rounds} rounds"

@@ -1,10 +1,10 @@
-"""What `pip install effnet` and each extra take: seconds, megabytes and packages, each in a fresh environment.
+"""Seconds, megabytes and packages of `pip install effnet` and each extra, each in a fresh environment.
 
     python benchmarks/installs.py [plain serve torch ...] [--python /usr/bin/python3.13]
 
 A wheel is built from this folder, and one environment at a time is made in a temporary folder and deleted. In an empty
-folder effnet then names the photos that come with it, and imports what the extra brings. pip takes what it has kept of
-earlier downloads. Megabytes are those of the whole environment with pip, as `du -s --si` counts them.
+folder, effnet then classifies its packaged photos, and the packages of the extra are imported. pip uses its download
+cache. Megabytes are those of the whole environment including pip, as counted by `du -s --si`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PHOTOS = "import effnet; print(effnet.__path__[0])"
 
 
 def main() -> None:
-    """Install what is asked for, one after the other, and print the table."""
+    """Install the requested extras one by one, and print the table."""
     known = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("extras", nargs="*", help=f"plain, {', '.join(known)}; default: all but dev")
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(extra: str, wheel: Path, folder: Path, python: str) -> tuple[str, ...]:
-    """One row: an environment that is made, filled, used and deleted."""
+    """One row: make, fill, use and delete an environment."""
     with tempfile.TemporaryDirectory(dir=folder) as room:
         venv, empty = Path(room) / "venv", Path(room) / "empty"
         empty.mkdir()
@@ -56,7 +56,7 @@ def measure(extra: str, wheel: Path, folder: Path, python: str) -> tuple[str, ..
         run(inside, *PIP, "install", "-q", "-c", ROOT / "constraints.txt", what)
         seconds = time.monotonic() - start
         size = run("du", "-s", "--si", "--block-size=1MB", venv).split()[0]
-        count = len(run(inside, *PIP, "list", "--format=freeze").splitlines()) - 1  # but for pip
+        count = len(run(inside, *PIP, "list", "--format=freeze").splitlines()) - 1  # without pip
         photos = Path(run(inside, "-c", PHOTOS, cwd=empty).strip()) / "data" / "photos"
         start = time.monotonic()
         said = run(venv / "bin" / "effnet", "predict", photos, "--topk", "1", cwd=empty)
@@ -66,12 +66,12 @@ def measure(extra: str, wheel: Path, folder: Path, python: str) -> tuple[str, ..
         if names := MODULES.get(extra, tuple(name for name, home in EXTRAS.items() if home == extra)):
             run(inside, "-c", f"import {', '.join(names)}", cwd=empty)
     row = extra, f"{seconds:.0f}", f"{int(size):,}", str(count), f"{answer:.1f}"
-    print("works:", *row, file=sys.stderr, flush=True)  # what is measured stays where the rest is interrupted
+    print("works:", *row, file=sys.stderr, flush=True)  # kept if the rest is interrupted
     return row
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> str:
-    """What a command prints; it must end well."""
+    """Run a command, which must succeed, and return its output."""
     outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=outside, check=False)
     if done.returncode:

@@ -1,12 +1,12 @@
-"""What the rule for the depthwise weight gradient's kernel costs against the fastest kernel of each layer.
+"""Cost of the rule that selects the depthwise weight gradient's kernel, relative to the fastest kernel of each layer.
 
     python benchmarks/kernels.py [--rounds 9] [--threads 2] [--layout channels_last] [--px 32 64 128 224]
 
-Every kernel computes the weight gradient of each depthwise layer of B0 on random maps, in turn, round by round; figures
-are medians. `loss` is what the rule's kernel takes more than the fastest, in percent of the fastest; in the last rows
-all layers together, and that loss as a share of a whole training step of the network, which was timed as well.
+The kernels take turns at the weight gradient of each depthwise layer of B0 on random maps, round by round; figures are
+medians. `loss` is the extra time of the rule's kernel in percent of the fastest. The last rows give the total of all
+layers, and its loss as a share of a whole training step of the network, which is timed as well.
 
-ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 in the environment show what a processor without AVX-512 does, roughly.
+ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 in the environment approximate a processor without AVX-512.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from effnet.runtime.torch import torch_threads
 
 AVX2 = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
 FEATURES = ("avx2",) if AVX2 else this_machine().features
-BATCHES = {32: 128, 64: 128, 128: 32, 224: 16}  # images a step, by pixels
+BATCHES = {32: 128, 64: 128, 128: 32, 224: 16}  # images per step, by resolution
 Layer = tuple[int, int, Filter]  # channels, height and width of the map, geometry of the filter
 
 
 def layers_of(pixels: int) -> Counter[Layer]:
-    """The depthwise layers of B0, and how many there are of each."""
+    """The distinct depthwise layers of B0 with their counts."""
     spec = effnet.spec("b0", resolution=pixels)
     return Counter(
         (layer.inputs, layer.input_size, Filter(block.kernel_size, block.stride, block.kernel_size // 2))
@@ -56,13 +56,13 @@ def medians(layer: Layer, batch: int, layout: str, rounds: int) -> tuple[dict[st
     for turn in range(rounds + 1):
         for name, task in tasks.items():
             took = seconds(task)
-            if turn:  # the first warms up
+            if turn:  # the first is a warm-up
                 taken[name].append(1e3 * took)
     return {name: statistics.median(values) for name, values in taken.items()}, select_kernel(x, filter, FEATURES)
 
 
 def step_ms(pixels: int, layout: str, rounds: int) -> float:
-    """A training step of the network as it comes."""
+    """Milliseconds of a training step of the network with default settings."""
     network = effnet.EfficientNet(effnet.spec("b0", resolution=pixels))
     if layout == "channels_last":
         network = network.to(memory_format=torch.channels_last)
@@ -72,7 +72,7 @@ def step_ms(pixels: int, layout: str, rounds: int) -> float:
 
 
 def show(pixels: int, options: argparse.Namespace) -> None:
-    """The table of one image size."""
+    """Print the table of one image size."""
     batch, rows = BATCHES[pixels], []
     total, best = 0.0, 0.0
     for (channels, size, filter), count in layers_of(pixels).items():

@@ -1,10 +1,10 @@
-"""What `effnet check --labels` finds of wrong labels that were planted, and whether as many are wrong as it says.
+"""How many planted wrong labels `effnet check --labels` finds, and whether its estimate of their number is right.
 
     python benchmarks/labels.py [--data benchmarks/data] [--images 4000]
 
-The images come from benchmarks/datasets.py fashion: so many of the 70,000, drawn at random. A share of their labels is
-replaced, by any other class or by one that looks alike. What else is wrong in Fashion-MNIST counts as right here, which
-makes the list look a little worse than it is.
+The images are a random sample of the 70,000 from benchmarks/datasets.py fashion. A share of their labels is replaced by
+any other class or by one that looks alike. Fashion-MNIST's own label errors count as right here, which makes the list
+look slightly worse than it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLANTED = (("any other class", 0.0), ("any other class", 0.01), ("any other clas
 
 
 def plant(dataset: Dataset, kind: str, share: float) -> tuple[Dataset, set[str]]:
-    """The data set with wrong labels, and the paths of their images."""
+    """Replace labels; return the data set, and the paths of the images with wrong labels."""
     draw, samples, planted = random.Random(0), list(dataset.samples), set[str]()
     for row in draw.sample(range(len(samples)), round(share * len(samples))):
         own = dataset.classes[samples[row].label]
@@ -44,7 +44,7 @@ def main() -> None:
     """Print a row for each kind of planted labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where benchmarks/datasets.py put the images")
-    parser.add_argument("--images", type=int, default=4000, help="how many are judged")
+    parser.add_argument("--images", type=int, default=4000, help="size of the sample")
     arguments = parser.parse_args()
     if not (arguments.data / "fashion").is_dir():
         sys.exit(f"{arguments.data / 'fashion'} is missing. Make it with: python benchmarks/datasets.py fashion")

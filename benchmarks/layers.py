@@ -1,21 +1,21 @@
-"""Where the time goes in OpenVINO, layer by layer, beside what this processor could do: B0 at 224 px.
+"""Time per layer of B0 at 224 px in OpenVINO, compared with this processor's limits.
 
     python benchmarks/layers.py [--batches 1 32] [--runs 60] [--write benchmarks/results/PROCESSOR.md]
 
-The graph is effnet's own. OpenVINO's counters give the time of every node; a figure is the median of the runs. Counting
-costs time of its own, so the sum stands beside a run without counters. Work is what the network's spec says:
-multiply-adds (MAC), and bytes as if every layer read its input and its weights and wrote its output once, in the
-precision named.
+The graph is effnet's own. OpenVINO's counters give the time of each node; figures are medians over the runs. The
+counters take time themselves, so the sum is shown next to a run without them. Work follows from the network's spec:
+multiply-adds (MAC), and bytes as if each layer read its input and weights and wrote its output once, in the named
+precision.
 
-The ceilings come from the same threads: multiply-adds a second in a chain of wide 1x1 convolutions in OpenVINO, in
-fp32, bf16 and int8; bytes a second, read and written, of a copy that fits the cache and of one that does not. A layer's
-floor is the longer of its multiply-adds at the one ceiling and its bytes at the other, from the cache where they fit;
-a depthwise convolution's at the ceiling of fp32: it has no sums over channels, which bf16's and int8's are made for.
-The floor of fused blocks counts the same multiply-adds and only the bytes of a block's input, weights and output, and
-of the depthwise convolution's output, written once and read once: SE's gate needs all of it before the projection
-begins. No floor counts SiLU, whose cost is measured with the same graph and ReLU.
+The ceilings are measured with the same threads: multiply-adds per second of a chain of wide 1x1 convolutions in
+OpenVINO, in fp32, bf16 and int8; bytes per second, read and written, of a copy that fits the cache and of one that does
+not. A layer's floor is the longer of the times for its multiply-adds and for its bytes (from the cache if they fit). A
+depthwise convolution's floor uses the fp32 ceiling: it has no sums over channels, which bf16 and int8 instructions
+accelerate. The floor of fused blocks counts the same multiply-adds, but only the bytes of a block's input, weights and
+output, and the depthwise convolution's output written once and read once, since SE's gate needs all of it before the
+projection starts. No floor includes SiLU, whose cost is measured by replacing it with ReLU in the same graph.
 
---write replaces what stands between the two markers of a page.
+--write replaces the text between the two markers of a page.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from effnet.runtime.openvino import HINTS, core, make
 from effnet.weights.load import open_model
 
 MARKERS = "<!-- benchmarks/layers.py: begin -->\n", "<!-- benchmarks/layers.py: end -->"
-KINDS = {  # by the end of a layer's name
+KINDS = {  # by the suffix of a layer's name
     "stem": "stem",
     "expand": "expand, 1x1",
     "depthwise": "depthwise",
@@ -60,19 +60,19 @@ KINDS = {  # by the end of a layer's name
     "other": "input, reorders",
 }
 GATE = "squeeze", "excite"
-SIZES = {"fp32": 4, "bf16": 2, "int8": 1}  # bytes of a number
+SIZES = {"fp32": 4, "bf16": 2, "int8": 1}  # bytes per number
 CACHED, UNCACHED = 2**20, 2**24  # numbers of 4 bytes in a copy: 4 and 64 MiB, read and written
-WIDE, ACROSS, DEEP = 512, 28, 4  # the convolutions of a ceiling: channels, map, how many; some milliseconds
+WIDE, ACROSS, DEEP = 512, 28, 4  # the convolutions of a ceiling, a few milliseconds: channels, map, number
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a layer has to do for a batch."""
+    """The work of a layer for a batch."""
 
     macs: int = 0
-    maps: int = 0  # numbers that it reads and writes, without weights
+    maps: int = 0  # numbers read and written, without weights
     weights: int = 0
-    single: int = 0  # those of the macs that belong to depthwise convolutions
+    single: int = 0  # the macs of depthwise convolutions
 
     def __add__(self, other: Work) -> Work:
         fields = "macs", "maps", "weights", "single"
@@ -81,14 +81,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the processor does at best."""
+    """The processor's best rates."""
 
-    macs: dict[str, float]  # a second, by precision
-    cached: float  # bytes a second
+    macs: dict[str, float]  # per second, by precision
+    cached: float  # bytes per second
     uncached: float
 
     def seconds(self, work: Work, precision: str) -> float:
-        """No less than that."""
+        """The shortest time for some work."""
         size = SIZES[precision] * (work.maps + work.weights)
         rate = self.cached if size <= 2 * 4 * CACHED else self.uncached
         dense = (work.macs - work.single) / self.macs[precision]
@@ -126,7 +126,7 @@ def work_of(spec: NetworkSpec, batch: int) -> dict[str, Work]:
 
 
 def layer_of(node: Any) -> str:
-    """The layer that a node of OpenVINO's runtime model belongs to: the first of those that it was fused from."""
+    """The layer of a node of OpenVINO's runtime model: the first of those that were fused into it."""
     names = str(node.get_rt_info()["originalLayersNames"].value).split(",")
     layer = names[0].rpartition(".")[0]
     if not layer.startswith(("st", "head", "classifier")):
@@ -143,7 +143,7 @@ def compiled_of(model: Any, precision: str, **more: object) -> Any:
 def profile(
     network: Network, pixels: NDArray[np.uint8], precision: str, runs: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of every layer, and of whole runs without counters: of the network, and with ReLU in place of SiLU."""
+    """Seconds of each layer, and of whole runs without counters: of the network, and with ReLU instead of SiLU."""
     model = make(network, len(pixels), {})
     other = make(replace(network, spec=replace(network.spec, activation="relu")), len(pixels), {})
     counted = compiled_of(model, precision, PERF_COUNT=True)
@@ -153,7 +153,7 @@ def profile(
     requests = {name: each.create_infer_request() for name, each in plain.items()}
     taken: dict[str, list[float]] = defaultdict(list)
     whole: dict[str, list[float]] = defaultdict(list)
-    for number in range(runs + 3):  # three warm up
+    for number in range(runs + 3):  # three are warm-ups
         request.infer([pixels], share_inputs=True)
         for name, each in requests.items():
             started = time.perf_counter()
@@ -193,7 +193,7 @@ def quickest(function: Callable[[], object], runs: int = 200) -> float:
 
 
 def measure_ceilings() -> Ceilings:
-    """Of this processor with all its cores."""
+    """Measure the ceilings of this processor with all its cores."""
     macs = {}
     for precision in SIZES:
         model, work = chain(precision)
@@ -216,7 +216,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def cells(
     name: str, seconds: float, total: float, work: Work, floor: float, precision: str, top: Ceilings
 ) -> list[str]:
-    """A row for some layers together."""
+    """A row for a group of layers."""
     moved = SIZES[precision] * (work.maps + work.weights)
     rate, peak = work.macs / seconds, top.macs[precision]
     return [
@@ -255,19 +255,19 @@ def together(
 
 
 def part_of(layer: str) -> str:
-    """The block of a layer, or what it is."""
+    """The block of a layer, or its kind."""
     return ".".join(layer.split(".")[:3]) if layer.startswith("stages.") else layer
 
 
 def fused_maps(block: BlockSpec, batch: int) -> int:
-    """Numbers that still leave the core: input, output, and twice what waits for a gate that needs the whole map."""
+    """Numbers that still leave the core: input, output, and twice the map that waits for the gate."""
     waiting = 2 * block.expanded_channels if block.squeeze_channels else 0
     outputs = (waiting + block.out_channels) * block.output_size**2
     return batch * (block.in_channels * block.input_size**2 + outputs)
 
 
 def fused_floor(spec: NetworkSpec, works: dict[str, Work], batch: int, precision: str, top: Ceilings) -> float:
-    """Seconds of all blocks where the other maps between a block's layers never leave the core."""
+    """Seconds of all blocks if the other maps inside a block never leave the core."""
     total = 0.0
     for block in spec.blocks:
         work = sum((each for name, each in works.items() if part_of(name) == block.name), Work())
@@ -276,7 +276,7 @@ def fused_floor(spec: NetworkSpec, works: dict[str, Work], batch: int, precision
 
 
 def section(spec: NetworkSpec, bundle: Any, batch: int, precision: str, runs: int, top: Ceilings) -> str:
-    """One batch in one precision."""
+    """The section for one batch size in one precision."""
     pixels = photo_pixels(batch, spec.resolution)
     times, whole = profile(graph_network_of(bundle), pixels, precision, runs)
     works, total = work_of(spec, batch), sum(times.values())
@@ -312,7 +312,7 @@ def section(spec: NetworkSpec, bundle: Any, batch: int, precision: str, runs: in
 
 
 def page(batches: Sequence[int], runs: int) -> str:
-    """All of it."""
+    """The whole text."""
     load, top = os.getloadavg()[0], measure_ceilings()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "torchvision.pth"

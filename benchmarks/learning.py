@@ -1,16 +1,16 @@
-"""What the recipes reach on whole data sets, each by the commands that a user would type.
+"""Accuracy of the recipes on whole data sets, each with the commands of a user.
 
     python benchmarks/learning.py finetune   Lite0's weights on Fashion-MNIST at 64 px for 15 minutes
     python benchmarks/learning.py scratch    B0 from scratch on it at 32 px for half an hour each: two recipes, two
                                              strides of the stem
     python benchmarks/learning.py tuxpaint   Lite0's weights on 191 photo cut-outs of 6 classes, in five folds
     python benchmarks/learning.py linear     a linear classifier on Lite0's features of the same folds, by --fit
-    python benchmarks/learning.py inherit    a network that no weights exist for, with and without --init lite0
-    python benchmarks/learning.py feed       images a second that the data path loads, and that a step of B0 consumes
+    python benchmarks/learning.py inherit    networks without weights of their own, with and without --init lite0
+    python benchmarks/learning.py feed       images per second that the data path loads, and that a step of B0 consumes
         [--data benchmarks/data] [--out benchmarks/runs]
 
-The data come from benchmarks/datasets.py. A run that is finished in --out is read, and one that was interrupted goes
-on. The minutes of a row are those of its run, on a machine that should have nothing else to do.
+The data come from benchmarks/datasets.py. A run that is finished in --out is reused, an interrupted one is resumed. The
+minutes of a row are those of its run; the machine should be otherwise idle.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ FASHION = {
 INHERIT = {"wider and deeper": {"width": 1.2, "depth": 1.2}, "narrower": {"width": 0.75}}
 STARTS = {"random start": "--recipe scratch", "from lite0": "--recipe finetune --init lite0"}
 READ = 512  # images, timed in the data path
-EACH = 3.0  # times what a step consumes is what the data path should load
+EACH = 3.0  # the data path should load this many times what a step consumes
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Run:
 
     name: str
     command: str
-    figures: dict[str, Any]  # of its metrics.json
+    figures: dict[str, Any]  # from its metrics.json
 
     def row(self) -> tuple[str, ...]:
         """Its line in the table."""
@@ -89,7 +89,7 @@ class Run:
 
 
 def train(name: str, data: Path, options: str, out: Path) -> Run:
-    """Train, or go on, or read what is there; the arguments that are shown begin a run anew."""
+    """Train, resume, or read a finished run; the shown command starts such a run from scratch."""
     folder = out / "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
     shown = f"effnet train {data.name} {options}".strip()
     if not (folder / "metrics.json").exists():
@@ -101,7 +101,7 @@ def train(name: str, data: Path, options: str, out: Path) -> Run:
 
 
 def show(title: str, runs: list[Run], note: str = "") -> None:
-    """A table of runs, and their commands."""
+    """Print a table of runs and their commands."""
     columns = ("<run", "top-1", "95 % interval", "macro F1", "epochs", "minutes", "memory forecast", "taken")
     split = runs[0].figures["split"]
     console.table(columns, [run.row() for run in runs], title=title, note=f"{split} split. {this_machine()}. {note}")
@@ -115,7 +115,7 @@ def fashion(kind: str, data: Path, out: Path) -> None:
 
 
 def inherit(data: Path, out: Path) -> None:
-    """Networks for which no weights exist, with and without those of their relative."""
+    """Networks without weights of their own, with and without weights inherited from Lite0."""
     runs = []
     for name, factors in INHERIT.items():
         spec = out / f"lite0-{name.split()[0]}.yaml"
@@ -127,9 +127,9 @@ def inherit(data: Path, out: Path) -> None:
 
 
 def folds(data: Path, out: Path) -> Iterator[Path]:
-    """Manifests that call one fold after another test; the folds are equally large in every class.
+    """Manifests in which each fold in turn is the test split; the folds are equally large in every class.
 
-    Copies of one picture would leak, so `effnet check` is what found none in this set.
+    Duplicates would leak between folds; `effnet check` found none in this set.
     """
     files = {folder.name: sorted(folder.iterdir()) for folder in sorted(data.iterdir()) if folder.is_dir()}
     shuffled = [(str(file), name) for name, images in files.items() for file in sorted(images, key=_shuffled)]
@@ -145,7 +145,7 @@ def folds(data: Path, out: Path) -> Iterator[Path]:
 
 
 def _shuffled(file: Path) -> str:
-    """An order that has nothing to do with what a file is called."""
+    """A sort key that is independent of file names."""
     return hashlib.sha256(file.name.encode()).hexdigest()
 
 
@@ -165,7 +165,7 @@ def tuxpaint(data: Path, out: Path) -> None:
 
 
 def linear(data: Path, out: Path) -> None:
-    """Logistic regression on pooled features of the photos and their mirror images, weights decayed by PENALTY."""
+    """Logistic regression with weight decay PENALTY on pooled features of the photos and their mirror images."""
     model = open_model("lite0")
     rows = []
     for fit in ("crop", "pad", "squash"):
@@ -208,7 +208,7 @@ def _read(batches: Iterator[Any], count: int) -> None:
 
 
 def feed(data: Path, out: Path) -> None:
-    """Images a second that the data path loads for 224 px, beside what training steps of B0 consume."""
+    """Images per second that the data path loads at 224 px, compared with what training steps of B0 consume."""
     from networks import training_step
 
     del out

@@ -1,12 +1,12 @@
-"""Images a second that a training gets from JPEG files: effnet's loader, and what people write. At 224 px.
+"""Images per second loaded from JPEG files for training at 224 px: effnet's loader and common alternatives.
 
     python benchmarks/loading.py [--rounds 5] [--small 256] [--large 32]
 
 The files are those of benchmarks/pipeline.py, about 500 x 375 and about 2000 x 1500 pixels. Every contestant crops at
-least three quarters of a photo, mirrors half of them and gives batches of 32: effnet uint8, which its step normalises,
-the others float32. Threads and workers are as many as cores, or one. Whole passes over the files run in turn, the first
-does not count, figures are medians. "ms of a core" is processor time, of this process and of those that it started.
-Then the parts of effnet's time, on one thread.
+least three quarters of a photo, mirrors half of them and returns batches of 32: effnet uint8, which its training step
+normalises, the others float32. There are as many threads and workers as cores, or one. Whole passes over the files are
+interleaved, the first is not counted, figures are medians. "ms of a core" is processor time of this process and its
+children. Then come the parts of effnet's time, on one thread.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def drain(batches: Callable[[], Iterable[object]], threads: int) -> None:
 
 
 def contestants(files: Sequence[Path], cores: int) -> dict[str, Callable[[], None]]:
-    """Passes over the files by what they are called."""
+    """Passes over the files by name."""
     script = Decoded(files, torchvisions)
     alone = DataLoader(script, BATCH)
     side_by_side = DataLoader(script, BATCH, num_workers=cores, persistent_workers=True)
@@ -108,13 +108,13 @@ def compare(kind: str, count: int, rounds: int) -> None:
             seconds[name] += [taken] * (number > 0)
         for name, taken in seconds.items():
             wall, core = (statistics.median(each) / len(files) for each in zip(*taken, strict=True))
-            worker = "workers" in name  # whose time is not counted before they end
+            worker = "workers" in name  # their processor time is counted only when they end
             print(f"| {name} | {1 / wall:.0f} | {'' if worker else f'{1e3 * core:.2f}'} |")
         show_parts(files[:BATCH])
 
 
 def show_parts(files: Sequence[Path]) -> None:
-    """Print where the time of one thread goes."""
+    """Print the parts of one thread's time."""
     augment = Augment(SEE, RECIPE.crop_area, RECIPE.crop_ratio)
     photos, arrays, boxes = [], [], []
     for file in files:

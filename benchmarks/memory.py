@@ -1,15 +1,15 @@
-"""Training memory: what the forecast says, what a process grows by, and what plans save and cost in time.
+"""Training memory: forecasts against the growth of a process, and the savings and time of recompute plans.
 
-    python benchmarks/memory.py forecast    forecast beside measured growth, a fresh process for each row
-    python benchmarks/memory.py plans       memory and time of B0 under plans, beside torch.utils.checkpoint
+    python benchmarks/memory.py forecast    forecast and measured growth, in a fresh process for each row
+    python benchmarks/memory.py plans       memory and time of B0 with plans, compared with torch.utils.checkpoint
     python benchmarks/memory.py large       B7 at 600 px, one image: memory in a fresh process and time of a step, with
-                                            and without a plan, in fp32 and bf16, beside torch's modules
+                                            and without a plan, in fp32 and bf16, compared with torch's modules
 
-Channels_last, random weights; plans in float32, the rest in bf16 (autocast), too. On a CPU the compiled
-kernels compute; EFFNET_NATIVE=0 leaves it to torch's modules. The growth of a process is its largest resident memory
-minus what was resident before the network was built, torch imported and warmed up; on a GPU it is torch's own peak of
-allocated memory (written, not measured). Times are medians of interleaved rounds of one process, as ratios to effnet
-without a plan.
+Channels_last, random weights; plans in float32, the rest also in bf16 (autocast). On a CPU the compiled kernels are
+used, or torch's modules with EFFNET_NATIVE=0. The growth of a process is its peak resident memory minus its resident
+memory before the network was built, with torch imported and warmed up; on a GPU it is torch's peak of allocated memory
+(implemented, never measured). Times are medians of interleaved rounds in one process, relative to effnet without a
+plan.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from effnet.machine import Precision, this_machine
 
 MIB = 2**20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KERNELS = None if DEVICE == "cpu" else False  # None: as this process's installation and environment say
+KERNELS = None if DEVICE == "cpu" else False  # None: by this process's installation and environment
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16") if this_machine().bf16 else ("fp32",)
-# Freed memory goes back to the system at once, so that resident memory is what is in use.
+# Freed memory is returned to the system at once, so that resident memory is memory in use.
 ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 ODD = (
@@ -56,7 +56,7 @@ NETWORKS = (*(effnet.spec(name) for name in ("b0", "b1", "b4", "lite0", "mobilen
 
 
 def memory_of(field: str) -> float:
-    """MiB of this process: VmRSS is resident now, VmHWM the most that ever was."""
+    """MiB of this process: VmRSS is the resident memory, VmHWM its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
@@ -78,7 +78,7 @@ def batch_of(spec: NetworkSpec, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def train(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int, precision: Precision) -> None:
-    """Steps of RMSProp with momentum and a moving average of the weights."""
+    """Train with RMSProp with momentum, and a moving average of the weights."""
     network = effnet.EfficientNet(spec).to(DEVICE, memory_format=torch.channels_last)
     network.recompute(plan)
     average = copy.deepcopy(network)
@@ -94,7 +94,7 @@ def train(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int,
 
 
 def grow(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int, precision: Precision) -> float:
-    """MiB that training takes in this process, which must be fresh. A tiny network goes first: torch loads on use."""
+    """MiB that training takes in this fresh process. A tiny network goes first, since torch loads libraries on use."""
     train(effnet.spec("b0", width=0.25, depth=0.4, resolution=32), None, 2, 2, precision)
     if DEVICE == "cuda":
         before_cuda = torch.cuda.memory_allocated()
@@ -107,7 +107,7 @@ def grow(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, steps: int, 
 
 
 def measured(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, precision: Precision = "fp32") -> float:
-    """The same in a fresh process, after two steps."""
+    """`grow` in a fresh process, after two steps."""
     task = {"spec": spec.to_dict(), "plan": plan and plan.to_dict(), "batch": batch, "precision": precision}
     command = [sys.executable, __file__, "child", json.dumps(task)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
@@ -115,13 +115,13 @@ def measured(spec: NetworkSpec, plan: RecomputePlan | None, batch: int, precisio
 
 
 def child(task: dict[str, Any]) -> None:
-    """What the fresh process does."""
+    """The work of the fresh process."""
     plan = task["plan"] and RecomputePlan({name: Keep[level.upper()] for name, level in task["plan"].items()})
     print(grow(NetworkSpec.from_dict(task["spec"]), plan, task["batch"], 2, task["precision"]))
 
 
 def forecast() -> None:
-    """Forecast beside measurement, with and without a plan."""
+    """Print forecasts and measurements, with and without a plan."""
     print("| network | px | batch | precision | plan | forecast, MiB | measured, MiB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for spec, precision in itertools.product(NETWORKS, PRECISIONS):
@@ -145,7 +145,7 @@ def large(rounds: int = 3) -> None:
     ways = [*itertools.product(PRECISIONS, (None, RecomputePlan.uniform(spec, Keep.BOTTLENECKS)))]
     times: list[list[float]] = [[] for _ in range(len(ways) + 1)]
     for _, (taken, way) in itertools.product(range(rounds), enumerate([("fp32", None), *ways])):
-        network.native(on=taken > 0)  # the first is a step by torch's modules
+        network.native(on=taken > 0)  # the first step is by torch's modules
         network.recompute(way[1])
         network.zero_grad()
         started = time.perf_counter()
@@ -195,7 +195,7 @@ def plans(batch: int = 16, rounds: int = 9) -> None:
         contestants[name].recompute(plan)
     contestants["torch.utils.checkpoint, each block"] = Checkpointed(copy.deepcopy(network))
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):  # the first warms up
+    for turn in range(rounds + 1):  # the first is a warm-up
         for name, contestant in contestants.items():
             contestant.zero_grad()
             started = time.perf_counter()

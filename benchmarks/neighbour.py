@@ -1,12 +1,12 @@
-"""What a busy neighbour does to the time of one image, with a thread for each core and with a core left alone; and to
-a step of training, by how long threads spin before they sleep.
+"""Effect of a busy neighbour process on the time of one image, with a thread per core and with one core left free;
+and on a training step, depending on how long threads spin before they sleep.
 
     python benchmarks/neighbour.py [--model lite0] [--rounds 60]
     python benchmarks/neighbour.py --training [--rounds 60]
 
-The neighbour is a process that computes without pause on one core. Each way of running the network is measured alone
-and beside it, in turn: median and 90th percentile of single images, after one that does not count, or of steps of B0
-at 64 px with 32 images on all cores. `effnet` sets GOMP_SPINCOUNT, which torch's OpenMP reads when it is loaded.
+The neighbour keeps one core busy. Each way of running the network is measured alternately alone and next to it: median
+and 90th percentile of single images, after an untimed one, or of steps of B0 at 64 px with 32 images on all cores.
+`effnet` sets GOMP_SPINCOUNT, which torch's OpenMP reads when it is loaded.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PARTS = 4  # of a measurement
 WAYS = ("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")
 
 
-SPINS = "", "10000", "1000", "100"  # GOMP_SPINCOUNT; "": OpenMP's own, 300,000 where there is a core for each thread
+SPINS = "", "10000", "1000", "100"  # GOMP_SPINCOUNT; "": OpenMP's default, 300,000 with a core per thread
 BATCH, SIDE = 32, 64
 
 
 def main() -> None:
-    """Measure every way and print the table."""
+    """Measure every variant and print the table."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--model", default="lite0")
     asked.add_argument("--rounds", type=int, default=60)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def time_images(options: argparse.Namespace) -> None:
-    """The table of single images."""
+    """Print the table of single images."""
     machine, rows = this_machine(), []
     for engine, precision in WAYS:
         if precision == "bf16" and not machine.bf16:
@@ -69,7 +69,7 @@ def time_images(options: argparse.Namespace) -> None:
 
 
 def singles(network: effnet.Classifier, count: int) -> Callable[[], list[float]]:
-    """A round of single images, after one that does not count -> their seconds."""
+    """A function that runs a round of single images, after an untimed one, and returns their seconds."""
     image = views(network.input, 1)
 
     def round() -> list[float]:
@@ -80,7 +80,7 @@ def singles(network: effnet.Classifier, count: int) -> Callable[[], list[float]]
 
 
 def measure(round: Callable[[], list[float]]) -> tuple[Timing, Timing]:
-    """Rounds alone and beside the neighbour, which comes and goes, so that other disturbances meet both."""
+    """Alternate rounds without and with the neighbour, so that other disturbances affect both."""
     alone, beside = [], []
     for _ in range(PARTS):
         alone += round()
@@ -101,7 +101,7 @@ def shown(alone: Timing, beside: Timing) -> tuple[str, str, str]:
 
 
 def time_training(rounds: int) -> None:
-    """The table of steps of training; each way is a process of its own, which waits while another one is measured."""
+    """Print the table of training steps; each variant is a process, which waits while another is measured."""
     rows = []
     for spin in SPINS:
         own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
@@ -127,7 +127,7 @@ def time_training(rounds: int) -> None:
 
 
 def train(count: int) -> None:
-    """Do `count` steps for every line that comes, and write their seconds; the first one does not count."""
+    """Do `count` steps for each input line and write their seconds; the first step is not counted."""
     import torch
 
     torch.set_num_threads(this_machine().cores)

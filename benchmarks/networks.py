@@ -1,10 +1,10 @@
-"""The module against its rivals: one image, a batch, and a training step, in torch and on this machine.
+"""The torch module compared with torchvision's and timm's on this machine: one image, a batch, and a training step.
 
     python benchmarks/networks.py [--variant b0] [--rounds 9]
 
-Every contestant has the same random weights and runs in this process, in turn, round by round; the figure is the median
-of the rounds, and x is against torchvision in NCHW. Float32, eager, torch's default threads. Their logits are compared
-with torchvision's first.
+All contestants have the same random weights and take turns in this process, round by round; figures are medians over
+the rounds, and x is relative to torchvision in NCHW. Float32, eager, torch's default threads. Logits are first compared
+with torchvision's.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def compare(title: str, step: Callable[[nn.Module, torch.Tensor], None], batch: 
     images = torch.randn(batch, 3, size, size)
     laid = {name: images.contiguous(memory_format=_format(name)) for name in NETWORKS}
     times: dict[str, list[float]] = {name: [] for name in NETWORKS}
-    for turn in range(rounds + 1):  # the first warms up
+    for turn in range(rounds + 1):  # the first is a warm-up
         for name, network in NETWORKS.items():
             started = time.perf_counter()
             step(network, laid[name])

@@ -2,9 +2,9 @@
 
     python benchmarks/paper.py [--runs 20]
 
-The networks take turns. The paper's processor is another one and its memory layout is not known, so both layouts are
-measured, and both networks of a row have the same. The table's other row cannot be repeated: GPipe's network of 557 M
-parameters (19.0 s against 3.1 s of B7) is not available.
+The networks take turns. The paper used another processor and does not state its memory layout, so both layouts are
+measured, with the same layout for both networks of a row. The table's other row cannot be reproduced: GPipe's network
+of 557 M parameters (19.0 s against 3.1 s for B7) is not available.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""From JPEG files to the five best classes: effnet's stream against the loops that people write. B0 at 224 px.
+"""From JPEG files to the top five classes with B0 at 224 px: effnet's stream against common loops.
 
     python benchmarks/pipeline.py [--rounds 5] [--small 256] [--large 96] [--json FILE]
     python benchmarks/pipeline.py memory [--images 100000] [--tiny]
 
 The files are made in a temporary folder from the packaged photos, as in benchmarks/drafts.py: about 500 x 375 and about
-2000 x 1500 pixels, qualities 75 to 95. All contestants hold the same weights, torchvision's, random as in
-benchmarks/rows.py; effnet's engine is its own choice for batches of 32, and the loops that are said to have
-"effnet's engine" call the same classifier's `logits`. Workers of a DataLoader start once, before the first round.
+2000 x 1500 pixels, qualities 75 to 95. All contestants have the same weights of torchvision's network, random as in
+benchmarks/rows.py. effnet's engine is its own choice for batches of 32, and the loops with "effnet's engine" call the
+same classifier's `logits`. Workers of a DataLoader start once, before the first round.
 
-Whole passes over the files run in turn, every second round in the opposite order; the first round does not count. The
-figure is the median. "names as the loop" is the share of files whose best class is the tutorial loop's.
+Whole passes over the files take turns, in reverse order every second round; the first round does not count. Figures are
+medians. "names as the loop" is the share of files whose top class is that of the tutorial loop.
 
-`memory` checks that answers come in order and that a damaged file costs one answer, then streams the same few files
-over and over and prints what the process holds on the way; with --tiny small ones through a small network, which takes
-a minute or two.
+`memory` checks that answers come in order and that a damaged file costs only its own answer, then streams the same few
+files over and over and prints the memory of the process on the way; --tiny uses small files and a small network, which
+takes a minute or two.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from effnet.machine import resident_memory, this_machine
 from effnet.runtime.classifier import GAP, SPARE
 
 SIZES = {"small": (500, 375), "large": (2000, 1500)}
-VARY = 0.1  # of a side, by which files of a kind differ
+VARY = 0.1  # share of a side by which files of a kind differ
 QUALITIES = (75, 85, 90, 95)
 BATCH, WORKERS, TOPK = 32, 2, 5
 OWN = "effnet"
-TARGETS = {  # effnet's speed against each, at least
+TARGETS = {  # least speed of effnet relative to each
     "2 threads, effnet's decoder and engine": 1.0,
     "tutorial loop, one by one": 1.1,
     "DataLoader, 2 workers, eager": 1.1,
 }
 
-Pass = Callable[[], NDArray[np.int64]]  # over all files: their best classes, best first (N, TOPK)
+Pass = Callable[[], NDArray[np.int64]]  # over all files: their top classes, best first (N, TOPK)
 
 
 def make_files(folder: Path, kind: str, count: int) -> list[Path]:
@@ -78,7 +78,7 @@ def make_files(folder: Path, kind: str, count: int) -> list[Path]:
 
 
 class Decoded(Dataset[object]):
-    """Files, each decoded when its turn comes."""
+    """Files that are decoded when accessed."""
 
     def __init__(self, files: Sequence[Path], read: Callable[[Path], object]) -> None:
         self.files, self.read = files, read
@@ -91,7 +91,7 @@ class Decoded(Dataset[object]):
 
 
 class Tutorial:
-    """How torchvision's documentation prepares a photo."""
+    """Preparation of a photo as in torchvision's documentation."""
 
     def __init__(self, see: InputSpec) -> None:
         mode = transforms.InterpolationMode(see.interpolation)
@@ -106,13 +106,13 @@ class Tutorial:
 
 
 def best(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The best classes of each row."""
+    """The top classes of each row."""
     return np.argsort(-logits, axis=1)[:, :TOPK]
 
 
 @torch.inference_mode()
 def loop(network: nn.Module, files: Sequence[Path], read: Callable[[Path], Tensor]) -> NDArray[np.int64]:
-    """Open, prepare, ask, one file after another."""
+    """Open, prepare and classify one file after another."""
     return torch.cat([network(read(file)[None]).softmax(1).topk(TOPK).indices for file in files]).numpy()
 
 
@@ -131,7 +131,7 @@ def engine(classifier: effnet.Classifier, loader: DataLoader[Tensor]) -> NDArray
 def pool(
     classifier: effnet.Classifier, files: Sequence[Path], read: Callable[[Path], NDArray[np.uint8]]
 ) -> NDArray[np.int64]:
-    """Threads that decode everything as fast as they can, while this one asks for batches."""
+    """Threads decode everything as fast as they can, while this one classifies batches."""
     found = []
     with ThreadPoolExecutor(WORKERS) as threads:
         decoded: Iterator[NDArray[np.uint8]] = threads.map(read, files)
@@ -141,13 +141,13 @@ def pool(
 
 
 def stream(classifier: effnet.Classifier, files: Sequence[Path]) -> NDArray[np.int64]:
-    """effnet as it comes."""
+    """effnet with its defaults."""
     answers = classifier.stream(files, topk=TOPK)
     return np.array([[score.index for score in prediction] for _, prediction in answers])
 
 
 def passes(network: nn.Module, weights: Path, files: Sequence[Path]) -> dict[str, Pass]:
-    """Every contestant, ready to go over the files."""
+    """All contestants by name."""
     classifier = effnet.load(weights, batch=BATCH)
     exact = effnet.load(weights, batch=BATCH, decode="exact")
     print(f"effnet's engine: {classifier.selection}")
@@ -168,10 +168,10 @@ def passes(network: nn.Module, weights: Path, files: Sequence[Path]) -> dict[str
 
 
 def compare(kind: str, count: int, rounds: int) -> dict[str, object]:
-    """One kind of files: seconds of each pass, and what it named."""
+    """Measure one kind of files: seconds of each pass, and agreement with the loop."""
     network = network_of(Row("b0", 224, BATCH))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["EFFNET_CACHE"] = folder  # by rule, whatever was kept
+        os.environ["EFFNET_CACHE"] = folder  # empty, so that rules decide
         weights = Path(folder) / "torchvision.pth"
         torch.save(network.state_dict(), weights)
         files = make_files(Path(folder), kind, count)
@@ -212,7 +212,7 @@ def show(report: dict[str, object]) -> None:
 
 
 def check_order(classifier: effnet.Classifier, files: Sequence[Path], folder: Path) -> None:
-    """Answers in the order of the files, and one error for a damaged file."""
+    """Check that answers come in the order of the files, with one error for a damaged file."""
     damaged = folder / "damaged.jpg"
     damaged.write_bytes(files[0].read_bytes()[:2000])
     mixed = [*files, damaged, *files[::-1]]
@@ -229,7 +229,7 @@ def check_order(classifier: effnet.Classifier, files: Sequence[Path], folder: Pa
 
 
 def memory(images: int, tiny: bool) -> None:
-    """What the process holds while files go by."""
+    """Print the memory of the process while it streams files."""
     with tempfile.TemporaryDirectory() as name:
         folder, weights = Path(name), Path(name) / ("tiny" if tiny else "torchvision.pth")
         os.environ["EFFNET_CACHE"] = name

@@ -1,16 +1,16 @@
-"""What bf16 costs in effnet's own kernels and in OpenVINO, and how exact fp32 is with each instruction set.
+"""Error of bf16 in effnet's own kernels and in OpenVINO, and of fp32 with each instruction set.
 
     python benchmarks/precision.py                                          # Lite0 of ImageNet, views of the photos
     python benchmarks/precision.py BUNDLE... --data benchmarks/data/fashion --isa avx512bf16
 
-Right is what torch computes: in float64 for the views, in fp32 for the many images of --data. "rms" is the error of all
-logits over their own, both as root mean squares; "largest" the largest error over the largest logit; "agreement" the
-share of images that get the class that torch gives them. With --data, images and labels are of its test split; the last
-column is the accuracy.
+The reference is torch: in float64 for the views, in fp32 for the many images of --data. "rms" is the root mean square
+error of all logits relative to their root mean square; "largest" the largest error relative to the largest logit;
+"agreement" the share of images that get the same class as from torch. With --data, images and labels are those of its
+test split, and the last column is the accuracy.
 
-The figures of Fashion-MNIST (python benchmarks/datasets.py fashion; Debian's dataset-fashion-mnist) come from networks
-that were trained for a minute or two: effnet train examples/fashion --resolution 64 --threads 1 --workers 0, with
---model lite0 --epochs 6 and with --model b0 --recipe scratch --epochs 12. Their seed is fixed.
+The figures for Fashion-MNIST (python benchmarks/datasets.py fashion; Debian's dataset-fashion-mnist) are of networks
+trained for a minute or two: effnet train examples/fashion --resolution 64 --threads 1 --workers 0, with --model lite0
+--epochs 6 and with --model b0 --recipe scratch --epochs 12. Their seed is fixed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Labels = NDArray[np.int64]
 
 
 def images_of(bundle: Bundle, data: Path | None) -> tuple[Pixels, Labels | None]:
-    """The images that a network is judged by, (N, size, size, C), and their labels where there are any."""
+    """The images to evaluate a network on, (N, size, size, C), and their labels if there are any."""
     if data is None:
         return views(bundle.config.input, VIEWS), None
     test = match_classes(read_data(data).subset("test"), bundle.config.classes or (), "the bundle")
@@ -87,7 +87,7 @@ def share(interval: Interval) -> str:
 
 
 def judge(name: str, bundle: Bundle, options: argparse.Namespace) -> None:
-    """Print the table of one network, and what the kernels' bf16 is worth beside OpenVINO's."""
+    """Print the table of one network, and the kernels' bf16 compared with OpenVINO's."""
     pixels, labels = images_of(bundle, options.data)
     truth = right(bundle, pixels, torch.float64 if labels is None else torch.float32)
     answers = computed(bundle, pixels, options.isa)

@@ -1,14 +1,14 @@
-"""What int8 costs and gives on trained bundles, by the commands that a user would type.
+"""Accuracy, size and speed of int8 for trained bundles, with the commands of a user.
 
     python benchmarks/quantization.py BUNDLE... [--data benchmarks/data/fashion] [--max-drop 0.5] [--batch 1]
         [--out benchmarks/runs/int8]
 
-For each bundle: `effnet export` in fp32 and, with the guard, in int8; where the guard sent parts back to float or
-refused, int8 without it, too. `effnet val` judges each against fp32 on the test split, which no export has seen. Times
-are medians of interleaved rounds in this process; an artifact that is already in --out is taken as it is.
+For each bundle: `effnet export` in fp32 and, with the guard, in int8; if the guard kept parts in float or refused, also
+int8 without it. `effnet val` compares each with fp32 on the test split, which no export has seen. Times are medians of
+interleaved rounds in this process; artifacts that are already in --out are reused.
 
-The figures of Fashion-MNIST come from bundles trained for it: effnet train benchmarks/data/fashion --model b0
---resolution 32 --val 0.05 --epochs 4 --recipe scratch, and the same of lite0 with --resolution 64 and its weights.
+The figures for Fashion-MNIST are of bundles trained on it: effnet train benchmarks/data/fashion --model b0
+--resolution 32 --val 0.05 --epochs 4 --recipe scratch, and lite0 in the same way with --resolution 64 and its weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNGUARDED = 99  # points that every version keeps within
 
 
 def typed(*words: object, codes: tuple[int, ...] = (0,)) -> tuple[int, str]:
-    """Run effnet as a user does: its exit code, which has to be among `codes`, and what it printed."""
+    """Run effnet as a user does; return its exit code, which must be one of `codes`, and its output."""
     command = [str(word) for word in words]
     console.remark(f"$ effnet {shlex.join(command)}")
     done = subprocess.run([sys.executable, "-m", "effnet", *command], capture_output=True, text=True)
@@ -47,7 +47,7 @@ def typed(*words: object, codes: tuple[int, ...] = (0,)) -> tuple[int, str]:
 
 
 def exported(bundle: Path, options: argparse.Namespace) -> dict[str, Path]:
-    """The artifacts of one bundle by the name of their row."""
+    """The artifacts of one bundle by row name."""
     place = options.out / bundle.parent.name
     made: dict[str, Path] = {"fp32": place / "fp32"}
     if not made["fp32"].exists():

@@ -1,4 +1,4 @@
-"""What the benchmarks of inference run: a network at a resolution, with random weights that are sure of two photos."""
+"""Rows of the inference benchmarks: a network at a resolution, with random weights that are confident on two photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import effnet
 from effnet.data.image import open_photo
 from effnet.models.efficientnet import EfficientNet
 
-SURE = 10.0  # the logit of a photo's cuttings, on average
+SURE = 10.0  # mean logit of a photo's crops
 PHOTOS = Path(effnet.__file__).parent / "data" / "photos"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's
 
@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Row:
-    """What is run: a network at a resolution, so many images at once."""
+    """A network at a resolution with a batch size."""
 
     variant: str
     px: int
@@ -42,7 +42,7 @@ class Row:
 
 
 def photo_pixels(count: int, px: int, seed: int = 0) -> Pixels:
-    """Cuttings (N, px, px, 3) of the packaged photos, at random places and scales."""
+    """Crops (N, px, px, 3) of the packaged photos, at random places and scales."""
     rng = np.random.default_rng(seed)
     photos = [open_photo(path) for path in sorted(PHOTOS.glob("*.png"))]
     cuttings = []
@@ -55,22 +55,22 @@ def photo_pixels(count: int, px: int, seed: int = 0) -> Pixels:
 
 
 def normalised(pixels: Pixels) -> Tensor:
-    """What torchvision's networks take: (N, 3, px, px) float32."""
+    """Pixels as torchvision's networks take them: (N, 3, px, px) float32."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
 
 
 def network_of(row: Row) -> nn.Module:
-    """torchvision's, random, but its activations as large as a trained network's, and as sure of two photos.
+    """torchvision's network with random weights, but activations and confidence like those of a trained network.
 
-    Statistics are those of photos. The first two classes are the packaged photos, told apart by the mean features of
-    their cuttings: answers of random weights are ties, and a precision that is refused for them says nothing.
+    Normalisation statistics are those of photos. The first two classes are the packaged photos, separated by the mean
+    features of their crops: plain random weights give ties, and a precision that is refused for ties means nothing.
     """
     torch.manual_seed(0)
     network = untrained(row)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean of all batches
+            module.momentum = None  # average over all batches
     with torch.no_grad():
         for seed in (1, 2):
             network.train()(normalised(photo_pixels(8, row.px, seed)))
@@ -78,7 +78,7 @@ def network_of(row: Row) -> nn.Module:
         images = normalised(photo_pixels(32, row.px, 3))
         body = network.forward_features if isinstance(network, EfficientNet) else network.features
         features = body(images).mean((2, 3))
-        first, second = features[::2].mean(0), features[1::2].mean(0)  # cuttings of the photos take turns
+        first, second = features[::2].mean(0), features[1::2].mean(0)  # crops of the two photos alternate
         apart, linear = first - second, next(m for m in network.modules() if isinstance(m, nn.Linear))
         linear.weight[:2] = 2 * SURE * torch.stack((apart, -apart)) / apart.square().sum()
         linear.bias[:2] = -linear.weight[:2] @ (first + second) / 2

@@ -1,15 +1,15 @@
-"""What the rules of runtime/select.py cost against the measured best: every engine, precision and part, in turn.
+"""Cost of the rules of runtime/select.py, relative to the fastest measured engine, precision and part size.
 
     python benchmarks/rules.py [--rows b0@224x1,b0@224x32,...] [--rounds 7] [--busy] [--out FILE]
 
-A row is a variant, its pixels and its batch; weights are random, since time does not depend on them. All contestants of
-a row take turns in every round. A turn is the fastest of the calls that fit into a twentieth of a second, after one
-that wakes threads; a contestant's figure is the median of its turns. Who takes more than twice as long as the best of
-the same precision leaves after the first round. The loss compares what the rule selects with the fastest: in any
-precision, and in fp32, which it selects where the processor lacks bf16.
+A row is a variant, its resolution and its batch; weights are random, since time does not depend on them. All
+contestants of a row take turns in every round. A turn's time is that of the fastest call within a twentieth of a
+second, after one that wakes threads; a contestant's time is the median of its turns. Contestants that take more than
+twice as long as the best of the same precision drop out after the first round. The loss compares the rule's selection
+with the fastest, in any precision and in fp32, which it selects if the processor lacks bf16.
 
-On a machine that others use as well, --busy gives every contestant one thread and counts the processor time of this
-process, to which the others add little. Several threads would wait for each other most of the time.
+For a machine that is shared, --busy gives each contestant one thread and measures the processor time of this process,
+which other programs hardly affect. Several threads would mostly wait for each other.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Clock = Callable[[], float]  # seconds
 
 
 def contestants(bundle: Bundle, batch: int, threads: int | None) -> dict[Backend, Session]:
-    """Every engine and precision, with a batch as a whole and in parts of each size, a stream for each core."""
+    """Every engine and precision, with a whole batch and with parts of each size, one stream per core."""
     cores = threads or this_machine().cores
     whole = [Backend(engine, threads=threads) for engine in installed_engines(None)]
     if Backend("openvino", threads=threads) in whole and this_machine().bf16:
@@ -54,7 +54,7 @@ def contestants(bundle: Bundle, batch: int, threads: int | None) -> dict[Backend
 
 
 def turn(call: Callable[[], object], clock: Clock) -> float:
-    """Seconds of the fastest of a few calls."""
+    """Seconds of the fastest of several calls."""
     call()
     taken: list[float] = []
     while sum(taken) < TURN:
@@ -65,7 +65,7 @@ def turn(call: Callable[[], object], clock: Clock) -> float:
 
 
 def measure(sessions: dict[Backend, Session], pixels: np.ndarray, rounds: int, clock: Clock) -> dict[Backend, float]:
-    """Milliseconds of each contestant that stays until the end."""
+    """Milliseconds of each contestant that was not dropped."""
     turns: dict[Backend, list[float]] = {backend: [] for backend in sessions}
     for number in range(rounds):
         for backend, taken in turns.items():
@@ -77,7 +77,7 @@ def measure(sessions: dict[Backend, Session], pixels: np.ndarray, rounds: int, c
 
 
 def compare(row: str, rounds: int, busy: bool) -> list[str]:
-    """The lines of a row: what the rule selects and loses, for all precisions and for fp32, then every time."""
+    """The lines of a row: the rule's selection and loss, for all precisions and for fp32, then all times."""
     name, _, rest = row.partition("@")
     pixels_text, _, batch_text = rest.partition("x")
     spec, batch = effnet.spec(name, resolution=int(pixels_text)), int(batch_text)

@@ -1,9 +1,9 @@
-"""How well budgets are used, and how fast candidates are priced.
+"""How fully `fit_spec` uses budgets, and how fast the costs of candidates are computed.
 
     python benchmarks/scaling.py [--budgets 200]
 
-Random budgets: any of five limits, log-uniform between what the family's small and large members need, from B0 or
-Lite0, by the paper's or the fast rule. Use is the share of the binding constraint.
+Random budgets limit any of five costs, log-uniform between the needs of small and large members of the family, from B0
+or Lite0, with the paper's or the fast rule. Use is the share of the binding constraint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from effnet.arch.variants import B0
 from effnet.errors import ArgumentError
 from effnet.machine import this_machine
 
-# resource: from, to; what about a tenth of B0 needs to what B7 needs
+# resource: from about a tenth of B0's need to B7's
 RANGES = {
     "macs": (4e7, 4e10),
     "params": (1e6, 7e7),
@@ -42,7 +42,7 @@ def random_budget(dice: random.Random) -> tuple[effnet.Budget, str, str]:
 
 
 def use(budgets: int) -> None:
-    """The share of the binding constraint over random budgets."""
+    """Print the share of the binding constraint over random budgets."""
     dice = random.Random(0)
     shares, seconds, impossible = [], [], 0
     binding: Counter[str] = Counter()

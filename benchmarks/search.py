@@ -1,7 +1,7 @@
-"""The studies of docs/searching.md, as commands that a user could type; they take an hour on two cores.
+"""The studies of docs/searching.md, as user commands; they take an hour on two cores.
 
     python benchmarks/search.py studies [NAME ...]    all of STUDIES, or only these
-    python benchmarks/search.py imagenet              how long a search would take on ImageNet, by a training step of B0
+    python benchmarks/search.py imagenet              estimate the time of a search on ImageNet from a step of B0
         [--data benchmarks/data] [--out runs/search] [--results benchmarks/results/search]
 
 benchmarks/datasets.py makes the data. An interrupted study is resumed; a finished one only writes its results again.
@@ -34,7 +34,7 @@ SEARCH, CLAIM = ("-m", "effnet", "search"), ("benchmarks/claim.py",)
 STUDIES = {  # arguments of Python, and options
     "separable": (SEARCH, f"--from {BASELINES}/separable.yaml --epochs 0.75"),
     "mbconv": (SEARCH, f"--from {BASELINES}/mbconv.yaml --epochs 0.75"),
-    # trainings four times as long, which the compiled kernels pay for in part
+    # trainings four times as long, partly paid for by the compiled kernels
     "mbconv-long": (SEARCH, f"--from {BASELINES}/mbconv.yaml --epochs 3"),
     "compare": (CLAIM, f"--from {BASELINES}/separable.yaml --epochs 0.75 --seeds 4"),
     # every candidate trained in full, to see what halving costs

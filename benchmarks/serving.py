@@ -1,18 +1,18 @@
-"""effnet serve under load: its throughput, what overload does to it, and LitServe with the same engine beside it.
+"""effnet serve under load: throughput, behaviour under overload, and LitServe with the same engine for comparison.
 
     python benchmarks/serving.py [--model b0] [--seconds 15] [--turns 3] [--clients 32] [--latency 50ms] [--minutes 10]
                                  [--skip overload,litserve,hey] [--json FILE]
 
-The photos are 64 JPEGs of 640 x 480 pixels. Server and client share the machine's cores, so the client costs some of
-what is measured; it is a few lines of asyncio that send the same bytes again and again, one process for all clients.
+The photos are 64 JPEGs of 640 x 480 pixels. Server and client share the machine's cores, so the client reduces the
+measured throughput; it is a few lines of asyncio that send the same bytes repeatedly, one process for all clients.
 
-- throughput: `classifier.stream` on the files, and the server with `--clients` clients who ask again as soon as they
-  are answered, in turns; the server's budget there is long enough (--latency 1s) that nobody is sent away. Where
-  Debian's `hey` is installed, it asks, too.
-- LitServe in the same turns, with one worker and with two: the same classifier reads and computes, its batches are as
-  large, and a batch waits 10 ms for others. It takes JSON, so its photos are base64.
-- overload: requests come three times as often as the server answered, whether or not those before were answered, with
-  `--latency` for a budget. Memory is that of the server's process.
+- throughput: `classifier.stream` on the files alternates with the server, with `--clients` clients that send the next
+  request as soon as they have an answer; the server's budget is long enough (--latency 1s) that it refuses none. If
+  Debian's `hey` is installed, it is used as well.
+- LitServe takes turns with them, with one worker and with two: the same classifier decodes and computes, batches are
+  equally large, and a batch waits 10 ms for more requests. It takes JSON, so its photos are base64.
+- overload: requests arrive at three times the measured throughput, whether or not earlier ones have been answered, with
+  a budget of `--latency`. Memory is that of the server process.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from effnet.machine import this_machine
 
 FILES, SIDES = 64, (640, 480)
 WARMUP = 2.0  # seconds before the first turn
-OVERLOAD = 3  # times what was answered
-WINDOW = 10.0  # seconds between two looks at the memory
-LIMIT = 512  # connections of the overload
+OVERLOAD = 3  # times the measured throughput
+WINDOW = 10.0  # seconds between readings of the memory
+LIMIT = 512  # connections under overload
 LITSERVE = """
 import base64, io, sys
 import litserve as ls
@@ -86,7 +86,7 @@ if __name__ == "__main__":
 
 @dataclass
 class Load:
-    """What clients saw."""
+    """The results that clients saw."""
 
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -94,11 +94,11 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.statuses["200"] / self.seconds
 
     def percentile(self, share: float) -> float:
-        """Milliseconds within which that share of the answers came."""
+        """The latency in milliseconds at this quantile."""
         return 1e3 * float(np.quantile(self.latencies, share)) if self.latencies else float("nan")
 
     def line(self, name: str) -> str:
@@ -112,7 +112,7 @@ HEAD = f"{'':<34}{'images/s':>8}  {'p50 ms':>7}  {'p90 ms':>7}  {'p99 ms':>7}"
 
 
 def write_photos(folder: Path) -> list[Path]:
-    """The JPEGs: parts of the two photos that come with effnet."""
+    """Write the JPEGs, crops of the two packaged photos."""
     random, paths = np.random.default_rng(0), []
     sources = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.png"))]
     for number in range(FILES):
@@ -136,14 +136,14 @@ def requests_of(paths: Sequence[Path], *, in_json: bool = False) -> list[bytes]:
 
 
 class Connection:
-    """One client's connection, opened again where the server closed it."""
+    """One client's connection, reopened if the server closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> str:
-        """Send, and wait for the answer: its status, or the name of what failed."""
+        """Send a request and return the status of its answer, or the name of the error."""
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -167,7 +167,7 @@ class Connection:
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
-    """Clients who ask again as soon as they are answered."""
+    """Clients that send the next request as soon as they have an answer."""
     load, started = Load(), time.perf_counter()
     numbers = iter(range(10**9))
 
@@ -188,8 +188,8 @@ async def closed_loop(port: int, requests: Sequence[bytes], clients: int, second
 async def open_loop(
     port: int, requests: Sequence[bytes], rate: float, seconds: float, watch: Callable[[Load], None]
 ) -> Load:
-    """Requests that come `rate` times a second, on as many connections as it takes; `watch` is called now and then."""
-    # in turn: one that rests for longer than the server keeps it would be closed while it is asked
+    """Send `rate` requests per second on as many connections as needed; `watch` is called now and then."""
+    # connections take turns, since the server closes those that are idle for too long
     load, idle = Load(), deque(Connection(port) for _ in range(LIMIT))
     pending: set[asyncio.Task[None]] = set()
     started = last = time.perf_counter()
@@ -225,7 +225,7 @@ async def open_loop(
 
 @contextmanager
 def process(command: Sequence[str], ready: Callable[[str], bool], log: Path) -> Iterator[tuple[int, str]]:
-    """A server in a process of its own: its number, and what it said until it was ready."""
+    """Start a server process; yields its pid and its output until it was ready."""
     with log.open("w") as file:
         started = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -238,13 +238,13 @@ def process(command: Sequence[str], ready: Callable[[str], bool], log: Path) -> 
     finally:
         started.terminate()
         started.wait(60)
-        with suppress(ProcessLookupError):  # LitServe leaves its own processes behind
+        with suppress(ProcessLookupError):  # LitServe leaves child processes behind
             os.killpg(started.pid, signal.SIGKILL)
 
 
 @contextmanager
 def effnet_server(model: str, latency: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """`effnet serve`: the number of its process, and its port."""
+    """Start `effnet serve`; yields its pid and port."""
     command = [sys.executable, "-m", "effnet", "serve", model, "--port", "0", "--latency", latency, "--grace", "1ms"]
     with process(command, lambda said: "Next: " in said, folder / "effnet.log") as (pid, said):
         print(next(line for line in said.splitlines() if "in flight" in line))
@@ -253,7 +253,7 @@ def effnet_server(model: str, latency: str, folder: Path) -> Iterator[tuple[int,
 
 @contextmanager
 def litserve_server(model: str, batch: int, workers: int, folder: Path) -> Iterator[int]:
-    """LitServe: its port."""
+    """Start LitServe; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     script = folder / "served.py"
@@ -273,13 +273,13 @@ def litserve_server(model: str, batch: int, workers: int, folder: Path) -> Itera
 
 
 def memory(pid: int) -> float:
-    """MB that a process holds."""
+    """MB of memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def run(awaitable: Awaitable[Load]) -> Load:
-    """Run an event loop: uvloop's, as the server does, so that the client costs less."""
+    """Run in uvloop, like the server, so that the client costs less."""
     import uvloop
 
     async def main() -> Load:
@@ -289,7 +289,7 @@ def run(awaitable: Awaitable[Load]) -> Load:
 
 
 def measure_throughput(options: argparse.Namespace, folder: Path, paths: list[Path]) -> dict[str, Any]:
-    """stream, effnet serve and LitServe in turns."""
+    """Measure stream, effnet serve and LitServe in turns."""
     requests, in_json, found = requests_of(paths), requests_of(paths, in_json=True), dict[str, list[Load]]()
     rates: list[float] = []
     with effnet.load(options.model) as classifier:
@@ -327,7 +327,7 @@ def measure_throughput(options: argparse.Namespace, folder: Path, paths: list[Pa
 
 
 def hey(port: int, photo: Path, options: argparse.Namespace) -> str:
-    """What Debian's hey says: one photo, as many clients."""
+    """Measure with Debian's hey: one photo, the same number of clients."""
     address = f"http://127.0.0.1:{port}/predict"
     words = [*f"hey -z {options.seconds:.0f}s -c {options.clients} -m POST -D".split(), str(photo), address]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
@@ -338,7 +338,7 @@ def hey(port: int, photo: Path, options: argparse.Namespace) -> str:
 
 
 def measure_overload(options: argparse.Namespace, folder: Path, paths: list[Path]) -> dict[str, Any]:
-    """The peak with this budget, then three times as many requests."""
+    """Measure the peak throughput with this budget, then overload the server with three times as many requests."""
     requests, budget = requests_of(paths), 1e3 * parse_seconds("latency", options.latency)
     with effnet_server(options.model, options.latency, folder) as (pid, port):
         run(closed_loop(port, requests, 8, WARMUP))

@@ -1,17 +1,17 @@
-"""Images in shards beside the same in a folder: how fast they are read, and what --shuffle block does to accuracy.
+"""Shards compared with a folder of the same images: reading speed, and the effect of --shuffle block on accuracy.
 
     python benchmarks/shards.py read [--images 100000] [--folder FOLDER]
     python benchmarks/shards.py shuffle [--seeds 6] [--data benchmarks/data]
 
-read: images of 64 x 64 pixels as JPEG, each with bytes of its own, a tenth of them and all. Both are read by
-`open_file` in random order, in turns, twice, each time in a process of its own, with the files in the system's cache.
-Times are the processor's, which other programs lengthen little. Memory is the process's: what opening the data takes,
-and what more at the peak of reading.
+read: distinct JPEGs of 64 x 64 pixels, first a tenth of them and then all. Shards and folder are read with `open_file`
+in random order, alternately, twice, each time in a new process, with the files in the system's cache. Times are
+processor times, which other programs hardly affect. Memory is the growth of the process from opening the data, and the
+further growth at the peak of reading.
 
-shuffle: a small network learns from 4,000 images of Fashion-MNIST in three orders, with the same seeds: fully
-shuffled; in blocks of `effnet pack`'s shards, which are mixed; in blocks of the folder, each of one class. Blocks have
-about 20 images and windows 8 blocks, so that an epoch has 25 windows, where one of ImageNet has 550. The figure is
-top-1 on the 10,000 test images after the last step. Intervals are of Student's t over the seeds, at 95 %.
+shuffle: a small network is trained on 4,000 images of Fashion-MNIST in three orders, with the same seeds: fully
+shuffled; in blocks of `effnet pack`'s shards, which mix classes; in blocks of the folder, each of one class. Blocks
+have about 20 images and windows 8 blocks, so that an epoch has 25 windows; one of ImageNet has 550. The figure is top-1
+on the 10,000 test images after the last step, with 95 % intervals by Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ BLOCK_IMAGES, WINDOW = 20, 8
 
 @dataclass(frozen=True)
 class Reading:
-    """What it took to read a data set in a process of its own."""
+    """Time and memory of reading a data set in a process of its own."""
 
     seconds: float
     bytes: int
-    opened: int  # bytes of memory that opening took
-    peak: int  # beyond these, while it read
+    opened: int  # bytes that opening took
+    peak: int  # further bytes at the peak of reading
 
 
 def draw(folder: Path, count: int) -> None:
-    """`count` images in class folders."""
+    """Write `count` images into class folders."""
     photo, crops = open_photo(PHOTOS / "coffee.png"), []
     for number in range(100):
         stream, left = io.BytesIO(), 2 * number

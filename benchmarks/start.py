@@ -1,14 +1,14 @@
-"""From a process's start to its first printed answer, and its memory: effnet predict beside bare scripts of engines.
+"""Time from process start to the first printed answer, and memory: effnet predict against bare scripts of the engines.
 
     python benchmarks/start.py [--model b0] [--rounds 15]
 
-The scripts do the least: open the exported file in their engine, prepare one photo with Pillow, print the five best
-classes' numbers. `effnet predict` prepares it exactly, names it and prints a table; of a bundle it checks the weights'
-sha256 and runs them in the engine that its rule chooses. Weights are random: they take as long.
+The scripts do the minimum: open the exported file in their engine, prepare one photo with Pillow, print the indices of
+the top five classes. `effnet predict` prepares the photo exactly, prints a table with class names and, for a bundle,
+checks the weights' sha256 and runs them in the engine that its rule chooses. Weights are random, which takes as long.
 
-All start in turn, with the files in the system's cache and modules compiled; medians. "answer" is when the first
-letters arrive, "end" is when the process has left, "CPU" is user and system time, "memory" is the most that the process
-held, its libraries included.
+All are started in turn, with the files in the system's cache and modules compiled; figures are medians. "answer" is the
+time of the first output, "end" that of the process's exit, "CPU" is user and system time, "memory" is the peak of the
+process including its libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from effnet import console
 from effnet.machine import load_average, this_machine
 
 PHOTO = Path(effnet.__file__).parent / "data" / "photos" / "coffee.png"
-SECONDS, RATIO, MIB = 0.25, 1.1, 100  # of BUNDLE, at most; the ratio is to BARE
+SECONDS, RATIO, MIB = 0.25, 1.1, 100  # limits for BUNDLE; the ratio is to BARE
 BUNDLE, BARE = "effnet predict, a bundle", "a bare script of ONNX Runtime"
 PHOTO_LINES = """
 import sys, numpy as np
@@ -61,7 +61,7 @@ NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 class Run(NamedTuple):
-    """What one process took."""
+    """Times and memory of one process."""
 
     answer: float  # seconds
     end: float
@@ -78,14 +78,14 @@ def main() -> None:
     before = load_average()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EFFNET_CACHE"] = folder
-        # Linux counts what the parent held when it forked, so torch is loaded elsewhere.
+        # Linux counts the parent's memory at the fork, so torch is loaded in another process.
         with ProcessPoolExecutor(1, get_context("spawn")) as other:
             commands = other.submit(commands_for, options.model, Path(folder)).result()
         runs: dict[str, list[Run]] = {name: [] for name in commands}
         for number in range(options.rounds + 1):
             for name, command in commands.items():
                 found = start(command)
-                if number:  # the first ones compile modules and fill the system's cache
+                if number:  # the first round compiles modules and fills the system's cache
                     runs[name].append(found)
     medians = {name: Run(*map(statistics.median, zip(*each, strict=True))) for name, each in runs.items()}
     ratios = {name: each.answer / medians[BARE].answer for name, each in medians.items()}
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def commands_for(model: str, folder: Path) -> dict[str, list[str]]:
-    """What is started, by name; the files that it needs are written to `folder`."""
+    """The commands to start, by name; writes the files that they need to `folder`."""
     from effnet.exporting.export import export
     from effnet.weights.load import open_model
 
@@ -130,8 +130,8 @@ def commands_for(model: str, folder: Path) -> dict[str, list[str]]:
 
 
 def start(command: list[str]) -> Run:
-    """Start a process, read what it prints, and wait until it has left."""
-    unset = "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "OMP_NUM_THREADS"  # they are rare, and each changes a start
+    """Start a process, read its output, and wait until it has ended."""
+    unset = "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "OMP_NUM_THREADS"  # rarely set, and each affects the start
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:

@@ -1,4 +1,4 @@
-"""Time of the family beside networks of other families, as rows for a document.
+"""Times of the family and of other networks, as a Markdown table.
 
     python benchmarks/times.py [--threads 1] [--batch 1] [--runs 9]
 
@@ -16,7 +16,7 @@ from effnet.profiling.profile import TimingOptions
 
 
 def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:
-    """A table in Markdown, the first column of text."""
+    """Print a table in Markdown whose first column is text."""
     names = columns.split(", ")
     print(f"\n| {' | '.join(names)} |\n|---|{'---:|' * (len(names) - 1)}")
     for row in rows:
@@ -24,13 +24,13 @@ def print_rows(columns: str, rows: Iterable[Iterable[object]]) -> None:
 
 
 def print_conditions(title: str, conditions: Conditions, layouts: str) -> None:
-    """What was measured on what, as a heading and a line."""
+    """Print the conditions of a measurement as a heading and a line."""
     words = str(conditions).replace("\n", "; ").replace(conditions.layout, layouts)
     print(f"\n### {title}\n{words}")
 
 
 def print_comparison(measured: Comparison) -> None:
-    """The networks, what predicts their times, and where multiply-adds do not."""
+    """Print the networks, how well costs predict their times, and pairs for which multiply-adds do not."""
     print_conditions("Networks in turn", measured.conditions, "channels_last")
     print(f"Medians of {len(measured.rows[0].time.seconds)} rounds, random weights.")
     rows = []

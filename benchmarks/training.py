@@ -1,19 +1,19 @@
-"""A training step against its rivals: time, what is kept for the backward pass, and the peak of memory.
+"""A training step compared with other libraries: time, memory kept for the backward pass, and peak memory.
 
     python benchmarks/training.py [--rows b0@224x16 b0@64x128] [--rounds 9] [--allocator default tuned] [--json]
-    python benchmarks/training.py rules [--rounds 3] [--px 224 64 32]     about a minute a size
+    python benchmarks/training.py rules [--rounds 3] [--px 224 64 32]     about a minute per size
 
-Every contestant has the same random weights in channels_last, in fp32 and in bf16 (autocast): torchvision, timm, effnet
-by torch's modules, and effnet by its kernels. Of a row all run in one process, in turn, round by round: forward and
-backward. Figures are medians; "time" is a share of the fastest rival's, in any precision and with any allocator. "kept"
-is what autograd holds of an image before the backward pass, "peak" what a fresh process grows by in three steps; both
-are shares of the fastest rival's in fp32.
+All contestants have the same random weights in channels_last, in fp32 and in bf16 (autocast): torchvision, timm, effnet
+with torch's modules, and effnet with its kernels. Those of a row take turns in one process, round by round: forward and
+backward. Figures are medians; "time" is relative to the fastest rival in any precision and with any allocator. "kept"
+is autograd's memory per image before the backward pass, "peak" the growth of a fresh process in three steps; both are
+relative to the fastest rival in fp32.
 
-"tuned" keeps freed memory in the process (mallopt: no mmap, no trimming), which spares page faults and costs memory.
-EFFNET_ISA holds the kernels to an instruction set; ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA torch (say avx2).
+"tuned" keeps freed memory in the process (mallopt: no mmap, no trimming), which avoids page faults but costs memory.
+EFFNET_ISA restricts the kernels' instruction set, ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA torch's (such as avx2).
 
-`rules` says what the rules of effnet.training cost: steps of a run as the rules compute it and with other precisions,
-workers and threads, in turn, with the loading of images from files. More than 10 % lost is a wrong rule.
+`rules` measures the cost of the rules of effnet.training: steps of a run with the rules' choices alternate with steps
+with other precisions, workers and threads, including loading images from files. A loss above 10 % is a wrong rule.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Loss = Callable[[], Tensor]
 
 
 def losses_of(row: Row, wanted: Collection[str] | None = None) -> dict[str, Loss]:
-    """Each contestant's forward pass over a batch, by its name."""
+    """Each contestant's forward pass on a batch, by name."""
     named = {name.split()[0]: net for name, net in contestants(row.variant).items() if name.endswith("channels_last")}
     plain: Any = named.pop("effnet")
     kernels = effnet.EfficientNet(plain.spec, policy=plain.policy).to(memory_format=torch.channels_last)
@@ -92,7 +92,7 @@ def losses_of(row: Row, wanted: Collection[str] | None = None) -> dict[str, Loss
 
 
 def kept_bytes(loss: Loss) -> int:
-    """What autograd holds before the backward pass, without parameters, buffers and images: what is already there."""
+    """Bytes that autograd holds before the backward pass, without parameters, buffers and images."""
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def kept_bytes(loss: Loss) -> int:
         held.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
-    loss()  # a first time, so that what a network keeps for good is there
+    loss()  # once before, so that persistent buffers exist
     before = {
         tensor.untyped_storage().data_ptr() for tensor in gc.get_objects() if type(tensor) in (Tensor, nn.Parameter)
     }
@@ -112,18 +112,18 @@ def kept_bytes(loss: Loss) -> int:
 
 
 def child(task: dict[str, Any]) -> dict[str, Any]:
-    """What a fresh process does: the times of a row's contestants, or what one of them grows by."""
+    """The work of a fresh process: time a row's contestants, or measure the memory growth of one."""
     libc = ctypes.CDLL(None)
     if task["allocator"] == "tuned":
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     row = Row.parse(task["row"])
     if name := task.get("name"):
-        losses_of(Row("b0", 32, 2), [name])[name]().backward()  # torch loads on use
+        losses_of(Row("b0", 32, 2), [name])[name]().backward()  # since torch loads libraries on use
         loss = losses_of(row, [name])[name]
         gc.collect()
-        libc.malloc_trim(0)  # what was freed until here, other networks among it, would hide what a step takes,
-        Path("/proc/self/clear_refs").write_text("5")  # and so would the peak until here
+        libc.malloc_trim(0)  # memory freed so far, such as other networks', would hide a step's growth,
+        Path("/proc/self/clear_refs").write_text("5")  # and so would the peak so far
         before = memory_of("VmRSS")
         for _ in range(3):
             loss().backward()
@@ -135,14 +135,14 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_a_fresh_process(**task: Any) -> dict[str, Any]:
-    """`child` of that task."""
+    """Run `child` with this task."""
     command = [sys.executable, __file__, "child", "--task", json.dumps(task)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
 def compare(row: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row of the benchmark: the lines of its table."""
+    """Measure a row of the benchmark; return the lines of its table."""
     found = []
     for allocator in options.allocator:
         timed = in_a_fresh_process(row=row, allocator=allocator, rounds=options.rounds)
@@ -158,7 +158,7 @@ def compare(row: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def photos_of(folder: Path, resolution: int) -> Dataset:
-    """Files as they are usual at that resolution: 28 px and 64 px PNG, 320 x 240 JPEG."""
+    """Typical files for this resolution: 28 px and 64 px PNG, 320 x 240 JPEG."""
     side, suffix = {32: (28, "png"), 64: (64, "png")}.get(resolution, (240, "jpg"))
     draw = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -193,7 +193,7 @@ class Alternative:
         self.optimizer.step()
 
     def seconds(self) -> float:
-        """A step's time, once the images that workers prepared ahead are used up."""
+        """A step's time, after the images that workers prepared in advance are used up."""
         torch.set_num_threads(self.threads)
         for _ in range(PREFETCH + 1 if self.workers else 1):
             self.step()
@@ -201,11 +201,11 @@ class Alternative:
 
 
 def cost_of_rules(resolution: int, rounds: int) -> None:
-    """The table of one resolution: each alternative, and what the rule loses against it."""
+    """Print the table of one resolution: each alternative, and the rule's loss against it."""
     spec = effnet.spec("b0", resolution=resolution, num_classes=2)
     with tempfile.TemporaryDirectory() as folder:
         data = photos_of(Path(folder), resolution)
-        images = Images(60_000, short_side(data))  # as many as make workers worth their start
+        images = Images(60_000, short_side(data))  # enough for workers to pay off
         chosen = choose_execution(spec, Recipe(batch=STEP_IMAGES), Settings(), images, world=1)
         rule = chosen.precision, chosen.workers, chosen.threads
         cores = this_machine().cores
@@ -229,7 +229,7 @@ def cost_of_rules(resolution: int, rounds: int) -> None:
 
 
 def show(row: str, lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """The table of a row."""
+    """Print the table of a row."""
     table = [
         (
             f"{line['contestant']}, {line['allocator']}",

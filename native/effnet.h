@@ -1,4 +1,4 @@
-// The C interface of the library, which Python opens with ctypes; src/effnet/native.py defines the order of numbers and
+// The C interface of the library. Python opens it with ctypes; src/effnet/native.py defines the order of numbers and
 // arrays.
 #pragma once
 #include <cstdint>
