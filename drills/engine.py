@@ -1,9 +1,9 @@
-"""The engine of our own under AddressSanitizer: extreme weights, and networks whose sizes, counts and lengths lie.
+"""effnet's own engine under AddressSanitizer: extreme weights, and networks with wrong sizes, counts and lengths.
 
     python drills/engine.py [--seed 0] [--tries 20000] [--minutes 30] [--short] [--only NUMBER]
 
-A network is refused in one line, or computed within its memory; an answer is not finite where a weight is not a
-number. The library is compiled with AddressSanitizer and UndefinedBehaviorSanitizer first, which `make check` keeps.
+A network must be refused in one line, or run within its memory; if a weight is NaN, the output must not be finite. The
+library is first compiled with AddressSanitizer and UndefinedBehaviorSanitizer, or reused from `make check`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SANITIZERS = "address,undefined"
 
 
 def main() -> int:
-    """The drill; its exit code."""
+    """Run the drill and return its exit code."""
     drill = begin("engine", SCALE, __doc__)
     if sys.platform != "linux":
         print("engine: sanitizers need Linux; it is left out.")

@@ -1,9 +1,9 @@
-"""Damaged and hostile images through predict, check, training's reader and the server.
+"""Damaged and malicious images, given to predict, check, training's reader and the server.
 
     python drills/images.py [--seed 0] [--tries 10000] [--minutes 60] [--short] [--only NUMBER]
 
-Every image gets an answer of finite numbers or a reason in one line, the same from effnet predict, the server and the
-Python functions; nothing crashes, hangs or takes more memory than its pixels do.
+Every image must get a finite answer or a reason in one line, the same from effnet predict, the server and the Python
+functions; nothing may crash, hang or take more memory than its pixels justify.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from attacks.watched import HANG, Watched
 from verdict import Drill, Scale, begin
 
 SCALE = Scale(tries=10_000, minutes=60, short_tries=150, short_minutes=1)
-BATCH = 100  # images of one command
+BATCH = 100  # images per command
 BOMBS, CUTS = 0.03, 0.2  # shares of the tries
-SLOW = 10.0  # seconds of processor time for one file
-BYTES_PER_PIXEL, SPARE_MB = 14, 150  # memory that a photo may take
-SERVED_ONLY = "are served"  # the server's own limit of pixels
+SLOW = 10.0  # most seconds of processor time per file
+BYTES_PER_PIXEL, SPARE_MB = 14, 150  # most memory for a photo
+SERVED_ONLY = "are served"  # in the message of the server's own pixel limit
 
 
 @contextmanager
 def server(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """effnet serve, with its port."""
+    """Run effnet serve; yields the process and its port."""
     words = [
         sys.executable,
         "-m",
@@ -66,7 +66,7 @@ def server(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 def ask(port: int, files: list[Path], query: str = "") -> Any:
-    """What the server answers to files in one form."""
+    """The server's answer to a form with several files."""
     mark = b"----drill"
     body = b"".join(
         b'--%s\r\ncontent-disposition: form-data; name="file"; filename="%s"\r\n\r\n%s\r\n'
@@ -84,7 +84,7 @@ def ask(port: int, files: list[Path], query: str = "") -> Any:
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """An effnet command."""
+    """Run an effnet command."""
     return subprocess.run(
         [sys.executable, "-m", "effnet", *words], capture_output=True, text=True, timeout=10 * HANG, check=False
     )
@@ -97,13 +97,13 @@ def make(drill: Drill, number: int, files: dict[str, list[bytes]], short: list[t
     if kind < BOMBS:
         return bomb(draw)
     if kind < BOMBS + CUTS:
-        return short[number * 7919 % len(short)]  # a prime: every cut has its turn
+        return short[number * 7919 % len(short)]  # a prime, so that every cut is used
     name = draw.choice(sorted(files))
     return name, change(name, draw.choice(files[name]), files[name], draw)
 
 
 def check_reader(drill: Drill, number: int, file: Path, reader: Watched) -> str | None:
-    """Read a file by the Python functions; the reason of its refusal, None where it could not be read at all."""
+    """Read a file with the Python functions; return why it was refused, or None if the process broke."""
     told = reader.tell(str(file))
     if isinstance(told, str):
         drill.fault(number, f"{file.name} {told}")
@@ -125,7 +125,7 @@ def check_reader(drill: Drill, number: int, file: Path, reader: Watched) -> str 
 
 
 def check_predict(drill: Drill, folder: Path, files: dict[Path, int]) -> dict[str, Any]:
-    """effnet predict on the folder: a line for each file; the lines by name."""
+    """Run effnet predict on the folder, which must print a line per file; return the lines by file name."""
     done = command("predict", "--json", str(folder))
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     loud = "Traceback" in done.stderr or "Warning" in done.stderr
@@ -142,7 +142,7 @@ def check_predict(drill: Drill, folder: Path, files: dict[Path, int]) -> dict[st
 
 
 def check_check(drill: Drill, folder: Path, files: dict[Path, int], refusals: dict[str, str]) -> None:
-    """effnet check on the folder: it names what predict refuses."""
+    """Run effnet check on the folder, which must report what predict refuses."""
     done = command("check", "--json", str(folder.parent))
     if done.returncode not in (0, 1) or not done.stdout:
         end = done.stderr.strip().splitlines()[-1:]
@@ -156,7 +156,7 @@ def check_check(drill: Drill, folder: Path, files: dict[Path, int], refusals: di
 
 
 def check_server(drill: Drill, port: int, files: dict[Path, int], predicted: dict[str, Any]) -> None:
-    """The same images to the server: the same answers."""
+    """Send the same images to the server, which must give the same answers."""
     try:
         status, answer = ask(port, [*files])
         explained = ask(port, [*files][::10], "?explain=true")
@@ -174,7 +174,7 @@ def check_server(drill: Drill, port: int, files: dict[Path, int], predicted: dic
 
 
 def attack(drill: Drill, port: int, reader: Watched, folder: Path, images: dict[str, bytes], first: int) -> None:
-    """Some images, numbered from `first` on, to the reader, the commands and the server."""
+    """Give some images, numbered from `first` on, to the reader, the commands and the server."""
     folder.mkdir()
     made: dict[Path, int] = {}
     refusals: dict[str, str] = {}
@@ -197,7 +197,7 @@ def attack(drill: Drill, port: int, reader: Watched, folder: Path, images: dict[
 
 
 def main() -> int:
-    """The drill; its exit code."""
+    """Run the drill and return its exit code."""
     drill = begin("images", SCALE, __doc__)
     files = seeds()
     short, numbers = cuts(files), drill.numbers()

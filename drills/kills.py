@@ -1,14 +1,14 @@
-"""Kills: commands get kill -9 at random moments, go on, and have to end with what undisturbed ones end with.
+"""Kills: commands get kill -9 at random moments, are resumed, and must give the results of undisturbed ones.
 
-A try draws a kind of command, runs it in a new folder and kills it once or several times on the way. Half of the kills
-come after a random time, half just before a random change of a file: before one is opened to write, renamed, removed or
-made. After each, every file in the folder has to be whole, and what was whole before has to be there still. Then the
-command goes on as a user goes on, by --resume or by the same words, and at last what it leaves has to equal, to the bit
-and without times, what one undisturbed command leaves; nothing else may lie about.
+Each try draws a kind of command, runs it in a new folder and kills it once or several times. Half of the kills come
+after a random time, half just before a random file operation: opening for writing, renaming, removing or creating.
+After each kill, every file in the folder must be whole, and files that were whole before must still exist. Then the
+command is resumed as a user would, with --resume or by repeating it, and in the end its output must equal that of an
+undisturbed command, bit for bit except for times, with no other files left behind.
 
-Most commands are forks of one process that has imported torch, a few are processes of their own; see
-killing/processes.py. The workers of a forked search are forks, too, where a user's are new processes. kill -9 takes a
-process, not the machine: what happens when the power fails is not tried.
+Most commands are forks of a process that has imported torch, a few are new processes; see killing/processes.py. The
+workers of a forked search are also forks, whereas a user's are new processes. kill -9 ends a process, not the machine:
+power failures are not tested.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from verdict import Drill, Scale, begin
 
-# One thread each, before anything is imported that starts threads
+# One thread each; set before importing anything that starts threads
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 os.environ |= {"PYTHONWARNINGS": "ignore", "NNCF_CI": "1"}
 
@@ -42,9 +42,9 @@ from effnet.data.dataset import read_data
 from effnet.errors import DataError
 
 SERVE, SERVE_WEIGHT = "serve", 6
-REAL = 0.04  # of the tries start their commands as a user does
-ALONE = 0.3  # of the kills of a command with several processes take only one of them
-IMPORTED = (  # by the commands: here, once for all; onnxruntime and openvino start threads, so they are not
+REAL = 0.04  # share of tries that start commands in new processes, as a user does
+ALONE = 0.3  # share of kills that end only one process of a command with several
+IMPORTED = (  # what commands import, imported once here; not onnxruntime and openvino, which start threads
     "effnet.training.train",
     "effnet.fitting.fit",
     "effnet.searching.search",
@@ -67,7 +67,7 @@ IMPORTED = (  # by the commands: here, once for all; onnxruntime and openvino st
 
 @dataclass(frozen=True)
 class Oracle:
-    """What an undisturbed command ends with, and what it took."""
+    """Result and duration of an undisturbed command."""
 
     result: dict[str, Any]
     seconds: float
@@ -76,7 +76,7 @@ class Oracle:
 
 @dataclass
 class Attack:
-    """The kills, their folder, and the oracles that were asked for so far."""
+    """The kills, their folder, and the oracles computed so far."""
 
     drill: Drill
     work: Path
@@ -85,16 +85,16 @@ class Attack:
 
     @property
     def shared(self) -> Path:
-        """What all commands read."""
+        """The folder of inputs shared by all commands."""
         return self.work / "shared"
 
     @property
     def place(self) -> Path:
-        """Where each command works in its turn: the same folder, since results name it."""
+        """The folder in which every command runs: always the same one, since results contain its name."""
         return self.work / "place"
 
     def attempt(self, number: int) -> None:
-        """One try."""
+        """Do one try."""
         draws = self.drill.draws(number)
         name = draw_kind(draws)
         real = draws.random() < REAL
@@ -115,7 +115,7 @@ class Attack:
             running = self._start(kind, aim, draws, real)
             code = running.wait()
             if code is not None and (aim.alone is None or code in kind.codes):
-                break  # it was quicker
+                break  # it finished before the kill
             self.drill.count("kills")
             self.drill.count(f"kills of {name}")
             yield from find_damage(self.place)
@@ -176,7 +176,7 @@ class Attack:
         return self.running
 
     def _read_pack(self) -> Iterator[str]:
-        """A pack is read whole, or is refused with the command that finishes it."""
+        """Check that a pack can be read whole, or is refused with the command that finishes it."""
         try:
             read = len(read_data(self.place / "out"))
             if read != 60:
@@ -194,13 +194,13 @@ class Attack:
 
 
 def draw_kind(draws: random.Random) -> str:
-    """A kind by its weight."""
+    """Draw a kind by weight."""
     weights = {**{name: kind.weight for name, kind in KINDS.items()}, SERVE: SERVE_WEIGHT}
     return draws.choices([*weights], [*weights.values()])[0]
 
 
 def draw_aim(draws: random.Random, oracle: Oracle, kind: Kind, real: bool, first: bool) -> Aim:
-    """When to kill; a command that goes on has less left to do."""
+    """Draw when to kill; a resumed command has less left to do."""
     share = draws.random() ** (1 if first else 2)
     several = kind.workers or kind.processes > 1
     alone = draws.randrange(kind.processes) if several and draws.random() < ALONE else None
@@ -212,11 +212,11 @@ def draw_aim(draws: random.Random, oracle: Oracle, kind: Kind, real: bool, first
 
 
 def main() -> int:
-    """All tries."""
+    """Run the drill and return its exit code."""
     drill = begin("kills", Scale(tries=400, minutes=90, short_tries=8, short_minutes=10), __doc__ or "")
     work = Path(tempfile.mkdtemp(prefix="effnet-kills-"))
     attack = Attack(drill, work)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what it started ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that child processes end, too
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, sys.path[1:])))
     try:
         (work / "shared").mkdir()
@@ -244,7 +244,7 @@ def main() -> int:
 
 
 def quick_numbers(drill: Drill) -> Iterator[int]:
-    """The first tries whose kinds take little time."""
+    """The numbers of the first tries with quick kinds."""
     numbers = (n for n in itertools.count() if (k := KINDS.get(draw_kind(drill.draws(n)))) and k.quick)
     return itertools.islice(numbers, drill.tries)
 

@@ -1,10 +1,10 @@
-"""Load: a server at three times its capacity, with every kind of bad client, while its bundle is replaced underneath.
+"""Load: a server at three times its capacity, with all kinds of bad clients, while its bundle is replaced.
 
-Each try is one client. Most of them ask about a photo whose answer is known; the others come slowly, leave before they
-are answered, send half of a request and fall silent, send too much, send what is no HTTP, or never read what they
-get. Now and then the bundle is replaced by another, or by half of one, and the server is told to load it. At the end
-it gets SIGTERM under full load. Then every request that was sent whole has had one answer, a right one or a refusal
-that says when to come again; the server's memory, descriptors and threads have not grown; its exit code is 0.
+Each try is one client. Most send a photo whose answer is known; the others send slowly, disconnect before the answer,
+send half a request and stall, send too much, send something that is not HTTP, or never read the answers. Now and then
+the bundle is replaced by another, or by half of one, and the server is told to load it. At the end it gets SIGTERM
+under full load. Every complete request must have got exactly one answer, a right one or a refusal that says when to
+retry; the server's memory, descriptors and threads must not have grown; its exit code must be 0.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from verdict import Drill, Scale, begin
 import effnet
 from effnet.arch.spec import InputSpec
 
-TIMES = 3  # of its capacity
+TIMES = 3  # load relative to the capacity
 SIDE, CLASSES = 224, 10
-GRACE = 2.0  # seconds after SIGTERM in which it still answers
+GRACE = 2.0  # seconds after SIGTERM in which the server still answers
 PATIENCE = 300.0  # seconds until an answer counts as lost; the server gives up a body after 60, silence after 75
-SWAP = 7.0  # seconds between two replaced bundles
-GROWN = 48 * 2**20  # bytes by which its memory may grow while it runs: an allocator's play, no leak of an hour
+SWAP = 7.0  # seconds between replacements of the bundle
+GROWN = 48 * 2**20  # bytes by which its memory may grow: allowed for the allocator; a leak would exceed it in an hour
 FULL, SHORT = 10_000_000, 600
 
 
@@ -50,13 +50,13 @@ def main() -> int:
 
 
 async def attack(drill: Drill, folder: Path) -> None:
-    """Start the server, load it, end it."""
+    """Start the server, put it under load, and end it."""
     site = prepare(drill, folder)
     try:
         await wait_for(site, "Next:")
         site.port = int(re.findall(r"Serving at http://[^:]+:(\d+);", "".join(site.log))[0])
         site.rate = float(re.findall(r"about (\d+) images a second", "".join(site.log))[0])
-        drill.start = time.monotonic()  # what comes before is not the attack
+        drill.start = time.monotonic()  # preparation does not count
         around = [asyncio.create_task(watch(site)), asyncio.create_task(replace_bundles(site))]
         clients = await offer(site)
         if drill.only is None:
@@ -72,14 +72,14 @@ async def attack(drill: Drill, folder: Path) -> None:
 
 
 def prepare(drill: Drill, folder: Path) -> Site:
-    """Two bundles of one shape, photos and what each bundle says of them, and a server of the first."""
+    """Make two bundles of equal shape, photos with the answers of each bundle, and a server with the first bundle."""
     photos = {f"photo{index}": photo(index) for index in range(12)}
     known = {}
     for index, name in enumerate(("first", "second")):
         torch.manual_seed(index)
         network = effnet.EfficientNet(effnet.spec("b0", resolution=SIDE, num_classes=CLASSES))
         with torch.no_grad():
-            network.classifier.weight.mul_(400.0)  # untrained, it would answer alike about all photos
+            network.classifier.weight.mul_(400.0)  # untrained, it would answer all photos alike
         effnet.save(network, folder / name, classes=[f"class{n}" for n in range(CLASSES)], input=InputSpec(SIDE, SIDE))
         files = [io.BytesIO(content) for content in photos.values()]
         with effnet.load(folder / name) as model:
@@ -97,7 +97,7 @@ def prepare(drill: Drill, folder: Path) -> Site:
 
 
 def photo(index: int) -> bytes:
-    """A JPEG of coloured noise that no other photo looks like."""
+    """A JPEG of coloured noise, different for each index."""
     random = np.random.default_rng(index)
     tiles = random.integers(0, 256, (3 + index, 4 + index, 3), np.uint8)
     buffer = io.BytesIO()
@@ -106,7 +106,7 @@ def photo(index: int) -> bytes:
 
 
 async def wait_for(site: Site, words: str) -> None:
-    """Read what the server says until it says that, then go on reading."""
+    """Read the server's output until it contains `words`, and keep reading in the background."""
 
     def read() -> None:
         for line in site.process.stdout or ():
@@ -120,7 +120,7 @@ async def wait_for(site: Site, words: str) -> None:
 
 
 async def offer(site: Site, seconds: float | None = None) -> set[asyncio.Task[None]]:
-    """Start clients at three times the rate of the server's capacity; those that are not yet done are returned."""
+    """Start clients at three times the server's capacity; return those that have not finished."""
     drill, loop = site.drill, asyncio.get_running_loop()
     numbers, clients, random = iter(drill.numbers()), set[asyncio.Task[None]](), drill.draws(-1)
     due = start = loop.time()
@@ -133,12 +133,12 @@ async def offer(site: Site, seconds: float | None = None) -> set[asyncio.Task[No
         drill.done += 1
         due += random.expovariate(TIMES * site.rate)
         await asyncio.sleep(max(0.0, due - loop.time()))
-        due = max(due, loop.time() - 1.0)  # what this machine cannot offer is not made up for
+        due = max(due, loop.time() - 1.0)  # no catching up if this machine was too slow
     return clients
 
 
 async def client(site: Site, number: int) -> None:
-    """One client of a kind that is drawn."""
+    """Run one client of a random kind."""
     random = site.drill.draws(number)
     (kind,) = random.choices([*KINDS], [weight for weight, _ in KINDS.values()])
     began = time.monotonic()
@@ -149,7 +149,7 @@ async def client(site: Site, number: int) -> None:
     except (OSError, EOFError) as error:
         outcome = f"LOST: {type(error).__name__} {error}"
     if outcome.startswith("LOST") and time.monotonic() > site.ending and began > site.ending - 1:
-        outcome = "came too late"  # it was told to end before
+        outcome = "came too late"  # after the server was told to end
     site.seen[f"{kind}: {outcome}"] += 1
     if outcome.isupper() or outcome.startswith(("LOST", "WRONG")):
         site.drill.fault(number, f"{kind}: {outcome}")
@@ -157,11 +157,11 @@ async def client(site: Site, number: int) -> None:
         site.drill.count(outcome)
 
 
-# What happens around them
+# Around the clients
 
 
 async def replace_bundles(site: Site) -> None:
-    """Now and then put another bundle in place, or half of one, and tell the server."""
+    """Now and then replace the bundle by another, or by half of one, and tell the server."""
     random, served = site.drill.draws(-2), site.folder / "served"
     for number in range(1_000_000):
         await asyncio.sleep(SWAP if site.drill.minutes > 1 else 2.0)
@@ -177,7 +177,7 @@ async def replace_bundles(site: Site) -> None:
 
 
 async def watch(site: Site) -> None:
-    """Note the server's memory, descriptors and threads every second, and its capacity, if that is more now."""
+    """Record the server's memory, descriptors and threads every second, and its capacity if that has increased."""
     folder, answered = Path(f"/proc/{site.process.pid}"), deque([0], 10)
     while True:
         answered.append(site.drill.counts.get("answered", 0))
@@ -192,7 +192,7 @@ async def watch(site: Site) -> None:
 
 
 async def settle(site: Site, clients: set[asyncio.Task[None]]) -> None:
-    """Wait for the last answers: then no place is taken, and no image was answered twice or not at all."""
+    """Wait for the last answers, then check that no place is taken and each image was answered exactly once."""
     await asyncio.gather(*clients)
     for _ in range(50):
         _, text = await exchange(site, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -213,7 +213,7 @@ async def settle(site: Site, clients: set[asyncio.Task[None]]) -> None:
 
 
 async def end(site: Site, clients: set[asyncio.Task[None]]) -> None:
-    """Send SIGTERM while clients ask; those who asked before are answered."""
+    """Send SIGTERM under load; earlier requests must be answered."""
     site.ending = time.monotonic()
     site.process.send_signal(signal.SIGTERM)
     if site.drill.only is None:
@@ -229,7 +229,7 @@ async def end(site: Site, clients: set[asyncio.Task[None]]) -> None:
 
 
 def judge(site: Site) -> None:
-    """What the server said, and whether it grew."""
+    """Check the server's output and its growth."""
     said = "".join(site.log)
     for line in site.log:
         known = ("net", "Opening", "Serving", "Next:")

@@ -1,9 +1,9 @@
-"""Damaged and hostile models, checkpoints, networks, rules, recipes, manifests, shards and run folders.
+"""Damaged and malicious models, checkpoints, networks, rules, recipes, manifests, shards and run folders.
 
     python drills/models.py [--seed 0] [--tries 2000] [--minutes 60] [--short] [--only NUMBER]
 
-Each file is a sound one with a change, or a trick of attacks/tricks.py. It is refused in one line, or gives what the
-sound file gave; nothing crashes or hangs, and no code of a file is ever run: the canary never appears.
+Each file is a valid one with a change, or a trick of attacks/tricks.py. It must be refused in one line, or give what
+the valid file gave; nothing may crash or hang, and no code in a file may run: the canary must never appear.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from verdict import Drill, Scale, begin
 SCALE = Scale(tries=2000, minutes=60, short_tries=60, short_minutes=2)
 SLOW = 30.0  # seconds of processor time
 SPARE_MB = 1500.0
-EVERY = 12  # in the short form, one trick of so many
-# exact: the same answer. numbers: the format has no checksum, so its numbers may differ, but nothing else. edited: a
-# person may write this file, so that another value is another meaning. part: images may be missing, but not be others.
+EVERY = 12  # the short form tries one in this many tricks
+# exact: the same answer. numbers: the format has no checksum, so its numbers may differ, but nothing else. edited: the
+# file is written by hand, so other values are valid. part: images may be missing, but not different.
 Rule = Literal["exact", "numbers", "edited", "part"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A file that is changed, in what is opened."""
+    """A file to change, and what is opened."""
 
     kind: str  # for opener.py
     root: str  # what is opened
@@ -60,7 +60,7 @@ TARGETS = (
 
 
 def change(file: bytes, draw: random.Random) -> bytes:
-    """A file with a change: of bytes, or of the words that it is made of."""
+    """A changed copy of a file: changed bytes, or changed words."""
     changed = bytearray(file)
     text = not file[:4096].strip(bytes(range(32, 127)) + b"\r\n\t")
     if file[8:9] == b"{" and draw.random() < 0.6:  # the header of safetensors
@@ -75,7 +75,7 @@ def change(file: bytes, draw: random.Random) -> bytes:
 
 
 def _words(text: bytearray, draw: random.Random) -> bytearray:
-    """A word, a number or a line becomes another."""
+    """Replace a word, a number or a line."""
     if draw.random() < 0.3:
         lines = bytes(text).splitlines(keepends=True)
         place, other = (draw.randrange(len(lines)) for _ in range(2))
@@ -91,7 +91,7 @@ def _words(text: bytearray, draw: random.Random) -> bytearray:
 
 
 def _split(text: bytes) -> list[bytes]:
-    """Words and numbers, and what stands between them."""
+    """Words and numbers, and the text between them."""
     pieces, kinds = list[bytes](), list[bool]()
     for byte in text:
         kind = chr(byte).isalnum() or byte in b"._"
@@ -171,7 +171,7 @@ def _extend(file: bytearray, draw: random.Random) -> None:
 
 
 def prepare(target: Target, sound: Path, folder: Path, edit: Callable[[bytes], bytes]) -> Path:
-    """A copy of what is opened, with its file changed; the path to open."""
+    """Copy what is opened, with its file changed; return the path to open."""
     root = folder / target.root
     if (sound / target.root).is_dir():
         shutil.copytree(sound / target.root, root)
@@ -185,7 +185,7 @@ def prepare(target: Target, sound: Path, folder: Path, edit: Callable[[bytes], b
 
 
 def judge(target: Target, told: dict[str, Any], sound: dict[str, Any]) -> str:
-    """What is wrong with an answer; "" where nothing is."""
+    """What is wrong with an answer, or ""."""
     if told["raised"]:
         return f"raises {told['raised']}"
     if "\n" in told["refused"] or len(told["refused"]) > 2000:
@@ -206,7 +206,7 @@ def judge(target: Target, told: dict[str, Any], sound: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """The drill; its exit code."""
+    """Run the drill and return its exit code."""
     drill = begin("models", SCALE, __doc__)
     with tempfile.TemporaryDirectory() as place:
         sound, canary = Path(place) / "sound", Path(place) / "canary" / "canary"
@@ -228,7 +228,7 @@ def main() -> int:
 
 
 def try_changes(drill: Drill, opener: Watched, sound: Path, known: dict[str, Any]) -> None:
-    """Changed files, each in a folder of its own."""
+    """Open changed files, each in its own folder."""
     for number in drill.numbers():
         if drill.over:
             break
@@ -246,7 +246,7 @@ def try_changes(drill: Drill, opener: Watched, sound: Path, known: dict[str, Any
 
 
 def try_tricks(drill: Drill, opener: Watched, sound: Path, canary: Path) -> None:
-    """Hostile files; the canary is looked for after each."""
+    """Open malicious files, and look for the canary after each."""
     step = EVERY if drill.short else 1
     with tempfile.TemporaryDirectory(dir=sound.parent) as folder:
         for number, (kind, path) in enumerate(tricks(Path(folder), sound, canary)):

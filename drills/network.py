@@ -1,10 +1,10 @@
-"""Network: every command in a network of its own that leads nowhere, where each attempt to leave it is counted.
+"""Network: every command in an isolated network namespace, where each attempt to reach the outside is counted.
 
-Each try is one command, started as a user does. Two things watch it: a hook in every Python process of it writes down
-each address that a socket is bound or connected to and each name that is looked up, and the kernel counts the packets
-for which it has no route, whoever sends them, compiled libraries included. A command has to end well without either;
-`serve` may be asked on the loopback, and the download of b0's weights has to be seen: it shows that the watch works.
-The network is made by `unshare --net`; where a machine does not allow that, only the hook watches.
+Each try is one command, started as a user would. Two monitors watch it: a hook in each of its Python processes records
+every address that a socket binds or connects to and every name that is looked up, and the kernel counts packets without
+a route, whatever sends them, including compiled libraries. A command must succeed with neither; `serve` may be called
+on the loopback, and the download of b0's weights must be detected, which shows that the monitors work. The namespace is
+made by `unshare --net`; on machines that do not allow it, only the hook watches.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ stages:
 - {op: mbconv, channels: 8, repeats: 1, kernel: 3, stride: 1, expansion: 1}
 - {op: mbconv, channels: 8, repeats: 1, kernel: 3, stride: 2, expansion: 4}
 """
-# Each command by its words, in an order in which one has what it needs from those before.
+# The commands, ordered so that each finds the files that it needs from earlier ones.
 COMMANDS = (
-    "predict PHOTOS --model b0",  # not installed, so it has to be downloaded: the only command that may try
+    "predict PHOTOS --model b0",  # not installed, so it must be downloaded: the only command that may try
     "info b0",
     "scale --macs 300M",
     "predict PHOTOS",
@@ -87,7 +87,7 @@ SECONDS = 600
 
 
 def prepare(room: Path) -> None:
-    """What the commands read: three classes of small pictures, a network, and the hook."""
+    """Write what the commands need: three classes of small pictures, a network, and the hook."""
     import numpy as np
     from PIL import Image
 
@@ -104,7 +104,7 @@ def prepare(room: Path) -> None:
 
 
 def run(words: list[str], room: Path) -> dict[str, object]:
-    """One command, in this process's network: its exit code, what it said, and what it tried."""
+    """Run a command in this process's network; return its exit code, its output, and its attempts."""
     watched = room / "watched.txt"
     watched.unlink(missing_ok=True)
     path = os.pathsep.join(filter(None, (str(room / "hook"), os.environ.get("PYTHONPATH"))))
@@ -128,7 +128,7 @@ def run(words: list[str], room: Path) -> dict[str, object]:
 
 
 def ask_server(port: int, process: subprocess.Popen[str]) -> str:
-    """Wait for a server, ask it about a photo, and end it; its lines and its answer."""
+    """Wait for a server, send it a photo, and end it; return its output and its answer."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -142,7 +142,7 @@ def ask_server(port: int, process: subprocess.Popen[str]) -> str:
             with opener.open(request, timeout=SECONDS) as answer:
                 lines.append(answer.read().decode())
             break
-        except urllib.error.HTTPError as error:  # it is opening its model
+        except urllib.error.HTTPError as error:  # still loading its model
             if error.code != 503 or time.monotonic() > end:
                 raise
             time.sleep(0.1)
@@ -151,28 +151,28 @@ def ask_server(port: int, process: subprocess.Popen[str]) -> str:
 
 
 def unrouted() -> int:
-    """Packets and connections for which this network had no route, since it was made."""
+    """Packets and connections without a route in this network so far."""
     ip = [line.split() for line in Path("/proc/self/net/snmp").read_text().splitlines() if line.startswith("Ip:")]
     ip6 = [line.split() for line in Path("/proc/self/net/snmp6").read_text().splitlines()]
     return int(ip[1][ip[0].index("OutNoRoutes")]) + sum(int(row[1]) for row in ip6 if row[0] == "Ip6OutNoRoutes")
 
 
 def inside() -> None:
-    """The part of a try that runs in a network of its own: with a loopback and nothing else."""
+    """The part of a try that runs in its own network, which has only a loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
     print(json.dumps(run(sys.argv[3:], Path(sys.argv[2]))))
 
 
 def words_of(number: int, room: Path) -> list[str]:
-    """The words of a command, with the places that are meant."""
+    """The words of a command, with paths filled in."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         places = {"PHOTOS": str(PHOTOS), "DATA": str(room / "data"), "PORT": str(free.getsockname()[1])}
     return [places.get(word, word) for word in COMMANDS[number].split()]
 
 
 def attempt(drill: Drill, number: int, room: Path, isolated: bool) -> None:
-    """One try, with the commands before it that it needs."""
+    """Do one try, after the earlier commands that it needs."""
     for word in COMMANDS[number].split():
         made = word.partition("/")[0]
         if (needed := WRITTEN.get(made, number)) != number and not (room / made).exists():
@@ -192,7 +192,7 @@ def attempt(drill: Drill, number: int, room: Path, isolated: bool) -> None:
 
 
 def judge(drill: Drill, number: int, found: dict[str, object], isolated: bool) -> None:
-    """Whether a command ended as it should and left nothing but what it may."""
+    """Check that a command ended as it should and made no other connection than allowed."""
     command, said = COMMANDS[number], str(found["said"])
     attempts = list(found["attempts"])
     outside = [each for each in attempts if not (command.startswith("serve") and LOOPBACK.fullmatch(each))]
@@ -210,7 +210,7 @@ def judge(drill: Drill, number: int, found: dict[str, object], isolated: bool) -
 
 
 def main() -> int:
-    """The verdict's exit code."""
+    """Run the drill and return its exit code."""
     drill = begin("network", Scale(len(COMMANDS), 30, SHORT), __doc__ or "")
     isolated = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
     with TemporaryDirectory() as folder:

@@ -1,5 +1,5 @@
-// Calls of the C library that fail as they do on a full or read-only disk, without locks, or with a clock set back.
-// LD_PRELOAD loads it; surroundings.py says what fails in a page that all processes share, named by EFFNET_SHIM.
+// Makes C library calls fail as on a full or read-only disk or without locks, and sets the clock back. Loaded with
+// LD_PRELOAD; surroundings.py controls what fails through a page shared by all processes, named by EFFNET_SHIM.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,15 +19,15 @@
 #include <unistd.h>
 
 struct page {
-    int64_t error;        // errno of what fails; 0: nothing does
-    int64_t after;        // calls that succeed before
-    int64_t read_only;    // whether removing and renaming fail, too
+    int64_t error;        // errno of failing calls; 0: none fail
+    int64_t after;        // calls that succeed first
+    int64_t read_only;    // whether removing and renaming also fail
     int64_t count;        // calls so far
     int64_t locks;        // errno of flock; 0: it works
     int64_t clock_after;  // readings of the clock before it is set back
     int64_t clock_back;   // seconds; 0: never
     int64_t clock_count;
-    char under[1024];     // the folder that is affected
+    char under[1024];     // the affected folder
 };
 
 static struct page *page;
@@ -64,7 +64,7 @@ static int is_under(int folder, const char *path) {
     return strncmp(whole, page->under, strlen(page->under)) == 0;
 }
 
-// Whether a call fails: 0 no, 1 yes, 2 it is the first to, of which a part may be written.
+// Whether a call fails: 0 no, 1 yes, 2 yes, as the first one, which may write a part.
 static int fails(int folder, const char *path, int needs_room) {
     if (!page || !page->error || (!needs_room && !page->read_only)) return 0;
     int kept = errno, under = is_under(folder, path);

@@ -1,14 +1,14 @@
-"""Surroundings: a disk that is full, read-only or broken at any write, few descriptors, little memory, no locks ...
+"""Surroundings: a disk that becomes full, read-only or broken at any write, few descriptors, little memory, no locks...
 
-Most tries run one command in a process of its own (a fork of this one, which has imported everything) whose disk fails
-from the n-th call on that needs room: surroundings.c, loaded by LD_PRELOAD, makes open, write, fsync, mkdir, rename
-and their relatives fail below the try's folder; the first write that fails writes a half. The command must end with
-one line that names a file and the cause, and exit code 2, or do without where only a cache fails. Every file under a
-final name must be whole, what was there before must be there or replaced by what is whole, and once there is room the
-same command, or --resume, must end with the same bytes as without the attack, and leave no temporary files.
+Most tries run a command in a fork of this process (which has imported everything) whose disk fails from the n-th call
+on that needs space: surroundings.c, loaded with LD_PRELOAD, makes open, write, fsync, mkdir, rename and related calls
+fail below the try's folder; the first failing write writes half. The command must end with exit code 2 and one line
+that names a file and the cause, or go on if only a cache fails. Every file under a final name must be whole, existing
+files must be kept or replaced by whole ones, and once there is space, the same command, or --resume, must give the same
+bytes as without the attack and leave no temporary files.
 
-The others start a real process: without a home, with 64 descriptors, with little memory, on a disk of a few kB, with
-standard output full, with the clock set back, without locks, or twice on one folder.
+The other tries start a new process: without a home, with 64 descriptors, with little memory, on a disk of a few kB,
+with standard output on a full disk, with the clock set back, without locks, or twice on one folder.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> int:
     drill = begin("surroundings", Scale(1500, 60, 10, 0.3), __doc__ or "")
     room = prepare(drill)
     try:
-        drill.start = time.monotonic()  # what comes before is not the attack
+        drill.start = time.monotonic()  # preparation does not count
         for number in drill.numbers():
             if drill.over:
                 break
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def start_again() -> int:
-    """Compile the shim, and start this command under it."""
+    """Compile the shim, and restart this command with it."""
     with tempfile.TemporaryDirectory(prefix="effnet-shim-") as name:
         library, page = Path(name) / "surroundings.so", Path(name) / "page"
         compiler = shutil.which(os.environ.get("CC", "cc"))
@@ -93,7 +93,7 @@ def start_again() -> int:
 
 
 def attack(room: Room, number: int) -> None:
-    """One try of a kind that is drawn."""
+    """Do one try of a random kind."""
     random, short = room.drill.draws(number), room.drill.short
     names = {name: each.weight for name, each in COMMANDS.items() if each.weight >= 1 or not short}
     kinds = {kind: weight for kind, (weight, quick, _) in KINDS.items() if quick or not short}
@@ -115,7 +115,7 @@ def attack(room: Room, number: int) -> None:
 
 
 def fail_writes(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """A disk that is full, read-only or broken from some call on."""
+    """A disk that becomes full, read-only or broken at some call."""
     command, log = COMMANDS[name], room.folder / "log"
     over = name in AGAIN and random.random() < 0.5
     if over:
@@ -130,7 +130,7 @@ def fail_writes(room: Room, name: str, at: Path, random: random.Random) -> Found
     if over and digests(at, command) not in (room.before[name], room.written[name]) and " " not in command.out:
         wrong.append("what was there before is gone, and nothing whole took its place")
     if code == room.codes[name] and name not in (*AGAIN, *REPEATED):
-        return what, wrong  # given again, it would begin another
+        return what, wrong  # repeating the command would start another run
     return what, wrong + go_on(room, name, at, swept=error != errno.EROFS)
 
 
@@ -138,7 +138,7 @@ def few_descriptors(room: Room, name: str, at: Path, random: random.Random) -> F
     """ulimit -n."""
     count = random.choice((16, 24, 32, 64))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, limits[1]))  # a fork has this process's
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, limits[1]))  # inherited by the fork
     try:
         code, said = run(room, COMMANDS[name].words, at, room.folder / "log")
     finally:
@@ -149,7 +149,7 @@ def few_descriptors(room: Room, name: str, at: Path, random: random.Random) -> F
 
 
 def no_locks(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """A network file system that has no locks."""
+    """A network file system without locks."""
     room.page.locks = random.choice((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP))
     code, said = run(room, COMMANDS[name].words, at, room.folder / "log")
     room.page.locks = 0
@@ -157,7 +157,7 @@ def no_locks(room: Room, name: str, at: Path, random: random.Random) -> Found:
 
 
 def clock_set_back(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """A clock that is set back by a day while the command runs; then what is there is of tomorrow."""
+    """A clock that is set back by a day while the command runs, so that existing files are from the future."""
     room.page.clock_count, room.page.clock_after = 0, random.randrange(200)
     room.page.clock_back = 86_400
     code, said = run(room, COMMANDS[name].words, at, room.folder / "log")
@@ -169,7 +169,7 @@ def clock_set_back(room: Room, name: str, at: Path, random: random.Random) -> Fo
 
 
 def twice(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """The same command in two processes on one folder: one of them succeeds, the other too or with one line."""
+    """The same command in two processes on one folder: one must succeed, the other succeed or fail with one line."""
     pause = random.choice((0.0, random.uniform(0, 0.5)))
     words, logs = COMMANDS[name].words, (room.folder / "log", room.folder / "log2")
     children = []
@@ -190,7 +190,7 @@ def twice(room: Room, name: str, at: Path, random: random.Random) -> Found:
 
 
 def no_home(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """No home and no name, as in a container that runs as any user; or a home that is not there."""
+    """No home and no user name, as in a container that runs as an arbitrary user; or a home that does not exist."""
     how: dict[str, object] = {}
     home = random.choice(("-", "/nonexistent"))
     if os.getuid() == 0:
@@ -206,7 +206,7 @@ def no_home(room: Room, name: str, at: Path, random: random.Random) -> Found:
 
 
 def full_output(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """Standard output goes to a disk that is full."""
+    """Standard output on a full disk."""
     with open("/dev/full", "w") as full:  # noqa: PTH123  # no file that is written
         code, said = start(room, name, at, {}, stdout=full)
     ends = code == 2 and last_line(said).startswith("effnet: ") and CAUSES[errno.ENOSPC] in last_line(said)
@@ -216,7 +216,7 @@ def full_output(room: Room, name: str, at: Path, random: random.Random) -> Found
 
 
 def little_memory(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """ulimit -v or -d: it ends well, or with one line."""
+    """ulimit -v or -d: the command must succeed, or fail with one line."""
     kind = random.choice((resource.RLIMIT_AS, resource.RLIMIT_DATA))
     most = int(2 ** random.uniform(27, 32))
 
@@ -227,7 +227,7 @@ def little_memory(room: Room, name: str, at: Path, random: random.Random) -> Fou
     what = f"{'address space' if kind == resource.RLIMIT_AS else 'data'} of {most >> 20} MiB"
     if code == room.codes[name]:
         return what, judge(room, name, at, code, said, False, optional=False, cause="")
-    # Below what Python and its libraries need to start, the system speaks, not effnet.
+    # With too little memory for Python and its libraries to start, the error is the system's, not effnet's.
     starts = "effnet: " in said or most > 1 << 30
     wrong = damaged(at, COMMANDS[name])
     if starts and (code != 2 or "Traceback" in said or "unexpected" in said):
@@ -236,7 +236,7 @@ def little_memory(room: Room, name: str, at: Path, random: random.Random) -> Fou
 
 
 def small_disk(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """A disk of a few kB, as root can mount one."""
+    """A disk of a few kB, which only root can mount."""
     size = int(2 ** random.uniform(12, 21)) // 4096 * 4096
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(at)], capture_output=True, check=False
@@ -255,7 +255,7 @@ def small_disk(room: Room, name: str, at: Path, random: random.Random) -> Found:
 
 
 def poor_server(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """A server with 64 descriptors and a hundred clients, or with photos that do not fit into its memory."""
+    """A server with 64 descriptors and a hundred clients, or with photos that do not fit its memory."""
     kind, most = random.choice((resource.RLIMIT_NOFILE, resource.RLIMIT_AS)), int(2 ** random.uniform(29.5, 31))
     limit = 64 if kind == resource.RLIMIT_NOFILE else most
     what = "64 descriptors" if kind == resource.RLIMIT_NOFILE else f"address space of {most >> 20} MiB"
@@ -291,7 +291,7 @@ def poor_server(room: Room, name: str, at: Path, random: random.Random) -> Found
 
 
 def crowd(port: int, *, large: bool) -> list[str]:
-    """A hundred silent clients, or eight with a photo of 60 million pixels; then one who asks as usual."""
+    """A hundred silent clients, or eight with a photo of 60 million pixels; then an ordinary request."""
     from concurrent.futures import ThreadPoolExecutor
     from http.client import HTTPConnection, HTTPException
 
@@ -325,7 +325,7 @@ def crowd(port: int, *, large: bool) -> list[str]:
 
 
 KINDS: dict[str, tuple[float, bool, Callable[[Room, str, Path, random.Random], Found]]] = {
-    # weight, whether it is in the short form
+    # weight, whether the short form includes it, function
     "disks that fail": (80, True, fail_writes),
     "few descriptors": (4, True, few_descriptors),
     "no locks": (2, True, no_locks),

@@ -1,8 +1,8 @@
-"""What the drills share: the options of their commands, the clock, and the verdict in one line.
+"""Code shared by the drills: command-line options, the clock, and the one-line verdict.
 
-Every drill attacks effnet with draws from a seed, until it has done --tries or --minutes are over, prints each fault
-the moment it is found with what repeats it, and ends with one line and exit code 0, or 1 where it
-found something or tried nothing.
+Each drill attacks effnet with random tries from a seed, until --tries are done or --minutes are over. It prints each
+fault as it is found, with the options that repeat it, and ends with one line and exit code 0, or 1 if it found
+something or tried nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Scale:
-    """How much a drill does: in full, and with --short, as it runs before every merge."""
+    """How much a drill does: in full, and with --short, as before every merge."""
 
     tries: int
     minutes: float
@@ -26,7 +26,7 @@ class Scale:
 
 @dataclass
 class Drill:
-    """One attack under way: its draws, its clock and what it found."""
+    """A running drill: its random draws, its clock and its findings."""
 
     name: str
     seed: int
@@ -38,34 +38,34 @@ class Drill:
     faults: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
-    first_try: float | None = None  # when it began: preparing takes none of the minutes
+    first_try: float | None = None  # when it began; preparation does not count towards the minutes
 
     def numbers(self) -> range:
-        """The numbers of its tries, or the one that is repeated."""
+        """The numbers of its tries, or of the one to repeat."""
         return range(self.tries) if self.only is None else range(self.only, self.only + 1)
 
     def draws(self, number: int) -> random.Random:
-        """What a try draws from: the same whichever tries came before."""
+        """The random numbers of a try, independent of earlier tries."""
         return random.Random(f"{self.name} {self.seed} {number}")
 
     @property
     def over(self) -> bool:
-        """Whether the minutes have passed since this was first asked, before the first try."""
+        """Whether the minutes have passed since the first call, which is before the first try."""
         if self.first_try is None:
             self.first_try = time.monotonic()
         return time.monotonic() - self.first_try > 60 * self.minutes
 
     def count(self, what: str) -> None:
-        """Add one to what the verdict lists."""
+        """Add one to a count of the verdict."""
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def fault(self, number: int, what: str) -> None:
-        """Note a fault and print it with what repeats it."""
+        """Record a fault, and print it with the options that repeat it."""
         self.faults.append(what)
         print(f"{self.name}: FAULT {what}  (--seed {self.seed} --only {number})", flush=True)
 
     def finish(self) -> int:
-        """Print the verdict; give the exit code."""
+        """Print the verdict and return the exit code."""
         seconds = time.monotonic() - self.start
         listed = "".join(f", {value:,} {what}" for what, value in sorted(self.counts.items()))
         verdict = f"{len(self.faults):,} FAULTS" if self.faults else "no fault" if self.done else "NO RESULT"
@@ -74,7 +74,7 @@ class Drill:
 
 
 def begin(name: str, scale: Scale, description: str) -> Drill:
-    """The drill that the command line asks for."""
+    """Create the drill from the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tries", type=int, help=f"default: {scale.tries:,}")

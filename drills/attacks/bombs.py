@@ -1,4 +1,4 @@
-"""Small files that claim, or become, very much: pixels, frames, scans, text, directories, chunks."""
+"""Decompression bombs: small files with, or claiming, very many pixels, frames, scans, directories or chunks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable
 from attacks.photos import PNG
 from PIL import Image
 
-LARGEST = 13_300  # pixels a side, about as many as are read
+LARGEST = 13_300  # pixels a side, about the limit of what is read
 
 
 def bomb(draw: random.Random) -> tuple[str, bytes]:
-    """A suffix and a file of one kind."""
+    """The suffix and the bytes of a random kind of bomb."""
     return draw.choice(BOMBS)(draw)
 
 
 def _side(draw: random.Random, least: int = 500, most: int = LARGEST) -> int:
-    """Pixels a side, of every magnitude alike."""
+    """Pixels a side, log-uniform."""
     return round(least * (most / least) ** draw.random())
 
 
@@ -42,7 +42,7 @@ def _zeros(count: int) -> bytes:
 
 
 def _large_png(draw: random.Random) -> tuple[str, bytes]:
-    """All of its pixels are there, and take next to nothing as a file."""
+    """Complete, with pixels that compress to almost nothing."""
     side = _side(draw)
     depth, colour = draw.choice(((8, 2), (8, 6), (8, 3), (16, 0), (16, 2), (16, 4), (16, 6), (1, 0)))
     row = 1 + (side * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] * depth + 7) // 8
@@ -51,7 +51,7 @@ def _large_png(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _huge_png(draw: random.Random) -> tuple[str, bytes]:
-    """It only claims to be that large."""
+    """Only claims to be this large."""
     width, height = (draw.choice((1, 13_000, 65_535, 1 << 20, 0x7FFFFFFF)) for _ in range(2))
     return "png", _png(width, height, 8, 2, zlib.compress(bytes(1000)))
 
@@ -81,7 +81,7 @@ def _frames_gif(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _pages_tiff(draw: random.Random) -> tuple[str, bytes]:
-    """Many directories, each with the next; or the last with the first."""
+    """Many directories, each linking to the next, the last perhaps to the first."""
     pages = draw.choice((2, 20_000))
     entries = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1))
     body = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
@@ -93,7 +93,7 @@ def _pages_tiff(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _large_tiff(draw: random.Random) -> tuple[str, bytes]:
-    """Of whole numbers or floats; every strip is the same few bytes."""
+    """Integers or floats, with every strip the same few bytes."""
     side, strip = _side(draw), 64
     bits, format = draw.choice(((32, 3), (32, 1), (16, 1), (8, 1)))
     packed, strips = _zeros(side * strip * bits // 8), -(-side // strip)
@@ -108,7 +108,7 @@ def _large_tiff(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _scans_jpeg(draw: random.Random) -> tuple[str, bytes]:
-    """Progressive, with very many scans over large dimensions, each a few bytes."""
+    """Progressive, with very many scans of a few bytes over large dimensions."""
     side = _side(draw)
     stream = io.BytesIO()
     Image.new("L", (64, 64)).save(stream, "JPEG", progressive=True)
@@ -132,7 +132,7 @@ def _segments_jpeg(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _wide_webp(draw: random.Random) -> tuple[str, bytes]:
-    """A lossless picture of one colour: as large as WebP allows, in a few bytes."""
+    """A lossless single-colour image, as large as WebP allows, in a few bytes."""
     stream = io.BytesIO()
     side = _side(draw, most=4000)
     Image.new("RGBA", (side, side), (1, 2, 3, draw.choice((0, 255)))).save(stream, "WEBP", lossless=True, quality=0)
@@ -145,7 +145,7 @@ def _huge_webp(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _huge_bmp(draw: random.Random) -> tuple[str, bytes]:
-    """Run lengths, or nothing at all, for very many pixels."""
+    """Run lengths, or no data at all, for very many pixels."""
     side, packing = draw.choice((1000, 8000, 13_000, 65_535, 0x7FFFFFFF)), draw.choice((0, 1, 2))
     head = struct.pack("<IiiHHIIiiII", 40, side, draw.choice((side, -side)) % (1 << 31), 1, 8, packing, 0, 0, 0, 256, 0)
     body = bytes(1024) + draw.choice((b"", b"\xff\x01" * 50_000, b"\0\2\xff\xff" * 50_000))
@@ -153,7 +153,7 @@ def _huge_bmp(draw: random.Random) -> tuple[str, bytes]:
 
 
 def _huge_others(draw: random.Random) -> tuple[str, bytes]:
-    """Of formats with a size in a few letters."""
+    """Formats that give their size in a few letters."""
     side = draw.choice((1000, 13_000, 99_999, 1 << 30))
     return draw.choice(
         (

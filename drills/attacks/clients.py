@@ -1,4 +1,4 @@
-"""The kinds of client of the load drill: what each sends, and what became of it."""
+"""The kinds of clients of the load drill: what each sends, and the outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from verdict import Drill
 
-MOST = 1_000_000  # bytes of a body
+MOST = 1_000_000  # bytes of a body, at most
 SILENT = 40  # silent clients at once
 
 Answers = dict[str, tuple[str, float]]  # photo -> label and probability
@@ -26,13 +26,13 @@ Answers = dict[str, tuple[str, float]]  # photo -> label and probability
 
 @dataclass
 class Site:
-    """The server, what is known of it, and what was seen of it."""
+    """The server, its known answers, and what was observed."""
 
     drill: Drill
     process: subprocess.Popen[str]
     folder: Path
     photos: dict[str, bytes]
-    known: dict[str, Answers]  # of each bundle
+    known: dict[str, Answers]  # by bundle
     log: list[str] = field(default_factory=list)
     port: int = 0
     rate: float = 0.0
@@ -43,7 +43,7 @@ class Site:
     memory: list[tuple[float, int, int, int]] = field(default_factory=list)
 
     def right(self, photo: str, shown: dict[str, Any]) -> bool:
-        """Whether one of the bundles answers so."""
+        """Whether this is the answer of one of the bundles."""
         label, share = best_of(shown)
         return any(each[photo][0] == label and abs(each[photo][1] - share) < 2e-3 for each in self.known.values())
 
@@ -54,7 +54,7 @@ def best_of(shown: dict[str, Any]) -> tuple[str, float]:
 
 
 async def connect(site: Site, small: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection of its own."""
+    """Open a new connection."""
     return await asyncio.open_connection("127.0.0.1", site.port, limit=4096 if small else 2**20)
 
 
@@ -65,7 +65,7 @@ def post(path: str, body: bytes, kind: str = "image/jpeg", extra: str = "") -> b
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    """Status and body of an answer, and whether the connection ends with it."""
+    """Status and body of an answer, and whether the server then closes the connection."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = int((re.findall(rb"content-length: (\d+)", head) or [b"0"])[0])
     return int(head[9:12]), await reader.readexactly(length), b"connection: close" in head.lower()
@@ -81,7 +81,7 @@ async def leave(writer: asyncio.StreamWriter, hard: bool = False) -> None:
 
 
 async def exchange(site: Site, request: bytes, *, fresh: bool = False) -> tuple[int, bytes]:
-    """One request and its answer, over a connection that was used before if there is one."""
+    """Send a request and return its answer, over a used connection if there is one."""
     while True:
         used = bool(site.idle) and not fresh
         reader, writer = site.idle.pop() if used else await connect(site)
@@ -91,7 +91,7 @@ async def exchange(site: Site, request: bytes, *, fresh: bool = False) -> tuple[
             status, body, closes = await answer(reader)
         except (OSError, EOFError):
             await leave(writer)
-            if used:  # it was closed meanwhile: every client asks again then
+            if used:  # closed in the meantime; every client retries then
                 continue
             raise
         if closes or fresh or len(site.idle) > 100:
@@ -102,21 +102,21 @@ async def exchange(site: Site, request: bytes, *, fresh: bool = False) -> tuple[
 
 
 def named(status: int, right: bool = True) -> str:
-    """What became of a request about photos."""
+    """The outcome of a request with photos, in words."""
     if status == 200:
         return "answered" if right else "WRONG ANSWER"
     return "told to come again" if status in (429, 503) else f"WRONG STATUS {status}"
 
 
 async def ask(site: Site, random: random.Random) -> str:
-    """A photo, as curl --data-binary sends it."""
+    """Send a photo as curl --data-binary does."""
     name = random.choice([*site.photos])
     status, body = await exchange(site, post("/predict", site.photos[name]), fresh=random.random() < 0.2)
     return named(status, status != 200 or site.right(name, json.loads(body)))
 
 
 async def ask_several(site: Site, random: random.Random) -> str:
-    """Two to five photos in a form."""
+    """Send two to five photos in a form."""
     names = random.choices([*site.photos], k=random.randint(2, 5))
     parts = [
         b'--EDGE\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\n' + site.photos[name] + b"\r\n"
@@ -131,7 +131,7 @@ async def ask_several(site: Site, random: random.Random) -> str:
 
 
 async def ask_kserve(site: Site, random: random.Random) -> str:
-    """A photo by the protocol of KServe, as binary data."""
+    """Send a photo by the KServe protocol, as binary data."""
     name = random.choice([*site.photos])
     data = struct.pack("<I", len(site.photos[name])) + site.photos[name]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
@@ -146,7 +146,7 @@ async def ask_kserve(site: Site, random: random.Random) -> str:
 
 
 async def ask_slowly(site: Site, random: random.Random) -> str:
-    """A photo that comes in ten pieces over seconds."""
+    """Send a photo in ten pieces over several seconds."""
     name, pause = random.choice([*site.photos]), random.uniform(0.02, 0.3)
     request = post("/predict", site.photos[name])
     reader, writer = await connect(site)
@@ -161,7 +161,7 @@ async def ask_slowly(site: Site, random: random.Random) -> str:
 
 
 async def cancel(site: Site, random: random.Random) -> str:
-    """A photo that nobody waits for any more, or half of one."""
+    """Send a photo, or half of one, and disconnect without waiting."""
     request = post("/predict", site.photos[random.choice([*site.photos])])
     _, writer = await connect(site)
     writer.write(request[: random.choice((len(request), random.randrange(1, len(request))))])
@@ -171,7 +171,7 @@ async def cancel(site: Site, random: random.Random) -> str:
 
 
 async def fall_silent(site: Site, random: random.Random) -> str:
-    """Nothing, or a part of a head, or of a body, and then silence: the server must close, and keep its place free."""
+    """Send nothing, or part of a head or body, then stall: the server must close, and not reserve a place."""
     if site.silent >= SILENT:
         return "left before an answer"
     request = post("/predict", site.photos["photo0"])
@@ -193,7 +193,7 @@ async def fall_silent(site: Site, random: random.Random) -> str:
 
 
 async def send_too_much(site: Site, random: random.Random) -> str:
-    """More than a body may have: by its length, or in chunks that do not say so."""
+    """Send too large a body, by its content length or in chunks."""
     reader, writer = await connect(site)
     if random.random() < 0.5:
         writer.write(post("/predict", b"x").replace(b"length: 1", b"length: 30000000"))
@@ -208,7 +208,7 @@ async def send_too_much(site: Site, random: random.Random) -> str:
 
 
 async def send_endless_head(site: Site, random: random.Random) -> str:
-    """A head that never ends: one header without an end, or ever more of them."""
+    """Send a head that never ends: one endless header, or endlessly many."""
     piece = b"x" * 4096 if random.random() < 0.5 else b"name: value\r\n" * 300
     reader, writer = await connect(site)
     writer.write(b"GET / HTTP/1.1\r\nfirst: ")
@@ -227,7 +227,7 @@ async def send_endless_head(site: Site, random: random.Random) -> str:
 
 
 async def send_noise(site: Site, random: random.Random) -> str:
-    """What is not HTTP."""
+    """Send something that is not HTTP."""
     reader, writer = await connect(site)
     writer.write(random.randbytes(random.randint(4, 300)) + b"\r\n\r\n")
     try:
@@ -239,7 +239,7 @@ async def send_noise(site: Site, random: random.Random) -> str:
 
 
 async def send_no_photo(site: Site, random: random.Random) -> str:
-    """A photo that was cut short, or noise."""
+    """Send a truncated photo, or noise."""
     whole = site.photos[random.choice([*site.photos])]
     body = random.choice((whole[: len(whole) // 2], random.randbytes(500), b""))
     status, _ = await exchange(site, post("/predict", body))
@@ -247,7 +247,7 @@ async def send_no_photo(site: Site, random: random.Random) -> str:
 
 
 async def never_read(site: Site, random: random.Random) -> str:
-    """Asks for pages over and over, and reads none of them."""
+    """Request pages over and over without reading the answers."""
     _, writer = await connect(site, small=True)
     request = b"GET /docs HTTP/1.1\r\nhost: x\r\n\r\n"
     try:
@@ -262,7 +262,7 @@ async def never_read(site: Site, random: random.Random) -> str:
 
 
 async def look(site: Site, random: random.Random) -> str:
-    """What a load balancer and Prometheus ask for."""
+    """Request what a load balancer and Prometheus do."""
     path = random.choice(("/metrics", "/v2/health/live", "/v2/health/ready", "/", "/v2/models/net"))
     status, _ = await exchange(site, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
     return "looked after" if status == 200 or "ready" in path else f"WRONG STATUS {status}"

@@ -1,4 +1,4 @@
-"""The commands that the drill of surroundings attacks: how each ends undisturbed, and whether what it left is whole."""
+"""The commands that the surroundings drill attacks: their undisturbed results, and checks of what they leave."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ CAUSES = {
     errno.EDQUOT: "Disk quota exceeded",
     errno.EIO: "Input/output error",
 }
-Found = tuple[str, list[str]]  # what was done, and what is wrong
+Found = tuple[str, list[str]]  # what was done, and the faults
 
 
 class NotHereError(Exception):
-    """This machine does not allow such a try; its text says why."""
+    """This machine does not allow such a try; the message says why."""
 
 
 class Page(ctypes.Structure):
-    """What surroundings.c reads."""
+    """The shared page that surroundings.c reads."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("error", "after", "read_only", "count")),
@@ -45,14 +45,14 @@ class Page(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Command:
-    """What a user types, in the folder of a try.
+    """A command line, run in the folder of a try.
 
     Attributes:
-        words: with names of `Room.materials` in braces.
-        out: what it writes.
-        exact: a pattern of what always has the same bytes, among the files of `out`.
-        resume: the words that go on, where they are others, once a file of this name is in `out`.
-        weight: how often it is tried; from 1 on in the short form, too.
+        words: the command line, with names of `Room.materials` in braces.
+        out: the files and folders that it writes.
+        exact: a pattern for the files of `out` that always have the same bytes.
+        resume: a file name and the command that resumes once `out` has that file, if it is another command.
+        weight: how often it is tried; 1 and more also in the short form.
     """
 
     words: str
@@ -91,7 +91,7 @@ COMMANDS = {
         ("last.ckpt", "train --resume run"),
         weight=0.3,
     ),
-    "train-b0": Command(  # which takes 880 MB; with less it takes fewer images at once, and learns otherwise
+    "train-b0": Command(  # takes 880 MB; with less it splits batches and gives another result
         "train {data} --model b0 --resolution 160 --epochs 1 --batch 16 --recipe scratch --workers 0 --out run",
         "run",
         r"split.csv",
@@ -115,17 +115,17 @@ COMMANDS = {
         weight=0.5,
     ),
 }
-REPEATED = (  # go on, or find that nothing is missing
+REPEATED = (  # a repeated command resumes, or finds that nothing is missing
     *("check", "pack", "predict", "bench", "search", "fit"),
     *("train", "train-with-worker", "train-b0"),
 )
-GROWING = ("trials.csv",)  # a line is added for each trial; where half of one was, --resume removes it
-AGAIN = ("scale", "onnx", "openvino", "int8", "to-file", "to-bundle", "val")  # replace what is there
+GROWING = ("trials.csv",)  # a line is added per trial; --resume removes half a line
+AGAIN = ("scale", "onnx", "openvino", "int8", "to-file", "to-bundle", "val")  # a repeated command replaces its output
 
 
 @dataclass
 class Room:
-    """Where tries take place: materials, the shim's page, and what commands write undisturbed."""
+    """The environment of tries: materials, the shim's page, and the undisturbed output of commands."""
 
     drill: Drill
     folder: Path
@@ -138,8 +138,8 @@ class Room:
 
 
 def prepare(drill: Drill) -> Room:
-    """Draw photos, make two bundles, and run every command undisturbed."""
-    with open(os.environ[SHIM], "r+b") as file:  # noqa: PTH123  # as mmap wants it
+    """Make photos and two bundles, and run every command undisturbed."""
+    with open(os.environ[SHIM], "r+b") as file:  # noqa: PTH123  # mmap needs a descriptor
         page = Page.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(Page)))
     folder = Path(tempfile.mkdtemp(prefix="effnet-surroundings-")).resolve()
     names = ("photos", "data", "first", "second", "spec")
@@ -151,7 +151,7 @@ def prepare(drill: Drill) -> Room:
 
 
 def make_materials(at: dict[str, Path]) -> int:
-    """Photos, data of two classes, two bundles and a network."""
+    """Make photos, a data set of two classes, two bundles and a network."""
     import numpy as np
     import torch
     from PIL import Image
@@ -178,7 +178,7 @@ def make_materials(at: dict[str, Path]) -> int:
 
 
 def import_all() -> None:
-    """Import what commands import when they run, so that a fork of this process starts at once."""
+    """Import what commands import when they run, so that forks of this process start at once."""
     import torch
 
     from effnet.cli import COMMANDS as COMMANDS_OF_EFFNET
@@ -194,7 +194,7 @@ def import_all() -> None:
 
 
 def make_place(at: Path) -> Path:
-    """The folder of a try, with one for temporary files."""
+    """Make the folder of a try, with one for temporary files."""
     (at / "tmpdir").mkdir(parents=True)
     return at
 
@@ -203,26 +203,26 @@ def make_place(at: Path) -> Path:
 
 
 def begin_command(room: Room, words: str, at: Path, log: Path) -> int:
-    """Start a command of effnet in a folder; the process's number."""
+    """Start an effnet command in a folder; return its pid."""
     log.unlink(missing_ok=True)
     folders = {name: str(at / name.lower()) for name in ("TMPDIR", "EFFNET_CACHE")}
     return begin(lambda: run_effnet(typed(room, words)), at, log, folders)
 
 
 def run(room: Room, words: str, at: Path, log: Path) -> tuple[int, str]:
-    """Run a command of effnet in a folder; its exit code and what it said."""
+    """Run an effnet command in a folder; return its exit code and output."""
     code = await_child(begin_command(room, words, at, log))
     return code, log.read_text(errors="replace")
 
 
 def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) -> tuple[int, str]:
-    """Run a command as a user does, in a new process without the shim; its exit code and what it said.
+    """Run a command as a user does, in a new process without the shim; return its exit code and output.
 
     Args:
-        room: where the materials are.
-        name: of the command.
+        room: the materials.
+        name: the name of the command.
         at: the folder of the try.
-        more: variables of its environment; "-" takes one away.
+        more: environment variables; the value "-" removes one.
         how: further arguments of subprocess.run.
     """
     settings = unattacked() | {"TMPDIR": str(at / "tmpdir"), "EFFNET_CACHE": str(at / "effnet_cache")} | more
@@ -239,19 +239,20 @@ def start(room: Room, name: str, at: Path, more: dict[str, str], **how: object) 
 
 
 def unattacked() -> dict[str, str]:
-    """The environment, without what lets calls fail."""
+    """The environment without the shim."""
     return {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", SHIM)}
 
 
 def typed(room: Room, words: str) -> list[str]:
-    """The words with the paths of the materials."""
+    """The words of a command with the paths of the materials."""
     return [word.format(**room.materials) for word in words.split()]
 
 
 def undisturbed(room: Room, name: str) -> str:
-    """Note how many calls a command makes that need room, and what it writes, also about something else.
+    """Record how many calls of a command need space, and what it writes, also for another input.
 
-    What is wrong with it already is returned.
+    Returns:
+        What is wrong even without an attack, or "".
     """
     if name in room.written:
         return ""
@@ -271,19 +272,19 @@ def undisturbed(room: Room, name: str) -> str:
 
 
 def about_another(words: str) -> str:
-    """The same command about something else."""
+    """The same command for another input."""
     return words.replace("{first}", "{second}").replace("300M", "500M")
 
 
 def arm(room: Room, under: Path, *, error: int, after: int) -> None:
-    """Let calls below a folder fail."""
+    """Make calls below a folder fail."""
     page = room.page
     page.under, page.after, page.count, page.read_only = str(under).encode(), after, 0, int(error == errno.EROFS)
     page.error = error
 
 
 def digests(at: Path, command: Command) -> dict[str, str]:
-    """The content of what a command wrote, by the files' names."""
+    """The contents of the files that a command wrote, by name."""
     found = {}
     for out in command.out.split():
         files = [at / out] if (at / out).is_file() else sorted((at / out).rglob("*"))
@@ -301,7 +302,7 @@ def digests(at: Path, command: Command) -> dict[str, str]:
 def judge(
     room: Room, name: str, at: Path, code: int, said: str, reached: bool, *, optional: bool, cause: str
 ) -> list[str]:
-    """Whether a command ended as it should: well, or with one line."""
+    """Check that a command succeeded, or failed with one line; return the faults."""
     command, wrong = COMMANDS[name], damaged(at, COMMANDS[name])
     if code == -1000:
         return [f"it hangs: {last_line(said)}"]
@@ -321,7 +322,7 @@ def judge(
 
 
 def go_on(room: Room, name: str, at: Path, *, swept: bool = True) -> list[str]:
-    """Give the command again, with room; what is wrong then, also what was not `swept` away."""
+    """Repeat or resume the command with space; return the faults, including files left behind if `swept`."""
     command, words = COMMANDS[name], COMMANDS[name].words
     if command.resume and (at / command.out / command.resume[0]).exists():
         words = command.resume[1]
@@ -338,16 +339,16 @@ def go_on(room: Room, name: str, at: Path, *, swept: bool = True) -> list[str]:
 
 
 def damaged(at: Path, command: Command) -> list[str]:
-    """What is not whole of what a command wrote."""
+    """The damage in the files that a command wrote."""
     outs = [at / out for out in command.out.split() if (at / out).exists()]
     return [each for out in outs for each in find_damage(out, growing=GROWING)]
 
 
 def is_hidden(file: Path, at: Path) -> bool:
-    """Whether it is below a temporary folder of effnet's."""
+    """Whether a file is below one of effnet's temporary folders."""
     return any(part.startswith(".") for part in file.relative_to(at).parts)
 
 
 def last_line(said: str) -> str:
-    """The last line that was said, of any length a person reads."""
+    """The last line of the output, shortened."""
     return (said.strip().splitlines() or [""])[-1][:300]

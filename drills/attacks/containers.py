@@ -1,4 +1,4 @@
-"""Containers: commands whose memory a control group limits, where the system kills what takes more."""
+"""Containers: commands whose memory is limited by a control group, so that the system kills those that exceed it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from attacks.commands import COMMANDS, Found, NotHereError, Room, damaged, go_on, judge, start, undisturbed
 
-LIBRARIES = 650  # MiB that Python, torch and the libraries of a training's pictures and engines may take
+LIBRARIES = 650  # MiB for Python, torch and the libraries for plots and engines
 
 
 def small_container(room: Room, name: str, at: Path, random: random.Random) -> Found:
-    """The memory of a control group, as a container has it: the system kills what takes more."""
+    """Limit a command's memory by a control group, as in a container."""
     if random.random() < 0.5:
         name = "train-b0"
         if wrong := undisturbed(room, name):
@@ -36,10 +36,10 @@ def small_container(room: Room, name: str, at: Path, random: random.Random) -> F
 
 
 def make_group() -> Path:
-    """A control group of this process's own (version 1, as root).
+    """Make a control group (version 1, as root) and return its folder.
 
     Raises:
-        NotHereError: none can be made.
+        NotHereError: no group can be made.
     """
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controller, path = line.split(":", 2)
@@ -52,7 +52,7 @@ def make_group() -> Path:
 
 
 def close_group(group: Path) -> list[str]:
-    """Remove a control group once all of its processes have ended; those that do not are killed, and named."""
+    """Remove a control group after its processes have ended; kill those that do not end, and return them as faults."""
     end, left = time.monotonic() + 60, list[str]()
     while True:
         try:

@@ -1,9 +1,9 @@
-"""A process that gives the engine of our own networks that lie: extreme weights, sizes, counts and lengths.
+"""A process that gives effnet's own engine extreme weights, and wrong sizes, counts and lengths.
 
     python -m attacks.engine_user < NUMBERS      (in drills/) a line of JSON for each line of standard input
 
-It runs with a library that checks itself (drills/engine.py), which ends the process at the first access outside of an
-array. Needs no torch.
+It runs with a sanitized library (see drills/engine.py), which ends the process at the first access outside an array. It
+does not need torch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from effnet.runtime.graph import Network
 from effnet.runtime.native import arrays, numbers
 from effnet.weights.layouts import COUNTER, NATIVE
 
-MOST = 50_000_000  # bytes of a network that is run
-# bits of float32: zeros, the smallest, the largest, infinities, and NaN of several kinds
+MOST = 50_000_000  # bytes of a network that is run, at most
+# bits of float32: zeros, the smallest and largest numbers, infinities, and several NaNs
 BITS = (0, 0x80000000, 1, 0x007FFFFF, 0x00800000, 0x3F800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000)
 NANS = (0x7FC00000, 0xFFC00000, 0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF)
 NUMBERS = (-(2**31), -1, 0, 1, 2, 3, 5, 7, 63, 64, 255, 4096, 1 << 20, (1 << 20) + 1, 2**31 - 1)
@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 
 
 def draw_spec(draw: random.Random) -> NetworkSpec:
-    """A small network of everything that a spec of MBConv blocks can say."""
+    """A small random network with any options of MBConv blocks."""
     stages = tuple(
         StageSpec(
             draw.choice((1, 2, 6)),
@@ -62,7 +62,7 @@ def draw_spec(draw: random.Random) -> NetworkSpec:
 
 
 def draw_network(draw: random.Random) -> tuple[Network, list[str]]:
-    """A network of ordinary weights, and the names of those that count."""
+    """A network with ordinary weights, and the names of the weights that affect its output."""
     spec, source = draw_spec(draw), np.random.default_rng(draw.getrandbits(32))
     weights: dict[str, Any] = {}
     for name, shape in NATIVE.shapes(spec).items():
@@ -75,14 +75,14 @@ def draw_network(draw: random.Random) -> tuple[Network, list[str]]:
 
 
 def poison(values: Array, bits: int, draw: random.Random) -> None:
-    """Put these bits into some of the values."""
+    """Set some of the values to these bits."""
     flat = values.reshape(-1).view(np.uint32)
     for _ in range(draw.choice((1, 1, 5, flat.size))):
         flat[draw.randrange(flat.size)] = bits
 
 
 def run(described: Sequence[int], held: Sequence[Array], draw: random.Random) -> Array:
-    """The logits of random images, in a precision and with threads that are drawn; on what was asked to be freed."""
+    """Logits of random images, with random precision and threads; the network is closed afterwards."""
     precision, threads, images = draw.choice(("fp32", "bf16")), draw.randint(1, 3), draw.randint(0, 3)
     network = NativeNetwork(described, held, precision, threads)
     try:
@@ -96,7 +96,7 @@ def run(described: Sequence[int], held: Sequence[Array], draw: random.Random) ->
 
 
 def try_weights(draw: random.Random) -> str:
-    """Extreme weights: an answer, and one that is not finite where a weight is not a number; what is wrong, or ""."""
+    """Run extreme weights: with a NaN, the output must not be finite. Returns what is wrong, or ""."""
     network, counting = draw_network(draw)
     name, bits = draw.choice(sorted(network.weights)), draw.choice((*BITS, *NANS))
     poison(network.weights[name], bits, draw)
@@ -104,7 +104,7 @@ def try_weights(draw: random.Random) -> str:
         held = [*arrays(network)]
     logits = run(numbers(network.spec, "symmetric"), held, draw)
     poisoned = network.weights[name]
-    if poisoned.ndim == 4:  # on a map of few pixels what is not in the middle of a filter may meet padding alone
+    if poisoned.ndim == 4:  # on a small map, only the centre of a filter is sure to meet more than padding
         poisoned = poisoned[..., poisoned.shape[2] // 2, poisoned.shape[3] // 2]
     if name in counting and np.isnan(poisoned).any() and len(logits) and np.isfinite(logits).all():
         return f"answers with finite numbers where {name} holds a NaN ({bits:#x}) in {network.spec.activation}"
@@ -112,7 +112,7 @@ def try_weights(draw: random.Random) -> str:
 
 
 def try_sizes(draw: random.Random) -> str:
-    """Numbers that are no network, arrays of other lengths: refused, or run within their arrays."""
+    """Try invalid numbers and lengths: they must be refused, or run within their arrays."""
     network, _ = draw_network(draw)
     described, held = numbers(network.spec, draw.choice(("symmetric", "same"))), [*arrays(network)]
     for _ in range(draw.choice((0, 1, 1, 3))):
@@ -141,7 +141,7 @@ def try_sizes(draw: random.Random) -> str:
 
 
 def main() -> None:
-    """Try what standard input names, until it ends."""
+    """Do the tries that standard input names."""
     isas = instruction_sets()
     print(json.dumps({"isas": isas}), flush=True)
     for line in sys.stdin:

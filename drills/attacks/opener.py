@@ -1,9 +1,9 @@
-"""A process that makes sound files of every kind that effnet opens, then opens what it is told, one after the other.
+"""A process that writes valid files of every kind that effnet opens, then opens the requested files one by one.
 
     python -m attacks.opener FOLDER < REQUESTS      (in drills/)
 
-A request is a line of JSON: [kind, path]. The answer, a line too, says what came out (two digests: of the network and
-its context, and of all numbers), why it was refused, or what was raised that should not have been.
+A request is a line of JSON: [kind, path]. The answer, also a line, gives the result (two digests: of the network and
+its context, and of all numbers), why the file was refused, or an exception that should not have been raised.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from effnet.weights.convert import foreign_state
 from effnet.weights.layouts import LAYOUTS, policy_of
 from effnet.weights.writers import write_checkpoint
 
-MEMORY = 16 * 10**9  # bytes of addresses that the process may take
-IMAGES = 8  # of each class of the data set
+MEMORY = 16 * 10**9  # bytes of address space for the process
+IMAGES = 8  # per class of the data set
 Found = tuple[Any, Any]  # the context; the numbers
 
 
 def make(folder: Path) -> None:
-    """Sound files of every kind, under the names that `models.py` knows."""
+    """Write valid files of every kind, with the names that `models.py` uses."""
     torch.manual_seed(0)
     stages = (StageSpec(1, 3, 1, 8, 1), StageSpec(4, 5, 2, 16, 2))
     own = EfficientNet(NetworkSpec("tiny", stages, resolution=32, stem=8, head=32, num_classes=4)).eval()
@@ -98,7 +98,7 @@ def _small_spec(folder: Path) -> Path:
 
 
 def _write_keras(network: EfficientNet, path: Path) -> None:
-    """The network as a Keras file that has only weights."""
+    """Write the network to a Keras weights file."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -110,7 +110,7 @@ def _write_keras(network: EfficientNet, path: Path) -> None:
 
 
 def open_model(path: Path) -> Found:
-    """A MODEL answers, as effnet predict asks it."""
+    """Classify with a MODEL, as effnet predict does."""
     timm = {"source": "timm"} if path.name.startswith("timm") else {}
     with effnet.load(path, **timm) as model:
         size, channels = model.input.size, model.input.channels
@@ -118,12 +118,12 @@ def open_model(path: Path) -> Found:
             return "large", "large"
         pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, channels), dtype=np.uint8)
         logits, _ = model.answer(pixels)
-        model.describe(logits, None)  # which refuses what is not finite
+        model.describe(logits, None)  # refuses logits that are not finite
         return (model.spec, model.input, model.classes, model.calibration), logits.tobytes()
 
 
 def open_spec(path: Path) -> Found:
-    """A network is what YAML says, and can be counted."""
+    """Open a network, which must match the YAML, and count its costs."""
     found, values = read_spec(path), yaml.safe_load(path.read_text("utf-8"))
     for name, value in values.items():
         if name != "stages" and getattr(found, name) != value:
@@ -133,7 +133,7 @@ def open_spec(path: Path) -> Found:
 
 
 def open_rule(path: Path) -> Found:
-    """A rule is what YAML says, and scales."""
+    """Open a rule, which must match the YAML, and scale by it."""
     found, values = read_rule(path), yaml.safe_load(path.read_text("utf-8"))
     if any(getattr(found, name) != values[name] for name in ("alpha", "beta", "gamma")):
         raise ValueError(f"the rule is {found}, where YAML says {values}")
@@ -142,13 +142,13 @@ def open_rule(path: Path) -> Found:
 
 
 def open_recipe(path: Path) -> Found:
-    """A recipe."""
+    """Open a recipe."""
     found = read_recipe(path)
     return found, found
 
 
 def open_data(path: Path) -> Found:
-    """A manifest, a folder or shards: every image that is listed has its bytes and its class."""
+    """Open a manifest, a folder or shards; every listed image must have its bytes and class."""
     data = read_data(path)
     if path.suffix == ".csv":
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
@@ -169,7 +169,7 @@ def open_data(path: Path) -> Found:
 
 
 def open_run(path: Path) -> Found:
-    """What effnet train --resume reads before it goes on."""
+    """Read what effnet train --resume reads first."""
     plan, _ = RunPlan.read(path)
     state, problem = load_checkpoint(path)
     check_inputs(state["inputs"], plan, path)
@@ -189,7 +189,7 @@ def _digest(value: Any) -> str:
 
 
 def main() -> None:
-    """Make the files, then open what standard input names, until it ends."""
+    """Write the files, then open those that standard input names."""
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     folder = Path(sys.argv[1])

@@ -1,8 +1,8 @@
-"""Damaged and hostile image files: the pieces of each format with lengths, counts, orders and checksums that lie.
+"""Damaged and malicious image files, with wrong lengths, counts, orders and checksums of each format's pieces.
 
-A file is taken apart as its format has it (JPEG's segments, PNG's chunks, WebP's chunks, GIF's blocks, TIFF's entries,
-BMP's fields, AVIF's and HEIC's boxes), something is changed, and it is put together again, mostly with sizes and
-checksums that are right, so that the damage gets past the first check.
+A file is split into the pieces of its format (JPEG segments, PNG and WebP chunks, GIF blocks, TIFF entries, BMP fields,
+AVIF and HEIC boxes), something is changed, and it is joined again, mostly with correct sizes and checksums, so that the
+damage gets past the first checks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Sound files of each format, in its variants; the first part of a name is the suffix."""
+    """Valid files of each format and variant; the first part of a name is the suffix."""
     photo = Image.open(sorted(PHOTOS.glob("*.png"))[0]).convert("RGB").resize((300, 200))
     alpha = photo.convert("RGBA")
     alpha.putalpha(photo.convert("L"))
@@ -43,7 +43,7 @@ def seeds() -> dict[str, list[bytes]]:
 
     def add(format: str, image: Image.Image, suffix: str = "", **options: Any) -> None:
         stream = io.BytesIO()
-        if "append_images" in options:  # copies: a JPEG leaves its settings in an image
+        if "append_images" in options:  # copies, since saving as JPEG leaves settings in an image
             options["append_images"] = [each.copy() for each in options["append_images"]]
         image.copy().save(stream, format, **options)
         found.setdefault(suffix or format.lower(), []).append(stream.getvalue())
@@ -109,7 +109,7 @@ def seeds() -> dict[str, list[bytes]]:
 
 
 def cuts(files: dict[str, list[bytes]]) -> list[tuple[str, bytes]]:
-    """Every file, cut at every kilobyte."""
+    """Every file, truncated at every kilobyte."""
     return [
         (name, file[:end])
         for name, variants in files.items()
@@ -119,7 +119,7 @@ def cuts(files: dict[str, list[bytes]]) -> list[tuple[str, bytes]]:
 
 
 def change(name: str, file: bytes, others: list[bytes], draw: random.Random) -> bytes:
-    """A file, changed as its format has it, then perhaps as bytes."""
+    """A file with changed pieces, then perhaps changed bytes."""
     pieces = split(file)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         draw.choice(PIECEWISE if len(pieces) > 2 else (_field,))(pieces, others, draw)
@@ -130,7 +130,7 @@ def change(name: str, file: bytes, others: list[bytes], draw: random.Random) -> 
 
 
 def split(file: bytes) -> Pieces:
-    """The pieces of a file; what is not of a known format is one piece."""
+    """The pieces of a file; a file of an unknown format is one piece."""
     for mark, parse in SPLITS.items():
         if file.startswith(mark) or (mark == b"ftyp" and file[4:8] == mark):
             return [bytearray(piece) for piece in parse(file)]
@@ -138,7 +138,7 @@ def split(file: bytes) -> Pieces:
 
 
 def join(file: bytes, pieces: Pieces, *, lies: bool, draw: random.Random) -> bytes:
-    """The file of such pieces; lengths and checksums fit, or one `lies`."""
+    """Join pieces to a file with correct lengths and checksums, or with a wrong one if `lies`."""
     liar = draw.randrange(len(pieces)) if lies and pieces else -1
     if file.startswith(b"\xff\xd8"):
         return b"".join(_segment(piece, draw if number == liar else None) for number, piece in enumerate(pieces))
@@ -151,7 +151,7 @@ def join(file: bytes, pieces: Pieces, *, lies: bool, draw: random.Random) -> byt
 
 
 def _jpeg(file: bytes) -> Iterator[bytes]:
-    """Markers with their content; what is coded behind the start of a scan is a piece of its own."""
+    """Markers with their content; the coded data after the start of a scan is a piece of its own."""
     place = 0
     while place + 2 <= len(file):
         marker = file[place + 1]
@@ -183,7 +183,7 @@ def _webp(file: bytes) -> Iterator[bytes]:
 
 
 def _gif(file: bytes) -> Iterator[bytes]:
-    """The head with its colours, then each block with what follows it."""
+    """The header with its colours, then each block with its data."""
     place = 13 + (3 << (file[10] & 7) + 1 if file[10] & 128 else 0)
     yield file[:place]
     while place < len(file) and file[place] in (0x21, 0x2C):
@@ -200,7 +200,7 @@ def _gif(file: bytes) -> Iterator[bytes]:
 
 
 def _tiff(file: bytes) -> Iterator[bytes]:
-    """The entries of the first directory, and what stands before and behind them: nothing may move."""
+    """The entries of the first directory, and the bytes before and after them, whose positions must not change."""
     start = int.from_bytes(file[4:8], "little")
     count = int.from_bytes(file[start : start + 2], "little")
     ends = [0, 4, 8, start, start + 2, *(start + 2 + 12 * (number + 1) for number in range(count)), len(file)]
@@ -214,7 +214,7 @@ def _bmp(file: bytes) -> Iterator[bytes]:
 
 
 def _boxes(file: bytes, place: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """The heads of boxes that hold boxes, and the others whole."""
+    """Headers of boxes that contain boxes, and other boxes whole."""
     end = len(file) if end is None else end
     while place + 8 <= end:
         length = int.from_bytes(file[place : place + 4], "big") or end - place
@@ -281,7 +281,7 @@ def _lengthen(pieces: Pieces, others: list[bytes], draw: random.Random) -> None:
 
 
 def _field(pieces: Pieces, others: list[bytes], draw: random.Random) -> None:
-    """A number in a piece, near its beginning as a rule, becomes an extreme one."""
+    """Replace a number in a piece, usually near its beginning, by an extreme one."""
     piece = draw.choice(pieces[: draw.choice((4, 20, len(pieces)))] or pieces)
     if len(piece) < 5:
         return
@@ -299,7 +299,7 @@ def _flip(pieces: Pieces, others: list[bytes], draw: random.Random) -> None:
 
 
 def _splice(pieces: Pieces, others: list[bytes], draw: random.Random) -> None:
-    """A piece of another file of the same format."""
+    """Insert a piece of another file of the same format."""
     strange = split(draw.choice(others))
     pieces.insert(draw.randrange(len(pieces) + 1), bytearray(draw.choice(strange)))
 

@@ -1,8 +1,8 @@
-"""A process that reads image files as effnet predict, check and train do, one after the other, and tells of each.
+"""A process that reads image files as effnet predict, check and train do, one by one, and reports on each.
 
     python -m attacks.reader < PATHS      (in drills/) a line of JSON for each line of standard input
 
-It is watched from outside: what crashes or hangs it is the file that it was told last.
+It is watched from outside: if it crashes or hangs, the cause is the last file that it was given.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from effnet.data.image import identify, open_photo
 from effnet.data.jpeg import read_pixels
 from effnet.errors import EffnetError
 
-MOST_COMPARED = 4_000_000  # pixels of a photo that is decoded once more, by the readers of training
+MOST_COMPARED = 4_000_000  # most pixels of a photo that is also decoded by training's readers
 
 
 def peak_mb(*, reset: bool = False) -> float:
-    """The most memory that this process had since the last reset; 0 where the system does not tell."""
+    """Peak memory of this process since the last reset; 0 if the system does not report it."""
     with suppress(OSError):
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -40,7 +40,7 @@ def peak_mb(*, reset: bool = False) -> float:
 
 
 def attempt(read: Callable[[], Any]) -> tuple[Any, str, str]:
-    """What it gives, why it refuses, and what it raises that it should not."""
+    """The result, the reason of a refusal, and an exception that should not have been raised."""
     try:
         return read(), "", ""
     except EffnetError as error:
@@ -50,7 +50,7 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str, str]:
 
 
 def main() -> None:
-    """Read what standard input names, until it ends."""
+    """Read the files that standard input names."""
     classifier = load("lite0")
     print(json.dumps({"base_mb": peak_mb()}), flush=True)
     for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""Hostile files that try to run code, to read other files, or to fill the memory: one function for each kind of file.
+"""Malicious files that try to run code, read other files, or exhaust memory: one function per kind of file.
 
-Each code that runs would write the canary, a file that must never appear.
+Any code that runs would write the canary, a file that must never appear.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Call:
 
 
 def tricks(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Every trick, written into `folder`; `sound` is where opener.py made its files."""
+    """Write every trick into `folder`; `sound` is the folder with the files of opener.py."""
     for number, content in enumerate(_pickles(canary)):
         for name, wrapped in _wrapped(content).items():
             yield "model", _write(folder / f"pickle-{number}-{name}", wrapped)
@@ -61,7 +61,7 @@ def _write(path: Path, content: bytes) -> Path:
 
 
 def _pickles(canary: Path) -> Iterator[bytes]:
-    """Calls, in every protocol and by every step that looks a name up or calls."""
+    """Pickled calls, in every protocol and with every opcode that looks up a name or calls."""
     code = f"open({str(canary)!r}, 'w').close()"
     calls = (
         *((os.system, f"touch {canary}"), (eval, code), (exec, code), (open, str(canary), "w")),
@@ -99,7 +99,7 @@ def _pickles(canary: Path) -> Iterator[bytes]:
 
 
 def _hostile_steps() -> Iterator[bytes]:
-    """Pickles that would fill the memory or never end."""
+    """Pickles that would exhaust memory or never end."""
     yield b"\x80\x02" + b"(" * 2_000_000
     yield b"\x80\x02" + b"]" * 2_000_000 + b"."
     yield b"\x80\x02K\0" + b"0K\0" * 100_000 + b"."
@@ -121,7 +121,7 @@ def _hostile_steps() -> Iterator[bytes]:
 
 
 def _wrapped(content: bytes) -> dict[str, bytes]:
-    """A pickle alone, as torch's older file, as its zip file, and as its oldest, a tar file."""
+    """A plain pickle, and torch's formats: legacy, zip, and the oldest, tar."""
     head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
     zipped, tar = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
@@ -143,7 +143,7 @@ def _wrapped(content: bytes) -> dict[str, bytes]:
 
 
 def _zips(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Zip files within zip files, bombs, members twice, names that lead elsewhere."""
+    """Nested zip files, bombs, duplicate members, and names that lead elsewhere."""
     evil = pickle.dumps(Call(open, str(canary), "w"), 2)
 
     def packed(name: str, members: list[tuple[str, bytes]], packing: int = zipfile.ZIP_STORED) -> Path:
@@ -181,7 +181,7 @@ def _object_array(evil: bytes) -> bytes:
 
 
 def _yamls(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Tags that make objects, and texts that grow when they are read."""
+    """Tags that create objects, and texts that expand when read."""
     texts = (
         f"!!python/object/apply:os.system ['touch {canary}']",
         f"name: !!python/object/apply:builtins.open ['{canary}', 'w']",
@@ -226,7 +226,7 @@ def _yamls(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _keras(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Layers with code, numbers in other files, numbers without end."""
+    """Layers with code, numbers in other files, endless numbers."""
     import h5py
 
     code = {"class_name": "Lambda", "config": {"name": "l", "function": ["4wEAAAA=", None, None], "module": "os"}}
@@ -266,7 +266,7 @@ def _keras(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _onnx(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Weights in other files, in and outside of the folder."""
+    """Weights in other files, inside and outside the folder."""
     import onnx
 
     for number, place in enumerate(("../../../../../../etc/passwd", "/etc/passwd", "/dev/zero", "weights.bin")):
@@ -281,7 +281,7 @@ def _onnx(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _openvino(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Entities that grow or read files, and weights beyond the end; the crc32 of the export is left out."""
+    """Entities that expand or read files, and weights beyond the end; without the export's crc32."""
     whole = (sound / "openvino" / "model.xml").read_text()
     whole = whole[: whole.rindex("<!-- effnet")]
     head, _, rest = whole.partition("?>")
@@ -302,7 +302,7 @@ def _openvino(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _programs(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """torch.export files that name code where torch evaluates or loads it."""
+    """torch.export files that name code that torch would evaluate or load."""
     code = f"lambdify.__globals__['builtins'].open({str(canary)!r}, 'w')"
 
     def hostile(name: str, change: Callable[[str, bytes], bytes], more: dict[str, bytes] | None = None) -> Trick:
@@ -363,7 +363,7 @@ def _programs(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _safetensors(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Headers that lie about their length, their tensors or their depth."""
+    """Headers with wrong lengths or tensors, or too deeply nested."""
 
     def file(header: bytes, data: bytes = b"") -> bytes:
         return struct.pack("<Q", len(header)) + header + data
@@ -389,7 +389,7 @@ def _safetensors(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _folders(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Bundles and hub folders whose files lead elsewhere, or hold a pickle in place of tensors."""
+    """Bundles and hub folders whose files lead elsewhere, or contain a pickle instead of tensors."""
     for name in ("bundle", "hub"):
         for number, target in enumerate(("/dev/zero", "/etc/passwd", "model.safetensors", "/")):
             place = folder / f"{name}-{number}"
@@ -411,7 +411,7 @@ def _folders(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
 
 
 def _shards(folder: Path, sound: Path, canary: Path) -> Iterator[Trick]:
-    """Indexes and lists that name other files, and places outside of the shard."""
+    """Indexes and lists that name other files, or positions outside the shard."""
     described = json.loads((sound / "shards" / "shards.json").read_text())
     name = described["shards"][0]["name"]
     lines = (sound / "shards" / name).with_suffix(".index").read_bytes().splitlines()

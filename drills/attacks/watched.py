@@ -1,4 +1,4 @@
-"""A process that is asked line by line and watched: a crash or a hang is an answer, and it is started anew."""
+"""A watched process that answers line by line; a crash or hang counts as an answer, and restarts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STARTING = 600.0  # seconds until it is ready
 
 
 class Watched:
-    """A module beside this one that writes a line of JSON when it is ready, and one for each line that it reads."""
+    """Runs a neighbouring module that writes a line of JSON when it is ready, and one for each line that it reads."""
 
     def __init__(self, module: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
         self.environment = environment
@@ -27,7 +27,7 @@ class Watched:
         self.process: subprocess.Popen[str] | None = None
 
     def tell(self, question: object) -> dict[str, Any] | str:
-        """Its answer, or how it ended."""
+        """Send a request; return the answer, or how the process ended."""
         if self.process is None:
             self.start()
         process = self.process
@@ -48,9 +48,9 @@ class Watched:
         return f"ends the process ({signal.Signals(-code).name if code < 0 else code}): {' | '.join(said.splitlines())}"
 
     def start(self) -> None:
-        """Start it, and wait until it is ready."""
+        """Start the process, and wait until it is ready."""
         self.lines = queue.Queue()
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # it lasts as long as the process
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(
             self.words, text=True, cwd=Path(__file__).parents[1], env=self.environment, **pipes
@@ -60,7 +60,7 @@ class Watched:
             raise RuntimeError(f"{self.words[2]} did not start")
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

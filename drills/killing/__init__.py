@@ -1,1 +1,1 @@
-"""Commands that are killed: how they are started and ended, what they are, and whether their files are whole."""
+"""Commands that are killed: the commands, how they are started and killed, and checks that their files are whole."""

@@ -1,4 +1,4 @@
-"""The kinds of commands that are killed: how each begins and goes on, and what it ends with, without its times."""
+"""The kinds of commands that are killed: how each starts and resumes, and its result without times."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("disc", "ring", "square")
-# What a clock decides, and what is a hash of it; `data` is in the try's own folder
+# Values that depend on the clock, and hashes of them; `data` is in the try's own folder
 TIMES = {"seconds", "cost", "latency", "slowest_tenth", "memory", "bought", "missing_minutes", "digest", "findings"}
-DATED = {"results.png", "report.html", "README.md", "previous.ckpt"}  # pictures and pages of times; an earlier state
+DATED = {"results.png", "report.html", "README.md", "previous.ckpt"}  # pictures and pages with times; an earlier state
 Words = list[str]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of command. It works in the folder `place`, and writes into `out` there."""
+    """A kind of command. It runs in the folder `place`, and writes to `out` there."""
 
     weight: float  # how often it is drawn
-    begin: Callable[[Path], Words]  # from the folder of what all share: the words of the command
-    resume: tuple[str, ...] = ()  # the words that go on; without them the same command does
-    marks: tuple[str, ...] = ()  # files of `out` of which one is there as soon as `resume` can go on
-    most: int = 4  # kills of a try
-    processes: int = 1  # as torchrun starts them
-    workers: bool = False  # it starts processes of its own
+    begin: Callable[[Path], Words]  # the folder of shared inputs -> the words of the command
+    resume: tuple[str, ...] = ()  # the words that resume it; empty: repeat the command
+    marks: tuple[str, ...] = ()  # `resume` works as soon as one of these files is in `out`
+    most: int = 4  # kills per try, at most
+    processes: int = 1  # started as by torchrun
+    workers: bool = False  # whether it starts processes itself
     codes: tuple[int, ...] = (0,)
-    once: bool = False  # what it has finished it does not write again
-    before: str = ""  # what is in `out` before it begins, from the folder of what all share
-    quick: bool = False  # whether it is among those that run before every merge
+    once: bool = False  # whether it does not rewrite what it has finished
+    before: str = ""  # what `out` contains at the start, copied from the shared folder
+    quick: bool = False  # whether it runs before every merge
 
     def words(self, shared: Path, place: Path) -> Words:
-        """What is typed in the state that the folder is in."""
+        """The command line that fits the state of the folder."""
         out = place / "out"
         return [*self.resume] if any((out / name).exists() for name in self.marks) else self.begin(shared)
 
     def prepare(self, shared: Path, place: Path) -> None:
-        """Put what has to be there into the folder."""
+        """Put the files that it needs into the folder."""
         if self.before:
             source = shared / self.before
             if source.is_dir():
@@ -54,7 +54,7 @@ class Kind:
 
     @property
     def out(self) -> str:
-        """The name of what it writes."""
+        """The name of its output."""
         return f"out{Path(self.before).suffix}"
 
 
@@ -135,7 +135,7 @@ KINDS = {
         10,
         lambda shared: [
             *("export", str(shared / "new"), str(shared / "shapes"), "--precision", "int8"),
-            *("--max-drop", "60", "--out", "out"),  # nobody has trained it
+            *("--max-drop", "60", "--out", "out"),  # it is untrained
         ],
         before="old-openvino",
     ),
@@ -161,7 +161,7 @@ KINDS = {
 
 
 def make_shared(shared: Path) -> None:
-    """Images, a network, two bundles of it, and what is in the way of some commands."""
+    """Make images, a network, two bundles of it, and the existing files that some commands overwrite."""
     import torch
 
     import effnet
@@ -174,7 +174,7 @@ def make_shared(shared: Path) -> None:
 
     torch.set_num_threads(1)
     _draw_images(shared / "shapes", 20)
-    _draw_images(shared / "many", 60)  # of which a fit has time for all of its steps in fewer epochs
+    _draw_images(shared / "many", 60)  # enough that a fit runs all of its steps in few epochs
     (shared / "broken.png").write_bytes(b"\x89PNG cut")
     shutil.copytree(shared / "shapes", shared / "faulty")
     shutil.copy(shared / "shapes" / "ring" / "003.png", shared / "faulty" / "disc" / "copy.png")
@@ -208,7 +208,7 @@ def _draw_images(root: Path, count: int) -> None:
 
 
 def read_result(place: Path) -> dict[str, Any]:
-    """What is in a folder, by the names of its files: content or its hash, without times and leftovers."""
+    """The files of a folder by name, as contents or hashes, without times and leftovers."""
     found: dict[str, Any] = {}
     for path in sorted(place.rglob("*")):
         name = path.relative_to(place)
@@ -227,7 +227,7 @@ def _content(path: Path) -> Any:
     if path.suffix == ".csv":
         rows = list(csv.DictReader(path.read_text().splitlines()))
         rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-        return sorted(map(str, rows)) if path.name == "trials.csv" else rows  # in the order in which they ended
+        return sorted(map(str, rows)) if path.name == "trials.csv" else rows  # in the order of their ends
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -238,7 +238,7 @@ def _timeless(value: Any) -> Any:
 
 
 def _state(path: Path) -> Any:
-    """A checkpoint, its tensors as hashes of their bits."""
+    """A checkpoint with tensors as hashes of their bits."""
     import torch
 
     from effnet.training.run_folder import load_checkpoint
@@ -256,7 +256,7 @@ def _state(path: Path) -> Any:
 
 
 def find_difference(expected: Any, found: Any, name: str = "") -> str:
-    """The first place where two results differ, "" where they are the same."""
+    """The first difference between two results, or ""."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in [*expected, *(key for key in found if key not in expected)]:
             if key not in found or key not in expected:

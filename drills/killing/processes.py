@@ -1,11 +1,11 @@
-"""Commands in processes of their own: started, killed, waited for.
+"""Commands in their own processes: starting them, killing them, waiting for them.
 
-Starting Python with torch takes two seconds or more, so most commands are forked from one process that has imported all
-that they import and has no other thread: the child goes to its folder and calls `effnet.cli.main` with the words that a
-person types. Others are started as a person starts them, by `python -m effnet`.
+Starting Python with torch takes two seconds or more, so most commands are forked from a single-threaded process that
+has imported everything: the child changes to its folder and calls `effnet.cli.main` with the words of the command line.
+Others are started as a user would, with `python -m effnet`.
 
-A forked command can be killed just before its n-th change of a file: before it opens one to write, renames, removes or
-makes one. Python tells an audit hook of each of these; a counter that the command's own processes share counts them.
+A forked command can be killed just before its n-th file operation: opening for writing, renaming, removing or creating.
+Python reports each to an audit hook, and a counter shared by the command's processes counts them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HANG = 600.0  # seconds after which a command is said to hang; the longest takes 10
-PATIENCE = 60.0  # seconds that processes may take to end after the one that started them
+HANG = 600.0  # seconds after which a command counts as hanging; the longest takes 10
+PATIENCE = 60.0  # seconds in which child processes must end after their parent
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 @dataclass(frozen=True)
 class Aim:
-    """When a command is killed, and which of its processes are."""
+    """When to kill a command, and which of its processes."""
 
     seconds: float | None = None  # after its start
-    change: int | None = None  # just before this change of a file, from 1 on
-    alone: int | None = None  # only this one of its processes; the others have to end by themselves
+    change: int | None = None  # just before this file operation, counted from 1
+    alone: int | None = None  # kill only this one of its processes; the others must end by themselves
 
 
 NEVER = Aim()
@@ -47,7 +47,7 @@ NEVER = Aim()
 
 @dataclass
 class Running:
-    """A command under way: its processes, the first one first."""
+    """A running command with its processes."""
 
     pids: list[int]
     log: Path
@@ -58,12 +58,12 @@ class Running:
 
     @property
     def changes(self) -> int:
-        """How many files were changed so far."""
+        """The number of file operations so far."""
         return 0 if self.counter is None else int(struct.unpack("q", self.counter[:8])[0])
 
     @property
     def seconds(self) -> float:
-        """How long ago it began."""
+        """Seconds since its start."""
         return time.monotonic() - self.began
 
     def poll(self) -> bool:
@@ -76,7 +76,7 @@ class Running:
         return self.pids[0] in self.codes
 
     def kill(self, only: Sequence[int] = ()) -> None:
-        """Kill -9 all of its processes, or some."""
+        """Kill -9 all of its processes, or only some."""
         victims = only or [*self.pids, *descendants(self.pids[0])]
         if not only:
             with suppress(ProcessLookupError):
@@ -86,10 +86,10 @@ class Running:
                 os.kill(pid, signal.SIGKILL)
 
     def wait(self) -> int | None:
-        """Kill it as aimed, and wait until all of its processes have ended; its exit code, or None where it was killed.
+        """Kill it as aimed, wait until all of its processes have ended, and return its exit code, or None if killed.
 
         Raises:
-            TimeoutError: it hangs, or leaves processes behind.
+            TimeoutError: the command hangs, or leaves processes behind.
         """
         killed = False
         while not self.poll():
@@ -102,7 +102,7 @@ class Running:
                 raise TimeoutError(f"hangs: {self.tail()}")
             time.sleep(0.002)
         if self.codes[self.pids[0]] == -signal.SIGKILL and self.aim.alone is None:
-            self.kill()  # where a hook has killed the first
+            self.kill()  # the others, if a hook has killed the first
         self._end_others()
         end = time.monotonic() + PATIENCE
         while not all(pid in self.codes for pid in self.pids) or members(self.pids[0]):
@@ -115,7 +115,7 @@ class Running:
         return None if -signal.SIGKILL in self.codes.values() else self.codes[self.pids[0]]
 
     def _end_others(self) -> None:
-        """Do as torchrun does where one of several processes has failed."""
+        """End the other processes if one has failed, as torchrun does."""
         if len(self.pids) > 1:
             time.sleep(0.1)
             self.poll()
@@ -125,14 +125,14 @@ class Running:
                         os.kill(pid, signal.SIGTERM)
 
     def tail(self) -> str:
-        """The end of what it said."""
+        """The end of its output."""
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-6:])[-700:]
 
 
 def fork(
     words: Sequence[str], place: Path, log: Path, aim: Aim = NEVER, processes: int = 1, **environment: str
 ) -> Running:
-    """Start a command as a fork of this process, or several as torchrun starts them."""
+    """Start a command as a fork of this process, or several as torchrun would."""
     if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208  # only the names are counted
         raise RuntimeError("this process has other threads, so it cannot be forked")
     counter = mmap.mmap(-1, 8)
@@ -153,7 +153,7 @@ def fork(
 
 
 def run_effnet(words: Sequence[str]) -> int:
-    """Run a command of effnet as if this process were its own."""
+    """Run an effnet command in this process, as in one of its own."""
     from effnet.cli import main
 
     sys.argv = ["effnet", *words]
@@ -168,23 +168,23 @@ def begin(
     environment: Mapping[str, str] | None = None,
     group: int | None = None,
 ) -> int:
-    """Start some work in a fork of this process, which ends as a process of Python does.
+    """Start some work in a fork of this process, which exits like a normal Python process.
 
     Args:
-        work: gives the exit code, or leaves with one.
-        place: its working folder.
-        log: gets what it says; without it that is said here.
-        environment: variables that are added.
-        group: of processes, that it joins; 0: a new one.
+        work: returns the exit code, or exits with one.
+        place: the working folder.
+        log: the file for its output; default: this process's output.
+        environment: variables to add.
+        group: process group to join; 0: a new one.
 
     Returns:
-        The process's number.
+        The pid.
     """
     sys.stdout.flush()
     if pid := os.fork():
         if group is not None:
             with suppress(PermissionError, ProcessLookupError):
-                os.setpgid(pid, group or pid)  # both do it, so that it is done whoever comes first
+                os.setpgid(pid, group or pid)  # in parent and child, so that it is set whichever runs first
         return pid
     code: Any = 70
     try:
@@ -198,7 +198,7 @@ def begin(
                 os.dup2(source, target)
         os.chdir(place)
         os.environ.update(environment or {})
-        tempfile.tempdir = None  # as the environment has it
+        tempfile.tempdir = None  # so that the environment decides
         code = work()
     except SystemExit as left:
         code = left.code
@@ -214,7 +214,7 @@ def begin(
 
 
 def _count_changes(place: Path, counter: mmap.mmap, aim: Aim) -> None:
-    """Count the changes of files below a folder, and kill this command before the one that is aimed at."""
+    """Count file operations below a folder, and kill this command just before the one of `aim`."""
     root = f"{place}{os.sep}"
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -227,13 +227,13 @@ def _count_changes(place: Path, counter: mmap.mmap, aim: Aim) -> None:
         else:
             return
         path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
-        if os.path.isabs(path) and not path.startswith(root):  # noqa: PTH117  # it runs at every change of a file
+        if os.path.isabs(path) and not path.startswith(root):  # noqa: PTH117  # runs at every file operation
             return
         count = struct.unpack("q", counter[:8])[0] + 1
         counter[:8] = struct.pack("q", count)
         if count == aim.change:
             (os.killpg if aim.alone is None else os.kill)(os.getpgrp(), signal.SIGKILL)
-            time.sleep(60)  # until the signal has come
+            time.sleep(60)  # until the signal arrives
 
     sys.addaudithook(hook)
 
@@ -241,7 +241,7 @@ def _count_changes(place: Path, counter: mmap.mmap, aim: Aim) -> None:
 def start(
     words: Sequence[str], place: Path, log: Path, aim: Aim = NEVER, processes: int = 1, **environment: str
 ) -> Running:
-    """Start a command as a person does, in a new Python."""
+    """Start a command as a user does, in a new Python process."""
     command = [sys.executable, "-m", "effnet", *words]
     if processes > 1:
         run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -261,12 +261,12 @@ def start(
 
 
 def in_child(work: Callable[[], int | None], place: Path, log: Path | None = None) -> int:
-    """Do some work in a fork, with which all threads that it starts end; its exit code, as `await_child` has it."""
+    """Do some work in a fork, so that its threads end with it; return its exit code as `await_child` does."""
     return await_child(begin(work, place, log))
 
 
 def await_child(child: int) -> int:
-    """The exit code of a fork, or minus the signal that ended it, as subprocess has it; -1000 where it hangs."""
+    """The exit code of a fork, or minus the signal that ended it, as in subprocess; -1000 if it hangs."""
     end = time.monotonic() + HANG
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -279,7 +279,7 @@ def await_child(child: int) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and those that they started."""
+    """All descendants of a process."""
     found: list[int] = []
     with suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -289,7 +289,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def members(group: int) -> list[str]:
-    """The processes of a group that run."""
+    """The running processes of a group."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -302,7 +302,7 @@ def members(group: int) -> list[str]:
 
 
 def fork_search_workers() -> None:
-    """Let the workers of a search be forks, which are there at once."""
+    """Make the workers of a search forks, which start at once."""
     import multiprocessing
     from types import SimpleNamespace
 

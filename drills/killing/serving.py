@@ -1,4 +1,4 @@
-"""A server that is killed while clients ask it, and started again at the same port."""
+"""A server that is killed while clients use it, and restarted on the same port."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import Any
 from killing.processes import HANG, NEVER, Aim, Running
 
 CLIENTS = 4
-ROUNDS = 3  # times that every photo is asked for
+ROUNDS = 3  # times that every photo is sent
 
 
 def free_port(draws: random.Random) -> int:
-    """A port below those from which clients connect, or a client could connect to itself."""
+    """A free port below the ephemeral ports, or else a client could connect to itself."""
     while True:
         port = draws.randrange(20_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -39,7 +39,7 @@ def attack_server(
     *,
     slow: bool,
 ) -> Iterator[str | None]:
-    """Kill a server `kills` times while every photo is asked for; a None for each kill, and a line for each fault."""
+    """Kill a server `kills` times while photos are sent; yields None for each kill, and a line for each fault."""
     port = free_port(draws)
     words = [
         "serve",
@@ -61,7 +61,7 @@ def attack_server(
     try:
         for _ in range(kills):
             server = start(words, NEVER)
-            if draws.random() < 0.8:  # the others while it starts
+            if draws.random() < 0.8:  # the other kills come while it starts
                 yield from _wait_until_ready(port, server)
             time.sleep(draws.random() * (3 if slow else 0.4))
             if draws.random() < 0.3:
@@ -93,7 +93,7 @@ def attack_server(
 
 
 def _judge(answers: Path, photos: list[Path]) -> Iterator[str]:
-    """Whether every photo got its answer each time, always the same one."""
+    """Check that every photo got an answer each time, and always the same one."""
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     for photo in photos:
         own = [line for line in lines if line["photo"] == photo.name and line["class"] == photo.parent.name]
@@ -124,7 +124,7 @@ def _wait_until_ready(port: int, server: Running) -> Iterator[str]:
 
 
 def _ask_for_all(port: int, photos: list[Path], answers: Path) -> None:
-    """Be the clients: ask for each photo until it is answered, and end when all are."""
+    """Act as the clients: send each photo until it is answered, and end when all are."""
     open_questions: queue.Queue[Path] = queue.Queue()
     for photo in photos * ROUNDS:
         open_questions.put(photo)
@@ -147,7 +147,7 @@ def _ask_for_all(port: int, photos: list[Path], answers: Path) -> None:
 
 
 def _insist(port: int, photo: bytes) -> Any:
-    """The answer to a photo, as long as its head says; a server that is not there is asked again."""
+    """The complete answer to a photo, retrying while the server is down."""
     while True:
         try:
             client = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
@@ -160,4 +160,4 @@ def _insist(port: int, photo: bytes) -> Any:
         if response.status == 200:
             time.sleep(0.005)
             return json.loads(content)
-        time.sleep(0.02)  # 429: too many at once; 503: it loads or leaves
+        time.sleep(0.02)  # 429: too many at once; 503: loading or shutting down

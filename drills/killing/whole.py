@@ -1,7 +1,7 @@
-"""Whether every file in a folder is whole: each is read to its end, by effnet's own reader where it has one.
+"""Checks that every file in a folder is whole: each is read to its end, by effnet's own reader if there is one.
 
-A process that is killed leaves what it was writing in a hidden file or folder, which has a dot and the name of the file
-in front. Such leftovers are passed over; any other hidden name is a fault.
+A killed process leaves what it was writing in a hidden file or folder, whose name starts with a dot and the name of the
+final file. Such leftovers are skipped; any other hidden name is a fault.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from effnet.runtime.artifact import read_artifact
 from effnet.weights.arrays import read_safetensors
 from effnet.weights.bundle import is_bundle, open_bundle
 
-TAR_BLOCK = 512  # bytes; two of zeros are the end
+TAR_BLOCK = 512  # bytes; two zero blocks mark the end
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.last\.ckpt\.part")
 
 
 def find_damage(path: Path, growing: Sequence[str] = ()) -> Iterator[str]:
-    """What is not whole of a file or a folder, a line for each; files named `growing` may end anywhere."""
+    """Describe the damage in a file or folder, a line for each; files named `growing` may end anywhere."""
     if path.name.startswith("."):
         if not LEFTOVER.fullmatch(path.name):
             yield f"{path.name} does not look like a leftover"
@@ -99,7 +99,7 @@ def _zip(path: Path) -> None:
 def _shard(path: Path) -> None:
     content = path.read_bytes()
     if len(content) % TAR_BLOCK or content[-2 * TAR_BLOCK :] != bytes(2 * TAR_BLOCK):
-        raise ValueError("it was cut short")  # which tarfile does not say
+        raise ValueError("it was cut short")  # tarfile does not detect this
     with tarfile.open(path) as tar:
         names = tar.getnames()
     if path.with_suffix(INDEX).exists():
