@@ -1,1 +1,1 @@
-"""How a model answers: engines behind one protocol."""
+"""Inference: engines behind one protocol."""

@@ -1,4 +1,4 @@
-"""Artifacts: exported files that carry their preprocessing, their class names and where they came from.
+"""Artifacts: exported files that include their preprocessing, class names and origin.
 
 | format | what it is | engines |
 |---|---|---|
@@ -6,8 +6,8 @@
 | onnx | a file .onnx | ONNX Runtime, OpenVINO |
 | torch | a file .pt2, a torch.export program | torch |
 
-The metadata is JSON under the name effnet, in the place that each format has for it. It is read without an engine:
-importing one to read it takes 0.2 to 0.4 s, a plain install has none, and an ONNX file may run in either of two.
+The metadata is JSON under the name effnet, in each format's own metadata. It is read without an engine: importing one
+takes 0.2 to 0.4 s, a plain install has none, and an ONNX file may run in either of two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from effnet.version import __version__, is_newer, newer_file, newer_format
 from effnet.weights.bundle import Bundle, BundleConfig, entries_of, parse_config
 
 Format = Literal["openvino", "onnx", "torch"]
-ModelServer = Literal["triton", "ovms"]  # of others: an artifact in the folder where it looks for a model
+ModelServer = Literal["triton", "ovms"]  # other servers, with the artifact in the folder layout that they expect
 
 FORMAT = 1  # raised whenever an older effnet would misread an artifact
 SERVER_FORMATS: dict[ModelServer, Format] = {"triton": "onnx", "ovms": "openvino"}
@@ -45,14 +45,14 @@ ONNX_KEY, CONTINUED = b"\x0a" + bytes([len(MARK)]) + MARK.encode() + b"\x12", 12
 
 @dataclass(frozen=True)
 class Int8:
-    """How an int8 artifact was calibrated, and what it lost against fp32 on images that it was not trained on."""
+    """Calibration of an int8 artifact, and its loss against fp32 on images that it was not trained on."""
 
     calibration_images: int
     kept: tuple[str, ...]  # parts of the network that stay in float
     drop: float  # points of top-1 below fp32; negative: above
     low: float  # the drop's interval at 95 %
     high: float
-    val_images: int  # on which the drop was counted
+    val_images: int  # on which the drop was measured
     attempts: int  # versions that were evaluated on these images; this is the last
 
     def __post_init__(self) -> None:
@@ -71,8 +71,8 @@ class Form:
     """How an artifact was exported."""
 
     format: Format
-    precision: EnginePrecision  # what it computes with
-    batch: int | None  # images of its graph; None: any number
+    precision: EnginePrecision  # of computing
+    batch: int | None  # batch of its graph; None: any
     int8: Int8 | None = None  # for precision int8
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ Model = Bundle | Artifact  # what can be run
 
 
 def artifact_path(model: str | Path) -> Path | None:
-    """The file to open where MODEL is an artifact: MODEL itself, or a file in this folder; None where it is not one."""
+    """The file of an artifact: MODEL itself, or a file in this folder; None if MODEL is not an artifact."""
     path = Path(model)
     if path.is_dir() and (path / OPENVINO_FILE).exists():
         return path / OPENVINO_FILE
@@ -105,13 +105,13 @@ def artifact_path(model: str | Path) -> Path | None:
 
 
 def metadata(config: BundleConfig, form: Form) -> dict[str, Any]:
-    """The metadata that an artifact carries."""
+    """The metadata of an artifact."""
     how = {name: value for name, value in dataclasses.asdict(form).items() if (name, value) != ("int8", None)}
     return {"format": FORMAT, MARK: __version__, "form": how, **entries_of(config)}
 
 
 def read_artifact(model: str | Path) -> Artifact:
-    """An artifact, from its metadata; no engine is loaded.
+    """Read an artifact's metadata, without loading an engine.
 
     Args:
         model: the file, or OpenVINO's folder.

@@ -1,10 +1,10 @@
-"""Class activation maps by exact decomposition: what each place of the last feature map adds to the logit of a class.
+"""Class activation maps by exact decomposition: what each cell of the last feature map adds to the logit of a class.
 
 The logit of class c is b_c + the mean over h x w places of W_c . f(place) (Zhou et al. 2016, section 2). So a cell of
-the map is (W_c . f + b_c) / (h w), the bias, which belongs to no place, spread evenly, and the cells sum to the logit.
+the map is (W_c . f + b_c) / (h w), with the bias spread evenly, and the cells sum to the logit.
 For one class against another W_c and b_c are differences, and so is the logit. Nothing is cut at zero or stretched.
 
-What a cell adds is exact. It is not what the pixels below it do: a cell sees far beyond them.
+The value of a cell is exact, but is not the effect of the pixels below it: a cell's receptive field is much larger.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from effnet.runtime.session import Linear, Logits, Maps, Pixels
 
 Map = NDArray[np.float64]  # (h, w)
 
-SHIFTS = 4  # of the image along each side for a finer map, by a quarter of a cell each
+SHIFTS = 4  # of the image per axis for a fine map, by a quarter of a cell each
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,17 +28,17 @@ class Explanation:
 
     index: int
     label: str
-    versus: int | None  # the class that it is weighed against
+    versus: int | None  # the class that it is compared with
     versus_label: str | None
     logit: float  # of the class, less that of `versus`; of a fine map the mean over shifted inputs
     residual: float  # difference between the map's sum and the logit, as a share of the image's largest logit
     map: Map  # what each cell adds
-    pixels: NDArray[np.uint8]  # (size, size, C), what the network saw
+    pixels: NDArray[np.uint8]  # (size, size, C), the network's input
     fine: bool = False  # whether the map is the mean over shifted inputs
 
     @property
     def title(self) -> str:
-        """The class, and the one that it is weighed against."""
+        """The class, and the one that it is compared with."""
         return self.label if self.versus is None else f"{self.label} against {self.versus_label}"
 
     def enlarge(self, side: int) -> Map:
@@ -93,7 +93,7 @@ def _interpolation(cells: int, side: int) -> Map:
 
 
 def _shift(pixels: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
-    """The image moved; what comes in at a side repeats its last pixels."""
+    """The image shifted, with edge pixels repeated."""
     size, room = len(pixels), max(abs(down), abs(right))
     wide = np.pad(pixels, ((room, room), (room, room), (0, 0)), mode="edge")
     return wide[room - down : room - down + size, room - right : room - right + size]

@@ -1,4 +1,4 @@
-"""Classifier: photos in, class names out, whatever engine runs the network."""
+"""Classifier: photos in, class names out, with any engine."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ GAP = 2.9
 
 
 class Classifier:
-    """A model that knows how to prepare images and what its classes are called. Threads may share one.
+    """A model with its preprocessing and class names. Thread-safe.
 
     Attributes:
         spec: the network as plain numbers.
         input: how images are prepared.
         classes: the names of the outputs, or None.
         calibration: the temperature of its probabilities and the confidence below which to abstain, or None.
-        sets: what label sets of a stated coverage take, or None.
-        familiarity: what tells images unlike those of the training, or None.
-        network: the torch module; None where another engine runs.
-        selection: what runs it and why; None where it was not chosen by `load`.
-        group: images that are best predicted together.
+        sets: the calibration of label sets, or None.
+        familiarity: the detector of images unlike the training images, or None.
+        network: the torch module; None with another engine.
+        selection: the backend and the reason for it; None unless `load` chose it.
+        group: the best batch size.
         decode: "fast": large JPEGs are halved while they are decoded, and photos resized within 5 levels of 255;
             "exact": decoded in full, and resized as torchvision does, bit for bit.
 
-    `close`, or a with statement, releases its engine.
+    `close`, or leaving a with statement, releases its engine.
 
     Args:
         session: a Session, or any function from pixels (N, size, size, C) uint8 to logits (N, K) float32.
@@ -90,7 +90,7 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Release the engine with its threads and its memory; a closed classifier refuses images."""
+        """Release the engine with its threads and memory; a closed classifier raises ArgumentError for images."""
         getattr(self._session, "close", lambda: None)()
 
     def logits(self, images: Pixels) -> Logits:
@@ -126,7 +126,7 @@ class Classifier:
         Args:
             image: see `predict`.
             label: a class by name or index; None: the most probable one.
-            versus: a class that it is weighed against: the map says what speaks for the one and against the other.
+            versus: a class to compare with: the map then shows what speaks for the one and against the other.
             fine: a finer map: the mean over 16 shifted inputs, exact only for each of them.
 
         Raises:
@@ -146,7 +146,7 @@ class Classifier:
         topk: int = 1,
         fine: bool = False,
     ) -> tuple[Explanation, ...]:
-        """The same of an image as `read` gives it, for several classes: `labels`, else the `topk` most probable."""
+        """As `explain`, for an image from `read` and several classes: `labels`, or the `topk` most probable."""
         other = None if versus is None else self.index(versus, "versus")
         chosen = [self.index(label) for label in labels]
         logits, explain = decompose(self.maps, pixels, self.linear, fine)
@@ -162,7 +162,7 @@ class Classifier:
         return tuple(found)
 
     def index(self, label: str | int, argument: str = "label") -> int:
-        """The index of a class, by its name or by itself.
+        """The index of a class, given by name or index.
 
         Raises:
             ArgumentError: there is no such class.
@@ -190,7 +190,7 @@ class Classifier:
             raise ArgumentError("images", found, f"must be (N, {size}, {size}, {channels}) uint8.")
 
     def answer(self, images: Pixels) -> tuple[Logits, NDArray[np.float64] | None]:
-        """Logits, and how familiar each image is, (N,); None where the model cannot tell. See `logits` for errors."""
+        """Logits, and the familiarity of each image, (N,), or None if the model has none. See `logits` for errors."""
         known = self.familiarity
         if known is None or not known.needs_features or not hasattr(self._session, "maps") or not len(images):
             logits = self.logits(images)
@@ -205,13 +205,13 @@ class Classifier:
     def predict(
         self, images: Photo | Sequence[Photo], topk: int = 5, sets: float | None = None
     ) -> Prediction | list[Prediction]:
-        """What is in the images.
+        """Classify images.
 
         Args:
             images: one or a sequence of paths, open binary files, PIL images or arrays (H, W), (H, W, C) uint8; or an
                 array (N, H, W, C), or an array or a column of paths.
-            topk: how many classes to return, at most all.
-            sets: also the labels among which the true one is this often, such as .9.
+            topk: number of classes to return, at most all.
+            sets: also return label sets with this coverage, such as .9.
 
         Returns:
             One Prediction for one image, a list for several.
@@ -240,7 +240,7 @@ class Classifier:
     def stream(
         self, photos: Iterable[Photo], *, topk: int = 5, batch: int | None = None, sets: float | None = None
     ) -> Iterator[tuple[Photo, Prediction | ImageError]]:
-        """Each photo with its prediction, or with the reason why it cannot be read, in order.
+        """Yield each photo with its prediction, or with the reason why it cannot be read, in order.
 
         Photos are decoded in threads ahead of the network; at most a few batches are in memory. The first answer comes
         when two batches of photos were read, or all; an error of `photos` comes after the answers to those before it.
@@ -248,7 +248,7 @@ class Classifier:
         Args:
             photos: paths, PIL images or arrays, drawn as they are needed.
             topk, sets: see `predict`.
-            batch: photos that are predicted together; None: `group`.
+            batch: batch size; None: `group`.
         """
         batch = self.group if batch is None else positive_int("batch", batch)
         if sets is not None:
@@ -283,7 +283,7 @@ class Classifier:
             raise failure
 
     def read(self, photo: Photo) -> NDArray[np.uint8]:
-        """A photo as the network sees it: (size, size, C) uint8, not normalised.
+        """Read a photo as the network's input: (size, size, C) uint8, not normalised.
 
         Raises:
             ImageError: it cannot be read.
@@ -298,7 +298,7 @@ class Classifier:
     def describe(
         self, logits: Logits, familiarity: NDArray[np.float64] | None, topk: int = 5, sets: float | None = None
     ) -> list[Prediction]:
-        """What the outputs of `answer` mean; for the other arguments see `predict`."""
+        """Predictions from the outputs of `answer`; for the other arguments see `predict`."""
         _check_finite(logits)
         calibration, known = self.calibration, self.familiarity
         chances = probabilities(logits, calibration.temperature if calibration else 1.0)

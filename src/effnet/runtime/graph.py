@@ -1,14 +1,14 @@
-"""A trained network as the graph of an engine: one walk over its blocks, whatever the engine calls its nodes.
+"""A trained network as an engine's graph: one walk over its blocks, for every engine.
 
-The graph takes pixels as a photo has them, (N, H, W, C) uint8, and returns logits (N, K) float32. What an engine would
-otherwise work out by itself is settled here, in float64, so that every engine starts from the same few nodes:
+The graph takes pixels, (N, H, W, C) uint8, and returns logits (N, K) float32. Optimisations that engines would do
+themselves are done here, in float64, so that every engine starts from the same few nodes:
 
 - Batch normalisation is folded into its convolution.
 - The InputSpec's division by 255 and by std are folded into the stem's filters. Its mean is subtracted first, because
   the stem pads with the mean colour.
-- SAME padding, which torch computes when an image arrives, is a constant: an artifact has one image size.
+- SAME padding, which torch computes per image, is a constant: an artifact has one image size.
 
-Every node is named after its layer, as in stages.3.0.expand.convolution, so that a layer can be found again.
+Every node is named after its layer, such as stages.3.0.expand.convolution, so that layers can be identified.
 
 Needs no torch: weights are numpy arrays under native names.
 """
@@ -29,10 +29,10 @@ from effnet.weights.bundle import Bundle
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, NDArray[Any]]  # native names
-Pads = tuple[int, int]  # before and behind, of height and width alike
+Pads = tuple[int, int]  # before and after, the same for height and width
 
 PIXEL = 255.0  # the largest value of a byte
-INPUT, OUTPUT = "images", "logits"  # what an artifact's clients call its ends
+INPUT, OUTPUT = "images", "logits"  # names of an artifact's input and output
 
 
 class Builder(Protocol):
@@ -70,7 +70,7 @@ class Builder(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """What a graph is made of."""
+    """The source of a graph."""
 
     spec: NetworkSpec  # at the resolution of `input`
     policy: NumericPolicy
@@ -79,7 +79,7 @@ class Network:
 
 
 def network_of(bundle: Bundle) -> Network:
-    """What the graph of a bundle's network is made of."""
+    """The source of a bundle's graph."""
     config = bundle.config
     return Network(config.spec, config.policy, config.input, bundle.weights)
 
@@ -91,7 +91,7 @@ def linear_of(bundle: Bundle) -> Linear:
 
 
 def build(network: Network, builder: Builder, batch: int | None) -> Any:
-    """The logits' node of a graph that takes `batch` images, or any number of them."""
+    """Build a graph for `batch` images, or any number, and return the node of its logits."""
     spec, pixels = network.spec, network.input
     mean, std = (np.array(values, np.float64) for values in (pixels.mean, pixels.std))
     builder.layer = "pixels"
@@ -121,7 +121,7 @@ def build(network: Network, builder: Builder, batch: int | None) -> Any:
 
 
 def _block(network: Network, builder: Builder, x: Any, block: BlockSpec) -> Any:
-    """Its layers in order; then the sum with its input, or with what its shortcut layer makes of it."""
+    """Its layers in order, then the sum with its input or the output of its shortcut layer."""
     spec, given, entered = network.spec, x, x
     for layer in block.layers:
         if layer.shortcut:
@@ -171,13 +171,13 @@ def _convolve(
 
 
 def fold(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Filters (out, in / groups, k, k) and bias (out) that do what a convolution and its normalisation do."""
+    """Filters (out, in / groups, k, k) and bias (out) of a convolution with its normalisation folded in."""
     scale, bias = normalisation(network, name)
     return np.asarray(network.weights[f"{name}.conv.weight"], np.float64) * scale[:, None, None, None], bias
 
 
 def normalisation(network: Network, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What a convolution's normalisation multiplies each output by, and what it adds then."""
+    """The factor and the offset of each output of a convolution's normalisation."""
     weight, bias, mean, var = (
         np.asarray(network.weights[f"{name}.norm.{part}"], np.float64)
         for part in ("weight", "bias", "running_mean", "running_var")

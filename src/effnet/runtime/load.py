@@ -1,4 +1,4 @@
-"""Opens a model for its users: `load` makes a Classifier of any MODEL, `read_model` what other commands run."""
+"""Opens models: `load` returns a Classifier for any MODEL, `read_model` what other commands run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def load(
     weights: str | Path, /, *, model: str | NetworkSpec | None = None, progress: Progress = SILENT, **options: Any
 ) -> Classifier:
-    """The classifier of a MODEL, ready to predict.
+    """Load a MODEL as a Classifier.
 
     Args:
-        weights: registered weights ("lite0", "b0"), a bundle, an artifact of effnet export, a file or hub folder of
-            another library, "timm/NAME" or "hf:ORG/NAME". Reading them needs no torch.
-        model: the network that a file's weights are of ("b0"), where its tensors cannot tell.
-        progress: follows downloads.
+        weights: registered weights ("lite0", "b0"), a bundle, an artifact from effnet export, another library's file or
+            hub folder, "timm/NAME" or "hf:ORG/NAME". Reading them needs no torch.
+        model: the network of a weight file ("b0"), if its tensors do not tell.
+        progress: reports downloads.
         options: fields of LoadOptions: engine, precision, batch, threads, device, source, fit, decode.
 
     Raises:
@@ -43,7 +43,7 @@ def load(
     chosen = read_fields(LoadOptions, options)
     named = weights, model, chosen.source
     with ThreadPoolExecutor(1) as pool:
-        # A bundle is read, and its sha256 computed, while what runs it is imported, numpy before all.
+        # Read a bundle and compute its sha256 while its engine is imported, numpy first.
         reading = pool.submit(read_model, *named) if is_bundle(Path(weights)) else None
         from effnet.runtime.classifier import Classifier
         from effnet.runtime.select import open_session, select_for

@@ -1,4 +1,4 @@
-"""effnet's own engine: a network's numbers and weights in the order in which the kernels of native/ read them.
+"""effnet's own engine: a network's sizes and weights in the order in which the kernels of native/ read them.
 
 It runs every network of MBConv blocks, from its bundle, with any number of images. docs/architecture.md shows how a
 block goes through the kernels.
@@ -96,7 +96,7 @@ def memory(spec: NetworkSpec, precision: KernelPrecision = "fp32") -> tuple[int,
 
 
 def missing() -> str | None:
-    """Why there are no kernels; None where there are."""
+    """Why there are no kernels; None if there are."""
     if instruction_sets():
         return None
     again = "pip install --force-reinstall --no-deps effnet"
@@ -104,7 +104,7 @@ def missing() -> str | None:
 
 
 def unsupported(spec: NetworkSpec) -> str | None:
-    """Why the kernels cannot run a network; None where they can."""
+    """Why the kernels cannot run a network; None if they can."""
     if kinds := {block.op for block in spec.blocks} - {"mbconv"}:
         return f"has no {' and '.join(sorted(kinds))} blocks"
     if spec.stem_pool:

@@ -1,4 +1,4 @@
-"""What an ONNX file says of its last layers, read without the package onnx, and its last feature map as an output.
+"""The last layers of an ONNX file, read without the package onnx, and its last feature map as an output.
 
 The file is a protobuf message: fields one after another, each a number, a type and a value, which may be a message
 itself. Where a message occurs twice, as the graph does in a file with more bytes at its end, the fields of both count.
@@ -21,13 +21,13 @@ INPUT, OPERATOR = 1, 4  # of a node
 NAME, RAW = 8, 9  # of a tensor
 VALUE_NAME, VALUE_TYPE, TENSOR_TYPE, ELEMENT, SHAPE, DIM = 1, 2, 1, 1, 2, 1  # of a value: its name, its type
 FLOAT = 1  # float32
-MORE = 128  # added to a byte of a number that goes on in the next one
+MORE = 128  # added to a byte if the number continues in the next one
 
 Value = int | memoryview
 
 
 def with_maps(content: bytes) -> bytes:
-    """The file with what its last average reads, the map before it, as the second output.
+    """The file with the input of its last average, the last feature map, as a second output.
 
     Raises:
         ArtifactError: it is not such a file.
@@ -55,7 +55,7 @@ def read_linear(content: bytes) -> Linear:
 
 
 def _last_inputs(content: bytes, operator: str) -> list[str]:
-    """The names of what the last node of a kind reads."""
+    """The names of the inputs of the last node of a kind."""
     found: list[str] = []
     try:
         for graph in _values(memoryview(content), GRAPH):
@@ -91,7 +91,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
 
 
 def _number(message: memoryview, place: int) -> tuple[int, int]:
-    """A number in bytes of seven bits, the lowest first, and the place behind it."""
+    """Read a varint; returns the number and the offset after it."""
     number = shift = 0
     while message[place] >= MORE:
         number |= (message[place] - MORE) << shift

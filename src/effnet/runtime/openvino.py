@@ -23,7 +23,7 @@ from effnet.runtime.options import EnginePrecision
 from effnet.runtime.session import Backend, Compiler, Linear, Logits, Maps, Pixels
 from effnet.weights.bundle import Bundle
 
-_MAKING = threading.Lock()  # two threads that need the Core at once must not each make one
+_MAKING = threading.Lock()  # so that two threads do not create a Core each
 # Its own default depends on the processor. An int8 graph names its 8-bit layers itself; the rest of it is fp32.
 HINTS: dict[EnginePrecision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -67,7 +67,7 @@ def make(network: Network, batch: int | None, metadata: Mapping[str, Any]) -> An
 
 
 def _name(model: Any) -> None:
-    """Name what clients ask for as ONNX's graph does, constants by where they go: OpenVINO would count."""
+    """Name inputs and outputs as in the ONNX graph, and constants by their use; OpenVINO would number them."""
     for output, name in ((model.input(0), INPUT), (model.output(0), OUTPUT)):
         output.get_tensor().set_names({name})
         output.get_node().set_friendly_name(name)
@@ -206,8 +206,8 @@ class OpenVinoGraph:
     Args:
         model: an OpenVINO model, for a certain number of images or any number.
         threads: how many it may use; None: one for each core.
-        precision: what it computes with where the graph does not say int8.
-        streams: calls that are computed side by side, each on its share of the threads.
+        precision: precision of computing, unless the graph is int8.
+        streams: concurrent calls, each on its share of the threads.
         recording: whether it records how long each node took, which costs time.
     """
 
@@ -263,9 +263,9 @@ class OpenVinoGraph:
 def core() -> Any:
     """This process's only Core. It is never released, because two of them can crash the process.
 
-    A Core installs an alternative stack for signals. When it goes, it removes that stack and restores the one that it
-    found. If two Cores go in the order in which they came, the second one restores the stack that went with the first,
-    and the next signal that Python listens to, Ctrl-C among them, is a segmentation fault (OpenVINO 2026.4 on Linux).
+    A Core installs an alternate signal stack, and on destruction removes it and restores the one that it found. If two
+    Cores are destroyed in the order of their creation, the second one restores the stack that the first one freed, and
+    the next signal that Python handles, such as Ctrl-C, is a segmentation fault (OpenVINO 2026.4 on Linux).
     """
     with _MAKING:
         return _core()
@@ -273,11 +273,11 @@ def core() -> Any:
 
 @functools.cache
 def _core() -> Any:
-    """The Core, after a first tensor was made and read back, by one thread.
+    """The Core, after one thread has created a first tensor and read it back.
 
-    That fills tables in OpenVINO's binding, which lets another thread run meanwhile. If that one needs the same table,
-    it waits for it, holding Python's lock, for which the first one waits: two threads that made their first tensors at
-    once stood still for ever (OpenVINO 2026.4).
+    That fills tables in OpenVINO's binding, which releases the GIL meanwhile. Another thread that needs the same table
+    would wait for it while it holds the GIL, for which the first one waits: two threads that created their first
+    tensors at the same time deadlocked (OpenVINO 2026.4).
     """
     openvino = _openvino()
     np.array(openvino.Tensor(np.zeros(1, np.uint8)).data)

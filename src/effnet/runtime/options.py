@@ -1,4 +1,4 @@
-"""How a model is opened and run, as users choose it: arguments of effnet.load and options of several commands."""
+"""Options for opening and running a model: arguments of effnet.load and options of several commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EnginePrecision = Literal["fp32", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What runs a model, and how: part of effnet.load's arguments and of several commands' options."""
+    """Options for running a model: part of effnet.load's arguments and of several commands' options."""
 
     engine: AnyEngine = "auto"
     """What runs the model. Default: what effnet bench --keep found fastest here, else effnet's own engine, native; what
@@ -29,9 +29,9 @@ class EngineOptions:
     batch: int | None = None
     """Images of a full batch, which may go through the network in parts. Default: 16, fewer for a large network."""
     threads: int | None = None
-    """Threads that the engine and the decoding of images may use. Default: one for each core."""
+    """Threads that the engine and image decoding may use. Default: one per core."""
     source: str | None = None
-    """The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf."""
+    """Library that wrote a weight file, if its keys do not tell: timm or timm-tf."""
     device: str = "cpu"
     """Where it computes: cpu, or cuda, cuda:1 or mps, on which torch runs weights and bundles."""
 
@@ -42,7 +42,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class LoadOptions(EngineOptions):
-    """How a model is opened: the arguments of effnet.load."""
+    """Options for opening a model: the arguments of effnet.load."""
 
     fit: FitMode | None = None
     """How a photo is made square: crop its sides, pad it, or squash it. Default: as the weights were trained."""

@@ -1,4 +1,4 @@
-"""What a classifier says of an image: its most probable classes, and what the model knows of its own limits."""
+"""Predictions for an image: the most probable classes, and whether the model is sure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Score:
     """One class of a prediction."""
 
     index: int
-    label: str  # the class's name, or its index where there are no names
+    label: str  # the class's name, or its index if there are no names
     probability: float
 
 
@@ -25,14 +25,14 @@ class Score:
 class Prediction:
     """The most probable classes of one image, best first; its own index, label and probability are the best one's.
 
-    What the model cannot tell is None.
+    Attributes that the model does not support are None.
 
     Attributes:
         scores: the classes.
-        unsure: whether the probability is below the threshold of the model's calibration: better no answer.
-        unfamiliar: whether the image is less like those of the training than 95 % of the val images were.
-        familiarity: the score of that, the higher the more like them; its threshold is `Classifier.familiarity`'s.
-        labels: if asked for, those among which the true one is as often as was asked for, best first.
+        unsure: whether the probability is below the threshold of the model's calibration, so better to abstain.
+        unfamiliar: whether the image is less like the training images than 95 % of the val images.
+        familiarity: the score for that, higher if more familiar; `Classifier.familiarity` has its threshold.
+        labels: the label set with the requested coverage, best first.
     """
 
     scores: tuple[Score, ...]

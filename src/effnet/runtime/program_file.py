@@ -1,4 +1,4 @@
-"""What a torch.export file holds, checked before torch reads it: torch runs code that such a file names.
+"""Checks the contents of a torch.export file before torch reads it, since torch runs code that such a file names.
 
 torch evaluates the sizes of a program as Python (by sympify) and the guards of its inputs, calls what its nodes name,
 and loads the libraries of data/aotinductor. A program of effnet needs none of this: its members, operators and sizes

@@ -1,4 +1,4 @@
-"""A seal at the end of an artifact: the crc32 of all before it, so that a damaged or edited file is not run.
+"""A seal at the end of an artifact: the crc32 of everything before it, so that damaged or edited files are not run.
 
     model.xml   a comment behind its last element, of model.xml and then model.bin
     .onnx       the last entry of its metadata
@@ -28,14 +28,14 @@ LEAST = 5  # bytes by which a seal is recognised that was cut off
 
 
 def write_seal(file: Path) -> None:
-    """Seal an artifact that is whole; nothing may be written to it afterwards."""
+    """Seal a complete artifact; nothing may be written to it afterwards."""
     before, behind = ENDS[file.suffix]
     with file.open("ab") as stream:
         stream.write(before + _crc32(file, file.stat().st_size) + behind)
 
 
 def check_seal(file: Path) -> None:
-    """Compare an artifact with its seal, where it has one.
+    """Compare an artifact with its seal, if it has one.
 
     Raises:
         ArtifactError: it has other bytes than were written.

@@ -57,14 +57,14 @@ NEEDED: dict[EngineName, tuple[str, ...]] = {  # packages for a network in memor
     "torch": ("torch",),
 }
 BATCH, BATCH_MACS = 16, 64e9  # images and multiply-adds of a full batch, at most
-ON_GPU = 4  # times the images, and 4^2 times the multiply-adds, of a batch there
+ON_GPU = 4  # batches on a GPU have 4 times the images, and up to 4^2 times the multiply-adds
 KEPT = "selections"  # a folder in the cache
 CACHE = 10 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What runs a model, and why."""
+    """A backend for a model, and the reasons for it."""
 
     backend: Backend
     batch: int  # images of a full batch
@@ -79,7 +79,7 @@ class Selection:
 
 
 def installed(name: str) -> bool:
-    """Whether a package can be imported; of "native" whether it was compiled."""
+    """Whether a package can be imported; for "native" whether it was compiled."""
     if name == "native":
         return not native.missing()
     try:
@@ -100,7 +100,7 @@ def select(
     artifact: Artifact | None = None,
     device: str = "cpu",
 ) -> Selection:
-    """What runs a network or an artifact, by the rules above. The same arguments give the same selection.
+    """Select the backend for a network or an artifact by the rules above. The same arguments give the same selection.
 
     Args:
         spec: the network, at the resolution of its images.
@@ -144,7 +144,7 @@ def select(
 
 
 def open_session(model: Model, selection: Selection | None = None) -> Session:
-    """Open a model: the only place where this is done.
+    """Open a model; the only place where models are opened.
 
     Args:
         model: a network with its context, in eval mode, or an artifact.
@@ -367,7 +367,7 @@ def largest_map(spec: NetworkSpec, precision: EnginePrecision) -> int:
 
 
 def check_memory(spec: NetworkSpec) -> None:
-    """Raise ArgumentError where one map takes more memory than this machine has: a slip of the keyboard."""
+    """Raise ArgumentError if one map takes more memory than this machine has, as after a typing error."""
     needed, there = largest_map(spec, "fp32"), this_machine().memory_bytes
     if there is not None and needed > there:
         rule = f"is too large: one map takes {needed / 1e9:,.1f} GB, and there are {there / 1e9:,.1f} GB of memory."
@@ -382,7 +382,7 @@ def installed_engines(artifact: Artifact | None) -> list[EngineName]:
 
 
 def _conditions(threads: int | None) -> dict[str, Any]:
-    """What a measurement depends on beside the model."""
+    """What a measurement depends on besides the model."""
     versions = {name: version_of(name) for name in NEEDED} | {"effnet": __version__}
     limits = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}  # torch's
     return {"machine": this_machine().to_dict(), "versions": versions, "limits": limits, "threads": threads}

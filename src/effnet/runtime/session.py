@@ -1,11 +1,11 @@
-"""Sessions: the protocol of every model that is ready to answer, and the class that builds one from an engine's graphs.
+"""Sessions: the protocol of models that are ready to run, and the class that builds one from an engine's graphs.
 
 A Backend says how a model is run. OpenVINO and ONNX Runtime compile a graph for a certain number of images, so a
 full batch goes through as a whole or in parts of a few images, several parts side by side. Needs no engine, no torch.
 
-A process that is forked, as by gunicorn --preload, has only the thread that forked; those of engines and pools are
-missing, and whoever waits for them waits for ever. So a session begins anew there: lock, threads and graphs. The old
-graphs are never released, because that would wait for their threads (ONNX Runtime 1.32) or crash (OpenVINO 2026.4).
+A forked process, as with gunicorn --preload, has only the thread that forked; threads of engines and pools are missing,
+and waiting for them never ends. So a session starts anew there: lock, threads and graphs. The old graphs are never
+released, because that would wait for their threads (ONNX Runtime 1.32) or crash (OpenVINO 2026.4).
 A fork waits until no session computes, so that no engine holds a lock of its own in the new process (torch's MKL does).
 """
 
@@ -53,15 +53,15 @@ FEW = 4  # images: up to here, those left over go one by one, each on all thread
 
 @dataclass(frozen=True)
 class Backend:
-    """How a model is run.
+    """How to run a model.
 
     Attributes:
-        engine: what computes.
-        precision: what it computes with; weights are stored in fp32 unless this is int8.
-        threads: the most that it may use; None: one for each core.
+        engine: the engine.
+        precision: of computing; weights are stored in fp32 unless this is int8.
+        threads: maximum number of threads; None: one per core.
         part: images of one request; None: a full batch.
-        streams: requests that are computed side by side, each on its share of the threads.
-        device: where torch computes; the other engines know the CPU only.
+        streams: concurrent requests, each on its share of the threads.
+        device: torch's device; the other engines support only the CPU.
     """
 
     engine: EngineName
@@ -98,7 +98,7 @@ class Backend:
 
 
 class Linear(NamedTuple):
-    """The layer behind the average: logits are weight @ mean(map) + bias."""
+    """The layer after the average: logits are weight @ mean(map) + bias."""
 
     weight: NDArray[np.float32]  # (K, C)
     bias: NDArray[np.float32]  # (K,)
@@ -113,7 +113,7 @@ class Compiler(NamedTuple):
 
 
 class Session(Protocol):
-    """A model that is ready to answer. Threads may share one."""
+    """A model that is ready to run. Thread-safe."""
 
     @property
     def backend(self) -> Backend:

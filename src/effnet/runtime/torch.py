@@ -1,4 +1,4 @@
-"""torch: a network in memory, and a torch.export program, which is the network's graph as torch stores it."""
+"""torch: a network in memory, and a torch.export program, the network's graph in torch's own format."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _compile(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device; nothing waits for the copy but what reads it."""
+    """Copy a CPU tensor to a device; only readers of the result wait for the copy."""
     return tensor.to(device, non_blocking=device.type != "mps")  # there torch may read the tensor after it is gone
 
 
@@ -146,7 +146,7 @@ def compile_program(program: fx.GraphModule, threads: int | None = None) -> Run:
 
 
 def compile_program_maps(program: fx.GraphModule, threads: int | None = None) -> RunMaps:
-    """The same, with what its last average reads: the last feature maps; the program stays as it is."""
+    """The same, with the last feature maps, the input of its last average; the program is not changed."""
 
     @torch.inference_mode()
     def run(pixels: Pixels) -> tuple[Logits, Maps]:
@@ -223,7 +223,7 @@ def write(
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Torch with that many threads, and with its former number afterwards; None: as it is.
+    """Use this number of torch threads inside the with statement; None: keep torch's own.
 
     Raises:
         ArgumentError: `threads` is not a positive whole number, or more than the machine's cores.

@@ -1,7 +1,7 @@
-"""Tensors as files hold them -> numpy arrays: the number formats, and safetensors files. Needs no torch.
+"""Tensors in files as numpy arrays: number formats, and safetensors files. Needs no torch.
 
-Floating-point numbers of every format become float32, which is what the networks compute with; whole numbers stay as
-they are. Where a file holds float32 the arrays are views of its bytes, so a network is in memory once. All are aligned.
+All floating-point formats become float32, the precision of the networks; integers stay unchanged. Arrays of float32 are
+views of the file's bytes, so a network is in memory once. All are aligned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES: dict[str, str] = {  # safetensors' names: numpy's, little-endian
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
-    "BF16": "<u2",  # the upper half of a float32, which numpy has no name for
+    "BF16": "<u2",  # the upper half of a float32; numpy has no such dtype
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -39,14 +39,14 @@ DTYPES: dict[str, str] = {  # safetensors' names: numpy's, little-endian
     "BOOL": "?",
 }
 METADATA = "__metadata__"  # the only key of a safetensors header that does not name a tensor
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what reading other bytes raises
-LENGTH = 8  # bytes that hold the length of a safetensors header
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # errors from parsing damaged files
+LENGTH = 8  # bytes of the length of a safetensors header
 
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[ZipFile]:
-    """A zip file; raises ValueError where it is damaged, and what else zipfile raises."""
-    import zipfile  # which imports much, and few files need it
+    """Open a zip file; raises ValueError if it is damaged, or zipfile's errors."""
+    import zipfile  # slow to import, and few files need it
     import zlib
 
     try:
@@ -57,7 +57,7 @@ def open_zip(path: Path) -> Iterator[ZipFile]:
 
 
 def read_safetensors(file: memoryview) -> dict[str, AnyArray]:
-    """The tensors of a safetensors file by name; raises one of MALFORMED where its content is not such a file."""
+    """The tensors of a safetensors file by name; raises one of MALFORMED if it is not such a file."""
     content = np.frombuffer(file, np.uint8)
     length = int.from_bytes(content[:LENGTH].tobytes(), "little")
     if not 0 < length <= len(content) - LENGTH:
@@ -82,7 +82,7 @@ def to_array(content: FileBytes, dtype: str, shape: Sequence[int]) -> AnyArray:
     """The bytes of one contiguous tensor as an array: float32, whole numbers or bool.
 
     Args:
-        content: exactly its bytes.
+        content: its bytes and no others.
         dtype: one of DTYPES.
         shape: not negative.
 

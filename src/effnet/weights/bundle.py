@@ -1,13 +1,13 @@
-"""A bundle: a folder that holds a network's weights and what is needed to use them.
+"""Bundles: folders with a network's weights and everything needed to use them.
 
     config.json         format, spec, numeric policy, InputSpec, class names, source, metrics, calibration, label sets,
                         familiarity, provenance, sha256 of the other files
     model.safetensors   the tensors under native names
-    split.csv           if effnet trained it: which images it was trained, chosen and tested on
+    split.csv           if effnet trained it: the images that it was trained, selected and tested on
     familiarity.safetensors
-                        if its score of familiar images compares features: what it compares them with
+                        if its familiarity score compares features: the arrays to compare with
 
-Only `save` and `Bundle.network` need torch: a bundle is read, and run by other engines, without it.
+Only `save` and `Bundle.network` need torch; other engines read and run a bundle without it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TENSORS = "familiarity.safetensors"
 
 @dataclass(frozen=True)
 class Record:
-    """What a training adds to a bundle."""
+    """Data that a training adds to a bundle."""
 
     calibration: Calibration | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)  # data, recipe, versions, as JSON values
@@ -61,15 +61,15 @@ class Record:
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What a bundle holds beside its weights."""
+    """The contents of a bundle besides its weights."""
 
     spec: NetworkSpec
     policy: NumericPolicy
     input: InputSpec
     classes: tuple[str, ...] | None = None
-    source: str = ""  # where the weights came from
+    source: str = ""  # origin of the weights
     metrics: Mapping[str, float] = field(default_factory=dict)
-    sha256: str = ""  # of the file of weights
+    sha256: str = ""  # of the weight file
     calibration: Calibration | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # sha256 of each further file
@@ -86,16 +86,16 @@ class Bundle:
 
     @classmethod
     def from_network(cls, network: EfficientNet, config: BundleConfig) -> Bundle:
-        """A torch module with its context; what is float32 and on the CPU is shared with the module."""
+        """A bundle of a torch module; shares float32 CPU tensors with the module."""
         state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
         weights = {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in state.items()}
         bundle = cls(config, weights)
-        vars(bundle)["network"] = network  # in place of the one that would be built
+        vars(bundle)["network"] = network  # instead of building one
         return bundle
 
     @cached_property
     def network(self) -> EfficientNet:
-        """The torch module, which is built when it is first asked for, in eval mode."""
+        """The torch module in eval mode, built on first access."""
         with optional_import("a network as a torch module"):
             from effnet.models.efficientnet import EfficientNet
 
@@ -115,16 +115,16 @@ def save(
     metrics: Mapping[str, float] | None = None,
     record: Record | None = None,
 ) -> Path:
-    """Write a bundle and return its folder, which appears whole or not at all.
+    """Write a bundle atomically, and return its folder.
 
     Args:
-        network: what to save; of DataParallel, AveragedModel and torch.compile the network inside.
-        folder: the folder to write; a bundle is replaced, a folder with anything else in it is refused.
+        network: the network, or one wrapped in DataParallel, AveragedModel or torch.compile.
+        folder: the folder to write; an existing bundle is replaced, a folder with anything else in it is refused.
         classes: the names of the outputs, in order.
         input: how images are prepared; by default at the spec's resolution, cropped from 8/7 of it, with the mean and
             std of ImageNet. Its size becomes the spec's resolution.
-        source: where the weights came from, as text.
-        metrics: results worth keeping, by name.
+        source: origin of the weights, as text.
+        metrics: results to keep, by name.
         record: what the training adds: calibration, label sets, familiarity, provenance, the split.
 
     Raises:
@@ -186,10 +186,10 @@ def default_input(spec: NetworkSpec) -> InputSpec:
 
 
 def read_config(folder: str | Path) -> BundleConfig:
-    """The config of a bundle, without opening its weights.
+    """Read the config of a bundle, without opening its weights.
 
     Raises:
-        BundleError: it is not a bundle, its config was damaged, or a newer effnet wrote it.
+        BundleError: it is not a bundle, its config is damaged, or a newer effnet wrote it.
     """
     path = Path(folder) / CONFIG
     try:
@@ -210,7 +210,7 @@ def read_config(folder: str | Path) -> BundleConfig:
         if digest == expected and is_newer(version):
             raise BundleError(f"{folder} {newer_file(version, error)}") from error
         raise BundleError(f"{path} was changed: {error}") from error
-    if digest not in (None, expected):  # None: of the first day of format 1
+    if digest not in (None, expected):  # None: from before configs had a digest
         raise BundleError(f"{path} was changed since it was written; effnet.save writes a bundle with other values")
     if config.familiarity is not None and TENSORS in config.files:
         tensors = base64.b64encode(_read_checked(path.with_name(TENSORS), config.files[TENSORS])).decode()
@@ -219,7 +219,7 @@ def read_config(folder: str | Path) -> BundleConfig:
 
 
 def entries_of(config: BundleConfig) -> dict[str, Any]:
-    """A config as JSON values, which `parse_config` reads; what it does not have is left out, as older versions do."""
+    """A config as JSON values, for `parse_config`; missing values are left out, as in older versions."""
     entries = dataclasses.asdict(config)
     optional = ("calibration", "provenance", "files", "sets", "familiarity")
     return {name: value for name, value in entries.items() if value or name not in optional}
@@ -292,7 +292,7 @@ def for_weights(fresh: Collection[str] = ()) -> Iterator[None]:
 
 
 def read_split(folder: str | Path) -> str | None:
-    """The text of a bundle's split.csv, a manifest (path, label, split, group); None where it has none."""
+    """The text of a bundle's split.csv, a manifest (path, label, split, group); None if it has none."""
     expected = read_config(folder).files.get(SPLIT)
     if expected is None:
         return None
@@ -300,7 +300,7 @@ def read_split(folder: str | Path) -> str | None:
 
 
 def find_splits(model: str, dataset: Dataset) -> Splits | None:
-    """The split of each image of `dataset` in a model's training, by path; None where it is not known."""
+    """The split of each image of `dataset` in a model's training, by path; None if unknown."""
     from effnet.data.dataset import root_of
     from effnet.data.held_out import match_split
 
@@ -312,13 +312,13 @@ def find_splits(model: str, dataset: Dataset) -> Splits | None:
 
 
 def read_record(folder: str | Path) -> Record:
-    """What the training of a bundle added to it, for `save`."""
+    """The data that a training added to a bundle, for `save`."""
     config = read_config(folder)
     return Record(config.calibration, config.provenance, read_split(folder), config.sets, config.familiarity)
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder has the config of a bundle."""
+    """Whether a folder contains a bundle's config."""
     try:
         return bool(parse_json((path / CONFIG).read_text("utf-8")).keys() >= {"format", MARK})
     except (OSError, ValueError, AttributeError):
@@ -326,7 +326,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def name_model_inside(folder: Path) -> str:
-    """The end of a message that a folder is not a model: where the model of a training or a fit lies; "" elsewhere."""
+    """Advice for a folder that is not a model: the path of the model inside a training's or fit's folder, or ""."""
     for inside in (folder / "best", folder / "model"):
         if is_bundle(inside) or (inside / "model.xml").is_file():
             return f"; the model of this run is {inside}"
@@ -334,7 +334,7 @@ def name_model_inside(folder: Path) -> str:
 
 
 def _read_checked(path: Path, sha256: str) -> memoryview:
-    """The content of a file of a bundle; raises BundleError where it was changed."""
+    """The content of a file of a bundle; raises BundleError if it was changed."""
     try:
         content = read_bytes(path)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""A weight file of any library -> a native state and a report, and back.
+"""Conversion of any library's weight file to a native state with a report, and back.
 
-The keys tell the layout, the shapes the network (also of a custom width and depth), the source the numeric policy, and
-a config.json completes them. No tensor is dropped silently: the report lists which tensors start fresh, were adapted or
-are not used, and what was assumed.
+The keys determine the layout, the shapes the network (even with a custom width and depth), the source the numeric
+policy, and a config.json the rest. No tensor is dropped silently: the report lists tensors that start fresh, were
+adapted or are not used, and assumptions.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LARGEST = 12  # the largest width and depth of the search; L2, the largest netwo
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weight file under native names, with what reading it found and assumed."""
+    """A weight file under native names, with findings and assumptions."""
 
     file: WeightFile = field(repr=False)  # as it was opened
     state: dict[str, AnyArray] = field(repr=False)
@@ -65,20 +65,20 @@ class Checkpoint:
     policy: NumericPolicy
     input: InputSpec
     classes: tuple[str, ...] | None
-    matched: int  # tensors taken over
-    fresh: tuple[str, ...] = ()  # native names of tensors that the file does not provide
+    matched: int  # number of tensors used
+    fresh: tuple[str, ...] = ()  # native names of tensors missing from the file
     adapted: tuple[str, ...] = ()  # native names of tensors whose shape was changed
     left_over: tuple[str, ...] = ()  # the file's names that the network does not use
     notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was not taken over unchanged, and what was assumed."""
+        """Tensors that were not used unchanged, and assumptions."""
         lists = {"start fresh": self.fresh, "adapted": self.adapted, "not used": self.left_over}
         return (*(f"{title}: {list_names(names)}" for title, names in lists.items() if names), *self.notes)
 
     def __str__(self) -> str:
-        """What a person should know of it."""
+        """A summary for the user."""
         policy, images = self.policy, self.input
         crop = f" from {images.resize}" if images.fit == "crop" else ""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
@@ -101,12 +101,12 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read a .pth, .pt, .bin, .safetensors, .h5 or .keras file, a bundle, or a hub folder of timm or transformers.
 
-    See `load.create` for the arguments; without a `network` it is the one that the shapes imply.
+    See `load.create` for the arguments; without a `network`, the shapes determine it.
 
     Raises:
         AmbiguousSourceError: timm's keys fit two networks, and nothing tells which one wrote them.
-        MismatchError: the file holds another network, or one without all of its tensors.
-        CheckpointError: the file cannot be read, or is for a network that effnet does not compute.
+        MismatchError: the file contains another network, or an incomplete one.
+        CheckpointError: the file cannot be read, or is for a network that effnet does not support.
         BundleError, MissingExtraError: the bundle was changed or cut short; h5py for a Keras file is not installed.
     """
     file = open_weights(Path(path))
@@ -183,10 +183,10 @@ def native_state(
 
 
 def adapt_stem(weight: Values, in_channels: int) -> Values:
-    """A stem's weight (out, in, 3, 3), an array or a tensor, for another number of input channels.
+    """Adapt a stem's weight (out, in, 3, 3), an array or a tensor, to another number of input channels.
 
-    One channel: the sum over the old ones, so a grey image gives what its three equal channels gave. More: the old ones
-    repeated, scaled so that an input of equal channels gives the same sum.
+    One channel: the sum over the old ones, so that a grey image gives the same as its three equal channels. More: the
+    old ones repeated, scaled so that an input of equal channels gives the same sum.
     """
     old = weight.shape[1]
     adapted: Values = weight.sum(1)[:, None]
@@ -200,10 +200,10 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
 
     Published variants are tried first. Then width and depth are searched on a grid of tenths, hundredths and
     thousandths: the head's 1280 channels change every .00625 of width, so thousandths distinguish all networks, and the
-    roundest number that gives the same network is the one that somebody typed.
+    roundest number that gives the same network is taken as the intended one.
 
-    `path` names the file in errors; `num_classes` allows the classifier to be missing. Raises MismatchError where no
-    width and depth of the family gives these shapes.
+    `path` names the file in errors; with `num_classes` the classifier may be missing. Raises MismatchError if no width
+    and depth of the family gives these shapes.
     """
     stem, head, classifier = (shapes.get(key, ()) for key in _ends(shapes, layout))
     if len(stem) != 4 or (len(head) != 4 and not layout.baseline) or len(classifier) not in (0, 2):
@@ -220,7 +220,7 @@ def infer_spec(shapes: Shapes, layout: Layout, path: Path, num_classes: int | No
 
 
 def class_names(file: WeightFile, num_classes: int) -> tuple[str, ...] | None:
-    """The names of the classes by the file's config; else ImageNet's for 1000 classes, or None."""
+    """The class names from the file's config; otherwise ImageNet's for 1000 classes, or None."""
     if file.bundle:
         return file.bundle.classes
     labels = file.config.get("id2label")
@@ -282,7 +282,7 @@ def _network(
 
 
 def _input(file: WeightFile, source: str, spec: NetworkSpec) -> tuple[InputSpec, tuple[str, ...]]:
-    """How images are prepared, as the file states or as is assumed, and notes."""
+    """The preprocessing that the file states or that is assumed, and notes."""
     if file.bundle:
         return file.bundle.input.with_channels(spec.in_channels), ()
     stated: InputSpec | None
@@ -306,7 +306,7 @@ def _input(file: WeightFile, source: str, spec: NetworkSpec) -> tuple[InputSpec,
 def _expected(network: str | NetworkSpec, held: NetworkSpec, source: str, path: Path) -> NetworkSpec:
     """The expected network; one given by name gets the file's resolution, classes and channels.
 
-    Native keys do not tell the activation, so any is accepted there.
+    Native keys do not determine the activation, so any is accepted.
     """
     wanted = make_spec(network)
     comparable = make_spec(wanted, num_classes=held.num_classes, in_channels=held.in_channels)

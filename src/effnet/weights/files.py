@@ -1,6 +1,6 @@
-"""Opens a file or folder of weights, whichever library wrote it, and returns its tensors by name.
+"""Opens a weight file or folder of any library, and returns its tensors by name.
 
-What training wrappers put around a state dict (DDP, torch.compile, Lightning, EMA) is removed and noted.
+Wrappers around a state dict (DDP, torch.compile, Lightning, EMA) are removed and noted.
 Needs no torch: tensors are numpy arrays.
 """
 
@@ -27,7 +27,7 @@ from effnet.weights.keras import KerasLayer, load_keras
 from effnet.weights.layouts import BASELINE_LAYOUTS, LAYOUTS, Layout, LayoutStep, list_names
 from effnet.weights.pickles import PassedOver, read_torch
 
-# Where a state dict is inside a checkpoint. Averages come first: they are what was evaluated.
+# Keys of a state dict inside a checkpoint. Averages come first, since they were evaluated.
 INNER = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module"),
@@ -60,14 +60,14 @@ class WeightFile:
     config: dict[str, Any] = field(default_factory=dict)  # config.json of a hub folder
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a transformers folder
     bundle: BundleConfig | None = None
-    notes: tuple[str, ...] = ()  # what was removed around the tensors
+    notes: tuple[str, ...] = ()  # wrappers that were removed
     beside: dict[str, AnyArray] = field(default_factory=dict)  # tensors outside the network's state dict
-    idle: frozenset[str] = frozenset()  # those of them that compute nothing: copies, and what a training leaves
+    idle: frozenset[str] = frozenset()  # those of them that compute nothing: copies, and remains of a training
     layers: tuple[KerasLayer, ...] | None = None  # of a Keras file that lists them
 
     @property
     def timm_config(self) -> dict[str, Any]:
-        """timm's pretrained_cfg; empty where there is none."""
+        """timm's pretrained_cfg; empty if there is none."""
         config = self.config.get("pretrained_cfg", self.config)  # older folders have one flat config
         return config if isinstance(config, dict) and "input_size" in config else {}
 
@@ -104,9 +104,9 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def unwrap(loaded: object) -> tuple[dict[str, AnyArray], dict[str, AnyArray], frozenset[str], tuple[str, ...]]:
-    """The network's tensors in what a training script saved, and those beside them.
+    """The network's tensors in a training script's checkpoint, and the tensors beside them.
 
-    With the names of those that compute nothing, and notes on what was removed.
+    Also returns the names of those that compute nothing, and notes on removed wrappers.
     """
     path = _find(loaded, _holds_network)
     if path is None and (path := _find(loaded, _holds_tensors)) is None:
@@ -144,7 +144,7 @@ def unwrap(loaded: object) -> tuple[dict[str, AnyArray], dict[str, AnyArray], fr
 
 
 def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -> WeightFile:
-    """The file with its classifier under the library's name, where another linear layer took that one's place."""
+    """The file with its classifier under the library's name, if another linear layer replaced it."""
     steps = [LayoutStep("classifier", (), dropout=dropout) for dropout in (True, False)]
     own, own_bias = (key for key, _ in layout.keys(steps[0]))
     everything = file.beside | file.tensors
@@ -172,7 +172,7 @@ def name_classifier(file: WeightFile, layout: Layout, num_classes: int | None) -
 
 
 def check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, AnyArray], *, fresh: bool) -> None:
-    """Raise MismatchError where tensors that are not read may compute; behind a fresh classifier they do not matter.
+    """Raise MismatchError if unread tensors may take part in computing; with a fresh classifier they do not matter.
 
     `unread`: of the network's own state dict.
     """
@@ -188,7 +188,7 @@ def check_unread(file: WeightFile, spec: NetworkSpec, unread: Mapping[str, AnyAr
 
 
 def _folder_files(folder: Path) -> list[Path]:
-    """The file of weights in a hub folder, or its shards."""
+    """The weight file in a hub folder, or its shards."""
     for name in FOLDER_FILES:
         if (folder / name).is_file():
             return [folder / name]
@@ -261,12 +261,12 @@ def _find_layers(file: WeightFile, own: Mapping[str, AnyArray]) -> list[str]:
 
 
 def _is_left(key: str, tensor: AnyArray) -> bool:
-    """Whether a training left it: a wrapper's name must not be in `key`."""
+    """Whether it is a remain of a training; `key` is without a wrapper's name."""
     return bool(TRAINING.search(key) or (tensor.size == 1 and COUNTS.search(key)))
 
 
 def _find_idle(tensors: Mapping[str, AnyArray], beside: Mapping[str, AnyArray], prefix: str) -> frozenset[str]:
-    """The keys of `beside` that compute nothing: copies of `tensors`, and what a training leaves."""
+    """The keys of `beside` that compute nothing: copies of `tensors`, and remains of a training."""
     copies = _find_prefixes(beside, (*STEMS, *(_join(stem) for stem in STEMS)))
     names = {*tensors, *map(_join, tensors)}
     wrapper = prefix.split(".")[:-1]
@@ -287,12 +287,12 @@ def _join(key: str) -> str:
 
 
 def _find_prefixes(keys: Collection[str], marks: tuple[str, ...] = STEMS) -> set[str]:
-    """What stands before the network's own names (DDP: module., torch.compile: _orig_mod.), found by one of `marks`."""
+    """The prefix of the network's own names (DDP: module., torch.compile: _orig_mod.), found by one of `marks`."""
     return {key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")}
 
 
 def _prefix(keys: Collection[str], marks: tuple[str, ...]) -> str | None:
-    """The prefix of the network to read, of averaged weights if there are both; None where there is no network."""
+    """The prefix of the network to read, preferring averaged weights; None if there is no network."""
     prefixes = _find_prefixes(keys, marks)
     averaged = {prefix for prefix in prefixes if re.search(r"(^|[._])(ema|averag)", prefix.lower())}
     chosen = averaged if len(averaged) == 1 else prefixes
@@ -303,7 +303,7 @@ def _prefix(keys: Collection[str], marks: tuple[str, ...]) -> str | None:
 
 
 def _holds_hidden(loaded: object) -> bool:
-    """Whether something was passed over anywhere in it."""
+    """Whether anything in it was skipped."""
     seen, rest = set[int](), [loaded]
     while rest:
         each = rest.pop()

@@ -1,7 +1,7 @@
 """The configs of hub folders, read and written: timm's config.json, transformers' with a preprocessor_config.json.
 
-They state what tensors do not show: the activation, batch normalisation's constants, the padding, the preparation of
-images and the class names. A config that changes the network to one that effnet does not compute is refused.
+They state what tensors do not show: the activation, batch normalisation's constants, the padding, the preprocessing
+and the class names. A config that changes the network to one that effnet does not support is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from effnet.weights.files import WeightFile
 from effnet.weights.layouts import evenly_padded_blocks, policy_of, published_name
 from effnet.weights.registry import crop_input
 
-TIMM_CROP = 0.875  # where timm's config states none: the share of the resized image that is kept
+TIMM_CROP = 0.875  # default of timm's configs: the share of the resized image that is kept
 TIMM_FITS: dict[str, FitMode] = {"center": "crop", "squash": "squash", "border": "pad"}
 TIMM_DEFAULTS = {  # arguments of timm's that change the network, with the value that does not
     **dict.fromkeys(("act_layer", "norm_layer", "aa_layer", "se_layer"), None),
@@ -45,7 +45,7 @@ HF_PROCESSOR: dict[str, Any] = {  # the defaults of EfficientNetImageProcessor
 
 
 def timm_source(file: WeightFile) -> str:
-    """The source, timm or timm-tf, by the architecture in config.json; "" where there is none."""
+    """The source, timm or timm-tf, by the architecture in config.json; "" if there is none."""
     architecture = str(file.config.get("architecture", ""))
     if architecture and not re.match(r"(tf_)?efficientnet_(b\d|l2|lite\d)(\.|$)|tinynet_", architecture):
         raise CheckpointError(f"{file.path} is timm's {architecture}, which is not an EfficientNet-B, -L2 or -Lite")
@@ -53,7 +53,7 @@ def timm_source(file: WeightFile) -> str:
 
 
 def timm_policy(file: WeightFile, policy: NumericPolicy) -> NumericPolicy:
-    """The policy as timm's arguments change it; CheckpointError where they change the network."""
+    """The policy as changed by timm's arguments; raises CheckpointError if they change the network."""
     arguments = {"global_pool": file.config.get("global_pool"), **(file.config.get("model_args") or {})}
     if odd := [key for key, default in TIMM_DEFAULTS.items() if arguments.get(key) not in (None, default)]:
         raise CheckpointError(f"{file.path}: config.json changes timm's network by its {', '.join(odd)}")
@@ -66,7 +66,7 @@ def timm_policy(file: WeightFile, policy: NumericPolicy) -> NumericPolicy:
 
 
 def timm_input(config: Mapping[str, Any]) -> InputSpec:
-    """How images are prepared by timm's pretrained_cfg."""
+    """The preprocessing of timm's pretrained_cfg."""
     result = crop_input(
         int(config["input_size"][-1]),
         config.get("crop_pct", TIMM_CROP),
@@ -203,7 +203,7 @@ def hf_processor(input_spec: InputSpec) -> dict[str, Any]:
         "crop_size": square,
         "image_mean": input_spec.mean,
         "image_std": input_spec.std,
-        "include_top": False,  # would divide by the std once more
+        "include_top": False,  # True would divide by the std once more
     }
 
 
@@ -212,7 +212,7 @@ def _side(size: Mapping[str, int] | int) -> int:
 
 
 def _crop_fraction(input_spec: InputSpec) -> float:
-    """The shortest decimal number for which timm computes floor(size / fraction) == resize."""
+    """The shortest decimal fraction with floor(size / fraction) == resize, as timm computes it."""
     size, resize = input_spec.size, input_spec.resize
     fractions = [*(round(size / resize, digits) for digits in range(3, 17)), size / (resize + 0.5)]
     return next(fraction for fraction in fractions if fraction and int(size / fraction) == resize)

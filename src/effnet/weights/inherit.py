@@ -1,6 +1,6 @@
-"""A network of another width, depth or resolution starts from the weights of a trained one.
+"""Initialises a network of another width, depth or resolution from the weights of a trained one.
 
-A block takes the weights of the one at the same place in the same stage; where kernel, stride, expansion or
+A block takes the weights of the block at the same position in the same stage; if kernel, stride, expansion or
 squeeze-and-excitation differ, it stays fresh. No tensor depends on the resolution.
 
 - Wider (Net2Net, Chen et al. 2016): channels are repeated, and the weights that read a channel are divided by its
@@ -45,14 +45,14 @@ STEM = FIRST_STAGE - 1
 
 @dataclass(frozen=True)
 class Inheritance:
-    """What a network took over, and what not."""
+    """What a network inherited, and what not."""
 
-    source: str  # the name of the network that it came from
+    source: str  # name of the source network
     outcomes: Mapping[str, Outcome]  # of the stem, each block, the head and the classifier
-    params: int  # in all
+    params: int  # in total
     share: float  # of them that came from the source
-    dropped: tuple[str, ...]  # the source's blocks that have no place here
-    rewired: tuple[str, ...]  # blocks taken over that have a shortcut in one of the networks only
+    dropped: tuple[str, ...]  # blocks of the source without a counterpart
+    rewired: tuple[str, ...]  # inherited blocks that have a shortcut in only one of the networks
 
     def names(self, outcome: Outcome) -> tuple[str, ...]:
         """The modules with this outcome."""
@@ -78,18 +78,18 @@ def inherit(
     classes: tuple[Sequence[str], Sequence[str]] | None = None,
     noise: float = NOISE,
 ) -> Inheritance:
-    """Start `network` from the weights of `source`; it is changed in place, and gets the source's policy.
+    """Initialise `network` in place from the weights of `source`; it also gets the source's policy.
 
     Args:
         network: of any width, depth, resolution, classes and input channels, built with the source's padding.
-        source: where the weights come from; it stays as it is.
-        classes: the class names of `network` and of `source`. The classifier is taken over where the source has all of
-            them; without names, where their numbers agree.
+        source: the trained network, which is not changed.
+        classes: the class names of `network` and of `source`. The classifier is inherited if the source has all of
+            them; without names, if their numbers match.
         noise: on the weights of repeated channels, as a share of their tensor's standard deviation; the same in
             every call. With 0 the logits are the source's up to rounding, but copies stay equal in training.
 
     Raises:
-        ArgumentError: the networks do not fit or an argument is outside its range; then nothing is changed.
+        ArgumentError: the networks do not match or an argument is outside its range; then nothing is changed.
     """
     old = {key: tensor.detach() for key, tensor in source.state_dict().items()}
     _check(network, source, noise)
@@ -252,7 +252,7 @@ class _Lineage:
 
 
 def _check(network: EfficientNet, source: EfficientNet, noise: float) -> None:
-    """Raise ArgumentError where weights of one cannot serve the other."""
+    """Raise ArgumentError if the weights of one cannot be used in the other."""
     if network.policy.padding != (padding := source.policy.padding):
         rule = f"is built in, and the source has {padding!r}: EfficientNet(spec, policy=source.policy)."
         raise ArgumentError("padding", network.policy.padding, rule)
@@ -267,7 +267,7 @@ def _check(network: EfficientNet, source: EfficientNet, noise: float) -> None:
 
 
 def _match_classes(new: int, old: int, classes: tuple[Sequence[str], Sequence[str]] | None) -> _Channels | None:
-    """Where in the source's classifier each class is; None where it is not taken over."""
+    """The index of each class in the source's classifier; None if it is not inherited."""
     if classes is None:
         return _Channels(torch.arange(new), old) if new == old else None
     for names, count in zip(classes, (new, old), strict=True):
@@ -279,7 +279,7 @@ def _match_classes(new: int, old: int, classes: tuple[Sequence[str], Sequence[st
 
 
 def _shape(block: BlockSpec) -> tuple[str, int, int, bool]:
-    """What the blocks of a stage have in common beside their channels."""
+    """The properties that the blocks of a stage share, besides channels."""
     return block.op, block.kernel_size, block.expand_ratio, block.squeeze_channels > 0
 
 

@@ -1,7 +1,7 @@
-"""Keras's files (.keras, .h5, .weights.h5): their tensors, and the layers that they list.
+"""Keras files (.keras, .h5, .weights.h5): their tensors, and the layers that they list.
 
-Tensors say nothing about layers that have none, such as max pooling or a rescaling in front. So where a file lists its
-layers, they are followed from the image to the classifier, and any that an EfficientNet does not have is refused.
+Tensors do not show layers without any, such as max pooling or an initial rescaling. So if a file lists its layers, they
+are followed from the image to the classifier, and any that an EfficientNet does not have is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How each library names the tensors of a network: one walk over the blocks, one table of names per library.
+"""Tensor names of each library: one walk over the blocks, one table of names per library.
 
 `walk` visits the steps that hold tensors in the order of computation, which is also the order of the state dicts. A
 Layout turns a step into the names of its convolution and its normalisation, for reading and writing. A source adds what
-keys cannot tell: batch normalisation's constants and the padding belong to the library that trained.
+keys do not determine: batch normalisation's constants and the padding depend on the library that trained.
 
 Read from: tutorial (WZMIAOMIAO's code), torchvision 0.29, timm 1.0, efficientnet-pytorch 0.7 (lukemelas),
 transformers 5 (hf), Keras 3 (layers by name in older files, by number in newer ones).
@@ -306,7 +306,7 @@ def baseline_of(spec: NetworkSpec) -> str | None:
 
 
 def detect(keys: Mapping[str, object]) -> Layout:
-    """The layout that `keys` belong to; raises CheckpointError where there is none."""
+    """The layout that `keys` belong to; raises CheckpointError if there is none."""
     for layout in (*BASELINE_LAYOUTS, *LAYOUTS.values()):
         if layout.mark in keys and layout.other_key not in keys:
             return layout

@@ -1,7 +1,7 @@
-"""Networks with weights: from the registry, a file, a hub or a bundle.
+"""Loads networks with weights from the registry, a file, a hub or a bundle.
 
-`create` returns the module, `open_model` the module with its context: how images are prepared, the class names and
-where the weights came from.
+`create` returns the module, `open_model` the module with its context: preprocessing, class names and the origin of the
+weights.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def create(
     source: str | None = None,
     norm: Norm | None = None,
 ) -> EfficientNet:
-    """A network as a torch module.
+    """Create a network as a torch module.
 
     Args:
         network: "b0" ... "b8", "l2", "lite0" ... "lite4", a spec.yaml, or a NetworkSpec.
-        weights: None for a fresh network; "default" for the registered weights of a variant; a name of the registry
+        weights: None for a new network; "default" for the registered weights of a variant; a name of the registry
             ("lite0", "b3", "timm/tf_efficientnet_b0.ns_jft_in1k"); a bundle; a file or hub folder of another library.
-        num_classes: outputs of the classifier. Where the weights have another number, the classifier starts fresh, and
-            a warning is logged.
-        in_channels: input channels; where the weights have another number, the stem is adapted.
+        num_classes: outputs of the classifier. If the weights have another number, the classifier starts fresh, and a
+            warning is logged.
+        in_channels: input channels; if the weights have another number, the stem is adapted.
         source: the library that wrote a weight file, where its keys cannot tell (timm or timm-tf).
-        norm: makes another normalisation layer from a number of channels; it must have the tensors of the weights, and
+        norm: builds another normalisation layer for a number of channels; it must have the tensors of the weights, and
             gets their eps and momentum.
 
     Returns:
-        The module, in training mode when fresh, in eval mode with weights.
+        The module, in training mode without weights, in eval mode with them.
 
     Raises:
         UnknownNameError, ArgumentError: no network or weights have that name; a value is outside its range.
@@ -76,7 +76,7 @@ def open_model(
     source: str | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """A model with weights and its context; its network, where it is asked for, is in eval mode.
+    """Open a model with weights and its context; its network is in eval mode.
 
     Args:
         model: a name of the registry, a bundle, a file or hub folder of another library, "timm/NAME" or "hf:ORG/NAME".

@@ -5,9 +5,9 @@ Both formats are a pickle that describes tensors, and their numbers as raw bytes
     zip     NAME/data.pkl, and NAME/data/KEY for each storage
     older   five pickles (a magic number, the protocol, the system, the content, the storages' keys), then the storages
 
-The pickle is followed here, step by step, and only steps that build tensors and plain values are known. Settings that
-stand beside the tensors (argparse.Namespace, numpy's numbers, dtypes) are passed over: an empty object takes their
-place. Every size, offset and stride is compared with the bytes that are there before an array is made.
+The pickle is interpreted here, and only opcodes that build tensors and plain values are supported. Settings beside the
+tensors (argparse.Namespace, numpy scalars, dtypes) are replaced by an empty object. Every size, offset and stride is
+checked against the available bytes before an array is created.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ ADVICE = "If you trust it, save only its state dict: torch.save(model.state_dict
 
 
 class PassedOver:
-    """In place of an object that is passed over: nothing that the file says about it is built or kept."""
+    """Replaces an object that is skipped, of which nothing is built or kept."""
 
     def __init__(self, *_: object) -> None:
         pass
 
 
 class _UnknownStepError(ValueError):
-    """A byte that is not a step of a pickle that torch writes."""
+    """A byte that is not an opcode of torch's pickles."""
 
 
 class _ForeignObjectError(Exception):
@@ -72,7 +72,7 @@ class _ForeignObjectError(Exception):
 
 
 def read_torch(path: Path) -> object:
-    """What torch.save wrote: dictionaries, lists and plain values, with arrays in place of tensors.
+    """Read a file of torch.save: dictionaries, lists and plain values, with arrays instead of tensors.
 
     Raises:
         CheckpointError: torch.save did not write it, or opening it would run code.
@@ -353,7 +353,7 @@ def _first(value: object, *_: object) -> object:
 
 
 def _call(function: object, _: object, arguments: object, *__: object) -> object:
-    """What a builder makes of its arguments: no other function can come out of a pickle."""
+    """Call a builder with its arguments: no other function can come out of a pickle."""
     if not callable(function) or not isinstance(arguments, (tuple, list)):
         raise TypeError("it builds something from what is not a class")
     return function(*arguments)

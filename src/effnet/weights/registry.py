@@ -1,12 +1,12 @@
-"""Known weights: where each set is, its checksum, how images are prepared for it, and its accuracy.
+"""Known weights: the location, checksum, preprocessing and accuracy of each set.
 
     lite0, lite1, lite2   in pip packages, without internet
     b0 ... b7, b1-v2      torchvision's files, in torch's own cache, where torchvision looks for them too
     timm/NAME             timm's plain EfficientNets with 1000 classes, in the cache of huggingface_hub
 
 Accuracies are published ones (ImageNet validation set, top-1; timm's in its results-imagenet.csv), not measured here.
-timm states a second, larger input size to validate most of its own sets with: the table holds that one, because the
-published accuracy belongs to it. A fetched file is used only if its checksum agrees.
+For most of its own sets timm validates with a second, larger input size: the table has that one, since the published
+accuracy belongs to it. A fetched file is used only if its checksum matches.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _locate(weights: KnownWeights) -> Path:
 
 
 def _find_package(package: str, what: str) -> Path:
-    """The folder of a package that `what` needs; it is not imported."""
+    """The folder of a package that `what` needs, without importing it."""
     spec = find_spec(package)
     if spec is None or not spec.origin:
         raise missing(what, package)

@@ -1,10 +1,10 @@
-"""What a trained model knows of its own limits, beside its calibration: label sets, and how familiar an image is.
+"""How a trained model knows its limits, besides its calibration: label sets, and the familiarity of images.
 
-    LabelSets     which labels to name so that the true one is among them as often as was asked for
-    Familiarity   a score of each image, high for images like those of the training, and the score below which it is not
+    LabelSets     sets of labels that contain the true one with a requested coverage
+    Familiarity   a score per image, high for images like the training images, and its threshold
 
 metrics/conformal.py and metrics/familiarity.py fit them. A score is computed from the logits or from the pooled
-features, which the classifier sees. What it compares with is the text of a safetensors file: JSON can hold it.
+features. The arrays that it compares with are stored as the text of a safetensors file, for JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # covariance of a few principal components; k-nearest neighbours: Sun et al. 2022, among them; ViM: Wang et al. 2022.
 ScoreName = Literal["max-softmax", "energy", "mahalanobis", "neighbours", "vim"]
 OF_LOGITS: tuple[ScoreName, ...] = ("max-softmax", "energy")  # the others need features
-LEAST, MOST = 50, 99  # coverages that can be asked for, in percent
+LEAST, MOST = 50, 99  # range of coverages in percent
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ def least_images(percent: int) -> int:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """How a model tells images that are unlike those of its training.
+    """How a model detects images unlike its training images.
 
-    Which score it is was decided with the help of whole classes left out: how often an image of the other classes got a
-    higher score than one of a left-out class (AUROC). The network had seen the left-out classes, so images of other
-    kinds than any class may be told more or less well.
+    The score was chosen by leaving whole classes out: how often an image of the other classes gets a higher score than
+    one of a left-out class (AUROC). The network had seen the left-out classes, so images of no class at all may be
+    detected more or less well.
     """
 
     score: ScoreName
     threshold: float  # images below it are unfamiliar
-    n: int  # images of `split` that the threshold was put on, so that 95 % of them are at or above it
+    n: int  # images of `split` that set the threshold, so that 95 % of them are at or above it
     split: str
-    images: int  # of the training that it was fitted to
+    images: int  # training images that it was fitted to
     left_out: int  # groups of classes that were left out in turn
     aurocs: Mapping[str, tuple[float, float, float]]  # of each score: value, and its interval at 95 %
     tensors: str = field(default="", repr=False)  # what it compares with: a safetensors file in base64
@@ -117,7 +117,7 @@ class Familiarity:
 
     @cached_property
     def arrays(self) -> dict[str, Floats]:
-        """What the score compares with, by name."""
+        """The arrays that the score compares with, by name."""
         from effnet.weights.arrays import MALFORMED, read_safetensors
 
         try:
@@ -135,7 +135,7 @@ class Familiarity:
 def score_images(
     score: ScoreName, arrays: Mapping[str, Floats], logits: Floats, features: Floats | None = None
 ) -> NDArray[np.float64]:
-    """How familiar images are, (N,), the higher the more.
+    """The familiarity of images, (N,), higher for more familiar ones.
 
     Args:
         score: which score.

@@ -1,8 +1,8 @@
-"""The logit check: our network against that of the library that a file belongs to, on the same input.
+"""The logit check: effnet's network against that of a file's own library, on the same input.
 
 The library builds its own network and loads the file's own tensors strictly, so the check finds every mistake in names,
-shapes, transpositions, padding and batch normalisation. Where the library is not installed or has no such network, the
-check is a round trip to the library's names and back. It finds less, and the result states it.
+shapes, transpositions, padding and batch normalisation. If the library is not installed or has no such network, the
+check is a round trip to the library's names and back, which finds less; the result says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _NotBuiltError(Exception):
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """How much the logits of two networks differ on the same input."""
+    """The difference of two networks' logits on the same input."""
 
     against: str  # "torchvision 0.29.1" or "round trip"
     size: int  # pixels, height and width of the input
@@ -58,10 +58,10 @@ class LogitDifference:
 
 @torch.random.fork_rng(())
 def logit_difference(checkpoint: Checkpoint, network: EfficientNet) -> LogitDifference:
-    """Compare the network that was built from a file, or written to it, with that of the file's library.
+    """Compare a network that was read from a file, or written to it, with that of the file's library.
 
-    The library computes with the file's own tensors, and with the network's where the file holds none, as for a fresh
-    classifier. Raises CheckpointError where it refuses them, or where a bundle describes another network.
+    The library computes with the file's own tensors, and with the network's if the file has none, as for a fresh
+    classifier. Raises CheckpointError if it refuses them, or if a bundle describes another network.
     """
     file, source, spec = checkpoint.file, checkpoint.source, network.spec
     stated = file.config.get("image_size") if source == "hf" else None  # transformers' padding is fixed for one size
