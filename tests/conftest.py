@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 PHOTOS = FOLDER.parent / "src" / "effnet" / "data" / "photos"
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the process that starts them has no use for torch
+if "PYTEST_XDIST_WORKER" in os.environ:  # the controller does not need torch
     import torch
 
-    torch.set_num_threads(1)  # they do not fight for the cores
+    torch.set_num_threads(1)  # so that workers do not compete for the cores
 
 # A run in the background inherits a deaf ear for Ctrl-C and would hand it on to the programs that tests interrupt.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import of Keras
-os.environ["RAY_raylet_start_wait_time_s"] = "150"  # noqa: SIM112  # so spelt; seconds for Ray's start where it is busy
+os.environ["RAY_raylet_start_wait_time_s"] = "150"  # noqa: SIM112  # Ray's spelling; seconds for its start on a busy machine
 os.environ["RAY_health_check_period_ms"] = "400"  # noqa: SIM112  # a killed machine is missed five times before it is given up
 
 # What tests keep is not kept for the user's own networks.
@@ -47,31 +47,31 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All tests of a file go to one process, which makes once what they share; the longest files go first."""
+    """Run all tests of a file in one process, so that fixtures are made once; the longest files start first."""
     from xdist.scheduler import LoadFileScheduling
 
-    if config.option.dist != "load":  # another way was asked for
+    if config.option.dist != "load":  # the user chose another distribution
         return None
-    config.option.loadscopereorder = False  # that is by the number of tests
+    config.option.loadscopereorder = False  # it would order by the number of tests
     return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first where several processes share the work: none is left with them at the end."""
+    """Start the longest files first if several processes share the work, so that none is left with one at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         places = {FOLDER / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: a collector that looks at it after every 700 objects takes a fifteenth of the time."""
+    """Freeze imported objects: collecting them after every 700 allocations takes a fifteenth of the time."""
     gc.freeze()
     gc.set_threshold(20_000)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
-    """What passes is counted and not shown in CI, whose page then has room for what fails."""
+    """Count passing tests without listing them in CI, so that its log shows what fails."""
     if "CI" in os.environ and report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
         return "passed", "", ""
     return None
@@ -79,7 +79,7 @@ def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
 
 @pytest.fixture(autouse=True, scope="session")
 def run_networks_in_torch() -> Iterator[None]:
-    """In fp32 and to the bit on every processor; the engines that the rules would take are tested in tests/runtime."""
+    """Use fp32, with the same bits on every processor; the engines that rules choose are tested in tests/runtime."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("effnet.runtime.select.installed", lambda name: name == "torch")
         yield
@@ -87,7 +87,7 @@ def run_networks_in_torch() -> Iterator[None]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
+    """Collect the figures that are saved."""
     from matplotlib.figure import Figure
 
     figures: list[Figure] = []
@@ -98,13 +98,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 @pytest.fixture
 def photos() -> Path:
-    """The folder of the two photos that come with effnet: chelsea.png (a cat) and coffee.png (an espresso)."""
+    """The folder of effnet's two packaged photos: chelsea.png (a cat) and coffee.png (an espresso)."""
     return PHOTOS
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Callable[..., tuple[int, str, str]]:
-    """Run the module's COMMAND: its exit code, what it printed, what it remarked."""
+    """Run the module's COMMAND; returns its exit code, standard output and standard error."""
 
     def typed(*words: object) -> tuple[int, str, str]:
         ran = Run(capsys, request.module.COMMAND, *words)

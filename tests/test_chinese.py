@@ -31,7 +31,7 @@ WIDE, NARROW = r"[\u4e00-\u9fff]", r"[A-Za-z0-9`$%]"
 
 @dataclass
 class Section:
-    """What a heading and the text up to the next one hold that another language must hold too."""
+    """The content of a section that a translation must have too."""
 
     place: str
     shape: list[str] = field(default_factory=list)  # its headings, paragraphs, items, tables and code, in order

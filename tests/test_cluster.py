@@ -1,4 +1,4 @@
-"""Jobs of a cluster: each is done once, whoever dies, and what cannot be done is told at the end."""
+"""Jobs of a cluster: each is done once even if workers die, and failures are reported at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands in words, as a person would type them."""
+"""Command lines as text."""
 
 from __future__ import annotations
 

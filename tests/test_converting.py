@@ -1,4 +1,4 @@
-"""effnet convert: what it opens, builds, writes and refuses."""
+"""effnet convert: what it reads, builds, writes and refuses."""
 
 from __future__ import annotations
 

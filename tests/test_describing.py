@@ -1,4 +1,4 @@
-"""effnet info, as a person types it; and the rivals against Table 2 (v5) of the paper and the ratios that it prints."""
+"""The command effnet info; and the compared networks against Table 2 (v5) of the paper and its printed ratios."""
 
 from __future__ import annotations
 

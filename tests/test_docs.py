@@ -1,4 +1,4 @@
-"""The pages of docs say what the code says, and their pictures exist."""
+"""The pages of docs agree with the code, and their pictures exist."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""effnet val, as a person types it."""
+"""The command effnet val."""
 
 import csv
 import dataclasses

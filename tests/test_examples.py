@@ -1,4 +1,4 @@
-"""The images that come with the repository, and the program that made them."""
+"""The images in examples/, and the program that made them."""
 
 from __future__ import annotations
 

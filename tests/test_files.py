@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what a killed process leaves of them."""
+"""Files and folders that appear whole or not at all, and the leftovers of killed processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier versions of effnet wrote: it opens and answers as it did, or one line says what to do instead.
+"""Files of earlier versions of effnet: they open and give the same answers, or one line says what to do instead.
 
 tests/formats/ keeps one of each, made by the code of that time (its README.md says how). The answers beside them were
 given by the code that wrote them.

@@ -1,4 +1,4 @@
-"""The architecture's import rules, read from the source, and what must work where torch is not installed."""
+"""The architecture's import rules, read from the source, and what must work without torch."""
 
 from __future__ import annotations
 

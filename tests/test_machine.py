@@ -1,4 +1,4 @@
-"""What a computer can do, read from descriptions of several kinds, and the precision that follows."""
+"""Detection of a computer's features from several kinds of descriptions, and the precision that follows."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The door to the kernels: what they are told is checked before a pointer is used."""
+"""The interface to the kernels: arguments are checked before any pointer is used."""
 
 from __future__ import annotations
 

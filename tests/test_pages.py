@@ -1,4 +1,4 @@
-"""Every command that a page shows: read by the command line's own parser, and run unless NOT_RUN or NEEDS says why not.
+"""Every command on the pages: parsed by the command line's own parser, and run unless NOT_RUN or NEEDS says why not.
 
 Of commands that differ only in names and values the first is run. Console blocks are run by docs/transcripts.py and
 Python by test_readme.py.

@@ -1,4 +1,4 @@
-"""What a release promises of itself: which versions it was tried with, and that it says what is new."""
+"""Release checks: the oldest tested versions, the changelog, and the README as an index shows it."""
 
 from __future__ import annotations
 

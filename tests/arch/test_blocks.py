@@ -1,4 +1,4 @@
-"""Many networks at once cost what each of them costs alone, and what a kind of block must be."""
+"""Costs of many networks at once equal those of each alone; requirements on kinds of blocks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Memory by formula, beside what torch keeps and holds while its modules compute; test_segments.py has the kernels."""
+"""Memory by formula against what torch's modules keep and hold; for the kernels see test_segments.py."""
 
 from functools import cache, partial
 

@@ -1,4 +1,4 @@
-"""Plans where torch's modules compute; test_segments.py has those of the kernels."""
+"""Plans with torch's modules; for the kernels see test_segments.py."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What a step by the compiled kernels keeps and holds, by formula and as it is."""
+"""Memory that a step with the compiled kernels keeps and holds, by formula and measured."""
 
 import json
 import os

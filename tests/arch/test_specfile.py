@@ -1,4 +1,4 @@
-"""Networks in files: exact there and back, and clear about what cannot be read."""
+"""Networks in files: exact round trips, and clear errors."""
 
 import itertools
 from pathlib import Path

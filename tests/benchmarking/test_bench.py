@@ -1,4 +1,4 @@
-"""A bench: who takes part, what is reported of each, what happens where one fails. No test asserts a time."""
+"""A bench: the contestants, the report, and failing contestants. No test asserts a time."""
 
 from __future__ import annotations
 

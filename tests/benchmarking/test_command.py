@@ -1,4 +1,4 @@
-"""`effnet bench` as it is typed. No test asserts a time."""
+"""The command effnet bench. No test asserts a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py runs through where there is no GPU, on a tiny size."""
+"""benchmarks/gpu.py runs without a GPU at a tiny size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""effnet check, as a person types it."""
+"""The command effnet check."""
 
 from __future__ import annotations
 

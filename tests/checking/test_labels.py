@@ -1,4 +1,4 @@
-"""Wrong labels that were planted: how many are found, beside cleanlab, and whether as many are wrong as was said."""
+"""Planted wrong labels: how many are found, compared with cleanlab, and whether the estimated number is right."""
 
 from __future__ import annotations
 

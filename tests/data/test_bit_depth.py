@@ -1,4 +1,4 @@
-"""Images of 10 to 16 bits, and floats: the range that they are read from, and what check says of it."""
+"""Images of 10 to 16 bits, and floats: the range that they are scaled from, and what check reports."""
 
 from __future__ import annotations
 

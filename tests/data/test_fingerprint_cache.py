@@ -1,4 +1,4 @@
-"""What was read and compared once is not read and compared again, and whatever happens to the cache changes nothing."""
+"""Files are read and compared only once, and the state of the cache never changes results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How folders are read: splits under any name, levels too many, links, what is passed over, and names of classes."""
+"""How folders are read: splits under any name, extra levels, links, ignored files, and class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are judged: DATA's splits, a model's split.csv, and what is said of the rest."""
+"""Which images are evaluated: DATA's splits, a model's split.csv, and what is said about the rest."""
 
 import os
 import unicodedata

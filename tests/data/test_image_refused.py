@@ -1,4 +1,4 @@
-"""open_photo: what is damaged, hostile or no file at all is refused with a plain reason, and before it takes memory."""
+"""open_photo refuses damaged, malicious and missing files with a plain reason, before they take memory."""
 
 from __future__ import annotations
 

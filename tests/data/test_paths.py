@@ -1,4 +1,4 @@
-"""expand and read_ahead: what the user named, lazily, in order, and exactly one answer each."""
+"""expand and read_ahead: the named files lazily and in order, with exactly one answer each."""
 
 from __future__ import annotations
 

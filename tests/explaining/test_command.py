@@ -1,4 +1,4 @@
-"""effnet explain, as a person types it."""
+"""The command effnet explain."""
 
 from __future__ import annotations
 

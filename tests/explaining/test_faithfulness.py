@@ -1,4 +1,4 @@
-"""Whether a map is true, where the truth is known: a network that looks at one corner only."""
+"""Faithfulness of maps where the truth is known: a network that looks only at one corner."""
 
 from __future__ import annotations
 

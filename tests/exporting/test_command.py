@@ -1,4 +1,4 @@
-"""`effnet export` as it is typed: what it writes, what it prints, how it refuses."""
+"""The command effnet export: its files, its output and its errors."""
 
 from __future__ import annotations
 

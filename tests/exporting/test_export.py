@@ -1,4 +1,4 @@
-"""Artifacts: same answers in every format, all that a bundle holds inside, refused where something is wrong."""
+"""Artifacts: the same answers in every format, everything that a bundle holds, refused if something is wrong."""
 
 from __future__ import annotations
 

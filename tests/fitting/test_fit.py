@@ -1,4 +1,4 @@
-"""The whole way: from images and a budget to a model that is measured; what happens where a limit breaks."""
+"""A whole fit, from images and a budget to a measured model; and what happens if a limit is exceeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fit is asked for: amounts, the budget from Python, the command that comes back."""
+"""Settings of a fit: amounts, the budget from Python, and the recorded command."""
 
 from __future__ import annotations
 

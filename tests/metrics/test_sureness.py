@@ -1,4 +1,4 @@
-"""What a model says of its limits, counted by hand."""
+"""How well a model knows its limits, counted by hand."""
 
 import json
 

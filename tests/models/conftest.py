@@ -1,4 +1,4 @@
-"""Every test of this room starts from the same random numbers."""
+"""Every test in this folder starts with the same random seed."""
 
 from typing import Any
 

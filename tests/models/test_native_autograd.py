@@ -1,4 +1,4 @@
-"""Training by the compiled kernels beside hooks, copies, compilers, threads and processes."""
+"""Training with the compiled kernels together with hooks, copies, compilers, threads and processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trains by the compiled kernels, and what is left to torch's modules."""
+"""What is trained by the compiled kernels, and what by torch's modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under a plan the kernels compute as without one, to the bit; below CONVOLUTIONS a segment's maps are made again."""
+"""The kernels give the same bits with and without a plan; below CONVOLUTIONS a segment's maps are recomputed."""
 
 import copy
 

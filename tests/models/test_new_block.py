@@ -1,4 +1,4 @@
-"""A new kind of block is an entry in arch/blocks.py and a module in models/blocks.py, and nothing else knows it."""
+"""A new kind of block needs only an entry in arch/blocks.py and a module in models/blocks.py."""
 
 import copy
 import dataclasses

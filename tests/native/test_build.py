@@ -1,4 +1,4 @@
-"""native/build.py: which files are compiled how, what is kept, and what is said where compiling fails."""
+"""native/build.py: which files are compiled with which flags, what is cached, and the message if compiling fails."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""effnet pack: what others read, what a second pack keeps, and trainings that do not see the difference."""
+"""effnet pack: other readers read it, a second pack reuses shards, and trainings give the same results."""
 
 from __future__ import annotations
 

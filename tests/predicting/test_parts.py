@@ -1,4 +1,4 @@
-"""Answers in a folder: each photo once, in whole files, whoever is stopped or killed, and the same on a cluster."""
+"""Answers in a folder: each photo once, in whole files, even after stops and kills, and the same on a cluster."""
 
 from __future__ import annotations
 

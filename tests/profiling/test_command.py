@@ -1,4 +1,4 @@
-"""effnet profile, as a person types it. No test asserts a time."""
+"""The command effnet profile. No test asserts a time."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A network's profile: its rows, what they add up to, and that torch is left as it was. No test asserts a time."""
+"""A network's profile: its rows and sums, and torch's settings, which stay unchanged. No test asserts a time."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What stands on a page, and how large it is."""
+"""The contents and the size of a page."""
 
 from __future__ import annotations
 

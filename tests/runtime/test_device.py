@@ -1,4 +1,4 @@
-"""On another device a model gives the CPU's answers, and nothing else is waited for: see support/pretend.py."""
+"""On another device a model gives the CPU's answers without extra synchronization; see support/pretend.py."""
 
 from __future__ import annotations
 

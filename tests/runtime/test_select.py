@@ -1,4 +1,4 @@
-"""The rules, the door that opens models, and what `effnet bench --keep` kept."""
+"""The rules, opening of models, and the choices that `effnet bench --keep` saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions: any number of images through graphs for certain numbers, threads, closing, and what engines need."""
+"""Sessions: any number of images with graphs of fixed batch sizes, threads, closing, and needs of engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers where torch is not installed, and that it answers as it does where it is."""
+"""What works without torch, with the same answers as with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget is never broken, hardly wasted, and its network lies by the curve."""
+"""A budget is never exceeded and hardly wasted, and its network is close to the curve."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""effnet scale, as a person types it."""
+"""The command effnet scale."""
 
 import json
 from pathlib import Path

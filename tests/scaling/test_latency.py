@@ -1,4 +1,4 @@
-"""A latency is met by timing a handful of networks; beside other limits, the best network for those is timed first."""
+"""A latency is met by timing a handful of networks; with other limits, the best network for those is timed first."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The doubling laws against counts made elsewhere, and their reasons against counts made another way."""
+"""The doubling laws against independent counts, and their reasons against counts by another method."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""`effnet search` as it is typed: what it prints, what it leaves, how it refuses."""
+"""The command effnet search: its output, its files and its errors."""
 
 from __future__ import annotations
 

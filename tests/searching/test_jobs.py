@@ -1,4 +1,4 @@
-"""The record of a search and its executors: nothing finished is repeated, whoever is killed."""
+"""The record of a search and its executors: finished trainings are never repeated, even after kills."""
 
 from __future__ import annotations
 

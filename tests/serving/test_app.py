@@ -1,4 +1,4 @@
-"""POST /predict and its neighbours, over HTTP, with an engine that knows colours."""
+"""POST /predict and the other endpoints over HTTP, with an engine that knows colours."""
 
 from __future__ import annotations
 

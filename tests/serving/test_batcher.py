@@ -1,4 +1,4 @@
-"""The batcher with a function in place of an engine, which a test holds back and lets go."""
+"""The batcher with a function instead of an engine, which tests hold back and release."""
 
 from __future__ import annotations
 

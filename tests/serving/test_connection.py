@@ -1,4 +1,4 @@
-"""Clients who send nothing, send without an end or do not read are cut off; those who are only slow are answered."""
+"""Clients that send nothing, send endlessly or do not read are cut off; those that are only slow are answered."""
 
 from __future__ import annotations
 

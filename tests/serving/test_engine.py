@@ -1,4 +1,4 @@
-"""What an answer says beside the labels: unsure, unfamiliar, sets, and the map with the part of the photo it covers."""
+"""Other parts of an answer: unsure, unfamiliar, label sets, and the map with the part of the photo it covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KServe v2, asked by Triton's own client and by hand."""
+"""KServe v2, with Triton's own client and by hand."""
 
 from __future__ import annotations
 

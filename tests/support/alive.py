@@ -1,4 +1,4 @@
-"""What is alive: bytes of tensors now and at the worst moment, counted at every operator that torch dispatches."""
+"""Live tensor bytes, current and peak, counted at every operator that torch dispatches."""
 
 from __future__ import annotations
 

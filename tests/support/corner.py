@@ -1,4 +1,4 @@
-"""A hand-made network whose answer lies in one corner: it counts the bright pixels of each cell."""
+"""A hand-made network that looks at one corner: it counts the bright pixels of each cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an install with one engine and no torch promises: run by `make check` in a virtual environment of its own.
+"""Checks of an install with one engine and no torch, run by `make check` in its own virtual environment.
 
     python tests/engine_install.py ARTIFACT    an artifact of lite0, which this environment's engine runs
 

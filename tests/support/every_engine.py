@@ -1,4 +1,4 @@
-"""Every engine that is installed, on one and the same machine: for tests of the rules and of bench."""
+"""A pretended machine with every engine, for tests of the rules and of bench."""
 
 from __future__ import annotations
 

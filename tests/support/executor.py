@@ -1,4 +1,4 @@
-"""An executor of searches that runs jobs in this process, at once."""
+"""An executor of searches that runs jobs immediately in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands in processes of their own that need not import torch, which takes longer than what tests let them do.
+"""Commands in forked processes, which need not import torch; the import takes longer than the tests' work.
 
 They are forked from multiprocessing's forkserver, a fresh interpreter that has imported it: nothing that a test changed
 in its own process is in them. Whatever ends a process of `python -m effnet` ends one of these, too.

@@ -1,4 +1,4 @@
-"""What a model says of its limits, made up for a network of any size: bundles and artifacts carry it."""
+"""Made-up calibration, label sets and familiarity for a network of any size, to store in bundles and artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""native/build.py as a module: it is no part of the package."""
+"""native/build.py as a module, since it is not part of the package."""
 
 import importlib.util
 import sys
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def load_build() -> ModuleType:
-    """A module of its own for each caller, who may change it."""
+    """A new module for each caller, who may change it."""
     path = Path(__file__).parents[2] / "native" / "build.py"
     spec = importlib.util.spec_from_file_location("effnet_native_build", path)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""Photos of noise, and the files that they are written to."""
+"""Noise photos, and files with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOSSY = {"JPEG": {}, "AVIF": {}, "GIF": {}}
 
 
 def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> io.BytesIO:
-    """The file that Pillow makes of an image, or of its pixels."""
+    """The bytes of a file that Pillow writes for an image or its pixels."""
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -1,4 +1,4 @@
-"""What the plain install promises, without torch: run by `make check` in a virtual environment of its own."""
+"""Checks of the plain install without torch, run by `make check` in its own virtual environment."""
 
 import contextlib
 import importlib

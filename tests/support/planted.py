@@ -1,4 +1,4 @@
-"""Images of which no two are alike, and copies of them: what tests of duplicates and of checks are made from."""
+"""Distinct images and copies of them, for tests of duplicates and checks."""
 
 from __future__ import annotations
 

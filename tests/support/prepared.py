@@ -1,4 +1,4 @@
-"""Photos as networks see them, written down as plainly as can be: what faster ways are compared with."""
+"""Plain reference preparation of photos, to compare faster implementations with."""
 
 from __future__ import annotations
 

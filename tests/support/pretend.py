@@ -1,4 +1,4 @@
-"""A device that is not the CPU, for machines without one: tensors say pretend:0, the CPU computes their numbers.
+"""A pretended device for machines with only a CPU: tensors report pretend:0, the CPU computes their values.
 
 As on a GPU, tensors of two devices do not mix. What a program would wait for on a GPU is counted, with the line of
 effnet that asks for it: a number read from the device ("number"), a tensor copied from it ("download"), a tensor

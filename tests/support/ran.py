@@ -1,4 +1,4 @@
-"""A command as a person types it, run in this process."""
+"""A command line, run in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from effnet.cli import main
 
 
 class Run:
-    """What one command printed, and its exit code."""
+    """The output and exit code of a command."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *words: object) -> None:
         with pytest.raises(SystemExit) as left:

@@ -1,4 +1,4 @@
-"""A server of files that answers requests for ranges of bytes."""
+"""A file server that supports byte ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of reports are about: odd class names, coloured noise, made-up answers."""
+"""Inputs for the tests of reports: odd class names, coloured noise, made-up answers."""
 
 from __future__ import annotations
 

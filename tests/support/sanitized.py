@@ -1,4 +1,4 @@
-"""Tests of the compiled kernels with libraries that check themselves: run by `make check`.
+"""Tests of the compiled kernels with sanitizers, run by `make check`.
 
     python tests/support/sanitized.py [WORD ...]    more words for pytest, such as -x
 
@@ -55,7 +55,7 @@ def environment(build: ModuleType, runtime: str = "libasan.so") -> dict[str, str
 
 
 def run(check: Check, words: list[str]) -> int:
-    """Compile the library, test it; the exit code."""
+    """Compile the library and test it; returns the exit code."""
     build = load_build()
     library = ROOT / "build" / "sanitized" / check.sanitizers / build.LIBRARY.name
     try:
@@ -71,7 +71,7 @@ def run(check: Check, words: list[str]) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Every check, until one fails; the exit code."""
+    """Run the checks until one fails; returns the exit code."""
     if sys.platform != "linux":
         print("Tests with sanitizers need Linux; they are left out.")
         return 0

@@ -1,4 +1,4 @@
-"""A server in a thread, with a function in place of an engine that a test can hold back."""
+"""A server in a thread, with a function instead of an engine, which tests can hold back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`effnet train` as it is typed: its options, what it prints, how it refuses."""
+"""The command effnet train: its options, its output and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings on a device that is not the CPU: results, what is waited for, and how they end; see support/pretend.py."""
+"""Training on another device: results, synchronizations, and how runs end; see support/pretend.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules by which a run is computed: no clock, and what the user says wins."""
+"""The rules for how a run is computed: they time nothing, and the user's options win."""
 
 from __future__ import annotations
 

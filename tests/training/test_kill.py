@@ -1,4 +1,4 @@
-"""Real processes, killed at random moments: what they end with is what an undisturbed run ends with, to the bit.
+"""Real processes, killed at random moments, end with the same bits as an undisturbed run.
 
 Those that need not be started as a user does are forked, see support/forked.py, and draw nothing: pictures and report
 take as long as these trainings and are not compared.

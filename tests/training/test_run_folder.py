@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not at all, and a damaged one is known."""
+"""Checkpoints are written whole or not at all, and damaged ones are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run learns of its limits: on images of three colours, which any network tells apart."""
+"""What a run measures of its limits, on images of three colours, which any network tells apart."""
 
 from __future__ import annotations
 

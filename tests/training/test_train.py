@@ -1,4 +1,4 @@
-"""Runs from the first step to the last: what they write, how they go on, what they refuse."""
+"""Whole runs: what they write, how they resume, what they refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other baselines beside torchvision's and timm's own: parameters, multiply-adds, names and logits."""
+"""The other baselines against torchvision's and timm's networks: parameters, multiply-adds, names and logits."""
 
 from __future__ import annotations
 

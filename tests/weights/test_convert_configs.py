@@ -1,4 +1,4 @@
-"""The configs of hub folders, read, and what is assumed for a file without one."""
+"""Reading configs of hub folders, and the assumptions for a file without one."""
 
 from __future__ import annotations
 

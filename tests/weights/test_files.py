@@ -1,4 +1,4 @@
-"""Opening files: what training wrappers put around the tensors, Keras' kinds of file, and files that are none."""
+"""Opening files: wrappers around the tensors, Keras's kinds of files, and files without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network takes over from another one, judged by what it computes."""
+"""What a network inherits from another one, tested by its outputs."""
 
 from __future__ import annotations
 

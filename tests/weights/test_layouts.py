@@ -1,4 +1,4 @@
-"""Names, order and numeric policy of every library, compared with the libraries' own networks without any memory."""
+"""Names, order and numeric policy of every library, compared with the libraries' own networks on the meta device."""
 
 from __future__ import annotations
 

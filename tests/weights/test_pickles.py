@@ -1,4 +1,4 @@
-"""torch's files without torch: what torch reads from them, nothing that would run, and no byte outside of them."""
+"""torch's files without torch: the same values as torch reads, no code is run, and no byte outside is read."""
 
 from __future__ import annotations
 

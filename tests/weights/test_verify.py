@@ -1,4 +1,4 @@
-"""The logit check sees what is right and what is wrong, and says when it saw less."""
+"""The logit check passes right weights, finds wrong ones, and says when it checked less."""
 
 from __future__ import annotations
 

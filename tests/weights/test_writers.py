@@ -1,4 +1,4 @@
-"""What is written loads in the library itself, strictly, and computes the same; the rest is refused with its reason."""
+"""Written files load strictly in the library itself and give the same outputs; others are refused with a reason."""
 
 from __future__ import annotations
 
