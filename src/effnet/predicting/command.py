@@ -37,17 +37,17 @@ def predict(
     output: Annotated[OutputOptions, Parameter(name="*")] = OUTPUT,
     options: Annotated[LoadOptions, Parameter(name="*")] = DEFAULTS,
 ) -> int:
-    """Classify photos. Every file gets exactly one answer, in order.
+    """Classify photos. Each file gets exactly one answer, in order.
 
-    A model of effnet train also says which answers are unsure, and which photos are unlike those of its training.
+    Models from effnet train also flag answers that are unsure and photos unlike those they were trained on.
 
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input
-            (the first answers come after two batches of it).
+            (whose first answers come after two batches).
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
-        answer: What is said of each photo.
-        output: The form of the answers, where they go, and who gives them.
+        answer: The content of each answer.
+        output: The format of the answers, where they go, and where they are computed.
     """
     if not sources:
         raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
@@ -60,7 +60,7 @@ def predict(
     started, photos, counts = time.perf_counter(), 0, Counter[str]()
     with console.Display(f"opening {model}") as progress:
         classifier = load(model, progress=progress, **asdict(options))
-    # checks topk and sets before the head is written
+    # checks topk and sets before the header is written
     answers = classifier.stream(paths, topk=answer.topk, batch=options.batch, sets=answer.sets)
     sys.stdout.write(head)
     for photo, found in answers:
@@ -74,7 +74,7 @@ def predict(
 
 
 def _next(model: str, name: str) -> str:
-    """The next command; effnet info takes a variant or a bundle."""
+    """The next command to suggest; effnet info takes a variant or a bundle."""
     if is_bundle(Path(model)):
         return f"effnet info {shlex.quote(model)}"
     return f"effnet info {name}" if name in VARIANTS else f"effnet explain photo.jpg --model {shlex.quote(model)}"
@@ -83,7 +83,7 @@ def _next(model: str, name: str) -> str:
 def _write(
     out: Path, paths: Iterator[str], model: str, answer: AnswerOptions, output: OutputOptions, options: LoadOptions
 ) -> int:
-    """Write the answers into a folder, here or on a cluster."""
+    """Write the answers to a folder, computed here or on a cluster."""
     from effnet.cluster import check_cluster
     from effnet.predicting.parts import open_request, write_answers
 
@@ -95,7 +95,7 @@ def _write(
             counts = write_answers(out, paths, request, classifier, output, progress)
         except KeyboardInterrupt:
             progress.close()
-            console.remark(f"Stopped. What is in {out} is kept, and the same command goes on.")
+            console.remark(f"Stopped. {out} keeps its answers; run the same command to go on.")
             return INTERRUPTED
     _remark(counts["photos"], counts, time.perf_counter() - started, model, classifier)
     console.remark(f"Next: head -n 3 {shlex.quote(str(out))}/*.jsonl")
@@ -103,7 +103,7 @@ def _write(
 
 
 def _remark(photos: int, counts: Mapping[str, int], seconds: float, model: str, classifier: Classifier) -> None:
-    """What was answered, and by what."""
+    """Print a summary: how many photos, by which model."""
     plural = "" if photos == 1 else "s"
     console.remark(f"{photos:,} photo{plural}, {counts['unreadable']} unreadable, {seconds:.1f} s with {model}")
     for note in _explain_flags(classifier, counts):
@@ -112,7 +112,7 @@ def _remark(photos: int, counts: Mapping[str, int], seconds: float, model: str, 
 
 
 def _explain_flags(classifier: Classifier, counts: Mapping[str, int]) -> Iterator[str]:
-    """How many photos got each flag, and what it means."""
+    """How many photos have each flag, and what it means."""
     calibration, familiarity = classifier.calibration, classifier.familiarity
     if calibration and counts["unsure"]:
         least = calibration.threshold
@@ -121,4 +121,4 @@ def _explain_flags(classifier: Classifier, counts: Mapping[str, int]) -> Iterato
         yield f"{counts['unsure']:,} unsure: {what} ensures that {promise}"
     if familiarity and counts["unfamiliar"]:
         split = familiarity.split
-        yield f"{counts['unfamiliar']:,} unfamiliar: less like the training's images than 95 % of its {split} images"
+        yield f"{counts['unfamiliar']:,} unfamiliar: less like the training images than 95 % of the {split} images"

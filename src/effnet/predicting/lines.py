@@ -1,4 +1,4 @@
-"""What is printed of a photo's answer: lines of a table, of JSON or of CSV."""
+"""A photo's answer as lines of a table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 CSV_COLUMNS = "file", "rank", "index", "label", "probability", "error", "unsure", "unfamiliar", "labels"
 FLAGS = "unsure", "unfamiliar"  # of a prediction
-SHOWN = 10  # labels of a set in the table
+SHOWN = 10  # labels of a label set in the table, at most
 
 
 def flags(answer: Prediction) -> list[str]:
-    """The flags that an answer has."""
+    """The flags of an answer."""
     return [name for name in FLAGS if getattr(answer, name)]
 
 
 def table_lines(file: str, answer: Prediction | ImageError) -> str:
-    """A line for each class, and one for a set of labels; a long name gets a line of its own."""
+    """A line for each class, and one for the label set; a long file name gets a separate line."""
     file = one_line(file)
     first = f"{file:<40}" if len(file) <= 40 else f"{file}\n{'':<40}"
     if isinstance(answer, ImageError):
@@ -43,7 +43,7 @@ def json_object(file: str, answer: Prediction | ImageError) -> str:
 
 
 def csv_rows(file: str, answer: Prediction | ImageError) -> str:
-    """A line for each class, ranked from 1, or one line with the error; a set of labels is a list as in JSON."""
+    """A line for each class, ranked from 1, or one line with the error; a label set is a JSON list."""
     if isinstance(answer, ImageError):
         return csv_lines([(file, "", "", "", "", answer, "", "", "")])
     values = ("" if (value := getattr(answer, name)) is None else str(value).lower() for name in FLAGS)

@@ -1,13 +1,13 @@
-"""Answers for many photos in a folder of files, each whole or not there, by this process or a Ray cluster.
+"""Answers for many photos in a folder of files, each whole or absent, computed by this process or a Ray cluster.
 
-request.json           what is answered and how; a command that asks for something else is refused
-answers-000000.jsonl   the answers for the first --part photos in their order, as effnet predict --json prints them
-answers.json           written last: how many photos, which of them are unreadable or flagged, the model, the versions
+request.json           the request; a command with another request for the same folder is refused
+answers-000000.jsonl   the answers for the first --part photos in order, as printed by effnet predict --json
+answers.json           written last: how many photos, how many of them unreadable or flagged, the model, the versions
 
-Only this process writes, so the machines of a cluster need no common disk for the answers. They read names, which this
-process lists once and keeps compressed, and open the model once in each process that answers.
+Only this process writes, so the machines of a cluster need no shared disk for the answers. This process lists the names
+once and keeps them compressed; each process of the cluster opens the model once.
 
-Ray Data was left out: it needs pandas and pyarrow, its machines write the files, and it names them anew in every run.
+Ray Data is not used: it needs pandas and pyarrow, its machines write the files, and every run names them differently.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ from effnet.version import __version__
 from effnet.weights.bundle import Bundle, entries_of
 
 REQUEST, RESULT, PART = "request.json", "answers.json", "answers-{:06}.jsonl"
-NOTES = "source", "metrics", "provenance", "files", "sha256"  # of a model, which no answer depends on
+NOTES = "source", "metrics", "provenance", "files", "sha256"  # of a model, without effect on answers
 
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """What answers depend on beside the photos, and where names lead."""
+    """What answers depend on besides the photos, and what names are relative to."""
 
-    model: str  # as it was given; a path is absolute
+    model: str  # as given; a path is absolute
     fingerprint: str
     answer: AnswerOptions
-    options: LoadOptions  # with the engine and the precision that were chosen here
+    options: LoadOptions  # with the engine and precision that were chosen here
     folder: str  # that relative names start from
 
     def to_dict(self) -> dict[str, Any]:
-        """What two commands have to share to write into one folder."""
+        """What two commands must share to write to the same folder."""
         options = {name: value for name, value in vars(self.options).items() if name not in ("threads", "source")}
         return {"effnet": __version__, "model": self.fingerprint, **vars(self.answer), **options}
 
 
 @dataclass(frozen=True)
 class Names:
-    """The photos, in order, as many to a part as are answered together: JSON lists, compressed."""
+    """The photos' names in order, in parts that are answered together: compressed JSON lists."""
 
     parts: tuple[bytes, ...]
     count: int
@@ -80,12 +80,12 @@ def open_request(
 ) -> tuple[AnswerRequest, Classifier]:
     """The request for a model, and the model, opened here.
 
-    Whatever answers takes the engine and the precision that the rules choose for this machine.
+    All machines use the engine and precision that the rules choose for this one.
     """
     found = fingerprint(read_model(model, None, options.source, progress=progress))
     classifier = load(model, **vars(options))
     classifier.stream((), topk=answer.topk, batch=options.batch, sets=answer.sets)  # checks them
-    assert classifier.selection is not None  # `load` made it
+    assert classifier.selection is not None  # set by `load`
     backend = classifier.selection.backend
     options = dataclasses.replace(options, engine=backend.engine, precision=backend.precision)
     path = str(Path(model).absolute()) if Path(model).exists() else model
@@ -93,7 +93,7 @@ def open_request(
 
 
 def fingerprint(model: Model) -> str:
-    """A hash of all that a model's answers depend on: the same for a bundle and a copy of it."""
+    """A hash of everything that a model's answers depend on: the same for a bundle and a copy of it."""
     form = None if isinstance(model, Bundle) else metadata(model.config, model.form)["form"]
     entries = {name: value for name, value in entries_of(model.config).items() if name not in NOTES}
     found = hashlib.sha256(json.dumps([form, entries], sort_keys=True).encode())
@@ -114,15 +114,15 @@ def write_answers(
     output: OutputOptions,
     progress: Progress = SILENT,
 ) -> Counter[str]:
-    """Write what is missing of the answers in a folder; `classifier` gives them where no cluster does.
+    """Write the answers that are still missing in a folder; `classifier` computes them unless a cluster does.
 
     Returns:
-        How many `photos`, and how many of them are `unreadable`, `unsure` and `unfamiliar`.
+        The number of `photos`, and of those that are `unreadable`, `unsure` and `unfamiliar`.
 
     Raises:
         ArgumentError: the folder holds something else, or other answers.
-        ClusterError: workers die, or a machine has other files or another effnet. What was answered is kept.
-        DataError: a file of the folder was changed.
+        ClusterError: workers die, or a machine has other files or another version of effnet. Answers so far are kept.
+        DataError: a file in the folder was changed.
     """
     listed = divide(names, output.part)
     photos = f"{listed.count} with names {listed.digest[:16]}"
@@ -138,7 +138,7 @@ def write_answers(
             for done, (name, (text, absent)) in enumerate(answered, start=there + 1):
                 for photo in absent:
                     if file_size(Path(photo)) >= 0:
-                        raise ClusterError(f"{photo} is here and not on every machine of the cluster, as it should be")
+                        raise ClusterError(f"{photo} is here but not on every machine of the cluster")
                 write_text(out / name, text)
                 progress.update("files of answers", done, total)
         counts = _count(out, listed, output.part)
@@ -149,7 +149,7 @@ def write_answers(
 
 
 def divide(names: Iterable[str], part: int) -> Names:
-    """The names in parts of so many."""
+    """The names in parts of this size."""
     parts, count, found = [], 0, hashlib.sha256()
     names = iter(names)
     while some := list(itertools.islice(names, part)):
@@ -161,7 +161,7 @@ def divide(names: Iterable[str], part: int) -> Names:
 
 
 def answer_part(classifier: Classifier, request: AnswerRequest, names: bytes) -> tuple[str, list[str]]:
-    """The lines of a part's photos, and those photos that are not on this machine."""
+    """The lines for a part's photos, and the photos that are not on this machine."""
     answer, absent, lines = request.answer, [], []
     photos = json.loads(zlib.decompress(names))
     answers = classifier.stream(photos, topk=answer.topk, batch=request.options.batch, sets=answer.sets)
@@ -173,14 +173,14 @@ def answer_part(classifier: Classifier, request: AnswerRequest, names: bytes) ->
 
 
 def _answer_there(request: AnswerRequest, names: bytes) -> tuple[str, list[str]]:
-    """A job of a cluster."""
+    """Answer a part in a job on a cluster."""
     return answer_part(_open(request), request, names)
 
 
 @functools.cache
 def _open(request: AnswerRequest) -> Classifier:
     """The model on a machine of a cluster, opened once in each process."""
-    with suppress(OSError):  # where it is not here, relative names are missing, which is told
+    with suppress(OSError):  # if it is missing here, relative names are reported as missing
         os.chdir(request.folder)
     options = request.options
     if fingerprint(read_model(request.model, None, options.source)) != request.fingerprint:
@@ -191,7 +191,7 @@ def _open(request: AnswerRequest) -> Classifier:
 def _answer(
     missing: dict[str, bytes], request: AnswerRequest, classifier: Classifier, output: OutputOptions, progress: Progress
 ) -> Generator[tuple[str, tuple[str, list[str]]]]:
-    """The name of each part with what `answer_part` returns, as they are ready."""
+    """Each part's name with the result of `answer_part`, as they finish."""
     if output.ray is None or not missing:
         yield from ((name, answer_part(classifier, request, part)) for name, part in missing.items())
         return
@@ -202,7 +202,7 @@ def _answer(
 
 
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Write request.json, or compare it."""
+    """Write request.json, or compare it to an existing one."""
     if not (out / REQUEST).is_file():
         if out.exists() and not (out.is_dir() and not names_in(out)):
             raise ArgumentError("out", str(out), "exists and holds something else; choose another folder.")
@@ -220,13 +220,13 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
 
 
 def _count(out: Path, listed: Names, part: int) -> Counter[str]:
-    """What is in the files. Quotes within a JSON string have a backslash, so these marks are not part of a name."""
+    """Count what the files hold. Quotes in JSON strings have a backslash, so names cannot contain these marks."""
     counts = Counter[str]()
     for place in range(len(listed.parts)):
         text = (out / PART.format(place)).read_bytes()
         lines = text.count(b"\n")
         if lines != min(part, listed.count - place * part):
-            raise DataError(f"{out / PART.format(place)} was changed: delete it, and the same command writes it again")
+            raise DataError(f"{out / PART.format(place)} was changed: delete it and run the same command again")
         counts.update(photos=lines, unreadable=text.count(b', "error": "'))
         counts.update({name: text.count(b'"%s": true' % name.encode()) for name in FLAGS})
     return counts

@@ -1,1 +1,1 @@
-"""How a network grows and shrinks."""
+"""Scaling networks, by a phi or to a budget."""

@@ -1,7 +1,7 @@
-"""A budget: what a network may cost at most, and what is settled beforehand.
+"""A budget: what a network may cost at most, and which of its sizes are fixed.
 
-The paper's equation 2 limits memory and multiply-adds, and the paper uses only the second. Here both bind, and so do
-parameters, training memory, file size and latency.
+The paper's equation 2 limits memory and multiply-adds, but the paper uses only the second. Here both apply, as do
+limits on parameters, training memory, file size and latency.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from effnet.fields import (
 )
 from effnet.machine import Precision, choose_precision
 
-SMALLEST_RESOLUTION = 32  # pixels; the last map is then one pixel
-RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # counted by formula
+SMALLEST_RESOLUTION = 32  # pixels, where the last map is one pixel
+RESOURCES = ("macs", "params", "memory", "train_memory", "file_size")  # computed by formulas
 UNITS: dict[str, Any] = {"macs": COUNTS, "params": COUNTS, "latency": SECONDS}
 UNITS |= dict.fromkeys(("memory", "train_memory", "file_size"), BYTES)
 PARSERS: dict[str, Callable[[str, Any], float]] = {"macs": parse_count, "params": parse_count}
@@ -48,45 +48,45 @@ TRAINING = {"optimizer": "rmsprop", "ema": True, "precision": None, "keep": None
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost at most, and what is settled beforehand.
+    """What a network may cost at most, and which of its sizes are fixed.
 
-    Amounts are numbers (counts, bytes, seconds) or text with a unit; after construction they are numbers.
+    Amounts are numbers (counts, bytes, seconds) or text with a unit, which construction converts to numbers.
 
     Raises:
         ArgumentError: a value is outside its range, contradicts another, or nothing is limited.
     """
 
     macs: Amount | None = None
-    """Most multiply-adds of an image: 1G, 390M."""
+    """Most multiply-adds per image: 1G, 390M."""
     params: Amount | None = None
     """Most parameters: 10M."""
     memory: Amount | None = None
-    """Most memory of inference (weights, one image and its feature maps, fp32): 100MB, 100MiB."""
+    """Most inference memory (weights, one image and its feature maps, fp32): 100MB, 100MiB."""
     train_memory: Amount | None = None
-    """Most memory of a training step, with all that it holds for --batch images: 8GB."""
+    """Most memory of a training step with --batch images: 8GB."""
     batch: int | None = None
     """Images per training step, for --train-memory."""
     file_size: Amount | None = None
-    """Largest file of weights: 10MB."""
+    """Largest weight file: 10MB."""
     latency: Amount | None = None
-    """Longest time for one image on this machine: 20ms. Networks are timed, which takes a minute."""
+    """Longest time for one image on this machine: 20ms. Timing the networks takes a minute."""
     resolution: int | None = None
     """Fix the resolution in pixels."""
     width: float | None = None
-    """Fix the width factor, counted from the baseline's rows."""
+    """Fix the width factor, relative to the baseline's table."""
     depth: float | None = None
-    """Fix the depth factor, counted from the baseline's rows."""
+    """Fix the depth factor, relative to the baseline's table."""
     max_resolution: int | None = None
     """Largest resolution in pixels."""
     optimizer: str = "rmsprop"
     """For --train-memory: rmsprop, sgd, momentum, adam or adamw."""
     ema: Annotated[bool, Parameter(negative="--no-ema", show_default=False)] = True
-    """For --train-memory: a moving average of the weights is kept."""
+    """For --train-memory: keep a moving average of the weights."""
     precision: Precision | None = None
-    """For --train-memory: number format of the feature maps. Default: the faster one on this processor."""
+    """For --train-memory: precision of the feature maps. Default: the faster one on this processor."""
     keep: Annotated[str | Keep | None, Parameter(metavar="LEVEL", show_choices=False)] = None
     """For --train-memory: what is kept for the backward pass: activations, convolutions, depthwise or bottlenecks; the
-    rest is computed again. Default: everything is kept."""
+    rest is recomputed. Default: everything is kept."""
 
     def __post_init__(self) -> None:
         for name, parse in PARSERS.items():
@@ -113,7 +113,7 @@ class Budget:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
         if (self.batch is None) != (self.train_memory is None):
             name, lacks = ("batch", "train_memory") if self.train_memory is None else ("train_memory", "batch")
-            raise ArgumentError(name, getattr(self, name), f"needs `{lacks}`: how much memory for how many images.")
+            raise ArgumentError(name, getattr(self, name), f"needs `{lacks}` too: how much memory for how many images.")
         for name, default in TRAINING.items():
             if self.train_memory is None and getattr(self, name) != default:
                 raise ArgumentError(name, getattr(self, name), "belongs to `train_memory`, which is not limited.")
@@ -123,23 +123,23 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits on what is counted by formula, under the names of RESOURCES."""
+        """The limits on what formulas compute, by their names in RESOURCES."""
         return {name: getattr(self, name) for name in RESOURCES if getattr(self, name) is not None}
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The resources that can be counted for a network: training memory only for a batch."""
+        """The resources that can be computed for a network; training memory only with a batch."""
         return tuple(name for name in RESOURCES if name != "train_memory" or self.batch)
 
     def to_options(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, amounts as a person types them: 1G, 8GB, 20ms."""
+        """The fields that differ from their defaults, with amounts as on a command line: 1G, 8GB, 20ms."""
         values = given(self)
         values |= {name: write_amount(values[name], units) for name, units in UNITS.items() if name in values}
         return values if self.keep is None else values | {"keep": Keep.parse(self.keep).name.lower()}
 
 
 def count_resources(network: NetworkSpec | Shape, budget: Budget, names: tuple[str, ...] = RESOURCES) -> dict[str, int]:
-    """What a network, or each of many, costs of the named resources; training memory only for a batch."""
+    """What a network, or each of many, needs of the named resources; training memory only with a batch."""
     shape = network.shape if isinstance(network, NetworkSpec) else network
     price = total_cost(shape)
     settings: dict[str, Any] = {name: getattr(budget, name) for name in ("batch", *TRAINING)}

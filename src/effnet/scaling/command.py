@@ -1,4 +1,4 @@
-"""effnet scale: the network that fits a budget, the one that a phi makes, a rule's table, or the doubling laws."""
+"""effnet scale: the network for a budget or a phi, a rule's table, or the doubling laws."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ PHIS = (-2, -1, 1, 2, 3, 4, 5, 6, 7)
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """What is scaled, how, and where the result goes."""
+    """What is scaled and how, and where the result goes."""
 
     from_: Annotated[str, Parameter(name="--from")] = "b0"
-    """What is scaled: a variant (b0 ..., lite0 ...), a bundle or a spec.yaml."""
+    """The baseline to scale: a variant (b0 ..., lite0 ...), a bundle or a spec.yaml."""
     rule: str = "paper"
-    """What depth, width and resolution grow by: paper (1.2,1.1,1.15), fast (mostly width), width, depth or resolution
-    only, three numbers alpha,beta,gamma, or a YAML file that names them."""
+    """The growth of depth, width and resolution: paper (1.2,1.1,1.15), fast (mostly width), only width, depth or
+    resolution, three numbers alpha,beta,gamma, or a YAML file with them."""
     phi: float | None = None
     """How far to scale: 1 for about twice the multiply-adds, below 0 to shrink. Default: a table of several."""
     depth_rounding: DepthRounding | None = None
-    """How layers become whole numbers. Default: for a budget whichever fits better; else as in what is scaled (ceil in
-    the official code), and nearest below phi 0, where rounding up hardly shrinks."""
+    """How layers are rounded. Default: for a budget, whichever fits better; else as in the baseline (ceil in the
+    official code), and nearest below phi 0, where rounding up hardly shrinks."""
     resolution_step: int = RESOLUTION_STEP
-    """The resolution is a multiple of so many pixels."""
+    """Pixels that the resolution is a multiple of."""
     laws: Flag = False
-    """Show what doubling only depth, width or resolution costs, and why that is not what the textbook says."""
+    """Show what doubling only depth, width or resolution costs, and why it differs from the textbook."""
     num_classes: int | None = None
-    """For a budget: outputs of the classifier. Default: as in what is scaled."""
+    """For a budget: outputs of the classifier. Default: as in the baseline."""
     pretrained: Flag = False
-    """For a budget: choose only among published networks that have weights."""
+    """For a budget: choose only among published networks with weights."""
     engine: EngineName | None = None
-    """For --latency: what runs the networks. Default: the engine that would run what is scaled."""
+    """For --latency: engine that runs the networks. Default: the one that would run the baseline."""
     threads: int | None = None
     """For --latency: threads of the engine. Default: one per core."""
     plot: Path | None = None
-    """For a budget: draw the candidates into this .png, .svg or .pdf file."""
+    """For a budget: draw the candidates to this .png, .svg or .pdf file."""
     save: Path | None = None
     """Write the network to this .yaml file, which other commands take as MODEL."""
     json: Flag = False
@@ -73,7 +73,7 @@ def scale(
     budget: Annotated[Budget | None, Parameter(name="*", group="Budget")] = None,
     options: Annotated[ScaleOptions, Parameter(name="*")] = ScaleOptions(),
 ) -> int:
-    """The network that fits a budget, or the one that a phi makes; without either, a table of a rule.
+    """Find the network for a budget or a phi; without either, print a table for a rule.
 
     A budget is any of --macs, --params, --memory, --train-memory with --batch, --file-size and --latency.
     """
@@ -81,15 +81,15 @@ def scale(
     if budget is not None:
         _refuse(given, ("phi", "laws"), "does not go with a budget.")
     else:
-        which = "is for a budget: add --macs, --params, --memory, --train-memory, --file-size or --latency."
+        which = "needs a budget: add --macs, --params, --memory, --train-memory, --file-size or --latency."
         _refuse(given, ("num_classes", "pretrained", "engine", "threads", "plot"), which)
     if options.laws:
         others = "phi", "rule", "depth_rounding", "resolution_step", "save"
         _refuse(given, others, "does not go with --laws, which doubles one dimension at a time.")
     if options.save is not None and options.save.suffix.lower() not in SUFFIXES:
-        raise ArgumentError("save", str(options.save), "must end in .yaml, by which other commands know it.")
+        raise ArgumentError("save", str(options.save), "must end in .yaml, so that other commands recognize it.")
     if options.save is not None and options.phi is None and budget is None:
-        raise ArgumentError("save", str(options.save), "writes one network; say which, as in: --phi 1")
+        raise ArgumentError("save", str(options.save), "writes one network; say which, for example --phi 1")
     baseline = read_network(options.from_)
     if options.laws:
         tables.show_laws(baseline, laws(baseline), as_json=options.json)
@@ -118,14 +118,14 @@ def _scale_by_phi(baseline: NetworkSpec, options: ScaleOptions, given: Mapping[s
 def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOptions, given: Mapping[str, Any]) -> None:
     limits = budget.to_options()
     if budget.latency is None:
-        _refuse(given, ("engine", "threads"), "is for --latency: only then networks are timed.")
+        _refuse(given, ("engine", "threads"), "needs --latency: only then are networks timed.")
     if options.pretrained:
-        fixed = "does not go with --pretrained: a published network is as it is."
+        fixed = "does not go with --pretrained: published networks are fixed."
         _refuse({**given, **limits}, ("rule", "depth_rounding", "width", "depth"), fixed)
     if options.plot is not None:
         drawable(options.plot)
         if options.pretrained or not budget.limits:
-            rule = "draws the networks near the curve, which --pretrained and a budget of only a latency do not count."
+            rule = "draws networks near the curve, which --pretrained and a budget of only a latency do not need."
             raise ArgumentError("plot", str(options.plot), rule)
     measure = None if budget.latency is None else _stopwatch(baseline, options)
     with console.Display("looking for the network that fits"):
@@ -144,13 +144,13 @@ def _scale_to_budget(budget: Budget, baseline: NetworkSpec, options: ScaleOption
         tables.draw_candidates(fit, options.plot)
         console.remark(f"drew {options.plot}")
     following = _save(fit.spec, options.save, _command({**limits, **given}))
-    if fit.published is not None and fit.is_published:  # it has weights, which a spec.yaml has not
+    if fit.published is not None and fit.is_published:  # it has weights, unlike a spec.yaml
         following = f"effnet predict photo.jpg --model {fit.published.variant.name}"
     console.remark(f"Next: {following}")
 
 
 def _save(network: NetworkSpec, path: Path | None, command: str) -> str:
-    """Write the network if `path` is given; returns the next command, which shows it or else saves it."""
+    """Write the network if `path` is given; returns the next command, which shows or saves it."""
     if path is None:
         return f"{command} --save {shlex.quote(network.name)}.yaml"
     with write_file(path) as temporary:
@@ -159,7 +159,7 @@ def _save(network: NetworkSpec, path: Path | None, command: str) -> str:
 
 
 def _stopwatch(baseline: NetworkSpec, options: ScaleOptions) -> Callable[[NetworkSpec], Timing]:
-    """A function that times networks of random weights, one image at a time, in the engine that runs the baseline."""
+    """A function that times networks with random weights, one image at a time, in the engine that runs the baseline."""
     from effnet.metrics.timing import time_network  # needs torch
 
     selection = select(baseline, engine=options.engine, batch=1, threads=options.threads)
@@ -175,7 +175,7 @@ def _stopwatch(baseline: NetworkSpec, options: ScaleOptions) -> Callable[[Networ
 
 
 def _variants_with_weights() -> list[str]:
-    from effnet.weights.registry import REGISTRY  # loads the standard library's HTTP, which takes its time
+    from effnet.weights.registry import REGISTRY  # slow to import: loads the standard library's HTTP client
 
     return sorted({known.variant for known in REGISTRY.values()})
 
@@ -187,5 +187,5 @@ def _refuse(given: Mapping[str, Any], names: Iterable[str], rule: str) -> None:
 
 
 def _command(given: Mapping[str, Any], drop: Container[str] = ("save", "plot", "json", "laws")) -> str:
-    """The command as it was typed, without what does not change the network."""
+    """The command line, without options that do not change the network."""
     return console.command_line("scale", {name: value for name, value in given.items() if name not in drop})

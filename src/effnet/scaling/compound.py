@@ -1,17 +1,17 @@
-"""Compound scaling: one number phi grows depth, width and resolution together (sections 3.2 and 3.3 of the paper).
+"""Compound scaling: one number, phi, scales depth, width and resolution together (sections 3.2 and 3.3 of the paper).
 
     d = alpha^phi, w = beta^phi, r = gamma^phi; the multiply-adds grow like d w^2 r^2 = (alpha beta^2 gamma^2)^phi
 
-The factors multiply what the baseline has. Depth multiplies the layers of the block stages only: stem and head remain
-one convolution each at any depth. Their channels grow with the width, and their maps with the resolution, like
-everything else. EfficientNet-Lite's ends are fixed, so that scaled networks stay small: stem and head keep their
-channels, first and last stage their layers.
+The factors are relative to the baseline. Depth only multiplies the layers of the block stages: stem and head stay one
+convolution each, whose channels grow with the width and whose maps grow with the resolution, like all others.
+EfficientNet-Lite has fixed ends, so that scaled networks stay small: stem and head keep their channels, the first and
+last stage their layers.
 
-Departures from the paper's equation 3, for which every ratio here is given twice, nominal and as counted:
+Departures from the paper's equation 3, because of which every ratio here is given twice, nominal and as built:
 - channels are rounded to multiples of 8 and layers to whole numbers, up by the official code's rule;
 - the resolution is rounded to a multiple of 8, because a map that halves to an odd size costs up to 17 % more;
-- below phi 0, which the paper does not treat, layers are rounded to the nearest number: rounding up hardly shrinks;
-- B1-B7 lie near one curve but not on it, and L2 lies far from it; `implied_phis` says how far.
+- below phi 0, which the paper does not cover, layers are rounded to the nearest number: rounding up hardly shrinks;
+- B1-B7 lie near one curve but not on it, and L2 lies far from it; `implied_phis` tells how far.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Rule:
         for field in ("alpha", "beta", "gamma"):
             growth = positive_float(field, getattr(self, field))
             if not 1 <= growth <= LARGEST_FACTOR:
-                rule = f"must be at least 1, as equation 3 of the paper demands, and at most {LARGEST_FACTOR}."
+                rule = f"must be at least 1, by equation 3 of the paper, and at most {LARGEST_FACTOR}."
                 raise ArgumentError(field, getattr(self, field), rule)
             set_field(self, field, growth)
         if self.product == 1:
@@ -65,11 +65,11 @@ class Rule:
 
     @property
     def product(self) -> float:
-        """What the multiply-adds grow by per phi before rounding; the paper wants it near 2."""
+        """The factor on multiply-adds per phi before rounding; near 2 in the paper."""
         return self.nominal(1)
 
     def factors(self, phi: float) -> tuple[float, float, float]:
-        """The factors on depth, width and resolution; ArgumentError where `phi` is not finite or too large."""
+        """The factors on depth, width and resolution; ArgumentError if `phi` is not finite or too large."""
         if not math.isfinite(number("phi", phi)):
             raise ArgumentError("phi", phi, "must be a finite number.")
         try:
@@ -79,12 +79,12 @@ class Rule:
         return depth, width, resolution
 
     def nominal(self, phi: float) -> float:
-        """What the multiply-adds grow by before rounding: d w^2 r^2."""
+        """The factor on multiply-adds before rounding: d w^2 r^2."""
         depth, width, resolution = self.factors(phi)
         return depth * width**2 * resolution**2
 
     def phis(self, depth: float, width: float, resolution: float) -> tuple[float | None, ...]:
-        """The phi that multiplies each dimension by its factor; None where the rule does not grow that dimension."""
+        """The phi that gives each dimension its factor; None for a dimension that the rule does not grow."""
         factors = (positive_float("factor", factor) for factor in (depth, width, resolution))
         pairs = zip(factors, self.growths, strict=True)
         return tuple(math.log(factor, growth) if growth > 1 else None for factor, growth in pairs)
@@ -113,18 +113,18 @@ class ScalingStep:
 
     network: NetworkSpec
     phi: float | None  # None: a published variant, which no phi gives
-    nominal_ratio: float  # its multiply-adds before rounding, the baseline's being 1
-    realised_ratio: float  # its multiply-adds as counted
+    nominal_ratio: float  # its multiply-adds before rounding, relative to the baseline's
+    realised_ratio: float  # its multiply-adds as built
 
     @property
     def excess(self) -> float:
-        """How much more is built than is nominal: .34 is 34 % more."""
+        """How much more is built than nominal: .34 is 34 % more."""
         return self.realised_ratio / self.nominal_ratio - 1
 
 
 @dataclass(frozen=True)
 class ImpliedPhis:
-    """The phi that each of a network's numbers corresponds to; None where the rule does not grow that number."""
+    """The phi that each of a network's sizes corresponds to; None for one that the rule does not grow."""
 
     depth: float | None
     width: float | None
@@ -133,10 +133,10 @@ class ImpliedPhis:
 
 
 def read_rule(text: str | Path | Rule) -> Rule:
-    """A rule by its name, from three numbers such as "1.2,1.1,1.15", or from a YAML file.
+    """A rule by name, from three numbers such as "1.2,1.1,1.15", or from a YAML file.
 
-    The file names alpha, beta and gamma; its other fields, such as how they were found, are not read. Without a `name`
-    in it, the rule is called like the file.
+    The file gives alpha, beta and gamma; other fields, such as how they were found, are ignored. Without a `name`, the
+    rule is named after the file.
 
     Raises:
         UnknownNameError: no rule has that name.
@@ -151,7 +151,7 @@ def read_rule(text: str | Path | Rule) -> Rule:
         values = read_mapping(path)
         missing = [name for name in ("alpha", "beta", "gamma") if name not in values]
         if missing:
-            raise ArgumentError("rule", str(path), f"must name alpha, beta and gamma; it lacks {', '.join(missing)}.")
+            raise ArgumentError("rule", str(path), f"must give alpha, beta and gamma; it lacks {', '.join(missing)}.")
         try:
             return Rule(values["alpha"], values["beta"], values["gamma"], str(values.get("name") or path.stem))
         except ArgumentError as error:
@@ -173,18 +173,18 @@ def scale(
     resolution_step: int = RESOLUTION_STEP,
     depth_rounding: DepthRounding | None = None,
 ) -> NetworkSpec:
-    """The network that `phi` makes of a baseline, with every number rounded as it is built.
+    """The network that `phi` makes of a baseline, with every size rounded as built.
 
     Args:
-        baseline: what the factors multiply; phi 0 gives it back.
+        baseline: the network to scale; phi 0 returns it.
         phi: 1 for about twice the multiply-adds; below 0 the network shrinks.
-        rule: what depth, width and resolution grow by.
+        rule: the growth of depth, width and resolution.
         resolution_step: the resolution is the nearest multiple of this many pixels, and at least one step.
         depth_rounding: None keeps the baseline's, which is "ceil" in the official code, for a phi of 0 or more, and
-            takes "nearest" below. Multiply-adds of B0 at phi -2: .45 times B0's with "ceil", .34 with "nearest", where
-            .27 are promised; at phi 1: 2.23 with "ceil", 1.78 with "nearest", where 1.92 are promised.
+            takes "nearest" below. Multiply-adds at phi -2: .45 times B0's with "ceil", .34 with "nearest", nominally
+            .27; at phi 1: 2.23 with "ceil", 1.78 with "nearest", nominally 1.92.
 
-    The dropout is that of `interpolate_dropout`. drop_connect is .2 in every published variant, so it stays as it is.
+    The dropout is that of `interpolate_dropout`. drop_connect is .2 in every published variant, so it does not change.
 
     Raises:
         ArgumentError: a value is outside its range, or the network would be.
@@ -192,7 +192,7 @@ def scale(
     depth, width, resolution = rule.factors(phi)
     step = positive_int("resolution_step", resolution_step)
     if abs(phi) > (limit := largest_phi(baseline, rule)):
-        allowed = f"must be between {-limit:.1f} and {limit:.1f} here, so that no factor goes beyond {LARGEST_FACTOR}."
+        allowed = f"must be between {-limit:.1f} and {limit:.1f} here, so that no factor exceeds {LARGEST_FACTOR}."
         raise ArgumentError("phi", phi, allowed)
     usual: DepthRounding = "nearest" if phi < 0 else baseline.depth_rounding
     pieces = [baseline.name, f"phi{phi:g}"]
@@ -218,12 +218,12 @@ def largest_phi(baseline: NetworkSpec, rule: Rule) -> float:
 
 
 def interpolate_dropout(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, tuple[str, ...]]:
-    """The dropout for a network scaled from `baseline`, and the names of the variants that it was taken from.
+    """The dropout for a network scaled from `baseline`, and the names of the variants that it is taken from.
 
-    The paper says only that dropout grows linearly from .2 to .5 between B0 and B7. Here it is interpolated between the
-    published variants of the baseline's family, linearly over the logarithm of d w^2 r^2, and does not go beyond the
-    first and the last of them; to thousandths. One name: that variant's own dropout. No name: the baseline belongs to
-    no family, or its dropout is not the published one, and stays.
+    The paper only says that dropout grows linearly from .2 to .5 between B0 and B7. Here it is interpolated between the
+    published variants of the baseline's family, linearly in the logarithm of d w^2 r^2, clamped to the first and last
+    of them, and rounded to thousandths. One name means that variant's own dropout. No name means that the baseline
+    belongs to no family or has another dropout than published, which it keeps.
     """
     variants = published_variants(baseline)
     if not variants:
@@ -251,20 +251,20 @@ def published_variants(baseline: NetworkSpec) -> tuple[NetworkSpec, ...]:
 
 
 def nominal_ratio(baseline: NetworkSpec, network: NetworkSpec) -> float:
-    """A network's multiply-adds by its coefficients, d w^2 r^2, the baseline's being 1."""
+    """A network's multiply-adds by its coefficients, d w^2 r^2, relative to the baseline's."""
     depth, width, resolution = _factors(baseline, network)
     return depth * width**2 * resolution**2
 
 
 def realised_ratio(baseline: NetworkSpec, network: NetworkSpec) -> float:
-    """A network's multiply-adds as counted, the baseline's being 1."""
+    """A network's multiply-adds as built, relative to the baseline's."""
     return cost(network).macs / cost(baseline).macs
 
 
 def tabulate(
     baseline: NetworkSpec, phis: Iterable[float], rule: Rule = RULES["paper"], **rounding: Any
 ) -> tuple[ScalingStep, ...]:
-    """The network of each phi compared with the baseline; `rounding` and errors as for `scale`."""
+    """The network for each phi compared with the baseline; `rounding` and errors as in `scale`."""
     networks = [(phi, scale(baseline, phi, rule, **rounding)) for phi in phis]
     return tuple(
         ScalingStep(network, phi, rule.nominal(phi), realised_ratio(baseline, network)) for phi, network in networks
@@ -272,7 +272,7 @@ def tabulate(
 
 
 def implied_phis(baseline: NetworkSpec, network: NetworkSpec, rule: Rule = RULES["paper"]) -> ImpliedPhis:
-    """The phi that a network's depth, width, resolution and counted multiply-adds each correspond to."""
+    """The phi that a network's depth, width, resolution and multiply-adds as built each correspond to."""
     depth, width, resolution = rule.phis(*_factors(baseline, network))
     return ImpliedPhis(depth, width, resolution, rule.phi_of_macs(realised_ratio(baseline, network)))
 

@@ -1,8 +1,8 @@
-"""The networks that a budget chooses from: the curve of a rule and what lies near it, each counted exactly.
+"""The networks that a budget chooses from: a rule's curve and what lies near it, with exact costs.
 
-The largest network on the curve that meets every limit is found first. Rounding wastes a part of the budget there, so
-its neighbourhood is searched: of all networks whose depth, width and resolution each lie within 5 % of a point of the
-curve, with no fewer multiply-adds than that one, the one is taken that uses most of the limit that binds.
+First the largest network on the curve that meets every limit is found. Since rounding wastes part of the budget, its
+neighbourhood is searched: of all networks whose depth, width and resolution each lie within 5 % of a point on the
+curve, with no fewer multiply-adds than that one, the result is the one that uses most of the binding limit.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from effnet.scaling.budget import SMALLEST_RESOLUTION, Budget, count_resources
 from effnet.scaling.compound import Rule, interpolate_dropout, largest_phi
 
 FloatArray: TypeAlias = NDArray[np.float64]
-# Networks as they are built, an entry each: width, depth, resolution, rounding (index into ROUNDINGS) and, under its
-# name, each resource that was counted.
+# Networks as built, one per entry: width, depth, resolution, rounding (index into ROUNDINGS) and, by name, each
+# resource that was computed.
 CountedNetworks: TypeAlias = dict[str, NDArray[Any]]
 
 ROUNDINGS: tuple[DepthRounding, ...] = ("ceil", "nearest")
 BUILT = ("width", "depth", "resolution", "rounding")
-NEAR = 0.05  # how far depth, width and resolution may each be from the curve
+NEAR = 0.05  # how far depth, width and resolution may each be from the curve, relatively
 SMALLEST_FACTOR = 0.05  # of depth and width
 CURVE_STEP = 0.02  # between points of the curve, in doublings of the nominal multiply-adds
 AROUND = 0.8  # doublings on either side of the best point whose neighbourhood is searched
-PLACES = 17  # points in there
+PLACES = 17  # points in that range
 OFFSETS = 7  # of depth and of width in each neighbourhood
 RESOLUTIONS = 5  # in each neighbourhood
-TIE = 0.005  # shares of the binding limit that count as equal; among those more multiply-adds win
-COUNTABLE = 1e17  # the curve ends before its counts outgrow whole numbers of 64 bits
+TIE = 0.005  # difference in the used share of the binding limit that counts as a tie; then more multiply-adds win
+COUNTABLE = 1e17  # the curve ends before its counts overflow 64-bit integers
 
 
 class CurveSearch:
-    """The networks of one budget, baseline and rule."""
+    """The networks for a budget, a baseline and a rule."""
 
     def __init__(
         self, budget: Budget, baseline: NetworkSpec, rule: Rule, step: int, rounding: DepthRounding | None
@@ -60,13 +60,13 @@ class CurveSearch:
         return CurveSearch(budget or self.budget, self.baseline, rule or self.rule, self.step, self.rounding)
 
     def best(self) -> tuple[NetworkSpec, CountedNetworks]:
-        """The network that makes most of the budget, and all that were considered; an error where none meets it."""
+        """The network that makes most of the budget, and all that were considered; an error if none meets it."""
         phis, limits = self._phis(), self.budget.limits
         curve = self._count(*self._curve(phis))
         fits = self._fits(curve)
         if not fits.any():
             raise self._impossible()
-        # The curve is there once for each rounding; the point with most multiply-adds.
+        # The point with most multiply-adds on the curve, which exists once for each rounding.
         top = int(np.where(fits, curve["macs"], -1).argmax())
         binding = max(limits, key=lambda name: float(curve[name][top] / limits[name]))
         near = self._count(*self._neighbours(phis, float(phis[top % len(phis)])))
@@ -76,7 +76,7 @@ class CurveSearch:
         return self._largest(everything, allowed & (share >= share.max() - TIE)), everything
 
     def curve_spec(self, phi: float) -> NetworkSpec | None:
-        """The larger of the curve's networks at this phi that meet the limits."""
+        """The largest of the curve's networks at this phi that meet the limits."""
         at = self._count(*self._curve(np.array([phi])))
         fits = self._fits(at)
         return self._largest(at, fits) if fits.any() else None
@@ -89,7 +89,7 @@ class CurveSearch:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The phis where the curve begins and ends."""
+        """The phis at which the curve begins and ends."""
         phis = self._phis()
         return float(phis[0]), float(phis[-1])
 
@@ -109,7 +109,7 @@ class CurveSearch:
         return dataclasses.replace(network, name=name, dropout=interpolate_dropout(self.baseline, network)[0])
 
     def _phis(self) -> FloatArray:
-        """The curve in steps of equal growth under any rule, as far as factors, resolution and 64-bit numbers go."""
+        """The curve in steps of equal growth, as far as factors, resolution and 64-bit integers allow."""
         phis = np.arange(self._first(), largest_phi(self.baseline, self.rule), CURVE_STEP * self.doubling)
         depth, width, pixels = self._curve(phis)
         growth = (depth / self.baseline.depth) * (width / self.baseline.width) ** 2
@@ -121,14 +121,14 @@ class CurveSearch:
         return phis
 
     def _first(self) -> float:
-        """The phi at which depth, width or resolution is as small as it may be; 0 if the baseline's already is."""
+        """The phi at which depth, width or resolution becomes as small as allowed; 0 if the baseline's already is."""
         base = self.baseline
         floors = SMALLEST_FACTOR / base.depth, SMALLEST_FACTOR / base.width, SMALLEST_RESOLUTION / base.resolution
         ends = zip(floors, self.rule.growths, strict=True)
         return max(min(0.0, math.log(floor) / math.log(growth)) for floor, growth in ends if growth > 1)
 
     def _curve(self, phis: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Depth, width and resolution in pixels on the curve, not yet rounded; what is settled is settled."""
+        """Depth, width and resolution in pixels on the curve, not yet rounded, except for fixed ones."""
         alpha, beta, gamma = self.rule.growths
         budget = self.budget
         depth = self.baseline.depth * alpha**phis if budget.depth is None else np.full_like(phis, budget.depth)
@@ -141,7 +141,7 @@ class CurveSearch:
         return depth, width, pixels
 
     def _neighbours(self, phis: FloatArray, phi: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Everything near the curve around `phi`: depth, width and resolution each within NEAR of a point of it."""
+        """Everything near the curve around `phi`: depth, width and resolution each within NEAR of a point on it."""
         reach = AROUND * self.doubling
         depth, width, pixels = self._curve(np.linspace(max(phis[0], phi - reach), min(phis[-1], phi + reach), PLACES))
         offsets = np.linspace(1 - NEAR, 1 + NEAR, OFFSETS)
@@ -158,7 +158,7 @@ class CurveSearch:
         )
 
     def _resolutions(self, pixels: float) -> list[int]:
-        """A few multiples of the step within NEAR of `pixels`, or the nearest one."""
+        """Some multiples of the step within NEAR of `pixels`, or the nearest one."""
         if self.budget.resolution is not None:
             return [self.budget.resolution]
         low, high = (1 - NEAR) * pixels / self.step, (1 + NEAR) * pixels / self.step
@@ -169,7 +169,7 @@ class CurveSearch:
         return [number * self.step for number in numbers]
 
     def _round_pixels(self, pixels: FloatArray) -> NDArray[np.int64]:
-        """The resolutions that are built for these."""
+        """The resolutions as built."""
         if self.budget.resolution is not None:
             return np.full(len(pixels), self.budget.resolution, np.int64)
         steps = np.maximum(1, np.floor(pixels / self.step + 0.5))
@@ -178,7 +178,7 @@ class CurveSearch:
         return (steps * self.step).astype(np.int64)
 
     def _count(self, depth: FloatArray, width: FloatArray, pixels: FloatArray) -> CountedNetworks:
-        """The networks as they are built, for each way to round the depth, and what the budget limits of them."""
+        """The networks as built, for each rounding of the depth, with the resources that the budget limits."""
         resolution = self._round_pixels(pixels)
         names = tuple(dict.fromkeys(("macs", "params", *self.budget.limits)))
         parts = []
@@ -197,7 +197,7 @@ class CurveSearch:
         return fits
 
     def _impossible(self) -> ArgumentError:
-        """Which limit the smallest network exceeds most, and what it needs; in numbers that cannot overflow."""
+        """The error: which limit the smallest network exceeds most, and what it needs, without overflow."""
         depth, width, pixels = self._curve(np.array([self._first()]))
         resolution = int(self._round_pixels(pixels)[0])
         network = self._spec(float(width[0]), float(depth[0]), resolution, self.rounding or "nearest")
@@ -205,7 +205,7 @@ class CurveSearch:
         worst = max(limits, key=lambda name: counts[name] / limits[name])
         needs = f"{counts[worst]:,} {worst if worst in ('macs', 'params') else 'bytes'}"
         settled = [name for name in ("width", "depth", "resolution") if getattr(self.budget, name) is not None]
-        pins = f", with {' and '.join(settled)} settled" if settled else ""
+        pins = f", with {' and '.join(settled)} fixed" if settled else ""
         sizes = f"width {network.width:.3g}, depth {network.depth:.3g}, {network.resolution} px"
-        smallest = f"the smallest network of the rule {self.rule.name or 'given'} from {self.baseline.name}"
+        smallest = f"the smallest network by the rule {self.rule.name or 'given'} from {self.baseline.name}"
         return ArgumentError(worst, limits[worst], f"cannot be met{pins}: {smallest} needs {needs} ({sizes}).")

@@ -1,7 +1,7 @@
 """The network that fits a budget, and why it is this one.
 
-Accuracy is not computed here. What is maximised is what the paper grows accuracy with: multiply-adds along the curve of
-a rule. Published accuracies are quoted with their source.
+Accuracy is not computed here. What is maximised is what accuracy grows with in the paper: multiply-adds along a rule's
+curve. Published accuracies are quoted with their source.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from effnet.scaling.compound import RESOLUTION_STEP, RULES, Rule, implied_phis, 
 from effnet.scaling.curve import CountedNetworks, CurveSearch
 from effnet.scaling.latency import Measure, NetworkTimer, TimedNetwork, within_latency
 
-MORE = 1.1  # times the binding limit: what a little more of it would buy
-BETTER = 1.02  # multiply-adds by which another rule must win to be named
+MORE = 1.1  # factor on the binding limit, to show what a little more of it would buy
+BETTER = 1.02  # factor in multiply-adds by which another rule must win to be suggested
 TIMES = ("median_ms", "spread_ms")
-SMALLER = 0.25  # times the chosen network's multiply-adds: a published one below that is not timed
+SMALLER = 0.25  # of the chosen network's multiply-adds; smaller published networks are not timed
 
 
 @dataclass(frozen=True)
 class ResourceUse:
-    """A resource as the chosen network uses it, in multiply-adds, parameters, bytes or seconds."""
+    """The chosen network's use of a resource, in multiply-adds, parameters, bytes or seconds."""
 
     resource: str
     value: float
@@ -41,7 +41,7 @@ class ResourceUse:
 
     @property
     def share(self) -> float | None:
-        """Of the limit."""
+        """The used share of the limit."""
         return None if self.limit is None else self.value / self.limit
 
 
@@ -50,11 +50,11 @@ class PublishedFit:
     """A published variant within the budget."""
 
     variant: Variant
-    spec: NetworkSpec  # at the resolution at which it meets the budget, with the baseline's classes and input channels
+    spec: NetworkSpec  # at the resolution that meets the budget, with the baseline's classes and input channels
 
     @property
     def share(self) -> float:
-        """Of the resolution that its accuracy was published at."""
+        """The resolution, relative to that of its published accuracy."""
         return self.spec.resolution / self.variant.resolution
 
     @property
@@ -71,7 +71,7 @@ class PublishedFit:
 
 @dataclass(frozen=True)
 class FittedSpec:
-    """The network that fits a budget, and why it is this one."""
+    """The network that fits a budget, and why."""
 
     spec: NetworkSpec
     phi: float  # by multiply-adds
@@ -84,7 +84,7 @@ class FittedSpec:
     timings: tuple[TimedNetwork, ...] = ()
     candidates: CountedNetworks | None = field(default=None, repr=False)
     more: NetworkSpec | None = None  # what MORE of the binding resource would buy
-    better: tuple[str, NetworkSpec] | None = None  # a named rule that makes more of this budget
+    better: tuple[str, NetworkSpec] | None = None  # a named rule that gives more multiply-adds within this budget
 
     @property
     def use(self) -> float:
@@ -93,7 +93,7 @@ class FittedSpec:
 
     @property
     def considered(self) -> int:
-        """How many networks were counted to choose this one."""
+        """How many networks were considered."""
         return 0 if self.candidates is None else len(self.candidates["macs"])
 
     @property
@@ -103,7 +103,7 @@ class FittedSpec:
 
     @property
     def timed(self) -> TimedNetwork | None:
-        """How fast the chosen network was, where that was measured."""
+        """The chosen network's timing, if it was measured."""
         return next((timed for timed in self.timings if timed.spec.shape == self.spec.shape), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,11 +140,11 @@ def fit_spec(
     measure: Measure | None = None,
     among: Iterable[str] | None = None,
 ) -> FittedSpec:
-    """The largest network of a rule that meets a budget.
+    """The largest network by a rule that meets a budget.
 
     Args:
-        budget: the limits, and what is settled beforehand.
-        from_: the baseline that is scaled: a variant's name or a NetworkSpec.
+        budget: the limits, and which sizes are fixed.
+        from_: the baseline to scale: a variant's name or a NetworkSpec.
         rule: "paper", "fast", "width", "depth", "resolution", "1.2,1.1,1.15", a rule file or a Rule.
         num_classes: outputs of the classifier; the baseline's by default.
         resolution_step: resolutions are multiples of this many pixels.
@@ -159,7 +159,7 @@ def fit_spec(
     if not isinstance(budget, Budget):
         raise ArgumentError("budget", budget, "must be a Budget, as in effnet.Budget(macs='1G').")
     if budget.latency is not None and measure is None:
-        raise ArgumentError("latency", budget.latency, "is measured: fit_spec needs `measure`, a function that times.")
+        raise ArgumentError("latency", budget.latency, "is measured: fit_spec needs `measure`, a timing function.")
     baseline = make_spec(from_, num_classes=num_classes)
     search = CurveSearch(budget, baseline, read_rule(rule), resolution_step, depth_rounding)
     timer = NetworkTimer(measure)
@@ -196,11 +196,11 @@ def fit_spec(
 
 
 def _only_published(search: CurveSearch, among: Sequence[str], timer: NetworkTimer) -> PublishedFit:
-    """The best of these published variants; an error where none meets the budget, or width or depth is settled."""
+    """The best of these published variants; an error if none meets the budget, or width or depth is fixed."""
     budget = search.budget
     for pin in ("width", "depth"):
         if getattr(budget, pin) is not None:
-            raise ArgumentError(pin, getattr(budget, pin), "cannot be settled: a published network has its own.")
+            raise ArgumentError(pin, getattr(budget, pin), "cannot be fixed: published networks have their own.")
     best = _best_published(search, among, timer)
     if best is None:
         pixels = f"{budget.resolution} px" if budget.resolution else f"{SMALLEST_RESOLUTION} px or more"
@@ -211,10 +211,10 @@ def _only_published(search: CurveSearch, among: Sequence[str], timer: NetworkTim
 def _best_published(
     search: CurveSearch, among: Iterable[str], timer: NetworkTimer, floor: float = 0
 ) -> PublishedFit | None:
-    """The published variant within the budget with the highest published accuracy; a smaller image only if none fits.
+    """The variant within the budget with the highest published accuracy; at a lower resolution only if none fits.
 
-    Width and depth that are settled do not count: a published network has the coefficients that it has. `floor`:
-    multiply-adds below which no network needs to be timed, unless no other is fast enough.
+    Fixed widths and depths are ignored, since published networks have their own. `floor`: multiply-adds below which
+    networks are not timed, unless no other is fast enough.
     """
     found = [fit for row in map(variant, among) for fit in _fitting(row, search)[-1:]]
     if search.budget.latency is not None:
@@ -223,7 +223,7 @@ def _best_published(
 
 
 def _fitting(row: Variant, search: CurveSearch) -> list[PublishedFit]:
-    """A variant at each resolution up to its own at which it meets the counted limits, ascending."""
+    """A variant at each resolution up to its own at which it meets the computed limits, ascending."""
     budget, step = search.budget, search.step
     smaller = range(-(-SMALLEST_RESOLUTION // step) * step, row.resolution, step)
     most = budget.max_resolution or row.resolution
@@ -237,14 +237,14 @@ def _fitting(row: Variant, search: CurveSearch) -> list[PublishedFit]:
         counts = count_resources(at(resolution), budget, tuple(budget.limits))
         return any(counts[name] > limit for name, limit in budget.limits.items())
 
-    fitting = allowed[: bisect_left(allowed, True, key=exceeds)]  # no count falls when the resolution grows
+    fitting = allowed[: bisect_left(allowed, True, key=exceeds)]  # costs do not fall with the resolution
     return [PublishedFit(row, at(resolution)) for resolution in fitting]
 
 
 def _fast_enough(
     found: list[PublishedFit], search: CurveSearch, timer: NetworkTimer, floor: float
 ) -> list[PublishedFit]:
-    """Those of `found` that were timed and are fast enough: as published, or else one variant with smaller images."""
+    """The fits that were timed and are fast enough: as published, or else one variant at a lower resolution."""
 
     def too_slow(fit: PublishedFit) -> bool:
         return timer(fit.spec).median_ms > 1e3 * cast(float, search.budget.latency)
@@ -256,7 +256,7 @@ def _fast_enough(
         slow = slow + 1 if too_slow(fit) else 0
         if slow == 0:
             passed.append(fit)
-        elif slow == 2:  # multiply-adds order times only roughly: one slow network says little, two in a row enough
+        elif slow == 2:  # multiply-adds predict times only roughly, so stop after two slow networks in a row
             break
     if passed or not found:
         return passed
@@ -267,7 +267,7 @@ def _fast_enough(
 
 
 def _more(search: CurveSearch, binding: str, chosen: NetworkSpec) -> NetworkSpec | None:
-    """The network that a little more of the binding resource would buy, if it buys anything."""
+    """The network that a little more of the binding resource would buy, if any."""
     limit: dict[str, Any] = {binding: min(LARGEST, int(MORE * search.budget.limits[binding]))}
     bought, _ = search.with_changes(budget=dataclasses.replace(search.budget, **limit)).best()
     return bought if cost(bought).macs > cost(chosen).macs else None
@@ -276,7 +276,7 @@ def _more(search: CurveSearch, binding: str, chosen: NetworkSpec) -> NetworkSpec
 def _better_rule(search: CurveSearch, chosen: NetworkSpec) -> tuple[str, NetworkSpec] | None:
     """The named rule that reaches most multiply-adds, if clearly more; only rules that grow all three dimensions.
 
-    A single dimension could grow without end under a limit that does not depend on it.
+    A single dimension could grow without bound under a limit that does not depend on it.
     """
     most, better = BETTER * cost(chosen).macs, None
     for name, rule in RULES.items():

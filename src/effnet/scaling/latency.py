@@ -1,6 +1,6 @@
-"""The largest network near a rule's curve that is fast enough. Latency is measured, never modelled.
+"""Finds the largest network near a rule's curve that is fast enough. Latency is measured, never modelled.
 
-The function that times a network is passed in, so that nothing here needs an engine; `effnet scale --latency` passes
+The timing function is passed in, so that nothing here needs an engine; `effnet scale --latency` passes
 metrics.timing.time_network.
 """
 
@@ -20,11 +20,11 @@ from effnet.errors import ArgumentError
 from effnet.scaling.compound import implied_phis
 from effnet.scaling.curve import CountedNetworks, CurveSearch
 
-MOST_BETWEEN = 6  # networks that are timed between the two that enclose a latency
-AIM = 0.985  # share of the latency that the network to time next should take
+MOST_BETWEEN = 6  # networks to time between the two that enclose the latency, at most
+AIM = 0.985  # share of the latency that the next network to time should take
 ENOUGH = 0.97  # share of the latency that ends the search
 
-Measure: TypeAlias = Callable[[NetworkSpec], Any]  # returns what has median_ms and spread_ms: a Timing
+Measure: TypeAlias = Callable[[NetworkSpec], Any]  # returns a Timing, or anything with median_ms and spread_ms
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class TimedNetwork:
 
 
 class NetworkTimer:
-    """Times networks, each once."""
+    """Times each network once."""
 
     def __init__(self, measure: Measure | None) -> None:
         self.measure = measure
-        self.timed: dict[Shape, TimedNetwork] = {}  # another name or unrounded factor is not another network
+        self.timed: dict[Shape, TimedNetwork] = {}  # names and unrounded factors do not make another network
 
     def __call__(self, spec: NetworkSpec) -> TimedNetwork:
         """The measurement of this network."""
@@ -58,8 +58,8 @@ def within_latency(
 ) -> tuple[NetworkSpec, CountedNetworks | None]:
     """The largest timed network near the curve that is fast enough and meets the other limits.
 
-    It walks the curve from the baseline, up or down, until the latency lies between two networks, and then searches
-    between those. The way up ends at the network that makes most of the other limits: if fast enough, it is the answer.
+    It walks the curve from the baseline, up or down, until two networks enclose the latency, and then searches between
+    them. The walk up ends at the network that makes most of the other limits; if fast enough, that is the result.
 
     Args:
         search: the curve, with the other limits.
@@ -67,7 +67,7 @@ def within_latency(
         timer: times networks.
 
     Returns:
-        The network, and everything that was counted for the other limits where there are any.
+        The network, and all networks that were considered for the other limits, if any.
 
     Raises:
         ArgumentError: the smallest network takes longer, or none meets the other limits.
@@ -102,7 +102,7 @@ def within_latency(
 
 
 def _close_in(networks: CountedNetworks, search: CurveSearch, limit: float, timer: NetworkTimer) -> None:
-    """Time networks between the largest fast and the smallest slow one, by false position on the logs."""
+    """Time networks between the largest fast and the smallest slow one, by false position on logarithms."""
     macs = networks["macs"]
     for _ in range(MOST_BETWEEN):
         every = [timed for timed in timer.timed.values() if timed.median_ms > 0]

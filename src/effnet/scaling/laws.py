@@ -1,8 +1,8 @@
-"""What doubling one dimension costs: by the textbook, as counted, and why they differ (section 3.2 of the paper).
+"""What doubling one dimension costs: by the textbook, as built, and why they differ (section 3.2 of the paper).
 
-A convolution's multiply-adds grow like d w^2 r^2. A network's do not quite, and each reason is a share of them that can
-be counted: parts that do not grow, parts that grow with the width and not with its square, and finally rounding. The
-effects of a law's reasons add up to the whole difference.
+A convolution's multiply-adds grow like d w^2 r^2. A network's do not quite, for reasons whose effects can be computed:
+parts that do not grow, parts that grow with the width and not with its square, and rounding. The effects of a law's
+reasons add up to the whole difference.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from effnet.arch.variants import spec
 Explain = Callable[[NetworkSpec, NetworkSpec], list["Reason"]]
 
 SHOWN = 5e-4  # effects below this round to 0 thousandths
-NOISE = 1e-9  # effects below this are errors of floating point
+NOISE = 1e-9  # effects below this are floating-point errors
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Ratios of a network to its baseline."""
+    """A network's costs relative to its baseline's."""
 
     macs: float
     params: float
@@ -33,7 +33,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why the multiply-adds do not grow as the textbook says."""
+    """A reason why the multiply-adds do not grow as in the textbook."""
 
     effect: float  # on their ratio
     text: str
@@ -46,7 +46,7 @@ class Law:
     dimension: str
     textbook: Growth
     counted: Growth
-    reasons: tuple[Reason, ...]  # of the multiply-adds' difference
+    reasons: tuple[Reason, ...]  # for the difference in multiply-adds
 
     @property
     def reason(self) -> str:
@@ -56,7 +56,7 @@ class Law:
 
 
 def laws(baseline: NetworkSpec) -> tuple[Law, ...]:
-    """Depth, width and resolution of a baseline, each doubled.
+    """The laws for a baseline's depth, width and resolution, each doubled.
 
     Raises:
         ArgumentError: the doubled network would be too large.
@@ -69,7 +69,7 @@ def laws(baseline: NetworkSpec) -> tuple[Law, ...]:
 
 
 def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, explain: Explain) -> Law:
-    """A law from its reasons; the last one is rounding, which accounts for what the others leave."""
+    """A law from its reasons; the last one is rounding, which accounts for the rest."""
     doubled = spec(baseline, **{dimension: 2 * getattr(baseline, dimension)})
     before, after = cost(baseline), cost(doubled)
     counted = Growth(*(getattr(after, name) / getattr(before, name) for name in ("macs", "params", "activations")))
@@ -80,12 +80,12 @@ def _law(dimension: str, textbook: Growth, baseline: NetworkSpec, explain: Expla
 
 
 def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
-    """The ends do not deepen, and stages gain only repeats, which do not cost what a first block does."""
+    """The ends do not deepen, and stages gain only repeats, which cost other than a first block."""
     price = cost(baseline)
     stages = dict(zip((block.stage for block in baseline.blocks if block.index == 0), price.stages[1:-1], strict=True))
     macs = {block.name: block.macs for block in cost(deeper).blocks}
     shallow, names = [price.stages[0], price.stages[-1]], ["stem", "head", "classifier"]
-    gains: dict[str, int] = {}  # of stages: a repeat's multiply-adds less the first block's
+    gains: dict[str, int] = {}  # by stage: a repeat's multiply-adds minus the first block's
     for (number, part), old, new in zip(stages.items(), baseline.layers, deeper.layers, strict=True):
         if old == new:  # one of Lite's ends, or rounding
             shallow.append(part)
@@ -109,11 +109,11 @@ def _depth(baseline: NetworkSpec, deeper: NetworkSpec) -> list[Reason]:
 
 
 def _width(baseline: NetworkSpec, _wider: NetworkSpec) -> list[Reason]:
-    """A layer with only one scaled side grows with the width, one with none does not grow."""
+    """A layer with one scaled side grows with the width, one with none does not grow."""
     price, first = cost(baseline), baseline.blocks[0]
     stem, opening, *_, head, classifier = (part.macs for part in price.blocks)
     linear = sum(b.expanded_channels * b.kernel_size**2 * b.output_size**2 for b in baseline.blocks)  # depthwise
-    if baseline.fixed_ends:  # the first block reads the stem, so its projection alone has a scaled side
+    if baseline.fixed_ends:  # the first block reads the stem, so only its projection has a scaled side
         projection = first.expanded_channels * first.out_channels * first.output_size**2
         linear += projection + head - first.expanded_channels * first.kernel_size**2 * first.output_size**2
         constant = stem + classifier + opening - projection
@@ -130,7 +130,7 @@ def _width(baseline: NetworkSpec, _wider: NetworkSpec) -> list[Reason]:
 
 
 def _resolution(baseline: NetworkSpec, _finer: NetworkSpec) -> list[Reason]:
-    """What works on pooled features costs the same at any resolution."""
+    """Layers on pooled features cost the same at any resolution."""
     price = cost(baseline)
     squeezing = price.macs - cost(dataclasses.replace(baseline, squeeze_ratio=0)).macs
     share = (squeezing + price.blocks[-1].macs) / price.macs
@@ -142,6 +142,6 @@ def _resolution(baseline: NetworkSpec, _finer: NetworkSpec) -> list[Reason]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """a, b and c."""
+    """Join names: a, b and c."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last

@@ -1,4 +1,4 @@
-"""What effnet scale prints and draws: a network beside its baseline, a rule, the doubling laws, a budget's network."""
+"""Output of effnet scale: a network beside its baseline, a rule, the doubling laws, a network for a budget."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from effnet.scaling.compound import (
 from effnet.scaling.fit import MORE, FittedSpec, PublishedFit, ResourceUse
 from effnet.scaling.laws import Law
 
-RATIOS = "MACs: nominal is what d w^2 r^2 promises, counted what is built, excess how much more that is."
-FEW_PHOTOS = "With few photos its pretrained weights usually win over a better fit: --pretrained."
+RATIOS = "MACs: nominal is d w^2 r^2, counted is what is built, excess is how much more that is."
+FEW_PHOTOS = "With few photos its pretrained weights usually beat a better fit: --pretrained."
 NAMES = {
     "macs": "MACs",
     "params": "params",
@@ -40,7 +40,7 @@ NAMES = {
     "latency": "latency, 1 image",
 }
 QUANTITIES: tuple[tuple[str, Callable[[NetworkSpec], Any], Callable[[Any], str]], ...] = (
-    # label, value, how it is written
+    # label, value, format
     ("width", lambda network: network.width, "{:.4g}".format),
     ("depth", lambda network: network.depth, "{:.4g}".format),
     ("resolution, px", lambda network: network.resolution, str),
@@ -54,7 +54,7 @@ PAPER_FAMILY = [row.spec for row in VARIANTS.values() if row.source == PAPER]
 
 
 def show_step(baseline: NetworkSpec, rule: Rule, step: ScalingStep, *, as_json: bool) -> None:
-    """One network beside its baseline."""
+    """Print a network beside its baseline."""
     if as_json:
         sys.stdout.write(console.json_text(_values(step) | {"rule": dataclasses.asdict(rule)}))
         return
@@ -80,7 +80,7 @@ def show_step(baseline: NetworkSpec, rule: Rule, step: ScalingStep, *, as_json: 
 
 
 def show_rule(baseline: NetworkSpec, rule: Rule, steps: tuple[ScalingStep, ...], *, as_json: bool) -> None:
-    """What a rule promises and builds at each phi, and where the published variants lie."""
+    """Print a rule's networks at each phi, nominal and as built, and where the published variants lie."""
     variants = published_variants(baseline)[1:]
     family = []
     for one in variants:
@@ -110,7 +110,7 @@ def show_rule(baseline: NetworkSpec, rule: Rule, steps: tuple[ScalingStep, ...],
 
 
 def show_laws(baseline: NetworkSpec, laws: tuple[Law, ...], *, as_json: bool) -> None:
-    """What doubling one dimension costs."""
+    """Print what doubling one dimension costs."""
     if as_json:
         sys.stdout.write(console.json_text([dataclasses.asdict(law) | {"reason": law.reason} for law in laws]))
         return
@@ -122,11 +122,11 @@ def show_laws(baseline: NetworkSpec, laws: tuple[Law, ...], *, as_json: bool) ->
         lines.append((law.dimension, *(text for counted, book in pairs for text in (f"{counted:.2f}x", f"{book:g}x"))))
     console.table(columns, lines, title=f"{baseline.name} with one dimension doubled")
     reasons = (f"{law.dimension}: {law.reason}." for law in laws)
-    console.paragraphs(("Why the MACs are not the textbook's:", *reasons, MACS))
+    console.paragraphs(("Why the MACs differ from the textbook's:", *reasons, MACS))
 
 
 def show_fit(fit: FittedSpec, *, as_json: bool) -> None:
-    """The network that fits a budget, every cost beside its limit, and the alternatives."""
+    """Print the network that fits a budget, its costs beside the limits, and the alternatives."""
     if as_json:
         sys.stdout.write(console.json_text(fit.to_dict()))
         return
@@ -162,7 +162,7 @@ def show_fit(fit: FittedSpec, *, as_json: bool) -> None:
 
 
 def draw_candidates(fit: FittedSpec, out: Path) -> None:
-    """Draw what a budget was chosen from: the binding resource over multiply-adds, with the limits as lines.
+    """Draw the candidates for a budget: the binding resource over multiply-adds, with the limits as lines.
 
     Raises:
         ArgumentError: `out` has another suffix than .png, .svg or .pdf, or the fit has no candidates.

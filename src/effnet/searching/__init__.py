@@ -1,1 +1,1 @@
-"""effnet search: alpha, beta and gamma of a baseline."""
+"""effnet search: alpha, beta and gamma for a baseline."""

@@ -1,4 +1,4 @@
-"""The answer of a search: its rule, its verdict, and their picture, which needs the extra `plots`."""
+"""The result of a search: its rule, its verdict, and their picture, which needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RULE, VERDICT, PICTURE = "rule.yaml", "verdict.json", "search.png"
-CLOSE = 0.2, 0.06  # share of the triangle's side, across and up, within which candidates have a common label
+CLOSE = 0.2, 0.06  # share of the triangle's side, across and up, within which candidates share a label
 RUNG_COLOURS = (PALE, SKY, BLUE)  # of the last three rungs
 
 
@@ -40,17 +40,17 @@ class SearchResult:
     scores: dict[Job, float]
     verdict: Verdict
     missing: tuple[int, ...]  # trainings, by rung
-    minutes: float  # an estimate for the missing trainings
+    minutes: float  # estimate for the missing trainings
 
     @property
     def guessing(self) -> float:
-        """The accuracy of always naming the class with the most images of the val split."""
+        """The accuracy of always guessing the val split's most common class."""
         counts = self.plan.data.subset("val").counts
         return max(counts) / sum(counts)
 
     @property
     def learned(self) -> bool:
-        """Whether the best candidate is better than guessing, beyond the chance of so many images."""
+        """Whether the best candidate is significantly better than guessing."""
         n = len(self.plan.data.subset("val"))
         return wilson(round(self.verdict.means[self.verdict.best] * n), n).low > self.guessing
 
@@ -101,7 +101,7 @@ def write_answer(found: SearchResult) -> None:
         "guessing": found.guessing,
         "better_than_guessing": found.learned,
     }
-    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has neither nan nor infinity
+    finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has no nan or infinity
     write_text(folder / VERDICT, json_text(finite))
     draw_search(plan.candidates, plan.rungs, found.scores, verdict, folder / PICTURE)
 
@@ -109,7 +109,7 @@ def write_answer(found: SearchResult) -> None:
 def draw_search(
     candidates: Sequence[Candidate], rungs: Sequence[Rung], scores: Scores, verdict: Verdict, out: Path
 ) -> None:
-    """Draw the scores of every candidate, the best candidate first, and a triangle that shows what each grows."""
+    """Draw every candidate's scores, best candidate first, and a triangle that shows which dimensions each grows."""
     reached: dict[int, tuple[int, float]] = {}
     for place in sorted({job.candidate for job in scores}):
         last = max(job.rung for job in scores if job.candidate == place)
@@ -143,7 +143,7 @@ def draw_search(
 
 
 def _triangle(axes: Axes, growths: Sequence[tuple[float, float, float]]) -> None:
-    """Draw how each candidate divides its growth between the dimensions, numbered and coloured by rank."""
+    """Draw each candidate's share of growth in each dimension, numbered and coloured by rank."""
     corners = {"depth": (0.5, math.sqrt(3) / 2), "width": (0.0, 0.0), "resolution": (1.0, 0.0)}
     outline = [*corners.values(), corners["depth"]]
     axes.plot(*zip(*outline, strict=True), color=GREY, linewidth=1)

@@ -1,8 +1,8 @@
 """The networks that a search for alpha, beta and gamma compares.
 
-Step 1 of the paper fixes phi = 1 and tries triples with alpha beta^2 gamma^2 near 2 (section 3.3). Rounding gets in the
-way: with layers rounded up, every alpha from 1.05 to 1.25 builds the same blocks on B0, and the networks that differ
-cost from 1.9 to 3.3 times the baseline, so the most expensive one would win. Departures from the paper:
+Step 1 of the paper fixes phi = 1 and tries triples with alpha beta^2 gamma^2 near 2 (section 3.3). But with layers
+rounded up, every alpha from 1.05 to 1.25 builds the same blocks on B0, and the networks that differ cost from 1.9 to
+3.3 times the baseline, so the most expensive one would win. Departures from the paper:
 
 - layers are rounded to the nearest number;
 - width and resolution are adjusted until the multiply-adds are 2^phi times the baseline's, within 2 %; neither falls
@@ -27,21 +27,21 @@ from effnet.progress import SILENT, Progress
 from effnet.scaling.budget import Budget, count_resources
 from effnet.scaling.compound import Rule
 
-PRODUCT = 2.0  # what alpha beta^2 gamma^2 should be
+PRODUCT = 2.0  # target for alpha beta^2 gamma^2
 WITHIN = 0.02  # relative error of a candidate's multiply-adds
-REACH = 0.15  # largest relative adjustment of width and of resolution
+REACH = 0.15  # largest relative adjustment of width and resolution
 WIDTHS = 121  # widths to try
-LAST_MAP = 4  # pixels; the paper's networks end with 7 at 224 px
+LAST_MAP = 4  # pixels; 7 in the paper's networks at 224 px
 LARGEST_GRID = 1_000_000  # triples
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that a search compares with others of the same cost."""
+    """A network that a search compares to others of the same cost."""
 
     network: NetworkSpec
-    triples: tuple[Rule, ...]  # all that build it; the first needed the smallest adjustment
-    ratio: float  # its multiply-adds over the baseline's
+    triples: tuple[Rule, ...]  # all that build it; the first one needed the smallest adjustment
+    ratio: float  # its multiply-adds, relative to the baseline's
     effective: tuple[float, float, float]  # see `effective_growth`
 
     @classmethod
@@ -55,14 +55,13 @@ def adapt_baseline(baseline: NetworkSpec, native: int, resolution: int | None = 
     """The baseline at a resolution that leaves room to scale: at most half the images' own.
 
     Upscaled images add no information, and four times the multiply-adds by resolution alone need images of twice the
-    height and width.
-    Strides become 1 from the stem on, until the last map has LAST_MAP pixels a side.
+    height and width. Strides become 1, from the stem on, until the last map has LAST_MAP pixels per side.
 
     Raises:
         ArgumentError: `resolution` is more than `native`, the images' shorter side in pixels.
     """
     if resolution is not None and positive_int("resolution", resolution) > native:
-        raise ArgumentError("resolution", resolution, f"is beyond the images' own {native} px: that adds nothing.")
+        raise ArgumentError("resolution", resolution, f"is beyond the images' own {native} px, which adds nothing.")
     size = min(baseline.resolution, max(1, native // 2)) if resolution is None else resolution
     network = dataclasses.replace(baseline, resolution=size)
     if size == baseline.resolution:
@@ -89,7 +88,7 @@ def grid(step: float = 0.05, tolerance: float = 0.1) -> tuple[Rule, ...]:
     most = PRODUCT + tolerance
     alphas, squares = (int((top - 1) / step + 1e-9) for top in (most, math.sqrt(most)))
     if alphas * squares**2 > LARGEST_GRID:
-        raise ArgumentError("step", step, f"makes more than {LARGEST_GRID:,} triples.")
+        raise ArgumentError("step", step, f"gives more than {LARGEST_GRID:,} triples.")
     found = []
     for a, b, c in itertools.product(range(alphas + 1), range(squares + 1), range(squares + 1)):
         alpha, beta, gamma = (round(1 + number * step, 9) for number in (a, b, c))
@@ -109,9 +108,9 @@ def build_candidates(
     budget: Budget | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Candidate, ...]:
-    """The networks that triples build at 2^phi times the baseline's multiply-adds; those with the most triples first.
+    """The networks that triples build at 2^phi times the baseline's multiply-adds, those with most triples first.
 
-    No candidate has more than `largest` pixels a side or exceeds a limit of `budget`; latency is not checked here.
+    No candidate has more than `largest` pixels per side or exceeds a limit of `budget`; latency is not checked here.
 
     Raises:
         ArgumentError: a value is outside its range, or no candidate is left.
@@ -125,7 +124,7 @@ def build_candidates(
             found.setdefault(network.shape, (network, []))[1].append((adjustment, rule))
     if not found:
         limit = "" if largest is None else f" and at most {largest} px"
-        why = f"builds no network of {ratio:g} times the multiply-adds of {baseline.name}{limit}."
+        why = f"builds no network with {ratio:g} times the multiply-adds of {baseline.name}{limit}."
         raise ArgumentError("rules", "every triple", why)
     rows, prices = [], []
     limits = {} if budget is None else budget.limits
@@ -140,7 +139,7 @@ def build_candidates(
         rows.append(Candidate.of(baseline, network, [rule for _, rule in triples]))
     if not rows:
         least = ", ".join(f"{min(price[name] for price in prices):,} {name}" for name in limits)
-        raise ArgumentError("budget", limits, f"excludes all {len(found)} networks: they take at least {least}.")
+        raise ArgumentError("budget", limits, f"excludes all {len(found)} networks: they need at least {least}.")
     return tuple(sorted(rows, key=lambda row: (-len(row.triples), row.triples[0].growths)))
 
 
@@ -150,8 +149,8 @@ def build_network(
     """The network of a triple, with width and resolution adjusted as little as possible to cost `ratio` baselines.
 
     Returns:
-        The network and its adjustment: |log| of the factor on width plus |log| of the factor on resolution. None where
-        no network of at most `largest` pixels is within WITHIN of that cost.
+        The network and its adjustment: |log| of the factor on width plus |log| of the factor on resolution. None if no
+        network of at most `largest` pixels is within WITHIN of that cost.
     """
     import numpy as np
 
@@ -178,10 +177,10 @@ def build_network(
 
 
 def effective_growth(baseline: NetworkSpec, network: NetworkSpec) -> tuple[float, float, float]:
-    """Alpha, beta and gamma as built: what a network's depth, width and resolution each do to the multiply-adds.
+    """Alpha, beta and gamma as built: the effect of a network's depth, width and resolution on the multiply-adds.
 
     Each is changed alone on the baseline: depth multiplies the multiply-adds by alpha, width by beta^2, resolution by
-    gamma^2. So these numbers include rounding.
+    gamma^2. So the numbers include rounding.
     """
     before = cost(baseline).macs
     deeper = dataclasses.replace(baseline, depth=network.depth, depth_rounding=network.depth_rounding)

@@ -39,17 +39,17 @@ def run(
 ) -> int:
     """Search alpha, beta and gamma for a baseline on your images: step 1 of the paper.
 
-    Triples become networks of equal cost, which are trained briefly; the better third goes on to trainings three times
-    as long, and the finalists are trained with several seeds.
+    Triples become networks of equal cost, which are trained briefly; the best third goes on to trainings three times as
+    long, and the finalists are trained with several seeds.
 
     Args:
         data: A folder with a sub-folder for each class, split or not, or a manifest.
         from_: The baseline: a variant (b0 ...), mobilenetv1, mobilenetv2, resnet50, or a spec.yaml. Default: b0.
         options: What is compared, and how networks are trained.
-        work: Who trains, and for how long.
-        out: The search's folder. Default: a new one in runs/search.
-        resume_: Folder of a search to go on with. Only --minutes, --trials, --workers and --ray can be given with it,
-            and DATA where the images were moved.
+        work: Where networks are trained, and for how long.
+        out: Folder of the search. Default: a new one in runs/search.
+        resume_: Folder of a search to go on with. Only --minutes, --trials, --workers and --ray may be added, and DATA
+            if the images were moved.
         json: Print the verdict as JSON instead of tables.
     """
     with console.Display("preparing the search") as display:
@@ -57,7 +57,7 @@ def run(
             if resume_ is not None:
                 for name, value in (console.given(options) | {"from": from_, "out": out}).items():
                     if value is not None:
-                        raise ArgumentError(name, value, "cannot be changed by --resume.")
+                        raise ArgumentError(name, value, "cannot be changed when resuming.")
                 found = resume(resume_, work, data=data, progress=display)
             elif data is None:
                 raise ArgumentError("data", "", "must be a folder of class folders or a manifest; or give --resume.")
@@ -83,7 +83,7 @@ def run(
 
 
 def _show_verdict(found: SearchResult) -> None:
-    """The compared candidates, and how certain their order is."""
+    """Print the compared candidates, and how certain their order is."""
     plan, verdict = found.plan, found.verdict
     gaps = {each.candidate: each for each in verdict.differences}
     rows = []
@@ -109,12 +109,12 @@ def _describe(found: SearchResult) -> list[str]:
     others, level = len(verdict.means) - 1, len(verdict.level) - 1
     texts = [] if verdict.complete else [f"Trainings are missing; each of these candidates has {verdict.seeds}."]
     if not found.learned:
-        why = f"None is clearly better than always naming the commonest class ({found.guessing:.2%})"
-        texts.append(f"{why}, so their order says nothing: train longer, with --epochs.")
+        why = f"None is clearly better than always guessing the most common class ({found.guessing:.2%})"
+        texts.append(f"{why}, so their order means nothing: train longer, with --epochs.")
     if not others:
         texts.append("There is only one candidate.")
     elif verdict.seeds == 1:
-        texts.append("With one training each, the noise of a seed is unknown: all may be the best.")
+        texts.append("With one training each, the noise between seeds is unknown: any may be the best.")
     else:
         texts.append(f"{level or 'None'} of the {others} other candidates may be as good as the best.")
     for name, taus in (("rungs", verdict.between_rungs), ("seeds", verdict.between_seeds)):
@@ -125,5 +125,5 @@ def _describe(found: SearchResult) -> list[str]:
         texts.append(f"Standard deviation of a score over seeds: {100 * verdict.noise:.2f} points.")
     if any(verdict.close_calls):
         listed = ", ".join(f"{count} at rung {rung}" for rung, count in enumerate(verdict.close_calls, start=1))
-        texts.append(f"Candidates that left within this noise of one that went on: {listed}.")
+        texts.append(f"Candidates dropped within this noise of one that was kept: {listed}.")
     return texts

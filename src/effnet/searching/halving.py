@@ -1,13 +1,13 @@
-"""Successive halving: which trainings a search needs next, and what the finished ones show.
+"""Successive halving: which trainings a search needs next, and the verdict on finished ones.
 
-The paper gives alpha, beta and gamma for B0 and no procedure (section 3.3). Here every candidate is trained briefly,
-the better third is trained three times as long, and the finalists are trained with several seeds (Jamieson and
-Talwalkar 2016). What to train next depends only on the scores, so any number of workers may share the work.
+The paper gives alpha, beta and gamma for B0 but no procedure (section 3.3). Here every candidate is trained briefly,
+the best third is trained three times as long, and the finalists are trained with several seeds (Jamieson and Talwalkar
+2016). What to train next depends only on the scores, so any number of workers may share the work.
 
-The verdict compares the candidates of the highest rung that has scores with the best of them, seed by seed. A candidate
-is level with the best if the interval of their difference contains 0. The intervals are Tukey's, which hold for all
-pairs at once, because the best of many is partly lucky. The noise is estimated from all candidates together: a
-randomised block design, in which the effects of candidate and seed add up and the rest is noise.
+The verdict compares the candidates of the highest rung with scores to the best of them, seed by seed. A candidate is
+level with the best if the interval of their difference contains 0. The intervals are Tukey's, which hold for all pairs
+at once, because the best of many is partly lucky. The noise is estimated from all candidates together, as a randomised
+block design, in which the effects of candidate and seed add up and the rest is noise.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-SPREAD = 1.96  # standard deviations that contain a normal value with that confidence
-FAILED = 0.0  # the score of a network that could not be trained
-FACTOR = 3  # from rung to rung trainings get so many times longer and so many times fewer
+SPREAD = 1.96  # standard deviations for this confidence in a normal distribution
+FAILED = 0.0  # score of a network that could not be trained
+FACTOR = 3  # from rung to rung, trainings become this many times longer and fewer
 
 
 @dataclass(frozen=True)
 class Rung:
     """A stage of the search."""
 
-    share: float  # length of its trainings; the longest have 1
+    share: float  # length of its trainings, relative to the longest
     candidates: int
     seeds: int  # trainings of each candidate
 
     @property
     def trainings(self) -> int:
-        """Of all its candidates."""
+        """The number of trainings, over all candidates."""
         return self.candidates * self.seeds
 
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """A training to score; all three count from 0."""
+    """A training to score; all three numbers start at 0."""
 
     rung: int
     seed: int
@@ -53,10 +53,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a training ended."""
+    """The result of a training."""
 
     job: Job
-    score: float | None  # None: its workers died, and another run of the search trains it again
+    score: float | None  # None: its workers died; when the search is resumed, it is trained again
     seconds: float
     error: str = ""
 
@@ -66,7 +66,7 @@ Scores = Mapping[Job, float]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much higher a candidate scores than another, compared seed by seed."""
+    """The difference between two candidates' scores, compared seed by seed."""
 
     candidate: int
     value: float  # mean over the seeds
@@ -81,27 +81,27 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the finished trainings show."""
+    """The verdict on finished trainings."""
 
     rung: int  # whose candidates are compared
     seeds: int  # trainings of each of them
     complete: bool  # no training is missing
     best: int
-    means: dict[int, float]  # score of each compared candidate, the best first
-    differences: tuple[PairedDifference, ...]  # of the others from the best
+    means: dict[int, float]  # score of each compared candidate, best first
+    differences: tuple[PairedDifference, ...]  # the others minus the best
     between_rungs: tuple[float, ...]  # Kendall's tau of the candidates that two rungs share; nan for fewer than two
-    between_seeds: tuple[float, ...]  # Kendall's tau of the compared candidates by one seed and by the next
-    noise: float  # standard deviation of a score over seeds; nan where there is one seed
-    close_calls: tuple[int, ...]  # at each rung below: candidates that left within that noise of one that went on
+    between_seeds: tuple[float, ...]  # Kendall's tau of the compared candidates, between one seed and the next
+    noise: float  # standard deviation of a score over seeds; nan for one seed
+    close_calls: tuple[int, ...]  # at each lower rung: candidates dropped within this noise of one that was kept
 
     @property
     def level(self) -> tuple[int, ...]:
-        """The best, and those that may be as good."""
+        """The best candidate, and those that may be as good."""
         return (self.best, *(each.candidate for each in self.differences if each.level))
 
 
 def make_rungs(candidates: int, *, rungs: int = 3, seeds: int = 5, finalists: int = 4) -> tuple[Rung, ...]:
-    """The rungs of a search: at the last one `finalists` or more candidates with `seeds` trainings each."""
+    """The rungs of a search; the last one has at least `finalists` candidates with `seeds` trainings each."""
     counts = [max(min(finalists, candidates), math.ceil(candidates / FACTOR**number)) for number in range(rungs)]
     last = rungs - 1
     return tuple(
@@ -110,7 +110,7 @@ def make_rungs(candidates: int, *, rungs: int = 3, seeds: int = 5, finalists: in
 
 
 def survivors(rungs: Sequence[Rung], rung: int, scores: Scores) -> tuple[int, ...] | None:
-    """The candidates of a rung, the best of the rung below first; None while the rung below is not complete."""
+    """The candidates of a rung, by score on the rung below; None while that is not complete."""
     if rung == 0:
         return tuple(range(rungs[0].candidates))
     before = survivors(rungs, rung - 1, scores)
@@ -132,16 +132,16 @@ def open_jobs(rungs: Sequence[Rung], scores: Scores) -> tuple[Job, ...]:
 
 
 def missing_trainings(rungs: Sequence[Rung], scores: Scores) -> tuple[int, ...]:
-    """How many trainings each rung still needs."""
+    """The number of trainings that each rung still needs."""
     done = Counter(job.rung for job in scores)
     return tuple(rung.trainings - done[number] for number, rung in enumerate(rungs))
 
 
 def judge(rungs: Sequence[Rung], scores: Scores) -> Verdict | None:
-    """The verdict on the finished trainings; None where there are none. Needs SciPy.
+    """The verdict on the finished trainings; None if there are none. Needs SciPy.
 
-    It compares the candidates of the highest rung at which all were trained with at least one seed, by all such seeds;
-    before that, those candidates of the first rung that were trained.
+    It compares the candidates of the highest rung at which all were trained with at least one seed, on all such seeds;
+    before that, the candidates of the first rung that were trained.
     """
     rung, present, seeds = _reached(rungs, scores)
     if not present:
@@ -159,7 +159,7 @@ def judge(rungs: Sequence[Rung], scores: Scores) -> Verdict | None:
         if not math.isnan(noise):
             bar = min(below[c] for c in here) - SPREAD * math.sqrt(2) * noise
             close.append(sum(below[c] >= bar for c in before if c not in here))
-    columns = zip(*(table[candidate] for candidate in present), strict=True)  # of each seed
+    columns = zip(*(table[candidate] for candidate in present), strict=True)  # by seed
     return Verdict(
         rung=rung,
         seeds=len(seeds),
@@ -177,8 +177,8 @@ def judge(rungs: Sequence[Rung], scores: Scores) -> Verdict | None:
 def differences_from(best: int, scores: Mapping[int, Sequence[float]]) -> tuple[PairedDifference, ...]:
     """Each other candidate's scores by seed minus those of the best, with Tukey's intervals.
 
-    A candidate with a failed training has no interval and does not count for the noise. If the best has one, all
-    intervals are infinite.
+    A candidate with a failed training has no interval and is ignored for the noise. If the best has one, all intervals
+    are infinite.
     """
     means = {candidate: statistics.fmean(values) for candidate, values in scores.items()}
     sound, seeds = _sound(scores), len(scores[best])
@@ -191,7 +191,7 @@ def differences_from(best: int, scores: Mapping[int, Sequence[float]]) -> tuple[
 
 
 def seed_noise(scores: Mapping[int, Sequence[float]]) -> float:
-    """The standard deviation of scores over seeds, less a seed's effect on all candidates; nan for one of either."""
+    """Standard deviation of scores over seeds, without a seed's effect on all candidates; nan for one of either."""
     table = np.array(list(scores.values()))
     if min(table.shape, default=0) < 2:
         return math.nan
@@ -200,7 +200,7 @@ def seed_noise(scores: Mapping[int, Sequence[float]]) -> float:
 
 
 def _reached(rungs: Sequence[Rung], scores: Scores) -> tuple[int, tuple[int, ...], list[int]]:
-    """The rung to compare, its candidates, and the seeds with which all of them were trained."""
+    """The rung to compare, its candidates, and the seeds that all of them were trained with."""
     for rung in reversed(range(len(rungs))):
         present = survivors(rungs, rung, scores) or ()
         seeds = [s for s in range(rungs[rung].seeds) if all(Job(rung, s, c) in scores for c in present)]

@@ -1,7 +1,7 @@
-"""The jobs of a search: trainings to score, the record of those that ended, and the executors that run them.
+"""The jobs of a search: trainings to score, the record of finished ones, and the executors that run them.
 
-A score depends on its job and the plan of the search, never on the worker, the number of workers or the order. So the
-record, trials.csv in the search's folder, is all that a search has to remember: a line for each training that ended.
+A score depends on its job and the search's plan, never on the worker, the number of workers or the order. So the
+record, trials.csv in the search's folder with a line for each finished training, is the only state of a search.
 
 Executors: processes of this machine (LocalExecutor), or a Ray cluster of any size (RayExecutor).
 """
@@ -37,10 +37,10 @@ TrialOutcome = Trial | EffnetError
 
 
 class TrialRecord:
-    """The trials that ended, in an open file to which whole lines are appended.
+    """The finished trials, in an open file to which whole lines are appended.
 
     A last line that was cut off when the process was killed is removed, so its job is open again. `names` are the
-    candidates', for people who read the file.
+    candidates', for human readers.
     """
 
     def __init__(self, file: FileIO, names: Sequence[str]) -> None:
@@ -63,11 +63,11 @@ class TrialRecord:
 
     @property
     def scores(self) -> dict[Job, float]:
-        """The scores of the trainings that ended."""
+        """The scores of finished trainings."""
         return {job: FAILED if trial.score is None else trial.score for job, trial in self.trials.items()}
 
     def append(self, trial: Trial) -> None:
-        """Write how a training ended."""
+        """Write a finished trial."""
         job, score, error = trial.job, "" if trial.score is None else trial.score, " ".join(trial.error.split())
         name = self._names[job.candidate]
         self._write((job.rung, job.seed, job.candidate, name, score, f"{trial.seconds:.2f}", error))
@@ -86,7 +86,7 @@ class TrialRecord:
 
 @contextlib.contextmanager
 def open_record(file: Path, names: Sequence[str]) -> Iterator[TrialRecord]:
-    """The record in a file, which is locked meanwhile, unless the system or the disk has no locks.
+    """Open the record in a file, which is locked meanwhile, unless the system or the disk has no locks.
 
     Raises:
         ArgumentError: another process has locked the file.
@@ -106,10 +106,10 @@ def run_jobs(
     minutes: float | None = None,
     trials: int | None = None,
 ) -> None:
-    """Run the jobs that `plan` finds open with the present scores, until none is left.
+    """Run the jobs that are open given the current scores, until none is left.
 
-    After `minutes` or when `trials` were started, none starts any more. A training whose worker dies is tried again,
-    ATTEMPTS times in all; then its failure is recorded. `total` is the number of trainings of the whole search.
+    After `minutes`, or once `trials` were started, no more are started. A training whose worker dies is tried up to
+    ATTEMPTS times; then its failure is recorded. `total` is the number of trainings of the whole search.
 
     Raises:
         TrainingError: workers die, and no training has ended.
@@ -138,11 +138,11 @@ def run_jobs(
                 deaths[job] += 1
                 started -= 1
                 if deaths[job] < ATTEMPTS:
-                    progress.message(f"{title}: its worker died, so it is trained again")
+                    progress.message(f"{title}: its worker died; it is trained again")
                     continue
                 why = f"its worker died {ATTEMPTS} times, perhaps for lack of memory: {str(error).rstrip('.')}"
                 if not ended:
-                    raise TrainingError(f"{title}: {why}. Fewer --workers need less.") from error
+                    raise TrainingError(f"{title}: {why}. Use fewer --workers.") from error
                 outcome = Trial(job, None, 0.0, why)
             if isinstance(outcome, EffnetError):
                 raise outcome
@@ -152,9 +152,9 @@ def run_jobs(
 
 
 class LocalExecutor:
-    """Processes of this machine, which train on one thread each and end when their parent does.
+    """Processes on this machine, which train on one thread each and end with their parent.
 
-    Each has a pool of its own, so that the others survive when one dies.
+    Each has its own pool, so that the others survive if one dies.
     """
 
     lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)  # what the future of a dead worker raises
@@ -162,8 +162,8 @@ class LocalExecutor:
     def __init__(self, plan: SearchPlan, workers: int) -> None:
         self.slots = workers  # jobs at a time
         self._plan, self._context = plan, multiprocessing.get_context("spawn")
-        # Each worker's shares of its training and of decoding images, then whether to stop. There is no lock, because
-        # a worker that is killed might hold it.
+        # Each worker's progress of its training and of decoding images, then whether to stop. Without a lock, which a
+        # killed worker might hold.
         self._shared = self._context.Array("d", 2 * workers + 1, lock=False)
         self._pools = [self._pool(place) for place in range(workers)]
         self._futures: list[Future[Any] | None] = [None] * workers
@@ -184,7 +184,7 @@ class LocalExecutor:
         return future
 
     def partial(self) -> tuple[float, str]:
-        """How much of the running jobs is done, in trainings, and whether images are being decoded."""
+        """Progress of the running jobs, in trainings, and the current task if images are being decoded."""
         running = [place for place, future in enumerate(self._futures) if future is not None and not future.done()]
         decoding = any(0 < self._shared[2 * place + 1] < 1 for place in running)
         return sum(self._shared[2 * place] for place in running), DECODING if decoding else ""
@@ -197,7 +197,7 @@ class LocalExecutor:
 
 
 class _WorkerProgress(Silent):
-    """Shares a worker's progress with its parent, and stops the worker when the parent says so."""
+    """Shares a worker's progress with its parent, and stops the worker when the parent asks for it."""
 
     def __init__(self, shared: Any, place: int) -> None:
         self.shared, self.place = shared, place
@@ -208,11 +208,11 @@ class _WorkerProgress(Silent):
             raise KeyboardInterrupt
 
 
-_worker: tuple[SearchPlan, Progress]  # of this process, if it is a worker
+_worker: tuple[SearchPlan, Progress]  # set in worker processes
 
 
 def _begin(plan: SearchPlan, shared: Any, place: int) -> None:
-    """Prepare a worker process."""
+    """Initialize a worker process."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent passes it on
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -234,9 +234,9 @@ def _end_with_parent() -> None:
 
 
 class RayExecutor:
-    """A Ray cluster: one training for each of its cores, or each of its GPUs.
+    """A Ray cluster: one training per core or GPU.
 
-    Each machine decodes the images into a temporary folder of its own. For arguments and errors see Cluster.
+    Each machine decodes the images into its own temporary folder. For arguments and errors see Cluster.
     """
 
     def __init__(self, plan: SearchPlan, address: str, workers: int | None = None) -> None:
@@ -255,7 +255,7 @@ class RayExecutor:
         return self._cluster.submit(_attempt_on_node, self._plan, job, self._cache)
 
     def partial(self) -> tuple[float, str]:
-        """Nothing is known about running jobs."""
+        """Unknown for running jobs."""
         return 0.0, ""
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ def _attempt_on_node(plan: SearchPlan, job: Job, cache: str) -> TrialOutcome:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C; only the main thread can, others change nothing."""
+    """Treat SIGTERM like Ctrl-C; has no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

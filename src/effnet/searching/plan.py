@@ -1,10 +1,10 @@
-"""The plan of a search: its options, images, candidates and length of trainings, kept in its folder.
+"""The plan of a search: its options, images, candidates and length of trainings, saved in its folder.
 
-args.yaml              the options, the recipe and the networks; with the two files below, all that resuming needs
+args.yaml              options, recipe and networks; with the two files below, all that resuming needs
 split.csv              which image is in which split
 baseline.yaml          the baseline at the resolution of the search
-candidates.csv         the networks: alpha, beta and gamma, the growth in effect, and the cost
-trials.csv             a line for each training that ended
+candidates.csv         the networks: alpha, beta and gamma, the effective growth, and the cost
+trials.csv             a line for each finished training
 rule.yaml              alpha, beta and gamma of the best candidate, and how they were found, for effnet scale --rule
 verdict.json           which candidates are level with the best, and how often the ranking changed
 search.png             the scores of all candidates
@@ -66,33 +66,33 @@ ARGS, SPLIT, BASELINE, CANDIDATES, TRIALS = "args.yaml", "split.csv", "baseline.
 CACHE = "pixels"
 DIMENSIONS = ("depth", "width", "resolution")
 LARGEST_PHI = 16  # 65,536 times the multiply-adds
-DECODING = "decoding images"  # a task of progress
+DECODING = "decoding images"  # a progress task
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a search compares and how its networks are trained; fixed once it has begun."""
+    """What a search compares, and how its networks are trained; fixed once it has begun."""
 
     step: float = 0.05
     """Step of the grid for alpha, beta and gamma, which starts at 1."""
     tolerance: float = 0.1
     """Largest difference of alpha beta^2 gamma^2 from 2."""
     phi: float = 1.0
-    """1, as in the paper, compares networks of twice the multiply-adds, 2 of four times."""
+    """1, as in the paper, compares networks with twice the multiply-adds, 2 with four times."""
     triple: Annotated[tuple[str, ...], Parameter(negative=())] = ()
-    """A candidate as alpha,beta,gamma, in place of the grid; may be given several times."""
+    """A candidate as alpha,beta,gamma, instead of the grid; may be repeated."""
     memory: Amount | None = None
-    """Limit on a candidate's memory of inference, the paper's target_memory: 10MB."""
+    """Limit on a candidate's inference memory, the paper's target_memory: 10MB."""
     params: Amount | None = None
     """Limit on a candidate's parameters: 1M."""
     latency: Amount | None = None
     """Limit on a candidate's measured time for one image on this machine: 5ms."""
     rungs: int = 3
-    """Stages; after each the better third goes on, to trainings three times as long."""
+    """Stages; after each, the best third goes on to trainings three times as long."""
     seeds: int = 5
     """Trainings of each finalist."""
     finalists: int = 4
-    """Candidates at the last rung, at least."""
+    """Least number of candidates at the last rung."""
     epochs: float | None = None
     """Length of the longest training. Default: 600 steps."""
     resolution: int | None = None
@@ -102,16 +102,16 @@ class SearchOptions:
     fit: FitMode = "squash"
     """How images become square: squash, pad or crop."""
     images: int | None = None
-    """Number of images to train with, evenly over the classes, and limit on those to score with. Default: all."""
+    """Training images, evenly over the classes, and limit on images to score with. Default: all."""
     val: float = 0.15
-    """Share of the data to score networks with, where it has no val split."""
+    """Share of the images to score networks with, if the data has no val split."""
     seed: int = 0
-    """Seed of the split, the weights and the order."""
+    """Seed of the split, the initial weights and the order of the images."""
     device: str = "cpu"
-    """Where networks are trained: cpu or cuda."""
+    """Device for the trainings: cpu or cuda."""
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError if a value is outside its range, or a triple's product too far from 2."""
+        """Raise ArgumentError if a value is outside its range, or a triple's product is too far from 2."""
         object.__setattr__(self, "triple", tuple(self.triple))
         one_of("fit", self.fit, FitMode)
         _check_positive(self, ("epochs",), ("images", "resolution", "rungs", "seeds", "finalists"))
@@ -121,14 +121,14 @@ class SearchOptions:
         for rule in map(read_rule, self.triple):
             if abs(rule.product - PRODUCT) > self.tolerance + 1e-9:
                 why = (
-                    f"has alpha beta^2 gamma^2 = {rule.product:.3g}, more than {self.tolerance:g} from 2: --tolerance."
+                    f"has alpha beta^2 gamma^2 = {rule.product:.3g}, more than {self.tolerance:g} from 2: see --tolerance."
                 )
                 raise ArgumentError("triple", rule.growths, why)
         _ = self.budget
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The given triples, or those of the grid."""
+        """The given triples, or the grid."""
         return tuple(map(read_rule, self.triple)) or grid(self.step, self.tolerance)
 
     @property
@@ -140,14 +140,14 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """Who trains and for how long, in this run of a search."""
+    """Where networks are trained and for how long, until the search is resumed."""
 
     minutes: float | None = None
-    """Time after which no training starts; the verdict uses those that are finished. 0: only the verdict."""
+    """Time after which no training starts; the verdict uses the finished ones. 0: only the verdict."""
     trials: int | None = None
-    """Limit on the trainings of this run. 0: only the verdict on those that are finished."""
+    """Most trainings to start now. 0: only the verdict on finished ones."""
     workers: int | None = None
-    """Trainings at a time, each on one thread. Default: one for each core, or what the Ray cluster has room for."""
+    """Trainings at a time, each on one thread. Default: one per core, or what the Ray cluster has room for."""
     ray: str | None = None
     """Address of a Ray cluster to train on: auto, ray://HOST:10001; local starts one here. Default: processes."""
 
@@ -172,7 +172,7 @@ def _check_positive(options: object, floats: Sequence[str], integers: Sequence[s
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """All that decides a search."""
+    """Everything that determines a search."""
 
     folder: Path
     options: SearchOptions
@@ -184,7 +184,7 @@ class SearchPlan:
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """The stages."""
+        """The stages of the search."""
         options = self.options
         return make_rungs(len(self.candidates), rungs=options.rungs, seeds=options.seeds, finalists=options.finalists)
 
@@ -226,18 +226,18 @@ class SearchPlan:
 
         Raises:
             ArgumentError: there is none, or it was edited.
-            DataError: images were changed or are gone.
+            DataError: images have changed or are gone.
         """
         if not (folder / ARGS).is_file() or "candidates" not in (values := dict(read_mapping(folder / ARGS))):
-            raise ArgumentError("resume", str(folder), "is not the folder of a search.")
+            raise ArgumentError("resume", str(folder), "is not a search's folder.")
         if is_newer(version := values.get("effnet")):
-            raise ArgumentError("resume", str(folder), newer_file(version, "only that one goes on with it"))
+            raise ArgumentError("resume", str(folder), newer_file(version, "only that version can resume it"))
         if "sha256" not in values:
-            why = "was begun by an older effnet and cannot be resumed; begin it anew: effnet search DATA"
+            why = "was begun by an older effnet and cannot be resumed; start over: effnet search DATA"
             raise ArgumentError("resume", str(folder), f"{why}.")
         if values["sha256"] != _digest(values):
             raise ArgumentError(
-                "resume", str(folder), f"has an {ARGS} that was edited since the search began: undo that."
+                "resume", str(folder), f"has an {ARGS} that was edited since the search began: undo the change."
             )
         root = data or Path(values["data"])
         images = read_manifest(folder / SPLIT, root_of(root))
@@ -261,13 +261,13 @@ def is_unborn(folder: Path) -> bool:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """The sha256 of what args.yaml says, except for where the images are."""
+    """The sha256 of the content of args.yaml, without the images' location."""
     rest = {name: value for name, value in values.items() if name not in ("data", "sha256")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def split_images(data: Path, options: SearchOptions) -> Dataset:
-    """The data in a train and a val split with as many images as the options say, or DataError if one is empty."""
+    """The data in a train and a val split, with as many images as the options say; DataError if one is empty."""
     whole = split_data(read_data(data), val=options.val, test=0.0, seed=options.seed)
     if len(whole.classes) < 2:
         raise DataError(f"{data} has one class, at least two are needed: {explain_one_class(whole)}")

@@ -1,4 +1,4 @@
-"""A short training that returns a score, by which a search compares networks.
+"""A short training that returns a score, to compare networks in a search.
 
 It writes no checkpoints and runs in one process. Images are decoded once for each resolution; they are mirrored and
 shifted by up to an eighth, which is enough for a short training. The score is the accuracy on the val split. The same
@@ -28,7 +28,7 @@ from effnet.training.initial_network import init_classifier, set_momentum
 from effnet.training.learner import Learner, derive_seed, spread
 from effnet.training.optimizer import Updater
 
-SHIFT = 1 / 8  # of the side: the largest shift of an image
+SHIFT = 1 / 8  # largest shift of an image, relative to its side
 BATCH = 256  # images per batch of the evaluation
 
 
@@ -36,8 +36,8 @@ def attempt(plan: SearchPlan, job: Job, cache: Path, progress: Progress = SILENT
     """Train a candidate and score it, on one thread of a processor or on a GPU.
 
     Returns:
-        The trial, with the score FAILED where the network cannot be trained; or the error because of which no training
-        can succeed, such as an image that cannot be read.
+        The trial, with the score FAILED if the network cannot be trained; or an error that makes every training fail,
+        such as an image that cannot be read.
     """
     options = plan.options
     if options.device == "cpu":
@@ -62,10 +62,10 @@ def train_and_score(
     Args:
         plan: data, recipe and device.
         spec: the network.
-        epochs: passes over the train split, not necessarily whole.
+        epochs: passes over the train split; may be fractional.
         seed: of weights, order, mirroring and shifting.
-        cache: a folder for decoded images, which the workers of one machine share.
-        progress: follows the decoding of images and the training.
+        cache: a folder for decoded images, shared by a machine's workers.
+        progress: receives the progress of decoding and training.
 
     Raises:
         TrainingError: the loss diverges, or the network does not learn.
@@ -95,15 +95,15 @@ def train_briefly(
     seed: int,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Train a network, and return which val images the average of its weights gets right: (N,) bool.
+    """Train a network; returns which val images its averaged weights get right, (N,) bool.
 
     Args:
         learner: the network, on its device, with its recipe.
         train: images (N, size, size, C) uint8 and labels (N,) to learn from.
-        val: the same of the images to score it with.
-        epochs: passes over the images, not necessarily whole.
+        val: the same for the images to score it with.
+        epochs: passes over the images; may be fractional.
         seed: of order, mirroring and shifting.
-        progress: follows the steps.
+        progress: receives the steps.
 
     Raises:
         TrainingError: the loss diverges, or the network does not learn.
@@ -143,7 +143,7 @@ def apply_recipe(plan: SearchPlan, spec: NetworkSpec) -> NetworkSpec:
 def load_split(data: Dataset, input_spec: InputSpec, file: Path, progress: Progress = SILENT) -> tuple[Tensor, Tensor]:
     """The images (N, size, size, C) uint8 of a data set, decoded once into a .npy file, and their labels (N,).
 
-    They are prepared as `input_spec` says, which names their size.
+    They are prepared by `input_spec`, which includes their size.
 
     Raises:
         DataError: an image cannot be read.
@@ -151,7 +151,7 @@ def load_split(data: Dataset, input_spec: InputSpec, file: Path, progress: Progr
     samples, size = data.samples, input_spec.size
     if not file.exists():
         shape = len(samples), size, size, input_spec.channels
-        # Written in order: a file that is mapped would kill this process where the disk is full.
+        # Written sequentially, since a mapped file would kill this process if the disk is full.
         with write_file(file) as temporary, temporary.open("wb") as rows:
             np.lib.format.write_array_header_1_0(rows, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for place, sample in enumerate(samples):
@@ -164,9 +164,9 @@ def load_split(data: Dataset, input_spec: InputSpec, file: Path, progress: Progr
 
 
 def mirror_and_shift(pixels: Tensor, flip: float, random: torch.Generator) -> Tensor:
-    """Mirror a share `flip` of the images (N, H, W, C), and shift all by a few pixels, with their edges repeated.
+    """Mirror a share `flip` of the images (N, H, W, C), and shift all by a few pixels, repeating their edges.
 
-    The shift is drawn as a share of the side and then rounded, so that it is about the same at any resolution.
+    The shift is drawn relative to the side and then rounded, so that it is about the same at any resolution.
     """
     mirrored = torch.rand(len(pixels), generator=random) < flip
     pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)

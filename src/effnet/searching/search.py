@@ -1,4 +1,4 @@
-"""Step 1 of the paper on any baseline and images: which alpha, beta and gamma, and how certain that is."""
+"""Step 1 of the paper for any baseline and images: the best alpha, beta and gamma, and how certain they are."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from effnet.training.execution import check_batch, check_main_guard
 from effnet.training.recipe import read_recipe
 
 RUNS = Path("runs") / "search"
-DEVICES = ("cpu", "cuda")  # others were not tried
-STEPS = 600  # of the longest training by default; docs/searching.md shows what that tells apart
-LEAST_STEPS = 50  # of the shortest training by default
+DEVICES = ("cpu", "cuda")  # others are untested
+STEPS = 600  # default of the longest training; docs/searching.md shows which differences it can detect
+LEAST_STEPS = 50  # default of the shortest training
 
 
 def search(
@@ -49,13 +49,13 @@ def search(
         data: a folder of class folders or a manifest.
         baseline: a variant, another baseline's name, a spec.yaml or a NetworkSpec.
         options: what is compared, and how it is trained.
-        work: who trains, and for how long.
-        out: the search's folder; default: a new one in runs/search.
-        progress: follows the work.
+        work: where networks are trained, and for how long.
+        out: the search's folder; by default a new one in runs/search.
+        progress: receives the progress of the search.
 
     Raises:
         ArgumentError, DataError: the data or a value cannot be used.
-        TrainingError: workers die or the time is over, and no training has ended.
+        TrainingError: workers die or the time is over, and no training has finished.
         KeyboardInterrupt: Ctrl-C or SIGTERM; finished trainings are kept.
     """
     _check_workers(options, work)
@@ -75,7 +75,7 @@ def resume(
     data: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> SearchResult:
-    """Go on with the search in a folder; `data` is where the images are, if they were moved. It raises as `search`."""
+    """Go on with the search in a folder; `data` is where the images are now, if they were moved. Raises as `search`."""
     start = time.monotonic()
     plan = SearchPlan.read(Path(folder), None if data is None else Path(data))
     check_device(plan.options.device, DEVICES)
@@ -84,7 +84,7 @@ def resume(
 
 
 def _check_workers(options: SearchOptions, work: WorkOptions) -> None:
-    """Raise ArgumentError where processes are to be started and cannot be."""
+    """Raise ArgumentError if processes are needed but cannot be started."""
     check_main_guard(0 if work.ray else work.count_workers(options.device))
 
 
@@ -97,7 +97,7 @@ def _make_plan(
 
     recipe = read_recipe(options.recipe)
     if not recipe.fresh:
-        why = "is for networks with weights: take scratch, paper, or a YAML file with base: scratch."
+        why = "is for pretrained networks: take scratch, paper, or a YAML file with base: scratch."
         raise ArgumentError("recipe", recipe.name, why)
     check_device(options.device, DEVICES)
     images = split_images(data, options)
@@ -119,7 +119,7 @@ def _make_plan(
         found = _fast_enough(found, float(budget.latency), progress)
     progress.message(
         f"{sum(len(each.triples) for each in found)} of {len(rules)} triples build {len(found)} networks of "
-        f"{2**options.phi:.3g} times the baseline's multiply-adds; the others miss that cost or exceed a limit"
+        f"{2**options.phi:.3g} times the baseline's multiply-adds; the others miss this cost or exceed a limit"
     )
     plan = SearchPlan(folder, options, images, recipe, baseline, found, options.epochs or 1.0)
     if options.epochs is None:
@@ -130,7 +130,7 @@ def _make_plan(
 
 
 def _fast_enough(found: tuple[Candidate, ...], latency: float, progress: Progress) -> tuple[Candidate, ...]:
-    """The candidates that take at most so many seconds for one image."""
+    """The candidates that take at most `latency` seconds for one image."""
     from effnet.metrics.timing import time_network
 
     times = []
@@ -146,7 +146,7 @@ def _fast_enough(found: tuple[Candidate, ...], latency: float, progress: Progres
 
 
 def _continue(plan: SearchPlan, work: WorkOptions, start: float, progress: Progress) -> SearchResult:
-    """Train what is missing, in the minutes after `start` (of time.monotonic), and judge what is finished."""
+    """Run missing trainings within the minutes from `start` (time.monotonic), and judge the finished ones."""
     rungs, folder = plan.rungs, plan.folder
     workers, total = work.count_workers(plan.options.device), sum(rung.trainings for rung in rungs)
     with open_record(folder / TRIALS, plan.names) as record:

@@ -1,4 +1,4 @@
-"""Admission: who is let in. Tokens, 413, 429 and 503 are settled here, before a body is read or a route is found."""
+"""Admission: checks tokens, and answers 413, 429 and 503 before a body is read or a route is found."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from effnet.errors import EffnetError
 from effnet.serving.catalogue import Catalogue
 
-CLOSED = ("/predict", "/metrics", "/v2")  # what a token protects
-HEALTH = ("/v2/health/live", "/v2/health/ready")  # what it does not
+CLOSED = ("/predict", "/metrics", "/v2")  # protected by the token
+HEALTH = ("/v2/health/live", "/v2/health/ready")  # not protected
 INFER = re.compile(r"/v2/models/([^/]+)/(?:versions/[^/]+/)?infer")
-MOST_HELD = 256 * 2**20  # bytes of all bodies that are in memory at once
+MOST_HELD = 256 * 2**20  # bytes of all bodies in memory
 RETRY = {"retry-after": "1"}  # seconds
 FULL = "there are more images than can be answered in time: try again"
-LEFT = 499  # nginx's status of a client that has left
+LEFT = 499  # nginx's status for a client that has disconnected
 
 
 class Admission:
-    """The outermost part of the application.
+    """The outermost ASGI middleware.
 
     Args:
-        app: what is behind it.
+        app: the application behind it.
         catalogue: the models and the server's state.
-        token: what clients must show; "": nothing.
-        most: bytes of a body.
+        token: the token that clients must send; "" for none.
+        most: most bytes of a body.
     """
 
     def __init__(self, app: ASGIApp, catalogue: Catalogue, token: str, most: int) -> None:
@@ -40,7 +40,7 @@ class Admission:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or say why not."""
+        """Admit a request, or refuse it with the reason."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -51,7 +51,7 @@ class Admission:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if leaving:  # the client's next request goes to another server
+                if leaving:  # the client's next request should go to another server
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
@@ -73,27 +73,27 @@ class Admission:
 
     def _knows(self, headers: Mapping[bytes, bytes]) -> bool:
         kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
-        known = hmac.compare_digest(shown.strip(), self._token)  # takes as long for a wrong one
+        known = hmac.compare_digest(shown.strip(), self._token)  # in constant time
         return not self._token or (known and kind.lower() == b"bearer")
 
     def _why_not(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str, Mapping[str, str]] | None:
         """Status, reason and headers of a refusal."""
         state = self._catalogue.state
         if state in ("loading", "draining"):
-            return 503, "the models are being loaded" if state == "loading" else "the server ends", RETRY
+            return 503, "the models are being loaded" if state == "loading" else "the server is shutting down", RETRY
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most:
             return 413, self._too_large(), {}
         try:
             full = self._catalogue.engine(model_of(scope)).batcher.full
         except EffnetError:
-            return None  # the route says so
+            return None  # the route answers 404
         if full or self._held > MOST_HELD:
             return 429, FULL, RETRY
         return None
 
     async def _hold(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let it in; its body is counted while it is read."""
+        """Admit a request; its body is counted while it is read."""
         size = 0
 
         async def limited() -> Message:
@@ -117,7 +117,7 @@ class Admission:
 
 
 def model_of(scope: Scope) -> str:
-    """The name of the model that a request asks, "" for the first."""
+    """The name of the model that a request is for, "" for the first."""
     if found := INFER.fullmatch(scope["path"]):
         return found[1]
     query = scope["query_string"]

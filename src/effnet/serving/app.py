@@ -25,7 +25,7 @@ from effnet.serving.exchange import ask, enter, read_photos
 from effnet.version import __version__
 
 PAGE = Path(__file__).with_name("page")
-# Nothing comes from elsewhere, and nothing in the page itself is run; photos are shown from blob: addresses.
+# No external resources and no inline scripts; photos are shown from blob: URLs.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,14 +54,14 @@ def build_app(
     origins: Sequence[str] = (),
     lifespan: Callable[[FastAPI], Any] | None = None,
 ) -> Any:
-    """The application, an ASGI callable.
+    """Build the ASGI application.
 
     Args:
         catalogue: the models.
-        token: what clients must show; "": nothing.
-        most: bytes of a body.
-        origins: of web pages that may ask, such as "https://shop.example"; by default none but its own.
-        lifespan: what FastAPI enters when it starts.
+        token: the token that clients must send; "" for none.
+        most: most bytes of a body.
+        origins: origins of web pages that may send requests, such as "https://shop.example"; by default only its own.
+        lifespan: FastAPI's lifespan context.
     """
     app = FastAPI(title="effnet serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(kserve.make_router(catalogue))
@@ -78,8 +78,8 @@ def build_app(
     ) -> Response:
         """Classify a photo (the body is the file), or several (multipart/form-data).
 
-        `sets=.9` adds the labels among which the true one is that often; `explain=true` where the network looked,
-        with `versus` a class that the best one is weighed against.
+        `sets=.9` adds a set of labels that contains the true one that often; `explain=true` adds where the network
+        looked, and `versus` names a class to compare the best one to.
         """
         names, photos = await read_photos(request)
         with enter(catalogue, model) as engine:
@@ -94,7 +94,7 @@ def build_app(
 
     @app.get("/metrics", tags=["effnet"])
     async def metrics() -> Response:
-        """The server's numbers, for Prometheus."""
+        """The server's metrics, for Prometheus."""
         return Response(catalogue.counters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/docs", include_in_schema=False)
@@ -123,7 +123,7 @@ def _sends(file: Path) -> Callable[[], Any]:
 
 
 def _shown(answer: Reply | ImageError) -> dict[str, Any]:
-    """An answer as JSON has it; what the model cannot tell is left out."""
+    """An answer for JSON, without what the model cannot tell."""
     if isinstance(answer, ImageError):
         return {"error": str(answer)}
     explained = {} if answer.explanation is None else {"explanation": answer.explanation}
@@ -162,14 +162,14 @@ def _handle_errors(app: FastAPI) -> None:
     async def failed(_: Request, error: EffnetError) -> Response:
         return JSONResponse({"error": str(error)}, 500)
 
-    @app.exception_handler(Exception)  # raised again by Starlette: Uvicorn logs it and closes the connection
+    @app.exception_handler(Exception)  # Starlette raises it again; uvicorn logs it and closes the connection
     async def broken(_: Request, error: Exception) -> Response:
         reason = f"unexpected {type(error).__name__}: see the server's log"
         return JSONResponse({"error": reason}, 500, {"connection": "close"})
 
 
 def _documentation(schema: dict[str, Any]) -> str:
-    """OpenAPI as a page without scripts; the schema itself is /openapi.json."""
+    """The API as a page without scripts; the OpenAPI schema itself is at /openapi.json."""
     rows = []
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():

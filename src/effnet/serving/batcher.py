@@ -1,4 +1,4 @@
-"""Batcher: items that come one by one are computed in batches, in a thread of its own."""
+"""Batcher: computes items that arrive one by one in batches, in a separate thread."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from effnet.serving.pace import Pace
 T = TypeVar("T")
 R = TypeVar("R")
 
-Observer = Callable[[Sequence[float], float], None]  # told what each item of a batch waited, and what computing it took
+Observer = Callable[[Sequence[float], float], None]  # receives each item's wait in a batch, and the batch's time
 
 
 class FullError(Exception):
-    """Every place is taken."""
+    """All places are taken."""
 
 
 class Batcher(Generic[T, R]):
     """Collects items and computes them together. Belongs to one event loop.
 
-    Whoever wants an answer takes a place first, which bounds what is in flight. A caller that is cancelled leaves:
-    its item is not computed unless its batch has begun.
+    Callers take a place first, which bounds the number of items in flight. If a caller is cancelled, its item is not
+    computed unless its batch has begun.
 
     Attributes:
-        pace: how many are computed together, how long they wait for others, and how many places there are.
-        taken: places that are taken.
+        pace: the batch size, how long items wait for others, and the number of places.
+        taken: places in use.
 
     Args:
-        compute: a batch of items -> their answers, in order; called in one thread, always the same.
+        compute: a batch of items -> their answers, in order; always called in the same thread.
         pace: see the attributes.
-        observe: told about each batch.
+        observe: called for each batch.
     """
 
     def __init__(self, compute: Callable[[list[T]], Sequence[R]], pace: Pace, observe: Observer) -> None:
@@ -43,17 +43,17 @@ class Batcher(Generic[T, R]):
         self._waiting: dict[asyncio.Future[R], tuple[T, float]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._came = asyncio.Event()
-        self._ended = 0.0  # when the last batch was finished, if the server was busy then
+        self._ended = 0.0  # when the last batch finished, if the server was busy then
         self._task = asyncio.create_task(self._run())
 
     @property
     def full(self) -> bool:
-        """Whether no place is free."""
+        """Whether all places are taken."""
         return self.taken >= self.pace.places
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Take a place, and give it back at the end.
+        """Take a place, and release it at the end.
 
         Raises:
             FullError: none is free.
@@ -67,7 +67,7 @@ class Batcher(Generic[T, R]):
             self.taken -= 1
 
     async def __call__(self, item: T) -> R:
-        """The answer to one item, for a caller that has a place."""
+        """The answer for one item; the caller must have a place."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting[future] = item, time.perf_counter()
         self._came.set()
@@ -77,14 +77,14 @@ class Batcher(Generic[T, R]):
             self._waiting.pop(future, None)
 
     async def close(self) -> None:
-        """End, once everyone who has a place has been answered."""
+        """End, once every caller with a place has its answer."""
         while self.taken:
             await asyncio.sleep(0.01)
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
         self._thread.shutdown()
-        del self._compute  # which knows what has this batcher: both go now, and not when Python looks for cycles
+        del self._compute  # breaks a reference cycle, so that memory is freed now
 
     async def _run(self) -> None:
         while True:
@@ -95,11 +95,11 @@ class Batcher(Generic[T, R]):
             await self._answer(batch)
 
     async def _fill(self) -> None:
-        """Wait for a first item, and for those on their way while the delay lasts."""
+        """Wait for a first item, then during the delay for others that are on their way."""
         end = None
         while not self._waiting or len(self._waiting) < min(self.pace.batch, self.taken):
             if not self._waiting:
-                end = left = None  # those that came have left
+                end = left = None  # all that arrived were cancelled
             else:
                 now = time.perf_counter()
                 end = end or now + self.pace.delay
@@ -129,4 +129,4 @@ class Batcher(Generic[T, R]):
         for (future, _), answer in zip(batch, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
-        await asyncio.sleep(0)  # whoever was answered gives its place back first, and is not on its way any more
+        await asyncio.sleep(0)  # lets answered callers release their places first

@@ -1,4 +1,4 @@
-"""Catalogue: the models that are served, by name; they are loaded, reloaded and released here."""
+"""Catalogue: the served models by name; loads, reloads and releases them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Catalogue:
     """The models of a server and its state. Belongs to one event loop.
 
-    States: loading; ready; leaving: answers, but says that it is not ready, so that no new clients are sent here;
-    draining: answers what is in flight, and nothing else.
+    States: loading; ready; leaving: answers, but reports not ready, so that no new clients are sent here; draining:
+    only answers requests in flight.
 
     Args:
-        models: name -> MODEL; the first is the one that answers where none is named.
+        models: name -> MODEL; the first one answers requests that name none.
         budget: seconds that nine of ten answers may take.
-        options: how the models are opened, see effnet.load.
-        counters: the server's numbers.
-        note: writes a line for whoever runs the server.
+        options: options of effnet.load.
+        counters: the server's metrics.
+        note: writes a line to the server's log.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Catalogue:
         self.state: State = "loading"
         self._options, self._note = options, note
         self._lock = asyncio.Lock()
-        # Always the same thread: each has a heap of its own, which keeps what a model took there after it was released.
+        # Always the same thread: each thread has its own heap, which keeps a released model's memory.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._closing: set[asyncio.Task[None]] = set()
 
     def engine(self, name: str = "") -> Engine:
-        """The engine of that name, or the first.
+        """The engine with this name, or the first one.
 
         Raises:
-            UnknownNameError: there is none of that name.
+            UnknownNameError: there is none with this name.
         """
         name = name or self.first
         if name not in self.engines:
@@ -63,7 +63,7 @@ class Catalogue:
         return self.engines[name]
 
     async def load(self) -> None:
-        """Load all; for the errors see effnet.load."""
+        """Load all models; for errors see effnet.load."""
         async with self._lock:
             for name, model in self.models.items():
                 await self._open(name, model)
@@ -71,7 +71,7 @@ class Catalogue:
             self.state = "ready"
 
     async def reload(self) -> None:
-        """Load all again; one that cannot be loaded stays. What is in flight is answered by the old one."""
+        """Reload all models; one that cannot be loaded stays. The old ones answer requests in flight."""
         async with self._lock:
             for name, model in self.models.items():
                 old = self.engines[name]
@@ -79,7 +79,7 @@ class Catalogue:
                     await self._open(name, model)
                 except Exception as error:  # a bundle that is being written may fail in any way
                     self.counters.reloads.labels(name, "refused").inc()
-                    self._note(f"{name} was not reloaded, and the one before answers: {error}")
+                    self._note(f"{name} was not reloaded, and the previous one answers: {error}")
                     continue
                 self.counters.reloads.labels(name, "done").inc()
                 self._note(f"{name} was reloaded from {model}")
@@ -88,7 +88,7 @@ class Catalogue:
                 task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Answer what is in flight, and release all."""
+        """Answer requests in flight, and release all models."""
         async with self._lock:
             await asyncio.gather(*self._closing, *(engine.close() for engine in self.engines.values()))
             self.engines.clear()
@@ -102,17 +102,17 @@ class Catalogue:
         if old and (old.classifier.spec, old.classifier.selection) == (classifier.spec, classifier.selection):
             pace = Pace(
                 self.budget, old.batcher.pace.times, classifier.group
-            )  # measured when the machine had nothing else to do
+            )  # measured while the machine was idle
         self.engines[name] = engine = Engine(classifier, pace, self.counters.observer(name))
         batcher = engine.batcher
         self.counters.follow(name, lambda: batcher.taken, lambda: batcher.pace.places)
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
-    """NAME=MODEL or MODEL, which is then named after the last part of its path -> name to MODEL.
+    """A mapping from name to MODEL for NAME=MODEL, or MODEL, which is named after the last part of its path.
 
     Raises:
-        ArgumentError: there is none, a name is not fit for a URL, or two are the same.
+        ArgumentError: there is no model, a name does not suit a URL, or two are the same.
     """
     if not models:
         raise ArgumentError("models", "", "must name at least one model, such as lite0 or runs/train/latest/best.")
@@ -124,9 +124,9 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
             name = (path.name if path.is_dir() else path.stem) if path.exists() else text.rpartition("/")[2]
             name = name.rpartition(":")[2]
         if not NAME.fullmatch(name):
-            rule = "has a name that does not fit into a URL (letters, digits, dot, dash, underscore): use NAME=MODEL."
+            rule = "has a name that does not suit a URL (letters, digits, dot, dash, underscore): use NAME=MODEL."
             raise ArgumentError("models", text, rule)
         if name in named:
-            raise ArgumentError("models", text, f"has the name of {named[name]}: use NAME=MODEL.")
+            raise ArgumentError("models", text, f"has the same name as {named[name]}: use NAME=MODEL.")
         named[name] = model
     return named

@@ -26,20 +26,20 @@ class ServeOptions:
     """Where and how models are served."""
 
     port: int = 8000
-    """The port to listen at; 0: any that is free."""
+    """Port to listen on; 0: any free one."""
     host: str = "127.0.0.1"
-    """The address to listen at; 0.0.0.0: all of this machine's."""
+    """Address to listen on; 0.0.0.0: all of this machine's."""
     latency: Amount = "50ms"
-    """The time in which nine of ten answers come; batches and the number of images that are let in follow from it."""
+    """Latency that nine of ten answers meet; determines batch sizes and the number of images admitted."""
     token: str | None = None
-    """What clients must send as Authorization: Bearer TOKEN. Default: $EFFNET_TOKEN, or no token."""
+    """Token that clients must send as Authorization: Bearer TOKEN. Default: $EFFNET_TOKEN, or no token."""
     max_upload: Amount = "20MB"
-    """The largest body of a request."""
+    """Largest request body."""
     allow_origin: Annotated[tuple[str, ...], Parameter(negative=())] = ()
-    """A web page of another address that may ask, such as https://shop.example; may be repeated."""
+    """Another origin whose web pages may send requests, such as https://shop.example; may be repeated."""
 
     grace: Amount = "2s"
-    """The time between SIGTERM, from which on it is not ready, and the last request that is let in."""
+    """How long requests are still admitted after SIGTERM, while the server reports not ready."""
 
     def __post_init__(self) -> None:
         parse_seconds("latency", self.latency)
@@ -58,9 +58,9 @@ def serve(
     """Serve models over HTTP: a page at /, POST /predict, KServe v2 at /v2, /metrics and /docs.
 
     Args:
-        models: MODEL or NAME=MODEL, as effnet predict takes it; requests that name none are answered by the first.
+        models: MODEL as in effnet predict, or NAME=MODEL; the first one answers requests that name none.
     """
-    from effnet.serving.catalogue import name_models  # with FastAPI and numpy
+    from effnet.serving.catalogue import name_models  # imports FastAPI and numpy
 
     named = name_models(models)
     token = os.environ.get(TOKEN, "") if options.token is None else options.token
@@ -71,7 +71,7 @@ def serve(
 
 
 def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[str, Any]) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     import uvicorn
 
     from effnet.serving.app import build_app
@@ -115,7 +115,7 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
         http=Connection,
         ws="none",
         log_config=None,
-        log_level="error",  # a line for each request that is none would be a stranger's way to fill the disk
+        log_level="error",  # a line for each invalid request would let strangers fill the disk
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE,
@@ -124,14 +124,14 @@ def _run(named: dict[str, str], options: ServeOptions, token: str, load: dict[st
     server = Server(config, catalogue, parse_seconds("grace", options.grace))
     console.remark(f"Opening {', '.join(named.values())} at {url}")
     if not token and not _is_loopback(host):
-        console.remark("Whoever reaches this address may ask: --token or EFFNET_TOKEN lets only those in who know it.")
+        console.remark("Anyone who reaches this address may send requests: restrict that with --token or EFFNET_TOKEN.")
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
 
 
 def _introduce(catalogue: Any, url: str) -> None:
-    """Say what is served, how, and how to ask."""
+    """Print what is served, how, and how to send a request."""
     milliseconds = 1e3 * catalogue.budget
     for name, engine in catalogue.engines.items():
         pace = engine.batcher.pace
@@ -143,10 +143,10 @@ def _introduce(catalogue: Any, url: str) -> None:
         if not pace.keeps:
             least = 2e3 * pace.times[1]
             console.remark(
-                f"{name}: an image takes {1e3 * pace.times[1]:.0f} ms, so {milliseconds:.0f} ms will not be kept "
-                f"where two come at once; --latency {least / 0.8:.0f}ms could be"
+                f"{name}: an image takes {1e3 * pace.times[1]:.0f} ms, so {milliseconds:.0f} ms will be missed "
+                f"if two arrive at once; --latency {least / 0.8:.0f}ms is possible"
             )
-    console.remark(f"Serving at {url}; Ctrl-C ends it")
+    console.remark(f"Serving at {url}; Ctrl-C stops it")
     console.remark(f"Next: curl --data-binary @PHOTO {url}/predict")
 
 

@@ -1,4 +1,4 @@
-"""What GET /metrics tells Prometheus."""
+"""The Prometheus metrics of GET /metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Counters:
-    """The numbers of one server."""
+    """The metrics of a server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        # 499: the client has left
+        # 499: the client has disconnected
         self.requests = Counter("effnet_requests", "Requests by result", ("endpoint", "status"), registry=self.registry)
         self.seconds = self._histogram(
             "effnet_request_seconds", "From the first byte to the answer", "endpoint", SECONDS
@@ -35,11 +35,11 @@ class Counters:
         self._places = Gauge("effnet_places", "Images that may be in flight", ("model",), registry=self.registry)
 
     def text(self) -> bytes:
-        """All of them in Prometheus's format."""
+        """All metrics in Prometheus's format."""
         return generate_latest(self.registry)
 
     def observer(self, model: str) -> Observer:
-        """What notes a model's batches."""
+        """A function that records a model's batches."""
         batches, waits, engine = (each.labels(model) for each in (self.batches, self.waits, self.engine))
 
         def observe(waited: Sequence[float], seconds: float) -> None:
@@ -51,12 +51,12 @@ class Counters:
         return observe
 
     def follow(self, model: str, taken: Callable[[], float], places: Callable[[], float]) -> None:
-        """Show a model's places."""
+        """Export a model's places."""
         self._taken.labels(model).set_function(taken)
         self._places.labels(model).set_function(places)
 
     def count(self, model: str, answers: Sequence[Reply | ImageError]) -> None:
-        """Count what became of images."""
+        """Count the results of images."""
         for answer in answers:
             if isinstance(answer, ImageError):
                 self.images.labels(model, "unreadable").inc()

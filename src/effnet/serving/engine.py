@@ -1,4 +1,4 @@
-"""Engine: a classifier that reads photos in threads and answers in batches, at a pace that keeps the budget."""
+"""Engine: a classifier that reads photos in threads and answers in batches, at a pace that keeps the latency budget."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from effnet.runtime.session import Logits, Pixels
 from effnet.serving.batcher import Batcher, Observer
 from effnet.serving.pace import Pace, measure_pace
 
-PIXEL_LIMIT = 64_000_000  # of a photo: 0.26 GB decoded, 3 times that of 16 bits; phones have up to 50 million
+PIXEL_LIMIT = 64_000_000  # per photo: 0.26 GB decoded, 3 times that for 16 bits; phones have up to 50 million
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is to be said about an image.
+    """The content of an answer.
 
     Attributes:
-        topk: how many classes.
-        sets: also the labels among which the true one is this often.
-        explain: also where the network looked.
-        versus: the class that the best one is weighed against there; "": none.
+        topk: the number of classes.
+        sets: how often the label set has to contain the true label; None for no set.
+        explain: whether to add where the network looked.
+        versus: the class to compare the best one to in the explanation; "" for none.
     """
 
     topk: int = 5
@@ -46,20 +46,20 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model says about an image."""
+    """The model's answer for an image."""
 
     prediction: Prediction
     logits: Logits  # (K,)
-    explanation: dict[str, Any] | None = None  # as JSON has it
+    explanation: dict[str, Any] | None = None  # for JSON
 
 
 class Engine:
     """A classifier with its batcher. Belongs to one event loop.
 
     Args:
-        classifier: what answers; closed with the engine.
-        pace: how many images are computed together and let in.
-        observe: told about each batch.
+        classifier: the classifier, which is closed with the engine.
+        pace: how many images are computed together and admitted.
+        observe: called for each batch.
     """
 
     def __init__(self, classifier: Classifier, pace: Pace, observe: Observer) -> None:
@@ -69,13 +69,13 @@ class Engine:
         self._readers = ThreadPoolExecutor(min(threads or READERS, READERS), thread_name_prefix="read")
 
     async def answer(self, images: Sequence[bytes | Pixels], options: PredictOptions) -> list[Reply | ImageError]:
-        """What is in each photo or prepared image; the caller has a place.
+        """The answer for each photo or prepared image; the caller must have a place.
 
-        Several images take half of the places that are free as well, so they neither wait for each other nor leave
-        nothing to others.
+        Several images also take half of the free places, so that they need not wait for each other, and others still
+        find places.
 
         Raises:
-            ArgumentError: the model cannot tell what is asked for.
+            ArgumentError: the model does not support an option.
         """
         if options.sets is not None:
             self._check_sets(options.sets)
@@ -87,7 +87,7 @@ class Engine:
                 try:
                     answers[index] = await self._answer_one(images[index], options)
                 except ImageError as error:
-                    answers[index] = ImageError(*error.args)  # without its traceback, whose frames keep pixels
+                    answers[index] = ImageError(*error.args)  # without its traceback, whose frames keep pixels alive
 
         with ExitStack() as places:
             free = (self.batcher.pace.places - self.batcher.taken) // 2
@@ -106,7 +106,7 @@ class Engine:
         return answers
 
     async def close(self) -> None:
-        """Answer everyone who has a place, then release the classifier."""
+        """Answer every caller with a place, then release the classifier."""
         await self.batcher.close()
         self._readers.shutdown(cancel_futures=True)
         self.classifier.close()
@@ -124,14 +124,14 @@ class Engine:
 
     def _read(self, photo: bytes) -> Pixels:
         file = io.BytesIO(photo)
-        width, height = identify(file).size  # from its first bytes: nothing is decoded yet
+        width, height = identify(file).size  # from its first bytes, before decoding
         if width * height > PIXEL_LIMIT:
             raise ImageError(f"has {width} x {height} pixels; at most {PIXEL_LIMIT:,} are served")
         try:
             return self.classifier.read(file)
         except ImageError:
             raise
-        except EffnetError as error:  # a network whose images are not photos
+        except EffnetError as error:  # a network whose inputs are not photos
             raise ImageError(str(error)) from error
 
     def _compute(self, batch: list[tuple[Pixels, PredictOptions]]) -> list[Reply]:
@@ -160,13 +160,13 @@ class Engine:
     def _check_sets(self, coverage: float) -> None:
         if self.classifier.sets is None:
             raise ArgumentError(
-                "sets", coverage, "needs label sets, which effnet train calibrates; the model has none."
+                "sets", coverage, "needs label sets, which effnet train calibrates; this model has none."
             )
         self.classifier.sets.floor(coverage)
 
 
 def open_engine(model: str, options: dict[str, Any], budget: float) -> tuple[Classifier, Pace]:
-    """Load a MODEL and measure it, which takes seconds; for the errors see effnet.load."""
+    """Load a MODEL and measure its pace, which takes seconds; for errors see effnet.load."""
     classifier = load(model, **options)
     images = views(classifier.input, classifier.group)
     return classifier, measure_pace(
@@ -175,7 +175,7 @@ def open_engine(model: str, options: dict[str, Any], budget: float) -> tuple[Cla
 
 
 def seen_part(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what the network sees, as shares of an upright photo; a border is outside it."""
+    """Left, top, right and bottom of what the network sees, relative to an upright photo; a border lies outside."""
     if spec.fit == "squash":
         return 0.0, 0.0, 1.0, 1.0
     side = max(width, height) if spec.fit == "pad" else min(width, height) * spec.size / spec.resize

@@ -1,4 +1,4 @@
-"""Exchange: what every request for an answer goes through: its body, a place, an answer unless the client leaves."""
+"""Exchange: the steps of a prediction request: read the body, take a place, answer unless the client disconnects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from effnet.serving.engine import Engine, PredictOptions, Reply
 T = TypeVar("T")
 
 PATIENCE = 60.0  # seconds that a body may take
-MOST_FILES = 1000  # of one request
+MOST_FILES = 1000  # per request
 
 
 async def read_body(request: Request) -> bytes:
@@ -30,7 +30,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def read_photos(request: Request) -> tuple[list[str], list[bytes]]:
-    """Names and bytes of the photos in a body: its files where it is multipart, else itself, without a name."""
+    """Names and bytes of the photos in a body: its files if it is multipart, else the body itself, without a name."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return [""], [await read_body(request)]
     try:
@@ -50,7 +50,7 @@ async def read_photos(request: Request) -> tuple[list[str], list[bytes]]:
 
 @contextmanager
 def enter(catalogue: Catalogue, model: str) -> Iterator[Engine]:
-    """A place with an engine, which stays open for whoever has one."""
+    """Take a place with an engine, which stays open as long as a place is taken."""
     engine = catalogue.engine(model)
     try:
         with engine.batcher.place():
@@ -62,13 +62,13 @@ def enter(catalogue: Catalogue, model: str) -> Iterator[Engine]:
 async def ask(
     request: Request, engine: Engine, images: Sequence[bytes | Pixels], options: PredictOptions
 ) -> list[Reply | ImageError]:
-    """The answers, in order, for whoever has entered. Once the client has left, nothing more is computed for it."""
-    # The body was read, so that the client has left is the only message that can come.
+    """The answers, in order; the caller must have a place. Stops computing once the client has disconnected."""
+    # The body has been read, so the only message that can follow is a disconnect.
     answer, left = asyncio.ensure_future(engine.answer(images, options)), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise HTTPException(LEFT, "the client has left")
+            raise HTTPException(LEFT, "the client has disconnected")
         return answer.result()
     finally:
         for task in (answer, left):
@@ -76,7 +76,7 @@ async def ask(
 
 
 class _Form(MultiPartParser):
-    spool_max_size = 2**40  # photos stay in memory, as bodies of one photo do: the disk may be full, or not be theirs
+    spool_max_size = 2**40  # photos stay in memory, like single-photo bodies: the disk may be full or not private
 
 
 async def _in_time(reading: Awaitable[T]) -> T:
@@ -84,4 +84,4 @@ async def _in_time(reading: Awaitable[T]) -> T:
         async with asyncio.timeout(PATIENCE):
             return await reading
     except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {PATIENCE:.0f} seconds") from None
+        raise HTTPException(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None

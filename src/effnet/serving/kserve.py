@@ -1,12 +1,12 @@
 """The Open Inference Protocol of KServe, version 2, over HTTP, with its extension for binary tensors.
 
-    inputs    image   BYTES [n]          photos as files; in JSON as base64
-              pixels  UINT8 [n, s, s, C] images that are already prepared, at the size of the model
+    inputs    image   BYTES [n]          photo files; base64 in JSON
+              pixels  UINT8 [n, s, s, C] prepared images, at the model's size
     outputs   label BYTES [n], probability FP32 [n], probabilities FP32 [n, K], error BYTES [n],
-              unsure and unfamiliar BOOL [n] where the model can tell
+              unsure and unfamiliar BOOL [n] if the model can tell
 
-A request has one of the inputs. A photo that cannot be read has an empty label, probabilities of 0 and the reason in
-`error`; where that is the only photo, the request fails with 422.
+A request has one of the inputs. A photo that cannot be read gets an empty label, probabilities of 0 and the reason in
+`error`; if it is the only photo, the request fails with 422.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> Response:
-        """Whether it takes requests: 503 while its models are loaded, and from the moment it is told to end."""
+        """Whether the server takes requests: 503 while models are being loaded, and once it is told to end."""
         return JSONResponse({"ready": catalogue.state == "ready"}, 200 if catalogue.state == "ready" else 503)
 
     @router.get("")
@@ -81,7 +81,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
 
     @router.post("/repository/index")
     async def index() -> list[dict[str, str]]:
-        """The models, the first of which answers where none is named."""
+        """The models; the first one answers requests that name none."""
         return [{"name": name, "version": "1", "state": "READY"} for name in catalogue.engines]
 
     @router.get("/models/{name}/ready")
@@ -98,7 +98,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
         body = await read_body(request)
         length = request.headers.get(HEADER, str(len(body)))
         if not length.isdigit() or int(length) > len(body):
-            raise HTTPException(400, f"{HEADER} (={length}) must be the bytes of the JSON, at most {len(body)}.")
+            raise HTTPException(400, f"{HEADER} (={length}) must be the JSON's length in bytes, at most {len(body)}.")
         with enter(catalogue, name) as engine:
             call, images = await asyncio.to_thread(_parse, body, int(length), engine)  # JSON may be large
             answers = await ask(request, engine, images, PredictOptions(topk=1))
@@ -111,7 +111,7 @@ def make_router(catalogue: Catalogue) -> APIRouter:
 
 
 def _parse(body: bytes, length: int, engine: Engine) -> tuple[Mapping[str, Any], Sequence[bytes | Pixels]]:
-    """A request, and its images."""
+    """Parse a request and its images."""
     call = _parse_json(body[:length])
     return call, _read_images(call, memoryview(body)[length:], engine)
 
@@ -139,13 +139,13 @@ def _images_of(tensor: Mapping[str, Any], binary: memoryview, engine: Engine) ->
     name, kind, shape = tensor["name"], tensor["datatype"], [int(side) for side in tensor["shape"]]
     size = tensor.get("parameters", {}).get("binary_data_size")
     if size is None and binary:
-        raise ValueError("bytes follow the JSON, and it has no binary_data_size")
+        raise ValueError("bytes follow the JSON, but it has no binary_data_size")
     if size not in (None, len(binary)):
-        raise ValueError(f"its binary_data_size is {size}, and {len(binary)} bytes follow the JSON")
+        raise ValueError(f"its binary_data_size is {size}, but {len(binary)} bytes follow the JSON")
     if (name, kind) == ("image", "BYTES"):
         photos = [_decode(text) for text in _flat(tensor["data"])] if size is None else _split(binary)
         if len(photos) != np.prod(shape):
-            raise ValueError(f"its shape is {shape}, and it holds {len(photos)} images")
+            raise ValueError(f"its shape is {shape}, but it holds {len(photos)} images")
         return photos
     if (name, kind) == ("pixels", "UINT8"):
         side, channels = engine.classifier.input.size, engine.classifier.input.channels
@@ -164,7 +164,7 @@ def _whole(data: Any) -> NDArray[np.uint8]:
 
 
 def _flat(data: Any) -> list[Any]:
-    """The elements of a list, whose rows may be lists."""
+    """The elements of a possibly nested list."""
     return [each for row in data for each in (row if isinstance(row, list) else [row])]
 
 
@@ -176,7 +176,7 @@ def _decode(text: str) -> bytes:
 
 
 def _split(binary: memoryview) -> list[bytes]:
-    """The elements of a binary tensor of BYTES: each after its length, 4 bytes, the lowest first."""
+    """The elements of a binary BYTES tensor: each after its length as 4 bytes, little-endian."""
     found, place = [], 0
     while place < len(binary):
         length = int.from_bytes(binary[place : place + 4], "little")
@@ -201,13 +201,13 @@ def _outputs(answers: Sequence[Reply | ImageError], engine: Engine) -> dict[str,
     found: dict[str, Tensor] = {"label": labels, "probability": shares.max(1), "probabilities": shares, "error": errors}
     for name, known in zip(DOUBTS, (classifier.calibration, classifier.familiarity), strict=True):
         if known is not None:
-            told = [getattr(answer.prediction, name) if isinstance(answer, Reply) else None for answer in answers]
-            found[name] = np.array([one is not False for one in told], bool)  # what cannot be read is in doubt
+            flags = [getattr(answer.prediction, name) if isinstance(answer, Reply) else None for answer in answers]
+            found[name] = np.array([flag is not False for flag in flags], bool)  # unreadable images are flagged
     return found
 
 
 def _respond(call: Mapping[str, Any], name: str, values: Mapping[str, Tensor]) -> Response:
-    """The response to a request, its tensors in JSON or behind it, as was asked."""
+    """The response to a request, with tensors in the JSON or after it, as requested."""
     asked = call.get("outputs") or [{"name": each} for each in values]
     binary_by_default = (call.get("parameters") or {}).get("binary_data_output", False)
     described, tail = [], b""

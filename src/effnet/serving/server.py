@@ -1,7 +1,7 @@
-"""uvicorn's server, but it drains: at SIGTERM it says for a while that it is not ready, answers, and then ends.
+"""uvicorn's server with draining: after SIGTERM it keeps answering for a while but reports not ready, and then ends.
 
-uvicorn closes its listener at once, so clients who were sent here a moment ago cannot connect, and leaves with the
-signal's exit code. SIGHUP reloads the models.
+uvicorn itself closes its listener at once, so clients that were sent here a moment ago cannot connect, and exits with
+the signal's exit code. SIGHUP reloads the models.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from effnet.serving.catalogue import Catalogue
 from effnet.serving.connection import Connection
 
 PATIENCE = 30  # seconds that the last answers may take
-TICKS = 10  # between two looks at idle connections: a second
-BACKLOG = 2048  # connections that wait to be accepted
+TICKS = 10  # between checks for idle connections: one second
+BACKLOG = 2048  # connections waiting to be accepted
 
 
 class Server(uvicorn.Server):
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         catalogue: the models.
-        grace: seconds in which load balancers see that it is not ready.
+        grace: seconds for load balancers to see that it is not ready.
     """
 
     def __init__(self, config: uvicorn.Config, catalogue: Catalogue, grace: float) -> None:
@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
             yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: leave after `grace`; Ctrl-C or a second signal: once those in flight are answered."""
+        """SIGTERM: end after `grace`; Ctrl-C or a second signal: once requests in flight are answered."""
         if sig == signal.SIGTERM and self._catalogue.state in ("loading", "ready"):
             self._catalogue.state, self._end = "leaving", time.monotonic() + self._grace
         elif self._catalogue.state != "draining":
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
             self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: whether to end; idle connections are ended here."""
+        """Called ten times per second: closes idle connections, and returns whether to end."""
         if time.monotonic() >= self._end:
             self._catalogue.state, self.should_exit = "draining", True
         if counter % TICKS == 0:
@@ -74,17 +74,17 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
-        ArgumentError: the port is taken, or not a port; or the host is not one of this machine's.
+        ArgumentError: the port is in use or invalid, or the host is not one of this machine's.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         what = "host" if isinstance(error, socket.gaierror) else "port"
-        rule = f"cannot be listened at: {error}."
+        rule = f"cannot be listened on: {error}."
         raise ArgumentError(what, host if what == "host" else port, rule) from error
 
 
