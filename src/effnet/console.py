@@ -123,9 +123,12 @@ def set_encoding() -> None:
     """Let standard input and output take any name, whatever their encoding; output errors name standard output.
 
     Bytes of a file name that are not valid in the system's encoding are read and written unchanged; a character that
-    standard output's encoding lacks is written as an escape: \\u4e2d.
+    standard output's encoding lacks is written as an escape: \\u4e2d. What is written to a closed output is lost.
     """
     codecs.register_error("effnet", _encode)
+    for name in ("stdout", "stderr"):  # None if it was closed by who started the command, as by >&-
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = _Output(sys.stdout)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "effnet")):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from numbers import Real
+from pathlib import PurePath
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, get_args
 
 from effnet.errors import ArgumentError, UnknownNameError
@@ -127,6 +128,12 @@ def finite_floats(argument: str, values: Any) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise ArgumentError(argument, values, "must be finite.")
     return numbers
+
+
+def check_path(argument: str, value: Any) -> None:
+    """Raise ArgumentError unless `value` is the path of something, as text or a Path."""
+    if not isinstance(value, (str, PurePath)) or not str(value):
+        raise ArgumentError(argument, value, "must be a path.")
 
 
 def set_field(instance: object, field: str, value: object) -> None:

@@ -26,6 +26,7 @@ from effnet.cluster import check_cluster
 from effnet.data.dataset import Dataset, Sample, explain_one_class, read_data, root_of, split_data, write_manifest
 from effnet.data.shards import absolute, text_of, url
 from effnet.errors import ArgumentError, DataError
+from effnet.fields import check_path
 from effnet.files import hold_lock, new_run, sweep, write_text
 from effnet.fitting.candidates import Facts, FitCandidate, find_candidates, require_any
 from effnet.fitting.choice import Choice, choose
@@ -121,6 +122,7 @@ def fit(
     if not chosen.budget:
         raise ArgumentError("budget", "nothing", f"must limit something: {', '.join(AMOUNTS)}.")
     check_cluster(ray)
+    check_path("data", data)
     path = Path(data)
     with new_run(out, RUNS, path.resolve().stem, (PLAN,)) as folder:
         plan = FitPlan(folder, absolute(path), chosen)

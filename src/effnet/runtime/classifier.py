@@ -250,6 +250,8 @@ class Classifier:
             topk, sets: see `predict`.
             batch: batch size; None: `group`.
         """
+        if isinstance(photos, (str, bytes, os.PathLike)):  # of text, every letter would be one
+            raise ArgumentError("photos", photos, "must be several, such as a list; `predict` takes one.")
         batch = self.group if batch is None else positive_int("batch", batch)
         if sets is not None:
             if self.sets is None:

@@ -189,6 +189,9 @@ def scale(
     Raises:
         ArgumentError: a value is outside its range, or the network would be.
     """
+    for name, value, kind, how in (("baseline", baseline, NetworkSpec, "spec"), ("rule", rule, Rule, "Rule")):
+        if not isinstance(value, kind):
+            raise ArgumentError(name, value, f"must be a {kind.__name__}, such as effnet.{how} makes.")
     depth, width, resolution = rule.factors(phi)
     step = positive_int("resolution_step", resolution_step)
     if abs(phi) > (limit := largest_phi(baseline, rule)):

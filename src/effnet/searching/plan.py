@@ -120,9 +120,8 @@ class SearchOptions:
             raise ArgumentError("phi", self.phi, f"must be more than 0 and at most {LARGEST_PHI}.")
         for rule in map(read_rule, self.triple):
             if abs(rule.product - PRODUCT) > self.tolerance + 1e-9:
-                why = (
-                    f"has alpha beta^2 gamma^2 = {rule.product:.3g}, more than {self.tolerance:g} from 2: see --tolerance."
-                )
+                product = f"has alpha beta^2 gamma^2 = {rule.product:.3g}"
+                why = f"{product}, more than {self.tolerance:g} from 2: see --tolerance."
                 raise ArgumentError("triple", rule.growths, why)
         _ = self.budget
 

@@ -100,9 +100,7 @@ class Catalogue:
             self._loader, open_engine, model, self._options, self.budget
         )
         if old and (old.classifier.spec, old.classifier.selection) == (classifier.spec, classifier.selection):
-            pace = Pace(
-                self.budget, old.batcher.pace.times, classifier.group
-            )  # measured while the machine was idle
+            pace = Pace(self.budget, old.batcher.pace.times, classifier.group)  # measured while the machine was idle
         self.engines[name] = engine = Engine(classifier, pace, self.counters.observer(name))
         batcher = engine.batcher
         self.counters.follow(name, lambda: batcher.taken, lambda: batcher.pace.places)

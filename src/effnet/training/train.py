@@ -16,7 +16,7 @@ from effnet import machine
 from effnet.data.dataset import Dataset
 from effnet.data.shards import absolute, text_of
 from effnet.errors import ArgumentError, TrainingError
-from effnet.fields import write_count
+from effnet.fields import check_path, write_count
 from effnet.files import hold_lock, new_run, sweep
 from effnet.models.efficientnet import EfficientNet
 from effnet.progress import SILENT, Progress
@@ -99,8 +99,7 @@ def train(
     check_main_guard(settings.workers or 0)
     if settings.tensorboard and find_spec("tensorboard") is None:
         raise ArgumentError("tensorboard", True, "needs TensorBoard; install it with: pip install tensorboard")
-    if not str(data):
-        raise ArgumentError("data", str(data), "must name a folder or a manifest.")
+    check_path("data", data)
     path = text_of(absolute(data))
     fabric = make_fabric(settings)
     progress = progress if fabric.is_global_zero else SILENT

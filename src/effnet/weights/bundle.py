@@ -29,7 +29,7 @@ from effnet.arch.specfile import SUFFIXES
 from effnet.arch.variants import BASELINES, VARIANTS
 from effnet.arch.variants import spec as make_spec
 from effnet.errors import ArgumentError, BundleError, UnknownNameError, optional_import, reason
-from effnet.fields import read_fields
+from effnet.fields import check_path, read_fields
 from effnet.files import MARK, parse_json, read_bytes, write_folder
 from effnet.version import __version__, is_newer, newer_file, newer_format
 from effnet.weights.layouts import COUNTER, NATIVE
@@ -137,6 +137,7 @@ def save(
 
         from effnet.models.efficientnet import unwrap_network
 
+    check_path("folder", folder)
     network = unwrap_network(network)
     spec = network.spec
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
