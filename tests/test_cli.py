@@ -127,7 +127,7 @@ def test_more_than_six_options_are_a_dataclass(
         (["train", ""], "an empty word"),
         (["predict", "x.jpg", "--model", ""], "--model: an empty word"),
         (["export", "lite0", "--out="], "--out: an empty word"),
-        (["predict", "x.jpg", "--json", "--csv"], "choose one form of output"),
+        (["predict", "x.jpg", "--json", "--csv"], "choose one format"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -258,7 +258,7 @@ def test_predict_says_what_is_unsure_and_unfamiliar(
     assert first.endswith("(unsure, unfamiliar)")
     labels = second.split("set  ")[1].split(", ")
     assert "1 unsure: only a confidence from 99.0% ensures that at most 0.05 of the answers are wrong" in run.err
-    assert "1 unfamiliar: less like the training's images than 95 % of its val images" in run.err
+    assert "1 unfamiliar: less like the training images than 95 % of the val images" in run.err
 
     found = json.loads(Run(capsys, *words, "--json").out)
     assert (found["unsure"], found["unfamiliar"]) == (True, True)

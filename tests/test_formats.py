@@ -111,7 +111,7 @@ def test_a_network_of_its_first_format() -> None:
 
 def test_an_older_search_is_refused(tmp_path: Path) -> None:
     folder = unpack(FORMATS / "search-unsigned.zip", tmp_path)
-    with pytest.raises(ArgumentError, match=r"older effnet .* begin it anew: effnet search DATA"):
+    with pytest.raises(ArgumentError, match=r"older effnet .* start over: effnet search DATA"):
         SearchPlan.read(folder)
 
 

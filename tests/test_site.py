@@ -76,7 +76,7 @@ def test_python_has_signatures_and_meanings(site: Path) -> None:
     for name in {*effnet.__all__} - {"__version__"}:
         assert f'id="effnet.{name}"' in text, name
     # a field's own docstring, and a comment beside a field
-    assert "Most multiply-adds of an image" in text
+    assert "Most multiply-adds per image" in text
     assert "stochastic depth's rate behind the last block" in text
 
 

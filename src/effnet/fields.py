@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from numbers import Real
-from pathlib import PurePath
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, get_args
 
 from effnet.errors import ArgumentError, UnknownNameError
@@ -132,7 +132,7 @@ def finite_floats(argument: str, values: Any) -> tuple[float, ...]:
 
 def check_path(argument: str, value: Any) -> None:
     """Raise ArgumentError unless `value` is the path of something, as text or a Path."""
-    if not isinstance(value, (str, PurePath)) or not str(value):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise ArgumentError(argument, value, "must be a path.")
 
 

@@ -122,7 +122,10 @@ def test_openvino_opens_it_and_finds_8_bits(written: Int8Exported, bundle: Bundl
     model = openvino.Core().read_model(written.path / "model.xml")
     constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
     assert "FakeQuantize" in [op.get_type_name() for op in model.get_ops()]
-    assert any(op.get_element_type() == openvino.Type.i8 and op.get_data().size > 100 for op in constants)
+    weights = [op.get_data() for op in constants if op.get_element_type() == openvino.Type.i8]
+    assert max(each.size for each in weights) > 100
+    sums = [each.astype(int) for each in weights if each.ndim < 5]  # over channels; depthwise ones have five
+    assert max(np.abs(each).max() for each in sums) == 64  # half of the range, so that no processor cuts them off
     form = json.loads(model.get_rt_info("effnet").value)["form"]
     assert form["precision"] == "int8"
     assert form["int8"]["calibration_images"] == form["int8"]["val_images"] == IMAGES
@@ -144,7 +147,7 @@ def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, 
     pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])[:-1]
     logits, expected = classifier.logits(pixels), torch_logits(bundle, pixels)
     share = np.abs(logits - expected).mean() / np.abs(expected).mean()
-    assert 1e-4 < share < 0.2  # 8 bits, not fp32
+    assert 1e-4 < share < 0.3  # 8 bits, not fp32
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.85
     assert classifier.classes == CLASSES
 

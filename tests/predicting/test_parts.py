@@ -232,7 +232,7 @@ def test_a_machine_without_the_photos_or_with_another_model(
         yield PART.format(0), ("", ["gone.png", str(photos / "broken.png")])
 
     monkeypatch.setattr(parts, "_answer", elsewhere)
-    with pytest.raises(ClusterError, match=r"broken\.png is here and not on every machine"):
+    with pytest.raises(ClusterError, match=r"broken\.png is here but not on every machine"):
         answer(tmp_path / "answers", model, photos)
     assert not list((tmp_path / "answers").glob("*.jsonl"))
 

@@ -129,7 +129,7 @@ def test_what_is_settled_stays(pins):
 def test_all_settled_is_checked():
     pins = {"width": 1.1, "depth": 1.2, "resolution": 260}
     assert effnet.cost(best(macs="1G", rounding="ceil", **pins)).macs == 993_561_872  # B2
-    with pytest.raises(ArgumentError, match=r"`macs`.*with width and depth and resolution settled.*993,561,872"):
+    with pytest.raises(ArgumentError, match=r"`macs`.*with width and depth and resolution fixed.*993,561,872"):
         best(macs="900M", rounding="ceil", **pins)
 
 

@@ -85,6 +85,6 @@ def test_deep_networks_with_tiny_images_are_not_timed_for_a_latency():
 def test_what_a_published_network_cannot_settle():
     with pytest.raises(UnknownNameError, match="Did you mean 'b8'"):
         fit_spec(Budget(macs="1G"), among=["b9"])
-    with pytest.raises(ArgumentError, match=r"`width`.*has its own"):
+    with pytest.raises(ArgumentError, match=r"`width`.*have their own"):
         fit_spec(Budget(macs="1G", width=1.1), among=["b0"])
     assert fit_spec(Budget(macs="1G", resolution=128), among=["b0", "b1"]).spec.resolution == 128

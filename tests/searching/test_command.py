@@ -33,7 +33,7 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
     assert "1 of rung 1, 4 of rung 2" in err
     assert f"Next: effnet search --resume {where} --minutes" in err
     assert "Candidates at rung 1 of 2" in out
-    assert "always naming the commonest class (33.33%)" in out
+    assert "always guessing the most common class (33.33%)" in out
     code, out, err = run("run", "--resume", where, "--workers", 1)
     assert code == 0
     assert "; 2 are done" in err
@@ -57,7 +57,7 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
     ("words", "message"),
     [
         ([], "`data`"),
-        (["--resume", "shapes"], "not the folder of a search"),
+        (["--resume", "shapes"], "not a search's folder"),
         (["run", "shapse"], "Did you mean 'shapes'?"),
         (["run", "shapes", "--from", "b99"], "b99"),
         (["run", "shapes", *QUICK, "--triple", "1,2"], "1,2"),
@@ -66,7 +66,7 @@ def test_a_search_its_answer_and_its_next_command(run, folder, capsys):
         (["run", "shapes", *QUICK, "--latency", "soon"], "soon"),
         (["run", "shapes", *QUICK, "--triple", "1,1,1.8"], "has alpha beta^2 gamma^2 = 3.24, more than 0.1 from 2"),
         (["run", "shapes", *QUICK, "--phi", "1e9"], "`phi` (=1000000000.0) must be more than 0 and at most 16"),
-        (["run", "shapes", *QUICK, "--recipe", "finetune"], "`recipe` (='finetune') is for networks with weights"),
+        (["run", "shapes", *QUICK, "--recipe", "finetune"], "`recipe` (='finetune') is for pretrained networks"),
         (["run", "shapes", *QUICK, "--out", "shapes/disc/000.png"], "exists and holds something else"),
         (["run", "shapes", *QUICK, "--finalists", "0"], "`finalists` (=0)"),
         (["run", "shapes", *QUICK, "--recipe", "scrach"], "Did you mean 'scratch'?"),

@@ -148,7 +148,7 @@ def test_a_search_that_was_killed_before_its_plan_was_whole_begins_anew(
 def test_what_cannot_be_gone_on_with(finished: SearchResult, shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=f"holds a run; .*effnet search --resume {finished.plan.folder}"):
         search(shapes, BASE, OPTIONS, out=finished.plan.folder)
-    with pytest.raises(ArgumentError, match="is not the folder of a search"):
+    with pytest.raises(ArgumentError, match="is not a search's folder"):
         resume(tmp_path)
     edited = tmp_path / "edited"
     shutil.copytree(finished.plan.folder, edited)
@@ -175,7 +175,7 @@ def test_budgets_filter_the_candidates(shapes: Path, tmp_path: Path) -> None:
     found = search(shapes, BASE, options(params=150_000), WorkOptions(workers=1, trials=1), out=tmp_path / "p")
     assert 0 < len(found.plan.candidates) < 3
     assert all(cost(each.network).params <= 150_000 for each in found.plan.candidates)
-    with pytest.raises(ArgumentError, match=r"`budget` .* all 3 networks: they take at least [\d,]+ params"):
+    with pytest.raises(ArgumentError, match=r"`budget` .* all 3 networks: they need at least [\d,]+ params"):
         search(shapes, BASE, options(params=1_000), out=tmp_path / "t")
     with pytest.raises(ArgumentError, match=r"`latency` .* all candidates: the fastest takes"):
         search(shapes, BASE, options(latency=1e-6), out=tmp_path / "l")

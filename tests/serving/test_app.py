@@ -231,7 +231,7 @@ def test_a_body_that_does_not_come(served: Served, monkeypatch: pytest.MonkeyPat
         client.sendall(head.encode())
         said = client.recv(4096).decode()
     assert said.startswith("HTTP/1.1 408")
-    assert "the body did not come within" in said
+    assert "the body did not arrive within" in said
     assert served.engine.batches == []
     assert served.http.post("/predict", content=RED).status_code == 200
     assert served.number("effnet_requests_total", endpoint="predict", status="408") == 1

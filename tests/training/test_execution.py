@@ -69,6 +69,19 @@ def test_workers(cores: int, images: Images, resolution: int, settings: dict[str
     assert choose_workers(network, RECIPE, Settings(**settings), images, cores=cores, kernels=False) == workers
 
 
+@pytest.mark.parametrize(("memory", "workers"), [(10**9, 1), (4 * 10**9, 2), (64 * 10**9, 15)])
+def test_workers_fit_in_memory(monkeypatch: pytest.MonkeyPatch, memory: int, workers: int) -> None:
+    computer(monkeypatch, cores=16, memory=memory)
+    monkeypatch.setattr("effnet.training.execution.choose_workers", lambda *_, **__: 15)
+    assert choose(Settings(workers=2)).workers == 2
+    assert choose().workers == workers
+    most = memory // (4 * 10**8)
+    rule = rf"^`workers` \(={most + 1}\) must be at most {most} on this machine: each process takes about 0.4 GB"
+    with pytest.raises(ArgumentError, match=rule):
+        choose(Settings(workers=most + 1))
+    choose(Settings(workers=most))
+
+
 def test_a_script_gets_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("effnet.training.execution.workers_are_safe", lambda: False)
     assert choose_workers(spec("b0"), RECIPE, Settings(), HUGE, cores=2, kernels=True) == 0

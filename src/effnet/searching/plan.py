@@ -59,6 +59,7 @@ from effnet.scaling.budget import Budget
 from effnet.scaling.compound import Rule, read_rule
 from effnet.searching.candidates import PRODUCT, Candidate, grid
 from effnet.searching.halving import Rung, make_rungs
+from effnet.training.execution import LIBRARIES, most_workers
 from effnet.training.recipe import Recipe
 from effnet.version import __version__, is_newer, newer_file
 
@@ -160,7 +161,7 @@ class WorkOptions:
 
     def count_workers(self, device: str) -> int:
         """Trainings at a time on this machine."""
-        return self.workers or (this_machine().cores if device == "cpu" else 1)
+        return self.workers or (min(this_machine().cores, most_workers(LIBRARIES)) if device == "cpu" else 1)
 
 
 def _check_positive(options: object, floats: Sequence[str], integers: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from effnet.searching.candidates import Candidate, adapt_baseline, build_candida
 from effnet.searching.halving import judge, missing_trainings, open_jobs
 from effnet.searching.jobs import LocalExecutor, RayExecutor, interruptible, open_record, run_jobs
 from effnet.searching.plan import CACHE, TRIALS, SearchOptions, SearchPlan, WorkOptions, is_unborn, split_images
-from effnet.training.execution import check_batch, check_main_guard
+from effnet.training.execution import LIBRARIES, check_batch, check_main_guard, check_workers
 from effnet.training.recipe import read_recipe
 
 RUNS = Path("runs") / "search"
@@ -85,7 +85,9 @@ def resume(
 
 def _check_workers(options: SearchOptions, work: WorkOptions) -> None:
     """Raise ArgumentError if processes are needed but cannot be started."""
-    check_main_guard(0 if work.ray else work.count_workers(options.device))
+    workers = 0 if work.ray else work.count_workers(options.device)
+    check_workers(workers, LIBRARIES)
+    check_main_guard(workers)
 
 
 def _make_plan(

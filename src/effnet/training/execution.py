@@ -58,6 +58,7 @@ CROP_SECONDS = {
     "trivialaugment": 26e-9,
 }  # per pixel
 LEAST_SAVED = 0.1  # share of a step's time; the estimate is no more accurate than that
+WORKER_BYTES = 400 * 10**6  # of a process that loads images: torch and prepared batches; Lite0, 32 images at 224 px
 START_SECONDS = 10  # that workers take to import torch; they must save more than that
 MOST_WORKERS, MOST_WORKERS_GPU = 8, 24
 HELD = 1.35  # memory of a process that keeps what it freed, relative to the forecast: B0 at 224 px, 16 and 64 images
@@ -102,7 +103,7 @@ def choose_execution(
     `like` is the execution of another run of the same network; its parts and plan are reused if the batch is the same.
 
     Raises:
-        ArgumentError: the processes do not divide the batch, or not even one image fits in memory.
+        ArgumentError: the processes do not divide the batch, or not even one image, or not all workers, fit in memory.
     """
     kernels = trains_by_kernels(spec, recipe, settings)
     precision = precision_for(spec, settings.device, kernels) if settings.precision == "auto" else settings.precision
@@ -111,6 +112,9 @@ def choose_execution(
     if workers is None:
         shared = Images(images.count // world, images.side)
         workers = choose_workers(spec, recipe, settings, shared, cores=cores, kernels=kernels)
+        free = 1 - USABLE if settings.device == "cpu" else USABLE  # of the memory; on a CPU steps may take the rest
+        workers = min(workers, most_workers(int(WORKER_BYTES / free), world))
+    check_workers(workers, WORKER_BYTES, world)
     fewest = smallest_part(spec, recipe, settings.freeze)
     if like is not None and like.part * like.parts * world == recipe.batch and like.part >= fewest:
         part, plan = like.part, like.plan
@@ -201,6 +205,19 @@ def workers_are_safe() -> bool:
     """
     file = getattr(sys.modules["__main__"], "__file__", None)
     return file is None or Path(file).parent.name == "effnet" or Path(file).stem == "effnet"
+
+
+def most_workers(each: int, world: int = 1) -> int:
+    """How many processes of `each` bytes this machine's memory holds for each of a training's `world` processes."""
+    memory = machine.this_machine().memory_bytes
+    return sys.maxsize if memory is None else max(1, memory // processes_here(world) // each)
+
+
+def check_workers(workers: int, each: int, world: int = 1) -> None:
+    """Raise ArgumentError if the memory does not hold `workers` processes of `each` bytes; see `most_workers`."""
+    if workers > (most := most_workers(each, world)):
+        rule = f"must be at most {most} on this machine: each process takes about {each / 10**9:.1f} GB of memory."
+        raise ArgumentError("workers", workers, rule)
 
 
 def check_main_guard(workers: int) -> None:

@@ -23,9 +23,11 @@ from effnet.progress import SILENT, Progress
 from effnet.training.device import callers_torch, number_formats, seed_draws
 from effnet.training.execution import (
     SMALLEST_PART,
+    WORKER_BYTES,
     Execution,
     Images,
     check_main_guard,
+    check_workers,
     choose_execution,
     keep_freed_memory,
 )
@@ -164,6 +166,7 @@ def resume(
         if data is not None:
             plan = dataclasses.replace(plan, data=text_of(absolute(data)))
         if workers is not None:
+            check_workers(workers, WORKER_BYTES, world)
             plan = dataclasses.replace(plan, execution=dataclasses.replace(plan.execution, workers=workers))
         dataset = read_split(plan.data, folder, plan.classes)
         began_as = plan
