@@ -48,7 +48,7 @@ def test_sound_data(run):
     assert code == 0
     assert "photos: 40 images, 2 classes" in out
     assert "lite0 sees 224 x 224" in out
-    assert "Nothing was found" in out
+    assert "No faults were found" in out
     assert err == "Next: effnet train photos\n"
 
 

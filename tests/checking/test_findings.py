@@ -87,7 +87,7 @@ def test_several_labels_are_an_error_and_all_copies_go(data: Path, strange: list
     assert (values["images"], values["errors"], values["resolution"]) == (51, 1, None)
     (row,) = values["findings"]
     assert (row["kind"], row["severity"], row["files"][0]) == ("label_conflict", "error", "train/cat/a.png")
-    with pytest.raises(ArgumentError, match="are of another data set"):
+    with pytest.raises(ArgumentError, match="are for another data set"):
         clean(read_data(data).subset("train"), findings)
     left = {sample.path for sample in clean(read_data(data), findings).samples}
     assert "train/dog/c.png" in left
@@ -147,7 +147,7 @@ def test_strange_files(data: Path, strange: list[Image.Image]) -> None:
     assert kinds(findings) == set(expected)
     for kind, name in expected.items():
         assert of(findings, kind) == [(f"train/cat/{name}",)]
-    assert findings.of("misnamed")[0].message == "is PNG, its name says JPEG"
+    assert findings.of("misnamed")[0].message == "is PNG, but its name says JPEG"
     assert findings.errors == 0
 
 
@@ -165,7 +165,7 @@ def test_classes(tmp_path: Path) -> None:
         "tiny_class": [("few",)],
         "unbalanced": [("many", "few")],
     }
-    assert findings.of("unbalanced")[0].message == "40 and 3 images: 1 in 13"
+    assert findings.of("unbalanced")[0].message == "40 and 3 images: 13 to 1"
 
 
 def test_a_class_that_training_leaves_without_val_and_test_images(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_class_that_training_leaves_without_val_and_test_images(tmp_path: Path
     images[1].rotate(90).save(tmp_path / "single" / "1.png")
     findings = check(read_data(tmp_path))
     assert {finding.files: finding.message for finding in findings.of("missing_class")} == {
-        ("good",): "40 images, 1 where near-duplicates count once: training leaves none for val and test",
+        ("good",): "40 images, 1 if near-duplicates count once: training leaves none for val and test",
         ("single",): "1 image: training leaves none for val and test",
     }
     planned = split_data(read_data(tmp_path), groups=findings.duplicates.groups)
@@ -204,7 +204,7 @@ def test_one_class_and_folders_of_one_name(data: Path) -> None:
     (data / "train/cat/00.png").rename(data / "train/cat /00.png")
     findings = check(read_data(data))
     assert [(each.files, each.message) for each in findings.of("several_folders")] == [
-        (("cat",), "of the folders 'cat', 'cat '")
+        (("cat",), "from the folders 'cat', 'cat '")
     ]
     assert kinds(findings) == {"several_folders"}
     shutil.rmtree(data / "val")

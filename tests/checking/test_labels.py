@@ -180,7 +180,7 @@ def test_the_command_says_how_many_are_wrong(run: Any, copied: Path, model: Path
     assert code == 0
     words = " ".join(out.split())
     assert "warning: 2 labels to look at, about 2 of these 2 are wrong" in words
-    assert "features at 32 px agree with 97.8% of 90 labels" in words
+    assert "features at 32 px predict 97.8% of 90 held-out labels" in words
     assert "labelled blue, rather red (wrong: " in out
     assert "... and 1 more" in out
     assert f"Next: effnet check photos --labels --model {model} --pictures labels.jpg --review labels.csv" in err
@@ -225,7 +225,7 @@ def test_nothing_stands_out(run: Any, copied: Path, model: Path) -> None:
     [
         (["--review", "labels.csv"], "add --labels"),
         (["--labels", "--review", "labels.txt"], "must end in .csv"),
-        (["--labels", "--review", "a.csv", "--fix", "a.csv"], "is the file of --fix"),
+        (["--labels", "--review", "a.csv", "--fix", "a.csv"], "is also the file of --fix"),
         (["--labels", "--model", "spec.yaml"], "without weights"),
         (["--labels", "--model", "lite9"], "Did you mean 'lite4'"),
     ],

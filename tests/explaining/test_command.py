@@ -148,8 +148,8 @@ def true(value: float, reach: float, centre: float = 0.0) -> Faithfulness:
         ([true(0.3, 0.2)], "is better than chance"),
         ([true(0.1, 0.2), true(-0.1, 0.2)], "not shown to be better than chance; 0 beat it"),
         ([true(0.3, 0.2, 0.1), true(0.31, 0.4, 0.1)], ": better than chance; 1 beat it"),
-        ([true(0.3, 0.2, 0.1), true(0.31, 0.4, 0.1)], "more than what a subject in the middle explains"),
-        ([true(0.3, 0.2, 0.3), true(0.31, 0.4, 0.3)], "not shown to be more than what a subject"),
+        ([true(0.3, 0.2, 0.1), true(0.31, 0.4, 0.1)], "more than a subject in the middle explains"),
+        ([true(0.3, 0.2, 0.3), true(0.31, 0.4, 0.3)], "not shown to be more than a subject"),
     ],
 )
 def test_the_verdict(found: list[Faithfulness], said: str) -> None:

@@ -274,7 +274,7 @@ def test_what_is_refused_before_anything_is_read(bundle, images, data, tmp_path,
     for limit in (-0.1, 100, float("nan")):
         with pytest.raises(ArgumentError, match="`max_drop`"):
             export_int8(bundle, tmp_path / "m", images, max_drop=limit)
-    with pytest.raises(DataError, match="both calibrate int8 and decide"):
+    with pytest.raises(DataError, match="both to calibrate int8 and to evaluate"):
         export_int8(bundle, tmp_path / "m", TrainVal(data, images.val))
     empty = dataclasses.replace(data, samples=())
     for wrong in (TrainVal(empty, images.val), TrainVal(images.train, empty)):

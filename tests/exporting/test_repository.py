@@ -126,6 +126,6 @@ def test_as_it_is_typed(
     assert code == 0
     assert err == "Next: ovms --model_name shapes --model_path models/shapes --rest_port 8000\n"
     code, out, err = run(folder, "--server", "ovms", "--out", "models/shapes")
-    assert out.startswith("models/shapes/1 holds this already, to the byte: openvino, fp32, batch dynamic, ")
+    assert out.startswith("models/shapes/1 already holds the same bytes: openvino, fp32, batch dynamic, ")
     for words in (("--format", "torch"), ("--precision", "int8")):
         assert run(folder, "--server", "triton", *words)[0] == 2

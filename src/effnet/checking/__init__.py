@@ -1,1 +1,1 @@
-"""effnet check: what is wrong with a data set."""
+"""effnet check: finds what is wrong with a data set."""

@@ -1,4 +1,4 @@
-"""effnet check: what is wrong with a data set and its labels, and manifests to go on with."""
+"""effnet check: finds what is wrong with a data set and its labels, and writes cleaned manifests."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from effnet.plots.style import GREY, INK, RED
 from effnet.runtime.load import read_model
 from effnet.weights.bundle import read_network
 
-NAMED = 3  # files of one finding in a line
-CLASSES = 20  # that are named when images are left out, at most
-CELLS = 60  # on a sheet, at most
+NAMED = 3  # files of a finding in its line, at most
+CLASSES = 20  # listed when images are left out, at most
+CELLS = 60  # of a sheet, at most
 
 
 @dataclass(frozen=True)
 class CheckFiles:
-    """What is written; the data itself stays as it is."""
+    """The files to write; the data itself is not changed."""
 
     fix: Path | None = None
     """Write a manifest without unreadable files, contradictions, leaks and copies to this .csv file; with --labels,
-    also without images whose label is rather wrong than right."""
+    also without images whose label is more likely wrong than right."""
     review: Path | None = None
-    """With --labels: write a manifest of all images to this .csv file, the suspects first, with the likely label beside
-    the given one. Correct the labels in it, delete lines, and train from it."""
+    """With --labels: write a manifest of all images to this .csv file, suspects first, with the likely label beside the
+    given one. Correct labels in it, delete lines, and train from it."""
     pictures: Path | None = None
-    """Draw copies side by side into this .jpg or .png file; with --labels, the suspects instead."""
+    """Draw copies side by side to this .jpg or .png file; with --labels, the suspects instead."""
 
 
 def check(
@@ -55,17 +55,17 @@ def check(
 ) -> int:
     """Find what is wrong with a data set before training: broken files, copies, leaks, contradictions, sizes, labels.
 
-    Copies are found even if they were compressed again, resized, converted, brightened or mirrored. Labels are judged
-    by classifiers of the model's features that did not see them.
+    Copies are found even if they were recompressed, resized, converted, brightened or mirrored. Labels are judged by
+    classifiers on the model's features, each trained without the images that it judges.
 
     Args:
         data: A folder with a sub-folder for each class, split (train, val, test) or not, or a manifest.
-        labels: Also find labels that are probably wrong. It takes the time of predicting every image.
-        model: The network that will see the images: a variant (b0 ..., lite0 ...), a bundle or a spec.yaml. Labels take
-            one with weights.
-        resolution: Its resolution in pixels, in place of the model's own.
-        files: What is written.
-        limit: How many examples of each kind to show.
+        labels: Also find labels that are probably wrong. This takes as long as predicting every image.
+        model: The network that will see the images: a variant (b0 ..., lite0 ...), a bundle or a spec.yaml. --labels
+            needs one with weights.
+        resolution: Resolution in pixels, instead of the model's own.
+        files: The files to write.
+        limit: Examples of each kind to show.
         json: JSON with every finding instead of a summary.
     """
     limit = positive_int("limit", limit)
@@ -92,9 +92,9 @@ def check(
 
 
 def _check_files(files: CheckFiles, data: Path, labels: bool) -> None:
-    """Refuse a file that cannot be written, before the check takes time."""
+    """Before the check, which is slow, refuse files that cannot be written."""
     if files.review is not None and not labels:
-        raise ArgumentError("review", str(files.review), "is of labels: add --labels.")
+        raise ArgumentError("review", str(files.review), "lists suspect labels: add --labels.")
     for argument, file in (("fix", files.fix), ("review", files.review)):
         if file is None:
             continue
@@ -105,13 +105,13 @@ def _check_files(files: CheckFiles, data: Path, labels: bool) -> None:
         if file.resolve() == data.resolve():
             raise ArgumentError(argument, str(file), "is the data itself; name another file.")
     if files.fix is not None and files.review is not None and files.fix.resolve() == files.review.resolve():
-        raise ArgumentError("review", str(files.review), "is the file of --fix; name another one.")
+        raise ArgumentError("review", str(files.review), "is also the file of --fix; name another one.")
     if files.pictures is not None:
         check_sheet("pictures", files.pictures)
 
 
 def _write(files: CheckFiles, dataset: Dataset, findings: Findings, errors: LabelErrors | None) -> None:
-    """Write what was asked for, and say so."""
+    """Write the requested files, and report them."""
     if files.fix is not None:
         cleaned = clean(dataset, findings)
         if errors is not None:
@@ -142,7 +142,7 @@ def _write(files: CheckFiles, dataset: Dataset, findings: Findings, errors: Labe
 
 
 def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: int) -> None:
-    """One page: the splits, the sizes, then each kind of finding with a few examples."""
+    """Print the splits, the sizes, then each kind of finding with a few examples."""
     rows = []
     for split in dataset.splits or ("",):
         counts = {name: splits[split] for name, splits in findings.classes.items()}
@@ -166,13 +166,13 @@ def _show(data: Path, dataset: Dataset, findings: Findings, model: str, limit: i
         if len(found) > limit:
             sys.stdout.write(f"  ... and {len(found) - limit:,} more\n")
     if not findings.findings:
-        sys.stdout.write("Nothing was found: every file can be read, and there are no copies.\n")
+        sys.stdout.write("No faults were found: every file can be read, and there are no copies.\n")
 
 
 def _show_labels(errors: LabelErrors, limit: int) -> None:
-    """How far the labels can be judged, and the first suspects."""
-    judged = f"{errors.model}'s features at {errors.resolution} px agree with {errors.accuracy.value:.1%} of"
-    judged += f" {errors.judged:,} labels that they did not learn from"
+    """Print how reliably the labels can be judged, and the first suspects."""
+    judged = f"{errors.model}'s features at {errors.resolution} px predict {errors.accuracy.value:.1%} of"
+    judged += f" {errors.judged:,} held-out labels"
     if errors.not_judged:
         judged += f"; {errors.not_judged:,} could not be judged"
     count, expected = len(errors.suspects), round(errors.expected)
@@ -190,13 +190,13 @@ def _show_labels(errors: LabelErrors, limit: int) -> None:
 
 
 def _plural(name: str, count: int) -> str:
-    """A name such as image(s) or class(es) for that many."""
+    """A name such as image(s) or class(es), in the singular or plural for `count`."""
     ending = "es" if "(es)" in name else "s"
     return name.replace(f"({ending})", ending if count > 1 else "")
 
 
 def _pair_copies(dataset: Dataset, findings: Findings) -> list[Cell]:
-    """Two images of each group of copies, the worst kinds first, with what is wrong and both names below them."""
+    """Two images of each group of copies, worst kinds first, with the fault and both names below them."""
     cells = []
     for finding in [finding for kind in COPIES for finding in findings.of(kind)][:CELLS]:
         pair = finding.files[:2]
@@ -225,7 +225,7 @@ def _picture_suspects(dataset: Dataset, errors: LabelErrors) -> list[Cell]:
 
 
 def _percent(chance: float) -> str:
-    """A probability of being wrong; an estimate is never surer than 99 %."""
+    """A probability of being wrong, shown as at most 99 %, because it is an estimate."""
     return f"{min(chance, 0.99):.0%}"
 
 
@@ -238,7 +238,7 @@ def _example(finding: Finding) -> str:
 
 
 def _count_removed(dataset: Dataset, cleaned: Dataset) -> str:
-    """How many images of each class `clean` took away, most first."""
+    """How many images `clean` removed from each class, most first."""
     pairs = zip(dataset.classes, dataset.counts, cleaned.counts, strict=True)
     rows = sorted(((had - has, had, name) for name, had, has in pairs if has < had), key=lambda row: -row[0])
     lines = [f"{gone:,} of {had:,} of {name}{' (none is left)' if gone == had else ''}" for gone, had, name in rows]

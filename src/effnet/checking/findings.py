@@ -1,9 +1,9 @@
-"""What can be wrong with a data set, how it is found, and the same data without it. No torch.
+"""Faults of a data set: their kinds, how they are found, and the data without them. No torch.
 
-An error makes a training fail or its figures wrong; a warning probably costs accuracy; a note is good to know.
+An error makes training fail or its figures wrong; a warning probably costs accuracy; a note is good to know.
 
-A mirror image counts as a copy, since training flips images anyway. Its label may differ rightly, as "d" is a mirrored
-"b": that is a warning, and both images stay.
+A mirror image counts as a copy, since training flips images anyway. Its label may rightly differ, as a mirrored "b" is
+a "d": this is only a warning, and both images stay.
 """
 
 from __future__ import annotations
@@ -34,46 +34,50 @@ from effnet.progress import SILENT, Progress
 Severity = Literal["error", "warning", "note"]
 
 KINDS: dict[str, tuple[Severity, str, str]] = {
-    # kind: severity, what one or several are called, what to do
+    # kind: severity, name in the singular and plural, advice
     "unreadable": ("error", "unreadable file(s)", "Replace them or leave them out: training needs every image."),
-    "shard": ("error", "damaged shard(s)", "The other images are used; the same effnet pack writes it again."),
+    "shard": ("error", "damaged shard(s)", "The other images are used; run the same effnet pack again to rewrite it."),
     "label_conflict": ("error", "image(s) with several labels", "Decide which is right; --fix leaves all copies out."),
     "leak": (
         "error",
         "image(s) in several splits",
-        "They make figures too good; --fix keeps them in test, else in val.",
+        "They make results look too good; --fix keeps them in test, else in val.",
     ),
     "one_class": ("error", "data set(s) of one class", "There is nothing to tell apart."),
     "passed_over": ("warning", "file(s) passed over", "Only images in class folders are read."),
-    "missing_class": ("warning", "class(es) missing from a split", "Add images: it is not learned or not measured."),
+    "missing_class": (
+        "warning",
+        "class(es) missing from a split",
+        "Add images: the class is not learned or not measured.",
+    ),
     "empty_class": ("warning", "class folder(s) without images", "Ignored; add images or remove the folder."),
     "tiny_class": ("warning", "tiny class(es)", "So few images teach and measure little: add some, or merge classes."),
-    "unbalanced": ("warning", "imbalance(s)", "Read the figures of each class; train with --class-weights."),
-    "resolution": ("warning", "resolution(s) too high", "Enlarging adds work and no detail."),
+    "unbalanced": ("warning", "imbalance(s)", "Look at the figures of each class; train with --class-weights."),
+    "resolution": ("warning", "resolution(s) too high", "Enlarging adds work but no detail."),
     "mirrored_label": ("warning", "mirror image(s) with another label", "If sides matter, train with --set flip=0."),
     "duplicate": ("warning", "image(s) with copies in the same class", "Each copy counts again; --fix keeps one."),
     "ranges": (
         "warning",
-        "data set(s) of pixels read from several ranges",
-        "Dark images may be brightened; let the files state their bits.",
+        "data set(s) with several ranges of pixel values",
+        "Dark images may be brightened; save files that state their bit depth.",
     ),
-    "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, leave them out."),
+    "one_colour": ("warning", "image(s) of one colour", "They show nothing: look at them, and leave them out."),
     "long": ("warning", "long image(s)", "A network sees a square: cut them up, or train with --fit pad."),
-    "several_folders": ("note", "class(es) of several folders", "They differ only in blanks, or in Unicode's forms."),
+    "several_folders": ("note", "class(es) of several folders", "Their names differ only in blanks or Unicode forms."),
     "turned": ("note", "image(s) turned by EXIF", "effnet shows them upright; other programs may not."),
-    "misnamed": ("note", "image(s) named as another format", "effnet looks inside; programs that do not will fail."),
+    "misnamed": ("note", "image(s) named as another format", "effnet reads them; programs that trust names will fail."),
     "animated": ("note", "image(s) with several frames", "Only the first one is used."),
-    "deep": ("note", "image(s) of a rare pixel type", "Converted to 8 bits of RGB; other programs may clip them."),
+    "deep": ("note", "image(s) of a rare pixel type", "Converted to 8-bit RGB; other programs may clip them."),
 }
-COPIES = ("label_conflict", "leak", "mirrored_label", "duplicate")  # kinds about several images, the worst first
+COPIES = ("label_conflict", "leak", "mirrored_label", "duplicate")  # kinds that concern several images, worst first
 
 TINY_CLASS = 10  # images
-IMBALANCE = 10  # the largest class has that many times the images of the smallest
+IMBALANCE = 10  # times as many images in the largest class as in the smallest
 LONG = 3  # ratio of the sides
 ONE_COLOUR = 2.0  # levels of 255: a smaller spread is noise
-SMALL = 40  # pixels; of smaller images a stride of 32 leaves one pixel or two
+SMALL = 40  # pixels; a stride of 32 leaves only one or two pixels of smaller images
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr")
-JPEG = {"MPO": "JPEG"}  # a JPEG with a second one behind it, as phones write for depth
+JPEG = {"MPO": "JPEG"}  # a JPEG followed by a second one, as phones write for depth
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Finding:
     """One fault."""
 
     kind: str  # one of KINDS
-    files: tuple[str, ...]  # paths as the data set has them; the first two show what is wrong
+    files: tuple[str, ...]  # paths as in the data set; the first two show the fault
     message: str
 
     @property
@@ -100,10 +104,10 @@ class Findings:
     """All faults of a data set."""
 
     images: int
-    classes: dict[str, dict[str, int]]  # for each class its images in each split; one "" where it is not split
+    classes: dict[str, dict[str, int]]  # images of each class in each split, or in "" if there are no splits
     sizes: dict[str, tuple[int, int]]  # median, smallest and largest width and height; empty without a readable image
     resolution: int | None
-    findings: tuple[Finding, ...]  # the worst kind first
+    findings: tuple[Finding, ...]  # worst kind first
     duplicates: Duplicates = dataclasses.field(repr=False)
 
     def of(self, kind: str) -> tuple[Finding, ...]:
@@ -112,7 +116,7 @@ class Findings:
 
     @property
     def errors(self) -> int:
-        """How many findings stop a training."""
+        """How many findings are errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class Findings:
 
 
 def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress = SILENT) -> Findings:
-    """Check every file and every class; sizes only where `resolution`, of the network, in pixels, is given."""
+    """Check every file and class, and the sizes if the network's `resolution`, in pixels, is given."""
     found = find_duplicates([dataset.file(sample) for sample in dataset.samples], progress=progress)
     splits = dataset.splits or ("",)
     counts = Counter((sample.label, sample.split) for sample in dataset.samples)
@@ -136,23 +140,23 @@ def check(dataset: Dataset, *, resolution: int | None = None, progress: Progress
         *_class_findings(dataset, classes, found.groups),
         *_size_findings(readable, resolution),
     ]
-    findings.sort(key=lambda finding: list(KINDS).index(finding.kind))  # the order within a kind stays
+    findings.sort(key=lambda finding: list(KINDS).index(finding.kind))  # keeps the order within a kind
     return Findings(len(dataset), classes, _sizes(readable), resolution, tuple(findings), found)
 
 
 def clean(dataset: Dataset, findings: Findings) -> Dataset:
-    """The data set without unreadable files, contradictions, leaks and copies; images still alike share a group.
+    """The data set without unreadable files, contradictions, leaks and copies; remaining similar images share a group.
 
-    Of copies one stays: in test, else in val, else in train; there the one with the most pixels, then bytes, then the
-    first by name. An image is left out only where a direct copy of it stays, so of a film whose every frame resembles
-    the next, some frames stay. All copies of an image with several labels are left out.
+    One of several copies stays: in test, else in val, else in train; there the one with the most pixels, then bytes,
+    then the first by name. An image is left out only if a direct copy of it stays, so some frames of a film stay even
+    if every frame resembles the next. All copies of an image with several labels are left out.
 
     Raises:
-        ArgumentError: the findings are another data set's.
+        ArgumentError: the findings are for another data set.
     """
     found = findings.duplicates
     if found.files != tuple(dataset.file(sample) for sample in dataset.samples):
-        raise ArgumentError("findings", f"of {len(found.files)} files", "are of another data set; check this one.")
+        raise ArgumentError("findings", f"of {len(found.files)} files", "are for another data set; check this one.")
     bad = {path for kind in ("unreadable", "label_conflict") for finding in findings.of(kind) for path in finding.files}
     alike = defaultdict(set)
     for first, second, _ in _links(found):
@@ -165,7 +169,7 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
         split = SPLITS.index(sample.split) if sample.split else 0
         return -split, -fingerprint.width * fingerprint.height, -fingerprint.size_bytes, sample.path
 
-    kept: dict[int, set[int]] = defaultdict(set)  # the labels that are kept of each content
+    kept: dict[int, set[int]] = defaultdict(set)  # labels kept for each content
     indices = []
     for index in sorted((i for i, s in enumerate(dataset.samples) if s.path not in bad), key=rank):
         content, label = found.contents[index], dataset.samples[index].label
@@ -176,7 +180,7 @@ def clean(dataset: Dataset, findings: Findings) -> Dataset:
 
 
 def _group_copies(dataset: Dataset, found: Duplicates, indices: Sequence[int]) -> Iterator[Sample]:
-    """The samples at `indices`; those that are alike, or were in one group, get the same group."""
+    """The samples at `indices`; similar ones, and those of one group, get the same group."""
     samples = [dataset.samples[index] for index in indices]
     first: dict[object, int] = {}
     links = []
@@ -192,7 +196,7 @@ def _group_copies(dataset: Dataset, found: Duplicates, indices: Sequence[int]) -
 
 
 def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
-    """Faults of single files, and values of pixels that differ between them."""
+    """Faults of single files, and pixel ranges that differ between files."""
     ranges: dict[int, list[str]] = defaultdict(list)
     formats = Image.registered_extensions()
     for sample, fingerprint in zip(dataset.samples, found.fingerprints, strict=True):
@@ -207,9 +211,9 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
         if max(fingerprint.width, fingerprint.height) > LONG * min(fingerprint.width, fingerprint.height):
             yield Finding("long", file, f"{fingerprint.width} x {fingerprint.height} pixels")
         if fingerprint.turned:
-            yield Finding("turned", file, f"upright it has {fingerprint.width} x {fingerprint.height} pixels")
+            yield Finding("turned", file, f"when upright, {fingerprint.width} x {fingerprint.height} pixels")
         if named is not None and format != JPEG.get(named, named):
-            yield Finding("misnamed", file, f"is {format}, its name says {named}")
+            yield Finding("misnamed", file, f"is {format}, but its name says {named}")
         if fingerprint.frames > 1 and fingerprint.format not in JPEG:
             more = " or more" if fingerprint.frames == MOST_PAGES else ""
             yield Finding("animated", file, f"{fingerprint.frames} frames{more}")
@@ -224,7 +228,7 @@ def _file_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
 
 
 def _links(found: Duplicates) -> Iterator[tuple[int, int, bool]]:
-    """Pairs of contents that are alike, of a content with itself where it has copies; whether one is mirrored."""
+    """Pairs of similar contents, and of contents that have copies with themselves; whether one is mirrored."""
     yield from ((content, content, False) for content, indices in found.copies.items() if len(indices) > 1)
     yield from ((pair.first, pair.second, pair.mirrored) for pair in found.pairs)
 
@@ -261,7 +265,7 @@ def _copy_findings(dataset: Dataset, found: Duplicates) -> Iterator[Finding]:
 
 
 def _put_in_order(dataset: Dataset, kind: str, indices: list[int]) -> list[int]:
-    """By path, except that the first two differ in their label or their split, which is the fault."""
+    """Sort by path, but put two first that show the fault: different labels or splits."""
     ordered = sorted(indices, key=lambda index: dataset.samples[index].path)
     quality = "label" if kind in ("label_conflict", "mirrored_label") else "split"
     first = getattr(dataset.samples[ordered[0]], quality)
@@ -270,7 +274,7 @@ def _put_in_order(dataset: Dataset, kind: str, indices: list[int]) -> list[int]:
 
 
 def _folder_findings(dataset: Dataset) -> Iterator[Finding]:
-    """What was passed over, and folders whose images became one class."""
+    """Files passed over, and folders that became one class."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for path, reason in dataset.passed_over:
         reasons[reason].append(path)
@@ -284,7 +288,7 @@ def _folder_findings(dataset: Dataset) -> Iterator[Finding]:
         spellings[name].update((part, None) for part in sample.path.split("/")[:-1] if class_name(part) == name)
     for name, found in spellings.items():
         if len(found) > 1:
-            yield Finding("several_folders", (name,), f"of the folders {', '.join(map(ascii, found))}")
+            yield Finding("several_folders", (name,), f"from the folders {', '.join(map(ascii, found))}")
 
 
 def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups: Sequence[int]) -> Iterator[Finding]:
@@ -304,7 +308,7 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups
     for name, lacking in missing_classes(planned).items():
         own, message = groups_of[name], f"not in {' and '.join(lacking)}"
         if not set(lacking) <= set(dataset.splits):
-            alike = f", {len(set(own)):,} where near-duplicates count once" if len(set(own)) < len(own) else ""
+            alike = f", {len(set(own)):,} if near-duplicates count once" if len(set(own)) < len(own) else ""
             message = f"{write_count(len(own), 'image')}{alike}: training leaves none for {' and '.join(lacking)}"
         yield Finding("missing_class", (name,), message)
     for name, count in counts.items():
@@ -314,7 +318,7 @@ def _class_findings(dataset: Dataset, classes: dict[str, dict[str, int]], groups
     if filled:
         few, many = min(filled, key=counts.__getitem__), max(filled, key=counts.__getitem__)
         if counts[many] > IMBALANCE * counts[few]:
-            message = f"{counts[many]:,} and {counts[few]:,} images: 1 in {counts[many] / counts[few]:.0f}"
+            message = f"{counts[many]:,} and {counts[few]:,} images: {counts[many] / counts[few]:.0f} to 1"
             yield Finding("unbalanced", (many, few), message)
 
 

@@ -1,11 +1,11 @@
-"""Labels that are probably wrong: a linear classifier on a network's features finds them improbable. No torch.
+"""Labels that are probably wrong, because linear classifiers on a network's features find them improbable. No torch.
 
-    1  the features of every image, once, by a network with weights, which is not trained
+    1  a network with weights, which is not trained, computes the features of every image once
     2  five classifiers, each fitted to four fifths of the images, judge the rest (metrics/linear_probe.py); copies and
-       groups stay in one fold, since a copy in another would give an image's label away
-    3  how many labels are wrong, and how probable that is of each one (metrics/label_noise.py)
+       groups stay in one fold, because a copy in another fold would give the label away
+    3  estimate how many labels are wrong, and the probability for each of them (metrics/label_noise.py)
 
-A label is a suspect if it is wrong with a probability of LISTED or more; the least probable labels come first.
+A label is a suspect if its probability of being wrong is at least LISTED; the least probable labels come first.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ from effnet.runtime.load import read_model
 from effnet.runtime.select import open_session
 from effnet.runtime.session import Logits, Pixels
 
-LISTED = 0.05  # one in twenty of the last suspects is wrong, and nearly all of the first are
-LEFT_OUT = 0.5  # what is rather wrong than right is left out
-BATCH = 16  # images that are read and seen together, or the engine's own batch where that is more
-ENLARGED = 4  # times that small images are enlarged at most, where the network's own resolution would take more
-REVIEWED = ("likely", "self_confidence", "wrong")  # a review's columns besides a manifest's
+LISTED = 0.05  # one in twenty of the last suspects is wrong, and nearly all of the first
+LEFT_OUT = 0.5  # labels that are more likely wrong than right are left out
+BATCH = 16  # images read and run together, or the engine's own batch if it is larger
+ENLARGED = 4  # most times that small images are enlarged if the network's own resolution would need more
+REVIEWED = ("likely", "self_confidence", "wrong")  # columns of a review besides those of a manifest
 
 
 @dataclass(frozen=True)
 class SuspectLabel:
     """An image whose label is probably wrong."""
 
-    path: str  # as the data set has it
+    path: str  # as in the data set
     given: str
     likely: str  # the most probable other class
-    self_confidence: float  # the probability of the given label, by a classifier that did not see it
+    self_confidence: float  # the given label's probability, from a classifier that was not trained on it
     wrong: float  # the probability that it is wrong
 
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """What the labels of a data set look like to a classifier that did not see them."""
+    """The labels of a data set, judged by classifiers that were not trained on them."""
 
     model: str
     resolution: int  # at which the network saw the images
     judged: int  # images
-    not_judged: int  # they cannot be read, or no other fold has an image of their class
-    accuracy: Interval  # share of the labels that the classifier would have given
-    penalty: float  # of the classifier
+    not_judged: int  # unreadable, or no other fold has an image of their class
+    accuracy: Interval  # share of the labels that the classifiers would have given
+    penalty: float  # of the classifiers
     noise: LabelNoise
     suspects: tuple[SuspectLabel, ...]  # lowest self-confidence first
 
@@ -80,9 +80,9 @@ class LabelErrors:
 
 
 class JudgedLabels(NamedTuple):
-    """Each of N labels, judged by a classifier that did not see it."""
+    """N labels, each judged by a classifier that was not trained on it."""
 
-    rows: NDArray[np.bool_]  # (N,): which could be judged; the others' values mean nothing
+    rows: NDArray[np.bool_]  # (N,): which ones could be judged; other values are meaningless
     self_confidence: NDArray[np.float64]  # (N,)
     wrong: NDArray[np.float64]  # (N,): the probability
     likely: Labels  # (N,): the most probable other class
@@ -102,25 +102,25 @@ def find_label_errors(
 ) -> LabelErrors:
     """Judge the label of every image, all splits together.
 
-    It takes the time of predicting every image once, and 5 KB of memory for each where the network is Lite0.
+    It takes as long as predicting every image once, and 5 KB of memory per image with Lite0.
 
     Args:
         dataset: the images.
-        model: whose features: see effnet.load.
-        resolution: in pixels; None: the model's own, or ENLARGED times the images' shorter side where that is less.
-        duplicates: the data set's, where they are known.
+        model: the model that computes the features, as for effnet.load.
+        resolution: in pixels; None: the model's own, or ENLARGED times the images' shorter side if that is less.
+        duplicates: the data set's, if they are known.
         seed: of the folds.
         progress: follows the images and the folds.
 
     Raises:
         RefusedError: fewer than two classes have images in two folds.
-        ArgumentError: `resolution` is not the artifact's, or `duplicates` are another data set's.
-        Those of effnet.load.
+        ArgumentError: `resolution` is not the artifact's, or `duplicates` are for another data set.
+        The errors of effnet.load.
     """
     opened = read_model(model, progress=progress) if isinstance(model, (str, Path)) else model
     found = duplicates or find_duplicates([dataset.file(sample) for sample in dataset.samples], progress=progress)
     if found.files != tuple(dataset.file(sample) for sample in dataset.samples):
-        raise ArgumentError("duplicates", f"of {len(found.files)} files", "are of another data set; find this one's.")
+        raise ArgumentError("duplicates", f"of {len(found.files)} files", "are for another data set; find this one's.")
     opened = _resize(opened, resolution, found)
     seen = _see(dataset, opened, progress)
     group_of = dict(zip((sample.path for sample in dataset.samples), _groups(dataset, found), strict=True))
@@ -150,14 +150,14 @@ def judge_labels(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> JudgedLabels:
-    """Judge labels (N,) by features (N, C); images of one group are in one fold. For errors see `find_label_errors`."""
+    """Judge labels (N,) by features (N, C); images of a group stay in one fold. Errors: see `find_label_errors`."""
     folds = assign_folds(labels, groups, seed=seed)
     counts = np.zeros((classes, int(folds.max(initial=0)) + 1), np.int64)
     np.add.at(counts, (labels, folds), 1)
     rows = counts[labels].sum(1) > counts[labels, folds]
     present = np.unique(labels[rows])
     if len(present) < 2:
-        raise RefusedError("labels can only be judged where two classes have images that are not all copies")
+        raise RefusedError("labels can be judged only if at least two classes have images that are not all copies")
     penalty = choose_penalty(features, labels, classes, folds)
     logits = out_of_fold(features, labels, classes, folds, penalty, progress=progress)
     noise = fit_label_noise(logits[rows], labels[rows], len(present))
@@ -168,7 +168,7 @@ def judge_labels(
 
 
 def without_suspects(dataset: Dataset, errors: LabelErrors) -> Dataset:
-    """The data set without images whose label is rather wrong than right (LEFT_OUT)."""
+    """The data set without images whose label is more likely wrong than right (LEFT_OUT)."""
     left_out = {suspect.path for suspect in errors.suspects if suspect.wrong >= LEFT_OUT}
     return dataclasses.replace(dataset, samples=tuple(s for s in dataset.samples if s.path not in left_out))
 
@@ -186,7 +186,7 @@ def write_review(dataset: Dataset, errors: LabelErrors, path: Path) -> None:
 
 
 def _resize(model: Model, resolution: int | None, found: Duplicates) -> Model:
-    """The model at the resolution at which it is to see the images."""
+    """The model at the resolution for these images."""
     config = model.config
     own = config.input.size
     if isinstance(model, Artifact):
@@ -207,7 +207,7 @@ def _resize(model: Model, resolution: int | None, found: Duplicates) -> Model:
 
 
 def _see(dataset: Dataset, model: Model, progress: Progress) -> Predicted:
-    """What the model's classifier would see of every image: features (N, C) in place of logits."""
+    """The input of the model's classifier for every image: features (N, C) in place of logits."""
     with open_session(model) as session:
 
         def run(pixels: Pixels) -> Logits:
@@ -219,7 +219,7 @@ def _see(dataset: Dataset, model: Model, progress: Progress) -> Predicted:
 
 
 def _groups(dataset: Dataset, found: Duplicates) -> list[int]:
-    """For each image the first one that it must not be parted from: a copy, or one of its group."""
+    """For each image, the first one that must be in the same fold: a copy, or one of its group."""
     first: dict[object, int] = {}
     links = []
     for index, (sample, group) in enumerate(zip(dataset.samples, found.groups, strict=True)):

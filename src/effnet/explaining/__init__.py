@@ -1,1 +1,1 @@
-"""effnet explain: where a model looked, and whether that is true."""
+"""effnet explain: shows where a model looked, and tests the maps."""

@@ -1,4 +1,4 @@
-"""effnet explain: where a model looked, as exact maps over the photos, and whether that is true."""
+"""effnet explain: shows where a model looked, as exact maps over the photos, and tests the maps."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 RUNS, SHEET = Path("runs") / "explain", "sheet.jpg"
 SHOWN = 60  # photos on the sheet, at most
 DEFAULTS = LoadOptions()
-AHEAD = 4  # photos that are read ahead
+AHEAD = 4  # photos to read ahead
 CHANCE = "no better than chance"
 HEAD = f"{'file':<32} {'class':<28} {'logit':>8} {'residual':>9} {'deletion':>9} {'insertion':>10}  gain over chance\n"
 
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """What is explained, and how."""
+    """What to explain, and how."""
 
     label: Annotated[str | None, Parameter(name="--class")] = None
     """The class to explain, by name or index. Default: the most probable one of each photo."""
     topk: int = 1
-    """How many of the most probable classes to explain, where no class is named."""
+    """How many of the most probable classes to explain, if no class is named."""
     versus: str | None = None
-    """A class that it is weighed against: the map shows what speaks for the one and against the other."""
+    """A class to compare with: the map shows what speaks for the explained class and against this one."""
     fine: Flag = False
-    """A finer map, the mean over 16 shifted inputs; each map is exact for its own input only."""
+    """A finer map: the mean over 16 shifted inputs, each exact only for its own input."""
     check: Flag = False
-    """Only whether the maps are true: no pictures."""
+    """Only test the maps, and draw no pictures."""
 
     def __post_init__(self) -> None:
         positive_int("topk", self.topk)
@@ -65,20 +65,20 @@ def explain(
     json: Flag = False,
     out: Path | None = None,
 ) -> int:
-    """Show where a model looked: how much each place adds to the logit of a class, and whether that is true.
+    """Show where a model looked: how much each place adds to a class's logit, and whether the class depends on it.
 
-    The cells of a map sum to the logit, exactly but for rounding (the residual). Whether they are what the class
-    depends on is another question: cells are blurred in the map's order, and given back, beside random orders and one
-    from the middle outwards. A map whose gain is no better than chance explains nothing about its photo.
+    The cells of a map sum to the logit, exactly except for rounding (the residual). To test whether the class depends
+    on them, cells are blurred and restored in the map's order, in random orders, and from the middle outwards. A map
+    whose gain is no better than chance explains nothing about its photo.
 
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input.
         model: Registered weights (lite0, b0 ...), a bundle, an artifact of effnet export, another library's file or
             folder, timm/NAME, hf:ORG/NAME.
-        options: What is explained, and how.
-        engine: What runs the model, and how. Its precision is an artifact's own, else fp32.
-        json: One JSON object a line; pictures only with --out.
-        out: The folder for the pictures: one for each photo, and a sheet of them. Default: a new one in runs/explain.
+        options: What to explain, and how.
+        engine: How to run the model. The precision is an artifact's own, else fp32.
+        json: One JSON object per line; pictures only with --out.
+        out: Folder for the pictures: one for each photo, and a contact sheet. Default: a new one in runs/explain.
     """
     if not sources:
         raise ArgumentError("sources", "", "must name a file, a folder, a pattern, or - for a list on standard input.")
@@ -99,7 +99,7 @@ def explain(
     explained = unreadable = 0
     with (
         new_run(out, RUNS, name) if pictures else nullcontext() as place,
-        nullcontext() if place is None else write_folder(place) as folder,  # whole, or empty after a kill
+        nullcontext() if place is None else write_folder(place) as folder,  # complete, or empty if killed
     ):
         sys.stdout.write("" if json else HEAD)
         for photo, answer in _explained(classifier, photos, options):
@@ -126,7 +126,7 @@ Answer = list[tuple["Explanation", "Faithfulness"]]
 def _explained(
     classifier: Classifier, photos: Iterator[str], options: ExplainOptions
 ) -> Iterator[tuple[str, Answer | ImageError]]:
-    """Each photo with its maps and how true they are, or with the reason why it cannot be read."""
+    """Each photo with its maps and their tests, or with the reason why it cannot be read."""
     from effnet.explaining.faithfulness import measure
 
     labels = () if options.label is None else (options.label,)
@@ -139,7 +139,7 @@ def _explained(
 
 
 def _line(photo: str, found: Explanation, true: Faithfulness) -> str:
-    """A line of the table; a long name gets a line of its own."""
+    """A line of the table; a long file name gets a separate line."""
     first = f"{photo:<32}" if len(photo) <= 32 else f"{photo}\n{'':<32}"
     numbers = f"{found.logit:>8.2f} {found.residual:>9.1e} {true.deletion:>9.3f} {true.insertion:>10.3f}"
     return f"{first} {found.title:<28} {numbers}  {_gain(true)}\n"
@@ -158,7 +158,7 @@ def _json_line(photo: str, found: Explanation, true: Faithfulness) -> str:
 
 
 def _draw(photo: str, answer: Answer, folder: Path) -> Cell:
-    """Write the picture of a photo, and return its place on the sheet."""
+    """Write the picture of a photo, and return its cell for the sheet."""
     from PIL import Image
 
     from effnet.plots.contact_sheet import TILE, Cell
@@ -169,7 +169,7 @@ def _draw(photo: str, answer: Answer, folder: Path) -> Cell:
         f"{photo}: the map sums to the logit; residual {max(each.residual for each, _ in answer):.0e} of the largest"
     ]
     if answer[0][0].fine:
-        lines.append("A fine map is the mean over 16 shifted inputs, each exact for its own input only.")
+        lines.append("A fine map is the mean over 16 shifted inputs, each exact only for its own input.")
     for found, true in answer:
         curves = f"deletion {true.deletion:.3f}, insertion {true.insertion:.3f}, gain over chance {_gain(true)}"
         lines.append(f"{found.title}: {curves}; from the middle outwards {true.centre:+.3f}")
@@ -182,7 +182,7 @@ def _draw(photo: str, answer: Answer, folder: Path) -> Cell:
 
 
 def _free(folder: Path, stem: str) -> Path:
-    """A name that no other photo has: coffee.jpg, coffee-2.jpg."""
+    """A file name that no other photo has: coffee.jpg, coffee-2.jpg."""
     number, path = 1, folder / f"{stem}.jpg"
     while path.exists() or path.name == SHEET:
         number += 1
@@ -205,7 +205,7 @@ def _finish(
     json: bool,
     model: str,
 ) -> int:
-    """The verdict over all photos, what was written, and what comes next."""
+    """Print the verdict over all photos, what was written, and the next command."""
     from effnet.explaining.faithfulness import summarise
 
     if measured:
@@ -221,7 +221,7 @@ def _finish(
 
 
 def _verdict(found: Summary) -> str:
-    """Whether the maps are true, in words."""
+    """The result of the tests, in words."""
     if found.gain is None or found.over_centre is None:
         if found.beats_chance:
             return "The map is better than chance: 95 % of random orders of its cells gain less."
@@ -231,7 +231,7 @@ def _verdict(found: Summary) -> str:
     verdict = "better than chance" if found.beats_chance else "not shown to be better than chance"
     beyond = "more than" if found.over_centre.low > 0 else "not shown to be more than"
     return (
-        f"{found.images:,} maps, mean gain {gain}: {verdict}; {found.beating:,} beat it by themselves. Less the "
-        f"gain of the order from the middle outwards: {centre}, {beyond} what a subject in the middle explains. "
-        "Intervals of the means at 95 %, Student's t, for photos drawn like these."
+        f"{found.images:,} maps, mean gain {gain}: {verdict}; {found.beating:,} beat it individually. Minus the "
+        f"gain of the order from the middle outwards: {centre}, {beyond} a subject in the middle explains. "
+        "95 % intervals of the means, by Student's t, for photos drawn like these."
     )

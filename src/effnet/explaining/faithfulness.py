@@ -1,17 +1,17 @@
-"""Is a map true? Cells are taken away from the image, or given back to it, in the map's order, and the class watched.
+"""Tests of a map: the probability of the class while cells of the image are blurred and restored in the map's order.
 
-    deletion    mean probability of the class while the cells are blurred, those that speak most for it first; low: true
-    insertion   the same while the cells of a blurred image are given back in this order; high: true
+    deletion    mean probability while cells are blurred, starting with those that speak most for the class; low is good
+    insertion   the same while the cells of a blurred image are restored in this order; high is good
     gain        insertion - deletion, beyond that of a random order
 
-(Petsiuk et al. 2018, here on cells and over a blurred baseline.) Whoever gives a random order back to front swaps the
-two curves. So a random order's insertion - deletion is 0 on average, and ORDERS of them show how far chance departs
-from it. Of these and one more each is as likely as any other to depart farthest: the interval of a gain, which reaches
-as far as the farthest of ORDERS, covers 0 for 95 % of maps that have no truth in them.
+(Petsiuk et al. 2018, here on cells and with a blurred baseline.) Reversing an order swaps the two curves. So a random
+order's insertion - deletion is 0 on average, and ORDERS random orders show how far it deviates by chance. With the
+order of a meaningless map added to them, each is as likely as any other to deviate most: the interval of a gain, which
+reaches as far as the farthest of ORDERS, covers 0 for 95 % of meaningless maps.
 
-The order from the middle outwards is measured beside them: photos have their subject there, and a map that does not
-beat it says little. Blur leaves a trace of what was there, and an image with blurred cells is one that no network was
-trained on: gains compare maps, they are not probabilities of being right.
+The order from the middle outwards is measured too: subjects of photos are usually in the middle, so a map that does not
+beat it says little. Blur leaves traces of what was there, and networks were not trained on images with blurred cells:
+gains compare maps, they are not probabilities of being right.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from effnet.metrics.intervals import Interval, mean_interval
 from effnet.runtime.cam import Explanation
 from effnet.runtime.session import Logits, Pixels
 
-LEVELS = 10  # of a curve, at most: cells go in as many groups
-ORDERS = 19  # random orders: the 20th departs farther than all of them with a probability of 5 %
-BLUR = 1 / 7  # of the image's side: a cell of the paper's networks, 32 pixels of 224
-CHUNK = 64  # images that are made at once
+LEVELS = 10  # steps of a curve, at most: cells are blurred in as many groups
+ORDERS = 19  # random orders: a 20th would deviate more than all of them with a probability of 5 %
+BLUR = 1 / 7  # of the image's side: a cell of the paper's networks, 32 of 224 pixels
+CHUNK = 64  # images built at once
 
-Places = NDArray[np.intp]  # places of the cells, first to last
+Places = NDArray[np.intp]  # indices of cells, first to last
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How true one map is."""
+    """How faithful a map is."""
 
     deletion: float
     insertion: float
@@ -46,22 +46,22 @@ class Faithfulness:
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the gain exceeds that of every random order, which 95 % of meaningless maps do not."""
+        """Whether the gain exceeds that of every random order; for 95 % of meaningless maps it does not."""
         return self.gain.low > 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How true the maps of several images are; intervals are those of the mean, by Student's t."""
+    """How faithful the maps of several images are; intervals are of the mean, by Student's t."""
 
     images: int
-    gain: Interval | None  # over random orders; None of fewer than two images
+    gain: Interval | None  # over random orders; None for fewer than two images
     over_centre: Interval | None
     beating: int  # images whose own map beats chance
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the mean gain is above 0; of one image whether its own is."""
+        """Whether the mean gain is above 0, or for one image, whether its map beats chance."""
         return self.gain.low > 0 if self.gain else self.beating > 0
 
 
@@ -71,14 +71,14 @@ def measure(ask: Callable[[Pixels], Logits], found: Explanation, seed: int = 0) 
     Args:
         ask: the classifier's `logits`.
         found: the map.
-        seed: of the random orders.
+        seed: for the random orders.
     """
     cells = found.map.size
     random = np.random.default_rng(seed)
     own = np.argsort(-found.map.ravel(), kind="stable")
     orders = [own, from_centre(found.map.shape), *(random.permutation(cells) for _ in range(ORDERS))]
     steps = np.unique(np.linspace(0, cells, min(LEVELS, cells) + 1).round().astype(int))
-    states = [order[:count] for order in orders for count in steps]  # cells that are blurred
+    states = [order[:count] for order in orders for count in steps]  # blurred cells
     states += [order[count:] for order in orders for count in steps]
     curves = _probabilities(ask, found, states).reshape(2, len(orders), len(steps))
     widths = np.diff(steps) / cells
@@ -112,7 +112,7 @@ def from_centre(shape: tuple[int, ...]) -> Places:
 def _probabilities(
     ask: Callable[[Pixels], Logits], found: Explanation, states: Sequence[Places]
 ) -> NDArray[np.float64]:
-    """Of each image with some cells blurred: the probability of the class, among both where there is another."""
+    """The probability of the class for each set of blurred cells, among two classes if there is a `versus`."""
     keys = [bytes(np.isin(np.arange(found.map.size), state)) for state in states]
     distinct = list(dict.fromkeys(keys))  # many curves begin or end with the same image
     answers = np.concatenate([ask(images) for images in _blurred(found, distinct)]).astype(np.float64)
@@ -124,7 +124,7 @@ def _probabilities(
 
 
 def _blurred(found: Explanation, states: Sequence[bytes]) -> Iterator[Pixels]:
-    """The image with cells blurred, in chunks; of each state a byte for each cell says whether it is."""
+    """The image with blurred cells, in chunks; each state has one byte per cell, 1 if it is blurred."""
     pixels, shape = found.pixels, found.map.shape
     size = len(pixels)
     radius = BLUR * size

@@ -1,1 +1,1 @@
-"""effnet export: a model as a file that an engine runs."""
+"""effnet export: writes a model as a file that an engine runs."""

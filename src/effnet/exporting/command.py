@@ -1,4 +1,4 @@
-"""effnet export: a network as a file that an engine runs."""
+"""effnet export: a network as a file for OpenVINO, ONNX Runtime, torch or a model server."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is written."""
+    """The artifact to write."""
 
     format: Format | None = None
-    """openvino (a folder), onnx (a file .onnx) or torch (a torch.export program, .pt2). Default: openvino, or what the
-    server reads."""
+    """openvino (a folder), onnx (an .onnx file) or torch (a torch.export program, .pt2). Default: openvino, or the
+    server's format."""
     precision: EnginePrecision = "fp32"
-    """What it computes with; bf16 and int8 need OpenVINO."""
+    """Precision to compute in; bf16 and int8 need OpenVINO."""
     max_drop: float | None = None
-    """Points of top-1 that int8 may lose against fp32 on the val images. Default: 0.5. The loss counted there has to
-    keep within it; its interval is shown."""
+    """Points of top-1 that int8 may lose against fp32 on the val images. Default: 0.5. The limit applies
+    to the measured drop; its interval is only shown."""
     batch: str | None = None
-    """Images that it takes at once, or dynamic for any number, which some engines run more slowly. Default: 1; dynamic
-    with --server."""
+    """Images per call, or dynamic for any number, which is slower in some engines. Default: 1; dynamic with
+    --server."""
     server: ModelServer | None = None
-    """Write the folder of a model for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered version, its
-    configuration and its labels; the export of another network adds a version."""
+    """Write a model folder for Triton (triton: ONNX) or OpenVINO Model Server (ovms): a numbered version, its
+    configuration and its labels; exporting another network adds a version."""
 
     def __post_init__(self) -> None:
-        """Raise ArgumentError if values exclude each other."""
+        """Raise ArgumentError if options contradict each other."""
         server = self.server
         if server is not None:
             if self.format not in (None, SERVER_FORMATS[server]):
                 raise ArgumentError("format", self.format, f"must be {SERVER_FORMATS[server]} for --server {server}.")
             if self.precision == "int8":
-                why = "is not for --server: export int8 alone, and move its files to the folder of a version."
+                why = "does not go with --server: export int8 without it, and move the files to a version folder."
                 raise ArgumentError("precision", self.precision, why)
 
 
@@ -60,19 +60,19 @@ def export(
     out: Path | None = None,
     source: str | None = None,
 ) -> int:
-    """Write a network as an artifact: its graph, how images are prepared and what its classes are called.
+    """Export a network as an artifact: its graph, its preprocessing of images and its class names.
 
-    Its answers are compared with the network's on photos and on noise; where they differ, nothing is written. In int8
-    they always differ a little: its accuracy is compared with fp32's on val images, and where it drops too far, the
-    parts that lose most go back to float until it holds, or nothing is written.
+    The artifact's answers are compared with the network's on photos and noise; if they differ, nothing is written. In
+    int8 they always differ a little, so its accuracy is compared with fp32's on val images. If it drops too far, the
+    parts that lose most go back to float until it holds; if that is not enough, nothing is written.
 
     Args:
         model: Registered weights (lite0, b0 ...), a bundle, another library's file or folder, timm/NAME, hf:ORG/NAME.
-        data: For int8, the images that the model was trained on, as for effnet train: its training images calibrate,
-            its val images decide, its test images are not used.
-        options: What is written.
-        out: The file or folder to write. Default: named after the model, in the working folder.
-        source: The library that wrote a file of weights, where its keys cannot tell: timm or timm-tf.
+        data: For int8, the images that the model was trained on, as for effnet train: the training images are for
+            calibration, the val images for evaluation; test images are not used.
+        options: The artifact to write.
+        out: File or folder to write. Default: named after the model, in the current folder.
+        source: Library that wrote a weight file, if its keys do not tell: timm or timm-tf.
     """
     precision, max_drop, server = options.precision, options.max_drop, options.server
     format = options.format or (SERVER_FORMATS[server] if server else "openvino")
@@ -81,15 +81,15 @@ def export(
         raise ArgumentError("batch", batch, "must be a positive whole number or dynamic.")
     if precision == "int8":
         if data is None:
-            rule = f"must be given for int8: effnet export {shlex.quote(model)} DATA --precision int8"
+            rule = f"is needed for int8: effnet export {shlex.quote(model)} DATA --precision int8"
             raise ArgumentError("data", data, rule)
         if format != "openvino":
-            raise ArgumentError("precision", precision, f"needs format openvino; {format} would not be faster in it.")
+            raise ArgumentError("precision", precision, f"needs format openvino; {format} would not be faster in int8.")
     for option, value in (("data", data), ("max_drop", max_drop)):
         if value is not None and precision != "int8":
             raise ArgumentError(option, value, "is only for --precision int8.")
     if artifact_path(model) is not None:
-        raise ArgumentError("model", model, "is an artifact already; name the network that it was exported from.")
+        raise ArgumentError("model", model, "is already an artifact; name the network that it was exported from.")
     with console.Display(f"opening {model}") as progress:
         from effnet.exporting.export import export as write
         from effnet.exporting.int8 import MAX_DROP, export_int8
@@ -107,7 +107,7 @@ def export(
                 made = write_repository(bundle, target, server, precision=precision, batch=images)
             else:
                 made = write(bundle, target, format=format, precision=precision, batch=images)
-        done = f"wrote {made.path}" if made.is_new else f"{made.path} holds this already, to the byte"
+        done = f"wrote {made.path}" if made.is_new else f"{made.path} already holds the same bytes"
         what = f"{done}: {format}, {precision}, batch {batch}"
         sys.stdout.write(f"{what}, {console.size(made.bytes)}\n{made.parity}\n")
         quoted = shlex.quote(str(target))
@@ -131,20 +131,20 @@ def export(
 
 
 def _read_images(model: str, bundle: Bundle, data: str) -> TrainVal:
-    """The training and val images of a model in DATA."""
+    """The training and val images in DATA for a model."""
     from effnet.data.dataset import read_data
     from effnet.data.held_out import train_and_val
     from effnet.weights.bundle import find_splits
     from effnet.weights.registry import match_outputs
 
     if bundle.config.classes is None:
-        raise DataError(f"{model} does not name its outputs, so int8 cannot be evaluated on images with known classes")
+        raise DataError(f"{model} does not name its outputs, so int8 cannot be evaluated on labelled images")
     dataset = match_outputs(read_data(data), bundle.config.classes, f"{model}'s")
     return train_and_val(dataset, model, find_splits(model, dataset))
 
 
 def _show(made: Int8Exported, limit: float) -> None:
-    """fp32 and int8 side by side, then what the difference means."""
+    """Print fp32 and int8 side by side, and what the difference means."""
     last, int8 = made.attempts[-1], made.form.int8
     assert int8 is not None
     rows = [
@@ -167,7 +167,7 @@ def _show(made: Int8Exported, limit: float) -> None:
         count = len(made.attempts)
         lines.append(f"{count} versions were evaluated on the same images, which flatters the last: {tried}.")
     if drop.high > limit:
-        lines.append(f"Images like these may show a drop beyond the limit: its interval ends at {drop.high:.2f}.")
+        lines.append(f"On more images like these, the drop may exceed the limit: its interval ends at {drop.high:.2f}.")
     if made.unreadable:
         lines.append(f"{made.unreadable:,} val images cannot be read and are not counted.")
     console.paragraphs(lines)

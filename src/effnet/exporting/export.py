@@ -1,4 +1,4 @@
-"""A model -> an artifact in fp32 or bf16, whose answers are compared with the network's before the file appears."""
+"""Export in fp32 or bf16: an artifact appears only after its answers have been compared with the network's."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from effnet.runtime.session import TITLES, Backend, Logits, Pixels
 from effnet.weights.bundle import Bundle
 
 LIMITS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 0.1}  # largest Parity.difference
-PHOTOS, NOISE = 2, 6  # images on which answers are compared
+PHOTOS, NOISE = 2, 6  # images to compare answers on
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an artifact's answers differ from the network's."""
+    """The differences between an artifact's answers and the network's."""
 
     against: str  # the engine that ran the network
-    difference: float  # largest difference of a logit, as a share of the largest logit
-    agreement: int  # images for which both name the same class
+    difference: float  # the largest of a logit, as a share of the largest logit
+    agreement: int  # images that get the same class from both
     images: int
 
     def __str__(self) -> str:
@@ -45,13 +45,13 @@ class Parity:
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact that was written."""
+    """A written artifact."""
 
     path: Path
     form: Form
     bytes: int
     parity: Parity
-    is_new: bool = True  # else the newest version of a model server's folder has these bytes already
+    is_new: bool = True  # else the newest version in a model server's folder already has these bytes
 
 
 def export(
@@ -62,16 +62,16 @@ def export(
     precision: Precision = "fp32",
     batch: int | None = 1,
 ) -> Exported:
-    """Write a network as an artifact; nothing is written where its answers differ from the network's.
+    """Write a network as an artifact, unless its answers differ from the network's.
 
     For int8, which always differs a little, see `int8.export_int8`.
 
     Args:
-        bundle: the network with its context, as open_model gives it.
-        out: a file .onnx or .pt2, or for openvino a folder.
+        bundle: the network with its context, from open_model.
+        out: an .onnx or .pt2 file, or a folder for openvino.
         format: openvino, onnx or torch.
-        precision: what it computes with; only OpenVINO computes in bf16.
-        batch: images that it takes at once; None: any number, which is slower on some engines.
+        precision: the precision to compute in; only OpenVINO has bf16.
+        batch: images per call; None: any number, which is slower in some engines.
 
     Raises:
         ArgumentError: a value is outside its range, or `out` exists and effnet did not write it.
@@ -94,10 +94,10 @@ def export(
 
 @contextmanager
 def artifact_place(out: str | Path, format: Format) -> Iterator[Path]:
-    """A temporary path that takes the place of `out` when the block ends without an error.
+    """A temporary path that replaces `out` if the block ends without an error.
 
     Raises:
-        ArgumentError: `out` has the name of another format, or exists and effnet did not write it.
+        ArgumentError: `out` has another format's suffix, or exists and effnet did not write it.
     """
     path = Path(out)
     suffix = next((suffix for suffix, name in SUFFIXES.items() if name == format), None)
@@ -112,7 +112,7 @@ def artifact_place(out: str | Path, format: Format) -> Iterator[Path]:
 
 
 def write_artifact(bundle: Bundle, form: Form, target: Path) -> None:
-    """Write the network as a file, or for OpenVINO into a folder."""
+    """Write the network to a file, or to a folder for OpenVINO."""
     config, about = bundle.config, metadata(bundle.config, form)
     if form.format == "torch":
         from effnet.runtime import torch
@@ -129,9 +129,9 @@ def write_artifact(bundle: Bundle, form: Form, target: Path) -> None:
 
 
 def check_parity(bundle: Bundle, artifact: Artifact) -> Parity:
-    """How an artifact's answers differ from those of the network, on photos and on noise.
+    """Compare an artifact's answers with the network's, on photos and noise.
 
-    torch runs the network; where it is not installed, the engine that the rule selects.
+    torch runs the network, or if it is not installed, the engine that the rules select.
     """
     pixels = parity_pixels(bundle.config.input)
     selection = select_for(bundle, engine="torch" if installed("torch") else None, precision="fp32")
@@ -144,7 +144,7 @@ def check_parity(bundle: Bundle, artifact: Artifact) -> Parity:
 
 
 def artifact_logits(artifact: Artifact, pixels: Pixels) -> Logits:
-    """What an artifact answers in its own engine, precision and batch."""
+    """An artifact's logits, in its own engine, precision and batch size."""
     form = artifact.form
     backend = Backend(ENGINES[form.format][0], form.precision)
     with open_session(artifact, Selection(backend, form.batch or len(pixels), "as exported")) as session:

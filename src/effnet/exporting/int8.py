@@ -1,24 +1,24 @@
-"""int8: a network's OpenVINO graph in 8 bits, except for the parts that it needs in float to stay accurate.
+"""int8: a network's OpenVINO graph in 8 bits, except for parts that must stay in float to keep its accuracy.
 
-NNCF, which is OpenVINO's own, finds the ranges, all of them symmetric: weights have one for each channel, maps one
-each. Ranges that follow SiLU's, from -0.28 upwards, were no more accurate and 7 % slower on B0. NNCF leaves the two
-small convolutions of squeeze-and-excitation in float; the factors that they make, and the product, are in 8 bits.
+NNCF, OpenVINO's own tool, finds the ranges, all of them symmetric: one for each channel of the weights, one for each
+map. Asymmetric ranges for SiLU, from -0.28 upwards, were no more accurate and 7 % slower on B0. NNCF leaves the two
+small convolutions of squeeze-and-excitation in float; the factors that they compute, and the product, are in 8 bits.
 
 Except in depthwise convolutions, weights use half of their range, 7 bits. Without VNNI, OpenVINO adds 8-bit products in
-pairs that are cut off at 16 bits, so the whole range would give other answers there: on an EPYC with AVX2, Lite0's
+pairs that saturate at 16 bits, so the full range would give different answers there: on an EPYC with AVX2, Lite0's
 logits for crops of two photos were off by 34 % of their mean size, and by 14 % with half the range; with exact sums, as
 with VNNI, by 12 % and 14 %.
 
-Only training images calibrate. fp32 and int8 are evaluated on the same val images, in the same engine; the drop is
-what int8 loses of top-1, in points. Where it exceeds the limit, every part is measured: how far int8's logits are from
-fp32's on calibration images when only this part stays in float. The part that leaves least goes back to float, and the
-network is evaluated again; then the next one, too. Where ATTEMPTS versions or all parts that help are not enough, the
-network is refused. Every version is evaluated on the same images and the first that keeps within the limit is taken,
-so the drop of a later one is a little too small. The number of versions is always reported; test images show the true
-drop.
+Calibration uses only training images. fp32 and int8 are evaluated on the same val images, in the same engine; the drop
+is the points of top-1 that int8 loses. If it exceeds the limit, every part is measured: how far int8's logits are from
+fp32's on calibration images when only this part stays in float. The part with the smallest difference goes back to
+float, and the network is evaluated again; then the next part as well, and so on. If ATTEMPTS versions or all parts that
+help are not enough, the network is refused. All versions are evaluated on the same images and the first one within the
+limit is taken, which slightly underestimates the drop of a later version. The number of versions is always reported;
+test images show the true drop.
 
 ONNX Runtime does not run int8: on a processor with VNNI, B0 and Lite0 at 32 and 96 px took it 2.3 to 3.7 times as long
-in NNCF's 8 bits as in fp32, where OpenVINO took 0.4 to 0.7 of the time.
+in NNCF's 8 bits as in fp32, but took OpenVINO only 0.4 to 0.7 times as long.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ from effnet.runtime.session import Backend, BatchedSession, Pixels, Session
 from effnet.weights.bundle import Bundle
 
 MAX_DROP = 0.5  # points of top-1
-CALIBRATION = 300  # images, NNCF's own default
-GROUP = 16  # images that are evaluated together, or the next multiple of an artifact's batch
-RANKING = 64  # calibration images on which each part is measured
-ATTEMPTS = 6  # versions that are evaluated at most: more of them would choose by luck
-BLOCKS = 24  # up to which each block is a part; in deeper networks each stage is one
-REWRITTEN = 1e-4  # largest difference of a logit after writing and reading the file, as a share of the largest logit
+CALIBRATION = 300  # images; NNCF's default
+GROUP = 16  # images evaluated together, rounded up to a multiple of the artifact's batch
+RANKING = 64  # calibration images to measure each part on
+ATTEMPTS = 6  # most versions to evaluate: with more, luck would choose
+BLOCKS = 24  # each block is a part up to this many; in deeper networks, each stage is one
+REWRITTEN = 1e-4  # most that writing and reading the file may change a logit, as a share of the largest logit
 SQUEEZES, NOTHING = "squeeze-and-excitation", "nothing"
 
 
@@ -72,11 +72,11 @@ class Attempt:
 
     kept: tuple[str, ...]  # parts in float
     found: Difference  # a is fp32, b is int8
-    agreement: Interval  # share of the images for which both name the same class
+    agreement: Interval  # share of the images that get the same class from both
 
     @property
     def drop(self) -> Interval:
-        """Points of top-1 that int8 loses against fp32; negative where it gains."""
+        """Points of top-1 that int8 loses against fp32; negative if it gains."""
         gain = self.found.accuracy
         return Interval(*(0 - 100 * share for share in (gain.value, gain.high, gain.low)))  # 0 - 0 is not -0
 
@@ -87,13 +87,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Int8Exported:
-    """An int8 artifact that was written."""
+    """A written int8 artifact."""
 
     path: Path
     form: Form
     bytes: int
     fp32_bytes: int  # of the same network in fp32
-    attempts: tuple[Attempt, ...]  # versions that were evaluated; the last one is the artifact
+    attempts: tuple[Attempt, ...]  # evaluated versions; the last one is the artifact
     unreadable: int  # val images that could not be read
 
 
@@ -106,29 +106,29 @@ def export_int8(
     batch: int | None = 1,
     progress: Progress = SILENT,
 ) -> Int8Exported:
-    """Write a network as an OpenVINO artifact in int8, with as few parts in float as keep its accuracy.
+    """Write a network as an OpenVINO artifact in int8, with as few parts in float as its accuracy allows.
 
     Args:
-        bundle: the network with its context, as open_model gives it.
+        bundle: the network with its context, from open_model.
         out: a folder.
-        data: the training images that calibrate and the val images that decide, labels in the order of the outputs.
+        data: training images for calibration and val images for evaluation, with labels in the order of the outputs.
         max_drop: points of top-1 that int8 may lose against fp32 on the val images.
-        batch: images that it takes at once; None: any number. Other batches are rounded differently, by a step of 8
-            bits, so this one is evaluated.
+        batch: images per call; None: any number. Also used for the evaluation, because other batch sizes round
+            differently, by one step of 8 bits.
         progress: follows each version.
 
     Raises:
         ArgumentError: a value is outside its range, or `out` exists and effnet did not write it.
-        DataError: no image can be read, or an image would both calibrate and decide.
-        RefusedError: no version keeps within the limit; the message says what was tried.
+        DataError: no image can be read, or an image would be used for both calibration and evaluation.
+        RefusedError: no version stays within the limit; the message lists the versions tried.
         MissingExtraError: NNCF or OpenVINO is not installed.
     """
     if not 0 <= max_drop < 100:
         raise ArgumentError("max_drop", max_drop, "must be points of top-1: at least 0 and below 100.")
     batch = None if batch is None else positive_int("batch", batch)
     if both := {data.train.file(each) for each in data.train.samples} & {data.val.file(s) for s in data.val.samples}:
-        raise DataError(f"{min(both)} would both calibrate int8 and decide about it")
-    _nncf()  # imported before anything takes time
+        raise DataError(f"{min(both)} would be used both to calibrate int8 and to evaluate it")
+    _nncf()  # fails here if missing, before anything slow
     network, spec = network_of(bundle), bundle.config.spec
     with artifact_place(out, "openvino") as target, tempfile.TemporaryDirectory() as folder:
         model = openvino.make(network, 1, {})
@@ -171,7 +171,7 @@ def export_int8(
 
 
 def write_random_int8(spec: NetworkSpec, out: Path) -> None:
-    """Write an int8 artifact of random weights, which is as large and as fast as one of trained weights.
+    """Write an int8 artifact with random weights, as large and as fast as one with trained weights.
 
     Raises:
         MissingExtraError: OpenVINO or NNCF is not installed.
@@ -186,7 +186,7 @@ def write_random_int8(spec: NetworkSpec, out: Path) -> None:
 
 
 def split_parts(spec: NetworkSpec) -> dict[str, tuple[str, ...]]:
-    """What can go back to float: for each part its layers, named by the beginnings of their nodes' names."""
+    """The parts that can go back to float, each with the prefixes of its layers' node names."""
     blocks: dict[str, tuple[str, ...]] = {}
     for block in spec.blocks:
         name = block.name if len(spec.blocks) <= BLOCKS else block.name.rpartition(".")[0]
@@ -205,9 +205,9 @@ def quantize(model: Any, pixels: Pixels, spec: NetworkSpec, kept: Sequence[str] 
     """A copy of an OpenVINO model in 8 bits.
 
     Args:
-        model: for one image.
-        pixels: (N, size, size, C) uint8 that calibrate it.
-        spec: of its network.
+        model: a model for one image.
+        pixels: (N, size, size, C) uint8 for calibration.
+        spec: the network's spec.
         kept: parts of `split_parts` that stay in float.
 
     Raises:
@@ -227,14 +227,14 @@ def quantize(model: Any, pixels: Pixels, spec: NetworkSpec, kept: Sequence[str] 
 
 
 def measure_parts(model: Any, pixels: Pixels, spec: NetworkSpec, progress: Progress = SILENT) -> dict[str, float]:
-    """What is left of int8's error when only this part stays in float, the least first; NOTHING: all in int8.
+    """int8's error for each part when only this part stays in float, smallest first; NOTHING: all in int8.
 
-    The error is the mean difference of int8's logits from fp32's, as a share of the mean logit.
+    The error is the mean absolute difference of int8's logits from fp32's, as a share of the mean absolute logit.
 
     Args:
-        model: for one image, in fp32.
-        pixels: (N, size, size, C) uint8: they calibrate, and the error is that of their logits.
-        spec: of its network.
+        model: a model for one image, in fp32.
+        pixels: (N, size, size, C) uint8, for calibration and for the error.
+        spec: the network's spec.
         progress: follows the parts.
     """
     expected = _open(model)(pixels)
@@ -248,7 +248,7 @@ def measure_parts(model: Any, pixels: Pixels, spec: NetworkSpec, progress: Progr
 
 
 def read_calibration(dataset: Dataset, input_spec: InputSpec, progress: Progress = SILENT) -> Pixels:
-    """At most CALIBRATION of the images that can be read, drawn with a fixed seed: (N, size, size, C) uint8.
+    """At most CALIBRATION readable images, drawn with a fixed seed: (N, size, size, C) uint8.
 
     Raises:
         DataError: none can be read.
@@ -266,7 +266,7 @@ def read_calibration(dataset: Dataset, input_spec: InputSpec, progress: Progress
 
 
 def _open(model: Any) -> Session:
-    """An OpenVINO model for any number of images."""
+    """A session that runs an OpenVINO model on any number of images."""
     graph, images = openvino.OpenVinoGraph(model), model.input(0).partial_shape[0]
     batch = 0 if images.is_dynamic else int(images.get_length())
     return BatchedSession(lambda *_: graph, Backend("openvino"), batch or GROUP, least=batch)
@@ -288,12 +288,12 @@ def _evaluate(model: Any, input_spec: InputSpec, val: Dataset, version: str, pro
 
 
 def _refusal(attempts: Sequence[Attempt], errors: Mapping[str, float], limit: float) -> str:
-    """What was tried, with each figure."""
+    """The message of a refusal: the versions tried, with all figures."""
     tried = "; ".join(str(attempt) for attempt in attempts)
     left = ", ".join(f"{part} {error:.1%}" for part, error in errors.items())
     return (
         f"int8 was not written: on {attempts[0].found.n:,} val images it loses more than {limit:g} points of top-1. "
-        f"Tried: {tried}. Average difference of its logits from fp32's, by the part in float: {left}"
+        f"Tried: {tried}. Mean difference of its logits from fp32's, by part in float: {left}"
     )
 
 
@@ -302,14 +302,14 @@ def _list(kept: Sequence[str]) -> str:
 
 
 def _nncf() -> Any:
-    """NNCF, which sends no reports of its use: it would by being imported, whatever NNCF_CI says."""
+    """Import NNCF without its telemetry, which is sent on import, whatever NNCF_CI says."""
     with optional_import("int8"), unchanged(), without("openvino_telemetry"):
         return import_module("nncf")
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Without the bars and the messages of NNCF and of what it imports: standard output is for results."""
+    """Suppress progress bars and messages of NNCF and its imports: standard output is for results."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

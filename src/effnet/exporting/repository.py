@@ -1,12 +1,12 @@
-"""Model repositories: an artifact in the folders that Triton and OpenVINO Model Server look for.
+"""Model repositories: an artifact in the folder layout of Triton or OpenVINO Model Server.
 
 NAME/N/model.onnx      Triton: version N, in ONNX
-NAME/config.pbtxt      Triton: its inputs, outputs and batches
+NAME/config.pbtxt      Triton: inputs, outputs and batching
 NAME/N/model.xml, .bin OpenVINO Model Server: version N
-NAME/labels.txt        the classes, a line each
+NAME/labels.txt        the classes, one per line
 
-An export adds the next version, unless the newest one has the same bytes. The names of files and fields are those of
-Triton's model_repository.md and model_configuration.md and of OpenVINO Model Server's models_repository.md.
+An export adds the next version, unless the newest one has the same bytes. File and field names follow Triton's
+model_repository.md and model_configuration.md and OpenVINO Model Server's models_repository.md.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from effnet.runtime.graph import INPUT, OUTPUT
 from effnet.weights.bundle import Bundle, BundleConfig
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
-MOST = 64  # images of a batch that Triton may put together where the graph takes any number
+MOST = 64  # most images that Triton may batch, if the graph takes any number
 
 
 def write_repository(
     bundle: Bundle, out: Path, server: ModelServer, *, precision: Precision = "fp32", batch: int | None = None
 ) -> Exported:
-    """Write the next version of a model; its name is that of the folder `out`.
+    """Write the next version of a model, which is named after the folder `out`.
 
-    Nothing is added where the newest version has the same bytes: an export that was killed can be given again.
+    Nothing is added if the newest version has the same bytes, so that a killed export can be repeated.
 
     Raises:
         ArgumentError: the folder holds a model with other inputs, outputs or classes.
@@ -44,7 +44,7 @@ def write_repository(
     if server == "triton":
         texts[CONFIG] = triton_config(out.resolve().name, bundle.config, batch)
     if out.exists() and not out.is_dir():
-        raise ArgumentError("out", str(out), "is a file; name the folder of a model.")
+        raise ArgumentError("out", str(out), "is a file; name a folder for the model.")
     present = {file.name for file in out.iterdir() if not file.name.startswith(".")} if out.exists() else set()
     for name, text in texts.items():
         if name not in present and present <= texts.keys():  # the first export was killed
@@ -53,7 +53,7 @@ def write_repository(
             raise ArgumentError("out", str(out), f"holds another model: its {name} differs; choose another folder.")
     newest = max((int(name) for name in present if name.isdecimal()), default=0)
     out.mkdir(parents=True, exist_ok=True)
-    # servers that watch the folder see whole versions only
+    # servers that watch the folder only see complete versions
     with TemporaryDirectory(prefix=f".{newest + 1}.", dir=out) as folder:
         new = Path(folder) / "new"
         target = new / "model.onnx" if server == "triton" else new
@@ -67,18 +67,18 @@ def write_repository(
 
 
 def _are_same(folder: Path, other: Path) -> bool:
-    """Whether two folders hold the same files, to the byte."""
+    """Whether two folders hold the same files, byte for byte."""
     names = [sorted(file.name for file in each.iterdir()) for each in (folder, other)]
     return names[0] == names[1] and all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names[0])
 
 
 def labels(config: BundleConfig) -> list[str]:
-    """The names of the outputs, or their numbers where they have none."""
+    """The names of the outputs, or their numbers if they have none."""
     return list(config.classes or map(str, range(config.spec.num_classes)))
 
 
 def triton_config(name: str, config: BundleConfig, batch: int | None) -> str:
-    """What Triton is told: the graph's batch is fixed, or Triton puts one together from the requests that wait."""
+    """Triton's configuration: either the graph's batch is fixed, or Triton batches waiting requests."""
     pixels = [config.input.size, config.input.size, config.input.channels]
     logits = [config.spec.num_classes]
     if batch is not None:
