@@ -23,7 +23,7 @@ from effnet.arch.spec import NetworkSpec, NumericPolicy, StageSpec
 from effnet.models import native
 from effnet.models.blocks import ConvNormAct, MBConv, SeparableConv, batch_norm
 from effnet.models.efficientnet import EfficientNet
-from effnet.native import CHOSEN, instruction_sets
+from effnet.native import CHOSEN, instruction_set, instruction_sets
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="nothing was compiled")
 
@@ -238,11 +238,10 @@ def test_every_instruction_set(isa):
     given = network("b0")
     exact = in_float64(*given)
     with computed_by(isa, 2):
+        assert instruction_set() == isa
         found, low = step(*given), step(*given, low=True)
     assert together(found, exact) <= max(2 * together(step(*given, torchs=True), exact), FP32)
     assert together(low, exact) <= 1.2 * together(step(*given, low=True, torchs=True), exact)
-    if not isa.startswith("avx512"):  # those have the float32 kernels of one another
-        assert not torch.equal(step(*given).output, found.output)
 
 
 @pytest.mark.parametrize("low", [False, True])
