@@ -165,8 +165,9 @@ def export_int8(
         written = artifact_logits(read_artifact(target), shown)
         if not np.abs(written - evaluated).max() <= REWRITTEN * np.abs(evaluated).max():
             raise RefusedError("int8 was not written: the file answers differently from the model that was evaluated")
-        write_artifact(bundle, Form("openvino", "fp32", batch), Path(folder))
-        sizes = size_of(target), size_of(Path(folder))
+        with artifact_place(Path(folder) / "fp32", "openvino") as single:  # names a full disk
+            write_artifact(bundle, Form("openvino", "fp32", batch), single)
+            sizes = size_of(target), size_of(single)
     return Int8Exported(Path(out), form, *sizes, tuple(attempts), len(reference.unreadable))
 
 
