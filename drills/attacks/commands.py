@@ -292,6 +292,7 @@ def digests(at: Path, command: Command) -> dict[str, str]:
             name = str(file.relative_to(at / out)) if file != at / out else out
             if file.is_file() and not is_hidden(file, at):
                 exact = re.fullmatch(command.exact, name)
+                name = re.sub(r"[0-9a-f]{24}", "*", name)  # what bench keeps: a hash that includes the memory's limit
                 found[f"{out}:{name}"] = hashlib.sha256(file.read_bytes()).hexdigest() if exact else ""
     return found
 
