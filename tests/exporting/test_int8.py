@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -301,3 +302,21 @@ def test_the_metadata_of_int8_is_checked(written: Int8Exported, tmp_path: Path) 
         openvino.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
         with pytest.raises(ArtifactError, match=f"was changed: .*{fact}"):
             read_artifact(tmp_path / "model.xml")
+
+
+def test_a_full_folder_of_temporary_files_is_named(
+    bundle: Bundle, images: TrainVal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO does not say why it cannot write, so the disk is asked."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr("effnet.exporting.int8.write_artifact", fail)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OSError, match=r"No space left.*fp32"):
+        export_int8(bundle, tmp_path / "m", images, max_drop=99)
+    assert [*tmp_path.iterdir()] == []
