@@ -32,7 +32,7 @@ SINGULAR = {"": "", "are": "is", "have": "has"}
 
 LARGEST = 10**15  # multiply-adds, parameters, bytes or seconds: beyond any network, and 64 bits hold it
 LARGEST_WHOLE = 2**63 - 1  # of what counts steps, images or pixels, in Python's own loops, too
-# A comma divides thousands, as effnet writes them; 1,5G is no amount.
+# Commas separate thousands, as in effnet's own output; 1,5G is invalid.
 WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)"
 AMOUNT = re.compile(rf"({WHOLE}\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)", re.IGNORECASE)
 

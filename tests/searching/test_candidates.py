@@ -77,7 +77,7 @@ def test_what_leaves_nothing_is_refused() -> None:
         grid(0.7, 0.01)
     with pytest.raises(ArgumentError, match=r"more than 1,000,000 triples"):
         grid(0.001)
-    with pytest.raises(ArgumentError, match="builds no network with 2 times the multiply-adds of b0"):
+    with pytest.raises(ArgumentError, match="no network with 2 times the multiply-adds of b0 and at most 100 px"):
         build_candidates(B0, grid(0.1), largest=100)
 
 

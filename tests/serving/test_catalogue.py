@@ -37,7 +37,7 @@ def test_models_are_named_after_the_last_part_of_their_path(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("models", "words"),
-    [([], "at least one"), (["a b"], "NAME=MODEL"), (["=lite0"], "NAME=MODEL"), (["x=lite0", "x=b0"], "same name")],
+    [([], "at least one"), (["a b"], "NAME=MODEL"), (["=lite0"], "NAME=MODEL"), (["x=lite0", "x=b0"], "as lite0")],
 )
 def test_names_that_cannot_be_served(models: list[str], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):

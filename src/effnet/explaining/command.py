@@ -69,7 +69,7 @@ def explain(
 
     The cells of a map sum to the logit, exactly except for rounding (the residual). To test whether the class depends
     on them, cells are blurred and restored in the map's order, in random orders, and from the middle outwards. A map
-    whose gain is no better than chance explains nothing about its photo.
+    whose gain is no better than chance says nothing about the photo.
 
     Args:
         sources: Files, folders (at any depth), patterns such as 'photos/*.jpg', or - for a list on standard input.

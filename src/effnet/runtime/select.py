@@ -151,7 +151,7 @@ def open_session(model: Model, selection: Selection | None = None) -> Session:
         selection: how it is run; None: see `select_for`.
 
     Raises:
-        ArgumentError, ArtifactError, MissingExtraError: see `check_memory`; it is damaged; there is no engine for it.
+        ArgumentError, ArtifactError, MissingExtraError: as `check_memory`; damaged artifact; no engine can run it.
     """
     check_memory(model.config.spec)
     selection = selection or select_for(model)

@@ -110,7 +110,7 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
     """A mapping from name to MODEL for NAME=MODEL, or MODEL, which is named after the last part of its path.
 
     Raises:
-        ArgumentError: there is no model, a name does not suit a URL, or two are the same.
+        ArgumentError: no model is given, a name is not valid in a URL, or two names are equal.
     """
     if not models:
         raise ArgumentError("models", "", "must name at least one model, such as lite0 or runs/train/latest/best.")

@@ -57,7 +57,7 @@ CROP_SECONDS = {
     "randaugment": 38e-9,
     "trivialaugment": 26e-9,
 }  # per pixel
-LEAST_SAVED = 0.1  # share of a step's time; the estimate is no more accurate than that
+LEAST_SAVED = 0.1  # share of a step's time; the estimate is about this accurate
 WORKER_BYTES = 400 * 10**6  # of a process that loads images: torch and prepared batches; Lite0, 32 images at 224 px
 START_SECONDS = 10  # that workers take to import torch; they must save more than that
 MOST_WORKERS, MOST_WORKERS_GPU = 8, 24
