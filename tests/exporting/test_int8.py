@@ -148,9 +148,18 @@ def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, 
     pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])[:-1]
     logits, expected = classifier.logits(pixels), torch_logits(bundle, pixels)
     share = np.abs(logits - expected).mean() / np.abs(expected).mean()
-    assert 1e-4 < share < 0.3  # 8 bits, not fp32
+    assert 1e-4 < share < 0.25  # 8 bits, weights 7; not fp32
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.85
     assert classifier.classes == CLASSES
+
+
+def test_no_sum_is_cut_off(written: Int8Exported, data: Dataset) -> None:
+    """The answers are those of the same ranges with sums in float, also on a processor without VNNI."""
+    pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])[:4]
+    how = {"LP_TRANSFORMS_MODE": "NO", "INFERENCE_PRECISION_HINT": "f32"}
+    exact = openvino.Core().compile_model(written.path / "model.xml", "CPU", how)([pixels])[0]
+    logits = effnet.load(written.path).logits(pixels)
+    assert np.abs(logits - exact).mean() < 0.045 * np.abs(exact).mean()
 
 
 def test_the_drop_and_its_interval(written: Int8Exported) -> None:
