@@ -155,10 +155,11 @@ def test_it_answers_nearly_as_the_network_for_any_number(written: Int8Exported, 
 
 def test_no_sum_is_cut_off(written: Int8Exported, data: Dataset) -> None:
     """The answers are those of the same ranges with sums in float, also on a processor without VNNI."""
-    pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])[:4]
+    pixels = np.stack([np.asarray(Image.open(data.file(sample))) for sample in data.subset("test").samples])
     how = {"LP_TRANSFORMS_MODE": "NO", "INFERENCE_PRECISION_HINT": "f32"}
-    exact = openvino.Core().compile_model(written.path / "model.xml", "CPU", how)([pixels])[0]
-    logits = effnet.load(written.path).logits(pixels)
+    compute = openvino.Core().compile_model(written.path / "model.xml", "CPU", how)
+    exact = np.concatenate([compute([pixels[i : i + 4]])[0] for i in range(0, len(pixels) - 3, 4)])
+    logits = effnet.load(written.path).logits(pixels[: len(exact)])
     assert np.abs(logits - exact).mean() < 0.045 * np.abs(exact).mean()
 
 
